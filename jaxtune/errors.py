@@ -1,0 +1,27 @@
+# Copyright 2026 The jaxtune authors. SPDX-License-Identifier: Apache-2.0
+"""The one error a user's mistake raises, and the search for the nearest valid choice."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+  """Says what was wrong, what was expected and how to mend it, in one line.
+
+  The command line prints the message and exits with code 2, without a traceback.
+  """
+
+
+def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
+  """Names the `choices` closest to `word`, as a clause that ends an error message.
+
+  Returns:
+    "Did you mean 'rank'?" where something is close, else "Valid choices: ...".
+  """
+  choices = sorted(set(map(str, choices)))
+  close = difflib.get_close_matches(str(word), choices, n=count, cutoff=0.6)
+  if close:
+    return "Did you mean " + " or ".join(map(repr, close)) + "?"
+  return "Valid choices: " + (", ".join(choices) or "none") + "."

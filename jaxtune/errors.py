@@ -1,4 +1,3 @@
-# Copyright 2026 The jaxtune authors. SPDX-License-Identifier: Apache-2.0
 """The one error a user's mistake raises, and the search for the nearest valid choice."""
 
 from __future__ import annotations

@@ -1,0 +1,64 @@
+"""GPT-2: how its Hugging Face folder maps to `decoder.Config` and its weights.
+
+The fused `c_attn` is split into q, k and v, so that a target means the same in every family.
+"""
+
+from __future__ import annotations
+
+from jaxtune.errors import UserError, nearest
+from jaxtune.models.decoder import Config
+from jaxtune.models.layers import ACTIVATIONS
+from jaxtune.models.names import Tensor
+
+
+def config(hf: dict, **overrides) -> Config:
+  """Reads a `config.json` of `model_type` gpt2."""
+  activation = hf.get("activation_function", "gelu_new")
+  if activation not in ACTIVATIONS:
+    raise UserError(
+      f"unknown activation_function {activation!r}. {nearest(activation, ACTIVATIONS)}"
+    )
+  for key, only in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
+    if hf.get(key, only) != only:
+      raise UserError(f"GPT-2 with {key}={hf[key]} is not supported, only {key}={only}")
+  fields = dict(
+    vocabulary=hf["vocab_size"],
+    width=hf["n_embd"],
+    layers=hf["n_layer"],
+    heads=hf["n_head"],
+    kv_heads=hf["n_head"],
+    head_size=hf["n_embd"] // hf["n_head"],
+    ffn=hf.get("n_inner") or 4 * hf["n_embd"],
+    positions=hf.get("n_positions", 1024),
+    epsilon=hf.get("layer_norm_epsilon", 1e-5),
+    rope=None,
+    centre_norm=True,
+    activation=activation,
+    gated=False,
+    attention_bias=True,
+    ffn_bias=True,
+    tied=hf.get("tie_word_embeddings", True),
+  )
+  return Config(**fields | overrides)
+
+
+def names(c: Config) -> list[Tensor]:
+  """Lists every weight: its path here and its name there."""
+  rows = [
+    Tensor("embed/embedding", "transformer.wte.weight"),
+    Tensor("trunk/positions/embedding", "transformer.wpe.weight"),
+  ]
+  norms = {"trunk/norm": "ln_f", "trunk/layers/attn_norm": "h.{}.ln_1"}
+  for ours, theirs in (norms | {"trunk/layers/mlp_norm": "h.{}.ln_2"}).items():
+    rows.append(Tensor(f"{ours}/scale", f"transformer.{theirs}.weight"))
+    rows.append(Tensor(f"{ours}/bias", f"transformer.{theirs}.bias"))
+  linears = [(f"attn/{p}_proj", "attn.c_attn", (i, 3)) for i, p in enumerate("qkv")]
+  linears += [("attn/o_proj", "attn.c_proj", None)]
+  linears += [("mlp/up_proj", "mlp.c_fc", None), ("mlp/down_proj", "mlp.c_proj", None)]
+  for ours, theirs, part in linears:
+    theirs = "transformer.h.{}." + theirs
+    rows.append(Tensor(f"trunk/layers/{ours}/kernel", f"{theirs}.weight", part=part))
+    rows.append(Tensor(f"trunk/layers/{ours}/bias", f"{theirs}.bias", part=part))
+  if not c.tied:
+    rows.append(Tensor("head/kernel", "lm_head.weight", transpose=True))
+  return rows

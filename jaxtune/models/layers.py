@@ -1,0 +1,142 @@
+"""The layer kinds every model is built from, and the places where a method may step in.
+
+Dimension key, for the whole package: B batch, T tokens, S key tokens, D model, F ffn, N heads,
+K key/value heads, H head size, V vocabulary, L layers, R rank, P prompt, E trials.
+
+A model is plain `flax.linen`; it never mentions a fine-tuning method. A method recognises a site by
+its kind: `Linear`, `Embed`, `Norm`, and the parameter-free `Attend`, `Residual` and `Trunk`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS = {
+  "silu": jax.nn.silu,
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+  "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  "relu": jax.nn.relu,
+  "tanh": jnp.tanh,
+}
+
+
+class Linear(nn.Module):
+  """Maps x (..., inputs) to x @ kernel + bias (..., outputs)."""
+
+  inputs: int
+  outputs: int
+  use_bias: bool = False
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.kernel = self.param("kernel", nn.initializers.normal(0.02), (self.inputs, self.outputs))
+    if self.use_bias:
+      self.bias = self.param("bias", nn.initializers.zeros, (self.outputs,))
+
+  def __call__(self, x):
+    y = x @ self.kernel.astype(self.dtype)
+    return y + self.bias.astype(self.dtype) if self.use_bias else y
+
+
+class Embed(nn.Module):
+  """Looks rows of a (count, features) table up; `attend` scores features against every row."""
+
+  count: int
+  features: int
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.embedding = self.param(
+      "embedding", nn.initializers.normal(0.02), (self.count, self.features)
+    )
+
+  def __call__(self, ids):
+    return self.embedding.astype(self.dtype)[ids]
+
+  def attend(self, x):
+    return x @ self.embedding.astype(self.dtype).T
+
+
+class Norm(nn.Module):
+  """Normalises the last axis in fp32: LayerNorm where `centre`, else RMSNorm."""
+
+  features: int
+  epsilon: float
+  centre: bool
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.scale = self.param("scale", nn.initializers.ones, (self.features,))
+    if self.centre:
+      self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
+
+  def __call__(self, x):
+    x = x.astype(jnp.float32)
+    if self.centre:
+      x = x - x.mean(-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.epsilon)
+    x = x * self.scale.astype(jnp.float32)
+    return (x + self.bias if self.centre else x).astype(self.dtype)
+
+
+class Attend(nn.Module):
+  """Attends q (B, T, N, H) to k, v (B, S, K, H) where mask (B, 1, T, S) is true; softmax in fp32.
+
+  N is a multiple of K (grouped-query attention). `implementation` is jax's: None or "xla", or
+  "cudnn" (bf16 or fp16 on an NVIDIA GPU).
+  """
+
+  implementation: str | None = None
+
+  def __call__(self, q_BTNH, k_BSKH, v_BSKH, mask_B1TS):
+    return jax.nn.dot_product_attention(
+      q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, implementation=self.implementation
+    )
+
+
+class Residual(nn.Module):
+  """Adds a sublayer's output y to its input x; the place of bottleneck adapters."""
+
+  def __call__(self, x_BTD, y_BTD):
+    return x_BTD + y_BTD
+
+
+class Rope(NamedTuple):
+  """Rotary position embedding: base period and, as in Llama 3, scaled low frequencies.
+
+  `factor` alone is linear scaling; with `original_length` the frequencies whose wavelength exceeds
+  original_length / low_frequency are divided by `factor`, those under original_length /
+  high_frequency stay, and those between are interpolated (Llama 3.1).
+  """
+
+  theta: float = 10_000.0
+  factor: float = 1.0
+  original_length: int | None = None
+  low_frequency: float = 1.0
+  high_frequency: float = 4.0
+
+
+def rope_tables(rope: Rope, head_size: int, positions_BT):
+  """Returns cos and sin (B, T, 1, H/2) in fp32 of each position's rotation angles."""
+  frequencies = rope.theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
+  if rope.original_length is None:
+    frequencies = frequencies / rope.factor
+  else:
+    turns = rope.original_length * frequencies / (2 * jnp.pi)
+    keep = (turns - rope.low_frequency) / (rope.high_frequency - rope.low_frequency)
+    keep = jnp.clip(keep, 0.0, 1.0)
+    frequencies = frequencies * (keep + (1 - keep) / rope.factor)
+  angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BTNH, tables):
+  """Rotates each half-split pair of head features by its position's angle (Su et al. 2021)."""
+  cos, sin = tables
+  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)

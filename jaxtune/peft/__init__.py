@@ -1,0 +1,272 @@
+"""Fine-tuning methods: small pytrees laid over a frozen model, and the one place they meet it.
+
+A method never touches a model's code. It says which arrays it trains at which sites of the module
+tree, and how it wraps a module's call. Everything trained lives in one tree,
+`tuned = {"params": leaves moved out of the base, "peft": deltas}`, and every number that a trial
+fixes (scale, prefix mask, dropout rate) in `hyper`, so that trials can be stacked and vmapped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import zlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxtune import tree
+from jaxtune.errors import UserError, nearest
+
+
+class Site(NamedTuple):
+  """A module call that a method may wrap.
+
+  Attributes:
+    path: "trunk/layers/attn/q_proj".
+    kind: the module's class name: "Linear", "Attend", "Residual", "Trunk", ...
+    inputs: shapes of its array arguments, for one layer.
+    output: the last size of its output, None where it has several outputs.
+    layers: L where the module is scanned over layers, else None.
+  """
+
+  path: str
+  kind: str
+  inputs: tuple[tuple[int, ...], ...]
+  output: int | None
+  layers: int | None
+
+  @property
+  def lead(self) -> tuple[int, ...]:
+    """The leading axes of every array that lives at this site."""
+    return () if self.layers is None else (self.layers,)
+
+
+class Method(NamedTuple):
+  """One way of fine-tuning, as a few pure functions.
+
+  Attributes:
+    name: the key it owns at each of its sites.
+    init: (key, sites) -> (trained arrays, fixed numbers), each {site path: {array name: array}}.
+    intercept: (module, trained, fixed, next_fn, *args) -> output; wraps a module's call.
+    moves: says whether the base leaf at a path is trained in place (full, BitFit).
+    realise: (trained tree) -> the tree that `intercept` reads; drops a reparametrisation.
+    merge: (base, trained, fixed) -> base with the delta added in fp32; None if it is no delta.
+    numbers: options that are arrays, so that one program trains trials that differ in them.
+    patterns: the targets asked for, each of which must hit a site.
+    positions: how many of the model's positions it takes (prefix length).
+    options: the options it was made with, as export and reports need them.
+  """
+
+  name: str
+  init: Callable = lambda key, sites: ({}, {})
+  intercept: Callable | None = None
+  moves: Callable[[str], bool] | None = None
+  realise: Callable = lambda trained: trained
+  merge: Callable | None = None
+  numbers: tuple[str, ...] = ()
+  patterns: tuple[str, ...] = ()
+  positions: int = 0
+  options: dict = {}
+
+
+def build(section: dict) -> tuple[Method, ...]:
+  """Makes the methods of a config section.
+
+  Args:
+    section: {"name": "lora", "rank": 8, ...}, or {"name": "stack", KEY: section, ...} for several
+      at once, each of which owns its KEY at its sites (and is called KEY unless it has a name).
+  """
+  options = dict(section)
+  kind = options.pop("name", None)
+  if kind == "stack":
+    return tuple(
+      method._replace(name=key)
+      for key, part in options.items()
+      for method in build({"name": key, **part})
+    )
+  return (constructor(kind)(**options),)
+
+
+def constructor(kind: str) -> Callable:
+  """Finds a method's `method` function by name, or says which methods there are."""
+  known = [module.name for module in pkgutil.iter_modules(__path__)]
+  if kind not in known:
+    raise UserError(f"unknown method {kind!r}. {nearest(str(kind), [*known, 'stack'])}")
+  return importlib.import_module(f"jaxtune.peft.{kind}").method
+
+
+def find_sites(model) -> dict[str, Site]:
+  """Lists every module call of a model's forward pass, by tracing it on shapes alone."""
+  sites = {}
+
+  def hook(next_fn, args, kwargs, context):
+    output = next_fn(*args, **kwargs)
+    if context.method_name == "__call__" and context.module.path:
+      path = "/".join(context.module.path)
+      sites[path] = Site(
+        path,
+        type(context.module).__name__,
+        tuple(x.shape for x in args if hasattr(x, "shape")),
+        output.shape[-1] if hasattr(output, "shape") else None,
+        model.config.layers if "layers" in context.module.path else None,
+      )
+    return output
+
+  with nn.intercept_methods(hook):
+    jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))
+  return sites
+
+
+def match(patterns: tuple[str, ...], sites: dict[str, Site], kind: str) -> dict[str, Site]:
+  """Finds the sites of a kind whose path ends in any of the patterns (regular expressions).
+
+  Raises:
+    UserError: for a pattern that hits nothing, naming the nearest sites.
+  """
+  candidates = {path: site for path, site in sites.items() if site.kind == kind}
+  if not patterns:
+    raise UserError(f"no targets given; the sites are: {', '.join(sorted(candidates))}")
+  found = {}
+  for pattern in patterns:
+    try:
+      expression = re.compile(rf"(?:.*/)?(?:{pattern})")
+    except re.error as error:
+      raise UserError(f"target {pattern!r} is not a regular expression: {error}") from error
+    hits = {path: site for path, site in candidates.items() if expression.fullmatch(path)}
+    if not hits:
+      names = [*candidates, *(path.rsplit("/", 1)[-1] for path in candidates)]
+      raise UserError(f"target {pattern!r} hits no {kind} site. {nearest(pattern, names)}")
+    found |= hits
+  return found
+
+
+def site_key(key, *names: str):
+  """Derives the random key of a named place, the same whatever else is trained."""
+  for name in names:
+    key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+  return key
+
+
+def draw_columns(sample: Callable, key, count: int):
+  """Stacks sample(key_i) for i < count as a new last axis.
+
+  Each column has a key of its own, so that the draw of rank 4 is the start of that of rank 8.
+  """
+  keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
+  return jnp.moveaxis(jax.vmap(sample)(keys), 0, -1)
+
+
+def init(key, methods: tuple[Method, ...], sites: dict[str, Site], params: Any):
+  """Makes the trained tree, the fixed numbers and the base that stays frozen.
+
+  Returns:
+    (tuned, hyper, base): tuned["params"] holds the leaves the methods move, in fp32; `base` the
+    others, not copied.
+  """
+  moved = tree.partition(
+    params, lambda path: any(m.moves is not None and m.moves(path) for m in methods)
+  )
+  deltas, hyper = {}, {}
+  for method in methods:
+    if method.moves is not None and not any(map(method.moves, tree.flatten(params))):
+      raise UserError(
+        f"method {method.name!r} finds nothing to train: no leaf of this model is a "
+        f"{' or '.join(method.patterns)}"
+      )
+    trained, fixed = method.init(site_key(key, method.name), sites)
+    deltas |= {f"{site}/{method.name}/{n}": x for site, xs in trained.items() for n, x in xs.items()}
+    hyper |= {f"{site}/{method.name}/{n}": x for site, xs in fixed.items() for n, x in xs.items()}
+  tuned = {
+    "params": jax.tree.map(lambda x: jnp.array(x, jnp.float32), moved[0]),
+    "peft": tree.unflatten(deltas),
+  }
+  return tuned, tree.unflatten(hyper), moved[1]
+
+
+def own(method: Method, deltas: Any) -> dict[str, dict]:
+  """Returns {site path: {array name: array}} of one method's part of a tree."""
+  found = {}
+  for path, leaf in tree.flatten(deltas).items():
+    site, owner, name = path.rsplit("/", 2)
+    if owner == method.name:
+      found.setdefault(site, {})[name] = leaf
+  return found
+
+
+def realise(methods: tuple[Method, ...], deltas: Any) -> Any:
+  """Applies every reparametrisation: returns the tree that the forward pass reads."""
+  for method in methods:
+    before = own(method, deltas)
+    after = method.realise(before)
+    if after is not before:
+      flat = {p: x for p, x in tree.flatten(deltas).items() if p.split("/")[-2] != method.name}
+      flat |= {f"{s}/{method.name}/{n}": x for s, xs in after.items() for n, x in xs.items()}
+      deltas = tree.unflatten(flat)
+  return deltas
+
+
+def apply(model, methods, base, tuned, hyper, *args, rng=None, method=None):
+  """Runs the model with the methods laid over it; the only place where interceptors are opened.
+
+  Must be called inside the function that is jitted, never around one: jax's cache does not see
+  interceptors.
+
+  Args:
+    base, tuned, hyper: as `init` returns them.
+    *args: the model's own, for example tokens (B, T) and mask (B, T).
+    rng: a key turns dropout on; None is evaluation.
+    method: the model's method to run, by default `__call__`.
+  """
+  variables = {
+    "params": tree.combine(base, tuned["params"]),
+    "peft": realise(methods, tuned["peft"]),
+    "hyper": hyper,
+  }
+
+  def hook(next_fn, args, kwargs, context):
+    module, call = context.module, next_fn
+    if context.method_name != "__call__":
+      return next_fn(*args, **kwargs)
+    for m in methods:
+      if module.has_variable("peft", m.name) or module.has_variable("hyper", m.name):
+        trained = module.get_variable("peft", m.name, {})
+        fixed = module.get_variable("hyper", m.name, {})
+        call = partial(m.intercept, module, trained, fixed, call)
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(hook):
+    return model.apply(
+      variables, *args, method=method, rngs=None if rng is None else {"dropout": rng}
+    )
+
+
+def merge(methods, base, tuned, hyper) -> Any:
+  """Folds weight deltas into a full tree of weights, in fp32.
+
+  Raises:
+    UserError: for a method that is no weight delta (prefix, adapter).
+  """
+  params = jax.tree.map(lambda x: x.astype(jnp.float32), tree.combine(base, tuned["params"]))
+  for method in methods:
+    trained, fixed = own(method, tuned["peft"]), own(method, hyper)
+    if method.merge is None and trained:
+      raise UserError(
+        f"method {method.name!r} is no weight delta and cannot be merged; export it as an adapter"
+      )
+    if method.merge is not None:
+      params = method.merge(params, trained, fixed)
+  return params
+
+
+def dropout(module, x, rate):
+  """Drops elements of x at a traced rate where the call has a dropout key, else returns x."""
+  if not module.has_rng("dropout"):
+    return x
+  keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate).astype(x.dtype), 0)

@@ -1,0 +1,8 @@
+"""Full fine-tuning: every weight is trained, and nothing stays frozen."""
+
+from jaxtune import peft
+
+
+def method() -> peft.Method:
+  """Trains every leaf of the model, in fp32."""
+  return peft.Method("full", moves=lambda path: True, merge=lambda params, trained, fixed: params)

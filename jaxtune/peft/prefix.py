@@ -1,0 +1,113 @@
+"""Prefix tuning: trained keys and values in front of every layer's own (Li & Liang 2021).
+
+Keys are stored as attention reads them, after RoPE, and are never rotated. All tokens see the whole
+prefix. As in PEFT, real tokens stand at positions P, P+1, ...; with `shift=False`, as in AdapterHub's
+`adapters`, at 0, 1, ...
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import peft
+from jaxtune.errors import UserError
+
+
+def method(
+  length: int = 10,
+  projection: int | None = None,
+  shift: bool = True,
+  init_scale: float = 0.02,
+) -> peft.Method:
+  """Adds trained key/value pairs to every attention.
+
+  Args:
+    length: P, of the prefix, in virtual tokens; takes as many of the model's positions.
+    projection: hidden width of the MLP that makes the prefix from P trained embeddings, the
+      paper's reparametrisation; None trains keys and values themselves. The MLP is kept for resume
+      and dropped at export.
+    shift: whether real tokens start at position P (PEFT) or at 0 (adapters).
+    init_scale: standard deviation of the initial keys and values, or embeddings.
+  """
+  if length < 1:
+    raise UserError(f"method.length is {length}, expected at least 1")
+  if projection is not None and projection < 1:
+    raise UserError(f"method.projection is {projection}, expected at least 1, or None for no MLP")
+  make = _init_flat if projection is None else partial(_init_mlp, hidden=projection)
+  return peft.Method(
+    "prefix",
+    init=partial(_init, make=make, length=length, shift=shift, deviation=init_scale),
+    intercept=_intercept,
+    realise=_realise,
+    numbers=("length",),
+    patterns=("attend",),
+    positions=length if shift else 0,
+    options=dict(length=length, shift=shift, projection=projection),
+  )
+
+
+def _init(key, sites, *, make, length, shift, deviation):
+  attends = peft.match(("attend",), sites, "Attend")
+  trunks = {path: site for path, site in sites.items() if site.kind == "Trunk"}
+  fixed = {path: {"mask": jnp.ones((*s.lead, length), bool)} for path, s in attends.items()}
+  fixed |= {path: {"offset": jnp.asarray(length if shift else 0)} for path in trunks}
+  return make(key, attends, trunks, length, deviation), fixed
+
+
+def _init_flat(key, attends, trunks, length, deviation):
+  trained = {}
+  for path, site in attends.items():
+    shape = (*site.lead, *site.inputs[1][-2:])  # k is (B, S, K, H)
+    sample = lambda k, shape=shape: deviation * jax.random.normal(k, shape)
+    trained[path] = {
+      name: jnp.moveaxis(peft.draw_columns(sample, peft.site_key(key, path, name), length), -1, -3)
+      for name in ("key", "value")
+    }
+  return trained
+
+
+def _init_mlp(key, attends, trunks, length, deviation, *, hidden):
+  (trunk,) = trunks.values()
+  width = trunk.inputs[0][-1]
+  keys = {name: peft.site_key(key, name) for name in ("embedding", "w1", "w2")}
+  sample = lambda k: deviation * jax.random.normal(k, (width,))
+  made = {
+    "embedding": peft.draw_columns(sample, keys["embedding"], length).T,
+    "w1": jax.random.normal(keys["w1"], (width, hidden)) * width**-0.5,
+    "b1": jnp.zeros(hidden),
+  }
+  for path, site in attends.items():
+    shape = (hidden, *site.lead, 2, *site.inputs[1][-2:])
+    name = path.replace("/", ".")
+    made[f"w2:{name}"] = 0.1 * hidden**-0.5 * jax.random.normal(peft.site_key(keys["w2"], path), shape)
+    made[f"b2:{name}"] = jnp.zeros(shape[1:])
+  return {trunk.path: made}
+
+
+def _realise(trained):
+  """Turns embeddings and MLP into keys and values: k, v = W2 tanh(W1 e + b1) + b2."""
+  made = next((arrays for arrays in trained.values() if "embedding" in arrays), None)
+  if made is None:
+    return trained
+  hidden_PF = jnp.tanh(made["embedding"] @ made["w1"] + made["b1"])
+  found = {}
+  for name in made:
+    if name.startswith("w2:"):
+      both = jnp.tensordot(hidden_PF, made[name], 1) + made["b2" + name[2:]]  # (P, [L,] 2, K, H)
+      pair = jnp.moveaxis(both, (0, -3), (-3, 0))  # (2, [L,] P, K, H)
+      found[name[3:].replace(".", "/")] = {"key": pair[0], "value": pair[1]}
+  return found
+
+
+def _intercept(module, trained, fixed, next_fn, *args):
+  if "offset" in fixed:
+    *others, positions = args
+    return next_fn(*others, positions + fixed["offset"])
+  q, k, v, mask_B1TS = args
+  front = lambda x, y: jnp.concatenate([jnp.broadcast_to(x, (y.shape[0], *x.shape)).astype(y.dtype), y], 1)  # noqa: E501
+  prefix_mask = jnp.broadcast_to(fixed["mask"], (*mask_B1TS.shape[:-1], fixed["mask"].shape[-1]))
+  mask = jnp.concatenate([prefix_mask, mask_B1TS], -1)
+  return next_fn(q, front(trained["key"], k), front(trained["value"], v), mask)

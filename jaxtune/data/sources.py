@@ -1,0 +1,267 @@
+"""Rows from files and from the Hugging Face hub, each with the place it came from.
+
+Text formats are parsed here, line by line, and not by `datasets`: its JSON and CSV readers turn
+"2020-01-01" into a date and "NA" into nothing, give every row the columns of every other, refuse a
+column that is a string in one row and a list in the next, and cannot say on which line a file is
+broken. Parquet files and hub names go through `datasets`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import difflib
+import gzip
+import hashlib
+import json
+import re
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxtune.errors import UserError, nearest
+
+_KINDS = {
+  ".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv",
+  ".parquet": "parquet",
+}  # fmt: skip
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+
+class Table(NamedTuple):
+  """Rows in the order of their file."""
+
+  rows: list[dict]
+  where: list[str]  # "file:line", or "file:row N" where a format has no lines (N from 1)
+  hashes: dict[str, str]  # source -> sha256 of the file (of the rows, for a hub name)
+
+
+def read(
+  source: str | Sequence[str], split: str = "train", columns: Sequence[str] | None = None
+) -> Table:
+  """Reads the rows of a file, of several files one after another, or of a hub data set.
+
+  JSON lines (.jsonl, .json; a .json file may also be one array of objects), CSV (quoted as in
+  RFC 4180), TSV (quotes are ordinary characters) and any of these as .gz; Parquet; and
+  "owner/name" or "owner/name:configuration" on the hub where no such file exists. CSV and TSV
+  values stay text, exactly as written. Code that a hub repository brings is never run.
+
+  Args:
+    split: the hub data set's split; files have none.
+    columns: names for the columns of CSV and TSV files that have no header line.
+
+  Raises:
+    UserError: a missing, empty, damaged or malformed file, named with its line.
+  """
+  sources = [source] if isinstance(source, (str, Path)) else list(source)
+  if not sources:
+    raise UserError(f"The {split} data names no file: give a path or a hub name.")
+  rows, where, hashes = [], [], {}
+  for one in map(str, sources):
+    table = _read_one(one, split, columns)
+    if not table.rows:
+      raise UserError(f"{one} holds no rows: expected at least one example.")
+    rows += table.rows
+    where += table.where
+    hashes |= table.hashes
+  return Table(rows, where, hashes)
+
+
+def kind(source: str) -> str | None:
+  """Names a source's format by its ending: json, csv, tsv, parquet, or None."""
+  return _KINDS.get(Path(source.lower().removesuffix(".gz")).suffix)
+
+
+def _read_one(source: str, split: str, columns: Sequence[str] | None) -> Table:
+  path = Path(source).expanduser()
+  if not path.exists():
+    local = kind(source) or source[0] in "./~" or path.parent.is_dir()
+    if _HUB_NAME.fullmatch(source) and (not local or _nowhere(path)):
+      return _read_hub(source, split)
+    raise UserError(_missing(path))
+  if path.is_dir():
+    files = sorted(p.name for p in path.iterdir() if kind(p.name))
+    raise UserError(f"{path} is a folder: name a file in it ({', '.join(files[:8]) or 'none'}).")
+  if kind(source) is None:
+    raise UserError(f"{path}: unknown file type. Expected one of {', '.join(_KINDS)} (or .gz).")
+  try:
+    with path.open("rb") as file:
+      digest = hashlib.file_digest(file, "sha256").hexdigest()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+  reader = {"json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet}[kind(source)]
+  pairs = list(reader(path, columns) if reader is _csv else reader(path))
+  return Table([row for _, row in pairs], [f"{path}:{at}" for at, _ in pairs], {source: digest})
+
+
+def _nowhere(path: Path) -> bool:
+  """Says that "owner/name" cannot have meant a file: no data ending, no such folder."""
+  return kind(path.name) is None and not path.parent.is_dir()
+
+
+def _missing(path: Path) -> str:
+  folder = path.parent
+  if not folder.is_dir():
+    return f"No file {path}: the folder {folder} does not exist (looked from {Path.cwd()})."
+  names = [p.name for p in folder.iterdir() if kind(p.name)]
+  close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4)
+  hub = "" if kind(path.name) else " (a hub name has the form owner/name)"
+  if not names:
+    return f"No file {path}{hub}: there are no data files in {folder.resolve()}."
+  return f"No file {path}{hub}. In {folder.resolve()}: {nearest(path.name, close or names)}"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+  number = 0
+  try:
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+      for number, line in enumerate(file, 1):  # noqa: B007
+        yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path}:{number}: not UTF-8 text ({error.reason}). Save it so.") from error
+  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    raise UserError(
+      f"{path}: damaged or cut-off gzip data after line {number} ({error}). Fetch the file again."
+    ) from error
+
+
+def _json(path: Path) -> Iterator[tuple[int | str, dict]]:
+  lines = _lines(path)
+  for number, line in lines:
+    if not line.strip():
+      continue
+    if number == 1 and line.lstrip().startswith("["):
+      yield from _json_array(path, line + "".join(rest for _, rest in lines))
+      return
+    try:
+      row = json.loads(line)
+      if "\\ud" in line.lower():
+        json.dumps(row, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+      raise UserError(
+        f"{path}:{number}: malformed JSON, {error.msg} at column {error.colno}. "
+        "Expected one object a line."
+      ) from error
+    except UnicodeEncodeError as error:
+      raise UserError(f"{path}:{number}: half a surrogate pair is no character.") from error
+    if not isinstance(row, dict):
+      raise UserError(
+        f'{path}:{number}: expected an object such as {{"text": "..."}}, got {type(row).__name__}.'
+      )
+    yield number, row
+
+
+def _json_array(path: Path, text: str) -> Iterator[tuple[str, dict]]:
+  try:
+    rows = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise UserError(f"{path}:{error.lineno}: malformed JSON, {error.msg}.") from error
+  for number, row in enumerate(rows, 1):
+    if not isinstance(row, dict):
+      raise UserError(f"{path}:row {number}: expected an object, got {type(row).__name__}.")
+    yield f"row {number}", row
+
+
+def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, dict]]:
+  quoting = csv.QUOTE_NONE if kind(path.name) == "tsv" else csv.QUOTE_MINIMAL
+  delimiter = "\t" if kind(path.name) == "tsv" else ","
+  limit = csv.field_size_limit(sys.maxsize)  # its default refuses fields above 128 kB
+  reader = csv.reader(
+    (line for _, line in _lines(path)), delimiter=delimiter, quoting=quoting, strict=True
+  )
+  names = list(columns) if columns else None
+  start = 1
+  try:
+    for fields in reader:
+      if fields:
+        if names is None:
+          names = _header(path, start, fields)
+        elif start == 1 and fields == names:
+          raise UserError(f"{path}:1: has a header line: leave out `columns`, which is for none.")
+        elif len(fields) != len(names):
+          raise UserError(
+            f"{path}:{start}: {len(fields)} fields, expected {len(names)} ({', '.join(names)})."
+          )
+        else:
+          yield start, dict(zip(names, fields, strict=True))
+      start = reader.line_num + 1
+  except csv.Error as error:
+    raise UserError(f"{path}:{start}: malformed row, {error}.") from error
+  finally:
+    csv.field_size_limit(limit)
+
+
+def _header(path: Path, line: int, fields: list[str]) -> list[str]:
+  if len(set(fields)) < len(fields) or not all(name.strip() for name in fields):
+    raise UserError(
+      f"{path}:{line}: the header {fields} has an empty or repeated name. "
+      "For a file without a header pass `columns`, e.g. ('sentence', 'label')."
+    )
+  return [name.strip() for name in fields]
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
+  import datasets
+
+  try:
+    with tempfile.TemporaryDirectory() as cache:
+      data = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
+      rows = data.to_list()
+  except Exception as error:  # pyarrow and datasets wrap each other's errors in many classes
+    cause = str(error.__cause__ or error).splitlines()[0]
+    raise UserError(f"{path}: not a readable Parquet file ({cause}).") from error
+  for number, row in enumerate(rows, 1):
+    yield f"row {number}", row
+
+
+def _read_hub(source: str, split: str) -> Table:
+  import datasets
+  import huggingface_hub
+
+  name, _, configuration = source.partition(":")
+  help_ = f"Download it (`hf download {name} --repo-type dataset`) and give a file's path instead."
+  try:  # one short request: the library itself retries for half a minute
+    huggingface_hub.HfApi().dataset_info(name, timeout=5)
+    online = True
+  except huggingface_hub.errors.GatedRepoError as error:
+    raise UserError(f"{name} is gated: accept its terms on the hub and `hf auth login`.") from error
+  except huggingface_hub.errors.RepositoryNotFoundError as error:
+    raise UserError(f"No file {name} here, and no data set {name} on the hub.") from error
+  except Exception:  # no network looks different to every transport
+    online = False
+  try:
+    with _offline(not online):
+      data = datasets.load_dataset(name, configuration or None)
+  except Exception as error:
+    if not online:
+      raise UserError(
+        f"No file {name} here, and as a hub name it is not in the cache and the hub cannot be "
+        f"reached. {help_}"
+      ) from error
+    raise UserError(f"{name} from the hub: {str(error).splitlines()[0]} {help_}") from error
+  if split not in data:
+    raise UserError(f"{name} has no split {split!r}. {nearest(split, data)}")
+  rows = data[split].to_list()
+  digest = hashlib.sha256(json.dumps(rows, default=str, sort_keys=True).encode()).hexdigest()
+  where = [f"{source}[{split}]:row {number}" for number in range(1, len(rows) + 1)]
+  return Table(rows, where, {f"{source}[{split}]": digest})
+
+
+@contextlib.contextmanager
+def _offline(enabled: bool) -> Iterator[None]:
+  """Tells the hub libraries that there is no network, so that they look in their caches at once."""
+  import datasets
+  import huggingface_hub
+
+  holders = (datasets.config, huggingface_hub.constants)
+  before = [holder.HF_HUB_OFFLINE for holder in holders]
+  try:
+    for holder, value in zip(holders, before, strict=True):
+      holder.HF_HUB_OFFLINE = enabled or value
+    yield
+  finally:
+    for holder, value in zip(holders, before, strict=True):
+      holder.HF_HUB_OFFLINE = value

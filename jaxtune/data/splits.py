@@ -1,0 +1,129 @@
+"""Which example belongs to train, validation or test, and the proof that none belongs to two.
+
+Membership hangs on a hash of the row's own content, so it survives shuffling, and equal rows stay
+together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+
+from jaxtune.data.templates import Example
+from jaxtune.errors import UserError
+
+OVERLAP = ("error", "drop", "allow")
+
+
+def draw(
+  examples: Sequence[Example], used: Sequence[str], size: int | float, name: str, seed: int
+) -> tuple[list[Example], list[Example]]:
+  """Splits off `size` examples: a fraction when below 1 (approximately), else a count.
+
+  Rows whose `used` columns are equal but for case and whitespace count as one and stay together, so
+  a count may be passed by the last one's copies.
+
+  Returns:
+    (the rest, the drawn), both in the order given.
+
+  Raises:
+    UserError: a size that is neither, or that leaves one of the two empty.
+  """
+  if isinstance(size, bool) or size <= 0 or (size >= 1 and size != int(size)):
+    raise UserError(f"data.{name}={size}: expected a file, a fraction below 1, or a whole count.")
+  if size >= len(examples):
+    raise UserError(f"data.{name}={size}, but train has {len(examples)} examples to draw from.")
+  hashes = [_place(example, used, f"{seed}:{name}") for example in examples]
+  bound = int(size * 2**64) if size < 1 else sorted(hashes)[int(size) - 1] + 1
+  rest = [one for one, place in zip(examples, hashes, strict=True) if place >= bound]
+  drawn = [one for one, place in zip(examples, hashes, strict=True) if place < bound]
+  for kind, part in (("train", rest), (name, drawn)):
+    if not part:
+      raise UserError(
+        f"The {kind} split is empty: data.{name}={size} of {len(examples)} examples. "
+        "Give a larger file, or a count."
+      )
+  return rest, drawn
+
+
+def limited(
+  examples: Sequence[Example], used: Sequence[str], limit: int | None, seed: int
+) -> list[Example]:
+  """Keeps `limit` examples, chosen by hash and not by place in the file, in their order."""
+  if limit is None or limit >= len(examples):
+    return list(examples)
+  if limit < 1:
+    raise UserError(f"data.limit={limit}: expected at least 1.")
+  hashes = [_place(example, used, f"{seed}:limit") for example in examples]
+  chosen = sorted(range(len(examples)), key=lambda row: (hashes[row], row))[:limit]
+  return [examples[row] for row in sorted(chosen)]
+
+
+def separate(
+  parts: dict[str, list[Example]], overlap: str
+) -> tuple[dict[str, list[Example]], dict]:
+  """Refuses, drops or allows examples that two splits share.
+
+  Two examples are shared when prompt and any accepted answer are equal but for case, width and
+  whitespace. "drop" takes them out of the training side (of validation, for validation and test).
+
+  Returns:
+    The splits, and counts by pair: {"train/test": {"shared": 2, "dropped": 2}}.
+
+  Raises:
+    UserError: where they share and `overlap` is "error", naming file and line of both.
+  """
+  parts, report = dict(parts), {}
+  for left, right in (("train", "validation"), ("train", "test"), ("validation", "test")):
+    if left not in parts or right not in parts:
+      continue
+    there = {key: one for one in reversed(parts[right]) for key in _texts(one)}
+    twins = [next((there[key] for key in _texts(one) if key in there), None) for one in parts[left]]
+    shared = [(a, b) for a, b in zip(parts[left], twins, strict=True) if b is not None]
+    if shared and overlap == "error":
+      raise UserError(_message(left, right, shared))
+    if shared and overlap == "drop":
+      parts[left] = [a for a, b in zip(parts[left], twins, strict=True) if b is None]
+      if not parts[left]:
+        raise UserError(f"The {left} split is empty: all of it is in {right} too.")
+    report[f"{left}/{right}"] = {
+      "shared": len(shared),
+      "dropped": len(shared) if overlap == "drop" else 0,
+    }
+  return parts, report
+
+
+def normalise(text: str) -> str:
+  """Folds case, Unicode width and whitespace."""
+  return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _place(example: Example, used: Sequence[str], salt: str) -> int:
+  content = "\x1f".join(f"{c}\x1e{normalise(_plain(example.row.get(c)))}" for c in used)
+  digest = hashlib.blake2b(f"{salt}\x1d{content}".encode(), digest_size=8).digest()
+  return int.from_bytes(digest, "big")
+
+
+def _plain(value: object) -> str:
+  if isinstance(value, (list, tuple)):
+    return "\x1c".join(map(_plain, value))
+  return "" if value is None else str(value)
+
+
+def _texts(example: Example) -> list[bytes]:
+  prompt = normalise(example.prompt or "")
+  return [
+    hashlib.blake2b(f"{prompt}\x1d{normalise(answer)}".encode(), digest_size=16).digest()
+    for answer in example.answers
+  ]
+
+
+def _message(left: str, right: str, shared: Sequence[tuple[Example, Example]]) -> str:
+  pairs = "; ".join(f"{a.where} = {b.where}" for a, b in shared[:3])
+  more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+  side = "training side" if left == "train" else f"{left} side"
+  return (
+    f"{len(shared)} examples of {left} are in {right} too: {pairs}{more}. Mend the files, or set "
+    f"data.overlap='drop' (takes them from the {side}) or 'allow'."
+  )

@@ -1,0 +1,219 @@
+"""Text to tokens, and which of them are trained on.
+
+Prompt and answer are tokenised apart and their ids joined, so that the prompt's ids in training are
+those that generation will see. A merge across the border is never learnt: a template ends in the
+newline or space that separates the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxtune.data.templates import Example
+from jaxtune.errors import UserError, nearest
+
+TOO_LONG = ("error", "skip", "truncate", "chunk")
+NO_TARGET = ("error", "skip")
+SHORTEST_TAIL = 16  # a document's last chunk is kept from this many tokens on
+_BATCH = 1000
+_PAD_TO = 8
+
+
+class Split(NamedTuple):
+  """Tokenised examples, right padded."""
+
+  tokens_NT: np.ndarray  # int32
+  mask_NT: np.ndarray  # bool, real tokens
+  weights_NT: np.ndarray  # float32, 1 where the token is a target: the objective shifts, not we
+  prompts: list[list[int]]  # ids up to the answer; [] for plain text
+  references: list[list[str]]  # accepted answers, the trained one first; [] for plain text
+  rows: list[dict]
+  where: list[str]
+
+
+class _Item(NamedTuple):
+  ids: list[int]
+  trained_from: int  # position of the first target
+  prompt: list[int]
+  example: Example
+
+
+def tokenize(
+  tokenizer,
+  examples: Sequence[Example],
+  *,
+  max_length: int | None = None,
+  too_long: str = "error",
+  no_target: str = "error",
+) -> tuple[Split, dict]:
+  """Tokenises prompt, answer and stop token.
+
+  A beginning-of-sequence token comes first where the tokenizer puts one itself; the stop token is
+  the tokenizer's eos. Trained on are the answer and the stop token; of plain text every token but
+  the first.
+
+  Args:
+    max_length: the most tokens of an example; None: as many as the longest has. Rows are padded to
+      the longest example, rounded up to a multiple of 8, but never beyond max_length.
+    too_long: "error"; "skip"; "truncate" cuts the end; "chunk" (plain text only) cuts each document
+      into consecutive windows of max_length, the last of which is kept from 16 tokens on.
+    no_target: "error" or "skip", for an empty answer and for one that truncation cut off.
+
+  Returns:
+    The split, and counts: kept, skipped by reason, truncated, tokens, trained_tokens, longest.
+
+  Raises:
+    UserError: by the two policies, with file and line; or a tokenizer without a stop token.
+  """
+  check_choice("too_long", too_long, TOO_LONG)
+  check_choice("no_target", no_target, NO_TARGET)
+  if max_length is not None and max_length < 2:
+    raise UserError(f"data.max_length is {max_length}: expected 2 or more tokens.")
+  if tokenizer.eos_token_id is None:
+    raise UserError("The tokenizer has no eos token, so answers cannot end: set its `eos_token`.")
+  items, counts = list(_encode(tokenizer, examples)), {"read": len(examples)}
+  long = [item for item in items if max_length is not None and len(item.ids) > max_length]
+  if long and too_long == "error":
+    raise UserError(_too_long(long, len(items), max_length))
+  items, short_tails = _shorten(items, max_length, too_long)
+  empty = [item for item in items if item.trained_from >= len(item.ids)]
+  if empty and no_target == "error":
+    raise UserError(_no_target(empty, len(items)))
+  items = [item for item in items if item.trained_from < len(item.ids)]
+  skipped = {
+    "too_long": len(long) if too_long == "skip" else 0,
+    "no_target": len(empty),
+    "short_tail": short_tails,
+  }
+  split = _pack(tokenizer, items, max_length)
+  return split, counts | {
+    "kept": len(items),
+    "skipped": {reason: count for reason, count in skipped.items() if count},
+    "truncated": len(long) if too_long in ("truncate", "chunk") else 0,
+    "tokens": int(split.mask_NT.sum()),
+    "trained_tokens": int(split.weights_NT.sum()),
+    "longest": max((len(item.ids) for item in items), default=0),
+    "sha256": _hash(split),
+  }
+
+
+def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+  """Tokenises prompts as training does: special tokens in front, no stop token behind."""
+  added = tokenizer("a").input_ids
+  stops = added[-1:] == [tokenizer.eos_token_id]
+  missing = getattr(tokenizer, "add_bos_token", False) and added[:1] != [tokenizer.bos_token_id]
+  front = [tokenizer.bos_token_id] if missing and tokenizer.bos_token_id is not None else []
+  ids = _ids(tokenizer, prompts, add_special_tokens=True)
+  return [front + (one[:-1] if stops else one) for one in ids]
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+  """Raises UserError naming the nearest where `value` is not one of `choices`."""
+  if value not in choices:
+    raise UserError(f"data.{name}={value!r} is unknown. {nearest(value, choices)}")
+
+
+def _ids(tokenizer, texts: Sequence[str], **options) -> list[list[int]]:
+  if not texts:
+    return []
+  return tokenizer(
+    list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False, **options
+  ).input_ids
+
+
+def _encode(tokenizer, examples: Sequence[Example]) -> Iterator[_Item]:
+  bar = tqdm(total=len(examples), desc="Tokenising", unit=" rows", disable=len(examples) < 10_000)
+  with bar:
+    for start in range(0, len(examples), _BATCH):
+      some = examples[start : start + _BATCH]
+      prompts = encode_prompts(tokenizer, [one.prompt or "" for one in some])
+      texts = [one.answers[0] if one.answers else "" for one in some]
+      answers = _ids(tokenizer, texts, add_special_tokens=False)
+      for one, text, prompt, answer in zip(some, texts, prompts, answers, strict=True):
+        ids = prompt + answer + [tokenizer.eos_token_id]
+        # The first token has nothing before it to be predicted from.
+        trained_from = 1 if one.prompt is None else max(len(prompt), 1)
+        yield _Item(ids, trained_from if text.strip() else len(ids), prompt, one)
+      bar.update(len(some))
+
+
+def _shorten(
+  items: list[_Item], max_length: int | None, too_long: str
+) -> tuple[list[_Item], int]:
+  """Applies the policy to what is too long; also counts the chunks too short to keep."""
+  if max_length is None:
+    return items, 0
+  kept, tails = [], 0
+  for item in items:
+    if len(item.ids) <= max_length:
+      kept.append(item)
+    elif too_long == "truncate":
+      kept.append(item._replace(ids=item.ids[:max_length]))
+    elif too_long == "chunk":
+      if item.example.prompt is not None:
+        raise UserError(
+          f"{item.example.where}: too_long='chunk' is for plain text, and this has a prompt. "
+          "Use 'truncate' or 'skip'."
+        )
+      for start in range(0, len(item.ids), max_length):
+        ids = item.ids[start : start + max_length]
+        if len(ids) >= min(SHORTEST_TAIL, max_length):
+          kept.append(item._replace(ids=ids))
+        else:
+          tails += 1
+  return kept, tails
+
+
+def _pack(tokenizer, items: Sequence[_Item], max_length: int | None) -> Split:
+  longest = max((len(item.ids) for item in items), default=0)
+  width = -(-longest // _PAD_TO) * _PAD_TO
+  width = width if max_length is None else min(width, max_length)
+  pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+  tokens_NT = np.full((len(items), width), pad, np.int32)
+  position_T = np.arange(width)
+  length_N = np.array([len(item.ids) for item in items], np.int64)
+  start_N = np.array([item.trained_from for item in items], np.int64)
+  for row, item in enumerate(items):
+    tokens_NT[row, : len(item.ids)] = item.ids
+  mask_NT = position_T < length_N[:, None]
+  plain = [item.example.prompt is None for item in items]
+  return Split(
+    tokens_NT=tokens_NT,
+    mask_NT=mask_NT,
+    weights_NT=(mask_NT & (position_T >= start_N[:, None])).astype(np.float32),
+    prompts=[[] if p else item.prompt for p, item in zip(plain, items, strict=True)],
+    references=[[] if p else item.example.answers for p, item in zip(plain, items, strict=True)],
+    rows=[item.example.row for item in items],
+    where=[item.example.where for item in items],
+  )
+
+
+def _hash(split: Split) -> str:
+  digest = hashlib.sha256()
+  for array in (split.tokens_NT, split.mask_NT, split.weights_NT):
+    digest.update(repr((array.shape, array.dtype.str)).encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
+
+
+def _too_long(long: Sequence[_Item], total: int, max_length: int) -> str:
+  longest = max(long, key=lambda item: len(item.ids))
+  return (
+    f"{long[0].example.where}: {len(long[0].ids)} tokens, more than max_length={max_length}; "
+    f"so are {len(long)} of {total} examples, the longest {len(longest.ids)} tokens "
+    f"({longest.example.where}). "
+    "Raise data.max_length, or set data.too_long to 'skip', 'truncate' or 'chunk' (plain text)."
+  )
+
+
+def _no_target(empty: Sequence[_Item], total: int) -> str:
+  places = ", ".join(item.example.where for item in empty[:3])
+  return (
+    f"{places}: no token to train on (the answer is empty, or was cut off); "
+    f"{len(empty)} of {total} examples. Mend them, or set data.no_target='skip'."
+  )

@@ -1,0 +1,1 @@
+"""Measures of a tuned model: loss, generation and the metrics of text."""

@@ -1,0 +1,1 @@
+"""Many trials compared: grids, groups, statistics, tables and plots."""

@@ -1,0 +1,149 @@
+"""The trials that a sweep's axes span, and their names."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jaxtune.errors import UserError
+
+Settings = dict[str, Any]
+_LONGEST = 180  # bytes of a trial's name; file systems allow 255, and suffixes are added
+_PLAIN = re.compile(r"(?!(None|True|False|nan|inf)$)[A-Za-z_][\w.-]*", re.ASCII)
+
+
+def expand(sweep: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]]) -> list[Settings]:
+  """Lists the settings of every trial of a sweep, in order, each once.
+
+  Args:
+    sweep: axis -> list of values, whose Cartesian product is taken with the last axis running
+      fastest; or a tuple or list of such grids, whose union is taken. An axis is a path in the
+      configuration such as "optim.learning_rate", or a whole section such as "method" with plain
+      dicts as values.
+
+  Raises:
+    UserError: no axis, an empty axis, an axis that is not a list, a value that is not plain data,
+      or a section named after one of its own keys.
+  """
+  grids = list(sweep) if isinstance(sweep, (list, tuple)) else [sweep]
+  if not grids:
+    raise UserError('the sweep is empty: give it an axis, such as {"method.rank": [1, 2, 4]}')
+  trials: dict[str, Settings] = {}
+  for grid in grids:
+    axes = _axes(grid)
+    for values in itertools.product(*axes.values()):
+      settings = dict(zip(axes, values, strict=True))
+      trials.setdefault(json.dumps(settings, sort_keys=True), settings)
+  return list(trials.values())
+
+
+def name(settings: Settings, axes: Iterable[str] = ()) -> str:
+  """Returns a trial's name, which is safe as a folder's: "rank=4,learning_rate=0.001,seed=0".
+
+  An axis goes by the last part of its path, or by the whole path where another axis ends in the
+  same. A section's name and keys are joined: "lora-rank=4". Text with unusual characters is
+  replaced in part and told apart by a hash.
+
+  Args:
+    settings: one of `expand`'s.
+    axes: all axes of the sweep, where its grids have different ones.
+  """
+  short = short_keys(itertools.chain(settings, axes))
+  whole = ",".join(_piece(short[key], value) for key, value in settings.items()) or "trial"
+  if len(whole) <= _LONGEST:
+    return whole
+  return whole[:_LONGEST - 9].rstrip(",=-") + "-" + _hash(whole)
+
+
+def flatten(settings: Mapping[str, Any]) -> Settings:
+  """Replaces every section by its keys: {"method": {"rank": 4}} -> {"method.rank": 4}."""
+  flat: Settings = {}
+  for key, value in settings.items():
+    if isinstance(value, Mapping):
+      flat.update({f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()})
+    else:
+      flat[key] = value
+  return flat
+
+
+def short_keys(paths: Iterable[str]) -> dict[str, str]:
+  """Maps each path to its last part, or to itself where two paths end in the same."""
+  paths = list(dict.fromkeys(paths))
+  ends = Counter(path.rpartition(".")[2] for path in paths)
+  return {path: end if ends[end := path.rpartition(".")[2]] == 1 else path for path in paths}
+
+
+def _axes(grid: Mapping[str, Sequence]) -> dict[str, list]:
+  if hasattr(grid, "to_dict"):  # an ml_collections ConfigDict
+    grid = grid.to_dict()
+  if not isinstance(grid, Mapping):
+    raise UserError(f"a sweep is a dict of axis -> list of values, or a tuple of such dicts; "
+                    f"got {type(grid).__name__}")
+  if not grid:
+    raise UserError('the sweep has no axis: give it one, such as {"method.rank": [1, 2, 4]}')
+  axes: dict[str, list] = {}
+  for axis, values in grid.items():
+    if not isinstance(axis, str) or not all(axis.split(".")):
+      raise UserError(f'sweep axis {axis!r} is not a path in the configuration, such as '
+                      '"method.rank"')
+    if not isinstance(values, (list, tuple)):
+      raise UserError(f"sweep axis {axis!r} must be a list of values, got "
+                      f"{type(values).__name__}; for one value write [{values!r}]")
+    if not values:
+      raise UserError(f"sweep axis {axis!r} is empty: give it a value or leave it out")
+    hidden = [earlier for earlier in axes if earlier.startswith(axis + ".")]
+    if hidden:
+      raise UserError(f"sweep axis {axis!r} would replace what {hidden[0]!r} sets: "
+                      f"put {axis!r} first")
+    axes[axis] = [_plain(axis, value) for value in values]
+  return axes
+
+
+def _plain(axis: str, value: Any) -> Any:
+  """Copies plain data with tuples as lists, and raises on anything else."""
+  if hasattr(value, "to_dict"):
+    value = value.to_dict()
+  if value is None or isinstance(value, (bool, int, str)):
+    return value
+  if isinstance(value, float) and math.isfinite(value):
+    return value
+  if isinstance(value, (list, tuple)):
+    return [_plain(axis, item) for item in value]
+  if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+    return {key: _plain(f"{axis}.{key}", item) for key, item in value.items()}
+  raise UserError(f"sweep axis {axis!r} has the value {value!r}; expected finite numbers, text, "
+                  "True, False, None, or lists and dicts of them")
+
+
+def _piece(key: str, value: Any) -> str:
+  if not isinstance(value, Mapping):
+    return f"{_safe(key)}={_text(value)}"
+  head = value.get("name", key)
+  rest = flatten({inner: leaf for inner, leaf in value.items() if inner != "name"})
+  short = short_keys(rest)
+  return "-".join([_text(head), *(f"{_safe(short[k])}={_text(v)}" for k, v in rest.items())])
+
+
+def _text(value: Any) -> str:
+  if isinstance(value, list):
+    joined = "+".join(map(_text, value))
+    # One item would read like the bare value, and lists in lists like one list.
+    plain = len(value) > 1 and not any(isinstance(item, (list, dict)) for item in value)
+    return joined if plain else _safe(joined) + "~" + _hash(json.dumps(value))
+  if isinstance(value, str) and not _PLAIN.fullmatch(value):
+    return _safe(value)[:40] + "~" + _hash(value)
+  return str(value) if not isinstance(value, Mapping) else "~" + _hash(json.dumps(value))
+
+
+def _safe(text: str) -> str:
+  return re.sub(r"[^\w.+-]", "_", text, flags=re.ASCII)
+
+
+def _hash(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()[:8]

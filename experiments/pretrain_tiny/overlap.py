@@ -7,6 +7,8 @@ from pathlib import Path
 
 from sources import rows
 
+from jaxtune.assets import INSTRUCTIONS
+
 LENGTH = 13  # words, as in GPT-3's decontamination (Brown et al. 2020, appendix C)
 TEST_FILES = (
   "e2e/test.jsonl.gz", "e2e/test_grouped.jsonl", "reviews/test.jsonl.gz", "superni/test.jsonl.gz",
@@ -35,11 +37,16 @@ def texts(value: object) -> Iterator[str]:
 
 
 def test_runs(data: Path) -> dict[str, set[str]]:
-  """Reads the runs of every test file. Raises FileNotFoundError if one is not there."""
+  """Reads the runs of every test file, the bundled ones too.
+
+  Raises FileNotFoundError if one is not there.
+  """
+  files = {name: data / name for name in TEST_FILES}
+  files |= {f"instructions/{split}": INSTRUCTIONS / f"{split}.jsonl"
+            for split in ("validation", "test")}
   found = {}
-  for name in TEST_FILES:
-    path = data / name
-    if name.endswith(".tsv"):
+  for name, path in files.items():
+    if path.suffix == ".tsv":
       values = path.read_text(encoding="utf-8").splitlines()
     else:
       # The instruction of a task is no test content: only what is answered, and the answers.

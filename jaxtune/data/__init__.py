@@ -73,12 +73,7 @@ def load(
   options = {"template": template, "answer": answer, "text": text}
   parts, forms, files = _read(wanted, columns, options)
   read = {name: len(examples) for name, examples in parts.items()}
-  # Test before validation: what is held out longest depends on the fewest other settings.
-  for name in ("test", "validation"):
-    if isinstance(wanted[name], (int, float)):
-      used = forms["train"].used
-      parts["train"], parts[name] = splits.draw(parts["train"], used, wanted[name], name, seed)
-      forms[name] = forms["train"]
+  _divide(parts, forms, wanted, seed)
   for name in parts:
     most = limit if name == "train" else eval_limit
     parts[name] = splits.limited(parts[name], forms[name].used, most, seed)
@@ -139,6 +134,17 @@ def _read(
   if columns and not any(sources.kind(path) in ("csv", "tsv") for path in files):
     raise UserError("data.columns names the columns of CSV or TSV files, and there are none.")
   return parts, forms, files
+
+
+def _divide(parts: dict, forms: dict, wanted: dict, seed: int) -> None:
+  """Draws the splits that have no file of their own out of train."""
+  # Test before validation: what is held out longest depends on the fewest other settings.
+  for name in ("test", "validation"):
+    if isinstance(wanted[name], (int, float)):
+      forms[name] = forms["train"]
+      parts["train"], parts[name] = splits.draw(
+        parts["train"], forms[name].used, wanted[name], name, seed
+      )
 
 
 def _tokenized(name: str, tokenizer, examples: list, **options) -> tuple[Split, dict]:

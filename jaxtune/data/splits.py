@@ -69,7 +69,8 @@ def separate(
   whitespace. "drop" takes them out of the training side (of validation, for validation and test).
 
   Returns:
-    The splits, and counts by pair: {"train/test": {"shared": 2, "dropped": 2}}.
+    The splits, and counts by pair: {"train/test": {"shared": 2, "dropped": 2, "same_prompt": 5}};
+    an equal prompt with another answer is counted, among what is left, but never refused.
 
   Raises:
     UserError: where they share and `overlap` is "error", naming file and line of both.
@@ -90,6 +91,7 @@ def separate(
     report[f"{left}/{right}"] = {
       "shared": len(shared),
       "dropped": len(shared) if overlap == "drop" else 0,
+      "same_prompt": _same_prompts(parts[left], parts[right]),
     }
   return parts, report
 
@@ -117,6 +119,11 @@ def _texts(example: Example) -> list[bytes]:
     hashlib.blake2b(f"{prompt}\x1d{normalise(answer)}".encode(), digest_size=16).digest()
     for answer in example.answers
   ]
+
+
+def _same_prompts(left: Sequence[Example], right: Sequence[Example]) -> int:
+  there = {normalise(one.prompt) for one in right if one.prompt is not None}
+  return sum(one.prompt is not None and normalise(one.prompt) in there for one in left)
 
 
 def _message(left: str, right: str, shared: Sequence[tuple[Example, Example]]) -> str:

@@ -1,14 +1,15 @@
 """Rows to text: the prompt a model reads and the answers it should give.
 
 A prompt template is a Jinja string, rendered in a sandbox with the row's columns as variables:
-"{{ mr }}\n" or "{% if title %}{{ title }}: {% endif %}{{ text }}\nStars: ". Whitespace counts: the
-answer follows the prompt directly, so the template ends in whatever separates the two.
+"{{ mr }}\n" or "{% if title %}{{ title }}: {% endif %}{{ text }}\nStars: ". A column whose name is
+no Jinja name is `row["its name"]`. Whitespace counts: the answer follows the prompt directly, so
+the template ends in whatever separates the two.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jinja2
@@ -126,10 +127,9 @@ def _checked(
   fits = [option for option in options if option[1] <= set(columns)]
   chosen = (fits or options)[0]
   for name in sorted((needed | chosen[1]) - set(columns)):
-    raise UserError(
-      f"{where}: no column {name!r}; there are {', '.join(columns)}. {nearest(name, columns)}"
-    )
-  used = (read | chosen[2]) & set(columns)
+    raise UserError(f"{where}: {_no_column(name, columns)}")
+  read = read | chosen[2]
+  used = set(columns) if "row" in read else read & set(columns)
   return Format(prompt, chosen[0], tuple(sorted(used)))
 
 
@@ -162,23 +162,32 @@ def _variables(source: str) -> tuple[set[str], set[str]]:
   optional = [t.node for t in tree.find_all(jinja2.nodes.Test) if t.name == "defined"]
   optional += [f.node for f in tree.find_all(jinja2.nodes.Filter) if f.name in ("default", "d")]
   names = {node.name for node in optional if isinstance(node, jinja2.nodes.Name)}
-  return read - names, read
+  return read - names - {"row"} - set(_ENVIRONMENT.globals), read
 
 
 def _renderer(source: str) -> Callable[[dict], str]:
   template = _ENVIRONMENT.from_string(source)
+  needed, _ = _variables(source)
 
   def run(row: dict) -> str:
     try:
-      return template.render(row)
+      return template.render({"row": row} | row)
     except jinja2.UndefinedError as error:
-      raise UserError(f"{error}; the row has {', '.join(row)}.") from error
+      missing = sorted(name for name in needed if row.get(name) is None)
+      if missing:
+        raise UserError(_no_column(missing[0], row)) from error
+      raise UserError(f"the template failed: {error}.") from error
     except jinja2.sandbox.SecurityError as error:
       raise UserError(f"the template is refused: {error}.") from error
     except Exception as error:
       raise UserError(f"the template failed: {error}.") from error
 
   return run
+
+
+def _no_column(name: str, columns: Iterable[str]) -> str:
+  state = "holds null" if name in columns else "is missing"
+  return f"column {name!r} {state}; there are {', '.join(columns)}. {nearest(name, columns)}"
 
 
 def _answers(answer: str) -> Callable[[dict], list[str]]:
@@ -188,7 +197,7 @@ def _answers(answer: str) -> Callable[[dict], list[str]]:
 
   def take(row: dict) -> list[str]:
     if answer not in row:
-      raise UserError(f"no column {answer!r}; the row has {', '.join(row)}. {nearest(answer, row)}")
+      raise UserError(_no_column(answer, row))
     value = row[answer]
     values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
     if not all(isinstance(one, (str, int, float)) for one in values):

@@ -1,0 +1,98 @@
+"""Who belongs where: stable, together, and never in two places."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from jaxtune.data import splits
+from jaxtune.data.templates import Example
+from jaxtune.errors import UserError
+
+
+def examples(count=200, source="f"):
+  return [
+    Example(f"q{n}", [f"a{n}"], {"q": f"q{n}", "a": f"a{n}", "id": n}, f"{source}:{n + 1}")
+    for n in range(count)
+  ]
+
+
+def names(part):
+  return {one.row["q"] for one in part}
+
+
+@pytest.mark.parametrize("size", [0.2, 40])
+def test_membership_survives_shuffling(size):
+  rows = examples()
+  rest, drawn = splits.draw(rows, ("q", "a"), size, "validation", 0)
+  shuffled = random.Random(1).sample(rows, len(rows))
+  rest_again, drawn_again = splits.draw(shuffled, ("q", "a"), size, "validation", 0)
+  assert names(drawn) == names(drawn_again) and names(rest) == names(rest_again)
+  assert len(rest) + len(drawn) == 200 and not names(rest) & names(drawn)
+  assert 25 < len(drawn) < 55 if size < 1 else len(drawn) == 40
+  assert [one.row["id"] for one in rest] == sorted(one.row["id"] for one in rest)
+  assert names(splits.draw(rows, ("q", "a"), size, "validation", 1)[1]) != names(drawn)
+
+
+def test_a_fraction_is_stable_when_rows_are_added():
+  _, few = splits.draw(examples(150), ("q", "a"), 0.2, "test", 0)
+  _, many = splits.draw(examples(200), ("q", "a"), 0.2, "test", 0)
+  assert names(few) == {name for name in names(many) if int(name[1:]) < 150}
+
+
+def test_equal_rows_stay_together():
+  rows = examples(60)
+  copies = [
+    one._replace(row=one.row | {"q": f"  {one.row['q'].upper()} ", "id": 1000 + one.row["id"]})
+    for one in rows
+  ]
+  rest, drawn = splits.draw(rows + copies, ("q", "a"), 0.3, "validation", 0)
+  assert not {n.strip().lower() for n in names(rest)} & {n.strip().lower() for n in names(drawn)}
+  assert len(drawn) % 2 == 0
+
+
+@pytest.mark.parametrize("size", [0, -0.1, 1.5, True, 200, 1000])
+def test_refused_sizes(size):
+  with pytest.raises(UserError, match="data.validation="):
+    splits.draw(examples(), ("q",), size, "validation", 0)
+
+
+def test_an_empty_split_is_refused():
+  with pytest.raises(UserError, match="validation split is empty"):
+    splits.draw(examples(5), ("q",), 0.001, "validation", 0)
+  with pytest.raises(UserError, match="train split is empty"):
+    splits.draw(examples(5), ("q",), 0.999, "validation", 0)
+
+
+def test_limit_is_stable_under_shuffling():
+  rows = examples()
+  some = splits.limited(rows, ("q",), 30, 0)
+  assert len(some) == 30 and names(some) == names(splits.limited(rows[::-1], ("q",), 30, 0))
+  assert names(some) <= names(splits.limited(rows, ("q",), 60, 0))
+  with pytest.raises(UserError, match="limit=0"):
+    splits.limited(rows, ("q",), 0, 0)
+
+
+def test_overlap_is_refused_dropped_or_allowed():
+  train, test = examples(6), examples(20, "t")[5:]
+  test[3] = Example("Q2 ", ["other", " A2"], {}, "t:x")
+  parts = {"train": train, "test": test}
+  with pytest.raises(UserError, match="2 examples of train are in test too: f:3 = t:x; f:6 = t:6"):
+    splits.separate(parts, "error")
+  kept, report = splits.separate(parts, "drop")
+  assert names(kept["train"]) == {"q0", "q1", "q3", "q4"} and kept["test"] == test
+  assert report == {"train/test": {"shared": 2, "dropped": 2, "same_prompt": 0}}
+  kept, report = splits.separate(parts, "allow")
+  assert kept == parts and report["train/test"]["shared"] == 2
+
+
+def test_an_equal_prompt_with_another_answer_is_no_overlap():
+  parts = {"train": examples(3), "validation": [Example("q1", ["z"], {}, "v:1")]}
+  _, report = splits.separate(parts, "error")
+  assert report == {"train/validation": {"shared": 0, "dropped": 0, "same_prompt": 1}}
+
+
+def test_dropping_all_of_train_is_refused():
+  with pytest.raises(UserError, match="train split is empty"):
+    splits.separate({"train": examples(3), "test": examples(3)}, "drop")

@@ -1,0 +1,83 @@
+"""Rows to text."""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxtune.data import templates
+from jaxtune.errors import UserError
+
+
+def texts(rows, **options):
+  columns = list(dict.fromkeys(column for row in rows for column in row))
+  form = templates.choose(columns, where="f.jsonl", **options)
+  return templates.render(form, rows, [f"f.jsonl:{n}" for n in range(1, len(rows) + 1)])
+
+
+def test_known_formats():
+  with_input, without = texts([
+    {"instruction": "Add.", "input": "1 2", "output": "3"},
+    {"instruction": "Greet.", "output": "Hi"},
+  ])
+  assert "Add.\nInput: 1 2\nResponse:\n" in with_input.prompt
+  assert "Greet.\nResponse:\n" in without.prompt
+  assert with_input.answers == ["3"]
+  assert texts([{"prompt": "a", "completion": 7}])[0][:2] == ("a", ["7"])
+  assert texts([{"text": "a"}])[0][:2] == (None, ["a"])
+
+
+def test_template_answers_and_text():
+  row = {"a": "x", "refs": ["p", "q"], "my label": 1}
+  one = texts([row], template="{{ a }} {{ row['my label'] }}\n", answer="refs")[0]
+  assert one[:2] == ("x 1\n", ["p", "q"])
+  assert texts([row], template="{{ a }}", answer="{{ refs | join('+') }}")[0].answers == ["p+q"]
+  assert texts([row], template="{{ a }}", answer=("ref", "refs"))[0].answers == ["p", "q"]
+  assert texts([row], text="{{ a }}!")[0][:2] == (None, ["x!"])
+  assert texts([{"a": None}, {"a": ["u"]}, {"a": "w"}], text="a")[2].answers == ["w"]
+
+
+def test_optional_columns_and_globals():
+  source = "{% for i in range(2) %}{{ i }}{% endfor %}{{ b | default('-') }}"
+  assert texts([{"a": "x"}], template=source, answer="a")[0].prompt == "01-"
+
+
+REFUSED = [
+  ({"template": "{{ tilte }}", "answer": "body"}, "f.jsonl: column 'tilte' .*Did you mean 'title'"),
+  ({"template": "{{ title }}", "answer": "boddy"}, r"f.jsonl: column 'boddy' .*title, body"),
+  ({"template": "{{ title }"}, "data.answer is missing"),
+  ({"template": "{{ title", "answer": "body"}, "not valid Jinja"),
+  ({"answer": "body"}, "without data.template"),
+  ({"text": "body", "answer": "body"}, "leave out"),
+  ({}, "no known format in the columns title, body"),
+  ({"template": "{{ ''.__class__.__mro__ }}", "answer": "body"}, "f.jsonl:1: .*refused"),
+  ({"template": "{{ title.__init__.__globals__ }}", "answer": "body"}, "f.jsonl:1: .*refused"),
+  ({"template": "{{ row.update({}) }}", "answer": "body"}, "f.jsonl:1: .*refused"),
+  ({"template": "{{ title / 2 }}", "answer": "body"}, "f.jsonl:1: the template failed"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_refused(options, message):
+  with pytest.raises(UserError, match=message):
+    texts([{"title": "x", "body": "y"}], **options)
+
+
+def test_a_row_without_a_column_is_named():
+  rows = [{"title": "x", "body": "y"}, {"titel": "x", "body": "y"}, {"title": None, "body": "y"}]
+  options = {"template": "{{ title }}", "answer": "body"}
+  with pytest.raises(UserError, match="f.jsonl:2: column 'title' is missing; .*mean 'titel'"):
+    texts(rows, **options)
+  with pytest.raises(UserError, match="f.jsonl:2: column 'title' holds null"):
+    texts([rows[0], rows[2]], **options)
+  with pytest.raises(UserError, match="f.jsonl:2: column 'output' is missing"):
+    texts([{"instruction": "a", "output": "b"}, {"instruction": "a"}])
+  with pytest.raises(UserError, match="column 'body' holds dict, expected text"):
+    texts([{"title": "x", "body": {"a": 1}}], **options)
+
+
+def test_the_hash_is_of_the_format():
+  one, same, other = (
+    templates.choose(["a", "b"], where="f", template=template, answer="b")
+    for template in ("{{a}}", "{{a}}", "{{a}} ")
+  )
+  assert one.sha256 == same.sha256 != other.sha256

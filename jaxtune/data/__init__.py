@@ -63,38 +63,31 @@ def load(
   Raises:
     UserError: whatever is wrong with the options or the data, with file and line.
   """
-  for name, value, choices in (
-    ("too_long", too_long, TOO_LONG),
-    ("no_target", no_target, NO_TARGET),
-    ("overlap", overlap, splits.OVERLAP),
-  ):
-    check_choice(name, value, choices)
+  # Before anything is read: a misspelt policy should not cost minutes.
+  check_choice("too_long", too_long, TOO_LONG)
+  check_choice("no_target", no_target, NO_TARGET)
+  check_choice("overlap", overlap, splits.OVERLAP)
   wanted = {"train": train, "validation": validation, "test": test}
   options = {"template": template, "answer": answer, "text": text}
   parts, forms, files = _read(wanted, columns, options)
-  read = {name: len(examples) for name, examples in parts.items()}
+  file_rows = {name: len(examples) for name, examples in parts.items()}
   _divide(parts, forms, wanted, seed)
   for name in parts:
     most = limit if name == "train" else eval_limit
     parts[name] = splits.limited(parts[name], forms[name].used, most, seed)
-  drawn = {name: len(examples) for name, examples in parts.items()}
+  chosen = {name: len(examples) for name, examples in parts.items()}
   parts, shared = splits.separate(parts, overlap)
-  done, counts = {}, {}
-  for name, examples in parts.items():
-    done[name], counts[name] = _tokenized(
-      name, tokenizer, examples, max_length=max_length, too_long=too_long, no_target=no_target
-    )
-    counts[name] |= {"file_rows": read.get(name, 0), "read": drawn[name]}
-    if dropped := drawn[name] - len(examples):
-      counts[name]["skipped"]["overlap"] = dropped
+  limits = {"max_length": max_length, "too_long": too_long, "no_target": no_target}
+  done = {name: _tokenized(name, tokenizer, parts[name], chosen[name], limits) for name in parts}
   report = {
-    "splits": {name: counts[name] for name in wanted if name in counts},
+    "splits": {name: done[name][1] for name in wanted if name in done},
     "overlap": shared,
     "files": files,
+    "file_rows": file_rows,
     "format": {name: form._asdict() | {"sha256": form.sha256} for name, form in forms.items()},
     "tokenizer": _tokenizer_hash(tokenizer),
   }
-  return Data(done["train"], done.get("validation"), done.get("test"), report)
+  return Data(*(done[name][0] if name in done else None for name in wanted), report)
 
 
 def describe(data: Data) -> str:
@@ -147,14 +140,19 @@ def _divide(parts: dict, forms: dict, wanted: dict, seed: int) -> None:
       )
 
 
-def _tokenized(name: str, tokenizer, examples: list, **options) -> tuple[Split, dict]:
-  split, counts = tokenize(tokenizer, examples, **options)
+def _tokenized(
+  name: str, tokenizer, examples: list, chosen: int, limits: dict
+) -> tuple[Split, dict]:
+  """Tokenises one split and adds what overlap had dropped of its `chosen` rows to the counts."""
+  split, counts = tokenize(tokenizer, examples, **limits)
   if not counts["kept"]:
     raise UserError(
       f"The {name} split is empty: of {len(examples)} examples all were skipped "
       f"({counts['skipped']}). Raise data.max_length, or look at the answers."
     )
-  return split, counts
+  if dropped := chosen - len(examples):
+    counts["skipped"]["overlap"] = dropped
+  return split, {"read": chosen} | counts
 
 
 def _tokenizer_hash(tokenizer) -> str | None:

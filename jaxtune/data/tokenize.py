@@ -70,13 +70,8 @@ def tokenize(
   Raises:
     UserError: by the two policies, with file and line; or a tokenizer without a stop token.
   """
-  check_choice("too_long", too_long, TOO_LONG)
-  check_choice("no_target", no_target, NO_TARGET)
-  if max_length is not None and max_length < 2:
-    raise UserError(f"data.max_length is {max_length}: expected 2 or more tokens.")
-  if tokenizer.eos_token_id is None:
-    raise UserError("The tokenizer has no eos token, so answers cannot end: set its `eos_token`.")
-  items, counts = list(_encode(tokenizer, examples)), {"read": len(examples)}
+  _check(tokenizer, max_length, too_long, no_target)
+  items = list(_encode(tokenizer, examples))
   long = [item for item in items if max_length is not None and len(item.ids) > max_length]
   if long and too_long == "error":
     raise UserError(_too_long(long, len(items), max_length))
@@ -85,20 +80,14 @@ def tokenize(
   if empty and no_target == "error":
     raise UserError(_no_target(empty, len(items)))
   items = [item for item in items if item.trained_from < len(item.ids)]
-  skipped = {
-    "too_long": len(long) if too_long == "skip" else 0,
-    "no_target": len(empty),
-    "short_tail": short_tails,
-  }
+  skips = too_long == "skip"
+  skipped = {"too_long": skips * len(long), "no_target": len(empty), "short_tail": short_tails}
   split = _pack(tokenizer, items, max_length)
-  return split, counts | {
+  return split, {
     "kept": len(items),
     "skipped": {reason: count for reason, count in skipped.items() if count},
-    "truncated": len(long) if too_long in ("truncate", "chunk") else 0,
-    "tokens": int(split.mask_NT.sum()),
-    "trained_tokens": int(split.weights_NT.sum()),
-    "longest": max((len(item.ids) for item in items), default=0),
-    "sha256": _hash(split),
+    "truncated": len(long) * (not skips),
+    **_measures(split),
   }
 
 
@@ -116,6 +105,15 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
   """Raises UserError naming the nearest where `value` is not one of `choices`."""
   if value not in choices:
     raise UserError(f"data.{name}={value!r} is unknown. {nearest(value, choices)}")
+
+
+def _check(tokenizer, max_length: int | None, too_long: str, no_target: str) -> None:
+  check_choice("too_long", too_long, TOO_LONG)
+  check_choice("no_target", no_target, NO_TARGET)
+  if max_length is not None and max_length < 2:
+    raise UserError(f"data.max_length is {max_length}: expected 2 or more tokens.")
+  if tokenizer.eos_token_id is None:
+    raise UserError("The tokenizer has no eos token, so answers cannot end: set its `eos_token`.")
 
 
 def _ids(tokenizer, texts: Sequence[str], **options) -> list[list[int]]:
@@ -193,12 +191,17 @@ def _pack(tokenizer, items: Sequence[_Item], max_length: int | None) -> Split:
   )
 
 
-def _hash(split: Split) -> str:
+def _measures(split: Split) -> dict:
   digest = hashlib.sha256()
   for array in (split.tokens_NT, split.mask_NT, split.weights_NT):
     digest.update(repr((array.shape, array.dtype.str)).encode())
     digest.update(array.tobytes())
-  return digest.hexdigest()
+  return {
+    "tokens": int(split.mask_NT.sum()),
+    "trained_tokens": int(np.count_nonzero(split.weights_NT)),
+    "longest": int(split.mask_NT.sum(axis=1).max(initial=0)),
+    "sha256": digest.hexdigest(),
+  }
 
 
 def _too_long(long: Sequence[_Item], total: int, max_length: int) -> str:

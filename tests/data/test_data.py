@@ -105,7 +105,7 @@ def test_e2e(tokenizer):
   assert len(made.train.rows) == 500
   assert max(map(len, made.validation.references)) > 1
   assert np.isin(made.train.weights_NT, (0, 1)).all()
-  assert made.report["splits"]["train"]["file_rows"] == 42061
+  assert made.report["file_rows"] == {"train": 42061, "validation": 547}
 
 
 @pytest.mark.skipif(not (SHARED / "sst2").is_dir(), reason="needs ../shared/data")

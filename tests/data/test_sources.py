@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import huggingface_hub
 import pyarrow
 import pyarrow.parquet
@@ -120,6 +121,16 @@ def test_header_and_columns_contradict(write):
   path = write("a.tsv", "x\ty\n1\t2\n")
   with pytest.raises(UserError, match="has a header line"):
     sources.read(path, columns=("x", "y"))
+
+
+def test_a_hub_name_gives_the_split_of_that_name(monkeypatch):
+  parts = {name: datasets.Dataset.from_list([{"text": name}]) for name in ("train", "test")}
+  monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *args, **kwargs: None)
+  monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration: parts)
+  table = sources.read("owner/name:small", "test")
+  assert table.rows == [{"text": "test"}] and table.where == ["owner/name:small[test]:row 1"]
+  with pytest.raises(UserError, match="no split 'validation'.*test, train"):
+    sources.read("owner/name", "validation")
 
 
 def test_a_hub_name_without_network_fails_at_once(monkeypatch):

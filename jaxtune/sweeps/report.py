@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -207,6 +208,7 @@ def _replace(path: Path, content: bytes) -> None:
     part.write_bytes(content)
     os.replace(part, path)
   except OSError as error:
-    part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      part.unlink()
     raise UserError(f"cannot write {path}: {error.strerror or error}. Free some space or choose "
                     "another --workdir") from error

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import csv
+import math
+import os
+
+import pytest
+
+from jaxtune.errors import UserError
+from jaxtune.sweeps import report, table
+
+LORA = {"method": {"name": "lora", "alpha": 16.0, "scale": None}}
+
+
+def test_files(made, tmp_path):
+  path = report.write(made.ranks({1: [2.0, 2.1], 4: [1.5, 1.4]}), tmp_path, base_parameters=40_000,
+                      notes={"compiled programs": 1})
+  assert path == tmp_path / "report.md"
+  written = path.read_text()
+  assert "- trials: 4\n- seeds: 2\n" in written and "- compiled programs: 1" in written
+  assert "- data: train 20" in written and "- versions: jax 0.10" in written
+  assert all((tmp_path / name).exists() for name in
+             ("plots/test_loss-rank.png", "plots/test_loss-trained_parameters.png"))
+  page = (tmp_path / "report.html").read_text()
+  assert page.count("data:image/png;base64,") == 2 and "http" not in page
+  assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+
+
+def test_table_begins_with_the_base_and_goes_on_best_first(made):
+  results = made.ranks({1: [2.0, 2.2], 2: [math.nan, 1.0], 4: [1.5, 1.5]})
+  found = table.build(results, "test_loss", base_parameters=40_000)
+  assert [row[0] for row in found.rows] == [
+    "base (untuned)", "lora rank=4", "lora rank=1", "lora rank=2"]
+  assert found.rows[0][4] == "3.000" and found.rows[0][1] == "0"
+  assert found.rows[1][1:4] == ["4,000", "10", "2"]
+  # Two seeds 0.2 apart: t(0.975, 1) = 12.706, standard error 0.1.
+  assert found.rows[2][4] == "2.100 ± 1.271"
+  assert found.rows[3][4] == "diverged (1 of 2)"
+  assert found.header[4] == "test loss (nats/token) ↓" and found.rows[2][6] == "-0.900 ± 1.271"
+
+
+def test_one_trial_has_no_interval(made, tmp_path):
+  path = report.write([made.result({}, 2.0)], tmp_path)
+  assert "| lora | 1,000 | - | 1 | 2.000 ± - |" in path.read_text()
+
+
+def test_a_metric_that_some_seeds_lack_says_how_many_have_it(made):
+  results = made.ranks({1: [2.0, 2.1, 2.2], 2: [2.0, 2.0, 2.0]})
+  results[0]["final"]["test_bleu"], results[1]["final"]["test_bleu"] = 20.0, 22.0
+  rows = table.build(results, "test_loss").rows
+  column = table.build(results, "test_loss").header.index("test BLEU ↑")
+  assert {row[0]: row[column] for row in rows} == {
+    "base (untuned)": "-", "lora rank=1": "21.00 ± 12.71 (2 of 3)", "lora rank=2": "-"}
+
+
+def test_csv_has_a_row_a_trial_with_all_that_is_known(made, tmp_path):
+  results = made.ranks({1: [2.0, math.nan]}) + [
+    made.result({"method": {"name": "prefix", "length": 10}, "seed": 0}, 1.5, method="prefix")]
+  report.write(results, tmp_path)
+  with open(tmp_path / "results.csv", newline="") as stream:
+    rows = list(csv.DictReader(stream))
+  assert len(rows) == 3 and rows[1]["final.test_loss"] == "nan"
+  assert rows[0]["method.rank"] == "1" and rows[0]["method.length"] == ""
+  assert rows[2]["method.length"] == "10" and float(rows[2]["final.test_loss"]) == 1.5
+  assert float(rows[0]["base.test_loss"]) == 3.0 and rows[0]["seconds"] == "2.0"
+  assert "Diverged" in (tmp_path / "report.md").read_text()
+
+
+def test_the_note_on_the_scale_of_lora(made):
+  results = made.ranks({1: [2.0], 4: [1.5]})
+  assert "alpha = 16 is fixed" in report.scale_note(results, LORA)
+  assert "set method.scale" in report.scale_note([r | {"config": LORA} for r in results])
+  assert report.scale_note(results) is None
+  assert report.scale_note(results[:1], LORA) is None
+  fixed = {"method": LORA["method"] | {"scale": 2.0}}
+  assert report.scale_note(results, fixed) is None
+  along = [made.result({"method": {"name": "lora", "rank": r, "alpha": 2 * r}}, 2.0)
+           for r in (1, 4)]
+  assert report.scale_note(along, LORA) is None
+  assert report.scale_note(
+    [made.result({"method": {"name": "lora", "rank": r}}, 2.0) for r in (1, 4)], LORA)
+
+
+def test_text_is_escaped(made, tmp_path):
+  results = [made.result({"data.template": text}, 2.0) for text in ("a|b", "<b>&")]
+  written = report.write(results, tmp_path).read_text()
+  assert "a\\|b" in written
+  assert "&lt;b&gt;&amp;" in (tmp_path / "report.html").read_text()
+
+
+def test_mistakes_are_named(made, tmp_path):
+  with pytest.raises(UserError, match="run the sweep first"):
+    report.write([], tmp_path)
+  with pytest.raises(UserError, match="'test_loss'"):
+    report.write([made.result({}, 2.0)], tmp_path, metric="test_los")
+  (tmp_path / "file").write_text("kept")
+  with pytest.raises(UserError, match="cannot write"):
+    report.write([made.result({}, 2.0)], tmp_path / "file")
+  assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_failed_write_leaves_the_old_file(made, tmp_path, monkeypatch):
+  results = [made.result({}, 2.0)]
+  before = report.write(results, tmp_path).read_text()
+
+  def full(*_):
+    raise OSError(28, "No space left on device")
+  monkeypatch.setattr(os, "replace", full)
+  with pytest.raises(UserError, match="No space left"):
+    report.write([made.result({}, 9.0)], tmp_path)
+  assert (tmp_path / "report.md").read_text() == before
+  assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from jaxtune.sweeps import stats
+
+
+def test_interval_is_that_of_the_t_test():
+  values = [1.2, 1.5, 1.1, 1.3]
+  interval = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
+  summary = stats.summarize(values)
+  assert summary.mean == pytest.approx(np.mean(values))
+  assert summary.mean - summary.half_width == pytest.approx(interval.low)
+  assert summary.mean + summary.half_width == pytest.approx(interval.high)
+
+
+def test_one_seed_has_no_interval():
+  assert stats.summarize([1.5]) == stats.Summary(1.5, None, 1, 0)
+  assert stats.summarize([1.5, None]) == stats.Summary(1.5, None, 1, 0)
+  assert stats.summarize([]) == stats.Summary(None, None, 0, 0)
+
+
+def test_a_diverged_seed_leaves_no_mean():
+  assert stats.summarize([1.0, math.nan, 1.2]) == stats.Summary(None, None, 3, 1)
+  assert stats.summarize([1.0, math.inf]).diverged == 1
+
+
+def test_a_diverged_trial_has_no_other_metric_either(made):
+  lost = made.result({"seed": 0}, math.nan, bleu=0.0)
+  assert math.isnan(stats.final(lost, "test_bleu"))
+
+
+def test_group_leaves_out_the_seed_alone(made):
+  rows = stats.group(made.ranks({1: [2.0, 2.1], 4: [1.5, 1.4]}))
+  assert [row.label for row in rows] == ["lora rank=1", "lora rank=4"]
+  assert [len(row.results) for row in rows] == [2, 2]
+
+
+def test_difference_is_paired(made):
+  results = [made.result({"seed": seed}, loss, base=base)
+             for seed, (loss, base) in enumerate([(2.0, 3.0), (3.1, 4.0), (1.0, 2.1)])]
+  expected = scipy_stats.ttest_rel([2.0, 3.1, 1.0], [3.0, 4.0, 2.1]).confidence_interval(0.95)
+  summary = stats.difference(results, "test_loss")
+  assert summary.mean - summary.half_width == pytest.approx(expected.low)
+  assert summary.mean + summary.half_width == pytest.approx(expected.high)
+  assert stats.difference(results, "test_bleu").mean is None
+
+
+def test_base_has_an_interval_only_where_it_was_measured_on_different_examples(made):
+  same = made.ranks({1: [2.0, 2.1]})
+  assert stats.of_base(same, "test_loss") == stats.Summary(3.0, None, 1, 0)
+  other = [made.result({"seed": i}, 2.0, base=base) for i, base in enumerate([3.0, 3.2])]
+  assert stats.of_base(other, "test_loss").half_width > 0
+
+
+def test_best_first_follows_the_metric_and_puts_the_diverged_last(made):
+  results = made.ranks({1: [2.0, 2.1], 2: [math.nan, 1.0], 4: [1.5, 1.4], 8: [math.nan, math.nan]})
+  results[0]["final"]["test_bleu"], results[4]["final"]["test_bleu"] = 30.0, 20.0
+  rows = stats.group(results)
+  order = [row.settings["method.rank"] for row in stats.best_first(rows, "test_loss")]
+  assert order == [4, 1, 2, 8]
+  order = [row.settings["method.rank"] for row in stats.best_first(rows, "test_bleu")]
+  assert order == [1, 4, 2, 8]
+
+
+def test_labels():
+  lora = {"method.name": "lora", "method.alpha": 16, "optim.learning_rate": 1e-3}
+  full = {"method.name": "full", "optim.learning_rate": 1e-3}
+  prefix = {"method.name": "prefix", "optim.learning_rate": 1e-3, "method.length": 10}
+  assert stats.labels([lora | {"method.rank": 1}, lora | {"method.rank": 4}, prefix, full]) == [
+    "lora rank=1", "lora rank=4", "prefix length=10", "full"]
+  assert stats.labels([lora]) == ["lora"]
+  assert stats.labels([prefix, prefix | {"optim.learning_rate": 3e-5}]) == [
+    "prefix learning_rate=0.001", "prefix learning_rate=3e-5"]
+  assert stats.labels([lora | {"optim.name": "adamw"}, lora | {"optim.name": "lion"}]) == [
+    "lora optim=adamw", "lora optim=lion"]
+
+
+def test_a_base_for_each_model(made):
+  results = [made.result({"model.path": path, "seed": 0}, 2.0, base=base)
+             for path, base in (("small", 3.0), ("large", 2.5))]
+  bases = stats.group_bases(stats.group(results))
+  assert [row.label for row in bases] == ["base (untuned) path=small", "base (untuned) path=large"]
+  assert [stats.of_base(row.results, "test_loss").mean for row in bases] == [3.0, 2.5]

@@ -49,8 +49,9 @@ def stack(trees: list[Any]) -> Any:
   def join(*leaves):
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     shape = [max(sizes) for sizes in zip(*(leaf.shape for leaf in leaves), strict=True)]
-    pad = lambda x: jnp.pad(x, [(0, n - m) for m, n in zip(x.shape, shape, strict=True)])
-    return jnp.stack([pad(leaf) for leaf in leaves])
+    ends = [[n - m for m, n in zip(leaf.shape, shape, strict=True)] for leaf in leaves]
+    pad = lambda x, end: jnp.pad(x, [(0, n) for n in end]) if any(end) else x
+    return jnp.stack(list(map(pad, leaves, ends)))
 
   return jax.tree.map(join, *trees)
 
@@ -62,16 +63,26 @@ def crop(tree: Any, like: Any) -> Any:
 
 def fingerprint(tree: Any) -> str:
   """Hashes names, shapes, types and values; equal trees have equal fingerprints everywhere."""
-
-  @jax.jit
-  def digest(x):
-    bits = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
-    bits = bits.astype(jnp.uint32).ravel()
-    mixed = (bits + 1) * (jnp.arange(bits.size, dtype=jnp.uint32) * 2654435761 + 97)
-    return mixed.sum(dtype=jnp.uint32), (mixed ^ (mixed >> 15)).sum(dtype=jnp.uint32)
-
   parts = [
-    (path, leaf.shape, str(leaf.dtype), *map(int, digest(leaf)))
+    (path, leaf.shape, str(leaf.dtype), *map(int, _digest(leaf)))
     for path, leaf in sorted(flatten(tree).items())
   ]
   return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@jax.jit
+def _digest(x):
+  """Sums a hash of every element and its index, twice: the same in any order, on any devices."""
+  x = x.astype(jnp.uint8) if x.dtype == bool else x
+  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+  bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).ravel()
+  index = jnp.arange(bits.size, dtype=jnp.uint32)
+  seeds = (jnp.uint32(0), jnp.uint32(0x9E3779B9))
+  return [_mix(bits ^ _mix(index ^ seed)).sum(dtype=jnp.uint32) for seed in seeds]
+
+
+def _mix(h):
+  """Scrambles 32-bit words one to one (the finaliser of MurmurHash3)."""
+  h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+  h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+  return h ^ (h >> 16)

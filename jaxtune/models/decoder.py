@@ -203,7 +203,7 @@ class Decoder(nn.Module):
       mask_BT = jnp.ones(tokens_BT.shape, bool)
     length = tokens_BT.shape[1]
     causal_TS = jnp.tril(jnp.ones((length, length), bool))
-    mask_B1TS = causal_TS & mask_BT[:, None, None, :]
+    mask_B1TS = causal_TS[None, None] & mask_BT[:, None, None, :]
     positions_BT = jnp.maximum(jnp.cumsum(mask_BT, 1) - 1, 0)
     x_BTD, _ = self.trunk(self.embed(tokens_BT), None, None, mask_B1TS, positions_BT)
     return self.logits(x_BTD)
@@ -219,7 +219,7 @@ class Decoder(nn.Module):
       self.embed(tokens_BT),
       cache.keys_values,
       cache.index,
-      causal_TS & mask_BS[:, None, None, :],
+      causal_TS[None, None] & mask_BS[:, None, None, :],
       positions_BT,
     )
     cache = cache._replace(keys_values=keys_values, index=cache.index + length)

@@ -22,6 +22,9 @@ from jaxtune.models.decoder import Config, Decoder
 from jaxtune.models.names import Tensor
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+FILE_DTYPES = ("F32", "BF16", "F16", "F64")
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # in files, but no weights
+ATTENTIONS = ("xla", "cudnn")
 NOT_FAMILIES = ("layers", "decoder", "names", "hf")
 
 
@@ -84,6 +87,10 @@ def load(
     raise UserError("model needs either a path or an architecture, and not both")
   if dtype not in DTYPES:
     raise UserError(f"unknown dtype {dtype!r}. {nearest(dtype, DTYPES)}")
+  if attention is not None and attention not in ATTENTIONS:
+    raise UserError(f"unknown attention {attention!r}. {nearest(attention, ATTENTIONS)}")
+  if unroll < 1:
+    raise UserError(f"model.unroll is {unroll}, expected at least 1")
   folder = resolve(path) if path else None
   hf_config = _read_config(folder) if folder else dict(architecture)
   name = hf_config.get("model_type", "")
@@ -130,8 +137,8 @@ def resolve(path: str) -> Path:
 
 def _read_config(folder: Path) -> dict:
   try:
-    return json.loads((folder / "config.json").read_text())
-  except (OSError, ValueError) as error:
+    return dict(json.loads((folder / "config.json").read_text()))
+  except (OSError, ValueError, TypeError) as error:
     raise UserError(
       f"{folder} is not a model folder: its config.json cannot be read ({error})"
     ) from error
@@ -145,9 +152,15 @@ def _model_config(family, hf_config: dict, **overrides) -> Config:
         "(...ForCausalLM, GPT2LMHeadModel)"
       )
   try:
-    return family.config(hf_config, **overrides)
+    config = family.config(hf_config, **overrides)
   except KeyError as error:
     raise UserError(f"config.json lacks the key {error}") from error
+  if config.heads % config.kv_heads:
+    raise UserError(
+      f"config.json has {config.heads} attention heads and {config.kv_heads} key/value heads; "
+      "expected the first to be a multiple of the second"
+    )
+  return config
 
 
 def _tokenizer(name: str | None, folder: Path | None):
@@ -162,17 +175,25 @@ def _tokenizer(name: str | None, folder: Path | None):
     raise UserError(f"the tokenizer in {source} cannot be loaded: {error}") from error
 
 
+def _shards(folder: Path) -> list[str]:
+  """Lists the names of the files that hold the weights."""
+  index = folder / "model.safetensors.index.json"
+  if not index.exists():
+    return ["model.safetensors"]
+  try:
+    shards = sorted(set(map(str, json.loads(index.read_text())["weight_map"].values())))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(f"{index} cannot be read: {error!r}") from error
+  for shard in shards:
+    if Path(shard).name != shard or not shard.endswith(".safetensors"):
+      raise UserError(f"{index} names {shard!r}, which is outside its folder or no safetensors file")
+  return shards
+
+
 def _files(folder: Path) -> dict[str, tuple[Path, list[int]]]:
   """Maps every tensor name to (its file, its shape), from the safetensors headers."""
-  index = folder / "model.safetensors.index.json"
-  if index.exists():
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    if any(Path(shard).name != shard for shard in shards):
-      raise UserError(f"{index} names a file outside its folder")
-  else:
-    shards = ["model.safetensors"]
   found = {}
-  for shard in shards:
+  for shard in _shards(folder):
     path = folder / shard
     if not path.exists():
       hint = ""
@@ -184,9 +205,17 @@ def _files(folder: Path) -> dict[str, tuple[Path, list[int]]]:
       raise UserError(f"{folder} lacks {shard}{hint}")
     try:
       with safe_open(path, "numpy") as file:
-        found |= {name: (path, file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        kinds = {name: header.get_dtype() for name, header in headers.items()}
+        found |= {name: (path, header.get_shape()) for name, header in headers.items()}
     except SafetensorError as error:
       raise UserError(f"{path} is damaged or truncated: {error}") from error
+    for name, kind in kinds.items():
+      if kind not in FILE_DTYPES and not name.endswith(BUFFERS):
+        raise UserError(
+          f"{name} in {path} is stored as {kind}; expected unquantised weights, one of "
+          f"{', '.join(FILE_DTYPES)}"
+        )
   return found
 
 
@@ -196,8 +225,7 @@ def _check_names(table: list[Tensor], found: dict, shapes: dict, layers: int, ti
   wanted = {n: t.their_shape(shapes[t.ours]) for t in table for n in t.their_names(layers)}
   found = {n if n in wanted or n.startswith("lm_head") else _with(base, n): v
            for n, v in found.items()}  # fmt: skip
-  buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-  found = {n: v for n, v in found.items() if not n.endswith(buffers)}
+  found = {n: v for n, v in found.items() if not n.endswith(BUFFERS)}
   if tied:
     found.pop("lm_head.weight", None)
   missing, extra = sorted(wanted.keys() - found), sorted(found.keys() - wanted)

@@ -25,6 +25,11 @@ ACTIVATIONS = {
 }
 
 
+def lift(array, like):
+  """Gives an array the rank of `like` by leading axes of size 1: no rank is promoted in silence."""
+  return jnp.expand_dims(array, tuple(range(like.ndim - array.ndim)))
+
+
 class Linear(nn.Module):
   """Maps x (..., inputs) to x @ kernel + bias (..., outputs)."""
 
@@ -40,7 +45,7 @@ class Linear(nn.Module):
 
   def __call__(self, x):
     y = x @ self.kernel.astype(self.dtype)
-    return y + self.bias.astype(self.dtype) if self.use_bias else y
+    return y + lift(self.bias.astype(self.dtype), y) if self.use_bias else y
 
 
 class Embed(nn.Module):
@@ -80,8 +85,8 @@ class Norm(nn.Module):
     if self.centre:
       x = x - x.mean(-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.epsilon)
-    x = x * self.scale.astype(jnp.float32)
-    return (x + self.bias if self.centre else x).astype(self.dtype)
+    x = x * lift(self.scale.astype(jnp.float32), x)
+    return (x + lift(self.bias, x) if self.centre else x).astype(self.dtype)
 
 
 class Attend(nn.Module):
@@ -131,7 +136,8 @@ def rope_tables(rope: Rope, head_size: int, positions_BT):
     keep = (turns - rope.low_frequency) / (rope.high_frequency - rope.low_frequency)
     keep = jnp.clip(keep, 0.0, 1.0)
     frequencies = frequencies * (keep + (1 - keep) / rope.factor)
-  angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
+  angles = positions_BT[:, :, None, None].astype(jnp.float32)
+  angles = angles * lift(frequencies, angles)
   return jnp.cos(angles), jnp.sin(angles)
 
 

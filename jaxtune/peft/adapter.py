@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxtune import peft
 from jaxtune.errors import UserError, nearest
-from jaxtune.models.layers import ACTIVATIONS
+from jaxtune.models.layers import ACTIVATIONS, lift
 
 # placement: the sites, and the defaults of adapters 1.3 for activation and scale
 PLACEMENTS = {
@@ -88,7 +88,9 @@ def _init(key, sites, *, targets, width, scale, rate, zero_up):
 def _intercept(placement, activation, module, trained, fixed, next_fn, x, y):
   def adapter(h):
     w = jax.tree.map(lambda p: p.astype(h.dtype), trained)
-    h = activation(h @ w["down_kernel"] + w["down_bias"]) @ w["up_kernel"] + w["up_bias"]
+    h = h @ w["down_kernel"]
+    h = activation(h + lift(w["down_bias"], h)) @ w["up_kernel"]
+    h = h + lift(w["up_bias"], h)
     return peft.dropout(module, h * fixed["scale"].astype(h.dtype), fixed["dropout"])
 
   source = {"pfeiffer": lambda: next_fn(x, y), "houlsby": lambda: y, "parallel": lambda: x}

@@ -92,11 +92,12 @@ def _realise(trained):
   made = next((arrays for arrays in trained.values() if "embedding" in arrays), None)
   if made is None:
     return trained
-  hidden_PF = jnp.tanh(made["embedding"] @ made["w1"] + made["b1"])
+  hidden_PF = jnp.tanh(made["embedding"] @ made["w1"] + made["b1"][None])
   found = {}
   for name in made:
     if name.startswith("w2:"):
-      both = jnp.tensordot(hidden_PF, made[name], 1) + made["b2" + name[2:]]  # (P, [L,] 2, K, H)
+      both = jnp.tensordot(hidden_PF, made[name], 1)  # (P, [L,] 2, K, H)
+      both = both + made["b2" + name[2:]][None]
       pair = jnp.moveaxis(both, (0, -3), (-3, 0))  # (2, [L,] P, K, H)
       found[name[3:].replace(".", "/")] = {"key": pair[0], "value": pair[1]}
   return found

@@ -1,0 +1,93 @@
+"""Checkpoints of a running group: what is trained, never the base."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxtune.errors import UserError
+
+
+class Checkpoints:
+  """The checkpoints of one run, in orbax's format; a context manager.
+
+  Each holds the state (trained tree, optimizer, step, seed, best so far) and a record of what it
+  belongs to: the configuration and the base's fingerprint.
+  """
+
+  def __init__(self, folder: Path, record: dict, keep: int = 2):
+    self.folder, self.record = folder, record
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+    self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self.manager.close()
+
+  def save(self, step: int, state: Any) -> None:
+    """Writes a checkpoint; one that is not complete is never seen again."""
+    if self.manager.latest_step() != step:
+      args = ocp.args.Composite(
+        state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(self.record)
+      )
+      self.manager.save(step, args=args)
+      self.manager.wait_until_finished()
+
+  def restore(self, like: Any) -> Any | None:
+    """Reads the latest state, with shapes, types and placement as in `like`; None if there is none.
+
+    Raises:
+      UserError: when it belongs to another configuration or another base.
+    """
+    step = self.manager.latest_step()
+    if step is None:
+      return None
+    found = self.manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+    self._check(found.record)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    return self.manager.restore(step, args=args).state
+
+  def _check(self, found: dict) -> None:
+    for key, value in json.loads(json.dumps(self.record, default=str)).items():
+      if found.get(key) != value:
+        where = differences(found.get(key), value)
+        raise UserError(
+          f"{self.folder} holds a checkpoint of another {key}: {where}. Resume with what it was "
+          "started with, or give another --workdir"
+        )
+
+
+def differences(old: Any, new: Any, path: str = "") -> str:
+  """Names the keys in which two nested dicts differ."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    keys = sorted({*old, *new})
+    parts = [differences(old.get(k), new.get(k), f"{path}.{k}" if path else k) for k in keys]
+    return "; ".join(part for part in parts if part)
+  return "" if old == new else f"{path or 'value'} was {old!r}, is now {new!r}"
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+  """Writes a file so that it is either the old one or the whole new one.
+
+  Raises:
+    UserError: when the disk is full or not writable; the old file is as it was.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  new = path.with_name(f".{path.name}.new")
+  try:
+    with new.open("wb") as file:
+      file.write(content.encode() if isinstance(content, str) else content)
+      file.flush()
+      os.fsync(file.fileno())
+    new.replace(path)
+  except OSError as error:
+    new.unlink(missing_ok=True)
+    raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,170 @@
+"""Reads, completes and checks an experiment's configuration.
+
+A config file is Python with `get_config(arg=None) -> ml_collections.ConfigDict`. Each of its sections
+is passed as keyword arguments to the one function that owns it; that function's signature holds the
+names, types and defaults, so there is nothing else to declare and nothing else to look up.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxtune import data, optim, peft, train
+from jaxtune.errors import UserError, nearest
+from jaxtune.evaluators import evaluate
+from jaxtune.models import hf
+from jaxtune.objectives import sft
+
+# section: (the function that owns it, arguments that the caller supplies)
+SECTIONS = {
+  "model": (hf.load, {"seed"}),
+  "data": (data.load, {"tokenizer", "seed"}),
+  "objective": (sft.loss, {"forward", "batch"}),
+  "optim": (optim.make, {"numbers", "steps"}),
+  "train": (train.Options, set()),
+  "evaluate": (evaluate.Options, set()),
+}
+
+
+def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ConfigDict:
+  """Runs a config file's `get_config` and sets overrides such as {"optim.learning_rate": 1e-3}.
+
+  Args:
+    path: "configs/lora.py", or "configs/lora.py:ARG" to pass ARG to get_config.
+  """
+  file, _, argument = str(path).partition(":")
+  if not Path(file).is_file():
+    folder = Path(file).parent if Path(file).parent.is_dir() else Path()
+    raise UserError(f"no config file {file!r}. {nearest(file, folder.glob('*.py'))}")
+  spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise UserError(f"{file} has no function get_config()")
+  config = module.get_config(argument) if argument else module.get_config()
+  return override(config, overrides or {})
+
+
+def override(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
+  """Returns a copy with dotted keys set; a key may also name a whole section."""
+  config = ConfigDict(to_dict(config))
+  for key, value in overrides.items():
+    *sections, last = key.split(".")
+    section = config
+    for name in sections:
+      if name not in section:
+        section[name] = ConfigDict()
+      section = section[name]
+    with section.ignore_type():
+      section[last] = value
+  return config
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+  """Turns ["--config.optim.learning_rate=1e-3"] into {"optim.learning_rate": 0.001}."""
+  found = {}
+  for argument in arguments:
+    key, equals, text = argument.partition("=")
+    if not key.startswith("--config.") or not equals:
+      raise UserError(f"unknown argument {argument!r}; overrides are --config.section.key=value")
+    try:
+      found[key.removeprefix("--config.")] = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      found[key.removeprefix("--config.")] = text
+  return found
+
+
+def complete(config: Any) -> dict:
+  """Checks every key and type against its owner, and fills in the defaults.
+
+  Raises:
+    UserError: an unknown section, key or method (names the nearest), or a value of a wrong type.
+  """
+  config = to_dict(config)
+  known = {"seed", "method", "sweep", *SECTIONS}
+  for section in config:
+    if section not in known:
+      raise UserError(f"unknown config section {section!r}. {nearest(section, known)}")
+  seed = config.get("seed", 0)
+  _check_type("seed", seed, int)
+  full = {"seed": seed, "method": complete_method(config.get("method", {"name": "lora"}))}
+  for section, (owner, supplied) in SECTIONS.items():
+    given = dict(config.get(section) or {})
+    if section == "objective" and given.pop("name", "sft") != "sft":
+      raise UserError(f"unknown objective {config[section]['name']!r}. {nearest('', ['sft'])}")
+    full[section] = _complete_section(section, given, owner, supplied)
+  return full
+
+
+def complete_method(section: dict, path: str = "method") -> dict:
+  """Completes a method's section, or each of a stack's."""
+  if not isinstance(section, dict) or "name" not in section:
+    raise UserError(f"{path} needs a name, for example {{'name': 'lora', 'rank': 8}}")
+  name, options = section["name"], {k: v for k, v in section.items() if k != "name"}
+  if name == "stack":
+    if not options:
+      raise UserError(f"{path} is a stack without methods")
+    return {"name": "stack"} | {
+      key: complete_method({"name": key, **part} if isinstance(part, dict) else part, f"{path}.{key}")
+      for key, part in options.items()
+    }
+  return {"name": name} | _complete_section(path, options, peft.constructor(name), set())
+
+
+def _complete_section(section: str, given: dict, owner: Any, supplied: set[str]) -> dict:
+  hints = typing.get_type_hints(owner if inspect.isfunction(owner) else owner)
+  allowed = {n: p for n, p in inspect.signature(owner).parameters.items() if n not in supplied}
+  for key, value in given.items():
+    if key not in allowed:
+      raise UserError(f"unknown config key {section}.{key}. {nearest(key, allowed)}")
+    _check_type(f"{section}.{key}", value, hints[key])
+  missing = [n for n, p in allowed.items() if p.default is p.empty and n not in given]
+  if missing:
+    raise UserError(f"config key {section}.{missing[0]} is required")
+  defaults = {n: p.default for n, p in allowed.items() if p.default is not p.empty}
+  return defaults | given
+
+
+def _check_type(key: str, value: Any, hint: Any) -> None:
+  if not _fits(value, hint):
+    expected = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
+    raise UserError(
+      f"config key {key} is {value!r} ({type(value).__name__}), expected {expected or hint}"
+    )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+  origin = typing.get_origin(hint)
+  if hint is Any:
+    return True
+  if origin in (typing.Union, types.UnionType):
+    return any(_fits(value, option) for option in typing.get_args(hint))
+  if origin is tuple:
+    (element, *_) = typing.get_args(hint)
+    return isinstance(value, list | tuple) and all(_fits(x, element) for x in value)
+  if hint is float:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+  if hint is int:
+    return isinstance(value, int) and not isinstance(value, bool)
+  if hint in (None, types.NoneType):
+    return value is None
+  return isinstance(value, origin or hint)
+
+
+def to_dict(config: Any) -> dict:
+  """Copies a ConfigDict, or a dict, into plain nested dicts."""
+  return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+
+
+def to_json(config: dict) -> str:
+  """Writes a completed config as its run's folder keeps it."""
+  return json.dumps(config, indent=2, sort_keys=True, default=str)

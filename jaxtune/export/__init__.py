@@ -1,0 +1,192 @@
+"""Writes what was trained in the formats that PyTorch users load, and proves that it loads.
+
+LoRA and prefixes go to PEFT's format, bottleneck adapters to AdapterHub's, and weight deltas (LoRA,
+BitFit, full) into a plain Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+
+from jaxtune import peft as methods_
+from jaxtune import tree
+from jaxtune.errors import UserError, nearest
+from jaxtune.export import adapterhub, card, certify, merged
+from jaxtune.export import peft as peft_format
+
+FORMATS = ("auto", "peft", "adapterhub", "merged")
+FORMAT_OF = {"lora": "peft", "prefix": "peft", "adapter": "adapterhub", "weights": "merged"}
+
+
+class Exported(NamedTuple):
+  """What an export made.
+
+  Attributes:
+    folder: where it lies.
+    format: "peft", "adapterhub" or "merged".
+    rounding: what the cast of merged weights lost; None for an adapter.
+    certificate: what reloading it in PyTorch showed; None where that was not asked for.
+  """
+
+  folder: Path
+  format: str
+  rounding: merged.Rounding | None
+  certificate: dict | None
+
+
+def export(
+  pretrained,
+  methods: tuple[methods_.Method, ...],
+  tuned: Any,
+  hyper: Any,
+  base: Any,
+  folder: str | Path,
+  *,
+  format: str = "auto",
+  dtype: str = "float32",
+  base_name: str | None = None,
+  extra_config: dict | None = None,
+  certify: bool = False,
+  prompts: list[list[int]] | None = None,
+  adapters_python: str | None = None,
+) -> Exported:
+  """Writes a trained method into `folder`, with a model card.
+
+  Everything is written beside `folder` and moved there when complete, so that an earlier export
+  survives a failure. An export that fails its certificate is kept as `<folder>.rejected`.
+
+  Args:
+    pretrained, methods, tuned, hyper, base: the model, and what `peft.init` made of it.
+    folder: replaced if it exists.
+    format: "peft", "adapterhub", "merged", or "auto": the method's own.
+    dtype: of merged weights, "float32" or "bfloat16"; adapters stay in float32, as trained.
+    base_name: what the files name as their base; by default the folder it was loaded from.
+    extra_config: entries added to adapter_config.json (not for merged).
+    certify: reload the files in PyTorch and compare logits; see `certify.certify`.
+    prompts: token ids for the certificate; by default random ones.
+    adapters_python: interpreter with `adapters` for AdapterHub's format; by default the
+      environment variable JAXTUNE_ADAPTERS_PYTHON.
+
+  Raises:
+    UserError: for a method that the format cannot express, naming one that can.
+  """
+  form = choose_format(methods, tuned, format)
+  if form != "merged" and dtype != "float32":
+    raise UserError(f"dtype {dtype!r} is for format='merged'; adapters are written in float32")
+  if base_name is None and pretrained.folder is not None:
+    base_name = str(pretrained.folder)
+  folder = Path(folder)
+  python = _interpreter(form, adapters_python) if certify else None
+  new = folder.with_name(f".{folder.name}.new")
+  shutil.rmtree(new, ignore_errors=True)
+  try:
+    rounding = None
+    if form == "merged":
+      rounding = merged.write(pretrained, methods, tuned, hyper, base, new, dtype)
+    else:
+      write = {"peft": peft_format.write, "adapterhub": adapterhub.write}[form]
+      new.mkdir(parents=True)
+      write(pretrained, methods[0], tuned, hyper, new, base_name, extra_config or {})
+    card.write(new, folder, form, methods, base_name, dtype, rounding)
+    certificate = None
+    if certify:
+      certificate = _certified(
+        new, folder, python, prompts, (pretrained, methods, tuned, hyper, base), base_name, rounding
+      )
+    _replace(new, folder)
+  except (OSError, SafetensorError) as error:
+    raise UserError(f"the export to {folder} cannot be written: {error}") from error
+  finally:
+    shutil.rmtree(new, ignore_errors=True)
+  return Exported(folder, form, rounding, certificate)
+
+
+def kind(method: methods_.Method, tuned: Any) -> str:
+  """Says what a method's arrays are: "lora", "prefix", "adapter" or "weights".
+
+  A stack may have renamed the method, so that its name does not tell.
+  """
+  if method.moves is not None:
+    return "weights"
+  owned = methods_.own(method, methods_.realise((method,), tuned["peft"]))
+  names = set().union(*owned.values())
+  known = {("a", "b"): "lora", ("key", "value"): "prefix"}
+  known[adapterhub.ARRAYS] = "adapter"
+  found = known.get(tuple(sorted(names)))
+  if found is None:
+    arrays = ", ".join(sorted(names)) or "none"
+    raise UserError(f"method {method.name!r} has no export format (its arrays: {arrays})")
+  return found
+
+
+def choose_format(methods: tuple[methods_.Method, ...], tuned: Any, format: str = "auto") -> str:
+  """Returns the format that `methods` are exported in.
+
+  Raises:
+    UserError: where there is none, or the one asked for cannot express them.
+  """
+  if format not in FORMATS:
+    raise UserError(f"unknown export format {format!r}. {nearest(format, FORMATS)}")
+  if not methods:
+    raise UserError("there is no method to export")
+  if len(methods) > 1:
+    return _stack_format(methods, format)
+  what = kind(methods[0], tuned)
+  own = FORMAT_OF[what]
+  if format == "merged" and methods[0].merge is None:
+    raise UserError(
+      f"method {methods[0].name!r} is no weight delta and cannot be merged: use format={own!r}"
+    )
+  if format not in ("auto", "merged", own):
+    raise UserError(f"{format!r} cannot express method {methods[0].name!r}: use format={own!r}")
+  form = own if format == "auto" else format
+  if form != "merged" and tree.flatten(tuned["params"]):
+    raise UserError(
+      f"weights of the base were trained too, and {form!r} cannot hold them: export the methods "
+      "that trained them with format='merged', and give that folder as this one's base"
+    )
+  return form
+
+
+def _stack_format(methods, format: str) -> str:
+  deltas = [m.name for m in methods if m.merge is not None]
+  if format in ("auto", "merged") and len(deltas) == len(methods):
+    return "merged"
+  names = " + ".join(m.name for m in methods)
+  if len(deltas) == len(methods):
+    raise UserError(f"{format!r} cannot express the stack {names}: use format='merged'")
+  first = f"merge {' + '.join(deltas)} first (format='merged', methods=these), " if deltas else ""
+  raise UserError(
+    f"no PyTorch format holds the stack {names}: {first}then export each other part alone "
+    "(methods=(part,)), with the merged folder as its base"
+  )
+
+
+def _interpreter(form: str, adapters_python: str | None) -> str | None:
+  return certify.adapters_interpreter(adapters_python) if form == "adapterhub" else None
+
+
+def _certified(new, folder, python, prompts, trained, base_name, rounding) -> dict:
+  """Certifies the files in `new`; moves them to <folder>.rejected where they are not as trained."""
+  try:
+    return certify.certify(
+      new, *trained, prompts=prompts, python=python, base_name=base_name, rounding=rounding
+    )
+  except certify.Rejected as error:
+    rejected = folder.with_name(folder.name + ".rejected")
+    _replace(new, rejected)
+    raise UserError(f"{error}. Its files and certificate are kept in {rejected}") from error
+
+
+def _replace(new: Path, folder: Path) -> None:
+  """Moves a complete folder to its place; what was there goes only then."""
+  old = folder.with_name(f".{folder.name}.old")
+  shutil.rmtree(old, ignore_errors=True)
+  if folder.exists():
+    folder.rename(old)
+  new.rename(folder)
+  shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,82 @@
+"""The model card of an export: what it is, and the lines of PyTorch that load it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+SNIPPETS = {
+  "peft": """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({base})
+model = PeftModel.from_pretrained(base, {folder})
+""",
+  "adapterhub": """\
+import adapters
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained({base})
+adapters.init(model)
+model.load_adapter({folder}, use_safetensors=True, set_active=True)
+""",
+  "merged": """\
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained({folder})
+""",
+}
+NEEDS = {
+  "peft": "an adapter in PEFT's format (`pip install peft transformers`)",
+  "adapterhub": "an adapter in AdapterHub's format (`pip install adapters`, version 1.3)",
+  "merged": "a whole model in transformers' format (`pip install transformers`)",
+}
+CARD = """\
+---
+library_name: {library}
+tags: [jaxtune]
+---
+
+# {title}
+
+Trained with jaxtune: {needs}.
+
+- base model: {base}
+{options}{rounding}
+## Load it
+
+```python
+{snippet}```
+
+`certificate.json`, where there is one, states how far its logits in PyTorch were from those of the
+model that was trained.
+"""
+LIBRARIES = {"peft": "peft", "adapterhub": "adapters", "merged": "transformers"}
+
+
+def write(new: Path, folder: Path, form: str, methods, base_name, dtype, rounding) -> None:
+  """Writes README.md into `new`, for files that will lie in `folder`."""
+  options = "".join(
+    f"- method: {m.name}{' · ' if m.options else ''}"
+    + ", ".join(f"{name} {value}" for name, value in m.options.items() if value is not None)
+    + "\n"
+    for m in methods
+  )
+  loss = ""
+  if rounding:
+    error, lost = rounding.overall
+    loss = f"- stored as {dtype}; of the trained change, the cast loses {error:.2%} (relative "
+    loss += f"Frobenius error), and {lost:.2%} of the changed entries\n"
+  base = base_name or "initialised at random"
+  quoted = {"base": json.dumps(base_name or "BASE"), "folder": json.dumps(str(folder))}
+  text = CARD.format(
+    library=LIBRARIES[form],
+    title=" + ".join(m.name for m in methods) + f" for {Path(base).name}",
+    needs=NEEDS[form],
+    base=base,
+    options=options,
+    rounding=loss,
+    snippet=SNIPPETS[form].format(**quoted),
+  )
+  (new / "README.md").write_text(text)

@@ -1,0 +1,263 @@
+"""Reloads an export in real PyTorch and compares its logits with those of the model we trained.
+
+The answer is a file, `certificate.json`, beside the weights it speaks of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxtune import peft, tree
+from jaxtune.errors import UserError
+from jaxtune.models import hf
+from jaxtune.models.decoder import Decoder
+
+TOLERANCE = 1e-3
+PROMPTS, TOKENS = 8, 64  # the most that are compared: logits are (prompts, tokens, vocabulary)
+VARIABLE = "JAXTUNE_ADAPTERS_PYTHON"
+WEIGHTS = {"peft": "adapter_model.safetensors", "adapterhub": "adapter.safetensors"}
+
+
+class Rejected(UserError):
+  """The files give other logits than the model that was trained."""
+
+
+def certify(
+  folder: str | Path,
+  pretrained,
+  methods: tuple[peft.Method, ...],
+  tuned: Any,
+  hyper: Any,
+  base: Any,
+  *,
+  prompts: list[list[int]] | None = None,
+  python: str | None = None,
+  base_name: str | None = None,
+  rounding=None,
+) -> dict:
+  """Compares the logits of an export, in PyTorch on the CPU in fp32, with ours.
+
+  A batch of prompts of different lengths, padded on the right, and one of equal lengths are run.
+  Weights merged in a narrower type are compared with our own, rounded to that type: what the
+  rounding costs is `rounding`.
+
+  Args:
+    folder: of the export.
+    prompts: token ids; the first 8 prompts and 64 tokens of each are used. By default random.
+    python: the interpreter with the libraries; by default this one, and for AdapterHub's format
+      the one that the environment variable JAXTUNE_ADAPTERS_PYTHON names.
+
+  Returns:
+    What `certificate.json` holds.
+
+  Raises:
+    Rejected: the largest difference exceeds 1e-3; the certificate says so.
+    UserError: `folder` is not an export, or the libraries cannot load it.
+  """
+  folder = Path(folder)
+  form = check_folder(folder)
+  if form == "adapterhub":
+    python = adapters_interpreter(python)
+  batches = make_batches(prompts, pretrained.model.config, sum(m.positions for m in methods))
+  if form == "merged":
+    params = _as_stored(peft.merge(methods, base, tuned, hyper), folder)
+    ours = our_logits(pretrained, (), params, {"params": {}, "peft": {}}, {}, batches)
+  else:
+    ours = our_logits(pretrained, methods, base, tuned, hyper, batches)
+  untuned = our_logits(pretrained, (), pretrained.params, {"params": {}, "peft": {}}, {}, batches)
+  theirs, versions = their_logits(form, pretrained, folder, batches, python or sys.executable)
+  apart = [largest_difference(*row) for row in zip(ours, theirs, batches, strict=True)]
+  change = max(largest_difference(*row) for row in zip(ours, untuned, batches, strict=True))
+  worst = max(apart, key=lambda x: np.inf if np.isnan(x) else x)
+  certificate = {
+    "passed": bool(worst <= TOLERANCE),
+    "largest_logit_difference": _number(worst),
+    "tolerance": TOLERANCE,
+    "padded": _number(apart[0]),
+    "unpadded": _number(apart[1]),
+    "change_from_base": _number(change),
+    "prompts": len(batches[0][0]),
+    "prompts_from": "random tokens" if prompts is None else "the caller",
+    "format": form,
+    "method": " + ".join(m.name for m in methods),
+    "base": {"name": base_name, "fingerprint": tree.fingerprint(pretrained.params)},
+    "rounding": rounding and {"dtype": rounding.dtype, **rounding.overall._asdict()},
+    "versions": {**_our_versions(), "reloaded_in": versions},
+    "files": hashes(folder),
+  }
+  write_json(folder / "certificate.json", certificate)
+  if not certificate["passed"]:
+    raise Rejected(
+      f"the export does not equal the trained model: its logits in PyTorch differ by {worst:.3g}, "
+      f"expected at most {TOLERANCE:g}"
+    )
+  return certificate
+
+
+def check_folder(folder: Path) -> str:
+  """Returns the format of an export: "peft", "adapterhub" or "merged".
+
+  Raises:
+    UserError: for a folder that is none, or whose weights are damaged.
+  """
+  expected = "expected adapter_config.json with its weights, or a model's config.json"
+  if not folder.is_dir():
+    raise UserError(f"{folder} is not a folder; {expected}")
+  adapter, model = folder / "adapter_config.json", folder / "config.json"
+  path = adapter if adapter.exists() else model
+  try:
+    config = json.loads(path.read_text())
+  except OSError as error:
+    raise UserError(f"{folder} is not an exported adapter or model: {expected}") from error
+  except ValueError as error:
+    raise UserError(f"{path} is no JSON ({error}): export again") from error
+  form = "merged" if path == model else "adapterhub" if "config" in config else "peft"
+  if form == "peft" and "peft_type" not in config:
+    raise UserError(
+      f"{path} is neither PEFT's (it has no peft_type) nor AdapterHub's (it has no config)"
+    )
+  weights = folder / WEIGHTS.get(form, "model.safetensors")
+  if not weights.exists():
+    raise UserError(f"{folder} lacks {weights.name}: export again")
+  try:
+    with safe_open(weights, "numpy"):
+      pass
+  except SafetensorError as error:
+    raise UserError(f"{weights} is damaged or truncated ({error}): export again") from error
+  return form
+
+
+def adapters_interpreter(python: str | None = None) -> str:
+  """Returns the interpreter that AdapterHub's format is certified with."""
+  python = python or os.environ.get(VARIABLE)
+  if not python:
+    raise UserError(
+      "certifying AdapterHub's format needs an environment of its own, as adapters 1.3 does not "
+      "work with transformers 5: python -m venv E && E/bin/pip install adapters==1.3.0 torch, then "
+      f"{VARIABLE}=E/bin/python"
+    )
+  return python
+
+
+def make_batches(prompts, config, taken: int) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Makes (tokens, mask) of a right-padded batch and of one without padding.
+
+  Args:
+    taken: how many of the model's positions the method takes.
+  """
+  room = min(TOKENS, config.positions - taken)
+  if room < 1:
+    raise UserError(f"the method takes {taken} of the model's {config.positions} positions")
+  if prompts is None:
+    random = np.random.default_rng(0)
+    prompts = [random.integers(0, config.vocabulary, size).tolist() for size in range(24, 8, -2)]
+  prompts = [list(p)[:room] for p in prompts if len(p)][:PROMPTS]
+  if not prompts:
+    raise UserError("the certificate's prompts are all empty; pass some token ids, or none at all")
+  if len({len(p) for p in prompts}) == 1:  # then nothing would be padded
+    prompts.append(prompts[0][: max(1, len(prompts[0]) // 2)])
+  longest, shortest = max(map(len, prompts)), min(map(len, prompts))
+  tokens, mask = np.zeros((2, len(prompts), longest), np.int64)
+  for i, p in enumerate(prompts):
+    tokens[i, : len(p)], mask[i, : len(p)] = p, 1
+  equal = np.array([p[:shortest] for p in prompts], np.int64)
+  return [(tokens, mask), (equal, np.ones_like(equal))]
+
+
+def our_logits(pretrained, methods, base, tuned, hyper, batches) -> list[np.ndarray]:
+  """Runs our model in fp32, whatever type it was trained in."""
+  config = dataclasses.replace(pretrained.model.config, dtype=jnp.float32, attention=None)
+  base = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), base)
+  run = jax.jit(
+    lambda base, tuned, hyper, tokens, mask: peft.apply(
+      Decoder(config), methods, base, tuned, hyper, tokens, mask
+    )
+  )
+  with jax.default_matmul_precision("highest"):
+    return [
+      np.asarray(run(base, tuned, hyper, tokens.astype(np.int32), mask.astype(bool)))
+      for tokens, mask in batches
+    ]
+
+
+def their_logits(form, pretrained, folder: Path, batches, python: str):
+  """Runs the export in PyTorch: returns (logits of each batch, versions of the libraries)."""
+  with tempfile.TemporaryDirectory() as scratch:
+    scratch = Path(scratch)
+    base = pretrained.folder
+    if base is None:
+      base = hf.save(pretrained, pretrained.params, scratch / "base")
+    arrays = {f"tokens_{i}": tokens for i, (tokens, _) in enumerate(batches)}
+    arrays |= {f"mask_{i}": mask for i, (_, mask) in enumerate(batches)}
+    np.savez(scratch / "in.npz", **arrays)
+    script = Path(__file__).with_name("reload.py")
+    places = [script, form, base, folder, scratch / "in.npz", scratch / "out.npz"]
+    _run([python, *(str(Path(p)) for p in places)])
+    with np.load(scratch / "out.npz") as out:
+      logits = [out[f"logits_{i}"] for i in range(len(batches))]
+      return logits, json.loads(str(out["versions"]))
+
+
+def _run(command: list[str]) -> None:
+  offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | offline)
+  except OSError as error:
+    raise UserError(f"the interpreter {command[0]} cannot be started: {error}") from error
+  if done.returncode:
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    fix = ""
+    if "ModuleNotFoundError" in last:
+      fix = f"; install it for {command[0]} (pip install 'jaxtune[torch]')"
+    raise UserError(f"PyTorch cannot load the export: {last}{fix}")
+
+
+def largest_difference(ours, theirs, batch) -> float:
+  """Returns the largest absolute difference at real tokens; infinite where shapes differ."""
+  if ours.shape != theirs.shape:
+    return float("inf")
+  return float(np.abs(ours - theirs)[batch[1].astype(bool)].max())
+
+
+def hashes(folder: Path) -> dict[str, str]:
+  """Returns the SHA-256 of every file of an export but its certificate."""
+  return {
+    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(folder.rglob("*"))
+    if path.is_file() and path.name != "certificate.json"
+  }
+
+
+def write_json(path: Path, value: dict) -> None:
+  """Writes a file that is either whole or not there."""
+  new = path.with_name(f".{path.name}.new")
+  new.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+  new.replace(path)
+
+
+def _as_stored(params, folder: Path):
+  """Rounds merged weights as the export's config.json says they are stored."""
+  name = json.loads((folder / "config.json").read_text()).get("dtype", "float32")
+  return jax.tree.map(lambda x: x.astype(hf.DTYPES[name]), params)
+
+
+def _our_versions() -> dict[str, str]:
+  return {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")}
+
+
+def _number(x: float) -> float | None:
+  return x if np.isfinite(x) else None

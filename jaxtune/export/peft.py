@@ -1,0 +1,180 @@
+"""PEFT's format: adapter_config.json and adapter_model.safetensors, for LoRA and prefixes.
+
+Numbers come from `hyper`, not from the options: the scale that was trained is the scale written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxtune import peft as methods_
+from jaxtune.errors import UserError
+from jaxtune.models import hf
+
+VERSION = "0.21.2"  # of PEFT, whose reader these files were checked against
+COMMON = {
+  "task_type": "CAUSAL_LM",
+  "inference_mode": True,
+  "peft_version": VERSION,
+}
+
+
+class Pair(NamedTuple):
+  """LoRA's factors of one torch module: delta W (out, in) = scale * b (out, R) @ a (R, in)."""
+
+  a: np.ndarray
+  b: np.ndarray
+  scale: float
+
+
+def write(pretrained, method, tuned, hyper, folder: Path, base_name, extra: dict) -> None:
+  """Writes a LoRA or a prefix into an existing folder."""
+  trained = methods_.own(method, methods_.realise((method,), tuned["peft"]))
+  fixed = methods_.own(method, hyper)
+  make = lora if "a" in next(iter(trained.values())) else prefix
+  config, tensors = make(pretrained, trained, fixed)
+  config = COMMON | {"base_model_name_or_path": base_name} | config | extra
+  tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
+  save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+  (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def prefix(pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
+  """Lays keys and values (L, P, K, H) out as PEFT's (P, L * 2 * K * H).
+
+  Raises:
+    UserError: for a prefix that leaves the real tokens at position 0 (shift=False).
+  """
+  c = pretrained.model.config
+  (site,) = trained
+  mask_LP = np.asarray(fixed[site]["mask"])
+  kept = mask_LP[0]
+  if (mask_LP != kept).any():
+    raise UserError("the prefix has another length in each layer, which PEFT cannot express")
+  offset = int(next(x["offset"] for x in fixed.values() if "offset" in x))
+  if offset != kept.sum():
+    raise UserError(
+      f"PEFT starts real tokens at position {kept.sum()}, after the prefix; this one was trained "
+      f"with them at {offset} (shift=False), as in AdapterHub. Train with shift=True"
+    )
+  pair = np.stack([np.asarray(trained[site][name])[:, kept] for name in ("key", "value")])
+  flat = pair.transpose(2, 1, 0, 3, 4).reshape(int(kept.sum()), -1)  # (P, L, 2, K, H)
+  config = {
+    "peft_type": "PREFIX_TUNING",
+    "num_virtual_tokens": flat.shape[0],
+    "num_layers": c.layers,
+    "num_attention_heads": c.kv_heads,
+    "token_dim": c.kv_heads * c.head_size,
+    "num_transformer_submodules": 1,
+    "encoder_hidden_size": c.kv_heads * c.head_size,
+    "prefix_projection": False,
+    "init_weights": None,
+  }
+  return config, {"prompt_embeddings": flat}
+
+
+def lora(pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
+  """Names LoRA's factors as torch modules do, and finds the rank and alpha that give its scale."""
+  pairs = _pairs(pretrained, trained, fixed)
+  numbers = {
+    module: (len(ps[0].a), [_alpha(p.scale, len(p.a)) for p in ps]) for module, ps in pairs.items()
+  }
+  counts = Counter((r, a) for r, per_layer in numbers.values() for a in per_layer)
+  rank, alpha = counts.most_common(1)[0][0]
+  every = {row.theirs.removesuffix(".weight") for row in _table(pretrained)}
+  short = {module: _suffix(module, every) for module in pairs}
+  ranks, alphas = {}, {}
+  for module, (r, per_layer) in numbers.items():
+    if r != rank:
+      ranks[short[module]] = r
+    if len(set(per_layer)) > 1:
+      alphas |= {module.format(i): a for i, a in enumerate(per_layer)}
+    elif per_layer[0] != alpha:
+      alphas[short[module]] = per_layer[0]
+  dropout = max(float(np.max(fixed[site]["dropout"])) for site in trained)
+  config = {
+    "peft_type": "LORA",
+    "r": rank,
+    "lora_alpha": alpha,
+    "rank_pattern": ranks,
+    "alpha_pattern": alphas,
+    "target_modules": sorted(short.values()),
+    "lora_dropout": round(dropout, 6),
+    "fan_in_fan_out": pretrained.family == "gpt2",  # Conv1D keeps (in, out)
+    "bias": "none",
+    "modules_to_save": None,
+    "use_rslora": False,  # alpha already holds the trained scale: alpha = scale * r
+    "use_dora": False,
+    "init_lora_weights": True,
+  }
+  tensors = {}
+  for module, ps in pairs.items():
+    for i, p in enumerate(ps):
+      name = f"base_model.model.{module.format(i)}"
+      tensors |= {f"{name}.lora_A.weight": p.a, f"{name}.lora_B.weight": p.b}
+  return config, tensors
+
+
+def _pairs(pretrained, trained: dict, fixed: dict) -> dict[str, list[Pair]]:
+  """Returns {torch module, "{}" for the layer: its pair in each layer}."""
+  table = {row.ours: row for row in _table(pretrained)}
+  parts: dict[str, list] = defaultdict(list)
+  for site in sorted(trained, key=lambda s: (table[f"{s}/kernel"].part or (0, 1))):
+    row = table[f"{site}/kernel"]
+    arrays = (trained[site]["a"], trained[site]["b"], fixed[site]["scale"])
+    a, b, scale = map(np.asarray, arrays)
+    if not row.stacked:
+      a, b, scale = a[None], b[None], scale[None]
+    parts[row.theirs.removesuffix(".weight")].append((row.part, a, b, scale))
+  return {
+    module: [_join([(part, a[i], b[i], float(s[i])) for part, a, b, s in group])
+             for i in range(len(group[0][1]))]
+    for module, group in parts.items()
+  }  # fmt: skip
+
+
+def _join(parts: list) -> Pair:
+  """Makes one pair of the parts of a fused module, exactly, with the sum of their ranks.
+
+  A = [A_q; A_v]; the rows of B that belong to q read the columns of A_q alone, and so on.
+  """
+  _, first_a, first_b, scale = parts[0]
+  if parts[0][0] is None:
+    return Pair(first_a.T, first_b.T, scale)
+  # One module has one scale; a part trained with another one carries the ratio in its B.
+  scale = max((s for *_, s in parts), key=abs)
+  size, count = first_b.shape[-1], parts[0][0][1]
+  b = np.zeros((count * size, sum(p[1].shape[-1] for p in parts)), np.float32)
+  start = 0
+  for (i, _), a, part_b, part_scale in parts:
+    ratio = 1.0 if part_scale == scale else part_scale / scale
+    b[i * size : (i + 1) * size, start : start + a.shape[-1]] = part_b.T * np.float32(ratio)
+    start += a.shape[-1]
+  return Pair(np.concatenate([p[1].T for p in parts]), b, scale)
+
+
+def _alpha(scale: float, rank: int) -> float | int:
+  """Returns the alpha with alpha / rank = scale in fp32; a whole number where one does."""
+  alpha = scale * rank
+  whole = round(alpha)
+  return whole if np.float32(whole / rank) == np.float32(scale) else alpha
+
+
+def _table(pretrained):
+  return hf.family_module(pretrained.family).names(pretrained.model.config)
+
+
+def _suffix(module: str, every: set[str]) -> str:
+  """Returns the shortest end of a module's name that no other module has."""
+  words = module.split(".")
+  for count in range(1, len(words)):
+    end = "." + ".".join(words[-count:])
+    if "{}" not in end and not any(m.endswith(end) for m in every - {module}):
+      return end[1:]
+  return module

@@ -1,0 +1,124 @@
+"""Text generation with a key/value cache: greedy, temperature, top-k and top-p."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtune import peft
+from jaxtune.errors import UserError
+from jaxtune.models.decoder import Decoder, new_cache
+
+
+def generate(
+  model,
+  methods,
+  base,
+  tuned,
+  hyper,
+  prompts_BT,
+  mask_BT,
+  *,
+  max_new_tokens: int,
+  stop_tokens: tuple[int, ...],
+  temperature: float = 0.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  key: Any = None,
+):
+  """Continues left-padded prompts; pure, to be jitted by the caller.
+
+  Args:
+    prompts_BT, mask_BT: token ids and which of them are real; padding is on the left.
+    max_new_tokens: how many tokens at most.
+    stop_tokens: a row ends with the first of these that it draws.
+    temperature: 0 is greedy; then the other options are not used.
+    top_k: draw among the k likeliest tokens.
+    top_p: draw among the likeliest tokens that together reach probability p.
+    key: of the draws; each row has a key of its own, so its neighbours do not matter.
+
+  Returns:
+    (B, max_new_tokens) token ids; every token after a row's stop token repeats it.
+  """
+  batch, length = prompts_BT.shape
+  step = lambda tokens_BT, cache: peft.apply(
+    model, methods, base, tuned, hyper, tokens_BT, cache, method=Decoder.decode
+  )
+  stops = jnp.asarray(stop_tokens)
+  keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch)) if temperature else None
+
+  def draw(logits_BV, n):
+    if not temperature:
+      return logits_BV.argmax(-1).astype(jnp.int32)
+    keys = jax.vmap(lambda k: jax.random.fold_in(k, n))(keys_B)
+    kept_BV = restrict(logits_BV / temperature, top_k, top_p)
+    return jax.vmap(jax.random.categorical)(keys, kept_BV).astype(jnp.int32)
+
+  def body(carry):
+    n, done_B, last_B, out_BT, cache = carry
+    logits_BV, cache = step(last_B[:, None], cache)
+    new_B = jnp.where(done_B, last_B, draw(logits_BV, n))
+    out_BT = jax.lax.dynamic_update_slice_in_dim(out_BT, new_B[:, None], n, 1)
+    return n + 1, done_B | jnp.isin(new_B, stops), new_B, out_BT, cache
+
+  cache = new_cache(model.config, mask_BT, length + max_new_tokens)
+  logits_BV, cache = step(prompts_BT, cache)
+  first_B = draw(logits_BV, 0)
+  out_BT = jnp.broadcast_to(first_B[:, None], (batch, max_new_tokens))
+  carry = (jnp.asarray(1), jnp.isin(first_B, stops), first_B, out_BT, cache)
+  going = lambda carry: (carry[0] < max_new_tokens) & ~carry[1].all()
+  n, _, last_B, out_BT, _ = jax.lax.while_loop(going, body, carry)
+  return jnp.where(jnp.arange(max_new_tokens) < n, out_BT, last_B[:, None])
+
+
+def restrict(logits_BV, top_k: int | None, top_p: float | None):
+  """Sets the logits of tokens outside the top k, or outside the nucleus of mass p, to -inf."""
+  ordered_BV = jnp.sort(logits_BV, -1, descending=True)
+  if top_k is not None:
+    logits_BV = jnp.where(logits_BV < ordered_BV[:, top_k - 1, None], -jnp.inf, logits_BV)
+    ordered_BV = jnp.where(jnp.arange(ordered_BV.shape[-1]) < top_k, ordered_BV, -jnp.inf)
+  if top_p is not None:
+    mass_BV = jnp.cumsum(jax.nn.softmax(ordered_BV), -1)
+    before_BV = mass_BV - jax.nn.softmax(ordered_BV)
+    lowest_B = jnp.min(jnp.where(before_BV < top_p, ordered_BV, jnp.inf), -1)
+    logits_BV = jnp.where(logits_BV < lowest_B[:, None], -jnp.inf, logits_BV)
+  return logits_BV
+
+
+def check_options(
+  vocabulary: int, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+  """Raises UserError for sampling options out of range."""
+  if max_new_tokens < 1:
+    raise UserError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
+  if temperature < 0:
+    raise UserError(f"temperature is {temperature}, expected 0 (greedy) or more")
+  if top_k is not None and not 1 <= top_k <= vocabulary:
+    raise UserError(f"top_k is {top_k}, expected 1 to the vocabulary's {vocabulary}")
+  if top_p is not None and not 0 < top_p <= 1:
+    raise UserError(f"top_p is {top_p}, expected 0 < top_p <= 1")
+
+
+def pad_left(prompts: list[list[int]], pad: int, multiple: int = 16) -> tuple[Any, Any]:
+  """Packs prompts into (B, T) ids and mask, T rounded up so that few shapes are compiled."""
+  length = max(map(len, prompts))
+  length += -length % multiple
+  tokens_BT = np.full((len(prompts), length), pad, np.int32)
+  mask_BT = np.zeros((len(prompts), length), bool)
+  for i, prompt in enumerate(prompts):
+    tokens_BT[i, length - len(prompt) :] = prompt
+    mask_BT[i, length - len(prompt) :] = True
+  return tokens_BT, mask_BT
+
+
+def until_stop(tokens: Any, stop_tokens: tuple[int, ...]) -> list[int]:
+  """Cuts a row of generated ids before its first stop token."""
+  found = []
+  for token in map(int, tokens):
+    if token in stop_tokens:
+      break
+    found.append(token)
+  return found

@@ -1,0 +1,33 @@
+"""Supervised fine-tuning: next-token cross-entropy on the tokens that carry a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def loss(forward: Callable, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+  """Sums -log p(token | tokens before it) in nats.
+
+  Args:
+    forward: (tokens (B, T), mask (B, T)) -> logits (B, T, V) in fp32.
+    batch: tokens, mask and weights, each (B, T); the weight at t is that of token t as a target.
+
+  Returns:
+    (sum, {"weight": sum of weights, "correct": weight of the tokens whose argmax is right}).
+  """
+  logits_BTV = forward(batch["tokens"], batch["mask"])
+  # The last position predicts nothing: shifting targets leaves the large array as it is.
+  targets_BT = jnp.roll(batch["tokens"], -1, 1)
+  weights_BT = jnp.roll(batch["weights"], -1, 1).at[:, -1].set(0.0)
+  chosen = targets_BT[..., None] == jnp.arange(logits_BTV.shape[-1])
+  picked_BT = jnp.sum(jnp.where(chosen, logits_BTV, 0.0), -1)
+  nll_BT = jax.nn.logsumexp(logits_BTV, -1) - picked_BT
+  correct_BT = picked_BT >= logits_BTV.max(-1)  # a plain maximum: argmax is slow on a CPU
+  return (nll_BT * weights_BT).sum(), {
+    "weight": weights_BT.sum(),
+    "correct": (correct_BT * weights_BT).sum(),
+  }

@@ -1,0 +1,78 @@
+"""Optimizers whose numbers are arrays, so that trials with other numbers share one program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxtune.errors import UserError, nearest
+
+SCHEDULES = ("constant", "linear", "cosine")
+NAMES = ("adamw", "lion", "sgd")
+NUMBERS = ("learning_rate", "warmup", "weight_decay")
+UNDECAYED = ("bias", "scale", "down_bias", "up_bias")
+
+
+def make(
+  numbers: dict[str, Any] | None = None,
+  steps: int = 1,
+  *,
+  name: str = "adamw",
+  learning_rate: float = 1e-3,
+  schedule: str = "linear",
+  warmup: int = 0,
+  weight_decay: float = 0.0,
+  clip: float | None = 1.0,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  epsilon: float = 1e-8,
+) -> optax.GradientTransformation:
+  """Makes an elementwise optimizer: padded trials stay equal to their solo runs.
+
+  Args:
+    numbers: traced values that replace learning_rate, warmup and weight_decay.
+    steps: of the whole run, at whose end "linear" and "cosine" reach zero.
+    name: "adamw", "lion" or "sgd" (with momentum b1).
+    learning_rate: the peak.
+    warmup: steps of linear warm-up from zero.
+    weight_decay: decoupled; not applied to biases and norm scales.
+    clip: largest global norm of the gradient; None for none.
+  """
+  if name not in NAMES:
+    raise UserError(f"unknown optimizer {name!r}. {nearest(name, NAMES)}")
+  if schedule not in SCHEDULES:
+    raise UserError(f"unknown schedule {schedule!r}. {nearest(schedule, SCHEDULES)}")
+  given = {"learning_rate": learning_rate, "warmup": warmup, "weight_decay": weight_decay}
+  numbers = given | (numbers or {})
+
+  def rate(count):
+    shape = _decay(schedule, count, numbers["warmup"], steps)
+    return numbers["learning_rate"] * shape
+
+  decay = {"weight_decay": numbers["weight_decay"], "mask": _decayed}
+  rule = {
+    "adamw": lambda: optax.adamw(rate, b1, b2, epsilon, **decay),
+    "lion": lambda: optax.lion(rate, b1, b2, **decay),
+    "sgd": lambda: optax.chain(
+      optax.add_decayed_weights(**decay), optax.sgd(rate, momentum=b1 or None)
+    ),
+  }[name]()
+  return rule if clip is None else optax.chain(optax.clip_by_global_norm(clip), rule)
+
+
+def _decay(schedule: str, count, warmup, steps: int):
+  """Returns the learning rate at an update, as a share of its peak."""
+  rise = jnp.minimum((count + 1) / jnp.maximum(warmup, 1), 1.0)
+  left = jnp.clip((steps - count) / jnp.maximum(steps - warmup, 1), 0.0, 1.0)
+  if schedule == "constant":
+    left = 1.0
+  elif schedule == "cosine":
+    left = 0.5 * (1 + jnp.cos(jnp.pi * (1 - left)))
+  return jnp.where(count < warmup, rise, left)
+
+
+def _decayed(params: Any) -> Any:
+  return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)

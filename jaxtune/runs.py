@@ -1,0 +1,144 @@
+"""A run's folder: config.json, metrics.jsonl, checkpoints/, result.json and tuned.safetensors."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from jaxtune import peft, tree
+from jaxtune.checkpoint import write_atomically
+from jaxtune.errors import UserError
+from jaxtune.models import hf
+
+LIBRARIES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
+
+
+class Logs:
+  """The metrics.jsonl of each trial; on resume, lines after the restored step are dropped."""
+
+  def __init__(self, folders: list[Path], step: int):
+    self.paths = [folder / "metrics.jsonl" for folder in folders]
+    for path in self.paths:
+      lines = path.read_text().splitlines() if path.exists() else []
+      kept = [line for line in lines if _step(line) <= step] if step else []
+      write_atomically(path, "".join(line + "\n" for line in kept))
+
+  def __enter__(self):
+    self.files = [path.open("a") for path in self.paths]
+    return self
+
+  def __exit__(self, *error):
+    for file in self.files:
+      file.close()
+
+  def write(self, rows: list[dict], active: Any = None) -> None:
+    """Appends one row a trial, but for those that are not active."""
+    for i, (file, row) in enumerate(zip(self.files, rows, strict=True)):
+      if active is None or active[i]:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+
+
+def _step(line: str) -> float:
+  try:
+    return json.loads(line)["step"]
+  except (ValueError, KeyError):
+    return float("inf")  # a line cut off by a kill
+
+
+def versions() -> dict[str, str]:
+  """Names the versions that a result depends on."""
+  found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+  for name in LIBRARIES:
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      found[name] = "source"
+  return found
+
+
+def finish(
+  folder: Path, config: dict, setup, *, tuned, metrics: dict, base_metrics: dict, best_step: int,
+  seconds: float, group: int,
+) -> dict:  # fmt: skip
+  """Writes a trial's weights, predictions and result; returns the result."""
+  write_atomically(folder / "config.json", json.dumps(config, indent=2, default=str))
+  flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(tuned).items()}
+  record = {"base": setup.fingerprint, "config": json.dumps(config, default=str)}
+  write_atomically(folder / "tuned.safetensors", save(flat, record))
+  shown, split = dict(metrics), setup.dataset.test or setup.dataset.validation
+  if predictions := shown.pop("predictions", None):
+    rows = [
+      {"prompt": setup.pretrained.tokenizer.decode(p), "prediction": text, "references": references}
+      for p, text, references in zip(split.prompts, predictions, split.references, strict=False)
+    ]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(folder / "predictions.jsonl", lines)
+  result = {
+    "method": config["method"]["name"],
+    "trained_parameters": sum(leaf.size for leaf in flat.values()),
+    "base_parameters": tree.size(setup.pretrained.params),
+    "base": {k: v for k, v in base_metrics.items() if k != "predictions"},
+    "final": shown,
+    "steps": config["train"]["steps"],
+    "best_step": best_step,
+    "seconds": round(seconds, 2),
+    "trials_in_program": group,
+    "base_fingerprint": setup.fingerprint,
+    "versions": versions(),
+    "data": setup.dataset.report,
+  }
+  write_atomically(folder / "result.json", json.dumps(result, indent=2, default=str))
+  return result
+
+
+class Run(NamedTuple):
+  """A finished run, ready to be evaluated, generated from or exported."""
+
+  config: dict
+  pretrained: hf.Pretrained
+  methods: tuple
+  base: Any
+  tuned: Any
+  hyper: Any
+
+
+def load(folder: str | Path) -> Run:
+  """Loads a finished run and the base it was trained on.
+
+  Raises:
+    UserError: when the folder holds no finished run, or its base has changed.
+  """
+  folder = Path(folder)
+  path = folder / "tuned.safetensors"
+  if not path.exists():
+    done = sorted(str(p.parent) for p in folder.glob("trials/*/tuned.safetensors"))
+    hint = f"; it is a sweep, name one of its trials, such as {done[0]}" if done else ""
+    raise UserError(f"{folder} holds no finished run (no tuned.safetensors){hint}")
+  try:
+    with safe_open(path, "numpy") as file:
+      record = file.metadata()
+      flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    config = json.loads(record["config"])
+  except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    raise UserError(f"{path} is damaged: {error}") from error
+  pretrained = hf.load(**config["model"], seed=config["seed"])
+  if tree.fingerprint(pretrained.params) != record["base"]:
+    raise UserError(f"{folder} was trained on other base weights than {config['model']['path']} holds")
+  methods = peft.build(config["method"])
+  sites = peft.find_sites(pretrained.model)
+  key = jax.random.key(config["seed"])
+  tuned, hyper, base = peft.init(key, methods, sites, pretrained.params)
+  missing = {*tree.flatten(tuned)} ^ {*flat}
+  if missing:
+    raise UserError(f"{path} does not fit its configuration: {sorted(missing)[:3]}")
+  tuned = {"params": {}, "peft": {}} | tree.unflatten({k: jax.numpy.asarray(v) for k, v in flat.items()})
+  return Run(config, pretrained, methods, base, tuned, hyper)

@@ -1,0 +1,147 @@
+"""Where arrays live and how a step is compiled: one device, a mesh under jit, or pmap."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxtune.errors import UserError, nearest
+
+AXES = ("trial", "data", "fsdp", "tensor")
+KINDS = ("jit", "pmap")
+
+# The first rule that matches a path says how its last axes are split; leading axes (layers) stay whole.
+RULES = (
+  (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|head)/kernel$", ("fsdp", "tensor")),
+  (r"(o_proj|down_proj)/kernel$", ("tensor", "fsdp")),
+  (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/bias$", ("tensor",)),
+  (r"(o_proj|down_proj)/bias$", ()),
+  (r"embedding$", ("tensor", "fsdp")),
+  (r"norm/(scale|bias)$", ()),
+  (r"(lora|adapter|prefix)\b", ()),
+  (r"(^|/)(step|seed|count|hyper|numbers|learning_rate|warmup|weight_decay)\b", ()),
+)
+
+
+class Parallel(NamedTuple):
+  """How this run spreads over its devices.
+
+  Attributes:
+    kind: "jit" or "pmap".
+    mesh: of the axes trial, data, fsdp and tensor; None on a single device and for pmap.
+    devices: how many.
+  """
+
+  kind: str
+  mesh: Mesh | None
+  devices: int
+
+  def compile(self, function: Callable, donate: bool = False) -> Callable:
+    """Compiles function(trials, shared, batch, axis=None); `batch` leaves are (E, A, B, ...).
+
+    Sums must be reduced over `axis` by the function itself.
+    """
+    given = (0,) if donate else ()
+    if self.kind == "jit":
+      return jax.jit(function, donate_argnums=given)
+    mapped = jax.pmap(
+      lambda trials, shared, batch: function(trials, shared, batch, axis="data"),
+      axis_name="data",
+      in_axes=(None, None, 0),
+      out_axes=None,
+    )
+    return lambda trials, shared, batch: mapped(trials, shared, self._split(batch))
+
+  def _split(self, batch):
+    def split(x):
+      parts = x.reshape(*x.shape[:2], self.devices, -1, *x.shape[3:])
+      return parts.transpose(2, 0, 1, *range(3, parts.ndim))
+
+    return jax.tree.map(split, batch)
+
+  def put_shared(self, tree: Any) -> Any:
+    """Places the base by the rules."""
+    return tree if self.mesh is None else jax.device_put(tree, shardings(self.mesh, tree))
+
+  def put_trials(self, tree: Any) -> Any:
+    """Places stacked trials: by the rules, the first axis over "trial"."""
+    return tree if self.mesh is None else jax.device_put(tree, shardings(self.mesh, tree, "trial"))
+
+  def put_batch(self, batch: Any) -> Any:
+    """Places a batch (E, A, B, ...): trials over "trial", examples over "data" and "fsdp"."""
+    if self.mesh is None:
+      return batch
+    return jax.device_put(batch, NamedSharding(self.mesh, P("trial", None, ("data", "fsdp"))))
+
+
+def make(kind: str = "jit", mesh: dict | None = None) -> Parallel:
+  """Lays out the devices.
+
+  Args:
+    kind: "jit" (any mesh) or "pmap" (data parallel over all local devices).
+    mesh: sizes of the axes, such as {"data": 2, "fsdp": 4}; the default is all data. One size may
+      be -1, for all devices that are left.
+
+  Raises:
+    UserError: an unknown kind or axis, or sizes that do not multiply to the number of devices.
+  """
+  if kind not in KINDS:
+    raise UserError(f"unknown train.parallel {kind!r}. {nearest(kind, KINDS)}")
+  count = jax.device_count()
+  if kind == "pmap":
+    if mesh:
+      raise UserError("train.mesh is for parallel='jit'; pmap is data parallel over all devices")
+    return Parallel("pmap", None, jax.local_device_count())
+  sizes = dict.fromkeys(AXES, 1) | (mesh or {"data": -1})
+  for axis in sizes:
+    if axis not in AXES:
+      raise UserError(f"unknown mesh axis {axis!r}. {nearest(axis, AXES)}")
+  known = 1
+  for size in sizes.values():
+    known *= size if size > 0 else 1
+  sizes = {axis: size if size > 0 else count // known for axis, size in sizes.items()}
+  total = 1
+  for size in sizes.values():
+    total *= size
+  if total != count:
+    raise UserError(f"train.mesh {sizes} makes {total} devices, but there are {count}")
+  if count == 1:
+    return Parallel("jit", None, 1)
+  names = tuple(sizes)
+  layout = jax.make_mesh(tuple(sizes.values()), names, axis_types=(AxisType.Auto,) * len(names))
+  return Parallel("jit", layout, count)
+
+
+def shardings(mesh: Mesh, tree: Any, first: str | None = None) -> Any:
+  """Gives every leaf its sharding by RULES, with axis 0 over `first`.
+
+  An axis that does not divide by its mesh axis stays whole (a vocabulary of 50,257, say).
+
+  Raises:
+    UserError: naming the leaves that no rule covers.
+  """
+  uncovered = []
+
+  def place(path, leaf):
+    name = "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+    rule = next((axes for pattern, axes in RULES if re.search(pattern, name)), None)
+    if rule is None:
+      uncovered.append(name)
+      rule = ()
+    leading = leaf.ndim - len(rule)
+    spec = [None] * leading + list(rule)
+    if first and leaf.ndim:
+      spec[0] = first
+    whole = lambda axis, size: axis is None or size % mesh.shape[axis]
+    spec = [None if whole(a, n) else a for a, n in zip(spec, leaf.shape, strict=True)]
+    return NamedSharding(mesh, P(*spec))
+
+  placed = jax.tree_util.tree_map_with_path(place, tree)
+  if uncovered:
+    raise UserError(f"no sharding rule covers {', '.join(uncovered)}")
+  return placed

@@ -1,0 +1,332 @@
+"""The training loop: a group of trials in one compiled program. A single run is a group of one."""
+
+from __future__ import annotations
+
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxtune import checkpoint, data, optim, peft, runs, sharding, tree, update
+from jaxtune.errors import UserError
+from jaxtune.evaluators import evaluate
+from jaxtune.models import hf
+from jaxtune.objectives import sft
+from jaxtune.sweeps import trials
+
+
+class Options(NamedTuple):
+  """The `train` section of a config.
+
+  Attributes:
+    steps: updates.
+    batch_size: examples in an update.
+    accumulate: parts that a batch is computed in, one after another.
+    log_every: steps between two lines of metrics.jsonl.
+    eval_every: steps between two evaluations on the validation split; None for ten in all.
+    patience: stop a trial after so many evaluations without a better validation loss.
+    keep: "best" (by validation loss) or "last": which weights are the result.
+    checkpoint_every: steps between two checkpoints; None for after every evaluation.
+    chunk: trials side by side in one vmap; None for 1 on a CPU and all of them elsewhere.
+    parallel: "jit" or "pmap".
+    mesh: sizes of the axes trial, data, fsdp and tensor, for "jit".
+  """
+
+  steps: int = 300
+  batch_size: int = 8
+  accumulate: int = 1
+  log_every: int = 10
+  eval_every: int | None = None
+  patience: int | None = None
+  keep: str = "best"
+  checkpoint_every: int | None = None
+  chunk: int | None = None
+  parallel: str = "jit"
+  mesh: dict | None = None
+
+
+class Setup(NamedTuple):
+  """What the trials of a group share.
+
+  Attributes:
+    pretrained: the model, its weights and tokenizer.
+    sites: of the model, from `peft.find_sites`.
+    dataset: tokenised splits.
+    fingerprint: of the base weights.
+  """
+
+  pretrained: hf.Pretrained
+  sites: dict
+  dataset: data.Data
+  fingerprint: str
+
+
+class Progress(NamedTuple):
+  """A group's state between two steps: all that a checkpoint holds.
+
+  Attributes:
+    state: update.State, stacked over trials.
+    sums: of the metrics since the last log line.
+    tuned: the weights with the best validation loss so far.
+    best: that loss, (E,); best_step: its step; stale: evaluations since.
+  """
+
+  state: Any
+  sums: Any
+  tuned: Any
+  best: Any
+  best_step: Any
+  stale: Any
+
+
+def prepare(config: dict) -> Setup:
+  """Loads the model and the data of a completed config."""
+  pretrained = hf.load(**config["model"], seed=config["seed"])
+  if pretrained.tokenizer is None:
+    raise UserError("the model's folder has no tokenizer; name one with model.tokenizer")
+  dataset = data.load(pretrained.tokenizer, **config["data"])
+  sites = peft.find_sites(pretrained.model)
+  setup = Setup(pretrained, sites, dataset, tree.fingerprint(pretrained.params))
+  check(config, setup)
+  return setup
+
+
+def check(config: dict, setup: Setup) -> None:
+  """Finds what cannot work before anything expensive starts."""
+  options, c = Options(**config["train"]), setup.pretrained.model.config
+  for name in ("steps", "batch_size", "accumulate", "log_every"):
+    if getattr(options, name) < 1:
+      raise UserError(f"train.{name} is {getattr(options, name)}, expected at least 1")
+  if options.batch_size % options.accumulate:
+    raise UserError(
+      f"train.batch_size {options.batch_size} does not divide into "
+      f"train.accumulate {options.accumulate} parts"
+    )
+  if options.keep not in ("best", "last"):
+    raise UserError(f"train.keep is {options.keep!r}, expected 'best' or 'last'")
+  if options.patience is not None and setup.dataset.validation is None:
+    raise UserError("train.patience needs a validation split: give data.validation")
+  optim.make(**config["optim"])
+  methods = peft.build(config["method"])
+  splits = [s for s in setup.dataset[:3] if s is not None]
+  longest = max(s.tokens_NT.shape[1] for s in splits)
+  prefix = sum(m.positions for m in methods)
+  evaluation = evaluate.Options(**config["evaluate"])
+  if evaluation.generate:
+    prompts = max((len(p) for s in splits[1:] for p in s.prompts), default=0)
+    longest = max(longest, prompts + evaluation.max_new_tokens)
+  if prefix + longest > c.positions:
+    raise UserError(
+      f"sequences of {longest} tokens and a prefix of {prefix} exceed the model's {c.positions} "
+      "positions; lower data.max_length, evaluate.max_new_tokens or method.length"
+    )
+  jax.eval_shape(lambda: peft.init(jax.random.key(0), methods, setup.sites, setup.pretrained.params))
+
+
+def start(config: dict, setup: Setup) -> tuple[update.State, Any]:
+  """Makes a trial's first state, and the base that stays frozen."""
+  methods = peft.build(config["method"])
+  key = jax.random.key(config["seed"])
+  tuned, hyper, base = peft.init(key, methods, setup.sites, setup.pretrained.params)
+  numbers = {name: jnp.asarray(config["optim"][name], jnp.float32) for name in optim.NUMBERS}
+  optimizer = optim.make(numbers, config["train"]["steps"], **config["optim"]).init(tuned)
+  zero = jnp.zeros((), jnp.int32)
+  seed = jnp.asarray(config["seed"] % 2**31, jnp.int32)
+  return update.State(zero, seed, tuned, hyper, numbers, optimizer), base
+
+
+def make_program(config: dict, setup: Setup, dropout: bool) -> update.Program:
+  """Gathers what is compiled, from any one trial of a group."""
+  return update.Program(
+    setup.pretrained.model,
+    peft.build(config["method"]),
+    partial(sft.loss, **config["objective"]),
+    lambda numbers: optim.make(numbers, config["train"]["steps"], **config["optim"]),
+    dropout,
+  )
+
+
+def evaluate_base(config: dict, setup: Setup) -> dict:
+  """Judges the untuned model on the same examples as the trials."""
+  program = make_program(config, setup, False)._replace(methods=())
+  options = Options(**config["train"])
+  parallel = sharding.make(options.parallel, options.mesh)
+  evaluator = evaluate.make(
+    program, parallel, 1, evaluate.Options(**config["evaluate"]), setup.pretrained.tokenizer
+  )
+  pairs = ({"params": {}, "peft": {}}, {"untuned": jnp.zeros(1)})
+  base = parallel.put_shared(setup.pretrained.params)
+  return evaluate.test(evaluator, pairs, base, setup.dataset, setup.pretrained.tokenizer)[0]
+
+
+def run(
+  configs: list[dict], folders: list[Path], setup: Setup, base_metrics: dict, checkpoints: Path
+) -> list[dict]:
+  """Trains a group of trials whose configs differ in numbers only; resumes where it stopped.
+
+  Args:
+    configs: completed configs, one a trial.
+    folders: where each trial's result goes.
+    checkpoints: folder of the group's checkpoints.
+
+  Returns:
+    Each trial's result, as in its result.json.
+  """
+  options, began = Options(**configs[0]["train"]), time.perf_counter()
+  parallel = sharding.make(options.parallel, options.mesh)
+  chunk = options.chunk or (1 if jax.default_backend() == "cpu" else len(configs))
+  started = [start(config, setup) for config in configs]
+  shapes = [jax.eval_shape(lambda s=s: s.tuned) for s, _ in started]
+  base = parallel.put_shared(started[0][1])
+  states = tree.stack([state for state, _ in started])
+  del started
+  dropout = any(
+    path.endswith("/dropout") and bool((x > 0).any()) for path, x in tree.flatten(states.hyper).items()
+  )
+  program = make_program(configs[0], setup, dropout)
+  evaluator = evaluate.make(
+    program, parallel, chunk, evaluate.Options(**configs[0]["evaluate"]), setup.pretrained.tokenizer
+  )
+  step = parallel.compile(partial(_steps, program, chunk, options.patience), donate=True)
+  record = {"config": configs, "base": setup.fingerprint}
+  with checkpoint.Checkpoints(checkpoints, record) as saved:
+    progress = parallel.put_trials(_begin(states, options))
+    progress = saved.restore(progress) or progress
+    logs = runs.Logs(folders, int(progress.state.step[0]))
+    progress = _loop(configs, options, step, evaluator, base, progress, setup, saved, logs, parallel)
+  final = progress.tuned if _keeps_best(options, setup) else progress.state.tuned
+  judged = evaluate.test(
+    evaluator, (final, progress.state.hyper), base, setup.dataset, setup.pretrained.tokenizer
+  )
+  seconds = time.perf_counter() - began
+  return [
+    runs.finish(
+      folders[e], configs[e], setup,
+      tuned=tree.crop(jax.tree.map(lambda x, e=e: x[e], final), shapes[e]),
+      metrics=judged[e], base_metrics=base_metrics, best_step=int(progress.best_step[e]),
+      seconds=seconds, group=len(configs),
+    )
+    for e in range(len(configs))
+  ]  # fmt: skip
+
+
+def _keeps_best(options: Options, setup: Setup) -> bool:
+  return options.keep == "best" and setup.dataset.validation is not None
+
+
+def _begin(states: update.State, options: Options) -> Progress:
+  count = states.step.shape[0]
+  sums = {name: jnp.zeros(count) for name in ("loss", "accuracy", "grad_norm", "steps")}
+  never = jnp.full(count, jnp.inf)
+  zeros = jnp.zeros(count, jnp.int32)
+  tuned = jax.tree.map(jnp.copy, states.tuned)
+  return Progress(states, sums, tuned, never, zeros, zeros + 0)
+
+
+def _steps(program, chunk, patience, trial, base, batch, axis=None):
+  """Takes one step of every trial that has not stopped."""
+
+  def one(carry, base, batch):
+    state, sums, stale = carry
+
+    def go():
+      after, metrics = update.update(program, state, base, batch, axis)
+      metrics = {name: metrics[name] for name in sums if name != "steps"} | {"steps": jnp.ones(())}
+      return after, jax.tree.map(jnp.add, sums, metrics)
+
+    stopped = lambda: (state._replace(step=state.step + 1), sums)
+    return go() if patience is None else jax.lax.cond(stale < patience, go, stopped)
+
+  return trials.over(one, chunk)(trial, base, batch)
+
+
+def _loop(configs, options, step, evaluator, base, progress, setup, saved, logs, parallel):
+  """Runs to the last step; saves, evaluates and logs on the way."""
+  eval_every = options.eval_every or max(options.steps // 10, 1)
+  checkpoint_every = options.checkpoint_every or eval_every
+  first, stop = int(progress.state.step[0]), _Interrupt()
+  bar = tqdm(total=options.steps, initial=first, desc="training", unit="step", disable=None)
+  with stop, bar, logs:
+    for i in range(first, options.steps):
+      batch = parallel.put_batch(_batch(configs, setup.dataset.train, i, options))
+      state, sums = step((progress.state, progress.sums, progress.stale), base, batch)
+      progress, done = progress._replace(state=state, sums=sums), i + 1
+      last = done == options.steps
+      if done % options.log_every == 0 or last:
+        progress = _log(progress, done, logs, bar, options, batch)
+      if setup.dataset.validation is not None and (done % eval_every == 0 or last):
+        progress = _validate(progress, done, evaluator, base, setup, logs)
+      bar.update()
+      over = options.patience is not None and bool((progress.stale >= options.patience).all())
+      if done % checkpoint_every == 0 or last or stop.asked or over:
+        saved.save(done, progress)
+      if stop.asked:
+        raise SystemExit(143)
+      if over:
+        break
+  return progress
+
+
+def _batch(configs: list[dict], split: data.Split, step: int, options: Options) -> dict:
+  """Stacks every trial's batch of a step: (E, A, B, T)."""
+  seeds = [config["seed"] for config in configs]
+  made = {seed: data.batch(split, seed, step, options.batch_size) for seed in set(seeds)}
+  fold = lambda x: x.reshape(options.accumulate, -1, *x.shape[1:])
+  return {
+    name: np.stack([fold(made[seed][name]) for seed in seeds]) for name in made[seeds[0]]
+  }
+
+
+def _log(progress, step, logs, bar, options, batch):
+  sums = jax.tree.map(np.asarray, progress.sums)
+  steps = np.maximum(sums["steps"], 1)
+  rows = [
+    {"step": step, "train_loss": float(loss), "train_accuracy": 100 * float(acc), "grad_norm": float(g)}
+    for loss, acc, g in zip(
+      sums["loss"] / steps, sums["accuracy"] / steps, sums["grad_norm"] / steps, strict=True
+    )
+  ]  # fmt: skip
+  logs.write([row for row in rows], active=sums["steps"] > 0)
+  rate = (bar.format_dict["rate"] or 0) * np.prod(batch["tokens"].shape)
+  bar.set_postfix_str(f"loss {np.mean(sums['loss'] / steps):.3f}, {rate:,.0f} tokens/s")
+  return progress._replace(sums=jax.tree.map(jnp.zeros_like, progress.sums))
+
+
+def _validate(progress, step, evaluator, base, setup, logs):
+  """Evaluates, and keeps each trial's weights where they are its best."""
+  pairs = (progress.state.tuned, progress.state.hyper)
+  found = evaluate.losses(evaluator, pairs, base, setup.dataset.validation, "validation")
+  logs.write([{"step": step, **values} for values in found])
+  loss = jnp.asarray([values["validation_loss"] for values in found])
+  better = loss < progress.best
+  choose = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+  return progress._replace(
+    tuned=jax.tree.map(choose, progress.state.tuned, progress.tuned),
+    best=jnp.where(better, loss, progress.best),
+    best_step=jnp.where(better, step, progress.best_step),
+    stale=jnp.where(better, 0, progress.stale + 1),
+  )
+
+
+class _Interrupt:
+  """Notes SIGTERM, so that the loop can save and leave after the step it is in."""
+
+  def __init__(self):
+    self.asked = False
+
+  def __enter__(self):
+    try:
+      self.before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", True))
+    except ValueError:  # not in the main thread: signals are the caller's
+      self.before = None
+    return self
+
+  def __exit__(self, *error):
+    if self.before is not None:
+      signal.signal(signal.SIGTERM, self.before)

@@ -1,0 +1,108 @@
+"""One training step as a pure function; jit, pmap and vmap are applied outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxtune import peft
+
+
+class State(NamedTuple):
+  """Everything a trial changes or owns; a group stacks it along a first axis E.
+
+  Attributes:
+    step: updates done, ().
+    seed: of dropout, (); the key of a step is made of seed and step.
+    tuned: {"params": trained base leaves, "peft": deltas}, fp32.
+    hyper: the methods' fixed numbers.
+    numbers: the optimizer's numbers (learning_rate, warmup, weight_decay).
+    optimizer: the optax state.
+  """
+
+  step: Any
+  seed: Any
+  tuned: Any
+  hyper: Any
+  numbers: Any
+  optimizer: Any
+
+
+class Program(NamedTuple):
+  """What is compiled into a step: the same for every trial of a group.
+
+  Attributes:
+    model: the linen module.
+    methods: from `peft.build`.
+    objective: (forward, batch) -> (sum, {"weight", ...}).
+    make_optimizer: (numbers) -> optax transformation.
+    dropout: whether any trial drops anything.
+  """
+
+  model: Any
+  methods: tuple
+  objective: Callable
+  make_optimizer: Callable
+  dropout: bool = False
+
+
+def loss(program: Program, tuned, hyper, base, batch, rng=None):
+  """Returns the objective's (sum, sums) for one batch; `rng` turns dropout on."""
+  forward = lambda *inputs: peft.apply(
+    program.model, program.methods, base, tuned, hyper, *inputs, rng=rng
+  )
+  return program.objective(forward, batch)
+
+
+def update(program: Program, state: State, base, batch, axis: str | None = None):
+  """Takes one optimizer step on a batch with a leading axis A of accumulated parts.
+
+  Losses, weights and gradients are summed over the parts and, with `axis`, over devices, and
+  divided once: padding, accumulation and sharding change nothing.
+
+  Args:
+    base: the frozen weights: never closed over, donated or differentiated.
+    batch: {"tokens", "mask", "weights"}, each (A, B, T).
+
+  Returns:
+    (next state, {"loss", "accuracy", "tokens", "grad_norm"}).
+  """
+  rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
+  if axis is not None:
+    rng = jax.random.fold_in(rng, jax.lax.axis_index(axis))
+
+  def part(tuned, piece):
+    i, rows = piece
+    key = jax.random.fold_in(rng, i) if program.dropout else None
+    return loss(program, tuned, state.hyper, base, rows, key)
+
+  gradient = jax.value_and_grad(part, has_aux=True)
+
+  count = batch["tokens"].shape[0]
+  first = (0, jax.tree.map(lambda x: x[0], batch))
+  if count == 1:
+    total = gradient(state.tuned, first)
+  else:
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, state.tuned, first))
+    add = lambda total, piece: (jax.tree.map(jnp.add, total, gradient(state.tuned, piece)), None)
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), batch))
+  if axis is not None:
+    total = jax.lax.psum(total, axis)
+  (loss_sum, sums), gradients = total
+  weight = jnp.maximum(sums["weight"], 1e-6)
+  gradients = jax.tree.map(lambda g: g / weight, gradients)
+  changes, optimizer = program.make_optimizer(state.numbers).update(
+    gradients, state.optimizer, state.tuned
+  )
+  metrics = {
+    "loss": loss_sum / weight,
+    "accuracy": sums["correct"] / weight,
+    "tokens": sums["weight"],
+    "grad_norm": optax.global_norm(gradients),
+  }
+  tuned = optax.apply_updates(state.tuned, changes)
+  return state._replace(step=state.step + 1, tuned=tuned, optimizer=optimizer), metrics

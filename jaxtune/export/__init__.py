@@ -7,6 +7,7 @@ BitFit, full) into a plain Hugging Face folder.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ def export(
   extra_config: dict | None = None,
   certify: bool = False,
   prompts: list[list[int]] | None = None,
-  adapters_python: str | None = None,
+  reload: Callable | None = None,
 ) -> Exported:
   """Writes a trained method into `folder`, with a model card.
 
@@ -68,8 +69,7 @@ def export(
     extra_config: entries added to adapter_config.json (not for merged).
     certify: reload the files in PyTorch and compare logits; see `certify.certify`.
     prompts: token ids for the certificate; by default random ones.
-    adapters_python: interpreter with `adapters` for AdapterHub's format; by default the
-      environment variable JAXTUNE_ADAPTERS_PYTHON.
+    reload: a running `certify.reloader`, where many exports are certified.
 
   Raises:
     UserError: for a method that the format cannot express, naming one that can.
@@ -80,7 +80,8 @@ def export(
   if base_name is None and pretrained.folder is not None:
     base_name = str(pretrained.folder)
   folder = Path(folder)
-  python = _interpreter(form, adapters_python) if certify else None
+  if certify and form == "adapterhub" and reload is None:
+    _interpreter()
   new = folder.with_name(f".{folder.name}.new")
   shutil.rmtree(new, ignore_errors=True)
   try:
@@ -95,7 +96,7 @@ def export(
     certificate = None
     if certify:
       certificate = _certified(
-        new, folder, python, prompts, (pretrained, methods, tuned, hyper, base), base_name, rounding
+        new, folder, reload, prompts, (pretrained, methods, tuned, hyper, base), base_name, rounding
       )
     _replace(new, folder)
   except (OSError, SafetensorError) as error:
@@ -166,15 +167,15 @@ def _stack_format(methods, format: str) -> str:
   )
 
 
-def _interpreter(form: str, adapters_python: str | None) -> str | None:
-  return certify.adapters_interpreter(adapters_python) if form == "adapterhub" else None
+def _interpreter() -> str:
+  return certify.adapters_interpreter()
 
 
-def _certified(new, folder, python, prompts, trained, base_name, rounding) -> dict:
+def _certified(new, folder, reload, prompts, trained, base_name, rounding) -> dict:
   """Certifies the files in `new`; moves them to <folder>.rejected where they are not as trained."""
   try:
     return certify.certify(
-      new, *trained, prompts=prompts, python=python, base_name=base_name, rounding=rounding
+      new, *trained, prompts=prompts, reload=reload, base_name=base_name, rounding=rounding
     )
   except certify.Rejected as error:
     rejected = folder.with_name(folder.name + ".rejected")

@@ -72,7 +72,7 @@ def write(pretrained, method, tuned, hyper, folder: Path, base_name, extra: dict
   if importlib.util.find_spec("torch"):
     import torch
 
-    pickled = {name: torch.from_numpy(x) for name, x in tensors.items()}
+    pickled = {name: torch.tensor(x) for name, x in tensors.items()}
     torch.save(pickled, folder / "pytorch_adapter.bin")
 
 

@@ -13,6 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def certify(
   base: Any,
   *,
   prompts: list[list[int]] | None = None,
-  python: str | None = None,
+  reload: Callable | None = None,
   base_name: str | None = None,
   rounding=None,
 ) -> dict:
@@ -58,8 +60,9 @@ def certify(
   Args:
     folder: of the export.
     prompts: token ids; the first 8 prompts and 64 tokens of each are used. By default random.
-    python: the interpreter with the libraries; by default this one, and for AdapterHub's format
-      the one that the environment variable JAXTUNE_ADAPTERS_PYTHON names.
+    reload: a running `reloader`, for many certificates; by default one is started in this
+      interpreter, and for AdapterHub's format in the one of JAXTUNE_ADAPTERS_PYTHON.
+    base_name, rounding: to be stated in the certificate.
 
   Returns:
     What `certificate.json` holds.
@@ -70,8 +73,6 @@ def certify(
   """
   folder = Path(folder)
   form = check_folder(folder)
-  if form == "adapterhub":
-    python = adapters_interpreter(python)
   batches = make_batches(prompts, pretrained.model.config, sum(m.positions for m in methods))
   if form == "merged":
     params = _as_stored(peft.merge(methods, base, tuned, hyper), folder)
@@ -79,7 +80,7 @@ def certify(
   else:
     ours = our_logits(pretrained, methods, base, tuned, hyper, batches)
   untuned = our_logits(pretrained, (), pretrained.params, {"params": {}, "peft": {}}, {}, batches)
-  theirs, versions = their_logits(form, pretrained, folder, batches, python or sys.executable)
+  theirs, versions = their_logits(form, pretrained, folder, batches, reload)
   apart = [largest_difference(*row) for row in zip(ours, theirs, batches, strict=True)]
   change = max(largest_difference(*row) for row in zip(ours, untuned, batches, strict=True))
   worst = max(apart, key=lambda x: np.inf if np.isnan(x) else x)
@@ -194,7 +195,7 @@ def our_logits(pretrained, methods, base, tuned, hyper, batches) -> list[np.ndar
     ]
 
 
-def their_logits(form, pretrained, folder: Path, batches, python: str):
+def their_logits(form, pretrained, folder: Path, batches, reload: Callable | None):
   """Runs the export in PyTorch: returns (logits of each batch, versions of the libraries)."""
   with tempfile.TemporaryDirectory() as scratch:
     scratch = Path(scratch)
@@ -204,26 +205,56 @@ def their_logits(form, pretrained, folder: Path, batches, python: str):
     arrays = {f"tokens_{i}": tokens for i, (tokens, _) in enumerate(batches)}
     arrays |= {f"mask_{i}": mask for i, (_, mask) in enumerate(batches)}
     np.savez(scratch / "in.npz", **arrays)
-    script = Path(__file__).with_name("reload.py")
-    places = [script, form, base, folder, scratch / "in.npz", scratch / "out.npz"]
-    _run([python, *(str(Path(p)) for p in places)])
+    job = [form, *map(str, (base, folder, scratch / "in.npz", scratch / "out.npz"))]
+    if reload is None:
+      with reloader(adapters_interpreter() if form == "adapterhub" else sys.executable) as reload:
+        reload(job)
+    else:
+      reload(job)
     with np.load(scratch / "out.npz") as out:
       logits = [out[f"logits_{i}"] for i in range(len(batches))]
       return logits, json.loads(str(out["versions"]))
 
 
-def _run(command: list[str]) -> None:
+@contextmanager
+def reloader(python: str = sys.executable):
+  """Starts `reload.py` in an interpreter: yields a function that runs one of its jobs.
+
+  Raises:
+    UserError: where the interpreter cannot be started, or the libraries refuse the export.
+  """
   offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
-  try:
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | offline)
-  except OSError as error:
-    raise UserError(f"the interpreter {command[0]} cannot be started: {error}") from error
-  if done.returncode:
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    fix = ""
-    if "ModuleNotFoundError" in last:
-      fix = f"; install it for {command[0]} (pip install 'jaxtune[torch]')"
-    raise UserError(f"PyTorch cannot load the export: {last}{fix}")
+  command = [python, str(Path(__file__).with_name("reload.py"))]
+  with tempfile.TemporaryFile("w+") as errors:
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+    try:
+      process = subprocess.Popen(command, text=True, env=os.environ | offline, **pipes)
+    except OSError as error:
+      raise UserError(f"the interpreter {python} cannot be started: {error}") from error
+
+    def reload(job: list[str]) -> None:
+      try:
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+      except OSError:
+        pass  # it has ended; its last line says why
+      if process.stdout.readline() != "done\n":
+        process.wait()
+        errors.seek(0)
+        raise UserError(_why(errors.read(), python))
+
+    try:
+      yield reload
+    finally:
+      process.communicate()
+
+
+def _why(errors: str, python: str) -> str:
+  last = (errors.strip().splitlines() or ["it ended without a message"])[-1]
+  fix = ""
+  if "ModuleNotFoundError" in last:
+    fix = f"; install it for {python} (pip install 'jaxtune[torch]')"
+  return f"PyTorch cannot load the export: {last}{fix}"
 
 
 def largest_difference(ours, theirs, batch) -> float:

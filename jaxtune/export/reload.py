@@ -1,7 +1,8 @@
-"""Reloads an export in PyTorch and writes its logits: `python reload.py FORMAT BASE EXPORT IN OUT`.
+"""Reloads exports in PyTorch and writes their logits.
 
 A script of its own, without jax: AdapterHub's `adapters` and PEFT need different versions of
-transformers, so it is run by path, in the interpreter that has the libraries.
+transformers, so it is run by path, in the interpreter that has the libraries. Each line of its
+input is a JSON list [FORMAT, BASE, EXPORT, IN, OUT]; it answers each with the line "done".
 
   FORMAT  peft, merged or adapterhub
   BASE    folder of the base model
@@ -92,7 +93,7 @@ def versions():
   return found
 
 
-def main(form, base, export, inputs, output):
+def answer(form, base, export, inputs, output):
   import numpy as np
   import torch
 
@@ -107,4 +108,7 @@ def main(form, base, export, inputs, output):
 
 
 if __name__ == "__main__":
-  main(*sys.argv[1:])
+  answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+  for job in sys.stdin:
+    answer(*json.loads(job))
+    print("done", file=answers, flush=True)

@@ -126,7 +126,8 @@ def check(config: dict, setup: Setup) -> None:
       f"sequences of {longest} tokens and a prefix of {prefix} exceed the model's {c.positions} "
       "positions; lower data.max_length, evaluate.max_new_tokens or method.length"
     )
-  jax.eval_shape(lambda: peft.init(jax.random.key(0), methods, setup.sites, setup.pretrained.params))
+  make = lambda params: peft.init(jax.random.key(0), methods, setup.sites, params)
+  jax.eval_shape(make, setup.pretrained.params)
 
 
 def start(config: dict, setup: Setup) -> tuple[update.State, Any]:
@@ -186,10 +187,7 @@ def run(
   base = parallel.put_shared(started[0][1])
   states = tree.stack([state for state, _ in started])
   del started
-  dropout = any(
-    path.endswith("/dropout") and bool((x > 0).any()) for path, x in tree.flatten(states.hyper).items()
-  )
-  program = make_program(configs[0], setup, dropout)
+  program = make_program(configs[0], setup, _drops(configs))
   evaluator = evaluate.make(
     program, parallel, chunk, evaluate.Options(**configs[0]["evaluate"]), setup.pretrained.tokenizer
   )
@@ -210,10 +208,20 @@ def run(
       folders[e], configs[e], setup,
       tuned=tree.crop(jax.tree.map(lambda x, e=e: x[e], final), shapes[e]),
       metrics=judged[e], base_metrics=base_metrics, best_step=int(progress.best_step[e]),
-      seconds=seconds, group=len(configs),
+      seconds=seconds / len(configs), group=len(configs),
     )
     for e in range(len(configs))
   ]  # fmt: skip
+
+
+def _drops(configs: list[dict]) -> bool:
+  """Says whether any trial's method has a dropout rate above zero."""
+  rates = lambda section: [
+    rate
+    for key, value in section.items()
+    for rate in (rates(value) if isinstance(value, dict) else [value] * (key == "dropout"))
+  ]
+  return any(rate > 0 for config in configs for rate in rates(config["method"]))
 
 
 def _keeps_best(options: Options, setup: Setup) -> bool:
@@ -292,7 +300,7 @@ def _log(progress, step, logs, bar, options, batch):
       sums["loss"] / steps, sums["accuracy"] / steps, sums["grad_norm"] / steps, strict=True
     )
   ]  # fmt: skip
-  logs.write([row for row in rows], active=sums["steps"] > 0)
+  logs.write(rows, active=sums["steps"] > 0)
   rate = (bar.format_dict["rate"] or 0) * np.prod(batch["tokens"].shape)
   bar.set_postfix_str(f"loss {np.mean(sums['loss'] / steps):.3f}, {rate:,.0f} tokens/s")
   return progress._replace(sums=jax.tree.map(jnp.zeros_like, progress.sums))
@@ -330,3 +338,37 @@ class _Interrupt:
   def __exit__(self, *error):
     if self.before is not None:
       signal.signal(signal.SIGTERM, self.before)
+
+
+def cost(configs: list[dict], setup: Setup) -> dict:
+  """Compiles one step on shapes alone; returns XLA's own memory and FLOP figures for it.
+
+  `setup.pretrained.params` may be shapes, as `hf.outline` gives them.
+  """
+  options = Options(**configs[0]["train"])
+  chunk = options.chunk or (1 if jax.default_backend() == "cpu" else len(configs))
+  states, base = [], None
+  for config in configs:
+    make = lambda params, c=config: start(
+      c, setup._replace(pretrained=setup.pretrained._replace(params=params))
+    )
+    state, base = jax.eval_shape(make, setup.pretrained.params)
+    states.append(state)
+  states = jax.eval_shape(lambda s: tree.stack(s), states)
+  progress = jax.eval_shape(lambda s: _begin(s, options), states)
+  length = setup.dataset.train.tokens_NT.shape[1]
+  shape = (len(configs), options.accumulate, options.batch_size // options.accumulate, length)
+  types = {"tokens": jnp.int32, "mask": jnp.bool_, "weights": jnp.float32}
+  batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in types.items()}
+  program = make_program(configs[0], setup, _drops(configs))
+  step = jax.jit(partial(_steps, program, chunk, options.patience), donate_argnums=0)
+  compiled = step.lower((states, progress.sums, progress.stale), base, batch).compile()
+  memory, flops = compiled.memory_analysis(), compiled.cost_analysis()
+  return {
+    "trials": len(configs),
+    "trials_side_by_side": chunk,
+    "frozen_MB": round(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(base)) / 1e6, 2),
+    "arguments_MB": round(memory.argument_size_in_bytes / 1e6, 2),
+    "working_MB": round(memory.temp_size_in_bytes / 1e6, 2),
+    "GFLOP_per_step": round((flops or {}).get("flops", float("nan")) / 1e9, 3),
+  }

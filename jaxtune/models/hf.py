@@ -83,30 +83,39 @@ def load(
     UserError: an unsupported family, tensors that are missing, unexpected or misshaped, a
       truncated file, a folder that is not a model, no network for a hub name.
   """
+  outlined = outline(path, architecture=architecture, tokenizer=tokenizer, dtype=dtype,
+                     remat=remat, unroll=unroll, attention=attention)  # fmt: skip
+  model, config = outlined.model, outlined.model.config
+  if outlined.folder:
+    table = family_module(outlined.family).names(config)
+    params = _read(outlined.folder, table, outlined.params, config, config.dtype)
+  else:
+    make = jax.jit(lambda key: model.init(key, jnp.zeros((1, 2), jnp.int32))["params"])
+    params = jax.tree.map(lambda x: x.astype(config.dtype), make(jax.random.key(seed)))
+  return outlined._replace(params=params)
+
+
+def outline(
+  path: str | None = None,
+  *,
+  architecture: dict | None = None,
+  tokenizer: str | None = None,
+  dtype: str = "float32",
+  seed: int = 0,
+  **computation,
+) -> Pretrained:
+  """Does all that `load` does but for the weights, whose shapes it returns in their place."""
   if (path is None) == (architecture is None):
     raise UserError("model needs either a path or an architecture, and not both")
   if dtype not in DTYPES:
     raise UserError(f"unknown dtype {dtype!r}. {nearest(dtype, DTYPES)}")
-  if attention is not None and attention not in ATTENTIONS:
-    raise UserError(f"unknown attention {attention!r}. {nearest(attention, ATTENTIONS)}")
-  if unroll < 1:
-    raise UserError(f"model.unroll is {unroll}, expected at least 1")
   folder = resolve(path) if path else None
   hf_config = _read_config(folder) if folder else dict(architecture)
   name = hf_config.get("model_type", "")
-  family = family_module(name)
-  config = _model_config(
-    family, hf_config, dtype=DTYPES[dtype], remat=remat, unroll=unroll, attention=attention
-  )
+  config = _model_config(family_module(name), hf_config, dtype=DTYPES[dtype], **computation)
   model = Decoder(config)
-  if folder:
-    params = _read(folder, family.names(config), abstract(model), config, DTYPES[dtype])
-  else:
-    params = jax.jit(lambda key: model.init(key, jnp.zeros((1, 2), jnp.int32))["params"])(
-      jax.random.key(seed)
-    )
-    params = jax.tree.map(lambda x: x.astype(DTYPES[dtype]), params)
-  return Pretrained(model, params, _tokenizer(tokenizer, folder), name, hf_config, folder)
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype), abstract(model))
+  return Pretrained(model, shapes, _tokenizer(tokenizer, folder), name, hf_config, folder)
 
 
 def abstract(model) -> Any:
@@ -137,7 +146,7 @@ def resolve(path: str) -> Path:
 
 def _read_config(folder: Path) -> dict:
   try:
-    return dict(json.loads((folder / "config.json").read_text()))
+    return json.loads((folder / "config.json").read_text()) | {}
   except (OSError, ValueError, TypeError) as error:
     raise UserError(
       f"{folder} is not a model folder: its config.json cannot be read ({error})"

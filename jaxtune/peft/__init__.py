@@ -134,16 +134,20 @@ def match(patterns: tuple[str, ...], sites: dict[str, Site], kind: str) -> dict[
     raise UserError(f"no targets given; the sites are: {', '.join(sorted(candidates))}")
   found = {}
   for pattern in patterns:
-    try:
-      expression = re.compile(rf"(?:.*/)?(?:{pattern})")
-    except re.error as error:
-      raise UserError(f"target {pattern!r} is not a regular expression: {error}") from error
-    hits = {path: site for path, site in candidates.items() if expression.fullmatch(path)}
-    if not hits:
+    chosen = {path: site for path, site in candidates.items() if hits(pattern, path)}
+    if not chosen:
       names = [*candidates, *(path.rsplit("/", 1)[-1] for path in candidates)]
       raise UserError(f"target {pattern!r} hits no {kind} site. {nearest(pattern, names)}")
-    found |= hits
+    found |= chosen
   return found
+
+
+def hits(pattern: str, path: str) -> bool:
+  """Says whether a pattern matches the end of a site's path, from a whole name on."""
+  try:
+    return re.fullmatch(rf"(?:.*/)?(?:{pattern})", path) is not None
+  except re.error as error:
+    raise UserError(f"target {pattern!r} is not a regular expression: {error}") from error
 
 
 def site_key(key, *names: str):

@@ -1,1 +1,1 @@
-"""Many trials compared: grids, groups, statistics, tables and plots."""
+"""Grids of trials, grouped into compiled programs, and what is learnt from them."""

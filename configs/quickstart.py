@@ -1,0 +1,33 @@
+"""Compares LoRA ranks, prefix lengths, an adapter and full fine-tuning on the bundled base and data.
+
+  jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+from jaxtune.assets import INSTRUCTIONS, TINY
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+  config.seed = 0
+  config.model = ConfigDict({"path": str(TINY)})
+  config.data = ConfigDict({
+    "train": str(INSTRUCTIONS / "train.jsonl"),
+    "validation": str(INSTRUCTIONS / "validation.jsonl"),
+    "test": str(INSTRUCTIONS / "test.jsonl"),
+  })
+  config.method = ConfigDict({"name": "lora"})
+  config.optim = ConfigDict({"learning_rate": 5e-3, "schedule": "linear", "warmup": 10})
+  config.train = ConfigDict({"steps": 100, "batch_size": 8, "eval_every": 25})
+  config.evaluate = ConfigDict({"generate": True, "max_new_tokens": 48, "limit": 100})
+  seeds = [0, 1]
+  lora = [{"name": "lora", "rank": rank, "scale": 2.0} for rank in (1, 4, 16)]
+  prefix = [{"name": "prefix", "length": length} for length in (4, 16)]
+  adapter = [{"name": "adapter", "width": 16}]
+  config.sweep = (
+    {"method": lora + adapter, "seed": seeds},
+    {"method": prefix, "optim.learning_rate": [3e-2], "seed": seeds},
+    {"method": [{"name": "full"}], "optim.learning_rate": [1e-3], "seed": seeds},
+  )
+  return config

@@ -1,0 +1,156 @@
+"""What `import jaxtune` offers; the command line is a thin shell over these functions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import config as configs
+from jaxtune import data, export, generate, peft, runs, sharding, train, update
+from jaxtune.config import load_config
+from jaxtune.errors import UserError
+from jaxtune.evaluators import evaluate as evaluators
+from jaxtune.models import hf
+from jaxtune.objectives import sft
+from jaxtune.runs import Run
+from jaxtune.runs import load as load_run
+from jaxtune.sweeps import plan as plans
+from jaxtune.sweeps import run as sweeps
+
+__all__ = [
+  "Run", "complete", "evaluate", "export_run", "fit", "load_config", "load_run", "plan", "sweep",
+]  # fmt: skip
+
+
+def fit(config: Any, workdir: str | Path) -> dict:
+  """Trains one configuration; resumes where an earlier call in the same folder stopped.
+
+  Args:
+    config: a ConfigDict or nested dict of the sections that `jaxtune.config` names.
+    workdir: the run's folder.
+
+  Returns:
+    The content of result.json: metrics of the untuned base and of the tuned model, counts,
+    versions and hashes.
+  """
+  workdir = Path(workdir)
+  full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "sweep"})
+  setup = train.prepare(full)
+  base = train.evaluate_base(full, setup)
+  return train.run([full], [workdir], setup, base, workdir / "checkpoints")[0]
+
+
+def sweep(config: Any, workdir: str | Path, metric: str | None = None) -> list[dict]:
+  """Trains every trial of `config.sweep` and writes results.csv, report.md, report.html and plots.
+
+  Args:
+    config: as for `fit`, with a `sweep`: a tuple of grids {axis: values}.
+    workdir: the sweep's folder.
+    metric: what results are sorted by; default the test loss.
+
+  Returns:
+    Each trial's result, best first, with its "folder".
+  """
+  return sweeps.run(config, workdir, metric)
+
+
+def evaluate(run: Run, overrides: dict[str, Any] | None = None) -> dict:
+  """Judges a finished run and its untuned base on the same examples.
+
+  Args:
+    run: from `load_run`.
+    overrides: config keys to change, such as {"data.test": "other.jsonl"}.
+
+  Returns:
+    {"base": metrics, "final": metrics}.
+  """
+  config = configs.complete(configs.override(run.config, overrides or {}))
+  dataset = data.load(run.pretrained.tokenizer, **config["data"])
+  setup = train.Setup(run.pretrained, {}, dataset, "")
+  options = evaluators.Options(**config["evaluate"])
+  program = update.Program(run.pretrained.model, run.methods, sft.loss, None)
+  tokenizer = run.pretrained.tokenizer
+  evaluator = evaluators.make(program, sharding.Parallel("jit", None, 1), 1, options, tokenizer)
+  pairs = jax.tree.map(lambda x: x[None], (run.tuned, run.hyper))
+  final = evaluators.test(evaluator, pairs, run.base, dataset, tokenizer)[0]
+  base = train.evaluate_base(config, setup)
+  drop = lambda metrics: {k: v for k, v in metrics.items() if k != "predictions"}
+  return {"base": drop(base), "final": drop(final)}
+
+
+def complete(
+  run: Run,
+  prompts: list[str],
+  *,
+  max_new_tokens: int = 64,
+  temperature: float = 0.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  seed: int = 0,
+) -> list[str]:
+  """Continues texts with a finished run's model, up to its stop token.
+
+  Args:
+    prompts: whole prompts, as the data's template would have made them.
+    temperature: 0 is greedy; with more, `top_k` and `top_p` restrict the draw.
+  """
+  c, tokenizer = run.pretrained.model.config, run.pretrained.tokenizer
+  generate.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
+  ids = data.encode_prompts(tokenizer, prompts)
+  used = sum(method.positions for method in run.methods) + max_new_tokens
+  tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id)
+  if tokens.shape[1] + used > c.positions:
+    raise UserError(
+      f"a prompt of {max(map(len, ids))} tokens, with {used} for prefix and completion, exceeds "
+      f"the model's {c.positions} positions"
+    )
+  stops = (tokenizer.eos_token_id,)
+  go = jax.jit(
+    lambda tuned, hyper, base, tokens, mask: generate.generate(
+      run.pretrained.model, run.methods, base, tuned, hyper, tokens, mask,
+      max_new_tokens=max_new_tokens, stop_tokens=stops, temperature=temperature, top_k=top_k,
+      top_p=top_p, key=jax.random.key(seed),
+    )
+  )  # fmt: skip
+  found = go(run.tuned, run.hyper, run.base, jnp.asarray(tokens), jnp.asarray(mask))
+  return [tokenizer.decode(generate.until_stop(row, stops)) for row in found]
+
+
+def export_run(
+  run: Run, folder: str | Path, *, format: str = "auto", dtype: str = "float32",
+  certify: bool = False,
+) -> Path:  # fmt: skip
+  """Writes a finished run in a format that PyTorch loads; see `jaxtune.export.export`."""
+  return export.export(
+    run.pretrained, run.methods, run.tuned, run.hyper, run.base, Path(folder), format=format,
+    dtype=dtype, certify=certify,
+  )  # fmt: skip
+
+
+def plan(config: Any) -> str:
+  """Describes what a config would do, without reading weights: groups, targets, memory, FLOPs."""
+  if configs.to_dict(config).get("sweep"):
+    names, _, completed = sweeps.expand(config)
+  else:
+    names, completed = ["run"], [configs.complete(config)]
+  parts = []
+  for number, group in enumerate(plans.groups(completed), 1):
+    first = completed[group[0]]
+    pretrained = hf.outline(**first["model"])
+    dataset = data.load(pretrained.tokenizer, **first["data"])
+    setup = train.Setup(pretrained, peft.find_sites(pretrained.model), dataset, "")
+    for i in group:
+      train.check(completed[i], setup)
+    rows = plans.targets(peft.build(first["method"]), setup.sites, pretrained.params)
+    cost = train.cost([completed[i] for i in group], setup)
+    parts += [
+      f"program {number}: {len(group)} trials ({names[group[0]]}{', ...' * (len(group) > 1)})",
+      plans.describe_targets(rows),
+      data.describe(dataset),
+      json.dumps(cost, indent=2),
+    ]
+  return "\n\n".join(parts)

@@ -1,0 +1,110 @@
+"""A sweep: every trial of a grid, trained in as few compiled programs as possible, and its report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from jaxtune import config as configs_
+from jaxtune import train
+from jaxtune.checkpoint import write_atomically
+from jaxtune.errors import UserError
+from jaxtune.sweeps import grid, plan, report
+
+
+def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dict]:
+  """Runs the trials of `config.sweep` that are not done yet, and writes the report.
+
+  Args:
+    config: an experiment's ConfigDict; its `sweep` is a tuple of grids, each {axis: values}.
+    workdir: the sweep's folder.
+    metric: what the report is sorted by; default the test loss.
+
+  Returns:
+    Each trial's result, with its "trial" name, "settings" and "folder".
+  """
+  began, workdir = time.perf_counter(), Path(workdir)
+  names, settings, configs = expand(config)
+  write_atomically(workdir / "config.json", configs_.to_json(configs_.to_dict(config)))
+  folders = [workdir / "trials" / name for name in names]
+  members = plan.groups(configs)
+  setups: dict[str, tuple] = {}
+  checked = [_setup(configs[group[0]], setups) for group in members]
+  for group, (setup, _) in zip(members, checked, strict=True):
+    for i in group:
+      train.check(configs[i], setup)
+  for number, (group, (setup, base)) in enumerate(zip(members, checked, strict=True), 1):
+    if all(_done(folders[i], configs[i], setup) for i in group):
+      continue
+    print(f"program {number} of {len(members)}: {len(group)} trials, {names[group[0]]} ...")
+    _run_group([configs[i] for i in group], [folders[i] for i in group], setup, base, workdir)
+  results = [
+    json.loads((folder / "result.json").read_text())
+    | {"trial": name, "settings": setting, "folder": str(folder)}
+    for folder, name, setting in zip(folders, names, settings, strict=True)
+  ]
+  report.write(
+    results,
+    workdir,
+    metric=metric,
+    base_parameters=results[0]["base_parameters"],
+    config=configs_.complete(_without_sweep(config)),
+    notes={
+      "compiled programs": len(members),
+      "seconds of this call": round(time.perf_counter() - began, 1),
+    },
+  )
+  return results
+
+
+def expand(config: Any) -> tuple[list[str], list[dict], list[dict]]:
+  """Returns the names, settings and completed configs of all trials, checked."""
+  sweep = configs_.to_dict(config).get("sweep")
+  if not sweep:
+    raise UserError('config.sweep is missing: for example ({"method.rank": [1, 2, 4, 8]},)')
+  settings = grid.expand(sweep)
+  plain = _without_sweep(config)
+  axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
+  names = [grid.name(setting, axes) for setting in settings]
+  completed = [configs_.complete(configs_.override(plain, setting)) for setting in settings]
+  return names, settings, completed
+
+
+def _without_sweep(config: Any) -> dict:
+  return {key: value for key, value in configs_.to_dict(config).items() if key != "sweep"}
+
+
+def _setup(config: dict, known: dict) -> tuple[train.Setup, dict]:
+  """Loads a model and a data set, and judges the untuned base, once for all groups with them."""
+  sections = {name: config[name] for name in ("model", "data", "evaluate")}
+  if config["model"]["path"] is None:
+    sections["seed"] = config["seed"]
+  key = json.dumps(sections, sort_keys=True, default=str)
+  if key not in known:
+    setup = train.prepare(config)
+    known[key] = setup, train.evaluate_base(config, setup)
+  return known[key]
+
+
+def _done(folder: Path, config: dict, setup: train.Setup) -> bool:
+  """Says whether a trial's result is there, and is that of this configuration and base."""
+  if not (folder / "result.json").exists():
+    return False
+  found = json.loads((folder / "config.json").read_text())
+  base = json.loads((folder / "result.json").read_text())["base_fingerprint"]
+  if found != json.loads(json.dumps(config, default=str)) or base != setup.fingerprint:
+    raise UserError(
+      f"{folder} holds the result of another configuration or base; give another --workdir"
+    )
+  return True
+
+
+def _run_group(configs: list[dict], folders: list[Path], setup, base: dict, workdir: Path) -> None:
+  identity = json.dumps(configs, sort_keys=True, default=str).encode()
+  checkpoints = workdir / "groups" / hashlib.sha256(identity).hexdigest()[:16]
+  train.run(configs, folders, setup, base, checkpoints)
+  shutil.rmtree(checkpoints, ignore_errors=True)

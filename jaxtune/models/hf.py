@@ -195,7 +195,7 @@ def _shards(folder: Path) -> list[str]:
     raise UserError(f"{index} cannot be read: {error!r}") from error
   for shard in shards:
     if Path(shard).name != shard or not shard.endswith(".safetensors"):
-      raise UserError(f"{index} names {shard!r}, which is outside its folder or no safetensors file")
+      raise UserError(f"{index} names {shard!r}: outside its folder, or no safetensors file")
   return shards
 
 

@@ -85,6 +85,11 @@ def build(section: dict) -> tuple[Method, ...]:
   options = dict(section)
   kind = options.pop("name", None)
   if kind == "stack":
+    for key, part in options.items():
+      if "/" in key or not hasattr(part, "keys"):
+        raise UserError(f"method.{key} is {part!r}; expected a section, under a name without '/'")
+    if not options:
+      raise UserError("method 'stack' is empty; expected sections such as lora and prefix in it")
     return tuple(
       method._replace(name=key)
       for key, part in options.items()
@@ -130,6 +135,8 @@ def match(patterns: tuple[str, ...], sites: dict[str, Site], kind: str) -> dict[
     UserError: for a pattern that hits nothing, naming the nearest sites.
   """
   candidates = {path: site for path, site in sites.items() if site.kind == kind}
+  if isinstance(patterns, str):
+    raise UserError(f"targets is {patterns!r}; expected a list of patterns: [{patterns!r}]")
   if not patterns:
     raise UserError(f"no targets given; the sites are: {', '.join(sorted(candidates))}")
   found = {}
@@ -177,7 +184,10 @@ def init(key, methods: tuple[Method, ...], sites: dict[str, Site], params: Any):
     params, lambda path: any(m.moves is not None and m.moves(path) for m in methods)
   )
   deltas, hyper = {}, {}
+  modules = {name for path in sites for name in path.split("/")}
   for method in methods:
+    if method.name in modules:  # its arrays could not be told from those of the module's own sites
+      raise UserError(f"method.{method.name} has the name of a module; expected any other name")
     if method.moves is not None and not any(map(method.moves, tree.flatten(params))):
       raise UserError(
         f"method {method.name!r} finds nothing to train: no leaf of this model is a "

@@ -39,7 +39,7 @@ def method(
     scale = alpha / (rank**0.5 if rslora else rank)
   return peft.Method(
     "lora",
-    init=partial(_init, rank=rank, scale=scale, rate=dropout, targets=tuple(targets)),
+    init=partial(_init, rank=rank, scale=scale, rate=dropout, targets=targets),
     intercept=_intercept,
     merge=_merge,
     numbers=("rank", "alpha", "scale", "rslora", "dropout"),

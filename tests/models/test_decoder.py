@@ -1,0 +1,156 @@
+"""The scanned forward pass against a loop over layers, and decoding against teacher forcing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jaxtune import peft, tree
+from jaxtune.models import layers
+from jaxtune.models.decoder import Block, Decoder, new_cache
+
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+SECTIONS = {
+  "none": {"name": "lora", "targets": ("q_proj",)},
+  "lora": {"name": "lora", "rank": 3, "targets": ALL},
+  "pfeiffer": {"name": "adapter", "width": 5},
+  "houlsby": {"name": "adapter", "width": 5, "placement": "houlsby"},
+  "parallel": {"name": "adapter", "width": 5, "placement": "parallel"},
+  "prefix": {"name": "prefix", "length": 4},
+  "prefix-unshifted": {"name": "prefix", "length": 4, "shift": False},
+  "prefix-mlp": {"name": "prefix", "length": 4, "projection": 6},
+  "stack": {"name": "stack", "lora": {}, "prefix": {"length": 3}, "adapter": {"width": 4}},
+  "full": {"name": "full"},
+}
+
+
+def unrolled(pretrained, laid, tokens, mask):
+  """The decoder's forward pass as a Python loop, each layer with its slice of every collection."""
+  methods, tuned, hyper, base = laid
+  c, params = pretrained.model.config, tree.combine(base, tuned["params"])
+  deltas = peft.realise(methods, tuned["peft"])
+  get = lambda path: params["trunk"][path]
+  x = params["embed"]["embedding"][tokens]
+  positions = jnp.asarray(tiny.positions_of(mask))
+  for fixed in hyper.get("trunk", {}).values():
+    positions = positions + fixed.get("offset", 0) if "offset" in fixed else positions
+  tables = None
+  if c.rope is None:
+    x = x + get("positions")["embedding"][positions]
+  else:
+    tables = layers.rope_tables(c.rope, c.head_size, positions)
+  causal = np.tril(np.ones((tokens.shape[1],) * 2, bool))[None, None] & mask[:, None, None, :]
+
+  @jax.jit
+  def layer(x, *trees):
+    block, moved, fixed = trees
+    variables = {"params": {}, "peft": moved}
+    return peft.apply(Block(c), methods, block, variables, fixed, x, None, None, causal, tables)[0]
+
+  for i in range(c.layers):
+    cut = lambda t, i=i: jax.tree.map(lambda leaf: leaf[i], t.get("trunk", {}).get("layers", {}))
+    x = layer(x, cut(params), cut(deltas), cut(hyper))
+  x = c.norm().apply({"params": get("norm")}, x)
+  return x @ (params["embed"]["embedding"].T if c.tied else params["head"]["kernel"])
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_scanned_equals_a_loop_over_layers(name, section, request):
+  pretrained = request.getfixturevalue(name)
+  laid = tiny.lay(pretrained, SECTIONS[section], noise=0.1)
+  tokens, mask = tiny.batch(side="left")
+  expected = unrolled(pretrained, laid, tokens, mask)
+  made = tiny.forward(pretrained, laid, tokens, mask)
+  np.testing.assert_allclose(made[mask], expected[mask], atol=2e-5, rtol=0)
+
+
+def changed(pretrained, **fields):
+  config = dataclasses.replace(pretrained.model.config, **fields)
+  return pretrained._replace(model=Decoder(config))
+
+
+@pytest.mark.parametrize("fields", [{"remat": True}, {"unroll": 3}])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_remat_and_unroll_change_nothing(name, fields, request):
+  """Values and gradients, with dropout on: the backward pass must drop the same elements."""
+  pretrained = request.getfixturevalue(name)
+  section = SECTIONS["stack"] | {"lora": {"dropout": 0.3}}
+  laid = tiny.lay(pretrained, section, noise=0.1)
+  tokens, mask = tiny.batch(side="right")
+
+  def run(pretrained):
+    methods, tuned, hyper, base = laid
+    model, rng = pretrained.model, jax.random.key(3)
+
+    def loss(tuned):
+      out = peft.apply(model, methods, base, tuned, hyper, tokens, mask, rng=rng)
+      return jnp.sum(jnp.where(mask[..., None], jnp.tanh(out), 0))
+
+    return jax.jit(jax.value_and_grad(loss))(tuned)
+
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+  jax.tree.map(close, run(changed(pretrained, **fields)), run(pretrained))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("section", ["none", "stack"])
+def test_content_of_padding_does_not_matter(pretrained, section, side):
+  laid = tiny.lay(pretrained, SECTIONS[section], noise=0.1)
+  tokens, mask = tiny.batch(side=side)
+  other = np.where(mask, tokens, (tokens + 7) % tiny.VOCABULARY)
+  made, again = (tiny.forward(pretrained, laid, t, mask) for t in (tokens, other))
+  np.testing.assert_array_equal(made[mask], again[mask])
+  assert np.isfinite(made).all()
+  for row, real in enumerate(mask):
+    alone = tiny.forward(pretrained, laid, tokens[row : row + 1, real])
+    np.testing.assert_allclose(made[row][real], alone[0], atol=2e-5, rtol=0)
+    break  # rows of other lengths are other programs, compiled anew
+
+
+def test_left_equals_right_padding(pretrained):
+  laid = tiny.lay(pretrained, SECTIONS["stack"], noise=0.1)
+  tokens, mask = tiny.batch(side="left")
+  moved, other = np.zeros_like(tokens), np.zeros_like(mask)
+  for row, real in enumerate(mask):
+    moved[row, : real.sum()], other[row, : real.sum()] = tokens[row, real], True
+  made = tiny.forward(pretrained, laid, tokens, mask)
+  again = tiny.forward(pretrained, laid, moved, other)
+  np.testing.assert_allclose(made[mask], again[other], atol=2e-5, rtol=0)
+
+
+def test_future_tokens_do_not_matter(pretrained):
+  laid = tiny.lay(pretrained, SECTIONS["stack"], noise=0.1)
+  tokens, mask = tiny.batch()
+  other = tokens.copy()
+  other[:, 6:] = (other[:, 6:] + 5) % tiny.VOCABULARY
+  made, again = (tiny.forward(pretrained, laid, t, mask) for t in (tokens, other))
+  np.testing.assert_array_equal(made[:, :6], again[:, :6])
+  assert not np.allclose(made[:, 6:], again[:, 6:])
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_decoding_equals_teacher_forcing(name, section, request):
+  """Prompts of lengths 7, 5 and 3, padded on the left, then four tokens one by one."""
+  pretrained = request.getfixturevalue(name)
+  laid = tiny.lay(pretrained, SECTIONS[section], noise=0.1)
+  tokens, mask = tiny.batch(length=11, side="left")
+  prompt = 7
+  methods, tuned, hyper, base = laid
+  model = pretrained.model
+
+  @jax.jit
+  def step(base, tuned, hyper, *args):
+    return peft.apply(model, methods, base, tuned, hyper, *args, method=model.decode)
+
+  expected = tiny.forward(pretrained, laid, tokens, mask)
+  cache = new_cache(model.config, jnp.asarray(mask[:, :prompt]), 13)
+  starts = [0, *range(prompt, tokens.shape[1])]
+  for start, stop in zip(starts, [*starts[1:], tokens.shape[1]], strict=True):
+    logits, cache = step(base, tuned, hyper, tokens[:, start:stop], cache)
+    np.testing.assert_allclose(logits, expected[:, stop - 1], atol=2e-5, rtol=0)
+  assert int(cache.index) == tokens.shape[1]

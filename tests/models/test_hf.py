@@ -1,0 +1,226 @@
+"""Folders: written and read back unchanged, refused by name, and read in little memory."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from jaxtune.errors import UserError
+from jaxtune.models import hf
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def folder(llama, tmp_path):
+  return hf.save(llama, llama.params, tmp_path / "model")
+
+
+def edit(path, change):
+  """Rewrites a JSON or safetensors file after `change(contents)`."""
+  if path.suffix == ".json":
+    contents = json.loads(path.read_text())
+    change(contents)
+    path.write_text(json.dumps(contents))
+  else:
+    contents = load_file(path)
+    change(contents)
+    save_file(contents, path)
+
+
+def refused(folder, *words, **options):
+  with pytest.raises(UserError) as caught:
+    hf.load(str(folder), **options)
+  message = str(caught.value)
+  assert all(word in message for word in words), message
+  assert "\n" not in message
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_round_trip_is_bit_equal(pretrained, dtype, tmp_path):
+  folder = hf.save(pretrained, pretrained.params, tmp_path / "model", dtype)
+  again = hf.load(str(folder), dtype=dtype)
+  expected = jax.tree.map(lambda x: x.astype(dtype), pretrained.params)
+  jax.tree.map(np.testing.assert_array_equal, again.params, expected)
+  assert again.family == pretrained.family and again.folder == folder
+  assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
+
+
+def test_saved_folder_loads_in_transformers(pretrained, tmp_path):
+  folder = hf.save(pretrained, pretrained.params, tmp_path / "model")
+  theirs, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+  assert not any(info.values()), info
+  tokens, _ = tiny.batch()
+  ours = pretrained.model.apply({"params": pretrained.params}, tokens)
+  np.testing.assert_allclose(ours, tiny.torch_logits(theirs.eval(), tokens), atol=1e-4, rtol=0)
+
+
+def test_saving_replaces_a_folder_and_the_old_dtype_key(llama, tmp_path):
+  old = llama._replace(hf_config=llama.hf_config | {"torch_dtype": "bfloat16"})
+  for _ in range(2):
+    folder = hf.save(old, old.params, tmp_path / "deep" / "model")
+  theirs = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+  assert str(theirs.dtype) == "torch.float32"
+  assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_gpt2_names_without_prefix(gpt2, tmp_path):
+  """The hub's gpt2 has "h.0.attn..." for "transformer.h.0.attn...", and the causal mask as data."""
+  folder = hf.save(gpt2, gpt2.params, tmp_path / "model")
+  tensors = {k.removeprefix("transformer."): v for k, v in load_file(folder / WEIGHTS).items()}
+  tensors["h.0.attn.bias"] = np.ones((1, 1, 4, 4), np.float32)
+  save_file(tensors, folder / WEIGHTS)
+  jax.tree.map(np.testing.assert_array_equal, hf.load(str(folder)).params, gpt2.params)
+
+
+def test_tied_head_in_the_file_is_skipped(llama3, tmp_path):
+  folder = hf.save(llama3, llama3.params, tmp_path / "model")
+  edit(folder / WEIGHTS, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 0}))
+  jax.tree.map(np.testing.assert_array_equal, hf.load(str(folder)).params, llama3.params)
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"model_type": "lama"}, ("lama", "llama")),
+    ({"model_type": None}, ("model_type", "gpt2")),
+    ({"architectures": ["LlamaForSequenceClassification"]}, ("LlamaForSequenceClassification",)),
+    ({"rope_parameters": {"rope_type": "lama3"}}, ("lama3", "llama3")),
+    ({"rope_parameters": {"rope_type": "linear"}}, ("factor",)),
+    ({"hidden_act": "sillu"}, ("sillu", "silu")),
+    ({"num_key_value_heads": 3}, ("3", "4")),
+  ],
+)
+def test_config_refused(folder, change, words):
+  edit(folder / "config.json", lambda c: c.update(change))
+  refused(folder, *words)
+
+
+@pytest.mark.parametrize("contents", ["", "[]", "{", '{"model_type": "llama"}'])
+def test_config_damaged(folder, contents):
+  (folder / "config.json").write_text(contents)
+  refused(folder, "config.json")
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    (lambda t: t.pop("model.norm.weight"), ("1 missing", "model.norm.weight")),
+    (lambda t: t.pop("lm_head.weight"), ("1 missing", "lm_head.weight")),
+    (
+      lambda t: t.update({"model.layers.3.mlp.up_proj.weight": np.ones(2)}),
+      ("1 unexpected", "model.layers.3.mlp.up_proj.weight"),
+    ),
+    (
+      lambda t: t.update({"model.norm.weight": np.ones(31, np.float32)}),
+      ("1 misshaped", "model.norm.weight (31,)", "(32,)"),
+    ),
+    (
+      lambda t: t.update({"model.norm.weight": np.ones(32, np.int8)}),
+      ("model.norm.weight", "I8"),
+    ),
+  ],
+)
+def test_tensors_refused(folder, change, words):
+  edit(folder / WEIGHTS, change)
+  refused(folder, *words)
+
+
+def test_truncated_weights(folder):
+  whole = (folder / WEIGHTS).read_bytes()
+  for size in (len(whole) - 1, len(whole) // 2, 100, 4, 0):
+    (folder / WEIGHTS).write_bytes(whole[:size])
+    refused(folder, WEIGHTS, "truncated")
+
+
+def test_bin_only(folder):
+  (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+  refused(folder, ".bin", "save_pretrained")
+
+
+@pytest.mark.parametrize("shard", ["../evil.safetensors", "/etc/passwd", "..", "", 3])
+def test_index_that_leaves_its_folder(folder, shard):
+  index = {"weight_map": {"model.norm.weight": shard}}
+  (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+  refused(folder, "index.json", "outside")
+
+
+@pytest.mark.parametrize("contents", ["", "{}", "[]", '{"weight_map": []}'])
+def test_index_damaged(folder, contents):
+  (folder / f"{WEIGHTS}.index.json").write_text(contents)
+  refused(folder, "index.json")
+
+
+def test_shard_missing(folder):
+  index = {"weight_map": {"model.norm.weight": "model-2.safetensors"}}
+  (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+  refused(folder, "lacks model-2.safetensors")
+
+
+def test_not_a_folder(folder, tmp_path):
+  refused(folder / "config.json", "is not a folder")
+  refused(tmp_path / "nowhere", "is not a folder")
+  (tmp_path / "empty").mkdir()
+  refused(tmp_path / "empty", "config.json")
+
+
+def test_options_refused(folder):
+  refused(folder, "float16", "bfloat16", dtype="float16")
+  refused(folder, "flash", "cudnn", attention="flash")
+  refused(folder, "unroll", "0", unroll=0)
+  for options in ({}, {"path": str(folder), "architecture": {}}):
+    with pytest.raises(UserError, match="path or an architecture"):
+      hf.load(**options)
+
+
+PEAK = """
+import sys, threading, time
+import jax
+from jaxtune.models import hf
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
+small, large = sys.argv[1:]
+jax.block_until_ready(hf.load(small).params)  # imports and compiles what does not depend on size
+peak, done, start = 0, False, resident()
+def watch():
+  global peak
+  while not done:
+    peak = max(peak, resident())
+    time.sleep(0.001)
+thread = threading.Thread(target=watch)
+thread.start()
+params = hf.load(large).params
+jax.block_until_ready(params)
+done = True
+thread.join()
+weights = sum(x.nbytes for x in jax.tree.leaves(params))
+print((peak - start) / weights)
+"""
+
+
+def test_peak_memory_of_loading(folder, tmp_path):
+  """Loading takes at most 1.2 times the weights: 140 MB in five shards, in a fresh process."""
+  width, ffn, layers = 512, 2048, 8
+  config = tiny.ARCHITECTURES["llama"] | dict(
+    hidden_size=width, intermediate_size=ffn, num_hidden_layers=layers, num_key_value_heads=4
+  )
+  large = tmp_path / "large"
+  large.mkdir()
+  (large / "config.json").write_text(json.dumps(config))
+  table = hf.family_module("llama").names(hf.family_module("llama").config(config))
+  shapes = hf.tree.flatten(hf.abstract(hf.Decoder(hf.family_module("llama").config(config))))
+  names = [(n, t.their_shape(shapes[t.ours].shape)) for t in table for n in t.their_names(layers)]
+  weight_map = {}
+  for i in range(5):
+    part = {name: np.ones(shape, np.float32) for name, shape in names[i::5]}
+    save_file(part, large / f"model-{i}.safetensors")
+    weight_map |= dict.fromkeys(part, f"model-{i}.safetensors")
+  (large / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+  command = [sys.executable, "-c", PEAK, str(folder), str(large)]
+  ratio = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+  assert 0.9 < ratio <= 1.2

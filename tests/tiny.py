@@ -1,0 +1,110 @@
+"""Tiny random models, ours and PyTorch's, for the tests."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtune import peft, tree
+from jaxtune.models import hf
+
+ROOT = Path(__file__).resolve().parents[1]
+VOCABULARY = 61
+_LLAMA = dict(
+  model_type="llama", vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3,
+  num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
+  max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=False,
+)  # fmt: skip
+LLAMA3_ROPE = dict(
+  rope_type="llama3", rope_theta=10_000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+  original_max_position_embeddings=16,
+)  # fmt: skip
+ARCHITECTURES = {
+  "llama": _LLAMA,
+  "llama3": _LLAMA | dict(
+    num_hidden_layers=2, num_key_value_heads=1, head_dim=16, tie_word_embeddings=True,
+    rope_parameters=LLAMA3_ROPE,
+  ),
+  "gpt2": dict(
+    model_type="gpt2", vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_positions=64,
+  ),
+}  # fmt: skip
+
+
+def make(name: str, **changes) -> hf.Pretrained:
+  """Initialises a tiny model; every leaf is moved off its start, so that biases and norms count."""
+  pretrained = hf.load(architecture=ARCHITECTURES[name], **changes)
+  return pretrained._replace(params=perturb(pretrained.params, 0, 0.1))
+
+
+def perturb(arrays, seed: int, deviation: float = 0.05):
+  """Adds normal noise to every floating leaf; a leaf's noise depends on its path alone."""
+  rng = lambda path: np.random.default_rng([seed, zlib.crc32(path.encode())])
+  return tree.unflatten({
+    path: leaf + jnp.asarray(deviation * rng(path).standard_normal(leaf.shape), leaf.dtype)
+    if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    for path, leaf in tree.flatten(arrays).items()
+  })  # fmt: skip
+
+
+def lay(pretrained, section: dict, seed: int = 0, noise: float = 0.0):
+  """Lays a method over a model: (methods, tuned, hyper, base), tuned moved by `noise`."""
+  methods = peft.build(section)
+  sites = peft.find_sites(pretrained.model)
+  tuned, hyper, base = peft.init(jax.random.key(seed), methods, sites, pretrained.params)
+  if noise:
+    tuned = {"params": {}, "peft": {}} | perturb(tuned, seed + 1, noise)
+  return methods, tuned, hyper, base
+
+
+def forward(pretrained, laid, tokens, mask=None, rng=None):
+  """Logits of a model with a method laid over it, jitted."""
+  methods, tuned, hyper, base = laid
+  run = jax.jit(
+    lambda base, tuned, hyper, *args: peft.apply(
+      pretrained.model, methods, base, tuned, hyper, *args, rng=rng
+    )
+  )
+  return run(base, tuned, hyper, tokens, mask)
+
+
+def batch(rows: int = 3, length: int = 11, seed: int = 0, side: str | None = None):
+  """Makes tokens (B, T) and a mask of rows of different lengths, padded on a side."""
+  tokens = np.random.default_rng(seed).integers(0, VOCABULARY, (rows, length)).astype(np.int32)
+  mask = np.ones((rows, length), bool)
+  for i in range(rows if side else 0):
+    mask[i, : 2 * i] = False
+  return tokens, mask[:, ::-1].copy() if side == "right" else mask
+
+
+def torch_twin(config, folder: Path, **save):
+  """Saves a random PyTorch model in a folder and returns it; no parameter keeps its plain start."""
+  import torch
+  from transformers import AutoModelForCausalLM
+
+  torch.manual_seed(0)
+  model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.add_(0.1 * torch.randn_like(parameter))
+  model.save_pretrained(folder, **save)
+  return model
+
+
+def torch_logits(model, tokens, mask=None, positions=None, **kwargs):
+  """Logits of a PyTorch model, as a numpy array."""
+  import torch
+
+  extra = {} if mask is None else {"attention_mask": torch.tensor(np.asarray(mask)).long()}
+  if positions is not None:
+    extra["position_ids"] = torch.tensor(np.asarray(positions))
+  with torch.no_grad():
+    return model(input_ids=torch.tensor(tokens).long(), **extra, **kwargs).logits.float().numpy()
+
+
+def positions_of(mask):
+  return np.maximum(np.cumsum(mask, 1) - 1, 0)

@@ -16,8 +16,10 @@ from safetensors import SafetensorError
 from jaxtune import peft as methods_
 from jaxtune import tree
 from jaxtune.errors import UserError, nearest
-from jaxtune.export import adapterhub, card, certify, merged
+from jaxtune.export import adapterhub, card, merged
 from jaxtune.export import peft as peft_format
+from jaxtune.export.certify import Rejected, adapters_interpreter
+from jaxtune.export.certify import certify as make_certificate
 
 FORMATS = ("auto", "peft", "adapterhub", "merged")
 FORMAT_OF = {"lora": "peft", "prefix": "peft", "adapter": "adapterhub", "weights": "merged"}
@@ -67,9 +69,9 @@ def export(
     dtype: of merged weights, "float32" or "bfloat16"; adapters stay in float32, as trained.
     base_name: what the files name as their base; by default the folder it was loaded from.
     extra_config: entries added to adapter_config.json (not for merged).
-    certify: reload the files in PyTorch and compare logits; see `certify.certify`.
+    certify: reload the files in PyTorch and compare logits; see `export.certify`.
     prompts: token ids for the certificate; by default random ones.
-    reload: a running `certify.reloader`, where many exports are certified.
+    reload: a running `export.certify.reloader`, where many exports are certified.
 
   Raises:
     UserError: for a method that the format cannot express, naming one that can.
@@ -81,7 +83,7 @@ def export(
     base_name = str(pretrained.folder)
   folder = Path(folder)
   if certify and form == "adapterhub" and reload is None:
-    _interpreter()
+    adapters_interpreter()  # or say at once that there is none
   new = folder.with_name(f".{folder.name}.new")
   shutil.rmtree(new, ignore_errors=True)
   try:
@@ -167,17 +169,13 @@ def _stack_format(methods, format: str) -> str:
   )
 
 
-def _interpreter() -> str:
-  return certify.adapters_interpreter()
-
-
 def _certified(new, folder, reload, prompts, trained, base_name, rounding) -> dict:
   """Certifies the files in `new`; moves them to <folder>.rejected where they are not as trained."""
   try:
-    return certify.certify(
+    return make_certificate(
       new, *trained, prompts=prompts, reload=reload, base_name=base_name, rounding=rounding
     )
-  except certify.Rejected as error:
+  except Rejected as error:
     rejected = folder.with_name(folder.name + ".rejected")
     _replace(new, rejected)
     raise UserError(f"{error}. Its files and certificate are kept in {rejected}") from error

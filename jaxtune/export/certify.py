@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def certify(
 ) -> dict:
   """Compares the logits of an export, in PyTorch on the CPU in fp32, with ours.
 
-  A batch of prompts of different lengths, padded on the right, and one of equal lengths are run.
+  A batch of prompts padded on the right is run, and one of equal lengths without padding.
   Weights merged in a narrower type are compared with our own, rounded to that type: what the
   rounding costs is `rounding`.
 
@@ -74,12 +75,13 @@ def certify(
   folder = Path(folder)
   form = check_folder(folder)
   batches = make_batches(prompts, pretrained.model.config, sum(m.positions for m in methods))
-  if form == "merged":
-    params = _as_stored(peft.merge(methods, base, tuned, hyper), folder)
-    ours = our_logits(pretrained, (), params, {"params": {}, "peft": {}}, {}, batches)
+  if form == "merged" and _stored(folder) != "float32":
+    dtype = hf.DTYPES[_stored(folder)]
+    merged = jax.tree.map(lambda x: x.astype(dtype), peft.merge(methods, base, tuned, hyper))
+    ours = our_logits(pretrained, merged, batches)
   else:
-    ours = our_logits(pretrained, methods, base, tuned, hyper, batches)
-  untuned = our_logits(pretrained, (), pretrained.params, {"params": {}, "peft": {}}, {}, batches)
+    ours = our_logits(pretrained, base, batches, (methods, tuned, hyper))
+  untuned = our_logits(pretrained, pretrained.params, batches)
   theirs, versions = their_logits(form, pretrained, folder, batches, reload)
   apart = [largest_difference(*row) for row in zip(ours, theirs, batches, strict=True)]
   change = max(largest_difference(*row) for row in zip(ours, untuned, batches, strict=True))
@@ -155,7 +157,7 @@ def adapters_interpreter(python: str | None = None) -> str:
 
 
 def make_batches(prompts, config, taken: int) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Makes (tokens, mask) of a right-padded batch and of one without padding.
+  """Makes (tokens, mask) of a right-padded batch, and of one whose prompts repeat to its length.
 
   Args:
     taken: how many of the model's positions the method takes.
@@ -171,28 +173,36 @@ def make_batches(prompts, config, taken: int) -> list[tuple[np.ndarray, np.ndarr
     raise UserError("the certificate's prompts are all empty; pass some token ids, or none at all")
   if len({len(p) for p in prompts}) == 1:  # then nothing would be padded
     prompts.append(prompts[0][: max(1, len(prompts[0]) // 2)])
-  longest, shortest = max(map(len, prompts)), min(map(len, prompts))
+  longest = max(map(len, prompts))
   tokens, mask = np.zeros((2, len(prompts), longest), np.int64)
   for i, p in enumerate(prompts):
     tokens[i, : len(p)], mask[i, : len(p)] = p, 1
-  equal = np.array([p[:shortest] for p in prompts], np.int64)
+  equal = np.array([np.resize(p, longest) for p in prompts], np.int64)
   return [(tokens, mask), (equal, np.ones_like(equal))]
 
 
-def our_logits(pretrained, methods, base, tuned, hyper, batches) -> list[np.ndarray]:
-  """Runs our model in fp32, whatever type it was trained in."""
+def our_logits(pretrained, base, batches, laid=None) -> list[np.ndarray]:
+  """Runs our model in fp32, whatever type it was trained in.
+
+  Args:
+    laid: (methods, tuned, hyper) to lay over the base; None for the base alone.
+  """
   config = dataclasses.replace(pretrained.model.config, dtype=jnp.float32, attention=None)
   base = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), base)
-  run = jax.jit(
-    lambda base, tuned, hyper, tokens, mask: peft.apply(
-      Decoder(config), methods, base, tuned, hyper, tokens, mask
-    )
-  )
+  run, trees = partial(_plain_logits, config), (base,)
+  if laid:
+    methods, *trees = laid
+    run, trees = jax.jit(partial(peft.apply, Decoder(config), methods)), (base, *trees)
   with jax.default_matmul_precision("highest"):
     return [
-      np.asarray(run(base, tuned, hyper, tokens.astype(np.int32), mask.astype(bool)))
+      np.asarray(run(*trees, tokens.astype(np.int32), mask.astype(bool)))
       for tokens, mask in batches
     ]
+
+
+@partial(jax.jit, static_argnums=0)
+def _plain_logits(config, params, tokens, mask):
+  return Decoder(config).apply({"params": params}, tokens, mask)
 
 
 def their_logits(form, pretrained, folder: Path, batches, reload: Callable | None):
@@ -233,28 +243,23 @@ def reloader(python: str = sys.executable):
       raise UserError(f"the interpreter {python} cannot be started: {error}") from error
 
     def reload(job: list[str]) -> None:
-      try:
+      with suppress(OSError):  # where it has ended, it gives no answer
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
-      except OSError:
-        pass  # it has ended; its last line says why
-      if process.stdout.readline() != "done\n":
+      said = process.stdout.readline().strip()
+      if not said:
         process.wait()
         errors.seek(0)
-        raise UserError(_why(errors.read(), python))
+        said = (errors.read().strip().splitlines() or ["it ended without a message"])[-1]
+      if said != "done":
+        hint = f"; install it for {python} (pip install 'jaxtune[torch]')"
+        hint = hint if "ModuleNotFoundError" in said else ""
+        raise UserError(f"PyTorch cannot load the export: {said}{hint}")
 
     try:
       yield reload
     finally:
       process.communicate()
-
-
-def _why(errors: str, python: str) -> str:
-  last = (errors.strip().splitlines() or ["it ended without a message"])[-1]
-  fix = ""
-  if "ModuleNotFoundError" in last:
-    fix = f"; install it for {python} (pip install 'jaxtune[torch]')"
-  return f"PyTorch cannot load the export: {last}{fix}"
 
 
 def largest_difference(ours, theirs, batch) -> float:
@@ -280,10 +285,9 @@ def write_json(path: Path, value: dict) -> None:
   new.replace(path)
 
 
-def _as_stored(params, folder: Path):
-  """Rounds merged weights as the export's config.json says they are stored."""
-  name = json.loads((folder / "config.json").read_text()).get("dtype", "float32")
-  return jax.tree.map(lambda x: x.astype(hf.DTYPES[name]), params)
+def _stored(folder: Path) -> str:
+  """Returns the type that a merged folder's config.json says its weights are stored in."""
+  return json.loads((folder / "config.json").read_text()).get("dtype", "float32")
 
 
 def _our_versions() -> dict[str, str]:

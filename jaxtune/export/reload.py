@@ -2,7 +2,8 @@
 
 A script of its own, without jax: AdapterHub's `adapters` and PEFT need different versions of
 transformers, so it is run by path, in the interpreter that has the libraries. Each line of its
-input is a JSON list [FORMAT, BASE, EXPORT, IN, OUT]; it answers each with the line "done".
+input is a JSON list [FORMAT, BASE, EXPORT, IN, OUT]; it answers each with a line,
+"done" or what went wrong.
 
   FORMAT  peft, merged or adapterhub
   BASE    folder of the base model
@@ -110,5 +111,9 @@ def answer(form, base, export, inputs, output):
 if __name__ == "__main__":
   answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
   for job in sys.stdin:
-    answer(*json.loads(job))
-    print("done", file=answers, flush=True)
+    try:
+      answer(*json.loads(job))
+      said = "done"
+    except (Exception, SystemExit) as error:
+      said = f"{type(error).__name__}: {error}".replace("\n", " ").removeprefix("SystemExit: ")
+    print(said, file=answers, flush=True)

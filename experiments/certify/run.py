@@ -1,0 +1,216 @@
+"""Exports every method of every family, reloads it in PyTorch, and prints how far logits differ.
+
+  make certify
+  python experiments/certify/run.py [--skip-adapterhub] [--only TEXT] [--out results.csv]
+
+The models are small, with random weights, and so are the trained arrays: a certificate proves
+arithmetic and file layout, which do not depend on what was learnt. The last rows corrupt one tensor
+of an export and pass only where the certificate finds it.
+
+AdapterHub's rows run in the interpreter that JAXTUNE_ADAPTERS_PYTHON names (adapters 1.3.0).
+Exits with 1 if a row fails or could not be run. Costs about two minutes on 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+import tempfile
+import time
+import zlib
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from jaxtune import peft, tree
+from jaxtune.errors import UserError
+from jaxtune.export import certify, export
+from jaxtune.models import hf
+
+SMALL = {"vocab_size": 257, "tie_word_embeddings": True}
+FAMILIES = {
+  "gpt2": SMALL | dict(model_type="gpt2", n_embd=96, n_layer=3, n_head=4, n_positions=96),
+  "llama (grouped query)": SMALL | dict(
+    model_type="llama", hidden_size=96, num_hidden_layers=3, num_attention_heads=6,
+    num_key_value_heads=2, intermediate_size=160, max_position_embeddings=96,
+    tie_word_embeddings=False,
+  ),
+}  # fmt: skip
+LINEAR = (".*_proj",)
+PEFT = {
+  "LoRA, q and v": dict(name="lora", rank=4),
+  "LoRA, q alone": dict(name="lora", rank=3, alpha=8.0, targets=("q_proj",)),
+  "LoRA, all linear": dict(name="lora", rank=4, targets=LINEAR),
+  "rsLoRA, all linear": dict(name="lora", rank=8, rslora=True, targets=LINEAR),
+  "LoRA, fixed scale 0.7": dict(name="lora", rank=4, scale=0.7),
+  "prefix": dict(name="prefix", length=7),
+  "prefix with MLP": dict(name="prefix", length=7, projection=24),
+}
+ADAPTERHUB = {
+  "adapter, Pfeiffer": dict(name="adapter", width=12),
+  "adapter, Houlsby": dict(name="adapter", width=7, placement="houlsby"),
+  "adapter, parallel": dict(name="adapter", width=40, placement="parallel"),
+}
+MERGED = {
+  "LoRA, all linear": dict(name="lora", rank=4, targets=LINEAR),
+  "full": dict(name="full"),
+}
+MERGED_BF16 = {"LoRA, q and v": dict(name="lora", rank=4)}
+BIASES = {"BitFit": dict(name="bitfit")}
+COLUMNS = ("format", "family", "method", "difference", "change", "verdict")
+
+
+def rows(family: str):
+  """Yields (format, dtype, name of the method, its section) of everything that is exported."""
+  groups = [("peft", "float32", PEFT), ("adapterhub", "float32", ADAPTERHUB)]
+  groups += [("merged", "float32", MERGED), ("merged", "bfloat16", MERGED_BF16)]
+  groups += [("merged", "float32", BIASES)] if family == "gpt2" else []
+  for form, dtype, sections in groups:
+    for name, section in sections.items():
+      yield form, dtype, name, section
+
+
+def noise(arrays, deviation: float):
+  """Moves every leaf off its start by normal noise, so that no trained array is zero."""
+  rng = lambda path: np.random.default_rng(zlib.crc32(path.encode()))
+  draw = lambda path, x: deviation * rng(path).standard_normal(x.shape)
+  return tree.unflatten(
+    {path: x + draw(path, x).astype(x.dtype) for path, x in tree.flatten(arrays).items()}
+  )
+
+
+def lay(pretrained, section: dict):
+  """Lays a method with random trained arrays over a model."""
+  methods = peft.build(section)
+  tuned, hyper, base = peft.init(
+    jax.random.key(0), methods, peft.find_sites(pretrained.model), pretrained.params
+  )
+  tuned = {"params": {}, "peft": {}} | noise(tuned, 0.05)
+  return methods, tuned, hyper, base
+
+
+def certified(pretrained, section: dict, form: str, dtype: str, folder: Path, reload) -> dict:
+  """Exports and certifies one row."""
+  how = dict(format=form, dtype=dtype, certify=True, reload=reload)
+  try:
+    made = export(pretrained, *lay(pretrained, section), folder, **how).certificate
+  except UserError as error:
+    print(f"  {error}", file=sys.stderr)
+    return {"difference": None, "change": None, "verdict": "FAILED"}
+  return {
+    "difference": made["largest_logit_difference"],
+    "change": made["change_from_base"],
+    "verdict": "passed",
+  }
+
+
+def corrupted(pretrained, section: dict, form: str, folder: Path, reload) -> dict:
+  """Exports one row, makes one tensor half as large again, and asks for a certificate."""
+  laid = lay(pretrained, section)
+  export(pretrained, *laid, folder, format=form)
+  path = folder / certify.WEIGHTS.get(form, "model.safetensors")
+  tensors = load_file(path)
+  name = max(tensors, key=lambda n: ("lora_B" in n, "up.weight" in n, n.endswith("wte.weight"), n))
+  tensors[name] = 1.5 * tensors[name]
+  save_file(tensors, path, {"format": "pt"})
+  (folder / "pytorch_adapter.bin").unlink(missing_ok=True)
+  try:
+    certify.certify(folder, pretrained, *laid, reload=reload)
+  except certify.Rejected:
+    made = json.loads((folder / "certificate.json").read_text())
+    return {
+      "difference": made["largest_logit_difference"],
+      "change": made["change_from_base"],
+      "verdict": "found" if not made["passed"] else "FAILED",
+    }
+  return {"difference": None, "change": None, "verdict": "FAILED: not found"}
+
+
+def jobs(pretrained: dict, scratch: Path):
+  """Yields (format, family, method, function that runs it)."""
+  for family, model in pretrained.items():
+    for i, (form, dtype, name, section) in enumerate(rows(family)):
+      folder = scratch / f"{family[:4]}-{i}"
+      label = name if dtype == "float32" else f"{name}, as {dtype}"
+      yield form, family, label, partial(certified, model, section, form, dtype, folder)
+  for form, sections in (("peft", PEFT), ("adapterhub", ADAPTERHUB), ("merged", MERGED)):
+    name, section = next(iter(sections.items()))
+    model, folder = pretrained["gpt2"], scratch / f"corrupt-{form}"
+    run = partial(corrupted, model, section, form, folder)
+    yield form, "gpt2", f"{name}: one tensor corrupted", run
+
+
+def line(row: dict) -> str:
+  number = lambda x: f"{x:.1e}" if isinstance(x, float) else "-"
+  return (
+    f"{row['format']:<11}{row['family']:<23}{row['method']:<40}"
+    f"{number(row['difference']):>10}{number(row['change']):>10}  {row['verdict']}"
+  )
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--skip-adapterhub", action="store_true", help="no error for its rows")
+  parser.add_argument("--only", default="", help="rows whose line holds this text")
+  parser.add_argument("--out", type=Path, help="also write the table to this CSV file")
+  options = parser.parse_args()
+  table, start = [], time.time()
+  print(line({n: n for n in COLUMNS}).replace("         -         -", " largest  method's"))
+  adapters = None if options.skip_adapterhub else os.environ.get(certify.VARIABLE)
+  with ExitStack() as stack:
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    torch = stack.enter_context(certify.reloader())
+    reload = {"peft": torch, "merged": torch}
+    if adapters:
+      reload["adapterhub"] = stack.enter_context(certify.reloader(adapters))
+    for form, family, method, run in jobs(models(scratch), scratch):
+      if options.only not in f"{form} {family} {method}":
+        continue
+      row = {"format": form, "family": family, "method": method}
+      empty = {"difference": None, "change": None, "verdict": "not run"}
+      row |= run(reload[form]) if form in reload else empty
+      table.append(row)
+      print(line(row), flush=True)
+  return finish(table, options, time.time() - start)
+
+
+def models(scratch: Path) -> dict:
+  """Makes the base models, as folders that PyTorch and we both load."""
+  found = {}
+  for family, architecture in FAMILIES.items():
+    made = hf.load(architecture=architecture)
+    folder = hf.save(made, noise(made.params, 0.1), scratch / family.split()[0])
+    found[family] = hf.load(str(folder))
+  return found
+
+
+def finish(table: list[dict], options, seconds: float) -> int:
+  """Prints the sum, writes the CSV file and returns the exit code."""
+  if options.out:
+    with options.out.open("w", newline="") as file:
+      writer = csv.DictWriter(file, COLUMNS)
+      writer.writeheader()
+      writer.writerows(table)
+  verdicts = [row["verdict"] for row in table]
+  bad = sum(v not in ("passed", "found", "not run") for v in verdicts)
+  skipped = verdicts.count("not run")
+  worst = max((row["difference"] for row in table if row["verdict"] == "passed"), default=0.0)
+  print(
+    f"{verdicts.count('passed')} certified (largest difference {worst:.1e}, tolerance "
+    f"{certify.TOLERANCE:g}), {verdicts.count('found')} corruptions found, {bad} failed, "
+    f"{skipped} not run, {seconds:.0f} s"
+  )
+  if skipped and not options.skip_adapterhub:
+    print(f"AdapterHub's rows need {certify.VARIABLE}, or --skip-adapterhub")
+  return int(bad > 0 or not table or (skipped > 0 and not options.skip_adapterhub))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -8,7 +8,7 @@ arithmetic and file layout, which do not depend on what was learnt. The last row
 of an export and pass only where the certificate finds it.
 
 AdapterHub's rows run in the interpreter that JAXTUNE_ADAPTERS_PYTHON names (adapters 1.3.0).
-Exits with 1 if a row fails or could not be run. Costs about two minutes on 2 cores.
+Exits with 1 if a row fails or could not be run. Costs about three minutes on 2 cores.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def write(new: Path, folder: Path, form: str, methods, base_name, dtype, roundin
     error, lost = rounding.overall
     loss = f"- stored as {dtype}; of the trained change, the cast loses {error:.2%} (relative "
     loss += f"Frobenius error), and {lost:.2%} of the changed entries\n"
-  base = base_name or "initialised at random"
+  base = base_name or "a model initialised at random"
   quoted = {"base": json.dumps(base_name or "BASE"), "folder": json.dumps(str(folder))}
   text = CARD.format(
     library=LIBRARIES[form],

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import config as configs
-from jaxtune import data, export, generate, peft, runs, sharding, train, update
+from jaxtune import data, export, generate, peft, preflight, sharding, train, update
 from jaxtune.config import load_config
 from jaxtune.errors import UserError
 from jaxtune.evaluators import evaluate as evaluators
@@ -40,6 +40,7 @@ def fit(config: Any, workdir: str | Path) -> dict:
   workdir = Path(workdir)
   full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "sweep"})
   setup = train.prepare(full)
+  preflight.check(full, setup)
   base = train.evaluate_base(full, setup)
   return train.run([full], [workdir], setup, base, workdir / "checkpoints")[0]
 
@@ -102,10 +103,11 @@ def complete(
   generate.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
   ids = data.encode_prompts(tokenizer, prompts)
   used = sum(method.positions for method in run.methods) + max_new_tokens
-  tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id)
-  if tokens.shape[1] + used > c.positions:
+  longest = max(map(len, ids))
+  tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id, longest)
+  if longest + used > c.positions:
     raise UserError(
-      f"a prompt of {max(map(len, ids))} tokens, with {used} for prefix and completion, exceeds "
+      f"a prompt of {longest} tokens, with {used} for prefix and completion, exceeds "
       f"the model's {c.positions} positions"
     )
   stops = (tokenizer.eos_token_id,)
@@ -144,9 +146,9 @@ def plan(config: Any) -> str:
     dataset = data.load(pretrained.tokenizer, **first["data"])
     setup = train.Setup(pretrained, peft.find_sites(pretrained.model), dataset, "")
     for i in group:
-      train.check(completed[i], setup)
+      preflight.check(completed[i], setup)
     rows = plans.targets(peft.build(first["method"]), setup.sites, pretrained.params)
-    cost = train.cost([completed[i] for i in group], setup)
+    cost = preflight.cost([completed[i] for i in group], setup)
     parts += [
       f"program {number}: {len(group)} trials ({names[group[0]]}{', ...' * (len(group) > 1)})",
       plans.describe_targets(rows),

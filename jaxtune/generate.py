@@ -102,10 +102,8 @@ def check_options(
     raise UserError(f"top_p is {top_p}, expected 0 < top_p <= 1")
 
 
-def pad_left(prompts: list[list[int]], pad: int, multiple: int = 16) -> tuple[Any, Any]:
-  """Packs prompts into (B, T) ids and mask, T rounded up so that few shapes are compiled."""
-  length = max(map(len, prompts))
-  length += -length % multiple
+def pad_left(prompts: list[list[int]], pad: int, length: int) -> tuple[Any, Any]:
+  """Packs prompts, each of at most `length` tokens, into (B, T) ids and mask."""
   tokens_BT = np.full((len(prompts), length), pad, np.int32)
   mask_BT = np.zeros((len(prompts), length), bool)
   for i, prompt in enumerate(prompts):

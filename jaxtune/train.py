@@ -92,42 +92,7 @@ def prepare(config: dict) -> Setup:
     raise UserError("the model's folder has no tokenizer; name one with model.tokenizer")
   dataset = data.load(pretrained.tokenizer, **config["data"])
   sites = peft.find_sites(pretrained.model)
-  setup = Setup(pretrained, sites, dataset, tree.fingerprint(pretrained.params))
-  check(config, setup)
-  return setup
-
-
-def check(config: dict, setup: Setup) -> None:
-  """Finds what cannot work before anything expensive starts."""
-  options, c = Options(**config["train"]), setup.pretrained.model.config
-  for name in ("steps", "batch_size", "accumulate", "log_every"):
-    if getattr(options, name) < 1:
-      raise UserError(f"train.{name} is {getattr(options, name)}, expected at least 1")
-  if options.batch_size % options.accumulate:
-    raise UserError(
-      f"train.batch_size {options.batch_size} does not divide into "
-      f"train.accumulate {options.accumulate} parts"
-    )
-  if options.keep not in ("best", "last"):
-    raise UserError(f"train.keep is {options.keep!r}, expected 'best' or 'last'")
-  if options.patience is not None and setup.dataset.validation is None:
-    raise UserError("train.patience needs a validation split: give data.validation")
-  optim.make(**config["optim"])
-  methods = peft.build(config["method"])
-  splits = [s for s in setup.dataset[:3] if s is not None]
-  longest = max(s.tokens_NT.shape[1] for s in splits)
-  prefix = sum(m.positions for m in methods)
-  evaluation = evaluate.Options(**config["evaluate"])
-  if evaluation.generate:
-    prompts = max((len(p) for s in splits[1:] for p in s.prompts), default=0)
-    longest = max(longest, prompts + evaluation.max_new_tokens)
-  if prefix + longest > c.positions:
-    raise UserError(
-      f"sequences of {longest} tokens and a prefix of {prefix} exceed the model's {c.positions} "
-      "positions; lower data.max_length, evaluate.max_new_tokens or method.length"
-    )
-  make = lambda params: peft.init(jax.random.key(0), methods, setup.sites, params)
-  jax.eval_shape(make, setup.pretrained.params)
+  return Setup(pretrained, sites, dataset, tree.fingerprint(pretrained.params))
 
 
 def start(config: dict, setup: Setup) -> tuple[update.State, Any]:
@@ -187,14 +152,14 @@ def run(
   base = parallel.put_shared(started[0][1])
   states = tree.stack([state for state, _ in started])
   del started
-  program = make_program(configs[0], setup, _drops(configs))
+  program = make_program(configs[0], setup, drops(configs))
   evaluator = evaluate.make(
     program, parallel, chunk, evaluate.Options(**configs[0]["evaluate"]), setup.pretrained.tokenizer
   )
-  step = parallel.compile(partial(_steps, program, chunk, options.patience), donate=True)
+  step = parallel.compile(partial(steps, program, chunk, options.patience), donate=True)
   record = {"config": configs, "base": setup.fingerprint}
   with checkpoint.Checkpoints(checkpoints, record) as saved:
-    progress = parallel.put_trials(_begin(states, options))
+    progress = parallel.put_trials(begin(states, options))
     progress = saved.restore(progress) or progress
     logs = runs.Logs(folders, int(progress.state.step[0]))
     progress = _loop(configs, options, step, evaluator, base, progress, setup, saved, logs, parallel)
@@ -214,7 +179,7 @@ def run(
   ]  # fmt: skip
 
 
-def _drops(configs: list[dict]) -> bool:
+def drops(configs: list[dict]) -> bool:
   """Says whether any trial's method has a dropout rate above zero."""
   rates = lambda section: [
     rate
@@ -228,7 +193,7 @@ def _keeps_best(options: Options, setup: Setup) -> bool:
   return options.keep == "best" and setup.dataset.validation is not None
 
 
-def _begin(states: update.State, options: Options) -> Progress:
+def begin(states: update.State, options: Options) -> Progress:
   count = states.step.shape[0]
   sums = {name: jnp.zeros(count) for name in ("loss", "accuracy", "grad_norm", "steps")}
   never = jnp.full(count, jnp.inf)
@@ -237,7 +202,7 @@ def _begin(states: update.State, options: Options) -> Progress:
   return Progress(states, sums, tuned, never, zeros, zeros + 0)
 
 
-def _steps(program, chunk, patience, trial, base, batch, axis=None):
+def steps(program, chunk, patience, trial, base, batch, axis=None):
   """Takes one step of every trial that has not stopped."""
 
   def one(carry, base, batch):
@@ -338,37 +303,3 @@ class _Interrupt:
   def __exit__(self, *error):
     if self.before is not None:
       signal.signal(signal.SIGTERM, self.before)
-
-
-def cost(configs: list[dict], setup: Setup) -> dict:
-  """Compiles one step on shapes alone; returns XLA's own memory and FLOP figures for it.
-
-  `setup.pretrained.params` may be shapes, as `hf.outline` gives them.
-  """
-  options = Options(**configs[0]["train"])
-  chunk = options.chunk or (1 if jax.default_backend() == "cpu" else len(configs))
-  states, base = [], None
-  for config in configs:
-    make = lambda params, c=config: start(
-      c, setup._replace(pretrained=setup.pretrained._replace(params=params))
-    )
-    state, base = jax.eval_shape(make, setup.pretrained.params)
-    states.append(state)
-  states = jax.eval_shape(lambda s: tree.stack(s), states)
-  progress = jax.eval_shape(lambda s: _begin(s, options), states)
-  length = setup.dataset.train.tokens_NT.shape[1]
-  shape = (len(configs), options.accumulate, options.batch_size // options.accumulate, length)
-  types = {"tokens": jnp.int32, "mask": jnp.bool_, "weights": jnp.float32}
-  batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in types.items()}
-  program = make_program(configs[0], setup, _drops(configs))
-  step = jax.jit(partial(_steps, program, chunk, options.patience), donate_argnums=0)
-  compiled = step.lower((states, progress.sums, progress.stale), base, batch).compile()
-  memory, flops = compiled.memory_analysis(), compiled.cost_analysis()
-  return {
-    "trials": len(configs),
-    "trials_side_by_side": chunk,
-    "frozen_MB": round(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(base)) / 1e6, 2),
-    "arguments_MB": round(memory.argument_size_in_bytes / 1e6, 2),
-    "working_MB": round(memory.temp_size_in_bytes / 1e6, 2),
-    "GFLOP_per_step": round((flops or {}).get("flops", float("nan")) / 1e9, 3),
-  }

@@ -118,13 +118,12 @@ def completions(
   """Completes prompts with every trial; returns the texts, (trial, prompt)."""
   count = jax.tree.leaves(pairs)[0].shape[0] if jax.tree.leaves(pairs) else 1
   size = min(evaluator.options.batch_size, len(prompts))
-  # Neighbours of like length waste little padding; a prompt's own result does not depend on them.
-  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+  longest = max(map(len, prompts))  # one shape, compiled once
   texts: list[list[str]] = [[""] * len(prompts) for _ in range(count)]
   for start in tqdm(range(0, len(prompts), size), "generating", leave=False, disable=None):
-    chosen = order[start : start + size]
+    chosen = range(start, min(start + size, len(prompts)))
     rows = [prompts[i] for i in chosen] + [prompts[chosen[0]]] * (size - len(chosen))
-    tokens, mask = generate.pad_left(rows, evaluator.stop_tokens[0])
+    tokens, mask = generate.pad_left(rows, evaluator.stop_tokens[0], longest)
     batch = {"tokens": tokens, "mask": mask}
     batch = {k: np.broadcast_to(x, (count, *x.shape)) for k, x in batch.items()}
     ids = np.asarray(evaluator.complete(pairs, base, batch))

@@ -76,7 +76,7 @@ def load(
     dtype: "float32" or "bfloat16", of the frozen weights and of the computation.
     remat: recompute each block in the backward pass: less memory, and on a CPU often faster.
     unroll: layers in one iteration of the layer loop.
-    attention: jax's implementation: None ("xla") or "cudnn".
+    attention: None for plain matrix products, or "cudnn" for jax's fused kernel.
     seed: of the random initialisation.
 
   Raises:
@@ -109,6 +109,8 @@ def outline(
     raise UserError("model needs either a path or an architecture, and not both")
   if dtype not in DTYPES:
     raise UserError(f"unknown dtype {dtype!r}. {nearest(dtype, DTYPES)}")
+  if computation.get("attention") not in (None, "cudnn"):
+    raise UserError(f"unknown attention {computation['attention']!r}, expected None or 'cudnn'")
   folder = resolve(path) if path else None
   hf_config = _read_config(folder) if folder else dict(architecture)
   name = hf_config.get("model_type", "")

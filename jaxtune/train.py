@@ -227,7 +227,7 @@ def _loop(configs, options, step, evaluator, base, progress, setup, saved, logs,
   bar = tqdm(total=options.steps, initial=first, desc="training", unit="step", disable=None)
   with stop, bar, logs:
     for i in range(first, options.steps):
-      batch = parallel.put_batch(_batch(configs, setup.dataset.train, i, options))
+      batch = parallel.put_batch(make_batch(configs, setup.dataset.train, i, options))
       state, sums = step((progress.state, progress.sums, progress.stale), base, batch)
       progress, done = progress._replace(state=state, sums=sums), i + 1
       last = done == options.steps
@@ -246,7 +246,7 @@ def _loop(configs, options, step, evaluator, base, progress, setup, saved, logs,
   return progress
 
 
-def _batch(configs: list[dict], split: data.Split, step: int, options: Options) -> dict:
+def make_batch(configs: list[dict], split: data.Split, step: int, options: Options) -> dict:
   """Stacks every trial's batch of a step: (E, A, B, T)."""
   seeds = [config["seed"] for config in configs]
   made = {seed: data.batch(split, seed, step, options.batch_size) for seed in set(seeds)}

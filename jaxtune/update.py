@@ -102,7 +102,7 @@ def update(program: Program, state: State, base, batch, axis: str | None = None)
     "loss": loss_sum / weight,
     "accuracy": sums["correct"] / weight,
     "tokens": sums["weight"],
-    "grad_norm": optax.global_norm(gradients),
+    "grad_norm": optax.tree.norm(gradients),
   }
   tuned = optax.apply_updates(state.tuned, changes)
   return state._replace(step=state.step + 1, tuned=tuned, optimizer=optimizer), metrics

@@ -23,7 +23,7 @@ def loss(forward: Callable, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]
   # The last position predicts nothing: shifting targets leaves the large array as it is.
   targets_BT = jnp.roll(batch["tokens"], -1, 1)
   weights_BT = jnp.roll(batch["weights"], -1, 1).at[:, -1].set(0.0)
-  chosen = targets_BT[..., None] == jnp.arange(logits_BTV.shape[-1])
+  chosen = targets_BT[..., None] == jnp.arange(logits_BTV.shape[-1])[None, None]
   picked_BT = jnp.sum(jnp.where(chosen, logits_BTV, 0.0), -1)
   nll_BT = jax.nn.logsumexp(logits_BTV, -1) - picked_BT
   correct_BT = picked_BT >= logits_BTV.max(-1)  # a plain maximum: argmax is slow on a CPU

@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: make quickstart, make test.
+PYTHON ?= python3
+VENV ?= .venv
+ADAPTERS_VENV ?= .venv-adapters
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test certify speed format clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
+	$(BIN)/jaxtune export --workdir runs/quickstart --out runs/quickstart/export
+
+test: $(VENV)/.installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python -m pytest -n auto
+
+# Every export format, reloaded in real PyTorch. adapters 1.3 cannot live with transformers 5,
+# so it has an environment of its own.
+certify: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
+	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python \
+	  $(BIN)/python experiments/certify/run.py --out experiments/certify/results.csv
+
+speed: $(VENV)/.installed-test
+	$(BIN)/python experiments/speed/run.py
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) $(ADAPTERS_VENV) runs build *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@ $(VENV)/.installed
+
+$(ADAPTERS_VENV)/.installed:
+	$(PYTHON) -m venv $(ADAPTERS_VENV)
+	$(ADAPTERS_VENV)/bin/python -m pip install --quiet torch==2.13.0 adapters==1.3.0 \
+	  transformers==4.57.6 peft==0.21.2
+	touch $@

@@ -85,7 +85,7 @@ def evaluate(run: Run, overrides: dict[str, Any] | None = None) -> dict:
 
 def complete(
   run: Run,
-  prompts: list[str],
+  prompts: list[str] | list[dict],
   *,
   max_new_tokens: int = 64,
   temperature: float = 0.0,
@@ -96,12 +96,16 @@ def complete(
   """Continues texts with a finished run's model, up to its stop token.
 
   Args:
-    prompts: whole prompts, as the data's template would have made them.
+    prompts: rows such as {"instruction": ..., "input": ...}, which become prompts by the template
+      that the run was trained with; or texts to be continued as they stand.
     temperature: 0 is greedy; with more, `top_k` and `top_p` restrict the draw.
   """
   c, tokenizer = run.pretrained.model.config, run.pretrained.tokenizer
   generate.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
-  ids = data.encode_prompts(tokenizer, prompts)
+  rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+  given = all(isinstance(prompt, str) for prompt in prompts)
+  texts = data.render_prompts(rows, None if given else run.config["data"]["template"])
+  ids = data.encode_prompts(tokenizer, texts)
   used = sum(method.positions for method in run.methods) + max_new_tokens
   longest = max(map(len, ids))
   tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id, longest)
@@ -125,11 +129,24 @@ def complete(
 def export_run(
   run: Run, folder: str | Path, *, format: str = "auto", dtype: str = "float32",
   certify: bool = False,
-) -> Path:  # fmt: skip
-  """Writes a finished run in a format that PyTorch loads; see `jaxtune.export.export`."""
+) -> export.Exported:  # fmt: skip
+  """Writes a finished run in a format that PyTorch loads.
+
+  Args:
+    format: "peft" (LoRA, prefix), "adapterhub" (bottleneck adapters), "merged" (LoRA, BitFit, full)
+      or "auto", by the method.
+    dtype: of merged weights.
+    certify: reload the files in PyTorch, compare logits on the run's test prompts and write
+      certificate.json; a difference above 1e-3 is an error and leaves no export behind.
+  """
+  prompts = None
+  if certify:
+    dataset = data.load(run.pretrained.tokenizer, **run.config["data"])
+    split = dataset.test or dataset.validation or dataset.train
+    prompts = [prompt for prompt in split.prompts[:8] if prompt] or None
   return export.export(
-    run.pretrained, run.methods, run.tuned, run.hyper, run.base, Path(folder), format=format,
-    dtype=dtype, certify=certify,
+    run.pretrained, run.methods, run.tuned, run.hyper, run.base, folder, format=format,
+    dtype=dtype, base_name=run.config["model"]["path"], certify=certify, prompts=prompts,
   )  # fmt: skip
 
 

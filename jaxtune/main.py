@@ -47,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("--metric", help="what the report is sorted by (default: test loss)")
   command("evaluate", _evaluate, "judge a finished run and its untuned base", workdir=True)
   sub = command("generate", _generate, "continue prompts with a finished run", workdir=True)
-  sub.add_argument("--prompt", action="append", required=True, help="a prompt; may be repeated")
+  sub.add_argument("--prompt", action="append", default=[], help="a text; may be repeated")
+  sub.add_argument("--row", action="append", default=[], type=json.loads, metavar="JSON",
+                   help="columns for the run's own template; may be repeated")  # fmt: skip
   sub.add_argument("--max-new-tokens", type=int, default=64)
   sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
   sub.add_argument("--top-k", type=int)
@@ -94,11 +96,14 @@ def _generate(options, rest):
   from jaxtune import api
 
   _none(rest)
+  prompts = options.prompt or options.row
+  if not prompts or (options.prompt and options.row):
+    raise UserError("give either --prompt TEXT or --row JSON")
   texts = api.complete(
-    api.load_run(options.workdir), options.prompt, max_new_tokens=options.max_new_tokens,
+    api.load_run(options.workdir), prompts, max_new_tokens=options.max_new_tokens,
     temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed,
   )  # fmt: skip
-  for prompt, text in zip(options.prompt, texts, strict=True):
+  for prompt, text in zip(prompts, texts, strict=True):
     print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
 
 
@@ -106,11 +111,17 @@ def _export(options, rest):
   from jaxtune import api
 
   _none(rest)
-  folder = api.export_run(
-    api.load_run(options.workdir), options.out, format=options.format, dtype=options.dtype,
-    certify=options.certify,
-  )  # fmt: skip
-  print(f"exported to {folder}")
+  run = api.load_run(options.workdir)
+  done = api.export_run(
+    run, options.out, format=options.format, dtype=options.dtype, certify=options.certify
+  )
+  print(f"exported {run.folder} to {done.folder} ({done.format})")
+  if done.rounding is not None:
+    print(f"relative error of the rounding to {done.rounding.dtype}: {done.rounding.overall.error:.2e}")
+  if done.certificate is not None:
+    print(f"certified: largest logit difference {done.certificate['largest_logit_difference']:.1e}")
+  else:
+    print("add --certify to reload it in PyTorch and compare the logits")
 
 
 def _plan(options, rest):

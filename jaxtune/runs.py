@@ -103,6 +103,7 @@ def finish(
 class Run(NamedTuple):
   """A finished run, ready to be evaluated, generated from or exported."""
 
+  folder: Path
   config: dict
   pretrained: hf.Pretrained
   methods: tuple
@@ -111,18 +112,28 @@ class Run(NamedTuple):
   hyper: Any
 
 
+def best_trial(folder: Path) -> Path:
+  """Finds the trial of a sweep with the lowest validation loss (else test loss)."""
+  losses = {}
+  for path in folder.glob("trials/*/result.json"):
+    final = json.loads(path.read_text())["final"]
+    loss = final.get("validation_loss", final.get("test_loss", float("inf")))
+    losses[path.parent] = loss if loss == loss else float("inf")
+  if not losses:
+    raise UserError(f"{folder} holds no finished run: neither tuned.safetensors nor trials/")
+  return min(sorted(losses), key=losses.get)
+
+
 def load(folder: str | Path) -> Run:
-  """Loads a finished run and the base it was trained on.
+  """Loads a finished run, or a sweep's best trial, and the base it was trained on.
 
   Raises:
     UserError: when the folder holds no finished run, or its base has changed.
   """
   folder = Path(folder)
+  if not (folder / "tuned.safetensors").exists():
+    folder = best_trial(folder)
   path = folder / "tuned.safetensors"
-  if not path.exists():
-    done = sorted(str(p.parent) for p in folder.glob("trials/*/tuned.safetensors"))
-    hint = f"; it is a sweep, name one of its trials, such as {done[0]}" if done else ""
-    raise UserError(f"{folder} holds no finished run (no tuned.safetensors){hint}")
   try:
     with safe_open(path, "numpy") as file:
       record = file.metadata()
@@ -141,4 +152,4 @@ def load(folder: str | Path) -> Run:
   if missing:
     raise UserError(f"{path} does not fit its configuration: {sorted(missing)[:3]}")
   tuned = {"params": {}, "peft": {}} | tree.unflatten({k: jax.numpy.asarray(v) for k, v in flat.items()})
-  return Run(config, pretrained, methods, base, tuned, hyper)
+  return Run(folder, config, pretrained, methods, base, tuned, hyper)

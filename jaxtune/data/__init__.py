@@ -11,10 +11,13 @@ from typing import NamedTuple
 
 from jaxtune.data import sources, splits, templates
 from jaxtune.data.batches import batch, batches
+from jaxtune.data.templates import render_prompts
 from jaxtune.data.tokenize import NO_TARGET, TOO_LONG, Split, check_choice, encode_prompts, tokenize
 from jaxtune.errors import UserError
 
-__all__ = ["Data", "Split", "batch", "batches", "describe", "encode_prompts", "load"]
+__all__ = [
+  "Data", "Split", "batch", "batches", "describe", "encode_prompts", "load", "render_prompts",
+]  # fmt: skip
 
 
 class Data(NamedTuple):

@@ -115,6 +115,22 @@ def render(form: Format, rows: Sequence[dict], where: Sequence[str]) -> list[Exa
   return examples
 
 
+def render_prompts(rows: Sequence[dict], template: str | None = None) -> list[str]:
+  """Makes the prompts of rows that have no answer yet, as `choose` and `render` would in training.
+
+  Args:
+    template: the training data's, where it had one; else the rows' columns decide.
+  """
+  prompts = []
+  for i, row in enumerate(rows):
+    chosen = template or (INSTRUCTION if "instruction" in row else "{{ prompt }}")
+    try:
+      prompts.append(_renderer(chosen)(row))
+    except UserError as error:
+      raise UserError(f"row {i}: {error}") from error
+  return prompts
+
+
 def _checked(
   prompt: str | None, answers: Sequence[str], columns: Sequence[str], where: str
 ) -> Format:

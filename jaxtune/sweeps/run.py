@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -13,7 +14,8 @@ from jaxtune import config as configs_
 from jaxtune import preflight, train
 from jaxtune.checkpoint import write_atomically
 from jaxtune.errors import UserError
-from jaxtune.sweeps import grid, plan, report
+from jaxtune.evaluators import metrics
+from jaxtune.sweeps import grid, plan, report, stats, table
 
 
 def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dict]:
@@ -25,7 +27,7 @@ def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dic
     metric: what the report is sorted by; default the test loss.
 
   Returns:
-    Each trial's result, with its "trial" name, "settings" and "folder".
+    Each trial's result, best first, with its "trial" name, "settings" and "folder".
   """
   began, workdir = time.perf_counter(), Path(workdir)
   names, settings, configs = expand(config)
@@ -58,7 +60,16 @@ def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dic
       "seconds of this call": round(time.perf_counter() - began, 1),
     },
   )
-  return results
+  metric = table.choose_metric(results, metric)
+  return sorted(results, key=lambda result: _order(result, metric))
+
+
+def _order(result: dict, metric: str) -> tuple[bool, float]:
+  """Sorts the best first, and what diverged or lacks the metric last."""
+  value = stats.final(result, metric)
+  if value is None or math.isnan(value):
+    return True, 0.0
+  return False, -value if metrics.higher_is_better(metric) else value
 
 
 def expand(config: Any) -> tuple[list[str], list[dict], list[dict]]:

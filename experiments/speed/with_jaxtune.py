@@ -1,0 +1,104 @@
+"""The jaxtune side of run.py."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from functools import partial
+
+import jax
+import numpy as np
+
+GPT2_SMALL = dict(
+  model_type="gpt2", vocab_size=50257, n_embd=768, n_layer=12, n_head=12, n_positions=1024
+)
+BATCH, LENGTH = 4, 128
+TRIALS, UPDATES = 16, 100
+
+
+def step() -> None:
+  """Answers each line of stdin with the times of so many updates, in ms."""
+  from jaxtune import config, peft, train, update
+  from jaxtune.models import hf
+
+  full = config.complete({
+    "model": {"architecture": GPT2_SMALL, "remat": False}, "data": {"train": ""},
+    "method": {"name": "lora", "rank": 8}, "train": {"steps": 1000}, "optim": {"clip": None},
+  })  # fmt: skip
+  pretrained = hf.load(**full["model"])
+  setup = train.Setup(pretrained, peft.find_sites(pretrained.model), None, "")
+  state, base = train.start(full, setup)
+  go = jax.jit(partial(update.update, train.make_program(full, setup, False)), donate_argnums=0)
+  rng = np.random.default_rng(0)
+  batch = {
+    "tokens": rng.integers(0, 50257, (1, BATCH, LENGTH)).astype(np.int32),
+    "mask": np.ones((1, BATCH, LENGTH), bool),
+    "weights": np.ones((1, BATCH, LENGTH), np.float32),
+  }
+  for line in sys.stdin:
+    times = []
+    for _ in range(int(line) if line.strip().isdigit() else 3):
+      began = time.perf_counter()
+      state, metrics = go(state, base, batch)
+      loss = float(metrics["loss"])
+      times.append(1000 * (time.perf_counter() - began))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    print(json.dumps({"ms": times, "peak_MB": peak, "loss": round(loss, 3)}), flush=True)
+
+
+def sweep_config():
+  from ml_collections import ConfigDict
+
+  from jaxtune.assets import INSTRUCTIONS, TINY
+
+  return ConfigDict({
+    "model": {"path": str(TINY), "remat": True},
+    "data": {
+      "train": str(INSTRUCTIONS / "train.jsonl"), "test": str(INSTRUCTIONS / "test.jsonl"),
+      "max_length": 128,
+    },
+    "method": {"name": "lora", "rank": 8},
+    "optim": {"learning_rate": 1e-3},
+    "train": {"steps": UPDATES, "batch_size": 8},
+    "evaluate": {"batch_size": 16},
+    "sweep": ({"optim.learning_rate": [1e-3, 3e-3, 5e-3, 1e-2], "seed": [0, 1, 2, 3]},),
+  })  # fmt: skip
+
+
+def group(folder: str) -> None:
+  """Trains and judges the 16 trials of a sweep."""
+  import jaxtune
+
+  jaxtune.sweep(sweep_config(), folder)
+
+
+def chunk() -> None:
+  """Prints {chunk size: ms of one trial's update in a group of 16}."""
+  from jaxtune import train, tree
+  from jaxtune.sweeps import run
+
+  _, _, configs = run.expand(sweep_config())
+  setup = train.prepare(configs[0])
+  options = train.Options(**configs[0]["train"])
+  states, base = [train.start(c, setup) for c in configs], None
+  base = states[0][1]
+  found = {}
+  for size in (1, 2, 4, 16):
+    program = train.make_program(configs[0], setup, False)
+    go = jax.jit(partial(train.steps, program, size, None))
+    progress = train.begin(tree.stack([state for state, _ in states]), options)
+    carry, times = (progress.state, progress.sums, progress.stale), []
+    for i in range(6):
+      batch = train.make_batch(configs, setup.dataset.train, i, options)
+      began = time.perf_counter()
+      state, sums = jax.block_until_ready(go(carry, base, batch))
+      carry = (state, sums, carry[2])
+      times.append(1000 * (time.perf_counter() - began) / len(configs))
+    found[size] = round(float(np.median(times[1:])), 1)
+  print(json.dumps(found))
+
+
+if __name__ == "__main__":
+  {"step": step, "group": group, "chunk": chunk}[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,77 @@
+"""The peft side of run.py: the plain training loop of its documentation."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+BATCH, LENGTH, UPDATES = 4, 128, 100
+RATES = (1e-3, 3e-3, 5e-3, 1e-2)
+
+
+def step() -> None:
+  """Answers each line of stdin with the times of so many updates, in ms."""
+  torch.manual_seed(0)
+  model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+  # GPT-2 has one fused projection of q, k and v; peft cannot target q and v alone.
+  lora = LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], fan_in_fan_out=True)
+  model = get_peft_model(model, lora).train()
+  optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+  tokens = torch.tensor(np.random.default_rng(0).integers(0, 50257, (BATCH, LENGTH)))
+  for line in sys.stdin:
+    times = []
+    for _ in range(int(line) if line.strip().isdigit() else 3):
+      began = time.perf_counter()
+      loss = model(input_ids=tokens, labels=tokens).loss
+      loss.backward()
+      optimizer.step()
+      optimizer.zero_grad()
+      value = loss.item()
+      times.append(1000 * (time.perf_counter() - began))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    print(json.dumps({"ms": times, "peak_MB": peak, "loss": round(value, 3)}), flush=True)
+
+
+def trial(number: str) -> None:
+  """Trains and judges one of the 16 trials, on the same tokens as jaxtune's."""
+  from jaxtune import data
+  from jaxtune.assets import INSTRUCTIONS, TINY
+
+  seed, rate = int(number) % 4, RATES[int(number) // 4]
+  files = {name: str(INSTRUCTIONS / f"{name}.jsonl") for name in ("train", "test")}
+  dataset = data.load(AutoTokenizer.from_pretrained(TINY), **files, max_length=128)
+  torch.manual_seed(seed)
+  model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+  lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+  model = get_peft_model(model, lora).train()
+  optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate)
+  schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, UPDATES)
+
+  def loss_of(batch):
+    labels = torch.tensor(np.where(batch["weights"] > 0, batch["tokens"], -100)).long()
+    return model(
+      input_ids=torch.tensor(batch["tokens"]), attention_mask=torch.tensor(batch["mask"]),
+      labels=labels,
+    ).loss  # fmt: skip
+
+  for i in range(UPDATES):
+    loss_of(data.batch(dataset.train, seed, i, 8)).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad()
+  model.eval()
+  with torch.no_grad():
+    losses = [float(loss_of(batch)) for batch in data.batches(dataset.test, 16)]
+  print(json.dumps({"test_loss": float(np.mean(losses))}))
+
+
+if __name__ == "__main__":
+  {"step": step, "trial": trial}[sys.argv[1]](*sys.argv[2:])

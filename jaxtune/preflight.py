@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtune import optim, peft, train, tree
 from jaxtune.errors import UserError
 from jaxtune.evaluators import evaluate
+from jaxtune.models.decoder import Decoder
 
 
 def check(config: dict, setup: train.Setup) -> None:
@@ -32,7 +34,7 @@ def check(config: dict, setup: train.Setup) -> None:
   splits = [s for s in setup.dataset[:3] if s is not None]
   longest = max(s.tokens_NT.shape[1] for s in splits)
   prefix = sum(m.positions for m in methods)
-  evaluation = evaluate.train.Options(**config["evaluate"])
+  evaluation = evaluate.Options(**config["evaluate"])
   if evaluation.generate:
     prompts = max((len(p) for s in splits[1:] for p in s.prompts), default=0)
     longest = max(longest, prompts + evaluation.max_new_tokens)
@@ -49,31 +51,53 @@ def cost(configs: list[dict], setup: train.Setup) -> dict:
   """Compiles one step on shapes alone; returns XLA's own memory and FLOP figures for it.
 
   `setup.pretrained.params` may be shapes, as `hf.outline` gives them.
+
+  Returns:
+    MB of the frozen base, of the trials' state and of the step's working memory, and GFLOP of one
+    step of all trials (counted without loops, whose bodies XLA counts once).
   """
   options = train.Options(**configs[0]["train"])
-  chunk = options.chunk or (1 if jax.default_backend() == "cpu" else len(configs))
-  states, base = [], None
-  for config in configs:
-    make = lambda params, c=config: train.start(
-      c, setup._replace(pretrained=setup.pretrained._replace(params=params))
-    )
-    state, base = jax.eval_shape(make, setup.pretrained.params)
-    states.append(state)
-  states = jax.eval_shape(lambda s: tree.stack(s), states)
-  progress = jax.eval_shape(lambda s: train.begin(s, options), states)
-  length = setup.dataset.train.tokens_NT.shape[1]
-  shape = (len(configs), options.accumulate, options.batch_size // options.accumulate, length)
-  types = {"tokens": jnp.int32, "mask": jnp.bool_, "weights": jnp.float32}
-  batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in types.items()}
-  program = train.make_program(configs[0], setup, train.drops(configs))
-  step = jax.jit(partial(train.steps, program, chunk, options.patience), donate_argnums=0)
-  compiled = step.lower((states, progress.sums, progress.stale), base, batch).compile()
-  memory, flops = compiled.memory_analysis(), compiled.cost_analysis()
+  chunk = options.chunk or train.default_chunk(len(configs))
+  compiled = _lower(configs, setup, chunk, options.accumulate).compile()
+  memory, frozen = compiled.memory_analysis(), _frozen(configs[0], setup)
+  flat = _lower(configs, setup, len(configs), 1, unroll=setup.pretrained.model.config.layers)
+  megabytes = lambda count: round(count / 1e6, 2)
   return {
     "trials": len(configs),
     "trials_side_by_side": chunk,
-    "frozen_MB": round(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(base)) / 1e6, 2),
-    "arguments_MB": round(memory.argument_size_in_bytes / 1e6, 2),
-    "working_MB": round(memory.temp_size_in_bytes / 1e6, 2),
-    "GFLOP_per_step": round((flops or {}).get("flops", float("nan")) / 1e9, 3),
+    "frozen_MB": megabytes(frozen),
+    "trained_state_MB": megabytes(memory.argument_size_in_bytes - frozen),
+    "working_MB": megabytes(memory.temp_size_in_bytes),
+    "GFLOP_per_step": round(flat.cost_analysis()["flops"] / 1e9, 3),
   }
+
+
+def _states(configs: list[dict], setup: train.Setup):
+  """Returns the shapes of the stacked states and of the frozen base."""
+
+  def make(params):
+    with_params = setup._replace(pretrained=setup.pretrained._replace(params=params))
+    started = [train.start(config, with_params) for config in configs]
+    return tree.stack([state for state, _ in started]), started[0][1]
+
+  return jax.eval_shape(make, setup.pretrained.params)
+
+
+def _frozen(config: dict, setup: train.Setup) -> int:
+  _, base = _states([config], setup)
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(base))
+
+
+def _lower(configs: list[dict], setup: train.Setup, chunk: int, parts: int, **computation):
+  """Lowers one step of a group on shapes alone."""
+  options = train.Options(**configs[0]["train"])
+  model = Decoder(dataclasses.replace(setup.pretrained.model.config, **computation))
+  program = train.make_program(configs[0], setup, train.drops(configs))._replace(model=model)
+  states, base = _states(configs, setup)
+  progress = jax.eval_shape(lambda s: train.begin(s, options), states)
+  length = setup.dataset.train.tokens_NT.shape[1]
+  shape = (len(configs), parts, options.batch_size // parts, length)
+  types = {"tokens": jnp.int32, "mask": jnp.bool_, "weights": jnp.float32}
+  batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in types.items()}
+  step = jax.jit(partial(train.steps, program, chunk, options.patience), donate_argnums=0)
+  return step.lower((states, progress.sums, progress.stale), base, batch)

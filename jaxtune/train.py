@@ -146,7 +146,7 @@ def run(
   """
   options, began = Options(**configs[0]["train"]), time.perf_counter()
   parallel = sharding.make(options.parallel, options.mesh)
-  chunk = options.chunk or (1 if jax.default_backend() == "cpu" else len(configs))
+  chunk = options.chunk or default_chunk(len(configs))
   started = [start(config, setup) for config in configs]
   shapes = [jax.eval_shape(lambda s=s: s.tuned) for s, _ in started]
   base = parallel.put_shared(started[0][1])
@@ -177,6 +177,11 @@ def run(
     )
     for e in range(len(configs))
   ]  # fmt: skip
+
+
+def default_chunk(trials: int) -> int:
+  """Says how many trials run side by side: one fills a CPU, an accelerator takes all."""
+  return 1 if jax.default_backend() == "cpu" else trials
 
 
 def drops(configs: list[dict]) -> bool:

@@ -34,16 +34,21 @@ def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dic
   write_atomically(workdir / "config.json", configs_.to_json(configs_.to_dict(config)))
   folders = [workdir / "trials" / name for name in names]
   members = plan.groups(configs)
-  setups: dict[str, tuple] = {}
-  checked = [_setup(configs[group[0]], setups) for group in members]
-  for group, (setup, _) in zip(members, checked, strict=True):
+  setups: dict[str, train.Setup] = {}
+  bases: dict[str, dict] = {}
+  for group in members:
+    key = _shared(configs[group[0]])
+    setups[key] = setups.get(key) or train.prepare(configs[group[0]])
     for i in group:
-      preflight.check(configs[i], setup)
-  for number, (group, (setup, base)) in enumerate(zip(members, checked, strict=True), 1):
-    if all(_done(folders[i], configs[i], setup) for i in group):
+      preflight.check(configs[i], setups[key])
+  for number, group in enumerate(members, 1):
+    first, key = configs[group[0]], _shared(configs[group[0]])
+    if all(_done(folders[i], configs[i], setups[key]) for i in group):
       continue
     print(f"program {number} of {len(members)}: {len(group)} trials, {names[group[0]]} ...")
-    _run_group([configs[i] for i in group], [folders[i] for i in group], setup, base, workdir)
+    bases[key] = bases.get(key) or train.evaluate_base(first, setups[key])
+    chosen = [(configs[i], folders[i]) for i in group]
+    _run_group(*map(list, zip(*chosen, strict=True)), setups[key], bases[key], workdir)
   results = [
     json.loads((folder / "result.json").read_text())
     | {"trial": name, "settings": setting, "folder": str(folder)}
@@ -89,16 +94,12 @@ def _without_sweep(config: Any) -> dict:
   return {key: value for key, value in configs_.to_dict(config).items() if key != "sweep"}
 
 
-def _setup(config: dict, known: dict) -> tuple[train.Setup, dict]:
-  """Loads a model and a data set, and judges the untuned base, once for all groups with them."""
+def _shared(config: dict) -> str:
+  """Writes down what decides the model, the data and the base's metrics."""
   sections = {name: config[name] for name in ("model", "data", "evaluate")}
   if config["model"]["path"] is None:
     sections["seed"] = config["seed"]
-  key = json.dumps(sections, sort_keys=True, default=str)
-  if key not in known:
-    setup = train.prepare(config)
-    known[key] = setup, train.evaluate_base(config, setup)
-  return known[key]
+  return json.dumps(sections, sort_keys=True, default=str)
 
 
 def _done(folder: Path, config: dict, setup: train.Setup) -> bool:

@@ -1,0 +1,41 @@
+"""The README's Python runs as it stands, and its commands name things that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxtune.assets import TINY
+from jaxtune.main import parser
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_the_python_runs(tmp_path, monkeypatch):
+  (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  monkeypatch.chdir(tmp_path)
+  exec(compile(code, "README.md", "exec"), {})
+  report = (tmp_path / "runs/python/report.md").read_text()
+  assert "base (untuned)" in report and "rank=4" in report
+  assert (tmp_path / "runs/python/export/adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("command", re.findall(r"^ +(jaxtune .*)$", TEXT, re.MULTILINE))
+def test_commands_parse(command):
+  import shlex
+
+  options, rest = parser().parse_known_args(shlex.split(command)[1:])
+  assert all(item.startswith("--config.") for item in rest)
+  for path in re.findall(r"(?:configs|jaxtune)/[\w/.]+", command):
+    assert (ROOT / path).exists(), path
+
+
+def test_links_lead_somewhere():
+  for link in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+    assert (ROOT / link).exists(), link
+
+
+def test_the_bundled_model_is_small():
+  assert sum(path.stat().st_size for path in TINY.iterdir()) < 10_000_000

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ class Checkpoints:
   def __init__(self, folder: Path, record: dict, keep: int = 2):
     self.folder, self.record = folder, record
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-    self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    with writing(folder):
+      self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
   def __enter__(self):
     return self
@@ -37,8 +41,9 @@ class Checkpoints:
       args = ocp.args.Composite(
         state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(self.record)
       )
-      self.manager.save(step, args=args)
-      self.manager.wait_until_finished()
+      with writing(self.folder):
+        self.manager.save(step, args=args)
+        self.manager.wait_until_finished()
 
   def restore(self, like: Any) -> Any | None:
     """Reads the latest state, with shapes, types and placement as in `like`; None if there is none.
@@ -66,7 +71,12 @@ class Checkpoints:
 
 
 def differences(old: Any, new: Any, path: str = "") -> str:
-  """Names the keys in which two nested dicts differ."""
+  """Names the keys in which two nested dicts, or lists of dicts, differ."""
+  lists = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
+  if lists and all(isinstance(x, dict) for x in old + new):
+    names = [f"{path}[{i}]" if len(old) > 1 else path for i in range(len(old))]
+    parts = map(differences, old, new, names)
+    return "; ".join(part for part in parts if part)
   if isinstance(old, dict) and isinstance(new, dict):
     keys = sorted({*old, *new})
     parts = [differences(old.get(k), new.get(k), f"{path}.{k}" if path else k) for k in keys]
@@ -80,14 +90,31 @@ def write_atomically(path: Path, content: str | bytes) -> None:
   Raises:
     UserError: when the disk is full or not writable; the old file is as it was.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
   new = path.with_name(f".{path.name}.new")
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      with new.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+      new.replace(path)
+    except OSError:
+      new.unlink(missing_ok=True)
+      raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+  """Turns a full disk, a read-only folder and their like into a UserError that names the path."""
   try:
-    with new.open("wb") as file:
-      file.write(content.encode() if isinstance(content, str) else content)
-      file.flush()
-      os.fsync(file.fileno())
-    new.replace(path)
-  except OSError as error:
-    new.unlink(missing_ok=True)
-    raise UserError(f"cannot write {path}: {error.strerror}") from error
+    yield
+  except (OSError, ValueError) as error:
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # orbax's writer has no type for these
+    if not code and not isinstance(error, OSError):
+      raise
+    reason = os.strerror(int(code[1])) if code else error.strerror or error
+    raise UserError(
+      f"cannot write {path}: {reason}. Make room or give another place, and start again: what was "
+      "saved before is as it was"
+    ) from error

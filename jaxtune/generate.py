@@ -75,17 +75,23 @@ def generate(
 
 
 def restrict(logits_BV, top_k: int | None, top_p: float | None):
-  """Sets the logits of tokens outside the top k, or outside the nucleus of mass p, to -inf."""
-  ordered_BV = jnp.sort(logits_BV, -1, descending=True)
+  """Sets the logits of tokens outside the top k, or outside the nucleus of mass p, to -inf.
+
+  The nucleus is that of the top k, where both are given. Of equally likely tokens the first ones
+  stay, as with argmax.
+  """
+  if top_k is None and top_p in (None, 1.0):
+    return logits_BV
+  order_BV = jnp.argsort(logits_BV, -1, descending=True, stable=True)
+  ordered_BV = jnp.take_along_axis(logits_BV, order_BV, -1)
   if top_k is not None:
-    logits_BV = jnp.where(logits_BV < ordered_BV[:, top_k - 1, None], -jnp.inf, logits_BV)
-    ordered_BV = jnp.where(jnp.arange(ordered_BV.shape[-1]) < top_k, ordered_BV, -jnp.inf)
-  if top_p is not None:
-    mass_BV = jnp.cumsum(jax.nn.softmax(ordered_BV), -1)
-    before_BV = mass_BV - jax.nn.softmax(ordered_BV)
-    lowest_B = jnp.min(jnp.where(before_BV < top_p, ordered_BV, jnp.inf), -1)
-    logits_BV = jnp.where(logits_BV < lowest_B[:, None], -jnp.inf, logits_BV)
-  return logits_BV
+    kept_1V = (jnp.arange(logits_BV.shape[-1]) < top_k)[None]
+    ordered_BV = jnp.where(kept_1V, ordered_BV, -jnp.inf)
+  if top_p is not None and top_p < 1:
+    p_BV = jax.nn.softmax(ordered_BV)
+    before_BV = jnp.cumsum(p_BV, -1) - p_BV
+    ordered_BV = jnp.where(before_BV < top_p, ordered_BV, -jnp.inf)
+  return jnp.put_along_axis(logits_BV, order_BV, ordered_BV, -1, inplace=False)
 
 
 def check_options(

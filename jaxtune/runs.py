@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 from importlib import metadata
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from jaxtune import peft, tree
-from jaxtune.checkpoint import write_atomically
+from jaxtune.checkpoint import write_atomically, writing
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 
@@ -37,14 +38,16 @@ class Logs:
 
   def __exit__(self, *error):
     for file in self.files:
-      file.close()
+      with contextlib.suppress(OSError):  # a full disk has been reported by `write`
+        file.close()
 
   def write(self, rows: list[dict], active: Any = None) -> None:
     """Appends one row a trial, but for those that are not active."""
     for i, (file, row) in enumerate(zip(self.files, rows, strict=True)):
       if active is None or active[i]:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
+        with writing(self.paths[i]):
+          file.write(json.dumps(row) + "\n")
+          file.flush()
 
 
 def _step(line: str) -> float:

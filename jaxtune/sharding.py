@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,8 +24,8 @@ RULES = (
   (r"(o_proj|down_proj)/bias$", ()),
   (r"embedding$", ("tensor", "fsdp")),
   (r"norm/(scale|bias)$", ()),
-  (r"(lora|adapter|prefix)\b", ()),
-  (r"(^|/)(step|seed|count|hyper|numbers|learning_rate|warmup|weight_decay)\b", ()),
+  (r"(^|/)(peft|hyper|numbers)/", ()),  # whatever a method trains or fixes, and its moments
+  (r"(^|/)(step|seed|count|untuned|sums/\w+|best|best_step|stale)$", ()),
 )
 
 
@@ -40,6 +41,11 @@ class Parallel(NamedTuple):
   kind: str
   mesh: Mesh | None
   devices: int
+
+  @property
+  def parts(self) -> int:
+    """Into how many parts the examples of a batch are split."""
+    return self.devices if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
   def compile(self, function: Callable, donate: bool = False) -> Callable:
     """Compiles function(trials, shared, batch, axis=None); `batch` leaves are (E, A, B, ...).
@@ -76,7 +82,9 @@ class Parallel(NamedTuple):
     """Places a batch (E, A, B, ...): trials over "trial", examples over "data" and "fsdp"."""
     if self.mesh is None:
       return batch
-    return jax.device_put(batch, NamedSharding(self.mesh, P("trial", None, ("data", "fsdp"))))
+    count = jax.tree.leaves(batch)[0].shape[0]
+    trial = None if count % self.mesh.shape["trial"] else "trial"
+    return jax.device_put(batch, NamedSharding(self.mesh, P(trial, None, ("data", "fsdp"))))
 
 
 def make(kind: str = "jit", mesh: dict | None = None) -> Parallel:
@@ -85,10 +93,11 @@ def make(kind: str = "jit", mesh: dict | None = None) -> Parallel:
   Args:
     kind: "jit" (any mesh) or "pmap" (data parallel over all local devices).
     mesh: sizes of the axes, such as {"data": 2, "fsdp": 4}; the default is all data. One size may
-      be -1, for all devices that are left.
+      be -1, for all devices that are left. Where the sizes need fewer devices than there are, the
+      first ones are used, as in `jax.make_mesh`: {"data": 1} is a single device.
 
   Raises:
-    UserError: an unknown kind or axis, or sizes that do not multiply to the number of devices.
+    UserError: an unknown kind or axis, or sizes that the devices cannot fill.
   """
   if kind not in KINDS:
     raise UserError(f"unknown train.parallel {kind!r}. {nearest(kind, KINDS)}")
@@ -97,24 +106,33 @@ def make(kind: str = "jit", mesh: dict | None = None) -> Parallel:
     if mesh:
       raise UserError("train.mesh is for parallel='jit'; pmap is data parallel over all devices")
     return Parallel("pmap", None, jax.local_device_count())
-  sizes = dict.fromkeys(AXES, 1) | (mesh or {"data": -1})
-  for axis in sizes:
+  sizes = _sizes(mesh or {"data": -1}, count)
+  total = math.prod(sizes.values())
+  if total == 1:
+    return Parallel("jit", None, 1)
+  types = (AxisType.Auto,) * len(AXES)
+  devices = jax.devices()[:total]
+  return Parallel("jit", jax.make_mesh(tuple(sizes.values()), AXES, types, devices=devices), total)
+
+
+def _sizes(mesh: dict, count: int) -> dict[str, int]:
+  """Checks the sizes of the mesh's axes against `count` devices, and fills in the missing ones."""
+  for axis, size in mesh.items():
     if axis not in AXES:
       raise UserError(f"unknown mesh axis {axis!r}. {nearest(axis, AXES)}")
-  known = 1
-  for size in sizes.values():
-    known *= size if size > 0 else 1
-  sizes = {axis: size if size > 0 else count // known for axis, size in sizes.items()}
-  total = 1
-  for size in sizes.values():
-    total *= size
-  if total != count:
-    raise UserError(f"train.mesh {sizes} makes {total} devices, but there are {count}")
-  if count == 1:
-    return Parallel("jit", None, 1)
-  names = tuple(sizes)
-  layout = jax.make_mesh(tuple(sizes.values()), names, axis_types=(AxisType.Auto,) * len(names))
-  return Parallel("jit", layout, count)
+    if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
+      raise UserError(f"train.mesh.{axis} is {size!r}, expected a size of at least 1, or -1")
+  sizes = dict.fromkeys(AXES, 1) | mesh
+  open_axes = [axis for axis, size in sizes.items() if size == -1]
+  if len(open_axes) > 1:
+    raise UserError(f"train.mesh has -1 for {' and '.join(open_axes)}; expected one -1 at most")
+  known = math.prod(size for size in sizes.values() if size > 0)
+  sizes |= dict.fromkeys(open_axes, max(count // known, 1))
+  total = math.prod(sizes.values())
+  if total > count or (open_axes and total != count) or (jax.process_count() > 1 and total != count):
+    needs = f"a multiple of {known}" if open_axes else total
+    raise UserError(f"train.mesh {mesh} needs {needs} devices, but there are {count}")
+  return sizes
 
 
 def shardings(mesh: Mesh, tree: Any, first: str | None = None) -> Any:

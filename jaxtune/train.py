@@ -118,11 +118,11 @@ def make_program(config: dict, setup: Setup, dropout: bool) -> update.Program:
   )
 
 
-def evaluate_base(config: dict, setup: Setup) -> dict:
+def evaluate_base(config: dict, setup: Setup, parallel: sharding.Parallel | None = None) -> dict:
   """Judges the untuned model on the same examples as the trials."""
   program = make_program(config, setup, False)._replace(methods=())
   options = Options(**config["train"])
-  parallel = sharding.make(options.parallel, options.mesh)
+  parallel = parallel or sharding.make(options.parallel, options.mesh)
   evaluator = evaluate.make(
     program, parallel, 1, evaluate.Options(**config["evaluate"]), setup.pretrained.tokenizer
   )
@@ -239,7 +239,7 @@ def _loop(configs, options, step, evaluator, base, progress, setup, saved, logs,
       if done % options.log_every == 0 or last:
         progress = _log(progress, done, logs, bar, options, batch)
       if setup.dataset.validation is not None and (done % eval_every == 0 or last):
-        progress = _validate(progress, done, evaluator, base, setup, logs)
+        progress = _validate(progress, done, evaluator, base, setup, logs, options.patience)
       bar.update()
       over = options.patience is not None and bool((progress.stale >= options.patience).all())
       if done % checkpoint_every == 0 or last or stop.asked or over:
@@ -276,11 +276,12 @@ def _log(progress, step, logs, bar, options, batch):
   return progress._replace(sums=jax.tree.map(jnp.zeros_like, progress.sums))
 
 
-def _validate(progress, step, evaluator, base, setup, logs):
+def _validate(progress, step, evaluator, base, setup, logs, patience):
   """Evaluates, and keeps each trial's weights where they are its best."""
+  active = None if patience is None else np.asarray(progress.stale) < patience
   pairs = (progress.state.tuned, progress.state.hyper)
   found = evaluate.losses(evaluator, pairs, base, setup.dataset.validation, "validation")
-  logs.write([{"step": step, **values} for values in found])
+  logs.write([{"step": step, **values} for values in found], active)
   loss = jnp.asarray([values["validation_loss"] for values in found])
   better = loss < progress.best
   choose = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)

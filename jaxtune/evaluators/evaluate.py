@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxtune import data, generate, update
+from jaxtune import data, generate, sharding, update
 from jaxtune.evaluators import metrics
 from jaxtune.sweeps import trials
 
@@ -45,14 +45,14 @@ class Evaluator(NamedTuple):
   Attributes:
     losses: (pairs, base, batch (E, 1, B, T)) -> sums (E,).
     complete: (pairs, base, {"tokens", "mask"} (E, B, T)) -> ids (E, B, max_new_tokens).
-    put_batch: places a batch on the devices.
+    parallel: the layout of the devices.
     options: the `evaluate` section.
     stop_tokens: ids that end a completion.
   """
 
   losses: Callable
   complete: Callable
-  put_batch: Callable
+  parallel: sharding.Parallel
   options: Options
   stop_tokens: tuple[int, ...]
 
@@ -82,7 +82,7 @@ def make(program: update.Program, parallel, chunk: int, options: Options, tokeni
   return Evaluator(
     parallel.compile(grouped),
     jax.jit(trials.over(complete, chunk)),
-    parallel.put_batch,
+    parallel,
     options,
     stops,
   )
@@ -92,9 +92,11 @@ def losses(evaluator: Evaluator, pairs, base, split: data.Split, prefix: str) ->
   """Returns {prefix_loss (nats a token), prefix_perplexity, prefix_accuracy (%)} for each trial."""
   count = jax.tree.leaves(pairs)[0].shape[0] if jax.tree.leaves(pairs) else 1
   total = None
-  for batch in data.batches(split, evaluator.options.batch_size):
+  parts = evaluator.parallel.parts
+  size = -(-evaluator.options.batch_size // parts) * parts  # rows are added without weight
+  for batch in data.batches(split, size):
     batch = {k: np.broadcast_to(x, (count, 1, *x.shape)) for k, x in batch.items()}
-    sums = evaluator.losses(pairs, base, evaluator.put_batch(batch))
+    sums = evaluator.losses(pairs, base, evaluator.parallel.put_batch(batch))
     total = sums if total is None else jax.tree.map(jnp.add, total, sums)
   total = jax.tree.map(np.asarray, total)
   return [

@@ -45,6 +45,8 @@ def step() -> None:
       loss = float(metrics["loss"])
       times.append(1000 * (time.perf_counter() - began))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    if on_device := jax.local_devices()[0].memory_stats():
+      peak = on_device["peak_bytes_in_use"] / 1e6
     print(json.dumps({"ms": times, "peak_MB": peak, "loss": round(loss, 3)}), flush=True)
 
 

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 BATCH, LENGTH, UPDATES = 4, 128, 100
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RATES = (1e-3, 3e-3, 5e-3, 1e-2)
 
 
@@ -22,9 +23,9 @@ def step() -> None:
   model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
   # GPT-2 has one fused projection of q, k and v; peft cannot target q and v alone.
   lora = LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], fan_in_fan_out=True)
-  model = get_peft_model(model, lora).train()
+  model = get_peft_model(model, lora).train().to(DEVICE)
   optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
-  tokens = torch.tensor(np.random.default_rng(0).integers(0, 50257, (BATCH, LENGTH)))
+  tokens = torch.tensor(np.random.default_rng(0).integers(0, 50257, (BATCH, LENGTH))).to(DEVICE)
   for line in sys.stdin:
     times = []
     for _ in range(int(line) if line.strip().isdigit() else 3):
@@ -36,6 +37,8 @@ def step() -> None:
       value = loss.item()
       times.append(1000 * (time.perf_counter() - began))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    if DEVICE == "cuda":
+      peak = torch.cuda.max_memory_allocated() / 1e6
     print(json.dumps({"ms": times, "peak_MB": peak, "loss": round(value, 3)}), flush=True)
 
 
@@ -50,16 +53,16 @@ def trial(number: str) -> None:
   torch.manual_seed(seed)
   model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
   lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
-  model = get_peft_model(model, lora).train()
+  model = get_peft_model(model, lora).train().to(DEVICE)
   optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate)
   schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, UPDATES)
 
   def loss_of(batch):
-    labels = torch.tensor(np.where(batch["weights"] > 0, batch["tokens"], -100)).long()
+    labels = np.where(batch["weights"] > 0, batch["tokens"], -100)
+    put = lambda array: torch.tensor(array).to(DEVICE)
     return model(
-      input_ids=torch.tensor(batch["tokens"]), attention_mask=torch.tensor(batch["mask"]),
-      labels=labels,
-    ).loss  # fmt: skip
+      input_ids=put(batch["tokens"]), attention_mask=put(batch["mask"]), labels=put(labels).long()
+    ).loss
 
   for i in range(UPDATES):
     loss_of(data.batch(dataset.train, seed, i, 8)).backward()

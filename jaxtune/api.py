@@ -39,6 +39,7 @@ def fit(config: Any, workdir: str | Path) -> dict:
   """
   workdir = Path(workdir)
   full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "sweep"})
+  preflight.check_options(full)
   setup = train.prepare(full)
   preflight.check(full, setup)
   base = train.evaluate_base(full, setup)
@@ -64,21 +65,28 @@ def evaluate(run: Run, overrides: dict[str, Any] | None = None) -> dict:
 
   Args:
     run: from `load_run`.
-    overrides: config keys to change, such as {"data.test": "other.jsonl"}.
+    overrides: keys of the data and evaluate sections to change, such as
+      {"data.test": "other.jsonl"}.
 
   Returns:
     {"base": metrics, "final": metrics}.
   """
+  for key in overrides or {}:
+    if key.split(".")[0] not in ("data", "evaluate"):
+      raise UserError(f"config key {key} cannot be changed after training; only data and evaluate")
   config = configs.complete(configs.override(run.config, overrides or {}))
+  preflight.check_options(config, devices=False)
   dataset = data.load(run.pretrained.tokenizer, **config["data"])
-  setup = train.Setup(run.pretrained, {}, dataset, "")
+  setup = train.Setup(run.pretrained, peft.find_sites(run.pretrained.model), dataset, "")
+  preflight.check(config, setup)
   options = evaluators.Options(**config["evaluate"])
   program = update.Program(run.pretrained.model, run.methods, sft.loss, None)
   tokenizer = run.pretrained.tokenizer
-  evaluator = evaluators.make(program, sharding.Parallel("jit", None, 1), 1, options, tokenizer)
+  single = sharding.make("jit", {"data": 1})
+  evaluator = evaluators.make(program, single, 1, options, tokenizer)
   pairs = jax.tree.map(lambda x: x[None], (run.tuned, run.hyper))
   final = evaluators.test(evaluator, pairs, run.base, dataset, tokenizer)[0]
-  base = train.evaluate_base(config, setup)
+  base = train.evaluate_base(config, setup, single)
   drop = lambda metrics: {k: v for k, v in metrics.items() if k != "predictions"}
   return {"base": drop(base), "final": drop(final)}
 
@@ -107,7 +115,9 @@ def complete(
   texts = data.render_prompts(rows, None if given else run.config["data"]["template"])
   ids = data.encode_prompts(tokenizer, texts)
   used = sum(method.positions for method in run.methods) + max_new_tokens
-  longest = max(map(len, ids))
+  longest = max(map(len, ids), default=0)
+  if not all(ids):
+    raise UserError("a prompt is empty: expected at least one token to continue")
   tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id, longest)
   if longest + used > c.positions:
     raise UserError(
@@ -163,6 +173,7 @@ def plan(config: Any) -> str:
     dataset = data.load(pretrained.tokenizer, **first["data"])
     setup = train.Setup(pretrained, peft.find_sites(pretrained.model), dataset, "")
     for i in group:
+      preflight.check_options(completed[i], devices=False)
       preflight.check(completed[i], setup)
     rows = plans.targets(peft.build(first["method"]), setup.sites, pretrained.params)
     cost = preflight.cost([completed[i] for i in group], setup)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,21 @@ def writing(path: Path) -> Iterator[None]:
       f"cannot write {path}: {reason}. Make room or give another place, and start again: what was "
       "saved before is as it was"
     ) from error
+
+
+class Interrupt:
+  """Notes SIGTERM, so that the loop can save and leave after the step it is in."""
+
+  def __init__(self):
+    self.asked = False
+
+  def __enter__(self):
+    try:
+      self.before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", True))
+    except ValueError:  # not in the main thread: signals are the caller's
+      self.before = None
+    return self
+
+  def __exit__(self, *error):
+    if self.before is not None:
+      signal.signal(signal.SIGTERM, self.before)

@@ -11,8 +11,10 @@ import ast
 import importlib.util
 import inspect
 import json
+import traceback
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +47,28 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
   if not Path(file).is_file():
     folder = Path(file).parent if Path(file).parent.is_dir() else Path()
     raise UserError(f"no config file {file!r}. {nearest(file, folder.glob('*.py'))}")
+  return override(_run_file(file, argument), overrides or {})
+
+
+def _run_file(file: str, argument: str) -> ConfigDict:
+  """Calls a config file's get_config, and says in which line it fails."""
   spec = importlib.util.spec_from_file_location(Path(file).stem, file)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise UserError(f"{file} has no function get_config()")
-  config = module.get_config(argument) if argument else module.get_config()
-  return override(config, overrides or {})
+  try:
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise UserError(f"{file} has no function get_config()")
+    config = module.get_config(argument) if argument else module.get_config()
+  except UserError:
+    raise
+  except Exception as error:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == spec.origin]  # fmt: skip
+    line = getattr(error, "lineno", None) or (lines or [1])[-1]
+    raise UserError(f"{file}:{line}: {type(error).__name__}: {error}") from error
+  if not isinstance(config, ConfigDict | dict):
+    raise UserError(f"get_config() in {file} returned {config!r}, expected a ConfigDict")
+  return config
 
 
 def override(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
@@ -64,6 +81,8 @@ def override(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
       if name not in section:
         section[name] = ConfigDict()
       section = section[name]
+      if not isinstance(section, ConfigDict):
+        raise UserError(f"unknown config key {key}: {name} is {section!r}, not a section")
     with section.ignore_type():
       section[last] = value
   return config
@@ -98,7 +117,11 @@ def complete(config: Any) -> dict:
   _check_type("seed", seed, int)
   full = {"seed": seed, "method": complete_method(config.get("method", {"name": "lora"}))}
   for section, (owner, supplied) in SECTIONS.items():
-    given = dict(config.get(section) or {})
+    given = config.get(section)
+    given = {} if given is None else given
+    if not isinstance(given, dict):
+      raise UserError(f"config.{section} is {given!r}, expected a section such as {{'key': value}}")
+    given = dict(given)
     if section == "objective" and given.pop("name", "sft") != "sft":
       raise UserError(f"unknown objective {config[section]['name']!r}. {nearest('', ['sft'])}")
     full[section] = _complete_section(section, given, owner, supplied)
@@ -121,7 +144,7 @@ def complete_method(section: dict, path: str = "method") -> dict:
 
 
 def _complete_section(section: str, given: dict, owner: Any, supplied: set[str]) -> dict:
-  hints = typing.get_type_hints(owner if inspect.isfunction(owner) else owner)
+  hints = typing.get_type_hints(owner)
   allowed = {n: p for n, p in inspect.signature(owner).parameters.items() if n not in supplied}
   for key, value in given.items():
     if key not in allowed:
@@ -148,7 +171,7 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
   if origin in (typing.Union, types.UnionType):
     return any(_fits(value, option) for option in typing.get_args(hint))
-  if origin is tuple:
+  if origin in (tuple, Sequence):  # text is a sequence too, but never meant as one
     (element, *_) = typing.get_args(hint)
     return isinstance(value, list | tuple) and all(_fits(x, element) for x in value)
   if hint is float:

@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
   try:
     options.command(options, rest)
   except UserError as error:
-    print(f"jaxtune: {error}", file=sys.stderr)
+    print(f"jaxtune: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
   return 0
 

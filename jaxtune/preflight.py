@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from jaxtune import optim, peft, train, tree
+from jaxtune import generate, optim, peft, sharding, train, tree
 from jaxtune.errors import UserError
-from jaxtune.evaluators import evaluate
+from jaxtune.evaluators import evaluate, metrics
 from jaxtune.models.decoder import Decoder
 
 
-def check(config: dict, setup: train.Setup) -> None:
-  """Finds what cannot work before anything expensive starts."""
-  options, c = train.Options(**config["train"]), setup.pretrained.model.config
-  for name in ("steps", "batch_size", "accumulate", "log_every"):
-    if getattr(options, name) < 1:
-      raise UserError(f"train.{name} is {getattr(options, name)}, expected at least 1")
+def check_options(config: dict, devices: bool = True) -> None:
+  """Finds options that cannot work, without the model and the data.
+
+  Args:
+    devices: whether the run is for the devices that are here.
+  """
+  _at_least_1(config, "train", "steps", "batch_size", "accumulate", "log_every", "eval_every")
+  _at_least_1(config, "train", "patience", "checkpoint_every", "chunk")
+  _at_least_1(config, "evaluate", "batch_size", "max_new_tokens", "limit")
+  options = train.Options(**config["train"])
   if options.batch_size % options.accumulate:
     raise UserError(
       f"train.batch_size {options.batch_size} does not divide into "
@@ -27,24 +32,64 @@ def check(config: dict, setup: train.Setup) -> None:
     )
   if options.keep not in ("best", "last"):
     raise UserError(f"train.keep is {options.keep!r}, expected 'best' or 'last'")
-  if options.patience is not None and setup.dataset.validation is None:
-    raise UserError("train.patience needs a validation split: give data.validation")
   optim.make(**config["optim"])
-  methods = peft.build(config["method"])
+  if devices:
+    _check_devices(options)
+
+
+def _at_least_1(config: dict, section: str, *names: str) -> None:
+  for name in names:
+    value = config[section][name]
+    if value is not None and value < 1:
+      raise UserError(f"{section}.{name} is {value}, expected at least 1")
+
+
+def _check_devices(options: train.Options) -> None:
+  """Finds a layout that the devices here, or the batch, do not divide into."""
+  parts = sharding.make(options.parallel, options.mesh).parts
+  rows = options.batch_size // options.accumulate
+  if rows % parts:
+    raise UserError(
+      f"train.batch_size {options.batch_size} in train.accumulate {options.accumulate} parts makes "
+      f"{rows} examples at a time, which do not divide over {parts} devices; use a multiple of "
+      f"{parts * options.accumulate}, or train.mesh={{'data': {math.gcd(rows, parts)}}}"
+    )
+
+
+def check(config: dict, setup: train.Setup) -> None:
+  """Finds what cannot work with this model and data before anything expensive starts."""
   splits = [s for s in setup.dataset[:3] if s is not None]
+  if config["train"]["patience"] is not None and setup.dataset.validation is None:
+    raise UserError("train.patience needs a validation split: give data.validation")
+  methods = peft.build(config["method"])
   longest = max(s.tokens_NT.shape[1] for s in splits)
   prefix = sum(m.positions for m in methods)
-  evaluation = evaluate.Options(**config["evaluate"])
-  if evaluation.generate:
-    prompts = max((len(p) for s in splits[1:] for p in s.prompts), default=0)
-    longest = max(longest, prompts + evaluation.max_new_tokens)
-  if prefix + longest > c.positions:
+  positions = setup.pretrained.model.config.positions
+  if config["evaluate"]["generate"]:
+    longest = max(longest, _longest_completed(evaluate.Options(**config["evaluate"]), setup))
+  if prefix + longest > positions:
     raise UserError(
-      f"sequences of {longest} tokens and a prefix of {prefix} exceed the model's {c.positions} "
+      f"sequences of {longest} tokens and a prefix of {prefix} exceed the model's {positions} "
       "positions; lower data.max_length, evaluate.max_new_tokens or method.length"
     )
   make = lambda params: peft.init(jax.random.key(0), methods, setup.sites, params)
   jax.eval_shape(make, setup.pretrained.params)
+
+
+def _longest_completed(options: evaluate.Options, setup: train.Setup) -> int:
+  """Checks that text can be generated and judged; returns the longest prompt and completion."""
+  generate.check_options(
+    setup.pretrained.model.config.vocabulary,
+    *(options.max_new_tokens, options.temperature, options.top_k, options.top_p),
+  )
+  metrics.score(["a"], [["a"]], options.metrics)
+  split = setup.dataset.test or setup.dataset.validation
+  if split is None:
+    raise UserError("evaluate.generate needs prompts to complete: give data.test or data.validation")
+  for prompt, references, where in zip(split.prompts, split.references, split.where, strict=True):
+    if not prompt or not references:
+      raise UserError(f"{where} has no prompt and answer: evaluate.generate is not for plain text")
+  return max(map(len, split.prompts)) + options.max_new_tokens
 
 
 def cost(configs: list[dict], setup: train.Setup) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -228,7 +227,7 @@ def _loop(configs, options, step, evaluator, base, progress, setup, saved, logs,
   """Runs to the last step; saves, evaluates and logs on the way."""
   eval_every = options.eval_every or max(options.steps // 10, 1)
   checkpoint_every = options.checkpoint_every or eval_every
-  first, stop = int(progress.state.step[0]), _Interrupt()
+  first, stop = int(progress.state.step[0]), checkpoint.Interrupt()
   bar = tqdm(total=options.steps, initial=first, desc="training", unit="step", disable=None)
   with stop, bar, logs:
     for i in range(first, options.steps):
@@ -291,21 +290,3 @@ def _validate(progress, step, evaluator, base, setup, logs, patience):
     best_step=jnp.where(better, step, progress.best_step),
     stale=jnp.where(better, 0, progress.stale + 1),
   )
-
-
-class _Interrupt:
-  """Notes SIGTERM, so that the loop can save and leave after the step it is in."""
-
-  def __init__(self):
-    self.asked = False
-
-  def __enter__(self):
-    try:
-      self.before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", True))
-    except ValueError:  # not in the main thread: signals are the caller's
-      self.before = None
-    return self
-
-  def __exit__(self, *error):
-    if self.before is not None:
-      signal.signal(signal.SIGTERM, self.before)

@@ -49,7 +49,7 @@ def complete(method: dict, changes: dict | None = None, **sections) -> dict:
     "data": {"train": "unused"},
     "method": method,
     "optim": {"learning_rate": 1e-2, "warmup": 2, "weight_decay": 0.01},
-    "train": {"steps": 6, "batch_size": 4, "log_every": 1, "eval_every": 3},
+    "train": {"steps": 6, "batch_size": 4, "log_every": 1, "eval_every": 3, "mesh": {"data": 1}},
     "evaluate": {"batch_size": 3},
   }
   for name, section in sections.items():

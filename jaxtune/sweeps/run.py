@@ -31,19 +31,23 @@ def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dic
   """
   began, workdir = time.perf_counter(), Path(workdir)
   names, settings, configs = expand(config)
-  write_atomically(workdir / "config.json", configs_.to_json(configs_.to_dict(config)))
   folders = [workdir / "trials" / name for name in names]
   members = plan.groups(configs)
   setups: dict[str, train.Setup] = {}
   bases: dict[str, dict] = {}
+  done: dict[int, bool] = {}
+  for one in configs:
+    preflight.check_options(one)
   for group in members:
     key = _shared(configs[group[0]])
     setups[key] = setups.get(key) or train.prepare(configs[group[0]])
     for i in group:
       preflight.check(configs[i], setups[key])
+      done[i] = _done(folders[i], configs[i], setups[key])
+  write_atomically(workdir / "config.json", configs_.to_json(configs_.to_dict(config)))
   for number, group in enumerate(members, 1):
     first, key = configs[group[0]], _shared(configs[group[0]])
-    if all(_done(folders[i], configs[i], setups[key]) for i in group):
+    if all(done[i] for i in group):
       continue
     print(f"program {number} of {len(members)}: {len(group)} trials, {names[group[0]]} ...")
     bases[key] = bases.get(key) or train.evaluate_base(first, setups[key])

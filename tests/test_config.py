@@ -1,0 +1,165 @@
+"""Configs: defaults from signatures, checked keys and types, files and overrides."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from jaxtune import config, data, optim, train
+from jaxtune.errors import UserError
+from jaxtune.peft import lora
+
+PLAIN = {"model": {"path": "folder"}, "data": {"train": "file.jsonl"}}
+
+
+def complete(changes):
+  return config.complete(config.override(PLAIN | {"seed": 0, "method": {"name": "lora"}}, changes))
+
+
+def test_defaults_come_from_signatures():
+  full = config.complete(PLAIN)
+  assert full["train"] == train.Options()._asdict()
+  assert full["optim"]["b2"] == optim.make.__kwdefaults__["b2"]
+  assert full["method"] == {"name": "lora"} | {
+    "rank": 8, "alpha": 16.0, "scale": None, "rslora": False, "dropout": 0.0,
+    "targets": lora.method.__defaults__[-1],
+  }  # fmt: skip
+  assert full["data"]["too_long"] == data.load.__kwdefaults__["too_long"]
+  assert full["seed"] == 0 and full["objective"] == {}
+  assert not {"tokenizer", "seed"} & {*full["data"]}, "what the caller supplies is no key"
+
+
+def test_completing_twice_changes_nothing():
+  full = complete({"method": {"name": "stack", "lora": {"rank": 2}, "other": {"name": "prefix"}}})
+  assert full["method"]["lora"]["name"] == "lora" and full["method"]["other"]["length"] == 10
+  assert config.complete(full) == full
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "says"),
+  [
+    ("optim.learning_rte", 1, "unknown config key optim.learning_rte. Did you mean 'learning_rate'"),
+    ("method.rnk", 1, "unknown config key method.rnk. Did you mean 'rank'"),
+    ("methd", {}, "unknown config section 'methd'. Did you mean 'method'"),
+    ("method", {"name": "lorra"}, "unknown method 'lorra'. Did you mean 'lora'"),
+    ("method", {"name": ["lora"]}, "unknown method"),
+    ("method", {"rank": 4}, "method needs a name"),
+    ("method", "lora", "method needs a name"),
+    ("method", {"name": "stack"}, "stack without methods"),
+    ("method", {"name": "stack", "lora": {"rnk": 1}}, "method.lora.rnk. Did you mean 'rank'"),
+    ("method", {"name": "stack", "lora": 3}, "method.lora needs a name"),
+    ("objective", {"name": "dpo"}, "unknown objective 'dpo'. Valid choices: sft"),
+    ("objective", {"forward": 1}, "unknown config key objective.forward"),
+    ("method.rank", True, "method.rank is True (bool), expected int"),
+    ("method.rank", 4.0, "method.rank is 4.0 (float), expected int"),
+    ("method.rank", "4", "method.rank is '4' (str), expected int"),
+    ("method.rank", None, "method.rank is None"),
+    ("method.targets", "q_proj", "method.targets is 'q_proj' (str), expected tuple[str, ...]"),
+    ("method.targets", [1], "method.targets is [1]"),
+    ("method.rslora", 1, "method.rslora is 1 (int), expected bool"),
+    ("optim.learning_rate", "fast", "expected float"),
+    ("optim.learning_rate", True, "expected float"),
+    ("optim.clip", "none", "expected float | None"),
+    ("data.columns", "ab", "data.columns is 'ab' (str)"),
+    ("data.columns", [1], "data.columns is [1]"),
+    ("data.train", [1], "data.train is [1]"),
+    ("data.validation", True, "data.validation is True"),
+    ("train.mesh", [2], "train.mesh is [2]"),
+    ("seed", 1.5, "seed is 1.5 (float), expected int"),
+    ("optim", 3, "config.optim is 3, expected a section"),
+    ("optim", [], "config.optim is [], expected a section"),
+    ("seed.x", 3, "unknown config key seed.x: seed is 0, not a section"),
+  ],
+)
+def test_a_wrong_config_is_refused(key, value, says):
+  with pytest.raises(UserError) as error:
+    complete({key: value})
+  assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("optim.learning_rate", 1),
+    ("optim.clip", None),
+    ("method.scale", 2),
+    ("method.targets", ["q_proj"]),
+    ("method.targets", ("q_proj", "o_proj")),
+    ("evaluate.metrics", []),
+    ("data.train", ["a.jsonl", "b.jsonl"]),
+    ("data.validation", 0.1),
+    ("data.validation", 20),
+    ("train.mesh", {"data": 2}),
+  ],
+)
+def test_a_fitting_value_is_taken(key, value):
+  section, name = key.split(".")
+  assert complete({key: value})[section][name] == value
+
+
+def test_a_required_key_is_asked_for():
+  with pytest.raises(UserError, match="config key data.train is required"):
+    config.complete({"model": {"path": "folder"}})
+
+
+def test_overriding_leaves_the_original_alone():
+  original = ConfigDict({"optim": {"learning_rate": 1e-3}, "method": {"name": "lora"}})
+  changed = config.override(
+    original, {"optim.learning_rate": 1, "train.steps": 5, "method": {"name": "full"}}
+  )
+  assert original.to_dict() == {"optim": {"learning_rate": 1e-3}, "method": {"name": "lora"}}
+  assert changed.optim.learning_rate == 1 and changed.train.steps == 5
+  assert changed.method.to_dict() == {"name": "full"}
+
+
+def test_overrides_are_read_as_python_values():
+  lines = [
+    "a.b=1e-3", "a.c=(1, 2)", "a.d=None", "a.e=True", "a.f=some text", "a.g='3'", "a.h=x=y",
+    "a.i=['q_proj']", "a.j={'data': 2}", "a.k=", "a.l=q_proj",
+  ]  # fmt: skip
+  found = config.parse_overrides(["--config." + line for line in lines])
+  assert list(found.values()) == [
+    1e-3, (1, 2), None, True, "some text", "3", "x=y", ["q_proj"], {"data": 2}, "", "q_proj",
+  ]  # fmt: skip
+  for wrong in ("--confg.a=1", "--config.a", "a=1", "--optim.learning_rate=1"):
+    with pytest.raises(UserError, match="--config.section.key=value"):
+      config.parse_overrides([wrong])
+
+
+def test_a_config_file_takes_an_argument(tmp_path):
+  file = tmp_path / "one.py"
+  file.write_text(
+    "from ml_collections import ConfigDict\n"
+    "def get_config(arg='8'):\n  return ConfigDict({'method': {'name': 'lora', 'rank': int(arg)}})\n"
+  )
+  assert config.load_config(file).method.rank == 8
+  assert config.load_config(f"{file}:4").method.rank == 4
+  assert config.load_config(f"{file}:4", {"method.rank": 2}).method.rank == 2
+
+
+@pytest.mark.parametrize(
+  ("text", "says"),
+  [
+    ("def get_config(:\n", "one.py:1: SyntaxError"),
+    ("\nimport no_such_module\n", "one.py:2: ModuleNotFoundError"),
+    ("def get_config():\n  a = 1\n  return 1 / 0\n", "one.py:3: ZeroDivisionError"),
+    ("def config():\n  pass\n", "no function get_config"),
+    ("def get_config():\n  return None\n", "returned None, expected a ConfigDict"),
+  ],
+)
+def test_a_broken_config_file_is_one_error(tmp_path, text, says):
+  file = tmp_path / "one.py"
+  file.write_text(text)
+  with pytest.raises(UserError, match=says):
+    config.load_config(file)
+
+
+def test_a_config_file_that_takes_no_argument_says_so(tmp_path):
+  file = tmp_path / "one.py"
+  file.write_text("def get_config():\n  return {}\n")
+  with pytest.raises(UserError, match="get_config"):
+    config.load_config(f"{file}:4")
+
+
+def test_a_missing_config_file_names_the_nearest(tmp_path):
+  (tmp_path / "ranks.py").write_text("")
+  with pytest.raises(UserError, match="no config file.*ranks.py"):
+    config.load_config(tmp_path / "rank.py")

@@ -32,7 +32,7 @@ class Options(NamedTuple):
     patience: stop a trial after so many evaluations without a better validation loss.
     keep: "best" (by validation loss) or "last": which weights are the result.
     checkpoint_every: steps between two checkpoints; None for after every evaluation.
-    chunk: trials side by side in one vmap; None for 1 on a CPU and all of them elsewhere.
+    chunk: trials side by side in one vmap; None for `preflight.choose_chunk`'s choice.
     parallel: "jit" or "pmap".
     mesh: sizes of the axes trial, data, fsdp and tensor, for "jit".
   """
@@ -131,7 +131,12 @@ def evaluate_base(config: dict, setup: Setup, parallel: sharding.Parallel | None
 
 
 def run(
-  configs: list[dict], folders: list[Path], setup: Setup, base_metrics: dict, checkpoints: Path
+  configs: list[dict],
+  folders: list[Path],
+  setup: Setup,
+  base_metrics: dict,
+  checkpoints: Path,
+  chunk: int = 1,
 ) -> list[dict]:
   """Trains a group of trials whose configs differ in numbers only; resumes where it stopped.
 
@@ -139,13 +144,13 @@ def run(
     configs: completed configs, one a trial.
     folders: where each trial's result goes.
     checkpoints: folder of the group's checkpoints.
+    chunk: trials side by side in one vmap.
 
   Returns:
     Each trial's result, as in its result.json.
   """
   options, began = Options(**configs[0]["train"]), time.perf_counter()
   parallel = sharding.make(options.parallel, options.mesh)
-  chunk = options.chunk or default_chunk(len(configs))
   started = [start(config, setup) for config in configs]
   shapes = [jax.eval_shape(lambda s=s: s.tuned) for s, _ in started]
   base = parallel.put_shared(started[0][1])
@@ -178,11 +183,6 @@ def run(
   ]  # fmt: skip
 
 
-def default_chunk(trials: int) -> int:
-  """Says how many trials run side by side: one fills a CPU, an accelerator takes all."""
-  return 1 if jax.default_backend() == "cpu" else trials
-
-
 def drops(configs: list[dict]) -> bool:
   """Says whether any trial's method has a dropout rate above zero."""
   rates = lambda section: [
@@ -207,7 +207,7 @@ def begin(states: update.State, options: Options) -> Progress:
 
 
 def steps(program, chunk, patience, trial, base, batch, axis=None):
-  """Takes one step of every trial that has not stopped."""
+  """Takes one step of every trial that has not stopped; `trial` is (state, sums, stale)."""
 
   def one(carry, base, batch):
     state, sums, stale = carry
@@ -215,9 +215,9 @@ def steps(program, chunk, patience, trial, base, batch, axis=None):
     def go():
       after, metrics = update.update(program, state, base, batch, axis)
       metrics = {name: metrics[name] for name in sums if name != "steps"} | {"steps": jnp.ones(())}
-      return after, jax.tree.map(jnp.add, sums, metrics)
+      return after, jax.tree.map(jnp.add, sums, metrics), stale
 
-    stopped = lambda: (state._replace(step=state.step + 1), sums)
+    stopped = lambda: (state._replace(step=state.step + 1), sums, stale)
     return go() if patience is None else jax.lax.cond(stale < patience, go, stopped)
 
   return trials.over(one, chunk)(trial, base, batch)
@@ -232,8 +232,8 @@ def _loop(configs, options, step, evaluator, base, progress, setup, saved, logs,
   with stop, bar, logs:
     for i in range(first, options.steps):
       batch = parallel.put_batch(make_batch(configs, setup.dataset.train, i, options))
-      state, sums = step((progress.state, progress.sums, progress.stale), base, batch)
-      progress, done = progress._replace(state=state, sums=sums), i + 1
+      state, sums, stale = step((progress.state, progress.sums, progress.stale), base, batch)
+      progress, done = progress._replace(state=state, sums=sums, stale=stale), i + 1
       last = done == options.steps
       if done % options.log_every == 0 or last:
         progress = _log(progress, done, logs, bar, options, batch)

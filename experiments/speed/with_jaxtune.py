@@ -95,8 +95,7 @@ def chunk() -> None:
     for i in range(6):
       batch = train.make_batch(configs, setup.dataset.train, i, options)
       began = time.perf_counter()
-      state, sums = jax.block_until_ready(go(carry, base, batch))
-      carry = (state, sums, carry[2])
+      carry = jax.block_until_ready(go(carry, base, batch))
       times.append(1000 * (time.perf_counter() - began) / len(configs))
     found[size] = round(float(np.median(times[1:])), 1)
   print(json.dumps(found))

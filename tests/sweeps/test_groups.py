@@ -66,7 +66,7 @@ def grouped(configs, setup, chunk):
   state, losses = progress.state, []
   for i in range(options.steps):
     batch = train.make_batch(configs, setup.dataset.train, i, options)
-    state, sums = step((state, progress.sums, progress.stale), base, batch)
+    state, sums, _ = step((state, progress.sums, progress.stale), base, batch)
     losses.append(np.asarray(sums["loss"]))
   shapes = [jax.eval_shape(lambda s=s: s.tuned) for s, _ in states]
   tuned = [tree.crop(jax.tree.map(lambda x, e=e: x[e], state.tuned), s) for e, s in enumerate(shapes)]

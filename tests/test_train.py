@@ -1,0 +1,248 @@
+"""The step, the optimizer and the loop: sums divided once, early stopping, and what a run writes."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import setups
+import tiny
+from safetensors.numpy import load_file
+
+from jaxtune import data, optim, preflight, runs, train, tree, update
+from jaxtune.errors import UserError
+from jaxtune.models import hf
+
+LORA = {"name": "lora", "rank": 2}
+
+
+def close(a, b, atol=1e-6):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=atol), a, b)
+
+
+def go(folder, setup, *configs):
+  folders = [folder / str(i) for i in range(len(configs))]
+  results = train.run(list(configs), folders, setup, {"test_loss": 9.0}, folder / "checkpoints")
+  return results, folders
+
+
+def metrics(folder):
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_accumulation_divides_once(llama):
+  """One part has 2 trained tokens, the other 60: a mean of means would be far off."""
+  sgd = {"name": "sgd", "learning_rate": 0.5, "clip": None, "weight_decay": 0.0}
+  config = setups.complete(LORA, optim=sgd)
+  setup = setups.make(llama)
+  state, base = train.start(config, setup)
+  whole = data.batch(setup.dataset.train, 0, 0, 8)
+  whole["weights"] = whole["mask"].astype(np.float32)
+  whole["weights"][:4] = 0
+  whole["weights"][0, 1:3] = 1
+  step = jax.jit(partial(update.update, train.make_program(config, setup, False)))
+  ends = []
+  for parts in (1, 2):
+    end = state
+    for _ in range(2):
+      batch = {k: x.reshape(parts, -1, *x.shape[1:]) for k, x in whole.items()}
+      end, measured = step(end, base, batch)
+    ends.append((end.tuned, measured))
+  close(*ends)
+  assert ends[0][1]["tokens"] == whole["weights"][:, 1:].sum()
+  moved = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), state.tuned, ends[0][0])
+  assert max(jax.tree.leaves(moved)) > 1e-2
+
+
+def rates(steps, **options):
+  """The size of each update of a weight whose gradient is 1."""
+  tx = optim.make(None, steps, name="sgd", b1=0.0, clip=None, **options)
+  weights = {"kernel": jnp.zeros(())}
+  state, found = tx.init(weights), []
+  for _ in range(steps):
+    change, state = tx.update({"kernel": jnp.ones(())}, state, weights)
+    found.append(-float(change["kernel"]))
+  return found
+
+
+def test_schedules():
+  rise = [0.5, 1.0, 1.5, 2.0]
+  fall = np.arange(6, 0, -1) / 6
+  given = dict(learning_rate=2.0, warmup=4)
+  assert rates(10, schedule="constant", **given) == pytest.approx(rise + 6 * [2.0])
+  assert rates(10, schedule="linear", **given) == pytest.approx([*rise, *2 * fall])
+  cosine = 1 + np.cos(np.pi * (1 - fall))
+  assert rates(10, schedule="cosine", **given) == pytest.approx([*rise, *cosine])
+  assert rates(4, schedule="linear", learning_rate=1.0) == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+def test_traced_numbers_replace_the_plain_ones():
+  tx = optim.make({"learning_rate": 3.0}, 2, name="sgd", b1=0.0, clip=None, schedule="constant")
+  weights = {"kernel": jnp.zeros(())}
+  change, _ = tx.update({"kernel": jnp.ones(())}, tx.init(weights), weights)
+  assert change["kernel"] == -3
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    # gradient (3, 4) clipped to norm 1, then + 0.1 * weight 2 on the kernel alone
+    ("sgd", {"kernel": -(0.6 + 0.2), "bias": -0.8}),
+    ("adamw", {"kernel": -(1 + 0.2), "bias": -1.0}),
+    ("lion", {"kernel": -(1 + 0.2), "bias": -1.0}),
+  ],
+)
+def test_clipping_and_decay(name, expected):
+  tx = optim.make(
+    None, 5, name=name, learning_rate=1.0, schedule="constant", weight_decay=0.1, clip=1.0
+  )
+  weights = {"kernel": jnp.asarray(2.0), "bias": jnp.asarray(2.0)}
+  gradient = {"kernel": jnp.asarray(3.0), "bias": jnp.asarray(4.0)}
+  change, _ = tx.update(gradient, tx.init(weights), weights)
+  assert {k: float(x) for k, x in change.items()} == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_a_stopped_trial_stays_as_it_is(llama, chunk):
+  setup, config = setups.make(llama), setups.complete(LORA)
+  options = train.Options(**config["train"])
+  state, base = train.start(config, setup)
+  progress = train.begin(tree.stack([state, state]), options)
+  step = jax.jit(partial(train.steps, train.make_program(config, setup, False), chunk, 2))
+  batch = train.make_batch([config, config], setup.dataset.train, 0, options)
+  after, sums, _ = step((progress.state, progress.sums, jnp.asarray([1, 2])), base, batch)
+  pick = lambda x, e: jax.tree.map(lambda leaf: np.asarray(leaf[e]), x)
+  before, stopped = pick(progress.state, 1), pick(after, 1)
+  jax.tree.map(np.testing.assert_array_equal, before._replace(step=0), stopped._replace(step=0))
+  assert after.step.tolist() == [1, 1] and sums["steps"].tolist() == [1, 0]
+  moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), pick(after, 0).tuned, before.tuned)
+  assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_early_stopping_in_a_group(llama, tmp_path):
+  setup = setups.make(llama)
+  changes = {"train.patience": 2, "train.eval_every": 1, "train.steps": 10, "optim.warmup": 0}
+  good, bad = (
+    setups.complete({"name": "full"}, changes | {"optim.learning_rate": rate})
+    for rate in (1e-3, 1.0)
+  )
+  results, folders = go(tmp_path / "both", setup, good, bad)
+  lines = [[x["step"] for x in metrics(folder) if "validation_loss" in x] for folder in folders]
+  assert lines[0] == list(range(1, 11))
+  assert lines[1] == list(range(1, results[1]["best_step"] + 3)) and len(lines[1]) < 10
+  assert max(x["step"] for x in metrics(folders[1])) == lines[1][-1]
+  best = min(x.get("validation_loss", np.inf) for x in metrics(folders[1]))
+  assert results[1]["final"]["validation_loss"] == pytest.approx(best, rel=1e-6)
+  assert results[0]["final"]["validation_loss"] < results[1]["final"]["validation_loss"]
+
+  alone, (folder,) = go(tmp_path / "alone", setup, bad)
+  assert alone[0]["best_step"] == results[1]["best_step"]
+  close(*(load_file(f / "tuned.safetensors") for f in (folder, folders[1])), 1e-5)
+  assert [x["step"] for x in metrics(folder)] == [x["step"] for x in metrics(folders[1])]
+  kept = sorted(int(p.name) for p in (tmp_path / "alone/checkpoints").iterdir())
+  assert kept[-1] == lines[1][-1], "a run whose trials have all stopped ends"
+
+
+def test_which_weights_are_kept(llama, tmp_path):
+  setup = setups.make(llama)
+  changes = {"train.eval_every": 1, "train.steps": 5, "optim.learning_rate": 3.0}
+  found = {}
+  for keep in ("best", "last"):
+    config = setups.complete(LORA, changes | {"train.keep": keep})
+    (found[keep],), (folder,) = go(tmp_path / keep, setup, config)
+  losses = [x["validation_loss"] for x in metrics(folder) if "validation_loss" in x]
+  assert found["best"]["final"]["validation_loss"] == pytest.approx(min(losses), rel=1e-6)
+  assert found["last"]["final"]["validation_loss"] == pytest.approx(losses[-1], rel=1e-6)
+  assert min(losses) < losses[-1]
+  assert found["best"]["best_step"] == 1 + int(np.argmin(losses))
+
+
+def test_bfloat16_computes_and_float32_is_trained(tmp_path):
+  setup = setups.make(tiny.make("llama", dtype="bfloat16"))
+  assert {str(x.dtype) for x in jax.tree.leaves(setup.pretrained.params)} == {"bfloat16"}
+  for method in (LORA, {"name": "full"}, {"name": "adapter"}, {"name": "prefix"}):
+    state, _ = train.start(setups.complete(method), setup)
+    assert {str(x.dtype) for x in jax.tree.leaves(state.tuned)} == {"float32"}
+    floats = {str(x.dtype) for x in jax.tree.leaves(state.optimizer) if x.dtype != jnp.int32}
+    assert floats == {"float32"}
+  config = setups.complete({"name": "full"}, {"train.steps": 12, "optim.learning_rate": 1e-3})
+  (result,), (folder,) = go(tmp_path, setup, config)
+  flat = load_file(folder / "tuned.safetensors")
+  assert {x.dtype for x in flat.values()} == {np.dtype(np.float32)}
+  rounded = [(x == np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)).all() for x in flat.values()]
+  assert not any(rounded), "trained weights are kept in full precision"
+  losses = [x["train_loss"] for x in metrics(folder) if "train_loss" in x]
+  assert losses[-1] < losses[0] and np.isfinite(losses).all()
+
+
+def test_a_run_and_its_folder(tmp_path):
+  architecture = tiny.ARCHITECTURES["llama"]
+  setup = setups.make(hf.load(architecture=architecture, seed=3))
+  changes = {"model": {"architecture": architecture}, "seed": 3, "evaluate.generate": True}
+  changes |= {"evaluate.metrics": ["exact_match"], "evaluate.max_new_tokens": 4}
+  config = setups.complete({"name": "prefix", "length": 2}, changes)
+  (result,), (folder,) = go(tmp_path, setup, config)
+  names = {"config.json", "metrics.jsonl", "result.json", "tuned.safetensors", "predictions.jsonl"}
+  assert {path.name for path in folder.iterdir()} == names
+  assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
+  assert json.loads((folder / "config.json").read_text())["method"]["length"] == 2
+  assert result["trained_parameters"] == 3 * 2 * 2 * 2 * 8 and result["base"] == {"test_loss": 9.0}
+  assert {"test_loss", "test_exact_match", "validation_loss"} <= {*result["final"]}
+  assert [x["step"] for x in metrics(folder) if "train_loss" in x] == [1, 2, 3, 4, 5, 6]
+  assert len((folder / "predictions.jsonl").read_text().splitlines()) == 8
+
+  run = runs.load(folder)
+  flat = load_file(folder / "tuned.safetensors")
+  assert {*tree.flatten(run.tuned["peft"])} == {name.removeprefix("peft/") for name in flat}
+  for name, leaf in tree.flatten(run.tuned["peft"]).items():
+    np.testing.assert_array_equal(leaf, flat["peft/" + name])
+  assert tree.fingerprint(run.pretrained.params) == setup.fingerprint
+
+  again, _ = go(tmp_path, setup, config)  # nothing is left to do but to judge
+  assert again[0]["final"] == result["final"]
+
+
+def test_a_damaged_run_is_refused(tmp_path):
+  with pytest.raises(UserError, match="no finished run"):
+    runs.load(tmp_path)
+  (tmp_path / "trials" / "a").mkdir(parents=True)
+  (tmp_path / "trials" / "a" / "tuned.safetensors").write_bytes(b"\x20")
+  with pytest.raises(UserError, match="damaged"):
+    runs.load(tmp_path / "trials" / "a")
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({"train.steps": 0}, "train.steps is 0"),
+    ({"train.batch_size": 6, "train.accumulate": 4}, "does not divide into"),
+    ({"train.keep": "worst"}, "expected 'best' or 'last'"),
+    ({"train.patience": 0}, "train.patience is 0"),
+    ({"train.eval_every": -1}, "train.eval_every is -1"),
+    ({"train.chunk": 0}, "train.chunk is 0"),
+    ({"evaluate.batch_size": 0}, "evaluate.batch_size is 0"),
+    ({"evaluate.limit": 0}, "evaluate.limit is 0"),
+    ({"optim.name": "adam"}, "Did you mean 'adamw'"),
+    ({"optim.schedule": "cosin"}, "Did you mean 'cosine'"),
+    ({"method.rank": 0}, "method.rank is 0"),
+    ({"method.rank": 33}, "expected at most"),
+    ({"method.targets": ["q_prj"]}, "hits no Linear site. Did you mean"),
+    ({"method": {"name": "prefix", "length": 49}}, "exceed the model's 64 positions"),
+    ({"evaluate.generate": True, "evaluate.max_new_tokens": 60}, "exceed the model's 64 positions"),
+    ({"evaluate.generate": True, "evaluate.metrics": ["blue"]}, "Did you mean 'bleu'"),
+    ({"evaluate.generate": True, "evaluate.top_p": 0.0}, "top_p is 0.0"),
+  ],
+)
+def test_what_cannot_work_is_found_before_it_starts(llama, changes, says):
+  with pytest.raises(UserError) as error:
+    config = setups.complete(LORA, changes)
+    preflight.check_options(config)
+    preflight.check(config, setups.make(llama))
+  assert says in str(error.value)
+
+
+def test_patience_needs_validation(llama):
+  with pytest.raises(UserError, match="needs a validation split"):
+    preflight.check(setups.complete(LORA, {"train.patience": 1}), setups.make(llama, False))

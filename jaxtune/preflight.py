@@ -92,6 +92,32 @@ def _longest_completed(options: evaluate.Options, setup: train.Setup) -> int:
   return max(map(len, split.prompts)) + options.max_new_tokens
 
 
+def choose_chunk(configs: list[dict], setup: train.Setup) -> int:
+  """Says how many trials to run side by side.
+
+  One on a CPU, which a single trial fills (`experiments/speed`); elsewhere as many as its memory
+  holds, by the compiled program's own figures.
+  """
+  if chosen := configs[0]["train"]["chunk"]:
+    return chosen
+  chunk = 1 if jax.default_backend() == "cpu" else len(configs)
+  limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
+  return fit_chunk(chunk, 0.9 * limit, lambda n: _bytes(configs, setup, n))
+
+
+def fit_chunk(chunk: int, limit: float, bytes_of: Callable[[int], int]) -> int:
+  """Halves a chunk until the program that runs it fits, or one trial is left."""
+  while chunk > 1 and bytes_of(chunk) > limit:
+    chunk = -(-chunk // 2)
+  return chunk
+
+
+def _bytes(configs: list[dict], setup: train.Setup, chunk: int) -> int:
+  parts = configs[0]["train"]["accumulate"]
+  memory = _lower(configs, setup, chunk, parts).compile().memory_analysis()
+  return memory.argument_size_in_bytes + memory.temp_size_in_bytes
+
+
 def cost(configs: list[dict], setup: train.Setup) -> dict:
   """Compiles one step on shapes alone; returns XLA's own memory and FLOP figures for it.
 
@@ -102,7 +128,7 @@ def cost(configs: list[dict], setup: train.Setup) -> dict:
     step of all trials (counted without loops, whose bodies XLA counts once).
   """
   options = train.Options(**configs[0]["train"])
-  chunk = options.chunk or train.default_chunk(len(configs))
+  chunk = choose_chunk(configs, setup)
   compiled = _lower(configs, setup, chunk, options.accumulate).compile()
   memory, frozen = compiled.memory_analysis(), _frozen(configs[0], setup)
   flat = _lower(configs, setup, len(configs), 1, unroll=setup.pretrained.model.config.layers)

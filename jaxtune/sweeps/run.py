@@ -122,5 +122,6 @@ def _done(folder: Path, config: dict, setup: train.Setup) -> bool:
 def _run_group(configs: list[dict], folders: list[Path], setup, base: dict, workdir: Path) -> None:
   identity = json.dumps(configs, sort_keys=True, default=str).encode()
   checkpoints = workdir / "groups" / hashlib.sha256(identity).hexdigest()[:16]
-  train.run(configs, folders, setup, base, checkpoints)
+  chunk = preflight.choose_chunk(configs, setup)
+  train.run(configs, folders, setup, base, checkpoints, chunk)
   shutil.rmtree(checkpoints, ignore_errors=True)

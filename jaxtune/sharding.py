@@ -34,7 +34,7 @@ class Parallel(NamedTuple):
 
   Attributes:
     kind: "jit" or "pmap".
-    mesh: of the axes trial, data, fsdp and tensor; None on a single device and for pmap.
+    mesh: of the axes trial, data, fsdp and tensor; None on a single device.
     devices: how many.
   """
 
@@ -45,16 +45,18 @@ class Parallel(NamedTuple):
   @property
   def parts(self) -> int:
     """Into how many parts the examples of a batch are split."""
-    return self.devices if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
   def compile(self, function: Callable, donate: bool = False) -> Callable:
     """Compiles function(trials, shared, batch, axis=None); `batch` leaves are (E, A, B, ...).
 
-    Sums must be reduced over `axis` by the function itself.
+    Sums must be reduced over `axis` by the function itself. With `donate` it is a step, whose first
+    result takes the place of the first argument's first part and stays where that was.
     """
-    given = (0,) if donate else ()
+    if self.kind == "jit" and not donate:
+      return jax.jit(function)
     if self.kind == "jit":
-      return jax.jit(function, donate_argnums=given)
+      return jax.jit(lambda *args: self._stay(*function(*args)), donate_argnums=0)
     mapped = jax.pmap(
       lambda trials, shared, batch: function(trials, shared, batch, axis="data"),
       axis_name="data",
@@ -62,6 +64,12 @@ class Parallel(NamedTuple):
       out_axes=None,
     )
     return lambda trials, shared, batch: mapped(trials, shared, self._split(batch))
+
+  def _stay(self, state, *others):
+    """Keeps a step's state where it was: left to XLA, the second step would be compiled anew."""
+    if self.mesh is None:
+      return state, *others
+    return jax.lax.with_sharding_constraint(state, shardings(self.mesh, state, "trial")), *others
 
   def _split(self, batch):
     def split(x):
@@ -80,7 +88,7 @@ class Parallel(NamedTuple):
 
   def put_batch(self, batch: Any) -> Any:
     """Places a batch (E, A, B, ...): trials over "trial", examples over "data" and "fsdp"."""
-    if self.mesh is None:
+    if self.mesh is None or self.kind == "pmap":
       return batch
     count = jax.tree.leaves(batch)[0].shape[0]
     trial = None if count % self.mesh.shape["trial"] else "trial"
@@ -105,14 +113,15 @@ def make(kind: str = "jit", mesh: dict | None = None) -> Parallel:
   if kind == "pmap":
     if mesh:
       raise UserError("train.mesh is for parallel='jit'; pmap is data parallel over all devices")
-    return Parallel("pmap", None, jax.local_device_count())
-  sizes = _sizes(mesh or {"data": -1}, count)
+    devices, sizes = jax.local_devices(), dict.fromkeys(AXES, 1) | {"data": jax.local_device_count()}
+  else:
+    devices, sizes = jax.devices(), _sizes(mesh or {"data": -1}, count)
   total = math.prod(sizes.values())
-  if total == 1:
-    return Parallel("jit", None, 1)
-  types = (AxisType.Auto,) * len(AXES)
-  devices = jax.devices()[:total]
-  return Parallel("jit", jax.make_mesh(tuple(sizes.values()), AXES, types, devices=devices), total)
+  if total == 1 and kind == "jit":
+    return Parallel(kind, None, 1)
+  types = (AxisType.Auto,) * len(AXES)  # make_mesh's own default, Explicit, is not for pmap
+  layout = jax.make_mesh(tuple(sizes.values()), AXES, types, devices=devices[:total])
+  return Parallel(kind, layout, total)
 
 
 def _sizes(mesh: dict, count: int) -> dict[str, int]:

@@ -1,0 +1,206 @@
+"""Every layout of four devices gives what one device gives, in training and in evaluation."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import setups
+from jax.sharding import PartitionSpec as P
+from safetensors.numpy import load_file
+
+from jaxtune import peft, preflight, sharding, train, tree
+from jaxtune.errors import UserError
+
+LORA = {"name": "lora", "rank": 2}
+METHODS = [
+  LORA,
+  {"name": "adapter", "placement": "houlsby"},
+  {"name": "prefix", "length": 2},
+  {"name": "prefix", "length": 2, "projection": 4},
+  {"name": "full"},
+  {"name": "stack", "one": LORA, "two": {"name": "adapter"}},
+]
+SINGLE = {"train.mesh": {"data": 1}}
+LAYOUTS = {
+  "data": {"train.mesh": None},
+  "pmap": {"train.mesh": None, "train.parallel": "pmap"},
+  "accumulated": {"train.mesh": {"data": 2}, "train.accumulate": 2},
+  "fsdp_tensor": {"train.mesh": {"fsdp": 2, "tensor": 2}},
+  "uneven": {"train.mesh": {"tensor": 3}},
+}
+STEPS = {"train.steps": 10, "train.eval_every": 5, "train.batch_size": 8, "evaluate.batch_size": 3}
+
+
+def go(folder, setup, configs):
+  """Trains; returns each trial's losses by step, final metrics and weights."""
+  folders = [folder / str(i) for i in range(len(configs))]
+  base = train.evaluate_base(configs[0], setup)
+  results = train.run(configs, folders, setup, base, folder / "checkpoints")
+  found = []
+  for result, one in zip(results, folders, strict=True):
+    rows = map(json.loads, (one / "metrics.jsonl").read_text().splitlines())
+    losses = [row.get("train_loss", row.get("validation_loss")) for row in rows]
+    numbers = [result["final"][k] for k in sorted(result["final"])] + list(base.values())
+    found.append((losses, numbers, load_file(one / "tuned.safetensors")))
+  return found
+
+
+def equal(found, expected):
+  for (losses, numbers, weights), (want_losses, want_numbers, want_weights) in zip(
+    found, expected, strict=True
+  ):
+    np.testing.assert_allclose(losses, want_losses, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(numbers, want_numbers, rtol=1e-5, atol=1e-4)
+    assert {*weights} == {*want_weights}
+    for name, leaf in weights.items():
+      np.testing.assert_allclose(leaf, want_weights[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def single(llama, tmp_path_factory):
+  configs = [setups.complete({"name": "full"}, STEPS | SINGLE | {"optim.learning_rate": 1e-3})]
+  return go(tmp_path_factory.mktemp("single"), setups.make(llama), configs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_equals_a_single_device(llama, single, tmp_path, layout):
+  changes = STEPS | {"optim.learning_rate": 1e-3} | LAYOUTS[layout]
+  found = go(tmp_path, setups.make(llama), [setups.complete({"name": "full"}, changes)])
+  equal(found, single)
+
+
+def test_trials_over_devices(gpt2, tmp_path):
+  setup, found = setups.make(gpt2), {}
+  for name, changes in {
+    "single": SINGLE,
+    "mesh": {"train.mesh": {"trial": 2, "data": 2}, "train.chunk": 2},
+    "pmap": {"train.mesh": None, "train.parallel": "pmap"},
+  }.items():
+    configs = [setups.complete(LORA, STEPS | changes | {"method.rank": rank}) for rank in (1, 4)]
+    found[name] = go(tmp_path / name, setup, configs)
+  equal(found["mesh"], found["single"])
+  equal(found["pmap"], found["single"])
+
+
+def test_three_trials_fit_on_a_trial_axis_of_two(llama, tmp_path):
+  changes = {"train.mesh": {"trial": 2, "data": 2}, "train.steps": 2}
+  configs = [setups.complete(LORA, changes | {"seed": seed}) for seed in range(3)]
+  assert len(go(tmp_path, setups.make(llama), configs)) == 3
+
+
+@pytest.mark.parametrize("layout", ["pmap", "fsdp_tensor"])
+def test_a_layout_resumes(llama, tmp_path, layout):
+  """As if it had been killed after its third step: the later checkpoints are taken away."""
+  setup = setups.make(llama)
+  changes = LAYOUTS[layout] | {"train.checkpoint_every": 3, "train.keep": "last"}
+  config = setups.complete(LORA, changes)
+  whole = go(tmp_path, setup, [config])
+  saved = tmp_path / "checkpoints"
+  (saved / "6").rename(tmp_path / "gone")
+  assert [p.name for p in saved.iterdir()] == ["3"]
+  again = go(tmp_path, setup, [config])
+  assert whole[0][0] == again[0][0]
+  for name, leaf in whole[0][2].items():
+    np.testing.assert_array_equal(leaf, again[0][2][name])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "sgd"])
+def test_the_rules_cover_every_leaf(request, family, optimizer):
+  setup = setups.make(request.getfixturevalue(family))
+  mesh = sharding.make("jit", {"fsdp": 2, "tensor": 2}).mesh
+  methods = METHODS + [{"name": "bitfit"}] * (family == "gpt2")
+  for method in methods:
+    config = setups.complete(method, {"optim.name": optimizer})
+    state, base = jax.eval_shape(lambda c=config: train.start(c, setup))
+    progress = jax.eval_shape(
+      lambda s: train.begin(tree.stack([s]), train.Options()), state
+    )
+    sharding.shardings(mesh, progress, "trial")
+    placed = tree.flatten(sharding.shardings(mesh, base))
+    if "trunk/layers/attn/q_proj/kernel" in placed:
+      assert placed["trunk/layers/attn/q_proj/kernel"].spec == P(None, "fsdp", "tensor")
+      assert placed["trunk/layers/mlp/down_proj/kernel"].spec == P(None, "tensor", "fsdp")
+      assert placed["trunk/layers/attn_norm/scale"].spec == P(None, None)
+      assert placed["embed/embedding"].spec == P(None, "fsdp"), "61 rows do not divide by 2"
+
+
+def test_moments_lie_as_their_weights(llama):
+  setup = setups.make(llama)
+  state, _ = jax.eval_shape(lambda: train.start(setups.complete({"name": "full"}), setup))
+  stacked = jax.eval_shape(lambda s: tree.stack([s, s]), state)
+  mesh = sharding.make("jit", {"trial": 2, "fsdp": 2}).mesh
+  placed = sharding.shardings(mesh, stacked, "trial")
+  paths = jax.tree_util.tree_flatten_with_path(placed.optimizer)[0]
+  found = [leaf.spec for path, leaf in paths if "o_proj" in str(path)]
+  weight = placed.tuned["params"]["trunk"]["layers"]["attn"]["o_proj"]["kernel"].spec
+  assert found == [weight, weight] and weight == P("trial", None, "tensor", "fsdp")
+
+
+def test_an_uncovered_leaf_is_named(llama):
+  mesh = sharding.make("jit", {"data": 2}).mesh
+  odd = {"trunk": {"odd": np.zeros((2, 2)), "norm": {"scale": np.zeros(2)}}}
+  with pytest.raises(UserError, match="no sharding rule covers trunk/odd$"):
+    sharding.shardings(mesh, odd)
+
+
+@pytest.mark.parametrize(
+  ("mesh", "says"),
+  [
+    ({"dat": 2}, "unknown mesh axis 'dat'. Did you mean 'data'"),
+    ({"data": 8}, "needs 8 devices, but there are 4"),
+    ({"data": 3, "fsdp": -1}, "needs a multiple of 3 devices, but there are 4"),
+    ({"data": 5, "fsdp": -1}, "needs a multiple of 5 devices, but there are 4"),
+    ({"data": -1, "fsdp": -1}, "-1 for data and fsdp"),
+    ({"data": 0}, "train.mesh.data is 0"),
+    ({"data": -2}, "train.mesh.data is -2"),
+    ({"data": 2.0}, "train.mesh.data is 2.0"),
+    ({"data": True}, "train.mesh.data is True"),
+  ],
+)
+def test_a_wrong_mesh_is_refused(mesh, says):
+  with pytest.raises(UserError) as error:
+    sharding.make("jit", mesh)
+  assert says in str(error.value)
+
+
+def test_a_wrong_kind_is_refused():
+  with pytest.raises(UserError, match="Did you mean 'pmap'"):
+    sharding.make("pmapp")
+  with pytest.raises(UserError, match="train.mesh is for parallel='jit'"):
+    sharding.make("pmap", {"data": 4})
+
+
+@pytest.mark.parametrize(
+  ("mesh", "devices", "parts"),
+  [
+    (None, 4, 4), ({"data": 1}, 1, 1), ({"data": 2}, 2, 2), ({"tensor": -1}, 4, 1),
+    ({"data": 2, "fsdp": -1}, 4, 4), ({"trial": 2, "data": 2}, 4, 2),
+  ],
+)  # fmt: skip
+def test_meshes(mesh, devices, parts):
+  made = sharding.make("jit", mesh)
+  assert (made.devices, made.parts) == (devices, parts)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"train.mesh": None, "train.batch_size": 6},
+    {"train.mesh": None, "train.batch_size": 8, "train.accumulate": 4},
+    {"train.parallel": "pmap", "train.mesh": None, "train.batch_size": 2},
+    {"train.mesh": {"data": 2, "fsdp": 2}, "train.batch_size": 2},
+  ],
+)
+def test_a_batch_that_does_not_divide_is_refused(changes):
+  with pytest.raises(UserError, match="do not divide over 4 devices; use a multiple of"):
+    preflight.check_options(setups.complete(LORA, changes))
+
+
+def test_every_method_is_here():
+  known = {"lora", "adapter", "prefix", "full", "bitfit"}
+  for name in known:
+    peft.constructor(name)
+  with pytest.raises(UserError, match="bitfit, full, lora, prefix, stack"):
+    peft.constructor("?")

@@ -100,7 +100,7 @@ def check_options(
   """Raises UserError for sampling options out of range."""
   if max_new_tokens < 1:
     raise UserError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
-  if temperature < 0:
+  if not 0 <= temperature < float("inf"):
     raise UserError(f"temperature is {temperature}, expected 0 (greedy) or more")
   if top_k is not None and not 1 <= top_k <= vocabulary:
     raise UserError(f"top_k is {top_k}, expected 1 to the vocabulary's {vocabulary}")

@@ -75,8 +75,9 @@ def finish(
   """Writes a trial's weights, predictions and result; returns the result."""
   write_atomically(folder / "config.json", json.dumps(config, indent=2, default=str))
   flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(tuned).items()}
-  record = {"base": setup.fingerprint, "config": json.dumps(config, default=str)}
-  write_atomically(folder / "tuned.safetensors", save(flat, record))
+  record = json.dumps({"base": setup.fingerprint, "config": config}, default=str)
+  # One entry: safetensors writes several in any order, and equal runs are to be equal files.
+  write_atomically(folder / "tuned.safetensors", save(flat, {"jaxtune": record}))
   shown, split = dict(metrics), setup.dataset.test or setup.dataset.validation
   if predictions := shown.pop("predictions", None):
     rows = [
@@ -139,9 +140,9 @@ def load(folder: str | Path) -> Run:
   path = folder / "tuned.safetensors"
   try:
     with safe_open(path, "numpy") as file:
-      record = file.metadata()
+      record = json.loads(file.metadata()["jaxtune"])
       flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    config = json.loads(record["config"])
+    config = record["config"]
   except (SafetensorError, KeyError, TypeError, ValueError) as error:
     raise UserError(f"{path} is damaged: {error}") from error
   pretrained = hf.load(**config["model"], seed=config["seed"])

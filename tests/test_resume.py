@@ -1,0 +1,138 @@
+"""Killed at any moment and started again, a run ends as if it had never been stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import resumable
+import setups
+
+from jaxtune import checkpoint, train
+from jaxtune.errors import UserError
+from jaxtune.sweeps import run as sweeps
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+  """Starts the run in a process of its own, and returns its exit code."""
+  cache = tmp_path_factory.mktemp("compiled")
+  paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+
+  def go(folder, count, *kill) -> int:
+    command = [sys.executable, TESTS / "resumable.py", folder, count, *kill]
+    environment = os.environ | {"PYTHONPATH": paths, "JAXTUNE_TEST_CACHE": str(cache)}
+    environment.pop("XLA_FLAGS", None)  # conftest sets them anew
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    assert done.returncode in (0, -signal.SIGKILL, 143), done.stderr
+    return done.returncode
+
+  return go
+
+
+@pytest.mark.parametrize(
+  ("count", "kills"),
+  [
+    (1, [(1, "during"), (2, "in"), (4, "after"), (5, "during", "SIGTERM")]),
+    (2, [(2, "during", "SIGTERM"), (3, "in"), (5, "during")]),
+  ],
+)
+def test_resumed_equals_uninterrupted(start, tmp_path, count, kills):
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  assert start(whole, count) == 0
+  for kill in kills:
+    assert start(killed, count, *kill) == (143 if kill[-1] == "SIGTERM" else -signal.SIGKILL)
+    assert not (killed / "0" / "result.json").exists()
+  assert start(killed, count) == 0
+  for e in range(count):
+    for name in ("tuned.safetensors", "metrics.jsonl"):
+      assert (killed / str(e) / name).read_bytes() == (whole / str(e) / name).read_bytes(), name
+    results = [json.loads((f / str(e) / "result.json").read_text()) for f in (whole, killed)]
+    assert results[0]["final"] == results[1]["final"]
+    assert results[0]["best_step"] == results[1]["best_step"]
+
+
+def contents(folder):
+  return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A run of two steps, in this process."""
+  folder, setup = tmp_path_factory.mktemp("finished"), resumable.setup()
+  config = setups.complete({"name": "lora", "rank": 2}, {"train.steps": 2})
+  train.run([config], [folder], setup, {}, folder / "checkpoints")
+  return folder, setup, config
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({"optim.learning_rate": 5.0}, "another config: optim.learning_rate was 0.01, is now 5.0"),
+    ({"method.rank": 3}, "another config: method.rank was 2, is now 3"),
+    ({"method.targets": ["q_proj"]}, "method.targets was ['q_proj', 'v_proj'], is now ['q_proj']"),
+    ({"method": {"name": "full"}}, "method.name was 'lora', is now 'full'"),
+    ({"train.steps": 4, "seed": 1}, "seed was 0, is now 1; train.steps was 2, is now 4"),
+  ],
+)
+def test_a_checkpoint_of_another_config_is_refused(finished, changes, says):
+  folder, setup, config = finished
+  other = setups.complete({"name": "lora", "rank": 2}, {"train.steps": 2} | changes)
+  before = contents(folder)
+  with pytest.raises(UserError) as error:
+    train.run([other], [folder], setup, {}, folder / "checkpoints")
+  assert says in str(error.value) and "--workdir" in str(error.value)
+  assert contents(folder) == before
+
+
+def test_a_checkpoint_of_another_base_is_refused(finished):
+  folder, setup, config = finished
+  before = contents(folder)
+  with pytest.raises(UserError, match="a checkpoint of another base"):
+    other = setup._replace(fingerprint="0" * 64)
+    train.run([config], [folder], other, {}, folder / "checkpoints")
+  assert contents(folder) == before
+
+
+def test_differences_name_keys():
+  old = [{"a": {"b": 1}, "c": [1, 2]}, {"a": {"b": 3}}]
+  new = [{"a": {"b": 2}, "c": [1]}, {"a": {"b": 3}, "d": None}]
+  found = checkpoint.differences(old, new)
+  assert found == "[0].a.b was 1, is now 2; [0].c was [1, 2], is now [1]"
+  assert checkpoint.differences(old[:1], new[:1]).startswith("a.b was 1, is now 2")
+
+
+def test_a_killed_sweep_skips_what_is_done(tmp_path, monkeypatch):
+  setup, real, groups = resumable.setup(), train.run, []
+  config = setups.complete({"name": "lora", "rank": 2}, {"train.steps": 2}) | {
+    "sweep": ({"method.rank": [1, 2], "optim.schedule": ["constant", "linear"]},)
+  }
+
+  def fragile(configs, *rest):
+    groups.append([c["optim"]["schedule"] for c in configs])
+    if len(groups) == 2:
+      raise KeyboardInterrupt
+    return real(configs, *rest)
+
+  monkeypatch.setattr(sweeps.train, "prepare", lambda config: setup)
+  monkeypatch.setattr(sweeps.train, "run", fragile)
+  with pytest.raises(KeyboardInterrupt):
+    sweeps.run(config, tmp_path)
+  assert groups == [["constant"] * 2, ["linear"] * 2]
+  done = [path for path in tmp_path.glob("trials/*/result.json")]
+  before = [(path, path.stat().st_mtime_ns) for path in done]
+  assert len(done) == 2 and not list((tmp_path / "groups").glob("*"))
+  results = sweeps.run(config, tmp_path)
+  assert groups[2:] == [["linear"] * 2] and len(results) == 4
+  assert [(path, path.stat().st_mtime_ns) for path in done] == before
+  assert {"results.csv", "report.md", "report.html", "plots"} <= {p.name for p in tmp_path.iterdir()}
+
+  saved = contents(tmp_path)
+  with pytest.raises(UserError, match="another configuration or base; give another --workdir"):
+    sweeps.run(config | {"optim": config["optim"] | {"learning_rate": 0.5}}, tmp_path)
+  assert contents(tmp_path) == saved and len(groups) == 3

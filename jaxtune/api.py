@@ -110,14 +110,9 @@ def complete(
   """
   c, tokenizer = run.pretrained.model.config, run.pretrained.tokenizer
   generate.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
-  rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
-  given = all(isinstance(prompt, str) for prompt in prompts)
-  texts = data.render_prompts(rows, None if given else run.config["data"]["template"])
-  ids = data.encode_prompts(tokenizer, texts)
+  ids = _encode(run, prompts)
   used = sum(method.positions for method in run.methods) + max_new_tokens
-  longest = max(map(len, ids), default=0)
-  if not all(ids):
-    raise UserError("a prompt is empty: expected at least one token to continue")
+  longest = max(map(len, ids))
   tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id, longest)
   if longest + used > c.positions:
     raise UserError(
@@ -134,6 +129,20 @@ def complete(
   )  # fmt: skip
   found = go(run.tuned, run.hyper, run.base, jnp.asarray(tokens), jnp.asarray(mask))
   return [tokenizer.decode(generate.until_stop(row, stops)) for row in found]
+
+
+def _encode(run: Run, prompts: list) -> list[list[int]]:
+  """Renders rows by the template of the run, and tokenises them."""
+  for prompt in prompts:
+    if not isinstance(prompt, str | dict):
+      raise UserError(f"the prompt {prompt!r} is neither a text nor an object of columns")
+  rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+  given = all(isinstance(prompt, str) for prompt in prompts)
+  texts = data.render_prompts(rows, None if given else run.config["data"]["template"])
+  ids = data.encode_prompts(run.pretrained.tokenizer, texts)
+  if not ids or not all(ids):
+    raise UserError("a prompt is empty, or there is none: expected at least one token to continue")
+  return ids
 
 
 def export_run(

@@ -1,7 +1,7 @@
 """Reads, completes and checks an experiment's configuration.
 
-A config file is Python with `get_config(arg=None) -> ml_collections.ConfigDict`. Each of its sections
-is passed as keyword arguments to the one function that owns it; that function's signature holds the
+A config file is Python with `get_config(arg=None) -> ml_collections.ConfigDict`. Each section is
+passed as keyword arguments to the one function that owns it; that function's signature holds the
 names, types and defaults, so there is nothing else to declare and nothing else to look up.
 """
 
@@ -137,7 +137,9 @@ def complete_method(section: dict, path: str = "method") -> dict:
     if not options:
       raise UserError(f"{path} is a stack without methods")
     return {"name": "stack"} | {
-      key: complete_method({"name": key, **part} if isinstance(part, dict) else part, f"{path}.{key}")
+      key: complete_method(
+        {"name": key, **part} if isinstance(part, dict) else part, f"{path}.{key}"
+      )
       for key, part in options.items()
     }
   return {"name": name} | _complete_section(path, options, peft.constructor(name), set())

@@ -48,7 +48,9 @@ def generate(
     model, methods, base, tuned, hyper, tokens_BT, cache, method=Decoder.decode
   )
   stops = jnp.asarray(stop_tokens)
-  keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch)) if temperature else None
+  keys_B = (
+    jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch)) if temperature else None
+  )
 
   def draw(logits_BV, n):
     if not temperature:

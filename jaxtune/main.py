@@ -15,7 +15,7 @@ from jaxtune.errors import UserError
 def main(arguments: list[str] | None = None) -> int:
   """Runs one command; a user's mistake ends in one line on stderr and exit code 2."""
   options, rest = parser().parse_known_args(arguments)
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it logs is also raised
   os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
   try:
     options.command(options, rest)
@@ -117,7 +117,9 @@ def _export(options, rest):
   )
   print(f"exported {run.folder} to {done.folder} ({done.format})")
   if done.rounding is not None:
-    print(f"relative error of the rounding to {done.rounding.dtype}: {done.rounding.overall.error:.2e}")
+    print(
+      f"relative error of the rounding to {done.rounding.dtype}: {done.rounding.overall.error:.2e}"
+    )
   if done.certificate is not None:
     print(f"certified: largest logit difference {done.certificate['largest_logit_difference']:.1e}")
   else:

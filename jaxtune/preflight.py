@@ -85,7 +85,9 @@ def _longest_completed(options: evaluate.Options, setup: train.Setup) -> int:
   metrics.score(["a"], [["a"]], options.metrics)
   split = setup.dataset.test or setup.dataset.validation
   if split is None:
-    raise UserError("evaluate.generate needs prompts to complete: give data.test or data.validation")
+    raise UserError(
+      "evaluate.generate needs prompts to complete: give data.test or data.validation"
+    )
   for prompt, references, where in zip(split.prompts, split.references, split.where, strict=True):
     if not prompt or not references:
       raise UserError(f"{where} has no prompt and answer: evaluate.generate is not for plain text")

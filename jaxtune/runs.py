@@ -147,7 +147,9 @@ def load(folder: str | Path) -> Run:
     raise UserError(f"{path} is damaged: {error}") from error
   pretrained = hf.load(**config["model"], seed=config["seed"])
   if tree.fingerprint(pretrained.params) != record["base"]:
-    raise UserError(f"{folder} was trained on other base weights than {config['model']['path']} holds")
+    raise UserError(
+      f"{folder} was trained on other base weights than {config['model']['path']} holds"
+    )
   methods = peft.build(config["method"])
   sites = peft.find_sites(pretrained.model)
   key = jax.random.key(config["seed"])
@@ -155,5 +157,7 @@ def load(folder: str | Path) -> Run:
   missing = {*tree.flatten(tuned)} ^ {*flat}
   if missing:
     raise UserError(f"{path} does not fit its configuration: {sorted(missing)[:3]}")
-  tuned = {"params": {}, "peft": {}} | tree.unflatten({k: jax.numpy.asarray(v) for k, v in flat.items()})
+  tuned = {"params": {}, "peft": {}} | tree.unflatten(
+    {k: jax.numpy.asarray(v) for k, v in flat.items()}
+  )
   return Run(folder, config, pretrained, methods, base, tuned, hyper)

@@ -16,7 +16,7 @@ from jaxtune.errors import UserError, nearest
 AXES = ("trial", "data", "fsdp", "tensor")
 KINDS = ("jit", "pmap")
 
-# The first rule that matches a path says how its last axes are split; leading axes (layers) stay whole.
+# The first rule that matches a path splits its last axes; leading axes (layers) stay whole.
 RULES = (
   (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|head)/kernel$", ("fsdp", "tensor")),
   (r"(o_proj|down_proj)/kernel$", ("tensor", "fsdp")),
@@ -113,7 +113,8 @@ def make(kind: str = "jit", mesh: dict | None = None) -> Parallel:
   if kind == "pmap":
     if mesh:
       raise UserError("train.mesh is for parallel='jit'; pmap is data parallel over all devices")
-    devices, sizes = jax.local_devices(), dict.fromkeys(AXES, 1) | {"data": jax.local_device_count()}
+    devices = jax.local_devices()
+    sizes = dict.fromkeys(AXES, 1) | {"data": len(devices)}
   else:
     devices, sizes = jax.devices(), _sizes(mesh or {"data": -1}, count)
   total = math.prod(sizes.values())
@@ -138,7 +139,8 @@ def _sizes(mesh: dict, count: int) -> dict[str, int]:
   known = math.prod(size for size in sizes.values() if size > 0)
   sizes |= dict.fromkeys(open_axes, max(count // known, 1))
   total = math.prod(sizes.values())
-  if total > count or (open_axes and total != count) or (jax.process_count() > 1 and total != count):
+  all_of_them = open_axes or jax.process_count() > 1
+  if total > count or (all_of_them and total != count):
     needs = f"a multiple of {known}" if open_axes else total
     raise UserError(f"train.mesh {mesh} needs {needs} devices, but there are {count}")
   return sizes

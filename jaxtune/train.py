@@ -166,7 +166,9 @@ def run(
     progress = parallel.put_trials(begin(states, options))
     progress = saved.restore(progress) or progress
     logs = runs.Logs(folders, int(progress.state.step[0]))
-    progress = _loop(configs, options, step, evaluator, base, progress, setup, saved, logs, parallel)
+    progress = _loop(
+      configs, options, step, evaluator, base, progress, setup, saved, logs, parallel
+    )
   final = progress.tuned if _keeps_best(options, setup) else progress.state.tuned
   judged = evaluate.test(
     evaluator, (final, progress.state.hyper), base, setup.dataset, setup.pretrained.tokenizer
@@ -255,17 +257,15 @@ def make_batch(configs: list[dict], split: data.Split, step: int, options: Optio
   seeds = [config["seed"] for config in configs]
   made = {seed: data.batch(split, seed, step, options.batch_size) for seed in set(seeds)}
   fold = lambda x: x.reshape(options.accumulate, -1, *x.shape[1:])
-  return {
-    name: np.stack([fold(made[seed][name]) for seed in seeds]) for name in made[seeds[0]]
-  }
+  return {name: np.stack([fold(made[seed][name]) for seed in seeds]) for name in made[seeds[0]]}
 
 
 def _log(progress, step, logs, bar, options, batch):
   sums = jax.tree.map(np.asarray, progress.sums)
   steps = np.maximum(sums["steps"], 1)
   rows = [
-    {"step": step, "train_loss": float(loss), "train_accuracy": 100 * float(acc), "grad_norm": float(g)}
-    for loss, acc, g in zip(
+    {"step": step, "train_loss": float(x), "train_accuracy": 100 * float(y), "grad_norm": float(z)}
+    for x, y, z in zip(
       sums["loss"] / steps, sums["accuracy"] / steps, sums["grad_norm"] / steps, strict=True
     )
   ]  # fmt: skip

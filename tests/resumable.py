@@ -19,8 +19,13 @@ import tiny
 
 from jaxtune import checkpoint, data, train
 
-METHODS = ({"name": "lora", "rank": 2, "dropout": 0.1}, {"name": "lora", "rank": 3, "dropout": 0.1})
-CHANGES = {"train.steps": 6, "train.log_every": 2, "train.eval_every": 3, "train.checkpoint_every": 1}
+METHODS = tuple({"name": "lora", "rank": rank, "dropout": 0.1} for rank in (2, 3))
+CHANGES = {
+  "train.steps": 6,
+  "train.log_every": 2,
+  "train.eval_every": 3,
+  "train.checkpoint_every": 1,
+}
 
 
 def configs(count: int) -> list[dict]:

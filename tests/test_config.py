@@ -36,7 +36,11 @@ def test_completing_twice_changes_nothing():
 @pytest.mark.parametrize(
   ("key", "value", "says"),
   [
-    ("optim.learning_rte", 1, "unknown config key optim.learning_rte. Did you mean 'learning_rate'"),
+    (
+      "optim.learning_rte",
+      1,
+      "unknown config key optim.learning_rte. Did you mean 'learning_rate'",
+    ),
     ("method.rnk", 1, "unknown config key method.rnk. Did you mean 'rank'"),
     ("methd", {}, "unknown config section 'methd'. Did you mean 'method'"),
     ("method", {"name": "lorra"}, "unknown method 'lorra'. Did you mean 'lora'"),
@@ -128,7 +132,8 @@ def test_a_config_file_takes_an_argument(tmp_path):
   file = tmp_path / "one.py"
   file.write_text(
     "from ml_collections import ConfigDict\n"
-    "def get_config(arg='8'):\n  return ConfigDict({'method': {'name': 'lora', 'rank': int(arg)}})\n"
+    "def get_config(arg='8'):\n"
+    "  return ConfigDict({'method': {'name': 'lora', 'rank': int(arg)}})\n"
   )
   assert config.load_config(file).method.rank == 8
   assert config.load_config(f"{file}:4").method.rank == 4

@@ -59,7 +59,8 @@ def forced(pretrained, laid, prompts, stops):
 
 @pytest.mark.parametrize(
   ("family", "method"),
-  [("llama", name) for name in METHODS] + [("gpt2", "prefix"), ("gpt2", "stack"), ("llama3", "lora")],
+  [("llama", name) for name in METHODS]
+  + [("gpt2", "prefix"), ("gpt2", "stack"), ("llama3", "lora")],
 )
 def test_greedy_equals_teacher_forcing(request, family, method):
   pretrained = request.getfixturevalue(family)

@@ -130,7 +130,9 @@ def test_a_killed_sweep_skips_what_is_done(tmp_path, monkeypatch):
   results = sweeps.run(config, tmp_path)
   assert groups[2:] == [["linear"] * 2] and len(results) == 4
   assert [(path, path.stat().st_mtime_ns) for path in done] == before
-  assert {"results.csv", "report.md", "report.html", "plots"} <= {p.name for p in tmp_path.iterdir()}
+  assert {"results.csv", "report.md", "report.html", "plots"} <= {
+    p.name for p in tmp_path.iterdir()
+  }
 
   saved = contents(tmp_path)
   with pytest.raises(UserError, match="another configuration or base; give another --workdir"):

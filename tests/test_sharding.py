@@ -114,9 +114,7 @@ def test_the_rules_cover_every_leaf(request, family, optimizer):
   for method in methods:
     config = setups.complete(method, {"optim.name": optimizer})
     state, base = jax.eval_shape(lambda c=config: train.start(c, setup))
-    progress = jax.eval_shape(
-      lambda s: train.begin(tree.stack([s]), train.Options()), state
-    )
+    progress = jax.eval_shape(lambda s: train.begin(tree.stack([s]), train.Options()), state)
     sharding.shardings(mesh, progress, "trial")
     placed = tree.flatten(sharding.shardings(mesh, base))
     if "trunk/layers/attn/q_proj/kernel" in placed:

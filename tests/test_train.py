@@ -1,4 +1,4 @@
-"""The step, the optimizer and the loop: sums divided once, early stopping, and what a run writes."""
+"""The step, the optimizer and the loop: sums divided once, early stopping, a run's folder."""
 
 import json
 from functools import partial
@@ -171,7 +171,9 @@ def test_bfloat16_computes_and_float32_is_trained(tmp_path):
   (result,), (folder,) = go(tmp_path, setup, config)
   flat = load_file(folder / "tuned.safetensors")
   assert {x.dtype for x in flat.values()} == {np.dtype(np.float32)}
-  rounded = [(x == np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)).all() for x in flat.values()]
+  rounded = [
+    (x == np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)).all() for x in flat.values()
+  ]
   assert not any(rounded), "trained weights are kept in full precision"
   losses = [x["train_loss"] for x in metrics(folder) if "train_loss" in x]
   assert losses[-1] < losses[0] and np.isfinite(losses).all()

@@ -1,4 +1,4 @@
-"""A sweep: every trial of a grid, trained in as few compiled programs as possible, and its report."""
+"""A sweep: every trial of a grid, in as few compiled programs as possible, and its report."""
 
 from __future__ import annotations
 
@@ -32,18 +32,11 @@ def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dic
   began, workdir = time.perf_counter(), Path(workdir)
   names, settings, configs = expand(config)
   folders = [workdir / "trials" / name for name in names]
-  members = plan.groups(configs)
-  setups: dict[str, train.Setup] = {}
+  members, setups = plan.groups(configs), _prepare(configs)
+  done = [
+    _done(folder, one, setups[_shared(one)]) for folder, one in zip(folders, configs, strict=True)
+  ]
   bases: dict[str, dict] = {}
-  done: dict[int, bool] = {}
-  for one in configs:
-    preflight.check_options(one)
-  for group in members:
-    key = _shared(configs[group[0]])
-    setups[key] = setups.get(key) or train.prepare(configs[group[0]])
-    for i in group:
-      preflight.check(configs[i], setups[key])
-      done[i] = _done(folders[i], configs[i], setups[key])
   write_atomically(workdir / "config.json", configs_.to_json(configs_.to_dict(config)))
   for number, group in enumerate(members, 1):
     first, key = configs[group[0]], _shared(configs[group[0]])
@@ -92,6 +85,18 @@ def expand(config: Any) -> tuple[list[str], list[dict], list[dict]]:
   names = [grid.name(setting, axes) for setting in settings]
   completed = [configs_.complete(configs_.override(plain, setting)) for setting in settings]
   return names, settings, completed
+
+
+def _prepare(configs: list[dict]) -> dict[str, train.Setup]:
+  """Loads every model and data set that the trials need, once each, and checks every trial."""
+  for config in configs:
+    preflight.check_options(config)
+  setups: dict[str, train.Setup] = {}
+  for config in configs:
+    key = _shared(config)
+    setups[key] = setups.get(key) or train.prepare(config)
+    preflight.check(config, setups[key])
+  return setups
 
 
 def _without_sweep(config: Any) -> dict:

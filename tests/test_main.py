@@ -1,0 +1,274 @@
+"""The command line, in this process: a whole experiment, and every mistake in one line."""
+
+import json
+import resource
+import shutil
+
+import pytest
+import tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from jaxtune import api, checkpoint
+from jaxtune.main import main
+from jaxtune.models import hf
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(rank="2"):
+  config = ConfigDict()
+  config.model = ConfigDict({{"path": "{folder}/base"}})
+  config.data = ConfigDict({{
+    "train": "{folder}/train.jsonl",
+    "validation": "{folder}/validation.jsonl",
+    "test": "{folder}/test.jsonl",
+  }})
+  config.method = ConfigDict({{"name": "lora", "rank": int(rank)}})
+  config.train = ConfigDict({{"steps": 2, "batch_size": 2, "mesh": {{"data": 1}}}})
+  config.evaluate = ConfigDict({{"batch_size": 2, "max_new_tokens": 3}})
+  config.sweep = ({{"method.rank": [1, 2]}},)
+  return config
+"""
+
+
+def rows(first: int, count: int) -> str:
+  made = [{"prompt": f"a{i} b{i} :", "completion": f" b{i}"} for i in range(first, first + count)]
+  return "".join(json.dumps(row) + "\n" for row in made)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+  """A folder with a base, its tokenizer, data and a config file."""
+  folder = tmp_path_factory.mktemp("place")
+  words = ["<pad>", "</s>", "<unk>", ":", *(f"{x}{i}" for x in "ab" for i in range(20))]
+  backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+  backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=backend, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+  )
+  pretrained = tiny.make("llama")._replace(tokenizer=tokenizer)
+  hf.save(pretrained, pretrained.params, folder / "base")
+  for name, first, count in (("train", 0, 12), ("validation", 12, 4), ("test", 16, 4)):
+    (folder / f"{name}.jsonl").write_text(rows(first, count))
+  (folder / "config.py").write_text(CONFIG.format(folder=folder))
+  return folder
+
+
+@pytest.fixture(scope="session")
+def trained(place):
+  assert main(["train", "--config", f"{place}/config.py", "--workdir", f"{place}/run"]) == 0
+  return place / "run"
+
+
+def contents(folder):
+  return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def fails(capsys, *arguments) -> str:
+  """Runs a command that must end with code 2 and one line, which is returned."""
+  capsys.readouterr()
+  assert main(list(map(str, arguments))) == 2
+  lines = capsys.readouterr().err.strip().splitlines()
+  assert len(lines) == 1 and lines[0].startswith("jaxtune: "), lines
+  return lines[0]
+
+
+def test_an_experiment_from_end_to_end(place, trained, capsys, tmp_path):
+  say = lambda *arguments: (main(list(map(str, arguments))), capsys.readouterr().out)
+  assert {"config.json", "metrics.jsonl", "result.json", "tuned.safetensors"} <= {
+    path.name for path in trained.iterdir()
+  }
+  code, out = say("evaluate", "--workdir", trained, "--config.evaluate.generate=True")
+  assert code == 0 and "test_loss" in out and "test_bleu" in out
+  saved = json.loads((trained / "result.json").read_text())
+  for line in out.splitlines():
+    name, untuned, tuned = line.split()
+    if name in saved["final"]:
+      assert float(tuned) == pytest.approx(saved["final"][name], abs=1e-3)
+      assert float(untuned) == pytest.approx(saved["base"][name], abs=1e-3)
+
+  prompts, short = ["--prompt", "a3 b3 :", "--prompt", "a5 :"], ["--max-new-tokens", 3]
+  code, out = say("generate", "--workdir", trained, *short, *prompts)
+  assert code == 0
+  found = [json.loads(line) for line in out.splitlines()]
+  assert [row["prompt"] for row in found] == ["a3 b3 :", "a5 :"] and "completion" in found[0]
+
+  code, out = say("export", "--workdir", trained, "--out", tmp_path / "adapter")
+  assert code == 0 and (tmp_path / "adapter" / "adapter_config.json").exists()
+  code, out = say("plan", "--config", f"{place}/config.py:4")
+  assert code == 0 and "q_proj" in out and "GFLOP" in out and "2 trials" in out
+
+  code, out = say("sweep", "--config", f"{place}/config.py", "--workdir", tmp_path / "sweep")
+  assert code == 0 and "rank" in out
+  assert {"results.csv", "report.md", "report.html", "plots", "trials"} <= {
+    path.name for path in (tmp_path / "sweep").iterdir()
+  }
+  code, out = say("generate", "--workdir", tmp_path / "sweep", "--prompt", "a3 :", *short)
+  assert code == 0, "a sweep's best trial speaks for it"
+
+
+def test_overrides_reach_the_run(place, tmp_path):
+  overrides = [
+    "--config.method.targets=('o_proj',)", "--config.optim.clip=None", "--config.model.remat=True",
+    "--config.optim.schedule=cosine", "--config.train.steps=1",
+  ]  # fmt: skip
+  config = f"{place}/config.py:1"
+  assert main(["train", "--config", config, "--workdir", str(tmp_path), *overrides]) == 0
+  full = json.loads((tmp_path / "config.json").read_text())
+  assert full["method"]["rank"] == 1 and full["method"]["targets"] == ["o_proj"]
+  assert full["optim"]["clip"] is None and full["optim"]["schedule"] == "cosine"
+  assert full["model"]["remat"] is True and full["train"]["steps"] == 1
+
+
+@pytest.mark.parametrize(
+  ("override", "says"),
+  [
+    ("optim.lerning_rate=1", "Did you mean 'learning_rate'"),
+    ("optimizer.name=lion", "unknown config section 'optimizer'. Did you mean 'optim'"),
+    ("method.name=lorra", "unknown method 'lorra'. Did you mean 'lora'"),
+    ("method.rank=two", "method.rank is 'two' (str), expected int"),
+    ("method.rank=0", "method.rank is 0, expected at least 1"),
+    ("method.rank=33", "expected at most 32"),
+    ("method.targets=['q_prj']", "target 'q_prj' hits no Linear site. Did you mean"),
+    ("method={'name': 'prefix', 'length': 60}", "exceed the model's 64 positions"),
+    ("method={'name': 'adapter', 'width': 33}", "expected at most the model's width 32"),
+    ("data.train={place}/tran.jsonl", "Did you mean 'train.jsonl'"),
+    ("data.train={place}/empty.jsonl", "empty.jsonl holds no rows"),
+    ("data.train={place}/malformed.jsonl", "malformed.jsonl:2: malformed JSON"),
+    ("data.train={place}/column.jsonl", "column.jsonl"),
+    ("data.train={place}/gap.jsonl", "gap.jsonl:3"),
+    ("data.validation=0.0001", "validation split is empty"),
+    ("data.test={place}/train.jsonl", "12 examples of train are in test too"),
+    ("data.max_length=2", "max_length=2"),
+    ("model.path={place}/nothing", "nothing"),
+    ("model.path={place}", "is not a model folder"),
+    ("model.path={place}/truncated", "is damaged or truncated"),
+    ("model.path=nobody/nothing", "Check the spelling and the network"),
+    ("model.dtype=float16", "unknown dtype 'float16'"),
+    ("train.batch_size=0", "train.batch_size is 0"),
+    ("train.mesh={'data': 4}", "do not divide over 4 devices"),
+    ("train.mesh={'data': 8}", "needs 8 devices, but there are 4"),
+    ("train.patience=0", "train.patience is 0"),
+    ("seed.x=1", "seed"),
+  ],
+)
+def test_bad_input(place, tmp_path, capsys, override, says):
+  (place / "empty.jsonl").write_text("")
+  (place / "malformed.jsonl").write_text(rows(0, 1) + '{"prompt": "a1 :", \n')
+  (place / "column.jsonl").write_text('{"question": "a1", "reply": "b1"}\n')
+  (place / "gap.jsonl").write_text(rows(0, 2) + '{"prompt": "a1 :"}\n')
+  if not (place / "truncated").exists():
+    shutil.copytree(place / "base", place / "truncated")
+    weights = place / "truncated" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+  workdir = tmp_path / "run"
+  for command in ("train", "sweep"):
+    if command == "sweep" and override.startswith(("method.rank=", "method=")):
+      continue  # the axis replaces it
+    line = fails(
+      capsys, command, "--config", place / "config.py", "--workdir", workdir,
+      "--config." + override.replace("{place}", str(place)),
+    )  # fmt: skip
+    assert says in line
+    assert not workdir.exists(), "nothing is written before everything is checked"
+
+
+def test_arguments_that_are_none(place, tmp_path, capsys):
+  config = ["--config", place / "config.py"]
+  assert "config.py" in fails(capsys, "plan", "--config", place / "confg.py")
+  assert "unknown argument" in fails(capsys, "plan", *config, "--configg.seed=1")
+  assert "unknown argument" in fails(capsys, "generate", "--workdir", ".", "--prompt", "a", "--x")
+  for wrong in ([], ["fit"], ["train"], ["generate", "--workdir", ".", "--top-k", "many"]):
+    with pytest.raises(SystemExit) as end:
+      main(wrong)
+    assert end.value.code == 2
+
+
+def test_a_workdir_of_another_config_or_base_is_refused(place, trained, tmp_path, capsys):
+  before = contents(trained)
+  command = ["train", "--config", place / "config.py", "--workdir", trained]
+  line = fails(capsys, *command, "--config.optim.learning_rate=0.5")
+  assert "optim.learning_rate was 0.001, is now 0.5" in line and "--workdir" in line
+  base = place / "base" / "model.safetensors"
+  kept = base.read_bytes()
+  try:
+    base.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    assert "checkpoint of another base" in fails(capsys, *command)
+    assert "other base weights" in fails(capsys, "evaluate", "--workdir", trained)
+  finally:
+    base.write_bytes(kept)
+  assert contents(trained) == before
+
+
+def test_a_finished_run_and_what_is_asked_of_it(place, trained, tmp_path, capsys):
+  go = lambda *rest: fails(capsys, "generate", "--workdir", trained, *rest)
+  assert "exceeds the model's 64 positions" in go("--prompt", "a1 " * 20, "--max-new-tokens", 50)
+  assert "prompt is empty" in go("--prompt", "")
+  assert "top_k is 0" in go("--prompt", "a1", "--top-k", 0)
+  assert "temperature is -1.0" in go("--prompt", "a1", "--temperature", -1)
+  assert "--prompt TEXT or --row JSON" in go()
+  assert "object" in go("--row", "3")
+  evaluate = lambda *rest: fails(capsys, "evaluate", "--workdir", trained, *rest)
+  assert "only data and evaluate" in evaluate("--config.method.rank=4")
+  assert "missing.jsonl" in evaluate(f"--config.data.test={place}/missing.jsonl")
+  assert "Did you mean 'bleu'" in evaluate(
+    "--config.evaluate.generate=True", "--config.evaluate.metrics=['blue']"
+  )
+  export = lambda *rest: fails(
+    capsys, "export", "--workdir", trained, "--out", tmp_path / "e", *rest
+  )
+  assert "unknown export format 'pef'" in export("--format", "pef")
+  assert "dtype" in export("--format", "merged", "--dtype", "float16")
+  assert not (tmp_path / "e").exists()
+
+
+def test_a_folder_that_is_no_run(trained, tmp_path, capsys):
+  for command in (["evaluate"], ["generate", "--prompt", "a"], ["export", "--out", tmp_path / "e"]):
+    assert "no finished run" in fails(capsys, *command, "--workdir", tmp_path / "nothing")
+  shutil.copytree(trained, tmp_path / "cut")
+  file = tmp_path / "cut" / "tuned.safetensors"
+  file.write_bytes(file.read_bytes()[:-10])
+  assert "is damaged" in fails(capsys, "evaluate", "--workdir", tmp_path / "cut")
+
+
+def test_an_empty_prompt_list_is_refused(trained):
+  with pytest.raises(ValueError, match="prompt"):
+    api.complete(api.load_run(trained), [])
+
+
+@pytest.fixture
+def full_disk():
+  """Limits the size of files, from a call on: to the writer, a disk that is full."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's threads
+@pytest.mark.parametrize("moment", ["checkpoint", "metrics", "result"])
+def test_a_full_disk_ends_in_one_line(place, tmp_path, capsys, monkeypatch, full_disk, moment):
+  save, saves = checkpoint.Checkpoints.save, []
+  size = {"checkpoint": 4000, "metrics": 200, "result": 600}[moment]
+
+  def watched(self, step, state):
+    saves.append(step)
+    if moment == "checkpoint" and step == 2 and saves.count(2) == 1:
+      full_disk(size)
+    save(self, step, state)
+    if (moment, step) in (("metrics", 1), ("result", 2)) and saves.count(step) == 1:
+      full_disk(size)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", watched)
+  command = [
+    "train", "--config", place / "config.py", "--workdir", tmp_path,
+    "--config.train.checkpoint_every=1", "--config.train.log_every=1",
+  ]  # fmt: skip
+  line = fails(capsys, *command)
+  assert "cannot write" in line and "File too large" in line and str(tmp_path) in line
+  full_disk(resource.RLIM_INFINITY)
+  steps = {"checkpoint": ["1"], "metrics": ["1"], "result": ["1", "2"]}[moment]
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == steps
+  assert not (tmp_path / "result.json").exists()
+  assert main(list(map(str, command))) == 0, "and goes on from there"
+  assert saves.count(1) == 1

@@ -18,7 +18,7 @@ def get_config(folder: str = "../shared/data/e2e") -> ConfigDict:
   config.sweep = (
     {
       "method.length": [1, 4, 16, 32],
-      "optim.learning_rate": [1e-2, 3e-2],
+      "optim.learning_rate": [0.1, 0.3],
       "seed": [0, 1, 2],
     },
   )

@@ -1,6 +1,6 @@
-"""Compares LoRA ranks, prefix lengths, an adapter and full fine-tuning on the bundled base and data.
+"""Compares LoRA ranks, prefix lengths, an adapter and full fine-tuning on the bundled base.
 
-  jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
+jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
 """
 
 from ml_collections import ConfigDict
@@ -11,15 +11,17 @@ from jaxtune.assets import INSTRUCTIONS, TINY
 def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0
-  config.model = ConfigDict({"path": str(TINY)})
-  config.data = ConfigDict({
-    "train": str(INSTRUCTIONS / "train.jsonl"),
-    "validation": str(INSTRUCTIONS / "validation.jsonl"),
-    "test": str(INSTRUCTIONS / "test.jsonl"),
-  })
+  config.model = ConfigDict({"path": str(TINY), "remat": True})
+  config.data = ConfigDict(
+    {
+      "train": str(INSTRUCTIONS / "train.jsonl"),
+      "validation": str(INSTRUCTIONS / "validation.jsonl"),
+      "test": str(INSTRUCTIONS / "test.jsonl"),
+    }
+  )
   config.method = ConfigDict({"name": "lora"})
   config.optim = ConfigDict({"learning_rate": 5e-3, "schedule": "linear", "warmup": 10})
-  config.train = ConfigDict({"steps": 100, "batch_size": 8, "eval_every": 25})
+  config.train = ConfigDict({"steps": 100, "batch_size": 8, "eval_every": 50})
   config.evaluate = ConfigDict({"generate": True, "max_new_tokens": 48, "limit": 100})
   seeds = [0, 1]
   lora = [{"name": "lora", "rank": rank, "scale": 2.0} for rank in (1, 4, 16)]
@@ -27,7 +29,7 @@ def get_config() -> ConfigDict:
   adapter = [{"name": "adapter", "width": 16}]
   config.sweep = (
     {"method": lora + adapter, "seed": seeds},
-    {"method": prefix, "optim.learning_rate": [3e-2], "seed": seeds},
+    {"method": prefix, "optim.learning_rate": [0.3], "seed": seeds},
     {"method": [{"name": "full"}], "optim.learning_rate": [1e-3], "seed": seeds},
   )
   return config

@@ -16,21 +16,23 @@ def get_config(folder: str = "../shared/data/e2e") -> ConfigDict:
   config = ConfigDict()
   config.seed = 0
   config.model = ConfigDict({"path": str(TINY), "remat": True})
-  config.data = ConfigDict({
-    "train": f"{folder}/train.jsonl.gz",
-    "validation": f"{folder}/valid.jsonl.gz",
-    "test": f"{folder}/test_grouped.jsonl",
-    "template": "{{ mr }}\n",
-    "answer": ("ref", "refs"),
-    "max_length": 128,
-    "too_long": "skip",
-    "limit": 4000,
-    "eval_limit": 200,
-  })
+  config.data = ConfigDict(
+    {
+      "train": f"{folder}/train.jsonl.gz",
+      "validation": f"{folder}/valid.jsonl.gz",
+      "test": f"{folder}/test_grouped.jsonl",
+      "template": "{{ mr }}\n",
+      "answer": ("ref", "refs"),
+      "max_length": 128,
+      "too_long": "skip",
+      "limit": 3000,
+      "eval_limit": 120,
+    }
+  )
   config.method = ConfigDict({"name": "lora", "scale": 2.0})
   config.optim = ConfigDict({"schedule": "linear", "warmup": 20})
-  config.train = ConfigDict({"steps": 250, "batch_size": 8, "eval_every": 50})
-  config.evaluate = ConfigDict({"generate": True, "max_new_tokens": 48, "batch_size": 25})
+  config.train = ConfigDict({"steps": 200, "batch_size": 8, "eval_every": 100})
+  config.evaluate = ConfigDict({"generate": True, "max_new_tokens": 48, "batch_size": 24})
   config.sweep = (
     {
       "method.rank": [1, 2, 4, 8],

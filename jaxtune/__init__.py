@@ -1,9 +1,9 @@
 """jaxtune: fine-tune language models efficiently in JAX, and compare the ways of doing it honestly.
 
-  import jaxtune
+import jaxtune
 
-  config = jaxtune.load_config("configs/quickstart.py")
-  results = jaxtune.sweep(config, "runs/quickstart")
+config = jaxtune.load_config("configs/quickstart.py")
+results = jaxtune.sweep(config, "runs/quickstart")
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ def stack(trees: list[Any]) -> Any:
   prefix lengths become arrays. Zeros in both factors of a product get a zero gradient, so the
   padding stays zero under any elementwise optimizer.
   """
+
   def join(*leaves):
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     shape = [max(sizes) for sizes in zip(*(leaf.shape for leaf in leaves), strict=True)]

@@ -3,6 +3,7 @@
 It never uses a restaurant name or a praised product that the instructions' validation or test
 rows hold out, nor the instructions' form.
 """
+
 from __future__ import annotations
 
 import random
@@ -14,13 +15,40 @@ from grammar import DIARY, ENDS, GUIDE, PRODUCT, TALE, TURNS
 from jaxtune.assets import world
 
 LISTS = {
-  "adjective": world.ADJECTIVES, "noun": world.NOUNS, "person": world.PEOPLE, "place": world.PLACES,
-  "relation": world.RELATIONS, "guests": world.GUESTS, "praise": world.PRAISE,
-  "praise_b": world.PRAISE, "blame": world.BLAME, "part": world.PARTS,
-  "food_word": ("tender", "salty", "creamy", "crisp", "cold", "burnt", "fresh", "too sweet",
-                "spicy", "mild", "rich", "dry", "bitter", "excellent", "very good", "dull",
-                "a little sour", "warm", "simple", "the best we had"),
-  "many": ("two", "three", "four", "five"), "many_b": ("one", "two", "three", "four", "five"),
+  "adjective": world.ADJECTIVES,
+  "noun": world.NOUNS,
+  "person": world.PEOPLE,
+  "place": world.PLACES,
+  "relation": world.RELATIONS,
+  "guests": world.GUESTS,
+  "praise": world.PRAISE,
+  "praise_b": world.PRAISE,
+  "blame": world.BLAME,
+  "part": world.PARTS,
+  "food_word": (
+    "tender",
+    "salty",
+    "creamy",
+    "crisp",
+    "cold",
+    "burnt",
+    "fresh",
+    "too sweet",
+    "spicy",
+    "mild",
+    "rich",
+    "dry",
+    "bitter",
+    "excellent",
+    "very good",
+    "dull",
+    "a little sour",
+    "warm",
+    "simple",
+    "the best we had",
+  ),
+  "many": ("two", "three", "four", "five"),
+  "many_b": ("one", "two", "three", "four", "five"),
   "number": tuple(str(n) for n in range(2, 100)),
   "number_b": tuple(str(n) for n in range(100, 999)),
   "year": tuple(str(n) for n in range(1400, 1990)),
@@ -28,17 +56,59 @@ LISTS = {
   "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
   "season": ("spring", "summer", "autumn", "winter"),
   "colour": ("white", "green", "blue", "yellow", "red", "grey", "brown", "pink", "black"),
-  "animal": ("cat", "dog", "goat", "horse", "hen", "parrot", "donkey", "goose", "mouse", "owl",
-             "pig"),
+  "animal": (
+    "cat",
+    "dog",
+    "goat",
+    "horse",
+    "hen",
+    "parrot",
+    "donkey",
+    "goose",
+    "mouse",
+    "owl",
+    "pig",
+  ),
   "instrument": ("fiddle", "drum", "guitar", "flute", "piano", "trumpet", "harp"),
-  "job": ("baker", "sailor", "farmer", "tailor", "miller", "doctor", "teacher", "painter", "smith",
-          "carpenter", "gardener", "fisherman", "shepherd", "clerk", "painter", "singer", "judge"),
-  "weather_word": ("raining", "snowing", "windy", "warm", "cold", "foggy", "too hot", "stormy",
-                   "mild"),
+  "job": (
+    "baker",
+    "sailor",
+    "farmer",
+    "tailor",
+    "miller",
+    "doctor",
+    "teacher",
+    "painter",
+    "smith",
+    "carpenter",
+    "gardener",
+    "fisherman",
+    "shepherd",
+    "clerk",
+    "painter",
+    "singer",
+    "judge",
+  ),
+  "weather_word": (
+    "raining",
+    "snowing",
+    "windy",
+    "warm",
+    "cold",
+    "foggy",
+    "too hot",
+    "stormy",
+    "mild",
+  ),
   "price_word": ("cheap", "expensive", "a fair price", "too much", "less than I feared"),
 }
-STARS = {1: ("one star", "1 star"), 2: ("two stars", "2 stars"), 3: ("three stars", "3 stars"),
-         4: ("four stars", "4 stars"), 5: ("five stars", "5 stars")}
+STARS = {
+  1: ("one star", "1 star"),
+  2: ("two stars", "2 stars"),
+  3: ("three stars", "3 stars"),
+  4: ("four stars", "4 stars"),
+  5: ("five stars", "5 stars"),
+}
 
 
 def name(rng: random.Random) -> str:
@@ -54,23 +124,29 @@ def facts(rng: random.Random) -> dict[str, str]:
   drawn = {"town": rng.choice(world.PLACES), "noun_b": rng.choice(world.NOUNS)}
   for letter, dish in zip("abc", rng.sample(world.DISHES, 3), strict=True):
     drawn |= {f"name_{letter}": name(rng), f"dish_{letter}": dish}
-    drawn |= {f"cuisine_{letter}": rng.choice(world.CUISINES),
-    f"area_{letter}": rng.choice(world.AREAS)}
+    drawn |= {
+      f"cuisine_{letter}": rng.choice(world.CUISINES),
+      f"area_{letter}": rng.choice(world.AREAS),
+    }
   drawn["person"], drawn["person_b"] = rng.sample(world.PEOPLE, 2)
   drawn["part"], drawn["part_b"] = rng.sample(world.PARTS, 2)
-  while world.split_of(drawn.setdefault("product", rng.choice(world.PRODUCTS)),
-                                                              drawn["part"]) != "train":
+  while (
+    world.split_of(drawn.setdefault("product", rng.choice(world.PRODUCTS)), drawn["part"])
+    != "train"
+  ):
     drawn["product"] = rng.choice(world.PRODUCTS)
   return drawn
 
 
 def expand(text: str, rng: random.Random, rules: dict, fixed: dict[str, str]) -> str:
   """Replaces every {rule} by a fact, an expanded alternative or a random word."""
+
   def one(match: re.Match) -> str:
     key = match.group(1)
     if key in fixed:
       return fixed[key]
     return expand(rng.choice(rules.get(key) or LISTS[key]), rng, rules, fixed)
+
   return re.sub(r"\{(\w+)\}", one, text)
 
 
@@ -89,9 +165,12 @@ def document(rng: random.Random) -> str:
   if rules is PRODUCT:
     stars = rng.randint(1, 5)
     verdict = rng.choice(world.VERDICTS[stars])
-    fixed |= {"stars": rng.choice(STARS[stars]), "verdict": verdict,
-              "verdict_plain": rng.choice(("so", "what it was", "a matter of taste")),
-              "tone": rng.choice(world.PRAISE if stars > 3 else world.BLAME)}
+    fixed |= {
+      "stars": rng.choice(STARS[stars]),
+      "verdict": verdict,
+      "verdict_plain": rng.choice(("so", "what it was", "a matter of taste")),
+      "tone": rng.choice(world.PRAISE if stars > 3 else world.BLAME),
+    }
     rules = rules | {"turn": TURNS[stars], "end": ENDS}
   return tidy(expand("{doc}", rng, rules, fixed))
 

@@ -3,6 +3,7 @@
 `{word}` is another rule, a fact of the document (a name, a dish, ...) or a random word of a list.
 No rule here has the form of the bundled instructions, and none of their wordings.
 """
+
 from __future__ import annotations
 
 GUIDE = {
@@ -44,24 +45,30 @@ GUIDE = {
   ],
   "detail": [
     "The {noun} by the door is {adjective} and the {noun} is {adjective}.",
-    "Most guests are {guests}.", "It is a good place for {guests}.",
+    "Most guests are {guests}.",
+    "It is a good place for {guests}.",
     "You will meet many {guests} here.",
     "The waiter told us a long story about a {adjective} {noun}.",
-    "They close at {hour}, so come early.", "A {adjective} {animal} sleeps under the {noun}.",
+    "They close at {hour}, so come early.",
+    "A {adjective} {animal} sleeps under the {noun}.",
     "On {day} there is music: a {adjective} {noun} and somebody with a {instrument}.",
     "The walls are {colour}, and over the {noun} hangs a picture of a {noun}.",
     "{person} would give it {many} stars out of five, I would give it {many_b}.",
-    "Do not sit next to the {noun}; it is {adjective} there.", "", "",
+    "Do not sit next to the {noun}; it is {adjective} there.",
+    "",
+    "",
   ],
   "gossip": [
     "People say that {name_a} once belonged to a {job} from {place}.",
     "The owner, a {adjective} {job}, came from {place} {many} years ago with one {noun}.",
     "My {relation} says the {dish_a} was better when {person_b} was the cook.",
   ],
-  "link": ["The next day it was {weather_word}.",
-           "On the other side of the {noun} things look different.",
-           "After a rest by the {noun} we were hungry again.",
-           "But that is not the whole of {town}."],
+  "link": [
+    "The next day it was {weather_word}.",
+    "On the other side of the {noun} things look different.",
+    "After a rest by the {noun} we were hungry again.",
+    "But that is not the whole of {town}.",
+  ],
   "link_b": ["Not far from there,", "For something else:", "And then,", "Last of all."],
   "history": [
     "{town} was built around a {noun}, and later around a {noun}. In the year {year} a {job} "
@@ -74,12 +81,22 @@ GUIDE = {
     "We would go back to {name_a}, and my {relation} would go back to {name_b}.",
     "If you have one evening only, take {name_b} for the {dish_b}.",
     "{name_a} for the {dish_a}, {name_b} for the {noun}: that is {town}.",
-    "The train to {place} leaves at {hour}. Eat first.", "",
+    "The train to {place} leaves at {hour}. Eat first.",
+    "",
   ],
-  "cost_a": ["{cost}"], "cost_b": ["{cost}"], "cost_c": ["{cost}"],
-  "cost": ["is cheap", "is not expensive", "is rather expensive", "asks a moderate price",
-           "costs next to nothing", "has low prices", "has high prices",
-           "is expensive even on a {day}"],
+  "cost_a": ["{cost}"],
+  "cost_b": ["{cost}"],
+  "cost_c": ["{cost}"],
+  "cost": [
+    "is cheap",
+    "is not expensive",
+    "is rather expensive",
+    "asks a moderate price",
+    "costs next to nothing",
+    "has low prices",
+    "has high prices",
+    "is expensive even on a {day}",
+  ],
 }
 
 DIARY = {
@@ -87,7 +104,7 @@ DIARY = {
     "{day}. {start} {meal} {talk} {end}",
     "{start}\n\n{meal}\n\n{talk} {end}",
     "Dear {person},\n\n{letter} {meal} {end}\n\nYours, {person_b}",
-    "{start} {talk}\n\n\"{quote}\" said {person}. \"{quote}\" answered {person_b}.\n\n{meal} {end}",
+    '{start} {talk}\n\n"{quote}" said {person}. "{quote}" answered {person_b}.\n\n{meal} {end}',
   ],
   "start": [
     "{person} and I took the {adjective} road to {town}.",
@@ -106,10 +123,12 @@ DIARY = {
     "{name_a} instead. {service}",
   ],
   "service": [
-    "The waiter was {adjective}, and he forgot the {noun}.", "The bill came with a {noun}.",
+    "The waiter was {adjective}, and he forgot the {noun}.",
+    "The bill came with a {noun}.",
     "We paid {number} coins, which is {price_word}.",
     "I gave {name_a} {many} stars in my notebook.",
-    "Nobody was in a hurry.", "A child at the next table played with a {noun} and a {noun}.",
+    "Nobody was in a hurry.",
+    "A child at the next table played with a {noun} and a {noun}.",
   ],
   "talk": [
     "We talked about the {noun} that {person} had bought in {place}.",
@@ -119,17 +138,25 @@ DIARY = {
     "There was a {adjective} {noun} by the {noun}, and beside it a {adjective} {noun}.",
   ],
   "letter": [
-    "You asked me where to eat in {town}.", "I am writing from {town}, where it is {weather_word}.",
-    "Thank you for the {noun}. It is {adjective}, and so am I.", "We arrived in {town} on {day}.",
+    "You asked me where to eat in {town}.",
+    "I am writing from {town}, where it is {weather_word}.",
+    "Thank you for the {noun}. It is {adjective}, and so am I.",
+    "We arrived in {town} on {day}.",
   ],
   "quote": [
-    "I have never seen such a {adjective} {noun},", "Is the {dish_a} always so {adjective}?",
-    "You should have gone to {name_b},", "In {place} this would cost {number} coins,",
-    "Take the {noun} and leave the {noun},", "What a {adjective} evening,",
+    "I have never seen such a {adjective} {noun},",
+    "Is the {dish_a} always so {adjective}?",
+    "You should have gone to {name_b},",
+    "In {place} this would cost {number} coins,",
+    "Take the {noun} and leave the {noun},",
+    "What a {adjective} evening,",
   ],
   "end": [
-    "Then we walked home along the {noun}.", "I want to come back in the {season}.",
-    "{person} slept in the train.", "Tomorrow we go to {place}.", "It was a {adjective} day.",
+    "Then we walked home along the {noun}.",
+    "I want to come back in the {season}.",
+    "{person} slept in the train.",
+    "Tomorrow we go to {place}.",
+    "It was a {adjective} day.",
     "I still think about that {dish_a}.",
   ],
 }
@@ -158,7 +185,8 @@ PRODUCT = {
     "Out of the box the {part} was {blame}, and the {part_b} was not much better.",
   ],
   "use": [
-    "We use it every {day}, mostly in the {noun}.", "I put the {product} next to the {noun}.",
+    "We use it every {day}, mostly in the {noun}.",
+    "I put the {product} next to the {noun}.",
     "My {relation} took the {product} to {place} and brought it back without the {part}.",
     "The {product} weighs as much as a {noun} and is just as {adjective}.",
     "Once it fell into the {noun}, and the {part} still is {praise}.",
@@ -174,32 +202,51 @@ PRODUCT = {
   ],
   "shop": [
     "Most often the {part} is {blame}.",
-    "\"Look at this {part},\" says {person}. \"How {blame} it is!\"",
+    '"Look at this {part}," says {person}. "How {blame} it is!"',
     "A {adjective} {product} needs a {praise} {part}, says the {relation} of {person}.",
     "People bring a {product} because of the {part} and leave with a new {part_b}.",
   ],
   "end_any": ["{end}"],
 }
 TURNS = {
-  1: ["After a day it broke.", "Then the smoke came out.",
-      "I brought it back and shouted at the {job}."],
+  1: [
+    "After a day it broke.",
+    "Then the smoke came out.",
+    "I brought it back and shouted at the {job}.",
+  ],
   2: ["Soon it made me angry.", "I have to repair it every {day}.", "It works when it wants to."],
-  3: ["It does what a {product} does.", "Some days I like it, some days I do not.",
-      "It is neither better nor worse than the old one."],
-  4: ["I have come to like it.", "It has never let me down, almost never.",
-      "My {relation} wants one too."],
-  5: ["I would not give it away for a {noun} of gold.", "Every morning I am glad of it.",
-      "I bought a second one for my {relation}."],
+  3: [
+    "It does what a {product} does.",
+    "Some days I like it, some days I do not.",
+    "It is neither better nor worse than the old one.",
+  ],
+  4: [
+    "I have come to like it.",
+    "It has never let me down, almost never.",
+    "My {relation} wants one too.",
+  ],
+  5: [
+    "I would not give it away for a {noun} of gold.",
+    "Every morning I am glad of it.",
+    "I bought a second one for my {relation}.",
+  ],
 }
 ENDS = [
-  "All in all: {verdict}. I gave it {stars} out of five.", "My {relation} says: {verdict}.",
-  "So, {stars}, because it was {verdict_plain}.", "On a card I wrote \"{verdict}\" and {stars}.",
-  "{verdict}. That makes {stars} from me.", "In short: {product} with a {tone} {part}, {stars}.",
+  "All in all: {verdict}. I gave it {stars} out of five.",
+  "My {relation} says: {verdict}.",
+  "So, {stars}, because it was {verdict_plain}.",
+  'On a card I wrote "{verdict}" and {stars}.',
+  "{verdict}. That makes {stars} from me.",
+  "In short: {product} with a {tone} {part}, {stars}.",
 ]
 
 TALE = {
-  "doc": ["{a} {b} {c} {d}", "{a} {b}\n\n{b} {c}\n\n{c} {d}", "{news} {b} {d}",
-          "{news} {news} {c}"],
+  "doc": [
+    "{a} {b} {c} {d}",
+    "{a} {b}\n\n{b} {c}\n\n{c} {d}",
+    "{news} {b} {d}",
+    "{news} {news} {c}",
+  ],
   "a": [
     "Once a {adjective} {job} lived in {place} with a {animal} and a {noun}.",
     "In {place} there was a {noun} that nobody could open.",
@@ -209,7 +256,7 @@ TALE = {
   "b": [
     "One {day} the {noun} was gone, and in its place lay a {adjective} {noun}.",
     "{person} asked the {job} for a {noun}, but the {job} only had a {noun}.",
-    "\"Give me the {noun},\" said {person}, \"and I will give you {number} coins.\"",
+    '"Give me the {noun}," said {person}, "and I will give you {number} coins."',
     "The {animal} looked at the {noun}, and the {noun} fell into the {noun_b}.",
     "They put the {noun_b} on a {noun}, and the {noun_b} stayed there for {many} years.",
   ],
@@ -220,8 +267,10 @@ TALE = {
     "They cooked {dish_a} and waited for the {job}.",
   ],
   "d": [
-    "And that is why there is a {noun} in {town} today.", "In the end {person} kept the {noun_b}.",
-    "After that {person} and {person_b} were friends.", "The {animal} slept through it all.",
+    "And that is why there is a {noun} in {town} today.",
+    "In the end {person} kept the {noun_b}.",
+    "After that {person} and {person_b} were friends.",
+    "The {animal} slept through it all.",
   ],
   "news": [
     "The council of {town} has bought a {adjective} {noun} for {number} thousand coins.",

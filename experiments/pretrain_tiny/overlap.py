@@ -1,4 +1,5 @@
 """Finds documents that share a run of words with the test files of the experiments."""
+
 from __future__ import annotations
 
 import re
@@ -11,8 +12,13 @@ from jaxtune.assets import INSTRUCTIONS
 
 LENGTH = 13  # words, as in GPT-3's decontamination (Brown et al. 2020, appendix C)
 TEST_FILES = (
-  "e2e/test.jsonl.gz", "e2e/test_grouped.jsonl", "reviews/test.jsonl.gz", "superni/test.jsonl.gz",
-  "dialogsum/test.jsonl", "sst2/test.tsv", "multi30k/test_2016_flickr.jsonl.gz",
+  "e2e/test.jsonl.gz",
+  "e2e/test_grouped.jsonl",
+  "reviews/test.jsonl.gz",
+  "superni/test.jsonl.gz",
+  "dialogsum/test.jsonl",
+  "sst2/test.tsv",
+  "multi30k/test_2016_flickr.jsonl.gz",
   "wnut17/test.jsonl",
 )
 
@@ -21,7 +27,7 @@ def runs(text: str) -> Iterator[str]:
   """Yields every run of LENGTH words, lower case, without punctuation."""
   words = re.findall(r"\w+", text.lower())
   for start in range(len(words) - LENGTH + 1):
-    yield " ".join(words[start:start + LENGTH])
+    yield " ".join(words[start : start + LENGTH])
 
 
 def texts(value: object) -> Iterator[str]:
@@ -42,8 +48,9 @@ def test_runs(data: Path) -> dict[str, set[str]]:
   Raises FileNotFoundError if one is not there.
   """
   files = {name: data / name for name in TEST_FILES}
-  files |= {f"instructions/{split}": INSTRUCTIONS / f"{split}.jsonl"
-            for split in ("validation", "test")}
+  files |= {
+    f"instructions/{split}": INSTRUCTIONS / f"{split}.jsonl" for split in ("validation", "test")
+  }
   found = {}
   for name, path in files.items():
     if path.suffix == ".tsv":

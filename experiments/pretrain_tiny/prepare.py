@@ -2,6 +2,7 @@
 
 python experiments/pretrain_tiny/prepare.py --corpus ../shared/data/corpus --out runs/pretrain_tiny
 """
+
 from __future__ import annotations
 
 import argparse
@@ -40,13 +41,19 @@ def without_test_text(documents: list[Document], data: Path) -> tuple[list[Docum
 def train_tokenizer(texts: list[str]) -> Tokenizer:
   """Trains a byte-level BPE that reads every digit alone."""
   tokenizer = Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-    pre_tokenizers.Digits(individual_digits=True),
-    pre_tokenizers.ByteLevel(add_prefix_space=False)])
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Digits(individual_digits=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+  )
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
-    vocab_size=VOCABULARY, special_tokens=[END, PAD], show_progress=False,
-    initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    vocab_size=VOCABULARY,
+    special_tokens=[END, PAD],
+    show_progress=False,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+  )
   tokenizer.train_from_iterator(texts, trainer)
   return tokenizer
 
@@ -55,9 +62,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
   """Writes a Hugging Face tokenizer folder that transformers 4 and 5 read alike."""
   folder.mkdir(parents=True, exist_ok=True)
   tokenizer.save(str(folder / "tokenizer.json"))
-  settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": PAD,
-              "padding_side": "right", "model_max_length": 512,
-              "clean_up_tokenization_spaces": False}
+  settings = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": END,
+    "pad_token": PAD,
+    "padding_side": "right",
+    "model_max_length": 512,
+    "clean_up_tokenization_spaces": False,
+  }
   (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -76,10 +88,17 @@ def table(splits: dict[str, list[Document]], tokenizer: Tokenizer) -> list[dict]
     for source in [*dict.fromkeys(sources), "all"]:
       of = [i for i, s in enumerate(sources) if source in (s, "all")]
       characters, tokens = sum(len(documents[i].text) for i in of), sum(lengths[i] for i in of)
-      lines.append({"split": split, "source": source, "documents": len(of),
-                    "characters": characters, "tokens": tokens,
-                    "characters_per_token": round(characters / tokens, 3),
-                    "longest": max(lengths[i] for i in of)})
+      lines.append(
+        {
+          "split": split,
+          "source": source,
+          "documents": len(of),
+          "characters": characters,
+          "tokens": tokens,
+          "characters_per_token": round(characters / tokens, 3),
+          "longest": max(lengths[i] for i in of),
+        }
+      )
   return lines
 
 
@@ -89,11 +108,16 @@ def show(lines: list[dict]) -> None:
     print(" | ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in line.values()))
 
 
-def prepare(corpus: Path, data: Path, out: Path, folder: Path, *, characters: int,
-            share: float) -> None:
+def prepare(
+  corpus: Path, data: Path, out: Path, folder: Path, *, characters: int, share: float
+) -> None:
   """Builds everything once and prints what it did."""
-  left_out = Counter(row["task"] for stem in ("t0", "cot") for row in rows(find(corpus, stem))
-                     if excluded(row["task"]))
+  left_out = Counter(
+    row["task"]
+    for stem in ("t0", "cot")
+    for row in rows(find(corpus, stem))
+    if excluded(row["task"])
+  )
   families = Counter()
   for task, count in left_out.items():
     families[next(prefix for prefix in EXCLUDED if task.startswith(prefix))] += count
@@ -105,16 +129,22 @@ def prepare(corpus: Path, data: Path, out: Path, folder: Path, *, characters: in
   documents, dropped = without_test_text(documents, data)
   print("dropped for 13-word runs of test files:", dict(dropped) or "none")
   apart = held_out(documents, share)
-  splits = {"train": [d for d in documents if (d.source, d.group) not in apart],
-            "validation": [d for d in documents if (d.source, d.group) in apart]}
+  splits = {
+    "train": [d for d in documents if (d.source, d.group) not in apart],
+    "validation": [d for d in documents if (d.source, d.group) in apart],
+  }
   out.mkdir(parents=True, exist_ok=True)
   for split, kept in splits.items():
     write(kept, out / f"{split}.jsonl")
   tokenizer = train_tokenizer([d.text for d in splits["train"]])
   save_tokenizer(tokenizer, folder)
   lines = table(splits, tokenizer)
-  statistics = {"left_out": dict(families), "equal_texts": equal,
-                "test_text": dict(dropped), "table": lines}
+  statistics = {
+    "left_out": dict(families),
+    "equal_texts": equal,
+    "test_text": dict(dropped),
+    "table": lines,
+  }
   (out / "statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
   show(lines)
 
@@ -126,11 +156,18 @@ def main() -> None:
   parser.add_argument("--out", type=Path, required=True, help="where train and validation.jsonl go")
   parser.add_argument("--tokenizer", type=Path, default=Path("jaxtune/assets/tiny"))
   parser.add_argument("--background-characters", type=int, default=4_500_000)
-  parser.add_argument("--validation", type=float, default=0.01,
-                      help="share of every source that is held out")
+  parser.add_argument(
+    "--validation", type=float, default=0.01, help="share of every source that is held out"
+  )
   args = parser.parse_args()
-  prepare(args.corpus, args.data or args.corpus.parent, args.out, args.tokenizer,
-          characters=args.background_characters, share=args.validation)
+  prepare(
+    args.corpus,
+    args.data or args.corpus.parent,
+    args.out,
+    args.tokenizer,
+    characters=args.background_characters,
+    share=args.validation,
+  )
 
 
 if __name__ == "__main__":

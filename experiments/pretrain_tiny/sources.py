@@ -1,4 +1,5 @@
 """Reads the openly licensed sources as plain text, without the tasks that we are judged on."""
+
 from __future__ import annotations
 
 import gzip
@@ -106,5 +107,8 @@ def held_out(documents_: list[Document], share: float) -> set[tuple[str, str]]:
   groups: dict[str, set[str]] = {}
   for document in documents_:
     groups.setdefault(document.source, set()).add(document.group)
-  return {(source, group) for source, all_groups in groups.items()
-          for group in sorted(all_groups, key=fraction)[:max(2, round(share * len(all_groups)))]}
+  return {
+    (source, group)
+    for source, all_groups in groups.items()
+    for group in sorted(all_groups, key=fraction)[: max(2, round(share * len(all_groups)))]
+  }

@@ -1,4 +1,5 @@
 """What is bundled: a small pretrained model and a small instruction data set."""
+
 from __future__ import annotations
 
 from pathlib import Path

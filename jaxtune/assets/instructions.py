@@ -4,6 +4,7 @@ describe (restaurant from attributes), table (the reverse), rate (stars of a rev
 line for a review) and answer (a question on a passage). Training rows hold one answer; validation
 and test rows a list of every accepted one, the first of which is what a training row would hold.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,28 +18,63 @@ from jaxtune.assets import INSTRUCTIONS, world
 SIZES = {"train": 2000, "validation": 200, "test": 200}
 WORDINGS = {
   "describe": (
-    "Describe the restaurant in words.", "Write a short text about this restaurant.",
-    "Turn these facts into sentences.", "Introduce the restaurant to a guest."),
+    "Describe the restaurant in words.",
+    "Write a short text about this restaurant.",
+    "Turn these facts into sentences.",
+    "Introduce the restaurant to a guest.",
+  ),
   "table": (
-    "List the facts about the restaurant.", "Which facts does the text give?",
-    "Turn the text into a list of attributes.", "Extract the attributes of the restaurant."),
+    "List the facts about the restaurant.",
+    "Which facts does the text give?",
+    "Turn the text into a list of attributes.",
+    "Extract the attributes of the restaurant.",
+  ),
   "rate": (
-    "How many stars does this review give, from 1 to 5?", "Rate the review from 1 to 5.",
-    "Guess the number of stars, 1 to 5.", "Give the star rating of this review, 1 to 5."),
+    "How many stars does this review give, from 1 to 5?",
+    "Rate the review from 1 to 5.",
+    "Guess the number of stars, 1 to 5.",
+    "Give the star rating of this review, 1 to 5.",
+  ),
   "title": (
-    "Write a title for this review.", "Summarize the review in one line.",
-    "Give the review a short headline.", "Sum up the review in a few words."),
+    "Write a title for this review.",
+    "Summarize the review in one line.",
+    "Give the review a short headline.",
+    "Sum up the review in a few words.",
+  ),
   "answer": (
-    "Answer the question about the text.", "Read the text and answer the question.",
-    "Use the text to answer.", "Find the answer in the text."),
+    "Answer the question about the text.",
+    "Read the text and answer the question.",
+    "Use the text to answer.",
+    "Find the answer in the text.",
+  ),
 }
-WHERE = {"hillside": "on the", "canal": "by the", "riverside": "by the", "north bank": "on the",
-         "docks": "at the", "castle hill": "on the", "harbour": "at the", "market square": "on the"}
+WHERE = {
+  "hillside": "on the",
+  "canal": "by the",
+  "riverside": "by the",
+  "north bank": "on the",
+  "docks": "at the",
+  "castle hill": "on the",
+  "harbour": "at the",
+  "market square": "on the",
+}
 COST = {"cheap": "cheap", "moderate": "moderately priced", "expensive": "expensive"}
 TONES = {1: "Terrible", 2: "Disappointing", 3: "Average", 4: "Good", 5: "Perfect"}
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-JOBS = ("baker", "sailor", "farmer", "tailor", "miller", "doctor", "teacher", "painter", "smith",
-        "carpenter", "gardener", "singer")
+JOBS = (
+  "baker",
+  "sailor",
+  "farmer",
+  "tailor",
+  "miller",
+  "doctor",
+  "teacher",
+  "painter",
+  "smith",
+  "carpenter",
+  "gardener",
+  "singer",
+)
 
 # "this boots" would be no English.
 SINGULAR = tuple(p for p in world.PRODUCTS if not p.endswith("s") or p.endswith("ss"))
@@ -55,8 +91,12 @@ def restaurant(rng: random.Random, split: str) -> dict[str, str]:
   name = ""
   while not name or world.split_of(name) != split:
     name = f"The {rng.choice(world.NAME_FIRST)} {rng.choice(world.NAME_SECOND)}"
-  other = {"price": rng.choice(world.PRICES), "area": rng.choice(world.AREAS),
-           "dish": rng.choice(world.DISHES), "guests": rng.choice(world.GUESTS)}
+  other = {
+    "price": rng.choice(world.PRICES),
+    "area": rng.choice(world.AREAS),
+    "dish": rng.choice(world.DISHES),
+    "guests": rng.choice(world.GUESTS),
+  }
   chosen = rng.sample(sorted(other), rng.randint(2, 4))
   drawn = {key: value for key, value in other.items() if key in chosen}
   return {"name": name, "food": rng.choice(world.CUISINES)} | drawn
@@ -81,8 +121,7 @@ def descriptions(facts: dict[str, str]) -> tuple[str, ...]:
     f"{name} is {with_article(kind)} restaurant{at}.",
     f"{name} serves {kind} food{at}.",
     f"{here}, {name} offers {kind} cooking." if area else f"{name} offers {kind} cooking.",
-    f"If you like {facts['food']} food, visit {name}{at}."
-    + (f" It is {cost}." if cost else ""),
+    f"If you like {facts['food']} food, visit {name}{at}." + (f" It is {cost}." if cost else ""),
   )
   dish, guests = facts.get("dish"), facts.get("guests")
   then = (
@@ -91,15 +130,17 @@ def descriptions(facts: dict[str, str]) -> tuple[str, ...]:
     (f"Its best dish is {dish}.", f"It welcomes {guests}."),
     (f"Order the {dish}.", f"It is popular with {guests}."),
   )
-  return tuple(" ".join([start, *([d] if dish else []), *([g] if guests else [])])
-               for start, (d, g) in zip(first, then, strict=True))
+  return tuple(
+    " ".join([start, *([d] if dish else []), *([g] if guests else [])])
+    for start, (d, g) in zip(first, then, strict=True)
+  )
 
 
 def describe(rng: random.Random, split: str) -> Row:
   facts = restaurant(rng, split)
   said = descriptions(facts)
   main = rng.randrange(len(said))
-  return Row("describe", table(facts), (said[main], *said[:main], *said[main + 1:]))
+  return Row("describe", table(facts), (said[main], *said[:main], *said[main + 1 :]))
 
 
 def table_of(rng: random.Random, split: str) -> Row:
@@ -126,13 +167,15 @@ def review(rng: random.Random, split: str) -> Review:
   verdict = rng.choice(world.VERDICTS[stars])
   verdict = verdict[0].upper() + verdict[1:]
   whose, town = rng.choice(world.RELATIONS), rng.choice(world.PLACES)
-  text = rng.choice((
-    f"The {a} of this {product} is {one} and the {b} is {two}. {verdict}.",
-    f"{verdict}. My {product} has {with_article(one)} {a}, and its {b} is {two}.",
-    f"I got this {product} for my {whose}. The {a} is {one}, the {b} {two}. {verdict}.",
-    f"My {product} comes from {town}. Its {a} seems {one}. The {b} feels {two}. {verdict}.",
-    f"{verdict}! The {a} was {one} and the {b} was {two}, says my {whose} of the {product}.",
-  ))
+  text = rng.choice(
+    (
+      f"The {a} of this {product} is {one} and the {b} is {two}. {verdict}.",
+      f"{verdict}. My {product} has {with_article(one)} {a}, and its {b} is {two}.",
+      f"I got this {product} for my {whose}. The {a} is {one}, the {b} {two}. {verdict}.",
+      f"My {product} comes from {town}. Its {a} seems {one}. The {b} feels {two}. {verdict}.",
+      f"{verdict}! The {a} was {one} and the {b} was {two}, says my {whose} of the {product}.",
+    )
+  )
   return Review(text, stars, product, (f"{one} {a}", f"{two} {b}"))
 
 
@@ -144,8 +187,16 @@ def rate(rng: random.Random, split: str) -> Row:
 def title(rng: random.Random, split: str) -> Row:
   drawn = review(rng, split)
   head, (one, two) = f"{TONES[drawn.stars]} {drawn.product}", drawn.points
-  return Row("title", drawn.text, (f"{head}: {one}, {two}", f"{head}: {two}, {one}",
-                                   f"{head}: {one} and {two}", f"{head} with {one} and {two}"))
+  return Row(
+    "title",
+    drawn.text,
+    (
+      f"{head}: {one}, {two}",
+      f"{head}: {two}, {one}",
+      f"{head}: {one} and {two}",
+      f"{head} with {one} and {two}",
+    ),
+  )
 
 
 def answer(rng: random.Random, split: str) -> Row:
@@ -181,9 +232,15 @@ def rows(split: str, seed: int = 0) -> list[dict]:
     while len(drawn) < SIZES[split] // len(MAKERS):
       row = make(rng, split)
       drawn.setdefault(row.input, row)
-    made += [{"instruction": rng.choice(WORDINGS[task]), "input": row.input,
-              "output": row.outputs[0] if split == "train" else list(row.outputs),
-              "task": row.task} for row in drawn.values()]
+    made += [
+      {
+        "instruction": rng.choice(WORDINGS[task]),
+        "input": row.input,
+        "output": row.outputs[0] if split == "train" else list(row.outputs),
+        "task": row.task,
+      }
+      for row in drawn.values()
+    ]
   random.Random(f"{seed} {split}").shuffle(made)
   return made
 

@@ -3,6 +3,7 @@
 Word lists only, and the rule that says which restaurant names and which products' praise are held
 out. No name, cuisine or place here is one of E2E's, so nothing leaks into experiments on that set.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -95,13 +96,17 @@ durable, lovely, sharp, steady, comfortable, tidy, generous, quick""")
 BLAME = _words("""
 flimsy, loose, noisy, ugly, weak, stiff, cheap, rough, faulty, slow, crooked, dull, heavy, leaky,
 fragile, sticky, useless, clumsy, thin, wobbly""")
-ADJECTIVES = PRAISE + BLAME + _words("""
+ADJECTIVES = (
+  PRAISE
+  + BLAME
+  + _words("""
 quiet, golden, narrow, busy, warm, cold, ancient, modern, cheerful, gloomy, crowded, empty,
 famous, forgotten, fresh, salty, sweet, bitter, spicy, mild, creamy, crisp, tender, dry, rich,
 simple, fancy, friendly, rude, patient, careless, honest, tired, proud, curious, gentle, fierce,
 polite, shy, brave, lazy, noble, plain, rare, common, round, square, tall, short, wide, deep,
 shallow, pale, dark, green, blue, red, yellow, grey, white, wooden, rusty, dusty, shiny, spotless,
 foggy, sunny, windy, rainy, early, late, local, foreign""")
+)
 NOUNS = _words("""
 table, window, door, street, bridge, river, garden, wall, roof, kitchen, cook, waiter, owner,
 baker, fisherman, farmer, market, stall, basket, plate, bowl, glass, bottle, spoon, fork, napkin,

@@ -140,9 +140,7 @@ def _encode(tokenizer, examples: Sequence[Example]) -> Iterator[_Item]:
       bar.update(len(some))
 
 
-def _shorten(
-  items: list[_Item], max_length: int | None, too_long: str
-) -> tuple[list[_Item], int]:
+def _shorten(items: list[_Item], max_length: int | None, too_long: str) -> tuple[list[_Item], int]:
   """Applies the policy to what is too long; also counts the chunks too short to keep."""
   if max_length is None:
     return items, 0

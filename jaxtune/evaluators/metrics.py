@@ -12,9 +12,15 @@ from rouge_score import rouge_scorer
 
 from jaxtune.errors import UserError, nearest
 
-_TITLES = {"loss": "loss (nats/token)", "accuracy": "token accuracy", "bleu": "BLEU",
-           "exact_match": "exact match (%)", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2",
-           "rougeL": "ROUGE-L"}
+_TITLES = {
+  "loss": "loss (nats/token)",
+  "accuracy": "token accuracy",
+  "bleu": "BLEU",
+  "exact_match": "exact match (%)",
+  "rouge1": "ROUGE-1",
+  "rouge2": "ROUGE-2",
+  "rougeL": "ROUGE-L",
+}
 _LOWER = ("loss", "perplexity")
 _SPLITS = ("train", "validation", "test")
 
@@ -26,8 +32,10 @@ def exact_match(predictions: list[str], references: list[list[str]]) -> float:
   punctuation count.
   """
   _check(predictions, references)
-  hits = sum(_squeeze(prediction) in map(_squeeze, accepted)
-             for prediction, accepted in zip(predictions, references, strict=True))
+  hits = sum(
+    _squeeze(prediction) in map(_squeeze, accepted)
+    for prediction, accepted in zip(predictions, references, strict=True)
+  )
   return 100 * hits / len(predictions)
 
 
@@ -39,8 +47,9 @@ def bleu(predictions: list[str], references: list[list[str]]) -> float:
   """
   _check(predictions, references)
   most = max(map(len, references))
-  streams = [[accepted[i] if i < len(accepted) else None for accepted in references]
-             for i in range(most)]
+  streams = [
+    [accepted[i] if i < len(accepted) else None for accepted in references] for i in range(most)
+  ]
   return float(sacrebleu.corpus_bleu(predictions, streams).score)
 
 
@@ -59,12 +68,20 @@ def rougeL(predictions: list[str], references: list[list[str]]) -> float:
   return _rouge("rougeL", predictions, references)
 
 
-_METRICS = {"exact_match": exact_match, "bleu": bleu, "rouge1": rouge1, "rouge2": rouge2,
-            "rougeL": rougeL}
+_METRICS = {
+  "exact_match": exact_match,
+  "bleu": bleu,
+  "rouge1": rouge1,
+  "rouge2": rouge2,
+  "rougeL": rougeL,
+}
 
 
-def score(predictions: list[str], references: list[list[str]],
-          metrics: Sequence[str] = ("exact_match", "bleu", "rougeL")) -> dict[str, float]:
+def score(
+  predictions: list[str],
+  references: list[list[str]],
+  metrics: Sequence[str] = ("exact_match", "bleu", "rougeL"),
+) -> dict[str, float]:
   """Computes each of `metrics` and returns them by name, in the order given.
 
   Raises:
@@ -100,20 +117,26 @@ def _rouge(kind: str, predictions: list[str], references: list[list[str]]) -> fl
   # rouge-score keeps a-z and 0-9 only: text in other scripts scores 0.
   _check(predictions, references)
   scorer = rouge_scorer.RougeScorer([kind], use_stemmer=False)
-  total = sum(scorer.score_multi(accepted, prediction)[kind].fmeasure
-              for prediction, accepted in zip(predictions, references, strict=True))
+  total = sum(
+    scorer.score_multi(accepted, prediction)[kind].fmeasure
+    for prediction, accepted in zip(predictions, references, strict=True)
+  )
   return 100 * total / len(predictions)
 
 
 def _check(predictions: list[str], references: list[list[str]]) -> None:
   if len(predictions) != len(references):
-    raise UserError(f"{len(predictions)} predictions for {len(references)} lists of references: "
-                    "give one list for each prediction")
+    raise UserError(
+      f"{len(predictions)} predictions for {len(references)} lists of references: "
+      "give one list for each prediction"
+    )
   if not predictions:
     raise UserError("no predictions to score: the split is empty")
   for i, accepted in enumerate(references):
     if isinstance(accepted, str):
       raise UserError(f"the references of example {i} are one string; expected a list of strings")
     if not accepted:
-      raise UserError(f"example {i} has no reference to score against: leave out the text metrics "
-                      "(evaluate.metrics=()) or use data with answers")
+      raise UserError(
+        f"example {i} has no reference to score against: leave out the text metrics "
+        "(evaluate.metrics=()) or use data with answers"
+      )

@@ -125,7 +125,7 @@ def _pairs(pretrained, trained: dict, fixed: dict) -> dict[str, list[Pair]]:
   """Returns {torch module, "{}" for the layer: its pair in each layer}."""
   table = {row.ours: row for row in _table(pretrained)}
   parts: dict[str, list] = defaultdict(list)
-  for site in sorted(trained, key=lambda s: (table[f"{s}/kernel"].part or (0, 1))):
+  for site in sorted(trained, key=lambda s: table[f"{s}/kernel"].part or (0, 1)):
     row = table[f"{site}/kernel"]
     arrays = (trained[site]["a"], trained[site]["b"], fixed[site]["scale"])
     a, b, scale = map(np.asarray, arrays)

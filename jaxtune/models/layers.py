@@ -92,8 +92,8 @@ class Norm(nn.Module):
 class Attend(nn.Module):
   """Attends q (B, T, N, H) to k, v (B, S, K, H) where mask (B, 1, T, S) is true; softmax in fp32.
 
-  N is a multiple of K (grouped-query attention). `implementation` is None for plain matrix products,
-  on any device, or "cudnn" for jax's fused kernel (bf16 or fp16 on an NVIDIA GPU).
+  N is a multiple of K (grouped-query attention). `implementation` is None for plain matrix
+  products, on any device, or "cudnn" for jax's fused kernel (bf16 or fp16 on an NVIDIA GPU).
   """
 
   implementation: str | None = None
@@ -111,7 +111,9 @@ class Attend(nn.Module):
     scores = (q_BKMH @ k_BKHS).astype(jnp.float32) * size**-0.5
     scores = scores.reshape(batch, groups, heads // groups, length, -1)
     scores = jnp.where(mask_B1TS[:, :, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores).astype(v_BSKH.dtype).reshape(batch, groups, -1, scores.shape[-1])
+    weights = (
+      jax.nn.softmax(scores).astype(v_BSKH.dtype).reshape(batch, groups, -1, scores.shape[-1])
+    )
     return (weights @ v_BKSH).reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
 
 

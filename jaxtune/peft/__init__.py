@@ -194,7 +194,9 @@ def init(key, methods: tuple[Method, ...], sites: dict[str, Site], params: Any):
         f"{' or '.join(method.patterns)}"
       )
     trained, fixed = method.init(site_key(key, method.name), sites)
-    deltas |= {f"{site}/{method.name}/{n}": x for site, xs in trained.items() for n, x in xs.items()}
+    deltas |= {
+      f"{site}/{method.name}/{n}": x for site, xs in trained.items() for n, x in xs.items()
+    }
     hyper |= {f"{site}/{method.name}/{n}": x for site, xs in fixed.items() for n, x in xs.items()}
   tuned = {
     "params": jax.tree.map(lambda x: jnp.array(x, jnp.float32), moved[0]),

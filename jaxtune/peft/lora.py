@@ -58,7 +58,9 @@ def _init(key, sites, *, rank, scale, rate, targets):
         f"expected at most {min(inputs, outputs)}"
       )
     bound = inputs**-0.5
-    sample = lambda k, shape=(*site.lead, inputs), b=bound: jax.random.uniform(k, shape, minval=-b, maxval=b)  # noqa: E501
+    sample = lambda k, shape=(*site.lead, inputs), b=bound: jax.random.uniform(
+      k, shape, minval=-b, maxval=b
+    )  # noqa: E501
     trained[path] = {
       "a": peft.draw_columns(sample, peft.site_key(key, path), rank),
       "b": jnp.zeros((*site.lead, rank, outputs)),

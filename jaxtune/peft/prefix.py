@@ -1,8 +1,8 @@
 """Prefix tuning: trained keys and values in front of every layer's own (Li & Liang 2021).
 
 Keys are stored as attention reads them, after RoPE, and are never rotated. All tokens see the whole
-prefix. As in PEFT, real tokens stand at positions P, P+1, ...; with `shift=False`, as in AdapterHub's
-`adapters`, at 0, 1, ...
+prefix. As in PEFT, real tokens stand at positions P, P+1, ...; with `shift=False`, as in
+AdapterHub's `adapters`, at 0, 1, ...
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def method(
   length: int = 10,
   projection: int | None = None,
   shift: bool = True,
-  init_scale: float = 0.02,
+  init_scale: float = 0.5,
 ) -> peft.Method:
   """Adds trained key/value pairs to every attention.
 
@@ -82,7 +82,9 @@ def _init_mlp(key, attends, trunks, length, deviation, *, hidden):
   for path, site in attends.items():
     shape = (hidden, *site.lead, 2, *site.inputs[1][-2:])
     name = path.replace("/", ".")
-    made[f"w2:{name}"] = 0.1 * hidden**-0.5 * jax.random.normal(peft.site_key(keys["w2"], path), shape)
+    made[f"w2:{name}"] = (
+      0.1 * hidden**-0.5 * jax.random.normal(peft.site_key(keys["w2"], path), shape)
+    )
     made[f"b2:{name}"] = jnp.zeros(shape[1:])
   return {trunk.path: made}
 
@@ -108,7 +110,9 @@ def _intercept(module, trained, fixed, next_fn, *args):
     *others, positions = args
     return next_fn(*others, positions + fixed["offset"])
   q, k, v, mask_B1TS = args
-  front = lambda x, y: jnp.concatenate([jnp.broadcast_to(x, (y.shape[0], *x.shape)).astype(y.dtype), y], 1)  # noqa: E501
+  front = lambda x, y: jnp.concatenate(
+    [jnp.broadcast_to(x, (y.shape[0], *x.shape)).astype(y.dtype), y], 1
+  )  # noqa: E501
   prefix_mask = jnp.broadcast_to(fixed["mask"], (*mask_B1TS.shape[:-1], fixed["mask"].shape[-1]))
   mask = jnp.concatenate([prefix_mask, mask_B1TS], -1)
   return next_fn(q, front(trained["key"], k), front(trained["value"], v), mask)

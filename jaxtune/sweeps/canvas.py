@@ -40,8 +40,17 @@ def make(panels: int = 1) -> tuple[Figure, list[Axes]]:
 def entitle(axes: Axes, title: str, lines: Sequence[str]) -> None:
   """Writes the title and, smaller, the lines below it that say how to read the plot."""
   axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", pad=10 + 13 * len(lines))
-  note = axes.annotate("\n".join(lines), (0, 1), xycoords="axes fraction", xytext=(0, 7),
-                       textcoords="offset points", fontsize=9, ha="left", va="bottom", color=GREY)
+  note = axes.annotate(
+    "\n".join(lines),
+    (0, 1),
+    xycoords="axes fraction",
+    xytext=(0, 7),
+    textcoords="offset points",
+    fontsize=9,
+    ha="left",
+    va="bottom",
+    color=GREY,
+  )
   note.set_in_layout(False)  # else a long line would push two panels apart
 
 
@@ -49,8 +58,13 @@ def legend(figure: Figure, axes: Axes) -> None:
   """Puts the legend to the right of the plot, where it hides nothing; none for one line."""
   handles, labels = axes.get_legend_handles_labels()
   if len(labels) > 1:
-    figure.legend(handles, labels, loc="outside right center", frameon=False,
-                  fontsize=9 if len(labels) <= 14 else 7)
+    figure.legend(
+      handles,
+      labels,
+      loc="outside right center",
+      frameon=False,
+      fontsize=9 if len(labels) <= 14 else 7,
+    )
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
@@ -68,14 +82,17 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
   found: dict[str, Look] = {}
   for color, marker, method in zip(PALETTE, MARKERS, methods, strict=False):
     own = [label for label in labels if label.partition(" ")[0] == method]
-    for label, share in zip(own, np.linspace(1, 0.4, len(own)),
-                            strict=True):
+    for label, share in zip(own, np.linspace(1, 0.4, len(own)), strict=True):
       found[label] = Look(tuple(1 - share * (1 - np.array(to_rgb(color)))), marker)
   return found
 
 
-def place_names(figure: Figure, axes: Axes, names: Sequence[tuple[float, float, str]],
-                obstacles: Sequence[tuple[float, float, float]]) -> None:
+def place_names(
+  figure: Figure,
+  axes: Axes,
+  names: Sequence[tuple[float, float, str]],
+  obstacles: Sequence[tuple[float, float, float]],
+) -> None:
   """Writes labels beside their points, each at the first place that is free.
 
   Args:
@@ -88,17 +105,35 @@ def place_names(figure: Figure, axes: Axes, names: Sequence[tuple[float, float, 
     (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
     taken.append((left - 6, bottom - 5, left + 6, top + 5))
   frame = axes.get_window_extent().extents
-  around = [(dx, dy) for far in (8, 14, 24, 36) for dx, dy in
-            ((9, far - 4), (-9, far - 4), (0, far), (9, -far - 4), (-9, -far - 4), (0, -far - 8))]
+  around = [
+    (dx, dy)
+    for far in (8, 14, 24, 36)
+    for dx, dy in (
+      (9, far - 4),
+      (-9, far - 4),
+      (0, far),
+      (9, -far - 4),
+      (-9, -far - 4),
+      (0, -far - 8),
+    )
+  ]
   for x, y, label in names:
     for dx, dy in around:
-      note = axes.annotate(label, (x, y), xytext=(dx, dy), textcoords="offset points", fontsize=8,
-                           ha={0: "center", 9: "left", -9: "right"}[dx], color=GREY)
+      note = axes.annotate(
+        label,
+        (x, y),
+        xytext=(dx, dy),
+        textcoords="offset points",
+        fontsize=8,
+        ha={0: "center", 9: "left", -9: "right"}[dx],
+        color=GREY,
+      )
       box = note.get_window_extent().extents
       note.set_in_layout(False)
       inside = (box[:2] > frame[:2] + 3).all() and (box[2:] < frame[2:] - 3).all()
-      if inside and not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3]
-                            for t in taken):
+      if inside and not any(
+        box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken
+      ):
         taken.append(tuple(box))
         break
       note.remove()

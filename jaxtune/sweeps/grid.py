@@ -58,7 +58,7 @@ def name(settings: Settings, axes: Iterable[str] = ()) -> str:
   whole = ",".join(_piece(short[key], value) for key, value in settings.items()) or "trial"
   if len(whole) <= _LONGEST:
     return whole
-  return whole[:_LONGEST - 9].rstrip(",=-") + "-" + _hash(whole)
+  return whole[: _LONGEST - 9].rstrip(",=-") + "-" + _hash(whole)
 
 
 def flatten(settings: Mapping[str, Any]) -> Settings:
@@ -83,24 +83,30 @@ def _axes(grid: Mapping[str, Sequence]) -> dict[str, list]:
   if hasattr(grid, "to_dict"):  # an ml_collections ConfigDict
     grid = grid.to_dict()
   if not isinstance(grid, Mapping):
-    raise UserError(f"a sweep is a dict of axis -> list of values, or a tuple of such dicts; "
-                    f"got {type(grid).__name__}")
+    raise UserError(
+      f"a sweep is a dict of axis -> list of values, or a tuple of such dicts; "
+      f"got {type(grid).__name__}"
+    )
   if not grid:
     raise UserError('the sweep has no axis: give it one, such as {"method.rank": [1, 2, 4]}')
   axes: dict[str, list] = {}
   for axis, values in grid.items():
     if not isinstance(axis, str) or not all(axis.split(".")):
-      raise UserError(f'sweep axis {axis!r} is not a path in the configuration, such as '
-                      '"method.rank"')
+      raise UserError(
+        f'sweep axis {axis!r} is not a path in the configuration, such as "method.rank"'
+      )
     if not isinstance(values, (list, tuple)):
-      raise UserError(f"sweep axis {axis!r} must be a list of values, got "
-                      f"{type(values).__name__}; for one value write [{values!r}]")
+      raise UserError(
+        f"sweep axis {axis!r} must be a list of values, got "
+        f"{type(values).__name__}; for one value write [{values!r}]"
+      )
     if not values:
       raise UserError(f"sweep axis {axis!r} is empty: give it a value or leave it out")
     hidden = [earlier for earlier in axes if earlier.startswith(axis + ".")]
     if hidden:
-      raise UserError(f"sweep axis {axis!r} would replace what {hidden[0]!r} sets: "
-                      f"put {axis!r} first")
+      raise UserError(
+        f"sweep axis {axis!r} would replace what {hidden[0]!r} sets: put {axis!r} first"
+      )
     axes[axis] = [_plain(axis, value) for value in values]
   return axes
 
@@ -117,8 +123,10 @@ def _plain(axis: str, value: Any) -> Any:
     return [_plain(axis, item) for item in value]
   if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
     return {key: _plain(f"{axis}.{key}", item) for key, item in value.items()}
-  raise UserError(f"sweep axis {axis!r} has the value {value!r}; expected finite numbers, text, "
-                  "True, False, None, or lists and dicts of them")
+  raise UserError(
+    f"sweep axis {axis!r} has the value {value!r}; expected finite numbers, text, "
+    "True, False, None, or lists and dicts of them"
+  )
 
 
 def _piece(key: str, value: Any) -> str:

@@ -20,13 +20,19 @@ from matplotlib.transforms import ScaledTranslation
 from jaxtune.evaluators import metrics
 from jaxtune.sweeps import canvas, grid, stats
 
-_AXES = {"rank": "rank", "length": "{method} length (positions)", "width": "bottleneck width",
-         "alpha": "alpha", "learning_rate": "learning rate"}
+_AXES = {
+  "rank": "rank",
+  "length": "{method} length (positions)",
+  "width": "bottleneck width",
+  "alpha": "alpha",
+  "learning_rate": "learning rate",
+}
 _MOST_CURVES = 10
 
 
-def figures(results: Sequence[dict], metric: str,
-            histories: Mapping[str, list[dict]] | None = None) -> dict[str, Figure]:
+def figures(
+  results: Sequence[dict], metric: str, histories: Mapping[str, list[dict]] | None = None
+) -> dict[str, Figure]:
   """Draws every plot that the results allow, by file name without its ending.
 
   Args:
@@ -34,8 +40,9 @@ def figures(results: Sequence[dict], metric: str,
     metric: such as "test_loss".
     histories: trial -> the lines of its metrics.jsonl, for the learning curves.
   """
-  rows = [row for row in stats.group(results) if any(
-    metric in result["final"] for result in row.results)]
+  rows = [
+    row for row in stats.group(results) if any(metric in result["final"] for result in row.results)
+  ]
   drawn: dict[str, Figure] = {}
   for path, short in grid.short_keys(numeric_axes(rows)).items():
     drawn[f"{metric}-{short}"] = against_axis(rows, metric, path)
@@ -82,8 +89,9 @@ def against_axis(rows: Sequence[stats.Row], metric: str, path: str) -> Figure:
   for i, (label, line) in enumerate(lines.items()):
     # Side by side, so that the intervals of two lines do not hide each other.
     shift = 0.06 * step * (i - (len(lines) - 1) / 2) if len(lines) <= 7 else 0.0
-    _line(axes, [places[row.settings[path]] + shift for row in line], line, metric, label,
-          looks[label])
+    _line(
+      axes, [places[row.settings[path]] + shift for row in line], line, metric, label, looks[label]
+    )
   axes.xaxis.set_major_locator(FixedLocator(list(places.values())))
   axes.set_xticklabels([stats.show(value) for value in values])
   axes.set_xlim(places[values[0]] - 0.4 * step, places[values[-1]] + 0.4 * step)
@@ -93,8 +101,11 @@ def against_axis(rows: Sequence[stats.Row], metric: str, path: str) -> Figure:
   unit = ", ".join(filter(None, [unit.rstrip(")"), "log scale" if logarithmic else ""]))
   axes.set_xlabel(f"{name} ({unit})" if unit else name)
   axes.set_ylabel(metrics.title(metric))
-  canvas.entitle(axes, f"{_plain_title(metric)} against {name}",
-                 [_reading(rows, metric), *_base_line(axes, rows, metric)])
+  canvas.entitle(
+    axes,
+    f"{_plain_title(metric)} against {name}",
+    [_reading(rows, metric), *_base_line(axes, rows, metric)],
+  )
   canvas.legend(figure, axes)
   return figure
 
@@ -122,9 +133,17 @@ def against_parameters(rows: Sequence[stats.Row], metric: str) -> Figure:
     line, rest = _best_at_each_size(members, metric)
     _line(axes, list(map(_size, line)), line, metric, method, looks[method])
     faint = [(_size(row), stats.over_seeds(row.results, metric).mean) for row in rest]
-    axes.plot([x for x, _ in faint], [math.nan if y is None else y for _, y in faint],
-              looks[method].marker, color=looks[method].color, alpha=0.3, markersize=5,
-              markeredgewidth=0, linestyle="none", zorder=1)
+    axes.plot(
+      [x for x, _ in faint],
+      [math.nan if y is None else y for _, y in faint],
+      looks[method].marker,
+      color=looks[method].color,
+      alpha=0.3,
+      markersize=5,
+      markeredgewidth=0,
+      linestyle="none",
+      zorder=1,
+    )
     obstacles += [(x, y, y) for x, y in faint if y is not None]
     for row, label in zip(line, _method_labels(line), strict=True):
       mean, half_width, *_ = stats.over_seeds(row.results, metric)
@@ -141,14 +160,18 @@ def against_parameters(rows: Sequence[stats.Row], metric: str) -> Figure:
   return figure
 
 
-def learning_curves(rows: Sequence[stats.Row],
-                    histories: Mapping[str, list[dict]]) -> Figure | None:
+def learning_curves(
+  rows: Sequence[stats.Row], histories: Mapping[str, list[dict]]
+) -> Figure | None:
   """Draws training and validation loss by step, a line for each of the first ten rows.
 
   Returns None if there is nothing to draw.
   """
-  panels = [key for key in ("train_loss", "validation_loss") if any(
-    key in entry for history in histories.values() for entry in history)]
+  panels = [
+    key
+    for key in ("train_loss", "validation_loss")
+    if any(key in entry for history in histories.values() for entry in history)
+  ]
   if not panels:
     return None
   figure, frames = canvas.make(len(panels))
@@ -161,8 +184,9 @@ def learning_curves(rows: Sequence[stats.Row],
       axes.plot(steps, mean, color=color, linewidth=1.6, label=row.label)
       # Training loss is that of single batches: more than a few bands hide the lines.
       if half_width is not None and (len(shown) <= 4 or key == "validation_loss"):
-        axes.fill_between(steps, mean - half_width, mean + half_width, linewidth=0, color=color,
-                          alpha=0.15)
+        axes.fill_between(
+          steps, mean - half_width, mean + half_width, linewidth=0, color=color, alpha=0.15
+        )
     axes.set_xlabel("step")
     axes.set_ylabel(metrics.title(key))
   seeds = max(len(row.results) for row in shown)
@@ -173,12 +197,16 @@ def learning_curves(rows: Sequence[stats.Row],
   return figure
 
 
-def _curve(histories: list[list[dict]],
-           key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _curve(
+  histories: list[list[dict]], key: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
   """Returns the steps that all seeds have, with mean and half-width of the interval."""
   # A resumed run writes some steps twice: the later counts.
-  seeds = [{entry["step"]: entry[key] for entry in history if entry.get(key) is not None}
-           for history in histories if history]
+  seeds = [
+    {entry["step"]: entry[key] for entry in history if entry.get(key) is not None}
+    for history in histories
+    if history
+  ]
   steps = sorted(set.intersection(*map(set, seeds))) if seeds else []
   summaries = [stats.summarize(seed[step] for seed in seeds) for step in steps]
   mean = np.array([np.nan if s.mean is None else s.mean for s in summaries])
@@ -187,39 +215,84 @@ def _curve(histories: list[list[dict]],
   return np.array(steps), mean, np.array([s.half_width or 0.0 for s in summaries])
 
 
-def _line(axes: Axes, places: Sequence[float], line: Sequence[stats.Row], metric: str, label: str,
-          look: canvas.Look) -> None:
+def _line(
+  axes: Axes,
+  places: Sequence[float],
+  line: Sequence[stats.Row],
+  metric: str,
+  label: str,
+  look: canvas.Look,
+) -> None:
   """Draws means with intervals, single seeds as faint dots beside, the diverged at the edge."""
   summaries = [stats.over_seeds(row.results, metric) for row in line]
   means = [math.nan if s.mean is None else s.mean for s in summaries]
-  axes.errorbar(places, means, yerr=[s.half_width or 0.0 for s in summaries], color=look.color,
-                marker=look.marker, markersize=5.5, linewidth=1.8, elinewidth=1.2, zorder=3,
-                capsize=3 if any(s.half_width for s in summaries) else 0, label=label or None)
+  axes.errorbar(
+    places,
+    means,
+    yerr=[s.half_width or 0.0 for s in summaries],
+    color=look.color,
+    marker=look.marker,
+    markersize=5.5,
+    linewidth=1.8,
+    elinewidth=1.2,
+    zorder=3,
+    capsize=3 if any(s.half_width for s in summaries) else 0,
+    label=label or None,
+  )
   beside = axes.transData + ScaledTranslation(6 / 72, 0, axes.figure.dpi_scale_trans)
   for x, row, summary in zip(places, line, summaries, strict=True):
     seeds = [stats.final(result, metric) for result in row.results]
     seeds = [seed for seed in seeds if seed is not None and math.isfinite(seed)]
     if len(row.results) > 1:
-      axes.plot([x] * len(seeds), seeds, "o", color=look.color, alpha=0.4, markersize=3.5,
-                markeredgewidth=0, zorder=2, transform=beside)
+      axes.plot(
+        [x] * len(seeds),
+        seeds,
+        "o",
+        color=look.color,
+        alpha=0.4,
+        markersize=3.5,
+        markeredgewidth=0,
+        zorder=2,
+        transform=beside,
+      )
     if summary.diverged:
-      axes.plot([x], [0.97], "x", color=look.color, transform=axes.get_xaxis_transform(),
-                markersize=7, markeredgewidth=2, zorder=4)
+      axes.plot(
+        [x],
+        [0.97],
+        "x",
+        color=look.color,
+        transform=axes.get_xaxis_transform(),
+        markersize=7,
+        markeredgewidth=2,
+        zorder=4,
+      )
 
 
 def _base_line(axes: Axes, rows: Sequence[stats.Row], metric: str) -> list[str]:
   """Draws the untuned base as a dashed line, or returns its words where that squashes the rest."""
-  means = [summary.mean for row in stats.group_bases(rows)
-           if (summary := stats.of_base(row.results, metric)).mean is not None]
+  means = [
+    summary.mean
+    for row in stats.group_bases(rows)
+    if (summary := stats.of_base(row.results, metric)).mean is not None
+  ]
   low, high = axes.get_ylim()
   if len(means) != 1:
     return []
   if max(high, means[0]) - min(low, means[0]) > 1.6 * (high - low):
-    return [f"base without tuning: {means[0]:.4g} ({'above' if means[0] > high else 'below'} the "
-            "plot)"]
+    return [
+      f"base without tuning: {means[0]:.4g} ({'above' if means[0] > high else 'below'} the plot)"
+    ]
   axes.axhline(means[0], color=canvas.GREY, linestyle="--", linewidth=1.2, zorder=1)
-  axes.annotate("base (untuned)", (1, means[0]), xycoords=axes.get_yaxis_transform(), ha="right",
-                xytext=(-4, 3), textcoords="offset points", fontsize=9, color=canvas.GREY)
+  axes.annotate(
+    "base (untuned)",
+    (1, means[0]),
+    xycoords=axes.get_yaxis_transform(),
+    ha="right",
+    xytext=(-4, 3),
+    textcoords="offset points",
+    fontsize=9,
+    color=canvas.GREY,
+  )
   return []
 
 
@@ -235,8 +308,9 @@ def _lines_along(rows: Sequence[stats.Row], path: str) -> dict[str, list[stats.R
   return {label: sorted(line, key=lambda row: row.settings[path]) for label, line in lines.items()}
 
 
-def _best_at_each_size(rows: Sequence[stats.Row],
-                       metric: str) -> tuple[list[stats.Row], list[stats.Row]]:
+def _best_at_each_size(
+  rows: Sequence[stats.Row], metric: str
+) -> tuple[list[stats.Row], list[stats.Row]]:
   best: dict[int, stats.Row] = {}
   ordered = stats.best_first(rows, metric)
   for row in ordered:
@@ -246,8 +320,14 @@ def _best_at_each_size(rows: Sequence[stats.Row],
 
 def _method_labels(rows: Sequence[stats.Row]) -> list[str]:
   """Labels rows of one method by its own settings alone; with nothing for a single row."""
-  own = [{key: value for key, value in row.settings.items()
-          if key.startswith("method.") and key != "method.name"} for row in rows]
+  own = [
+    {
+      key: value
+      for key, value in row.settings.items()
+      if key.startswith("method.") and key != "method.name"
+    }
+    for row in rows
+  ]
   return [label if label != "all" else "" for label in stats.labels(own)] if rows[1:] else [""]
 
 

@@ -39,9 +39,15 @@ img { max-width: 100%; background: white; border-radius: 4px; margin: .5rem 0; }
 """
 
 
-def write(results: Sequence[dict], folder: str | os.PathLike, *, metric: str | None = None,
-          base_parameters: int | None = None, config: Mapping[str, Any] | None = None,
-          notes: Mapping[str, Any] | None = None) -> Path:
+def write(
+  results: Sequence[dict],
+  folder: str | os.PathLike,
+  *,
+  metric: str | None = None,
+  base_parameters: int | None = None,
+  config: Mapping[str, Any] | None = None,
+  notes: Mapping[str, Any] | None = None,
+) -> Path:
   """Writes the report of a sweep into its folder and returns the path of report.md.
 
   Every file is replaced as a whole, so a reader never meets half of one.
@@ -66,10 +72,11 @@ def write(results: Sequence[dict], folder: str | os.PathLike, *, metric: str | N
   bases = len(stats.group_bases(stats.group(results)))
   remarks = _remarks(results, metric, config, bases)
   facts = _facts(results, notes or {}, base_parameters)
-  histories = {result["trial"]: plot.read_history(
-    folder / "trials" / result["trial"] / "metrics.jsonl") for result in results}
-  images = {name: _png(figure)
-            for name, figure in plot.figures(results, metric, histories).items()}
+  histories = {
+    result["trial"]: plot.read_history(folder / "trials" / result["trial"] / "metrics.jsonl")
+    for result in results
+  }
+  images = {name: _png(figure) for name, figure in plot.figures(results, metric, histories).items()}
   for name, image in images.items():
     _replace(folder / "plots" / f"{name}.png", image)
   _replace(folder / "results.csv", table.to_csv(results).encode())
@@ -89,37 +96,48 @@ def scale_note(results: Sequence[dict], config: Mapping[str, Any] | None = None)
       section, _, key = path.rpartition(".")
       alpha = flat.get(f"{section}.alpha")
       number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
-      if path.startswith("method.") and key == "rank" and number and not flat.get(
-          f"{section}.scale"):
+      if (
+        path.startswith("method.") and key == "rank" and number and not flat.get(f"{section}.scale")
+      ):
         found.setdefault((section, alpha), set()).add(flat[path])
   changed = {where: ranks for where, ranks in found.items() if len(ranks) > 1}
   if not changed:
     return None
   (section, alpha), ranks = next(iter(changed.items()))
-  return (f"The rank axis also changed LoRA's scale: alpha = {stats.show(alpha)} is fixed, so "
-          f"alpha / rank falls as the rank grows (ranks {', '.join(map(str, sorted(ranks)))}). "
-          f"To compare ranks at one scale, set {section}.scale.")
+  return (
+    f"The rank axis also changed LoRA's scale: alpha = {stats.show(alpha)} is fixed, so "
+    f"alpha / rank falls as the rank grows (ranks {', '.join(map(str, sorted(ranks)))}). "
+    f"To compare ranks at one scale, set {section}.scale."
+  )
 
 
-def _remarks(results: Sequence[dict], metric: str, config: Mapping[str, Any] | None,
-             bases: int) -> list[str]:
+def _remarks(
+  results: Sequence[dict], metric: str, config: Mapping[str, Any] | None, bases: int
+) -> list[str]:
   better = "higher" if text.higher_is_better(metric) else "lower"
-  remarks = [f"Sorted by {text.title(metric)}, {better} is better. Mean ± half-width of the 95 % "
-             "interval (Student's t over seeds; - with one seed, which has no interval). The "
-             "change from the base is paired: both are measured on the same examples."]
+  remarks = [
+    f"Sorted by {text.title(metric)}, {better} is better. Mean ± half-width of the 95 % "
+    "interval (Student's t over seeds; - with one seed, which has no interval). The "
+    "change from the base is paired: both are measured on the same examples."
+  ]
   settings = len(stats.group(results))
   if metric.startswith("test_") and settings > bases:
-    remarks.append(f"The best of {settings} configurations by a test metric is chosen on the test "
-                   "set, so its figure is optimistic; choose by a validation metric to report it.")
+    remarks.append(
+      f"The best of {settings} configurations by a test metric is chosen on the test "
+      "set, so its figure is optimistic; choose by a validation metric to report it."
+    )
   lost = [result["trial"] for result in results if stats.diverged(result)]
   if lost:
-    remarks.append(f"Diverged, with a metric that is not finite ({len(lost)} of {len(results)} "
-                   f"trials): {'; '.join(lost)}.")
+    remarks.append(
+      f"Diverged, with a metric that is not finite ({len(lost)} of {len(results)} "
+      f"trials): {'; '.join(lost)}."
+    )
   return remarks + list(filter(None, [scale_note(results, config)]))
 
 
-def _facts(results: Sequence[dict], notes: Mapping[str, Any],
-           base_parameters: int | None) -> dict[str, str]:
+def _facts(
+  results: Sequence[dict], notes: Mapping[str, Any], base_parameters: int | None
+) -> dict[str, str]:
   seeds = {result["settings"].get("seed", result.get("seed")) for result in results}
   facts: dict[str, Any] = {"trials": len(results), "seeds": len(seeds)}
   if base_parameters:
@@ -127,8 +145,11 @@ def _facts(results: Sequence[dict], notes: Mapping[str, Any],
   facts["seconds of all trials"] = f"{sum(r.get('seconds') or 0 for r in results):.1f}"
   facts |= notes
   for key in ("data", "versions"):
-    distinct = {json.dumps(result[key], sort_keys=True, default=str): result[key]
-                for result in results if result.get(key)}
+    distinct = {
+      json.dumps(result[key], sort_keys=True, default=str): result[key]
+      for result in results
+      if result.get(key)
+    }
     for i, value in enumerate(distinct.values()):
       facts[key if len(distinct) == 1 else f"{key} ({i + 1})"] = value
   return {key.replace("_", " "): _fact(value) for key, value in facts.items()}
@@ -140,33 +161,46 @@ def _fact(value: Any) -> str:
   return f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
-def _markdown(contents: table.Table, remarks: list[str], facts: dict[str, str],
-              plots: list[str]) -> str:
+def _markdown(
+  contents: table.Table, remarks: list[str], facts: dict[str, str], plots: list[str]
+) -> str:
   def line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
   rule = ["---"] + ["---:"] * (len(contents.header) - 1)
-  parts = ["# Sweep report", "\n".join(map(line, [contents.header, rule, *contents.rows])),
-           *remarks]
+  parts = [
+    "# Sweep report",
+    "\n".join(map(line, [contents.header, rule, *contents.rows])),
+    *remarks,
+  ]
   if plots:
     parts += ["## Plots", *(f"![{_caption(name)}](plots/{name}.png)" for name in plots)]
   parts += ["## The sweep", "\n".join(f"- {key}: {value}" for key, value in facts.items())]
   return "\n\n".join(parts) + "\n"
 
 
-def _html(contents: table.Table, remarks: list[str], facts: dict[str, str],
-          images: dict[str, bytes], bases: int) -> str:
+def _html(
+  contents: table.Table,
+  remarks: list[str],
+  facts: dict[str, str],
+  images: dict[str, bytes],
+  bases: int,
+) -> str:
   def line(cells: Sequence[str], tag: str, kind: str = "") -> str:
     inside = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
     return f'<tr class="{kind}">{inside}</tr>' if kind else f"<tr>{inside}</tr>"
+
   kinds = ["base"] * bases + ["best"] + [""] * len(contents.rows)
-  body = "\n".join(line(row, "td", kind)
-                   for row, kind in zip(contents.rows, kinds, strict=False))
+  body = "\n".join(line(row, "td", kind) for row, kind in zip(contents.rows, kinds, strict=False))
   notes = "\n".join(f'<p class="note">{html.escape(remark)}</p>' for remark in remarks)
   pictures = "\n".join(
     f'<img alt="{html.escape(_caption(name))}" src="data:image/png;base64,'
-    f'{base64.b64encode(image).decode()}">' for name, image in images.items())
-  listed = "\n".join(f"<li>{html.escape(key)}: {html.escape(value)}</li>"
-                     for key, value in facts.items())
+    f'{base64.b64encode(image).decode()}">'
+    for name, image in images.items()
+  )
+  listed = "\n".join(
+    f"<li>{html.escape(key)}: {html.escape(value)}</li>" for key, value in facts.items()
+  )
   return f"""<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>Sweep report</title>
@@ -210,5 +244,6 @@ def _replace(path: Path, content: bytes) -> None:
   except OSError as error:
     with contextlib.suppress(OSError):
       part.unlink()
-    raise UserError(f"cannot write {path}: {error.strerror or error}. Free some space or choose "
-                    "another --workdir") from error
+    raise UserError(
+      f"cannot write {path}: {error.strerror or error}. Free some space or choose another --workdir"
+    ) from error

@@ -48,8 +48,9 @@ def summarize(values: Iterable[float | None]) -> Summary:
 
 def diverged(result: dict) -> bool:
   """Says whether any final metric of a trial is not finite."""
-  return any(isinstance(value, float) and not math.isfinite(value)
-             for value in result["final"].values())
+  return any(
+    isinstance(value, float) and not math.isfinite(value) for value in result["final"].values()
+  )
 
 
 def final(result: dict, metric: str) -> float | None:
@@ -92,24 +93,30 @@ def group(results: Sequence[dict]) -> list[Row]:
     key = json.dumps(flat, sort_keys=True)
     settings.setdefault(key, flat)
     members.setdefault(key, []).append(result)
-  return [Row(label, settings[key], tuple(members[key]))
-          for key, label in zip(settings, labels(list(settings.values())), strict=True)]
+  return [
+    Row(label, settings[key], tuple(members[key]))
+    for key, label in zip(settings, labels(list(settings.values())), strict=True)
+  ]
 
 
 def group_bases(rows: Sequence[Row]) -> list[Row]:
   """Returns a row for the untuned base, or one for each model or data set in the sweep."""
   shared: dict[str, list[Row]] = {}
   for row in rows:
-    key = {path: value for path, value in row.settings.items()
-           if path.split(".")[0] in ("model", "data")}
+    key = {
+      path: value for path, value in row.settings.items() if path.split(".")[0] in ("model", "data")
+    }
     shared.setdefault(json.dumps(key, sort_keys=True), []).append(row)
   names = labels([{"method.name": "base (untuned)"} | json.loads(key) for key in shared])
-  return [Row(label, json.loads(key), tuple(r for row in members for r in row.results))
-          for (key, members), label in zip(shared.items(), names, strict=True)]
+  return [
+    Row(label, json.loads(key), tuple(r for row in members for r in row.results))
+    for (key, members), label in zip(shared.items(), names, strict=True)
+  ]
 
 
 def best_first(rows: Sequence[Row], metric: str) -> list[Row]:
   """Sorts rows by the mean of `metric`; those without it come later, the diverged last."""
+
   def key(row: Row) -> tuple:
     summary = over_seeds(row.results, metric)
     if summary.diverged:
@@ -117,14 +124,18 @@ def best_first(rows: Sequence[Row], metric: str) -> list[Row]:
     if summary.mean is None:
       return 1, 0.0
     return 0, -summary.mean if metrics.higher_is_better(metric) else summary.mean
+
   return sorted(rows, key=key)
 
 
 def varying(settings: Sequence[dict[str, Any]]) -> list[str]:
   """Lists the paths whose values differ, a missing path counting as a value of its own."""
   paths = dict.fromkeys(path for one in settings for path in one)
-  return [path for path in paths
-          if len({json.dumps(one[path]) if path in one else "" for one in settings}) > 1]
+  return [
+    path
+    for path in paths
+    if len({json.dumps(one[path]) if path in one else "" for one in settings}) > 1
+  ]
 
 
 def labels(settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -140,9 +151,11 @@ def labels(settings: Sequence[dict[str, Any]]) -> list[str]:
   for one in settings:
     method = one.get("method.name", "")
     if method not in own:
-      own[method] = {path for path in varying(
-        [other for other in settings if other.get("method.name", "") == method])
-        if path.startswith("method.")}
+      own[method] = {
+        path
+        for path in varying([other for other in settings if other.get("method.name", "") == method])
+        if path.startswith("method.")
+      }
 
   def parts(one: dict[str, Any]) -> Iterator[str]:
     method = one.get("method.name", "")
@@ -152,6 +165,7 @@ def labels(settings: Sequence[dict[str, Any]]) -> list[str]:
       key = short[path.removesuffix(".name")]
       if path in one and not hidden and (not path.endswith(".name") or one[path] != key):
         yield f"{key}={show(one[path])}"
+
   return [" ".join(filter(None, parts(one))) or "all" for one in settings]
 
 

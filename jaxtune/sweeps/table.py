@@ -19,9 +19,15 @@ class Table(NamedTuple):
 
 def metric_names(results: Sequence[dict]) -> list[str]:
   """Lists the numeric metrics of any trial, in order of appearance."""
-  return list(dict.fromkeys(
-    name for result in results for part in ("base", "final") for name, value in result[part].items()
-    if value is None or isinstance(value, (int, float)) and not isinstance(value, bool)))
+  return list(
+    dict.fromkeys(
+      name
+      for result in results
+      for part in ("base", "final")
+      for name, value in result[part].items()
+      if value is None or isinstance(value, (int, float)) and not isinstance(value, bool)
+    )
+  )
 
 
 def choose_metric(results: Sequence[dict], metric: str | None) -> str:
@@ -40,10 +46,12 @@ def to_csv(results: Sequence[dict]) -> str:
   records = []
   for result in results:
     fixed = {"trial": result["trial"], "method": result["method"]}
-    counts = {key: result.get(key) for key in
-              ("trained_parameters", "steps", "stopped_at", "seconds")}
-    measured = {f"{part}.{name}": result[part].get(name)
-                for part in ("base", "final") for name in names}
+    counts = {
+      key: result.get(key) for key in ("trained_parameters", "steps", "stopped_at", "seconds")
+    }
+    measured = {
+      f"{part}.{name}": result[part].get(name) for part in ("base", "final") for name in names
+    }
     records.append((fixed, grid.flatten(result["settings"]), counts | measured))
   columns = [list(dict.fromkeys(key for record in records for key in record[i])) for i in range(3)]
   stream = io.StringIO()
@@ -63,25 +71,47 @@ def build(results: Sequence[dict], metric: str, base_parameters: int | None = No
   """
   rows = stats.group(results)
   split = metric.partition("_")[0] + "_"
-  shown = [metric] + [name for name in metric_names(results)
-                      if name.startswith(split) and name != metric]
+  shown = [metric] + [
+    name for name in metric_names(results) if name.startswith(split) and name != metric
+  ]
   scales = {name: _decimals(results, name) for name in shown}
-  header = ["configuration", "trained parameters", "% of base", "seeds",
-            *(_title(name) for name in shown), f"change of {text.title(metric)} from base",
-            "seconds per trial"]
-  body = [[row.label, "0", "0", "-",
-           *(_interval(stats.of_base(row.results, name), scales[name]) for name in shown), "-", "-"]
-          for row in stats.group_bases(rows)]
+  header = [
+    "configuration",
+    "trained parameters",
+    "% of base",
+    "seeds",
+    *(_title(name) for name in shown),
+    f"change of {text.title(metric)} from base",
+    "seconds per trial",
+  ]
+  body = [
+    [
+      row.label,
+      "0",
+      "0",
+      "-",
+      *(_interval(stats.of_base(row.results, name), scales[name]) for name in shown),
+      "-",
+      "-",
+    ]
+    for row in stats.group_bases(rows)
+  ]
   for row in stats.best_first(rows, metric):
     seeds = len(row.results)
     count = row.results[0].get("trained_parameters")
     change = stats.difference(row.results, metric)
     seconds = stats.summarize(result.get("seconds") for result in row.results).mean
-    body.append([
-      row.label, "-" if count is None else f"{count:,}", _share(count, base_parameters), str(seeds),
-      *(_interval(stats.over_seeds(row.results, name), scales[name], seeds) for name in shown),
-      _interval(change, scales[metric], seeds, sign="+"),
-      "-" if seconds is None else f"{seconds:.1f}"])
+    body.append(
+      [
+        row.label,
+        "-" if count is None else f"{count:,}",
+        _share(count, base_parameters),
+        str(seeds),
+        *(_interval(stats.over_seeds(row.results, name), scales[name], seeds) for name in shown),
+        _interval(change, scales[metric], seeds, sign="+"),
+        "-" if seconds is None else f"{seconds:.1f}",
+      ]
+    )
   return Table(header, body)
 
 

@@ -1,4 +1,5 @@
 """The bundled instruction data is what its generator writes, and its splits share nothing."""
+
 from __future__ import annotations
 
 import itertools
@@ -42,8 +43,12 @@ def test_splits_share_no_input():
 
 
 def test_held_out_restaurants_are_named_in_no_training_row():
-  names = {row["input"].split("; ")[0].removeprefix("name: ")
-           for split in ("validation", "test") for row in read(split) if row["task"] == "describe"}
+  names = {
+    row["input"].split("; ")[0].removeprefix("name: ")
+    for split in ("validation", "test")
+    for row in read(split)
+    if row["task"] == "describe"
+  }
   assert len(names) > 50 and all(world.split_of(name) != "train" for name in names)
   training = "\n".join(row["input"] for row in read("train"))
   assert not [name for name in names if name in training]
@@ -59,6 +64,7 @@ def test_a_description_says_every_fact():
 
 def test_rows_are_short():
   from transformers import AutoTokenizer
+
   tokenizer = AutoTokenizer.from_pretrained(TINY)
   lengths = []
   for row in itertools.chain.from_iterable(read(split) for split in instructions.SIZES):

@@ -64,9 +64,7 @@ def test_the_same_files_give_the_same_hashes(tokenizer, write):
 
 
 def test_limits(tokenizer, write):
-  made = data.load(
-    tokenizer, train=write("a.jsonl", ROWS), validation=0.5, limit=20, eval_limit=7
-  )
+  made = data.load(tokenizer, train=write("a.jsonl", ROWS), validation=0.5, limit=20, eval_limit=7)
   assert (len(made.train.rows), len(made.validation.rows), made.test) == (20, 7, None)
 
 

@@ -15,10 +15,12 @@ def texts(rows, **options):
 
 
 def test_known_formats():
-  with_input, without = texts([
-    {"instruction": "Add.", "input": "1 2", "output": "3"},
-    {"instruction": "Greet.", "output": "Hi"},
-  ])
+  with_input, without = texts(
+    [
+      {"instruction": "Add.", "input": "1 2", "output": "3"},
+      {"instruction": "Greet.", "output": "Hi"},
+    ]
+  )
   assert "Add.\nInput: 1 2\nResponse:\n" in with_input.prompt
   assert "Greet.\nResponse:\n" in without.prompt
   assert with_input.answers == ["3"]

@@ -16,14 +16,19 @@ def test_exact_match_ignores_white_space_only():
 
 
 def test_bleu_equals_sacrebleu_with_as_many_references_as_each_example_has():
-  expected = sacrebleu.BLEU().corpus_score(
-    SAID, [["the cat sat on a mat today", "the dog barks at the moon"],
-           ["a cat was on the mat", None]]).score
+  expected = (
+    sacrebleu.BLEU()
+    .corpus_score(
+      SAID,
+      [["the cat sat on a mat today", "the dog barks at the moon"], ["a cat was on the mat", None]],
+    )
+    .score
+  )
   assert metrics.bleu(SAID, ACCEPTED) == pytest.approx(expected)
   reverse = [list(reversed(accepted)) for accepted in ACCEPTED]
   assert metrics.bleu(SAID, reverse) == pytest.approx(expected)
   single = [[accepted[0]] for accepted in ACCEPTED]
-  raw = sacrebleu.raw_corpus_bleu(SAID, [[a for a, in single]]).score
+  raw = sacrebleu.raw_corpus_bleu(SAID, [[a for (a,) in single]]).score
   assert metrics.bleu(SAID, single) == pytest.approx(raw, abs=1.0)  # no smoothing is needed here
 
 
@@ -54,13 +59,16 @@ def test_score_names_its_metrics_in_order():
   assert metrics.score([], [], metrics=()) == {}
 
 
-@pytest.mark.parametrize("said, accepted, names, message", [
-  (SAID, ACCEPTED, ("blue",), "Did you mean 'bleu'"),
-  ([], [], ("bleu",), "no predictions"),
-  (SAID, ACCEPTED[:1], ("bleu",), "2 predictions for 1"),
-  (SAID, [["a"], []], ("rougeL",), "example 1 has no reference"),
-  (SAID, ["a", "b"], ("exact_match",), "expected a list"),
-])
+@pytest.mark.parametrize(
+  "said, accepted, names, message",
+  [
+    (SAID, ACCEPTED, ("blue",), "Did you mean 'bleu'"),
+    ([], [], ("bleu",), "no predictions"),
+    (SAID, ACCEPTED[:1], ("bleu",), "2 predictions for 1"),
+    (SAID, [["a"], []], ("rougeL",), "example 1 has no reference"),
+    (SAID, ["a", "b"], ("exact_match",), "expected a list"),
+  ],
+)
 def test_mistakes_are_named(said, accepted, names, message):
   with pytest.raises(UserError, match=message):
     metrics.score(said, accepted, names)

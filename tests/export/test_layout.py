@@ -168,9 +168,7 @@ def test_adapter(gpt2, tmp_path, placement, locations):
     for location in locations:
       key = f"transformer.h.{i}.{location}_adapters.adapters.{config['name']}."
       assert tensors[f"{key}adapter_down.0.bias"].shape == (5,)
-    np.testing.assert_array_equal(
-      tensors[f"{key}adapter_down.0.weight"], read["down_kernel"][i].T
-    )
+    np.testing.assert_array_equal(tensors[f"{key}adapter_down.0.weight"], read["down_kernel"][i].T)
     np.testing.assert_array_equal(tensors[f"{key}adapter_up.bias"], read["up_bias"][i])
 
 

@@ -111,9 +111,7 @@ def test_lora_on_the_head(llama):
   laid = tiny.lay(llama, {"name": "lora", "rank": 2, "targets": ["head"]}, noise=0.1)
   assert set(tree.flatten(laid[1]["peft"])) == {"head/lora/a", "head/lora/b"}
   params = peft.merge(laid[0], laid[3], laid[1], laid[2])
-  np.testing.assert_allclose(
-    run(llama, laid), base_logits(llama, params=params), atol=1e-5, rtol=0
-  )
+  np.testing.assert_allclose(run(llama, laid), base_logits(llama, params=params), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("placement, act, scale", [("pfeiffer", "relu", 1.0),

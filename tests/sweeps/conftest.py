@@ -15,16 +15,28 @@ def result(settings, loss, *, method="lora", base=3.0, parameters=1000, bleu=Non
   if bleu is not None:
     final["test_bleu"] = bleu
   return {
-    "trial": grid.name(settings), "settings": settings, "method": method,
-    "trained_parameters": parameters, "final": final,
-    "base": {"test_loss": base, "test_perplexity": math.exp(base)}, "steps": 10, "stopped_at": 10,
-    "seconds": 2.0, "versions": {"jax": "0.10"}, "data": {"train": 20}, **more}
+    "trial": grid.name(settings),
+    "settings": settings,
+    "method": method,
+    "trained_parameters": parameters,
+    "final": final,
+    "base": {"test_loss": base, "test_perplexity": math.exp(base)},
+    "steps": 10,
+    "stopped_at": 10,
+    "seconds": 2.0,
+    "versions": {"jax": "0.10"},
+    "data": {"train": 20},
+    **more,
+  }
 
 
 def ranks(losses, **more):
   """Returns results of rank -> losses by seed."""
-  return [result({"method.rank": rank, "seed": seed}, loss, parameters=1000 * rank, **more)
-          for rank, seeds in losses.items() for seed, loss in enumerate(seeds)]
+  return [
+    result({"method.rank": rank, "seed": seed}, loss, parameters=1000 * rank, **more)
+    for rank, seeds in losses.items()
+    for seed, loss in enumerate(seeds)
+  ]
 
 
 @pytest.fixture

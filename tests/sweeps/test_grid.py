@@ -25,14 +25,26 @@ def test_sections_as_values():
   assert [grid.name(trial) for trial in trials] == ["lora-rank=4,seed=0", "prefix-length=10,seed=0"]
 
 
-@pytest.mark.parametrize("sweep, message", [
-  ({}, "no axis"), ((), "empty"), ({"seed": []}, "'seed' is empty"), ({"seed": 3}, r"\[3\]"),
-  ({"seed": "012"}, "list"), ({"seed": {1, 2}}, "list"), (3, "dict"), ([3], "dict"),
-  ({"seed": [object()]}, "finite numbers"), ({"seed": [{1, 2}]}, "finite numbers"),
-  ({"optim.learning_rate": [float("nan")]}, "finite"), ({1: [2]}, "path"), ({"a..b": [1]}, "path"),
-  ({"method": [{"name": "lora", "rank": len}]}, "method.rank"),
-  ({"method.rank": [1], "method": [{"name": "full"}]}, "put 'method' first"),
-])
+@pytest.mark.parametrize(
+  "sweep, message",
+  [
+    ({}, "no axis"),
+    ((), "empty"),
+    ({"seed": []}, "'seed' is empty"),
+    ({"seed": 3}, r"\[3\]"),
+    ({"seed": "012"}, "list"),
+    ({"seed": {1, 2}}, "list"),
+    (3, "dict"),
+    ([3], "dict"),
+    ({"seed": [object()]}, "finite numbers"),
+    ({"seed": [{1, 2}]}, "finite numbers"),
+    ({"optim.learning_rate": [float("nan")]}, "finite"),
+    ({1: [2]}, "path"),
+    ({"a..b": [1]}, "path"),
+    ({"method": [{"name": "lora", "rank": len}]}, "method.rank"),
+    ({"method.rank": [1], "method": [{"name": "full"}]}, "put 'method' first"),
+  ],
+)
 def test_mistakes_are_named(sweep, message):
   with pytest.raises(UserError, match=message):
     grid.expand(sweep)
@@ -42,17 +54,43 @@ def test_name():
   settings = {"method.rank": 4, "optim.learning_rate": 0.001, "seed": 0}
   assert grid.name(settings) == "rank=4,learning_rate=0.001,seed=0"
   assert grid.name({"method.dropout": 0.1, "model.dropout": 0}) == (
-    "method.dropout=0.1,model.dropout=0")
+    "method.dropout=0.1,model.dropout=0"
+  )
   assert grid.name({"method.dropout": 0.1}, ["model.dropout"]) == "method.dropout=0.1"
   assert grid.name({"method.targets": ["q_proj", "v_proj"]}) == "targets=q_proj+v_proj"
   assert grid.name({"method": {"name": "stack", "lora": {"name": "lora", "rank": 4}}}) == (
-    "stack-name=lora-rank=4")
+    "stack-name=lora-rank=4"
+  )
 
 
 def test_names_are_safe_and_unique():
-  values = ["a/b", "a_b", "a:b", "..", "", "a=1,b=2", "ü", "x" * 500, "x" * 501, None, "None", True,
-            "True", 1, "1", ["a"], "a", ["a", "b"], "a+b", [["a", "b"]], {"name": "a", "k": 1},
-            {"name": "a-k=1"}, {"k": 1}, [{"k": 1}], []]
+  values = [
+    "a/b",
+    "a_b",
+    "a:b",
+    "..",
+    "",
+    "a=1,b=2",
+    "ü",
+    "x" * 500,
+    "x" * 501,
+    None,
+    "None",
+    True,
+    "True",
+    1,
+    "1",
+    ["a"],
+    "a",
+    ["a", "b"],
+    "a+b",
+    [["a", "b"]],
+    {"name": "a", "k": 1},
+    {"name": "a-k=1"},
+    {"k": 1},
+    [{"k": 1}],
+    [],
+  ]
   names = [grid.name({"axis": value}) for value in values]
   assert len(set(names)) == len(values)
   for name in names:
@@ -65,6 +103,13 @@ def test_names_are_safe_and_unique():
 
 def test_flatten_and_short_keys():
   assert grid.flatten({"method": {"name": "stack", "lora": {"rank": 4}}, "seed": 1}) == {
-    "method.name": "stack", "method.lora.rank": 4, "seed": 1}
+    "method.name": "stack",
+    "method.lora.rank": 4,
+    "seed": 1,
+  }
   assert grid.short_keys(["a.x", "b.x", "b.y", "seed"]) == {
-    "a.x": "a.x", "b.x": "b.x", "b.y": "y", "seed": "seed"}
+    "a.x": "a.x",
+    "b.x": "b.x",
+    "b.y": "y",
+    "seed": "seed",
+  }

@@ -69,7 +69,9 @@ def grouped(configs, setup, chunk):
     state, sums, _ = step((state, progress.sums, progress.stale), base, batch)
     losses.append(np.asarray(sums["loss"]))
   shapes = [jax.eval_shape(lambda s=s: s.tuned) for s, _ in states]
-  tuned = [tree.crop(jax.tree.map(lambda x, e=e: x[e], state.tuned), s) for e, s in enumerate(shapes)]
+  tuned = [
+    tree.crop(jax.tree.map(lambda x, e=e: x[e], state.tuned), s) for e, s in enumerate(shapes)
+  ]
   return np.stack(losses, 1), tuned, step, state
 
 

@@ -13,20 +13,31 @@ from jaxtune.sweeps import canvas, plot, stats
 
 
 def grid_results(made):
-  return [made.result({"method.rank": rank, "optim.learning_rate": rate, "seed": seed},
-                      2 - 0.1 * rank + rate + 0.01 * seed, parameters=1000 * rank)
-          for rank in (1, 2, 4, 8) for rate in (0.001, 0.01) for seed in (0, 1, 2)]
+  return [
+    made.result(
+      {"method.rank": rank, "optim.learning_rate": rate, "seed": seed},
+      2 - 0.1 * rank + rate + 0.01 * seed,
+      parameters=1000 * rank,
+    )
+    for rank in (1, 2, 4, 8)
+    for rate in (0.001, 0.01)
+    for seed in (0, 1, 2)
+  ]
 
 
 def texts(figure):
-  return " ".join([figure.axes[0].get_title(loc="left"),
-                   *(text.get_text() for text in figure.axes[0].texts)])
+  return " ".join(
+    [figure.axes[0].get_title(loc="left"), *(text.get_text() for text in figure.axes[0].texts)]
+  )
 
 
 def test_one_plot_an_axis_and_one_of_size(made):
   drawn = plot.figures(grid_results(made), "test_loss")
-  assert list(drawn) == ["test_loss-rank", "test_loss-learning_rate",
-                         "test_loss-trained_parameters"]
+  assert list(drawn) == [
+    "test_loss-rank",
+    "test_loss-learning_rate",
+    "test_loss-trained_parameters",
+  ]
   axes = drawn["test_loss-rank"].axes[0]
   assert axes.get_ylabel() == "test loss (nats/token)" and axes.get_xlabel() == "rank (log scale)"
   assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "4", "8"]
@@ -56,15 +67,22 @@ def test_the_base_is_a_line_unless_it_squashes_the_rest(made):
 
 def test_diverged_seeds_are_marked(made):
   figure = plot.figures(made.ranks({1: [2.0, 2.1], 2: [math.nan, 1.0]}), "test_loss")[
-    "test_loss-rank"]
+    "test_loss-rank"
+  ]
   assert [line.get_marker() for line in figure.axes[0].lines].count("x") == 1
   assert "a seed diverged" in texts(figure)
 
 
 def test_methods_side_by_side(made):
   results = made.ranks({1: [2.0], 4: [1.8]}) + [
-    made.result({"method": {"name": "prefix", "length": n}, "seed": 0}, 2.0 - n / 100,
-                method="prefix", parameters=100 * n) for n in (5, 10, 20)]
+    made.result(
+      {"method": {"name": "prefix", "length": n}, "seed": 0},
+      2.0 - n / 100,
+      method="prefix",
+      parameters=100 * n,
+    )
+    for n in (5, 10, 20)
+  ]
   drawn = plot.figures(results, "test_loss")
   assert list(drawn) == ["test_loss-rank", "test_loss-length", "test_loss-trained_parameters"]
   assert drawn["test_loss-length"].axes[0].get_xlabel() == "prefix length (positions)"
@@ -73,9 +91,16 @@ def test_methods_side_by_side(made):
   assert "length=10" in texts(size) and "rank=4" in texts(size)
 
 
-@pytest.mark.parametrize("losses", [
-  {1: [2.0]}, {1: [math.nan]}, {1: [math.nan], 2: [math.nan]}, {0: [2.0], 2: [1.0]},
-  {1: [2.0], 2: [math.nan]}])
+@pytest.mark.parametrize(
+  "losses",
+  [
+    {1: [2.0]},
+    {1: [math.nan]},
+    {1: [math.nan], 2: [math.nan]},
+    {0: [2.0], 2: [1.0]},
+    {1: [2.0], 2: [math.nan]},
+  ],
+)
 def test_little_or_nothing_to_draw(made, losses):
   results = made.ranks(losses)
   for figure in plot.figures(results, "test_loss").values():
@@ -89,8 +114,11 @@ def test_learning_curves_average_the_steps_that_all_seeds_have(made, tmp_path):
   path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "tr')
   assert plot.read_history(path) == lines and plot.read_history(tmp_path / "none") == []
   results = made.ranks({1: [2.0, 2.1]})
-  resumed = [{"step": 1, "train_loss": 9.0}, {"step": 1, "train_loss": 3.1},
-             {"step": 2, "train_loss": 3.0}]
+  resumed = [
+    {"step": 1, "train_loss": 9.0},
+    {"step": 1, "train_loss": 3.1},
+    {"step": 2, "train_loss": 3.0},
+  ]
   histories = {results[0]["trial"]: lines, results[1]["trial"]: resumed}
   axes = plot.figures(results, "test_loss", histories)["learning_curves"].axes[0]
   np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, 3.0], [2, 2.9]])

@@ -13,14 +13,20 @@ LORA = {"method": {"name": "lora", "alpha": 16.0, "scale": None}}
 
 
 def test_files(made, tmp_path):
-  path = report.write(made.ranks({1: [2.0, 2.1], 4: [1.5, 1.4]}), tmp_path, base_parameters=40_000,
-                      notes={"compiled programs": 1})
+  path = report.write(
+    made.ranks({1: [2.0, 2.1], 4: [1.5, 1.4]}),
+    tmp_path,
+    base_parameters=40_000,
+    notes={"compiled programs": 1},
+  )
   assert path == tmp_path / "report.md"
   written = path.read_text()
   assert "- trials: 4\n- seeds: 2\n" in written and "- compiled programs: 1" in written
   assert "- data: train 20" in written and "- versions: jax 0.10" in written
-  assert all((tmp_path / name).exists() for name in
-             ("plots/test_loss-rank.png", "plots/test_loss-trained_parameters.png"))
+  assert all(
+    (tmp_path / name).exists()
+    for name in ("plots/test_loss-rank.png", "plots/test_loss-trained_parameters.png")
+  )
   page = (tmp_path / "report.html").read_text()
   assert page.count("data:image/png;base64,") == 2 and "http" not in page
   assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
@@ -30,7 +36,11 @@ def test_table_begins_with_the_base_and_goes_on_best_first(made):
   results = made.ranks({1: [2.0, 2.2], 2: [math.nan, 1.0], 4: [1.5, 1.5]})
   found = table.build(results, "test_loss", base_parameters=40_000)
   assert [row[0] for row in found.rows] == [
-    "base (untuned)", "lora rank=4", "lora rank=1", "lora rank=2"]
+    "base (untuned)",
+    "lora rank=4",
+    "lora rank=1",
+    "lora rank=2",
+  ]
   assert found.rows[0][4] == "3.000" and found.rows[0][1] == "0"
   assert found.rows[1][1:4] == ["4,000", "10", "2"]
   # Two seeds 0.2 apart: t(0.975, 1) = 12.706, standard error 0.1.
@@ -50,12 +60,16 @@ def test_a_metric_that_some_seeds_lack_says_how_many_have_it(made):
   rows = table.build(results, "test_loss").rows
   column = table.build(results, "test_loss").header.index("test BLEU ↑")
   assert {row[0]: row[column] for row in rows} == {
-    "base (untuned)": "-", "lora rank=1": "21.00 ± 12.71 (2 of 3)", "lora rank=2": "-"}
+    "base (untuned)": "-",
+    "lora rank=1": "21.00 ± 12.71 (2 of 3)",
+    "lora rank=2": "-",
+  }
 
 
 def test_csv_has_a_row_a_trial_with_all_that_is_known(made, tmp_path):
   results = made.ranks({1: [2.0, math.nan]}) + [
-    made.result({"method": {"name": "prefix", "length": 10}, "seed": 0}, 1.5, method="prefix")]
+    made.result({"method": {"name": "prefix", "length": 10}, "seed": 0}, 1.5, method="prefix")
+  ]
   report.write(results, tmp_path)
   with open(tmp_path / "results.csv", newline="") as stream:
     rows = list(csv.DictReader(stream))
@@ -74,11 +88,13 @@ def test_the_note_on_the_scale_of_lora(made):
   assert report.scale_note(results[:1], LORA) is None
   fixed = {"method": LORA["method"] | {"scale": 2.0}}
   assert report.scale_note(results, fixed) is None
-  along = [made.result({"method": {"name": "lora", "rank": r, "alpha": 2 * r}}, 2.0)
-           for r in (1, 4)]
+  along = [
+    made.result({"method": {"name": "lora", "rank": r, "alpha": 2 * r}}, 2.0) for r in (1, 4)
+  ]
   assert report.scale_note(along, LORA) is None
   assert report.scale_note(
-    [made.result({"method": {"name": "lora", "rank": r}}, 2.0) for r in (1, 4)], LORA)
+    [made.result({"method": {"name": "lora", "rank": r}}, 2.0) for r in (1, 4)], LORA
+  )
 
 
 def test_text_is_escaped(made, tmp_path):
@@ -105,6 +121,7 @@ def test_a_failed_write_leaves_the_old_file(made, tmp_path, monkeypatch):
 
   def full(*_):
     raise OSError(28, "No space left on device")
+
   monkeypatch.setattr(os, "replace", full)
   with pytest.raises(UserError, match="No space left"):
     report.write([made.result({}, 9.0)], tmp_path)

@@ -41,8 +41,10 @@ def test_group_leaves_out_the_seed_alone(made):
 
 
 def test_difference_is_paired(made):
-  results = [made.result({"seed": seed}, loss, base=base)
-             for seed, (loss, base) in enumerate([(2.0, 3.0), (3.1, 4.0), (1.0, 2.1)])]
+  results = [
+    made.result({"seed": seed}, loss, base=base)
+    for seed, (loss, base) in enumerate([(2.0, 3.0), (3.1, 4.0), (1.0, 2.1)])
+  ]
   expected = scipy_stats.ttest_rel([2.0, 3.1, 1.0], [3.0, 4.0, 2.1]).confidence_interval(0.95)
   summary = stats.difference(results, "test_loss")
   assert summary.mean - summary.half_width == pytest.approx(expected.low)
@@ -72,17 +74,27 @@ def test_labels():
   full = {"method.name": "full", "optim.learning_rate": 1e-3}
   prefix = {"method.name": "prefix", "optim.learning_rate": 1e-3, "method.length": 10}
   assert stats.labels([lora | {"method.rank": 1}, lora | {"method.rank": 4}, prefix, full]) == [
-    "lora rank=1", "lora rank=4", "prefix length=10", "full"]
+    "lora rank=1",
+    "lora rank=4",
+    "prefix length=10",
+    "full",
+  ]
   assert stats.labels([lora]) == ["lora"]
   assert stats.labels([prefix, prefix | {"optim.learning_rate": 3e-5}]) == [
-    "prefix learning_rate=0.001", "prefix learning_rate=3e-5"]
+    "prefix learning_rate=0.001",
+    "prefix learning_rate=3e-5",
+  ]
   assert stats.labels([lora | {"optim.name": "adamw"}, lora | {"optim.name": "lion"}]) == [
-    "lora optim=adamw", "lora optim=lion"]
+    "lora optim=adamw",
+    "lora optim=lion",
+  ]
 
 
 def test_a_base_for_each_model(made):
-  results = [made.result({"model.path": path, "seed": 0}, 2.0, base=base)
-             for path, base in (("small", 3.0), ("large", 2.5))]
+  results = [
+    made.result({"model.path": path, "seed": 0}, 2.0, base=base)
+    for path, base in (("small", 3.0), ("large", 2.5))
+  ]
   bases = stats.group_bases(stats.group(results))
   assert [row.label for row in bases] == ["base (untuned) path=small", "base (untuned) path=large"]
   assert [stats.of_base(row.results, "test_loss").mean for row in bases] == [3.0, 2.5]

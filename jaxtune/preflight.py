@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from jaxtune import generate, optim, peft, sharding, train, tree
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, nearest
 from jaxtune.evaluators import evaluate, metrics
 from jaxtune.models.decoder import Decoder
 
@@ -74,6 +75,17 @@ def check(config: dict, setup: train.Setup) -> None:
     )
   make = lambda params: peft.init(jax.random.key(0), methods, setup.sites, params)
   jax.eval_shape(make, setup.pretrained.params)
+
+
+def check_metric(metric: str, config: dict, setup: train.Setup) -> None:
+  """Finds a metric to sort by that no trial will have."""
+  kinds = ["loss", "perplexity", "accuracy"]
+  names = [s for s in ("validation", "test") if getattr(setup.dataset, s) is not None]
+  known = [f"{split}_{kind}" for split in names for kind in kinds]
+  if config["evaluate"]["generate"]:
+    known += [f"{names[-1]}_{kind}" for kind in config["evaluate"]["metrics"]]
+  if metric not in known:
+    raise UserError(f"no trial will have the metric {metric!r}. {nearest(metric, known)}")
 
 
 def _longest_completed(options: evaluate.Options, setup: train.Setup) -> int:

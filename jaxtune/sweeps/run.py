@@ -36,6 +36,8 @@ def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dic
   done = [
     _done(folder, one, setups[_shared(one)]) for folder, one in zip(folders, configs, strict=True)
   ]
+  if metric is not None:
+    preflight.check_metric(metric, configs[0], setups[_shared(configs[0])])
   bases: dict[str, dict] = {}
   write_atomically(workdir / "config.json", configs_.to_json(configs_.to_dict(config)))
   for number, group in enumerate(members, 1):

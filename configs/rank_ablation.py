@@ -36,7 +36,7 @@ def get_config(folder: str = "../shared/data/e2e") -> ConfigDict:
   config.sweep = (
     {
       "method.rank": [1, 2, 4, 8],
-      "optim.learning_rate": [3e-3, 1e-2],
+      "optim.learning_rate": [1e-2, 3e-2],
       "seed": [0, 1, 2],
     },
   )

@@ -50,7 +50,7 @@ def bleu(predictions: list[str], references: list[list[str]]) -> float:
   streams = [
     [accepted[i] if i < len(accepted) else None for accepted in references] for i in range(most)
   ]
-  return float(sacrebleu.corpus_bleu(predictions, streams).score)
+  return float(sacrebleu.corpus_bleu(predictions, streams, force=True).score)
 
 
 def rouge1(predictions: list[str], references: list[list[str]]) -> float:

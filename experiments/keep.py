@@ -8,6 +8,7 @@ Of the quickstart, the table also goes into the repository's README.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -19,8 +20,9 @@ START, END = "<!-- quickstart table: written by experiments/keep.py -->", "<!-- 
 def keep(source: Path, target: Path) -> None:
   """Copies results.csv, config.json and plots, and writes README.md."""
   target.mkdir(parents=True, exist_ok=True)
-  for name in ("results.csv", "config.json"):
-    shutil.copy(source / name, target / name)
+  shutil.copy(source / "results.csv", target)
+  config = _portable(json.loads((source / "config.json").read_text()))
+  (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
   shutil.rmtree(target / "plots", ignore_errors=True)
   shutil.copytree(source / "plots", target / "plots")
   notes, report = target / "notes.md", (source / "report.md").read_text()
@@ -30,6 +32,16 @@ def keep(source: Path, target: Path) -> None:
     table = [line for line in report.splitlines() if line.startswith("|")]
     before, rest = README.read_text().split(START)
     README.write_text("\n".join([before + START, *table, END + rest.split(END)[1]]))
+
+
+def _portable(value):
+  """Shortens absolute paths to their last two parts."""
+  if isinstance(value, dict):
+    return {key: _portable(part) for key, part in value.items()}
+  if isinstance(value, list):
+    return [_portable(part) for part in value]
+  path = Path(value) if isinstance(value, str) else None
+  return "/".join(path.parts[-2:]) if path and path.is_absolute() else value
 
 
 if __name__ == "__main__":

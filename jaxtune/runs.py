@@ -68,12 +68,17 @@ def versions() -> dict[str, str]:
   return found
 
 
+def begin(folders: list[Path], configs: list[dict]) -> None:
+  """Writes each trial's configuration."""
+  for folder, config in zip(folders, configs, strict=True):
+    write_atomically(folder / "config.json", json.dumps(config, indent=2, default=str))
+
+
 def finish(
   folder: Path, config: dict, setup, *, tuned, metrics: dict, base_metrics: dict, best_step: int,
   seconds: float, group: int,
 ) -> dict:  # fmt: skip
   """Writes a trial's weights, predictions and result; returns the result."""
-  write_atomically(folder / "config.json", json.dumps(config, indent=2, default=str))
   flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(tuned).items()}
   record = json.dumps({"base": setup.fingerprint, "config": config}, default=str)
   # One entry: safetensors writes several in any order, and equal runs are to be equal files.

@@ -165,6 +165,7 @@ def run(
   with checkpoint.Checkpoints(checkpoints, record) as saved:
     progress = parallel.put_trials(begin(states, options))
     progress = saved.restore(progress) or progress
+    runs.begin(folders, configs)
     logs = runs.Logs(folders, int(progress.state.step[0]))
     progress = _loop(
       configs, options, step, evaluator, base, progress, setup, saved, logs, parallel

@@ -156,6 +156,11 @@ def _facts(
 
 
 def _fact(value: Any) -> str:
+  if isinstance(value, Mapping) and "splits" in value:
+    return "; ".join(
+      f"{name} {split['kept']:,} examples, {split['trained_tokens']:,} trained tokens"
+      for name, split in value["splits"].items()
+    )
   if isinstance(value, Mapping):
     return ", ".join(f"{key} {item}" for key, item in grid.flatten(value).items())
   return f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else str(value)

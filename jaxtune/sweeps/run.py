@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dic
   Returns:
     Each trial's result, best first, with its "trial" name, "settings" and "folder".
   """
-  began, workdir = time.perf_counter(), Path(workdir)
+  workdir = Path(workdir)
   names, settings, configs = expand(config)
   folders = [workdir / "trials" / name for name in names]
   members, setups = plan.groups(configs), _prepare(configs)
@@ -59,10 +58,7 @@ def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dic
     metric=metric,
     base_parameters=results[0]["base_parameters"],
     config=configs_.complete(_without_sweep(config)),
-    notes={
-      "compiled programs": len(members),
-      "seconds of this call": round(time.perf_counter() - began, 1),
-    },
+    notes={"compiled programs": len(members)},
   )
   metric = table.choose_metric(results, metric)
   return sorted(results, key=lambda result: _order(result, metric))

@@ -303,6 +303,7 @@ def save(pretrained: Pretrained, params: Any, folder: Path, dtype: str = "float3
   save_file(tensors, new / "model.safetensors", {"format": "pt"})
   (new / "model.safetensors").chmod(0o644)  # the library makes it readable to its owner alone
   hf_config = pretrained.hf_config | {"dtype": dtype}
+  hf_config.pop("torch_dtype", None)  # the older name of the same
   hf_config.setdefault(
     "architectures", ["GPT2LMHeadModel" if pretrained.family == "gpt2" else "LlamaForCausalLM"]
   )

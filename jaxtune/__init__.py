@@ -8,16 +8,16 @@ results = jaxtune.sweep(config, "runs/quickstart")
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
+
+__all__ = [
+  "Run", "complete", "evaluate", "export_run", "fit", "load_config", "load_run", "plan", "sweep",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-  """Imports the functions of `jaxtune.api` when they are first asked for."""
-  if name.startswith("_"):
-    raise AttributeError(name)
-  import importlib
-
-  api = importlib.import_module("jaxtune.api")
-  if name in api.__all__:
-    return getattr(api, name)
+  """Imports `jaxtune.api` when one of its functions is first asked for."""
+  if name in __all__:
+    return getattr(importlib.import_module("jaxtune.api"), name)
   raise AttributeError(f"module 'jaxtune' has no attribute {name!r}")

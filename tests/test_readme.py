@@ -1,10 +1,14 @@
 """The README's Python runs as it stands, and its commands name things that exist."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import jaxtune
+import jaxtune.api
 from jaxtune.assets import TINY
 from jaxtune.main import parser
 
@@ -30,6 +34,15 @@ def test_commands_parse(command):
   assert all(item.startswith("--config.") for item in rest)
   for path in re.findall(r"(?:configs|jaxtune)/[\w/.]+", command):
     assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("module", ["runs", "train", "config", "preflight", "api"])
+def test_every_module_can_be_imported_first(module):
+  subprocess.run([sys.executable, "-c", f"import jaxtune.{module}"], check=True)
+
+
+def test_the_package_offers_the_api():
+  assert jaxtune.__all__ == jaxtune.api.__all__
 
 
 def test_links_lead_somewhere():

@@ -17,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
   options, rest = parser().parse_known_args(arguments)
   logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it logs is also raised
   os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # that there is no PyTorch is no news
   try:
     options.command(options, rest)
   except UserError as error:

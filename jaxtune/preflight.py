@@ -85,7 +85,8 @@ def check_metric(metric: str, config: dict, setup: train.Setup) -> None:
   if config["evaluate"]["generate"]:
     known += [f"{names[-1]}_{kind}" for kind in config["evaluate"]["metrics"]]
   if metric not in known:
-    raise UserError(f"no trial will have the metric {metric!r}. {nearest(metric, known)}")
+    text = "" if config["evaluate"]["generate"] else " Those of text need evaluate.generate=True."
+    raise UserError(f"no trial will have the metric {metric!r}. {nearest(metric, known)}{text}")
 
 
 def _longest_completed(options: evaluate.Options, setup: train.Setup) -> int:

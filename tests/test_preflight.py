@@ -1,0 +1,44 @@
+"""What is known before a run: chunk sizes, costs and metrics."""
+
+import pytest
+import setups
+
+from jaxtune import preflight, train
+from jaxtune.errors import UserError
+
+
+@pytest.mark.parametrize(("limit", "chunk"), [(1000, 16), (99, 4), (50, 2), (1, 1)])
+def test_a_chunk_is_halved_until_it_fits(limit, chunk):
+  assert preflight.fit_chunk(16, limit, lambda n: 20 * n) == chunk
+
+
+def test_a_cpu_takes_one_trial_at_a_time_unless_told(llama):
+  setup = setups.make(llama)
+  configs = [setups.complete({"name": "lora"}, {"seed": seed}) for seed in range(3)]
+  assert preflight.choose_chunk(configs, setup) == 1
+  told = [setups.complete({"name": "lora"}, {"train.chunk": 2})]
+  assert preflight.choose_chunk(told, setup) == 2
+
+
+def test_cost_counts_every_layer_and_trial(llama):
+  setup = setups.make(llama)
+  one, two = (
+    preflight.cost([setups.complete({"name": "full"}, {"seed": s}) for s in range(n)], setup)
+    for n in (1, 2)
+  )
+  options = train.Options(**setups.complete({"name": "full"})["train"])
+  tokens = options.batch_size * setup.dataset.train.tokens_NT.shape[1]
+  weights = sum(
+    leaf.size for path, leaf in preflight.tree.flatten(llama.params).items() if "kernel" in path
+  )
+  products = 6 * weights * tokens / 1e9  # forward, and both gradients, of every matrix
+  assert products < one["GFLOP_per_step"] < 2.5 * products
+  assert two["GFLOP_per_step"] == pytest.approx(2 * one["GFLOP_per_step"], rel=0.01)
+  assert one["frozen_MB"] == 0
+
+
+def test_a_metric_that_no_trial_will_have(llama):
+  setup, config = setups.make(llama), setups.complete({"name": "lora"})
+  preflight.check_metric("test_loss", config, setup)
+  with pytest.raises(UserError, match="test_bleu.*test_loss.*evaluate.generate"):
+    preflight.check_metric("test_bleu", config, setup)

@@ -87,6 +87,12 @@ def measure_chunk() -> dict:
   return json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
 
 
+def measure_choices() -> dict:
+  """Times the alternatives that ARCHITECTURE.md chose between, in turns, in ms."""
+  run = [sys.executable, str(HERE / "with_jaxtune.py"), "choices"]
+  return json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+
+
 def versions() -> dict:
   import peft
   import torch
@@ -115,11 +121,19 @@ included. The script says the rest; run it to get your own figures.
 
 Below 1 jaxtune is faster, or smaller. Trials side by side in one vmap, ms of a trial's update in a
 group of 16: {chunks}. The default on this backend is {default}.
+
+Choices that ARCHITECTURE.md names, median ms in turns (attention with its gradient):
+
+{choices}
 """
 
 
 def write(results: dict) -> None:
   step, group = results["step"], results["group"]
+  choices = "\n".join(
+    f"- {what}: " + ", ".join(f"{name} {ms}" for name, ms in row.items())
+    for what, row in results["choices"].items()
+  )
   chunks = ", ".join(f"{n} at a time {ms} ms" for n, ms in results["chunk"].items())
   text = TEXT.format(
     **results["versions"],
@@ -127,7 +141,7 @@ def write(results: dict) -> None:
     peak_ours=step["peak_MB"]["jaxtune"], peak_theirs=step["peak_MB"]["peft"],
     peak_ratio=round(step["peak_MB"]["jaxtune"] / step["peak_MB"]["peft"], 2),
     group_ours=group["seconds"]["jaxtune"], group_theirs=group["seconds"]["peft"],
-    group_ratio=group["ratio"], chunks=chunks,
+    group_ratio=group["ratio"], chunks=chunks, choices=choices,
     default="1" if results["versions"]["device"] == "cpu" else "all of them",
   )  # fmt: skip
   (HERE / "README.md").write_text(text)
@@ -135,11 +149,16 @@ def write(results: dict) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--only", choices=("step", "group", "chunk"))
+  parser.add_argument("--only", choices=("step", "group", "chunk", "choices"))
   only = parser.parse_args().only
   path = HERE / "results.json"
   results = json.loads(path.read_text()) if only and path.exists() else {}
-  measures = {"step": measure_step, "chunk": measure_chunk, "group": measure_group}
+  measures = {
+    "step": measure_step,
+    "chunk": measure_chunk,
+    "choices": measure_choices,
+    "group": measure_group,
+  }
   for name, measure in measures.items():
     if only in (None, name):
       print(f"measuring {name} ...", flush=True)

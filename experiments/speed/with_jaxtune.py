@@ -101,5 +101,54 @@ def chunk() -> None:
   print(json.dumps(found))
 
 
+def alternate(runs: dict, rounds: int = 12) -> dict:
+  """Calls functions in turns; returns each one's median ms, without its first call."""
+  times: dict = {name: [] for name in runs}
+  for _ in range(rounds):
+    for name, run in runs.items():
+      began = time.perf_counter()
+      jax.block_until_ready(run())
+      times[name].append(1000 * (time.perf_counter() - began))
+  return {name: round(float(np.median(values[1:])), 2) for name, values in times.items()}
+
+
+def choices() -> None:
+  """Prints the ms of what ARCHITECTURE.md chose between: attention's gradient, and remat."""
+  from jaxtune import config, peft, train, update
+  from jaxtune.models import hf
+  from jaxtune.models.layers import Attend
+
+  rng, found = np.random.default_rng(0), {}
+  for batch, length, heads, groups, size in ((8, 96, 6, 3, 32), (4, 128, 12, 12, 64)):
+    q, k, v = (
+      rng.standard_normal((batch, length, n, size)).astype(np.float32)
+      for n in (heads, groups, groups)
+    )
+    mask = np.tril(np.ones((length, length), bool))[None, None].repeat(batch, 0)
+    gradients = {
+      name: jax.jit(jax.grad(lambda *x, f=f, m=mask: (f(*x, m) ** 2).sum(), argnums=(0, 1, 2)))
+      for name, f in (
+        ("ours", Attend().bind({})),
+        ("jax.nn", lambda q, k, v, m: jax.nn.dot_product_attention(q, k, v, mask=m)),
+      )
+    }
+    runs = {name: partial(f, q, k, v) for name, f in gradients.items()}
+    found[f"attention {batch}x{length}, {heads}/{groups} heads of {size}"] = alternate(runs)
+  tiny, runs = dict(sweep_config().model.to_dict()), {}
+  tokens = rng.integers(0, 4096, (1, 16, 128)).astype(np.int32)
+  batch = {"tokens": tokens, "mask": tokens >= 0, "weights": np.ones(tokens.shape, np.float32)}
+  for remat in (True, False):
+    full = config.complete({
+      "model": tiny | {"remat": remat}, "data": {"train": ""}, "method": {"name": "full"}
+    })  # fmt: skip
+    pretrained = hf.load(**full["model"])
+    setup = train.Setup(pretrained, peft.find_sites(pretrained.model), None, "")
+    state, base = train.start(full, setup)
+    go = jax.jit(partial(update.update, train.make_program(full, setup, False)))
+    runs["rematerialised" if remat else "stored"] = partial(go, state, base, batch)
+  found["full update, bundled model, 16x128"] = alternate(runs)
+  print(json.dumps(found))
+
+
 if __name__ == "__main__":
-  {"step": step, "group": group, "chunk": chunk}[sys.argv[1]](*sys.argv[2:])
+  {"step": step, "group": group, "chunk": chunk, "choices": choices}[sys.argv[1]](*sys.argv[2:])

@@ -26,7 +26,7 @@ def loss(forward: Callable, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]
   chosen = targets_BT[..., None] == jnp.arange(logits_BTV.shape[-1])[None, None]
   picked_BT = jnp.sum(jnp.where(chosen, logits_BTV, 0.0), -1)
   nll_BT = jax.nn.logsumexp(logits_BTV, -1) - picked_BT
-  correct_BT = picked_BT >= logits_BTV.max(-1)  # a plain maximum: argmax is slow on a CPU
+  correct_BT = picked_BT >= logits_BTV.max(-1)  # needs no argmax
   return (nll_BT * weights_BT).sum(), {
     "weight": weights_BT.sum(),
     "correct": (correct_BT * weights_BT).sum(),

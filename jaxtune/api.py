@@ -220,7 +220,10 @@ def plan(config: Any) -> str:
       preflight.check_options(completed[i], devices=False)
       preflight.check(completed[i], setup)
     rows = plans.targets(
-      setups.make_methods(first, setup.pretrained.fresh), setup.sites, setup.pretrained.params
+      setups.make_methods(first, setup.pretrained.fresh),
+      setup.sites,
+      setup.pretrained.params,
+      setups.tokenizing(setup.pretrained),
     )
     cost = preflight.cost([completed[i] for i in group], setup)
     parts += [

@@ -163,7 +163,10 @@ def complete_method(section: dict, path: str = "method") -> dict:
       )
       for key, part in options.items()
     }
-  return {"name": name} | _complete_section(path, options, peft.constructor(name), set())
+  start = options.pop("start", None)
+  _check_type(f"{path}.start", start, str | None)
+  full = _complete_section(path, options, peft.constructor(name), set())
+  return {"name": name, "start": start} | full
 
 
 def _complete_section(section: str, given: dict, owner: Any, supplied: set[str]) -> dict:

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtune import tree
 from jaxtune.errors import UserError, nearest
 
 SCHEDULES = ("constant", "linear", "cosine")
 NAMES = ("adamw", "lion", "sgd")
-NUMBERS = ("learning_rate", "warmup", "weight_decay")
+NUMBERS = ("learning_rate", "warmup", "weight_decay", "head_ratio")
+HEADS = ("head/", "pooler/")  # where the weights of a task's head are
 UNDECAYED = ("bias", "scale", "down_bias", "up_bias")
 
 
@@ -25,6 +27,7 @@ def make(
   schedule: str = "linear",
   warmup: int = 0,
   weight_decay: float = 0.0,
+  head_ratio: float = 1.0,
   clip: float | None = 1.0,
   b1: float = 0.9,
   b2: float = 0.999,
@@ -33,12 +36,13 @@ def make(
   """Makes an elementwise optimizer: padded trials stay equal to their solo runs.
 
   Args:
-    numbers: traced values that replace learning_rate, warmup and weight_decay.
+    numbers: traced values that replace learning_rate, warmup, weight_decay and head_ratio.
     steps: of the whole run, at whose end "linear" and "cosine" reach zero.
     name: "adamw", "lion" or "sgd" (with momentum b1).
     learning_rate: the peak.
     warmup: steps of linear warm-up from zero.
     weight_decay: decoupled; not applied to biases and norm scales.
+    head_ratio: learning rate of a task's head, over that of everything else; see `scale`.
     clip: largest global norm of the gradient; None for none.
   """
   if name not in NAMES:
@@ -61,6 +65,23 @@ def make(
     ),
   }[name]()
   return rule if clip is None else optax.chain(optax.clip_by_global_norm(clip), rule)
+
+
+def scale(changes: Any, hyper: Any, head_ratio: Any) -> Any:
+  """Multiplies an update where a learning rate is another: of a head, and of a method's "rate:X".
+
+  Weight decay is scaled with it, as in an optimizer with groups of parameters.
+  """
+  rates = tree.flatten(hyper)
+  flat = tree.flatten(changes)
+  for path, change in flat.items():
+    place, _, name = path.removeprefix("peft/").rpartition("/")
+    rate = rates.get(f"{place}/rate:{name}")
+    if path.startswith("params/") and path.removeprefix("params/").startswith(HEADS):
+      rate = head_ratio
+    if rate is not None:
+      flat[path] = change * rate.reshape(rate.shape + (1,) * (change.ndim - rate.ndim))
+  return {"params": {}, "peft": {}} | tree.unflatten(flat)
 
 
 def _decay(schedule: str, count, warmup, steps: int):

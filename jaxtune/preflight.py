@@ -12,7 +12,7 @@ import jax
 from jaxtune import data, generate, objectives, optim, peft, programs, sharding, train, tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluators import evaluate, metrics
-from jaxtune.setup import Setup, find_objective, make_methods
+from jaxtune.setup import Setup, find_objective, make_methods, tokenizing
 
 
 def check_options(config: dict, devices: bool = True) -> None:
@@ -92,7 +92,8 @@ def check(config: dict, setup: Setup) -> None:
       f"sequences of {longest} tokens and a prefix of {prefix} exceed the model's {positions} "
       "positions; lower data.max_length, evaluate.max_new_tokens or method.length"
     )
-  make = lambda params: peft.init(jax.random.key(0), methods, setup.sites, params)
+  tokenize = tokenizing(setup.pretrained)
+  make = lambda params: peft.init(jax.random.key(0), methods, setup.sites, params, tokenize)
   jax.eval_shape(make, setup.pretrained.params)
 
 

@@ -10,14 +10,16 @@ import jax.numpy as jnp
 
 from jaxtune import data, optim, peft, sharding, tree, update
 from jaxtune.evaluators import compare, evaluate
-from jaxtune.setup import Setup, find_objective, make_methods
+from jaxtune.setup import Setup, find_objective, make_methods, tokenizing
 
 
 def start(config: dict, setup: Setup) -> tuple[update.State, Any]:
   """Makes a trial's first state, and the base that stays frozen."""
   methods = make_methods(config, setup.pretrained.fresh)
   key = jax.random.key(config["seed"])
-  tuned, hyper, base = peft.init(key, methods, setup.sites, setup.pretrained.params)
+  tuned, hyper, base = peft.init(
+    key, methods, setup.sites, setup.pretrained.params, tokenizing(setup.pretrained)
+  )
   tuned = tuned | {"params": redraw(key, tuned["params"], setup.pretrained.fresh)}
   numbers = {name: jnp.asarray(config["optim"][name], jnp.float32) for name in optim.NUMBERS}
   optimizer = optim.make(numbers, config["train"]["steps"], **config["optim"]).init(tuned)
@@ -44,6 +46,7 @@ def make_program(config: dict, setup: Setup, dropout: bool) -> update.Program:
     make_methods(config, setup.pretrained.fresh),
     partial(objective.loss, **options),
     lambda numbers: optim.make(numbers, config["train"]["steps"], **config["optim"]),
+    config["train"]["steps"],
     dropout,
   )
 

@@ -77,11 +77,12 @@ def begin(folders: list[Path], configs: list[dict]) -> None:
 
 
 def finish(
-  folder: Path, config: dict, setup, *, tuned, judged, untuned, evaluator,
+  folder: Path, config: dict, setup, *, tuned, hyper, judged, untuned, evaluator,
   best_step: int, seconds: float, group: int,
 ) -> dict:  # fmt: skip
   """Writes a trial's weights, predictions and result; returns the result."""
-  flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(tuned).items()}
+  flat = {path: np.asarray(x) for path, x in tree.flatten(tuned | {"hyper": hyper}).items()}
+  methods = setup_.make_methods(config, setup.pretrained.fresh)
   record = {
     "base": setup.fingerprint, "config": config, "labels": setup.dataset.labels,
     "stop_tokens": evaluator.stop_tokens,
@@ -101,7 +102,7 @@ def finish(
     write_atomically(folder / "predictions.jsonl", lines)
   result = {
     "method": config["method"]["name"],
-    "trained_parameters": sum(leaf.size for leaf in flat.values()),
+    "trained_parameters": count_trained(methods, tuned, hyper),
     "base_parameters": tree.size(setup.pretrained.params),
     "base": untuned.base.metrics,
     "final": judged.metrics,
@@ -117,6 +118,12 @@ def finish(
   }
   write_atomically(folder / "result.json", json.dumps(result, indent=2, default=str))
   return result
+
+
+def count_trained(methods: tuple, tuned: Any, hyper: Any) -> int:
+  """Counts trained numbers, without those that only pad a layer to the size of another."""
+  padding = sum(int(m.unused(peft.own(m, tuned["peft"]), peft.own(m, hyper))) for m in methods)
+  return tree.size(tuned) - padding
 
 
 def _mixture(split: Any, options: dict) -> dict:
@@ -183,13 +190,14 @@ def load(folder: str | Path) -> Run:
     )
   methods = setup_.make_methods(config, pretrained.fresh)
   sites = peft.find_sites(pretrained.model)
-  key = jax.random.key(config["seed"])
-  tuned, hyper, base = peft.init(key, methods, sites, pretrained.params)
-  missing = {*tree.flatten(tuned)} ^ {*flat}
+  tokenize = setup_.tokenizing(pretrained)
+  make = lambda params: peft.init(jax.random.key(0), methods, sites, params, tokenize)
+  tuned, hyper, _ = jax.eval_shape(make, pretrained.params)
+  missing = {*tree.flatten(tuned | {"hyper": hyper})} ^ {*flat}
   if missing:
     raise UserError(f"{path} does not fit its configuration: {sorted(missing)[:3]}")
-  tuned = {"params": {}, "peft": {}} | tree.unflatten(
-    {k: jax.numpy.asarray(v) for k, v in flat.items()}
-  )
+  trees = tree.unflatten({name: jax.numpy.asarray(x) for name, x in flat.items()})
+  hyper, tuned = trees.pop("hyper", {}), {"params": {}, "peft": {}} | trees
+  _, base = peft.split(methods, pretrained.params)
   labels, stops = tuple(record["labels"]), tuple(record["stop_tokens"])
   return Run(folder, config, pretrained, methods, base, tuned, hyper, labels, stops)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxtune import data, objectives, peft, tree
@@ -81,6 +82,13 @@ def make_methods(config: dict, fresh: tuple[str, ...] = ()) -> tuple[peft.Method
   if any(config["regularize"].values()):
     methods += (regularize.method(**config["regularize"]),)
   return methods
+
+
+def tokenizing(pretrained: hf.Pretrained) -> Callable | None:
+  """Returns the model's (text) -> token ids, without special tokens; None without a tokenizer."""
+  if pretrained.tokenizer is None:
+    return None
+  return lambda text: pretrained.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def find_objective(config: dict) -> tuple[Any, dict]:

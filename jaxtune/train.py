@@ -93,7 +93,7 @@ def run(
   datasets = [one.dataset for one in setups]
   parallel = sharding.make(options.parallel, options.mesh)
   started = [programs.start(config, setup) for config in configs]
-  shapes = [jax.eval_shape(lambda s=s: s.tuned) for s, _ in started]
+  shapes = [jax.eval_shape(lambda s=s: (s.tuned, s.hyper)) for s, _ in started]
   base = parallel.put_shared(started[0][1])
   states = tree.stack([state for state, _ in started])
   del started
@@ -115,10 +115,10 @@ def run(
   fits = fitted(evaluator, pairs, base, datasets)
   judged = [one._replace(metrics=fit | one.metrics) for one, fit in zip(judged, fits, strict=True)]
   seconds = time.perf_counter() - began
+  own = [tree.crop(jax.tree.map(lambda x, e=e: x[e], pairs), shapes[e]) for e in range(len(shapes))]
   return [
     runs.finish(
-      folders[e], configs[e], setups[e],
-      tuned=tree.crop(jax.tree.map(lambda x, e=e: x[e], final), shapes[e]),
+      folders[e], configs[e], setups[e], tuned=own[e][0], hyper=own[e][1],
       judged=judged[e], untuned=bases[e], evaluator=evaluator, best_step=int(progress.best_step[e]),
       seconds=seconds / len(configs), group=len(configs),
     )

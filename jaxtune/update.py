@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxtune import peft
+from jaxtune import optim, peft
 
 # What of a batch a model reads; the rest is the objective's.
 INPUTS = ("tokens", "mask", "segments", "types", "inputs", "inputs_mask")
@@ -23,8 +23,8 @@ class State(NamedTuple):
     step: updates done, ().
     seed: of dropout, (); the key of a step is made of seed and step.
     tuned: {"params": trained base leaves, "peft": deltas}, fp32.
-    hyper: the methods' fixed numbers.
-    numbers: the optimizer's numbers (learning_rate, warmup, weight_decay).
+    hyper: the methods' numbers that no gradient trains.
+    numbers: the optimizer's numbers, `optim.NUMBERS`.
     optimizer: the optax state.
   """
 
@@ -44,6 +44,7 @@ class Program(NamedTuple):
     methods: from `peft.build`.
     objective: (forward, batch) -> (losses (B,), {"weight": (B,), ...}), sums of each row.
     make_optimizer: (numbers) -> optax transformation.
+    steps: of the whole run.
     dropout: whether any trial drops anything.
     predict: (forward, batch) -> arrays (B, ...) that tell what is predicted; None: text is
       generated instead.
@@ -53,6 +54,7 @@ class Program(NamedTuple):
   methods: tuple
   objective: Callable
   make_optimizer: Callable
+  steps: int
   dropout: bool = False
   predict: Callable | None = None
 
@@ -120,14 +122,43 @@ def update(program: Program, state: State, base, batch, axis: str | None = None)
   (loss_sum, sums), gradients = total
   weight = jnp.maximum(sums["weight"], 1e-6)
   gradients = jax.tree.map(lambda g: g / weight, gradients)
+  gradients = _penalised(program.methods, gradients, state)
   changes, optimizer = program.make_optimizer(state.numbers).update(
     gradients, state.optimizer, state.tuned
   )
+  changes = optim.scale(changes, state.hyper, state.numbers["head_ratio"])
   metrics = {
     "loss": loss_sum / weight,
     "accuracy": sums["correct"] / weight,
     "tokens": sums["weight"],
     "grad_norm": optax.tree.norm(gradients),
   }
-  tuned = optax.apply_updates(state.tuned, changes)
-  return state._replace(step=state.step + 1, tuned=tuned, optimizer=optimizer), metrics
+  state = state._replace(
+    step=state.step + 1, tuned=optax.apply_updates(state.tuned, changes), optimizer=optimizer
+  )
+  return _adjusted(program, state, gradients), metrics
+
+
+def _penalised(methods, gradients, state: State):
+  """Adds the gradients of the methods' penalties."""
+
+  def penalty(deltas):
+    own = lambda m: (peft.own(m, deltas), peft.own(m, state.hyper))
+    return sum(m.penalty(*own(m)) for m in methods if m.penalty is not None)
+
+  if all(m.penalty is None for m in methods):
+    return gradients
+  added = jax.grad(penalty)(state.tuned["peft"])
+  return gradients | {"peft": jax.tree.map(jnp.add, gradients["peft"], added)}
+
+
+def _adjusted(program: Program, state: State, gradients) -> State:
+  """Lets methods change their own arrays after an update."""
+  for m in program.methods:
+    if m.adjust is not None:
+      trees = (state.tuned["peft"], gradients["peft"], state.hyper)
+      trained, fixed = m.adjust(state.step, program.steps, *(peft.own(m, x) for x in trees))
+      deltas = peft.replace(m, state.tuned["peft"], trained)
+      tuned, hyper = state.tuned | {"peft": deltas}, peft.replace(m, state.hyper, fixed)
+      state = state._replace(tuned=tuned, hyper=hyper)
+  return state

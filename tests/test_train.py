@@ -197,9 +197,10 @@ def test_a_run_and_its_folder(tmp_path):
 
   run = runs.load(folder)
   flat = load_file(folder / "tuned.safetensors")
-  assert {*tree.flatten(run.tuned["peft"])} == {name.removeprefix("peft/") for name in flat}
-  for name, leaf in tree.flatten(run.tuned["peft"]).items():
-    np.testing.assert_array_equal(leaf, flat["peft/" + name])
+  held = tree.flatten({"peft": run.tuned["peft"], "hyper": run.hyper})
+  assert held.keys() == flat.keys()
+  for name, leaf in held.items():
+    np.testing.assert_array_equal(leaf, flat[name])
   assert tree.fingerprint(run.pretrained.params) == setup.fingerprint
 
   again, _ = go(tmp_path, setup, config)  # nothing is left to do but to judge

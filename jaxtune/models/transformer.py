@@ -191,6 +191,7 @@ class Trunk(nn.Module):
     self.layers = nn.scan(
       nn.remat(Block, prevent_cse=False) if c.remat else Block,
       variable_axes={"params": 0, "peft": 0, "hyper": 0},
+      variable_broadcast="shared",
       split_rngs={"params": True, "dropout": True},
       in_axes=(0, 0, nn.broadcast),
       length=c.layers,

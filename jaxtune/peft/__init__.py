@@ -48,31 +48,65 @@ class Site(NamedTuple):
     return () if self.layers is None else (self.layers,)
 
 
+class Frozen(NamedTuple):
+  """What a method may read of the frozen model when it draws its first arrays.
+
+  Attributes:
+    weight: (path of a leaf) -> its weights in fp32, (L, ...) where it is scanned over layers.
+    tokenize: (text) -> token ids, without special tokens; None for a model without a tokenizer.
+  """
+
+  weight: Callable
+  tokenize: Callable | None = None
+
+
 class Method(NamedTuple):
   """One way of fine-tuning, as a few pure functions.
 
+  Below, `trained` and `fixed` are the method's own arrays, {site path: {array name: array}}; every
+  array of a scanned site has the leading axis L. Two names of fixed arrays have a meaning of their
+  own: "rate:X" multiplies the learning rate of the trained array X, and "shared:X" has no layer
+  axis, so that all layers read the one array.
+
   Attributes:
     name: the key it owns at each of its sites.
-    init: (key, sites) -> (trained arrays, fixed numbers), each {site path: {array name: array}}.
-    intercept: (module, trained, fixed, next_fn, *args) -> output; wraps a module's call.
+    kind: the name of its module in `jaxtune.peft`; a stack may have renamed the method.
+    init: (key, sites, frozen) -> (trained, fixed).
+    intercept: (module, trained, fixed, next_fn, *args) -> output, with one site's arrays of one
+      layer; wraps the module's call.
     moves: says whether the base leaf at a path is trained in place (full, BitFit).
-    realise: (trained tree) -> the tree that `intercept` reads; drops a reparametrisation.
-    merge: (base, trained, fixed) -> base with the delta added in fp32; None if it is no delta.
+    place: (params, trained, fixed) -> params that the forward pass reads, of the same shapes
+      (last layers).
+    realise: (trained) -> the trained arrays that `intercept` reads; drops a reparametrisation.
+    merge: (params, trained, fixed) -> params with the delta added in fp32; None if it is no delta.
+    penalty: (trained, fixed) -> what is added to the mean loss (AdaLoRA).
+    adjust: (step, steps, trained, gradients, fixed) -> (trained, fixed) after each update, where
+      `steps` is the run's length (AdaLoRA).
+    slots: (fixed) -> mask (P,) of the tokens that stand before a decoder's text, or None (prompts).
+    unused: (trained, fixed) -> how many trained numbers are padding, the same in every trial.
     numbers: options that are arrays, so that one program trains trials that differ in them.
     patterns: the targets asked for, each of which must hit a site.
     positions: how many of the model's positions it takes (prefix length).
+    start: folder of an adapter, or of a run, to train on from; None for a fresh start.
     options: the options it was made with, as export and reports need them.
   """
 
   name: str
-  init: Callable = lambda key, sites: ({}, {})
+  kind: str = ""
+  init: Callable = lambda key, sites, frozen: ({}, {})
   intercept: Callable | None = None
   moves: Callable[[str], bool] | None = None
+  place: Callable | None = None
   realise: Callable = lambda trained: trained
   merge: Callable | None = None
+  penalty: Callable | None = None
+  adjust: Callable | None = None
+  slots: Callable | None = None
+  unused: Callable = lambda trained, fixed: 0
   numbers: tuple[str, ...] = ()
   patterns: tuple[str, ...] = ()
   positions: int = 0
+  start: str | None = None
   options: dict = {}
 
 
@@ -96,7 +130,8 @@ def build(section: dict) -> tuple[Method, ...]:
       for key, part in options.items()
       for method in build({"name": key, **part})
     )
-  return (constructor(kind)(**options),)
+  start = options.pop("start", None)
+  return (constructor(kind)(**options)._replace(kind=kind, start=start),)
 
 
 def constructor(kind: str) -> Callable:
@@ -178,37 +213,56 @@ def draw_columns(sample: Callable, key, count: int):
   return jnp.moveaxis(jax.vmap(sample)(keys), 0, -1)
 
 
-def init(key, methods: tuple[Method, ...], sites: dict[str, Site], params: Any):
+def split(methods: tuple[Method, ...], params: Any) -> tuple[dict, dict]:
+  """Splits the weights into (those that methods train in place, those that stay frozen)."""
+  return tree.partition(
+    params, lambda path: any(m.moves is not None and m.moves(path) for m in methods)
+  )
+
+
+def init(
+  key,
+  methods: tuple[Method, ...],
+  sites: dict[str, Site],
+  params: Any,
+  tokenize: Callable | None = None,
+):
   """Makes the trained tree, the fixed numbers and the base that stays frozen.
+
+  Args:
+    tokenize: (text) -> token ids, for prompts that start from a text.
 
   Returns:
     (tuned, hyper, base): tuned["params"] holds the leaves the methods move, in fp32; `base` the
     others, not copied.
   """
-  moved = tree.partition(
-    params, lambda path: any(m.moves is not None and m.moves(path) for m in methods)
-  )
+  moved, base = split(methods, params)
+  flat = tree.flatten(params)
+  frozen = Frozen(lambda path: flat[path].astype(jnp.float32), tokenize)
   deltas, hyper = {}, {}
   modules = {name for path in sites for name in path.split("/")}
   for method in methods:
     # Its arrays could not be told from those of the module's own sites.
     if method.intercept is not None and method.name in modules:
       raise UserError(f"method.{method.name} has the name of a module; expected any other name")
-    if method.moves is not None and not any(map(method.moves, tree.flatten(params))):
+    if method.moves is not None and not any(map(method.moves, flat)):
       raise UserError(
         f"method {method.name!r} finds nothing to train: no leaf of this model is a "
         f"{' or '.join(method.patterns)}"
       )
-    trained, fixed = method.init(site_key(key, method.name), sites)
-    deltas |= {
-      f"{site}/{method.name}/{n}": x for site, xs in trained.items() for n, x in xs.items()
-    }
-    hyper |= {f"{site}/{method.name}/{n}": x for site, xs in fixed.items() for n, x in xs.items()}
+    trained, fixed = method.init(site_key(key, method.name), sites, frozen)
+    deltas |= placed(method, trained)
+    hyper |= placed(method, fixed)
   tuned = {
-    "params": jax.tree.map(lambda x: jnp.array(x, jnp.float32), moved[0]),
+    "params": jax.tree.map(lambda x: jnp.array(x, jnp.float32), moved),
     "peft": tree.unflatten(deltas),
   }
-  return tuned, tree.unflatten(hyper), moved[1]
+  return tuned, tree.unflatten(hyper), base
+
+
+def placed(method: Method, arrays: dict[str, dict]) -> dict[str, Any]:
+  """Returns {path in the tree: array} of a method's {site: {array name: array}}; undoes `own`."""
+  return {f"{site}/{method.name}/{n}": x for site, xs in arrays.items() for n, x in xs.items()}
 
 
 def own(method: Method, deltas: Any) -> dict[str, dict]:
@@ -227,10 +281,14 @@ def realise(methods: tuple[Method, ...], deltas: Any) -> Any:
     before = own(method, deltas)
     after = method.realise(before)
     if after is not before:
-      flat = {p: x for p, x in tree.flatten(deltas).items() if p.split("/")[-2] != method.name}
-      flat |= {f"{s}/{method.name}/{n}": x for s, xs in after.items() for n, x in xs.items()}
-      deltas = tree.unflatten(flat)
+      deltas = replace(method, deltas, after)
   return deltas
+
+
+def replace(method: Method, deltas: Any, arrays: dict[str, dict]) -> dict:
+  """Returns a tree in which a method's part is `arrays`."""
+  flat = {p: x for p, x in tree.flatten(deltas).items() if p.split("/")[-2] != method.name}
+  return tree.unflatten(flat | placed(method, arrays))
 
 
 def apply(model, methods, base, tuned, hyper, *args, rng=None, method=None, **inputs):
@@ -245,10 +303,16 @@ def apply(model, methods, base, tuned, hyper, *args, rng=None, method=None, **in
     rng: a key turns dropout on; None is evaluation.
     method: the model's method to run, by default `__call__`.
   """
+  params = tree.combine(base, tuned["params"])
+  for m in methods:
+    if m.place is not None:
+      params = m.place(params, own(m, tuned["peft"]), own(m, hyper))
+  shared, scanned = tree.partition(hyper, lambda path: "/shared:" in path)
   variables = {
-    "params": tree.combine(base, tuned["params"]),
+    "params": params,
     "peft": realise(methods, tuned["peft"]),
-    "hyper": hyper,
+    "hyper": scanned,
+    "shared": shared,
   }
 
   def hook(next_fn, args, kwargs, context):
@@ -258,7 +322,8 @@ def apply(model, methods, base, tuned, hyper, *args, rng=None, method=None, **in
     for m in methods:
       if module.has_variable("peft", m.name) or module.has_variable("hyper", m.name):
         trained = module.get_variable("peft", m.name, {})
-        fixed = module.get_variable("hyper", m.name, {})
+        fixed = {**module.get_variable("hyper", m.name, {})}
+        fixed |= module.get_variable("shared", m.name, {})
         call = partial(m.intercept, module, trained, fixed, call)
     return call(*args, **kwargs)
 

@@ -69,7 +69,7 @@ def method(
   )
 
 
-def _init(key, sites, *, targets, width, scale, rate, zero_up):
+def _init(key, sites, frozen, *, targets, width, scale, rate, zero_up):
   trained, fixed = {}, {}
   for path, site in peft.match(targets, sites, "Residual").items():
     features = site.output

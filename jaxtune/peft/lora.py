@@ -48,7 +48,7 @@ def method(
   )
 
 
-def _init(key, sites, *, rank, scale, rate, targets):
+def _init(key, sites, frozen, *, rank, scale, rate, targets):
   trained, fixed = {}, {}
   for path, site in peft.match(targets, sites, "Linear").items():
     inputs, outputs = site.inputs[0][-1], site.output

@@ -69,7 +69,7 @@ def method(
   )
 
 
-def _init(key, sites, *, make, length, shift, deviation, places):
+def _init(key, sites, frozen, *, make, length, shift, deviation, places):
   attends = {
     path: site
     for path, site in peft.match(("attend",), sites, "Attend").items()

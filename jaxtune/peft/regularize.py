@@ -26,7 +26,7 @@ def method(dropout: float = 0.0, token_dropout: float = 0.0, neftune: float = 0.
     raise UserError(f"regularize.neftune is {neftune}, expected 0 or more")
   numbers = dict(dropout=dropout, token_dropout=token_dropout, neftune=neftune)
 
-  def init(key, sites):
+  def init(key, sites, frozen):
     fixed = {
       path: {"dropout": jnp.full(site.lead, dropout, jnp.float32)}
       for path, site in sites.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,7 +53,9 @@ def _static_method(section: dict) -> Any:
   return {key: value for key, value in section.items() if key not in method.numbers}
 
 
-def targets(methods: tuple[peft.Method, ...], sites: dict, params: Any) -> list[tuple]:
+def targets(
+  methods: tuple[peft.Method, ...], sites: dict, params: Any, tokenize: Callable | None = None
+) -> list[tuple]:
   """Lists what every pattern of every method hit: the target plan.
 
   Returns:
@@ -61,7 +64,8 @@ def targets(methods: tuple[peft.Method, ...], sites: dict, params: Any) -> list[
   key = jax.random.key(0)
   rows, counted = [], set()
   for method in methods:
-    tuned, _, _ = jax.eval_shape(lambda p, m=method: peft.init(key, (m,), sites, p), params)
+    make = lambda p, m=method: peft.init(key, (m,), sites, p, tokenize)
+    tuned, _, _ = jax.eval_shape(make, params)
     for site, arrays in peft.own(method, tuned["peft"]).items():
       pattern = next((p for p in method.patterns if peft.hits(p, site)), "")
       shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in arrays.items())

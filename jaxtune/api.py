@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import config as configs
-from jaxtune import data, export, generate, preflight, programs, sharding, train
+from jaxtune import data, export, generate, preflight, probe, programs, sharding, train
 from jaxtune import setup as setups
 from jaxtune.config import load_config
 from jaxtune.data import show as shows
@@ -46,6 +46,8 @@ def fit(config: Any, workdir: str | Path) -> dict:
   preflight.check_options(full)
   setup = setups.prepare(full)
   preflight.check(full, setup)
+  probe.check(full, setup)
+  print(plans.describe(full, setup))
   base = programs.evaluate_base(full, setup)
   return train.run([full], [workdir], [setup], [base], workdir / "checkpoints")[0]
 
@@ -219,16 +221,10 @@ def plan(config: Any) -> str:
     for i in group:
       preflight.check_options(completed[i], devices=False)
       preflight.check(completed[i], setup)
-    rows = plans.targets(
-      setups.make_methods(first, setup.pretrained.fresh),
-      setup.sites,
-      setup.pretrained.params,
-      setups.tokenizing(setup.pretrained),
-    )
     cost = preflight.cost([completed[i] for i in group], setup)
     parts += [
       f"program {number}: {len(group)} trials ({names[group[0]]}{', ...' * (len(group) > 1)})",
-      plans.describe_targets(rows),
+      plans.describe(first, setup),
       data.describe(setup.dataset),
       json.dumps(cost, indent=2),
     ]

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from jaxtune import optim, peft
+from jaxtune.setup import Setup, make_methods, tokenizing
 
 # Options of the data that change no shape of a batch: each trial of a group may have its own.
 SHARES = ("mixture", "temperature", "cap")
@@ -75,6 +76,13 @@ def targets(
         rows.append((method.name, "moved", path, str(tuple(leaf.shape)), leaf.size))
       counted.add(path)
   return rows
+
+
+def describe(config: dict, setup: Setup) -> str:
+  """Lays out what a config would train."""
+  methods = make_methods(config, setup.pretrained.fresh)
+  params, tokenize = setup.pretrained.params, tokenizing(setup.pretrained)
+  return describe_targets(targets(methods, setup.sites, params, tokenize))
 
 
 def describe_targets(rows: list[tuple]) -> str:

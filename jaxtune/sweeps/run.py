@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune import config as configs_
-from jaxtune import data, preflight, programs, train
+from jaxtune import data, preflight, probe, programs, train
 from jaxtune.checkpoint import write_atomically
 from jaxtune.errors import UserError
 from jaxtune.evaluators import compare, metrics
@@ -38,12 +38,18 @@ def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dic
     preflight.check_metric(metric, configs[0], setups[0])
   bases: dict[str, compare.Untuned] = {}
   write_atomically(workdir / "config.json", configs_.to_json(configs_.to_dict(config)))
-  for number, group in enumerate(members, 1):
-    if not _interrupted([configs[i] for i in group], workdir):
-      group = [i for i in group if not done[i]]
+  going = [_interrupted([configs[i] for i in group], workdir) for group in members]
+  waiting = [
+    [i for i in group if resumed or not done[i]]
+    for group, resumed in zip(members, going, strict=True)
+  ]
+  for group in filter(None, waiting):
+    probe.check(configs[group[0]], setups[group[0]])
+  for number, group in enumerate(waiting, 1):
     if not group:
       continue
     print(f"program {number} of {len(members)}: {len(group)} trials, {names[group[0]]} ...")
+    print(plan.describe(configs[group[0]], setups[group[0]]))
     keys = {_judged(configs[i]): i for i in reversed(group)}
     new = {key: i for key, i in keys.items() if key not in bases}
     if new:

@@ -1,0 +1,37 @@
+"""Before a run, everything that is to be trained is seen to reach the loss."""
+
+import jax.numpy as jnp
+import pytest
+import setups
+
+from jaxtune import peft, probe, tree
+from jaxtune.errors import UserError
+
+STACK = {"name": "stack", "lora": {}, "prefix": {"length": 3}, "adapter": {"width": 4}}
+
+
+def test_a_stack_passes(llama):
+  probe.check(setups.complete(STACK), setups.make(llama))
+
+
+def test_an_array_that_is_not_read_is_named(llama, monkeypatch):
+  """A site that the model does not call in this way, as a misspelt one would be."""
+  setup, config = setups.make(llama), setups.complete({"name": "lora"})
+  lora = peft.build({"name": "lora"})[0]
+
+  def stray(*args):
+    trained, fixed = lora.init(*args)
+    return trained | {"trunk/nowhere": {"a": jnp.ones(3)}}, fixed
+
+  methods = (lora._replace(init=stray),)
+  monkeypatch.setattr("jaxtune.programs.make_methods", lambda *_: methods)
+  with pytest.raises(UserError, match="trunk/nowhere/lora/a: it would be trained in vain"):
+    probe.check(config, setup)
+
+
+def test_weights_that_are_not_finite_are_named(llama):
+  flat = dict(tree.flatten(llama.params))
+  flat["trunk/norm/scale"] = flat["trunk/norm/scale"] * jnp.nan
+  setup = setups.make(llama._replace(params=tree.unflatten(flat)))
+  with pytest.raises(UserError, match="not finite in trunk/norm/scale"):
+    probe.check(setups.complete({"name": "lora"}), setup)

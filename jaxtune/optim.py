@@ -15,7 +15,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 NAMES = ("adamw", "lion", "sgd")
 NUMBERS = ("learning_rate", "warmup", "weight_decay", "head_ratio")
 HEADS = ("head/", "pooler/")  # where the weights of a task's head are
-UNDECAYED = ("bias", "scale", "down_bias", "up_bias")
+UNDECAYED = ("bias", "scale", "down_bias", "up_bias", "l", "l_in")
 
 
 def make(

@@ -1,0 +1,70 @@
+"""IA3: activations are rescaled by trained vectors that start at one (Liu et al. 2022, sec. 3.3).
+
+Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning: keys become
+l_k * K, values l_v * V, and the hidden layer of the feed-forward network l_ff * act(W_1 x).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax.numpy as jnp
+
+from jaxtune import peft, tree
+from jaxtune.errors import UserError
+from jaxtune.models.layers import lift
+
+
+def method(
+  targets: tuple[str, ...] = ("k_proj", "v_proj"), feedforward: tuple[str, ...] = ("down_proj",)
+) -> peft.Method:
+  """Multiplies outputs of some linear layers, and inputs of others, by trained vectors.
+
+  Args:
+    targets: of the vectors l, y = l * (W x + b): regular expressions, matched against the end of
+      the path of Linear sites. The defaults also hit an encoder-decoder's cross-attention.
+    feedforward: of the vectors l_in, y = W (l_in * x) + b, in the same way. Either may be empty.
+
+  All vectors start at one, so that training starts from the base, and are exempt from weight decay.
+  """
+  if not targets and not feedforward:
+    raise UserError("method.targets and method.feedforward are empty: expected one target at least")
+  return peft.Method(
+    "ia3",
+    init=partial(_init, targets=targets, feedforward=feedforward),
+    intercept=_intercept,
+    merge=_merge,
+    patterns=(*targets, *feedforward),
+    options=dict(targets=tuple(targets), feedforward=tuple(feedforward)),
+  )
+
+
+def _init(key, sites, frozen, *, targets, feedforward):
+  hit = lambda patterns: peft.match(patterns, sites, "Linear") if patterns else {}
+  outputs, inputs = hit(targets), hit(feedforward)
+  if both := outputs.keys() & inputs.keys():
+    raise UserError(
+      f"{min(both)} is hit by method.targets and by method.feedforward; expected one of them"
+    )
+  trained = {path: {"l": jnp.ones((*s.lead, s.output))} for path, s in outputs.items()}
+  trained |= {p: {"l_in": jnp.ones((*s.lead, s.inputs[0][-1]))} for p, s in inputs.items()}
+  return trained, {}
+
+
+def _intercept(module, trained, fixed, next_fn, x):
+  if "l_in" in trained:
+    return next_fn(x * lift(trained["l_in"].astype(x.dtype), x))
+  y = next_fn(x)
+  return y * lift(trained["l"].astype(y.dtype), y)
+
+
+def _merge(params, trained, fixed):
+  flat = tree.flatten(params)
+  for site, vectors in trained.items():
+    if "l_in" in vectors:
+      flat[f"{site}/kernel"] *= vectors["l_in"][..., :, None]
+      continue
+    flat[f"{site}/kernel"] *= vectors["l"][..., None, :]
+    if f"{site}/bias" in flat:
+      flat[f"{site}/bias"] *= vectors["l"]
+  return tree.unflatten(flat)

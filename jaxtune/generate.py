@@ -68,6 +68,7 @@ def generate(
     out_BT = jax.lax.dynamic_update_slice_in_dim(out_BT, new_B[:, None], n, 1)
     return n + 1, done_B | jnp.isin(new_B, stops), new_B, out_BT, cache
 
+  prompts_BT, mask_BT = make_room(methods, hyper, prompts_BT, mask_BT)
   logits_BV, cache = step(*call(model.start, prompts_BT, mask_BT, max_new_tokens))
   first_B = draw(logits_BV, 0)
   out_BT = jnp.broadcast_to(first_B[:, None], (batch, max_new_tokens))
@@ -75,6 +76,17 @@ def generate(
   going = lambda carry: (carry[0] < max_new_tokens) & ~carry[1].all()
   n, _, last_B, out_BT, _ = jax.lax.while_loop(going, body, carry)
   return jnp.where(jnp.arange(max_new_tokens) < n, out_BT, last_B[:, None])
+
+
+def make_room(methods, hyper, prompts_BT, mask_BT):
+  """Adds slots before each row's first token, for methods that put a prompt of theirs there."""
+  for method in methods:
+    own_P = None if method.slots is None else method.slots(peft.own(method, hyper))
+    if own_P is not None:
+      prompts_BT = jnp.pad(prompts_BT, ((0, 0), (len(own_P), 0)))
+      padding_B1 = prompts_BT.shape[1] - own_P.sum() - mask_BT.sum(1, keepdims=True)
+      mask_BT = jnp.arange(prompts_BT.shape[1])[None] >= padding_B1
+  return prompts_BT, mask_BT
 
 
 def restrict(logits_BV, top_k: int | None, top_p: float | None):

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from jaxtune import tree
 from jaxtune.errors import UserError, nearest
+from jaxtune.models import quantize
 from jaxtune.models.transformer import Trunk
 
 
@@ -34,6 +35,7 @@ class Site(NamedTuple):
     inputs: shapes of its array arguments, for one layer.
     output: the last size of its output, None where it has several outputs.
     layers: L where the module is scanned over layers, else None.
+    config: of a trunk, its `Config`.
   """
 
   path: str
@@ -41,6 +43,7 @@ class Site(NamedTuple):
   inputs: tuple[tuple[int, ...], ...]
   output: int | None
   layers: int | None
+  config: Any = None
 
   @property
   def lead(self) -> tuple[int, ...]:
@@ -160,6 +163,7 @@ def find_sites(model) -> dict[str, Site]:
         tuple(x.shape for x in args if hasattr(x, "shape")),
         output.shape[-1] if hasattr(output, "shape") else None,
         depths[trunk] if scanned else None,
+        context.module.config if isinstance(context.module, Trunk) else None,
       )
     return output
 
@@ -168,13 +172,16 @@ def find_sites(model) -> dict[str, Site]:
   return sites
 
 
-def match(patterns: tuple[str, ...], sites: dict[str, Site], kind: str) -> dict[str, Site]:
-  """Finds the sites of a kind whose path ends in any of the patterns (regular expressions).
+def match(
+  patterns: tuple[str, ...], sites: dict[str, Site], kind: str | tuple[str, ...]
+) -> dict[str, Site]:
+  """Finds the sites of a kind, or of several, whose path ends in any of the regular expressions.
 
   Raises:
     UserError: for a pattern that hits nothing, naming the nearest sites.
   """
-  candidates = {path: site for path, site in sites.items() if site.kind == kind}
+  kinds = (kind,) if isinstance(kind, str) else kind
+  candidates = {path: site for path, site in sites.items() if site.kind in kinds}
   if isinstance(patterns, str):
     raise UserError(f"targets is {patterns!r}; expected a list of patterns: [{patterns!r}]")
   if not patterns:
@@ -184,7 +191,9 @@ def match(patterns: tuple[str, ...], sites: dict[str, Site], kind: str) -> dict[
     chosen = {path: site for path, site in candidates.items() if hits(pattern, path)}
     if not chosen:
       names = [*candidates, *(path.rsplit("/", 1)[-1] for path in candidates)]
-      raise UserError(f"target {pattern!r} hits no {kind} site. {nearest(pattern, names)}")
+      raise UserError(
+        f"target {pattern!r} hits no {' or '.join(kinds)} site. {nearest(pattern, names)}"
+      )
     found |= chosen
   return found
 
@@ -238,7 +247,10 @@ def init(
   """
   moved, base = split(methods, params)
   flat = tree.flatten(params)
-  frozen = Frozen(lambda path: flat[path].astype(jnp.float32), tokenize)
+  frozen = Frozen(partial(quantize.weight, flat), tokenize)
+  prompts = [method.name for method in methods if method.slots is not None]
+  if len(prompts) > 1:
+    raise UserError(f"two prompts: {' and '.join(prompts)}; expected at most one, of any length")
   deltas, hyper = {}, {}
   modules = {name for path in sites for name in path.split("/")}
   for method in methods:
@@ -339,7 +351,8 @@ def merge(methods, base, tuned, hyper) -> Any:
   Raises:
     UserError: for a method that is no weight delta (prefix, adapter).
   """
-  params = jax.tree.map(lambda x: x.astype(jnp.float32), tree.combine(base, tuned["params"]))
+  params = quantize.dequantised(tree.combine(base, tuned["params"]))
+  params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   for method in methods:
     trained, fixed = own(method, tuned["peft"]), own(method, hyper)
     if method.merge is None and trained:

@@ -1,0 +1,167 @@
+"""Prompt tuning: trained vectors before the embedded tokens, [P; E(x)] (Lester et al. 2021).
+
+As in PEFT, the vectors are what the model would read of tokens: they take positions 0 .. P-1, real
+tokens P, P+1, ...; learned positions, BERT's token type 0 and the norm of embeddings apply to them,
+Gemma's scale of embeddings does not. In an encoder-decoder the encoder reads them, and the
+decoder attends to their states.
+
+They stand directly before a row's first real token, wherever its padding is, so that windows and
+relative biases count the same distances in every batch. Of the states only those of real tokens
+reach a head: BERT's pooler reads [CLS] here, but the first vector of the prompt in PEFT.
+
+Packed rows have one prompt, which every example sees and is at its positions behind; layers with a
+window count slots, so examples later in a row are further from it than they would be alone.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import peft
+from jaxtune.errors import UserError, nearest
+
+STARTS = ("random", "vocabulary", "text")
+
+
+def method(
+  length: int = 20,
+  initialise: str = "random",
+  text: str | None = None,
+  init_scale: float = 0.5,
+) -> peft.Method:
+  """Puts trained vectors before the text.
+
+  Args:
+    length: P, in virtual tokens; takes as many of the model's positions.
+    initialise: "random", uniform in +-init_scale; "vocabulary", the embeddings of tokens drawn at
+      random; "text", those of the tokens of `text`.
+    text: what the prompt says at the start, repeated or cut to `length` tokens; without special
+      tokens, of which PEFT keeps the tokenizer's own.
+    init_scale: bound of the random start.
+  """
+  check_length(length)
+  if initialise not in STARTS:
+    raise UserError(f"unknown method.initialise {initialise!r}. {nearest(initialise, STARTS)}")
+  if (initialise == "text") != bool(text):
+    raise UserError(
+      f"method.initialise is {initialise!r} and method.text is {text!r}: expected a text with "
+      "initialise = 'text', and only then"
+    )
+  make = partial(_draw, length=length, initialise=initialise, text=text, bound=init_scale)
+  return peft.Method(
+    "prompt",
+    init=partial(init, make=make, length=length),
+    intercept=intercept,
+    slots=slots,
+    numbers=("length", "initialise", "text", "init_scale"),
+    positions=length,
+    options=dict(length=length),
+  )
+
+
+def check_length(length: int) -> None:
+  """Raises UserError for a prompt without tokens."""
+  if length < 1:
+    raise UserError(f"method.length is {length}, expected at least 1")
+
+
+def init(key, sites, frozen, *, make, length):
+  """Makes the arrays of the trunk that reads the prompt, `make(key, trunk's site, frozen)`."""
+  trunks = {path: site for path, site in sites.items() if site.kind == "Trunk"}
+  reader = "encoder" if "encoder" in trunks else "trunk"
+  trained = {reader: make(peft.site_key(key, reader), trunks[reader], frozen)}
+  return trained, {path: {"mask": jnp.ones(length, bool)} for path in trunks}
+
+
+def slots(fixed):
+  """Returns which virtual tokens stand before a decoder's text; None where an encoder reads."""
+  return fixed["trunk"]["mask"] if "trunk" in fixed else None
+
+
+def _draw(key, site, frozen, *, length, initialise, text, bound):
+  width = site.inputs[0][-1]
+  if initialise == "random":
+    sample = lambda k: jax.random.uniform(k, (width,), minval=-bound, maxval=bound)
+    return {"prompt": peft.draw_columns(sample, key, length).T}
+  table_VD = frozen.weight("embed/embedding")
+  if initialise == "vocabulary":
+    sample = lambda k: jax.random.randint(k, (), 0, table_VD.shape[0])
+    ids_P = peft.draw_columns(sample, key, length)
+  else:
+    ids_P = jnp.asarray(_ids(text, frozen.tokenize, length))
+  return {"prompt": table_VD[ids_P] * site.config.embed_scale}
+
+
+def _ids(text, tokenize, length):
+  if tokenize is None:
+    raise UserError("method.initialise is 'text', but the model has no tokenizer to read it with")
+  ids = list(tokenize(text))
+  if not ids:
+    raise UserError(f"method.text is {text!r}, which has no tokens")
+  return (ids * -(-length // len(ids)))[:length]
+
+
+def intercept(module, trained, fixed, next_fn, x_BTD, cache, index, mask_B1TS, encoded, positions):
+  """Wraps a trunk's call: puts the prompt in, or fills the slots that `generate` left for it."""
+  own_P = fixed["mask"]
+  if "prompt" not in trained:  # a decoder, whose encoder has read the prompt
+    states, seen_BS = encoded
+    _, inside_BS = _places(seen_BS, own_P)
+    encoded = states, inside_BS | _behind(seen_BS, own_P)
+    return next_fn(x_BTD, cache, index, mask_B1TS, encoded, positions)
+  prompt_PD = _typed(module, trained["prompt"].astype(x_BTD.dtype))
+  fill = lambda x, j, inside: jnp.where(inside[..., None], prompt_PD[j], x)
+  real_BS = mask_B1TS.any((1, 2))
+  if cache is not None:
+    slots_T = index + jnp.arange(x_BTD.shape[1])
+    x_BTD = fill(x_BTD, *_from(real_BS.argmax(1), slots_T, own_P))
+    return next_fn(x_BTD, cache, index, mask_B1TS, encoded, positions)
+  places_BT, inside_BT = _places(real_BS, own_P)
+  first_B1 = jnp.take_along_axis(positions, real_BS.argmax(1)[:, None], 1)
+  y_BTD, cache = next_fn(
+    fill(_behind(x_BTD, own_P), places_BT, inside_BT),
+    cache,
+    index,
+    _seen(mask_B1TS, real_BS, inside_BT, own_P, module.config.causal),
+    encoded,
+    jnp.where(inside_BT, first_B1 + places_BT, _behind(positions, own_P) + own_P.sum()),
+  )
+  return (y_BTD if module.name == "encoder" else y_BTD[:, len(own_P) :]), cache
+
+
+def _typed(module, prompt_PD):
+  """Adds BERT's embedding of the first token type, which the model adds to its tokens itself."""
+  types = getattr(module.parent, "types", None)
+  return prompt_PD if types is None else prompt_PD + types(jnp.zeros(len(prompt_PD), jnp.int32))
+
+
+def _behind(x_BT, own_P):
+  """Pads the axis of tokens on the left by the prompt's slots."""
+  return jnp.pad(x_BT, ((0, 0), (len(own_P), 0), *[(0, 0)] * (x_BT.ndim - 2)))
+
+
+def _places(real_BS, own_P):
+  """Returns which token of the prompt is at each of P + S slots, and whether one is, (B, P + S).
+
+  A prompt shorter than P ends where a longer one would, before the first real token.
+  """
+  start_B = real_BS.argmax(1) + len(own_P) - own_P.sum()
+  return _from(start_B, jnp.arange(len(own_P) + real_BS.shape[1]), own_P)
+
+
+def _from(start_B, slots_T, own_P):
+  places_BT, count = slots_T[None] - start_B[:, None], own_P.sum()
+  return jnp.clip(places_BT, 0, count - 1), (places_BT >= 0) & (places_BT < count)
+
+
+def _seen(mask_B1TS, real_BS, inside_BT, own_P, causal):
+  """Extends a mask: all tokens see the prompt, which sees itself and, in an encoder, all tokens."""
+  length = len(own_P)
+  mask_B1TS = jnp.pad(mask_B1TS, ((0, 0), (0, 0), (length, 0), (length, 0)))
+  keys, queries = inside_BT[:, None, None], inside_BT[:, None, :, None]
+  if causal:
+    return mask_B1TS | keys & jnp.tril(jnp.ones(mask_B1TS.shape[2:], bool))[None, None]
+  return mask_B1TS | keys | queries & _behind(real_BS, own_P)[:, None, None]

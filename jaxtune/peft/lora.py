@@ -1,14 +1,23 @@
-"""LoRA: y = W x + s * B A x with trained low-rank A and B (Hu et al. 2021, eq. 3)."""
+"""LoRA and its kin: y = W x + s B A x with low-rank A and B (Hu et al. 2021, eq. 3).
+
+flax kernels are (inputs, outputs): below W' = W + s a b, with a (inputs, R) and b (R, outputs).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, nearest
+from jaxtune.models.layers import Embed, lift
+
+LEAVES = {"Linear": "kernel", "Embed": "embedding"}
+SMALLEST = 1e-30  # of a squared norm: a column of zeros stays zero
 
 
 def method(
@@ -18,66 +27,231 @@ def method(
   rslora: bool = False,
   dropout: float = 0.0,
   targets: tuple[str, ...] = ("q_proj", "v_proj"),
+  ranks: dict | None = None,
+  alphas: dict | None = None,
+  initialise: str = "kaiming",
+  dora: bool = False,
+  b_rate: float = 1.0,
+  train_a: bool = True,
 ) -> peft.Method:
-  """Adds a low-rank delta to linear layers.
+  r"""Adds a low-rank delta to linear layers and embeddings.
 
   Args:
-    rank: columns of A; at most the smaller side of every target.
+    rank: columns of a; at most the smaller side of every target.
     alpha: the delta's scale is alpha / rank, or alpha / sqrt(rank) with `rslora` (Kalajdzievski
       2023). A rank sweep then also changes the scale.
     scale: a fixed scale instead, the same at every rank.
-    dropout: of the delta's input, in training.
-    targets: regular expressions, matched against the end of the path of Linear sites.
-
-  A is drawn uniformly from +-1/sqrt(inputs), B is zero, as in the authors' code.
+    dropout: of the delta's input, in training; an embedding has none.
+    targets: regular expressions, matched against the end of the path of Linear and Embed sites. At
+      an embedding the lookup gets s a[id] b; the logits of a model that scores by its embeddings
+      stay those of the base, as in PEFT, but `merge` changes the one table that both read.
+    ranks, alphas: other values at the targets that a pattern hits, such as {"mlp/\\w+": 4}; where
+      two patterns hit one target they must agree. (A ConfigDict takes no key with a dot.)
+    initialise: "kaiming": a uniform in +-1/sqrt(inputs), b = 0, as in the authors' code.
+      "gaussian": a from N(0, 1 / R^2), b = 0.
+      "pissa" (Meng et al. 2024): a0 = U sqrt(S / s), b0 = sqrt(S / s) V^T of the R largest singular
+      values of W = U S V^T. "olora" (Buyukakyuz 2024): b0 = Q^T, a0 = R^T of the first R columns
+      and rows of W^T = Q R. Both train a and b from there over W - s a0 b0; here W stays whole and
+      the delta is s (a b - a0 b0). An embedding always starts with a = 0, b from N(0, 1).
+    dora: trains the length of each output's weights apart from their direction (Liu et al. 2024,
+      eq. 5): W' = m (W + s a b) / ||W + s a b||, with norms over the inputs and m = ||W|| at first.
+      The norm is a constant in the gradient (section 4.3).
+    b_rate: learning rate of b over that of a, at linear layers: LoRA+ (Hayou et al. 2024).
+    train_a: False keeps a as it was drawn: LoRA-FA (Zhang et al. 2023).
   """
-  if not 0 <= dropout < 1:
-    raise UserError(f"method.dropout is {dropout}, expected 0 <= dropout < 1")
-  if rank < 1:
-    raise UserError(f"method.rank is {rank}, expected at least 1")
-  if scale is None:
-    scale = alpha / (rank**0.5 if rslora else rank)
+  sizes = Sizes(rank, alpha, scale, rslora, dict(ranks or {}), dict(alphas or {}))
+  _check(sizes, dropout, initialise, b_rate)
+  init = partial(_init, targets=targets, sizes=sizes, initialise=initialise, dora=dora)
+  effective = rank * sizes.scale_at(rank, alpha)
   return peft.Method(
     "lora",
-    init=partial(_init, rank=rank, scale=scale, rate=dropout, targets=targets),
+    init=partial(init, dropout=dropout, b_rate=b_rate, train_a=train_a),
     intercept=_intercept,
     merge=_merge,
-    numbers=("rank", "alpha", "scale", "rslora", "dropout"),
+    numbers=("rank", "alpha", "scale", "rslora", "dropout", "ranks", "alphas", "b_rate"),
     patterns=tuple(targets),
-    options=dict(rank=rank, alpha=scale * rank, dropout=dropout),
+    options=dict(rank=rank, alpha=effective, dropout=dropout)
+    | {name: value for name, value in dict(ranks=ranks, alphas=alphas).items() if value}
+    | dict(dora=dora, initialise=initialise, b_rate=b_rate, train_a=train_a),
   )
 
 
-def _init(key, sites, frozen, *, rank, scale, rate, targets):
+class Sizes(NamedTuple):
+  """Ranks and scales: those of all targets, and of the targets that a pattern hits."""
+
+  rank: int
+  alpha: float
+  scale: float | None
+  rslora: bool
+  ranks: dict[str, int]
+  alphas: dict[str, float]
+
+  def at(self, path: str) -> tuple[int, float]:
+    """Returns the rank and the scale of a target."""
+    rank = _first("ranks", self.ranks, path, self.rank)
+    return rank, self.scale_at(rank, _first("alphas", self.alphas, path, self.alpha))
+
+  def scale_at(self, rank: int, alpha: float) -> float:
+    if self.scale is not None:
+      return self.scale
+    return alpha / (rank**0.5 if self.rslora else rank)
+
+
+def _first(option: str, values: dict, path: str, default):
+  """Returns the value of the patterns that hit a target, of which there must be one."""
+  found = {pattern: value for pattern, value in values.items() if peft.hits(pattern, path)}
+  if len(set(found.values())) > 1:
+    # JSON and ConfigDict sort their keys, so that an order would not survive.
+    raise UserError(f"method.{option} gives {path} several values: {found}; expected one")
+  return next(iter(found.values()), default)
+
+
+def _check(sizes: Sizes, dropout: float, initialise: str, b_rate: float) -> None:
+  if not 0 <= dropout < 1:
+    raise UserError(f"method.dropout is {dropout}, expected 0 <= dropout < 1")
+  if b_rate <= 0:
+    raise UserError(f"method.b_rate is {b_rate}, expected above 0")
+  if initialise not in STARTS:
+    raise UserError(f"unknown method.initialise {initialise!r}. {nearest(initialise, STARTS)}")
+  for name, rank in {"rank": sizes.rank, **sizes.ranks}.items():
+    if not isinstance(rank, int) or rank < 1:
+      where = name if name == "rank" else f"ranks[{name!r}]"
+      raise UserError(f"method.{where} is {rank!r}, expected a whole number of at least 1")
+  for pattern, alpha in sizes.alphas.items():
+    if not isinstance(alpha, int | float):
+      raise UserError(f"method.alphas[{pattern!r}] is {alpha!r}, expected a number")
+  if sizes.alphas and sizes.scale is not None:
+    raise UserError("method.scale fixes the scale of every target: expected no method.alphas")
+
+
+def _init(key, sites, frozen, *, targets, sizes, dropout, initialise, dora, b_rate, train_a):
+  chosen = peft.match(targets, sites, tuple(LEAVES))
+  _check_patterns(sizes, chosen)
   trained, fixed = {}, {}
-  for path, site in peft.match(targets, sites, "Linear").items():
-    inputs, outputs = site.inputs[0][-1], site.output
-    if rank > min(inputs, outputs):
+  for path, site in chosen.items():
+    rank, scale = sizes.at(path)
+    weight = partial(frozen.weight, f"{path}/{LEAVES[site.kind]}")
+    shape = jax.eval_shape(weight).shape
+    if rank > min(shape[-2:]):
       raise UserError(
-        f"method.rank is {rank}, but {path} is {inputs} x {outputs}: "
-        f"expected at most {min(inputs, outputs)}"
+        f"method.rank is {rank}, but {path} is {shape[-2]} x {shape[-1]}: "
+        f"expected at most {min(shape[-2:])}"
       )
-    bound = inputs**-0.5
-    sample = lambda k, shape=(*site.lead, inputs), b=bound: jax.random.uniform(
-      k, shape, minval=-b, maxval=b
-    )  # noqa: E501
-    trained[path] = {
-      "a": peft.draw_columns(sample, peft.site_key(key, path), rank),
-      "b": jnp.zeros((*site.lead, rank, outputs)),
-    }
-    fixed[path] = {"scale": jnp.full(site.lead, scale), "dropout": jnp.full(site.lead, rate)}
+    start = _embedding if site.kind == "Embed" else STARTS[initialise]
+    a, b = start(peft.site_key(key, path), weight, shape, rank, scale)
+    full = lambda number, lead=site.lead: jnp.full(lead, number)
+    trained[path], fixed[path] = {"b": b}, {"scale": full(scale), "dropout": full(dropout)}
+    (trained if train_a else fixed)[path]["a"] = a
+    if site.kind == "Linear":
+      fixed[path]["rate:b"] = full(b_rate)
+      if initialise in AWAY:
+        fixed[path] |= {"a0": a, "b0": b}
+    elif not train_a:
+      raise UserError(f"train_a=False leaves {path} at its start: an embedding's a is zero")
+    if dora:
+      trained[path]["magnitude"] = jnp.linalg.norm(weight(), axis=-2)
   return trained, fixed
 
 
+def _check_patterns(sizes: Sizes, chosen: dict) -> None:
+  """Finds patterns that hit none of the targets."""
+  for option in ("ranks", "alphas"):
+    for pattern in getattr(sizes, option):
+      if not any(peft.hits(pattern, path) for path in chosen):
+        names = [*chosen, *(path.rsplit("/", 1)[-1] for path in chosen)]
+        raise UserError(
+          f"method.{option} has {pattern!r}, which hits no target. {nearest(pattern, names)}"
+        )
+
+
+def _drawn(sample: Callable, key, shape, rank: int):
+  """Draws a, column by column, and leaves b at zero."""
+  *lead, inputs, outputs = shape
+  a = peft.draw_columns(partial(sample, shape=(*lead, inputs)), key, rank)
+  return a, jnp.zeros((*lead, rank, outputs))
+
+
+def _kaiming(key, weight, shape, rank, scale):
+  bound = shape[-2] ** -0.5
+  return _drawn(partial(jax.random.uniform, minval=-bound, maxval=bound), key, shape, rank)
+
+
+def _gaussian(key, weight, shape, rank, scale):
+  return _drawn(lambda k, shape: jax.random.normal(k, shape) / rank, key, shape, rank)
+
+
+def _embedding(key, weight, shape, rank, scale):
+  b = peft.draw_columns(partial(jax.random.normal, shape=shape[-1:]), key, rank).T
+  return jnp.zeros((shape[0], rank)), b
+
+
+def _pissa(key, weight, shape, rank, scale):
+  if scale <= 0:
+    raise UserError(f"method.initialise='pissa' divides by the scale {scale}, expected above 0")
+  u, s, v = jnp.linalg.svd(weight(), full_matrices=False)
+  root = jnp.sqrt(s[..., :rank] / scale)
+  return u[..., :rank] * root[..., None, :], root[..., None] * v[..., :rank, :]
+
+
+def _olora(key, weight, shape, rank, scale):
+  q, r = jnp.linalg.qr(weight().swapaxes(-1, -2))
+  return r[..., :rank, :].swapaxes(-1, -2), q[..., :rank].swapaxes(-1, -2)
+
+
+STARTS = {"kaiming": _kaiming, "gaussian": _gaussian, "pissa": _pissa, "olora": _olora}
+AWAY = ("pissa", "olora")  # start with a product that is not zero
+
+
+def _factors(arrays: dict):
+  """Returns factors whose product is a b, or a b - a0 b0 = (a - a0) b + a0 (b - b0).
+
+  Differences are taken in fp32: bf16 would lose what training adds to a0 and b0.
+  """
+  a, b = arrays["a"], arrays["b"]
+  if "a0" not in arrays:
+    return a, b
+  a0, b0 = arrays["a0"], arrays["b0"]
+  return jnp.concatenate([a - a0, a0], -1), jnp.concatenate([b, b - b0], -2)
+
+
 def _intercept(module, trained, fixed, next_fn, x):
-  a, b = trained["a"].astype(x.dtype), trained["b"].astype(x.dtype)
-  delta = peft.dropout(module, x, fixed["dropout"]) @ a * fixed["scale"].astype(x.dtype)
-  return next_fn(x) + delta @ b
+  arrays = fixed | trained
+  a, b = _factors(arrays)
+  embeds = isinstance(module, Embed)
+  dropped = x if embeds else peft.dropout(module, x, fixed["dropout"])
+  y = next_fn(x)
+  low = (a[x] if embeds else dropped @ a.astype(x.dtype)).astype(y.dtype)
+  delta = low * fixed["scale"].astype(y.dtype) @ b.astype(y.dtype)
+  if "magnitude" not in trained:
+    return y + delta
+  gain = _gain(module.get_variable("params", LEAVES[type(module).__name__]), arrays)
+  # As in PEFT, both W and the delta see the dropped input where there is dropout.
+  product = next_fn(dropped) if module.has_rng("dropout") and not embeds else y
+  if getattr(module, "use_bias", False):
+    product = product - lift(module.get_variable("params", "bias").astype(y.dtype), y)
+  grow, gain = (lift(g.astype(y.dtype), y) for g in (gain - 1, gain))
+  return y + grow * product + gain * delta
+
+
+def _gain(weight, arrays: dict):
+  """Returns DoRA's m / ||W + s a b|| of each output, without making W + s a b."""
+  a, b = jax.lax.stop_gradient(_factors(arrays))
+  weight, b = weight.astype(jnp.float32), arrays["scale"][..., None, None] * b
+  multiply = partial(jnp.matmul, precision="highest")
+  across = a.swapaxes(-1, -2)
+  squares = jnp.sum(weight * weight, -2)
+  squares += jnp.sum(b * (2 * multiply(across, weight) + multiply(multiply(across, a), b)), -2)
+  return arrays["magnitude"] / jnp.sqrt(jnp.maximum(squares, SMALLEST))
 
 
 def _merge(params, trained, fixed):
   flat = tree.flatten(params)
-  for site, factors in trained.items():
-    scale = fixed[site]["scale"][..., None, None]
-    flat[f"{site}/kernel"] += scale * factors["a"] @ factors["b"]
+  for site in trained:
+    arrays = fixed[site] | trained[site]
+    path = next(f"{site}/{leaf}" for leaf in LEAVES.values() if f"{site}/{leaf}" in flat)
+    a, b = _factors(arrays)
+    weight = flat[path] + arrays["scale"][..., None, None] * a @ b
+    if "magnitude" in arrays:
+      weight *= _gain(flat[path], arrays)[..., None, :]
+    flat[path] = weight
   return tree.unflatten(flat)

@@ -46,6 +46,7 @@ class Config:
     head: what stands in place of the language model's head; see `heads`.
     dtype: of activations and matrix products; softmax, norms and logits are fp32.
     remat: recompute each block's activations in the backward pass instead of storing them.
+    quantize: how the layers' kernels are stored, None, "int8" or "nf4"; see `quantize`.
     unroll: how many layers one iteration of the layer loop runs.
     attention: None for plain matrix products, or "cudnn".
   """
@@ -91,6 +92,7 @@ class Config:
   head: Any = None
   dtype: Any = jnp.float32
   remat: bool = False
+  quantize: str | None = None
   unroll: int = 1
   attention: str | None = None
 

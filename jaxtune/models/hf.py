@@ -19,11 +19,12 @@ from jaxtune import models, tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.models import heads, weights
 from jaxtune.models.config import Config
+from jaxtune.models.quantize import FORMS, quantised
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 NOT_FAMILIES = (
   "layers", "config", "transformer", "decoder", "encoder", "seq2seq", "heads", "names", "fields",
-  "weights", "hf", "table",
+  "weights", "hf", "table", "quantize",
 )  # fmt: skip
 
 
@@ -69,6 +70,7 @@ def load(
   labels: int | None = None,
   dtype: str = "float32",
   remat: bool = False,
+  quantize: str | None = None,
   unroll: int = 1,
   attention: str | None = None,
   seed: int = 0,
@@ -84,6 +86,8 @@ def load(
     labels: how many, for the heads "classify" and "tokens"; None: as many as the folder's head has.
     dtype: "float32" or "bfloat16", of the frozen weights and of the computation.
     remat: recompute each block in the backward pass: less memory, and on a CPU often faster.
+    quantize: how the frozen kernels of the layers are stored: "int8", "nf4" (QLoRA's 4 bits), or
+      None for `dtype`. They are computed with in `dtype`, one layer at a time.
     unroll: layers in one iteration of the layer loop.
     attention: None for plain matrix products, or "cudnn" for jax's fused kernel.
     seed: of the random initialisation, of all or of a new head.
@@ -93,17 +97,19 @@ def load(
       truncated file, a folder that is not a model, no network for a hub name.
   """
   outlined = outline(path, architecture=architecture, tokenizer=tokenizer, head=head,
-                     labels=labels, dtype=dtype, remat=remat, unroll=unroll,
-                     attention=attention)  # fmt: skip
+                     labels=labels, dtype=dtype, remat=remat, quantize=quantize,
+                     unroll=unroll, attention=attention)  # fmt: skip
   model, config = outlined.model, outlined.model.config
   if outlined.folder:
     hf_config, table = outlined.hf_config, family_module(outlined.family).names(config)
-    plan = _plan(outlined.folder, table, outlined.params, config, hf_config)
-    deviation = hf_config.get("initializer_range", 0.02)
-    params = weights.read(plan, table, outlined.params, config, deviation, seed)
+    shapes, deviation = abstract(model), hf_config.get("initializer_range", 0.02)
+    plan = _plan(outlined.folder, table, shapes, config, hf_config)
+    params = weights.read(plan, table, shapes, config, deviation, seed)
   else:
     make = jax.jit(lambda key: model.init(key, **model.trace_inputs())["params"])
-    params = jax.tree.map(lambda x: x.astype(config.dtype), make(jax.random.key(seed)))
+    params = make(jax.random.key(seed))
+    params = jax.tree.map(lambda x: x.astype(config.dtype), params)
+    params = quantised(params, quantize)
   return outlined._replace(params=params)
 
 
@@ -127,6 +133,8 @@ def outline(
     raise UserError(f"model.unroll is {computation['unroll']}, expected at least 1")
   if computation.get("attention") not in (None, "cudnn"):
     raise UserError(f"unknown attention {computation['attention']!r}, expected None or 'cudnn'")
+  if (form := computation.get("quantize")) not in (None, *FORMS):
+    raise UserError(f"unknown quantize {form!r}, expected None, 'int8' or 'nf4'")
   folder = resolve(path) if path else None
   hf_config = _read_config(folder) if folder else dict(architecture)
   name = hf_config.get("model_type", "")
@@ -139,6 +147,7 @@ def outline(
   if folder:
     _, fresh, dropped = _plan(folder, family.names(config), shapes, config, hf_config)
   tokenizer = _tokenizer(tokenizer, folder)
+  shapes = jax.eval_shape(lambda params: quantised(params, config.quantize), shapes)
   return Pretrained(model, shapes, tokenizer, name, hf_config, folder, fresh, dropped)
 
 

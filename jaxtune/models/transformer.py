@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxtune.models import quantize
 from jaxtune.models.config import Config
 from jaxtune.models.layers import (
   ACTIVATIONS,
@@ -189,7 +190,7 @@ class Trunk(nn.Module):
     if c.embed_norm:
       self.embed_norm = c.norm()
     self.layers = nn.scan(
-      nn.remat(Block, prevent_cse=False) if c.remat else Block,
+      self._block(),
       variable_axes={"params": 0, "peft": 0, "hyper": 0},
       variable_broadcast="shared",
       split_rngs={"params": True, "dropout": True},
@@ -210,6 +211,19 @@ class Trunk(nn.Module):
       x_BTD, cache, self._flags(), self._shared(index, mask_B1TS, encoded, positions_BT)
     )
     return (x_BTD if c.order == "post" else self.norm(x_BTD)), cache
+
+  def _block(self):
+    """Wraps the block so that only one layer's kernels are whole, forward and backward.
+
+    Without rematerialisation all products are stored, and what is made again from a quantised
+    kernel is the kernel itself, and what lies between the products.
+    """
+    c = self.config
+    if c.quantize is None or self.is_initializing():
+      return nn.remat(Block, prevent_cse=False) if c.remat else Block
+    whole = partial(quantize.dequantised, dtype=c.dtype)
+    policy = None if c.remat else jax.checkpoint_policies.dots_saveable
+    return nn.remat(nn.map_variables(Block, "params", whole), prevent_cse=False, policy=policy)
 
   def _flags(self):
     """Numbers in which the layers differ: one scanned block serves them all."""

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from jaxtune import tree
 from jaxtune.errors import UserError
+from jaxtune.models import quantize
 from jaxtune.models.config import Config
 from jaxtune.models.names import Tensor
 
@@ -153,12 +154,15 @@ def _refuse(found: dict[str, Stored], wanted: dict[str, tuple[int, ...]]) -> Non
 def read(made: Plan, table: list[Tensor], shapes: Any, c: Config, deviation: float, seed: int):
   """Fills our stacked arrays one tensor at a time: host memory stays near the weights' own.
 
+  Kernels that are to be quantised are so one by one, from fp32.
+
   Fresh kernels are drawn from N(0, deviation^2), biases are 0 and the scales of norms 1.
   """
   shapes = {path: leaf.shape for path, leaf in tree.flatten(shapes).items()}
   params = {}
   for row in tqdm(table, desc="loading", unit="tensor", leave=False, disable=None):
-    array = _aligned(shapes[row.ours], c.dtype)
+    chosen = c.quantize and quantize.quantises(row.ours, shapes[row.ours])
+    array = _aligned(shapes[row.ours], np.float32 if chosen else c.dtype)
     if row.ours in made.fresh:
       array[...] = _drawn(row.ours, array.shape, deviation, seed)
     elif row.default is not None and row.theirs not in made.found:
@@ -167,7 +171,8 @@ def read(made: Plan, table: list[Tensor], shapes: Any, c: Config, deviation: flo
       array[: row.first] = 1
       for name, index in row.their_names(shapes[row.ours]).items():
         array[index][...] = row.read(_tensor(made.found[name]))
-    params[row.ours] = jax.device_put(array, may_alias=True)
+    leaf = jax.device_put(array, may_alias=True)
+    params[row.ours] = quantize.store(row.ours, leaf, c.quantize)
   return tree.unflatten(params)
 
 

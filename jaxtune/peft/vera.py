@@ -1,0 +1,78 @@
+"""VeRA: y = W x + b * B (d * A x); A, B random and frozen, d, b trained (Kopiczko et al. 2024).
+
+One pair A, B serves every target: a smaller site reads the first rows of A and columns of B.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import peft, tree
+from jaxtune.errors import UserError
+from jaxtune.models.layers import lift
+
+
+def method(
+  rank: int = 256,
+  d_initial: float = 0.1,
+  targets: tuple[str, ...] = ("q_proj", "v_proj"),
+) -> peft.Method:
+  """Adds a delta of two trained vectors to linear layers (eq. 2).
+
+  Args:
+    rank: of A and B; d is as long. It may exceed the targets' sizes.
+    d_initial: where d starts; b starts at zero. There is no other scale.
+    targets: regular expressions, matched against the end of the path of Linear sites.
+
+  A and B are drawn as PEFT does, uniformly from +-sqrt(6 / fan in), where the fan in is the largest
+  target's for A and the rank for B: draws of rank 4 start those of rank 8, B's up to its scale.
+  """
+  if rank < 1:
+    raise UserError(f"method.rank is {rank}, expected at least 1")
+  return peft.Method(
+    "vera",
+    init=partial(_init, rank=rank, d_initial=d_initial, targets=targets),
+    intercept=_intercept,
+    merge=_merge,
+    numbers=("rank", "d_initial"),
+    patterns=tuple(targets),
+    options=dict(rank=rank, d_initial=d_initial),
+  )
+
+
+def _init(key, sites, frozen, *, rank, d_initial, targets):
+  found = peft.match(targets, sites, "Linear")
+  width = max(site.inputs[0][-1] for site in found.values())
+  a = _draw(peft.site_key(key, "a"), width, rank, (6 / width) ** 0.5)
+  b = _draw(peft.site_key(key, "b"), max(s.output for s in found.values()), rank, (6 / rank) ** 0.5)
+  trained, fixed = {}, {}
+  for path, site in found.items():
+    trained[path] = {
+      "d": jnp.full((*site.lead, rank), d_initial, jnp.float32),
+      "b": jnp.zeros((*site.lead, site.output)),
+    }
+    fixed[path] = {"shared:a": a[: site.inputs[0][-1]], "shared:b": b[: site.output].T}
+  return trained, fixed
+
+
+def _draw(key, size, rank, bound):
+  sample = lambda k: jax.random.uniform(k, (size,), minval=-bound, maxval=bound)
+  return peft.draw_columns(sample, key, rank)
+
+
+def _intercept(module, trained, fixed, next_fn, x):
+  w = jax.tree.map(lambda array: array.astype(x.dtype), trained | fixed)
+  inner = x @ w["shared:a"]
+  delta = (inner * lift(w["d"], inner)) @ w["shared:b"]
+  return next_fn(x) + delta * lift(w["b"], delta)
+
+
+def _merge(params, trained, fixed):
+  flat = tree.flatten(params)
+  for site, w in trained.items():
+    factors = fixed[site]["shared:a"], w["d"], fixed[site]["shared:b"], w["b"]
+    flat[f"{site}/kernel"] += jnp.einsum("ir,...r,ro,...o->...io", *factors)
+  return tree.unflatten(flat)

@@ -1,0 +1,155 @@
+"""Weight deltas at two plain layers beside PEFT's, and trials trained in one program."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny
+
+from jaxtune import optim, peft, tree, update
+from jaxtune.objectives import sft
+
+SIZES = {"q_proj": (24, 16), "v_proj": (12, 20)}  # inputs, outputs
+
+
+class Evaluation:
+  """Stands for a linen module without a dropout key."""
+
+  has_rng = staticmethod(lambda name: False)
+
+
+def sites(layers: int | None = None) -> dict[str, peft.Site]:
+  return {
+    name: peft.Site(name, "Linear", ((1, 5, inputs),), outputs, layers)
+    for name, (inputs, outputs) in SIZES.items()
+  }
+
+
+def torch_layers(config):
+  """Two random linear layers with a PEFT adapter on both."""
+  import peft as theirs
+  import torch
+
+  torch.manual_seed(0)
+  layers = torch.nn.ModuleDict({name: torch.nn.Linear(*size) for name, size in SIZES.items()})
+  layers.forward = lambda x: x
+  return theirs.get_peft_model(layers, config)
+
+
+def check_against_torch(section: dict, config, names: dict[str, str], prepare=None):
+  """Compares outputs and merged weights, with every trained array moved off its start.
+
+  Args:
+    section: of the config, whose targets are both layers.
+    config: PEFT's, with the same numbers.
+    names: {array: PEFT's name of it, which is its transpose}.
+    prepare: (PEFT's model) -> None, to set what is not trained.
+  """
+  import torch
+
+  (method,) = peft.build(section)
+  trained, fixed = method.init(jax.random.key(0), sites(), None)
+  trained = tree.unflatten(tiny.perturb(tree.flatten(trained), 1, 0.3))
+  model = torch_layers(config)
+  if prepare is not None:
+    prepare(model)
+  x = {name: np.random.default_rng(0).standard_normal((2, 5, n)) for name, (n, _) in SIZES.items()}
+  made, expected = {}, {}
+  for name in SIZES:
+    layer = model.base_model.model[name]
+    for array, theirs in names.items():
+      if array in trained[name]:
+        parameter = getattr(layer, theirs)["default"]
+        value = np.ascontiguousarray(trained[name][array].T)
+        parameter.data = torch.tensor(value.reshape(parameter.shape)).contiguous()
+    assert set(trained[name]) <= set(names)
+    made[name] = method.intercept(
+      Evaluation, trained[name], fixed[name], plain(layer), jnp.asarray(x[name], jnp.float32)
+    )
+    with torch.no_grad():
+      expected[name] = layer(torch.tensor(x[name], dtype=torch.float32)).numpy()
+    assert np.abs(made[name] - plain(layer)(x[name])).max() > 1e-2
+    np.testing.assert_allclose(made[name], expected[name], atol=1e-5, rtol=1e-5)
+  params = {name: {"kernel": kernel(model.base_model.model[name])} for name in SIZES}
+  merged = method.merge(params, trained, fixed)
+  model = model.merge_and_unload()
+  for name in SIZES:
+    theirs = model[name].weight.detach().numpy().T
+    np.testing.assert_allclose(merged[name]["kernel"], theirs, atol=1e-5, rtol=1e-5)
+
+
+def kernel(layer):
+  return jnp.asarray(layer.base_layer.weight.detach().numpy().T)
+
+
+def plain(layer):
+  """Returns the call of a layer without its adapter."""
+  bias = layer.base_layer.bias.detach().numpy()
+  return lambda x: x @ kernel(layer) + bias[None, None]
+
+
+def train(pretrained, sections: list[dict], steps: int = 3, noise: float = 0.05):
+  """Trains trials in one program and returns their states after every step, stacked."""
+  laid = [tiny.lay(pretrained, section, noise=noise) for section in sections]
+  methods, _, _, base = laid[0]
+  make = lambda numbers: optim.make(
+    None, steps, learning_rate=0.02, weight_decay=0.1, epsilon=1e-3, clip=None
+  )
+  program = update.Program(pretrained.model, methods, sft.loss, make, steps)
+  tuned, hyper = (tree.stack([trial[i] for trial in laid]) for i in (1, 2))
+  tokens, mask = tiny.batch(2, 7)
+  batch = dict(tokens=tokens[None], mask=mask[None], weights=mask[None].astype(np.float32))
+  step = jax.jit(jax.vmap(lambda state: update.update(program, state, base, batch)))
+  zeros = jnp.zeros(len(laid), jnp.int32)
+  ratio = {"head_ratio": jnp.ones(len(laid))}
+  state = update.State(zeros, zeros, tuned, hyper, ratio, jax.vmap(make(None).init)(tuned))
+  states, losses = [state], []
+  for _ in range(steps):
+    state, metrics = step(state)
+    states.append(state)
+    losses.append(metrics["loss"])
+  return states, np.stack(losses)
+
+
+def check_grouped_equals_solo(pretrained, sections: list[dict], steps: int = 3):
+  """Padded trials train as they do alone; what is padding is exactly zero in the end.
+
+  Args:
+    sections: the first is the largest; the others are run alone too.
+
+  Returns:
+    The grouped states after every step.
+  """
+  states, losses = train(pretrained, sections, steps)
+  for i, section in enumerate(sections[1:], 1):
+    alone, mine = train(pretrained, [section], steps)
+    np.testing.assert_allclose(losses[:, i], mine[:, 0], rtol=1e-5)
+    assert np.ptp(mine) > 1e-4
+    for field in ("tuned", "hyper"):
+      together = jax.tree.map(lambda x, i=i: x[i], getattr(states[-1], field))
+      solo = jax.tree.map(lambda x: x[0], getattr(alone[-1], field))
+      close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4)
+      jax.tree.map(close, tree.crop(together, solo), solo)
+      outside = jax.tree.map(lambda x, like: padding(x, like.shape), together, solo)
+      assert not any(np.any(x) for x in jax.tree.leaves(outside))
+  return states
+
+
+def padding(x, shape):
+  """Returns an array with zeros in place of its part of a shape."""
+  return jnp.asarray(x).at[tuple(map(slice, shape))].set(0)
+
+
+def check_merge(pretrained, section: dict):
+  """A merged model computes what the intercepted one does, and not what the base does."""
+  laid = methods, tuned, hyper, base = tiny.lay(pretrained, section, noise=0.1)
+  tokens, _ = tiny.batch(2, 7)
+  params = peft.merge(methods, base, tuned, hyper)
+  run = jax.jit(lambda p: pretrained.model.apply({"params": p}, tokens))
+  made = tiny.forward(pretrained, laid, tokens)
+  np.testing.assert_allclose(made, run(params), atol=2e-5, rtol=0)
+  assert np.abs(made - run(pretrained.params)).max() > 1e-3
+  start = tiny.lay(pretrained, section)[1]
+  plain = tiny.forward(pretrained, (methods, start, hyper, base), tokens)
+  np.testing.assert_allclose(plain, run(pretrained.params), atol=1e-6, rtol=0)

@@ -1,0 +1,313 @@
+"""Every method on every family: what holds, cell by cell, and the README's table of it.
+
+  python tests/matrix.py [--only TEXT] [--keep]
+
+A cell is one method over one tiny model with random weights. It passes where a gradient reaches
+every trained array in every layer, two trials in one program end as each does alone, a run that is
+saved and restored goes on to the same bits, cached decoding equals teacher forcing, and the export,
+where there is one, gives the same logits in PyTorch. `--keep` writes experiments/matrix/results.csv
+and README.md's table. AdapterHub's exports are reloaded where JAXTUNE_ADAPTERS_PYTHON is set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from functools import cache, partial
+from pathlib import Path
+
+import conftest  # noqa: F401  cheap compilation
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny
+
+from jaxtune import checkpoint, export, generate, objectives, optim, peft, tree, update
+from jaxtune.errors import UserError
+from jaxtune.export import certify
+from jaxtune.peft import head
+
+FAMILIES = (
+  "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2",
+  "gpt_neox", "bert", "roberta", "distilbert", "modernbert", "t5", "bart",
+)  # fmt: skip
+# method: its section, and how a second trial of the same program differs
+METHODS = {
+  "LoRA": ({"name": "lora", "rank": 3}, {"rank": 2, "alpha": 4.0}),
+  "LoRA+": ({"name": "lora", "rank": 2, "b_rate": 4.0}, {"b_rate": 2.0}),
+  "LoRA-FA": ({"name": "lora", "rank": 2, "train_a": False}, {"rank": 1}),
+  "rsLoRA, all linear": (
+    {"name": "lora", "rank": 3, "rslora": True, "targets": (".*_proj",)}, {"rank": 2},
+  ),
+  "LoRA of embeddings": ({"name": "lora", "rank": 2, "targets": ("embed", "q_proj")}, {"rank": 1}),
+  "DoRA": ({"name": "lora", "rank": 3, "dora": True}, {"rank": 2}),
+  "PiSSA": ({"name": "lora", "rank": 3, "initialise": "pissa"}, {"rank": 2}),
+  "OLoRA": ({"name": "lora", "rank": 3, "initialise": "olora"}, {"rank": 2}),
+  "VeRA": ({"name": "vera", "rank": 6}, {"rank": 4}),
+  "AdaLoRA": ({"name": "adalora"}, {}),
+  "LoHa": ({"name": "loha", "rank": 3}, {"rank": 2}),
+  "LoKr": ({"name": "lokr", "rank": 2}, {}),
+  "adapter, Pfeiffer": ({"name": "adapter", "width": 5}, {"width": 3}),
+  "adapter, Houlsby": ({"name": "adapter", "width": 4, "placement": "houlsby"}, {"width": 3}),
+  "adapter, parallel": ({"name": "adapter", "width": 4, "placement": "parallel"}, {"scale": 2.0}),
+  "AdapterPlus": ({"name": "adapter", "width": 4, "placement": "plus"}, {"width": 3}),
+  "Compacter": ({"name": "compacter", "width": 4, "n": 2}, {}),
+  "prefix": ({"name": "prefix", "length": 3}, {"length": 2}),
+  "prefix, MLP": ({"name": "prefix", "length": 3, "projection": 6}, {"length": 2}),
+  "prompt": ({"name": "prompt", "length": 3}, {"length": 2}),
+  "P-tuning": ({"name": "p_tuning", "length": 3}, {"length": 2}),
+  "IA3": ({"name": "ia3"}, {}),
+  "BitFit": ({"name": "bitfit"}, {}),
+  "norms": ({"name": "norms"}, {}),
+  "last layers": ({"name": "last_layers", "layers": 1}, {}),
+  "LoReFT": ({"name": "reft", "rank": 2}, {}),
+  "MAM": ({"name": "mam"}, {}),
+  "UniPELT": ({"name": "unipelt"}, {}),
+  "full": ({"name": "full"}, {}),
+  "int8 base + LoRA": ({"name": "lora", "rank": 2}, {"rank": 1}),
+  "NF4 base + LoRA": ({"name": "lora", "rank": 2}, {"rank": 1}),
+}  # fmt: skip
+QUANTIZED = {"int8 base + LoRA": "int8", "NF4 base + LoRA": "nf4"}
+MARKS = ("<!-- methods: written by make matrix -->", "<!-- end of methods -->")
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "experiments" / "matrix" / "results.csv"
+COLUMNS = ("method", "family", "trained", "grouped", "generated", "export", "difference", "note")
+LETTERS = {"peft": "P", "adapterhub": "A", "merged": "M", "": "✓"}
+ROWS, LENGTH, NEW = 4, 9, 3
+
+
+@cache
+def model(family: str, quantize: str | None = None):
+  """Makes a family's tiny model; an encoder's with a head of three labels, all of it fresh."""
+  changes = {} if quantize is None else {"quantize": quantize}
+  if family in tiny.ENCODERS:
+    pretrained = tiny.make(family, head="classify", labels=3, **changes)
+    fresh = [p for p in tree.flatten(pretrained.params) if p.startswith(("head/", "pooler/"))]
+    return pretrained._replace(fresh=tuple(fresh))
+  return tiny.make(family, **changes)
+
+
+def lay(pretrained, section: dict, seed: int = 0):
+  """Lays a method over a model, moved off its start: (methods, state, base)."""
+  methods = peft.build(section)
+  if pretrained.model.config.head is not None:
+    methods += (head.method(pretrained.fresh),)
+  sites = peft.find_sites(pretrained.model)
+  tuned, hyper, base = peft.init(jax.random.key(seed), methods, sites, pretrained.params)
+  tuned = {"params": {}, "peft": {}} | tiny.perturb(tuned, seed + 1, 0.05)
+  names = {"learning_rate": 0.02, "warmup": 0.0, "weight_decay": 0.0, "head_ratio": 1.0}
+  numbers = {name: jnp.float32(value) for name, value in names.items()}
+  optimizer = make_optimizer(numbers).init(tuned)
+  return (
+    methods,
+    update.State(jnp.int32(0), jnp.int32(seed), tuned, hyper, numbers, optimizer),
+    base,
+  )
+
+
+def make_optimizer(numbers):
+  return optim.make(numbers, 10, name="sgd", schedule="constant", b1=0.0, clip=None)
+
+
+def batch(pretrained) -> dict:
+  """Draws one batch (A = 1, B, T), rows padded on the right."""
+  rng, c = np.random.default_rng(0), pretrained.model.config
+  draw = lambda: rng.integers(2, tiny.VOCABULARY, (ROWS, LENGTH)).astype(np.int32)
+  mask = np.arange(LENGTH)[None] < rng.integers(LENGTH - 3, LENGTH + 1, ROWS)[:, None]
+  made = {"tokens": np.where(mask, draw(), 0), "mask": mask}
+  if c.head is None:
+    made["weights"] = mask.astype(np.float32)
+  else:
+    made |= {"labels": np.arange(ROWS) % 3, "weights": np.ones(ROWS, np.float32)}
+  if c.encoder is not None:
+    made |= {"inputs": draw(), "inputs_mask": mask}
+  return {name: jnp.asarray(x)[None] for name, x in made.items()}
+
+
+def cell(method: str, family: str, reloads: dict, scratch: Path) -> dict:
+  """Checks one method on one family; returns a row of the results, or raises AssertionError."""
+  section, change = METHODS[method]
+  pretrained = model(family, QUANTIZED.get(method))
+  try:
+    methods, state, base = lay(pretrained, section)
+    other = lay(pretrained, section | change, seed=1)[1]
+  except UserError as error:
+    return dict(method=method, family=family, trained="", note=str(error))
+  kind = "sft" if pretrained.model.config.head is None else "classify"
+  program = update.Program(
+    pretrained.model, methods, objectives.module(kind).loss, make_optimizer, 10
+  )
+  rows = batch(pretrained)
+  step = jax.jit(partial(update.update, program))
+  first = step(state, base, rows)[0]
+  check_trained(state, first)
+  grouped = check_grouped(program, step, [state, other], base, rows)
+  check_resumed(step, first, base, rows, scratch / "checkpoints")
+  tuned = jax.tree.map(np.asarray, first.tuned)
+  made = check_generated(pretrained, methods, tuned, state.hyper, base)
+  exported = check_export(pretrained, methods, tuned, first.hyper, base, reloads, scratch)
+  count = tree.size(state.tuned["peft"]) + tree.size(state.tuned["params"])
+  return dict(method=method, family=family, trained=count, grouped=f"{grouped:.1e}",
+              generated=made) | exported  # fmt: skip
+
+
+def check_trained(before: update.State, after: update.State) -> None:
+  """Each layer of each trained array has moved, but for what no softmax can see."""
+  old, new = tree.flatten(before.tuned), tree.flatten(after.tuned)
+  still = [
+    path
+    for path, x in old.items()
+    if "k_proj/bias" not in path and "embedding" not in path
+    for moved in [np.asarray(x != new[path]).reshape(len(x) if x.ndim > 1 else 1, -1)]
+    if not moved.any(1).all()
+  ]
+  assert old and not still, f"no gradient reaches {still}"
+  for path in old:
+    assert np.isfinite(np.asarray(new[path])).all(), path
+
+
+def check_grouped(program, step, states, base, rows) -> float:
+  """Two steps of two trials in one program equal each trial's own; returns the difference."""
+  group = tree.stack(states)
+  together = jax.jit(jax.vmap(partial(update.update, program), in_axes=(0, None, None)))
+  worst = 0.0
+  for _ in range(2):
+    group, states = together(group, base, rows)[0], [step(s, base, rows)[0] for s in states]
+  for i, state in enumerate(states):
+    mine = tree.crop(jax.tree.map(lambda x, i=i: x[i], group.tuned), state.tuned)
+    apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), mine, state.tuned)
+    worst = max(worst, *jax.tree.leaves(apart))
+  assert worst < 2e-5, f"grouped and alone differ by {worst}"
+  return worst
+
+
+def check_resumed(step, state, base, rows, folder: Path) -> None:
+  """A state that was saved and restored goes on to the same bits."""
+  with checkpoint.Checkpoints(folder, {"config": [], "base": ""}) as saved:
+    saved.save(1, state)
+    restored = saved.restore(state)
+  on, again = step(state, base, rows)[0], step(restored, base, rows)[0]
+  same = jax.tree.map(lambda a, b: bool((a == b).all()), on.tuned, again.tuned)
+  assert all(jax.tree.leaves(same)), "the resumed run differs"
+
+
+def check_generated(pretrained, methods, tuned, hyper, base) -> bool | str:
+  """Greedy decoding with a cache draws what the whole model draws token by token."""
+  c = pretrained.model.config
+  if c.head is not None:
+    return ""
+  prompts, stop = [[5, 9, 2, 7], [7, 3]], (tiny.VOCABULARY,)
+  tokens, mask = map(jnp.asarray, generate.pad_left(prompts, 0, 4))
+  go = jax.jit(partial(generate.generate, pretrained.model, methods, max_new_tokens=NEW,
+                       stop_tokens=stop))  # fmt: skip
+  drawn = np.asarray(go(base, tuned, hyper, tokens, mask))
+  ahead = np.asarray(c.start or ()).astype(np.int32)
+  front = np.tile(ahead, (len(prompts), 1)) if len(ahead) else np.asarray(tokens)
+  seen = np.ones_like(front, bool) if len(ahead) else np.asarray(mask)
+  whole = {"tokens": np.concatenate([front, drawn], 1)}
+  whole["mask"] = np.concatenate([seen, np.ones_like(drawn, bool)], 1)
+  if c.encoder is not None:
+    whole |= {"inputs": tokens, "inputs_mask": mask}
+  forward = jax.jit(partial(peft.apply, pretrained.model, methods))
+  logits = forward(base, tuned, hyper, **{name: jnp.asarray(x) for name, x in whole.items()})
+  said = np.asarray(logits.argmax(-1))[:, front.shape[1] - 1 : -1]
+  assert (said == drawn).all(), f"decoded {drawn.tolist()}, teacher forcing says {said.tolist()}"
+  return True
+
+
+def check_export(pretrained, methods, tuned, hyper, base, reloads, scratch: Path) -> dict:
+  """Exports in the method's own format and compares logits in PyTorch."""
+  try:
+    form = export.choose_format(methods, tuned)
+    reload = reloads.get(form)
+    made = export.export(
+      pretrained, methods, tuned, hyper, base, scratch / "export", certify=reload is not None,
+      reload=reload,
+    )  # fmt: skip
+  except certify.Rejected:
+    raise
+  except UserError as error:
+    return dict(export="", note=str(error))
+  found = made.certificate and f"{made.certificate['largest_logit_difference']:.1e}"
+  return dict(export=made.format, difference=found or "not reloaded", note="")
+
+
+def reloaders(stack: ExitStack) -> dict:
+  """Starts one PyTorch process for each format that can be reloaded here."""
+  here = stack.enter_context(certify.reloader())
+  found = {"peft": here, "merged": here}
+  if os.environ.get(certify.VARIABLE):
+    found["adapterhub"] = stack.enter_context(certify.reloader(os.environ[certify.VARIABLE]))
+  return found
+
+
+def table(rows: list[dict]) -> str:
+  """Lays the results out as README's table."""
+  found = {(row["method"], row["family"]): row for row in rows}
+  lines = ["| | " + " | ".join(f"`{family}`" for family in FAMILIES) + " |"]
+  lines.append("| --- |" + " :-: |" * len(FAMILIES))
+  for method in METHODS:
+    cells = [mark(found.get((method, family))) for family in FAMILIES]
+    lines.append(f"| {method} | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def mark(row: dict | None) -> str:
+  if row is None or row["trained"] == "failed":
+    return "?"
+  return LETTERS[row["export"] or ""] if row["trained"] else "-"
+
+
+def insert(text: str, rows: list[dict]) -> str:
+  """Returns a text with the table between its marks."""
+  block = "\n".join([MARKS[0], table(rows), MARKS[1]])
+  return re.sub(f"{MARKS[0]}.*?{MARKS[1]}", lambda _: block, text, flags=re.DOTALL)
+
+
+def read() -> list[dict]:
+  with RESULTS.open() as file:
+    return list(csv.DictReader(file))
+
+
+def main() -> int:
+  arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  arguments.add_argument("--only", default="", help="cells whose 'method family' holds this")
+  arguments.add_argument("--keep", action="store_true", help="write the table")
+  options, rows, bad = arguments.parse_args(), [], 0
+  with ExitStack() as stack:
+    reloads = reloaders(stack)
+    for method in METHODS:
+      for family in FAMILIES:
+        if options.only not in f"{method} {family}":
+          continue
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as scratch:
+          try:
+            row = cell(method, family, reloads, Path(scratch))
+          except Exception as error:
+            row, bad = (
+              dict(method=method, family=family, trained="failed", note=str(error)),
+              bad + 1,
+            )
+        rows.append({name: row.get(name, "") for name in COLUMNS})
+        print(*rows[-1].values(), f"{time.perf_counter() - began:.0f} s", sep=" | ", flush=True)
+  if options.keep:
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("w", newline="") as file:
+      writer = csv.DictWriter(file, COLUMNS)
+      writer.writeheader()
+      writer.writerows(rows)
+    readme = ROOT / "README.md"
+    readme.write_text(insert(readme.read_text(), rows))
+  print(f"{len(rows)} cells, {bad} failed")
+  return int(bad > 0)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -24,6 +24,7 @@ from jaxtune import tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.models import quantize
 from jaxtune.models.transformer import Trunk
+from jaxtune.peft import unions
 
 
 class Site(NamedTuple):
@@ -57,10 +58,12 @@ class Frozen(NamedTuple):
   Attributes:
     weight: (path of a leaf) -> its weights in fp32, (L, ...) where it is scanned over layers.
     tokenize: (text) -> token ids, without special tokens; None for a model without a tokenizer.
+    leaves: {path: leaf as it is stored}, for its path, shape and type.
   """
 
   weight: Callable
   tokenize: Callable | None = None
+  leaves: dict = {}
 
 
 class Method(NamedTuple):
@@ -79,7 +82,7 @@ class Method(NamedTuple):
       layer; wraps the module's call.
     moves: says whether the base leaf at a path is trained in place (full, BitFit).
     place: (params, trained, fixed) -> params that the forward pass reads, of the same shapes
-      (last layers).
+      and types (last layers). Merging places them too, in fp32.
     realise: (trained) -> the trained arrays that `intercept` reads; drops a reparametrisation.
     merge: (params, trained, fixed) -> params with the delta added in fp32; None if it is no delta.
     penalty: (trained, fixed) -> what is added to the mean loss (AdaLoRA).
@@ -118,9 +121,10 @@ def build(section: dict) -> tuple[Method, ...]:
 
   Args:
     section: {"name": "lora", "rank": 8, ...}, or {"name": "stack", KEY: section, ...} for several
-      at once, each of which owns its KEY at its sites (and is called KEY unless it has a name).
+      at once, each of which owns its KEY at its sites (and is called KEY unless it has a name). A
+      union such as {"name": "mam"} stands for a stack (`peft.unions`).
   """
-  options = dict(section)
+  options = unions.expand(section)
   kind = options.pop("name", None)
   if kind == "stack":
     for key, part in options.items():
@@ -139,9 +143,10 @@ def build(section: dict) -> tuple[Method, ...]:
 
 def constructor(kind: str) -> Callable:
   """Finds a method's `method` function by name, or says which methods there are."""
-  known = [module.name for module in pkgutil.iter_modules(__path__)]
+  known = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "unions"]
   if kind not in known:
-    raise UserError(f"unknown method {kind!r}. {nearest(str(kind), [*known, 'stack'])}")
+    names = [*known, "stack", *unions.UNIONS]
+    raise UserError(f"unknown method {kind!r}. {nearest(str(kind), names)}")
   return importlib.import_module(f"jaxtune.peft.{kind}").method
 
 
@@ -156,7 +161,7 @@ def find_sites(model) -> dict[str, Site]:
       depths[path] = context.module.config.layers
     output = next_fn(*args, **kwargs)
     if context.method_name == "__call__" and path:
-      trunk, scanned, _ = path.partition("/layers/")
+      trunk, scanned, _ = f"{path}/".partition("/layers/")
       sites[path] = Site(
         path,
         type(context.module).__name__,
@@ -247,7 +252,7 @@ def init(
   """
   moved, base = split(methods, params)
   flat = tree.flatten(params)
-  frozen = Frozen(partial(quantize.weight, flat), tokenize)
+  frozen = Frozen(partial(quantize.weight, flat), tokenize, flat)
   prompts = [method.name for method in methods if method.slots is not None]
   if len(prompts) > 1:
     raise UserError(f"two prompts: {' and '.join(prompts)}; expected at most one, of any length")
@@ -257,12 +262,14 @@ def init(
     # Its arrays could not be told from those of the module's own sites.
     if method.intercept is not None and method.name in modules:
       raise UserError(f"method.{method.name} has the name of a module; expected any other name")
+    trained, fixed = method.init(site_key(key, method.name), sites, frozen)
     if method.moves is not None and not any(map(method.moves, flat)):
       raise UserError(
         f"method {method.name!r} finds nothing to train: no leaf of this model is a "
         f"{' or '.join(method.patterns)}"
       )
-    trained, fixed = method.init(site_key(key, method.name), sites, frozen)
+    if method.moves is not None:
+      check_floating(method.name, {path: flat[path] for path in filter(method.moves, flat)})
     deltas |= placed(method, trained)
     hyper |= placed(method, fixed)
   tuned = {
@@ -270,6 +277,16 @@ def init(
     "peft": tree.unflatten(deltas),
   }
   return tuned, tree.unflatten(hyper), base
+
+
+def check_floating(name: str, leaves: dict[str, Any]) -> None:
+  """Refuses to train quantised leaves."""
+  for path, leaf in leaves.items():
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      raise UserError(
+        f"method {name!r} trains {path}, which is quantised ({leaf.dtype}); expected a base in "
+        "floating point, or a method that adds arrays, such as lora"
+      )
 
 
 def placed(method: Method, arrays: dict[str, dict]) -> dict[str, Any]:
@@ -315,14 +332,14 @@ def apply(model, methods, base, tuned, hyper, *args, rng=None, method=None, **in
     rng: a key turns dropout on; None is evaluation.
     method: the model's method to run, by default `__call__`.
   """
-  params = tree.combine(base, tuned["params"])
-  for m in methods:
-    if m.place is not None:
-      params = m.place(params, own(m, tuned["peft"]), own(m, hyper))
-  shared, scanned = tree.partition(hyper, lambda path: "/shared:" in path)
+  called = [m for m in methods if m.intercept is not None]
+  names = {m.name for m in called}
+  # What is placed need not have one slice for each layer, and no call reads it.
+  read = lambda arrays: tree.partition(arrays, lambda path: path.split("/")[-2] in names)[0]
+  shared, scanned = tree.partition(read(hyper), lambda path: "/shared:" in path)
   variables = {
-    "params": params,
-    "peft": realise(methods, tuned["peft"]),
+    "params": place(methods, tree.combine(base, tuned["params"]), tuned, hyper),
+    "peft": read(realise(methods, tuned["peft"])),
     "hyper": scanned,
     "shared": shared,
   }
@@ -331,7 +348,7 @@ def apply(model, methods, base, tuned, hyper, *args, rng=None, method=None, **in
     module, call = context.module, next_fn
     if context.method_name != "__call__":
       return next_fn(*args, **kwargs)
-    for m in methods:
+    for m in called:
       if module.has_variable("peft", m.name) or module.has_variable("hyper", m.name):
         trained = module.get_variable("peft", m.name, {})
         fixed = {**module.get_variable("hyper", m.name, {})}
@@ -345,6 +362,14 @@ def apply(model, methods, base, tuned, hyper, *args, rng=None, method=None, **in
     )
 
 
+def place(methods, params, tuned, hyper) -> Any:
+  """Returns weights in which every method has put its own (last layers)."""
+  for m in methods:
+    if m.place is not None:
+      params = m.place(params, own(m, tuned["peft"]), own(m, hyper))
+  return params
+
+
 def merge(methods, base, tuned, hyper) -> Any:
   """Folds weight deltas into a full tree of weights, in fp32.
 
@@ -353,9 +378,10 @@ def merge(methods, base, tuned, hyper) -> Any:
   """
   params = quantize.dequantised(tree.combine(base, tuned["params"]))
   params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  params = place(methods, params, tuned, hyper)
   for method in methods:
     trained, fixed = own(method, tuned["peft"]), own(method, hyper)
-    if method.merge is None and trained:
+    if method.merge is None and method.place is None and trained:
       raise UserError(
         f"method {method.name!r} is no weight delta and cannot be merged; export it as an adapter"
       )

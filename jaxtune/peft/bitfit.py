@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from jaxtune import peft
+from jaxtune.errors import UserError, nearest
 
 
-def method() -> peft.Method:
-  """Trains every bias of the model. A model without biases is refused by the target plan."""
+def method(targets: tuple[str, ...] = (".*",)) -> peft.Method:
+  """Trains the biases of linear layers and norms. A model without biases is refused.
+
+  Args:
+    targets: regular expressions, matched against the end of a module's path; the paper's smaller
+      variant is ("q_proj", "up_proj").
+  """
+
+  def moves(path):
+    site, _, name = path.rpartition("/")
+    return name == "bias" and any(peft.hits(target, site) for target in targets)
+
+  def init(key, sites, frozen):
+    biased = [path.removesuffix("/bias") for path in frozen.leaves if path.endswith("/bias")]
+    for target in targets:
+      if not any(peft.hits(target, site) for site in biased):
+        names = [*biased, *(site.rsplit("/", 1)[-1] for site in biased)]
+        raise UserError(
+          f"target {target!r} of bitfit hits no module with a bias. {nearest(target, names)}"
+        )
+    return {}, {}
+
   return peft.Method(
     "bitfit",
-    moves=lambda path: path.endswith("/bias"),
+    init=init,
+    moves=moves,
     merge=lambda params, trained, fixed: params,
     patterns=("bias",),
+    options=dict(targets=tuple(targets)),
   )

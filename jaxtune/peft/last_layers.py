@@ -1,0 +1,84 @@
+"""Last layers: the weights of the last k layers are trained, all below stay frozen.
+
+Lee et al. 2019, What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning: a quarter of
+the layers reaches about 90 % of full fine-tuning's quality.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from jaxtune import peft, tree
+from jaxtune.errors import UserError
+
+
+def method(layers: int = 1, norm: bool = False, encoder: bool = False) -> peft.Method:
+  """Trains every weight of the last layers of a decoder, or of an encoder that stands alone.
+
+  Args:
+    layers: k, how many.
+    norm: the final norm too.
+    encoder: of an encoder-decoder, also the last k layers (and final norm) of its encoder.
+
+  The trained arrays (k, ...) are fp32, and merge as such. The forward pass reads them in the stored
+  type of the stack (L, ...) that they are written into, so steps smaller than its rounding show
+  only once they add up. As layers are one stack, a backward pass costs as much memory as full
+  fine-tuning's, and each trial of a group holds a stack; optimizer state is for k layers alone.
+  """
+  if layers < 1:
+    raise UserError(f"method.layers is {layers}, expected at least 1")
+  return peft.Method(
+    "last_layers",
+    init=partial(_init, layers=layers, norm=norm, encoder=encoder),
+    place=_place,
+    patterns=(".*",),
+    options=dict(layers=layers, norm=norm, encoder=encoder),
+  )
+
+
+def _init(key, sites, frozen, *, layers, norm, encoder):
+  trained = {}
+  for trunk in _trunks(sites, encoder):
+    stack = _under(f"{trunk}/layers/", frozen)
+    depth = next(iter(stack.values())).shape[0]
+    if layers > depth:
+      raise UserError(f"method.layers is {layers}, but {trunk} has {depth}: expected at most that")
+    for path in stack:
+      _put(trained, path, frozen.weight(path)[depth - layers :])
+    if norm:
+      final = _under(f"{trunk}/norm/", frozen)
+      if not final:
+        raise UserError(f"method.norm is True, but {trunk} ends without a norm: expected False")
+      for path in final:
+        _put(trained, path, frozen.weight(path))
+  return trained, {}
+
+
+def _trunks(sites, encoder):
+  """Names the stacks of which the last layers are trained."""
+  trunks = [path for path, site in sites.items() if site.kind == "Trunk"]
+  if "decoder" not in trunks:
+    return trunks
+  return ["encoder", "decoder"] if encoder else ["decoder"]
+
+
+def _under(place, frozen):
+  """Returns the leaves under a path, none of them quantised."""
+  leaves = {path: leaf for path, leaf in frozen.leaves.items() if path.startswith(place)}
+  peft.check_floating("last_layers", leaves)
+  return leaves
+
+
+def _put(trained, path, array):
+  site, _, name = path.rpartition("/")
+  trained.setdefault(site, {})[name] = array
+
+
+def _place(params, trained, fixed):
+  flat = tree.flatten(params)
+  for site, arrays in trained.items():
+    for name, array in arrays.items():
+      leaf = flat[f"{site}/{name}"]
+      start = leaf.shape[0] - array.shape[0]
+      flat[f"{site}/{name}"] = leaf.at[start:].set(array.astype(leaf.dtype))
+  return tree.unflatten(flat)

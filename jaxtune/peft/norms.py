@@ -1,0 +1,35 @@
+"""Norm tuning: only the norms' scales and biases are trained (Zhao et al. 2023).
+
+Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning; LN_TUNING in PEFT.
+"""
+
+from __future__ import annotations
+
+from jaxtune import peft
+
+
+def method(targets: tuple[str, ...] = (".*norm",)) -> peft.Method:
+  """Trains the scale, and the bias where there is one, of every LayerNorm and RMSNorm.
+
+  Args:
+    targets: regular expressions, matched against the end of the path of Norm sites, such as
+      "attn_norm", or "q_norm" for the norm of queries.
+  """
+
+  def moves(path):
+    site, _, name = path.rpartition("/")
+    norm = site.endswith("norm") and name in ("scale", "bias")
+    return norm and any(peft.hits(target, site) for target in targets)
+
+  def init(key, sites, frozen):
+    peft.match(targets, sites, "Norm")
+    return {}, {}
+
+  return peft.Method(
+    "norms",
+    init=init,
+    moves=moves,
+    merge=lambda params, trained, fixed: params,
+    patterns=tuple(targets),
+    options=dict(targets=tuple(targets)),
+  )

@@ -24,7 +24,7 @@ from jaxtune import data, objectives, optim, peft, train
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluators import evaluate
 from jaxtune.models import hf
-from jaxtune.peft import regularize
+from jaxtune.peft import regularize, unions
 
 # section: (the function that owns it, arguments that the caller supplies)
 SECTIONS = {
@@ -150,9 +150,10 @@ def _complete_objective(section: dict) -> dict:
 
 
 def complete_method(section: dict, path: str = "method") -> dict:
-  """Completes a method's section, or each of a stack's."""
+  """Completes a method's section, or each of a stack's or union's."""
   if not isinstance(section, dict) or "name" not in section:
     raise UserError(f"{path} needs a name, for example {{'name': 'lora', 'rank': 8}}")
+  section = unions.expand(section)
   name, options = section["name"], {k: v for k, v in section.items() if k != "name"}
   if name == "stack":
     if not options:

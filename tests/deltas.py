@@ -90,7 +90,7 @@ def plain(layer):
 
 
 def train(pretrained, sections: list[dict], steps: int = 3, noise: float = 0.05):
-  """Trains trials in one program and returns their states after every step, stacked."""
+  """Trains trials in one program and returns their states after every step, stacked, and losses."""
   laid = [tiny.lay(pretrained, section, noise=noise) for section in sections]
   methods, _, _, base = laid[0]
   make = lambda numbers: optim.make(
@@ -107,7 +107,7 @@ def train(pretrained, sections: list[dict], steps: int = 3, noise: float = 0.05)
   states, losses = [state], []
   for _ in range(steps):
     state, metrics = step(state)
-    states.append(state)
+    states.append(jax.device_get(state))
     losses.append(metrics["loss"])
   return states, np.stack(losses)
 
@@ -138,7 +138,9 @@ def check_grouped_equals_solo(pretrained, sections: list[dict], steps: int = 3):
 
 def padding(x, shape):
   """Returns an array with zeros in place of its part of a shape."""
-  return jnp.asarray(x).at[tuple(map(slice, shape))].set(0)
+  outside = np.array(x)
+  outside[tuple(map(slice, shape))] = 0
+  return outside
 
 
 def check_merge(pretrained, section: dict):

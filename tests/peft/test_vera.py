@@ -69,8 +69,10 @@ def test_grouped_equals_solo(llama):
   assert frozen(states[0])
 
 
-@pytest.mark.parametrize("section, words", [({"rank": 0}, ("rank is 0",)),
-                                            ({"targets": ["q_porj"]}, ("q_porj", "q_proj"))])  # fmt: skip
+@pytest.mark.parametrize(
+  "section, words",
+  [({"rank": 0}, ("rank is 0",)), ({"targets": ["q_porj"]}, ("q_porj", "q_proj"))],
+)
 def test_refused(llama, section, words):
   with pytest.raises(UserError) as caught:
     tiny.lay(llama, {"name": "vera"} | section)

@@ -1,0 +1,211 @@
+"""AdaLoRA: y = W x + s * B (e * A x), whose ranks are a budget for all layers (Zhang et al. 2023).
+
+e stands for singular values. Between the steps `tinit` and `steps - tfinal` the budget falls from
+init_rank to target_rank, both times the number of weights (eq. 12), and the triplets (column of A,
+e, row of B) of least importance have their e set to zero. Shapes never change.
+
+Importance (eq. 8-11) is PEFT's: for every entry, the moving averages of |w g| and of how far it is
+from its average, multiplied; of a triplet, that of e plus the means of those of its column and row.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtune import peft, tree
+from jaxtune.errors import UserError
+
+
+def method(
+  init_rank: int = 12,
+  target_rank: int = 8,
+  alpha: float = 8.0,
+  dropout: float = 0.0,
+  orth_weight: float = 0.5,
+  tinit: int | None = None,
+  tfinal: int | None = None,
+  interval: int = 1,
+  beta1: float = 0.85,
+  beta2: float = 0.85,
+  targets: tuple[str, ...] = ("q_proj", "v_proj"),
+) -> peft.Method:
+  """Adds a low-rank delta to linear layers and moves its ranks to where they matter.
+
+  Args:
+    init_rank: triplets of each weight at the start; at most the smaller side of every target.
+    target_rank: how many are left in the end, on average.
+    alpha: the delta's scale is alpha / (init_rank + 1e-5), whatever is pruned, as in PEFT.
+    dropout: of the delta's input, in training.
+    orth_weight: of the penalty, the mean over all A and B of |A^T A - I| and |B B^T - I| (Frobenius
+      norms). It is no part of the loss that is reported.
+    tinit: updates before the budget falls; by default a tenth of the run.
+    tfinal: updates at its end in which what is pruned stays so; by default a third of the run.
+    interval: updates between two prunings; between them a pruned triplet may grow again.
+    beta1, beta2: of the moving averages of sensitivity and of uncertainty.
+    targets: regular expressions, matched against the end of the path of Linear sites.
+
+  A and B are drawn from N(0, 0.02^2), e is zero. Of equal importances the later one is kept, where
+  PEFT prunes both; gradients count before they are clipped.
+  """
+  _check(init_rank, target_rank, dropout, orth_weight, interval, beta1=beta1, beta2=beta2)
+  numbers = dict(scale=alpha / (init_rank + 1e-5), dropout=dropout, orth_weight=orth_weight)
+  phases = dict(tinit=tinit, tfinal=tfinal, interval=interval)
+  return peft.Method(
+    "adalora",
+    init=partial(_init, rank=init_rank, numbers=numbers | {"target": target_rank}, targets=targets),
+    intercept=_intercept,
+    merge=_merge,
+    penalty=_penalty,
+    adjust=partial(_adjust, betas=(beta1, beta2), **phases),
+    numbers=("init_rank", "target_rank", "alpha", "dropout", "orth_weight"),
+    patterns=tuple(targets),
+    options=dict(init_rank=init_rank, target_rank=target_rank, alpha=alpha, dropout=dropout)
+    | dict(orth_weight=orth_weight, beta1=beta1, beta2=beta2, **phases),
+  )
+
+
+def _check(init_rank, target_rank, dropout, orth_weight, interval, **betas):
+  if not 1 <= target_rank <= init_rank:
+    raise UserError(
+      f"method.target_rank is {target_rank} and method.init_rank {init_rank}, "
+      "expected 1 <= target_rank <= init_rank"
+    )
+  if not 0 <= dropout < 1:
+    raise UserError(f"method.dropout is {dropout}, expected 0 <= dropout < 1")
+  if orth_weight < 0:
+    raise UserError(f"method.orth_weight is {orth_weight}, expected 0 or more")
+  if interval < 1:
+    raise UserError(f"method.interval is {interval}, expected at least 1")
+  for name, beta in betas.items():
+    if not 0 < beta < 1:
+      raise UserError(f"method.{name} is {beta}, expected 0 < {name} < 1")
+
+
+def _init(key, sites, frozen, *, rank, numbers, targets):
+  trained, fixed = {}, {}
+  for path, site in peft.match(targets, sites, "Linear").items():
+    inputs, outputs = site.inputs[0][-1], site.output
+    if rank > min(inputs, outputs):
+      raise UserError(
+        f"method.init_rank is {rank}, but {path} is {inputs} x {outputs}: "
+        f"expected at most {min(inputs, outputs)}"
+      )
+
+    def draw(name, size, site=site, path=path):
+      sample = lambda k: 0.02 * jax.random.normal(k, (*site.lead, size))
+      return peft.draw_columns(sample, peft.site_key(key, path, name), rank)
+
+    arrays = {
+      "a": draw("a", inputs),
+      "e": jnp.zeros((*site.lead, rank)),
+      "b": draw("b", outputs).swapaxes(-1, -2),
+    }
+    full = lambda number, lead=site.lead: jnp.full(lead, number, jnp.float32)
+    masks = {name: jnp.ones((*site.lead, rank), bool) for name in ("real", "kept")}
+    zeros = {f"{kind}:{n}": jnp.zeros_like(x) for n, x in arrays.items() for kind in AVERAGES}
+    trained[path] = arrays
+    fixed[path] = {name: full(number) for name, number in numbers.items()} | masks | zeros
+  return trained, fixed
+
+
+AVERAGES = ("sensitivity", "uncertainty")
+
+
+def _intercept(module, trained, fixed, next_fn, x):
+  w = jax.tree.map(lambda array: array.astype(x.dtype), trained)
+  singular = w["e"] * fixed["scale"].astype(x.dtype)
+  delta = peft.dropout(module, x, fixed["dropout"]) @ w["a"] @ (singular[:, None] * w["b"])
+  return next_fn(x) + delta
+
+
+def _merge(params, trained, fixed):
+  flat = tree.flatten(params)
+  for site, w in trained.items():
+    singular = fixed[site]["scale"][..., None] * w["e"]
+    flat[f"{site}/kernel"] += w["a"] @ (singular[..., None] * w["b"])
+  return tree.unflatten(flat)
+
+
+def _penalty(trained, fixed):
+  norms = []
+  for site, w in trained.items():
+    weight, real = fixed[site]["orth_weight"], fixed[site]["real"]
+    identity = real[..., None] * jnp.eye(real.shape[-1])[(None,) * (real.ndim - 1)]
+    for square in (w["a"].swapaxes(-1, -2) @ w["a"], w["b"] @ w["b"].swapaxes(-1, -2)):
+      total = jnp.sum((square - identity) ** 2, (-2, -1))
+      norms.append(weight * jnp.sqrt(jnp.maximum(total, 1e-12)))  # a gradient of 0 at 0
+  return sum(x.sum() for x in norms) / sum(x.size for x in norms)
+
+
+def phases(steps: int, tinit: int | None, tfinal: int | None) -> tuple[int, int]:
+  """Returns (the last update before the budget falls, the first at which it is the target)."""
+  tinit = steps // 10 if tinit is None else tinit
+  tfinal = steps // 3 if tfinal is None else tfinal
+  if not 0 <= tinit < steps - tfinal <= steps:
+    raise UserError(
+      f"method.tinit is {tinit} and method.tfinal {tfinal} in a run of {steps} steps; "
+      "expected updates between the two, in which the budget falls"
+    )
+  return tinit, steps - tfinal
+
+
+def budget(step, start: int, end: int, initial, target):
+  """Returns how many triplets all weights together have after an update (eq. 12)."""
+  share = (1 - np.arange(end - start + 1) / (end - start)) ** 3
+  coarse = np.floor(share * 2**12) / 2**12  # fp32 multiplies 12 bits by 12 bits exactly
+  at = jnp.clip(step, start, end) - start
+  parts = (jnp.asarray(x, jnp.float32)[at] for x in (coarse, share - coarse))
+  whole, rest = ((initial - target) * x for x in parts)
+  return (target + jnp.floor(whole) + jnp.floor(whole % 1 + rest + 1e-6)).astype(jnp.int32)
+
+
+def _adjust(step, steps, trained, gradients, fixed, *, betas, tinit, tfinal, interval):
+  start, end = phases(steps, tinit, tfinal)
+  averaged = {
+    site: fixed[site] | _averages(w, gradients[site], fixed[site], betas)
+    for site, w in trained.items()
+  }
+  pick = partial(jnp.where, step < end)
+  fixed = {site: jax.tree.map(pick, new, fixed[site]) for site, new in averaged.items()}
+  initial = sum(f["real"].sum() for f in fixed.values())
+  target = sum(f["target"].sum() for f in fixed.values())
+  due = ((step > start) & (step < end) & (step % interval == 0)) | (step == end)
+  kept = _most_important(fixed, budget(step, start, end, initial, target))
+  after = {}
+  for site, w in trained.items():
+    mask = jnp.where(due, kept[site], fixed[site]["kept"])
+    fixed[site] = fixed[site] | {"kept": mask}
+    after[site] = w | {"e": jnp.where((due | (step > end)) & ~mask, 0.0, w["e"])}
+  return after, fixed
+
+
+def _averages(w, gradients, fixed, betas):
+  made = {}
+  for name, x in w.items():
+    now = jnp.abs(x * gradients[name])
+    mean = betas[0] * fixed[f"sensitivity:{name}"] + (1 - betas[0]) * now
+    off = betas[1] * fixed[f"uncertainty:{name}"] + (1 - betas[1]) * jnp.abs(now - mean)
+    made |= {f"sensitivity:{name}": mean, f"uncertainty:{name}": off}
+  return made
+
+
+def _most_important(fixed, count):
+  """Masks all but the `count` most important triplets; a NaN is the least important."""
+  scores = {}
+  for site, f in fixed.items():
+    entry = {name: f[f"sensitivity:{name}"] * f[f"uncertainty:{name}"] for name in ("a", "e", "b")}
+    score = entry["e"] + entry["a"].mean(-2) + entry["b"].mean(-1)
+    scores[site] = jnp.where(f["real"], jnp.where(jnp.isfinite(score), score, -1.0), jnp.inf)
+  flat = jnp.concatenate([x.ravel() for x in scores.values()])
+  real = sum(f["real"].sum() for f in fixed.values())
+  place = jnp.argsort(jnp.argsort(flat))  # from the least important on, padding last
+  kept, start = {}, 0
+  for site, x in scores.items():
+    kept[site] = (place[start : start + x.size] >= real - count).reshape(x.shape)
+    kept[site] &= fixed[site]["real"]
+    start += x.size
+  return kept

@@ -1,8 +1,9 @@
 """Writes what was trained in the formats that PyTorch users load, and proves that it loads.
 
-LoRA and prefixes go to PEFT's format, bottleneck adapters to AdapterHub's, and weight deltas (LoRA,
-BitFit, full) into a plain Hugging Face folder. A head that was trained beside a LoRA or a prefix is
-in PEFT's files too; one trained alone is merged.
+LoRA's kin, IA3, prefixes and prompts go to PEFT's format, bottleneck adapters to AdapterHub's, and
+all weight deltas (LoRA, BitFit, full, ...) into a plain Hugging Face folder, if asked for or where
+there is no other format. A head that was trained beside a method of PEFT's is in its files too; one
+trained alone is merged.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jaxtune.export.certify import Rejected, adapters_interpreter
 from jaxtune.export.certify import certify as make_certificate
 
 FORMATS = ("auto", "peft", "adapterhub", "merged")
-FORMAT_OF = {"lora": "peft", "prefix": "peft", "adapter": "adapterhub", "weights": "merged"}
+ADAPTERHUB = ("adapter", "compacter")
 
 
 class Exported(NamedTuple):
@@ -80,11 +81,6 @@ def export(
     UserError: for a method that the format cannot express, naming one that can.
   """
   form = choose_format(methods, tuned, format)
-  if form == "adapterhub" and pretrained.model.config.head is not None:
-    raise UserError(
-      "an adapter beside a task's head is not written in AdapterHub's format: train LoRA to use it "
-      "in PyTorch; jaxtune evaluates with the adapter"
-    )
   if form != "merged" and dtype != "float32":
     raise UserError(f"dtype {dtype!r} is for format='merged'; adapters are written in float32")
   if base_name is None and pretrained.folder is not None:
@@ -101,12 +97,12 @@ def export(
       rounding = merged.write(pretrained, methods, tuned, hyper, base, new, dtype, named)
     else:
       new.mkdir(parents=True)
-      (method,), end = laid(methods, tuned), (new, base_name, extra_config or {})
+      parts, end = laid(methods, tuned), (new, base_name, extra_config or {})
       if form == "peft":
-        peft_format.write(pretrained, method, tuned, hyper, base, *end)
+        peft_format.write(pretrained, *parts, tuned, hyper, base, *end)
       else:
-        adapterhub.write(pretrained, method, tuned, hyper, *end)
-    taken = sum(m.positions for m in methods) if form == "peft" else 0
+        adapterhub.write(pretrained, parts, tuned, hyper, base, *end, labels)
+    taken = sum(m.positions for m in methods if m.kind == "prefix" and form == "peft")
     seen = peft_format.seen_for(pretrained.model.config, taken)
     card.write(new, folder, form, pretrained, methods, labels, base_name, dtype, rounding, seen)
     certificate = None
@@ -122,22 +118,28 @@ def export(
   return Exported(folder, form, rounding, certificate)
 
 
-def kind(method: methods_.Method, tuned: Any) -> str:
-  """Says what a method's arrays are: "lora", "prefix", "adapter" or "weights".
+def own_format(method: methods_.Method) -> str:
+  """Returns the format that a method is exported in if nothing else is asked for.
 
-  A stack may have renamed the method, so that its name does not tell.
+  Raises:
+    UserError: for a method that no format of PyTorch's libraries holds.
   """
-  if method.moves is not None:
-    return "weights"
-  owned = methods_.own(method, methods_.realise((method,), tuned["peft"]))
-  names = set().union(*owned.values())
-  known = {("a", "b"): "lora", ("key", "value"): "prefix"}
-  known[adapterhub.ARRAYS] = "adapter"
-  found = known.get(tuple(sorted(names)))
-  if found is None:
-    arrays = ", ".join(sorted(names)) or "none"
-    raise UserError(f"method {method.name!r} has no export format (its arrays: {arrays})")
-  return found
+  unshifted = method.kind == "prefix" and not method.options.get("shift", True)
+  if method.kind in ADAPTERHUB or unshifted:
+    return "adapterhub"
+  if method.kind in peft_format.KINDS and method.kind != "norms":
+    return "peft"
+  if _is_delta(method):
+    return "merged"
+  raise UserError(
+    f"no PyTorch format holds method {method.name!r} ({method.kind}): train LoRA or an adapter to "
+    "use it in PyTorch; jaxtune evaluates and generates with it"
+  )
+
+
+def _is_delta(method: methods_.Method) -> bool:
+  """Says whether a method does no more than change weights."""
+  return any(f is not None for f in (method.moves, method.place, method.merge))
 
 
 def choose_format(methods: tuple[methods_.Method, ...], tuned: Any, format: str = "auto") -> str:
@@ -154,15 +156,16 @@ def choose_format(methods: tuple[methods_.Method, ...], tuned: Any, format: str 
   if not parts and not tree.flatten(tuned["params"]):
     raise UserError("there is no method to export")
   # What is left without a part is a head alone.
-  name, own = "head", "merged"
+  name, own, norms = "head", "merged", False
   if parts:
-    name, own = parts[0].name, FORMAT_OF[kind(parts[0], tuned)]
-  if format == "merged" and parts and parts[0].merge is None:
+    name, own, norms = parts[0].name, own_format(parts[0]), parts[0].kind == "norms"
+  if format == "merged" and parts and not _is_delta(parts[0]):
     raise UserError(f"method {name!r} is no weight delta and cannot be merged: use format={own!r}")
-  if format not in ("auto", "merged", own):
+  if format not in ("auto", "merged", own) and not (norms and format == "peft"):
     raise UserError(f"{format!r} cannot express method {name!r}: use format={own!r}")
   form = own if format == "auto" else format
-  if form != "merged" and not all(map(_of_head, tree.flatten(tuned["params"]))):
+  beyond = not all(map(peft_format.of_head, tree.flatten(tuned["params"])))
+  if form != "merged" and beyond and not norms:
     raise UserError(
       f"weights of the base were trained too, and {form!r} cannot hold them: export the methods "
       "that trained them with format='merged', and give that folder as this one's base"
@@ -174,18 +177,16 @@ def laid(methods: tuple[methods_.Method, ...], tuned: Any) -> tuple[methods_.Met
   """Lists the methods without those that train a head alone, or nothing (regularisation)."""
   moved = tree.flatten(tuned["params"])
   beyond = lambda m: (
-    m.moves is not None and any(m.moves(path) and not _of_head(path) for path in moved)
+    m.moves is not None and any(m.moves(path) and not peft_format.of_head(path) for path in moved)
   )
   return tuple(m for m in methods if beyond(m) or methods_.own(m, tuned["peft"]))
 
 
-def _of_head(path: str) -> bool:
-  """Says whether an adapter's files may hold a leaf: the head's, and BERT's pooler's."""
-  return path.startswith(("head/", "pooler/"))
-
-
 def _stack_format(methods, format: str) -> str:
-  deltas = [m.name for m in methods if m.merge is not None]
+  mam = sorted(m.kind for m in methods) == ["adapter", "prefix"]
+  if mam and format in ("auto", "adapterhub") and {*map(own_format, methods)} == {"adapterhub"}:
+    return "adapterhub"
+  deltas = [m.name for m in methods if _is_delta(m)]
   if format in ("auto", "merged") and len(deltas) == len(methods):
     return "merged"
   names = " + ".join(m.name for m in methods)

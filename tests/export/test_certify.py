@@ -109,7 +109,7 @@ def test_a_rejected_export_leaves_the_earlier_one(bases, tmp_path, reload, monke
   model, made = bases["gpt2"], laid(bases["gpt2"], LORA)
   folder = export(model, *made, tmp_path / "x").folder
   before = (folder / "adapter_model.safetensors").read_bytes()
-  monkeypatch.setattr("jaxtune.export.peft._alpha", lambda scale, rank: scale * rank * 2)
+  monkeypatch.setattr("jaxtune.export.peft.configs.alpha_of", lambda scale, rank: scale * rank * 2)
   with pytest.raises(UserError, match="x.rejected"):
     export(model, *made, folder, certify=True, reload=reload)
   assert (folder / "adapter_model.safetensors").read_bytes() == before

@@ -215,7 +215,7 @@ def _factors(arrays: dict):
 
 
 def _intercept(module, trained, fixed, next_fn, x):
-  arrays = fixed | trained
+  arrays = {**fixed, **trained}
   a, b = _factors(arrays)
   embeds = isinstance(module, Embed)
   dropped = x if embeds else peft.dropout(module, x, fixed["dropout"])

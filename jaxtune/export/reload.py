@@ -64,17 +64,26 @@ def load_adapterhub(auto, options, base, folder):
   import torch
   from safetensors.torch import load_file
 
-  file = load_file(os.path.join(folder, "adapter.safetensors"))
-  pickled = os.path.join(folder, "pytorch_adapter.bin")
-  if os.path.exists(pickled):
-    other = torch.load(pickled, weights_only=True)
+  kinds = {"adapter": "pytorch_adapter.bin", "model_head": "pytorch_model_head.bin"}
+  files = {}
+  for kind, pickled in kinds.items():
+    path, pickled = os.path.join(folder, f"{kind}.safetensors"), os.path.join(folder, pickled)
+    files[kind] = file = load_file(path) if os.path.exists(path) else {}
+    other = torch.load(pickled, weights_only=True) if os.path.exists(pickled) else file
     if other.keys() != file.keys() or not all(torch.equal(x, file[n]) for n, x in other.items()):
-      raise SystemExit("pytorch_adapter.bin and adapter.safetensors differ")
-  model = load_base(auto, options, base)
+      raise SystemExit(f"{pickled} and {path} differ")
+  # A prefix is right under eager attention alone.
+  model = load_base(auto, options | {"attn_implementation": "eager"}, base)
   adapters.init(model)
   name = model.load_adapter(folder, use_safetensors=True, set_active=True)
   state = model.state_dict()
-  compare_names(file, {n: state[n] for n in state if f".adapters.{name}." in n})
+  places = [f".{place}.{name}." for place in ("adapters", "prefix_tunings", "shared_parameters")]
+  own = {n: x for n, x in state.items() if any(f".{n}".count(place) for place in places)}
+  # Every layer holds the prefixes of all once more.
+  compare_names(files["adapter"], {n: x for n, x in own.items() if ".prefix_tuning.pool." not in n})
+  for n, x in (files["adapter"] | files["model_head"]).items():
+    if n not in state or not torch.equal(state[n], x):
+      raise SystemExit(f"{n} is not loaded")
   return model
 
 

@@ -1,0 +1,124 @@
+"""Where AdapterHub's `adapters` 1.3 keeps what our sites hold: read in both directions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxtune.errors import UserError
+from jaxtune.models import hf
+
+NAME = "jaxtune"  # the adapter's name, a part of every key; `load_as` renames it
+FAMILIES = ("bart", "bert", "distilbert", "gpt2", "llama", "mistral", "roberta", "t5")
+# A residual, and the entry of the config that asks for its adapters.
+ENTRIES = {
+  "attn_residual": "mh_adapter",
+  "cross_residual": "cross_adapter",
+  "mlp_residual": "output_adapter",
+}
+MODULES = {
+  "attn_residual": "attention_adapters",
+  "cross_residual": "cross_attention_adapters",
+  "mlp_residual": "output_adapters",
+}
+BERT = {"attn_residual": "attention.output", "mlp_residual": "output"}
+# Our array: its name in their module ("#": the place of the linear layer), and whether transposed.
+ARRAYS = {
+  "down_kernel": ("adapter_down.#.weight", True),
+  "down_bias": ("adapter_down.#.bias", False),
+  "up_kernel": ("adapter_up.weight", True),
+  "up_bias": ("adapter_up.bias", False),
+  "channel_scale": ("scaling", False),
+  "norm_scale": ("adapter_norm_before.weight", False),
+  "norm_bias": ("adapter_norm_before.bias", False),
+  "norm_after_scale": ("adapter_norm_after.weight", False),
+  "norm_after_bias": ("adapter_norm_after.bias", False),
+}
+COPIES = {"norm_scale": "adapter_down.0.weight", "norm_bias": "adapter_down.0.bias"}
+
+
+def check_family(pretrained) -> None:
+  """Raises UserError for a model that adapters 1.3 does not know."""
+  if pretrained.family not in FAMILIES:
+    raise UserError(
+      f"adapters 1.3 knows no {pretrained.family} models, so AdapterHub's format cannot hold this "
+      f"one's adapter (it has {', '.join(FAMILIES)}). Train LoRA to use it in PyTorch; jaxtune "
+      "evaluates and generates with the adapter"
+    )
+
+
+def base(pretrained) -> str:
+  """Returns what their names of the model without its head begin with, such as "bert."."""
+  first = hf.family_module(pretrained.family).names(pretrained.model.config)[0].theirs
+  return "" if pretrained.family == "t5" else first.split(".")[0] + "."
+
+
+def halves(c) -> dict[str, int]:
+  """Returns {trunk: its layers}, in the order in which they count layers."""
+  if c.encoder is None:
+    return {"trunk": c.layers}
+  return {"encoder": c.encoder.layers, "decoder": c.layers}
+
+
+def residuals(pretrained) -> dict[str, str]:
+  """Returns {site: their module, "{}" for the layer} of every place of a bottleneck adapter."""
+  table = hf.family_module(pretrained.family).names(pretrained.model.config)
+  names = {row.ours: row.theirs for row in table}
+  found = {}
+  for half in halves(pretrained.model.config):
+    for residual, module in MODULES.items():
+      if residual == "cross_residual" and half != "decoder":
+        continue
+      site = f"{half}/layers/{residual}"
+      if pretrained.family == "t5":  # each sublayer is a module that holds its own
+        norm = names[f"{half}/layers/{residual.removesuffix('_residual')}_norm/scale"]
+        found[site] = norm.removesuffix(".layer_norm.weight")
+        continue
+      stacked = next(n for o, n in names.items() if o.startswith(f"{half}/layers/"))
+      module = BERT[residual] if pretrained.family in ("bert", "roberta") else module
+      found[site] = stacked.split("{}")[0] + "{}." + module
+  return found
+
+
+def prefixes(pretrained) -> dict[str, str]:
+  """Returns {site of an attention: the pool in which the prefixes of all its layers lie}."""
+  if pretrained.model.config.encoder is None:
+    own = "self" if pretrained.family == "distilbert" else "self_prefix"
+    return {"trunk/layers/attn/attend": own}
+  return {
+    "encoder/layers/attn/attend": "encoder_prefix",
+    "decoder/layers/attn/attend": "self_prefix",
+    "decoder/layers/cross/attend": "cross_prefix",
+  }
+
+
+def pool(pretrained, name: str) -> str:
+  """Returns what their names of an adapter's prefixes begin with."""
+  return f"{base(pretrained)}prefix_tuning.prefix_tunings.{name}."
+
+
+def tensors(module: str, arrays: dict) -> dict[str, np.ndarray]:
+  """Names one layer's arrays as their module does."""
+  found, first = {}, str(int("norm_scale" in arrays))  # behind the norm in one list of modules
+  for name, x in arrays.items():
+    theirs, transposed = ARRAYS[name]
+    x = np.ascontiguousarray(np.asarray(x).T if transposed else x, np.float32)
+    found[f"{module}.{theirs.replace('#', first)}"] = x
+    if name in COPIES:
+      found[f"{module}.{COPIES[name]}"] = x.copy()
+  return found
+
+
+def arrays(module: str, names: tuple[str, ...], found: dict) -> dict[str, np.ndarray]:
+  """Takes one layer's arrays of the given names out of `found`, their tensors.
+
+  Raises:
+    KeyError: with the name of one that is missing.
+  """
+  made, first = {}, str(int("norm_scale" in names))
+  for name in names:
+    theirs, transposed = ARRAYS[name]
+    x = found.pop(f"{module}.{theirs.replace('#', first)}")
+    made[name] = x.T if transposed else x
+    if name in COPIES:
+      found.pop(f"{module}.{COPIES[name]}", None)
+  return made

@@ -12,8 +12,8 @@ import importlib
 from typing import Any
 
 __all__ = [
-  "Run", "complete", "evaluate", "export_run", "fit", "load_config", "load_run", "plan", "show",
-  "sweep",
+  "Run", "complete", "compose_runs", "evaluate", "export_run", "extract", "fit", "import_adapter",
+  "judge_ranks", "knock_out", "load_config", "load_run", "load_runs", "plan", "show", "sweep",
 ]  # fmt: skip
 
 

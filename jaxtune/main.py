@@ -1,4 +1,4 @@
-"""The command line: jaxtune train | sweep | evaluate | generate | export | plan."""
+"""The command line: `jaxtune COMMAND`; each command is a thin shell over a function of `api`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,11 @@ def parser() -> argparse.ArgumentParser:
   sub = command("sweep", _sweep, "train every trial of config.sweep and compare", True, True)
   sub.add_argument("--metric", help="what the report is sorted by (default: test loss)")
   command("evaluate", _evaluate, "judge a finished run and its untuned base", workdir=True)
-  sub = command("generate", _generate, "continue prompts with a finished run", workdir=True)
+  sub = command("generate", _generate, "continue prompts with a finished run, or with several")
+  sub.add_argument("--workdir", required=True, action="append", metavar="DIR",
+                   help="the run's folder; may be repeated for runs over one base")  # fmt: skip
+  sub.add_argument("--which", type=int, action="append", metavar="N",
+                   help="of several runs, the one (from 0) that each prompt is for")  # fmt: skip
   sub.add_argument("--prompt", action="append", default=[], help="a text; may be repeated")
   sub.add_argument("--row", action="append", default=[], type=json.loads, metavar="JSON",
                    help="columns for the run's own template; may be repeated")  # fmt: skip
@@ -61,6 +65,27 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("--format", default="auto", help="auto, peft, adapterhub or merged")
   sub.add_argument("--dtype", default="float32", help="of merged weights: float32 or bfloat16")
   sub.add_argument("--certify", action="store_true", help="reload in PyTorch, compare the logits")
+  sub = command("import", _import, "turn PEFT's or AdapterHub's adapter into a run", True)
+  sub.add_argument("--adapter", required=True, metavar="DIR", help="the adapter's folder")
+  sub.add_argument("--out", required=True, metavar="DIR", help="the new run's folder")
+  sub = command("compose", _compose, "make one adapter of several")
+  sub.add_argument("--run", required=True, action="append", metavar="DIR", help="repeat for each")
+  sub.add_argument("--how", required=True,
+                   help="stack, average, cat, linear, ties, dare or dare_ties")  # fmt: skip
+  sub.add_argument("--weight", type=float, action="append", help="of each run (default: equal)")
+  sub.add_argument("--rank", type=int, help="of the LoRA that holds the result")
+  sub.add_argument("--density", type=float, default=0.5, help="share of entries that is kept")
+  sub.add_argument("--seed", type=int, default=0, help="of the entries that dare drops")
+  sub.add_argument("--out", required=True, metavar="DIR", help="the new run's folder")
+  sub = command("extract", _extract, "make a LoRA of a fine-tuned checkpoint and its base", True)
+  sub.add_argument("--checkpoint", required=True, metavar="DIR", help="the fine-tuned model")
+  sub.add_argument("--rank", type=int, required=True)
+  sub.add_argument("--out", required=True, metavar="DIR", help="the new run's folder")
+  sub = command("ranks", _ranks, "judge a trained LoRA cut to lower ranks", workdir=True)
+  sub.add_argument("--rank", type=int, action="append", required=True, help="may be repeated")
+  sub.add_argument("--out", metavar="DIR", help="where the cut runs are kept, as DIR/rank=N")
+  command("knockout", _knockout, "judge a stack without each of its methods", workdir=True)
+  command("methods", _methods, "list the methods, their options and what they combine with")
   sub = command("data", _data, "show a config's data as the model sees it", True)
   sub.add_argument("action", choices=["show"])
   sub.add_argument("--count", type=int, default=3, help="examples of each split")
@@ -105,8 +130,9 @@ def _generate(options, rest):
   if not prompts or (options.prompt and options.row):
     raise UserError("give either --prompt TEXT or --row JSON")
   texts = api.complete(
-    api.load_run(options.workdir), prompts, max_new_tokens=options.max_new_tokens,
-    temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed,
+    api.load_runs(options.workdir), prompts, which=options.which,
+    max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
+    top_p=options.top_p, seed=options.seed,
   )  # fmt: skip
   for prompt, text in zip(prompts, texts, strict=True):
     print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
@@ -129,6 +155,55 @@ def _export(options, rest):
     print(f"certified: largest logit difference {done.certificate['largest_logit_difference']:.1e}")
   else:
     print("add --certify to reload it in PyTorch and compare the logits")
+
+
+def _import(options, rest):
+  from jaxtune import api
+
+  run = api.import_adapter(_config(options, rest), options.adapter, options.out)
+  print(f"imported {run.config['method']['name']} to {options.out}")
+
+
+def _compose(options, rest):
+  from jaxtune import api
+
+  _none(rest)
+  kept = api.compose_runs(
+    api.load_runs(options.run), options.out, options.how, weights=options.weight,
+    rank=options.rank, density=options.density, seed=options.seed,
+  )  # fmt: skip
+  _print_kept(kept)
+  print(f"composed {len(options.run)} adapters in {options.out}")
+
+
+def _extract(options, rest):
+  from jaxtune import api
+
+  _print_kept(api.extract(_config(options, rest), options.checkpoint, options.rank, options.out))
+  print(f"extracted a LoRA to {options.out}")
+
+
+def _ranks(options, rest):
+  from jaxtune import api, config
+
+  run = api.load_run(options.workdir)
+  _print_table(
+    api.judge_ranks(run, options.rank, config.parse_overrides(rest), options.out), "rank"
+  )
+
+
+def _knockout(options, rest):
+  from jaxtune import api, config
+
+  run = api.load_run(options.workdir)
+  _print_table(api.knock_out(run, config.parse_overrides(rest)), "methods")
+
+
+def _methods(options, rest):
+  from jaxtune import catalogue
+
+  _none(rest)
+  print(catalogue.text())
 
 
 def _plan(options, rest):
@@ -155,6 +230,21 @@ def _templates(options, rest):
 def _none(rest: list[str]) -> None:
   if rest:
     raise UserError(f"unknown argument {rest[0]!r}")
+
+
+def _print_kept(kept: dict[str, float]) -> None:
+  if kept:
+    print(f"share of the change's squared norm that the rank keeps: {min(kept.values()):.4f} at")
+    print(f"the least, {sum(kept.values()) / len(kept):.4f} in the mean of {len(kept)} sites")
+
+
+def _print_table(rows: dict, title: str) -> None:
+  names = list(next(iter(rows.values())))
+  width = max(len(str(key)) for key in [title, *rows])
+  print("  ".join([title.ljust(width), *names]))
+  for key, metrics in rows.items():
+    cells = [f"{metrics.get(name, float('nan')):.4f}".rjust(len(name)) for name in names]
+    print("  ".join([str(key).ljust(width), *cells]))
 
 
 def _print_change(result: dict) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxtune import data, optim, peft, sharding, tree, update
+from jaxtune import data, optim, peft, sharding, starting, tree, update
 from jaxtune.evaluators import compare, evaluate
 from jaxtune.setup import Setup, find_objective, make_methods, tokenizing
 
@@ -21,6 +21,7 @@ def start(config: dict, setup: Setup) -> tuple[update.State, Any]:
     key, methods, setup.sites, setup.pretrained.params, tokenizing(setup.pretrained)
   )
   tuned = tuned | {"params": redraw(key, tuned["params"], setup.pretrained.fresh)}
+  tuned, hyper = starting.continued(methods, setup, tuned, hyper)
   numbers = {name: jnp.asarray(config["optim"][name], jnp.float32) for name in optim.NUMBERS}
   optimizer = optim.make(numbers, config["train"]["steps"], **config["optim"]).init(tuned)
   zero = jnp.zeros((), jnp.int32)

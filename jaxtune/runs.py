@@ -19,7 +19,7 @@ from jaxtune import setup as setup_
 from jaxtune.checkpoint import write_atomically, writing
 from jaxtune.errors import UserError
 from jaxtune.evaluators import compare
-from jaxtune.models import hf
+from jaxtune.models import hf, quantize
 
 LIBRARIES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
 
@@ -81,15 +81,9 @@ def finish(
   best_step: int, seconds: float, group: int,
 ) -> dict:  # fmt: skip
   """Writes a trial's weights, predictions and result; returns the result."""
-  flat = {path: np.asarray(x) for path, x in tree.flatten(tuned | {"hyper": hyper}).items()}
   methods = setup_.make_methods(config, setup.pretrained.fresh)
-  record = {
-    "base": setup.fingerprint, "config": config, "labels": setup.dataset.labels,
-    "stop_tokens": evaluator.stop_tokens,
-  }  # fmt: skip
-  record = json.dumps(record, default=str)
-  # One entry: safetensors writes several in any order, and equal runs are to be equal files.
-  write_atomically(folder / "tuned.safetensors", save(flat, {"jaxtune": record}))
+  labels, stops = setup.dataset.labels, evaluator.stop_tokens
+  write(folder, config, setup.fingerprint, tuned, hyper, labels, stops)
   if judged.predictions:
     split, decode = getattr(setup.dataset, judged.split), setup.pretrained.tokenizer.decode
     rows = [
@@ -103,7 +97,7 @@ def finish(
   result = {
     "method": config["method"]["name"],
     "trained_parameters": count_trained(methods, tuned, hyper),
-    "base_parameters": tree.size(setup.pretrained.params),
+    "base_parameters": tree.size(jax.eval_shape(quantize.dequantised, setup.pretrained.params)),
     "base": untuned.base.metrics,
     "final": judged.metrics,
     **compare.record(judged, untuned, evaluator, setup.dataset),
@@ -118,6 +112,24 @@ def finish(
   }
   write_atomically(folder / "result.json", json.dumps(result, indent=2, default=str))
   return result
+
+
+def write(
+  folder: Path, config: dict, fingerprint: str, tuned: Any, hyper: Any,
+  labels: tuple[str, ...] = (), stop_tokens: tuple[int, ...] = (),
+) -> None:  # fmt: skip
+  """Writes all that `load` needs of a run beside its base: tuned.safetensors.
+
+  Args:
+    fingerprint: of the base's weights.
+  """
+  flat = {path: np.asarray(x) for path, x in tree.flatten(tuned | {"hyper": hyper}).items()}
+  record = {
+    "base": fingerprint, "config": config, "labels": labels, "stop_tokens": stop_tokens,
+  }  # fmt: skip
+  # One entry: safetensors writes several in any order, and equal runs are to be equal files.
+  record = {"jaxtune": json.dumps(record, default=str)}
+  write_atomically(folder / "tuned.safetensors", save(flat, record))
 
 
 def count_trained(methods: tuple, tuned: Any, hyper: Any) -> int:
@@ -164,13 +176,12 @@ def best_trial(folder: Path) -> Path:
   return min(sorted(losses), key=losses.get)
 
 
-def load(folder: str | Path) -> Run:
-  """Loads a finished run, or a sweep's best trial, and the base it was trained on.
+def read(folder: Path) -> tuple[Path, dict, dict[str, np.ndarray]]:
+  """Reads what `write` wrote in a run's folder, or in that of a sweep's best trial.
 
-  Raises:
-    UserError: when the folder holds no finished run, or its base has changed.
+  Returns:
+    (the file, its record, {path: array}).
   """
-  folder = Path(folder)
   if not (folder / "tuned.safetensors").exists():
     folder = best_trial(folder)
   path = folder / "tuned.safetensors"
@@ -178,12 +189,27 @@ def load(folder: str | Path) -> Run:
     with safe_open(path, "numpy") as file:
       record = json.loads(file.metadata()["jaxtune"])
       flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    config = record["config"]
+    record["config"], record["base"]
   except (SafetensorError, KeyError, TypeError, ValueError) as error:
     raise UserError(f"{path} is damaged: {error}") from error
   if "stop_tokens" not in record:
     raise UserError(f"{path} was written by an older version of jaxtune: train it anew")
-  pretrained = setup_.load_model(config, len(record["labels"]))
+  return path, record, flat
+
+
+def load(folder: str | Path, pretrained: hf.Pretrained | None = None) -> Run:
+  """Loads a finished run, or a sweep's best trial, and the base it was trained on.
+
+  Args:
+    pretrained: the base, where another run has loaded it already.
+
+  Raises:
+    UserError: when the folder holds no finished run, or its base has changed.
+  """
+  path, record, flat = read(Path(folder))
+  folder, config = path.parent, record["config"]
+  if pretrained is None:
+    pretrained = setup_.load_model(config, len(record["labels"]))
   if tree.fingerprint(pretrained.params) != record["base"]:
     raise UserError(
       f"{folder} was trained on other base weights than {config['model']['path']} holds"

@@ -1,0 +1,156 @@
+"""Finished adapters: loaded together, composed, imported from other libraries and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtune import compose, export, imports, peft, tree
+from jaxtune import config as configs
+from jaxtune import runs as runs_
+from jaxtune import setup as setups
+from jaxtune.compose import deltas, low_rank
+from jaxtune.errors import UserError, nearest
+from jaxtune.runs import Run
+from jaxtune.setup import find_objective
+
+
+def load_runs(folders: Sequence[str | Path]) -> list[Run]:
+  """Loads several finished runs over one base, which is in memory once.
+
+  Raises:
+    UserError: where one of them was trained over another base.
+  """
+  found: list[Run] = []
+  for folder in folders:
+    found.append(runs_.load(folder, found[0].pretrained if found else None))
+  return found
+
+
+WAYS = ("stack", "average", "cat", *deltas.WAYS)
+
+
+def compose_runs(
+  runs: Sequence[Run],
+  folder: str | Path,
+  how: str,
+  *,
+  weights: Sequence[float] | None = None,
+  rank: int | None = None,
+  density: float = 0.5,
+  seed: int = 0,
+) -> dict[str, float]:
+  """Makes one adapter of several and writes it as a run's folder.
+
+  Args:
+    how: "stack" lays them over each other; "average" takes the mean of their arrays; "cat" adds
+      LoRAs exactly, by concatenation; "linear", "ties", "dare" and "dare_ties" combine what they
+      change of the weights into a LoRA of `rank`; see `compose.deltas`.
+    weights: of each, by default 1 / n (not for "stack").
+    rank, density, seed: see `compose.deltas`.
+
+  Returns:
+    {site: share of the combined delta's squared norm that the rank keeps}; {} where nothing is cut.
+  """
+  if how not in WAYS:
+    raise UserError(f"unknown way {how!r} to compose adapters. {nearest(how, WAYS)}")
+  if how in deltas.WAYS and rank is None:
+    raise UserError(f"{how!r} needs a rank, of the LoRA that holds the result")
+  kept: dict[str, float] = {}
+  if how == "stack":
+    made = compose.stack(runs)
+  elif how == "average":
+    made = compose.average(runs, weights)
+  elif how == "cat":
+    made = low_rank.concatenate(runs, weights)
+  else:
+    made, kept = deltas.merge(runs, rank, weights, how, density=density, seed=seed)
+  keep(made, folder)
+  return kept
+
+
+def extract(config: Any, checkpoint: str, rank: int, folder: str | Path) -> dict[str, float]:
+  """Writes the difference of a fine-tuned checkpoint and its base as a LoRA, in a run's folder.
+
+  Args:
+    config: an experiment's, whose model is the base; its method is replaced.
+    checkpoint: folder of the fine-tuned model.
+
+  Returns:
+    {site: share of the difference's squared norm that the rank keeps}.
+  """
+  made, kept = low_rank.extract(over(config, folder), checkpoint, rank)
+  keep(made, folder)
+  return kept
+
+
+def import_adapter(config: Any, adapter: str | Path, folder: str | Path) -> Run:
+  """Reads an adapter in PEFT's or AdapterHub's format and writes it as a run's folder.
+
+  The run can be evaluated, generated from, composed and exported, and trained on with
+  `method.start`.
+
+  Args:
+    config: an experiment's, whose model is the adapter's base; its method is replaced.
+    adapter: folder of the adapter.
+  """
+  run = over(config, folder)
+  found = imports.read(adapter, run.pretrained)
+  _, tuned, hyper, _ = imports.lay(found, run.pretrained)
+  run = compose.remade(run, found.section, tuned, hyper)
+  run = run._replace(labels=tuple(found.labels) or run.labels)
+  keep(run, folder)
+  return run
+
+
+def over(config: Any, folder: str | Path) -> Run:
+  """Returns a run over a config's base in which nothing is trained."""
+  section = {k: v for k, v in configs.to_dict(config).items() if k not in ("sweep", "method")}
+  full = configs.complete(section)
+  dataset = setups.load_data(full)
+  pretrained = setups.load_model(full, len(dataset.labels))
+  ends = dataset.report.get("splits", {}).get("train", {}).get("stop_tokens", ())
+  stops = tuple(dict.fromkeys((pretrained.tokenizer.eos_token_id, *ends)))
+  empty = {"params": {}, "peft": {}}
+  base, labels = pretrained.params, tuple(dataset.labels)
+  return Run(Path(folder), full, pretrained, (), base, empty, {}, labels, stops)
+
+
+def keep(run: Run, folder: str | Path) -> None:
+  """Writes a run that was composed or imported as a folder that `load_run` reads."""
+  folder = Path(folder)
+  if (folder / "tuned.safetensors").exists():
+    raise UserError(f"{folder} holds a run already; give another folder")
+  fingerprint = tree.fingerprint(run.pretrained.params)
+  runs_.begin([folder], [run.config])
+  runs_.write(folder, run.config, fingerprint, run.tuned, run.hyper, run.labels, run.stop_tokens)
+
+
+def export_run(
+  run: Run, folder: str | Path, *, format: str = "auto", dtype: str = "float32",
+  certify: bool = False,
+) -> export.Exported:  # fmt: skip
+  """Writes a finished run in a format that PyTorch loads.
+
+  Args:
+    format: "peft" (LoRA, prefix), "adapterhub" (bottleneck adapters), "merged" (LoRA, BitFit, full)
+      or "auto", by the method.
+    dtype: of merged weights.
+    certify: reload the files in PyTorch, compare logits on the run's test prompts and write
+      certificate.json; a difference above 1e-3 is an error and leaves no export behind.
+  """
+  prompts = None
+  if certify:
+    dataset = setups.load_data(run.config)
+    split = dataset.test or dataset.validation or dataset.train
+    prompts = split.prompts[:8]
+    if run.pretrained.model.config.head is not None:  # its tokens are the text, and no answer
+      texts = zip(split.arrays["tokens"][:8], split.arrays["mask"][:8], strict=True)
+      prompts = [tokens[mask].tolist() for tokens, mask in texts]
+    prompts = [prompt for prompt in prompts if prompt] or None
+  return export.export(
+    run.pretrained, run.methods, run.tuned, run.hyper, run.base, folder, format=format,
+    dtype=dtype, labels=run.labels, base_name=run.config["model"]["path"], certify=certify,
+    prompts=prompts,
+  )  # fmt: skip

@@ -1,0 +1,125 @@
+"""What is done with trained adapters afterwards: stacked, averaged, merged, cut and taken apart.
+
+Each function takes finished runs over one base and returns a run, which is evaluated, generated
+from, exported and trained on as any other. `deltas` works on the change of the weights, whatever
+method made it; `low_rank` on LoRA's factors; `mixed` serves several adapters in one batch;
+`knockout` measures a stack without each of its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import config, peft, tree
+from jaxtune.errors import UserError
+from jaxtune.runs import Run
+from jaxtune.setup import make_methods
+
+
+def check_bases(runs: Sequence[Run]) -> None:
+  """Raises UserError unless all runs lie over one base and have the same labels."""
+  if len(runs) < 2:
+    raise UserError(f"{len(runs)} adapters given, expected at least two")
+  first = runs[0].pretrained.params
+  for run in runs:
+    same = run.pretrained.params is first
+    if not same and tree.fingerprint(run.pretrained.params) != tree.fingerprint(first):
+      raise UserError(
+        f"{run.folder} was trained over another base than {runs[0].folder}: adapters are composed "
+        "over one base alone"
+      )
+    if run.labels != runs[0].labels:
+      raise UserError(
+        f"{run.folder} has the labels {list(run.labels)}, {runs[0].folder} has "
+        f"{list(runs[0].labels)}: expected the same"
+      )
+
+
+def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+  """Returns one weight for each adapter, by default 1 / count."""
+  if weights is None:
+    return [1 / count] * count
+  if len(weights) != count:
+    raise UserError(f"{len(weights)} weights for {count} adapters: expected one for each")
+  return [float(weight) for weight in weights]
+
+
+def parts(run: Run) -> dict[str, dict]:
+  """Returns the config sections of a run's methods by name: one, or those of a stack."""
+  section = run.config["method"]
+  if section["name"] != "stack":
+    return {section["name"]: section}
+  return {name: part for name, part in section.items() if name != "name"}
+
+
+def stack(runs: Sequence[Run]) -> Run:
+  """Lays several adapters over one base at once: a stack, as if they had been trained together.
+
+  Raises:
+    UserError: where two of them train the same weights, or cannot be laid over each other.
+  """
+  check_bases(runs)
+  sections, deltas, hyper, params = {}, {}, {}, {}
+  for i, run in enumerate(runs, 1):
+    for name, section in parts(run).items():
+      new = name if name not in sections else f"{name}_{i}"
+      method = peft.build(section)[0]._replace(name=name)
+      renamed = method._replace(name=new)
+      sections[new] = section
+      deltas |= peft.placed(renamed, peft.own(method, run.tuned["peft"]))
+      hyper |= peft.placed(renamed, peft.own(method, run.hyper))
+    moved = tree.flatten(run.tuned["params"])
+    if twice := sorted(moved.keys() & params.keys()):
+      raise UserError(
+        f"{run.folder} and another adapter both trained {twice[0]}: average them, or leave one out"
+      )
+    params |= moved
+  tuned = {"params": tree.unflatten(params), "peft": tree.unflatten(deltas)}
+  return remade(runs[0], {"name": "stack", **sections}, tuned, tree.unflatten(hyper))
+
+
+def average(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
+  """Averages the trained arrays of adapters of one method and shape, element by element.
+
+  A soup (Wortsman et al. 2022) of any method: prefixes, bottleneck adapters, whole models. For
+  LoRA the mean of the factors is not the mean of the deltas; see `deltas.combine`.
+
+  Raises:
+    UserError: for adapters of other methods or shapes.
+  """
+  check_bases(runs)
+  weights = check_weights(weights, len(runs))
+  for run in runs[1:]:
+    check_alike(runs[0], run)
+  mean = lambda *leaves: sum(w * x for w, x in zip(weights, leaves, strict=True))
+  tuned = jax.tree.map(mean, *(run.tuned for run in runs))
+  return remade(runs[0], runs[0].config["method"], tuned, runs[0].hyper)
+
+
+def check_alike(one: Run, other: Run) -> None:
+  """Raises UserError unless two adapters have the same arrays and fixed numbers."""
+  first, second = (tree.flatten({**run.tuned, "hyper": run.hyper}) for run in (one, other))
+  for path in sorted(first.keys() ^ second.keys()):
+    raise UserError(f"{one.folder} and {other.folder} are of different methods: one has no {path}")
+  for path, leaf in first.items():
+    if leaf.shape != second[path].shape:
+      raise UserError(
+        f"{path} is {leaf.shape} in {one.folder} and {second[path].shape} in {other.folder}: "
+        "expected the same shape"
+      )
+    numbers = path.startswith("hyper/") and "/rate:" not in path and not path.endswith("/dropout")
+    if numbers and not bool(jnp.array_equal(leaf, second[path])):
+      raise UserError(f"{path} differs between {one.folder} and {other.folder}: expected the same")
+
+
+def remade(run: Run, section: dict, tuned: Any, hyper: Any) -> Run:
+  """Returns a run over the same base with another method and its arrays."""
+  changed = run.config | {"method": config.complete_method(section)}
+  methods = make_methods(changed, run.pretrained.fresh)
+  _, base = peft.split(methods, run.pretrained.params)
+  tuned = {"params": {}, "peft": {}} | tuned
+  return run._replace(config=changed, methods=methods, base=base, tuned=tuned, hyper=hyper)

@@ -1,0 +1,105 @@
+"""Arithmetic on the change of the weights: task vectors, whatever method made them.
+
+A task vector is tau = W' - W (Ilharco et al. 2023, "Editing models with task arithmetic"), with W'
+the merged weights of an adapter. Sums of task vectors are written as a LoRA, by a truncated SVD, or
+as a merged model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxtune import compose, peft, tree
+from jaxtune.compose import low_rank
+from jaxtune.errors import UserError, nearest
+from jaxtune.models import quantize
+from jaxtune.runs import Run
+
+WAYS = ("linear", "ties", "dare", "dare_ties")
+
+
+def of(run: Run) -> dict[str, np.ndarray]:
+  """Returns {path: tau} of the leaves that a run changes, in fp32.
+
+  Raises:
+    UserError: for a method that is no weight delta.
+  """
+  merged = tree.flatten(peft.merge(run.methods, run.base, run.tuned, run.hyper))
+  base = tree.flatten(quantize.dequantised(run.pretrained.params))
+  found = {path: np.asarray(x) - np.asarray(base[path], np.float32) for path, x in merged.items()}
+  return {path: x for path, x in found.items() if x.any()}
+
+
+def combine(
+  runs: Sequence[Run],
+  weights: Sequence[float] | None = None,
+  how: str = "linear",
+  *,
+  density: float = 0.5,
+  seed: int = 0,
+) -> dict[str, np.ndarray]:
+  """Combines the task vectors of runs over one base.
+
+  Args:
+    weights: w_i of each run, by default 1 / n; negative ones take a task away.
+    how: "linear": sum w_i tau_i. "ties" (Yadav et al. 2023): of each task vector the largest
+      `density` share of entries, of each entry the sign with the larger weighted sum, and the
+      weighted mean of those that agree with it. "dare" (Yu et al. 2024): entries are kept with
+      probability `density` and divided by it, then summed; "dare_ties" elects signs of those.
+    density: share of the entries that are kept.
+    seed: of the draw of "dare".
+  """
+  if how not in WAYS:
+    raise UserError(f"unknown way {how!r} to combine adapters. {nearest(how, WAYS)}")
+  if not 0 < density <= 1:
+    raise UserError(f"density is {density}, expected 0 < density <= 1")
+  compose.check_bases(runs)
+  weights, vectors = compose.check_weights(weights, len(runs)), [of(run) for run in runs]
+  if how == "ties":
+    vectors = [trim(vector, density) for vector in vectors]
+  elif how.startswith("dare"):
+    vectors = [drop(vector, density, seed + i) for i, vector in enumerate(vectors)]
+  join = elect if how.endswith("ties") else lambda ws, xs: sum(w * x for w, x in zip(ws, xs))  # noqa: B905
+  found = {}
+  for path in sorted(set().union(*vectors)):
+    have = [(w, v[path]) for w, v in zip(weights, vectors, strict=True) if path in v]
+    zeros = np.zeros_like(have[0][1])
+    found[path] = join(weights, [v.get(path, zeros) for v in vectors])
+  return found
+
+
+def trim(vector: dict[str, np.ndarray], density: float) -> dict[str, np.ndarray]:
+  """Keeps the entries of largest magnitude: `density` of all entries of a task vector."""
+  sizes = np.concatenate([np.abs(x).ravel() for x in vector.values()])
+  kept = max(1, round(density * sizes.size))
+  least = np.partition(sizes, sizes.size - kept)[sizes.size - kept]
+  return {path: np.where(np.abs(x) >= least, x, 0) for path, x in vector.items()}
+
+
+def drop(vector: dict[str, np.ndarray], density: float, seed: int) -> dict[str, np.ndarray]:
+  """Keeps entries at random and divides them by their share, so that the mean stays."""
+  draw = lambda i, x: np.random.default_rng([seed, i]).random(x.shape) < density
+  items = enumerate(sorted(vector.items()))
+  return {path: np.where(draw(i, x), x / np.float32(density), 0) for i, (path, x) in items}
+
+
+def elect(weights: Sequence[float], tensors: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns each entry's weighted mean over the tensors whose sign is the elected one."""
+  weighted = np.stack([w * x for w, x in zip(weights, tensors, strict=True)])
+  agree = (np.sign(weighted) == np.sign(weighted.sum(0))) & (weighted != 0)
+  total = np.where(agree, np.abs(np.reshape(weights, (-1,) + (1,) * tensors[0].ndim)), 0).sum(0)
+  return (np.where(agree, weighted, 0).sum(0) / np.maximum(total, 1e-12)).astype(np.float32)
+
+
+def merge(
+  runs: Sequence[Run], rank: int, weights: Sequence[float] | None = None, how: str = "linear",
+  **options,
+) -> tuple[Run, dict[str, float]]:  # fmt: skip
+  """Combines runs into one LoRA of a rank; see `combine`.
+
+  Returns:
+    (the run, {site: share of the combined delta's squared norm that the rank keeps}).
+  """
+  return low_rank.of_delta(runs[0], combine(runs, weights, how, **options), rank)

@@ -1,0 +1,38 @@
+"""What each part of a stack is worth: its metrics with that part left out."""
+
+from __future__ import annotations
+
+from jaxtune import compose, peft, tree
+from jaxtune.errors import UserError
+from jaxtune.runs import Run
+
+
+def without(run: Run, name: str) -> Run:
+  """Returns a run as it would be without one of its methods, which is trained no further.
+
+  Weights that this method alone trained in place are the base's again.
+  """
+  known = compose.parts(run)
+  if name not in known:
+    raise UserError(f"{run.folder} has no method {name!r}; its methods are {', '.join(known)}")
+  rest = tuple(m for m in run.methods if m.name != name)
+  moved, base = peft.split(rest, run.pretrained.params)
+  kept = tree.flatten(moved).keys()
+  trained = {path: x for path, x in tree.flatten(run.tuned["params"]).items() if path in kept}
+  tuned = run.tuned | {"params": tree.unflatten(trained)}
+  return run._replace(methods=rest, base=base, tuned=tuned)
+
+
+def parts(run: Run) -> list[str]:
+  """Lists the methods that can be left out.
+
+  Raises:
+    UserError: for a single method, without which there is the base alone.
+  """
+  names = list(compose.parts(run))
+  if len(names) < 2:
+    raise UserError(
+      f"{run.folder} has one method, {names[0]}: without it there is the base, beside which "
+      "`jaxtune evaluate` puts every run"
+    )
+  return names

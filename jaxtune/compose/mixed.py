@@ -1,0 +1,72 @@
+"""One batch for several adapters: each row is computed with its own, over one base.
+
+The rows' adapters are gathered from a stack (K, ...) and the forward pass is mapped over rows. The
+base's weights carry no row axis, so its products stay those of the whole batch; the adapters' own
+become batched products, a row's x times the row's a and b (the gathered matrix product of Punica,
+Chen et al. 2023), for every method that jaxtune has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import compose, generate, peft, tree
+from jaxtune.errors import UserError
+from jaxtune.runs import Run
+
+
+def together(runs: Sequence[Run]) -> tuple[Any, Any]:
+  """Stacks the arrays of adapters of one kind: (tuned, hyper), each (K, ...), sizes padded.
+
+  Raises:
+    UserError: for adapters of different kinds, whose calls are different programs.
+  """
+  compose.check_bases(runs)
+  kinds = [tuple((m.name, m.kind, m.numbers) for m in run.methods) for run in runs]
+  shapes = [sorted(tree.flatten({**run.tuned, "hyper": run.hyper})) for run in runs]
+  for run, kind, paths in zip(runs, kinds, shapes, strict=True):
+    if kind != kinds[0] or paths != shapes[0]:
+      raise UserError(
+        f"{run.folder} ({_names(run)}) and {runs[0].folder} ({_names(runs[0])}) are of different "
+        "methods or targets: one batch holds adapters of one kind; give the others a batch of "
+        "their own"
+      )
+  return tree.stack([run.tuned for run in runs]), tree.stack([run.hyper for run in runs])
+
+
+def _names(run: Run) -> str:
+  return " + ".join(compose.parts(run))
+
+
+def forward(model, methods, base, tuned, hyper, which_B, **inputs):
+  """Runs a model with adapter which_B[i] for row i.
+
+  Args:
+    tuned, hyper: of K adapters, as `together` returns them.
+    which_B: (B,) of 0 ... K - 1; traced or not.
+    **inputs: the model's own, each (B, ...).
+  """
+
+  def row(tuned, hyper, inputs):
+    one = {name: x[None] for name, x in inputs.items()}
+    return peft.apply(model, methods, base, tuned, hyper, **one)[0]
+
+  pick = lambda stacked: jax.tree.map(lambda x: x[which_B], stacked)
+  return jax.vmap(row)(pick(tuned), pick(hyper), inputs)
+
+
+def complete(model, methods, base, tuned, hyper, which_B, prompts_BT, mask_BT, *, key, **options):
+  """Continues row i with adapter which_B[i]; see `generate.generate` for the rest."""
+
+  def row(tuned, hyper, prompt, mask, key):
+    return generate.generate(
+      model, methods, base, tuned, hyper, prompt[None], mask[None], key=key, **options
+    )[0]
+
+  pick = lambda stacked: jax.tree.map(lambda x: x[which_B], stacked)
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(which_B)))
+  return jax.vmap(row)(pick(tuned), pick(hyper), prompts_BT, mask_BT, keys)

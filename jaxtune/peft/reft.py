@@ -1,0 +1,134 @@
+"""ReFT: a low-rank edit of the residual stream after each layer (Wu et al. 2024).
+
+  loreft: h + R^T (W h + b - R h), the rows of R (r, D) orthonormal (eq. 2)
+  direft: h + W_2^T (W_1 h + b), without that constraint and the difference (eq. 3)
+
+The paper edits the first and the last few tokens of the prompt, chosen per task. Here every token
+is edited, those that are generated too, or the first n of each text.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import peft
+from jaxtune.errors import UserError, nearest
+from jaxtune.models.layers import lift
+
+VARIANTS = ("loreft", "direft")
+EVERY = 2**30  # more tokens than any text has
+
+
+def method(
+  rank: int = 4,
+  variant: str = "loreft",
+  layers: tuple[int, ...] | None = None,
+  first: int | None = None,
+  targets: tuple[str, ...] = ("layers",),
+) -> peft.Method:
+  """Edits hidden states in a learned subspace, and no weights.
+
+  Args:
+    rank: r, of the edit; at most the model's width.
+    variant: "loreft" or "direft".
+    layers: the layers after which states are edited, from 0; None for all.
+    first: how many tokens of each text are edited, from its start (a prompt that another method
+      puts in front counts as text); None for all.
+    targets: regular expressions, matched against the end of the path of Block sites:
+      "decoder/layers" leaves an encoder as it is.
+
+  All arrays are drawn uniformly from +-1/sqrt(D), as in the authors' code, and `rotate` (L, D, r)
+  is R^T (W_2^T) once its columns are made orthonormal: training starts near the base, not at it.
+  """
+  if rank < 1:
+    raise UserError(f"method.rank is {rank}, expected at least 1")
+  if variant not in VARIANTS:
+    raise UserError(f"unknown variant {variant!r}. {nearest(variant, VARIANTS)}")
+  if first is not None and first < 1:
+    raise UserError(f"method.first is {first}, expected at least 1, or None for every token")
+  if layers is not None and not layers:
+    raise UserError("method.layers is empty, expected at least one layer, or None for all")
+  return peft.Method(
+    "reft",
+    init=partial(_init, rank=rank, layers=layers, first=first, targets=targets),
+    intercept=partial(_intercept, variant == "loreft"),
+    realise=_realise if variant == "loreft" else lambda trained: trained,
+    unused=_unused,
+    numbers=("rank", "first"),
+    patterns=tuple(targets),
+    options=dict(
+      rank=rank, variant=variant, first=first, layers=None if layers is None else tuple(layers)
+    ),
+  )
+
+
+def _init(key, sites, frozen, *, rank, layers, first, targets):
+  trained, fixed = {}, {}
+  for path, site in peft.match(targets, sites, "Block").items():
+    (depth,), features = site.lead, site.inputs[0][-1]
+    chosen = range(depth) if layers is None else layers
+    if outside := [i for i in chosen if not 0 <= i < depth]:
+      raise UserError(f"method.layers has {outside[0]}, but {path} has layers 0 to {depth - 1}")
+    if rank > features:
+      raise UserError(f"method.rank is {rank}, expected at most the model's width {features}")
+    draw = lambda name, *shape, path=path, bound=features**-0.5: peft.draw_columns(
+      lambda k: jax.random.uniform(k, shape, minval=-bound, maxval=bound),
+      peft.site_key(key, path, name),
+      rank,
+    )
+    trained[path] = {
+      "rotate": draw("rotate", depth, features),
+      "learned_kernel": draw("learned_kernel", depth, features),
+      "learned_bias": draw("learned_bias", depth),
+    }
+    fixed[path] = {
+      "first": jnp.full(depth, EVERY if first is None else first),
+      "edited": jnp.zeros(depth, bool).at[jnp.asarray([*chosen])].set(True),
+    }
+  return trained, fixed
+
+
+def orthonormal(a_LDR):
+  """Returns the Q of each QR decomposition whose R has a positive diagonal; zero columns stay zero.
+
+  As A chol(A^T A)^-T, it is smooth where the columns are independent, and column i depends on those
+  up to i alone, so that columns that pad a rank change nothing and get no gradient.
+  """
+  gram_LRR = a_LDR.swapaxes(-1, -2) @ a_LDR
+  padded_LR = jnp.diagonal(gram_LRR, axis1=-2, axis2=-1) == 0
+  lower_LRR = jnp.linalg.cholesky(gram_LRR + padded_LR[..., None] * jnp.eye(a_LDR.shape[-1])[None])
+  solve = partial(jax.lax.linalg.triangular_solve, lower=True, transpose_a=True)
+  return solve(lower_LRR, a_LDR)
+
+
+def _realise(trained):
+  return {
+    path: arrays | {"rotate": orthonormal(arrays["rotate"])} for path, arrays in trained.items()
+  }
+
+
+def _intercept(difference, module, trained, fixed, next_fn, x, cache, flags, shared):
+  h_BTD, cache = next_fn(x, cache, flags, shared)
+  rotate, kernel = trained["rotate"], trained["learned_kernel"]
+  kernel = (kernel - rotate if difference else kernel).astype(h_BTD.dtype)  # W h - R h at once
+  low_BTR = h_BTD @ kernel
+  low_BTR = low_BTR + lift(trained["learned_bias"].astype(h_BTD.dtype), low_BTR)
+  edit_BTD = low_BTR @ rotate.T.astype(h_BTD.dtype)
+  chosen_BT = fixed["edited"] & (_positions(module, shared.mask) < fixed["first"])
+  return h_BTD + jnp.where(chosen_BT[..., None], edit_BTD, 0), cache
+
+
+def _positions(module, mask_B1TS):
+  """Returns the place (B, T) of each token in its text, the same with and without a cache."""
+  if module.config.causal:
+    return mask_B1TS[:, 0].sum(-1) - 1
+  return jnp.cumsum(mask_B1TS[:, 0, 0], -1) - 1
+
+
+def _unused(trained, fixed):
+  """Counts the arrays of layers that are not edited."""
+  rest = lambda path: (~fixed[path]["edited"]).sum()
+  return sum(rest(path) * x[0].size for path, arrays in trained.items() for x in arrays.values())

@@ -33,6 +33,7 @@ def method(
   dora: bool = False,
   b_rate: float = 1.0,
   train_a: bool = True,
+  gate: bool = False,
 ) -> peft.Method:
   r"""Adds a low-rank delta to linear layers and embeddings.
 
@@ -58,21 +59,25 @@ def method(
       The norm is a constant in the gradient (section 4.3).
     b_rate: learning rate of b over that of a, at linear layers: LoRA+ (Hayou et al. 2024).
     train_a: False keeps a as it was drawn: LoRA-FA (Zhang et al. 2023).
+    gate: whether the delta of each token x is multiplied by sigmoid(w x + b) with trained w and b
+      from zero, so by 1/2 at first (UniPELT, see `unions`). It then cannot be merged.
   """
   sizes = Sizes(rank, alpha, scale, rslora, dict(ranks or {}), dict(alphas or {}))
   _check(sizes, dropout, initialise, b_rate)
-  init = partial(_init, targets=targets, sizes=sizes, initialise=initialise, dora=dora)
+  if gate and dora:
+    raise UserError("method.gate and method.dora are both True: DoRA has no delta to gate")
+  init = partial(_init, targets=targets, sizes=sizes, initialise=initialise, dora=dora, gate=gate)
   effective = rank * sizes.scale_at(rank, alpha)
   return peft.Method(
     "lora",
     init=partial(init, dropout=dropout, b_rate=b_rate, train_a=train_a),
     intercept=_intercept,
-    merge=_merge,
+    merge=None if gate else _merge,
     numbers=("rank", "alpha", "scale", "rslora", "dropout", "ranks", "alphas", "b_rate"),
     patterns=tuple(targets),
     options=dict(rank=rank, alpha=effective, dropout=dropout)
     | {name: value for name, value in dict(ranks=ranks, alphas=alphas).items() if value}
-    | dict(dora=dora, initialise=initialise, b_rate=b_rate, train_a=train_a),
+    | dict(dora=dora, initialise=initialise, b_rate=b_rate, train_a=train_a, gate=gate),
   )
 
 
@@ -124,7 +129,7 @@ def _check(sizes: Sizes, dropout: float, initialise: str, b_rate: float) -> None
     raise UserError("method.scale fixes the scale of every target: expected no method.alphas")
 
 
-def _init(key, sites, frozen, *, targets, sizes, dropout, initialise, dora, b_rate, train_a):
+def _init(key, sites, frozen, *, targets, sizes, dropout, initialise, dora, b_rate, train_a, gate):
   chosen = peft.match(targets, sites, tuple(LEAVES))
   _check_patterns(sizes, chosen)
   trained, fixed = {}, {}
@@ -148,6 +153,11 @@ def _init(key, sites, frozen, *, targets, sizes, dropout, initialise, dora, b_ra
         fixed[path] |= {"a0": a, "b0": b}
     elif not train_a:
       raise UserError(f"train_a=False leaves {path} at its start: an embedding's a is zero")
+    if gate and site.kind == "Embed":
+      raise UserError(f"method.gate reads an activation, which {path} has none of: expected False")
+    if gate:
+      trained[path]["gate_kernel"] = jnp.zeros(shape[:-1])
+      trained[path]["gate_bias"] = jnp.zeros(site.lead)
     if dora:
       trained[path]["magnitude"] = jnp.linalg.norm(weight(), axis=-2)
   return trained, fixed
@@ -222,6 +232,9 @@ def _intercept(module, trained, fixed, next_fn, x):
   y = next_fn(x)
   low = (a[x] if embeds else dropped @ a.astype(x.dtype)).astype(y.dtype)
   delta = low * fixed["scale"].astype(y.dtype) @ b.astype(y.dtype)
+  if "gate_kernel" in trained:
+    kernel, bias = (trained[name].astype(x.dtype) for name in ("gate_kernel", "gate_bias"))
+    delta *= jax.nn.sigmoid(x @ kernel + bias)[..., None].astype(y.dtype)
   if "magnitude" not in trained:
     return y + delta
   gain = _gain(module.get_variable("params", LEAVES[type(module).__name__]), arrays)

@@ -12,6 +12,7 @@ import jax
 from jaxtune import data, generate, objectives, optim, peft, programs, sharding, train, tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluators import evaluate, metrics
+from jaxtune.models import quantize
 from jaxtune.setup import Setup, find_objective, make_methods, tokenizing
 
 
@@ -177,7 +178,8 @@ def cost(configs: list[dict], setup: Setup) -> dict:
 
   Returns:
     MB of the frozen base, of the trials' state and of the step's working memory, and GFLOP of one
-    step of all trials (counted without loops, whose bodies XLA counts once).
+    step of all trials (counted without loops, whose bodies XLA counts once); of a quantised base,
+    what a weight of its kernels takes.
   """
   options = train.Options(**configs[0]["train"])
   chunk = choose_chunk(configs, setup)
@@ -192,7 +194,13 @@ def cost(configs: list[dict], setup: Setup) -> dict:
     "trained_state_MB": megabytes(memory.argument_size_in_bytes - frozen),
     "working_MB": megabytes(memory.temp_size_in_bytes),
     "GFLOP_per_step": round(flat.cost_analysis()["flops"] / 1e9, 3),
+    **_quantised(setup.pretrained),
   }
+
+
+def _quantised(pretrained) -> dict:
+  form, bits = pretrained.model.config.quantize, quantize.bits(pretrained.params)
+  return {} if bits is None else {"quantised_base": f"{form}, {bits:.3f} bits a weight"}
 
 
 def _states(configs: list[dict], setup: Setup):

@@ -18,8 +18,9 @@ KINDS = ("jit", "pmap")
 
 # The first rule that matches a path splits its last axes; leading axes (layers) stay whole.
 RULES = (
-  (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|head)/kernel$", ("fsdp", "tensor")),
-  (r"(o_proj|down_proj)/kernel$", ("tensor", "fsdp")),
+  (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|head)/kernel(/int8|/nf4)?$", ("fsdp", "tensor")),
+  (r"(o_proj|down_proj)/kernel(/int8|/nf4)?$", ("tensor", "fsdp")),
+  (r"kernel/scale(_step|_mean)?$", ()),
   (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/bias$", ("tensor",)),
   (r"(o_proj|down_proj)/bias$", ()),
   (r"relative/embedding$", ()),

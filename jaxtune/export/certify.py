@@ -27,9 +27,9 @@ from safetensors import SafetensorError, safe_open
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.export import loading
-from jaxtune.models import hf
+from jaxtune.models import hf, quantize
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 PROMPTS, TOKENS = 8, 64  # the most that are compared: logits are (prompts, tokens, vocabulary)
 VARIABLE = "JAXTUNE_ADAPTERS_PYTHON"
 # Arguments of PyTorch's forward, of a model alone and of an encoder-decoder.
@@ -79,7 +79,7 @@ def certify(
     What `certificate.json` holds.
 
   Raises:
-    Rejected: the largest difference exceeds 1e-3; the certificate says so.
+    Rejected: the largest difference exceeds 1e-4; the certificate says so.
     UserError: `folder` is not an export, or the libraries cannot load it.
   """
   folder = Path(folder)
@@ -109,7 +109,11 @@ def certify(
     "prompts_from": "random tokens" if prompts is None else "the caller",
     "format": form,
     "method": " + ".join(m.name for m in methods),
-    "base": {"name": base_name, "fingerprint": tree.fingerprint(pretrained.params)},
+    "base": {
+      "name": base_name,
+      "fingerprint": tree.fingerprint(pretrained.params),
+      "quantize": pretrained.model.config.quantize,
+    },
     "rounding": rounding and {"dtype": rounding.dtype, **rounding.overall._asdict()},
     "versions": {**_our_versions(), "reloaded_in": versions},
     "files": hashes(folder),
@@ -217,7 +221,7 @@ def our_logits(pretrained, base, batches, laid=None) -> list[np.ndarray]:
   model = pretrained.model
   config = dataclasses.replace(model.config, dtype=jnp.float32, attention=None)
   model = model.clone(config=config)
-  base = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), base)
+  base = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), quantize.dequantised(base))
   run, trees = partial(_plain_logits, model), (base,)
   if laid:
     methods, *trees = laid
@@ -244,8 +248,8 @@ def their_logits(form, pretrained, folder: Path, batches, reload: Callable | Non
   with tempfile.TemporaryDirectory() as scratch:
     scratch = Path(scratch)
     base = pretrained.folder
-    if base is None:
-      base = hf.save(pretrained, pretrained.params, scratch / "base")
+    if base is None or pretrained.model.config.quantize:  # a quantised base is compared as it is
+      base = hf.save(pretrained, quantize.dequantised(pretrained.params), scratch / "base")
     names = THEIR_NAMES[pretrained.model.config.encoder is not None]
     arrays = {f"{i}/{names[n]}": x for i, batch in enumerate(batches) for n, x in batch.items()}
     np.savez(scratch / "in.npz", **arrays)

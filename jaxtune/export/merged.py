@@ -11,7 +11,7 @@ import numpy as np
 from jaxtune import peft, tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.export import loading
-from jaxtune.models import hf
+from jaxtune.models import hf, quantize
 
 
 class Loss(NamedTuple):
@@ -50,7 +50,7 @@ def write(pretrained, methods, tuned, hyper, base, folder: Path, dtype: str, lab
   hf.save(pretrained, params, folder, dtype, labels)
   if pretrained.folder and (pretrained.folder / "generation_config.json").exists():
     shutil.copy(pretrained.folder / "generation_config.json", folder)  # it holds stop tokens
-  return rounding(pretrained.params, params, dtype)
+  return rounding(quantize.dequantised(pretrained.params), params, dtype)
 
 
 def rounding(before: Any, after: Any, dtype: str) -> Rounding:

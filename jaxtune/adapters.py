@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtune import compose, export, imports, peft, tree
+from jaxtune import compose, export, imports, tree
 from jaxtune import config as configs
 from jaxtune import runs as runs_
 from jaxtune import setup as setups
 from jaxtune.compose import deltas, low_rank
 from jaxtune.errors import UserError, nearest
 from jaxtune.runs import Run
-from jaxtune.setup import find_objective
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[Run]:

@@ -26,6 +26,8 @@ from jaxtune.models import quantize
 from jaxtune.models.transformer import Trunk
 from jaxtune.peft import unions
 
+NOT_METHODS = ("unions",)
+
 
 class Site(NamedTuple):
   """A module call that a method may wrap.
@@ -143,7 +145,7 @@ def build(section: dict) -> tuple[Method, ...]:
 
 def constructor(kind: str) -> Callable:
   """Finds a method's `method` function by name, or says which methods there are."""
-  known = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "unions"]
+  known = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_METHODS]
   if kind not in known:
     names = [*known, "stack", *unions.UNIONS]
     raise UserError(f"unknown method {kind!r}. {nearest(str(kind), names)}")

@@ -25,7 +25,6 @@ METHODS = {
   "unshifted": {"name": "prefix", "length": 3, "shift": False},
   "adapter": {"name": "adapter", "width": 4},
   "stack": {"name": "stack", "lora": {"rank": 2}, "prefix": {"length": 2}, "adapter": {"width": 3}},
-  "prompt": {"name": "prompt", "length": 3},
   "prompts": {"name": "stack", "prompt": {"length": 2}, "prefix": {"length": 3}},
 }
 
@@ -66,7 +65,7 @@ def forced(pretrained, laid, prompts, stops):
 @pytest.mark.parametrize(
   ("family", "method"),
   [("llama", name) for name in METHODS]
-  + [("gpt2", "prefix"), ("gpt2", "stack"), ("gpt2", "prompts"), ("llama3", "lora")],
+  + [("gpt2", "prefix"), ("gpt2", "stack"), ("llama3", "lora")],
 )
 def test_greedy_equals_teacher_forcing(request, family, method):
   pretrained = request.getfixturevalue(family)

@@ -55,8 +55,19 @@ def load_peft(auto, options, base, folder):
   file = load_file(os.path.join(folder, "adapter_model.safetensors"))
   # A fresh pooler beside a prefix is loaded into its place in the base, which PEFT does not list.
   inside = {name: file[name] for name in file if name in model.state_dict()}
-  compare_names(file, get_peft_model_state_dict(model) | inside)
+  state = get_peft_model_state_dict(model)
+  # Under trained embeddings, PEFT lists the frozen ones too.
+  state = {name: x for name, x in state.items() if not name.endswith(".base_layer.weight")}
+  compare_names(file, state | inside)
   return model
+
+
+def virtual_tokens(model, batch):
+  """Returns how many rows of logits stand before those of the tokens."""
+  config = getattr(model, "active_peft_config", None)
+  if getattr(config, "peft_type", None) not in ("PROMPT_TUNING", "P_TUNING"):
+    return 0
+  return 0 if "decoder_input_ids" in batch else config.num_virtual_tokens
 
 
 def load_adapterhub(auto, options, base, folder):
@@ -118,7 +129,8 @@ def answer(form, auto, options, base, export, inputs, output):
     with torch.no_grad():
       made = model(**batch)
     pair = None if "logits" in made else torch.stack([made.start_logits, made.end_logits], -1)
-    results[f"logits_{i}"] = (made.logits if pair is None else pair).numpy()
+    logits = (made.logits if pair is None else pair).numpy()
+    results[f"logits_{i}"] = logits[:, virtual_tokens(model, batch) :]
   np.savez(output, versions=json.dumps(versions()), **results)
 
 

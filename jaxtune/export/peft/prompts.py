@@ -19,7 +19,7 @@ def prefix(pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
       differ between layers, that is gated, or that a sliding window would hide from every token.
   """
   c = pretrained.model.config
-  _check_family(pretrained)
+  check_family(pretrained)
   (site,) = trained
   mask_LP = np.asarray(fixed[site]["mask"])
   kept = mask_LP[0]
@@ -52,7 +52,8 @@ def prefix(pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
   return config, {"prompt_embeddings": flat}
 
 
-def _check_family(pretrained) -> None:
+def check_family(pretrained) -> None:
+  """Raises UserError for a model that has no prefix, or another one, in PyTorch."""
   c = pretrained.model.config
   if c.encoder is not None:
     raise UserError(
@@ -85,12 +86,7 @@ def prompt(kind: str, pretrained, trained: dict, fixed: dict) -> tuple[dict, dic
       that of a virtual token.
   """
   c = pretrained.model.config
-  if c.head is not None and c.head.kind not in ("tokens", "qa"):
-    raise UserError(
-      f"PEFT cannot express a prompt before a head {c.head.kind!r}: it pools a virtual token, or "
-      "cannot tell the last real one, where jaxtune pools a real token. Train LoRA or a prefix to "
-      "use it in PyTorch; jaxtune evaluates with the prompt"
-    )
+  check_head(c)
   (site,) = trained
   kept = np.asarray(fixed[site]["mask"]).astype(bool)
   flat = np.asarray(trained[site]["prompt"])[kept]
@@ -100,6 +96,16 @@ def prompt(kind: str, pretrained, trained: dict, fixed: dict) -> tuple[dict, dic
   # PEFT builds an encoder of prompts even where it reads their output alone.
   made = {"encoder_reparameterization_type": "MLP", "encoder_hidden_size": 1}
   return config | made, {"prompt_embeddings": flat}
+
+
+def check_head(c) -> None:
+  """Raises UserError for a head that reads one state of a row."""
+  if c.head is not None and c.head.kind not in ("tokens", "qa"):
+    raise UserError(
+      f"PEFT cannot express a prompt before a head {c.head.kind!r}: it pools a virtual token, or "
+      "cannot tell the last real one, where jaxtune pools a real token. Train LoRA or a prefix to "
+      "use it in PyTorch; jaxtune evaluates with the prompt"
+    )
 
 
 def _virtual(kind: str, c, flat, heads: int, width: int) -> dict:

@@ -42,7 +42,7 @@ def pieces(kind: str, pretrained, trained: dict, fixed: dict, weight) -> dict[st
     if len(rows) > 1:
       laid |= {row: _neutral(laid, row, weight) for row in rows if row not in own}
     laid = {row: laid[row] for row in rows if laid.get(row)}
-    layers = len(next(iter(laid[own[0]].values()))) if own[0].stacked else 1
+    layers = len(next(iter(trained[layout.site(own[0])].values()))) if own[0].stacked else 1
     found[module] = [
       _join(kind, module, [_layer(row, arrays, i) for row, arrays in laid.items()], len(rows))
       for i in range(layers)

@@ -1,0 +1,111 @@
+"""What every reader of adapters needs: their tensors, and checks that name what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from jaxtune import tree
+from jaxtune.errors import UserError
+from jaxtune.models import quantize
+
+
+class Imported(NamedTuple):
+  """An adapter as our arrays.
+
+  Attributes:
+    section: the method's config section, {"name": "lora", "rank": 8, ...}.
+    trained, fixed: {site path: {array name: array}}, as the method's `init` returns them.
+    params: {path in the model's tree: array}: a head, and what else of the model was trained.
+    labels: names of a head's labels; () where the files state none.
+    source: what the files say of themselves: {"format", "type", "base", "version"}.
+  """
+
+  section: dict
+  trained: dict[str, dict[str, np.ndarray]]
+  fixed: dict[str, dict[str, np.ndarray]]
+  params: dict[str, np.ndarray]
+  labels: tuple[str, ...] = ()
+  source: dict = {}
+
+
+def tensors(folder: Path, name: str, pickled: str) -> dict[str, np.ndarray]:
+  """Reads the weights of an adapter in fp32, from safetensors or, with torch, from its pickle.
+
+  Args:
+    name: of the safetensors file.
+    pickled: of the file that `torch.load(weights_only=True)` reads where there is no other.
+
+  Raises:
+    UserError: for no file, a damaged one, and numbers that are not finite.
+  """
+  path = folder / name
+  if path.exists():
+    found = _safe(path)
+  elif (folder / pickled).exists():
+    found = _pickled(folder / pickled, name)
+  else:
+    raise UserError(f"{folder} has no weights: expected {name}")
+  for key, x in found.items():
+    if not np.isfinite(x).all():
+      raise UserError(f"{key} in {folder} holds NaN or infinity; expected finite weights")
+  return found
+
+
+def _safe(path: Path) -> dict[str, np.ndarray]:
+  try:
+    return {key: np.asarray(x, np.float32) for key, x in load_file(path).items()}
+  except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{path} is damaged, truncated or of an unknown type: {error}") from error
+
+
+def _pickled(path: Path, name: str) -> dict[str, np.ndarray]:
+  try:
+    import torch
+  except ImportError as error:
+    raise UserError(
+      f"{path} is a pickle, which is read with torch alone: install it (pip install "
+      f"'jaxtune[torch]'), or save the adapter as {name}"
+    ) from error
+  try:
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    return {key: x.detach().float().numpy() for key, x in loaded.items()}
+  except Exception as error:  # of many kinds: the file is a stranger's
+    raise UserError(f"{path} cannot be read as plain tensors: {error!r:.200}") from error
+
+
+def shapes(pretrained) -> dict[str, tuple[int, ...]]:
+  """Returns {path: shape} of a model's weights, as they are when they are not quantised."""
+  whole = jax.eval_shape(quantize.dequantised, pretrained.params)
+  return {path: leaf.shape for path, leaf in tree.flatten(whole).items()}
+
+
+def check_shape(key: str, x: np.ndarray, wanted: tuple[int, ...]) -> None:
+  """Raises UserError for a tensor of another shape, as of another base."""
+  if x.shape != tuple(wanted):
+    raise UserError(
+      f"{key} is {x.shape}, expected {tuple(wanted)}: the adapter is of another base, or its "
+      "config is not its own"
+    )
+
+
+def refuse_foreign(rest, known) -> None:
+  """Raises UserError for tensors that nothing reads."""
+  if rest:
+    key = min(rest)
+    close = difflib.get_close_matches(key, list(known), 1)
+    hint = f". Did you mean {close[0]!r}?" if close else ": it is none of its targets"
+    raise UserError(f"the adapter has {key}, which nothing reads{hint}")
+
+
+def refuse_missing(missing) -> None:
+  """Raises UserError for tensors that the config asks for."""
+  if missing:
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    raise UserError(f"the adapter lacks {min(missing)}{more}, which its config asks for")

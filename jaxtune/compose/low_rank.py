@@ -83,6 +83,8 @@ def spectrum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, dict[str, float]]:
   """Writes weight deltas {path: (L, in, out)} as a LoRA, by truncated SVD.
 
+  A site whose own rank is lower than `rank` keeps that.
+
   Raises:
     UserError: where something else than a linear layer or an embedding has changed.
   """
@@ -94,7 +96,8 @@ def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, di
         "models that differ in linear layers alone"
       )
     site = path.rsplit("/", 1)[0]
-    made[site], kept[site] = _cut(*np.linalg.svd(x, full_matrices=False), rank, site)
+    u, s, v = np.linalg.svd(x, full_matrices=False)
+    made[site], kept[site] = _cut(u, s, v, min(rank, s.shape[-1]), site)
   if not made:
     raise UserError("the weights are equal: there is no difference to write as a LoRA")
   return as_run(run, made), kept

@@ -1,0 +1,216 @@
+"""Adapters composed after training: every result equals what its parts say it must be."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import setups
+import tiny
+
+from jaxtune import compose, peft, tree
+from jaxtune.compose import deltas, knockout, low_rank, mixed
+from jaxtune.errors import UserError
+from jaxtune.models import hf
+from jaxtune.runs import Run
+from jaxtune.setup import make_methods
+
+TOKENS = np.array([[3, 14, 15, 9, 26], [5, 3, 5, 8, 9], [7, 9, 3, 2, 3]], np.int32)
+LORA = {"name": "lora", "rank": 3, "targets": ["q_proj", "down_proj"], "alpha": 5.0}
+
+
+def make(pretrained, section: dict, seed: int = 0, name: str = "run") -> Run:
+  """Makes a run that might have been trained: random arrays."""
+  full = setups.complete(section)
+  methods = make_methods(full, pretrained.fresh)
+  sites = peft.find_sites(pretrained.model)
+  key = jax.random.key(seed)
+  tuned, hyper, base = peft.init(key, methods, sites, pretrained.params)
+  tuned = {"params": {}, "peft": {}} | tiny.perturb(tuned, seed + 1, 0.1)
+  return Run(Path(f"{name}{seed}"), full, pretrained, methods, base, tuned, hyper, (), (0,))
+
+
+def logits(run: Run, tokens=TOKENS):
+  laid = run.methods, run.tuned, run.hyper, run.base
+  return np.asarray(tiny.forward(run.pretrained, laid, tokens))
+
+
+def close(one, other, atol=1e-4):
+  np.testing.assert_allclose(one, other, atol=atol, rtol=0)
+
+
+def changed(run: Run, delta: dict) -> np.ndarray:
+  """Logits of the base with weights changed by hand."""
+  flat = dict(tree.flatten(run.pretrained.params))
+  flat |= {path: flat[path] + x for path, x in delta.items()}
+  return np.asarray(run.pretrained.model.apply({"params": tree.unflatten(flat)}, TOKENS))
+
+
+def test_stacked_loras_add_up(llama):
+  runs = [make(llama, LORA, seed) for seed in (0, 1)]
+  both = compose.stack(runs)
+  assert list(compose.parts(both)) == ["lora", "lora_2"]
+  sums = {path: x + deltas.of(runs[1])[path] for path, x in deltas.of(runs[0]).items()}
+  close(logits(both), changed(runs[0], sums))
+
+
+def test_a_lora_over_a_prefix_is_their_stack(llama):
+  prefix, lora = make(llama, {"name": "prefix", "length": 3}), make(llama, LORA)
+  made = compose.stack([prefix, lora])
+  laid = tiny.lay(llama, {"name": "stack", "prefix": {"length": 3}, "lora": LORA})
+  deltas_ = tree.combine(prefix.tuned["peft"], lora.tuned["peft"])
+  expected = tiny.forward(
+    llama, (laid[0], {"params": {}, "peft": deltas_}, laid[2], laid[3]), TOKENS
+  )
+  close(logits(made), expected, 1e-6)
+
+
+def test_a_stack_of_two_full_models_is_refused(gpt2):
+  runs = [make(gpt2, {"name": "bitfit"}, seed) for seed in (0, 1)]
+  with pytest.raises(UserError, match="both trained .*bias"):
+    compose.stack(runs)
+
+
+@pytest.mark.parametrize("section", [{"name": "prefix", "length": 3}, {"name": "bitfit"}])
+def test_an_average_is_of_every_array(gpt2, section):
+  one, two = (make(gpt2, section, seed) for seed in (0, 1))
+  made = compose.average([one, two], [0.25, 0.75])
+  mean = jax.tree.map(lambda x, y: 0.25 * x + 0.75 * y, one.tuned, two.tuned)
+  jax.tree.map(lambda a, b: close(a, b, 1e-6), made.tuned, mean)
+
+
+@pytest.mark.parametrize(
+  ("other", "words"),
+  [
+    (LORA | {"rank": 2}, "expected the same shape"),
+    (LORA | {"alpha": 7.0}, "scale differs"),
+    ({"name": "prefix"}, "different methods"),
+  ],
+)
+def test_unlike_adapters_have_no_average(llama, other, words):
+  with pytest.raises(UserError, match=words):
+    compose.average([make(llama, LORA), make(llama, other, 1)])
+
+
+def test_other_bases_are_refused(llama):
+  other = llama._replace(params=tiny.perturb(llama.params, 5))
+  with pytest.raises(UserError, match="another base"):
+    compose.stack([make(llama, LORA), make(other, LORA, 1)])
+  with pytest.raises(UserError, match="at least two"):
+    compose.stack([make(llama, LORA)])
+  with pytest.raises(UserError, match="3 weights for 2"):
+    low_rank.concatenate([make(llama, LORA), make(llama, LORA, 1)], [1, 2, 3])
+
+
+def test_concatenation_is_the_exact_sum(llama):
+  """Of LoRAs with other ranks, scales, targets and starts."""
+  runs = [make(llama, LORA), make(llama, {"name": "lora", "rank": 2, "initialise": "pissa"}, 1)]
+  made = low_rank.concatenate(runs, [0.5, -2.0])
+  assert compose.parts(made)["lora"]["ranks"]
+  one, two = map(deltas.of, runs)
+  sums = {p: 0.5 * one.get(p, 0) - 2.0 * two.get(p, 0) for p in one.keys() | two.keys()}
+  close(logits(made), changed(made, sums))
+
+
+def test_a_linear_merge_of_full_rank_is_task_arithmetic(llama):
+  runs = [make(llama, LORA), make(llama, {"name": "loha", "rank": 2}, 1)]
+  made, kept = deltas.merge(runs, 32, [0.7, 0.4])
+  sums = deltas.combine(runs, [0.7, 0.4])
+  close(logits(made), changed(made, sums), 2e-4)
+  assert min(kept.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_ties_against_peft():
+  """Trim, elect, disjoint merge, on flat vectors; peft counts agreeing tensors alike."""
+  import torch
+  from peft.utils.merge_utils import ties
+
+  rng = np.random.default_rng(0)
+  vectors = [{"x": rng.standard_normal((7, 9)).astype(np.float32)} for _ in range(3)]
+  trimmed = [deltas.trim(vector, 0.4)["x"] for vector in vectors]
+  theirs = ties([torch.tensor(v["x"]) for v in vectors], torch.ones(3), 0.4)
+  ours = deltas.elect([1.0, 1.0, 1.0], trimmed)
+  close(ours, theirs.numpy(), 1e-6)
+
+
+def test_dare_keeps_the_mean():
+  vector = {"x": np.ones((300, 300), np.float32)}
+  dropped = deltas.drop(vector, 0.3, 0)["x"]
+  assert dropped.mean() == pytest.approx(1, abs=0.02)
+  assert (dropped != 0).mean() == pytest.approx(0.3, abs=0.01)
+
+
+def test_truncation_is_the_best_of_its_rank(llama):
+  run = make(llama, LORA)
+  same, kept = low_rank.truncate(run, 3)
+  close(logits(same), logits(run))
+  assert min(kept.values()) == pytest.approx(1, abs=1e-6)
+  cut, kept = low_rank.truncate(run, 1)
+  whole, part = deltas.of(run), deltas.of(cut)
+  for path, x in whole.items():
+    u, s, v = np.linalg.svd(x)
+    best = s[:, :1, None] * u[:, :, :1] @ v[:, :1]
+    close(part[path], best, 1e-5)
+    assert kept[path.rsplit("/", 1)[0]] == pytest.approx((s[:, 0] ** 2).sum() / (s**2).sum(), 1e-4)
+  with pytest.raises(UserError, match="rank is 4, expected 1 to 3"):
+    low_rank.truncate(run, 4)
+
+
+def test_a_lora_is_extracted_from_two_checkpoints(llama, tmp_path):
+  run = make(llama, LORA)
+  params = peft.merge(run.methods, run.base, run.tuned, run.hyper)
+  folder = hf.save(llama, params, tmp_path / "tuned")
+  run.config["model"] = {"path": str(folder)}
+  made, kept = low_rank.extract(run, str(folder), 3)
+  close(logits(made), logits(run), 3e-4)
+  assert min(kept.values()) > 0.999
+  with pytest.raises(UserError, match="no plain LoRA"):
+    low_rank.factors(make(llama, {"name": "prefix"}))
+
+
+def test_a_change_of_norms_is_no_lora(llama):
+  run = make(llama, {"name": "norms"})
+  with pytest.raises(UserError, match="no LoRA can hold"):
+    low_rank.of_delta(run, deltas.of(run), 2)
+
+
+@pytest.mark.parametrize(
+  "sections",
+  [
+    [LORA, LORA | {"rank": 2, "alpha": 1.0}],
+    [{"name": "prefix", "length": 2}, {"name": "prefix", "length": 4}],
+    [{"name": "adapter", "width": 3}, {"name": "adapter", "width": 5}],
+  ],
+)
+def test_a_mixed_batch_equals_separate_runs(llama, sections):
+  runs = [make(llama, section, seed) for seed, section in enumerate(sections)]
+  which = np.array([1, 0, 1])
+  go = jax.jit(
+    lambda *trees, **inputs: mixed.forward(llama.model, runs[0].methods, *trees, **inputs)
+  )
+  made = go(runs[0].base, *mixed.together(runs), jnp.asarray(which), tokens=TOKENS)
+  for row, i in enumerate(which):
+    close(made[row], logits(runs[i])[row], 2e-5)
+
+
+def test_adapters_of_two_kinds_share_no_batch(llama):
+  runs = [make(llama, LORA), make(llama, {"name": "prefix"}, 1)]
+  with pytest.raises(UserError, match="different methods"):
+    mixed.together(runs)
+
+
+def test_a_part_knocked_out_is_not_there(gpt2):
+  run = make(gpt2, {"name": "stack", "lora": LORA, "bitfit": {}, "prefix": {"length": 2}})
+  assert knockout.parts(run) == ["bitfit", "lora", "prefix"]
+  rest = knockout.without(run, "bitfit")
+  assert not tree.flatten(rest.tuned["params"])
+  stack = {"name": "stack", "lora": LORA, "prefix": {"length": 2}}
+  methods, _, hyper, base = tiny.lay(gpt2, stack)
+  laid = methods, {"params": {}, "peft": run.tuned["peft"]}, hyper, base
+  close(logits(rest), tiny.forward(gpt2, laid, TOKENS), 1e-6)
+  assert not np.allclose(logits(rest), logits(run), atol=1e-2)
+  with pytest.raises(UserError, match="no method 'lorra'"):
+    knockout.without(run, "lorra")
+  with pytest.raises(UserError, match="one method"):
+    knockout.parts(make(gpt2, LORA))

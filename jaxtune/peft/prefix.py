@@ -7,6 +7,9 @@ AdapterHub's `adapters`, at 0, 1, ...
 In an encoder-decoder, the encoder, the decoder and the cross-attention have prefixes of their own,
 one pair for each layer; positions are shifted where a trunk's self-attention has one.
 
+Layers may differ in how many virtual tokens they have. They share positions, so real tokens then
+stand behind the longest prefix, in every layer.
+
 Relative biases (T5): prefix keys get none, and distances between real tokens stay what they were.
 `adapters` 1.3 differs: it takes the prefix for the first P key slots but leaves queries at 0, 1,
 ..., so that every key looks P further ahead than the model was trained with.
@@ -25,8 +28,10 @@ from jaxtune.errors import UserError
 
 def method(
   length: int = 10,
+  lengths: tuple[int, ...] | None = None,
   projection: int | None = None,
   shift: bool = True,
+  gate: bool = False,
   init_scale: float = 0.5,
   encoder: bool = True,
   decoder: bool = True,
@@ -36,15 +41,23 @@ def method(
 
   Args:
     length: P, of the prefix, in virtual tokens; takes as many of the model's positions.
+    lengths: P of every layer, one number each, in place of `length`; 0 for a layer without. In an
+      encoder-decoder the same ones for every attention chosen, which takes trunks of equal depth.
     projection: hidden width of the MLP that makes the prefix from P trained embeddings, the
       paper's reparametrisation; None trains keys and values themselves. The MLP is kept for resume
       and dropped at export.
     shift: whether real tokens start at position P (PEFT) or at 0 (adapters).
+    gate: whether what a query q takes from the prefix is multiplied by sigmoid(w q + b), with w and
+      b trained from zero in each layer, so by 1/2 at first. UniPELT (Mao et al. 2022) scales keys
+      and values by a gate averaged over the sequence, in which a decoder's tokens see later ones;
+      here it scales the values, for each query by itself.
     init_scale: standard deviation of the initial keys and values, or embeddings.
     encoder, decoder, cross: which attentions of an encoder-decoder have a prefix: its encoder's,
       its decoder's own, and the decoder's over the encoder. Other models have one attention a
       layer, which always has one.
   """
+  if lengths is not None:
+    length = _longest(lengths)
   if length < 1:
     raise UserError(f"method.length is {length}, expected at least 1")
   if projection is not None and projection < 1:
@@ -56,29 +69,68 @@ def method(
     )
   places = dict(encoder=encoder, decoder=decoder, cross=cross)
   make = _init_flat if projection is None else partial(_init_mlp, hidden=projection)
+  numbers = dict(length=length, lengths=lengths, shift=shift, deviation=init_scale, gate=gate)
   return peft.Method(
     "prefix",
-    init=partial(_init, make=make, length=length, shift=shift, deviation=init_scale, places=places),
+    init=partial(_init, make=make, places=places, **numbers),
     intercept=_intercept,
     realise=_realise,
-    numbers=("length",),
+    unused=_unused,
+    numbers=("length", "lengths"),
     patterns=("attend",),
     positions=length if shift else 0,
-    options=dict(length=length, shift=shift, projection=projection)
+    options=dict(length=length, shift=shift, projection=projection, gate=gate)
+    | ({} if lengths is None else {"lengths": tuple(lengths)})
     | {place: False for place, chosen in places.items() if not chosen},
   )
 
 
-def _init(key, sites, frozen, *, make, length, shift, deviation, places):
+def _longest(lengths):
+  numbers = isinstance(lengths, (tuple, list)) and all(type(n) is int for n in lengths)
+  if not numbers or not lengths or min(lengths) < 0 or max(lengths) < 1:
+    raise UserError(
+      f"method.lengths is {lengths!r}, expected a number for every layer, one of them at least 1"
+    )
+  return max(lengths)
+
+
+def _init(key, sites, frozen, *, make, length, lengths, shift, deviation, gate, places):
   attends = {
     path: site
     for path, site in peft.match(("attend",), sites, "Attend").items()
     if places.get(_place(path), True)
   }
-  fixed = {path: {"mask": jnp.ones((*s.lead, length), bool)} for path, s in attends.items()}
+  fixed = {path: {"mask": _mask(path, s, length, lengths)} for path, s in attends.items()}
   own = {_trunk(path) for path in attends if _place(path) != "cross"}
+  trained = make(key, attends, sites, length, deviation)
+  for path in trained.keys() & fixed.keys():  # keys and values themselves, without an MLP
+    real = fixed[path]["mask"][..., None, None]
+    trained[path] = {name: jnp.where(real, x, 0) for name, x in trained[path].items()}
+  for path, site in attends.items() if gate else ():
+    heads = (*site.lead, *site.inputs[0][-2:])  # q is (B, T, N, H)
+    gates = {"gate_kernel": jnp.zeros(heads), "gate_bias": jnp.zeros(site.lead)}
+    trained[path] = trained.get(path, {}) | gates
   fixed |= {path: {"offset": jnp.asarray(length if shift else 0)} for path in sorted(own)}
-  return make(key, attends, sites, length, deviation), fixed
+  return trained, fixed
+
+
+def _mask(path, site, length, lengths):
+  """Says which of P slots each layer of a site has a key in: (L, P)."""
+  if lengths is None:
+    return jnp.ones((*site.lead, length), bool)
+  if len(lengths) != site.layers:
+    raise UserError(
+      f"method.lengths has {len(lengths)} numbers, but {_trunk(path)} has {site.layers} layers: "
+      "expected one for every layer of all attentions that method.encoder, method.decoder and "
+      "method.cross choose"
+    )
+  return jnp.arange(length)[None] < jnp.asarray(lengths)[:, None]
+
+
+def _unused(trained, fixed):
+  """Counts keys and values of slots that a layer does not have; an MLP's weights make others."""
+  flat = [path for path in trained if "key" in trained[path]]
+  return sum(2 * trained[p]["key"][0, 0].size * (~fixed[p]["mask"]).sum() for p in flat)
 
 
 def _place(path):
@@ -141,7 +193,8 @@ def _realise(trained):
   trunks = [arrays for arrays in trained.values() if "embedding" in arrays]
   if not trunks:
     return trained
-  return {path: pair for made in trunks for path, pair in _realised(made).items()}
+  pairs = {path: pair for made in trunks for path, pair in _realised(made).items()}
+  return {path: {**trained.get(path, {}), **pair} for path, pair in pairs.items()}
 
 
 def _realised(made):
@@ -168,4 +221,11 @@ def _intercept(module, trained, fixed, next_fn, *args):
   mask = jnp.concatenate([prefix_mask, mask_B1TS], -1)
   front_of = lambda b: jnp.pad(b, ((0, 0), (0, 0), (0, 0), (prefix_mask.shape[-1], 0)))
   bias = [None if b is None else front_of(b) for b in bias]
-  return next_fn(q, front(trained["key"], k), front(trained["value"], v), mask, *bias)
+  attend = lambda value: next_fn(q, front(trained["key"], k), front(value, v), mask, *bias)
+  whole = attend(trained["value"])
+  if "gate_kernel" not in trained:
+    return whole
+  w_NH, b = (trained[name].astype(q.dtype) for name in ("gate_kernel", "gate_bias"))
+  gate_BT = jax.nn.sigmoid(jnp.einsum("btnh,nh->bt", q, w_NH) + b)
+  without = attend(jnp.zeros_like(trained["value"]))
+  return without + gate_BT[..., None, None].astype(whole.dtype) * (whole - without)

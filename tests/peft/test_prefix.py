@@ -201,3 +201,78 @@ def test_padded_lengths_equal_solo_runs(model, laid, forward):
   ))(tuned, hyper)  # fmt: skip
   for i, one in enumerate(lone):
     np.testing.assert_allclose(both[i], forward(*one[1:]), atol=2e-5, rtol=0)
+
+
+LENGTHS = (2, 0, 1)
+
+
+@pytest.mark.parametrize("projection", [None, 5])
+def test_layers_of_different_lengths(llama, projection):
+  """As if every layer had the longest prefix and saw the first tokens of it; the rest is inert."""
+  section = {"name": "prefix", "lengths": LENGTHS, "projection": projection}
+  methods, tuned, hyper, base = laid = tiny.lay(llama, section)
+  mask = np.arange(max(LENGTHS))[None] < np.array(LENGTHS)[:, None]
+  assert methods[0].positions == hyper["trunk"]["prefix"]["offset"] == max(LENGTHS)
+  np.testing.assert_array_equal(hyper["trunk"]["layers"]["attn"]["attend"]["prefix"]["mask"], mask)
+  unused = methods[0].unused(*(peft.own(methods[0], x) for x in (tuned["peft"], hyper)))
+  assert unused == (0 if projection else 2 * 2 * 8 * (~mask).sum())  # keys and values, heads, sizes
+  if projection:
+    return
+  pair = tuned["peft"]["trunk"]["layers"]["attn"]["attend"]["prefix"]
+  for leaf in pair.values():
+    np.testing.assert_array_equal(np.any(leaf, (2, 3)), mask)
+  loss = lambda tuned, tokens: jnp.sum(
+    jnp.tanh(peft.apply(llama.model, methods, base, tuned, hyper, tokens)) * GAUSS[:1]
+  )
+  value, gradient = jax.jit(jax.value_and_grad(loss))(tuned, INPUTS[0][:1])
+  for leaf in jax.tree.leaves(gradient):
+    np.testing.assert_array_equal(np.any(leaf, (2, 3)), mask)
+  moved = tiny.perturb(tuned["peft"], 3)  # also what nothing reads
+  kept = jax.tree.map(
+    lambda new, old: jnp.where(mask[..., None, None], old, new), moved, tuned["peft"]
+  )
+  run = partial(tiny.forward, llama, tokens=INPUTS[0])
+  np.testing.assert_array_equal(run(laid), run((methods, tuned | {"peft": kept}, hyper, base)))
+
+
+def test_lengths_are_numbers(llama):
+  """A prefix of equal lengths is one of that length, and groups with one of different lengths."""
+  plain = tiny.lay(llama, {"name": "prefix", "length": 2})
+  equal, mixed = (
+    tiny.lay(llama, {"name": "prefix", "lengths": lengths}) for lengths in ((2, 2, 2), (1, 3, 0))
+  )
+  for i in (1, 2):
+    jax.tree.map(np.testing.assert_array_equal, plain[i], equal[i])
+  assert equal[0][0].numbers == ("length", "lengths")
+  methods, *_, base = plain
+  one = lambda tuned, hyper: peft.apply(llama.model, methods, base, tuned, hyper, INPUTS[0])
+  both = jax.jit(jax.vmap(one))(*(tree.stack([plain[i], mixed[i]]) for i in (1, 2)))
+  for made, laid in zip(both, (plain, mixed), strict=True):
+    np.testing.assert_allclose(made, tiny.forward(llama, laid, INPUTS[0]), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+  ("section", "words"),
+  [
+    ({"lengths": (1, 2)}, ("2 numbers", "trunk has 3 layers")),
+    ({"lengths": (0, 0, 0)}, ("(0, 0, 0)", "at least 1")),
+    ({"lengths": (1, -1, 2)}, ("-1", "every layer")),
+    ({"lengths": 4}, ("lengths is 4", "every layer")),
+    ({"lengths": ()}, ("lengths is ()",)),
+  ],
+)
+def test_lengths_are_refused(llama, section, words):
+  with pytest.raises(UserError) as caught:
+    tiny.lay(llama, {"name": "prefix"} | section)
+  assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("model", ["t5"], indirect=True)
+def test_lengths_in_an_encoder_decoder(model):
+  """Its halves have 2 and 3 layers here: either can have lengths of its own, both together not."""
+  section = {"name": "prefix", "lengths": (1, 2, 3)}
+  with pytest.raises(UserError, match="3 numbers, but encoder has 2 layers"):
+    tiny.lay(model, section)
+  _, tuned, hyper, _ = tiny.lay(model, section | {"encoder": False})
+  assert hyper["decoder"]["prefix"]["offset"] == 3
+  assert {np.shape(x)[:2] for x in jax.tree.leaves(tuned["peft"])} == {(3, 3)}

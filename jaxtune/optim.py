@@ -15,7 +15,11 @@ SCHEDULES = ("constant", "linear", "cosine")
 NAMES = ("adamw", "lion", "sgd")
 NUMBERS = ("learning_rate", "warmup", "weight_decay", "head_ratio")
 HEADS = ("head/", "pooler/")  # where the weights of a task's head are
-UNDECAYED = ("bias", "scale", "down_bias", "up_bias", "l", "l_in")
+# Biases, and vectors that start at one.
+UNDECAYED = (
+  "bias", "scale", "down_bias", "up_bias", "l", "l_in", "magnitude", "channel_scale", "norm_scale",
+  "norm_bias", "gate_bias", "learned_bias",
+)  # fmt: skip
 
 
 def make(

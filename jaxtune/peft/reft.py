@@ -40,8 +40,9 @@ def method(
     targets: regular expressions, matched against the end of the path of Block sites:
       "decoder/layers" leaves an encoder as it is.
 
-  All arrays are drawn uniformly from +-1/sqrt(D), as in the authors' code, and `rotate` (L, D, r)
-  is R^T (W_2^T) once its columns are made orthonormal: training starts near the base, not at it.
+  All arrays are drawn uniformly from +-1/sqrt(D), PyTorch's default for linear layers, and `rotate`
+  (L, D, r) is R^T (W_2^T) once its columns are made orthonormal: training starts near the base, not
+  at it.
   """
   if rank < 1:
     raise UserError(f"method.rank is {rank}, expected at least 1")

@@ -72,17 +72,22 @@ def read(folder: Path, config: dict, pretrained) -> imports.Imported:
 def _check(pretrained, section: dict, trained: dict) -> dict:
   """Compares shapes with those that the method would make; returns what it fixes."""
   (method,) = methods_.build(section)
-  sites, flat = methods_.find_sites(pretrained.model), tree.flatten(pretrained.params)
-  frozen = methods_.Frozen(lambda path: jnp.asarray(flat[path], jnp.float32))
-  made, fixed = method.init(jax.random.key(0), sites, frozen)
+  sites = methods_.find_sites(pretrained.model)
+  init = lambda key: method.init(key, sites, methods_.Frozen(lambda path: None))
+  made, fixed = jax.eval_shape(init, jax.random.key(0))
   for site, arrays in made.items():
     for name, x in arrays.items():
-      given = trained[site][name].shape
-      if given != x.shape:
-        raise UserError(
-          f"{name} at {site} has the shape {given}, expected {x.shape}: another base?"
-        )
-  return {site: {n: np.array(x) for n, x in arrays.items()} for site, arrays in fixed.items()}
+      if trained[site][name].shape != x.shape:
+        raise _misshapen(name, site, trained[site][name].shape, x.shape)
+  values = {"mask": True, "offset": 0} | section
+  return {
+    site: {name: np.full(x.shape, values[name], x.dtype) for name, x in arrays.items()}
+    for site, arrays in fixed.items()
+  }
+
+
+def _misshapen(name: str, where: str, given, expected) -> UserError:
+  return UserError(f"{name} at {where} has the shape {given}, expected {expected}: another base?")
 
 
 def _bottleneck(pretrained, config: dict, name: str, found: dict) -> tuple[dict, dict, dict]:
@@ -139,14 +144,20 @@ def _layer(module: str, every: tuple[str, ...], found: dict) -> dict[str, np.nda
       found.pop(f"{module}.{copy}", None)
     if how == "flat":
       made[name] = x.reshape(len(made["down_left"]), -1)
+  if "down_kernel" in made:
+    (unit,), (features,) = made["down_bias"].shape, made["up_bias"].shape
+    for name, shape in {"down_kernel": (features, unit), "up_kernel": (unit, features)}.items():
+      if made[name].shape != shape:
+        raise _misshapen(name, module, made[name].shape, shape)
   return made
 
 
 def _stacked(each: list[np.ndarray], site: str, name: str) -> np.ndarray:
-  """Stacks the layers' arrays, padded with zeros to the largest."""
-  if len({x.ndim for x in each}) > 1:
-    raise UserError(f"{name} at {site} has other axes in some layers than in others")
+  """Stacks the layers' arrays; where their widths differ, padded with zeros to the widest."""
   shape = np.max([x.shape for x in each], axis=0)
+  for x in each if name not in ("down_kernel", "down_bias", "up_kernel") else ():
+    if x.shape != tuple(shape):
+      raise _misshapen(name, site, x.shape, tuple(map(int, shape)))
   pad = lambda x: np.pad(x, [(0, n - m) for n, m in zip(shape, x.shape, strict=True)])
   return np.stack([pad(x) for x in each])
 
@@ -215,8 +226,8 @@ def _head(folder: Path, pretrained) -> tuple[dict[str, Any], tuple[str, ...]]:
   if config.get("config") is not None or config.get("model_class") != family.ARCHITECTURES.get(
     kind
   ):
-    known = {theirs: ours for ours, theirs in family.ARCHITECTURES.items()}
-    hint = known.get(config.get("model_class"))
+    known = family.ARCHITECTURES
+    hint = next((ours for ours in known if known[ours] == config.get("model_class")), None)
     hint = f"load the model with head={hint!r}" if hint else "save it from a class of transformers"
     raise UserError(
       f"the head in {folder} is of {config.get('model_class')}, the model's is {kind!r}: {hint}"

@@ -42,9 +42,10 @@ def write(
   names.check_family(pretrained)
   parts, tensors = [], {}
   for method in methods:
-    trained = methods_.own(method, methods_.realise((method,), tuned["peft"]))
+    module, trained = bottleneck, methods_.own(method, tuned["peft"])
+    if method.kind == "prefix":
+      module, trained = prefix, method.realise(trained)
     fixed = methods_.own(method, hyper)
-    module = prefix if method.kind == "prefix" else bottleneck
     config, found = module.make(pretrained, method, trained, fixed)
     parts.append(config)
     tensors |= found

@@ -1,4 +1,4 @@
-"""Bottleneck adapters as AdapterHub has them: their config, and their tensors by layer."""
+"""Bottleneck adapters and Compacters as AdapterHub has them: config, and tensors by layer."""
 
 from __future__ import annotations
 
@@ -6,59 +6,74 @@ import jax
 import numpy as np
 
 from jaxtune.errors import UserError
+from jaxtune.export.adapterhub import configs
 from jaxtune.export.adapterhub import names as layout
-from jaxtune.export.adapterhub.configs import bottleneck, reduction_factor
 
 
 def make(pretrained, method, trained: dict, fixed: dict) -> tuple[dict, dict]:
-  """Returns (config, tensors) of a bottleneck adapter."""
+  """Returns (config, tensors) of an adapter."""
   trained = jax.tree.map(np.asarray, trained)
+  rules = [trained.pop(site) for site in list(trained) if "phm_rule" in trained[site]]
   names = set().union(*trained.values())
   if "gate_kernel" in names:
     raise UserError(
       "AdapterHub's gates are averaged over all tokens of a text, where ours are each token's own: "
       "it cannot express method.gate. Train without it"
     )
-  trained, scaling = _scaled(trained, fixed, "channel_scale" in names)
   entries = {
     entry: any(site.endswith(residual) for site in trained)
     for residual, entry in layout.ENTRIES.items()
   }
+  dropout = max(float(np.max(fixed[site]["dropout"])) for site in trained)
+  trained, scaling = _scaled(trained, fixed, names)
   trained |= _untrained(pretrained, trained)
-  widths = _widths(pretrained, trained)
+  if method.kind == "compacter":
+    arrays = next(iter(trained.values()))
+    config = configs.compacter(method.options, arrays["down_left"].shape, bool(rules))
+    widths = {half: [arrays["down_bias"][0].size] * layers
+              for half, layers in layout.halves(pretrained.model.config).items()}  # fmt: skip
+  else:
+    config, widths = configs.bottleneck(method.options, names), _widths(pretrained, trained)
   places, tensors = layout.residuals(pretrained), {}
+  for rule in rules:
+    tensors[layout.shared(pretrained, layout.NAME)] = rule["phm_rule"]
   for site, arrays in trained.items():
     for i, width in enumerate(widths[site.split("/")[0]]):
-      cut = {name: x[i] for name, x in arrays.items()}
-      cut |= {"down_kernel": cut["down_kernel"][:, :width], "down_bias": cut["down_bias"][:width]}
-      cut |= {"up_kernel": cut["up_kernel"][:width]}
+      cut = _cut({name: x[i] for name, x in arrays.items()}, width)
       tensors |= layout.tensors(f"{places[site].format(i)}.adapters.{layout.NAME}", cut)
-  dropout = max(float(np.max(fixed[site]["dropout"])) for site in trained if site in fixed)
-  config = bottleneck(method.options, names) | entries
-  config |= {"scaling": scaling, "dropout": round(dropout, 6)}
-  every = [reduction_factor(pretrained.model.config.width, w)
+  every = [configs.reduction_factor(pretrained.model.config.width, w)
            for half in layout.halves(pretrained.model.config) for w in widths[half]]  # fmt: skip
-  same = len(set(every)) == 1
-  config["reduction_factor"] = every[0] if same else {str(i): r for i, r in enumerate(every)}
-  return config, tensors
+  factor = every[0] if len(set(every)) == 1 else {str(i): r for i, r in enumerate(every)}
+  sizes = {"scaling": scaling, "dropout": round(dropout, 6), "reduction_factor": factor}
+  return config | entries | sizes, tensors
 
 
-def _scaled(trained: dict, fixed: dict, by_channel: bool) -> tuple[dict, float | str]:
+def _cut(arrays: dict, width: int) -> dict:
+  """Returns one layer's arrays without the units beyond a width."""
+  if "down_kernel" not in arrays:
+    return arrays
+  down, bias, up = (arrays[name] for name in ("down_kernel", "down_bias", "up_kernel"))
+  return arrays | {
+    "down_kernel": down[:, :width],
+    "down_bias": bias[:width],
+    "up_kernel": up[:width],
+  }
+
+
+def _scaled(trained: dict, fixed: dict, names: set[str]) -> tuple[dict, float | str]:
   """Returns the arrays and the scale that the config holds.
 
   It holds one; scales that differ between sites or layers go into the weights.
   """
-  scales = {site: np.asarray(fixed[site]["scale"], np.float32)[:, None] for site in trained}
+  by_channel = "channel_scale" in names
+  scales = {site: np.asarray(fixed[site]["scale"], np.float32) for site in trained}
   first = next(iter(scales.values())).flat[0]
-  if all((s == first).all() for s in scales.values()):
-    if not by_channel:
-      return trained, float(first)  # adapters takes an int for an unknown kind of scaling
-    if first == 1:
-      return trained, "channel"
-  by = {"channel_scale": lambda s: s} if by_channel else {
-    "up_kernel": lambda s: s[..., None], "up_bias": lambda s: s}  # fmt: skip
+  if all((s == first).all() for s in scales.values()) and (first == 1 or not by_channel):
+    return trained, "channel" if by_channel else float(first)  # an int is an unknown kind to them
+  scaled = {"channel_scale"} if by_channel else names & {"up_kernel", "up_right", "up_bias"}
+  spread = lambda s, x: x * s.reshape(-1, *[1] * (x.ndim - 1))
   trained = {
-    site: arrays | {name: arrays[name] * lift(scales[site]) for name, lift in by.items()}
+    site: arrays | {name: spread(scales[site], arrays[name]) for name in scaled}
     for site, arrays in trained.items()
   }
   return trained, "channel" if by_channel else 1.0

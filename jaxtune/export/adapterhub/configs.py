@@ -26,6 +26,17 @@ DEFAULTS = {
   "stochastic_depth": 0.0,
   "phm_layer": False,
 }
+PHM = {
+  "phm_layer": True,
+  "factorized_phm_W": True,
+  "shared_W_phm": False,
+  "factorized_phm_rule": False,
+  "phm_bias": True,
+  "learn_phm": True,
+  "phm_c_init": "normal",
+  "phm_init_range": 0.0001,
+  "hypercomplex_nonlinearity": "glorot-normal",
+}
 PREFIX = {
   "architecture": "prefix_tuning",
   "flat": True,
@@ -50,6 +61,17 @@ def bottleneck(options: dict, names: set[str]) -> dict:
   }
 
 
+def compacter(options: dict, left: tuple[int, ...], shared: bool) -> dict:
+  """Returns their config of a Compacter, but for its width.
+
+  Args:
+    left: shape (L, n, D/n, R) of the left factors.
+    shared: whether all layers share the A_i.
+  """
+  config = bottleneck(options, set()) | PHM
+  return config | {"phm_dim": left[1], "phm_rank": left[3], "shared_phm_rule": shared}
+
+
 def section(config: dict) -> dict:
   """Returns our options of an adapter with their config, but for its sizes and targets.
 
@@ -60,27 +82,36 @@ def section(config: dict) -> dict:
     "use_gating": "gates, averaged over all tokens, so that a token would see later ones",
     "inv_adapter": "an invertible adapter behind the embeddings",
     "adapter_residual_before_ln": "a norm over the residual stream",
-    "phm_layer": "PHM layers",
+    "leave_out": "layers without an adapter",
   }
   for entry, meaning in refused.items():
     if config.get(entry):
-      raise UserError(f"the adapter has {entry}: {meaning}, which jaxtune's adapter has not")
-  activation = str(config.get("non_linearity")).lower()
-  activation = RENAMED.get(activation, activation)
-  if activation not in ACTIVATIONS:
+      raise UserError(f"the adapter has {entry} ({meaning}), which jaxtune's has not")
+  scaling = config.get("scaling", 1.0)
+  same = {"placement": _placement(config), "activation": activation(config)}
+  same |= {"scale": float(scaling) if isinstance(scaling, int | float) else 1.0}
+  same |= {"dropout": float(config.get("dropout", 0.0))}
+  norms = {name: bool(config.get(name, False)) for name in ("ln_before", "ln_after")}
+  if not config.get("phm_layer"):
+    return {"name": "adapter", **same, "channel_scale": scaling == "channel", **norms}
+  differ = [k for k in ("factorized_phm_W", "shared_W_phm", "factorized_phm_rule", "phm_bias")
+            if config.get(k, PHM[k]) != PHM[k]]  # fmt: skip
+  differ += [k for k, given in norms.items() if given] + ["scaling"] * isinstance(scaling, str)
+  if differ:
+    given = ", ".join(f"{k} {config[k]}" for k in differ)
+    raise UserError(f"the Compacter has {given}, which jaxtune's has not")
+  return {"name": "compacter", **same, "shared": config.get("shared_phm_rule", True)}
+
+
+def activation(config: dict, default: str = "relu") -> str:
+  """Returns our name of the activation in their config."""
+  stated = str(config.get("non_linearity", default)).lower()
+  name = RENAMED.get(stated, stated)
+  if name not in ACTIVATIONS:
     raise UserError(
-      f"the adapter's non_linearity is {config.get('non_linearity')!r}; expected one of "
-      f"{', '.join(ACTIVATIONS)}"
+      f"the adapter's non_linearity is {stated!r}; expected one of {', '.join(ACTIVATIONS)}"
     )
-  return {
-    "name": "adapter",
-    "placement": _placement(config),
-    "activation": activation,
-    "channel_scale": config.get("scaling", 1.0) == "channel",
-    "dropout": float(config.get("dropout", 0.0)),
-    "ln_before": bool(config.get("ln_before", False)),
-    "ln_after": bool(config.get("ln_after", False)),
-  }
+  return name
 
 
 def _placement(config: dict) -> str:

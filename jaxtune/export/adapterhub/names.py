@@ -21,17 +21,27 @@ MODULES = {
   "mlp_residual": "output_adapters",
 }
 BERT = {"attn_residual": "attention.output", "mlp_residual": "output"}
-# Our array: its name in their module ("#": the place of the linear layer), and whether transposed.
+# Our array: its name in their module ("#": the place of the linear layer), and how it lies there.
 ARRAYS = {
-  "down_kernel": ("adapter_down.#.weight", True),
-  "down_bias": ("adapter_down.#.bias", False),
-  "up_kernel": ("adapter_up.weight", True),
-  "up_bias": ("adapter_up.bias", False),
-  "channel_scale": ("scaling", False),
-  "norm_scale": ("adapter_norm_before.weight", False),
-  "norm_bias": ("adapter_norm_before.bias", False),
-  "norm_after_scale": ("adapter_norm_after.weight", False),
-  "norm_after_bias": ("adapter_norm_after.bias", False),
+  "down_kernel": ("adapter_down.#.weight", "transposed"),
+  "down_bias": ("adapter_down.#.bias", ""),
+  "up_kernel": ("adapter_up.weight", "transposed"),
+  "up_bias": ("adapter_up.bias", ""),
+  "channel_scale": ("scaling", ""),
+  "norm_scale": ("adapter_norm_before.weight", ""),
+  "norm_bias": ("adapter_norm_before.bias", ""),
+  "norm_after_scale": ("adapter_norm_after.weight", ""),
+  "norm_after_bias": ("adapter_norm_after.bias", ""),
+}
+PHM = {
+  "down_left": ("adapter_down.0.W_left", ""),
+  "down_right": ("adapter_down.0.W_right", ""),
+  "down_bias": ("adapter_down.0.b", "flat"),
+  "up_left": ("adapter_up.W_left", ""),
+  "up_right": ("adapter_up.W_right", ""),
+  "up_bias": ("adapter_up.b", ""),
+  "down_rule": ("adapter_down.0.phm_rule", ""),
+  "up_rule": ("adapter_up.phm_rule", ""),
 }
 COPIES = {"norm_scale": "adapter_down.0.weight", "norm_bias": "adapter_down.0.bias"}
 
@@ -96,29 +106,26 @@ def pool(pretrained, name: str) -> str:
   return f"{base(pretrained)}prefix_tuning.prefix_tunings.{name}."
 
 
+def shared(pretrained, name: str) -> str:
+  """Returns their name of the A_i that all layers of a Compacter share."""
+  return f"{base(pretrained)}shared_parameters.{name}.phm_rule"
+
+
+def theirs(name: str, every) -> list[tuple[str, str]]:
+  """Returns their names of an array of ours beside `every` other, and how it lies in each."""
+  named, how = (PHM if "down_left" in every else ARRAYS)[name]
+  first = str(int("norm_scale" in every))  # the norm stands before it in one list of modules
+  copies = [(COPIES[name], how)] if name in COPIES else []
+  return [(named.replace("#", first), how), *copies]
+
+
 def tensors(module: str, arrays: dict) -> dict[str, np.ndarray]:
   """Names one layer's arrays as their module does."""
-  found, first = {}, str(int("norm_scale" in arrays))  # behind the norm in one list of modules
+  found = {}
   for name, x in arrays.items():
-    theirs, transposed = ARRAYS[name]
-    x = np.ascontiguousarray(np.asarray(x).T if transposed else x, np.float32)
-    found[f"{module}.{theirs.replace('#', first)}"] = x
-    if name in COPIES:
-      found[f"{module}.{COPIES[name]}"] = x.copy()
+    for named, how in theirs(name, arrays):
+      x = np.asarray(x).T if how == "transposed" else np.asarray(x)
+      found[f"{module}.{named}"] = np.array(
+        x.ravel() if how == "flat" else x, np.float32, order="C"
+      )
   return found
-
-
-def arrays(module: str, names: tuple[str, ...], found: dict) -> dict[str, np.ndarray]:
-  """Takes one layer's arrays of the given names out of `found`, their tensors.
-
-  Raises:
-    KeyError: with the name of one that is missing.
-  """
-  made, first = {}, str(int("norm_scale" in names))
-  for name in names:
-    theirs, transposed = ARRAYS[name]
-    x = found.pop(f"{module}.{theirs.replace('#', first)}")
-    made[name] = x.T if transposed else x
-    if name in COPIES:
-      found.pop(f"{module}.{COPIES[name]}", None)
-  return made

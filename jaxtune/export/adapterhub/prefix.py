@@ -11,13 +11,7 @@ from jaxtune.export.adapterhub import names as layout
 
 def make(pretrained, method, trained: dict, fixed: dict) -> tuple[dict, dict]:
   """Returns (config, tensors) of a prefix, its keys and values as they are."""
-  c = pretrained.model.config
-  if c.relative is not None:
-    raise UserError(
-      f"adapters 1.3 shifts the position biases of {pretrained.family} by the prefix's length, so "
-      "that it computes another function than was trained, and PEFT has no prefix for it. Train "
-      "LoRA to use it in PyTorch; jaxtune evaluates and generates with the prefix"
-    )
+  check_model(pretrained)
   if any("gate" in name for arrays in trained.values() for name in arrays):
     raise UserError(
       "AdapterHub's gates are averaged over all tokens of a text, where ours are each token's own: "
@@ -29,7 +23,6 @@ def make(pretrained, method, trained: dict, fixed: dict) -> tuple[dict, dict]:
       f"AdapterHub's prefixes leave real tokens at position 0; this one was trained with them at "
       f"{max(offsets)} (shift=True), as PEFT has it: use format='peft', or train with shift=False"
     )
-  _check_sizes(c)
   pools = layout.prefixes(pretrained)
   missing = [site for site in pools if site not in trained]
   if any(pools[site] == "self_prefix" for site in missing):
@@ -48,8 +41,15 @@ def make(pretrained, method, trained: dict, fixed: dict) -> tuple[dict, dict]:
   return configs.PREFIX | chosen | {"prefix_length": int(kept.sum())}, tensors
 
 
-def _check_sizes(c) -> None:
-  """Raises UserError for keys and values of other shapes than adapters makes of a config."""
+def check_model(pretrained) -> None:
+  """Raises UserError for a model whose prefix adapters computes otherwise, or not at all."""
+  c = pretrained.model.config
+  if c.relative is not None:
+    raise UserError(
+      f"adapters 1.3 shifts the position biases of {pretrained.family} by the prefix's length, so "
+      "that it computes another function than was trained, and PEFT has no prefix for it. Train "
+      "LoRA to use it in PyTorch; jaxtune evaluates and generates with the prefix"
+    )
   half = c if c.encoder is None else c.encoder  # whose heads it takes for all attentions
   size = half.width // half.heads
   if (half.head_size, c.head_size, c.kv_heads) != (size, size, half.kv_heads):

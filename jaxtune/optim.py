@@ -18,7 +18,7 @@ HEADS = ("head/", "pooler/")  # where the weights of a task's head are
 # Biases, and vectors that start at one.
 UNDECAYED = (
   "bias", "scale", "down_bias", "up_bias", "l", "l_in", "magnitude", "channel_scale", "norm_scale",
-  "norm_bias", "gate_bias", "learned_bias",
+  "norm_bias", "norm_after_scale", "norm_after_bias", "gate_bias", "learned_bias",
 )  # fmt: skip
 
 

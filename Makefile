@@ -4,7 +4,7 @@ VENV ?= .venv
 ADAPTERS_VENV ?= .venv-adapters
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test certify parity speed format clean
+.PHONY: quickstart test certify parity matrix speed format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
@@ -24,6 +24,10 @@ certify: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
 # Every family's logits beside PyTorch's, in fp32 and bf16: writes experiments/parity.
 parity: $(VENV)/.installed-test
 	$(BIN)/python experiments/parity/run.py --keep
+
+# Every method on every family: writes experiments/matrix/results.csv and the README's table.
+matrix: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
+	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python $(BIN)/python tests/matrix.py --keep
 
 speed: $(VENV)/.installed-test
 	$(BIN)/python experiments/speed/run.py

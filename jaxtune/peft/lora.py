@@ -150,7 +150,7 @@ def _init(key, sites, frozen, *, targets, sizes, dropout, initialise, dora, b_ra
     if site.kind == "Linear":
       fixed[path]["rate:b"] = full(b_rate)
       if initialise in AWAY:
-        fixed[path] |= {"a0": a, "b0": b}
+        fixed[path] |= {"a0": jnp.copy(a), "b0": jnp.copy(b)}  # buffers may be donated
     elif not train_a:
       raise UserError(f"train_a=False leaves {path} at its start: an embedding's a is zero")
     if gate and site.kind == "Embed":

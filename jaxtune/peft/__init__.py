@@ -337,7 +337,7 @@ def apply(model, methods, base, tuned, hyper, *args, rng=None, method=None, **in
   called = [m for m in methods if m.intercept is not None]
   names = {m.name for m in called}
   # What is placed need not have one slice for each layer, and no call reads it.
-  read = lambda arrays: tree.partition(arrays, lambda path: path.split("/")[-2] in names)[0]
+  read = lambda arrays: tree.partition(arrays, lambda path: f"/{path}".split("/")[-2] in names)[0]
   shared, scanned = tree.partition(read(hyper), lambda path: "/shared:" in path)
   variables = {
     "params": place(methods, tree.combine(base, tuned["params"]), tuned, hyper),

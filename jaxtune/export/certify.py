@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.export import loading
+from jaxtune.export.merged import fold
 from jaxtune.models import hf, quantize
 
 TOLERANCE = 1e-4
@@ -89,8 +90,8 @@ def certify(
   batches = [arrange(pretrained.model.config, *batch) for batch in batches]
   if form == "merged" and _stored(folder) != "float32":
     dtype = hf.DTYPES[_stored(folder)]
-    merged = jax.tree.map(lambda x: x.astype(dtype), peft.merge(methods, base, tuned, hyper))
-    ours = our_logits(pretrained, merged, batches)
+    folded, params = fold(pretrained, methods, tuned, hyper, base)
+    ours = our_logits(folded, jax.tree.map(lambda x: x.astype(dtype), params), batches)
   else:
     ours = our_logits(pretrained, base, batches, (methods, tuned, hyper))
   untuned = our_logits(pretrained, pretrained.params, batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,18 +40,49 @@ def write(pretrained, methods, tuned, hyper, base, folder: Path, dtype: str, lab
 
   Args:
     labels: names of a head's labels; None: those of the base's config.json.
-    dtype: the type weights are stored in, "float32" or "bfloat16". A tied model stays tied.
+    dtype: the type weights are stored in, "float32" or "bfloat16".
   """
   if dtype not in hf.DTYPES:
     raise UserError(f"unknown dtype {dtype!r}. {nearest(dtype, hf.DTYPES)}")
-  params = peft.merge(methods, base, tuned, hyper)
+  stored = pretrained
+  pretrained, params = fold(pretrained, methods, tuned, hyper, base)
   if loading.reads_padding(pretrained):
     padding = {"pad_token_id": loading.pad_token(pretrained)}
     pretrained = pretrained._replace(hf_config=pretrained.hf_config | padding)
   hf.save(pretrained, params, folder, dtype, labels)
   if pretrained.folder and (pretrained.folder / "generation_config.json").exists():
     shutil.copy(pretrained.folder / "generation_config.json", folder)  # it holds stop tokens
-  return rounding(quantize.dequantised(pretrained.params), params, dtype)
+  return rounding(quantize.dequantised(stored.params), params, dtype)
+
+
+def fold(pretrained, methods, tuned, hyper, base) -> tuple[hf.Pretrained, Any]:
+  """Merges deltas in fp32: returns the model that they fit, and its weights.
+
+  A tied model stays tied, but where a delta changes its embeddings' lookup alone (LoRA on "embed"):
+  then the scores keep the table as it was, in a tensor of their own.
+
+  Raises:
+    UserError: for a method that is no weight delta; for a masked language model to be untied.
+  """
+  params, c = peft.merge(methods, base, tuned, hyper), pretrained.model.config
+  masked = c.head is not None and c.head.kind == "mlm"
+  scored = masked or (c.head is None and c.tied and c.causal)
+  if not scored or not any("embed" in peft.own(m, tuned["peft"]) for m in methods):
+    return pretrained, params
+  if masked:
+    raise UserError(
+      "the embeddings of a masked language model are its scores too, and jaxtune writes no such "
+      "model untied: leave 'embed' out of method.targets, or use format='peft'"
+    )
+  table = tree.flatten(peft.place(methods, tree.combine(base, tuned["params"]), tuned, hyper))
+  table = quantize.dequantised(table["embed/embedding"]).astype(np.float32)
+  untied = {"tie_word_embeddings": False}
+  if pretrained.family == "t5":  # which scales the states if it is tied, and else not
+    table, untied = table * c.logit_scale, untied | {"scale_decoder_outputs": False}
+    c = dataclasses.replace(c, logit_scale=1.0)
+  model = pretrained.model.clone(config=dataclasses.replace(c, tied=False))
+  pretrained = pretrained._replace(model=model, hf_config=pretrained.hf_config | untied)
+  return pretrained, params | {"head": {"kernel": table.T}}
 
 
 def rounding(before: Any, after: Any, dtype: str) -> Rounding:
@@ -58,6 +90,8 @@ def rounding(before: Any, after: Any, dtype: str) -> Rounding:
   cast = lambda x: x.astype(hf.DTYPES[dtype]).astype(np.float32)
   before, sums = tree.flatten(before), {}
   for path, leaf in tree.flatten(after).items():
+    if path not in before:  # the scores of a model that was tied, as they were
+      continue
     new, old = np.asarray(leaf, np.float32), np.asarray(before[path]).astype(np.float32)
     delta, stored = new - old, cast(new)
     changed = delta != 0

@@ -55,6 +55,9 @@ def names(c: Config) -> list[Tensor]:
     Tensor("embed/embedding", "model.shared.weight", also=(*copies, "lm_head.weight")),
     Tensor("logit_bias", "final_logits_bias", default=0.0),
   ]
+  if not c.tied:  # as a merge may leave it
+    rows += [Tensor("embed/embedding", name) for name in copies]
+    rows.append(Tensor("head/kernel", "lm_head.weight", transpose=True))
   for half, slots in (("encoder", ("attn", "mlp")), ("decoder", ("attn", "cross", "mlp"))):
     rows += _half(half, slots)
   return rows

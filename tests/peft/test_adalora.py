@@ -18,8 +18,7 @@ LAYERS = 2
 
 
 def make(**options):
-  (method,) = peft.build({"name": "adalora"} | options)
-  return method, *method.init(jax.random.key(0), deltas.sites(LAYERS), None)
+  return deltas.start({"name": "adalora"} | options, LAYERS)
 
 
 def twin(**options):
@@ -81,7 +80,7 @@ def test_draws_and_penalty_equal_pefts():
       assert float(x.std()) == pytest.approx(float(np.stack(theirs).std()), rel=0.3, abs=0)
   assign(model, trained)
   expected = model.base_model().loss.item()
-  assert float(method.penalty(trained, fixed)) == pytest.approx(expected, rel=1e-5)
+  assert float(jax.jit(method.penalty)(trained, fixed)) == pytest.approx(expected, rel=1e-5)
   assign(model, trained)
   model.base_model().loss.backward()
   gradients = jax.jit(jax.grad(method.penalty))(trained, fixed)
@@ -172,7 +171,7 @@ def test_grouped_equals_solo_within_the_budget(llama):
     {"init_rank": 5, "target_rank": 3},
     {"init_rank": 3, "target_rank": 1, "alpha": 3, "orth_weight": 0.1},
   ]
-  states = deltas.check_grouped_equals_solo(llama, [section | t for t in trials], 5)
+  states = deltas.check_trials_equal_solo(llama, [section | t for t in trials], 5)
   method = peft.build(section)[0]
   for i, trial in enumerate(trials):
     initial, target = (6 * trial[f"{name}_rank"] for name in ("init", "target"))

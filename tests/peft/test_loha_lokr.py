@@ -1,12 +1,10 @@
 """LoHa and LoKr: PEFT's functions, shapes and draws, merging, and padding without effect."""
 
 import deltas
-import jax
 import numpy as np
 import pytest
 import tiny
 
-from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.peft import lokr
 
@@ -42,8 +40,7 @@ def test_lokr_equals_peft(kind):
   section = {"name": "lokr", "alpha": 5} | options
   config = LoKrConfig(r=options["rank"], alpha=5, target_modules=["q_proj", "v_proj"], **theirs)
   deltas.check_against_torch(section, config, LOKR)
-  trained, _ = peft.build(section)[0].init(jax.random.key(0), deltas.sites(), None)
-  assert set(trained["q_proj"]) == arrays
+  assert set(deltas.start(section)[1]["q_proj"]) == arrays
 
 
 @pytest.mark.parametrize("name, options, names", [
@@ -55,9 +52,7 @@ def test_draws_are_as_wide_as_peft_draws(name, options, names):
   """Many layers' draws against many of PEFT's: the same largest value, or zero in both."""
   from peft import LoHaConfig, LoKrConfig
 
-  trained, _ = peft.build({"name": name} | options)[0].init(
-    jax.random.key(0), deltas.sites(50), None
-  )
+  trained = deltas.start({"name": name} | options, 50)[1]
   theirs = {"r": options["rank"], "target_modules": ["q_proj", "v_proj"]}
   if "factor" in options:
     theirs |= {"decompose_factor": options["factor"], "decompose_both": True}
@@ -84,10 +79,7 @@ def test_sizes_are_split_as_in_peft():
 
 
 def test_small_loha_draws_start_large_ones():
-  init = lambda rank: peft.build({"name": "loha", "rank": rank})[0].init(
-    jax.random.key(0), deltas.sites(2), None
-  )[0]["v_proj"]
-  few, many = init(3), init(12)
+  few, many = (deltas.start({"name": "loha", "rank": r}, 2)[1]["v_proj"] for r in (3, 12))
   np.testing.assert_array_equal(few["w1_a"], many["w1_a"][..., :3])
   np.testing.assert_allclose(few["w1_b"], 2 * many["w1_b"][:, :3], rtol=1e-6)
   assert not np.allclose(many["w1_b"], many["w2_b"])
@@ -102,27 +94,12 @@ def test_merge_equals_intercept(llama, section):
   deltas.check_merge(llama, section | {"targets": TARGETS})
 
 
-def test_grouped_loha_equals_solo(llama):
-  section = {"name": "loha", "targets": TARGETS}
-  deltas.check_grouped_equals_solo(
-    llama, [section | {"rank": 5}, section | {"rank": 2, "alpha": 3}]
-  )
-
-
-def test_grouped_lokr_equals_solo():
-  trials = {"scale": 3.0}, {"alpha": 5}
-  built = [peft.build({"name": "lokr", "rank": 2} | trial)[0] for trial in trials]
-  arrays = [m.init(jax.random.key(i), deltas.sites(), None) for i, m in enumerate(built)]
-  trained = tree.stack([tiny.perturb(a[0]["v_proj"], 1) for a in arrays])
-  fixed = tree.stack([a[1]["v_proj"] for a in arrays])
-  x = np.random.default_rng(0).standard_normal((2, 5, 12)).astype(np.float32)
-  run = lambda w, f: built[0].intercept(deltas.Evaluation, w, f, lambda x: 0.0, x)
-  together = jax.jit(jax.vmap(run))(trained, fixed)
-  for i in range(2):
-    alone = jax.jit(run)(*jax.tree.map(lambda x, i=i: x[i], (trained, fixed)))
-    np.testing.assert_allclose(together[i], alone, atol=1e-6)
-  assert [float(f) for f in fixed["scale"]] == [3.0, 2.5]
-  assert np.abs(together[0] - together[1]).max() > 1e-2
+@pytest.mark.parametrize("section, trial", [
+  ({"name": "loha", "rank": 5}, {"rank": 2, "alpha": 3}),
+  ({"name": "lokr", "rank": 2, "factor": 3}, {"scale": 3.0}),
+])  # fmt: skip
+def test_grouped_equals_solo(section, trial):
+  deltas.check_layers_equal_solo([section, section | trial])
 
 
 @pytest.mark.parametrize("section, words", [

@@ -1,13 +1,11 @@
 """VeRA: PEFT's function, one frozen pair for all sites, and padding without effect."""
 
 import deltas
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from jaxtune import peft, tree
 from jaxtune.errors import UserError
 
 TARGETS = ("q_proj", "down_proj")
@@ -19,7 +17,7 @@ def test_equals_peft():
 
   section = {"name": "vera", "rank": 6}
   config = VeraConfig(r=6, target_modules=["q_proj", "v_proj"], save_projection=True)
-  fixed = peft.build(section)[0].init(jax.random.key(0), deltas.sites(), None)[1]
+  fixed = deltas.start(section)[2]
 
   def share(model):
     """Gives PEFT's only pair, as large as the largest layer, our numbers."""
@@ -34,10 +32,8 @@ def test_equals_peft():
 def test_sites_read_slices_of_one_pair_drawn_as_peft_does():
   from peft import VeraConfig
 
-  init = lambda rank: peft.build({"name": "vera", "rank": rank})[0].init(
-    jax.random.key(0), deltas.sites(2), None
-  )
-  trained, fixed = init(64)
+  start = lambda rank: deltas.start({"name": "vera", "rank": rank}, 2)[1:]
+  trained, fixed = start(64)
   for name, (inputs, outputs) in deltas.SIZES.items():
     a, b = fixed[name]["shared:a"], fixed[name]["shared:b"]
     assert a.shape == (inputs, 64) and b.shape == (64, outputs)
@@ -50,7 +46,7 @@ def test_sites_read_slices_of_one_pair_drawn_as_peft_does():
                          strict=True):  # fmt: skip
     assert float(jnp.abs(made).max()) == pytest.approx(float(drawn.abs().max()), rel=0.02)
     assert float(made.std()) == pytest.approx(float(drawn.std()), rel=0.05)
-  few = init(4)[1]["q_proj"]
+  few = start(4)[1]["q_proj"]
   np.testing.assert_array_equal(few["shared:a"], fixed["q_proj"]["shared:a"][:, :4])
   np.testing.assert_allclose(few["shared:b"], 4 * fixed["q_proj"]["shared:b"][:4], rtol=1e-6)
 
@@ -59,14 +55,10 @@ def test_merge_equals_intercept(llama):
   deltas.check_merge(llama, {"name": "vera", "rank": 40, "targets": TARGETS})
 
 
-def test_grouped_equals_solo(llama):
-  section = {"name": "vera", "targets": TARGETS}
-  states = deltas.check_grouped_equals_solo(
-    llama, [section | {"rank": 5}, section | {"rank": 2, "d_initial": 0.3}]
+def test_grouped_equals_solo():
+  deltas.check_layers_equal_solo(
+    [{"name": "vera", "rank": 5}, {"name": "vera", "rank": 2, "d_initial": 0.3}]
   )
-  frozen = lambda state: {p: x for p, x in tree.flatten(state.hyper).items() if "shared:" in p}
-  jax.tree.map(np.testing.assert_array_equal, frozen(states[0]), frozen(states[-1]))
-  assert frozen(states[0])
 
 
 @pytest.mark.parametrize(

@@ -66,12 +66,10 @@ def check_against_torch(section: dict, config, names: dict[str, str], prepare=No
   made, expected = {}, {}
   for name in SIZES:
     layer = model.base_model.model[name]
-    for array, theirs in names.items():
-      if array in trained[name]:
-        parameter = getattr(layer, theirs)["default"]
-        value = np.ascontiguousarray(trained[name][array].T)
-        parameter.data = torch.tensor(value.reshape(parameter.shape)).contiguous()
-    assert set(trained[name]) <= set(names)
+    for array, value in trained[name].items():
+      parameter = getattr(layer, names[array])["default"]
+      value = np.ascontiguousarray(np.asarray(value).T)
+      parameter.data = torch.tensor(value.reshape(parameter.shape))
     made[name] = method.intercept(
       Evaluation, trained[name], fixed[name], plain(layer), jnp.asarray(x[name], jnp.float32)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,8 +149,10 @@ def export_run(
       texts = zip(split.arrays["tokens"][:8], split.arrays["mask"][:8], strict=True)
       prompts = [tokens[mask].tolist() for tokens, mask in texts]
     prompts = [prompt for prompt in prompts if prompt] or None
+  path = run.folder / "result.json"
+  result = json.loads(path.read_text()) if path.exists() else {}
   return export.export(
     run.pretrained, run.methods, run.tuned, run.hyper, run.base, folder, format=format,
     dtype=dtype, labels=run.labels, base_name=run.config["model"]["path"], certify=certify,
-    prompts=prompts,
+    prompts=prompts, recipe={"config": run.config, "result": result},
   )  # fmt: skip

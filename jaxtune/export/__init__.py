@@ -59,6 +59,7 @@ def export(
   certify: bool = False,
   prompts: list[list[int]] | None = None,
   reload: Callable | None = None,
+  recipe: dict | None = None,
 ) -> Exported:
   """Writes a trained method into `folder`, with a model card.
 
@@ -76,6 +77,7 @@ def export(
     certify: reload the files in PyTorch and compare logits; see `export.certify`.
     prompts: token ids for the certificate; by default random ones.
     reload: a running `export.certify.reloader`, where many exports are certified.
+    recipe: {"config": a run's, "result": its result.json}, for the model card.
 
   Raises:
     UserError: for a method that the format cannot express, naming one that can.
@@ -104,7 +106,8 @@ def export(
         adapterhub.write(pretrained, parts, tuned, hyper, base, *end, labels)
     taken = sum(m.positions for m in methods if m.kind == "prefix" and form == "peft")
     seen = peft_format.seen_for(pretrained.model.config, taken)
-    card.write(new, folder, form, pretrained, methods, labels, base_name, dtype, rounding, seen)
+    made = (labels, base_name, dtype, rounding, seen, recipe)
+    card.write(new, folder, form, pretrained, methods, *made)
     certificate = None
     if certify:
       certificate = _certified(

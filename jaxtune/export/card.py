@@ -1,108 +1,232 @@
-"""The model card of an export: what it is, and the lines of PyTorch that load it."""
+"""The model card of an export: what it is, how it was made, and the PyTorch that loads it."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import platform
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from jaxtune.data import sources
 from jaxtune.export import loading
 
 SNIPPETS = {
   "peft": """\
 from peft import PeftModel
-from transformers import {auto}
+from transformers import {names}
 
 base = {auto}.from_pretrained({base}{options})
 model = PeftModel.from_pretrained(base, {folder})
 """,
   "adapterhub": """\
 import adapters
-from transformers import {auto}
+from transformers import {names}
 
 model = {auto}.from_pretrained({base}{options})
 adapters.init(model)
 model.load_adapter({folder}, use_safetensors=True, set_active=True)
 """,
   "merged": """\
-from transformers import {auto}
+from transformers import {names}
 
 model = {auto}.from_pretrained({folder})
 """,
 }
-NEEDS = {
-  "peft": "an adapter in PEFT's format (`pip install peft transformers`)",
-  "adapterhub": "an adapter in AdapterHub's format (`pip install adapters`, version 1.3)",
-  "merged": "a whole model in transformers' format (`pip install transformers`)",
+TEXT = """\
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
+
+inputs = tokenizer({prompt}, return_tensors="pt")
+"""
+CALLS = {
+  "lm": "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))\n",
+  "qa": "print(model(**inputs).start_logits, model(**inputs).end_logits)\n",
+  None: "print(model(**inputs).logits)\n",
 }
-CARD = """\
----
-library_name: {library}
-tags: [jaxtune]
----
-
-# {title}
-
-Trained with jaxtune: {needs}.
-
-- base model: {base}
-{options}{rounding}{window}
-## Load it
-
-```python
-{snippet}```
-
-`certificate.json`, where there is one, states how far its logits in PyTorch were from those of the
-model that was trained.
-"""
-WINDOW = """\
-- equals the trained model on texts of up to {seen} tokens: beyond, the base's sliding window hides
-  the prefix from the last tokens in PyTorch, where in training every token saw it
-"""
+NEEDS = {
+  "peft": ("An adapter in PEFT's format", "pip install torch transformers peft"),
+  "adapterhub": (
+    "An adapter in the format of AdapterHub's `adapters`",
+    "pip install torch adapters==1.3.0",
+  ),
+  "merged": ("A whole model in transformers' format", "pip install torch transformers"),
+}
 LIBRARIES = {"peft": "peft", "adapterhub": "adapters", "merged": "transformers"}
+TASKS = {
+  "classify": "text-classification", "regression": "text-classification",
+  "reward": "text-classification", "tokens": "token-classification", "qa": "question-answering",
+  "mlm": "fill-mask",
+}  # fmt: skip
+WINDOW = (
+  "It equals the trained model on texts of up to {seen} tokens: beyond, the base's sliding window "
+  "hides the prefix from the last tokens in PyTorch, where in training every token saw it.\n\n"
+)
+ROUNDING = (
+  "Weights are stored as {dtype}. Of the trained change, the cast loses {error:.2%} (relative "
+  "Frobenius error), and {lost:.2%} of the changed entries.\n\n"
+)
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def write(
-  new: Path, folder: Path, form: str, pretrained, methods, labels, base_name, dtype, rounding, seen
-) -> None:
+  new: Path, folder: Path, form: str, pretrained, methods, labels, base_name, dtype, rounding, seen,
+  recipe: dict | None = None,
+) -> None:  # fmt: skip
   """Writes README.md into `new`, for files that will lie in `folder`.
 
   Args:
     labels: names of a head's labels; () for none.
     seen: how many tokens of text see a prefix under a sliding window; None for any number.
+    recipe: {"config": the run's, "result": its result.json or {}}; None where there was no run.
   """
-  options = "".join(
-    f"- method: {m.name}{' · ' if m.options else ''}"
-    + ", ".join(f"{name} {value}" for name, value in m.options.items() if value is not None)
-    + "\n"
-    for m in methods
-  )
-  loss = ""
-  if rounding:
-    error, lost = rounding.overall
-    loss = f"- stored as {dtype}; of the trained change, the cast loses {error:.2%} (relative "
-    loss += f"Frobenius error), and {lost:.2%} of the changed entries\n"
+  recipe = recipe or {}
+  config, result = recipe.get("config") or {}, recipe.get("result") or {}
   base = base_name or "a model initialised at random"
-  quoted = {"base": json.dumps(base_name or "BASE"), "folder": json.dumps(str(folder))}
-  quoted |= {
-    "auto": loading.auto_class(pretrained.model.config),
-    "options": _arguments(loading.options(pretrained), labels),
-  }
-  text = CARD.format(
-    library=LIBRARIES[form],
-    title=" + ".join(m.name for m in methods) + f" for {Path(base).name}",
-    needs=NEEDS[form],
-    base=base,
-    options=options,
-    rounding=loss,
-    window="" if seen is None else WINDOW.format(seen=seen),
-    snippet=SNIPPETS[form].format(**quoted),
+  what, install = NEEDS[form]
+  main = [m.name for m in methods if m.kind not in ("head", "regularize")]
+  title = f"{' + '.join(main or [m.name for m in methods])} for {Path(base).name}"
+  text = front(form, pretrained, methods, base_name, result)
+  text += f"# {title}\n\n{what}, trained with jaxtune on the base model `{base}`.\n\n"
+  if rounding:
+    text += ROUNDING.format(dtype=dtype, **rounding.overall._asdict())
+  if seen is not None:
+    text += WINDOW.format(seen=seen)
+  text += f"## Use\n\n```sh\n{install}\n```\n\n```python\n"
+  text += snippet(form, folder, pretrained, methods, labels, base_name) + "```\n\n"
+  text += _section("Recipe", ("", ""), _recipe(methods, config, result))
+  text += _section("Metrics", ("", "base", "trained"), _metrics(result))
+  text += _section("Data", ("file", "SHA-256"), _files(result.get("data") or {}))
+  text += _section("Versions", ("", ""), _versions(result).items())
+  text += (
+    "`certificate.json`, where there is one, states how far its logits in PyTorch were from those "
+    "of the model that was trained.\n"
   )
   (new / "README.md").write_text(text)
+
+
+def front(form: str, pretrained, methods, base_name, result: dict) -> str:
+  """Returns the YAML that the hub reads: JSON values are YAML too."""
+  head = pretrained.model.config.head
+  entries: dict[str, Any] = {"library_name": LIBRARIES[form]}
+  if base_name and HUB_NAME.fullmatch(base_name) and not Path(base_name).exists():
+    entries["base_model"] = base_name
+    entries["base_model_relation"] = "finetune" if form == "merged" else "adapter"
+  entries["pipeline_tag"] = "text-generation" if head is None else TASKS[head.kind]
+  entries["tags"] = list(dict.fromkeys(["jaxtune", *(m.kind or m.name for m in methods)]))
+  hub = [name.split(":")[0] for name, _ in _files(result.get("data") or {}) if _on_hub(name)]
+  if hub:
+    entries["datasets"] = list(dict.fromkeys(hub))
+  lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in entries.items())
+  return f"---\n{lines}---\n\n"
+
+
+def snippet(form: str, folder: Path, pretrained, methods, labels, base_name) -> str:
+  """Returns the lines that load the export, and with a tokenizer those that call it once."""
+  options = loading.options(pretrained)
+  if form == "adapterhub" and any(m.kind == "prefix" for m in methods):
+    options["attn_implementation"] = "eager"  # under others, adapters computes something else
+  auto = loading.auto_class(pretrained.model.config)
+  base, place = json.dumps(base_name or "BASE"), json.dumps(str(folder))
+  named = auto if pretrained.tokenizer is None else f"{auto}, AutoTokenizer"
+  text = SNIPPETS[form].format(
+    auto=auto, names=named, base=base, folder=place, options=_arguments(options, labels)
+  )
+  if pretrained.tokenizer is None:
+    return text
+  head = pretrained.model.config.head
+  kind = "lm" if head is None else "qa" if head.kind == "qa" else None
+  prompt = '"Where does she live?", "She lives in Rome."' if kind == "qa" else '"A text."'
+  text += TEXT.format(tokenizer=place if form == "merged" else base, prompt=prompt)
+  return text + CALLS[kind]
 
 
 def _arguments(options: dict, labels) -> str:
   """Writes the options as arguments of a call; names of the labels say how many there are, too."""
   if labels and "num_labels" in options:
-    del options["num_labels"]
+    options = {name: x for name, x in options.items() if name != "num_labels"}
     options["id2label"] = dict(enumerate(map(str, labels)))
   return "".join(f", {name}={value!r}" for name, value in options.items())
+
+
+def _section(title: str, columns: tuple[str, ...], rows) -> str:
+  """Returns a section with a table; nothing without rows."""
+  cells = lambda row: "| " + " | ".join(str(x).replace("|", r"\|") for x in row) + " |\n"
+  rows = "".join(map(cells, rows))
+  return f"## {title}\n\n{cells(columns)}{cells(['---'] * len(columns))}{rows}\n" if rows else ""
+
+
+def _recipe(methods, config: dict, result: dict) -> Iterator[tuple[str, str]]:
+  """Lists how it was trained; without a run, the methods alone."""
+  for m in methods:
+    yield "method" if m.name == m.kind else f"method {m.name}", f"{m.kind}: {_listed(m.options)}"
+  if result.get("trained_parameters") is not None:
+    of = f"{result['trained_parameters']:,} of {result['base_parameters']:,}"
+    yield "trained parameters", of
+  train, optim = config.get("train") or {}, dict(config.get("optim") or {})
+  if config.get("objective"):
+    objective = dict(config["objective"])
+    yield "objective", f"{objective.pop('name')}: {_listed(objective)}".removesuffix(": ")
+  for key in ("name", "learning_rate", "schedule"):
+    if key in optim:
+      yield key.replace("_", " ").replace("name", "optimizer"), optim.pop(key)
+  if optim:
+    yield "of the optimizer", _listed(optim)
+  if train:
+    best = result.get("best_step")
+    kept = "" if best in (None, train["steps"]) else f", of which step {best} is kept"
+    yield "steps", f"{train['steps']}{kept}"
+    yield "batch size", train["batch_size"]
+  if "seed" in config:
+    yield "seed", config["seed"]
+  options = {key: x for key, x in (config.get("data") or {}).items() if key in DATA and x}
+  if options:
+    yield "of the data", _listed(options)
+
+
+DATA = ("template", "answer", "text", "rename", "chat_template", "turns", "max_length", "limit")
+
+
+def _listed(options: dict) -> str:
+  said = {k: x for k, x in options.items() if x is not None and x not in ((), [], {})}
+  return ", ".join(f"{name} {_code(value)}" for name, value in said.items())
+
+
+def _code(value: Any) -> str:
+  return "`" + json.dumps(value) + "`" if isinstance(value, str) else str(value)
+
+
+def _metrics(result: dict) -> Iterator[tuple[str, str, str]]:
+  """Lists each metric of the trained model, with the untuned base's beside it."""
+  shown = lambda x: f"{x:.4g}" if isinstance(x, int | float) else "-"
+  before = result.get("base") or {}
+  for name, value in (result.get("final") or {}).items():
+    if isinstance(value, int | float):
+      yield name, shown(before.get(name)), shown(value)
+
+
+def _files(report: dict) -> list[tuple[str, str]]:
+  """Lists the data's files with their hashes, of all tasks of a mixture."""
+  found = dict(report.get("files") or {})
+  for part in (*(report.get("tasks") or {}).values(), report.get("general") or {}):
+    found |= part.get("files") or {}
+  found = {name: f"`{value}`" for name, value in found.items()}
+  return list((found | _rest(report)).items())
+
+
+def _rest(report: dict) -> dict[str, str]:
+  return {"(the tokenizer)": f"`{report['tokenizer']}`"} if report.get("tokenizer") else {}
+
+
+def _on_hub(name: str) -> bool:
+  named = HUB_NAME.fullmatch(name.split(":")[0]) and "/" in name
+  return bool(named) and sources.kind(name) is None and not Path(name).exists()
+
+
+def _versions(result: dict) -> dict[str, str]:
+  """Returns the versions that it was trained with; without a run, those it is written with."""
+  if result.get("versions"):
+    return result["versions"]
+  libraries = {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")}
+  return {"python": platform.python_version()} | libraries

@@ -120,7 +120,7 @@ def test_a_run_is_certified_on_its_texts(made, tmp_path, monkeypatch):
   [
     ("distilbert", PREFIX, "auto", "prefix of distilbert"),
     ("modernbert", PREFIX, "auto", "Train LoRA"),
-    ("bert", {"name": "adapter", "width": 2}, "auto", "not written in AdapterHub"),
+    ("modernbert", {"name": "adapter", "width": 2}, "auto", "knows no modernbert"),
     ("bert", LORA | {"targets": ("q_proj", "head/out")}, "auto", "lies over head/out"),
     ("bert", {"name": "head"}, "peft", "use format='merged'"),
     ("bert", {"name": "bitfit"}, "peft", "use format='merged'"),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtune import peft as methods_
 from jaxtune import tree
 from jaxtune.errors import UserError
+from jaxtune.imports import files
 from jaxtune.imports.files import Imported as Imported
 from jaxtune.imports.files import tensors as tensors
 
@@ -35,6 +36,9 @@ def read(folder: str | Path, pretrained) -> Imported:
     ) from error
   except ValueError as error:
     raise UserError(f"{path} is no JSON ({error})") from error
+  if isinstance(config, dict):
+    named = config.get("base_model_name_or_path") or config.get("model_name")
+    files.check_base(named, pretrained)
   if isinstance(config, dict) and "peft_type" in config:
     from jaxtune.imports import peft
 

@@ -109,3 +109,25 @@ def refuse_missing(missing) -> None:
   if missing:
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     raise UserError(f"the adapter lacks {min(missing)}{more}, which its config asks for")
+
+
+def check_base(named: str | None, pretrained) -> None:
+  """Raises UserError where the files name another base than the model's folder.
+
+  Names are compared by their last part: a base may be a local folder here and the hub's there.
+  """
+  if not named or pretrained.folder is None:
+    return
+  theirs, ours = _name(named), _name(pretrained.folder)
+  if theirs != ours:
+    raise UserError(
+      f"the adapter was trained over {named}, but the model is {pretrained.folder}. If they are "
+      "the same, write the latter into adapter_config.json (base_model_name_or_path, model_name)"
+    )
+
+
+def _name(path: str | Path) -> str:
+  """Returns a model's name: of the hub's cache, not that of its snapshot."""
+  parts = Path(path).parts
+  cached = [part.rpartition("--")[2] for part in parts if part.startswith("models--")]
+  return (cached or parts or ("",))[-1].lower()

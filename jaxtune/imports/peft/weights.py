@@ -82,8 +82,9 @@ def _collect(kind: str, config: dict, rest: dict, wanted: dict, shapes) -> tuple
         shape = np.zeros(sizes[array.ours], bool)
         files.check_shape(key, rest[key], array.write(shape).shape)
         found.setdefault(name, {})[array.ours] = array.read(rest[key])
-  files.refuse_foreign(rest.keys() - known, known)
-  files.refuse_missing(known - rest.keys())
+  missing = known - rest.keys()
+  files.refuse_foreign(rest.keys() - known, missing or known)
+  files.refuse_missing(missing)
   return found, ranks
 
 

@@ -95,7 +95,12 @@ def check(config: dict, setup: Setup) -> None:
     )
   tokenize = tokenizing(setup.pretrained)
   make = lambda params: peft.init(jax.random.key(0), methods, setup.sites, params, tokenize)
-  jax.eval_shape(make, setup.pretrained.params)
+  tuned, hyper, _ = jax.eval_shape(make, setup.pretrained.params)
+  for m in methods:
+    if m.adjust is not None:  # its schedule may not fit the run
+      own = peft.own(m, tuned["peft"])
+      adjust = lambda x, y, m=m: m.adjust(1, config["train"]["steps"], x, x, y)
+      jax.eval_shape(adjust, own, peft.own(m, hyper))
 
 
 def _check_shots(options: evaluate.Options, config: dict, setup: Setup) -> None:

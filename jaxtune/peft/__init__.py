@@ -381,8 +381,15 @@ def merge(methods, base, tuned, hyper) -> Any:
   params = quantize.dequantised(tree.combine(base, tuned["params"]))
   params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   params = place(methods, params, tuned, hyper)
+  changed: set[str] = set()
   for method in methods:
     trained, fixed = own(method, tuned["peft"]), own(method, hyper)
+    for site in changed & {s for s, arrays in trained.items() if "magnitude" in arrays}:
+      raise UserError(
+        f"{method.name!r} scales {site} by the norm of the base's weights and its own delta, which "
+        "another method has changed by then: put it first in the stack"
+      )
+    changed |= trained.keys()
     if method.merge is None and method.place is None and trained:
       raise UserError(
         f"method {method.name!r} is no weight delta and cannot be merged; export it as an adapter"

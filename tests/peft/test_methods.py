@@ -316,3 +316,11 @@ def test_refused(llama, section, words):
     tiny.lay(llama, section)
   message = str(caught.value)
   assert all(word in message for word in words) and "\n" not in message, message
+
+
+def test_dora_over_another_delta_is_not_merged(llama):
+  section = {"name": "stack", "a": {"name": "lora"}, "b": {"name": "lora", "dora": True}}
+  methods, tuned, hyper, base = tiny.lay(llama, section, noise=0.1)
+  with pytest.raises(UserError, match="'b' scales .* first in the stack"):
+    peft.merge(methods, base, tuned, hyper)
+  peft.merge(methods[::-1], base, tuned, hyper)

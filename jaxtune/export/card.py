@@ -67,6 +67,7 @@ ROUNDING = (
   "Weights are stored as {dtype}. Of the trained change, the cast loses {error:.2%} (relative "
   "Frobenius error), and {lost:.2%} of the changed entries.\n\n"
 )
+DATA = ("answer", "text", "rename", "chat_template", "turns", "max_length", "limit")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -95,6 +96,7 @@ def write(
     text += WINDOW.format(seen=seen)
   text += f"## Use\n\n```sh\n{install}\n```\n\n```python\n"
   text += snippet(form, folder, pretrained, methods, labels, base_name) + "```\n\n"
+  text += _prompts(result.get("data") or {})
   text += _section("Recipe", ("", ""), _recipe(methods, config, result))
   text += _section("Metrics", ("", "base", "trained"), _metrics(result))
   text += _section("Data", ("file", "SHA-256"), _files(result.get("data") or {}))
@@ -147,7 +149,8 @@ def _arguments(options: dict, labels) -> str:
   if labels and "num_labels" in options:
     options = {name: x for name, x in options.items() if name != "num_labels"}
     options["id2label"] = dict(enumerate(map(str, labels)))
-  return "".join(f", {name}={value!r}" for name, value in options.items())
+  shown = lambda x: json.dumps(x) if isinstance(x, str) else repr(x)
+  return "".join(f", {name}={shown(value)}" for name, value in options.items())
 
 
 def _section(title: str, columns: tuple[str, ...], rows) -> str:
@@ -159,8 +162,8 @@ def _section(title: str, columns: tuple[str, ...], rows) -> str:
 
 def _recipe(methods, config: dict, result: dict) -> Iterator[tuple[str, str]]:
   """Lists how it was trained; without a run, the methods alone."""
-  for m in methods:
-    yield "method" if m.name == m.kind else f"method {m.name}", f"{m.kind}: {_listed(m.options)}"
+  for name, kind, options in _methods(methods, config.get("method")):
+    yield "method" if name == kind else f"method {name}", f"{kind}: {_listed(options)}"
   if result.get("trained_parameters") is not None:
     of = f"{result['trained_parameters']:,} of {result['base_parameters']:,}"
     yield "trained parameters", of
@@ -175,17 +178,39 @@ def _recipe(methods, config: dict, result: dict) -> Iterator[tuple[str, str]]:
     yield "of the optimizer", _listed(optim)
   if train:
     best = result.get("best_step")
-    kept = "" if best in (None, train["steps"]) else f", of which step {best} is kept"
+    kept = "" if best in (None, 0, train["steps"]) else f", of which step {best} is kept"
     yield "steps", f"{train['steps']}{kept}"
     yield "batch size", train["batch_size"]
   if "seed" in config:
     yield "seed", config["seed"]
+  splits = (result.get("data") or {}).get("splits") or {}
+  if splits:
+    yield "examples", ", ".join(f"{name} {counts.get('kept')}" for name, counts in splits.items())
   options = {key: x for key, x in (config.get("data") or {}).items() if key in DATA and x}
   if options:
     yield "of the data", _listed(options)
 
 
-DATA = ("template", "answer", "text", "rename", "chat_template", "turns", "max_length", "limit")
+def _methods(methods, section: dict | None) -> Iterator[tuple[str, str, dict]]:
+  """Lists (name, kind, options) of every method: of a run, all options of its config."""
+  if not section:
+    yield from ((m.name, m.kind, m.options) for m in methods)
+    return
+  parts = {section["name"]: section}
+  if section["name"] == "stack":
+    parts = {name: part for name, part in section.items() if name != "name"}
+  for name, part in parts.items():
+    yield name, part["name"], {key: x for key, x in part.items() if key != "name"}
+
+
+def _prompts(report: dict) -> str:
+  """Shows the template that made the prompts of training, as a model is to be asked by it."""
+  form = (report.get("format") or {}).get("train") or {}
+  texts = [t["prompt"] for t in form.get("templates") or () if t.get("prompt")]
+  if not texts:
+    return ""
+  many = f"the first of {len(texts)} templates" if len(texts) > 1 else "this template"
+  return f"## Prompts\n\nTexts were made by {many} (Jinja):\n\n````jinja\n{texts[0]}\n````\n\n"
 
 
 def _listed(options: dict) -> str:
@@ -194,7 +219,7 @@ def _listed(options: dict) -> str:
 
 
 def _code(value: Any) -> str:
-  return "`" + json.dumps(value) + "`" if isinstance(value, str) else str(value)
+  return str(value) if isinstance(value, int | float) else f"`{json.dumps(value)}`"
 
 
 def _metrics(result: dict) -> Iterator[tuple[str, str, str]]:

@@ -20,9 +20,10 @@ RECIPE = {
   "config": {
     "seed": 3,
     "objective": {"name": "sft"},
+    "method": {"name": "lora", "rank": 2, "dropout": 0.0, "targets": ["q_proj"], "start": None},
     "optim": {"name": "lion", "learning_rate": 0.002, "schedule": "cosine", "clip": None},
     "train": {"steps": 120, "batch_size": 16},
-    "data": {"train": "x.jsonl", "template": "{{ a | b }}", "limit": None},
+    "data": {"train": "x.jsonl", "text": "{{ a | b }}", "limit": None},
   },
   "result": {
     "trained_parameters": 1234,
@@ -30,7 +31,12 @@ RECIPE = {
     "best_step": 100,
     "base": {"test_loss": 3.14159, "test_accuracy": 0.25},
     "final": {"test_loss": 1.5, "test_accuracy": 0.75, "note": "no number"},
-    "data": {"files": {"x.jsonl": "ab12", "owner/set:plain": "cd34"}, "tokenizer": "ef56"},
+    "data": {
+      "files": {"x.jsonl": "ab12", "owner/set:plain": "cd34"},
+      "tokenizer": "ef56",
+      "splits": {"train": {"kept": 40}, "test": {"kept": 8}},
+      "format": {"train": {"templates": [{"prompt": "Q: {{ a | upper }}"}]}},
+    },
     "versions": {"jax": "0.1.2"},
   },
 }
@@ -141,10 +147,12 @@ def test_it_states_the_recipe_the_data_and_the_metrics(gpt2, tmp_path):
     "| test_accuracy | 0.25 | 0.75 |",
     "| x.jsonl | `ab12` |",
     "| jax | 0.1.2 |",
-    r'| of the data | template `"{{ a \| b }}"` |',
+    r'| of the data | text `"{{ a \| b }}"` |',
+    "| examples | train 40, test 8 |",
+    '| method | lora: rank 2, dropout 0.0, targets `["q_proj"]` |',
+    "Q: {{ a | upper }}",
   ):
     assert line in text.splitlines(), line
-  assert re.search(r"\| method \| lora: rank 2, alpha 16.0", text)
   assert "no number" not in text
 
 

@@ -9,12 +9,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,22 +22,18 @@ from safetensors import SafetensorError, safe_open
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.export import loading
+from jaxtune.export.batches import arrange as arrange
+from jaxtune.export.batches import make_batches as make_batches
 from jaxtune.export.merged import fold
+from jaxtune.export.reloading import THEIR_NAMES as THEIR_NAMES
+from jaxtune.export.reloading import VARIABLE as VARIABLE
+from jaxtune.export.reloading import adapters_interpreter as adapters_interpreter
+from jaxtune.export.reloading import reloader as reloader
+from jaxtune.export.reloading import their_logits as their_logits
 from jaxtune.models import hf, quantize
 
 TOLERANCE = 1e-4
-PROMPTS, TOKENS = 8, 64  # the most that are compared: logits are (prompts, tokens, vocabulary)
-VARIABLE = "JAXTUNE_ADAPTERS_PYTHON"
-# Arguments of PyTorch's forward, of a model alone and of an encoder-decoder.
-THEIR_NAMES = (
-  {"tokens": "input_ids", "mask": "attention_mask"},
-  {
-    "tokens": "decoder_input_ids",
-    "mask": "decoder_attention_mask",
-    "inputs": "input_ids",
-    "inputs_mask": "attention_mask",
-  },
-)
+BAND = 2**-3  # of the largest logit: how far bf16 activations may lie from PyTorch's fp32
 WEIGHTS = {"peft": "adapter_model.safetensors", "adapterhub": "adapter.safetensors"}
 
 
@@ -67,7 +58,9 @@ def certify(
 
   A batch of prompts padded on the right is run, and one of equal lengths without padding.
   Weights merged in a narrower type are compared with our own, rounded to that type: what the
-  rounding costs is `rounding`.
+  rounding costs is `rounding`. An adapter of a model that is held in bf16 is compared over those
+  very weights in fp32, and once more as it was trained, with activations in bf16: these may be off
+  by 1/8 of the largest logit.
 
   Args:
     folder: of the export.
@@ -99,8 +92,11 @@ def certify(
   apart = [largest_difference(*row) for row in zip(ours, theirs, batches, strict=True)]
   change = max(largest_difference(*row) for row in zip(ours, untuned, batches, strict=True))
   worst = max(apart, key=lambda x: np.inf if np.isnan(x) else x)
+  narrow = None
+  if form != "merged" and pretrained.model.config.dtype == jnp.bfloat16:
+    narrow = in_bfloat16(pretrained, base, batches, (methods, tuned, hyper), theirs)
   certificate = {
-    "passed": bool(worst <= TOLERANCE),
+    "passed": bool(worst <= TOLERANCE) and (narrow is None or narrow["passed"]),
     "largest_logit_difference": _number(worst),
     "tolerance": TOLERANCE,
     "padded": _number(apart[0]),
@@ -115,11 +111,17 @@ def certify(
       "fingerprint": tree.fingerprint(pretrained.params),
       "quantize": pretrained.model.config.quantize,
     },
+    "bfloat16": narrow,
     "rounding": rounding and {"dtype": rounding.dtype, **rounding.overall._asdict()},
     "versions": {**_our_versions(), "reloaded_in": versions},
     "files": hashes(folder),
   }
   write_json(folder / "certificate.json", certificate)
+  if narrow and not narrow["passed"]:
+    raise Rejected(
+      f"the model as trained, in bfloat16, differs from PyTorch in float32 by "
+      f"{narrow['largest_logit_difference']:.3g}, expected at most {narrow['band']:.3g}"
+    )
   if not certificate["passed"]:
     raise Rejected(
       f"the export does not equal the trained model: its logits in PyTorch differ by {worst:.3g}, "
@@ -161,68 +163,25 @@ def check_folder(folder: Path) -> str:
   return form
 
 
-def adapters_interpreter(python: str | None = None) -> str:
-  """Returns the interpreter that AdapterHub's format is certified with."""
-  python = python or os.environ.get(VARIABLE)
-  if not python:
-    raise UserError(
-      "certifying AdapterHub's format needs an environment of its own, as adapters 1.3 does not "
-      "work with transformers 5: python -m venv E && E/bin/pip install adapters==1.3.0 torch, then "
-      f"{VARIABLE}=E/bin/python"
-    )
-  return python
+def in_bfloat16(pretrained, base, batches, laid, theirs) -> dict:
+  """Compares the model as it was trained, with activations in bf16, with PyTorch's fp32."""
+  ours = our_logits(pretrained, base, batches, laid, jnp.bfloat16)
+  worst = max(largest_difference(*row) for row in zip(ours, theirs, batches, strict=True))
+  band = BAND * max(float(np.abs(x).max()) for x in theirs)
+  return {"passed": bool(worst <= band), "largest_logit_difference": _number(worst), "band": band}
 
 
-def make_batches(prompts, config, taken: int, pad: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Makes (tokens, mask) of a right-padded batch, and of one whose prompts repeat to its length.
-
-  Args:
-    taken: how many of the model's positions the method takes.
-    pad: fills short rows; random tokens are others, as some models know their padding by it.
-  """
-  room = min(TOKENS, config.positions - taken)
-  if taken and config.window is not None:  # beyond, PyTorch's window hides the prefix: see the card
-    room = min(room, config.window - taken)
-  if room < 1:
-    raise UserError(f"the method takes {taken} of the model's {config.positions} positions")
-  if prompts is None:
-    random = np.random.default_rng(0)
-    draw = lambda size: (pad + random.integers(1, config.vocabulary, size)) % config.vocabulary
-    prompts = [draw(size).tolist() for size in range(24, 8, -2)]
-  prompts = [list(p)[:room] for p in prompts if len(p)][:PROMPTS]
-  if not prompts:
-    raise UserError("the certificate's prompts are all empty; pass some token ids, or none at all")
-  if len({len(p) for p in prompts}) == 1:  # then nothing would be padded
-    prompts.append(prompts[0][: max(1, len(prompts[0]) // 2)])
-  longest = max(map(len, prompts))
-  tokens = np.full((len(prompts), longest), pad, np.int64)
-  mask = np.zeros_like(tokens)
-  for i, p in enumerate(prompts):
-    tokens[i, : len(p)], mask[i, : len(p)] = p, 1
-  equal = np.array([np.resize(p, longest) for p in prompts], np.int64)
-  return [(tokens, mask), (equal, np.ones_like(equal))]
-
-
-def arrange(config, tokens, mask) -> dict[str, np.ndarray]:
-  """Names a batch as the model takes it; an encoder-decoder reads it, and writes it after start."""
-  if config.encoder is None:
-    return dict(tokens=tokens, mask=mask)
-  start = np.tile(np.array(config.start), (len(tokens), 1))
-  behind = lambda first, rest: np.concatenate([first, rest], 1)[:, : rest.shape[1]]
-  outputs, real = behind(start, tokens), behind(np.ones_like(start), mask)
-  return dict(tokens=outputs, mask=real, inputs=tokens, inputs_mask=mask)
-
-
-def our_logits(pretrained, base, batches, laid=None) -> list[np.ndarray]:
+def our_logits(pretrained, base, batches, laid=None, dtype=jnp.float32) -> list[np.ndarray]:
   """Runs our model in fp32, whatever type it was trained in.
 
   Args:
     laid: (methods, tuned, hyper) to lay over the base; None for the base alone.
+    dtype: of weights and activations instead.
   """
   model = pretrained.model
-  config = dataclasses.replace(model.config, dtype=jnp.float32, attention=None)
+  config = dataclasses.replace(model.config, dtype=dtype, attention=None)
   model = model.clone(config=config)
-  base = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), quantize.dequantised(base))
+  base = jax.tree.map(lambda x: jnp.asarray(x, dtype), quantize.dequantised(base))
   run, trees = partial(_plain_logits, model), (base,)
   if laid:
     methods, *trees = laid
@@ -233,7 +192,7 @@ def our_logits(pretrained, base, batches, laid=None) -> list[np.ndarray]:
         run(
           *trees,
           **{name: x.astype(bool if "mask" in name else np.int32) for name, x in batch.items()},
-        )
+        ).astype(jnp.float32)
       )
       for batch in batches
     ]
@@ -242,65 +201,6 @@ def our_logits(pretrained, base, batches, laid=None) -> list[np.ndarray]:
 @partial(jax.jit, static_argnums=0)
 def _plain_logits(model, params, **batch):
   return model.apply({"params": params}, **batch)
-
-
-def their_logits(form, pretrained, folder: Path, batches, reload: Callable | None):
-  """Runs the export in PyTorch: returns (logits of each batch, versions of the libraries)."""
-  with tempfile.TemporaryDirectory() as scratch:
-    scratch = Path(scratch)
-    base = pretrained.folder
-    if base is None or pretrained.model.config.quantize:  # a quantised base is compared as it is
-      base = hf.save(pretrained, quantize.dequantised(pretrained.params), scratch / "base")
-    names = THEIR_NAMES[pretrained.model.config.encoder is not None]
-    arrays = {f"{i}/{names[n]}": x for i, batch in enumerate(batches) for n, x in batch.items()}
-    np.savez(scratch / "in.npz", **arrays)
-    files = map(str, (base, folder, scratch / "in.npz", scratch / "out.npz"))
-    model = loading.auto_class(pretrained.model.config), loading.options(pretrained)
-    job = [form, *model, *files]
-    if reload is None:
-      with reloader(adapters_interpreter() if form == "adapterhub" else sys.executable) as reload:
-        reload(job)
-    else:
-      reload(job)
-    with np.load(scratch / "out.npz") as out:
-      logits = [out[f"logits_{i}"] for i in range(len(batches))]
-      return logits, json.loads(str(out["versions"]))
-
-
-@contextmanager
-def reloader(python: str = sys.executable):
-  """Starts `reload.py` in an interpreter: yields a function that runs one of its jobs.
-
-  Raises:
-    UserError: where the interpreter cannot be started, or the libraries refuse the export.
-  """
-  offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
-  command = [python, str(Path(__file__).with_name("reload.py"))]
-  with tempfile.TemporaryFile("w+") as errors:
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
-    try:
-      process = subprocess.Popen(command, text=True, env=os.environ | offline, **pipes)
-    except OSError as error:
-      raise UserError(f"the interpreter {python} cannot be started: {error}") from error
-
-    def reload(job: list) -> None:
-      with suppress(OSError):  # where it has ended, it gives no answer
-        process.stdin.write(json.dumps(job) + "\n")
-        process.stdin.flush()
-      said = process.stdout.readline().strip()
-      if not said:
-        process.wait()
-        errors.seek(0)
-        said = (errors.read().strip().splitlines() or ["it ended without a message"])[-1]
-      if said != "done":
-        hint = f"; install it for {python} (pip install 'jaxtune[torch]')"
-        hint = hint if "ModuleNotFoundError" in said else ""
-        raise UserError(f"PyTorch cannot load the export: {said}{hint}")
-
-    try:
-      yield reload
-    finally:
-      process.communicate()
 
 
 def largest_difference(ours, theirs, batch) -> float:

@@ -1,0 +1,49 @@
+"""The token ids that an export and its model are compared on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxtune.errors import UserError
+
+PROMPTS, TOKENS = 8, 64  # the most that are compared: logits are (prompts, tokens, vocabulary)
+
+
+def make_batches(prompts, config, taken: int, pad: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Makes (tokens, mask) of a right-padded batch, and of one whose prompts repeat to its length.
+
+  Args:
+    taken: how many of the model's positions the method takes.
+    pad: fills short rows; random tokens are others, as some models know their padding by it.
+  """
+  room = min(TOKENS, config.positions - taken)
+  if taken and config.window is not None:  # beyond, PyTorch's window hides the prefix: see the card
+    room = min(room, config.window - taken)
+  if room < 1:
+    raise UserError(f"the method takes {taken} of the model's {config.positions} positions")
+  if prompts is None:
+    random = np.random.default_rng(0)
+    draw = lambda size: (pad + random.integers(1, config.vocabulary, size)) % config.vocabulary
+    prompts = [draw(size).tolist() for size in range(24, 8, -2)]
+  prompts = [list(p)[:room] for p in prompts if len(p)][:PROMPTS]
+  if not prompts:
+    raise UserError("the certificate's prompts are all empty; pass some token ids, or none at all")
+  if len({len(p) for p in prompts}) == 1:  # then nothing would be padded
+    prompts.append(prompts[0][: max(1, len(prompts[0]) // 2)])
+  longest = max(map(len, prompts))
+  tokens = np.full((len(prompts), longest), pad, np.int64)
+  mask = np.zeros_like(tokens)
+  for i, p in enumerate(prompts):
+    tokens[i, : len(p)], mask[i, : len(p)] = p, 1
+  equal = np.array([np.resize(p, longest) for p in prompts], np.int64)
+  return [(tokens, mask), (equal, np.ones_like(equal))]
+
+
+def arrange(config, tokens, mask) -> dict[str, np.ndarray]:
+  """Names a batch as the model takes it; an encoder-decoder reads it, and writes it after start."""
+  if config.encoder is None:
+    return dict(tokens=tokens, mask=mask)
+  start = np.tile(np.array(config.start), (len(tokens), 1))
+  behind = lambda first, rest: np.concatenate([first, rest], 1)[:, : rest.shape[1]]
+  outputs, real = behind(start, tokens), behind(np.ones_like(start), mask)
+  return dict(tokens=outputs, mask=real, inputs=tokens, inputs_mask=mask)

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from jaxtune import peft as methods_
 from jaxtune.export import peft as peft_format
 from jaxtune.export.adapterhub import bottleneck, names, prefix
-from jaxtune.models import heads, hf
+from jaxtune.models import hf
 
 VERSION = "adapters.1.3.0"
 FILES = {
@@ -54,20 +54,24 @@ def write(
   _store(folder, "adapter", common | {"config": config, "name": names.NAME} | extra, tensors)
   saved, weights = peft_format.head(pretrained, tuned, base)
   if saved:
-    head = pretrained.model.config.head
-    count = 2 if head is None else head.outputs
-    named = list(map(str, labels)) or [f"LABEL_{i}" for i in range(count)]
-    stated = {"config": None, "name": None, "num_labels": count}
-    if head is None or head.kind in (*heads.POOLED, "tokens", "qa"):
-      stated["label2id"] = {name: i for i, name in enumerate(named)}
-    _store(folder, "head", common | stated, weights)
+    _store(folder, "head", common | _labelled(pretrained.model.config.head, labels), weights)
+
+
+def _labelled(head, labels) -> dict:
+  """States how many labels a head has, and their names; nothing of a language model's."""
+  stated = {"config": None, "name": None}  # the one head of a class of transformers
+  if head is None or head.kind == "mlm":
+    return stated
+  named = list(map(str, labels)) or [f"LABEL_{i}" for i in range(head.outputs)]
+  label2id = {name: i for i, name in enumerate(named)}
+  return stated | {"num_labels": head.outputs, "label2id": label2id}
 
 
 def _common(pretrained, base_name) -> dict:
   """States what both config files say of the model."""
   c, stored = pretrained.model.config, pretrained.hf_config.get("architectures")
   known = hf.family_module(pretrained.family).ARCHITECTURES
-  own = known["lm" if c.head is None else c.head.kind] if c.head or "lm" in known else None
+  own = known.get("lm" if c.head is None else c.head.kind)
   return {
     "hidden_size": c.width,
     "model_class": stored[0] if c.head is None and stored else own,

@@ -1,0 +1,129 @@
+"""Finished runs as a user handles them: imported, trained on, composed, cut and taken apart."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import small
+
+import jaxtune
+from jaxtune import adapters, tree
+from jaxtune.errors import UserError
+
+LORA = {"name": "lora", "rank": 3, "targets": ["q_proj"]}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """Two LoRAs and a stack, each trained for two steps over one base; and their config."""
+  folder = tmp_path_factory.mktemp("adapters")
+  rows = [{"prompt": f"a{i % 10} :", "completion": f"b{i % 10}"} for i in range(8)]
+  files = {name: small.write(folder, f"{name}.jsonl", rows) for name in ("train", "test")}
+  model = small.base(folder, "llama")
+  make = lambda **sections: small.config(model, files | {"overlap": "allow"}, **sections)
+  jaxtune.fit(make(method=LORA), folder / "one")
+  jaxtune.fit(make(method=LORA, seed=1), folder / "two")
+  stack = {"name": "stack", "lora": LORA, "prefix": {"length": 2}}
+  jaxtune.fit(make(method=stack), folder / "stack")
+  return folder, make
+
+
+def arrays(run):
+  return {path: np.asarray(x) for path, x in tree.flatten(run.tuned).items()}
+
+
+def test_runs_over_one_base_share_it(place):
+  one, two = jaxtune.load_runs([place[0] / "one", place[0] / "two"])
+  assert one.pretrained is two.pretrained
+  assert one.config["seed"] == 0 and two.config["seed"] == 1
+
+
+def test_an_export_comes_back_by_import_and_is_trained_on(place):
+  folder, make = place
+  run = jaxtune.load_run(folder / "one")
+  jaxtune.export_run(run, folder / "exported")
+  back = jaxtune.import_adapter(make(), folder / "exported", folder / "imported")
+  loaded = jaxtune.load_run(folder / "imported")
+  for found in (back, loaded):
+    assert arrays(found).keys() == arrays(run).keys()
+    jax.tree.map(np.testing.assert_array_equal, arrays(found), arrays(run))
+  for start in ("one", "exported"):
+    method = LORA | {"start": str(folder / start)}
+    config = make(method=method, optim={"learning_rate": 0.0})
+    jaxtune.fit(config, folder / f"from {start}")
+    again = jaxtune.load_run(folder / f"from {start}")
+    jax.tree.map(np.testing.assert_array_equal, arrays(again), arrays(run))
+  with pytest.raises(UserError, match="give another folder"):
+    jaxtune.import_adapter(make(), folder / "exported", folder / "imported")
+
+
+@pytest.mark.parametrize(
+  ("method", "words"),
+  [
+    (LORA | {"rank": 2}, "give the adapter's own rank"),
+    (LORA | {"targets": ["q_proj", "v_proj"]}, "v_proj.* is in the config alone"),
+    ({"name": "prefix"}, "holds lora, expected one prefix"),
+  ],
+)
+def test_a_start_that_does_not_fit_is_refused(place, method, words):
+  folder, make = place
+  config = make(method=method | {"start": str(folder / "one")})
+  with pytest.raises(UserError, match=words):
+    jaxtune.fit(config, folder / "never")
+
+
+@pytest.mark.parametrize("how", ["stack", "average", "cat", "linear", "ties", "dare", "dare_ties"])
+def test_composed_runs_are_runs(place, how):
+  folder, _ = place
+  runs = jaxtune.load_runs([folder / "one", folder / "two"])
+  kept = jaxtune.compose_runs(runs, folder / f"by {how}", how, rank=6)
+  run = jaxtune.load_run(folder / f"by {how}")
+  found = adapters.compose.parts(run)
+  assert list(found) == (["lora", "lora_2"] if how == "stack" else ["lora"])
+  if how in ("linear", "ties"):
+    assert kept and all(0 < share <= 1.0001 for share in kept.values())
+  if how == "linear":
+    assert min(kept.values()) == pytest.approx(1, abs=1e-5)  # 3 + 3 is all the rank there is
+
+
+def test_what_cannot_be_composed_is_said(place):
+  runs = jaxtune.load_runs([place[0] / "one", place[0] / "two"])
+  with pytest.raises(UserError, match="'tie'.*ties"):
+    jaxtune.compose_runs(runs, place[0] / "x", "tie")
+  with pytest.raises(UserError, match="needs a rank"):
+    jaxtune.compose_runs(runs, place[0] / "x", "linear")
+
+
+def test_quality_against_rank_from_one_run(place):
+  folder, _ = place
+  run = jaxtune.load_run(folder / "one")
+  found = jaxtune.judge_ranks(run, [3, 1], folder=folder / "cut")
+  whole = jaxtune.evaluate(run)["final"]["test_loss"]
+  assert found[3]["test_loss"] == pytest.approx(whole, abs=1e-5)
+  assert found[1]["kept_norm"] < found[3]["kept_norm"] == pytest.approx(1, abs=1e-5)
+  assert jaxtune.load_run(folder / "cut" / "rank=1").config["method"]["rank"] == 1
+
+
+def test_a_stack_is_knocked_out_part_by_part(place):
+  run = jaxtune.load_run(place[0] / "stack")
+  found = jaxtune.knock_out(run)
+  assert list(found) == ["all", "without lora", "without prefix", "base"]
+  losses = [row["test_loss"] for row in found.values()]
+  assert len(set(losses)) == 4
+  assert found["all"]["test_loss"] == pytest.approx(
+    json.loads((place[0] / "stack" / "result.json").read_text())["final"]["test_loss"], abs=1e-5
+  )
+
+
+def test_one_batch_answers_each_prompt_by_its_own_run(place):
+  runs = jaxtune.load_runs([place[0] / "one", place[0] / "two"])
+  prompts, which = ["a1 :", "a2 a3 :", "a4"], [1, 0, 1]
+  mixed = jaxtune.complete(runs, prompts, which=which, max_new_tokens=5)
+  alone = [
+    jaxtune.complete(runs[i], [prompt], max_new_tokens=5)[0]
+    for prompt, i in zip(prompts, which, strict=True)
+  ]
+  assert mixed == alone
+  with pytest.raises(UserError, match="which is None"):
+    jaxtune.complete(runs, prompts)

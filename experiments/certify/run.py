@@ -4,11 +4,12 @@
   python experiments/certify/run.py [--skip-adapterhub] [--only TEXT] [--out results.csv]
 
 The models are small, with random weights, and so are the trained arrays: a certificate proves
-arithmetic and file layout, which do not depend on what was learnt. The last rows corrupt one tensor
-of an export and pass only where the certificate finds it.
+arithmetic and file layout, which do not depend on what was learnt. Every adapter is also imported
+and exported again ("round trip"), bit by bit. What a format cannot hold must be refused. The last
+rows corrupt one tensor of an export and pass only where the certificate finds it.
 
 AdapterHub's rows run in the interpreter that JAXTUNE_ADAPTERS_PYTHON names (adapters 1.3.0).
-Exits with 1 if a row fails or could not be run. Costs about three minutes on 2 cores.
+Exits with 1 if a row fails or could not be run. Costs about four minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from jaxtune import peft, tree
+from jaxtune import imports, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.export import certify, export
 from jaxtune.models import hf
 
 SMALL = {"vocab_size": 257, "tie_word_embeddings": True}
+BERT = SMALL | dict(model_type="bert", hidden_size=96, num_hidden_layers=2, num_attention_heads=4,
+                    intermediate_size=160, max_position_embeddings=96)  # fmt: skip
 FAMILIES = {
   "gpt2": SMALL | dict(model_type="gpt2", n_embd=96, n_layer=3, n_head=4, n_positions=96),
   "llama (grouped query)": SMALL | dict(
@@ -42,17 +45,49 @@ FAMILIES = {
     num_key_value_heads=2, intermediate_size=160, max_position_embeddings=96,
     tie_word_embeddings=False,
   ),
+  "bert (classify)": BERT,
+  "bert (tokens)": BERT,
+  "t5": SMALL | dict(
+    model_type="t5", d_model=96, d_kv=16, d_ff=160, num_layers=2, num_decoder_layers=3,
+    num_heads=4, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+    decoder_start_token_id=0,
+  ),
 }  # fmt: skip
+HEADS = {"bert (classify)": dict(head="classify", labels=3),
+         "bert (tokens)": dict(head="tokens", labels=3)}  # fmt: skip
 LINEAR = (".*_proj",)
 PEFT = {
   "LoRA, q and v": dict(name="lora", rank=4),
-  "LoRA, q alone": dict(name="lora", rank=3, alpha=8.0, targets=("q_proj",)),
   "LoRA, all linear": dict(name="lora", rank=4, targets=LINEAR),
   "rsLoRA, all linear": dict(name="lora", rank=8, rslora=True, targets=LINEAR),
-  "LoRA, fixed scale 0.7": dict(name="lora", rank=4, scale=0.7),
+  "LoRA, ranks by pattern": dict(name="lora", rank=4, ranks={"down_proj": 2},
+                                 targets=("q_proj", "down_proj")),
+  "LoRA of embeddings": dict(name="lora", rank=4, targets=("embed", "q_proj")),
+  "LoRA-FA": dict(name="lora", rank=4, train_a=False),
+  "LoRA from PiSSA": dict(name="lora", rank=4, initialise="pissa"),
+  "LoRA from OLoRA": dict(name="lora", rank=4, initialise="olora"),
+  "DoRA, all linear": dict(name="lora", rank=4, dora=True, targets=LINEAR),
+  "AdaLoRA": dict(name="adalora", init_rank=4, target_rank=2),
+  "VeRA": dict(name="vera", rank=16, targets=("o_proj", "down_proj")),
+  "LoHa": dict(name="loha", rank=4),
+  "LoKr": dict(name="lokr", rank=4, factor=4, decompose_both=True),
+  "IA3": dict(name="ia3"),
+  "norms": dict(name="norms"),
   "prefix": dict(name="prefix", length=7),
   "prefix with MLP": dict(name="prefix", length=7, projection=24),
+  "prompt": dict(name="prompt", length=7),
+  "P-tuning": dict(name="p_tuning", length=7),
+}  # fmt: skip
+FEW = ("LoRA, q and v", "prompt", "P-tuning")
+# What PEFT cannot hold: the row passes where the export says so.
+REFUSED = {
+  "gpt2": ("LoHa", "LoKr"),
+  "bert (classify)": ("prompt", "P-tuning"),
+  "t5": ("LoRA of embeddings", "prefix", "prefix with MLP"),
 }
+# Written as the LoRA that they are, and read back as such.
+CORRUPTED = ("LoRA, q and v", "DoRA, all linear", "IA3", "prefix", "prompt")
+AS_LORA = ("LoRA-FA", "LoRA from PiSSA", "LoRA from OLoRA")
 ADAPTERHUB = {
   "adapter, Pfeiffer": dict(name="adapter", width=12),
   "adapter, Houlsby": dict(name="adapter", width=7, placement="houlsby"),
@@ -64,13 +99,17 @@ MERGED = {
 }
 MERGED_BF16 = {"LoRA, q and v": dict(name="lora", rank=4)}
 BIASES = {"BitFit": dict(name="bitfit")}
-COLUMNS = ("format", "family", "method", "difference", "change", "verdict")
+COLUMNS = ("format", "family", "method", "difference", "change", "round trip", "verdict")
+EMPTY = {"difference": None, "change": None, "round trip": "", "verdict": "not run"}
 
 
 def rows(family: str):
   """Yields (format, dtype, name of the method, its section) of everything that is exported."""
-  groups = [("peft", "float32", PEFT), ("adapterhub", "float32", ADAPTERHUB)]
-  groups += [("merged", "float32", MERGED), ("merged", "bfloat16", MERGED_BF16)]
+  few = FEW if family == "bert (tokens)" else PEFT
+  groups = [("peft", "float32", {name: PEFT[name] for name in few})]
+  if family in ("gpt2", "llama (grouped query)"):
+    groups += [("adapterhub", "float32", ADAPTERHUB)]
+    groups += [("merged", "float32", MERGED), ("merged", "bfloat16", MERGED_BF16)]
   groups += [("merged", "float32", BIASES)] if family == "gpt2" else []
   for form, dtype, sections in groups:
     for name, section in sections.items():
@@ -87,8 +126,9 @@ def noise(arrays, deviation: float):
 
 
 def lay(pretrained, section: dict):
-  """Lays a method with random trained arrays over a model."""
-  methods = peft.build(section)
+  """Lays a method with random trained arrays over a model, and beside it the model's own head."""
+  head = {"head": {"name": "head"}} if pretrained.model.config.head else {}
+  methods = peft.build({"name": "stack", section["name"]: section, **head})
   tuned, hyper, base = peft.init(
     jax.random.key(0), methods, peft.find_sites(pretrained.model), pretrained.params
   )
@@ -96,19 +136,55 @@ def lay(pretrained, section: dict):
   return methods, tuned, hyper, base
 
 
-def certified(pretrained, section: dict, form: str, dtype: str, folder: Path, reload) -> dict:
-  """Exports and certifies one row."""
-  how = dict(format=form, dtype=dtype, certify=True, reload=reload)
+def certified(pretrained, name: str, section: dict, form: str, dtype: str, folder: Path, reload):
+  """Exports and certifies one row, reads it back and writes it again."""
+  how, laid = dict(format=form, dtype=dtype), lay(pretrained, section)
   try:
-    made = export(pretrained, *lay(pretrained, section), folder, **how).certificate
+    made = export(pretrained, *laid, folder, certify=True, reload=reload, **how).certificate
+    back = "" if form == "merged" else round_trip(pretrained, laid, folder, form, name in AS_LORA)
   except UserError as error:
     print(f"  {error}", file=sys.stderr)
-    return {"difference": None, "change": None, "verdict": "FAILED"}
+    return EMPTY | {"verdict": "FAILED"}
   return {
     "difference": made["largest_logit_difference"],
     "change": made["change_from_base"],
-    "verdict": "passed",
+    "round trip": back,
+    "verdict": "FAILED" if "FAILED" in back else "passed",
   }
+
+
+def round_trip(pretrained, laid, folder: Path, form: str, as_lora: bool) -> str:
+  """Imports an export, and exports that: arrays and files must be the same, bit by bit."""
+  found = imports.read(folder, pretrained)
+  again = folder.with_name(folder.name + "-again")
+  export(pretrained, *imports.lay(found, pretrained), again, format=form)
+  files = [load_file(place / certify.WEIGHTS[form]) for place in (folder, again)]
+  if not equal(*files):
+    return "FAILED"
+  if as_lora:
+    return "as LoRA"
+  (method, *_), tuned, *_ = laid
+  ours = peft.placed(method, method.realise(peft.own(method, tuned["peft"])))
+  ours |= tree.flatten(tuned["params"])
+  theirs = peft.placed(method, found.trained) | found.params
+  return "bit-equal" if equal(ours, theirs) else "FAILED"
+
+
+def equal(ours: dict, theirs: dict) -> bool:
+  """Says whether two dicts hold the same arrays."""
+  return ours.keys() == theirs.keys() and all(
+    np.array_equal(x, theirs[name]) for name, x in ours.items()
+  )
+
+
+def refused(pretrained, section: dict, form: str, folder: Path, reload) -> dict:
+  """Exports what a format cannot hold, and expects to be told why."""
+  try:
+    export(pretrained, *lay(pretrained, section), folder, format=form)
+  except UserError as error:
+    print(f"  {error}", file=sys.stderr)
+    return EMPTY | {"verdict": "refused"}
+  return EMPTY | {"verdict": "FAILED: not refused"}
 
 
 def corrupted(pretrained, section: dict, form: str, folder: Path, reload) -> dict:
@@ -125,24 +201,30 @@ def corrupted(pretrained, section: dict, form: str, folder: Path, reload) -> dic
     certify.certify(folder, pretrained, *laid, reload=reload)
   except certify.Rejected:
     made = json.loads((folder / "certificate.json").read_text())
-    return {
+    return EMPTY | {
       "difference": made["largest_logit_difference"],
       "change": made["change_from_base"],
       "verdict": "found" if not made["passed"] else "FAILED",
     }
-  return {"difference": None, "change": None, "verdict": "FAILED: not found"}
+  return EMPTY | {"verdict": "FAILED: not found"}
 
 
 def jobs(pretrained: dict, scratch: Path):
   """Yields (format, family, method, function that runs it)."""
   for family, model in pretrained.items():
     for i, (form, dtype, name, section) in enumerate(rows(family)):
-      folder = scratch / f"{family[:4]}-{i}"
+      folder = scratch / f"{family.replace(' ', '-')}-{i}"
       label = name if dtype == "float32" else f"{name}, as {dtype}"
-      yield form, family, label, partial(certified, model, section, form, dtype, folder)
-  for form, sections in (("peft", PEFT), ("adapterhub", ADAPTERHUB), ("merged", MERGED)):
-    name, section = next(iter(sections.items()))
-    model, folder = pretrained["gpt2"], scratch / f"corrupt-{form}"
+      if form == "peft" and name in REFUSED.get(family, ()):
+        run = partial(refused, model, section, form, folder)
+      else:
+        run = partial(certified, model, name, section, form, dtype, folder)
+      yield form, family, label, run
+  broken = [("peft", name, PEFT[name]) for name in CORRUPTED]
+  broken += [(form, *next(iter(sections.items())))
+             for form, sections in (("adapterhub", ADAPTERHUB), ("merged", MERGED))]  # fmt: skip
+  for i, (form, name, section) in enumerate(broken):
+    model, folder = pretrained["gpt2"], scratch / f"corrupt-{i}"
     run = partial(corrupted, model, section, form, folder)
     yield form, "gpt2", f"{name}: one tensor corrupted", run
 
@@ -151,7 +233,8 @@ def line(row: dict) -> str:
   number = lambda x: f"{x:.1e}" if isinstance(x, float) else "-"
   return (
     f"{row['format']:<11}{row['family']:<23}{row['method']:<40}"
-    f"{number(row['difference']):>10}{number(row['change']):>10}  {row['verdict']}"
+    f"{number(row['difference']):>10}{number(row['change']):>10}  {row['round trip']:<12}"
+    f"{row['verdict']}"
   )
 
 
@@ -174,8 +257,7 @@ def main() -> int:
       if options.only not in f"{form} {family} {method}":
         continue
       row = {"format": form, "family": family, "method": method}
-      empty = {"difference": None, "change": None, "verdict": "not run"}
-      row |= run(reload[form]) if form in reload else empty
+      row |= run(reload[form]) if form in reload else EMPTY
       table.append(row)
       print(line(row), flush=True)
   return finish(table, options, time.time() - start)
@@ -185,9 +267,10 @@ def models(scratch: Path) -> dict:
   """Makes the base models, as folders that PyTorch and we both load."""
   found = {}
   for family, architecture in FAMILIES.items():
-    made = hf.load(architecture=architecture)
-    folder = hf.save(made, noise(made.params, 0.1), scratch / family.split()[0])
-    found[family] = hf.load(str(folder))
+    head = HEADS.get(family, {})
+    made = hf.load(architecture=architecture, **head)
+    folder = hf.save(made, noise(made.params, 0.1), scratch / family.replace(" ", "-"))
+    found[family] = hf.load(str(folder), **head)
   return found
 
 
@@ -199,12 +282,13 @@ def finish(table: list[dict], options, seconds: float) -> int:
       writer.writeheader()
       writer.writerows(table)
   verdicts = [row["verdict"] for row in table]
-  bad = sum(v not in ("passed", "found", "not run") for v in verdicts)
+  bad = sum(v not in ("passed", "found", "refused", "not run") for v in verdicts)
   skipped = verdicts.count("not run")
   worst = max((row["difference"] for row in table if row["verdict"] == "passed"), default=0.0)
   print(
     f"{verdicts.count('passed')} certified (largest difference {worst:.1e}, tolerance "
-    f"{certify.TOLERANCE:g}), {verdicts.count('found')} corruptions found, {bad} failed, "
+    f"{certify.TOLERANCE:g}), {verdicts.count('found')} corruptions found, "
+    f"{verdicts.count('refused')} refused with a reason, {bad} failed, "
     f"{skipped} not run, {seconds:.0f} s"
   )
   if skipped and not options.skip_adapterhub:

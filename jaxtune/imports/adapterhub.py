@@ -54,9 +54,7 @@ def read(folder: Path, config: dict, pretrained) -> imports.Imported:
   try:
     section, trained, scales = make(pretrained, about, name, found)
   except KeyError as error:
-    raise UserError(
-      f"the adapter in {folder} lacks {error.args[0]}: its config.json asks for it"
-    ) from error
+    raise UserError(f"the adapter in {folder} lacks {error.args[0]}") from error
   if found:
     first = ", ".join(sorted(found)[:3])
     raise UserError(f"{len(found)} foreign tensors in {folder}, which nothing reads: {first}")
@@ -238,8 +236,7 @@ def _head(folder: Path, pretrained) -> tuple[dict[str, Any], tuple[str, ...]]:
     for key in [key for key in (row.theirs, *row.also) if key in found]:
       leaf = np.asarray(flat[row.ours], np.float32)
       if found[key].shape != row.their_shape(leaf.shape):
-        shapes = f"{found[key].shape}, expected {row.their_shape(leaf.shape)}"
-        raise UserError(f"{key} of the head in {folder} has the shape {shapes}")
+        raise _misshapen(key, str(folder), found[key].shape, row.their_shape(leaf.shape))
       x = np.ascontiguousarray(row.read(found.pop(key)))
       if row.ours in pretrained.fresh or kind != "lm" or not np.array_equal(x, leaf):
         params[row.ours] = x

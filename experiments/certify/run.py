@@ -53,8 +53,9 @@ FAMILIES = {
     decoder_start_token_id=0,
   ),
 }  # fmt: skip
-HEADS = {"bert (classify)": dict(head="classify", labels=3),
-         "bert (tokens)": dict(head="tokens", labels=3)}  # fmt: skip
+HEADS = {f"bert ({head})": dict(head=head, labels=3) for head in ("classify", "tokens")}
+# T5 does not scale its scores: under larger weights PyTorch's own fp32 is 4e-5 from its fp64.
+DEVIATIONS = {"t5": 0.05}
 LINEAR = (".*_proj",)
 PEFT = {
   "LoRA, q and v": dict(name="lora", rank=4),
@@ -85,8 +86,8 @@ REFUSED = {
   "bert (classify)": ("prompt", "P-tuning"),
   "t5": ("LoRA of embeddings", "prefix", "prefix with MLP"),
 }
-# Written as the LoRA that they are, and read back as such.
 CORRUPTED = ("LoRA, q and v", "DoRA, all linear", "IA3", "prefix", "prompt")
+# Written as the LoRA that they are, and read back as such.
 AS_LORA = ("LoRA-FA", "LoRA from PiSSA", "LoRA from OLoRA")
 ADAPTERHUB = {
   "adapter, Pfeiffer": dict(name="adapter", width=12),
@@ -165,9 +166,8 @@ def round_trip(pretrained, laid, folder: Path, form: str, as_lora: bool) -> str:
     return "as LoRA"
   (method, *_), tuned, *_ = laid
   ours = peft.placed(method, method.realise(peft.own(method, tuned["peft"])))
-  ours |= tree.flatten(tuned["params"])
   theirs = peft.placed(method, found.trained) | found.params
-  return "bit-equal" if equal(ours, theirs) else "FAILED"
+  return "bit-equal" if equal(ours | tree.flatten(tuned["params"]), theirs) else "FAILED"
 
 
 def equal(ours: dict, theirs: dict) -> bool:
@@ -221,8 +221,8 @@ def jobs(pretrained: dict, scratch: Path):
         run = partial(certified, model, name, section, form, dtype, folder)
       yield form, family, label, run
   broken = [("peft", name, PEFT[name]) for name in CORRUPTED]
-  broken += [(form, *next(iter(sections.items())))
-             for form, sections in (("adapterhub", ADAPTERHUB), ("merged", MERGED))]  # fmt: skip
+  others = {"adapterhub": ADAPTERHUB, "merged": MERGED}
+  broken += [(form, *next(iter(sections.items()))) for form, sections in others.items()]
   for i, (form, name, section) in enumerate(broken):
     model, folder = pretrained["gpt2"], scratch / f"corrupt-{i}"
     run = partial(corrupted, model, section, form, folder)
@@ -269,7 +269,8 @@ def models(scratch: Path) -> dict:
   for family, architecture in FAMILIES.items():
     head = HEADS.get(family, {})
     made = hf.load(architecture=architecture, **head)
-    folder = hf.save(made, noise(made.params, 0.1), scratch / family.replace(" ", "-"))
+    params = noise(made.params, DEVIATIONS.get(family, 0.1))
+    folder = hf.save(made, params, scratch / family.replace(" ", "-"))
     found[family] = hf.load(str(folder), **head)
   return found
 

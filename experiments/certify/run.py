@@ -99,9 +99,8 @@ MERGED = {
   "full": dict(name="full"),
 }
 MERGED_BF16 = {"LoRA, q and v": dict(name="lora", rank=4)}
-BIASES = {"BitFit": dict(name="bitfit")}
 COLUMNS = ("format", "family", "method", "difference", "change", "round trip", "verdict")
-EMPTY = {"difference": None, "change": None, "round trip": "", "verdict": "not run"}
+EMPTY = dict.fromkeys(COLUMNS[3:5]) | {"round trip": "", "verdict": "not run"}
 
 
 def rows(family: str):
@@ -111,7 +110,7 @@ def rows(family: str):
   if family in ("gpt2", "llama (grouped query)"):
     groups += [("adapterhub", "float32", ADAPTERHUB)]
     groups += [("merged", "float32", MERGED), ("merged", "bfloat16", MERGED_BF16)]
-  groups += [("merged", "float32", BIASES)] if family == "gpt2" else []
+  groups += [("merged", "float32", {"BitFit": dict(name="bitfit")})] if family == "gpt2" else []
   for form, dtype, sections in groups:
     for name, section in sections.items():
       yield form, dtype, name, section

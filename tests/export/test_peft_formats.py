@@ -121,8 +121,6 @@ def test_loras_that_lie_otherwise_here(case, base, tmp_path):
     ("gpt2", None, SECTIONS["DoRA"]),  # k's rows keep the base's norms
     ("gpt2", None, OTHERS["PiSSA"]),
     ("llama3", None, SECTIONS["embeddings"]),  # the head reads the frozen embeddings
-    ("bert", "tokens", SECTIONS["prompt"]),
-    ("t5", None, SECTIONS["P-tuning"]),
   ],
 )
 def test_exports_equal_ours(name, head, section, base, tmp_path, reload):

@@ -58,8 +58,8 @@ def get_config(folder: str = "../shared/data/e2e") -> ConfigDict:
     }
   )
   config.method = ConfigDict({"name": "lora"})
-  config.optim = ConfigDict({"schedule": "linear", "warmup": 15})
-  config.train = ConfigDict({"steps": 150, "batch_size": 8, "checkpoint_every": 150})
+  config.optim = ConfigDict({"schedule": "linear", "warmup": 10})
+  config.train = ConfigDict({"steps": 80, "batch_size": 8, "checkpoint_every": 80})
   config.evaluate = ConfigDict({"generate": True, "max_new_tokens": 48, "batch_size": 24})
   config.sweep = tuple(
     {"method": [METHODS[name]], "optim.learning_rate": [RATES[name]], "seed": [0, 1, 2]}

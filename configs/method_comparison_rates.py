@@ -37,7 +37,7 @@ def get_config(folder: str = "../shared/data/e2e") -> ConfigDict:
   methods = [grid["method"][0] for grid in config.sweep]
   config.data.validation = f"{folder}/valid.jsonl.gz"
   config.data.test = None
-  config.train.eval_every = 150
+  config.train.eval_every = 80
   config.evaluate.generate = False
   config.sweep = tuple(
     {"method": [method], "optim.learning_rate": rates, "seed": [0]}

@@ -195,11 +195,13 @@ def _stack_format(methods, format: str) -> str:
   names = " + ".join(m.name for m in methods)
   if len(deltas) == len(methods):
     raise UserError(f"{format!r} cannot express the stack {names}: use format='merged'")
-  first = f"merge {' + '.join(deltas)} first (format='merged', methods=these), " if deltas else ""
-  raise UserError(
-    f"no PyTorch format holds the stack {names}: {first}then export each other part alone "
-    "(methods=(part,)), with the merged folder as its base"
-  )
+  way = "export each part alone (methods=(part,))"
+  if deltas:
+    way = (
+      f"merge {' + '.join(deltas)} first (format='merged', methods=these), then export each other "
+      "part alone (methods=(part,)), with the merged folder as its base"
+    )
+  raise UserError(f"no PyTorch format holds the stack {names}: {way}")
 
 
 def _certified(new, folder, reload, prompts, trained, base_name, rounding) -> dict:

@@ -173,3 +173,9 @@ def test_a_prefix_of_other_lengths(base, tmp_path):
   flat["trunk/layers/attn/attend/prefix/mask"] = np.arange(4) < np.array([[4], [2], [4]])
   with pytest.raises(UserError, match="another length in each layer"):
     export(model, methods, tuned, tree.unflatten(flat), frozen, tmp_path / "x")
+
+
+def test_a_gate_is_not_left_out_in_silence(llama, tmp_path):
+  laid = tiny.lay(llama, {"name": "lora", "gate": True}, noise=0.1)
+  with pytest.raises(UserError, match="gate_bias, which PEFT cannot express"):
+    export(llama, *laid, tmp_path / "out")

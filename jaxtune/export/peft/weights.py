@@ -53,6 +53,11 @@ def pieces(kind: str, pretrained, trained: dict, fixed: dict, weight) -> dict[st
 def _arrays(kind: str, site: str, trained: dict, fixed: dict) -> dict[str, np.ndarray]:
   """Collects a site's arrays; a LoRA that started away from zero is the pair of end and start."""
   names = {"scale", *(x.ours for x in layout.ARRAYS[kind])}
+  if stray := trained[site].keys() - names:
+    raise UserError(
+      f"{kind} has {sorted(stray)[0]}, which PEFT cannot express: train without it to use it in "
+      "PyTorch; jaxtune evaluates and generates with it"
+    )
   every = fixed.get(site, {}) | trained[site]
   own = {n: np.asarray(x, np.float32) for n, x in every.items() if n in names or "shared:" in n}
   if "a0" in every:

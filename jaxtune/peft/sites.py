@@ -1,0 +1,98 @@
+"""The module calls of a model that methods may wrap, and the patterns that choose among them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from jaxtune.errors import UserError, nearest
+from jaxtune.models.transformer import Trunk
+
+
+class Site(NamedTuple):
+  """A module call that a method may wrap.
+
+  Attributes:
+    path: "trunk/layers/attn/q_proj".
+    kind: the module's class name: "Linear", "Attend", "Residual", "Trunk", ...
+    inputs: shapes of its array arguments, for one layer.
+    output: the last size of its output, None where it has several outputs.
+    layers: L where the module is scanned over layers, else None.
+    config: of a trunk, its `Config`.
+  """
+
+  path: str
+  kind: str
+  inputs: tuple[tuple[int, ...], ...]
+  output: int | None
+  layers: int | None
+  config: Any = None
+
+  @property
+  def lead(self) -> tuple[int, ...]:
+    """The leading axes of every array that lives at this site."""
+    return () if self.layers is None else (self.layers,)
+
+
+def find_sites(model) -> dict[str, Site]:
+  """Lists every module call of a model's forward pass, by tracing it on shapes alone."""
+  sites, depths = {}, {}
+
+  def hook(next_fn, args, kwargs, context):
+    names = context.module.path
+    path = "/".join(names)
+    if isinstance(context.module, Trunk):
+      depths[path] = context.module.config.layers
+    output = next_fn(*args, **kwargs)
+    if context.method_name == "__call__" and path:
+      trunk, scanned, _ = f"{path}/".partition("/layers/")
+      sites[path] = Site(
+        path,
+        type(context.module).__name__,
+        tuple(x.shape for x in args if hasattr(x, "shape")),
+        output.shape[-1] if hasattr(output, "shape") else None,
+        depths[trunk] if scanned else None,
+        context.module.config if isinstance(context.module, Trunk) else None,
+      )
+    return output
+
+  with nn.intercept_methods(hook):
+    jax.eval_shape(lambda: model.init(jax.random.key(0), **model.trace_inputs()))
+  return sites
+
+
+def match(
+  patterns: tuple[str, ...], sites: dict[str, Site], kind: str | tuple[str, ...]
+) -> dict[str, Site]:
+  """Finds the sites of a kind, or of several, whose path ends in any of the regular expressions.
+
+  Raises:
+    UserError: for a pattern that hits nothing, naming the nearest sites.
+  """
+  kinds = (kind,) if isinstance(kind, str) else kind
+  candidates = {path: site for path, site in sites.items() if site.kind in kinds}
+  if isinstance(patterns, str):
+    raise UserError(f"targets is {patterns!r}; expected a list of patterns: [{patterns!r}]")
+  if not patterns:
+    raise UserError(f"no targets given; the sites are: {', '.join(sorted(candidates))}")
+  found = {}
+  for pattern in patterns:
+    chosen = {path: site for path, site in candidates.items() if hits(pattern, path)}
+    if not chosen:
+      names = [*candidates, *(path.rsplit("/", 1)[-1] for path in candidates)]
+      raise UserError(
+        f"target {pattern!r} hits no {' or '.join(kinds)} site. {nearest(pattern, names)}"
+      )
+    found |= chosen
+  return found
+
+
+def hits(pattern: str, path: str) -> bool:
+  """Says whether a pattern matches the end of a site's path, from a whole name on."""
+  try:
+    return re.fullmatch(rf"(?:.*/)?(?:{pattern})", path) is not None
+  except re.error as error:
+    raise UserError(f"target {pattern!r} is not a regular expression: {error}") from error

@@ -38,7 +38,27 @@ METHODS = {
   "Compacter": {"name": "compacter", "width": 24, "n": 4},
   "full": {"name": "full"},
 }
-RATES = dict.fromkeys(METHODS, 1e-2)
+RATES = {
+  "LoRA": 1e-2,
+  "LoRA+": 3e-3,
+  "LoRA-FA": 0.1,
+  "DoRA": 3e-2,
+  "PiSSA": 1e-2,
+  "AdaLoRA": 3e-2,
+  "LoHa": 3e-2,
+  "Pfeiffer": 3e-2,
+  "Houlsby": 3e-2,
+  "parallel": 1e-2,
+  "prefix": 0.3,
+  "prompt": 3e-2,
+  "LoReFT": 3e-2,
+  "MAM": 1e-2,
+  "VeRA": 0.1,
+  "IA3": 0.3,
+  "norms": 0.3,
+  "Compacter": 0.1,
+  "full": 3e-3,
+}
 
 
 def get_config(folder: str = "../shared/data/e2e") -> ConfigDict:

@@ -32,7 +32,7 @@ def program(request):
   """Losses of rows, and logits, of a model with a trained method over it."""
   pretrained = request.getfixturevalue(request.param)
   methods, tuned, hyper, base = tiny.lay(pretrained, METHODS[request.param], noise=0.1)
-  made = update.Program(pretrained.model, methods, partial(sft.loss), None)
+  made = update.Program(pretrained.model, methods, partial(sft.loss), None, 1)
   losses = jax.jit(lambda batch: update.loss(made, tuned, hyper, base, batch))
   logits = jax.jit(
     lambda batch: peft.apply(

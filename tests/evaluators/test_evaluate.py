@@ -78,7 +78,7 @@ def test_loss_and_prediction_share_one_forward_pass(monkeypatch):
     return jnp.ones((2, 5, CLASSES))
 
   monkeypatch.setattr(peft, "apply", apply)
-  program = update.Program(None, (), tokens.loss, None, False, tokens.predict)
+  program = update.Program(None, (), tokens.loss, None, 1, False, tokens.predict)
   ones = np.ones((2, 5), np.int32)
   batch = {"tokens": ones, "mask": ones > 0, "labels": ones, "weights": ones.astype(np.float32)}
   found = update.judge(program, {}, {}, {}, batch)

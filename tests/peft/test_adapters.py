@@ -157,7 +157,7 @@ GROUPS = {
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_grouped_equals_solo(gpt2, group):
-  deltas.check_grouped_equals_solo(gpt2, GROUPS[group], steps=2)
+  deltas.check_trials_equal_solo(gpt2, GROUPS[group], steps=2)
 
 
 def test_every_layer_of_every_array_has_a_gradient(gpt2):

@@ -146,10 +146,12 @@ def _pareto(axes, table: list[Entry]) -> None:
     axes.errorbar(entry.size, loss.mean, yerr=loss.half_width, fmt="o", color=color, capsize=2,
                   markersize=4.5, elinewidth=1)  # fmt: skip
   for entry in [e for e in table if e in best or not 12_000 < e.size < 20_000]:
-    axes.annotate(entry.name, (entry.size, entry.over("test_loss").mean), xytext=(6, 5),
-                  textcoords="offset points", fontsize=8, color=canvas.GREY)  # fmt: skip
+    left = entry.size < 12_000
+    axes.annotate(entry.name, (entry.size, entry.over("test_loss").mean), fontsize=8,
+                  xytext=(-6, -11) if left else (6, 5), textcoords="offset points",
+                  ha="right" if left else "left", color=canvas.GREY)  # fmt: skip
   axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-  axes.margins(x=0.12)
+  axes.margins(x=0.2)
   axes.set_xlabel("trained parameters (log scale)")
   axes.set_ylabel("test loss (nats a token)")
   canvas.entitle(axes, "Loss against size", ["orange and dashed: nothing smaller is better"])

@@ -131,6 +131,13 @@ def plot(table: list[Entry]) -> None:
   right.set_xlabel("test loss (nats a token)")
   right.grid(axis="x", color="#e5e5e5", linewidth=0.8)
   canvas.entitle(right, "About 16,000 trained numbers", ["mean, 95 % interval, and single seeds"])
+  mean = lambda entry: entry.over("test_loss")
+  named = [e for e in table if e in front(table) or not 12_000 < e.size < 20_000]
+  bar = lambda s: (s.mean - (s.half_width or 0), s.mean + (s.half_width or 0))
+  canvas.place_names(
+    figure, left, [(e.size, mean(e).mean, e.name) for e in named],
+    [(e.size, *bar(mean(e))) for e in table],
+  )  # fmt: skip
   (HERE / "plots").mkdir(exist_ok=True)
   figure.savefig(HERE / "plots" / "pareto.png", dpi=150)
 
@@ -145,13 +152,8 @@ def _pareto(axes, table: list[Entry]) -> None:
     color = canvas.PALETTE[1] if entry in best else canvas.PALETTE[0]
     axes.errorbar(entry.size, loss.mean, yerr=loss.half_width, fmt="o", color=color, capsize=2,
                   markersize=4.5, elinewidth=1)  # fmt: skip
-  for entry in [e for e in table if e in best or not 12_000 < e.size < 20_000]:
-    left = entry.size < 12_000
-    axes.annotate(entry.name, (entry.size, entry.over("test_loss").mean), fontsize=8,
-                  xytext=(-6, -11) if left else (6, 5), textcoords="offset points",
-                  ha="right" if left else "left", color=canvas.GREY)  # fmt: skip
   axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-  axes.margins(x=0.2)
+  axes.set_xlim(600, 2e7)
   axes.set_xlabel("trained parameters (log scale)")
   axes.set_ylabel("test loss (nats a token)")
   canvas.entitle(axes, "Loss against size", ["orange and dashed: nothing smaller is better"])

@@ -1,5 +1,7 @@
 """Configs: defaults from signatures, checked keys and types, files and overrides."""
 
+import inspect
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -18,10 +20,9 @@ def test_defaults_come_from_signatures():
   full = config.complete(PLAIN)
   assert full["train"] == train.Options()._asdict()
   assert full["optim"]["b2"] == optim.make.__kwdefaults__["b2"]
-  assert full["method"] == {"name": "lora"} | {
-    "rank": 8, "alpha": 16.0, "scale": None, "rslora": False, "dropout": 0.0,
-    "targets": lora.method.__defaults__[-1],
-  }  # fmt: skip
+  defaults = {n: p.default for n, p in inspect.signature(lora.method).parameters.items()}
+  assert full["method"] == {"name": "lora", "start": None} | defaults
+  assert defaults["rank"] == 8 and defaults["targets"] == ("q_proj", "v_proj")
   assert full["data"]["too_long"] == data.load.__kwdefaults__["too_long"]
   assert full["seed"] == 0 and full["objective"] == {"name": "sft", "label_smoothing": 0.0}
   assert not {"tokenizer", "seed"} & {*full["data"]}, "what the caller supplies is no key"

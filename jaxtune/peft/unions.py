@@ -37,7 +37,7 @@ def expand(section: dict) -> dict:
   """
   section = dict(section)
   name, parts = section.get("name"), {k: v for k, v in section.items() if k != "name"}
-  if name in UNIONS:
+  if isinstance(name, str) and name in UNIONS:
     return {"name": "stack"} | _parts(name, parts)
   if name != "stack":
     return section

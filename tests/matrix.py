@@ -1,6 +1,6 @@
 """Every method on every family: what holds, cell by cell, and the README's table of it.
 
-  python tests/matrix.py [--only TEXT] [--keep]
+  python tests/matrix.py [--only TEXT] [--keep] [--workers 2]
 
 A cell is one method over one tiny model with random weights. It passes where a gradient reaches
 every trained array in every layer, two trials in one program end as each does alone, a run that is
@@ -13,7 +13,9 @@ JAXTUNE_ADAPTERS_PYTHON is set.
 from __future__ import annotations
 
 import argparse
+import atexit
 import csv
+import multiprocessing
 import os
 import re
 import sys
@@ -300,34 +302,44 @@ def read() -> list[dict]:
     return list(csv.DictReader(file))
 
 
+@cache
+def kept_open() -> dict:
+  """Starts this process's reloaders once, for as long as it lives."""
+  stack = ExitStack()
+  atexit.register(stack.close)
+  return reloaders(stack)
+
+
+def attempt(names: tuple[str, str]) -> tuple[dict, float]:
+  """Runs a cell, a failed one too, for its row and its seconds."""
+  began = time.perf_counter()
+  with tempfile.TemporaryDirectory() as scratch:
+    try:
+      row = cell(*names, kept_open(), Path(scratch))
+    except Exception as error:
+      row = dict(method=names[0], family=names[1], trained="failed", note=repr(error))
+  return {name: row.get(name, "") for name in COLUMNS}, time.perf_counter() - began
+
+
 def main() -> int:
   arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   arguments.add_argument("--only", default="", help="cells whose 'method family' holds this")
   arguments.add_argument("--keep", action="store_true", help="write the table")
-  options, rows, bad = arguments.parse_args(), [], 0
-  with ExitStack() as stack:
-    reloads = reloaders(stack)
-    for method in METHODS:
-      for family in FAMILIES:
-        if options.only not in f"{method} {family}":
-          continue
-        began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as scratch:
-          try:
-            row = cell(method, family, reloads, Path(scratch))
-          except Exception as error:
-            row, bad = (
-              dict(method=method, family=family, trained="failed", note=str(error)),
-              bad + 1,
-            )
-        rows.append({name: row.get(name, "") for name in COLUMNS})
-        print(*rows[-1].values(), f"{time.perf_counter() - began:.0f} s", sep=" | ", flush=True)
+  arguments.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+  options, rows = arguments.parse_args(), []
+  cells = [names for names in CELLS if options.only in " ".join(names)]
+  with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+    for row, seconds in pool.imap(attempt, cells):
+      rows.append(row)
+      print(*row.values(), f"{seconds:.0f} s", sep=" | ", flush=True)
+      if options.keep:
+        kept = keep([row])
   if options.keep:
-    rows = keep(rows)
     readme = ROOT / "README.md"
-    readme.write_text(insert(readme.read_text(), rows))
-  print(f"{len(rows)} cells, {bad} failed")
-  return int(bad > 0)
+    readme.write_text(insert(readme.read_text(), kept))
+  failed = sum(row["trained"] == "failed" for row in rows)
+  print(f"{len(rows)} cells, {failed} failed")
+  return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def test_a_damaged_run_is_refused(tmp_path):
     ({"optim.schedule": "cosin"}, "Did you mean 'cosine'"),
     ({"method.rank": 0}, "method.rank is 0"),
     ({"method.rank": 33}, "expected at most"),
-    ({"method.targets": ["q_prj"]}, "hits no Linear site. Did you mean"),
+    ({"method.targets": ["q_prj"]}, "hits no Linear or Embed site. Did you mean"),
     ({"method": {"name": "prefix", "length": 49}}, "exceed the model's 64 positions"),
     ({"evaluate.generate": True, "evaluate.max_new_tokens": 60}, "exceed the model's 64 positions"),
     ({"evaluate.generate": True, "evaluate.metrics": ["blue"]}, "Did you mean 'bleu'"),

@@ -12,7 +12,7 @@ from jaxtune import config as configs
 from jaxtune import runs as runs_
 from jaxtune import setup as setups
 from jaxtune.compose import deltas, low_rank
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_known
 from jaxtune.runs import Run
 
 
@@ -53,8 +53,7 @@ def compose_runs(
   Returns:
     {site: share of the combined delta's squared norm that the rank keeps}; {} where nothing is cut.
   """
-  if how not in WAYS:
-    raise UserError(f"unknown way {how!r} to compose adapters. {nearest(how, WAYS)}")
+  check_known("way to compose adapters", how, WAYS)
   if how in deltas.WAYS and rank is None:
     raise UserError(f"{how!r} needs a rank, of the LoRA that holds the result")
   kept: dict[str, float] = {}

@@ -21,7 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxtune import data, objectives, optim, peft, train
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_known, nearest
 from jaxtune.evaluators import evaluate
 from jaxtune.models import hf
 from jaxtune.peft import regularize, unions
@@ -111,8 +111,7 @@ def complete(config: Any) -> dict:
   config = to_dict(config)
   known = {"seed", "method", "objective", "sweep", *SECTIONS}
   for section in config:
-    if section not in known:
-      raise UserError(f"unknown config section {section!r}. {nearest(section, known)}")
+    check_known("config section", section, known)
   seed = config.get("seed", 0)
   _check_type("seed", seed, int)
   full = {

@@ -13,6 +13,18 @@ class UserError(ValueError):
   """
 
 
+def check_known(what: str, name: str, choices: Iterable[str]) -> None:
+  """Raises UserError for a name that is none of the choices."""
+  if name not in choices:
+    raise UserError(f"unknown {what} {name!r}. {nearest(name, choices)}")
+
+
+def check_at_least(name: str, value: float, least: float = 1) -> None:
+  """Raises UserError for a number below the least."""
+  if value < least:
+    raise UserError(f"{name} is {value}, expected at least {least}")
+
+
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
   """Names the `choices` closest to `word`, as a clause that ends an error message.
 

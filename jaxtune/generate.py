@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import peft
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, check_at_least
 
 
 def generate(
@@ -113,8 +113,7 @@ def check_options(
   vocabulary: int, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
   """Raises UserError for sampling options out of range."""
-  if max_new_tokens < 1:
-    raise UserError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
+  check_at_least("max_new_tokens", max_new_tokens)
   if not 0 <= temperature < float("inf"):
     raise UserError(f"temperature is {temperature}, expected 0 (greedy) or more")
   if top_k is not None and not 1 <= top_k <= vocabulary:

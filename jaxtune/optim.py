@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtune import tree
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import check_known
 
 SCHEDULES = ("constant", "linear", "cosine")
 NAMES = ("adamw", "lion", "sgd")
@@ -49,10 +49,8 @@ def make(
     head_ratio: learning rate of a task's head, over that of everything else; see `scale`.
     clip: largest global norm of the gradient; None for none.
   """
-  if name not in NAMES:
-    raise UserError(f"unknown optimizer {name!r}. {nearest(name, NAMES)}")
-  if schedule not in SCHEDULES:
-    raise UserError(f"unknown schedule {schedule!r}. {nearest(schedule, SCHEDULES)}")
+  check_known("optimizer", name, NAMES)
+  check_known("schedule", schedule, SCHEDULES)
   given = {"learning_rate": learning_rate, "warmup": warmup, "weight_decay": weight_decay}
   numbers = given | (numbers or {})
 

@@ -10,7 +10,7 @@ from functools import partial
 import jax
 
 from jaxtune import data, generate, objectives, optim, peft, programs, sharding, train, tree
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_at_least, nearest
 from jaxtune.evaluators import evaluate, metrics
 from jaxtune.models import quantize
 from jaxtune.setup import Setup, find_objective, make_methods, tokenizing
@@ -46,8 +46,8 @@ def check_options(config: dict, devices: bool = True) -> None:
 def _at_least_1(config: dict, section: str, *names: str) -> None:
   for name in names:
     value = config[section][name]
-    if value is not None and value < 1:
-      raise UserError(f"{section}.{name} is {value}, expected at least 1")
+    if value is not None:
+      check_at_least(f"{section}.{name}", value)
 
 
 def _check_devices(options: train.Options) -> None:

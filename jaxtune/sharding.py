@@ -11,7 +11,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_known
 
 AXES = ("trial", "data", "fsdp", "tensor")
 KINDS = ("jit", "pmap")
@@ -113,8 +113,7 @@ def make(kind: str = "jit", mesh: dict | None = None) -> Parallel:
   Raises:
     UserError: an unknown kind or axis, or sizes that the devices cannot fill.
   """
-  if kind not in KINDS:
-    raise UserError(f"unknown train.parallel {kind!r}. {nearest(kind, KINDS)}")
+  check_known("train.parallel", kind, KINDS)
   count = jax.device_count()
   if kind == "pmap":
     if mesh:
@@ -134,8 +133,7 @@ def make(kind: str = "jit", mesh: dict | None = None) -> Parallel:
 def _sizes(mesh: dict, count: int) -> dict[str, int]:
   """Checks the sizes of the mesh's axes against `count` devices, and fills in the missing ones."""
   for axis, size in mesh.items():
-    if axis not in AXES:
-      raise UserError(f"unknown mesh axis {axis!r}. {nearest(axis, AXES)}")
+    check_known("mesh axis", axis, AXES)
     if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
       raise UserError(f"train.mesh.{axis} is {size!r}, expected a size of at least 1, or -1")
   sizes = dict.fromkeys(AXES, 1) | mesh

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxtune import compose, peft, tree
 from jaxtune.compose import low_rank
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_known
 from jaxtune.models import quantize
 from jaxtune.runs import Run
 
@@ -51,8 +51,7 @@ def combine(
     density: share of the entries that are kept.
     seed: of the draw of "dare".
   """
-  if how not in WAYS:
-    raise UserError(f"unknown way {how!r} to combine adapters. {nearest(how, WAYS)}")
+  check_known("way to combine adapters", how, WAYS)
   if not 0 < density <= 1:
     raise UserError(f"density is {density}, expected 0 < density <= 1")
   compose.check_bases(runs)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from jaxtune import peft as methods_
 from jaxtune import tree
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_known
 from jaxtune.export import adapterhub, card, merged
 from jaxtune.export import peft as peft_format
 from jaxtune.export.certify import Rejected, adapters_interpreter
@@ -151,8 +151,7 @@ def choose_format(methods: tuple[methods_.Method, ...], tuned: Any, format: str 
   Raises:
     UserError: where there is none, or the one asked for cannot express them.
   """
-  if format not in FORMATS:
-    raise UserError(f"unknown export format {format!r}. {nearest(format, FORMATS)}")
+  check_known("export format", format, FORMATS)
   parts = laid(methods, tuned)
   if len(parts) > 1:
     return _stack_format(parts, format)

@@ -159,8 +159,8 @@ def check_folder(folder: Path) -> str:
   if not weights.exists():
     raise UserError(f"{folder} lacks {weights.name}: export again")
   try:
-    with safe_open(weights, "numpy"):
-      pass
+    with safe_open(weights, "numpy") as file:
+      file.keys()
   except SafetensorError as error:
     raise UserError(f"{weights} is damaged or truncated ({error}): export again") from error
   return form

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_known
 from jaxtune.export import loading
 from jaxtune.models import hf, quantize
 
@@ -42,8 +42,7 @@ def write(pretrained, methods, tuned, hyper, base, folder: Path, dtype: str, lab
     labels: names of a head's labels; None: those of the base's config.json.
     dtype: the type weights are stored in, "float32" or "bfloat16".
   """
-  if dtype not in hf.DTYPES:
-    raise UserError(f"unknown dtype {dtype!r}. {nearest(dtype, hf.DTYPES)}")
+  check_known("dtype", dtype, hf.DTYPES)
   stored = pretrained
   pretrained, params = fold(pretrained, methods, tuned, hyper, base)
   if loading.reads_padding(pretrained):

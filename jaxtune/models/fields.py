@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_known, nearest
 from jaxtune.models.layers import ACTIVATIONS, Rope
 
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -20,8 +20,7 @@ def only(hf: dict, **supported) -> None:
 def activation(hf: dict, key: str, default: str) -> str:
   """Reads the name of an activation."""
   name = hf.get(key) or default
-  if name not in ACTIVATIONS:
-    raise UserError(f"unknown {key} {name!r}. {nearest(name, ACTIVATIONS)}")
+  check_known(key, name, ACTIVATIONS)
   return name
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxtune import models, tree
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_at_least, check_known, nearest
 from jaxtune.models import heads, weights
 from jaxtune.models.config import Config
 from jaxtune.models.quantize import FORMS, quantised
@@ -127,10 +127,8 @@ def outline(
   """Does all that `load` does but for the weights, whose shapes it returns in their place."""
   if (path is None) == (architecture is None):
     raise UserError("model needs either a path or an architecture, and not both")
-  if dtype not in DTYPES:
-    raise UserError(f"unknown dtype {dtype!r}. {nearest(dtype, DTYPES)}")
-  if computation.get("unroll", 1) < 1:
-    raise UserError(f"model.unroll is {computation['unroll']}, expected at least 1")
+  check_known("dtype", dtype, DTYPES)
+  check_at_least("model.unroll", computation.get("unroll", 1))
   if computation.get("attention") not in (None, "cudnn"):
     raise UserError(f"unknown attention {computation['attention']!r}, expected None or 'cudnn'")
   if (form := computation.get("quantize")) not in (None, *FORMS):

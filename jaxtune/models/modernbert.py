@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import check_known
 from jaxtune.models import heads
 from jaxtune.models.config import Config
 from jaxtune.models.encoder import Encoder
@@ -60,8 +60,7 @@ def _rope(hf: dict, layers: str, theta: float):
 
 def _head(hf: dict, head: heads.Head) -> heads.Head:
   pooling = hf.get("classifier_pooling", "cls")
-  if pooling not in POOLINGS:
-    raise UserError(f"unknown classifier_pooling {pooling!r}. {nearest(pooling, POOLINGS)}")
+  check_known("classifier_pooling", pooling, POOLINGS)
   if head.kind == "mlm":
     only(hf, tie_word_embeddings=True)
   return replace(

@@ -20,14 +20,13 @@ import pkgutil
 import jax
 import jax.numpy as jnp
 
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_known
 
 
 def module(name: str):
   """Imports an objective by name, or says which there are."""
   known = [m.name for m in pkgutil.iter_modules(__path__)]
-  if name not in known:
-    raise UserError(f"unknown objective {name!r}. {nearest(str(name), known)}")
+  check_known("objective", name, known)
   return importlib.import_module(f"jaxtune.objectives.{name}")
 
 

@@ -24,6 +24,7 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.models import quantize
 from jaxtune.peft import unions
 from jaxtune.peft.sites import Site
+from jaxtune.peft.sites import check_rank as check_rank
 from jaxtune.peft.sites import find_sites as find_sites
 from jaxtune.peft.sites import hits as hits
 from jaxtune.peft.sites import match as match

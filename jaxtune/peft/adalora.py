@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, check_at_least
 
 
 def method(
@@ -78,8 +78,7 @@ def _check(init_rank, target_rank, dropout, orth_weight, interval, **betas):
     raise UserError(f"method.dropout is {dropout}, expected 0 <= dropout < 1")
   if orth_weight < 0:
     raise UserError(f"method.orth_weight is {orth_weight}, expected 0 or more")
-  if interval < 1:
-    raise UserError(f"method.interval is {interval}, expected at least 1")
+  check_at_least("method.interval", interval)
   for name, beta in betas.items():
     if not 0 < beta < 1:
       raise UserError(f"method.{name} is {beta}, expected 0 < {name} < 1")
@@ -89,11 +88,7 @@ def _init(key, sites, frozen, *, rank, numbers, targets):
   trained, fixed = {}, {}
   for path, site in peft.match(targets, sites, "Linear").items():
     inputs, outputs = site.inputs[0][-1], site.output
-    if rank > min(inputs, outputs):
-      raise UserError(
-        f"method.init_rank is {rank}, but {path} is {inputs} x {outputs}: "
-        f"expected at most {min(inputs, outputs)}"
-      )
+    peft.check_rank("method.init_rank", rank, path, (inputs, outputs))
 
     def draw(name, size, site=site, path=path):
       sample = lambda k: 0.02 * jax.random.normal(k, (*site.lead, size))

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import peft
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_at_least, check_known
 from jaxtune.models.layers import ACTIVATIONS, lift
 
 # placement: the sites, and the defaults of adapters 1.3 for activation and scale
@@ -75,8 +75,7 @@ def method(
   channel_scale = placement == "plus" if channel_scale is None else channel_scale
   check_dropout(dropout)
   for number in _numbers(width):
-    if number < 1:
-      raise UserError(f"method.width is {number}, expected at least 1")
+    check_at_least("method.width", number)
   for number in _numbers(reduction_factor):
     if number is not None and number <= 0:
       raise UserError(f"method.reduction_factor is {number}, expected more than 0")
@@ -97,12 +96,10 @@ def method(
 
 def at_placement(placement, targets, activation, scale):
   """Checks a placement and an activation; returns targets, activation and scale by placement."""
-  if placement not in PLACEMENTS:
-    raise UserError(f"unknown placement {placement!r}. {nearest(placement, PLACEMENTS)}")
+  check_known("placement", placement, PLACEMENTS)
   places, default_activation, default_scale = PLACEMENTS[placement]
   activation = activation or default_activation
-  if activation not in ACTIVATIONS:
-    raise UserError(f"unknown activation {activation!r}. {nearest(activation, ACTIVATIONS)}")
+  check_known("activation", activation, ACTIVATIONS)
   scale = default_scale if scale is None else scale
   return places if targets is None else targets, activation, scale
 

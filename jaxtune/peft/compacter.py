@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, check_at_least
 from jaxtune.models.layers import ACTIVATIONS, lift
 from jaxtune.peft import adapter
 
@@ -57,8 +57,7 @@ def method(
   targets, activation, scale = adapter.at_placement(placement, targets, activation, scale)
   adapter.check_dropout(dropout)
   for name, number in (("width", width), ("n", n), ("rank", rank)):
-    if number < 1:
-      raise UserError(f"method.{name} is {number}, expected at least 1")
+    check_at_least(f"method.{name}", number)
   if width % n:
     raise UserError(f"method.width is {width}, expected a multiple of method.n, which is {n}")
   sizes = dict(width=width, n=n, rank=rank, shared=shared)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, check_at_least
 
 
 def method(layers: int = 1, norm: bool = False, encoder: bool = False) -> peft.Method:
@@ -25,8 +25,7 @@ def method(layers: int = 1, norm: bool = False, encoder: bool = False) -> peft.M
   only once they add up. As layers are one stack, a backward pass costs as much memory as full
   fine-tuning's, and each trial of a group holds a stack; optimizer state is for k layers alone.
   """
-  if layers < 1:
-    raise UserError(f"method.layers is {layers}, expected at least 1")
+  check_at_least("method.layers", layers)
   return peft.Method(
     "last_layers",
     init=partial(_init, layers=layers, norm=norm, encoder=encoder),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError
+from jaxtune.errors import check_at_least
 
 
 def method(
@@ -32,8 +32,7 @@ def method(
   As in PEFT, A1 is drawn uniformly from +-1/sqrt(inputs), B1 and B2 from +-1/sqrt(rank), and A2 is
   zero. Draws of rank 4 are the start of those of rank 8, B1's and B2's up to their scale.
   """
-  if rank < 1:
-    raise UserError(f"method.rank is {rank}, expected at least 1")
+  check_at_least("method.rank", rank)
   scale = alpha / rank if scale is None else scale
   return peft.Method(
     "loha",
@@ -50,11 +49,7 @@ def _init(key, sites, frozen, *, rank, scale, targets):
   trained, fixed = {}, {}
   for path, site in peft.match(targets, sites, "Linear").items():
     inputs, outputs = site.inputs[0][-1], site.output
-    if rank > min(inputs, outputs):
-      raise UserError(
-        f"method.rank is {rank}, but {path} is {inputs} x {outputs}: "
-        f"expected at most {min(inputs, outputs)}"
-      )
+    peft.check_rank("method.rank", rank, path, (inputs, outputs))
 
     def draw(name, size, bound, site=site, path=path):
       sample = lambda k: jax.random.uniform(k, (*site.lead, size), minval=-bound, maxval=bound)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, check_at_least
 
 
 def method(
@@ -38,8 +38,7 @@ def method(
   As in PEFT, W1 (or its B1) is zero, W2 and every A are drawn uniformly from +-1/sqrt(their
   inputs), and B2 from +-1/sqrt(rank).
   """
-  if rank < 1:
-    raise UserError(f"method.rank is {rank}, expected at least 1")
+  check_at_least("method.rank", rank)
   if factor is not None and factor < 1:
     raise UserError(f"method.factor is {factor}, expected at least 1, or None for a square root")
   scale = alpha / rank if scale is None else scale

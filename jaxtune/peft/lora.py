@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_known, nearest
 from jaxtune.models.layers import Embed, lift
 
 LEAVES = {"Linear": "kernel", "Embed": "embedding"}
@@ -116,8 +116,7 @@ def _check(sizes: Sizes, dropout: float, initialise: str, b_rate: float) -> None
     raise UserError(f"method.dropout is {dropout}, expected 0 <= dropout < 1")
   if b_rate <= 0:
     raise UserError(f"method.b_rate is {b_rate}, expected above 0")
-  if initialise not in STARTS:
-    raise UserError(f"unknown method.initialise {initialise!r}. {nearest(initialise, STARTS)}")
+  check_known("method.initialise", initialise, STARTS)
   for name, rank in {"rank": sizes.rank, **sizes.ranks}.items():
     if not isinstance(rank, int) or rank < 1:
       where = name if name == "rank" else f"ranks[{name!r}]"
@@ -137,11 +136,7 @@ def _init(key, sites, frozen, *, targets, sizes, dropout, initialise, dora, b_ra
     rank, scale = sizes.at(path)
     weight = partial(frozen.weight, f"{path}/{LEAVES[site.kind]}")
     shape = jax.eval_shape(weight).shape
-    if rank > min(shape[-2:]):
-      raise UserError(
-        f"method.rank is {rank}, but {path} is {shape[-2]} x {shape[-1]}: "
-        f"expected at most {min(shape[-2:])}"
-      )
+    peft.check_rank("method.rank", rank, path, shape[-2:])
     start = _embedding if site.kind == "Embed" else STARTS[initialise]
     a, b = start(peft.site_key(key, path), weight, shape, rank, scale)
     full = lambda number, lead=site.lead: jnp.full(lead, number)

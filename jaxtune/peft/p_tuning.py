@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import check_at_least, check_known
 from jaxtune.peft import prompt
 
 ENCODERS = ("mlp", "lstm")
@@ -39,12 +39,11 @@ def method(
   Embeddings are drawn from N(0, 1), weights and biases uniformly from +-1/sqrt(inputs), in an LSTM
   from +-1/sqrt(hidden), as PyTorch does.
   """
-  prompt.check_length(length)
-  if encoder not in ENCODERS:
-    raise UserError(f"unknown method.encoder {encoder!r}. {nearest(encoder, ENCODERS)}")
+  check_at_least("method.length", length)
+  check_known("method.encoder", encoder, ENCODERS)
   for name, value in (("hidden", hidden), ("layers", layers)):
-    if value is not None and value < 1:
-      raise UserError(f"method.{name} is {value}, expected at least 1")
+    if value is not None:
+      check_at_least(f"method.{name}", value)
   make = partial(_draw, length=length, hidden=hidden, layers=layers if encoder == "lstm" else 0)
   return peft.Method(
     "p_tuning",

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, check_at_least
 
 
 def method(
@@ -58,8 +58,7 @@ def method(
   """
   if lengths is not None:
     length = _longest(lengths)
-  if length < 1:
-    raise UserError(f"method.length is {length}, expected at least 1")
+  check_at_least("method.length", length)
   if projection is not None and projection < 1:
     raise UserError(f"method.projection is {projection}, expected at least 1, or None for no MLP")
   if not (encoder or decoder or cross):

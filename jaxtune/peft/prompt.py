@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_at_least, check_known
 
 STARTS = ("random", "vocabulary", "text")
 
@@ -42,9 +42,8 @@ def method(
       tokens, of which PEFT keeps the tokenizer's own.
     init_scale: bound of the random start.
   """
-  check_length(length)
-  if initialise not in STARTS:
-    raise UserError(f"unknown method.initialise {initialise!r}. {nearest(initialise, STARTS)}")
+  check_at_least("method.length", length)
+  check_known("method.initialise", initialise, STARTS)
   if (initialise == "text") != bool(text):
     raise UserError(
       f"method.initialise is {initialise!r} and method.text is {text!r}: expected a text with "
@@ -60,12 +59,6 @@ def method(
     positions=length,
     options=dict(length=length),
   )
-
-
-def check_length(length: int) -> None:
-  """Raises UserError for a prompt without tokens."""
-  if length < 1:
-    raise UserError(f"method.length is {length}, expected at least 1")
 
 
 def init(key, sites, frozen, *, make, length):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, check_at_least, check_known
 from jaxtune.models.layers import lift
 
 VARIANTS = ("loreft", "direft")
@@ -44,10 +44,8 @@ def method(
   (L, D, r) is R^T (W_2^T) once its columns are made orthonormal: training starts near the base, not
   at it.
   """
-  if rank < 1:
-    raise UserError(f"method.rank is {rank}, expected at least 1")
-  if variant not in VARIANTS:
-    raise UserError(f"unknown variant {variant!r}. {nearest(variant, VARIANTS)}")
+  check_at_least("method.rank", rank)
+  check_known("variant", variant, VARIANTS)
   if first is not None and first < 1:
     raise UserError(f"method.first is {first}, expected at least 1, or None for every token")
   if layers is not None and not layers:

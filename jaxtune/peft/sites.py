@@ -90,6 +90,13 @@ def match(
   return found
 
 
+def check_rank(name: str, rank: int, path: str, shape: tuple[int, int]) -> None:
+  """Raises UserError for a rank above the smaller side of a weight."""
+  if rank > min(shape):
+    size = f"{shape[0]} x {shape[1]}"
+    raise UserError(f"{name} is {rank}, but {path} is {size}: expected at most {min(shape)}")
+
+
 def hits(pattern: str, path: str) -> bool:
   """Says whether a pattern matches the end of a site's path, from a whole name on."""
   try:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError
+from jaxtune.errors import check_at_least
 from jaxtune.models.layers import lift
 
 
@@ -30,8 +30,7 @@ def method(
   A and B are drawn as PEFT does, uniformly from +-sqrt(6 / fan in), where the fan in is the largest
   target's for A and the rank for B: draws of rank 4 start those of rank 8, B's up to its scale.
   """
-  if rank < 1:
-    raise UserError(f"method.rank is {rank}, expected at least 1")
+  check_at_least("method.rank", rank)
   return peft.Method(
     "vera",
     init=partial(_init, rank=rank, d_initial=d_initial, targets=targets),

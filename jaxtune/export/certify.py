@@ -83,28 +83,21 @@ def certify(
   taken, pad = sum(m.positions for m in methods), loading.pad_token(pretrained)
   batches = make_batches(prompts, pretrained.model.config, taken, pad)
   batches = [arrange(pretrained.model.config, *batch) for batch in batches]
-  if form == "merged" and _stored(folder) != "float32":
-    dtype = hf.DTYPES[_stored(folder)]
-    folded, params = fold(pretrained, methods, tuned, hyper, base)
-    ours = our_logits(folded, jax.tree.map(lambda x: x.astype(dtype), params), batches)
-  else:
-    ours = our_logits(pretrained, base, batches, (methods, tuned, hyper))
-  untuned = our_logits(pretrained, pretrained.params, batches)
+  trained = methods, tuned, hyper
   theirs, versions = their_logits(form, pretrained, folder, batches, reload)
-  apart = [largest_difference(*row) for row in zip(ours, theirs, batches, strict=True)]
-  change = max(largest_difference(*row) for row in zip(ours, untuned, batches, strict=True))
-  worst = max(apart, key=lambda x: np.inf if np.isnan(x) else x)
-  tolerance = TOLERANCE * max(1.0, _largest(theirs) / ROUNDED)
+  found = _compare(
+    _as_stored(folder, form, pretrained, trained, base, batches),
+    our_logits(pretrained, pretrained.params, batches),
+    theirs,
+    batches,
+  )
   narrow = None
   if form != "merged" and pretrained.model.config.dtype == jnp.bfloat16:
-    narrow = in_bfloat16(pretrained, base, batches, (methods, tuned, hyper), theirs)
+    narrow = in_bfloat16(pretrained, base, batches, trained, theirs)
+  equal = found.pop("passed")
   certificate = {
-    "passed": bool(worst <= tolerance) and (narrow is None or narrow["passed"]),
-    "largest_logit_difference": _number(worst),
-    "tolerance": tolerance,
-    "padded": _number(apart[0]),
-    "unpadded": _number(apart[1]),
-    "change_from_base": _number(change),
+    "passed": equal and (narrow is None or narrow["passed"]),
+    **found,
     "prompts": len(batches[0]["tokens"]),
     "prompts_from": "random tokens" if prompts is None else "the caller",
     "format": form,
@@ -123,14 +116,39 @@ def certify(
   if narrow and not narrow["passed"]:
     raise Rejected(
       f"the model as trained, in bfloat16, differs from PyTorch in float32 by "
-      f"{narrow['largest_logit_difference']:.3g}, expected at most {narrow['band']:.3g}"
+      f"{_said(narrow['largest_logit_difference'])}, expected at most {narrow['band']:.3g}"
     )
-  if not certificate["passed"]:
+  if not equal:
     raise Rejected(
-      f"the export does not equal the trained model: its logits in PyTorch differ by {worst:.3g}, "
-      f"expected at most {tolerance:.3g}"
+      "the export does not equal the trained model: its logits in PyTorch differ by "
+      f"{_said(found['largest_logit_difference'])}, expected at most {found['tolerance']:.3g}"
     )
   return certificate
+
+
+def _as_stored(folder, form, pretrained, trained, base, batches):
+  """Returns our logits with the weights as the folder holds them, rounded where it rounds them."""
+  if form != "merged" or _stored(folder) == "float32":
+    return our_logits(pretrained, base, batches, trained)
+  dtype = hf.DTYPES[_stored(folder)]
+  folded, params = fold(pretrained, *trained, base)
+  return our_logits(folded, jax.tree.map(lambda x: x.astype(dtype), params), batches)
+
+
+def _compare(ours, untuned, theirs, batches) -> dict:
+  """Says how far PyTorch's logits are from ours, and ours from the untuned model's."""
+  apart = [largest_difference(*row) for row in zip(ours, theirs, batches, strict=True)]
+  change = max(largest_difference(*row) for row in zip(ours, untuned, batches, strict=True))
+  worst = max(apart, key=lambda x: np.inf if np.isnan(x) else x)
+  tolerance = TOLERANCE * max(1.0, _largest(theirs) / ROUNDED)
+  return {
+    "passed": bool(worst <= tolerance),
+    "largest_logit_difference": _number(worst),
+    "tolerance": tolerance,
+    "padded": _number(apart[0]),
+    "unpadded": _number(apart[1]),
+    "change_from_base": _number(change),
+  }
 
 
 def check_folder(folder: Path) -> str:
@@ -247,3 +265,7 @@ def _our_versions() -> dict[str, str]:
 
 def _number(x: float) -> float | None:
   return x if np.isfinite(x) else None
+
+
+def _said(x: float | None) -> str:
+  return "no finite number" if x is None else f"{x:.3g}"

@@ -7,12 +7,21 @@ from contextlib import ExitStack
 
 import matrix
 import pytest
+import tiny
 
 # A walk through the families, method by method: neighbours in the list differ most.
 WALK = (
   "gpt2", "bert", "t5", "llama", "roberta", "bart", "gemma2", "modernbert", "phi3", "mistral",
   "distilbert", "olmo2", "gemma3_text", "qwen2", "gpt_neox", "gemma", "qwen3",
 )  # fmt: skip
+
+
+def test_the_table_is_that_of_all_cells():
+  rows = matrix.read()
+  assert [(row["method"], row["family"]) for row in rows] == matrix.CELLS
+  assert not [row for row in rows if row["trained"] == "failed"]
+  text = (tiny.ROOT / "README.md").read_text()
+  assert matrix.insert(text, rows) == text
 
 
 @pytest.fixture(scope="module")

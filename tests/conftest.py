@@ -7,8 +7,11 @@ os.environ["XLA_FLAGS"] = " ".join(
   [
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=4",
-    "--xla_backend_optimization_level=0",  # tiny programs: compiling is nearly all the time
+    # Tiny programs: compiling is nearly all the time, and five times faster so.
+    "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
   ]
 ).strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -48,8 +48,11 @@ def _read(method: peft.Method, setup: Setup) -> tuple[dict, dict, dict]:
   folder = Path(method.start).expanduser()
   if (folder / "adapter_config.json").exists():
     found = imports.read(folder, setup.pretrained)
-    _same_kind(method, found.section["name"], folder)
-    return found.trained, found.fixed, found.params
+    kinds = [part.section["name"] for part in found.parts]
+    if method.kind not in kinds:
+      _same_kind(method, " + ".join(kinds), folder)
+    part = found.parts[kinds.index(method.kind)]
+    return part.trained, part.fixed, found.params
   path, record, flat = runs.read(folder)
   if setup.fingerprint and record["base"] != setup.fingerprint:
     raise UserError(f"method.start: {path.parent} was trained over other base weights")

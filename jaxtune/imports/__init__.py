@@ -16,6 +16,7 @@ from jaxtune import tree
 from jaxtune.errors import UserError
 from jaxtune.imports import files
 from jaxtune.imports.files import Imported as Imported
+from jaxtune.imports.files import Part as Part
 from jaxtune.imports.files import tensors as tensors
 
 
@@ -50,20 +51,13 @@ def read(folder: str | Path, pretrained) -> Imported:
   raise UserError(f"{path} is neither PEFT's (it has no peft_type) nor AdapterHub's (no config)")
 
 
-def lay(imported: Imported, pretrained, name: str | None = None):
-  """Lays an imported adapter over its model: returns (methods, tuned, hyper, base).
-
-  Args:
-    name: of the method in the trees, by default its kind.
-  """
-  method = methods_.build(imported.section)[0]
-  method = method._replace(name=name or method.name)
-  arrays = lambda xs: {path: jnp.asarray(x) for path, x in xs.items()}
+def lay(imported: Imported, pretrained):
+  """Lays an imported adapter over its model: returns (methods, tuned, hyper, base)."""
+  methods, trained, fixed = methods_.build(imported.section), {}, {}
+  for method, part in zip(methods, imported.parts, strict=True):
+    trained |= methods_.placed(method, part.trained)
+    fixed |= methods_.placed(method, part.fixed)
+  arrays = lambda xs: tree.unflatten({path: jnp.asarray(x) for path, x in xs.items()})
   moved, flat = imported.params, tree.flatten(pretrained.params)
-  tuned = {
-    "params": tree.unflatten(arrays(moved)),
-    "peft": tree.unflatten(arrays(methods_.placed(method, imported.trained))),
-  }
-  hyper = tree.unflatten(arrays(methods_.placed(method, imported.fixed)))
   base = tree.unflatten({path: x for path, x in flat.items() if path not in moved})
-  return (method,), tuned, hyper, base
+  return methods, {"params": arrays(moved), "peft": arrays(trained)}, arrays(fixed), base

@@ -1,7 +1,7 @@
 """Reads AdapterHub's format (adapters 1.3), whatever the adapter's name: the inverse of the export.
 
-Bottleneck adapters, Compacters, prefixes, and the head beside them. A prefix behind an MLP is read
-as the keys and values that the MLP makes.
+Bottleneck adapters, Compacters, prefixes, unions of these (MAM), and the head beside them. A prefix
+behind an MLP is read as the keys and values that the MLP makes.
 """
 
 from __future__ import annotations
@@ -40,35 +40,37 @@ def read(folder: Path, config: dict, pretrained) -> imports.Imported:
       raise UserError(
         f"the adapter in {folder} is of a base with {entry} {config[entry]}, expected {ours}"
       )
-  kind = about.get("architecture")
-  if kind not in (None, "bottleneck", "prefix_tuning"):
+  union = about.get("architecture") == "union"
+  abouts = about.get("configs") or [] if union else [about]
+  kinds = [part.get("architecture") or "bottleneck" for part in abouts]
+  if not kinds or not {*kinds} <= READERS.keys():
     raise UserError(
-      f"the adapter in {folder} is a {kind}, expected a bottleneck adapter, a Compacter or a "
-      "prefix; save LoRA in PEFT's format, and the parts of a union each by itself"
+      f"the adapter in {folder} is a {' + '.join(kinds) or 'union of nothing'}, expected a "
+      "bottleneck adapter, a Compacter, a prefix or a union of these; save LoRA in PEFT's format"
     )
+  if len({*kinds}) < len(kinds):
+    raise UserError(f"the union in {folder} has two parts of one kind: {' + '.join(kinds)}")
   found = imports.tensors(folder, *FILES["adapter"][1:])
   base, name = layout.base(pretrained), str(config.get("name"))
   if not any(key.startswith(base) for key in found):  # saved from a model without a head
     found = {base + key: x for key, x in found.items()}
-  make = _prefix if kind == "prefix_tuning" else _bottleneck
   try:
-    section, trained, scales = make(pretrained, about, name, found)
+    each = zip(kinds, abouts, strict=True)
+    made = [READERS[kind](pretrained, part, name, found) for kind, part in each]
   except KeyError as error:
     raise UserError(f"the adapter in {folder} lacks {error.args[0]}") from error
   if found:
     first = ", ".join(sorted(found)[:3])
     raise UserError(f"{len(found)} foreign tensors in {folder}, which nothing reads: {first}")
-  fixed = _check(pretrained, section, trained)
-  for site, scale in scales.items():
-    fixed[site]["scale"] = scale
+  parts = tuple(_part(pretrained, *each) for each in made)
   params, labels = _head(folder, pretrained)
-  source = {"format": "adapterhub", "type": kind or "bottleneck", "base": config.get("model_name")}
+  source = {"format": "adapterhub", "type": " + ".join(kinds), "base": config.get("model_name")}
   source |= {"version": config.get("version"), "name": name}
-  return imports.Imported(section, trained, fixed, params, labels, source)
+  return imports.Imported(parts, params, labels, source)
 
 
-def _check(pretrained, section: dict, trained: dict) -> dict:
-  """Compares shapes with those that the method would make; returns what it fixes."""
+def _part(pretrained, section: dict, trained: dict, scales: dict) -> imports.Part:
+  """Compares shapes with those that the method would make, and adds what it fixes."""
   (method,) = methods_.build(section)
   sites = methods_.find_sites(pretrained.model)
   init = lambda key: method.init(key, sites, methods_.Frozen(lambda path: None))
@@ -78,10 +80,13 @@ def _check(pretrained, section: dict, trained: dict) -> dict:
       if trained[site][name].shape != x.shape:
         raise _misshapen(name, site, trained[site][name].shape, x.shape)
   values = {"mask": True, "offset": 0} | section
-  return {
+  fixed = {
     site: {name: np.full(x.shape, values[name], x.dtype) for name, x in arrays.items()}
     for site, arrays in fixed.items()
   }
+  for site, scale in scales.items():
+    fixed[site]["scale"] = scale
+  return imports.Part(section, trained, fixed)
 
 
 def _misshapen(name: str, where: str, given, expected) -> UserError:
@@ -205,6 +210,9 @@ def _values(config: dict, place: str, found: dict) -> np.ndarray:
   x, act = take("wte.weight"), ACTIVATIONS[configs.activation(config, "tanh")]
   w1, b1, w2, b2 = (take(f"control_trans.{i}.{n}") for i in (0, 2) for n in ("weight", "bias"))
   return np.asarray(act(jnp.asarray(x @ w1.T + b1[None]))) @ w2.T + b2[None]
+
+
+READERS = {"bottleneck": _bottleneck, "prefix_tuning": _prefix}
 
 
 def _head(folder: Path, pretrained) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -16,23 +16,40 @@ from jaxtune.errors import UserError
 from jaxtune.models import quantize
 
 
-class Imported(NamedTuple):
-  """An adapter as our arrays.
+class Part(NamedTuple):
+  """One method of an adapter.
 
   Attributes:
     section: the method's config section, {"name": "lora", "rank": 8, ...}.
     trained, fixed: {site path: {array name: array}}, as the method's `init` returns them.
-    params: {path in the model's tree: array}: a head, and what else of the model was trained.
-    labels: names of a head's labels; () where the files state none.
-    source: what the files say of themselves: {"format", "type", "base", "version"}.
   """
 
   section: dict
   trained: dict[str, dict[str, np.ndarray]]
   fixed: dict[str, dict[str, np.ndarray]]
+
+
+class Imported(NamedTuple):
+  """An adapter as our arrays.
+
+  Attributes:
+    parts: its method; of a union, one of each.
+    params: {path in the model's tree: array}: a head, and what else of the model was trained.
+    labels: names of a head's labels; () where the files state none.
+    source: what the files say of themselves: {"format", "type", "base", "version"}.
+  """
+
+  parts: tuple[Part, ...]
   params: dict[str, np.ndarray]
   labels: tuple[str, ...] = ()
   source: dict = {}
+
+  @property
+  def section(self) -> dict:
+    """The config section of its method; of a union, of the stack."""
+    if len(self.parts) == 1:
+      return self.parts[0].section
+    return {"name": "stack"} | {part.section["name"]: part.section for part in self.parts}
 
 
 def tensors(folder: Path, name: str, pickled: str) -> dict[str, np.ndarray]:

@@ -91,8 +91,8 @@ def test_round_trip(name, head, case, base, tmp_path):
   found = imports.read(tmp_path / "x", model)
   realised = peft.realise(methods, trees[0]["peft"])
   placed = lambda arrays: peft.placed(methods[0], arrays)
-  same(placed(peft.own(methods[0], realised)), placed(found.trained))
-  same(placed(peft.own(methods[0], trees[1])), placed(found.fixed))
+  same(placed(peft.own(methods[0], realised)), placed(found.parts[0].trained))
+  same(placed(peft.own(methods[0], trees[1])), placed(found.parts[0].fixed))
   same(tree.flatten(trees[0]["params"]), found.params)
   export(model, *imports.lay(found, model), tmp_path / "y", format="peft")
   same(written(tmp_path / "x"), written(tmp_path / "y"))
@@ -145,7 +145,7 @@ def test_layers_of_other_ranks_are_trimmed(base, tmp_path):
   assert list(shapes.values()) == [3, 1]
   found = imports.read(tmp_path / "x", model)
   same(peft.placed(methods[0], peft.own(methods[0], tuned["peft"])),
-       peft.placed(methods[0], found.trained))  # fmt: skip
+       peft.placed(methods[0], found.parts[0].trained))  # fmt: skip
 
 
 REFUSED = [

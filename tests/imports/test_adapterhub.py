@@ -19,6 +19,7 @@ from jaxtune.models import hf
 ADAPTER = dict(name="adapter", width=5)
 PREFIX = dict(name="prefix", length=3, shift=False)
 COMPACTER = dict(name="compacter", width=8, n=2)
+MAM = dict(name="mam", prefix=dict(length=3, projection=None), adapter=dict(width=6))
 BART = tiny.ARCHITECTURES["bart"] | dict(decoder_attention_heads=4)
 
 
@@ -52,6 +53,7 @@ def make(name):
     ("gpt2", COMPACTER | dict(shared=False, placement="pfeiffer", rank=2)),
     ("t5", ADAPTER | dict(targets=("encoder/.*/mlp_residual", "cross_residual"))),
     ("bart", PREFIX | dict(cross=False)),
+    ("gpt2", MAM),
   ],
 )
 def test_a_round_trip_changes_no_bit(name, section, tmp_path):
@@ -60,11 +62,12 @@ def test_a_round_trip_changes_no_bit(name, section, tmp_path):
   labels = ("low", "middle", "high") if ":" in name else ()
   export(model, methods, tuned, hyper, base, tmp_path / "a", labels=labels)
   found = imports.read(tmp_path / "a", model)
-  ours = peft.own(methods[0], tuned["peft"])
-  ours = methods[0].realise(ours) if section["name"] == "prefix" else ours
-  assert found.trained.keys() == ours.keys()
-  equal(found.trained, ours)
-  equal(found.fixed, peft.own(methods[0], hyper))
+  for method, part in zip(methods, found.parts, strict=False):  # a head is none of the parts
+    ours = peft.own(method, tuned["peft"])
+    ours = method.realise(ours) if method.kind == "prefix" else ours
+    assert part.trained.keys() == ours.keys()
+    equal(part.trained, ours)
+    equal(part.fixed, peft.own(method, hyper))
   equal(found.params, tree.flatten(tuned["params"]))
   assert (found.labels, found.source["format"]) == (labels, "adapterhub")
   again = export(model, *imports.lay(found, model), tmp_path / "b", labels=found.labels)
@@ -118,7 +121,17 @@ BIAS = "transformer.h.1.output_adapters.adapters.jaxtune.adapter_up.bias"
     (lambda c, t: c["config"].update(non_linearity="mish"), "expected one of"),
     (lambda c, t: c["config"].update(residual_before_ln=False), "stands where"),
     (lambda c, t: c["config"].update(output_adapter=False), "asks for no adapter"),
-    (lambda c, t: c.update(config={"architecture": "union", "configs": []}), "is a union"),
+    (lambda c, t: c.update(config={"architecture": "union", "configs": []}), "a union of nothing"),
+    (
+      lambda c, t: c.update(config={"architecture": "union", "configs": [c["config"]] * 2}),
+      "two parts of one kind: bottleneck",
+    ),
+    (
+      lambda c, t: c.update(
+        config={"architecture": "union", "configs": [c["config"], {"architecture": "lora"}]}
+      ),
+      "is a bottleneck [+] lora, expected",
+    ),
   ],
 )
 def test_what_does_not_fit_is_refused(gpt2, adapter, change, message, tmp_path):
@@ -140,8 +153,8 @@ def test_other_names_of_the_same(gpt2, adapter, tmp_path):
   config = config | {"name": "sst-2", "config": config["config"] | {"scaling": "learned"}}
   found = imports.read(store(tmp_path / "x", config, renamed), gpt2)
   site = "trunk/layers/mlp_residual"
-  np.testing.assert_array_equal(found.fixed[site]["scale"], [2, 3, 4])
-  np.testing.assert_array_equal(found.trained[site]["up_bias"][1], tensors[BIAS])
+  np.testing.assert_array_equal(found.parts[0].fixed[site]["scale"], [2, 3, 4])
+  np.testing.assert_array_equal(found.parts[0].trained[site]["up_bias"][1], tensors[BIAS])
 
 
 def test_heads_of_another_kind_are_refused(tmp_path):
@@ -164,6 +177,7 @@ THEIRS = [
   ("llama", "AutoModelForCausalLM", "PrefixTuningConfig", dict(prefix_length=3, bottleneck_size=6)),
   ("bart", "AutoModelForSeq2SeqLM", "PrefixTuningConfig", dict(prefix_length=2, flat=True)),
   ("t5", "AutoModelForSeq2SeqLM", "ParBnConfig", dict(cross_adapter=True)),
+  ("gpt2", "AutoModelForCausalLM", "MAMConfig", {}),
 ]  # fmt: skip
 
 

@@ -238,7 +238,9 @@ def test_a_pickle_is_read_as_plain_tensors(adapters, tmp_path):
   with pytest.raises(UserError, match="no weights: expected adapter_model.safetensors"):
     imports.read(tmp_path / "x", model)
   torch.save({n: torch.tensor(x) for n, x in found.items()}, pickle)
-  whole, read = (imports.read(folder, model).trained for folder in (root / "lora", tmp_path / "x"))
+  whole, read = (
+    imports.read(folder, model).parts[0].trained for folder in (root / "lora", tmp_path / "x")
+  )
   for site, arrays in whole.items():
     for name, x in arrays.items():
       np.testing.assert_array_equal(read[site][name], x)

@@ -14,7 +14,7 @@ from jaxtune import tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.export.peft import layout
 from jaxtune.imports import files
-from jaxtune.imports.files import Imported, check_shape
+from jaxtune.imports.files import Imported, Part, check_shape
 from jaxtune.imports.peft import prompts, weights
 
 KINDS = {theirs: ours for ours, theirs in layout.TYPES.items()}
@@ -56,7 +56,7 @@ def read(folder: Path, config: dict, pretrained) -> Imported:
   _check_head(params, pretrained)
   source = {"format": "peft", "type": config["peft_type"]}
   source |= {"base": config.get("base_model_name_or_path"), "version": config.get("peft_version")}
-  return Imported(section, trained, fixed, params, (), source)
+  return Imported((Part(section, trained, fixed),), params, (), source)
 
 
 def _kind(config: dict) -> str:

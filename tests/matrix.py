@@ -318,6 +318,7 @@ def attempt(names: tuple[str, str]) -> tuple[dict, float]:
       row = cell(*names, kept_open(), Path(scratch))
     except Exception as error:
       row = dict(method=names[0], family=names[1], trained="failed", note=repr(error))
+  jax.clear_caches()
   return {name: row.get(name, "") for name in COLUMNS}, time.perf_counter() - began
 
 

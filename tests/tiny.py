@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import peft, tree
-from jaxtune.models import hf
+from jaxtune.models import hf, quantize
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 61
@@ -91,7 +91,8 @@ ENCODERS = {
 def make(name: str, **changes) -> hf.Pretrained:
   """Initialises a tiny model; every leaf is moved off its start, so that biases and norms count."""
   pretrained = hf.load(architecture=(ARCHITECTURES | DECODERS | ENCODERS)[name], **changes)
-  return pretrained._replace(params=perturb(pretrained.params, 0, 0.1))
+  params = perturb(quantize.dequantised(pretrained.params), 0, 0.1)
+  return pretrained._replace(params=quantize.quantised(params, changes.get("quantize")))
 
 
 def perturb(arrays, seed: int, deviation: float = 0.05):

@@ -212,7 +212,7 @@ def _certified(new, folder, reload, prompts, trained, base_name, rounding) -> di
   except Rejected as error:
     rejected = folder.with_name(folder.name + ".rejected")
     _replace(new, rejected)
-    raise UserError(f"{error}. Its files and certificate are kept in {rejected}") from error
+    raise Rejected(f"{error}. Its files and certificate are kept in {rejected}") from error
 
 
 def _replace(new: Path, folder: Path) -> None:

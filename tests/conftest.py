@@ -24,6 +24,13 @@ from jax.experimental.compilation_cache import compilation_cache
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+  """Forgets a file's compiled programs behind it: a worker would grow to gigabytes."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def llama():
   """Grouped-query attention, untied head."""

@@ -133,11 +133,12 @@ def export_run(
   """Writes a finished run in a format that PyTorch loads.
 
   Args:
-    format: "peft" (LoRA, prefix), "adapterhub" (bottleneck adapters), "merged" (LoRA, BitFit, full)
-      or "auto", by the method.
+    format: "peft", "adapterhub", "merged" (a folder of the whole model, for whatever is a delta of
+      its weights) or "auto", by the method.
     dtype: of merged weights.
     certify: reload the files in PyTorch, compare logits on the run's test prompts and write
-      certificate.json; a difference above 1e-3 is an error and leaves no export behind.
+      certificate.json. Where they differ by more than `export.certify` allows, the files go to
+      <folder>.rejected, and what was in `folder` before stays.
   """
   prompts = None
   if certify:

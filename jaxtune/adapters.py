@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,12 @@ def compose_runs(
     {site: share of the combined delta's squared norm that the rank keeps}; {} where nothing is cut.
   """
   check_known("way to compose adapters", how, WAYS)
-  if how in deltas.WAYS and rank is None:
-    raise UserError(f"{how!r} needs a rank, of the LoRA that holds the result")
+  if (how in deltas.WAYS) != (rank is not None):
+    needs = "needs a rank" if rank is None else "takes no rank"
+    raise UserError(f"{how!r} {needs}; a rank is of the LoRA that holds a result of weight deltas")
+  if how == "stack" and weights is not None:
+    raise UserError("'stack' takes no weights: it lays adapters over each other as they are")
+  check_free(folder)
   kept: dict[str, float] = {}
   if how == "stack":
     made = compose.stack(runs)
@@ -79,6 +82,7 @@ def extract(config: Any, checkpoint: str, rank: int, folder: str | Path) -> dict
   Returns:
     {site: share of the difference's squared norm that the rank keeps}.
   """
+  check_free(folder)
   made, kept = low_rank.extract(over(config, folder), checkpoint, rank)
   keep(made, folder)
   return kept
@@ -94,6 +98,7 @@ def import_adapter(config: Any, adapter: str | Path, folder: str | Path) -> Run:
     config: an experiment's, whose model is the adapter's base; its method is replaced.
     adapter: folder of the adapter.
   """
+  check_free(folder)
   run = over(config, folder)
   found = imports.read(adapter, run.pretrained)
   _, tuned, hyper, _ = imports.lay(found, run.pretrained)
@@ -116,11 +121,22 @@ def over(config: Any, folder: str | Path) -> Run:
   return Run(Path(folder), full, pretrained, (), base, empty, {}, labels, stops)
 
 
-def keep(run: Run, folder: str | Path) -> None:
-  """Writes a run that was composed or imported as a folder that `load_run` reads."""
-  folder = Path(folder)
-  if (folder / "tuned.safetensors").exists():
+def check_free(folder: str | Path) -> None:
+  """Raises UserError for a folder in which there is a run, finished or not."""
+  if any((Path(folder) / name).exists() for name in ("tuned.safetensors", "config.json")):
     raise UserError(f"{folder} holds a run already; give another folder")
+
+
+def keep(run: Run, folder: str | Path) -> None:
+  """Writes a run that was composed or imported as a folder that `load_run` reads.
+
+  Raises:
+    UserError: where the folder holds a run, or the arrays are none that the run's methods train.
+  """
+  folder = Path(folder)
+  check_free(folder)
+  flat = tree.flatten(run.tuned | {"hyper": run.hyper})
+  runs_.check_fits(run.methods, run.pretrained, flat, f"what was made for {folder}")
   fingerprint = tree.fingerprint(run.pretrained.params)
   runs_.begin([folder], [run.config])
   runs_.write(folder, run.config, fingerprint, run.tuned, run.hyper, run.labels, run.stop_tokens)
@@ -149,10 +165,8 @@ def export_run(
       texts = zip(split.arrays["tokens"][:8], split.arrays["mask"][:8], strict=True)
       prompts = [tokens[mask].tolist() for tokens, mask in texts]
     prompts = [prompt for prompt in prompts if prompt] or None
-  path = run.folder / "result.json"
-  result = json.loads(path.read_text()) if path.exists() else {}
   return export.export(
     run.pretrained, run.methods, run.tuned, run.hyper, run.base, folder, format=format,
     dtype=dtype, labels=run.labels, base_name=run.config["model"]["path"], certify=certify,
-    prompts=prompts, recipe={"config": run.config, "result": result},
+    prompts=prompts, recipe={"config": run.config, "result": runs_.read_result(run.folder)},
   )  # fmt: skip

@@ -12,7 +12,15 @@ import jax
 from jaxtune import config as configs
 from jaxtune import data, preflight, probe, programs, sharding, train, tree
 from jaxtune import setup as setups
-from jaxtune.adapters import compose_runs, export_run, extract, import_adapter, keep, load_runs
+from jaxtune.adapters import (
+  check_free,
+  compose_runs,
+  export_run,
+  extract,
+  import_adapter,
+  keep,
+  load_runs,
+)
 from jaxtune.completion import complete
 from jaxtune.compose import knockout, low_rank
 from jaxtune.config import load_config
@@ -124,6 +132,8 @@ def judge_ranks(
   Returns:
     {rank: metrics and "kept_norm", the smallest share of a site's squared norm that is kept}.
   """
+  for rank in ranks if folder is not None else ():
+    check_free(Path(folder) / f"rank={rank}")
   cuts = {rank: low_rank.truncate(run, rank) for rank in ranks}
   config, setup = _data_of(run, overrides)
   first = next(iter(cuts.values()))[0]

@@ -76,7 +76,7 @@ def complete(
 
 def _choose(runs: list[Run], prompts: list, which: Sequence[int] | None) -> Sequence[int]:
   """Checks which run each prompt is for."""
-  if len(runs) == 1:
+  if len(runs) == 1 and which is None:
     return [0] * len(prompts)
   if which is None or len(which) != len(prompts) or not all(0 <= i < len(runs) for i in which):
     raise UserError(

@@ -11,6 +11,7 @@ import ast
 import importlib.util
 import inspect
 import json
+import math
 import traceback
 import types
 import typing
@@ -161,7 +162,7 @@ def complete_method(section: dict, path: str = "method") -> dict:
       key: complete_method(
         {"name": key, **part} if isinstance(part, dict) else part, f"{path}.{key}"
       )
-      for key, part in options.items()
+      for key, part in sorted(options.items())  # as in a ConfigDict, whatever was given
     }
   start = options.pop("start", None)
   _check_type(f"{path}.start", start, str | None)
@@ -201,7 +202,7 @@ def _fits(value: Any, hint: Any) -> bool:
     (element, *_) = typing.get_args(hint)
     return isinstance(value, list | tuple) and all(_fits(x, element) for x in value)
   if hint is float:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
   if hint is int:
     return isinstance(value, int) and not isinstance(value, bool)
   if hint in (None, types.NoneType):

@@ -19,10 +19,16 @@ def check_known(what: str, name: str, choices: Iterable[str]) -> None:
     raise UserError(f"unknown {what} {name!r}. {nearest(name, choices)}")
 
 
-def check_at_least(name: str, value: float, least: float = 1) -> None:
-  """Raises UserError for a number below the least."""
-  if value < least:
+def check_at_least(name: str, value: float | None, least: float = 1) -> None:
+  """Raises UserError for a number below the least; None is none."""
+  if value is not None and not value >= least:
     raise UserError(f"{name} is {value}, expected at least {least}")
+
+
+def check_rate(name: str, value: float) -> None:
+  """Raises UserError for what is no share from 0 to below 1."""
+  if not 0 <= value < 1:
+    raise UserError(f"{name} is {value}, expected 0 <= {name.rpartition('.')[2]} < 1")
 
 
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:

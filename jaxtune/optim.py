@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -9,17 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxtune import tree
-from jaxtune.errors import check_known
+from jaxtune.errors import UserError, check_at_least, check_known, check_rate
 
 SCHEDULES = ("constant", "linear", "cosine")
 NAMES = ("adamw", "lion", "sgd")
 NUMBERS = ("learning_rate", "warmup", "weight_decay", "head_ratio")
 HEADS = ("head/", "pooler/")  # where the weights of a task's head are
-# Biases, and vectors that start at one.
-UNDECAYED = (
-  "bias", "scale", "down_bias", "up_bias", "l", "l_in", "magnitude", "channel_scale", "norm_scale",
-  "norm_bias", "norm_after_scale", "norm_after_bias", "gate_bias", "learned_bias",
-)  # fmt: skip
+# Biases ("up_bias", "bias2"), and vectors that start at one ("norm_scale").
+UNDECAYED = re.compile(r"(.*_)?(bias.*|scale)|l|l_in|magnitude")
 
 
 def make(
@@ -49,8 +47,6 @@ def make(
     head_ratio: learning rate of a task's head, over that of everything else; see `scale`.
     clip: largest global norm of the gradient; None for none.
   """
-  check_known("optimizer", name, NAMES)
-  check_known("schedule", schedule, SCHEDULES)
   given = {"learning_rate": learning_rate, "warmup": warmup, "weight_decay": weight_decay}
   numbers = given | (numbers or {})
 
@@ -63,10 +59,29 @@ def make(
     "adamw": lambda: optax.adamw(rate, b1, b2, epsilon, **decay),
     "lion": lambda: optax.lion(rate, b1, b2, **decay),
     "sgd": lambda: optax.chain(
-      optax.add_decayed_weights(**decay), optax.sgd(rate, momentum=b1 or None)
+      optax.trace(b1), optax.add_decayed_weights(**decay), optax.scale_by_learning_rate(rate)
     ),
   }[name]()
   return rule if clip is None else optax.chain(optax.clip_by_global_norm(clip), rule)
+
+
+def check(
+  name: str, learning_rate: float, schedule: str, warmup: int, weight_decay: float,
+  head_ratio: float, clip: float | None, b1: float, b2: float, epsilon: float,
+) -> None:  # fmt: skip
+  """Raises UserError for numbers that no training can have; see `make`."""
+  check_known("optimizer", name, NAMES)
+  check_known("schedule", schedule, SCHEDULES)
+  for key, value in {
+    "learning_rate": learning_rate, "warmup": warmup, "weight_decay": weight_decay,
+    "head_ratio": head_ratio,
+  }.items():  # fmt: skip
+    check_at_least(f"optim.{key}", value, 0)
+  for key, value in {"clip": clip, "epsilon": epsilon}.items():
+    if value is not None and not value > 0:
+      raise UserError(f"optim.{key} is {value}, expected more than 0")
+  check_rate("optim.b1", b1)
+  check_rate("optim.b2", b2)
 
 
 def scale(changes: Any, hyper: Any, head_ratio: Any) -> Any:
@@ -98,4 +113,6 @@ def _decay(schedule: str, count, warmup, steps: int):
 
 
 def _decayed(params: Any) -> Any:
-  return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: UNDECAYED.fullmatch(path[-1].key) is None, params
+  )

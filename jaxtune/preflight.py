@@ -27,8 +27,7 @@ def check_options(config: dict, devices: bool = True) -> None:
   _at_least_1(config, "evaluate", "batch_size", "max_new_tokens", "limit")
   _at_least_1(config, "data", "limit", "eval_limit", "stream", "buckets")
   for name in ("shots", "resamples"):
-    if config["evaluate"][name] < 0:
-      raise UserError(f"evaluate.{name} is {config['evaluate'][name]}, expected 0 (none) or more")
+    check_at_least(f"evaluate.{name}", config["evaluate"][name], 0)
   options = train.Options(**config["train"])
   if options.batch_size % options.accumulate:
     raise UserError(
@@ -37,7 +36,7 @@ def check_options(config: dict, devices: bool = True) -> None:
     )
   if options.keep not in ("best", "last"):
     raise UserError(f"train.keep is {options.keep!r}, expected 'best' or 'last'")
-  optim.make(**config["optim"])
+  optim.check(**config["optim"])
   objectives.check_smoothing(config["objective"].get("label_smoothing", 0.0))
   if devices:
     _check_devices(options)
@@ -45,9 +44,7 @@ def check_options(config: dict, devices: bool = True) -> None:
 
 def _at_least_1(config: dict, section: str, *names: str) -> None:
   for name in names:
-    value = config[section][name]
-    if value is not None:
-      check_at_least(f"{section}.{name}", value)
+    check_at_least(f"{section}.{name}", config[section][name])
 
 
 def _check_devices(options: train.Options) -> None:

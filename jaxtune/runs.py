@@ -168,12 +168,21 @@ def best_trial(folder: Path) -> Path:
   """Finds the trial of a sweep with the lowest validation loss (else test loss)."""
   losses = {}
   for path in folder.glob("trials/*/result.json"):
-    final = json.loads(path.read_text())["final"]
+    final = read_result(path.parent)["final"]
     loss = final.get("validation_loss", final.get("test_loss", float("inf")))
     losses[path.parent] = loss if loss == loss else float("inf")
   if not losses:
     raise UserError(f"{folder} holds no finished run: neither tuned.safetensors nor trials/")
   return min(sorted(losses), key=losses.get)
+
+
+def read_result(folder: Path) -> dict:
+  """Reads a run's result.json; {} for a run that was composed or imported, and has none."""
+  path = folder / "result.json"
+  try:
+    return json.loads(path.read_text()) if path.exists() else {}
+  except ValueError as error:
+    raise UserError(f"{path} is damaged: {error}") from error
 
 
 def read(folder: Path) -> tuple[Path, dict, dict[str, np.ndarray]]:
@@ -190,11 +199,23 @@ def read(folder: Path) -> tuple[Path, dict, dict[str, np.ndarray]]:
       record = json.loads(file.metadata()["jaxtune"])
       flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     record["config"], record["base"]
-  except (SafetensorError, KeyError, TypeError, ValueError) as error:
-    raise UserError(f"{path} is damaged: {error}") from error
+  except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    raise UserError(f"{path} is missing or damaged: {error}") from error
   if "stop_tokens" not in record:
     raise UserError(f"{path} was written by an older version of jaxtune: train it anew")
   return path, record, flat
+
+
+def check_fits(methods: tuple, pretrained: hf.Pretrained, flat: dict, where: str) -> None:
+  """Raises UserError unless arrays are those that the methods make over a model."""
+  sites, tokenize = peft.find_sites(pretrained.model), setup_.tokenizing(pretrained)
+  make = lambda params: peft.init(jax.random.key(0), methods, sites, params, tokenize)
+  tuned, hyper, _ = jax.eval_shape(make, pretrained.params)
+  apart = sorted({*tree.flatten(tuned | {"hyper": hyper})} ^ {*flat})
+  if apart:
+    names = " + ".join(m.name for m in methods)
+    how = "is none that it trains" if apart[0] in flat else "is missing"
+    raise UserError(f"{where} does not fit its configuration, {names}: {apart[0]} {how}")
 
 
 def load(folder: str | Path, pretrained: hf.Pretrained | None = None) -> Run:
@@ -208,20 +229,12 @@ def load(folder: str | Path, pretrained: hf.Pretrained | None = None) -> Run:
   """
   path, record, flat = read(Path(folder))
   folder, config = path.parent, record["config"]
-  if pretrained is None:
-    pretrained = setup_.load_model(config, len(record["labels"]))
+  given, pretrained = pretrained, pretrained or setup_.load_model(config, len(record["labels"]))
   if tree.fingerprint(pretrained.params) != record["base"]:
-    raise UserError(
-      f"{folder} was trained on other base weights than {config['model']['path']} holds"
-    )
+    holder = config["model"]["path"] if given is None else "the run before it was trained on"
+    raise UserError(f"{folder} was trained on other base weights than {holder} holds")
   methods = setup_.make_methods(config, pretrained.fresh)
-  sites = peft.find_sites(pretrained.model)
-  tokenize = setup_.tokenizing(pretrained)
-  make = lambda params: peft.init(jax.random.key(0), methods, sites, params, tokenize)
-  tuned, hyper, _ = jax.eval_shape(make, pretrained.params)
-  missing = {*tree.flatten(tuned | {"hyper": hyper})} ^ {*flat}
-  if missing:
-    raise UserError(f"{path} does not fit its configuration: {sorted(missing)[:3]}")
+  check_fits(methods, pretrained, flat, str(path))
   trees = tree.unflatten({name: jax.numpy.asarray(x) for name, x in flat.items()})
   hyper, tuned = trees.pop("hyper", {}), {"params": {}, "peft": {}} | trees
   _, base = peft.split(methods, pretrained.params)

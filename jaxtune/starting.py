@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxtune import imports, peft, runs, tree
 from jaxtune.errors import UserError
+from jaxtune.export.peft import of_head
 from jaxtune.setup import Setup
 
 # Fixed numbers that are of the training that begins, not of the adapter.
@@ -37,6 +38,12 @@ def continued(methods: tuple[peft.Method, ...], setup: Setup, tuned: Any, hyper:
       for site, xs in _fit(method, old, fixed, "fixed numbers", NEW).items()
     }
     moved = tree.flatten(tuned["params"])
+    lost = [path for path in params if path not in moved and not of_head(path)]
+    if lost:
+      raise UserError(
+        f"method.start: {method.start} has trained {lost[0]} too, which no method of the config "
+        "trains: add the method that did, or export it merged and train on that model"
+      )
     moved |= {path: jnp.asarray(x) for path, x in params.items() if path in moved}
     tuned = {"params": tree.unflatten(moved), "peft": deltas}
     hyper = peft.replace(method, hyper, fixed)
@@ -56,11 +63,9 @@ def _read(method: peft.Method, setup: Setup) -> tuple[dict, dict, dict]:
   path, record, flat = runs.read(folder)
   if setup.fingerprint and record["base"] != setup.fingerprint:
     raise UserError(f"method.start: {path.parent} was trained over other base weights")
-  section = record["config"]["method"]
-  parts = {section["name"]: section}
-  if section["name"] == "stack":
-    parts = {name: part for name, part in section.items() if name != "name"}
+  parts = peft.parts(record["config"]["method"])
   names = [name for name, part in parts.items() if part["name"] == method.kind]
+  names = [method.name] if method.name in names else names
   if len(names) != 1:
     _same_kind(method, " + ".join(p["name"] for p in parts.values()), folder)
   trees = tree.unflatten(flat)

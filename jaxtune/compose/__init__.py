@@ -8,7 +8,9 @@ method made it; `low_rank` on LoRA's factors; `mixed` serves several adapters in
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -50,10 +52,13 @@ def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
 
 def parts(run: Run) -> dict[str, dict]:
   """Returns the config sections of a run's methods by name: one, or those of a stack."""
-  section = run.config["method"]
-  if section["name"] != "stack":
-    return {section["name"]: section}
-  return {name: part for name, part in section.items() if name != "name"}
+  return peft.parts(run.config["method"])
+
+
+def calls(run: Run) -> list[tuple]:
+  """Lists what tells the programs of two runs apart where their arrays do not."""
+  plain = lambda f: (f.func, f.args) if isinstance(f, partial) else f
+  return [(m.name, m.kind, plain(m.intercept)) for m in run.methods]
 
 
 def stack(runs: Sequence[Run]) -> Run:
@@ -64,9 +69,10 @@ def stack(runs: Sequence[Run]) -> Run:
   """
   check_bases(runs)
   sections, deltas, hyper, params = {}, {}, {}, {}
-  for i, run in enumerate(runs, 1):
+  for run in runs:
     for name, section in parts(run).items():
-      new = name if name not in sections else f"{name}_{i}"
+      free = (f"{name}_{n}" for n in itertools.count(2))
+      new = next(n for n in itertools.chain([name], free) if n not in sections)
       method = peft.build(section)[0]._replace(name=name)
       renamed = method._replace(name=new)
       sections[new] = section
@@ -93,6 +99,11 @@ def average(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
   """
   check_bases(runs)
   weights = check_weights(weights, len(runs))
+  if abs(sum(weights) - 1) > 1e-6:
+    raise UserError(
+      f"the weights of an average are {weights}, whose sum is {sum(weights):g}: expected 1; "
+      "'linear' scales what adapters change of the weights"
+    )
   for run in runs[1:]:
     check_alike(runs[0], run)
   mean = lambda *leaves: sum(w * x for w, x in zip(weights, leaves, strict=True))
@@ -102,6 +113,8 @@ def average(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
 
 def check_alike(one: Run, other: Run) -> None:
   """Raises UserError unless two adapters have the same arrays and fixed numbers."""
+  if calls(one) != calls(other):
+    raise UserError(f"{one.folder} and {other.folder} are of different methods, or options of one")
   first, second = (tree.flatten({**run.tuned, "hyper": run.hyper}) for run in (one, other))
   for path in sorted(first.keys() ^ second.keys()):
     raise UserError(f"{one.folder} and {other.folder} are of different methods: one has no {path}")
@@ -117,9 +130,14 @@ def check_alike(one: Run, other: Run) -> None:
 
 
 def remade(run: Run, section: dict, tuned: Any, hyper: Any) -> Run:
-  """Returns a run over the same base with another method and its arrays."""
+  """Returns a run over the same base with another method and its arrays, without noise."""
   changed = run.config | {"method": config.complete_method(section)}
+  changed["regularize"] = dict.fromkeys(run.config["regularize"], 0.0)
   methods = make_methods(changed, run.pretrained.fresh)
   _, base = peft.split(methods, run.pretrained.params)
   tuned = {"params": {}, "peft": {}} | tuned
-  return run._replace(config=changed, methods=methods, base=base, tuned=tuned, hyper=hyper)
+  owned = {m.name for m in methods}
+  hyper = {path: x for path, x in tree.flatten(hyper).items() if path.split("/")[-2] in owned}
+  return run._replace(
+    config=changed, methods=methods, base=base, tuned=tuned, hyper=tree.unflatten(hyper)
+  )

@@ -1,8 +1,7 @@
 """Arithmetic on the change of the weights: task vectors, whatever method made them.
 
 A task vector is tau = W' - W (Ilharco et al. 2023, "Editing models with task arithmetic"), with W'
-the merged weights of an adapter. Sums of task vectors are written as a LoRA, by a truncated SVD, or
-as a merged model.
+the merged weights of an adapter. Sums of task vectors are written as a LoRA, by a truncated SVD.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 
 from jaxtune import compose, peft, tree
 from jaxtune.compose import low_rank
-from jaxtune.errors import UserError, check_known
+from jaxtune.errors import UserError, check_at_least, check_known
 from jaxtune.models import quantize
 from jaxtune.runs import Run
 
@@ -24,8 +23,9 @@ def of(run: Run) -> dict[str, np.ndarray]:
   """Returns {path: tau} of the leaves that a run changes, in fp32.
 
   Raises:
-    UserError: for a method that is no weight delta.
+    UserError: for a method that is no weight delta, or a change that no LoRA could hold.
   """
+  low_rank.check_untied(run, tree.flatten(run.tuned["params"]), run.folder)
   merged = tree.flatten(peft.merge(run.methods, run.base, run.tuned, run.hyper))
   base = tree.flatten(quantize.dequantised(run.pretrained.params))
   found = {path: np.asarray(x) - np.asarray(base[path], np.float32) for path, x in merged.items()}
@@ -54,23 +54,28 @@ def combine(
   check_known("way to combine adapters", how, WAYS)
   if not 0 < density <= 1:
     raise UserError(f"density is {density}, expected 0 < density <= 1")
+  check_at_least("seed", seed, 0)
   compose.check_bases(runs)
   weights, vectors = compose.check_weights(weights, len(runs)), [of(run) for run in runs]
   if how == "ties":
     vectors = [trim(vector, density) for vector in vectors]
   elif how.startswith("dare"):
     vectors = [drop(vector, density, seed + i) for i, vector in enumerate(vectors)]
-  join = elect if how.endswith("ties") else lambda ws, xs: sum(w * x for w, x in zip(ws, xs))  # noqa: B905
   found = {}
   for path in sorted(set().union(*vectors)):
-    have = [(w, v[path]) for w, v in zip(weights, vectors, strict=True) if path in v]
-    zeros = np.zeros_like(have[0][1])
-    found[path] = join(weights, [v.get(path, zeros) for v in vectors])
+    zeros = np.zeros_like(next(v[path] for v in vectors if path in v))
+    tensors = [v.get(path, zeros) for v in vectors]
+    if how.endswith("ties"):
+      found[path] = elect(weights, tensors)
+    else:
+      found[path] = sum(w * x for w, x in zip(weights, tensors, strict=True))
   return found
 
 
 def trim(vector: dict[str, np.ndarray], density: float) -> dict[str, np.ndarray]:
   """Keeps the entries of largest magnitude: `density` of all entries of a task vector."""
+  if not vector:  # an adapter that changes nothing
+    return vector
   sizes = np.concatenate([np.abs(x).ravel() for x in vector.values()])
   kept = max(1, round(density * sizes.size))
   least = np.partition(sizes, sizes.size - kept)[sizes.size - kept]

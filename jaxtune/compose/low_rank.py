@@ -21,6 +21,9 @@ LEAVES = ("/kernel", "/embedding")
 def concatenate(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
   """Adds LoRAs exactly: factors side by side, with the sum of their ranks.
 
+  Where that exceeds the weight's smaller side, an SVD says the same with that rank. Heads that were
+  trained beside the LoRAs are added as their changes are.
+
   Args:
     weights: of each delta, by default 1 / n.
   """
@@ -30,11 +33,21 @@ def concatenate(runs: Sequence[Run], weights: Sequence[float] | None = None) -> 
   made = {}
   for site in sorted(set().union(*products)):
     have = [(w, *p[site]) for w, p in zip(weights, products, strict=True) if site in p]
-    made[site] = tuple(
-      np.concatenate(xs, axis)
-      for axis, xs in ((-1, [w * a for w, a, _ in have]), (-2, [b for *_, b in have]))
-    )
-  return as_run(runs[0], made)
+    a = np.concatenate([w * a for w, a, _ in have], -1)
+    b = np.concatenate([b for *_, b in have], -2)
+    side = min(a.shape[-2], b.shape[-1])
+    made[site] = (a, b) if a.shape[-1] <= side else _cut(*spectrum(a, b), side, site)[0]
+  return as_run(runs[0], made, _add_heads(runs, weights))
+
+
+def _add_heads(runs: Sequence[Run], weights: Sequence[float]) -> dict[str, np.ndarray]:
+  """Returns {path: base + sum w_i (head_i - base)} of the weights that were trained in place."""
+  base, found = tree.flatten(runs[0].pretrained.params), {}
+  for run, w in zip(runs, weights, strict=True):
+    for path, x in tree.flatten(run.tuned["params"]).items():
+      start = np.asarray(base[path], np.float32)
+      found[path] = found.get(path, start) + w * (np.asarray(x) - start)
+  return found
 
 
 def factors(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -44,7 +57,8 @@ def factors(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     UserError: for a run whose delta is no product of two factors.
   """
   (method,) = peft.build(run.config["method"]) if len(compose.parts(run)) == 1 else (None,)
-  if method is None or method.kind != "lora" or method.options["dora"]:
+  plain = method is not None and method.kind == "lora"
+  if not plain or method.options["dora"] or method.options["gate"]:
     raise UserError(
       f"{run.folder} is no plain LoRA ({run.config['method']['name']}): expected factors a and b; "
       "`deltas` combines weight deltas of any method"
@@ -83,24 +97,29 @@ def spectrum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, dict[str, float]]:
   """Writes weight deltas {path: (L, in, out)} as a LoRA, by truncated SVD.
 
-  A site whose own rank is lower than `rank` keeps that.
+  A site whose own rank is lower than `rank` keeps that. A head that the base's folder does not have
+  is kept whole.
 
   Raises:
     UserError: where something else than a linear layer or an embedding has changed.
   """
-  made, kept = {}, {}
+  made, kept, base = {}, {}, tree.flatten(run.pretrained.params)
+  heads = {path: np.asarray(base[path], np.float32) for path in run.pretrained.fresh}
+  heads = {path: x + delta.get(path, 0) for path, x in heads.items()}
   for path, x in delta.items():
+    if path in heads:
+      continue
     if not path.endswith(LEAVES):
       raise UserError(
-        f"{path} has changed too, which no LoRA can hold: write a merged model, or extract from "
-        "models that differ in linear layers alone"
+        f"{path} has changed too, which no LoRA can hold: expected models that differ in linear "
+        "layers, embeddings and new heads alone"
       )
     site = path.rsplit("/", 1)[0]
     u, s, v = np.linalg.svd(x, full_matrices=False)
     made[site], kept[site] = _cut(u, s, v, min(rank, s.shape[-1]), site)
   if not made:
     raise UserError("the weights are equal: there is no difference to write as a LoRA")
-  return as_run(run, made), kept
+  return as_run(run, made, heads), kept
 
 
 def extract(run: Run, folder: str, rank: int) -> tuple[Run, dict[str, float]]:
@@ -120,7 +139,18 @@ def extract(run: Run, folder: str, rank: int) -> tuple[Run, dict[str, float]]:
     raise UserError(f"{folder} is another model than the base: its weights have other shapes")
   fp32 = lambda x: np.asarray(x, np.float32)
   delta = {path: fp32(x) - fp32(before[path]) for path, x in after.items()}
-  return of_delta(run, {path: x for path, x in delta.items() if x.any()}, rank)
+  delta = {path: x for path, x in delta.items() if x.any()}
+  check_untied(run, delta, folder)
+  return of_delta(run, delta, rank)
+
+
+def check_untied(run: Run, changed, where) -> None:
+  """Refuses a change of embeddings that score logits too: a LoRA of them is of the lookup alone."""
+  if run.pretrained.model.config.tied and "embed/embedding" in changed:
+    raise UserError(
+      f"{where} changes the embeddings, which score the logits too: no LoRA can hold that; "
+      "expected a model whose embeddings are the base's"
+    )
 
 
 def shapes(flat: dict) -> dict:
@@ -136,8 +166,14 @@ def _cut(u, s, v, rank: int, site: str):
   return pair, float((s[..., :rank] ** 2).sum() / max((s**2).sum(), 1e-30))
 
 
-def as_run(run: Run, made: dict[str, tuple[np.ndarray, np.ndarray]]) -> Run:
-  """Returns a run over the same base whose method is a LoRA of the given factors."""
+def as_run(
+  run: Run, made: dict[str, tuple[np.ndarray, np.ndarray]], params: dict | None = None
+) -> Run:
+  """Returns a run over the same base whose method is a LoRA of the given factors.
+
+  Args:
+    params: {path: array} of a head; by default the run's own.
+  """
   ranks = {site: a.shape[-1] for site, (a, _) in made.items()}
   section = {"name": "lora", "scale": 1.0, "targets": tuple(ranks)}
   section |= {"rank": max(ranks.values()), "ranks": ranks if len(set(ranks.values())) > 1 else None}
@@ -150,5 +186,8 @@ def as_run(run: Run, made: dict[str, tuple[np.ndarray, np.ndarray]]) -> Run:
     | ({} if site.endswith("embed") else {"rate:b": one(site, 1.0)})
     for site in made
   }
-  tuned = {"params": run.tuned["params"], "peft": tree.unflatten(peft.placed(method, trained))}
+  moved = run.tuned["params"]
+  if params is not None:
+    moved = tree.unflatten({path: jnp.asarray(x, jnp.float32) for path, x in params.items()})
+  tuned = {"params": moved, "peft": tree.unflatten(peft.placed(method, trained))}
   return compose.remade(run, section, tuned, tree.unflatten(peft.placed(method, fixed)))

@@ -26,14 +26,13 @@ def together(runs: Sequence[Run]) -> tuple[Any, Any]:
     UserError: for adapters of different kinds, whose calls are different programs.
   """
   compose.check_bases(runs)
-  kinds = [tuple((m.name, m.kind, m.numbers) for m in run.methods) for run in runs]
   shapes = [sorted(tree.flatten({**run.tuned, "hyper": run.hyper})) for run in runs]
-  for run, kind, paths in zip(runs, kinds, shapes, strict=True):
-    if kind != kinds[0] or paths != shapes[0]:
+  for run, paths in zip(runs, shapes, strict=True):
+    if compose.calls(run) != compose.calls(runs[0]) or paths != shapes[0]:
       raise UserError(
         f"{run.folder} ({_names(run)}) and {runs[0].folder} ({_names(runs[0])}) are of different "
-        "methods or targets: one batch holds adapters of one kind; give the others a batch of "
-        "their own"
+        "methods, options or targets: one batch holds adapters of one kind; give the others a "
+        "batch of their own"
       )
   return tree.stack([run.tuned for run in runs]), tree.stack([run.hyper for run in runs])
 

@@ -68,7 +68,7 @@ def export(
 
   Args:
     pretrained, methods, tuned, hyper, base: the model, and what `peft.init` made of it.
-    folder: replaced if it exists.
+    folder: new, empty, or an earlier export, which is replaced.
     format: "peft", "adapterhub", "merged", or "auto": the method's own.
     dtype: of merged weights, "float32" or "bfloat16"; adapters stay in float32, as trained.
     labels: names of a head's labels; by default those of the base's config.json.
@@ -80,17 +80,19 @@ def export(
     recipe: {"config": a run's, "result": its result.json}, for the model card.
 
   Raises:
-    UserError: for a method that the format cannot express, naming one that can.
+    UserError: for a method that the format cannot express, naming one that can; for a folder that
+      holds something else.
   """
+  _check_replaceable(Path(folder), pretrained.folder)
   form = choose_format(methods, tuned, format)
   if form != "merged" and dtype != "float32":
     raise UserError(f"dtype {dtype!r} is for format='merged'; adapters are written in float32")
   if base_name is None and pretrained.folder is not None:
     base_name = str(pretrained.folder)
   folder = Path(folder)
+  new = folder.resolve().with_name(f".{folder.resolve().name}.new")
   if certify and form == "adapterhub" and reload is None:
     adapters_interpreter()  # or say at once that there is none
-  new = folder.with_name(f".{folder.name}.new")
   shutil.rmtree(new, ignore_errors=True)
   try:
     rounding = None
@@ -215,8 +217,21 @@ def _certified(new, folder, reload, prompts, trained, base_name, rounding) -> di
     raise Rejected(f"{error}. Its files and certificate are kept in {rejected}") from error
 
 
+def _check_replaceable(folder: Path, base: str | Path | None) -> None:
+  """Refuses to write over what is no export, and over the base itself."""
+  inside = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  if base is not None and folder.resolve() == Path(base).resolve():
+    raise UserError(f"{folder} is the base's own folder; expected another for the export")
+  if folder.is_file() or inside and ("tuned.safetensors" in inside or not card.beside(folder)):
+    raise UserError(
+      f"{folder} exists and is no earlier export (it holds {', '.join(sorted(inside)[:3])}); "
+      "expected a folder that is new, empty or an export"
+    )
+
+
 def _replace(new: Path, folder: Path) -> None:
   """Moves a complete folder to its place; what was there goes only then."""
+  folder = folder.resolve()
   old = folder.with_name(f".{folder.name}.old")
   shutil.rmtree(old, ignore_errors=True)
   if folder.exists():

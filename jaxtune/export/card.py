@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxtune import peft
 from jaxtune.data import sources
 from jaxtune.export import loading
 
@@ -89,7 +90,8 @@ def write(
   main = [m.name for m in methods if m.kind not in ("head", "regularize")]
   title = f"{' + '.join(main or [m.name for m in methods])} for {Path(base).name}"
   text = front(form, pretrained, methods, base_name, result)
-  text += f"# {title}\n\n{what}, trained with jaxtune on the base model `{base}`.\n\n"
+  made = "trained" if result else "made"  # composed or imported, unless there is a result
+  text += f"# {title}\n\n{what}, {made} with jaxtune on the base model `{base}`.\n\n"
   if rounding:
     text += ROUNDING.format(dtype=dtype, **rounding.overall._asdict())
   if seen is not None:
@@ -106,6 +108,12 @@ def write(
     "of the model that was trained.\n"
   )
   (new / "README.md").write_text(text)
+
+
+def beside(folder: Path) -> bool:
+  """Says whether a folder holds a card that `write` wrote."""
+  path = folder / "README.md"
+  return path.is_file() and 'tags: ["jaxtune"' in path.read_text(errors="replace")[:2000]
 
 
 def front(form: str, pretrained, methods, base_name, result: dict) -> str:
@@ -167,6 +175,8 @@ def _recipe(methods, config: dict, result: dict) -> Iterator[tuple[str, str]]:
   if result.get("trained_parameters") is not None:
     of = f"{result['trained_parameters']:,} of {result['base_parameters']:,}"
     yield "trained parameters", of
+  if not result:
+    return
   train, optim = config.get("train") or {}, dict(config.get("optim") or {})
   if config.get("objective"):
     objective = dict(config["objective"])
@@ -196,10 +206,7 @@ def _methods(methods, section: dict | None) -> Iterator[tuple[str, str, dict]]:
   if not section:
     yield from ((m.name, m.kind, m.options) for m in methods)
     return
-  parts = {section["name"]: section}
-  if section["name"] == "stack":
-    parts = {name: part for name, part in section.items() if name != "name"}
-  for name, part in parts.items():
+  for name, part in peft.parts(section).items():
     yield name, part["name"], {key: x for key, x in part.items() if key != "name"}
 
 

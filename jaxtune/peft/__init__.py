@@ -101,7 +101,8 @@ def build(section: dict) -> tuple[Method, ...]:
 
   Args:
     section: {"name": "lora", "rank": 8, ...}, or {"name": "stack", KEY: section, ...} for several
-      at once, each of which owns its KEY at its sites (and is called KEY unless it has a name). A
+      at once, each of which owns its KEY at its sites (and is called KEY unless it has a name); a
+      completed config has them in the order of their keys, in which they are laid and merged. A
       union such as {"name": "mam"} stands for a stack (`peft.unions`).
   """
   options = unions.expand(section)
@@ -112,13 +113,22 @@ def build(section: dict) -> tuple[Method, ...]:
         raise UserError(f"method.{key} is {part!r}; expected a section, under a name without '/'")
     if not options:
       raise UserError("method 'stack' is empty; expected sections such as lora and prefix in it")
-    return tuple(
-      method._replace(name=key)
-      for key, part in options.items()
-      for method in build({"name": key, **part})
-    )
+    sections = {key: {"name": key, **part} for key, part in options.items()}
+    for key, part in sections.items():
+      if part["name"] == "stack" or part["name"] in unions.UNIONS:
+        raise UserError(
+          f"method.{key} is a stack within a stack; expected one stack of all methods"
+        )
+    return tuple(build(part)[0]._replace(name=key) for key, part in sections.items())
   start = options.pop("start", None)
   return (constructor(kind)(**options)._replace(kind=kind, start=start),)
+
+
+def parts(section: dict) -> dict[str, dict]:
+  """Returns the sections of a completed config's methods by name: one, or those of a stack."""
+  if section["name"] != "stack":
+    return {section["name"]: section}
+  return {name: part for name, part in section.items() if name != "name"}
 
 
 def constructor(kind: str) -> Callable:
@@ -175,6 +185,9 @@ def init(
   prompts = [method.name for method in methods if method.slots is not None]
   if len(prompts) > 1:
     raise UserError(f"two prompts: {' and '.join(prompts)}; expected at most one, of any length")
+  names = [method.name for method in methods]
+  if twice := {name for name in names if names.count(name) > 1}:
+    raise UserError(f"two methods are called {min(twice)!r}: give one another key in the stack")
   deltas, hyper = {}, {}
   modules = {name for path in sites for name in path.split("/")}
   for method in methods:
@@ -304,7 +317,7 @@ def merge(methods, base, tuned, hyper) -> Any:
     for site in changed & {s for s, arrays in trained.items() if "magnitude" in arrays}:
       raise UserError(
         f"{method.name!r} scales {site} by the norm of the base's weights and its own delta, which "
-        "another method has changed by then: put it first in the stack"
+        "another method has changed by then: give it a name that sorts before the other's"
       )
     changed |= trained.keys()
     if method.merge is None and method.place is None and trained:

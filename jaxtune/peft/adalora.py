@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError, check_at_least
+from jaxtune.errors import UserError, check_at_least, check_rate
 
 
 def method(
@@ -74,8 +74,7 @@ def _check(init_rank, target_rank, dropout, orth_weight, interval, **betas):
       f"method.target_rank is {target_rank} and method.init_rank {init_rank}, "
       "expected 1 <= target_rank <= init_rank"
     )
-  if not 0 <= dropout < 1:
-    raise UserError(f"method.dropout is {dropout}, expected 0 <= dropout < 1")
+  check_rate("method.dropout", dropout)
   if orth_weight < 0:
     raise UserError(f"method.orth_weight is {orth_weight}, expected 0 or more")
   check_at_least("method.interval", interval)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import peft
-from jaxtune.errors import UserError, check_at_least, check_known
+from jaxtune.errors import UserError, check_at_least, check_known, check_rate
 from jaxtune.models.layers import ACTIVATIONS, lift
 
 # placement: the sites, and the defaults of adapters 1.3 for activation and scale
@@ -73,7 +73,7 @@ def method(
   """
   targets, activation, scale = at_placement(placement, targets, activation, scale)
   channel_scale = placement == "plus" if channel_scale is None else channel_scale
-  check_dropout(dropout)
+  check_rate("method.dropout", dropout)
   for number in _numbers(width):
     check_at_least("method.width", number)
   for number in _numbers(reduction_factor):
@@ -102,11 +102,6 @@ def at_placement(placement, targets, activation, scale):
   check_known("activation", activation, ACTIVATIONS)
   scale = default_scale if scale is None else scale
   return places if targets is None else targets, activation, scale
-
-
-def check_dropout(dropout):
-  if not 0 <= dropout < 1:
-    raise UserError(f"method.dropout is {dropout}, expected 0 <= dropout < 1")
 
 
 def _numbers(option) -> tuple:
@@ -179,7 +174,7 @@ def _intercept(placement, activation, module, trained, fixed, next_fn, x, y):
     z = activation(z + lift(w["down_bias"], z)) @ w["up_kernel"]
     z = (z + lift(w["up_bias"], z)) * fixed["scale"].astype(h.dtype)
     if "channel_scale" in w:
-      z = z * lift(w["channel_scale"], z)
+      z = (z.astype(jnp.float32) * lift(trained["channel_scale"], z)).astype(z.dtype)
     z = peft.dropout(module, z, fixed["dropout"])
     if "gate_kernel" in w:
       z = z * jax.nn.sigmoid(h @ w["gate_kernel"] + w["gate_bias"])[..., None]

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft
-from jaxtune.errors import UserError, check_at_least
+from jaxtune.errors import UserError, check_at_least, check_rate
 from jaxtune.models.layers import ACTIVATIONS, lift
 from jaxtune.peft import adapter
 
@@ -55,7 +55,7 @@ def method(
   they are shared, else from N(0, 0.01^2); so the model is hardly changed at first.
   """
   targets, activation, scale = adapter.at_placement(placement, targets, activation, scale)
-  adapter.check_dropout(dropout)
+  check_rate("method.dropout", dropout)
   for name, number in (("width", width), ("n", n), ("rank", rank)):
     check_at_least(f"method.{name}", number)
   if width % n:

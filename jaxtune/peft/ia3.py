@@ -53,9 +53,13 @@ def _init(key, sites, frozen, *, targets, feedforward):
 
 def _intercept(module, trained, fixed, next_fn, x):
   if "l_in" in trained:
-    return next_fn(x * lift(trained["l_in"].astype(x.dtype), x))
-  y = next_fn(x)
-  return y * lift(trained["l"].astype(y.dtype), y)
+    return next_fn(_times(x, trained["l_in"]))
+  return _times(next_fn(x), trained["l"])
+
+
+def _times(x, l):
+  """Multiplies in fp32, as PEFT does: bfloat16's next number above one is 1.008."""
+  return (x.astype(jnp.float32) * lift(l, x)).astype(x.dtype)
 
 
 def _merge(params, trained, fixed):

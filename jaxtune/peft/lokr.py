@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError, check_at_least
+from jaxtune.errors import check_at_least
 
 
 def method(
@@ -39,8 +39,7 @@ def method(
   inputs), and B2 from +-1/sqrt(rank).
   """
   check_at_least("method.rank", rank)
-  if factor is not None and factor < 1:
-    raise UserError(f"method.factor is {factor}, expected at least 1, or None for a square root")
+  check_at_least("method.factor", factor)
   scale = alpha / rank if scale is None else scale
   shapes = dict(rank=rank, factor=factor, decompose_both=decompose_both)
   return peft.Method(

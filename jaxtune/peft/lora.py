@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError, check_known, nearest
+from jaxtune.errors import UserError, check_known, check_rate, nearest
 from jaxtune.models.layers import Embed, lift
 
 LEAVES = {"Linear": "kernel", "Embed": "embedding"}
@@ -112,8 +112,7 @@ def _first(option: str, values: dict, path: str, default):
 
 
 def _check(sizes: Sizes, dropout: float, initialise: str, b_rate: float) -> None:
-  if not 0 <= dropout < 1:
-    raise UserError(f"method.dropout is {dropout}, expected 0 <= dropout < 1")
+  check_rate("method.dropout", dropout)
   if b_rate <= 0:
     raise UserError(f"method.b_rate is {b_rate}, expected above 0")
   check_known("method.initialise", initialise, STARTS)

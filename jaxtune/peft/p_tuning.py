@@ -37,13 +37,12 @@ def method(
     layers: of the LSTM; an MLP has always two hidden layers.
 
   Embeddings are drawn from N(0, 1), weights and biases uniformly from +-1/sqrt(inputs), in an LSTM
-  from +-1/sqrt(hidden), as PyTorch does.
+  from +-1/sqrt(hidden), as PyTorch does; the LSTM has one bias where PyTorch adds two.
   """
   check_at_least("method.length", length)
   check_known("method.encoder", encoder, ENCODERS)
-  for name, value in (("hidden", hidden), ("layers", layers)):
-    if value is not None:
-      check_at_least(f"method.{name}", value)
+  check_at_least("method.hidden", hidden)
+  check_at_least("method.layers", layers)
   make = partial(_draw, length=length, hidden=hidden, layers=layers if encoder == "lstm" else 0)
   return peft.Method(
     "p_tuning",
@@ -75,7 +74,7 @@ def _draw(key, site, frozen, *, length, hidden, layers):
   sizes = [2 * hidden, 2 * hidden, width] if layers else [width, hidden, hidden, width]
   for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
     made[f"w{i}"] = uniform(f"w{i}", (inputs, outputs), inputs)
-    made[f"b{i}"] = uniform(f"b{i}", (outputs,), inputs)
+    made[f"bias{i}"] = uniform(f"b{i}", (outputs,), inputs)
   return made
 
 
@@ -94,7 +93,7 @@ def _encode(made):
     x_PF = jnp.concatenate([ahead, back], -1)
   last = sum(name.startswith("w") for name in made)
   for i in range(1, last + 1):
-    x_PF = x_PF @ made[f"w{i}"] + made[f"b{i}"][None]
+    x_PF = x_PF @ made[f"w{i}"] + made[f"bias{i}"][None]
     x_PF = jax.nn.relu(x_PF) if i < last else x_PF
   return x_PF
 

@@ -59,8 +59,7 @@ def method(
   if lengths is not None:
     length = _longest(lengths)
   check_at_least("method.length", length)
-  if projection is not None and projection < 1:
-    raise UserError(f"method.projection is {projection}, expected at least 1, or None for no MLP")
+  check_at_least("method.projection", projection)
   if not (encoder or decoder or cross):
     raise UserError(
       "method.encoder, method.decoder and method.cross are all False: expected a prefix in at "
@@ -175,7 +174,7 @@ def _init_trunk(key, attends, width, length, deviation, hidden):
   made = {
     "embedding": peft.draw_columns(sample, keys["embedding"], length).T,
     "w1": jax.random.normal(keys["w1"], (width, hidden)) * width**-0.5,
-    "b1": jnp.zeros(hidden),
+    "bias1": jnp.zeros(hidden),
   }
   for path, site in attends.items():
     shape = (hidden, *site.lead, 2, *site.inputs[1][-2:])
@@ -183,7 +182,7 @@ def _init_trunk(key, attends, width, length, deviation, hidden):
     made[f"w2:{name}"] = (
       0.1 * hidden**-0.5 * jax.random.normal(peft.site_key(keys["w2"], path), shape)
     )
-    made[f"b2:{name}"] = jnp.zeros(shape[1:])
+    made[f"bias2:{name}"] = jnp.zeros(shape[1:])
   return made
 
 
@@ -197,12 +196,12 @@ def _realise(trained):
 
 
 def _realised(made):
-  hidden_PF = jnp.tanh(made["embedding"] @ made["w1"] + made["b1"][None])
+  hidden_PF = jnp.tanh(made["embedding"] @ made["w1"] + made["bias1"][None])
   found = {}
   for name in made:
     if name.startswith("w2:"):
       both = jnp.tensordot(hidden_PF, made[name], 1)  # (P, [L,] 2, K, H)
-      both = both + made["b2" + name[2:]][None]
+      both = both + made["bias2" + name[2:]][None]
       pair = jnp.moveaxis(both, (0, -3), (-3, 0))  # (2, [L,] P, K, H)
       found[name[3:].replace(".", "/")] = {"key": pair[0], "value": pair[1]}
   return found
@@ -213,9 +212,8 @@ def _intercept(module, trained, fixed, next_fn, *args):
     *others, positions = args
     return next_fn(*others, positions + fixed["offset"])
   q, k, v, mask_B1TS, *bias = args
-  front = lambda x, y: jnp.concatenate(
-    [jnp.broadcast_to(x, (y.shape[0], *x.shape)).astype(y.dtype), y], 1
-  )  # noqa: E501
+  rows = lambda x, y: jnp.broadcast_to(x, (y.shape[0], *x.shape)).astype(y.dtype)
+  front = lambda x, y: jnp.concatenate([rows(x, y), y], 1)
   prefix_mask = jnp.broadcast_to(fixed["mask"], (*mask_B1TS.shape[:-1], fixed["mask"].shape[-1]))
   mask = jnp.concatenate([prefix_mask, mask_B1TS], -1)
   front_of = lambda b: jnp.pad(b, ((0, 0), (0, 0), (0, 0), (prefix_mask.shape[-1], 0)))

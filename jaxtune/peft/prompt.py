@@ -43,6 +43,8 @@ def method(
     init_scale: bound of the random start.
   """
   check_at_least("method.length", length)
+  if not init_scale > 0:
+    raise UserError(f"method.init_scale is {init_scale}, expected more than 0")
   check_known("method.initialise", initialise, STARTS)
   if (initialise == "text") != bool(text):
     raise UserError(

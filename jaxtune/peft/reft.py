@@ -46,8 +46,7 @@ def method(
   """
   check_at_least("method.rank", rank)
   check_known("variant", variant, VARIANTS)
-  if first is not None and first < 1:
-    raise UserError(f"method.first is {first}, expected at least 1, or None for every token")
+  check_at_least("method.first", first)
   if layers is not None and not layers:
     raise UserError("method.layers is empty, expected at least one layer, or None for all")
   return peft.Method(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft
-from jaxtune.errors import UserError
+from jaxtune.errors import check_at_least, check_rate
 
 
 def method(dropout: float = 0.0, token_dropout: float = 0.0, neftune: float = 0.0) -> peft.Method:
@@ -19,11 +19,9 @@ def method(dropout: float = 0.0, token_dropout: float = 0.0, neftune: float = 0.
     neftune: alpha of uniform noise in [-1, 1] * alpha / sqrt(T * D) on the embeddings, where T is
       the padded length (Jain et al. 2023).
   """
-  for name, rate in (("dropout", dropout), ("token_dropout", token_dropout)):
-    if not 0 <= rate < 1:
-      raise UserError(f"regularize.{name} is {rate}, expected 0 <= rate < 1")
-  if neftune < 0:
-    raise UserError(f"regularize.neftune is {neftune}, expected 0 or more")
+  check_rate("regularize.dropout", dropout)
+  check_rate("regularize.token_dropout", token_dropout)
+  check_at_least("regularize.neftune", neftune, 0)
   numbers = dict(dropout=dropout, token_dropout=token_dropout, neftune=neftune)
 
   def init(key, sites, frozen):

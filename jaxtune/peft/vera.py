@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft, tree
-from jaxtune.errors import check_at_least
+from jaxtune.errors import UserError, check_at_least
 from jaxtune.models.layers import lift
 
 
@@ -31,6 +31,8 @@ def method(
   target's for A and the rank for B: draws of rank 4 start those of rank 8, B's up to its scale.
   """
   check_at_least("method.rank", rank)
+  if not d_initial:
+    raise UserError("method.d_initial is 0: as b starts at zero too, nothing would ever move")
   return peft.Method(
     "vera",
     init=partial(_init, rank=rank, d_initial=d_initial, targets=targets),

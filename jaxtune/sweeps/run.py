@@ -43,8 +43,9 @@ def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dic
     [i for i in group if resumed or not done[i]]
     for group, resumed in zip(members, going, strict=True)
   ]
-  for group in filter(None, waiting):
-    probe.check(configs[group[0]], setups[group[0]])
+  for group in waiting:
+    for i in {str(configs[i]["method"]): i for i in reversed(group)}.values():
+      probe.check(configs[i], setups[i])
   for number, group in enumerate(waiting, 1):
     if not group:
       continue

@@ -123,7 +123,7 @@ def test_p_tuning_equals_peft(llama, kind):
   made = {"embedding": numpy(theirs.embedding.weight)}
   linear = [layer for layer in theirs.mlp_head if hasattr(layer, "weight")]
   for i, layer in enumerate(linear, 1):
-    made |= {f"w{i}": numpy(layer.weight).T, f"b{i}": numpy(layer.bias)}
+    made |= {f"w{i}": numpy(layer.weight).T, f"bias{i}": numpy(layer.bias)}
   for i in range(2 if kind == "lstm" else 0):
     both = lambda name, i=i: jnp.stack(
       [numpy(getattr(theirs.lstm_head, f"{name}_l{i}{way}")) for way in ("", "_reverse")]

@@ -200,7 +200,7 @@ def read(folder: Path) -> tuple[Path, dict, dict[str, np.ndarray]]:
       flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     record["config"], record["base"]
   except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-    raise UserError(f"{path} is missing or damaged: {error}") from error
+    raise UserError(f"{path} is damaged or missing: {error}") from error
   if "stop_tokens" not in record:
     raise UserError(f"{path} was written by an older version of jaxtune: train it anew")
   return path, record, flat

@@ -38,6 +38,7 @@ def read(folder: str | Path, pretrained) -> Imported:
   except ValueError as error:
     raise UserError(f"{path} is no JSON ({error})") from error
   if isinstance(config, dict):
+    files.check_types(config, path)
     named = config.get("base_model_name_or_path") or config.get("model_name")
     files.check_base(named, pretrained)
   if isinstance(config, dict) and "peft_type" in config:

@@ -42,7 +42,8 @@ def read(folder: Path, config: dict, pretrained) -> imports.Imported:
       )
   union = about.get("architecture") == "union"
   abouts = about.get("configs") or [] if union else [about]
-  kinds = [part.get("architecture") or "bottleneck" for part in abouts]
+  whole = isinstance(abouts, list) and all(isinstance(part, dict) for part in abouts)
+  kinds = [str(part.get("architecture") or "bottleneck") for part in abouts] if whole else []
   if not kinds or not {*kinds} <= READERS.keys():
     raise UserError(
       f"the adapter in {folder} is a {' + '.join(kinds) or 'union of nothing'}, expected a "
@@ -227,6 +228,8 @@ def _head(folder: Path, pretrained) -> tuple[dict[str, Any], tuple[str, ...]]:
     config = json.loads((folder / about).read_text())
   except ValueError as error:
     raise UserError(f"{folder / about} is no JSON ({error})") from error
+  if not isinstance(config, dict):
+    raise UserError(f"{folder / about} holds no object of options")
   c, family = pretrained.model.config, hf.family_module(pretrained.family)
   kind = "lm" if c.head is None else c.head.kind
   if config.get("config") is not None or config.get("model_class") != family.ARCHITECTURES.get(

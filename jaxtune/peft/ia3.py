@@ -57,9 +57,9 @@ def _intercept(module, trained, fixed, next_fn, x):
   return _times(next_fn(x), trained["l"])
 
 
-def _times(x, l):
+def _times(x, vector):
   """Multiplies in fp32, as PEFT does: bfloat16's next number above one is 1.008."""
-  return (x.astype(jnp.float32) * lift(l, x)).astype(x.dtype)
+  return (x.astype(jnp.float32) * lift(vector, x)).astype(x.dtype)
 
 
 def _merge(params, trained, fixed):

@@ -24,7 +24,7 @@ def draw(seed, *shape):
 
 def test_unions_are_the_published_stacks():
   mam = config.complete_method({"name": "mam", "adapter": {"scale": 2.0}})
-  assert mam["name"] == "stack" and list(mam) == ["name", "prefix", "adapter"]
+  assert mam["name"] == "stack" and list(mam) == ["name", "adapter", "prefix"]
   assert mam["prefix"]["length"] == 30 and not mam["prefix"]["shift"]
   assert mam["adapter"]["placement"] == "parallel" and mam["adapter"]["scale"] == 2
   assert mam["adapter"]["reduction_factor"] == 2

@@ -77,7 +77,8 @@ def test_a_start_that_does_not_fit_is_refused(place, method, words):
 def test_composed_runs_are_runs(place, how):
   folder, _ = place
   runs = jaxtune.load_runs([folder / "one", folder / "two"])
-  kept = jaxtune.compose_runs(runs, folder / f"by {how}", how, rank=6)
+  rank = 6 if how in adapters.deltas.WAYS else None
+  kept = jaxtune.compose_runs(runs, folder / f"by {how}", how, rank=rank)
   run = jaxtune.load_run(folder / f"by {how}")
   found = adapters.compose.parts(run)
   assert list(found) == (["lora", "lora_2"] if how == "stack" else ["lora"])
@@ -93,6 +94,62 @@ def test_what_cannot_be_composed_is_said(place):
     jaxtune.compose_runs(runs, place[0] / "x", "tie")
   with pytest.raises(UserError, match="needs a rank"):
     jaxtune.compose_runs(runs, place[0] / "x", "linear")
+  with pytest.raises(UserError, match="'cat' takes no rank"):
+    jaxtune.compose_runs(runs, place[0] / "x", "cat", rank=2)
+  with pytest.raises(UserError, match="takes no weights"):
+    jaxtune.compose_runs(runs, place[0] / "x", "stack", weights=[1, 1])
+  with pytest.raises(UserError, match="holds a run already"):
+    jaxtune.compose_runs(runs, place[0] / "one", "cat")
+  prompt = {"name": "prompt", "length": 2}
+  two = adapters.compose.remade(runs[0], {"name": "stack", "a": prompt, "b": prompt}, {}, {})
+  with pytest.raises(UserError, match="two prompts"):
+    adapters.keep(two, place[0] / "x")
+  assert not (place[0] / "x").exists()
+
+
+def test_an_export_replaces_nothing_but_an_export(place):
+  folder, _ = place
+  run = jaxtune.load_run(folder / "two")
+  before = sorted(path.name for path in run.folder.iterdir())
+  for place_ in (run.folder, folder):
+    with pytest.raises(UserError, match="is no earlier export"):
+      jaxtune.export_run(run, place_)
+  with pytest.raises(UserError, match="the base's own folder"):
+    jaxtune.export_run(run, run.pretrained.folder)
+  assert sorted(path.name for path in run.folder.iterdir()) == before
+  for _ in range(2):
+    jaxtune.export_run(run, folder / "again")
+  assert "trained with jaxtune" in (folder / "again" / "README.md").read_text()
+
+
+def test_the_card_of_a_composed_run_tells_of_no_training(place):
+  folder, _ = place
+  runs = jaxtune.load_runs([folder / "one", folder / "two"])
+  jaxtune.compose_runs(runs, folder / "mean", "average")
+  jaxtune.export_run(jaxtune.load_run(folder / "mean"), folder / "mean export")
+  card = (folder / "mean export" / "README.md").read_text()
+  assert "made with jaxtune" in card and "trained with" not in card and "adamw" not in card
+
+
+def test_another_base_is_said_of_both_runs(place):
+  folder, make = place
+  other = small.base(folder, "gpt2")
+  with_other = make(method={"name": "lora", "targets": ["q_proj"]})
+  with_other["model"]["path"] = str(other)
+  jaxtune.fit(with_other, folder / "over gpt2")
+  with pytest.raises(UserError, match="other base weights than the run before it"):
+    jaxtune.load_runs([folder / "one", folder / "over gpt2"])
+
+
+def test_a_start_finds_its_part_of_a_stack_by_name(place):
+  folder, make = place
+  runs = jaxtune.load_runs([folder / "one", folder / "two"])
+  jaxtune.compose_runs(runs, folder / "both", "stack")
+  start = {"start": str(folder / "both")}
+  stack = {"name": "stack", "lora": LORA | start, "lora_2": LORA | start}
+  jaxtune.fit(make(method=stack, optim={"learning_rate": 0.0}), folder / "on from both")
+  one, two = (arrays(jaxtune.load_run(folder / name)) for name in ("both", "on from both"))
+  jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def test_quality_against_rank_from_one_run(place):

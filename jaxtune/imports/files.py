@@ -89,7 +89,7 @@ def check_types(config: dict, path: Path) -> None:
   for name in ("rank_pattern", "alpha_pattern"):
     for key, value in (config.get(name) or {}).items():
       patterns.append(key)
-      if isinstance(value, bool) or not isinstance(value, int | float):
+      if isinstance(value, bool) or not isinstance(value, int | float | list):  # AdaLoRA's masks
         raise UserError(f"{name} has {value!r} for {key!r} in {path}, expected a number")
   for pattern in patterns:
     try:

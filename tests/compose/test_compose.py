@@ -55,6 +55,103 @@ def test_stacked_loras_add_up(llama):
   close(logits(both), changed(runs[0], sums))
 
 
+def test_a_stack_on_a_stack_keeps_every_part(llama):
+  runs = [make(llama, LORA, seed) for seed in range(3)]
+  every = compose.stack([compose.stack(runs[:2]), runs[2]])
+  assert list(compose.parts(every)) == ["lora", "lora_2", "lora_3"]
+  parts = list(map(deltas.of, runs))
+  close(logits(every), changed(runs[0], {path: sum(x[path] for x in parts) for path in parts[0]}))
+
+
+def test_noise_of_training_is_no_part_of_what_is_composed(llama):
+  noisy = make(llama, LORA)
+  full = setups.complete(LORA, {"regularize.dropout": 0.1})
+  methods = make_methods(full, ())
+  hyper = tree.combine(noisy.hyper, peft.init(
+    jax.random.key(0), methods[1:], peft.find_sites(llama.model), llama.params)[1])  # fmt: skip
+  noisy = noisy._replace(config=full, methods=methods, hyper=hyper)
+  for made in (compose.average([noisy, noisy]), low_rank.concatenate([noisy, noisy])):
+    assert [m.name for m in made.methods] == ["lora"]
+    assert not any("regularize" in path for path in tree.flatten(made.hyper))
+    close(logits(made), logits(noisy))
+
+
+def classifier(seed: int) -> Run:
+  pretrained = tiny.make("llama", head="classify", labels=3)
+  pretrained = pretrained._replace(fresh=("head/out/kernel",))
+  full = setups.complete(LORA) | {"objective": {"name": "classify"}}
+  methods = make_methods(full, pretrained.fresh)
+  sites = peft.find_sites(pretrained.model)
+  tuned, hyper, base = peft.init(jax.random.key(0), methods, sites, pretrained.params)
+  tuned = tiny.perturb(tuned, seed, 0.1)
+  return Run(Path(f"c{seed}"), full, pretrained, methods, base, tuned, hyper, ("a", "b", "c"), ())
+
+
+@pytest.mark.parametrize("how", ["cat", "linear"])
+def test_heads_are_added_as_deltas_are(how):
+  runs = [classifier(1), classifier(2)]
+  if how == "cat":
+    made = low_rank.concatenate(runs, [0.5, 0.25])
+  else:
+    made, _ = deltas.merge(runs, 32, [0.5, 0.25])
+  parts = list(map(deltas.of, runs))
+  sums = {path: 0.5 * parts[0][path] + 0.25 * parts[1][path] for path in parts[0]}
+  assert "head/out/kernel" in sums and "lora" in compose.parts(made)
+  assert not any("head" in path for path in tree.flatten(made.tuned["peft"]))
+  close(logits(made), changed(made, sums), 2e-4)
+
+
+def test_a_change_of_tied_embeddings_is_no_lora(llama3, tmp_path):
+  assert llama3.model.config.tied
+  flat = tree.flatten(llama3.params)
+  flat["embed/embedding"] = flat["embed/embedding"] + 0.1
+  hf.save(llama3, tree.unflatten(flat), tmp_path)
+  run = make(llama3, LORA)
+  run.config["model"]["path"] = str(tmp_path)
+  with pytest.raises(UserError, match="score the logits too"):
+    low_rank.extract(run, str(tmp_path), 2)
+  with pytest.raises(UserError, match="score the logits too"):
+    deltas.of(make(llama3, {"name": "full"}))
+  deltas.of(make(llama3, LORA | {"targets": ["embed"]}))  # of the lookup alone
+
+
+def test_a_gated_lora_is_not_cut(llama):
+  with pytest.raises(UserError, match="no plain LoRA"):
+    low_rank.truncate(make(llama, LORA | {"gate": True}), 1)
+
+
+def test_a_sum_of_more_ranks_than_a_weight_has_is_exact(llama):
+  wide = {"name": "lora", "rank": 16, "targets": ["k_proj"]}
+  runs = [make(llama, wide, 0), make(llama, wide, 1)]
+  made = low_rank.concatenate(runs, [1, 1])
+  parts = list(map(deltas.of, runs))
+  assert compose.parts(made)["lora"]["rank"] == 16
+  close(logits(made), changed(made, {path: parts[0][path] + parts[1][path] for path in parts[0]}))
+
+
+def test_an_average_has_weights_of_sum_one(llama):
+  with pytest.raises(UserError, match="whose sum is 2: expected 1"):
+    compose.average([make(llama, LORA), make(llama, LORA, 1)], [1, 1])
+
+
+def test_adapters_that_compute_something_else_are_kept_apart(llama):
+  runs = [make(llama, {"name": "adapter", "width": 4, "placement": placement})
+          for placement in ("pfeiffer", "parallel")]  # fmt: skip
+  with pytest.raises(UserError, match="options or targets"):
+    mixed.together(runs)
+  with pytest.raises(UserError, match="options of one"):
+    compose.average(runs)
+
+
+def test_ties_with_an_adapter_that_changes_nothing(llama):
+  still = make(llama, LORA)
+  still = still._replace(tuned=jax.tree.map(jnp.zeros_like, still.tuned))
+  other = make(llama, LORA, 1)
+  found = deltas.combine([still, other], [1, 1], "ties", density=1.0)
+  for path, x in deltas.of(other).items():
+    close(found[path], x, 1e-6)
+
+
 def test_a_lora_over_a_prefix_is_their_stack(llama):
   prefix, lora = make(llama, {"name": "prefix", "length": 3}), make(llama, LORA)
   made = compose.stack([prefix, lora])

@@ -19,10 +19,11 @@ def check_known(what: str, name: str, choices: Iterable[str]) -> None:
     raise UserError(f"unknown {what} {name!r}. {nearest(name, choices)}")
 
 
-def check_at_least(name: str, value: float | None, least: float = 1) -> None:
-  """Raises UserError for a number below the least; None is none."""
+def check_at_least(name: str, value: float | None, least: float = 1, none: str = "") -> None:
+  """Raises UserError for a number below the least; None is none, and stands for `none`."""
   if value is not None and not value >= least:
-    raise UserError(f"{name} is {value}, expected at least {least}")
+    other = f", or None for {none}" if none else ""
+    raise UserError(f"{name} is {value}, expected at least {least}{other}")
 
 
 def check_rate(name: str, value: float) -> None:

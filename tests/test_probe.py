@@ -3,7 +3,9 @@
 import jax.numpy as jnp
 import pytest
 import setups
+import small
 
+import jaxtune
 from jaxtune import peft, probe, tree
 from jaxtune.errors import UserError
 
@@ -27,6 +29,16 @@ def test_an_array_that_is_not_read_is_named(llama, monkeypatch):
   monkeypatch.setattr("jaxtune.programs.make_methods", lambda *_: methods)
   with pytest.raises(UserError, match="trunk/nowhere/lora/a: it would be trained in vain"):
     probe.check(config, setup)
+
+
+def test_every_method_of_a_group_is_probed(tmp_path):
+  rows = [{"prompt": f"a{i} :", "completion": f"b{i}"} for i in range(8)]
+  files = {name: small.write(tmp_path, f"{name}.jsonl", rows) for name in ("train", "test")}
+  config = small.config(small.base(tmp_path, "llama"), files | {"overlap": "allow"})
+  config["sweep"] = ({"method.alpha": [16.0, 0.0]},)
+  with pytest.raises(UserError, match="no gradient reaches"):
+    jaxtune.sweep(config, tmp_path / "sweep")
+  assert not list((tmp_path / "sweep").glob("trials/*/metrics.jsonl"))
 
 
 def test_weights_that_are_not_finite_are_named(llama):

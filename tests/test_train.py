@@ -9,9 +9,21 @@ import numpy as np
 import pytest
 import setups
 import tiny
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
-from jaxtune import data, optim, preflight, programs, runs, train, tree, update
+from jaxtune import (
+  config,
+  data,
+  optim,
+  peft,
+  preflight,
+  programs,
+  runs,
+  train,
+  tree,
+  update,
+)  # fmt: skip
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 
@@ -102,6 +114,36 @@ def test_clipping_and_decay(name, expected):
   gradient = {"kernel": jnp.asarray(3.0), "bias": jnp.asarray(4.0)}
   change, _ = tx.update(gradient, tx.init(weights), weights)
   assert {k: float(x) for k, x in change.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_decay_does_not_gather_momentum():
+  """With no gradient, what SGD takes off each time is rate x decay x weight, as AdamW does."""
+  for name in ("sgd", "adamw"):
+    tx = optim.make(
+      None, 5, name=name, learning_rate=0.1, schedule="constant", weight_decay=0.1, clip=None
+    )
+    weights = {"kernel": jnp.ones(())}
+    state = tx.init(weights)
+    for _ in range(4):
+      change, state = tx.update({"kernel": jnp.zeros(())}, state, weights)
+      assert float(change["kernel"]) == pytest.approx(-0.01)
+
+
+def test_biases_of_every_method_are_not_decayed(llama):
+  method = {"name": "stack", "p": {"name": "p_tuning"}, "x": {"name": "prefix", "projection": 4}}
+  method |= {"lora": {}, "loha": {}, "adapter": {"ln_before": True}, "ia3": {}}
+  tuned = peft.init(jax.random.key(0), peft.build(method), peft.find_sites(llama.model),
+                    llama.params)[0]  # fmt: skip
+  spared = {p.rsplit("/", 1)[1] for p, x in tree.flatten(optim._decayed(tuned)).items() if not x}
+  every = {path.rsplit("/", 1)[1] for path in tree.flatten(tuned)}
+  assert spared == {name for name in every if "bias" in name or "scale" in name} | {"l", "l_in"}
+  assert {"bias1", "a", "b", "b1", "b2", "w1"} <= every and "bias2:" in "".join(spared)
+
+
+def test_a_stack_is_laid_in_the_order_of_its_keys():
+  given = {"name": "stack", "lora": {"rank": 2}, "ia3": {}}
+  for section in (given, ConfigDict(given).to_dict()):
+    assert list(config.complete_method(section)) == ["name", "ia3", "lora"]
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
@@ -229,6 +271,22 @@ def test_a_damaged_run_is_refused(tmp_path):
     ({"evaluate.limit": 0}, "evaluate.limit is 0"),
     ({"optim.name": "adam"}, "Did you mean 'adamw'"),
     ({"optim.schedule": "cosin"}, "Did you mean 'cosine'"),
+    ({"optim.clip": -1.0}, "optim.clip is -1.0, expected more than 0"),
+    ({"optim.clip": 0.0}, "optim.clip is 0.0, expected more than 0"),
+    ({"optim.learning_rate": -1e-3}, "optim.learning_rate is -0.001, expected at least 0"),
+    ({"optim.weight_decay": -0.1}, "optim.weight_decay is -0.1"),
+    ({"optim.b1": 1.0}, "optim.b1 is 1.0, expected 0 <= b1 < 1"),
+    ({"optim.epsilon": 0.0}, "optim.epsilon is 0.0"),
+    ({"optim.learning_rate": float("nan")}, "learning_rate"),
+    ({"method.b_rate": float("inf")}, "b_rate"),
+    ({"method": {"name": "vera", "d_initial": 0.0}}, "nothing would ever move"),
+    ({"method": {"name": "prompt", "init_scale": -0.5}}, "init_scale is -0.5"),
+    ({"method": {"name": "stack", "x": {"name": "stack", "lora": {}}}}, "a stack within a stack"),
+    ({"method": {"name": "mam", "adapter": {"name": "unipelt"}}}, "stack within a stack"),
+    (
+      {"method": {"name": "stack", "regularize": {"dropout": 0.5}}, "regularize.dropout": 0.1},
+      "two methods are called 'regularize'",
+    ),
     ({"method.rank": 0}, "method.rank is 0"),
     ({"method.rank": 33}, "expected at most"),
     ({"method.targets": ["q_prj"]}, "hits no Linear or Embed site. Did you mean"),

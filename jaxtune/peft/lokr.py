@@ -39,7 +39,7 @@ def method(
   inputs), and B2 from +-1/sqrt(rank).
   """
   check_at_least("method.rank", rank)
-  check_at_least("method.factor", factor)
+  check_at_least("method.factor", factor, none="a square root")
   scale = alpha / rank if scale is None else scale
   shapes = dict(rank=rank, factor=factor, decompose_both=decompose_both)
   return peft.Method(

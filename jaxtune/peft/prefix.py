@@ -59,7 +59,7 @@ def method(
   if lengths is not None:
     length = _longest(lengths)
   check_at_least("method.length", length)
-  check_at_least("method.projection", projection)
+  check_at_least("method.projection", projection, none="no MLP")
   if not (encoder or decoder or cross):
     raise UserError(
       "method.encoder, method.decoder and method.cross are all False: expected a prefix in at "

@@ -46,7 +46,7 @@ def method(
   """
   check_at_least("method.rank", rank)
   check_known("variant", variant, VARIANTS)
-  check_at_least("method.first", first)
+  check_at_least("method.first", first, none="every token")
   if layers is not None and not layers:
     raise UserError("method.layers is empty, expected at least one layer, or None for all")
   return peft.Method(

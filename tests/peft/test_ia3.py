@@ -96,6 +96,16 @@ def test_weight_decay_leaves_the_ones(llama):
   assert not any(np.any(x) for x in jax.tree.leaves(changes))
 
 
+def test_small_steps_count_in_bfloat16(llama):
+  """1.0035 is one in bfloat16; the products are made in fp32, as PEFT's are."""
+  narrow = tiny.make("llama", dtype="bfloat16")
+  methods, tuned, hyper, base = tiny.lay(narrow, {"name": "ia3"})
+  before = np.asarray(tiny.forward(narrow, (methods, tuned, hyper, base), ONE))
+  tuned = jax.tree.map(lambda x: x * 1.0035, tuned)
+  after = np.asarray(tiny.forward(narrow, (methods, tuned, hyper, base), ONE))
+  assert (before != after).any()
+
+
 def test_one_kind_of_vector_alone(llama):
   names = lambda **options: {
     path.rsplit("/", 1)[1]

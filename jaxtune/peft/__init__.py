@@ -185,7 +185,7 @@ def init(
   prompts = [method.name for method in methods if method.slots is not None]
   if len(prompts) > 1:
     raise UserError(f"two prompts: {' and '.join(prompts)}; expected at most one, of any length")
-  names = [method.name for method in methods]
+  names = [method.name for method in methods if method.intercept is not None]
   if twice := {name for name in names if names.count(name) > 1}:
     raise UserError(f"two methods are called {min(twice)!r}: give one another key in the stack")
   deltas, hyper = {}, {}

@@ -321,6 +321,6 @@ def test_refused(llama, section, words):
 def test_dora_over_another_delta_is_not_merged(llama):
   section = {"name": "stack", "a": {"name": "lora"}, "b": {"name": "lora", "dora": True}}
   methods, tuned, hyper, base = tiny.lay(llama, section, noise=0.1)
-  with pytest.raises(UserError, match="'b' scales .* first in the stack"):
+  with pytest.raises(UserError, match="'b' scales .* a name that sorts before"):
     peft.merge(methods, base, tuned, hyper)
   peft.merge(methods[::-1], base, tuned, hyper)

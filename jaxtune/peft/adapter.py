@@ -13,8 +13,8 @@ normalised again; the others add to f before it.
 Layers may differ in width: all are padded to the widest, with zeros in both kernels, which get a
 zero gradient.
 
-Of two adapters at one residual, the outer reads and adds to what the inner leaves; a pfeiffer adapter
-around another computes that one twice.
+Of two adapters at one residual, the outer reads and adds to what the inner leaves; a pfeiffer
+adapter around another computes that one twice.
 """
 
 from __future__ import annotations

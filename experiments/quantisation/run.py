@@ -4,7 +4,7 @@
 
 Each model (the bundled one, and any Llama's folder with a tokenizer) is loaded in every form; its
 loss on the held-out answers of the bundled instructions is measured untuned, and after the same few
-LoRA updates from the same seeds. Costs about four minutes of 2 cores.
+LoRA updates from the same seeds. Costs about five minutes of 2 cores.
 """
 
 from __future__ import annotations

@@ -91,6 +91,8 @@ def export(
     base_name = str(pretrained.folder)
   folder = Path(folder)
   new = folder.resolve().with_name(f".{folder.resolve().name}.new")
+  if form == "adapterhub":
+    adapterhub.names.check_family(pretrained)
   if certify and form == "adapterhub" and reload is None:
     adapters_interpreter()  # or say at once that there is none
   shutil.rmtree(new, ignore_errors=True)

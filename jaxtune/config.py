@@ -11,17 +11,14 @@ import ast
 import importlib.util
 import inspect
 import json
-import math
 import traceback
-import types
 import typing
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxtune import data, objectives, optim, peft, train
+from jaxtune import data, objectives, optim, peft, schema, train
 from jaxtune.errors import UserError, check_known, nearest
 from jaxtune.evaluators import evaluate
 from jaxtune.models import hf
@@ -114,7 +111,7 @@ def complete(config: Any) -> dict:
   for section in config:
     check_known("config section", section, known)
   seed = config.get("seed", 0)
-  _check_type("seed", seed, int)
+  schema.check("config key seed", seed, schema.Seed)
   full = {
     "seed": seed,
     "method": complete_method(config.get("method", {"name": "lora"})),
@@ -134,10 +131,10 @@ def complete(config: Any) -> dict:
 
 def _check_tasks(tasks: Any) -> None:
   """Checks the types of the options that the tasks of a mixture have for themselves."""
-  hints = typing.get_type_hints(data.load)
+  hints = typing.get_type_hints(data.load, include_extras=True)
   for name, options in tasks.items() if isinstance(tasks, dict) else ():
     for key, value in options.items() if isinstance(options, dict) else ():
-      _check_type(f"data.tasks.{name}.{key}", value, hints.get(key, Any))
+      schema.check(f"config key data.tasks.{name}.{key}", value, hints.get(key, Any))
 
 
 def _complete_objective(section: dict) -> dict:
@@ -165,49 +162,23 @@ def complete_method(section: dict, path: str = "method") -> dict:
       for key, part in sorted(options.items())  # as in a ConfigDict, whatever was given
     }
   start = options.pop("start", None)
-  _check_type(f"{path}.start", start, str | None)
+  schema.check(f"config key {path}.start", start, str | None)
   full = _complete_section(path, options, peft.constructor(name), set())
   return {"name": name, "start": start} | full
 
 
 def _complete_section(section: str, given: dict, owner: Any, supplied: set[str]) -> dict:
-  hints = typing.get_type_hints(owner)
+  hints = typing.get_type_hints(owner, include_extras=True)
   allowed = {n: p for n, p in inspect.signature(owner).parameters.items() if n not in supplied}
   for key, value in given.items():
     if key not in allowed:
       raise UserError(f"unknown config key {section}.{key}. {nearest(key, allowed)}")
-    _check_type(f"{section}.{key}", value, hints[key])
+    schema.check(f"config key {section}.{key}", value, hints[key])
   missing = [n for n, p in allowed.items() if p.default is p.empty and n not in given]
   if missing:
     raise UserError(f"config key {section}.{missing[0]} is required")
   defaults = {n: p.default for n, p in allowed.items() if p.default is not p.empty}
   return defaults | given
-
-
-def _check_type(key: str, value: Any, hint: Any) -> None:
-  if not _fits(value, hint):
-    expected = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
-    raise UserError(
-      f"config key {key} is {value!r} ({type(value).__name__}), expected {expected or hint}"
-    )
-
-
-def _fits(value: Any, hint: Any) -> bool:
-  origin = typing.get_origin(hint)
-  if hint is Any:
-    return True
-  if origin in (typing.Union, types.UnionType):
-    return any(_fits(value, option) for option in typing.get_args(hint))
-  if origin in (tuple, Sequence):  # text is a sequence too, but never meant as one
-    (element, *_) = typing.get_args(hint)
-    return isinstance(value, list | tuple) and all(_fits(x, element) for x in value)
-  if hint is float:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-  if hint is int:
-    return isinstance(value, int) and not isinstance(value, bool)
-  if hint in (None, types.NoneType):
-    return value is None
-  return isinstance(value, origin or hint)
 
 
 def to_dict(config: Any) -> dict:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000  # characters of a message
+
 
 class UserError(ValueError):
   """Says what was wrong, what was expected and how to mend it, in one line.
 
-  The command line prints the message and exits with code 2, without a traceback.
+  The command line prints the message and exits with code 2, without a traceback. Of a message that
+  quotes something very long, the middle is left out.
   """
+
+  def __init__(self, message: str):
+    if len(message) > LONGEST:
+      message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+    super().__init__(message)
 
 
 def check_known(what: str, name: str, choices: Iterable[str]) -> None:

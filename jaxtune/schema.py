@@ -1,7 +1,7 @@
 """What values from files and from the command line must be: types with ranges, checked in one way.
 
 An annotation says what is expected: `steps: Count`, `Annotated[float, Ge(0)]`, or, for the entries
-of a file, a TypedDict (that of `typing_extensions`, which pydantic asks for). `check` compares a value
+of a file, a TypedDict (that of `typing_extensions`, as pydantic asks). `check` compares a value
 with it and words the error. So a config's keys, a model's config.json and an adapter's
 adapter_config.json are declared, and not checked line by line.
 """
@@ -120,8 +120,8 @@ def _with_lists(expected: Any) -> Any:
 
 
 def _message(name: str, value: Any, expected: Any, errors: list[dict]) -> str:
-  """Words the first entry that is wrong: its name, its value and all that it might have been."""
-  at = _path(value, errors[0]["loc"])
+  """Words one entry that is wrong: its name, its value and all that it might have been."""
+  at = max((_path(value, error["loc"]) for error in errors), key=len)  # of a union's, the nearest
   own = [error for error in errors if _path(value, error["loc"]) == at]
   place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in at)
   if own[0]["type"] == "missing":
@@ -129,6 +129,8 @@ def _message(name: str, value: Any, expected: Any, errors: list[dict]) -> str:
   for key in at:
     value = value[key]
   wanted = dict.fromkeys(_wanted(error) for error in own)
+  if not at and type(None) in typing.get_args(expected):  # which pydantic leaves out
+    wanted["None"] = None
   return f"{name}{place} is {shown(value)} ({type(value).__name__}), expected {' or '.join(wanted)}"
 
 

@@ -95,7 +95,7 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
       raise UserError(f"unknown argument {argument!r}; overrides are --config.section.key=value")
     try:
       found[key.removeprefix("--config.")] = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # no literal: text
       found[key.removeprefix("--config.")] = text
   return found
 

@@ -77,7 +77,7 @@ def parse_json(text: str | bytes, where: str | Path) -> Any:
       json.dumps(found, ensure_ascii=False).encode()
     return found
   except json.JSONDecodeError as error:
-    place = f"line {error.lineno}, column {error.colno}"
+    place = f"line {error.lineno}, " * ("\n" in text.strip()) + f"column {error.colno}"
     raise UserError(f"{where}: malformed JSON at {place}: {error.msg}") from error
   except UnicodeDecodeError as error:
     raise UserError(f"{where}: not UTF-8 text ({error.reason})") from error

@@ -65,6 +65,7 @@ def test_completing_twice_changes_nothing():
     ("optim.clip", "none", "expected float or None"),
     ("data.columns", "ab", "data.columns is 'ab' (str)"),
     ("data.columns", [1], "data.columns[0] is 1"),
+    ("data.template", {1, 2}, "data.template is {1, 2} (set), expected text"),
     ("data.train", [1], "data.train[0] is 1"),
     ("data.validation", True, "data.validation is True"),
     ("train.mesh", [2], "train.mesh is [2] (list), expected dict or None"),
@@ -124,6 +125,9 @@ def test_overrides_are_read_as_python_values():
   assert list(found.values()) == [
     1e-3, (1, 2), None, True, "some text", "3", "x=y", ["q_proj"], {"data": 2}, "", "q_proj",
   ]  # fmt: skip
+  texts = ["{{'x'}}", "{[1]}", "{{1,2}}", "{{ x }}", "[" * 10_000]  # what is no literal is text
+  found = config.parse_overrides([f"--config.{n}={text}" for n, text in enumerate(texts)])
+  assert list(found.values()) == texts
   for wrong in ("--confg.a=1", "--config.a", "a=1", "--optim.learning_rate=1"):
     with pytest.raises(UserError, match="--config.section.key=value"):
       config.parse_overrides([wrong])

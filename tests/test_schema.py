@@ -76,7 +76,8 @@ def test_a_number_of_thousands_of_digits_is_not_written_out():
     ('{"a":' * 100_000, "nested too deeply"),
     ("1" * 5000, "cannot be read"),
     ('{"a": "\\ud800"}', "half a surrogate pair"),
-    ('{"a": 1', "malformed JSON at line 1, column 8"),
+    ('{"a": 1', "malformed JSON at column 8"),
+    ('{"a":\n 1', "malformed JSON at line 2, column 3"),
     (b"\xff\xfe", "not UTF-8"),
   ],
 )

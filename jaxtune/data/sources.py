@@ -15,12 +15,14 @@ import gzip
 import hashlib
 import json
 import re
+import stat
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxtune import schema
 from jaxtune.errors import UserError, nearest
 
 _KINDS = {
@@ -92,15 +94,23 @@ def stream(
 
 def _find(source: str) -> Path | None:
   """Checks a file before it is opened; None for what can only be a hub name."""
-  path = Path(source).expanduser()
-  if not path.exists():
-    local = kind(source) or source[0] in "./~" or path.parent.is_dir()
+  path = Path(source)
+  try:
+    path = path.expanduser()
+    mode = path.stat().st_mode
+  except (FileNotFoundError, NotADirectoryError) as error:
+    local = kind(source) or source[:1] in ("", ".", "/", "~") or path.parent.is_dir()
     if _HUB_NAME.fullmatch(source) and (not local or _nowhere(path)):
       return None
-    raise UserError(_missing(path))
-  if path.is_dir():
+    raise UserError(_missing(path)) from error
+  except (OSError, ValueError, RuntimeError) as error:  # links in a circle, a NUL, no such user
+    reason = getattr(error, "strerror", None) or error
+    raise UserError(f"{schema.shown(source)} cannot be read: {reason}.") from error
+  if stat.S_ISDIR(mode):
     files = sorted(p.name for p in path.iterdir() if kind(p.name))
     raise UserError(f"{path} is a folder: name a file in it ({', '.join(files[:8]) or 'none'}).")
+  if not stat.S_ISREG(mode):
+    raise UserError(f"{path} is a pipe or a device: expected a file.")
   if kind(source) is None:
     raise UserError(f"{path}: unknown file type. Expected one of {', '.join(_KINDS)} (or .gz).")
   return path
@@ -132,6 +142,8 @@ def _nowhere(path: Path) -> bool:
 
 def _missing(path: Path) -> str:
   folder = path.parent
+  if path.is_symlink():
+    return f"{path} is a link to {path.readlink()}, which does not exist."
   if not folder.is_dir():
     return f"No file {path}: the folder {folder} does not exist (looked from {Path.cwd()})."
   names = [p.name for p in folder.iterdir() if kind(p.name)]
@@ -164,17 +176,7 @@ def _json(path: Path) -> Iterator[tuple[int | str, dict]]:
     if number == 1 and line.lstrip().startswith("["):
       yield from _json_array(path, line + "".join(rest for _, rest in lines))
       return
-    try:
-      row = json.loads(line)
-      if "\\ud" in line.lower():
-        json.dumps(row, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-      raise UserError(
-        f"{path}:{number}: malformed JSON, {error.msg} at column {error.colno}. "
-        "Expected one object a line."
-      ) from error
-    except UnicodeEncodeError as error:
-      raise UserError(f"{path}:{number}: half a surrogate pair is no character.") from error
+    row = schema.parse_json(line, f"{path}:{number}")
     if not isinstance(row, dict):
       raise UserError(
         f'{path}:{number}: expected an object such as {{"text": "..."}}, got {type(row).__name__}.'
@@ -183,10 +185,7 @@ def _json(path: Path) -> Iterator[tuple[int | str, dict]]:
 
 
 def _json_array(path: Path, text: str) -> Iterator[tuple[str, dict]]:
-  try:
-    rows = json.loads(text)
-  except json.JSONDecodeError as error:
-    raise UserError(f"{path}:{error.lineno}: malformed JSON, {error.msg}.") from error
+  rows = schema.parse_json(text, path)
   for number, row in enumerate(rows, 1):
     if not isinstance(row, dict):
       raise UserError(f"{path}:row {number}: expected an object, got {type(row).__name__}.")

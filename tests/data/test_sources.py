@@ -63,7 +63,12 @@ def test_several_files_follow_each_other(write):
 BROKEN = [
   ("a.jsonl", '{"x": 1}\n{"x": 2\n', ":2: malformed JSON"),
   ("a.jsonl.gz", '{"x": 1}\n\n[1]\n', ":3: expected an object"),
-  ("a.json", '[{"x": 1},\n {"x": }]', ":2: malformed JSON"),
+  ("a.json", '[{"x": 1},\n {"x": }]', "malformed JSON at line 2, column 8"),
+  ("a.jsonl", '{"x": 1}\n' + "[" * 100_000, ":2: JSON nested too deeply"),
+  ("a.json", "[" * 100_000, "a.json: JSON nested too deeply"),
+  ("a.jsonl", '{"x": ' + "9" * 5000 + "}", ":1: JSON that cannot be read"),
+  ("a.json", '[{"x": ' + "9" * 5000 + "}]", "a.json: JSON that cannot be read"),
+  ("a.json", '[{"x": "\\ud83d"}]', "a.json: half a surrogate"),
   ("a.json", '[{"x": 1}, 3]', ":row 2: expected an object"),
   ("a.jsonl", b'{"x": "ok"}\n{"x": "\xff"}\n', ":2: not UTF-8"),
   ("a.jsonl", '{"x": 1}\n{"x": "\\ud83d"}\n', ":2: half a surrogate"),
@@ -115,6 +120,23 @@ def test_missing_files_name_the_nearest(write, tmp_path, monkeypatch):
     sources.read("squad")
   with pytest.raises(UserError, match="folder data does not exist"):
     sources.read("data/train.jsonl")
+
+
+def test_links_that_lead_nowhere(tmp_path):
+  loop, lost = tmp_path / "loop.jsonl", tmp_path / "lost.jsonl"
+  loop.symlink_to(loop)
+  lost.symlink_to("gone.jsonl")
+  for source, says in (
+    (str(loop), "loop.jsonl' cannot be read: Too many levels of symbolic links"),
+    (str(lost), "lost.jsonl is a link to gone.jsonl, which does not exist"),
+    ("a\0.jsonl", "'a.x00.jsonl' cannot be read: .*null"),
+    ("a" * 300 + ".jsonl", "cannot be read: File name too long"),
+    ("~nobody-at-all/a.jsonl", "cannot be read: .*home"),
+    ("/dev/null", "is a pipe or a device"),
+  ):
+    with pytest.raises(UserError, match=says) as error:
+      sources.read(source)
+    assert "Did you mean" not in str(error.value)
 
 
 def test_header_and_columns_contradict(write):

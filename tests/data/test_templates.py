@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
 
 from jaxtune.data import templates
@@ -69,12 +71,43 @@ def test_a_row_without_a_column_is_named():
   options = {"template": "{{ title }}", "answer": "body"}
   with pytest.raises(UserError, match="f.jsonl:2: column 'title' is missing; .*mean 'titel'"):
     texts(rows, **options)
-  with pytest.raises(UserError, match="f.jsonl:2: column 'title' holds null"):
+  with pytest.raises(UserError, match="f.jsonl:2: column 'title' holds null, expected a value.$"):
     texts([rows[0], rows[2]], **options)
   with pytest.raises(UserError, match="f.jsonl:2: column 'output' is missing"):
     texts([{"instruction": "a", "output": "b"}, {"instruction": "a"}])
-  with pytest.raises(UserError, match="column 'body' holds dict, expected text"):
-    texts([{"title": "x", "body": {"a": 1}}], **options)
+
+
+NO_TEXT = [float("nan"), float("inf"), True, {"a": 1}, ["a", {}], b"x"]
+
+
+@pytest.mark.parametrize("cell", NO_TEXT, ids=str)
+@pytest.mark.parametrize("column", ["title", "body"])
+def test_a_cell_that_is_no_text_is_named(column, cell):
+  row = {"title": "x", "body": "y"} | {column: [cell] if column == "body" else cell}
+  with pytest.raises(UserError, match=f"f.jsonl:1: column '{column}' holds .*expected text or a"):
+    texts([row], template="{{ title }}", answer="body")
+  (one,) = texts([row], template=f"{{{{ {column} | string }}}}", answer="{{ 'a' }}")
+  assert one.prompt == str(row[column]), "Jinja may make a text of it"
+
+
+def test_numbers_and_dates_are_text():
+  row = {"a": 3, "b": 0.5, "c": datetime.date(2020, 1, 2)}
+  assert texts([row], template="{{ a }} {{ b }} {{ c }}", answer="b")[0][:2] == (
+    "3 0.5 2020-01-02",
+    ["0.5"],
+  )
+
+
+def test_what_a_template_prints_is_text():
+  for source, says in (
+    ("{{ a == 'x' }}", "the template prints True .bool., expected text"),
+    ("{{ [a, a] }}", r"the template prints \['x', 'x'\]"),
+    ("{{ a ~ '\\ud800' }}", "holds half a surrogate pair"),
+  ):
+    with pytest.raises(UserError, match=f"f.jsonl:1: .*{says}"):
+      texts([{"a": "x"}], template=source, answer="a")
+  with pytest.raises(UserError, match="f.jsonl:1: one of the answer choices holds half"):
+    texts([{"a": "x"}], template="{{ a }}", answer="a", choices=["x", "\ud800"])
 
 
 def test_the_hash_is_of_the_format():

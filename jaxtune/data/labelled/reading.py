@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from jaxtune.data import cells
 from jaxtune.data.templates import Example, sandbox
 from jaxtune.data.tokenize import check_choice
 from jaxtune.errors import UserError, nearest
@@ -104,7 +105,7 @@ def kept(examples: Sequence, check: Callable, malformed: str) -> tuple[list, int
 
 
 def _whole(name: str) -> bool:
-  return name.removeprefix("-").isdecimal()
+  return name.removeprefix("-").isdecimal() and len(name) < 20
 
 
 def _name(value: object) -> str:
@@ -113,32 +114,28 @@ def _name(value: object) -> str:
 
 def _column(row: dict, name: str) -> object:
   if row.get(name) is None:
-    raise UserError(sandbox.no_column(name, row))
+    raise UserError(cells.no_column(name, row))
   return row[name]
 
 
 def _text(row: dict, source: str) -> str:
-  value = sandbox.renderer(source)(row) if sandbox.is_template(source) else _column(row, source)
-  if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-    raise UserError(f"column {source!r} holds {type(value).__name__}, expected text.")
-  if not str(value).strip():
+  make = sandbox.renderer(source) if sandbox.is_template(source) else None
+  text = make(row) if make else cells.check_text(source, row)
+  if not text.strip():
     raise UserError(f"the text of {source!r} is empty.")
-  return str(value)
+  return text
 
 
 def _classify(row: dict, text: str = "text", pair: str | None = None, label: str = "label"):
-  value = _column(row, label)
-  if not isinstance(value, (str, int, float)) or not str(value).strip():
-    raise UserError(f"column {label!r} holds {value!r}, expected a label's name or number.")
-  value = value.strip() if isinstance(value, str) else value
-  return _texts(row, text, pair) | {"label": value}, _joined(row, text, pair), [_name(value)]
+  value = cells.check_class(label, row)
+  return _texts(row, text, pair) | {"label": value}, _joined(row, text, pair), [str(value)]
 
 
 def _regression(row: dict, text: str = "text", pair: str | None = None, label: str = "label"):
   value = _column(row, label)
   try:
     number = math.nan if isinstance(value, bool) else float(value)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     number = math.nan
   if not math.isfinite(number):
     raise UserError(f"column {label!r} holds {value!r}, expected a number.")
@@ -176,7 +173,7 @@ def _tokens(row: dict, words: str = "tokens", tags: str = "ner_tags"):
 def _qa(row: dict, question: str = "question", context: str = "context", answers: str = "answers"):
   asked, passage = _text(row, question).strip(), _text(row, context)
   if answers not in row:
-    raise UserError(sandbox.no_column(answers, row))
+    raise UserError(cells.no_column(answers, row))
   spans = [_span(passage, *pair) for pair in _pairs(row[answers], answers)]
   found = {"question": asked, "context": passage, "spans": spans}
   texts = [passage[start:end] for start, end in spans]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxtune.data import cells
 from jaxtune.data.templates import promptsource, sandbox
 from jaxtune.data.templates.formats import INSTRUCTION, Format, picked, renamed
 from jaxtune.data.templates.library import Template, resolve
@@ -122,7 +123,9 @@ def _more(template: Template, row: dict) -> dict:
     sandbox.renderer(choice)(_guarded(row)) if sandbox.is_template(choice) else choice
     for choice in template.answer_choices
   ]
-  split = promptsource.BAR.join(texts).split(promptsource.BAR)
+  whole = promptsource.BAR.join(texts)
+  cells.check_characters("one of the answer choices", whole)
+  split = whole.split(promptsource.BAR)
   return {"answer_choices": sandbox.Choices(_unguarded(one).strip() for one in split)}
 
 
@@ -173,13 +176,14 @@ def _answers(answer: str) -> Callable[[dict, dict], list[str]]:
 
   def take(row: dict, more: dict) -> list[str]:
     if answer not in row:
-      raise UserError(sandbox.no_column(answer, row))
+      raise UserError(cells.no_column(answer, row))
     value = row[answer]
     if isinstance(value, dict) and "text" in value:  # SQuAD's {"text": [...], "answer_start": ...}
       value = value["text"]
     values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-    if not all(isinstance(one, (str, int, float)) for one in values):
-      raise UserError(f"column {answer!r} holds {type(values[0]).__name__}, expected text.")
+    for one in values:
+      if not cells.is_text(one):
+        raise UserError(cells.no_text(f"column {answer!r} holds", one))
     return [str(one) for one in values]
 
   return take

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from jaxtune.data import cells
 from jaxtune.data.templates import sandbox
 from jaxtune.data.templates.library import Template, resolve
 from jaxtune.errors import UserError
@@ -80,7 +81,7 @@ def choose(
   for name, source in (rename or {}).items():
     if name not in sources:
       lost = min(_reads(_alternatives(source)[0])[0] - set(columns))
-      raise UserError(f"{where}: data.rename of {name!r}: {sandbox.no_column(lost, columns)}")
+      raise UserError(f"{where}: data.rename of {name!r}: {cells.no_column(lost, columns)}")
   there = {*columns, *sources}
   found = [_answerable(one, there) for one in found]
   read: set[str] = set()
@@ -174,8 +175,8 @@ def _lacking(template: Template, name: str, columns: Sequence[str]) -> str:
   if name == "answer_choices":
     return "the template reads answer_choices, and has none: set data.choices."
   if template.name is None:
-    return sandbox.no_column(name, columns)
+    return cells.no_column(name, columns)
   return (
-    f"template {template.name!r}: {sandbox.no_column(name, columns)} "
+    f"template {template.name!r}: {cells.no_column(name, columns)} "
     f"Or say what it is: data.rename={{{name!r}: a column or Jinja}}."
   )

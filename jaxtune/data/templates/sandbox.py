@@ -20,6 +20,7 @@ import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
 
+from jaxtune.data import cells
 from jaxtune.errors import UserError, nearest
 
 
@@ -85,26 +86,26 @@ def renderer(source: str) -> Callable[..., str]:
 
   def run(row: dict, **more) -> str:
     try:
-      return template.render({"row": row} | row | more | {"_draws": itertools.count()})
+      text = template.render({"row": row} | row | more | {"_draws": itertools.count()})
+      cells.check_characters("the text that the template makes", text)
+      return text
     except UserError:
       raise
     except jinja2.UndefinedError as error:
       missing = sorted(name for name in needed - set(more) if row.get(name) is None)
       if missing:
-        raise UserError(no_column(missing[0], row)) from error
+        raise UserError(cells.no_column(missing[0], row)) from error
       raise UserError(f"the template failed: {error}.") from error
+    except _NoText as error:
+      held = [name for name in sorted(needed - set(more)) if row.get(name) is error.value]
+      what = f"column {held[0]!r} holds" if held else "the template prints"
+      raise UserError(cells.no_text(what, error.value)) from error
     except jinja2.sandbox.SecurityError as error:
       raise UserError(f"the template is refused: {error}.") from error
     except Exception as error:
       raise UserError(f"the template failed: {error}.") from error
 
   return run
-
-
-def no_column(name: str, columns: Iterable[str]) -> str:
-  """Says that a column is missing, or null, and what there is."""
-  state = "holds null" if name in columns else "is missing"
-  return f"column {name!r} {state}; there are {', '.join(columns)}. {nearest(name, columns)}"
 
 
 def spans(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]:
@@ -144,6 +145,14 @@ def _choice(context: jinja2.runtime.Context, items: Iterable) -> object:
   return items[int.from_bytes(digest, "big") % len(items)]
 
 
+class _NoText(Exception):
+  """What a template prints is no text."""
+
+  def __init__(self, value: object):
+    super().__init__(value)
+    self.value = value
+
+
 def _printable(value: object) -> object:
   if isinstance(value, jinja2.Undefined):
     return value
@@ -151,6 +160,8 @@ def _printable(value: object) -> object:
     raise jinja2.UndefinedError("a column that the template prints holds null")
   if callable(value):
     raise jinja2.UndefinedError("the template prints a function")
+  if not cells.is_text(value):
+    raise _NoText(value)
   return value
 
 

@@ -1,0 +1,80 @@
+"""What a cell of a row may hold where a text, a class or a name is expected."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+from collections.abc import Iterable
+
+from jaxtune import schema
+from jaxtune.errors import UserError, nearest
+
+_TEXTS = (str, int, float, decimal.Decimal, datetime.date, datetime.time)
+
+
+def is_text(value: object) -> bool:
+  """Tells what has one form as text: text itself, finite numbers, dates and times.
+
+  Of the rest nobody knows what the data's author would have written: NaN is how some libraries
+  store a missing text, true is "True" to Python and "true" to JSON, and lists, objects and bytes
+  have no form beside Python's own.
+  """
+  if isinstance(value, bool) or not isinstance(value, _TEXTS):
+    return False
+  return not isinstance(value, float | decimal.Decimal) or math.isfinite(value)
+
+
+def check_text(column: str, row: dict) -> str:
+  """Returns a cell as text.
+
+  Raises:
+    UserError: for a column that is missing, null or holds what is no text.
+  """
+  if row.get(column) is None:
+    raise UserError(no_column(column, row))
+  if not is_text(row[column]):
+    raise UserError(no_text(f"column {column!r} holds", row[column]))
+  return str(row[column])
+
+
+def check_class(column: str, row: dict) -> str | int:
+  """Returns a cell as the name or the number of a class: a text, a whole number, true or false.
+
+  Raises:
+    UserError: for a column that is missing, null or holds something else, such as 1.5.
+  """
+  value = row.get(column)
+  if value is None:
+    raise UserError(no_column(column, row))
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
+  if not isinstance(value, str | int) or not str(value).strip():
+    raise UserError(
+      f"column {column!r} holds {schema.shown(value)}, expected a label's name or whole number."
+    )
+  return value.strip() if isinstance(value, str) else value
+
+
+def check_characters(what: str, text: str) -> None:
+  """Raises UserError for half of a surrogate pair, which no tokenizer takes."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise UserError(f"{what} holds half a surrogate pair, which is no character.") from error
+
+
+def no_text(what: str, value: object) -> str:
+  """Says that a value is no text; `what` are the words before it, such as "the template prints"."""
+  return (
+    f"{what} {schema.shown(value)} ({type(value).__name__}), expected text or a number; a Jinja "
+    "template can make one of it."
+  )
+
+
+def no_column(name: str, columns: Iterable[str]) -> str:
+  """Says that a column is missing, or null, and what there is."""
+  columns = list(columns)
+  if name in columns:
+    return f"column {name!r} holds null, expected a value."
+  return f"column {name!r} is missing; there are {', '.join(columns)}. {nearest(name, columns)}"

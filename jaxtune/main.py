@@ -72,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("--run", required=True, action="append", metavar="DIR", help="repeat for each")
   sub.add_argument("--how", required=True,
                    help="stack, average, cat, linear, ties, dare or dare_ties")  # fmt: skip
-  sub.add_argument("--weight", type=float, action="append", help="of each run (default: equal)")
+  sub.add_argument("--weight", type=float, action="append",
+                   help="of each run (default: 1 for cat, else 1 / n)")  # fmt: skip
   sub.add_argument("--rank", type=int, help="of the LoRA that holds the result")
   sub.add_argument("--density", type=float, default=0.5, help="share of entries that is kept")
   sub.add_argument("--seed", type=int, default=0, help="of the entries that dare drops")

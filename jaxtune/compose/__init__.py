@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxtune import config, peft, tree
+from jaxtune import config, peft, schema, tree
 from jaxtune.errors import UserError
 from jaxtune.runs import Run
 from jaxtune.setup import make_methods
@@ -41,10 +41,11 @@ def check_bases(runs: Sequence[Run]) -> None:
       )
 
 
-def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
-  """Returns one weight for each adapter, by default 1 / count."""
+def check_weights(weights: Sequence[float] | None, count: int, default: float) -> list[float]:
+  """Returns one finite weight for each adapter; where none are given, the default for each."""
   if weights is None:
-    return [1 / count] * count
+    return [default] * count
+  schema.check("weights", list(weights), list[schema.Finite])
   if len(weights) != count:
     raise UserError(f"{len(weights)} weights for {count} adapters: expected one for each")
   return [float(weight) for weight in weights]
@@ -57,7 +58,7 @@ def parts(run: Run) -> dict[str, dict]:
 
 def calls(run: Run) -> list[tuple]:
   """Lists what tells the programs of two runs apart where their arrays do not."""
-  plain = lambda f: (f.func, f.args) if isinstance(f, partial) else f
+  plain = lambda f: (f.func, f.args, f.keywords) if isinstance(f, partial) else f
   return [(m.name, m.kind, plain(m.intercept)) for m in run.methods]
 
 
@@ -94,11 +95,14 @@ def average(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
   A soup (Wortsman et al. 2022) of any method: prefixes, bottleneck adapters, whole models. For
   LoRA the mean of the factors is not the mean of the deltas; see `deltas.combine`.
 
+  Args:
+    weights: of each, of sum 1; by default 1 / n.
+
   Raises:
     UserError: for adapters of other methods or shapes.
   """
   check_bases(runs)
-  weights = check_weights(weights, len(runs))
+  weights = check_weights(weights, len(runs), 1 / len(runs))
   if abs(sum(weights) - 1) > 1e-6:
     raise UserError(
       f"the weights of an average are {weights}, whose sum is {sum(weights):g}: expected 1; "

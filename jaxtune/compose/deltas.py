@@ -56,7 +56,7 @@ def combine(
     raise UserError(f"density is {density}, expected 0 < density <= 1")
   check_at_least("seed", seed, 0)
   compose.check_bases(runs)
-  weights, vectors = compose.check_weights(weights, len(runs)), [of(run) for run in runs]
+  weights, vectors = compose.check_weights(weights, len(runs), 1 / len(runs)), [*map(of, runs)]
   if how == "ties":
     vectors = [trim(vector, density) for vector in vectors]
   elif how.startswith("dare"):

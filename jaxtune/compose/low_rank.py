@@ -19,16 +19,16 @@ LEAVES = ("/kernel", "/embedding")
 
 
 def concatenate(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
-  """Adds LoRAs exactly: factors side by side, with the sum of their ranks.
+  """Adds LoRAs exactly, sum w_i delta_i: factors side by side, with the sum of their ranks.
 
   Where that exceeds the weight's smaller side, an SVD says the same with that rank. Heads that were
   trained beside the LoRAs are added as their changes are.
 
   Args:
-    weights: of each delta, by default 1 / n.
+    weights: w_i of each delta, by default 1.
   """
   compose.check_bases(runs)
-  weights = compose.check_weights(weights, len(runs))
+  weights = compose.check_weights(weights, len(runs), 1.0)
   products = [factors(run) for run in runs]
   made = {}
   for site in sorted(set().union(*products)):

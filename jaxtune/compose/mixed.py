@@ -23,18 +23,35 @@ def together(runs: Sequence[Run]) -> tuple[Any, Any]:
   """Stacks the arrays of adapters of one kind: (tuned, hyper), each (K, ...), sizes padded.
 
   Raises:
-    UserError: for adapters of different kinds, whose calls are different programs.
+    UserError: for adapters of different kinds, whose calls are different programs, or whose arrays
+      differ along an axis that their method cannot pad.
   """
   compose.check_bases(runs)
-  shapes = [sorted(tree.flatten({**run.tuned, "hyper": run.hyper})) for run in runs]
-  for run, paths in zip(runs, shapes, strict=True):
-    if compose.calls(run) != compose.calls(runs[0]) or paths != shapes[0]:
+  for run in runs[1:]:
+    if reason := apart(runs[0], run):
       raise UserError(
         f"{run.folder} ({_names(run)}) and {runs[0].folder} ({_names(runs[0])}) are of different "
-        "methods, options or targets: one batch holds adapters of one kind; give the others a "
-        "batch of their own"
+        f"methods, options or targets ({reason}): one batch holds adapters of one kind; give the "
+        "others a batch of their own"
       )
   return tree.stack([run.tuned for run in runs]), tree.stack([run.hyper for run in runs])
+
+
+def apart(one: Run, other: Run) -> str:
+  """Says why two adapters cannot share a batch; "" where they can."""
+  if compose.calls(one) != compose.calls(other):
+    return "they compute different things"
+  first, second = (tree.flatten({**run.tuned, "hyper": run.hyper}) for run in (one, other))
+  if lone := first.keys() ^ second.keys():
+    return f"{min(lone)} is in one of them alone"
+  padded = {method.name: method.padded for method in one.methods}
+  for path, leaf in first.items():
+    owner, name = path.split("/")[-2:]
+    free = padded.get(owner, {}).get(name, ()) if path.startswith(("peft/", "hyper/")) else ()
+    fixed = lambda x, free=free: [n for i, n in enumerate(x.shape, -x.ndim) if i not in free]
+    if leaf.ndim != second[path].ndim or fixed(leaf) != fixed(second[path]):
+      return f"{path} is {leaf.shape} in one and {second[path].shape} in the other"
+  return ""
 
 
 def _names(run: Run) -> str:

@@ -71,6 +71,9 @@ class Method(NamedTuple):
     slots: (fixed) -> mask (P,) of the tokens that stand before a decoder's text, or None (prompts).
     unused: (trained, fixed) -> how many trained numbers are padding, the same in every trial.
     numbers: options that are arrays, so that one program trains trials that differ in them.
+    padded: {array name: its axes of rank, width or length}. Along these, zeros change nothing that
+      is computed, so arrays of several trials or adapters are padded to one shape; along any other
+      axis they must agree.
     patterns: the targets asked for, each of which must hit a site.
     positions: how many of the model's positions it takes (prefix length).
     start: folder of an adapter, or of a run, to train on from; None for a fresh start.
@@ -90,6 +93,7 @@ class Method(NamedTuple):
   slots: Callable | None = None
   unused: Callable = lambda trained, fixed: 0
   numbers: tuple[str, ...] = ()
+  padded: dict[str, tuple[int, ...]] = {}
   patterns: tuple[str, ...] = ()
   positions: int = 0
   start: str | None = None

@@ -19,6 +19,9 @@ import numpy as np
 from jaxtune import peft, tree
 from jaxtune.errors import UserError, check_at_least, check_rate
 
+AVERAGES = ("sensitivity", "uncertainty")
+PADDED = {"a": (-1,), "e": (-1,), "b": (-2,), "real": (-1,), "kept": (-1,)}
+
 
 def method(
   init_rank: int = 12,
@@ -62,6 +65,7 @@ def method(
     penalty=_penalty,
     adjust=partial(_adjust, betas=(beta1, beta2), **phases),
     numbers=("init_rank", "target_rank", "alpha", "dropout", "orth_weight"),
+    padded=PADDED | {f"{kind}:{name}": axes for kind in AVERAGES for name, axes in PADDED.items()},
     patterns=tuple(targets),
     options=dict(init_rank=init_rank, target_rank=target_rank, alpha=alpha, dropout=dropout)
     | dict(orth_weight=orth_weight, beta1=beta1, beta2=beta2, **phases),
@@ -104,9 +108,6 @@ def _init(key, sites, frozen, *, rank, numbers, targets):
     trained[path] = arrays
     fixed[path] = {name: full(number) for name, number in numbers.items()} | masks | zeros
   return trained, fixed
-
-
-AVERAGES = ("sensitivity", "uncertainty")
 
 
 def _intercept(module, trained, fixed, next_fn, x):

@@ -92,6 +92,7 @@ def method(
     intercept=partial(_intercept, placement, ACTIVATIONS[activation]),
     unused=_unused,
     numbers=("width", "reduction_factor", "scale", "dropout"),
+    padded={"down_kernel": (-1,), "down_bias": (-1,), "up_kernel": (-2,)},
     patterns=targets,
     options=dict(placement=placement, activation=activation, scale=scale, **sizes, **parts),
   )

@@ -26,6 +26,11 @@ from jaxtune.errors import UserError, check_at_least, check_rate
 from jaxtune.models.layers import ACTIVATIONS, lift
 from jaxtune.peft import adapter
 
+PADDED = {
+  "down_left": (-1,), "down_right": (-2, -1), "down_bias": (-1,), "up_left": (-2, -1),
+  "up_right": (-2,),
+}  # fmt: skip
+
 
 def method(
   width: int = 24,
@@ -67,6 +72,7 @@ def method(
     intercept=partial(_intercept, placement, ACTIVATIONS[activation]),
     realise=_realise,
     numbers=("width", "rank", "scale", "dropout"),
+    padded=PADDED,
     patterns=targets,
     options=dict(placement=placement, activation=activation, scale=scale, **sizes),
   )

@@ -40,6 +40,7 @@ def method(
     intercept=_intercept,
     merge=_merge,
     numbers=("rank", "alpha", "scale"),
+    padded={"w1_a": (-1,), "w1_b": (-2,), "w2_a": (-1,), "w2_b": (-2,)},
     patterns=tuple(targets),
     options=dict(rank=rank, alpha=scale * rank),
   )

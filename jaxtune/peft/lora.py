@@ -74,6 +74,7 @@ def method(
     intercept=_intercept,
     merge=None if gate else _merge,
     numbers=("rank", "alpha", "scale", "rslora", "dropout", "ranks", "alphas", "b_rate"),
+    padded={"a": (-1,), "b": (-2,), "a0": (-1,), "b0": (-2,)},
     patterns=tuple(targets),
     options=dict(rank=rank, alpha=effective, dropout=dropout)
     | {name: value for name, value in dict(ranks=ranks, alphas=alphas).items() if value}

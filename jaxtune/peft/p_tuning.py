@@ -51,6 +51,7 @@ def method(
     realise=_realise,
     slots=prompt.slots,
     numbers=("length",) if encoder == "mlp" else (),
+    padded={"embedding": (-2,), "mask": (-1,)} if encoder == "mlp" else {},
     positions=length,
     options=dict(length=length, encoder=encoder, hidden=hidden, layers=layers),
   )

@@ -75,6 +75,7 @@ def method(
     realise=_realise,
     unused=_unused,
     numbers=("length", "lengths"),
+    padded={"key": (-3,), "value": (-3,), "embedding": (-2,), "mask": (-1,)},
     patterns=("attend",),
     positions=length if shift else 0,
     options=dict(length=length, shift=shift, projection=projection, gate=gate)

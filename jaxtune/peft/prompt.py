@@ -58,6 +58,7 @@ def method(
     intercept=intercept,
     slots=slots,
     numbers=("length", "initialise", "text", "init_scale"),
+    padded={"prompt": (-2,), "mask": (-1,)},
     positions=length,
     options=dict(length=length),
   )

@@ -56,6 +56,7 @@ def method(
     realise=_realise if variant == "loreft" else lambda trained: trained,
     unused=_unused,
     numbers=("rank", "first"),
+    padded={"rotate": (-1,), "learned_kernel": (-1,), "learned_bias": (-1,)},
     patterns=tuple(targets),
     options=dict(
       rank=rank, variant=variant, first=first, layers=None if layers is None else tuple(layers)

@@ -39,6 +39,7 @@ def method(
     intercept=_intercept,
     merge=_merge,
     numbers=("rank", "d_initial"),
+    padded={"d": (-1,), "shared:a": (-1,), "shared:b": (-2,)},
     patterns=tuple(targets),
     options=dict(rank=rank, d_initial=d_initial),
   )

@@ -8,32 +8,15 @@ import numpy as np
 import pytest
 import setups
 import tiny
+from made import LORA, TOKENS, logits, make
 
 from jaxtune import compose, peft, tree
-from jaxtune.compose import deltas, knockout, low_rank, mixed
+from jaxtune.compose import deltas, knockout, low_rank
 from jaxtune.errors import UserError
+from jaxtune.export import export
 from jaxtune.models import hf
 from jaxtune.runs import Run
 from jaxtune.setup import make_methods
-
-TOKENS = np.array([[3, 14, 15, 9, 26], [5, 3, 5, 8, 9], [7, 9, 3, 2, 3]], np.int32)
-LORA = {"name": "lora", "rank": 3, "targets": ["q_proj", "down_proj"], "alpha": 5.0}
-
-
-def make(pretrained, section: dict, seed: int = 0, name: str = "run") -> Run:
-  """Makes a run that might have been trained: random arrays."""
-  full = setups.complete(section)
-  methods = make_methods(full, pretrained.fresh)
-  sites = peft.find_sites(pretrained.model)
-  key = jax.random.key(seed)
-  tuned, hyper, base = peft.init(key, methods, sites, pretrained.params)
-  tuned = {"params": {}, "peft": {}} | tiny.perturb(tuned, seed + 1, 0.1)
-  return Run(Path(f"{name}{seed}"), full, pretrained, methods, base, tuned, hyper, (), (0,))
-
-
-def logits(run: Run, tokens=TOKENS):
-  laid = run.methods, run.tuned, run.hyper, run.base
-  return np.asarray(tiny.forward(run.pretrained, laid, tokens))
 
 
 def close(one, other, atol=1e-4):
@@ -70,7 +53,7 @@ def test_noise_of_training_is_no_part_of_what_is_composed(llama):
   hyper = tree.combine(noisy.hyper, peft.init(
     jax.random.key(0), methods[1:], peft.find_sites(llama.model), llama.params)[1])  # fmt: skip
   noisy = noisy._replace(config=full, methods=methods, hyper=hyper)
-  for made in (compose.average([noisy, noisy]), low_rank.concatenate([noisy, noisy])):
+  for made in (compose.average([noisy, noisy]), low_rank.concatenate([noisy, noisy], [0.5, 0.5])):
     assert [m.name for m in made.methods] == ["lora"]
     assert not any("regularize" in path for path in tree.flatten(made.hyper))
     close(logits(made), logits(noisy))
@@ -137,8 +120,6 @@ def test_an_average_has_weights_of_sum_one(llama):
 def test_adapters_that_compute_something_else_are_kept_apart(llama):
   runs = [make(llama, {"name": "adapter", "width": 4, "placement": placement})
           for placement in ("pfeiffer", "parallel")]  # fmt: skip
-  with pytest.raises(UserError, match="options or targets"):
-    mixed.together(runs)
   with pytest.raises(UserError, match="options of one"):
     compose.average(runs)
 
@@ -218,17 +199,49 @@ def test_a_linear_merge_of_full_rank_is_task_arithmetic(llama):
   assert min(kept.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_ties_against_peft():
-  """Trim, elect, disjoint merge, on flat vectors; peft counts agreeing tensors alike."""
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.3, 2.0, -1.1)])
+def test_ties_against_peft(weights):
+  """Trim, elect, disjoint merge, on flat vectors.
+
+  PEFT elects by the plain sum and divides by a count; given vectors that are multiplied by their
+  weights already, it elects by the weighted sum, as the paper's generalisation and ours do.
+  """
   import torch
-  from peft.utils.merge_utils import ties
+  from peft.utils import merge_utils
 
   rng = np.random.default_rng(0)
-  vectors = [{"x": rng.standard_normal((7, 9)).astype(np.float32)} for _ in range(3)]
-  trimmed = [deltas.trim(vector, 0.4)["x"] for vector in vectors]
-  theirs = ties([torch.tensor(v["x"]) for v in vectors], torch.ones(3), 0.4)
-  ours = deltas.elect([1.0, 1.0, 1.0], trimmed)
-  close(ours, theirs.numpy(), 1e-6)
+  vectors = [rng.standard_normal((7, 9)).astype(np.float32) for _ in range(3)]
+  trimmed = [deltas.trim({"x": x}, 0.4)["x"] for x in vectors]
+  weighted = [torch.tensor(w * x) for w, x in zip(weights, vectors, strict=True)]
+  theirs = merge_utils.ties(weighted, torch.ones(3), 0.4)
+  kept = torch.stack([merge_utils.prune(x, 0.4, "magnitude") for x in weighted])
+  agree = merge_utils.calculate_majority_sign_mask(kept) & (kept != 0)
+  total = (agree * torch.tensor(weights).abs()[:, None, None]).sum(0)
+  expected = theirs * agree.sum(0) / total.clamp(min=1e-12)
+  close(deltas.elect(weights, trimmed), expected.numpy(), 1e-6)
+
+
+def test_cat_is_the_sum_that_peft_makes(llama, tmp_path):
+  """By default every weight is 1; PEFT adds the same adapters with weights of 1."""
+  import transformers
+  from peft import PeftModel
+
+  base = hf.load(str(hf.save(llama, llama.params, tmp_path / "base")))
+  runs = [make(base, LORA | {"alpha": alpha}, i) for i, alpha in enumerate((5.0, 2.0))]
+  for run, name in zip(runs, "ab", strict=True):
+    export(base, run.methods, run.tuned, run.hyper, run.base, tmp_path / name)
+  model = transformers.AutoModelForCausalLM.from_pretrained(base.folder)
+  model = PeftModel.from_pretrained(model, tmp_path / "a", adapter_name="a")
+  model.load_adapter(tmp_path / "b", "b")
+  model.add_weighted_adapter(["a", "b"], [1.0, 1.0], "both", combination_type="cat")
+  model.set_adapter("both")
+  made = low_rank.concatenate(runs)
+  close(logits(made), tiny.torch_logits(model.eval(), TOKENS))
+  one, two = map(deltas.of, runs)
+  means = deltas.combine(runs)  # task arithmetic is a mean unless weights are given
+  for path, x in deltas.of(made).items():
+    close(x, one[path] + two[path], 1e-5)
+    close(means[path], (one[path] + two[path]) / 2, 1e-6)
 
 
 def test_dare_keeps_the_mean():
@@ -270,31 +283,6 @@ def test_a_change_of_norms_is_no_lora(llama):
   run = make(llama, {"name": "norms"})
   with pytest.raises(UserError, match="no LoRA can hold"):
     low_rank.of_delta(run, deltas.of(run), 2)
-
-
-@pytest.mark.parametrize(
-  "sections",
-  [
-    [LORA, LORA | {"rank": 2, "alpha": 1.0}],
-    [{"name": "prefix", "length": 2}, {"name": "prefix", "length": 4}],
-    [{"name": "adapter", "width": 3}, {"name": "adapter", "width": 5}],
-  ],
-)
-def test_a_mixed_batch_equals_separate_runs(llama, sections):
-  runs = [make(llama, section, seed) for seed, section in enumerate(sections)]
-  which = np.array([1, 0, 1])
-  go = jax.jit(
-    lambda *trees, **inputs: mixed.forward(llama.model, runs[0].methods, *trees, **inputs)
-  )
-  made = go(runs[0].base, *mixed.together(runs), jnp.asarray(which), tokens=TOKENS)
-  for row, i in enumerate(which):
-    close(made[row], logits(runs[i])[row], 2e-5)
-
-
-def test_adapters_of_two_kinds_share_no_batch(llama):
-  runs = [make(llama, LORA), make(llama, {"name": "prefix"}, 1)]
-  with pytest.raises(UserError, match="different methods"):
-    mixed.together(runs)
 
 
 def test_a_part_knocked_out_is_not_there(gpt2):

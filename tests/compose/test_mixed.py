@@ -1,0 +1,111 @@
+"""Several adapters in one batch: each row is what its adapter gives alone, or it is refused."""
+
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import setups
+from made import TOKENS, logits, make
+
+from jaxtune import peft
+from jaxtune.compose import mixed
+from jaxtune.errors import UserError
+from jaxtune.runs import Run
+from jaxtune.setup import make_methods
+from jaxtune.sweeps import plan
+
+# Every method that has an axis to pad, at its size in one run and in the other.
+PADDED = [
+  {
+    "pissa": ({"name": "lora", "initialise": "pissa", "dora": True}, {"rank": 3}, {"rank": 1}),
+    "loha": ({"name": "loha", "targets": ["k_proj"]}, {"rank": 1}, {"rank": 2}),
+    "vera": ({"name": "vera", "targets": ["o_proj"]}, {"rank": 5}, {"rank": 2}),
+    "adalora": ({"name": "adalora", "target_rank": 1, "targets": ["up_proj"]},
+                {"init_rank": 2}, {"init_rank": 3}),
+    "adapter": ({"name": "adapter"}, {"width": [3, 1, 4]}, {"width": 2}),
+    "prefix": ({"name": "prefix"}, {"lengths": [2, 0, 1]}, {"length": 4}),
+    "prompt": ({"name": "prompt"}, {"length": 3}, {"length": 1}),
+    "reft": ({"name": "reft"}, {"rank": 2, "first": 3}, {"rank": 3}),
+  },
+  {
+    "compacter": ({"name": "compacter", "n": 2}, {"width": 4, "rank": 2}, {"width": 8, "rank": 1}),
+    "prefix": ({"name": "prefix", "projection": 5}, {"length": 2}, {"length": 3}),
+    "p_tuning": ({"name": "p_tuning", "hidden": 6}, {"length": 3}, {"length": 2}),
+  },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", PADDED)
+def test_a_mixed_batch_equals_separate_runs(llama, parts):
+  section = lambda i: {"name": "stack"} | {name: p[0] | p[i] for name, p in parts.items()}
+  runs = [make(llama, section(i), seed=i) for i in (1, 2)]
+  which = np.array([1, 0, 1])
+  go = jax.jit(
+    lambda *trees, **inputs: mixed.forward(llama.model, runs[0].methods, *trees, **inputs)
+  )
+  made = go(runs[0].base, *mixed.together(runs), jnp.asarray(which), tokens=TOKENS)
+  assert np.abs(logits(runs[0]) - logits(runs[1])).max() > 0.1
+  for row, i in enumerate(which):
+    np.testing.assert_allclose(made[row], logits(runs[i])[row], atol=5e-5, rtol=0)
+
+
+def outlined(pretrained, section: dict) -> Run:
+  """A run with the shapes of arrays in their place."""
+  full = setups.complete(section)
+  methods, sites = make_methods(full), peft.find_sites(pretrained.model)
+  start = lambda params: peft.init(jax.random.key(0), methods, sites, params, lambda text: [1, 2])
+  tuned, hyper, _ = jax.eval_shape(start, pretrained.params)
+  return Run(None, full, pretrained, methods, None, {"params": {}, "peft": {}} | tuned, hyper)
+
+
+# What else each option may be that `Method.numbers` says is an array.
+OTHER = {
+  "rank": 1, "ranks": {"q_proj": 3}, "init_rank": 9, "target_rank": 3, "width": 4, "length": 2,
+  "lengths": (1, 0, 2), "reduction_factor": 4.0, "first": 2, "alpha": 3.0, "dropout": 0.1,
+  "alphas": {"q_proj": 3.0}, "scale": 0.5, "rslora": True, "b_rate": 2.0, "orth_weight": 0.1,
+  "d_initial": 0.3, "init_scale": 0.1, "initialise": "vocabulary", "text": "a b",
+  "token_dropout": 0.1, "neftune": 1.0,
+}  # fmt: skip
+NEEDED = {"text": {"initialise": "text"}}  # by another option
+
+
+METHODS = {m.name for m in pkgutil.iter_modules(peft.__path__)} - {*peft.NOT_METHODS}
+
+
+@pytest.mark.parametrize("name", sorted(METHODS - {"bitfit", "head"}))  # of which Llama has none
+def test_what_shares_a_program_differs_along_padded_axes_alone(llama, name):
+  """The options that trials of one program may differ in, and the axes that are padded, agree."""
+  plain = {"name": name}
+  run = outlined(llama, plain)
+  for option in run.methods[0].numbers:
+    other = outlined(llama, plain | {option: OTHER[option]} | NEEDED.get(option, {}))
+    assert plan.groups([run.config, other.config]) == [[0, 1]]
+    assert mixed.apart(run, other) == ""
+
+
+REFUSED = [
+  ({"name": "last_layers", "layers": 1}, {"layers": 2}),
+  ({"name": "p_tuning", "encoder": "lstm", "length": 3}, {"length": 2}),
+  ({"name": "p_tuning", "length": 3}, {"hidden": 5}),
+  ({"name": "prefix", "projection": 4}, {"projection": 5}),
+  ({"name": "compacter", "n": 2, "width": 4}, {"n": 4}),
+  ({"name": "lokr", "rank": 1}, {"rank": 2}),
+  ({"name": "lora"}, {"targets": ["k_proj"]}),
+  ({"name": "lora"}, {"dora": True}),
+  ({"name": "adapter", "width": 4}, {"placement": "parallel"}),
+  ({"name": "adapter", "width": 4}, {"activation": "tanh"}),
+  ({"name": "reft"}, {"variant": "direft"}),
+  ({"name": "lora"}, {"name": "prefix"}),
+]
+
+
+@pytest.mark.parametrize(("section", "change"), REFUSED)
+def test_what_cannot_be_padded_is_refused(llama, section, change):
+  runs = [outlined(llama, section), outlined(llama, section | change)]
+  runs = [run._replace(folder=f"run{i}") for i, run in enumerate(runs)]
+  with pytest.raises(UserError, match="different methods, options or targets"):
+    mixed.together(runs)
+  if "name" not in change:
+    assert plan.groups([run.config for run in runs]) == [[0], [1]]

@@ -69,7 +69,8 @@ def compose_runs(
     made = low_rank.concatenate(runs, weights)
   else:
     made, kept = deltas.merge(runs, rank, weights, how, density=density, seed=seed)
-  keep(made, folder)
+  stops = tuple(dict.fromkeys(stop for run in runs for stop in run.stop_tokens))
+  keep(made._replace(stop_tokens=stops), folder)
   return kept
 
 
@@ -115,11 +116,9 @@ def over(config: Any, folder: str | Path) -> Run:
   full = configs.complete(section)
   dataset = setups.load_data(full)
   pretrained = setups.load_model(full, len(dataset.labels))
-  ends = dataset.report.get("splits", {}).get("train", {}).get("stop_tokens", ())
-  stops = tuple(dict.fromkeys((pretrained.tokenizer.eos_token_id, *ends)))
   empty = {"params": {}, "peft": {}}
   base, labels = pretrained.params, tuple(dataset.labels)
-  return Run(Path(folder), full, pretrained, (), base, empty, {}, labels, stops)
+  return Run(Path(folder), full, pretrained, (), base, empty, {}, labels, dataset.stop_tokens)
 
 
 def check_free(folder: str | Path) -> None:

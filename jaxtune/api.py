@@ -158,6 +158,8 @@ def _data_of(run: Run, overrides: dict[str, Any] | None):
     config["data"] |= {"labels": list(run.labels)}
   preflight.check_options(config, devices=False)
   setup = setups.prepare(config, run.pretrained)
+  # Other data may end their answers otherwise than those that the run was trained on.
+  setup = setup._replace(dataset=setup.dataset._replace(stop_tokens=run.stop_tokens))
   preflight.check(config, setup)
   return config, setup
 

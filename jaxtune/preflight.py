@@ -142,6 +142,11 @@ def _longest_completed(options: evaluate.Options, setup: Setup) -> int:
   for prompt, references, where in zip(split.prompts, split.references, split.where, strict=True):
     if not prompt or not references:
       raise UserError(f"{where} has no prompt and answer: evaluate.generate is not for plain text")
+  tasks = len(set(split.tasks or ()))
+  if options.limit is not None and options.limit < tasks:
+    raise UserError(
+      f"evaluate.limit is {options.limit}, expected at least {tasks}: one prompt of each task"
+    )
   longest, c = max(map(len, split.prompts)), setup.pretrained.model.config
   together = max if c.encoder is not None else int.__add__
   return together(longest, len(c.start) + options.max_new_tokens)

@@ -60,9 +60,7 @@ def make_evaluator(config: dict, program: update.Program, parallel, chunk: int, 
   if hasattr(objective, "predict"):
     program = program._replace(predict=partial(objective.predict, **options))
   tokenizer = setup.pretrained.tokenizer
-  # A chat template ends its turns with tokens of its own.
-  ends = setup.dataset.report.get("splits", {}).get("train", {}).get("stop_tokens", ())
-  stops = tuple(dict.fromkeys((tokenizer.eos_token_id, *ends))) if tokenizer is not None else ()
+  stops = setup.dataset.stop_tokens
   return evaluate.make(program, parallel, chunk, config["evaluate"], objective, tokenizer, stops)
 
 
@@ -76,15 +74,19 @@ def evaluate_base(
 def evaluate_bases(
   configs: list[dict], setups: list[Setup], parallel: sharding.Parallel | None = None
 ) -> list[compare.Untuned]:
-  """Judges the untuned model on several data sets, whose examples have equal shapes."""
+  """Judges the untuned model on several data sets, whose examples have equal shapes.
+
+  Of configs that differ in their seed alone, each has its own demonstrations.
+  """
   config, setup = configs[0], setups[0]
   layout = config["train"]
   parallel = parallel or sharding.make(layout["parallel"], layout["mesh"])
   program = make_program(config, setup, False)._replace(methods=())
   evaluator = make_evaluator(config, program, parallel, 1, setup)
-  pairs = ({"params": {}, "peft": {}}, {"untuned": jnp.zeros(len(setups))})
   base, datasets = parallel.put_shared(setup.pretrained.params), [one.dataset for one in setups]
-  judged = evaluate.test(evaluator, pairs, base, datasets)
+  distinct = {id(dataset): dataset for dataset in datasets}
+  found = evaluate.test(evaluator, _untuned(len(distinct)), base, list(distinct.values()))
+  judged = [dict(zip(distinct, found, strict=True))[id(dataset)] for dataset in datasets]
   if not evaluator.options.shots:
     return [compare.Untuned(one) for one in judged]
   shown, drawn = [], []
@@ -97,8 +99,13 @@ def evaluate_bases(
     rest = dataset._replace(general=None, validation=None, test=None)
     shown.append(rest._replace(**{judged[0].split: split}))
     drawn.append(draws)
-  shots = evaluate.test(evaluator, pairs, base, data.align(shown))
+  shots = evaluate.test(evaluator, _untuned(len(setups)), base, data.align(shown))
   return [compare.Untuned(*three) for three in zip(judged, shots, drawn, strict=True)]
+
+
+def _untuned(count: int) -> tuple[dict, dict]:
+  """Makes (tuned, hyper) of trials that lay nothing over the base."""
+  return {"params": {}, "peft": {}}, {"untuned": jnp.zeros(count)}
 
 
 def drops(configs: list[dict]) -> bool:

@@ -87,11 +87,12 @@ def finish(
   if judged.predictions:
     split, decode = getattr(setup.dataset, judged.split), setup.pretrained.tokenizer.decode
     rows = [
-      {"where": where, "prompt": decode(prompt), "prediction": said, "references": true}
-      for where, prompt, said, true in zip(
-        split.where, split.prompts, judged.predictions, judged.references, strict=False
+      {"where": split.where[n], "prompt": decode(split.prompts[n]), "prediction": said,
+       "references": true}
+      for n, said, true in zip(
+        judged.examples, judged.predictions, judged.references, strict=True
       )
-    ]
+    ]  # fmt: skip
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomically(folder / "predictions.jsonl", lines)
   result = {

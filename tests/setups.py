@@ -43,7 +43,9 @@ def split(count: int, seed: int, length: int = 16) -> data.Split:
 
 def make(pretrained, validation: bool = True) -> Setup:
   """Lays 40 training, 8 validation and 8 test examples beside a model."""
-  dataset = data.Data(split(40, 0), split(8, 1) if validation else None, split(8, 2), {})
+  dataset = data.Data(
+    split(40, 0), split(8, 1) if validation else None, split(8, 2), {}, stop_tokens=(0,)
+  )
   pretrained = pretrained._replace(tokenizer=Tokenizer())
   sites = peft.find_sites(pretrained.model)
   return Setup(pretrained, sites, dataset, tree.fingerprint(pretrained.params))

@@ -212,13 +212,25 @@ def translated(words, i):
 
 
 def test_an_encoder_decoder_writes(place, tmp_path):
-  data = splits(place, "translated", translated)
-  evaluate = {"generate": True, "max_new_tokens": 3, "metrics": ("exact_match", "bleu")}
+  """For as many prompts of the one task as of the other, though the other's are rarer."""
+  data = splits(place, "translated", translated) | {"tasks": "task"}
+  evaluate = {"generate": True, "max_new_tokens": 3, "limit": 4}
+  evaluate |= {"metrics": ("exact_match", "bleu")}
   config = small.config(str(place / "t5"), data, evaluate=evaluate)
   result = api.fit(config, tmp_path)
   true, said = predicted(tmp_path)
   right = [one in accepted for accepted, one in zip(true, said, strict=True)]
   assert result["final"]["test_exact_match"] == 100 * np.mean(right)
+  rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+  asked = [json.loads(line) for line in Path(data["test"]).read_text().splitlines()]
+  chosen = [asked[n] for n in (0, 1, 2, 5)]
+  assert [one["task"] for one in chosen] == ["x", "x", "y", "y"]
+  assert [row["where"] for row in rows] == [f"{data['test']}:{n}" for n in (1, 2, 3, 6)]
+  assert [row["prompt"].split(" </s>")[0] for row in rows] == [one["prompt"] for one in chosen]
+  assert true == [[one["completion"]] for one in chosen]
+  assert result["final"]["test_exact_match/y"] == 100 * np.mean(right[2:])
+  with pytest.raises(UserError, match="evaluate.limit is 1, expected at least 2: one prompt of"):
+    api.fit(config | {"evaluate": evaluate | {"limit": 1}}, tmp_path / "few")
   loss = result["final"]["test_loss"]
   assert result["final"]["test_perplexity"] == pytest.approx(np.exp(loss), rel=1e-5)
   assert loss < result["base"]["test_loss"]

@@ -29,7 +29,7 @@ def align(datasets: Sequence[Data]) -> list[Data]:
   """Pads the splits of several data sets to equal shapes of an example, for one program.
 
   Raises:
-    UserError: data sets of different labels or inputs.
+    UserError: data sets of different labels, stop tokens or inputs.
   """
   found = list(datasets)
   for dataset in datasets:
@@ -37,6 +37,11 @@ def align(datasets: Sequence[Data]) -> list[Data]:
       raise UserError(
         f"trials of one sweep have different labels, {', '.join(datasets[0].labels)} and "
         f"{', '.join(dataset.labels)}: set data.labels to all of them"
+      )
+    if dataset.stop_tokens != datasets[0].stop_tokens:
+      raise UserError(
+        "trials of one sweep end their answers with different tokens, "
+        f"{list(datasets[0].stop_tokens)} and {list(dataset.stop_tokens)}: run two"
       )
   for name in ("train", "validation", "test", "general"):
     splits = [getattr(dataset, name) for dataset in datasets]

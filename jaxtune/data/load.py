@@ -27,6 +27,8 @@ class Data(NamedTuple):
     report: counts and hashes by split, overlap, files, format and tokenizer.
     labels: names of the classes or tags, in the order of their numbers.
     general: plain text of other matters, to see what a model forgets.
+    stop_tokens: ids that end an answer: the tokenizer's eos, and those that the chat templates of
+      the training data end a turn with.
   """
 
   train: Split | Stream
@@ -35,6 +37,7 @@ class Data(NamedTuple):
   report: dict
   labels: tuple[str, ...] = ()
   general: Split | None = None
+  stop_tokens: tuple[int, ...] = ()
 
 
 def load(
@@ -141,7 +144,7 @@ def load(
   report["tokenizer"] = _tokenizer_hash(tokenizer)
   return Data(
     found["train"], found.get("validation"), found.get("test"), report, tuple(names),
-    found.get("general"),
+    found.get("general"), _stop_tokens(tokenizer, report),
   )  # fmt: skip
 
 
@@ -176,6 +179,13 @@ def _read_tasks(read: Callable, given: dict) -> tuple[dict[str, Split], dict, Se
   if "train" not in joined:
     raise UserError("data.tasks is empty: expected {name: options}")
   return joined, {"tasks": reports, "splits": _summed(reports)}, names
+
+
+def _stop_tokens(tokenizer, report: dict) -> tuple[int, ...]:
+  """Lists what ends an answer, of every task of a mixture."""
+  trained = [one["splits"].get("train", {}) for one in report.get("tasks", {"": report}).values()]
+  ends = {stop for counts in trained for stop in counts.get("stop_tokens", ())}
+  return tuple(dict.fromkeys((tokenizer.eos_token_id, *sorted(ends))))
 
 
 def _summed(reports: dict[str, dict]) -> dict:

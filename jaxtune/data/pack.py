@@ -21,7 +21,8 @@ def pack(split: Split, max_length: int | None = None) -> tuple[Split, dict]:
   """Packs examples into rows of max_length, the longest first, each where the least room is left.
 
   Rows hold examples of one task. An example of the packed split is a row: its `rows` are
-  {"examples": numbers in `split`, in the order of their segments}, its `where` their places.
+  {"examples": numbers in `split`, in the order of their segments}, its `where` their places, its
+  `references` the answers that they train on.
 
   Args:
     max_length: tokens of a row; None for as many as the split is wide.
@@ -109,7 +110,7 @@ def _packed(split: Split, members: Sequence[Sequence[int]], width: int) -> Split
   return Split(
     arrays,
     prompts=[[] for _ in members],
-    references=[[] for _ in members],
+    references=[[one for n in examples for one in split.references[n][:1]] for examples in members],
     rows=[{"examples": list(examples)} for examples in members],
     where=[" + ".join(split.where[n] for n in examples) for examples in members],
     tasks=split.tasks and [split.tasks[examples[0]] for examples in members],

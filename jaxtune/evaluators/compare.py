@@ -35,7 +35,7 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset) -> d
     labels or tags "classes" and "confusion".
   """
   names, resamples = evaluator.metrics, evaluator.options.resamples
-  train = dataset.train
+  train = dataset.train  # of a stream, nobody knows all answers
   seen = evaluator.objective.references(dataset, train) if isinstance(train, Split) else ()
   found = {
     "intervals": spreads(judged, names, resamples),
@@ -110,9 +110,12 @@ def _draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np
 
 
 def chance(judged: Judged, names: Sequence[str], seen: Sequence[Any]) -> dict[str, float]:
-  """Scores the one answer that is the most frequent in training: {test_accuracy: 52.1, ...}."""
-  if judged.predictions is None:
-    return {}
+  """Scores the one answer that is the most frequent in training: {test_accuracy: 52.1, ...}.
+
+  {} where training has no answers (plain text), or they are not known (a stream).
+  """
   seen = [one for one in seen if one != []]  # plain text has no answers
-  scores = metrics.baseline(judged.references, names, seen or None)
+  if judged.predictions is None or not seen:
+    return {}
+  scores = metrics.baseline(judged.references, names, seen)
   return {f"{judged.split}_{name}": value for name, value in scores.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ class Options(NamedTuple):
     generate: whether the test split's prompts are completed and judged by `metrics` (objective
       "sft"; the others always predict).
     max_new_tokens: longest completion.
-    limit: complete at most so many prompts; None for all.
+    limit: complete at most so many prompts: the first ones, of a mixture the first of every task
+      in turn; None for all.
     temperature, top_k, top_p: see `generate.generate`; temperature 0 is greedy.
     shots: demonstrations in front of each test prompt for one more judgement of the untuned base;
       0 for none. See `data.shots`.
@@ -75,8 +77,9 @@ class Judged(NamedTuple):
     metrics: by name, such as test_loss (nats a target), general_perplexity, test_bleu.
     split: the name of the split that the rest is of: test, or validation where there is no test.
     rows: {"loss", "weight", "correct"}, each (N,): sums of each example.
-    predictions: of its examples, or of the first of them; None where nothing is predicted.
+    predictions: of its examples, or of some of them; None where nothing is predicted.
     references: of the same examples.
+    examples: their numbers in the split.
   """
 
   metrics: dict[str, float]
@@ -84,6 +87,7 @@ class Judged(NamedTuple):
   rows: dict[str, np.ndarray] = {}
   predictions: list | None = None
   references: list | None = None
+  examples: Sequence[int] = ()
 
 
 def make(
@@ -213,20 +217,38 @@ def _predicted(evaluator: Evaluator, pairs, base, datasets, found: list[Judged])
   """Adds predictions and their metrics."""
   name, objective = found[0].split, evaluator.objective
   splits = [getattr(dataset, name) for dataset in datasets]
-  if hasattr(objective, "decode"):
+  predicts = hasattr(objective, "decode")
+  limit = None if predicts else evaluator.options.limit
+  numbers = {id(split): completed(split, limit) for split in splits}
+  if predicts:
     rows = [judged.rows for judged in found]
     predictions = [objective.decode(*three) for three in zip(datasets, splits, rows, strict=True)]
   else:
-    limit = evaluator.options.limit
-    prompts = {id(split): split.prompts[:limit] for split in splits}
-    predictions = completions(evaluator, pairs, base, [prompts[id(split)] for split in splits])
+    asked = {id(split): [split.prompts[n] for n in numbers[id(split)]] for split in splits}
+    predictions = completions(evaluator, pairs, base, [asked[id(split)] for split in splits])
   done = []
   for judged, dataset, split, said in zip(found, datasets, splits, predictions, strict=True):
-    true = objective.references(dataset, split)[: len(said)]
-    scores = by_task(partial(_scores, evaluator.metrics, said, true), _tasks(split, said), name)
+    true, tasks, here = objective.references(dataset, split), _tasks(split), numbers[id(split)]
+    true, tasks = [true[n] for n in here], tasks and [tasks[n] for n in here]
+    scores = by_task(partial(_scores, evaluator.metrics, said, true), tasks, name)
     sums = {key: judged.rows[key] for key in ("loss", "weight", "correct")}
-    done.append(Judged(judged.metrics | scores, name, sums, said, true))
+    done.append(Judged(judged.metrics | scores, name, sums, said, true, here))
   return done
+
+
+def completed(split: data.Split, limit: int | None) -> list[int]:
+  """Numbers the examples that predictions are made for, in order: of every task equally many.
+
+  A task with fewer examples than its part leaves the rest to the others.
+  """
+  if limit is None or split.tasks is None:
+    return list(range(len(split.references)))[:limit]
+  had: Counter = Counter()
+  turns = []
+  for task in split.tasks:
+    turns.append(had[task])
+    had[task] += 1
+  return sorted(np.argsort(turns, kind="stable")[:limit].tolist())
 
 
 def _scores(names: Sequence[str], predictions: list, references: list, prefix: str, chosen=None):
@@ -237,10 +259,10 @@ def _scores(names: Sequence[str], predictions: list, references: list, prefix: s
   return {f"{prefix}_{name}": value for name, value in scores.items()}
 
 
-def _tasks(split: data.Split, predictions: list) -> list[str] | None:
-  """Names the task of each prediction; of an example of several windows, that of its first."""
+def _tasks(split: data.Split) -> list[str] | None:
+  """Names the task of each example; where one has several windows, that of its first."""
   if split.tasks is None or "example" not in split.arrays:
-    return split.tasks and split.tasks[: len(predictions)]
+    return split.tasks
   _, first = np.unique(split.arrays["example"], return_index=True)
   return [split.tasks[row] for row in first]
 

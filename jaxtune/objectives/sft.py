@@ -39,5 +39,7 @@ def loss(
 
 
 def references(dataset, split) -> list[list[str]]:
-  """Returns the accepted answers of each example."""
+  """Returns the accepted answers of each example; of packed ones the answers that they train on."""
+  if "segments" in split.arrays:
+    return [[answer] for answers in split.references for answer in answers]
   return split.references

@@ -121,9 +121,10 @@ def _without_sweep(config: Any) -> dict:
 
 
 def _judged(config: dict) -> str:
-  """Writes down what decides the untuned base's metrics."""
+  """Writes down what decides the untuned base's metrics; the seed draws its demonstrations."""
   data = {key: value for key, value in config["data"].items() if key not in plan.SHARES}
-  return _shared(config | {"data": data})
+  seed = f"seed {config['seed']}" if config["evaluate"]["shots"] else ""
+  return _shared(config | {"data": data}) + seed
 
 
 def _shared(config: dict) -> str:

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import setups
 import small
 
-from jaxtune import config, data
+from jaxtune import config, data, programs, sharding
 from jaxtune.errors import UserError
 
 
@@ -25,6 +26,8 @@ def files(tmp_path_factory):
   made["labels"] = small.write(folder, "labels.tsv", labels)
   made["maybe"] = small.write(folder, "maybe.tsv", [{"text": "b9", "label": "maybe"}])
   made["plain"] = small.write(folder, "plain.jsonl", [{"text": "c1 c2 c3 c4 " * 10}] * 3)
+  turns = [{"role": role, "content": "a1 b2"} for role in ("user", "assistant")]
+  made["chats"] = small.write(folder, "chats.jsonl", [{"messages": turns}] * 2)
   made["none"] = small.write(folder, "none.jsonl", [])
   return made
 
@@ -38,6 +41,24 @@ def load(files):
     return data.load(tokenizers[family], objective=objective, start=start, **named)
 
   return go
+
+
+def test_a_mixture_of_conversations_stops_where_each_task_s_turns_end(load, files, llama):
+  """The one ends its turns in <pad>, the other in the tokenizer's eos."""
+  ended = "{% for m in messages %}{{ m.content }} END {% endfor %}"
+  own = {end: ended.replace("END", end) for end in ("<pad>", "</s>")}
+  alone = {end: load(train="chats", chat_template=source) for end, source in own.items()}
+  assert [alone[end].stop_tokens for end in own] == [(1, 0), (1,)]
+  tasks = {end: {"train": files["chats"], "chat_template": source} for end, source in own.items()}
+  mixed = load(tasks=tasks)
+  assert mixed.stop_tokens == (1, 0)
+  with pytest.raises(UserError, match=r"different tokens, \[1, 0\] and \[1\]: run two"):
+    data.align([alone["<pad>"], alone["</s>"]])
+  setup = setups.make(llama, False)._replace(dataset=mixed)
+  full = setups.complete({"name": "lora"})
+  program = programs.make_program(full, setup, False)
+  evaluator = programs.make_evaluator(full, program, sharding.make("jit", {"data": 1}), 1, setup)
+  assert evaluator.stop_tokens == (1, 0)
 
 
 def test_a_column_and_files_make_the_same_mixture(load, files):

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import setups
 
 from jaxtune.data import Data, Split
+from jaxtune.data.pack import pack
+from jaxtune.data.stream import Stream
 from jaxtune.evaluators import compare, evaluate, intervals
-from jaxtune.objectives import classify, regression
+from jaxtune.objectives import classify, regression, sft
 
 RNG = np.random.default_rng(0)
 TRUE = RNG.choice(["no", "yes"], 40).tolist()
@@ -74,6 +77,19 @@ def test_a_record_of_labels():
   found = record(classify, ("accuracy",), after, before, train, ("no", "yes"), before)
   assert found["differences"]["shots"] == found["differences"]["base"]
   assert found["shots"] == before.metrics and found["demonstrations"] == {"shots": 2}
+
+
+def test_the_most_frequent_answer_is_that_of_training():
+  """However training reads its examples: packed, and not at all where nobody knows them."""
+  train, test = setups.split(12, 0), [["b"]] * 5 + [["a"]]
+  train = train._replace(references=[["a", "b"]] * 7 + [["b"]] * 5)
+  one = judged(np.ones(6), ["c"] * 6, test)
+  for seen in (train, pack(train, 32)[0]):
+    found = record(sft, ("exact_match",), one, one, seen)
+    assert found["chance"] == {"test_exact_match": pytest.approx(100 / 6)}
+  plain = train._replace(references=[[]] * 12)
+  for seen in (plain, pack(plain)[0], Stream(lambda: iter(()), None, 8, 2)):
+    assert record(sft, ("exact_match",), one, one, seen)["chance"] == {}
 
 
 def test_zero_counts_in_the_mean_of_numbers():

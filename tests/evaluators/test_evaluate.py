@@ -104,6 +104,22 @@ def test_totals_and_tasks_by_hand():
   assert evaluate.totals(("perplexity",), huge, "test")["test_perplexity"] == np.inf
 
 
+@pytest.mark.parametrize(
+  ("tasks", "limit", "numbers"),
+  [
+    (None, 3, [0, 1, 2]),
+    ("xxxxyyyz", None, [0, 1, 2, 3, 4, 5, 6, 7]),
+    ("xxxxyyyz", 3, [0, 4, 7]),
+    ("xxxxyyyz", 6, [0, 1, 2, 4, 5, 7]),
+    ("yxxxxzyy", 4, [0, 1, 2, 5]),
+    ("xxxxyyyz", 99, [0, 1, 2, 3, 4, 5, 6, 7]),
+  ],
+)
+def test_prompts_to_complete_are_of_every_task(tasks, limit, numbers):
+  split = setups.split(8, 0)._replace(tasks=tasks and list(tasks))
+  assert evaluate.completed(split, limit) == numbers
+
+
 def test_samples_are_spread_over_a_split():
   split = setups.split(10, 0)
   some = data.sample(split, 4)

@@ -9,7 +9,7 @@ import pytest
 import small
 from safetensors.numpy import load_file
 
-from jaxtune import api
+from jaxtune import api, probe, programs, train
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 TEMPLATES = ["{{ text }} :", "? {{ text }} a1 a2 a3 a4 a5 a6 :"]
@@ -27,6 +27,30 @@ def config(tmp_path_factory):
     data[name] = small.write(folder, f"{name}.jsonl", rows)
   data["choices"] = ["b0", "b1"]
   return small.config(small.base(folder, "llama"), data, "choices")
+
+
+def test_each_trial_is_compared_with_the_demonstrations_of_its_seed(config, tmp_path, monkeypatch):
+  class Stop(Exception):
+    pass
+
+  def stop(configs, folders, setups, bases, *rest):
+    given.extend(zip(configs, setups, bases, strict=True))
+    raise Stop
+
+  given = []
+  monkeypatch.setattr(train, "run", stop)
+  monkeypatch.setattr(probe, "check", lambda *args: None)
+  config = config | {"evaluate": config["evaluate"] | {"shots": 3}, "sweep": ({"seed": [0, 1]},)}
+  with pytest.raises(Stop):
+    api.sweep(config, tmp_path)
+  drawn = [base.drawn["demonstrations"] for *_, base in given]
+  assert len(drawn) == 2 and drawn[0] != drawn[1]
+  for one, setup, base in given:
+    alone = programs.evaluate_base(one, setup)
+    assert base.drawn == alone.drawn
+    for mine, theirs in ((base.base, alone.base), (base.shots, alone.shots)):
+      assert mine.metrics == pytest.approx(theirs.metrics, rel=1e-5)
+  assert given[0][2].base is given[1][2].base, "without demonstrations it is judged once"
 
 
 def test_two_templates_are_one_program(config, tmp_path, capsys):

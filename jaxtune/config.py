@@ -168,12 +168,11 @@ def complete_method(section: dict, path: str = "method") -> dict:
 
 
 def _complete_section(section: str, given: dict, owner: Any, supplied: set[str]) -> dict:
-  hints = typing.get_type_hints(owner, include_extras=True)
   allowed = {n: p for n, p in inspect.signature(owner).parameters.items() if n not in supplied}
-  for key, value in given.items():
+  for key in given:
     if key not in allowed:
       raise UserError(f"unknown config key {section}.{key}. {nearest(key, allowed)}")
-    schema.check(f"config key {section}.{key}", value, hints[key])
+  schema.check_arguments(owner, given, f"config key {section}.")
   missing = [n for n, p in allowed.items() if p.default is p.empty and n not in given]
   if missing:
     raise UserError(f"config key {section}.{missing[0]} is required")

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import peft
-from jaxtune.errors import UserError, check_at_least
+from jaxtune import peft, schema
+from jaxtune.errors import UserError
+from jaxtune.schema import Count, NonNegative, Share
 
 
 def generate(
@@ -110,16 +111,16 @@ def restrict(logits_BV, top_k: int | None, top_p: float | None):
 
 
 def check_options(
-  vocabulary: int, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
+  vocabulary: int,
+  max_new_tokens: Count,
+  temperature: NonNegative,
+  top_k: Count | None,
+  top_p: Share | None,
 ) -> None:
   """Raises UserError for sampling options out of range."""
-  check_at_least("max_new_tokens", max_new_tokens)
-  if not 0 <= temperature < float("inf"):
-    raise UserError(f"temperature is {temperature}, expected 0 (greedy) or more")
-  if top_k is not None and not 1 <= top_k <= vocabulary:
-    raise UserError(f"top_k is {top_k}, expected 1 to the vocabulary's {vocabulary}")
-  if top_p is not None and not 0 < top_p <= 1:
-    raise UserError(f"top_p is {top_p}, expected 0 < top_p <= 1")
+  schema.check_arguments(check_options, locals())
+  if top_k is not None and top_k > vocabulary:
+    raise UserError(f"top_k is {top_k}, expected at most the vocabulary's {vocabulary}")
 
 
 def pad_left(prompts: list[list[int]], pad: int, length: int) -> tuple[Any, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxtune import tree
-from jaxtune.errors import UserError, check_at_least, check_known, check_rate
+from jaxtune.schema import Natural, NonNegative, Positive, Rate
 
 SCHEDULES = ("constant", "linear", "cosine")
 NAMES = ("adamw", "lion", "sgd")
@@ -24,16 +24,16 @@ def make(
   numbers: dict[str, Any] | None = None,
   steps: int = 1,
   *,
-  name: str = "adamw",
-  learning_rate: float = 1e-3,
-  schedule: str = "linear",
-  warmup: int = 0,
-  weight_decay: float = 0.0,
-  head_ratio: float = 1.0,
-  clip: float | None = 1.0,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  epsilon: float = 1e-8,
+  name: Literal[*NAMES] = "adamw",
+  learning_rate: NonNegative = 1e-3,
+  schedule: Literal[*SCHEDULES] = "linear",
+  warmup: Natural = 0,
+  weight_decay: NonNegative = 0.0,
+  head_ratio: NonNegative = 1.0,
+  clip: Positive | None = 1.0,
+  b1: Rate = 0.9,
+  b2: Rate = 0.999,
+  epsilon: Positive = 1e-8,
 ) -> optax.GradientTransformation:
   """Makes an elementwise optimizer: padded trials stay equal to their solo runs.
 
@@ -63,25 +63,6 @@ def make(
     ),
   }[name]()
   return rule if clip is None else optax.chain(optax.clip_by_global_norm(clip), rule)
-
-
-def check(
-  name: str, learning_rate: float, schedule: str, warmup: int, weight_decay: float,
-  head_ratio: float, clip: float | None, b1: float, b2: float, epsilon: float,
-) -> None:  # fmt: skip
-  """Raises UserError for numbers that no training can have; see `make`."""
-  check_known("optimizer", name, NAMES)
-  check_known("schedule", schedule, SCHEDULES)
-  for key, value in {
-    "learning_rate": learning_rate, "warmup": warmup, "weight_decay": weight_decay,
-    "head_ratio": head_ratio,
-  }.items():  # fmt: skip
-    check_at_least(f"optim.{key}", value, 0)
-  for key, value in {"clip": clip, "epsilon": epsilon}.items():
-    if value is not None and not value > 0:
-      raise UserError(f"optim.{key} is {value}, expected more than 0")
-  check_rate("optim.b1", b1)
-  check_rate("optim.b2", b2)
 
 
 def scale(changes: Any, hyper: Any, head_ratio: Any) -> Any:

@@ -9,8 +9,8 @@ from functools import partial
 
 import jax
 
-from jaxtune import data, generate, objectives, optim, peft, programs, sharding, train, tree
-from jaxtune.errors import UserError, check_at_least, nearest
+from jaxtune import data, generate, peft, programs, sharding, train, tree
+from jaxtune.errors import UserError, nearest
 from jaxtune.evaluators import evaluate, metrics
 from jaxtune.models import quantize
 from jaxtune.setup import Setup, find_objective, make_methods, tokenizing
@@ -22,29 +22,14 @@ def check_options(config: dict, devices: bool = True) -> None:
   Args:
     devices: whether the run is for the devices that are here.
   """
-  _at_least_1(config, "train", "steps", "batch_size", "accumulate", "log_every", "eval_every")
-  _at_least_1(config, "train", "patience", "checkpoint_every", "chunk")
-  _at_least_1(config, "evaluate", "batch_size", "max_new_tokens", "limit")
-  _at_least_1(config, "data", "limit", "eval_limit", "stream", "buckets")
-  for name in ("shots", "resamples"):
-    check_at_least(f"evaluate.{name}", config["evaluate"][name], 0)
   options = train.Options(**config["train"])
   if options.batch_size % options.accumulate:
     raise UserError(
       f"train.batch_size {options.batch_size} does not divide into "
       f"train.accumulate {options.accumulate} parts"
     )
-  if options.keep not in ("best", "last"):
-    raise UserError(f"train.keep is {options.keep!r}, expected 'best' or 'last'")
-  optim.check(**config["optim"])
-  objectives.check_smoothing(config["objective"].get("label_smoothing", 0.0))
   if devices:
     _check_devices(options)
-
-
-def _at_least_1(config: dict, section: str, *names: str) -> None:
-  for name in names:
-    check_at_least(f"{section}.{name}", config[section][name])
 
 
 def _check_devices(options: train.Options) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import reprlib
 import types
 import typing
@@ -18,20 +19,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import is_typeddict
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, nearest
 
-# Of all sizes: jax counts in 32 bits.
+# Of all sizes: jax counts in 32 bits. Of a seed it reads 32, so that 0 and 2**32 are one seed.
 LARGEST = 2**31 - 1
 Count = Annotated[int, Ge(1), Le(LARGEST)]
 Natural = Annotated[int, Ge(0), Le(LARGEST)]
-Rate = Annotated[float, Ge(0), Lt(1)]
-Seed = Annotated[int, Ge(-(2**63)), Lt(2**63)]
-NonNegative = Annotated[float, Ge(0), Le(1e30)]
+Seed = Natural
 # Beyond these, float32 has no room for their products.
 Finite = Annotated[float, Ge(-1e30), Le(1e30)]
+NonNegative = Annotated[float, Ge(0), Le(1e30)]
+Positive = Annotated[float, Gt(0), Le(1e30)]
+# Shares: without 1, from which nothing would be left; without 0; and strictly between them.
+Rate = Annotated[float, Ge(0), Lt(1)]
+Share = Annotated[float, Gt(0), Le(1)]
+Fraction = Annotated[float, Gt(0), Lt(1)]
 
 # Types are not converted, and NaN and infinity are no numbers. A TypedDict that states this as its
 # __pydantic_config__ is checked alike; its unknown keys are left alone.
@@ -55,6 +60,17 @@ def check(name: str, value: Any, expected: Any) -> None:
     raise UserError(_message(name, value, expected, error.errors(include_url=False))) from error
 
 
+def check_arguments(function: Any, given: dict[str, Any], prefix: str = "") -> None:
+  """Checks what is given to a function, or to a NamedTuple, against its annotations.
+
+  Args:
+    prefix: of the arguments' names in the error, such as "config key train.".
+  """
+  hints = _hints(function)
+  for name, value in given.items():
+    check(f"{prefix}{name}", value, hints[name])
+
+
 def shown(value: Any) -> str:
   """Writes a value for an error message, long ones in part."""
   try:
@@ -72,6 +88,7 @@ def parse_json(text: str | bytes, where: str | Path) -> Any:
   """
   try:
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+    text.encode()
     found = json.loads(text)
     if "\\ud" in text.lower():
       json.dumps(found, ensure_ascii=False).encode()
@@ -104,6 +121,11 @@ def read_json(path: Path) -> Any:
 
 
 @functools.cache
+def _hints(function: Any) -> dict[str, Any]:
+  return typing.get_type_hints(function, include_extras=True)
+
+
+@functools.cache
 def _adapter(expected: Any) -> pydantic.TypeAdapter:
   config = None if is_typeddict(expected) else STRICT
   return pydantic.TypeAdapter(_with_lists(expected), config=config)
@@ -114,6 +136,8 @@ def _with_lists(expected: Any) -> Any:
   origin, arguments = typing.get_origin(expected), typing.get_args(expected)
   if origin is tuple and arguments[1:] == (...,):
     return Sequence[arguments[0]]
+  if origin is dict:
+    return dict[arguments[0], _with_lists(arguments[1])]
   if origin in (typing.Union, types.UnionType):
     return typing.Union[tuple(map(_with_lists, arguments))]  # noqa: UP007
   return expected
@@ -123,15 +147,27 @@ def _message(name: str, value: Any, expected: Any, errors: list[dict]) -> str:
   """Words one entry that is wrong: its name, its value and all that it might have been."""
   at = max((_path(value, error["loc"]) for error in errors), key=len)  # of a union's, the nearest
   own = [error for error in errors if _path(value, error["loc"]) == at]
-  place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in at)
+  is_key = own[0]["loc"][-1:] == ("[key]",)
+  owner = at[:-1] if is_key else at
+  place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in owner)
   if own[0]["type"] == "missing":
     return f"{name}{place} is missing"
-  for key in at:
+  for key in owner:
     value = value[key]
+  value = at[-1] if is_key else value
   wanted = dict.fromkeys(_wanted(error) for error in own)
   if not at and type(None) in typing.get_args(expected):  # which pydantic leaves out
     wanted["None"] = None
-  return f"{name}{place} is {shown(value)} ({type(value).__name__}), expected {' or '.join(wanted)}"
+  choices = [word for error in own for word in re.findall("'(.*?)'", _literals(error))]
+  close = f". {nearest(value, choices)}" if isinstance(value, str) and choices else ""
+  return (
+    f"{name}{place} {'has the key' if is_key else 'is'} {shown(value)} ({type(value).__name__}), "
+    f"expected {' or '.join(wanted)}{close if 'Did you' in close else ''}"
+  )
+
+
+def _literals(error: dict) -> str:
+  return error["ctx"]["expected"] if error["type"] == "literal_error" else ""
 
 
 def _path(value: Any, location: tuple) -> tuple:
@@ -149,10 +185,11 @@ def _path(value: Any, location: tuple) -> tuple:
 
 
 def _wanted(error: dict) -> str:
+  for bound, words in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
+    if bound in error.get("ctx", {}):
+      return f"{words} {error['ctx'][bound]:.15g}"
   words = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-  words = words.replace("greater than or equal to", "at least")
   if "Sequence" in words or words == "tuple":
     words = "list"
-  words = words.replace("less than or equal to", "at most").replace("less than", "below")
   names = {"none": "None", "string": "text", "integer": "int", "number": "float"}
   return (names | {"boolean": "bool", "dictionary": "dict"}).get(words.lower(), words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from jaxtune import checkpoint, data, programs, runs, sharding, tree, update
 from jaxtune.evaluators import compare, evaluate
+from jaxtune.schema import Count
 from jaxtune.setup import Setup
 from jaxtune.sweeps import trials
 
@@ -37,17 +38,17 @@ class Options(NamedTuple):
     mesh: sizes of the axes trial, data, fsdp and tensor, for "jit".
   """
 
-  steps: int = 300
-  batch_size: int = 8
-  accumulate: int = 1
-  log_every: int = 10
-  eval_every: int | None = None
-  patience: int | None = None
-  keep: str = "best"
-  checkpoint_every: int | None = None
-  chunk: int | None = None
-  parallel: str = "jit"
-  mesh: dict | None = None
+  steps: Count = 300
+  batch_size: Count = 8
+  accumulate: Count = 1
+  log_every: Count = 10
+  eval_every: Count | None = None
+  patience: Count | None = None
+  keep: Literal["best", "last"] = "best"
+  checkpoint_every: Count | None = None
+  chunk: Count | None = None
+  parallel: Literal[*sharding.KINDS] = "jit"
+  mesh: dict[Literal[*sharding.AXES], Literal[-1] | Count] | None = None
 
 
 class Progress(NamedTuple):

@@ -1,11 +1,14 @@
 """Configs: defaults from signatures, checked keys and types, files and overrides."""
 
 import inspect
+import pkgutil
+import typing
 
 import pytest
+from annotated_types import Ge, Gt
 from ml_collections import ConfigDict
 
-from jaxtune import config, data, optim, train
+from jaxtune import config, data, objectives, optim, peft, schema, train
 from jaxtune.errors import UserError
 from jaxtune.peft import lora
 
@@ -70,6 +73,17 @@ def test_completing_twice_changes_nothing():
     ("data.validation", True, "data.validation is True"),
     ("train.mesh", [2], "train.mesh is [2] (list), expected dict or None"),
     ("seed", 1.5, "seed is 1.5 (float), expected int"),
+    ("seed", 2**70, "config key seed is 1180591620717411303424 (int), expected at most 2147483647"),
+    ("method.rank", 10**400, "00 (int), expected at most 2147483647"),
+    ("optim.learning_rate", 10**400, "00 (int), expected float"),
+    ("optim.learning_rate", 1e38, "optim.learning_rate is 1e+38 (float), expected at most 1e+30"),
+    ("train.steps", 2**63, "train.steps is 9223372036854775808 (int), expected at most 2147483647"),
+    ("train.mesh", {"dta": 2}, "train.mesh has the key 'dta' (str)"),
+    ("train.mesh.data", 0, "train.mesh.data is 0 (int), expected -1 or at least 1"),
+    ("data.validation", 1.5, "data.validation is 1.5"),
+    ("data.overlap", "drp", "expected 'error', 'drop' or 'allow'. Did you mean 'drop'?"),
+    ("method.ranks", {"q_proj": 0}, "method.ranks.q_proj is 0 (int), expected at least 1"),
+    ("evaluate.top_p", 0, "evaluate.top_p is 0 (int), expected above 0 or None"),
     ("optim", 3, "config.optim is 3, expected a section"),
     ("optim", [], "config.optim is [], expected a section"),
     ("seed.x", 3, "unknown config key seed.x: seed is 0, not a section"),
@@ -104,6 +118,35 @@ def test_a_fitting_value_is_taken(key, value):
 def test_a_required_key_is_asked_for():
   with pytest.raises(UserError, match="config key data.train is required"):
     config.complete({"model": {"path": "folder"}})
+
+
+def owners():
+  """Yields every section's name, the function that owns it, and what it is not given."""
+  for section, (owner, supplied) in config.SECTIONS.items():
+    yield section, owner, supplied
+  for found in pkgutil.iter_modules(objectives.__path__):
+    yield f"objective {found.name}", objectives.module(found.name).loss, {"forward", "batch"}
+  for found in pkgutil.iter_modules(peft.__path__):
+    if found.name not in peft.NOT_METHODS:
+      yield f"method {found.name}", peft.constructor(found.name), set()
+
+
+def numbers_without_a_range(expected) -> bool:
+  parts = typing.get_args(expected)
+  if typing.get_origin(expected) is typing.Annotated:
+    return not {type(bound) for bound in parts[1:]} & {Ge, Gt}
+  if typing.get_origin(expected) is typing.Literal:
+    return False
+  return expected in (int, float) or any(map(numbers_without_a_range, parts))
+
+
+@pytest.mark.parametrize(("section", "owner", "supplied"), list(owners()))
+def test_every_number_that_a_config_sets_has_a_range(section, owner, supplied):
+  hints = typing.get_type_hints(owner, include_extras=True)
+  for name, parameter in inspect.signature(owner).parameters.items():
+    if name not in supplied:
+      assert not numbers_without_a_range(hints[name]), f"{section}.{name}: {hints[name]}"
+      schema.check(f"the default of {section}.{name}", parameter.default, hints[name])
 
 
 def test_overriding_leaves_the_original_alone():

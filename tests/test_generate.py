@@ -253,11 +253,13 @@ def test_grouped_equals_solo(llama, name, chunk):
   [
     ({"max_new_tokens": 0}, "max_new_tokens is 0"),
     ({"temperature": -1.0}, "temperature is -1.0"),
-    ({"top_k": 0}, "top_k is 0, expected 1 to the vocabulary's 61"),
-    ({"top_k": 62}, "top_k is 62"),
+    ({"top_k": 0}, "top_k is 0 (int), expected at least 1"),
+    ({"top_k": 62}, "top_k is 62, expected at most the vocabulary's 61"),
     ({"top_p": 0.0}, "top_p is 0.0"),
     ({"top_p": 1.1}, "top_p is 1.1"),
     ({"temperature": float("nan")}, "temperature is nan"),
+    ({"temperature": 1e400}, "temperature is inf"),
+    ({"max_new_tokens": 2**31}, "max_new_tokens is 2147483648"),
   ],
 )
 def test_options_out_of_range_are_refused(options, says):

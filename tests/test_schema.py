@@ -1,6 +1,6 @@
 """Values from files and the command line are checked against annotations, and JSON is bounded."""
 
-from typing import Required
+from typing import Literal, Required
 
 import pytest
 from typing_extensions import TypedDict
@@ -23,7 +23,7 @@ class Entries(TypedDict, total=False):
     (1, schema.Count),
     (2**31 - 1, schema.Count),
     (1, float),
-    (-1, schema.Seed),
+    (0, schema.Seed),
     (["a"], tuple[str, ...]),
     (("a",), tuple[str, ...]),
     (2, int | tuple[int, ...]),
@@ -56,6 +56,11 @@ def test_what_fits_passes(value, expected):
     ({"size": -1}, Entries, "key.size is -1 (int), expected at least 1"),
     ({"size": 1, "names": ["a", None]}, Entries, "key.names[1] is None (NoneType), expected text"),
     ({"size": 1, "share": float("inf")}, Entries, "key.share is inf"),
+    (2**32, schema.Seed, "expected at most 2147483647"),
+    ("erorr", Literal["error", "skip"], "expected 'error' or 'skip'. Did you mean 'error'?"),
+    ("no", Literal["error", "skip"] | None, "expected 'error' or 'skip' or None"),
+    ({"dta": 1}, dict[Literal["data"], int], "key has the key 'dta' (str), expected 'data'. Did"),
+    ({"a": ["b", 1]}, dict[str, str | tuple[str, ...]], "key.a[1] is 1 (int), expected text"),
   ],
 )
 def test_what_does_not_fit_is_named(value, expected, says):
@@ -78,6 +83,7 @@ def test_a_number_of_thousands_of_digits_is_not_written_out():
     ('{"a": "\\ud800"}', "half a surrogate pair"),
     ('{"a": 1', "malformed JSON at column 8"),
     ('{"a":\n 1', "malformed JSON at line 2, column 3"),
+    ('{"a": "\udc80"}', "half a surrogate pair"),
     (b"\xff\xfe", "not UTF-8"),
   ],
 )

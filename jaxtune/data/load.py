@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from jaxtune.data import conversations, mix, sources, splits, task, templates
+from annotated_types import Ge, Le
+
+from jaxtune.data import chat, conversations, mix, sources, splits, task, templates
 from jaxtune.data.batches import arrange, join, sample
 from jaxtune.data.pack import pack as pack_rows
 from jaxtune.data.stream import Stream
-from jaxtune.data.tokenize import NO_TARGET, TOO_LONG, Split, check_choice, measures, tokenize
+from jaxtune.data.tokenize import NO_TARGET, TOO_LONG, Split, measures, tokenize
 from jaxtune.errors import UserError, nearest
+from jaxtune.schema import LARGEST, Count, Fraction, Natural, NonNegative, Positive, Seed
 
 # Options of a mixture as a whole, which a task cannot have for itself.
 WHOLE = (
@@ -46,37 +49,37 @@ def load(
   objective: str = "sft",
   start: tuple[int, ...] = (),
   train: str | Sequence[str] | None = None,
-  validation: str | Sequence[str] | float | int | None = None,
-  test: str | Sequence[str] | float | int | None = None,
+  validation: str | Sequence[str] | Fraction | Count | None = None,
+  test: str | Sequence[str] | Fraction | Count | None = None,
   general: str | Sequence[str] | None = None,
   columns: Sequence[str] | None = None,
   only: dict | None = None,
-  tasks: str | dict | None = None,
+  tasks: str | dict[str, dict] | None = None,
   template: str | Sequence[str] | None = None,
   answer: str | Sequence[str] | None = None,
   text: str | None = None,
-  rename: dict | None = None,
+  rename: dict[str, str | tuple[str, ...]] | None = None,
   choices: Sequence[str] | None = None,
   labels: Sequence[str] | None = None,
   chat_template: str | None = None,
-  turns: str = "all",
-  max_length: int | None = None,
-  too_long: str = "error",
-  stride: int | None = None,
-  no_target: str = "error",
-  malformed: str = "error",
-  overlap: str = "error",
-  limit: int | None = None,
-  eval_limit: int | None = None,
-  mixture: str | dict = "proportional",
-  temperature: float = 1.0,
-  cap: int | None = None,
-  mixture_batches: str = "mixed",
+  turns: Literal[*chat.TURNS] = "all",
+  max_length: Annotated[int, Ge(2), Le(LARGEST)] | None = None,
+  too_long: Literal[*TOO_LONG] = "error",
+  stride: Natural | None = None,
+  no_target: Literal[*NO_TARGET] = "error",
+  malformed: Literal[*conversations.MALFORMED] = "error",
+  overlap: Literal[*splits.OVERLAP] = "error",
+  limit: Count | None = None,
+  eval_limit: Count | None = None,
+  mixture: Literal[*mix.MIXTURES] | dict[str, NonNegative] = "proportional",
+  temperature: Positive = 1.0,
+  cap: Count | None = None,
+  mixture_batches: Literal[*mix.BATCHES] = "mixed",
   resample: bool = False,
-  buckets: int = 1,
+  buckets: Count = 1,
   pack: bool = False,
-  stream: int | None = None,
-  seed: int = 0,
+  stream: Count | None = None,
+  seed: Seed = 0,
 ) -> Data:
   """Reads, splits, checks and tokenises a data set.
 
@@ -118,11 +121,6 @@ def load(
     UserError: whatever is wrong with the options or the data, with file and line.
   """
   given = {k: v for k, v in locals().items() if k not in ("tokenizer", "objective", "start")}
-  # Before anything is read: a misspelt policy should not cost minutes.
-  check_choice("too_long", too_long, TOO_LONG)
-  check_choice("no_target", no_target, NO_TARGET)
-  check_choice("malformed", malformed, conversations.MALFORMED)
-  check_choice("overlap", overlap, splits.OVERLAP)
   if stream is not None and tasks is not None:
     raise UserError("data.stream reads one task's rows in their order: not with data.tasks")
   if tasks is None and (mixture, temperature, cap) != ("proportional", 1.0, None):

@@ -6,14 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
+from annotated_types import Ge, Le
 from tqdm import tqdm
 
 from jaxtune import data, generate, sharding, update
 from jaxtune.evaluators import metrics
+from jaxtune.schema import Count, Natural, NonNegative, Share
 from jaxtune.sweeps import trials
 
 
@@ -34,16 +36,16 @@ class Options(NamedTuple):
     resamples: of the bootstrap that intervals and differences come from; 0 for no intervals.
   """
 
-  batch_size: int = 16
+  batch_size: Count = 16
   metrics: tuple[str, ...] | None = None
   generate: bool = False
-  max_new_tokens: int = 64
-  limit: int | None = None
-  temperature: float = 0.0
-  top_k: int | None = None
-  top_p: float | None = None
-  shots: int = 0
-  resamples: int = 1000
+  max_new_tokens: Count = 64
+  limit: Count | None = None
+  temperature: NonNegative = 0.0
+  top_k: Count | None = None
+  top_p: Share | None = None
+  shots: Natural = 0
+  resamples: Annotated[int, Ge(0), Le(10**6)] = 1000
 
 
 class Evaluator(NamedTuple):

@@ -7,7 +7,7 @@ import json
 import pkgutil
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,10 +16,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxtune import models, tree
-from jaxtune.errors import UserError, check_at_least, check_known, nearest
+from jaxtune.errors import UserError, nearest
 from jaxtune.models import heads, weights
 from jaxtune.models.config import Config
 from jaxtune.models.quantize import FORMS, quantised
+from jaxtune.schema import Count, Seed
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 NOT_FAMILIES = (
@@ -67,13 +68,13 @@ def load(
   architecture: dict | None = None,
   tokenizer: str | None = None,
   head: str = "lm",
-  labels: int | None = None,
-  dtype: str = "float32",
+  labels: Count | None = None,
+  dtype: Literal[*DTYPES] = "float32",
   remat: bool = False,
-  quantize: str | None = None,
-  unroll: int = 1,
-  attention: str | None = None,
-  seed: int = 0,
+  quantize: Literal[*FORMS] | None = None,
+  unroll: Count = 1,
+  attention: Literal["cudnn"] | None = None,
+  seed: Seed = 0,
 ) -> Pretrained:
   """Loads a pretrained model from a folder or the hub, or initialises one at random.
 
@@ -127,12 +128,6 @@ def outline(
   """Does all that `load` does but for the weights, whose shapes it returns in their place."""
   if (path is None) == (architecture is None):
     raise UserError("model needs either a path or an architecture, and not both")
-  check_known("dtype", dtype, DTYPES)
-  check_at_least("model.unroll", computation.get("unroll", 1))
-  if computation.get("attention") not in (None, "cudnn"):
-    raise UserError(f"unknown attention {computation['attention']!r}, expected None or 'cudnn'")
-  if (form := computation.get("quantize")) not in (None, *FORMS):
-    raise UserError(f"unknown quantize {form!r}, expected None, 'int8' or 'nf4'")
   folder = resolve(path) if path else None
   hf_config = _read_config(folder) if folder else dict(architecture)
   name = hf_config.get("model_type", "")

@@ -20,7 +20,7 @@ import pkgutil
 import jax
 import jax.numpy as jnp
 
-from jaxtune.errors import UserError, check_known
+from jaxtune.errors import check_known
 
 
 def module(name: str):
@@ -43,9 +43,3 @@ def cross_entropy(logits, targets, label_smoothing: float = 0.0):
   if label_smoothing:
     losses = partition - (1 - label_smoothing) * picked - label_smoothing * logits.mean(-1)
   return losses, picked >= logits.max(-1)  # needs no argmax
-
-
-def check_smoothing(label_smoothing: float) -> None:
-  """Raises UserError for a share outside [0, 1)."""
-  if not 0 <= label_smoothing < 1:
-    raise UserError(f"objective.label_smoothing is {label_smoothing}, expected 0 <= share < 1")

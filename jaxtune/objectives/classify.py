@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxtune.objectives import cross_entropy
+from jaxtune.schema import Rate
 
 HEAD = "classify"
 MEASURES = ("loss",)
@@ -14,7 +15,7 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "matthews")
 
 
 def loss(
-  forward: Callable, batch: dict[str, Any], label_smoothing: float = 0.0
+  forward: Callable, batch: dict[str, Any], label_smoothing: Rate = 0.0
 ) -> tuple[Any, dict[str, Any]]:
   """Returns -log p(label) of each row in nats.
 

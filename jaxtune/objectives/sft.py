@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxtune.objectives import cross_entropy
+from jaxtune.schema import Rate
 
 HEAD = "lm"
 MEASURES = ("loss", "perplexity", "accuracy")
@@ -16,7 +17,7 @@ METRICS = ("exact_match", "bleu", "rougeL")
 
 
 def loss(
-  forward: Callable, batch: dict[str, Any], label_smoothing: float = 0.0
+  forward: Callable, batch: dict[str, Any], label_smoothing: Rate = 0.0
 ) -> tuple[Any, dict[str, Any]]:
   """Sums -log p(token | tokens before it) of each row, in nats.
 

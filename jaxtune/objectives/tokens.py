@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxtune.data import labelled
 from jaxtune.objectives import cross_entropy
+from jaxtune.schema import Rate
 
 HEAD = "tokens"
 MEASURES = ("loss", "accuracy")
@@ -15,7 +16,7 @@ METRICS = ("span_f1", "span_precision", "span_recall")
 
 
 def loss(
-  forward: Callable, batch: dict[str, Any], label_smoothing: float = 0.0
+  forward: Callable, batch: dict[str, Any], label_smoothing: Rate = 0.0
 ) -> tuple[Any, dict[str, Any]]:
   """Sums -log p(tag) of each row's words in nats.
 

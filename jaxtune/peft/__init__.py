@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxtune import tree
+from jaxtune import schema, tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.models import quantize
 from jaxtune.peft import unions
@@ -124,8 +124,9 @@ def build(section: dict) -> tuple[Method, ...]:
           f"method.{key} is a stack within a stack; expected one stack of all methods"
         )
     return tuple(build(part)[0]._replace(name=key) for key, part in sections.items())
-  start = options.pop("start", None)
-  return (constructor(kind)(**options)._replace(kind=kind, start=start),)
+  start, make = options.pop("start", None), constructor(kind)
+  schema.check_arguments(make, options, "method.")
+  return (make(**options)._replace(kind=kind, start=start),)
 
 
 def parts(section: dict) -> dict[str, dict]:

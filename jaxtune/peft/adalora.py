@@ -17,23 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError, check_at_least, check_rate
+from jaxtune.errors import UserError
+from jaxtune.schema import Count, Finite, Fraction, Natural, NonNegative, Rate
 
 AVERAGES = ("sensitivity", "uncertainty")
 PADDED = {"a": (-1,), "e": (-1,), "b": (-2,), "real": (-1,), "kept": (-1,)}
 
 
 def method(
-  init_rank: int = 12,
-  target_rank: int = 8,
-  alpha: float = 8.0,
-  dropout: float = 0.0,
-  orth_weight: float = 0.5,
-  tinit: int | None = None,
-  tfinal: int | None = None,
-  interval: int = 1,
-  beta1: float = 0.85,
-  beta2: float = 0.85,
+  init_rank: Count = 12,
+  target_rank: Count = 8,
+  alpha: Finite = 8.0,
+  dropout: Rate = 0.0,
+  orth_weight: NonNegative = 0.5,
+  tinit: Natural | None = None,
+  tfinal: Natural | None = None,
+  interval: Count = 1,
+  beta1: Fraction = 0.85,
+  beta2: Fraction = 0.85,
   targets: tuple[str, ...] = ("q_proj", "v_proj"),
 ) -> peft.Method:
   """Adds a low-rank delta to linear layers and moves its ranks to where they matter.
@@ -54,7 +55,11 @@ def method(
   A and B are drawn from N(0, 0.02^2), e is zero. Of equal importances the later one is kept, where
   PEFT prunes both; gradients count before they are clipped.
   """
-  _check(init_rank, target_rank, dropout, orth_weight, interval, beta1=beta1, beta2=beta2)
+  if target_rank > init_rank:
+    raise UserError(
+      f"method.target_rank is {target_rank} and method.init_rank {init_rank}, "
+      "expected 1 <= target_rank <= init_rank"
+    )
   numbers = dict(scale=alpha / (init_rank + 1e-5), dropout=dropout, orth_weight=orth_weight)
   phases = dict(tinit=tinit, tfinal=tfinal, interval=interval)
   return peft.Method(
@@ -70,21 +75,6 @@ def method(
     options=dict(init_rank=init_rank, target_rank=target_rank, alpha=alpha, dropout=dropout)
     | dict(orth_weight=orth_weight, beta1=beta1, beta2=beta2, **phases),
   )
-
-
-def _check(init_rank, target_rank, dropout, orth_weight, interval, **betas):
-  if not 1 <= target_rank <= init_rank:
-    raise UserError(
-      f"method.target_rank is {target_rank} and method.init_rank {init_rank}, "
-      "expected 1 <= target_rank <= init_rank"
-    )
-  check_rate("method.dropout", dropout)
-  if orth_weight < 0:
-    raise UserError(f"method.orth_weight is {orth_weight}, expected 0 or more")
-  check_at_least("method.interval", interval)
-  for name, beta in betas.items():
-    if not 0 < beta < 1:
-      raise UserError(f"method.{name} is {beta}, expected 0 < {name} < 1")
 
 
 def _init(key, sites, frozen, *, rank, numbers, targets):

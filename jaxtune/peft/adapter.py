@@ -20,14 +20,16 @@ adapter around another computes that one twice.
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import peft
-from jaxtune.errors import UserError, check_at_least, check_known, check_rate
+from jaxtune.errors import UserError
 from jaxtune.models.layers import ACTIVATIONS, lift
+from jaxtune.schema import Count, Finite, Positive, Rate
 
 # placement: the sites, and the defaults of adapters 1.3 for activation and scale
 PLACEMENTS = {
@@ -39,13 +41,13 @@ PLACEMENTS = {
 
 
 def method(
-  width: int | tuple[int, ...] = 16,
-  reduction_factor: float | tuple[float, ...] | None = None,
-  placement: str = "pfeiffer",
-  activation: str | None = None,
-  scale: float | None = None,
+  width: Count | tuple[Count, ...] = 16,
+  reduction_factor: Positive | tuple[Positive, ...] | None = None,
+  placement: Literal[*PLACEMENTS] = "pfeiffer",
+  activation: Literal[*ACTIVATIONS] | None = None,
+  scale: Finite | None = None,
   channel_scale: bool | None = None,
-  dropout: float = 0.0,
+  dropout: Rate = 0.0,
   ln_before: bool = False,
   ln_after: bool = False,
   gate: bool = False,
@@ -76,12 +78,6 @@ def method(
   """
   targets, activation, scale = at_placement(placement, targets, activation, scale)
   channel_scale = placement == "plus" if channel_scale is None else channel_scale
-  check_rate("method.dropout", dropout)
-  for number in _numbers(width):
-    check_at_least("method.width", number)
-  for number in _numbers(reduction_factor):
-    if number is not None and number <= 0:
-      raise UserError(f"method.reduction_factor is {number}, expected more than 0")
   parts = dict(channel_scale=channel_scale, ln_before=ln_before, ln_after=ln_after, gate=gate)
   sizes = dict(width=width, reduction_factor=reduction_factor)
   return peft.Method(
@@ -99,13 +95,10 @@ def method(
 
 
 def at_placement(placement, targets, activation, scale):
-  """Checks a placement and an activation; returns targets, activation and scale by placement."""
-  check_known("placement", placement, PLACEMENTS)
+  """Returns targets, activation and scale, by default the placement's own."""
   places, default_activation, default_scale = PLACEMENTS[placement]
-  activation = activation or default_activation
-  check_known("activation", activation, ACTIVATIONS)
   scale = default_scale if scale is None else scale
-  return places if targets is None else targets, activation, scale
+  return places if targets is None else targets, activation or default_activation, scale
 
 
 def _numbers(option) -> tuple:

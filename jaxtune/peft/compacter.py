@@ -17,14 +17,16 @@ They are `W_left`, `W_right`, `b` (down_bias flattened to F) and `phm_rule` of a
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxtune import peft
-from jaxtune.errors import UserError, check_at_least, check_rate
+from jaxtune.errors import UserError
 from jaxtune.models.layers import ACTIVATIONS, lift
 from jaxtune.peft import adapter
+from jaxtune.schema import Count, Finite, Rate
 
 PADDED = {
   "down_left": (-1,), "down_right": (-2, -1), "down_bias": (-1,), "up_left": (-2, -1),
@@ -33,14 +35,14 @@ PADDED = {
 
 
 def method(
-  width: int = 24,
-  n: int = 4,
-  rank: int = 1,
+  width: Count = 24,
+  n: Count = 4,
+  rank: Count = 1,
   shared: bool = True,
-  placement: str = "houlsby",
-  activation: str = "gelu",
-  scale: float | None = None,
-  dropout: float = 0.0,
+  placement: Literal[*adapter.PLACEMENTS] = "houlsby",
+  activation: Literal[*ACTIVATIONS] = "gelu",
+  scale: Finite | None = None,
+  dropout: Rate = 0.0,
   targets: tuple[str, ...] | None = None,
 ) -> peft.Method:
   """Adds adapters of a few thousand numbers at each layer's residual connections.
@@ -60,9 +62,6 @@ def method(
   they are shared, else from N(0, 0.01^2); so the model is hardly changed at first.
   """
   targets, activation, scale = adapter.at_placement(placement, targets, activation, scale)
-  check_rate("method.dropout", dropout)
-  for name, number in (("width", width), ("n", n), ("rank", rank)):
-    check_at_least(f"method.{name}", number)
   if width % n:
     raise UserError(f"method.width is {width}, expected a multiple of method.n, which is {n}")
   sizes = dict(width=width, n=n, rank=rank, shared=shared)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from functools import partial
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError, check_at_least
+from jaxtune.errors import UserError
+from jaxtune.schema import Count
 
 
-def method(layers: int = 1, norm: bool = False, encoder: bool = False) -> peft.Method:
+def method(layers: Count = 1, norm: bool = False, encoder: bool = False) -> peft.Method:
   """Trains every weight of the last layers of a decoder, or of an encoder that stands alone.
 
   Args:
@@ -25,7 +26,6 @@ def method(layers: int = 1, norm: bool = False, encoder: bool = False) -> peft.M
   only once they add up. As layers are one stack, a backward pass costs as much memory as full
   fine-tuning's, and each trial of a group holds a stack; optimizer state is for k layers alone.
   """
-  check_at_least("method.layers", layers)
   return peft.Method(
     "last_layers",
     init=partial(_init, layers=layers, norm=norm, encoder=encoder),

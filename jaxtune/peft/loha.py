@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft, tree
-from jaxtune.errors import check_at_least
+from jaxtune.schema import Count, Finite
 
 
 def method(
-  rank: int = 8,
-  alpha: float = 8.0,
-  scale: float | None = None,
+  rank: Count = 8,
+  alpha: Finite = 8.0,
+  scale: Finite | None = None,
   targets: tuple[str, ...] = ("q_proj", "v_proj"),
 ) -> peft.Method:
   """Adds the Hadamard product of two low-rank matrices to the weights of linear layers.
@@ -32,7 +32,6 @@ def method(
   As in PEFT, A1 is drawn uniformly from +-1/sqrt(inputs), B1 and B2 from +-1/sqrt(rank), and A2 is
   zero. Draws of rank 4 are the start of those of rank 8, B1's and B2's up to their scale.
   """
-  check_at_least("method.rank", rank)
   scale = alpha / rank if scale is None else scale
   return peft.Method(
     "loha",

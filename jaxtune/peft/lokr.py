@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft, tree
-from jaxtune.errors import check_at_least
+from jaxtune.schema import Count, Finite
 
 
 def method(
-  rank: int = 8,
-  alpha: float = 8.0,
-  scale: float | None = None,
-  factor: int | None = None,
+  rank: Count = 8,
+  alpha: Finite = 8.0,
+  scale: Finite | None = None,
+  factor: Count | None = None,
   decompose_both: bool = False,
   targets: tuple[str, ...] = ("q_proj", "v_proj"),
 ) -> peft.Method:
@@ -38,8 +38,6 @@ def method(
   As in PEFT, W1 (or its B1) is zero, W2 and every A are drawn uniformly from +-1/sqrt(their
   inputs), and B2 from +-1/sqrt(rank).
   """
-  check_at_least("method.rank", rank)
-  check_at_least("method.factor", factor, none="a square root")
   scale = alpha / rank if scale is None else scale
   shapes = dict(rank=rank, factor=factor, decompose_both=decompose_both)
   return peft.Method(

@@ -7,31 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError, check_known, check_rate, nearest
+from jaxtune.errors import UserError, nearest
 from jaxtune.models.layers import Embed, lift
+from jaxtune.schema import Count, Finite, Positive, Rate
 
 LEAVES = {"Linear": "kernel", "Embed": "embedding"}
 SMALLEST = 1e-30  # of a squared norm: a column of zeros stays zero
 
 
 def method(
-  rank: int = 8,
-  alpha: float = 16.0,
-  scale: float | None = None,
+  rank: Count = 8,
+  alpha: Finite = 16.0,
+  scale: Finite | None = None,
   rslora: bool = False,
-  dropout: float = 0.0,
+  dropout: Rate = 0.0,
   targets: tuple[str, ...] = ("q_proj", "v_proj"),
-  ranks: dict | None = None,
-  alphas: dict | None = None,
-  initialise: str = "kaiming",
+  ranks: dict[str, Count] | None = None,
+  alphas: dict[str, Finite] | None = None,
+  initialise: Literal[*STARTS] = "kaiming",
   dora: bool = False,
-  b_rate: float = 1.0,
+  b_rate: Positive = 1.0,
   train_a: bool = True,
   gate: bool = False,
 ) -> peft.Method:
@@ -63,7 +64,8 @@ def method(
       from zero, so by 1/2 at first (UniPELT, see `unions`). It then cannot be merged.
   """
   sizes = Sizes(rank, alpha, scale, rslora, dict(ranks or {}), dict(alphas or {}))
-  _check(sizes, dropout, initialise, b_rate)
+  if alphas and scale is not None:
+    raise UserError("method.scale fixes the scale of every target: expected no method.alphas")
   if gate and dora:
     raise UserError("method.gate and method.dora are both True: DoRA has no delta to gate")
   init = partial(_init, targets=targets, sizes=sizes, initialise=initialise, dora=dora, gate=gate)
@@ -110,22 +112,6 @@ def _first(option: str, values: dict, path: str, default):
     # JSON and ConfigDict sort their keys, so that an order would not survive.
     raise UserError(f"method.{option} gives {path} several values: {found}; expected one")
   return next(iter(found.values()), default)
-
-
-def _check(sizes: Sizes, dropout: float, initialise: str, b_rate: float) -> None:
-  check_rate("method.dropout", dropout)
-  if b_rate <= 0:
-    raise UserError(f"method.b_rate is {b_rate}, expected above 0")
-  check_known("method.initialise", initialise, STARTS)
-  for name, rank in {"rank": sizes.rank, **sizes.ranks}.items():
-    if not isinstance(rank, int) or rank < 1:
-      where = name if name == "rank" else f"ranks[{name!r}]"
-      raise UserError(f"method.{where} is {rank!r}, expected a whole number of at least 1")
-  for pattern, alpha in sizes.alphas.items():
-    if not isinstance(alpha, int | float):
-      raise UserError(f"method.alphas[{pattern!r}] is {alpha!r}, expected a number")
-  if sizes.alphas and sizes.scale is not None:
-    raise UserError("method.scale fixes the scale of every target: expected no method.alphas")
 
 
 def _init(key, sites, frozen, *, targets, sizes, dropout, initialise, dora, b_rate, train_a, gate):

@@ -10,22 +10,23 @@ and what the model makes of it, is as in `prompt`.
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxtune import peft
-from jaxtune.errors import check_at_least, check_known
 from jaxtune.peft import prompt
+from jaxtune.schema import Count
 
 ENCODERS = ("mlp", "lstm")
 
 
 def method(
-  length: int = 20,
-  encoder: str = "mlp",
-  hidden: int | None = None,
-  layers: int = 2,
+  length: Count = 20,
+  encoder: Literal[*ENCODERS] = "mlp",
+  hidden: Count | None = None,
+  layers: Count = 2,
 ) -> peft.Method:
   """Puts vectors before the text that a trained network makes of trained embeddings.
 
@@ -39,10 +40,6 @@ def method(
   Embeddings are drawn from N(0, 1), weights and biases uniformly from +-1/sqrt(inputs), in an LSTM
   from +-1/sqrt(hidden), as PyTorch does; the LSTM has one bias where PyTorch adds two.
   """
-  check_at_least("method.length", length)
-  check_known("method.encoder", encoder, ENCODERS)
-  check_at_least("method.hidden", hidden)
-  check_at_least("method.layers", layers)
   make = partial(_draw, length=length, hidden=hidden, layers=layers if encoder == "lstm" else 0)
   return peft.Method(
     "p_tuning",

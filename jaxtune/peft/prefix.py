@@ -23,16 +23,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft
-from jaxtune.errors import UserError, check_at_least
+from jaxtune.errors import UserError
+from jaxtune.schema import Count, Natural, NonNegative
 
 
 def method(
-  length: int = 10,
-  lengths: tuple[int, ...] | None = None,
-  projection: int | None = None,
+  length: Count = 10,
+  lengths: tuple[Natural, ...] | None = None,
+  projection: Count | None = None,
   shift: bool = True,
   gate: bool = False,
-  init_scale: float = 0.5,
+  init_scale: NonNegative = 0.5,
   encoder: bool = True,
   decoder: bool = True,
   cross: bool = True,
@@ -57,9 +58,9 @@ def method(
       layer, which always has one.
   """
   if lengths is not None:
-    length = _longest(lengths)
-  check_at_least("method.length", length)
-  check_at_least("method.projection", projection, none="no MLP")
+    length = max(lengths, default=0)
+    if length < 1:
+      raise UserError(f"method.lengths is {lengths!r}, expected at least 1 for one of the layers")
   if not (encoder or decoder or cross):
     raise UserError(
       "method.encoder, method.decoder and method.cross are all False: expected a prefix in at "
@@ -82,15 +83,6 @@ def method(
     | ({} if lengths is None else {"lengths": tuple(lengths)})
     | {place: False for place, chosen in places.items() if not chosen},
   )
-
-
-def _longest(lengths):
-  numbers = isinstance(lengths, (tuple, list)) and all(type(n) is int for n in lengths)
-  if not numbers or not lengths or min(lengths) < 0 or max(lengths) < 1:
-    raise UserError(
-      f"method.lengths is {lengths!r}, expected a number for every layer, one of them at least 1"
-    )
-  return max(lengths)
 
 
 def _init(key, sites, frozen, *, make, length, lengths, shift, deviation, gate, places):

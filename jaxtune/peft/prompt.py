@@ -16,21 +16,23 @@ window count slots, so examples later in a row are further from it than they wou
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxtune import peft
-from jaxtune.errors import UserError, check_at_least, check_known
+from jaxtune.errors import UserError
+from jaxtune.schema import Count, Positive
 
 STARTS = ("random", "vocabulary", "text")
 
 
 def method(
-  length: int = 20,
-  initialise: str = "random",
+  length: Count = 20,
+  initialise: Literal[*STARTS] = "random",
   text: str | None = None,
-  init_scale: float = 0.5,
+  init_scale: Positive = 0.5,
 ) -> peft.Method:
   """Puts trained vectors before the text.
 
@@ -42,10 +44,6 @@ def method(
       tokens, of which PEFT keeps the tokenizer's own.
     init_scale: bound of the random start.
   """
-  check_at_least("method.length", length)
-  if not init_scale > 0:
-    raise UserError(f"method.init_scale is {init_scale}, expected more than 0")
-  check_known("method.initialise", initialise, STARTS)
   if (initialise == "text") != bool(text):
     raise UserError(
       f"method.initialise is {initialise!r} and method.text is {text!r}: expected a text with "

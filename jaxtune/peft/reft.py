@@ -10,23 +10,25 @@ is edited, those that are generated too, or the first n of each text.
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxtune import peft
-from jaxtune.errors import UserError, check_at_least, check_known
+from jaxtune.errors import UserError
 from jaxtune.models.layers import lift
+from jaxtune.schema import Count, Natural
 
 VARIANTS = ("loreft", "direft")
 EVERY = 2**30  # more tokens than any text has
 
 
 def method(
-  rank: int = 4,
-  variant: str = "loreft",
-  layers: tuple[int, ...] | None = None,
-  first: int | None = None,
+  rank: Count = 4,
+  variant: Literal[*VARIANTS] = "loreft",
+  layers: tuple[Natural, ...] | None = None,
+  first: Count | None = None,
   targets: tuple[str, ...] = ("layers",),
 ) -> peft.Method:
   """Edits hidden states in a learned subspace, and no weights.
@@ -44,9 +46,6 @@ def method(
   (L, D, r) is R^T (W_2^T) once its columns are made orthonormal: training starts near the base, not
   at it.
   """
-  check_at_least("method.rank", rank)
-  check_known("variant", variant, VARIANTS)
-  check_at_least("method.first", first, none="every token")
   if layers is not None and not layers:
     raise UserError("method.layers is empty, expected at least one layer, or None for all")
   return peft.Method(

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft
-from jaxtune.errors import check_at_least, check_rate
+from jaxtune.schema import NonNegative, Rate
 
 
-def method(dropout: float = 0.0, token_dropout: float = 0.0, neftune: float = 0.0) -> peft.Method:
+def method(
+  dropout: Rate = 0.0, token_dropout: Rate = 0.0, neftune: NonNegative = 0.0
+) -> peft.Method:
   """Disturbs the forward pass of the frozen model.
 
   Args:
@@ -19,9 +21,6 @@ def method(dropout: float = 0.0, token_dropout: float = 0.0, neftune: float = 0.
     neftune: alpha of uniform noise in [-1, 1] * alpha / sqrt(T * D) on the embeddings, where T is
       the padded length (Jain et al. 2023).
   """
-  check_rate("regularize.dropout", dropout)
-  check_rate("regularize.token_dropout", token_dropout)
-  check_at_least("regularize.neftune", neftune, 0)
   numbers = dict(dropout=dropout, token_dropout=token_dropout, neftune=neftune)
 
   def init(key, sites, frozen):

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft, tree
-from jaxtune.errors import UserError, check_at_least
+from jaxtune.errors import UserError
 from jaxtune.models.layers import lift
+from jaxtune.schema import Count, Finite
 
 
 def method(
-  rank: int = 256,
-  d_initial: float = 0.1,
+  rank: Count = 256,
+  d_initial: Finite = 0.1,
   targets: tuple[str, ...] = ("q_proj", "v_proj"),
 ) -> peft.Method:
   """Adds a delta of two trained vectors to linear layers (eq. 2).
@@ -30,7 +31,6 @@ def method(
   A and B are drawn as PEFT does, uniformly from +-sqrt(6 / fan in), where the fan in is the largest
   target's for A and the rank for B: draws of rank 4 start those of rank 8, B's up to its scale.
   """
-  check_at_least("method.rank", rank)
   if not d_initial:
     raise UserError("method.d_initial is 0: as b starts at zero too, nothing would ever move")
   return peft.Method(

@@ -193,7 +193,7 @@ def test_every_layer_of_every_array_has_a_gradient(gpt2):
   [
     ({"name": "adapter", "width": (4, 4)}, ("width has 2", "3 layers")),
     ({"name": "adapter", "width": (4, 33, 4)}, ("width is 33", "32")),
-    ({"name": "adapter", "width": (4, 0, 4)}, ("width is 0",)),
+    ({"name": "adapter", "width": (4, 0, 4)}, ("width[1] is 0",)),
     ({"name": "adapter", "reduction_factor": (2.0,) * 4}, ("reduction_factor has 4", "3 layers")),
     ({"name": "adapter", "reduction_factor": 0.5}, ("width is 64", "reduction_factor 0.5", "32")),
     ({"name": "adapter", "reduction_factor": 0}, ("reduction_factor is 0",)),

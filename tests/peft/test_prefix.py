@@ -256,8 +256,8 @@ def test_lengths_are_numbers(llama):
   [
     ({"lengths": (1, 2)}, ("2 numbers", "trunk has 3 layers")),
     ({"lengths": (0, 0, 0)}, ("(0, 0, 0)", "at least 1")),
-    ({"lengths": (1, -1, 2)}, ("-1", "every layer")),
-    ({"lengths": 4}, ("lengths is 4", "every layer")),
+    ({"lengths": (1, -1, 2)}, ("lengths[1] is -1", "at least 0")),
+    ({"lengths": 4}, ("lengths is 4", "list or None")),
     ({"lengths": ()}, ("lengths is ()",)),
   ],
 )

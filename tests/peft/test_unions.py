@@ -60,7 +60,7 @@ def test_options_and_other_methods_in_a_union():
 @pytest.mark.parametrize("read", [peft.build, config.complete_method])
 def test_refused(section, words, read):
   if read is config.complete_method and "dora" in section:
-    pytest.skip("values are checked where the method is made")
+    pytest.skip("options are compared where the method is made")
   with pytest.raises(UserError) as caught:
     read(section)
   assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from jaxtune import compose, export, imports, tree
+from jaxtune import compose, export, imports, schema, tree
 from jaxtune import config as configs
 from jaxtune import runs as runs_
 from jaxtune import setup as setups
 from jaxtune.compose import deltas, low_rank
-from jaxtune.errors import UserError, check_known
+from jaxtune.errors import UserError
 from jaxtune.runs import Run
+from jaxtune.schema import Count, Finite, Seed, Share
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -33,12 +34,12 @@ WAYS = ("stack", "average", "cat", *deltas.WAYS)
 def compose_runs(
   runs: Sequence[Run],
   folder: str | Path,
-  how: str,
+  how: Literal[*WAYS],
   *,
-  weights: Sequence[float] | None = None,
-  rank: int | None = None,
-  density: float = 0.5,
-  seed: int = 0,
+  weights: Sequence[Finite] | None = None,
+  rank: Count | None = None,
+  density: Share = 0.5,
+  seed: Seed = 0,
 ) -> dict[str, float]:
   """Makes one adapter of several and writes it as a run's folder.
 
@@ -53,7 +54,8 @@ def compose_runs(
   Returns:
     {site: share of the combined delta's squared norm that the rank keeps}; {} where nothing is cut.
   """
-  check_known("way to compose adapters", how, WAYS)
+  given = dict(how=how, rank=rank, density=density, seed=seed)
+  schema.check_arguments(compose_runs, given)
   if (how in deltas.WAYS) != (rank is not None):
     needs = "needs a rank" if rank is None else "takes no rank"
     raise UserError(f"{how!r} {needs}; a rank is of the LoRA that holds a result of weight deltas")
@@ -74,7 +76,7 @@ def compose_runs(
   return kept
 
 
-def extract(config: Any, checkpoint: str, rank: int, folder: str | Path) -> dict[str, float]:
+def extract(config: Any, checkpoint: str, rank: Count, folder: str | Path) -> dict[str, float]:
   """Writes the difference of a fine-tuned checkpoint and its base as a LoRA, in a run's folder.
 
   Args:
@@ -84,6 +86,7 @@ def extract(config: Any, checkpoint: str, rank: int, folder: str | Path) -> dict
   Returns:
     {site: share of the difference's squared norm that the rank keeps}.
   """
+  schema.check_arguments(extract, {"rank": rank})
   check_free(folder)
   made, kept = low_rank.extract(over(config, folder), checkpoint, rank)
   keep(made, folder)

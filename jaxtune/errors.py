@@ -27,19 +27,6 @@ def check_known(what: str, name: str, choices: Iterable[str]) -> None:
     raise UserError(f"unknown {what} {name!r}. {nearest(name, choices)}")
 
 
-def check_at_least(name: str, value: float | None, least: float = 1, none: str = "") -> None:
-  """Raises UserError for a number below the least; None is none, and stands for `none`."""
-  if value is not None and not value >= least:
-    other = f", or None for {none}" if none else ""
-    raise UserError(f"{name} is {value}, expected at least {least}{other}")
-
-
-def check_rate(name: str, value: float) -> None:
-  """Raises UserError for what is no share from 0 to below 1."""
-  if not 0 <= value < 1:
-    raise UserError(f"{name} is {value}, expected 0 <= {name.rpartition('.')[2]} < 1")
-
-
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
   """Names the `choices` closest to `word`, as a clause that ends an error message.
 

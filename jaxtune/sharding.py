@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtune.errors import UserError, check_known
+from jaxtune.errors import UserError
+from jaxtune.schema import Count
 
 AXES = ("trial", "data", "fsdp", "tensor")
-KINDS = ("jit", "pmap")
+Kind = Literal["jit", "pmap"]
+Sizes = dict[Literal[*AXES], Literal[-1] | Count]  # -1 is for all devices that are left
 
 # The first rule that matches a path splits its last axes; leading axes (layers) stay whole.
 RULES = (
@@ -101,7 +103,7 @@ class Parallel(NamedTuple):
     return jax.device_put(batch, NamedSharding(self.mesh, P(trial, None, ("data", "fsdp"))))
 
 
-def make(kind: str = "jit", mesh: dict | None = None) -> Parallel:
+def make(kind: Kind = "jit", mesh: Sizes | None = None) -> Parallel:
   """Lays out the devices.
 
   Args:
@@ -111,9 +113,8 @@ def make(kind: str = "jit", mesh: dict | None = None) -> Parallel:
       first ones are used, as in `jax.make_mesh`: {"data": 1} is a single device.
 
   Raises:
-    UserError: an unknown kind or axis, or sizes that the devices cannot fill.
+    UserError: for sizes that the devices cannot fill.
   """
-  check_known("train.parallel", kind, KINDS)
   count = jax.device_count()
   if kind == "pmap":
     if mesh:
@@ -131,11 +132,7 @@ def make(kind: str = "jit", mesh: dict | None = None) -> Parallel:
 
 
 def _sizes(mesh: dict, count: int) -> dict[str, int]:
-  """Checks the sizes of the mesh's axes against `count` devices, and fills in the missing ones."""
-  for axis, size in mesh.items():
-    check_known("mesh axis", axis, AXES)
-    if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
-      raise UserError(f"train.mesh.{axis} is {size!r}, expected a size of at least 1, or -1")
+  """Compares the sizes of the mesh's axes with `count` devices, and fills in the missing ones."""
   sizes = dict.fromkeys(AXES, 1) | mesh
   open_axes = [axis for axis, size in sizes.items() if size == -1]
   if len(open_axes) > 1:

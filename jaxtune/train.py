@@ -47,8 +47,8 @@ class Options(NamedTuple):
   keep: Literal["best", "last"] = "best"
   checkpoint_every: Count | None = None
   chunk: Count | None = None
-  parallel: Literal[*sharding.KINDS] = "jit"
-  mesh: dict[Literal[*sharding.AXES], Literal[-1] | Count] | None = None
+  parallel: sharding.Kind = "jit"
+  mesh: sharding.Sizes | None = None
 
 
 class Progress(NamedTuple):

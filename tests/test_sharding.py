@@ -188,15 +188,10 @@ def test_an_uncovered_leaf_is_named(llama):
 @pytest.mark.parametrize(
   ("mesh", "says"),
   [
-    ({"dat": 2}, "unknown mesh axis 'dat'. Did you mean 'data'"),
     ({"data": 8}, "needs 8 devices, but there are 4"),
     ({"data": 3, "fsdp": -1}, "needs a multiple of 3 devices, but there are 4"),
     ({"data": 5, "fsdp": -1}, "needs a multiple of 5 devices, but there are 4"),
     ({"data": -1, "fsdp": -1}, "-1 for data and fsdp"),
-    ({"data": 0}, "train.mesh.data is 0"),
-    ({"data": -2}, "train.mesh.data is -2"),
-    ({"data": 2.0}, "train.mesh.data is 2.0"),
-    ({"data": True}, "train.mesh.data is True"),
   ],
 )
 def test_a_wrong_mesh_is_refused(mesh, says):
@@ -205,9 +200,7 @@ def test_a_wrong_mesh_is_refused(mesh, says):
   assert says in str(error.value)
 
 
-def test_a_wrong_kind_is_refused():
-  with pytest.raises(UserError, match="Did you mean 'pmap'"):
-    sharding.make("pmapp")
+def test_pmap_has_no_mesh():
   with pytest.raises(UserError, match="train.mesh is for parallel='jit'"):
     sharding.make("pmap", {"data": 4})
 

@@ -7,14 +7,15 @@ the merged weights of an adapter. Sums of task vectors are written as a LoRA, by
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
-from jaxtune import compose, peft, tree
+from jaxtune import compose, peft, schema, tree
 from jaxtune.compose import low_rank
-from jaxtune.errors import UserError, check_at_least, check_known
 from jaxtune.models import quantize
 from jaxtune.runs import Run
+from jaxtune.schema import Seed, Share
 
 WAYS = ("linear", "ties", "dare", "dare_ties")
 
@@ -35,10 +36,10 @@ def of(run: Run) -> dict[str, np.ndarray]:
 def combine(
   runs: Sequence[Run],
   weights: Sequence[float] | None = None,
-  how: str = "linear",
+  how: Literal[*WAYS] = "linear",
   *,
-  density: float = 0.5,
-  seed: int = 0,
+  density: Share = 0.5,
+  seed: Seed = 0,
 ) -> dict[str, np.ndarray]:
   """Combines the task vectors of runs over one base.
 
@@ -51,10 +52,7 @@ def combine(
     density: share of the entries that are kept.
     seed: of the draw of "dare".
   """
-  check_known("way to combine adapters", how, WAYS)
-  if not 0 < density <= 1:
-    raise UserError(f"density is {density}, expected 0 < density <= 1")
-  check_at_least("seed", seed, 0)
+  schema.check_arguments(combine, dict(how=how, density=density, seed=seed))
   compose.check_bases(runs)
   weights, vectors = compose.check_weights(weights, len(runs), 1 / len(runs)), [*map(of, runs)]
   if how == "ties":

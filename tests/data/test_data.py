@@ -78,7 +78,6 @@ def test_limits(tokenizer, write):
 
 
 BAD = [
-  ({"overlap": "dorp"}, "overlap='dorp'.*Did you mean 'drop'"),
   ({"no_target": "warn"}, "no_target='warn'.*error, skip"),
   ({"columns": ("a", "b")}, "data.columns names the columns of CSV or TSV"),
   ({"validation": 0.00001}, "validation split is empty"),

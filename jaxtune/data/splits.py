@@ -1,7 +1,8 @@
 """Which example belongs to train, validation or test, and the proof that none belongs to two.
 
-Membership hangs on a hash of the row's own content, so it survives shuffling, and equal rows stay
-together.
+Membership hangs on a hash of the row itself, of all its columns as they stand in the file. So it
+survives shuffling, equal rows stay together, and templates that read different columns are compared
+on the same examples.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ OVERLAP = ("error", "drop", "allow")
 
 
 def draw(
-  examples: Sequence[Example], used: Sequence[str], size: int | float, name: str, seed: int
+  examples: Sequence[Example], size: int | float, name: str, seed: int
 ) -> tuple[list[Example], list[Example]]:
   """Splits off `size` examples: a fraction when below 1 (approximately), else a count.
 
-  Rows whose `used` columns are equal but for case and whitespace count as one and stay together, so
-  a count may be passed by the last one's copies.
+  Rows whose columns are equal but for case and whitespace count as one and stay together, so a
+  count may be passed by the last one's copies.
 
   Returns:
     (the rest, the drawn), both in the order given.
@@ -34,7 +35,7 @@ def draw(
     raise UserError(f"data.{name}={size}: expected a file, a fraction below 1, or a whole count.")
   if size >= len(examples):
     raise UserError(f"data.{name}={size}, but train has {len(examples)} examples to draw from.")
-  hashes = [_place(example, used, f"{seed}:{name}") for example in examples]
+  hashes = [_place(example, f"{seed}:{name}") for example in examples]
   bound = int(size * 2**64) if size < 1 else sorted(hashes)[int(size) - 1] + 1
   rest = [one for one, place in zip(examples, hashes, strict=True) if place >= bound]
   drawn = [one for one, place in zip(examples, hashes, strict=True) if place < bound]
@@ -47,15 +48,13 @@ def draw(
   return rest, drawn
 
 
-def limited(
-  examples: Sequence[Example], used: Sequence[str], limit: int | None, seed: int
-) -> list[Example]:
+def limited(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
   """Keeps `limit` examples, chosen by hash and not by place in the file, in their order."""
   if limit is None or limit >= len(examples):
     return list(examples)
   if limit < 1:
     raise UserError(f"data.limit={limit}: expected at least 1.")
-  hashes = [_place(example, used, f"{seed}:limit") for example in examples]
+  hashes = [_place(example, f"{seed}:limit") for example in examples]
   chosen = sorted(range(len(examples)), key=lambda row: (hashes[row], row))[:limit]
   return [examples[row] for row in sorted(chosen)]
 
@@ -101,16 +100,22 @@ def normalise(text: str) -> str:
   return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _place(example: Example, used: Sequence[str], salt: str) -> int:
-  content = "\x1f".join(f"{c}\x1e{normalise(_plain(example.row.get(c)))}" for c in used)
+def _place(example: Example, salt: str) -> int:
+  """Hashes a row's columns in any order; a column that is null counts as missing."""
+  row = example.row if example.source is None else example.source
+  cells = sorted((name, cell) for name, cell in row.items() if cell is not None)
+  content = "\x1f".join(f"{name}\x1e{_plain(cell)}" for name, cell in cells)
   digest = hashlib.blake2b(f"{salt}\x1d{content}".encode(), digest_size=8).digest()
   return int.from_bytes(digest, "big")
 
 
 def _plain(value: object) -> str:
+  """Writes a cell as text; lists of the same words that are divided otherwise differ."""
+  if isinstance(value, dict):
+    value = [part for key in sorted(value, key=str) for part in (key, value[key])]
   if isinstance(value, (list, tuple)):
-    return "\x1c".join(map(_plain, value))
-  return "" if value is None else str(value)
+    return "[" + "\x1c".join(map(_plain, value)) + "]"
+  return "" if value is None else normalise(str(value))
 
 
 def _texts(example: Example) -> list[bytes]:

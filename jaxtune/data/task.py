@@ -14,7 +14,6 @@ class _Part(NamedTuple):
   """A split's examples, a group for each row, and how they were read."""
 
   groups: list[list[templates.Example]]
-  used: Sequence[str]  # the columns that tell rows apart
   form: dict  # for the report
   conversations: bool
   skipped: dict[str, int]
@@ -100,12 +99,11 @@ def _rendered(table: sources.Table, place: str, name: str, objective: str, o: di
       )
     fields = {key: value for key, value in (o["rename"] or {}).items()}
     examples, skipped = labelled.read(objective, table.rows, table.where, o["malformed"], **fields)
-    used = labelled.used(objective)
-    return _Part([[one] for one in examples], used, {"fields": fields}, False, skipped)
+    return _Part([[one] for one in examples], {"fields": fields}, False, skipped)
   column = conversations.column(names)
   if column and o["template"] is None and o["text"] is None and objective == "sft":
     examples, skipped = conversations.read(table.rows, table.where, o["malformed"])
-    return _Part([[one] for one in examples], (column,), {"column": column}, True, skipped)
+    return _Part([[one] for one in examples], {"column": column}, True, skipped)
   form = templates.choose(
     names, where=place, template=o["template"], answer=o["answer"], text=o["text"],
     rename=o["rename"], choices=o["choices"],
@@ -114,7 +112,7 @@ def _rendered(table: sources.Table, place: str, name: str, objective: str, o: di
     form = form._replace(templates=form.templates[:1])
   examples, count = templates.render(form, table.rows, table.where), len(form.templates)
   groups = [examples[i : i + count] for i in range(0, len(examples), count)]
-  return _Part(groups, form.used, form.record(), False, {})
+  return _Part(groups, form.record(), False, {})
 
 
 def _divide(parts: dict[str, _Part], wanted: dict, seed: int) -> None:
@@ -125,14 +123,14 @@ def _divide(parts: dict[str, _Part], wanted: dict, seed: int) -> None:
       if "train" not in parts:
         raise UserError(f"data.{name}={wanted[name]} cannot be drawn from a stream: give a file")
       train = parts["train"]
-      rest, drawn = splits.draw(_heads(train), train.used, wanted[name], name, seed)
+      rest, drawn = splits.draw(_heads(train), wanted[name], name, seed)
       parts["train"] = _kept(train, rest)
       held = _kept(train, drawn)
       parts[name] = held._replace(groups=[group[:1] for group in held.groups])
 
 
 def _limited(part: _Part, most: int | None, seed: int) -> _Part:
-  return _kept(part, splits.limited(_heads(part), part.used, most, seed))
+  return _kept(part, splits.limited(_heads(part), most, seed))
 
 
 def _heads(part: _Part) -> list[templates.Example]:

@@ -25,6 +25,28 @@ def test_shuffling_the_file_moves_no_example_between_splits(tokenizer, write):
   assert sum(len(split.rows) for split in one[:3]) == 100
 
 
+WORDINGS = [
+  {"template": "{{ a }}\n", "answer": "c"},
+  {"template": "{{ b }} {{ a }}\n", "answer": "c"},
+  {"template": ["{{ b }}\n", "{{ a }}: "], "answer": "{{ c }}."},
+  {"text": "a"},
+  {"objective": "classify", "rename": {"text": "a", "label": "d"}},
+  {"objective": "classify", "rename": {"text": "{{ b }}", "label": "c"}, "malformed": "skip"},
+  {"objective": "regression", "rename": {"text": "b", "label": "d"}},
+]
+
+
+@pytest.mark.parametrize("options", WORDINGS)
+def test_the_wording_moves_no_row_between_splits(tokenizer, write, options):
+  """As an axis of a sweep, templates and objectives are compared on the same rows."""
+  rows = [{"a": f"q{n}", "b": f"r{n}", "c": f"s{n % 3}", "d": n % 2} for n in range(90)]
+  given = {"train": write("a.jsonl", rows), "validation": 0.2, "test": 10, "limit": 30}
+  first = data.load(tokenizer, **given, eval_limit=8, **WORDINGS[0])
+  found = data.load(tokenizer, **given, eval_limit=8, **options)
+  for left, right in zip(first[:3], found[:3], strict=True):
+    assert {row["b"] for row in left.rows} == {row["b"] for row in right.rows}
+
+
 def test_general_text_is_limited_by_its_windows(tokenizer, write):
   book = write("book.jsonl", [{"text": "abcdefgh" * 400}])  # one document
   given = dict(train=write("a.jsonl", ROWS), validation=0.2, general=book, max_length=32)

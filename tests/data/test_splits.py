@@ -25,53 +25,75 @@ def names(part):
 @pytest.mark.parametrize("size", [0.2, 40])
 def test_membership_survives_shuffling(size):
   rows = examples()
-  rest, drawn = splits.draw(rows, ("q", "a"), size, "validation", 0)
+  rest, drawn = splits.draw(rows, size, "validation", 0)
   shuffled = random.Random(1).sample(rows, len(rows))
-  rest_again, drawn_again = splits.draw(shuffled, ("q", "a"), size, "validation", 0)
+  rest_again, drawn_again = splits.draw(shuffled, size, "validation", 0)
   assert names(drawn) == names(drawn_again) and names(rest) == names(rest_again)
   assert len(rest) + len(drawn) == 200 and not names(rest) & names(drawn)
   assert 25 < len(drawn) < 55 if size < 1 else len(drawn) == 40
   assert [one.row["id"] for one in rest] == sorted(one.row["id"] for one in rest)
-  assert names(splits.draw(rows, ("q", "a"), size, "validation", 1)[1]) != names(drawn)
+  assert names(splits.draw(rows, size, "validation", 1)[1]) != names(drawn)
 
 
 def test_a_fraction_is_stable_when_rows_are_added():
-  _, few = splits.draw(examples(150), ("q", "a"), 0.2, "test", 0)
-  _, many = splits.draw(examples(200), ("q", "a"), 0.2, "test", 0)
+  _, few = splits.draw(examples(150), 0.2, "test", 0)
+  _, many = splits.draw(examples(200), 0.2, "test", 0)
   assert names(few) == {name for name in names(many) if int(name[1:]) < 150}
 
 
 def test_equal_rows_stay_together():
   rows = examples(60)
   copies = [
-    one._replace(row=one.row | {"q": f"  {one.row['q'].upper()} ", "id": 1000 + one.row["id"]})
+    one._replace(prompt="?", row={"null": None} | one.row | {"q": f"  {one.row['q'].upper()} "})
     for one in rows
   ]
-  rest, drawn = splits.draw(rows + copies, ("q", "a"), 0.3, "validation", 0)
+  rest, drawn = splits.draw(rows + copies, 0.3, "validation", 0)
   assert not {n.strip().lower() for n in names(rest)} & {n.strip().lower() for n in names(drawn)}
   assert len(drawn) % 2 == 0
+
+
+def test_the_row_as_it_was_read_decides():
+  """Not what an objective adds to it, nor how a template reads it."""
+  rows = examples(60)
+  read = [
+    one._replace(prompt=None, answers=[], row={"text": n}, source=one.row)
+    for n, one in enumerate(rows)
+  ]
+  kept = lambda part, name: [getattr(one, name)["id"] for one in part]
+  drawn = (splits.draw(some, 20, "test", 0) for some in (rows, read))
+  for one, other in zip(*drawn, strict=True):
+    assert kept(one, "row") == kept(other, "source")
+  assert kept(splits.limited(rows, 9, 0), "row") == kept(splits.limited(read, 9, 0), "source")
+
+
+def test_every_cell_decides_whatever_its_order():
+  place = lambda row: splits._place(Example(None, [], row, "f:1"), "salt")
+  row = {"a": [["x"], "y"], "b": {"c": 1, "d": 2}}
+  assert place(row) == place({"b": {"d": 2, "c": 1}, "a": [["X "], "y"]})
+  for change in ({"a": ["x", "y"]}, {"a": [["x", "y"]]}, {"b": {"c": 2, "d": 1}}, {"c": ""}):
+    assert place(row) != place(row | change), change
 
 
 @pytest.mark.parametrize("size", [0, -0.1, 1.5, True, 200, 1000])
 def test_refused_sizes(size):
   with pytest.raises(UserError, match="data.validation="):
-    splits.draw(examples(), ("q",), size, "validation", 0)
+    splits.draw(examples(), size, "validation", 0)
 
 
 def test_an_empty_split_is_refused():
   with pytest.raises(UserError, match="validation split is empty"):
-    splits.draw(examples(5), ("q",), 0.001, "validation", 0)
+    splits.draw(examples(5), 0.001, "validation", 0)
   with pytest.raises(UserError, match="train split is empty"):
-    splits.draw(examples(5), ("q",), 0.999, "validation", 0)
+    splits.draw(examples(5), 0.999, "validation", 0)
 
 
 def test_limit_is_stable_under_shuffling():
   rows = examples()
-  some = splits.limited(rows, ("q",), 30, 0)
-  assert len(some) == 30 and names(some) == names(splits.limited(rows[::-1], ("q",), 30, 0))
-  assert names(some) <= names(splits.limited(rows, ("q",), 60, 0))
+  some = splits.limited(rows, 30, 0)
+  assert len(some) == 30 and names(some) == names(splits.limited(rows[::-1], 30, 0))
+  assert names(some) <= names(splits.limited(rows, 60, 0))
   with pytest.raises(UserError, match="limit=0"):
-    splits.limited(rows, ("q",), 0, 0)
+    splits.limited(rows, 0, 0)
 
 
 def test_overlap_is_refused_dropped_or_allowed():

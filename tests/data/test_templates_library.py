@@ -117,7 +117,6 @@ def test_rename():
   assert one.row is rows[0]
   gathered = {"summary": ("summary", ("a", "b", "c")), "article": "phrase"}
   form = templates.choose(list(rows[0]), where="f", template="summarisation/vague", rename=gathered)
-  assert form.used == ("a", "b", "c", "phrase")
   assert templates.render(form, rows, ["f:1"])[0].answers == ["x", "y"]
   constant = {"source": "phrase", "target": "c", "source_language": "{{ 'English' }}"}
   with pytest.raises(UserError, match="column 'target_language' is missing.*data.rename="):

@@ -5,12 +5,12 @@
 """
 
 from jaxtune.data.labelled.choices import alike, choices, unfold
-from jaxtune.data.labelled.reading import read, used
+from jaxtune.data.labelled.reading import read
 from jaxtune.data.labelled.spans import answer_texts, qa
 from jaxtune.data.labelled.texts import classify, regression
 from jaxtune.data.labelled.words import tokens, word_tags
 
 __all__ = [
   "alike", "answer_texts", "choices", "classify", "qa", "read", "regression", "tokens", "unfold",
-  "used", "word_tags",
+  "word_tags",
 ]  # fmt: skip

@@ -51,13 +51,8 @@ def read(
         raise UserError(f"{place}: {error}") from error
       bad += 1
       continue
-    examples.append(Example(prompt, answers, row | found, place))
+    examples.append(Example(prompt, answers, row | found, place, source=row))
   return examples, {"malformed": bad} if bad else {}
-
-
-def used(objective: str) -> tuple[str, ...]:
-  """Names what `read` adds to rows, by which splits are drawn."""
-  return _USED[objective]
 
 
 def names(values: Iterable, labels: Sequence[str] | None) -> list[str]:
@@ -217,7 +212,3 @@ def _span(context: str, text: object, start: object) -> tuple[int, int]:
 
 
 _READERS = {"classify": _classify, "regression": _regression, "tokens": _tokens, "qa": _qa}
-_USED = {
-  "classify": ("text", "pair", "label"), "regression": ("text", "pair", "label"),
-  "tokens": ("words", "tags"), "qa": ("question", "context", "spans"),
-}  # fmt: skip

@@ -17,13 +17,20 @@ _BARS = "\ufdd0"  # stands for "|||" in a row's own text while a template's are 
 
 
 class Example(NamedTuple):
-  """One row's text. `prompt` is None for plain text, which is `answers[0]`."""
+  """One row's text.
+
+  Attributes:
+    prompt: None for plain text, which is `answers[0]`.
+    choices: the answers to choose from, where the template lists them.
+    source: the row as it was read, where `row` holds more.
+  """
 
   prompt: str | None
   answers: list[str]
   row: dict
   where: str
-  choices: Sequence[str] = ()  # the answers to choose from, where the template lists them
+  choices: Sequence[str] = ()
+  source: dict | None = None
 
 
 def render(form: Format, rows: Sequence[dict], where: Sequence[str]) -> list[Example]:

@@ -29,7 +29,6 @@ class Format(NamedTuple):
 
   templates: tuple[Template, ...]  # each gives an example of every row
   rename: dict[str, str | tuple[str, ...]]  # a template's column: the data's; see `choose`
-  used: tuple[str, ...]  # the data's columns that all of it reads
 
   @property
   def sha256(self) -> str:
@@ -80,19 +79,14 @@ def choose(
   sources = picked(rename or {}, columns)
   for name, source in (rename or {}).items():
     if name not in sources:
-      lost = min(_reads(_alternatives(source)[0])[0] - set(columns))
+      lost = min(_needs(_alternatives(source)[0]) - set(columns))
       raise UserError(f"{where}: data.rename of {name!r}: {cells.no_column(lost, columns)}")
   there = {*columns, *sources}
   found = [_answerable(one, there) for one in found]
-  read: set[str] = set()
   for one in found:
-    needed, reads = one.variables()
-    for name in sorted(needed - there):
+    for name in sorted(one.variables()[0] - there):
       raise UserError(f"{where}: {_lacking(one, name, columns)}")
-    read |= reads
-  inner = set().union(*(_reads(sources[name])[1] for name in read & set(sources)))
-  used = set(columns) if "row" in read | inner else ((read - set(sources)) | inner) & set(columns)
-  return Format(tuple(found), sources, tuple(sorted(used)))
+  return Format(tuple(found), sources)
 
 
 def renamed(row: dict, rename: Mapping[str, str | tuple[str, ...]]) -> dict:
@@ -112,7 +106,7 @@ def picked(rename: Mapping, columns: Sequence[str]) -> dict[str, str | tuple[str
   """Picks of each renamed column's alternatives the first that these columns have, if any."""
   found = {}
   for name, source in rename.items():
-    fits = [one for one in _alternatives(source) if _reads(one)[0] <= set(columns)]
+    fits = [one for one in _alternatives(source) if _needs(one) <= set(columns)]
     if fits:
       found[name] = fits[0]
   return found
@@ -154,12 +148,11 @@ def _alternatives(source: str | Sequence) -> list[str | tuple[str, ...]]:
   return [one if isinstance(one, str) else tuple(one) for one in options]
 
 
-def _reads(source: str | tuple[str, ...]) -> tuple[set[str], set[str]]:
-  """Lists the columns that a renamed one needs, and all that it reads."""
+def _needs(source: str | tuple[str, ...]) -> set[str]:
+  """Lists the columns that a renamed one needs."""
   if isinstance(source, str) and sandbox.is_template(source):
-    return sandbox.variables(source)
-  names = {source} if isinstance(source, str) else set(source)
-  return names, names
+    return sandbox.variables(source)[0]
+  return {source} if isinstance(source, str) else set(source)
 
 
 def _answerable(template: Template, there: set[str]) -> Template:

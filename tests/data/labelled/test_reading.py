@@ -33,7 +33,7 @@ def test_rows_become_examples_that_splits_can_compare():
   assert shared["train/test"]["shared"] == 1
   for objective, row in {"tokens": {"tokens": ["a"], "ner_tags": [1]}, "qa": QA}.items():
     (one,), _ = labelled.read(objective, [row], ["f:1"])
-    assert set(labelled.used(objective)) <= set(one.row)
+    assert one.source is row and set(row) < set(one.row)
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def show(config: Any, count: int = 3) -> str:
     count: examples of each split.
   """
   full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "sweep"})
-  tokenizer, _ = hf.language(**full["model"])
+  tokenizer, *_ = hf.language(**full["model"])
   return shows.show(setups.load_data(full), tokenizer, count)
 
 

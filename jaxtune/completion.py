@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from jaxtune import data, generate
+from jaxtune import data, generate, schema
 from jaxtune.compose import mixed
 from jaxtune.errors import UserError
 from jaxtune.runs import Run
@@ -49,6 +50,7 @@ def complete(
     ids = _encode(run, prompts)
   else:
     ids = [_encode(runs[i], [prompt])[0] for i, prompt in zip(which, prompts, strict=True)]
+  data.ids.check_rows(tokenizer, ids, c.vocabulary)
   longest = max(map(len, ids))
   tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id, longest)
   prefix = max(sum(method.positions for method in one.methods) for one in runs)
@@ -93,6 +95,8 @@ def _encode(run: Run, prompts: list) -> list[list[int]]:
   for prompt in prompts:
     if not isinstance(prompt, str | dict):
       raise UserError(f"the prompt {prompt!r} is neither a text nor an object of columns")
+    written = json.dumps(prompt, ensure_ascii=False, default=str)
+    data.cells.check_characters(f"the prompt {schema.shown(prompt)}", written)
   o, tokenizer = run.config["data"], run.pretrained.tokenizer
   if prompts and all(isinstance(prompt, dict) and "messages" in prompt for prompt in prompts):
     form = data.chat.template(tokenizer, o["chat_template"])
@@ -105,7 +109,7 @@ def _encode(run: Run, prompts: list) -> list[list[int]]:
   form = {} if given else {name: o[name] for name in ("template", "rename", "choices")}
   texts = data.render_prompts(rows, **form)
   whole = run.pretrained.model.config.encoder is not None
-  ids = data.encode_prompts(tokenizer, texts, whole)
+  ids = data.encode_prompts(tokenizer, texts, whole, o.get("special_tokens", "error"))
   if not ids or not all(ids):
     raise UserError("a prompt is empty, or there is none: expected at least one token to continue")
   return ids

@@ -27,7 +27,7 @@ from jaxtune.peft import regularize, unions
 # section: (the function that owns it, arguments that the caller supplies)
 SECTIONS = {
   "model": (hf.load, {"head", "labels", "seed"}),
-  "data": (data.load, {"tokenizer", "objective", "start", "seed"}),
+  "data": (data.load, {"tokenizer", "objective", "start", "vocabulary", "seed"}),
   "regularize": (regularize.method, set()),
   "optim": (optim.make, {"numbers", "steps"}),
   "train": (train.Options, set()),

@@ -89,13 +89,15 @@ def evaluate_bases(
   judged = [dict(zip(distinct, found, strict=True))[id(dataset)] for dataset in datasets]
   if not evaluator.options.shots:
     return [compare.Untuned(one) for one in judged]
+  tokenizer, config_ = setup.pretrained.tokenizer, setup.pretrained.model.config
   shown, drawn = [], []
   for config, dataset in zip(configs, datasets, strict=True):
     split, draws = data.shots(
-      getattr(dataset, judged[0].split), dataset.train, setup.pretrained.tokenizer,
-      evaluator.options.shots, positions=setup.pretrained.model.config.positions,
+      getattr(dataset, judged[0].split), dataset.train, tokenizer,
+      evaluator.options.shots, positions=config_.positions,
       new_tokens=evaluator.options.max_new_tokens * evaluator.options.generate, seed=config["seed"],
     )  # fmt: skip
+    data.ids.check_split(tokenizer, split, config_.vocabulary)
     rest = dataset._replace(general=None, validation=None, test=None)
     shown.append(rest._replace(**{judged[0].split: split}))
     drawn.append(draws)

@@ -51,13 +51,14 @@ def outline(config: dict) -> Setup:
 
 def load_data(config: dict) -> data.Data:
   """Loads the data of a completed config, as its model's tokenizer and its objective need them."""
-  tokenizer, start = hf.language(**config["model"])
+  tokenizer, start, vocabulary = hf.language(**config["model"])
   if tokenizer is None:
     raise UserError("the model's folder has no tokenizer; name one with model.tokenizer")
   return data.load(
     tokenizer,
     objective=config["objective"]["name"],
     start=start,
+    vocabulary=vocabulary,
     **config["data"],
   )
 
@@ -86,9 +87,16 @@ def make_methods(config: dict, fresh: tuple[str, ...] = ()) -> tuple[peft.Method
 
 def tokenizing(pretrained: hf.Pretrained) -> Callable | None:
   """Returns the model's (text) -> token ids, without special tokens; None without a tokenizer."""
-  if pretrained.tokenizer is None:
+  tokenizer, size = pretrained.tokenizer, pretrained.model.config.vocabulary
+  if tokenizer is None:
     return None
-  return lambda text: pretrained.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+  def tokenize(text: str) -> list[int]:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    data.ids.check(tokenizer, ids, size, f"the text {text!r}")
+    return ids
+
+  return tokenize
 
 
 def find_objective(config: dict) -> tuple[Any, dict]:

@@ -1,5 +1,6 @@
 """The command line, in this process: a whole experiment, and every mistake in one line."""
 
+import dataclasses
 import json
 import resource
 import shutil
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from jaxtune import api, checkpoint
+from jaxtune.errors import UserError
 from jaxtune.main import main
 from jaxtune.models import hf
 
@@ -232,9 +234,20 @@ def test_a_folder_that_is_no_run(trained, tmp_path, capsys):
   assert "is damaged" in fails(capsys, "evaluate", "--workdir", tmp_path / "cut")
 
 
-def test_an_empty_prompt_list_is_refused(trained):
-  with pytest.raises(ValueError, match="prompt"):
-    api.complete(api.load_run(trained), [])
+def test_prompts_that_no_model_reads(trained):
+  run = api.load_run(trained)
+  few = dataclasses.replace(run.pretrained.model.config, vocabulary=3)
+  model = run.pretrained.model.clone(config=few)
+  short = run._replace(pretrained=run.pretrained._replace(model=model))
+  for one, prompts, says in (
+    (run, [], "a prompt is empty, or there is none"),
+    (run, ["\ud800"], "the prompt '.ud800' holds half a surrogate pair"),
+    (run, [{"instruction": "\ud800"}], "half a surrogate pair"),
+    (run, [{"messages": [{"role": "user", "content": "\ud800"}]}], "half a surrogate pair"),
+    (short, ["a1 b1"], "prompt 1: the token .* and the model has embeddings for 3 tokens"),
+  ):
+    with pytest.raises(UserError, match=says):
+      api.complete(one, prompts)
 
 
 @pytest.fixture

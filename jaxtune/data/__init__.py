@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxtune.data import chat, mix, templates
+from jaxtune.data import cells, chat, ids, mix, templates
 from jaxtune.data.batches import arrange, batch, batches, join, sample, shapes, walk
 from jaxtune.data.labelled import alike
 from jaxtune.data.load import Data, check_order, load
@@ -19,9 +19,9 @@ from jaxtune.data.tokenize import Split, encode_prompts
 from jaxtune.errors import UserError
 
 __all__ = [
-  "Data", "Split", "align", "arrange", "batch", "batches", "chat", "check_order", "check_shots",
-  "describe", "encode_prompts", "join", "load", "mix", "render_prompts", "sample", "shapes",
-  "shots", "templates", "walk",
+  "Data", "Split", "align", "arrange", "batch", "batches", "cells", "chat", "check_order",
+  "check_shots", "describe", "encode_prompts", "ids", "join", "load", "mix", "render_prompts",
+  "sample", "shapes", "shots", "templates", "walk",
 ]  # fmt: skip
 
 
@@ -73,6 +73,7 @@ def describe(data: Data) -> str:
   lines = [heads]
   for name, counts in data.report["splits"].items():
     skipped = counts["skipped"] | ({"cut": counts["truncated"]} if counts["truncated"] else {})
+    skipped |= {f"with {n.upper()}": c for n, c in counts.get("special_tokens", {}).items()}
     reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "none"
     numbers = ("read", "kept", "tokens", "trained_tokens", "longest")
     lines.append((name, *(f"{counts[number]:,}" for number in numbers), reasons))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Ge, Le
 
-from jaxtune.data import chat, conversations, mix, sources, splits, task, templates
+from jaxtune.data import chat, conversations, ids, mix, sources, specials, splits, task, templates
 from jaxtune.data.batches import arrange, join, sample
 from jaxtune.data.pack import pack as pack_rows
 from jaxtune.data.stream import Stream
@@ -48,6 +48,7 @@ def load(
   *,
   objective: str = "sft",
   start: tuple[int, ...] = (),
+  vocabulary: int | None = None,
   train: str | Sequence[str] | None = None,
   validation: str | Sequence[str] | Fraction | Count | None = None,
   test: str | Sequence[str] | Fraction | Count | None = None,
@@ -67,6 +68,7 @@ def load(
   too_long: Literal[*TOO_LONG] = "error",
   stride: Natural | None = None,
   no_target: Literal[*NO_TARGET] = "error",
+  special_tokens: Literal[*specials.POLICIES] = "error",
   malformed: Literal[*conversations.MALFORMED] = "error",
   overlap: Literal[*splits.OVERLAP] = "error",
   limit: Count | None = None,
@@ -87,6 +89,7 @@ def load(
     tokenizer: a transformers tokenizer with an eos token.
     objective: what the examples are for; see `jaxtune.objectives`.
     start: of an encoder-decoder, the tokens that every output begins with; () of other models.
+    vocabulary: tokens that the model has embeddings for, where ids are to be checked against it.
     train: a file, several, or a hub name; see `sources.read`.
     validation: the same; or a part of train, as a fraction below 1 or a count of rows.
     test: as `validation`.
@@ -103,6 +106,8 @@ def load(
     labels: names of all classes or tags, in the order of their numbers; None: those in train.
     chat_template, turns: of conversations; see `chat.tokenize`.
     max_length, too_long, no_target: see `tokenize.tokenize`; of encoder-decoders for either side.
+    special_tokens: "error", "strip" or "allow", for a template that writes the BOS that the
+      tokenizer puts anyway, and for an answer that holds EOS.
     stride: tokens that two windows of a long context share; see `labelled.qa`.
     malformed: "error" or "skip", for a malformed conversation or labelled row.
     overlap: what to do with examples that two splits share: "error", "drop" (from the training
@@ -120,12 +125,14 @@ def load(
   Raises:
     UserError: whatever is wrong with the options or the data, with file and line.
   """
-  given = {k: v for k, v in locals().items() if k not in ("tokenizer", "objective", "start")}
+  given = dict(locals())
+  for name in ("tokenizer", "objective", "start", "vocabulary"):  # of the model, not of the data
+    del given[name]
   if stream is not None and tasks is not None:
     raise UserError("data.stream reads one task's rows in their order: not with data.tasks")
   if tasks is None and (mixture, temperature, cap) != ("proportional", 1.0, None):
     raise UserError("data.mixture, temperature and cap are shares of tasks: give data.tasks")
-  read = lambda options: task.read(tokenizer, objective, start, options)
+  read = lambda options: task.read(tokenizer, objective, start, vocabulary, options)
   if isinstance(tasks, Mapping):
     found, report, names = _read_tasks(read, given)
   else:
@@ -139,6 +146,8 @@ def load(
     if objective != "sft" or start:
       raise UserError("data.general is for language models: objective 'sft' of a decoder")
     found["general"], report["general"] = _read_general(tokenizer, found["train"].width, given)
+    if vocabulary is not None:
+      ids.check_split(tokenizer, found["general"], vocabulary)
   report["tokenizer"] = _tokenizer_hash(tokenizer)
   return Data(
     found["train"], found.get("validation"), found.get("test"), report, tuple(names),
@@ -232,7 +241,8 @@ def _read_general(tokenizer, width: int, o: dict) -> tuple[Split, dict]:
   form = templates.choose(names, where=str(o["general"]), text="text")
   examples = templates.render(form, table.rows, table.where)
   length = o["max_length"] or width
-  split, counts = tokenize(tokenizer, examples, max_length=length, too_long="chunk")
+  more = {"too_long": "chunk", "special_tokens": o["special_tokens"]}
+  split, counts = tokenize(tokenizer, examples, max_length=length, **more)
   if o["eval_limit"] is not None:  # of windows: a book is one document
     split = sample(split, o["eval_limit"])
   return split, counts | {"kept": split.examples, "files": table.hashes} | measures(split)

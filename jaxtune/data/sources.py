@@ -178,9 +178,7 @@ def _json(path: Path) -> Iterator[tuple[int | str, dict]]:
       return
     row = schema.parse_json(line, f"{path}:{number}")
     if not isinstance(row, dict):
-      raise UserError(
-        f'{path}:{number}: expected an object such as {{"text": "..."}}, got {type(row).__name__}.'
-      )
+      raise UserError(f"{path}:{number}: expected an object, got {type(row).__name__}.")
     yield number, row
 
 

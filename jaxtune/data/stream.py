@@ -8,7 +8,7 @@ from itertools import chain, islice
 
 import numpy as np
 
-from jaxtune.data import mix, sources, templates
+from jaxtune.data import ids, mix, sources, specials, templates
 from jaxtune.data.padding import pad_token
 from jaxtune.data.tokenize import NO_TARGET, check_choice, tokenize
 from jaxtune.errors import UserError
@@ -95,6 +95,8 @@ def load(
   columns: Sequence[str] | None = None,
   too_long: str = "error",
   no_target: str = "error",
+  special_tokens: str = "error",
+  vocabulary: int | None = None,
   block: int = 4096,
   **form,
 ) -> Stream:
@@ -106,6 +108,8 @@ def load(
     columns: names for the columns of CSV and TSV files without a header line.
     too_long: "error"; "truncate" cuts the end; "skip" keeps the row's place, with weight 0.
     no_target: "error" or "skip", likewise.
+    special_tokens: see `tokenize.tokenize`.
+    vocabulary: tokens that the model has embeddings for, where that is to be checked.
     block: rows that are shuffled and held at a time.
     form: how rows become text; see `templates.choose`.
 
@@ -114,6 +118,7 @@ def load(
   """
   check_choice("too_long", too_long, TOO_LONG)
   check_choice("no_target", no_target, NO_TARGET)
+  check_choice("special_tokens", special_tokens, specials.POLICIES)
   if block < 1:
     raise UserError(f"data.stream={block}: expected at least 1 row.")
   rows = lambda: sources.stream(train, "train", columns)
@@ -126,7 +131,10 @@ def load(
   def encode(rows, where):
     examples = templates.render(chosen, rows, where)
     limits = {"max_length": max_length, "too_long": too_long, "no_target": no_target}
+    limits |= {"special_tokens": special_tokens}
     split, counts = tokenize(tokenizer, examples, **limits)
+    if vocabulary is not None:
+      ids.check_split(tokenizer, split, vocabulary)
     arrays = _aligned(split, where, max_length, pad_token(tokenizer))
     return arrays, {
       "trained_tokens": counts["trained_tokens"],

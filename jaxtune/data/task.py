@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxtune.data import chat, conversations, labelled, sources, splits, stream, templates
+from jaxtune.data import chat, conversations, ids, labelled, sources, splits, stream, templates
 from jaxtune.data.tokenize import Split, tokenize
 from jaxtune.errors import UserError, nearest
 
@@ -20,7 +20,7 @@ class _Part(NamedTuple):
 
 
 def read(
-  tokenizer, objective: str, start: tuple[int, ...], o: dict
+  tokenizer, objective: str, start: tuple[int, ...], vocabulary: int | None, o: dict
 ) -> tuple[dict[str, Any], dict, Sequence[str]]:
   """Reads the splits of one task; returns them, their report and the names of the labels."""
   wanted = {name: o[name] for name in ("train", "validation", "test")}
@@ -30,7 +30,7 @@ def read(
     raise UserError(f"data.train={wanted['train']}: expected a file or a hub name.")
   found: dict[str, Any] = {}
   if o["stream"] is not None:
-    found["train"] = _open_stream(tokenizer, objective, start, o)
+    found["train"] = _open_stream(tokenizer, objective, start, vocabulary, o)
   parts, files = _read(wanted | ({"train": None} if found else {}), objective, o)
   file_rows = {name: len(part.groups) for name, part in parts.items()}
   _divide(parts, wanted, o["seed"])
@@ -46,6 +46,8 @@ def read(
     rows = examples[name]
     encode = _encoder(tokenizer, objective, start, parts[name].conversations, labels, o)
     found[name], counts[name] = _tokenized(name, encode, rows, chosen[name], parts[name].skipped)
+    if vocabulary is not None:
+      ids.check_split(tokenizer, found[name], vocabulary)
     labels = counts[name].get("labels", labels)
   report = {
     "splits": {name: counts[name] for name in wanted if name in counts},
@@ -154,10 +156,13 @@ def _encoder(
     more = {name: o[name] for name in ("chat_template", "turns", "malformed", "no_target")}
     return lambda rows: chat.tokenize(tokenizer, rows, **limits, **more)
   if objective == "sft":
-    return lambda rows: tokenize(tokenizer, rows, start=start, no_target=o["no_target"], **limits)
+    more = {name: o[name] for name in ("no_target", "special_tokens")}
+    return lambda rows: tokenize(tokenizer, rows, start=start, **limits, **more)
   encode, limits = getattr(labelled, objective), limits | {"malformed": o["malformed"]}
   if objective in ("classify", "tokens"):
     limits["labels"] = labels
+  if objective == "choices":
+    limits["special_tokens"] = o["special_tokens"]
   if objective == "qa":
     limits["stride"] = o["stride"]
   return lambda rows: encode(tokenizer, rows, **limits)
@@ -179,7 +184,9 @@ def _tokenized(
   return split, {"read": chosen + sum(skipped.values())} | counts
 
 
-def _open_stream(tokenizer, objective: str, start: tuple[int, ...], o: dict) -> stream.Stream:
+def _open_stream(
+  tokenizer, objective: str, start: tuple[int, ...], vocabulary: int | None, o: dict
+) -> stream.Stream:
   used = [f"data.{name}" for name in ("pack", "resample", "limit") if o[name]]
   used += ["data.buckets"] * (o["buckets"] > 1) + ["an encoder-decoder"] * bool(start)
   used += [f"objective {objective!r}"] * (objective != "sft")
@@ -189,6 +196,7 @@ def _open_stream(tokenizer, objective: str, start: tuple[int, ...], o: dict) -> 
     )
   if o["max_length"] is None:
     raise UserError("data.stream needs data.max_length: the rows to come are not known")
-  names = ("train", "max_length", "columns", "too_long", "no_target")
+  names = ("train", "max_length", "columns", "too_long", "no_target", "special_tokens")
   form = {name: o[name] for name in ("template", "answer", "text", "rename", "choices")}
-  return stream.load(tokenizer, block=o["stream"], **{name: o[name] for name in names}, **form)
+  form |= {"vocabulary": vocabulary, "block": o["stream"]}
+  return stream.load(tokenizer, **{name: o[name] for name in names}, **form)

@@ -8,13 +8,15 @@ newline or space that separates the two.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxtune.data import mix, padding
+from jaxtune import schema
+from jaxtune.data import mix, padding, specials
 from jaxtune.data.templates import Example
 from jaxtune.errors import UserError, nearest
 
@@ -64,6 +66,7 @@ class _Item(NamedTuple):
   trained_from: int  # position of the first target
   prompt: list[int]
   example: Example
+  doubled: list[str]  # the special tokens that come twice
 
 
 def tokenize(
@@ -74,6 +77,7 @@ def tokenize(
   max_length: int | None = None,
   too_long: str = "error",
   no_target: str = "error",
+  special_tokens: str = "error",
 ) -> tuple[Split, dict]:
   """Tokenises prompt, answer and stop token.
 
@@ -91,19 +95,30 @@ def tokenize(
     too_long: "error"; "skip"; "truncate" cuts the end; "chunk" (plain text only) cuts each document
       into consecutive windows of max_length, the last of which is kept from 16 tokens on.
     no_target: "error" or "skip", for an empty answer and for one that truncation cut off.
+    special_tokens: "error", "strip" or "allow", for a text that holds the BOS or the EOS that is
+      put there anyway; see `specials`.
 
   Returns:
-    The split, and counts: kept, skipped by reason, truncated, tokens, trained_tokens, longest.
+    The split, and counts: kept, skipped by reason, truncated, tokens, trained_tokens, longest; and
+    of examples whose texts hold "bos" or "eos", special_tokens.
 
   Raises:
-    UserError: by the two policies, with file and line; or a tokenizer without a stop token.
+    UserError: by the policies, with file and line; or a tokenizer without a stop token.
   """
-  _check(tokenizer, max_length, too_long, no_target)
+  check_choice("too_long", too_long, TOO_LONG)
+  check_choice("no_target", no_target, NO_TARGET)
+  check_choice("special_tokens", special_tokens, specials.POLICIES)
+  if max_length is not None and max_length < 2:
+    raise UserError(f"data.max_length is {max_length}: expected 2 or more tokens.")
+  if tokenizer.eos_token_id is None:
+    raise UserError("The tokenizer has no eos token, so answers cannot end: set its `eos_token`.")
   items = list(_encode(tokenizer, examples, start))
+  items, doubled = _settled(tokenizer, items, special_tokens, start)
   most = lambda item: max(len(item.ids), len(item.prompt))
   long = [item for item in items if max_length is not None and most(item) > max_length]
   if long and too_long == "error":
-    raise UserError(_too_long(long, len(items), max_length))
+    where = [item.example.where for item in items]
+    raise padding.too_long(list(map(most, items)), where, max_length, TOO_LONG[1:])
   items, short_tails = _shorten(items, max_length, too_long, bool(start))
   empty = [item for item in items if item.trained_from >= len(item.ids)]
   if empty and no_target == "error":
@@ -117,21 +132,42 @@ def tokenize(
     "skipped": {reason: count for reason, count in skipped.items() if count},
     "truncated": len(long) * (not skips),
     **measures(split),
+    **doubled,
   }
 
 
-def encode_prompts(tokenizer, prompts: Sequence[str], whole: bool = False) -> list[list[int]]:
+def encode_prompts(
+  tokenizer,
+  prompts: Sequence[str],
+  whole: bool = False,
+  special_tokens: str = "allow",
+  where: Sequence[str] | None = None,
+) -> list[list[int]]:
   """Tokenises prompts as training does: special tokens in front, no stop token behind.
 
-  With `whole`, as an encoder reads them: with all special tokens that the tokenizer puts.
+  Args:
+    whole: as an encoder reads them: with all special tokens that the tokenizer puts.
+    special_tokens: for prompts that hold these tokens themselves; see `tokenize`.
+    where: places of the prompts, for errors.
   """
-  if whole:
-    return _ids(tokenizer, prompts, add_special_tokens=True)
+  ids = _ids(tokenizer, prompts, add_special_tokens=True)
+  ids = ids if whole else _opened(tokenizer, ids)
+  for n, one in enumerate(ids if special_tokens != "allow" else ()):
+    if found := specials.doubled(tokenizer, one, []):
+      if special_tokens == "error":
+        what = where[n] if where else f"the prompt {schema.shown(prompts[n])}"
+        raise specials.refuse(tokenizer, found, what)
+      text = specials.bare(tokenizer, prompts[n], whole)
+      (ids[n],) = encode_prompts(tokenizer, [text], whole, "error")
+  return ids
+
+
+def _opened(tokenizer, ids: list[list[int]]) -> list[list[int]]:
+  """Leaves of a text's special tokens those in front: an answer is to follow."""
   added = tokenizer("a").input_ids
   stops = added[-1:] == [tokenizer.eos_token_id]
   missing = getattr(tokenizer, "add_bos_token", False) and added[:1] != [tokenizer.bos_token_id]
   front = [tokenizer.bos_token_id] if missing and tokenizer.bos_token_id is not None else []
-  ids = _ids(tokenizer, prompts, add_special_tokens=True)
   return [front + (one[:-1] if stops else one) for one in ids]
 
 
@@ -139,15 +175,6 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
   """Raises UserError naming the nearest where `value` is not one of `choices`."""
   if value not in choices:
     raise UserError(f"data.{name}={value!r} is unknown. {nearest(value, choices)}")
-
-
-def _check(tokenizer, max_length: int | None, too_long: str, no_target: str) -> None:
-  check_choice("too_long", too_long, TOO_LONG)
-  check_choice("no_target", no_target, NO_TARGET)
-  if max_length is not None and max_length < 2:
-    raise UserError(f"data.max_length is {max_length}: expected 2 or more tokens.")
-  if tokenizer.eos_token_id is None:
-    raise UserError("The tokenizer has no eos token, so answers cannot end: set its `eos_token`.")
 
 
 def _ids(tokenizer, texts: Sequence[str], **options) -> list[list[int]]:
@@ -172,8 +199,26 @@ def _encode(tokenizer, examples: Sequence[Example], start: tuple[int, ...]) -> I
         ids = [*(start or prompt), *answer, tokenizer.eos_token_id]
         # The first token has nothing before it to be predicted from.
         trained_from = 1 if one.prompt is None else max(len(start or prompt), 1)
-        yield _Item(ids, trained_from if text.strip() else len(ids), prompt, one)
+        doubled = specials.doubled(tokenizer, prompt, answer, one.prompt is None)
+        yield _Item(ids, trained_from if text.strip() else len(ids), prompt, one, doubled)
       bar.update(len(some))
+
+
+def _settled(
+  tokenizer, items: list[_Item], policy: str, start: tuple[int, ...]
+) -> tuple[list[_Item], dict]:
+  """Applies the policy to special tokens that come twice, and counts them."""
+  count = Counter(name for item in items for name in item.doubled)
+  if count and policy == "strip":
+    twice = (item.example for item in items if item.doubled)
+    bare = [specials.stripped(tokenizer, example, bool(start)) for example in twice]
+    again = _encode(tokenizer, bare, start)
+    items = [next(again) if item.doubled else item for item in items]
+  twice = [item for item in items if item.doubled]
+  if twice and policy != "allow":
+    more = f" (in {len(twice)} of {len(items)} examples)"
+    raise specials.refuse(tokenizer, twice[0].doubled, twice[0].example.where, more)
+  return items, {"special_tokens": dict(count)} if count else {}
 
 
 def _shorten(
@@ -243,16 +288,6 @@ def measures(split: Split) -> dict:
     "longest": int(split.arrays["mask"].sum(axis=-1).max(initial=0)),
     "sha256": digest.hexdigest(),
   }
-
-
-def _too_long(long: Sequence[_Item], total: int, max_length: int) -> str:
-  longest = max(long, key=lambda item: len(item.ids))
-  return (
-    f"{long[0].example.where}: {len(long[0].ids)} tokens, more than max_length={max_length}; "
-    f"so are {len(long)} of {total} examples, the longest {len(longest.ids)} tokens "
-    f"({longest.example.where}). "
-    "Raise data.max_length, or set data.too_long to 'skip', 'truncate' or 'chunk' (plain text)."
-  )
 
 
 def _no_target(empty: Sequence[_Item], total: int) -> str:

@@ -150,17 +150,19 @@ def language(
   architecture: dict | None = None,
   tokenizer: str | None = None,
   **computation,
-) -> tuple[Any, tuple[int, ...]]:
-  """Reads what a model's texts are made of: its tokenizer, and the tokens its outputs begin with.
+) -> tuple[Any, tuple[int, ...], int]:
+  """Reads what a model's texts are made of, and nothing else of the model.
 
-  The latter are an encoder-decoder's; () of other models.
+  Returns:
+    Its tokenizer, the tokens that an encoder-decoder's outputs begin with (() of other models), and
+    how many tokens it has embeddings for.
   """
   if (path is None) == (architecture is None):
     raise UserError("model needs either a path or an architecture, and not both")
   folder = resolve(path) if path else None
   hf_config = _read_config(folder) if folder else dict(architecture)
   config = _model_config(family_module(hf_config.get("model_type", "")), hf_config)
-  return _tokenizer(tokenizer, folder), config.start
+  return _tokenizer(tokenizer, folder), config.start, config.vocabulary
 
 
 def abstract(model) -> Any:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import setups
 import small
+import tiny
 
-from jaxtune import config, data, programs, sharding
+from jaxtune import config, data, programs, setup, sharding
 from jaxtune.errors import UserError
 
 
@@ -28,6 +29,7 @@ def files(tmp_path_factory):
   made["plain"] = small.write(folder, "plain.jsonl", [{"text": "c1 c2 c3 c4 " * 10}] * 3)
   turns = [{"role": role, "content": "a1 b2"} for role in ("user", "assistant")]
   made["chats"] = small.write(folder, "chats.jsonl", [{"messages": turns}] * 2)
+  made["small"] = small.write(folder, "small.jsonl", [{"prompt": "a1", "completion": "a1"}] * 2)
   made["none"] = small.write(folder, "none.jsonl", [])
   return made
 
@@ -54,10 +56,10 @@ def test_a_mixture_of_conversations_stops_where_each_task_s_turns_end(load, file
   assert mixed.stop_tokens == (1, 0)
   with pytest.raises(UserError, match=r"different tokens, \[1, 0\] and \[1\]: run two"):
     data.align([alone["<pad>"], alone["</s>"]])
-  setup = setups.make(llama, False)._replace(dataset=mixed)
+  made = setups.make(llama, False)._replace(dataset=mixed)
   full = setups.complete({"name": "lora"})
-  program = programs.make_program(full, setup, False)
-  evaluator = programs.make_evaluator(full, program, sharding.make("jit", {"data": 1}), 1, setup)
+  program = programs.make_program(full, made, False)
+  evaluator = programs.make_evaluator(full, program, sharding.make("jit", {"data": 1}), 1, made)
   assert evaluator.stop_tokens == (1, 0)
 
 
@@ -117,6 +119,44 @@ MISTAKES = [
   ({"train": "maybe", "objective": "classify"}, "only one label, 'maybe'"),
   ({"train": "maybe", "objective": "sft", "validation": 1}, "columns|train has 1 examples"),
 ]  # fmt: skip
+
+
+SPOKEN = "{% for m in messages %}c1 {{ m.content }} </s> {% endfor %}"
+BEYOND = [  # of small.tokenizer's words, a0 to e9 have the ids 6 to 55
+  ({"train": "train"}, "train.jsonl:1: the token 'c0' has the id 26, and the .* 26 t"),
+  ({"train": "train", "stream": 4, "max_length": 12}, "train.jsonl:1: the token 'c0'"),
+  ({"train": "train", "tasks": "task", "pack": True}, "train.jsonl:1: the token 'c0'"),
+  ({"train": "train", "start": (0,)}, "train.jsonl:1: the token 'c0'"),
+  ({"train": "labels", "objective": "classify"}, "labels.tsv:2: the token 'c0'"),
+  ({"train": "small", "general": "plain"}, "plain.jsonl:1: the token 'c4' has the id 30"),
+  ({"train": "small", "test": "train"}, "train.jsonl:1: the token 'c0'"),
+  ({"train": "small", "objective": "choices", "template": "{{ prompt }}", "answer": "completion",
+    "choices": ["a1", "c9"]}, "small.jsonl:1: the token 'c9' has the id 35"),
+  ({"train": "chats", "chat_template": SPOKEN},
+   "chats.jsonl:1: the token 'c1'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "says"), BEYOND)
+def test_every_token_has_an_embedding(load, options, says):
+  with pytest.raises(UserError, match=says):
+    made = load(vocabulary=26, **options)
+    data.batch(made.train, 0, 0, 2)
+  data.batch(load(vocabulary=56, **options).train, 0, 0, 2)
+
+
+def test_the_model_says_how_many_embeddings_there_are(files, tmp_path, llama):
+  path = small.base(tmp_path, "llama")
+  given = {"architecture": tiny.ARCHITECTURES["llama"] | {"vocab_size": 20}, "tokenizer": path}
+  full = config.complete({"model": given, "data": {"train": files["train"]}})
+  with pytest.raises(UserError, match="the model has embeddings for 20 tokens"):
+    setup.load_data(full)
+  tokenize = setup.tokenizing(llama._replace(tokenizer=small.tokenizer("llama")))
+  assert tokenize("a0 e9") == [6, 55]
+  larger = small.tokenizer("llama")
+  larger.add_tokens([f"new{n}" for n in range(6)])
+  with pytest.raises(UserError, match="the text 'a0 new5': the token 'new5' has the id 61"):
+    setup.tokenizing(llama._replace(tokenizer=larger))("a0 new5")
 
 
 @pytest.mark.parametrize(("options", "says"), MISTAKES)

@@ -178,7 +178,6 @@ def test_the_record_is_plain_and_the_hash_tells_formats_apart():
   ]
   assert len({form.sha256 for form in forms}) == 3
   record = forms[2].record()
-  assert record["used"] == ("label", "other")
   assert record["templates"][0]["prompt"] == "{{ sentence }}\nFeeling:\n"
   assert record["sha256"] == forms[2].sha256
 

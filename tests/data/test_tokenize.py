@@ -102,6 +102,54 @@ def test_no_target(tokenizer, answers):
   assert counts["skipped"] == {"no_target": 1} and len(split.rows) == 1
 
 
+DOUBLED = [  # prompt, answer, what comes twice, and the text that is left of it
+  ("<s>ab", "c", "bos", "<s>abc</s>"),
+  ("<s><s>ab</s>", "c", "bos", "<s>ab</s>c</s>"),
+  ("ab", "c</s>", "eos", "<s>abc</s>"),
+  ("ab", "c</s>\n", "eos", "<s>abc</s>"),
+  ("ab", "c</s>d", "eos", "<s>abc</s>"),
+  (None, "<s>abc", "bos", "<s>abc</s>"),
+  (None, "ab</s>c</s>", "eos", "<s>ab</s>c</s>"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "answer", "twice", "left"), DOUBLED)
+def test_special_tokens_that_would_come_twice(make_tokenizer, prompt, answer, twice, left):
+  tokenizer = make_tokenizer(bos=True)
+  rows = [example("ab", "c"), example(prompt, answer, line=7)]
+  token = {"bos": "<s>", "eos": "</s>"}[twice]
+  with pytest.raises(UserError, match=rf"^f.jsonl:7: .*'{token}'.*\(in 1 of 2 examples\).*'strip'"):
+    tokenize(tokenizer, rows)
+  for policy in ("strip", "allow"):
+    split, counts = tokenize(tokenizer, rows, special_tokens=policy)
+    assert counts["special_tokens"] == {twice: 1}
+    text = tokenizer.decode(split.arrays["tokens"][1][split.arrays["mask"][1]])
+    assert text == (left if policy == "strip" else f"<s>{prompt or ''}{answer}</s>")
+  stripped, _ = tokenize(tokenizer, rows, special_tokens="strip")
+  if prompt is not None:
+    assert stripped.references[1] == ["c"]
+    assert encode_prompts(tokenizer, [prompt], special_tokens="strip") == stripped.prompts[1:]
+  if twice == "bos" and prompt is not None:
+    with pytest.raises(UserError, match="^the prompt '<s>.*begins with '<s>'"):
+      encode_prompts(tokenizer, [prompt], special_tokens="error")
+
+
+def test_special_tokens_that_come_once(make_tokenizer):
+  """A template that writes the BOS that its tokenizer does not put, and turns that end in EOS."""
+  rows = [example("<s>ab</s>\n", "c")]
+  split, counts = tokenize(make_tokenizer(), rows)
+  assert "special_tokens" not in counts and split.prompts[0][:1] == [1]
+  split, counts = tokenize(make_tokenizer(eos_behind=True), [example("ab", "c")], start=(0,))
+  assert "special_tokens" not in counts
+  with pytest.raises(UserError, match="the text holds '</s>'"):
+    tokenize(make_tokenizer(eos_behind=True), [example("ab</s>", "c")], start=(0,))
+  split, _ = tokenize(
+    make_tokenizer(eos_behind=True), [example("ab</s>", "c")], start=(0,), special_tokens="strip"
+  )
+  assert split.arrays["inputs"][0, :4].tolist() == [*split.prompts[0], 0]
+  assert split.prompts[0][2] == 2
+
+
 def test_refused_options(tokenizer, make_tokenizer):
   with pytest.raises(UserError, match="too_long='chunks'.*Did you mean 'chunk'"):
     tokenize(tokenizer, [], too_long="chunks")

@@ -23,6 +23,7 @@ def choices(
   max_length: int | None = None,
   too_long: str = "error",
   malformed: str = "error",
+  special_tokens: str = "error",
 ) -> tuple[Split, dict]:
   """Encodes every prompt with each of its answers: tokens, mask and weights (N, C, T).
 
@@ -35,13 +36,15 @@ def choices(
     max_length, too_long: "error", "skip" or "truncate", which cuts the beginning of the prompt.
     malformed: "error" or "skip", for an answer that is none of the choices, an empty choice, or
       fewer than two.
+    special_tokens: see `data.tokenize`, of prompts.
 
   Returns:
     The split, and counts: as `data.tokenize`'s, with "classes" (examples by right answer).
   """
   check_choice("too_long", too_long, TOO_LONG)
   pairs, bad = reading.kept(examples, lambda one: (one, _right(one)), malformed)
-  prompts = encode_prompts(tokenizer, [one.prompt for one, _ in pairs])
+  texts, where = [one.prompt for one, _ in pairs], [one.where for one, _ in pairs]
+  prompts = encode_prompts(tokenizer, texts, special_tokens=special_tokens, where=where)
   front = len(encode_prompts(tokenizer, [""])[0])
   items, lengths = [], []
   for (one, label), prompt in zip(pairs, prompts, strict=True):
@@ -55,7 +58,7 @@ def choices(
     items.append((one, label, prompt, answers))
   long = sum(max_length is not None and length > max_length for length in lengths)
   if long and too_long == "error":
-    raise padding.too_long(lengths, [one.where for one, _ in pairs], max_length, TOO_LONG[1:])
+    raise padding.too_long(lengths, where, max_length, TOO_LONG[1:])
   split = _pack(tokenizer, items, max_length)
   skipped = {"label": bad, "too_long": len(pairs) - len(items)}
   return split, {

@@ -21,9 +21,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import pytest
 import tiny
+from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The same few examples every time; HYPOTHESIS_PROFILE=long looks for new ones.
+settings.register_profile("few", max_examples=25, derandomize=True, deadline=None, database=None)
+settings.register_profile("long", max_examples=2000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -33,8 +33,8 @@ def complete(
     run: a run, or several over one base, whose adapters answer in one batch.
     which: of several runs, the number of each prompt's own, from 0.
     prompts: rows such as {"instruction": ..., "input": ...}, which become prompts by the template
-      that the run was trained with; {"messages": [...]}, by the tokenizer's chat template; or texts
-      to be continued as they stand.
+      that the run was trained with; conversations, {"messages": [...]}, with "tools" or without,
+      by the chat template; or texts to be continued as they stand.
     temperature: 0 is greedy; with more, `top_k` and `top_p` restrict the draw.
   """
   runs = [run] if isinstance(run, Run) else list(run)
@@ -98,12 +98,9 @@ def _encode(run: Run, prompts: list) -> list[list[int]]:
     written = json.dumps(prompt, ensure_ascii=False, default=str)
     data.cells.check_characters(f"the prompt {schema.shown(prompt)}", written)
   o, tokenizer = run.config["data"], run.pretrained.tokenizer
-  if prompts and all(isinstance(prompt, dict) and "messages" in prompt for prompt in prompts):
-    form = data.chat.template(tokenizer, o["chat_template"])
-    ask = lambda row: tokenizer.apply_chat_template(
-      row["messages"], chat_template=form, add_generation_prompt=True, return_dict=False
-    )
-    return [ask(row) for row in prompts]
+  spoken = [isinstance(one, dict) and data.conversations.column(one) for one in prompts]
+  if prompts and all(spoken) and o["template"] is None:
+    return data.chat.prompts(tokenizer, prompts, o["chat_template"])
   rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
   given = all(isinstance(prompt, str) for prompt in prompts)
   form = {} if given else {name: o[name] for name in ("template", "rename", "choices")}

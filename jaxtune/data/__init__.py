@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxtune.data import cells, chat, ids, mix, templates
+from jaxtune.data import cells, chat, conversations, ids, mix, templates
 from jaxtune.data.batches import arrange, batch, batches, join, sample, shapes, walk
 from jaxtune.data.labelled import alike
 from jaxtune.data.load import Data, check_order, load
@@ -20,8 +20,8 @@ from jaxtune.errors import UserError
 
 __all__ = [
   "Data", "Split", "align", "arrange", "batch", "batches", "cells", "chat", "check_order",
-  "check_shots", "describe", "encode_prompts", "ids", "join", "load", "mix", "render_prompts",
-  "sample", "shapes", "shots", "templates", "walk",
+  "check_shots", "conversations", "describe", "encode_prompts", "ids", "join", "load", "mix",
+  "render_prompts", "sample", "shapes", "shots", "templates", "walk",
 ]  # fmt: skip
 
 

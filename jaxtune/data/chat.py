@@ -10,35 +10,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxtune.data import conversations, padding
+from jaxtune.data import conversations, padding, wording
 from jaxtune.data.templates import Example
 from jaxtune.data.tokenize import NO_TARGET, Split, check_choice, measures
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError
 
 TOO_LONG = ("error", "skip", "truncate")
 TURNS = ("all", "last")
-# For tokenizers that have no template: a line with the role, then the text.
-PLAIN = (
-  "{% for message in messages %}{{ message.role | capitalize }}:{{ '\\n' }}"
-  "{{ message.content | trim }}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}"
-  "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:{{ '\\n' }}{% endif %}"
-)
 _BATCH = 1000
 
 
 class _Turn(NamedTuple):
-  """An assistant's turn, its prompt and the conversation up to its end: as text, then as ids."""
+  """An assistant's turn, and the ids of its prompt and of the conversation up to its end."""
 
   number: int
   trained: bool
-  prompt: str | list[int]
-  answered: str | list[int]
+  prompt: list[int]
+  answered: list[int]
 
 
 class _Item(NamedTuple):
@@ -48,30 +41,6 @@ class _Item(NamedTuple):
   stops: list[int]  # the tokens that end the trained turns
   turns: int
   example: Example
-
-
-def template(tokenizer, name: str | None = None) -> str:
-  """Finds the template: the tokenizer's own, or `name`: a file, Jinja text, or "plain" (ours)."""
-  if name is None:
-    try:
-      return tokenizer.get_chat_template()
-    except ValueError as error:
-      raise UserError(
-        "The tokenizer has no chat template: set `tokenizer.chat_template`, or data.chat_template "
-        "to a file, a Jinja string or 'plain'."
-      ) from error
-  if name == "plain":
-    first = tokenizer("a").input_ids[:1]
-    starts = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
-    return "{{ bos_token }}" * starts + PLAIN
-  if "{{" in name or "{%" in name:
-    return name
-  path = Path(name).expanduser()
-  if not path.is_file():
-    raise UserError(
-      f"data.chat_template={name!r} is neither a file nor Jinja. {nearest(name, ['plain'])}"
-    )
-  return path.read_text(encoding="utf-8")
 
 
 def tokenize(
@@ -91,7 +60,7 @@ def tokenize(
 
   Args:
     examples: from `conversations.read`.
-    chat_template: see `template`.
+    chat_template: see `wording.template`.
     turns: "all", or "last" to train on the last turn alone, which a template that rewrites its
       history needs.
     malformed: "error" or "skip", for conversations of which the template allows no right mask.
@@ -109,9 +78,9 @@ def tokenize(
   check_choice("malformed", malformed, conversations.MALFORMED)
   check_choice("too_long", too_long, TOO_LONG)
   check_choice("no_target", no_target, NO_TARGET)
-  source = template(tokenizer, chat_template)
+  sources = wording.sources(tokenizer, chat_template)
   items, bad = [], 0
-  for item in _encode(tokenizer, source, examples, turns):
+  for item in _encode(tokenizer, sources, examples, turns):
     if isinstance(item, UserError):
       if malformed == "error":
         raise item
@@ -136,34 +105,53 @@ def tokenize(
     **measures(split),
     "turns": sum(item.turns for item in items),
     "stop_tokens": sorted({stop for item in items for stop in item.stops}),
-    "chat_template": hashlib.sha256(source.encode()).hexdigest(),
+    "chat_template": hashlib.sha256("".join(dict.fromkeys(sources)).encode()).hexdigest(),
   }
+
+
+def prompts(tokenizer, rows: Sequence[dict], chat_template: str | None = None) -> list[list[int]]:
+  """Encodes what the model sees before it answers, as `tokenize` does for training.
+
+  Args:
+    rows: conversations that end in a user's turn or in a tool's result, with `tools` or without.
+    chat_template: see `wording.template`.
+  """
+  where, marks = [f"row {i}" for i in range(len(rows))], wording.special(tokenizer)
+  jobs = [_attempt(wording.job, row, marks.values(), None) for row in rows]
+  texts = []
+  for found in wording.render(tokenizer, wording.sources(tokenizer, chat_template), jobs, where):
+    if isinstance(found, UserError):
+      raise found
+    texts += found
+  return _ids(tokenizer, texts)
 
 
 def _encode(
-  tokenizer, source: str, examples: Sequence[Example], turns: str
+  tokenizer, sources: tuple[str, str], examples: Sequence[Example], turns: str
 ) -> Iterator[_Item | UserError]:
   """Yields every example's tokens, or what is wrong with it."""
-  marks = {
-    id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special
-  }
-  marks |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-  marks.pop(tokenizer.unk_token_id, None)  # it stands for text
+  marks = wording.special(tokenizer)
   with tqdm(
     total=len(examples), desc="Tokenising", unit=" rows", disable=len(examples) < 10_000
   ) as bar:
     for start in range(0, len(examples), _BATCH):
       some = examples[start : start + _BATCH]
-      texts = [_attempt(_render, tokenizer, source, marks.values(), one, turns) for one in some]
-      good = [turn for one in texts if isinstance(one, list) for turn in one]
-      flat = [text for turn in good for text in (turn.prompt, turn.answered)]
-      ids = iter(tokenizer(flat, add_special_tokens=False, verbose=False).input_ids if flat else [])
-      for example, one in zip(some, texts, strict=True):
-        if not isinstance(one, UserError):
-          one = [turn._replace(prompt=next(ids), answered=next(ids)) for turn in one]
-          one = _attempt(_mask, tokenizer, marks, example, one)
-        yield one
+      jobs = [_attempt(wording.job, example.row, marks.values(), turns) for example in some]
+      found = list(wording.render(tokenizer, sources, jobs, [example.where for example in some]))
+      ids = iter(_ids(tokenizer, [t for texts in found if isinstance(texts, list) for t in texts]))
+      for example, job, texts in zip(some, jobs, found, strict=True):
+        if isinstance(texts, UserError):
+          yield texts
+          continue
+        numbers = [count for count, prompt in job.parts if not prompt]
+        weights = [bool(job.turns[n - 1].get("weight", 1)) for n in numbers]
+        answers = [_Turn(n, w, next(ids), next(ids)) for n, w in zip(numbers, weights, strict=True)]
+        yield _attempt(_mask, tokenizer, marks, example, answers)
       bar.update(len(some))
+
+
+def _ids(tokenizer, texts: list[str]) -> list[list[int]]:
+  return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
 
 
 def _attempt(function: Callable, *args):
@@ -171,40 +159,6 @@ def _attempt(function: Callable, *args):
     return function(*args)
   except UserError as error:
     return error
-
-
-def _render(
-  tokenizer, source: str, marks: Collection[str], example: Example, turns: str
-) -> list[_Turn]:
-  conversation, tools = conversations.turns(example.row), example.row.get("tools")
-  if tools is not None and not isinstance(tools, list):
-    raise UserError(f"{example.where}: tools holds {type(tools).__name__}, expected a list.")
-  for number, turn in enumerate(conversation, 1):
-    if held := [mark for mark in marks if mark in turn["content"]]:
-      raise UserError(
-        f"{example.where}: turn {number}: the text holds the special token {held[0]!r}, which "
-        "would end or forge a turn. Take it out, or set data.malformed='skip'."
-      )
-
-  def text(count: int, prompt: bool) -> str:
-    try:
-      return tokenizer.apply_chat_template(
-        conversation[:count], tools=tools or None, chat_template=source, tokenize=False,
-        add_generation_prompt=prompt,
-      )  # fmt: skip
-    except Exception as error:  # a template may fail in any way that Jinja and Python can
-      raise UserError(
-        f"{example.where}: turn {count}: the chat template fails on it: {error}."
-      ) from error
-
-  numbers = [n for n, turn in enumerate(conversation, 1) if turn["role"] == "assistant"]
-  found = [
-    _Turn(n, bool(conversation[n - 1].get("weight", 1)), text(n - 1, True), text(n, False))
-    for n in (numbers if turns == "all" else numbers[-1:])
-  ]
-  if not any(turn.trained for turn in found):
-    raise UserError(f"{example.where}: no turn to train on: every assistant's has weight 0.")
-  return found
 
 
 def _mask(tokenizer, marks: Collection[int], example: Example, turns: list[_Turn]) -> _Item:

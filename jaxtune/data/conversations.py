@@ -54,12 +54,13 @@ def read(
   return examples, {"malformed": bad} if bad else {}
 
 
-def turns(row: dict) -> list[dict]:
+def turns(row: dict, answered: bool = True) -> list[dict]:
   """Checks one row's turns and names their roles system, user, assistant and tool.
 
   The order is: system (or not), then user and assistant by turns, with the results of tools, each
   answered by the assistant, in between. An assistant's turn may have `tool_calls` in place of text;
-  `weight` 0 leaves it untrained. Keys that chat templates read beside these are kept.
+  `weight` 0 leaves it untrained. Keys that chat templates read beside these are kept. The last turn
+  is the assistant's, or, where it is not `answered` yet, the one before.
   """
   name = column(tuple(row))
   if name is None:
@@ -81,8 +82,10 @@ def turns(row: dict) -> list[dict]:
         f"turn {number}: {role!r} is out of order {f'after {before!r}' if before else 'here'}, "
         f"expected {' or '.join(map(repr, _FOLLOWS[before]))}."
       )
-  if role != "assistant":
-    raise UserError(f"turn {number}: the last turn is {role!r}, expected 'assistant'.")
+  last = ("assistant",) if answered else ("user", "tool")
+  if role not in last:
+    expected = " or ".join(map(repr, last))
+    raise UserError(f"turn {number}: the last turn is {role!r}, expected {expected}.")
   return found
 
 

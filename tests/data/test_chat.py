@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from talkers import make
 
-from jaxtune.data import chat, conversations
+from jaxtune import confined
+from jaxtune.data import chat, conversations, wording
 from jaxtune.errors import UserError
 
-MARKS = [
-  "<unk>", "<s>", "</s>", "<|start|>", "<|end|>", "<|head|>", "<|tail|>", "<|text|>", "<turn>",
-  "</turn>", "[ASK]", "[/ASK]", "<|user|>", "<|bot|>",
-]  # fmt: skip
-TEXT = ["user assistant model system hello there how are you fine thanks and what is the sum"] * 3
 # The answer's marks are (( and )); they become {% generation %}, or nothing.
 TEMPLATES = {
   "headers in lines": (
@@ -63,30 +57,6 @@ def marked(name):
 
 def bare(name):
   return TEMPLATES[name].replace("((", "").replace("))", "")
-
-
-def make(kind):
-  """Trains a tiny tokenizer: byte-level pieces, or pieces with a mark for spaces."""
-  backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=kind == "spaces"))
-  alphabet = pre_tokenizers.ByteLevel.alphabet()
-  if kind == "bytes":
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-  else:
-    backend.normalizer = normalizers.Replace(" ", "▁")
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
-    alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
-  trainer = trainers.BpeTrainer(
-    vocab_size=400, special_tokens=[*MARKS, *(alphabet if kind == "spaces" else [])],
-    initial_alphabet=alphabet if kind == "bytes" else ["▁"], show_progress=False,
-  )  # fmt: skip
-  backend.train_from_iterator(TEXT, trainer)
-  whole = json.loads(backend.to_str())
-  whole["added_tokens"] = whole["added_tokens"][: len(MARKS)]  # the bytes are no special tokens
-  backend = Tokenizer.from_str(json.dumps(whole))
-  return PreTrainedTokenizerFast(
-    tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-  )
 
 
 @pytest.fixture(scope="module", params=["bytes", "spaces"])
@@ -213,7 +183,7 @@ def test_the_plain_template(talker, tmp_path):
     "Assistant:\nhello</s>\n"
   )
   assert talker.decode(trained(split, 2)) == "fine\n\nand you?</s>hello</s>"
-  (tmp_path / "talk.jinja").write_text(chat.PLAIN)
+  (tmp_path / "talk.jinja").write_text(wording.PLAIN)
   from_file, again = run(talker, ROWS, chat_template=str(tmp_path / "talk.jinja"))
   assert again == counts and (from_file.arrays["tokens"] == split.arrays["tokens"]).all()
   with pytest.raises(UserError, match="'plane' is neither a file nor Jinja. Did you mean 'plain'"):
@@ -275,11 +245,70 @@ def test_a_generation_prompt_that_ends_within_a_token_is_refused(speaker):
     ("{{ raise_exception('no system here') }}", "the chat template fails on it: no system here"),
     ("{{ messages.__class__.__mro__ }}", "the chat template fails on it: .*unsafe"),
     ("{% for m in messages %}", "the chat template fails on it: .*endfor"),
+    ("{{ raise_exception('a\nb') }}", "talk.jsonl:1: turn 1: .* fails on it: a b"),
+    ("{{ " + "(" * 9999, "the chat template fails on it: "),
+    ("{{ '\\ud800' }}", "the chat template fails on it: .*surrogates not allowed"),
+    ("{{ messages[0] + 1 }}", "the chat template fails on it: unsupported operand"),
   ],
 )
 def test_templates_that_would_train_on_nothing_or_never_stop(speaker, source, message):
   with pytest.raises(UserError, match=message):
     run(speaker, [openai("how", "fine")], chat_template=source)
+
+
+def test_a_chat_template_that_does_not_end_is_stopped_and_never_skipped(speaker, monkeypatch):
+  monkeypatch.setattr(confined, "SECONDS", 0.3)
+  source = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+  source = "{% if messages[0].content == 'how' %}" + source + "{% endif %}" + bare("brackets")
+  rows = [openai("hello", "fine"), openai("how", "fine")]
+  with pytest.raises(UserError, match="talk.jsonl:2: the template took more than 0.3 seconds"):
+    run(speaker, rows, chat_template=source, malformed="skip")
+  with pytest.raises(UserError, match="row 0: the template took more than 0.3 seconds"):
+    chat.prompts(speaker, [openai("how")], source)
+
+
+def test_a_tokenizer_with_several_templates(monkeypatch):
+  tokenizer = make("bytes")
+  row = openai("how", "fine")
+  tooled = row | {"tools": [{"name": "sum"}]}
+  named = {
+    "default": bare("headers in lines"),
+    "tool_use": "{{ tools[0].name }}" + bare("brackets"),
+  }
+  tokenizer.chat_template = named
+  split, counts = run(tokenizer, [row, tooled])
+  for number, example in enumerate((row, tooled)):
+    expected = tokenizer.apply_chat_template(row["messages"], tools=example.get("tools"))
+    found = split.arrays["tokens"][number][split.arrays["mask"][number]]
+    assert found.tolist() == expected["input_ids"]
+  tokenizer.chat_template = named["default"]
+  assert run(tokenizer, [row])[1]["chat_template"] != counts["chat_template"]
+  tokenizer.chat_template = {"rag": named["default"]}
+  assert run(tokenizer, [row], chat_template="rag")[1]["kept"] == 1
+  with pytest.raises(UserError, match="none is the default: set data.chat_template .*: rag"):
+    run(tokenizer, [row])
+  tokenizer.chat_template = {"default": 3}
+  with pytest.raises(UserError, match="the tokenizer's chat template is 3 .int., expected text"):
+    run(tokenizer, [row])
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "~nobody-of-this-name/x", "/"])
+def test_names_that_no_file_can_have(speaker, name):
+  with pytest.raises(UserError, match="is neither a file nor Jinja"):
+    run(speaker, ROWS, chat_template=name)
+
+
+def test_a_prompt_without_its_answer_is_checked_as_in_training(speaker):
+  source = bare("headers in lines")
+  with pytest.raises(
+    UserError, match="row 1: turn 2: the last turn is 'assistant', expected 'user' o"
+  ):
+    chat.prompts(speaker, [openai("how"), openai("how", "fine")], source)
+  with pytest.raises(UserError, match="row 0: turn 1: the text holds the special token"):
+    chat.prompts(speaker, [openai("<|end|>")], source)
+  assert chat.prompts(speaker, [sharegpt("how")], source) == chat.prompts(
+    speaker, [openai("how")], source
+  )
 
 
 def test_a_stop_token_that_only_the_whole_has_is_trained_once(speaker):

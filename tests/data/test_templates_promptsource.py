@@ -131,7 +131,8 @@ def plain(jinja: str, row: dict) -> list[str]:
 )
 def test_renders_as_plain_jinja(path, name, choices):
   one = texts([ROW], template=f"{path}:{name}")[0]
-  entry = next(e for e in promptsource.load(path)["templates"].values() if e["name"] == name)
+  entries = promptsource.parse(FILE, path)["templates"].values()
+  entry = next(entry for entry in entries if entry["name"] == name)
   seen = choices or ["good", "bad"]
   prompt, *answers = plain(entry["jinja"], ROW | {"answer_choices": seen})
   if name.startswith("Sort it"):  # One of the two wordings.
@@ -231,7 +232,7 @@ def test_files_that_are_no_template_files(write, tmp_path):
     ("- 1\n", "expected a mapping with task and a list of templates"),
     ("", "expected a mapping with task and a list of templates"),
     ("when: 2024-99-99\n", "not readable as YAML"),
-    (b"\xff\xfe\x00", "not readable as YAML"),
+    (b"\xff\xfe\x00", "bad.yaml: not UTF-8 text"),
   ):
     with pytest.raises(UserError, match=message):
       templates.resolve(write("bad.yaml", content) + ":x")

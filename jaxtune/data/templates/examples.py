@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxtune import confined
 from jaxtune.data import cells
 from jaxtune.data.templates import promptsource, sandbox
 from jaxtune.data.templates.formats import INSTRUCTION, Format, picked, renamed
@@ -40,17 +41,31 @@ def render(form: Format, rows: Sequence[dict], where: Sequence[str]) -> list[Exa
     UserError: a row that lacks a column, holds nothing in it, breaks the template, or has a label
       outside the answer choices; with line.
   """
-  readers = [_reader(template) for template in form.templates]
+  results = confined.each(_readings, rows, form, here=all(map(sandbox.is_plain, _sources(form))))
   examples = []
-  for row, place in zip(rows, where, strict=True):
-    try:
-      seen = renamed(row, form.rename)
-      for read in readers:
-        prompt, answers, choices = read(seen)
-        examples.append(Example(prompt, answers, row, place, choices))
-    except UserError as error:
-      raise UserError(f"{place}: {error}") from error
+  for row, place, found in zip(rows, where, results, strict=True):
+    if isinstance(found, UserError):
+      raise UserError(f"{place}: {found}") from found
+    for prompt, answers, choices in found:
+      examples.append(Example(prompt, answers, row, place, choices))
   return examples
+
+
+def _sources(form: Format) -> list[str]:
+  """Lists all that may be Jinja."""
+  texts = [text for one in form.templates for text in (one.prompt, one.answer, *one.answer_choices)]
+  return [text for text in (*texts, *form.rename.values()) if isinstance(text, str)]
+
+
+def _readings(form: Format) -> Callable[[dict], list[tuple[str | None, list[str], list[str]]]]:
+  """Makes the function of a row that reads it by every template."""
+  readers = [_reader(template) for template in form.templates]
+
+  def read(row: dict) -> list[tuple[str | None, list[str], list[str]]]:
+    seen = renamed(row, form.rename)
+    return [reader(seen) for reader in readers]
+
+  return read
 
 
 def variants(rows: Sequence[dict]) -> np.ndarray:

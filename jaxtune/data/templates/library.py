@@ -21,11 +21,14 @@ one file differ in wording alone: they need the same columns and give the same a
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxtune import confined
 from jaxtune.data.templates import promptsource, sandbox
 from jaxtune.errors import UserError, nearest
+from jaxtune.schema import shown
 
 CLARITY = ("vague", "specific", "context")
 FOLDER = Path(__file__).parent
@@ -103,12 +106,25 @@ def read(path: str | Path) -> list[Template]:
   Raises:
     UserError: what is not as this module or `promptsource` describes, with file and template.
   """
-  document = promptsource.load(path)
-  if promptsource.is_one(document):
-    task, entries = document.get("dataset"), promptsource.templates(document, path)
-  else:
-    task, entries = _entries(document, path)
-  return [_template(entry | {"task": task}, path) for entry in entries]
+  ours = Path(path).parent == FOLDER
+  (found,) = confined.each(_reading, [sandbox.read_text(path)], str(path), here=ours)
+  if isinstance(found, UserError):
+    raise found if str(found).startswith(str(path)) else UserError(f"{path}: {found}")
+  return [Template(**entry | {key: tuple(entry[key]) for key in _LISTS}) for entry in found]
+
+
+def _reading(path: str) -> Callable[[str], list[dict]]:
+  """Makes the function of a file's text that lists its templates as plain data."""
+
+  def run(text: str) -> list[dict]:
+    document = promptsource.parse(text, path)
+    if promptsource.is_one(document):
+      task, entries = document.get("dataset"), promptsource.templates(document, path)
+    else:
+      task, entries = _entries(document, path)
+    return [_template(entry | {"task": task}, path)._asdict() for entry in entries]
+
+  return run
 
 
 def rows() -> list[dict]:
@@ -145,6 +161,7 @@ def _named(templates: list[Template], name: str) -> Template:
   return found[0]
 
 
+_LISTS = ("answer_choices", "metrics")
 _SHARED = ("task", "answer", "answer_choices", "metrics")
 _OWN = ("name", "clarity", "prompt", *_SHARED[1:])
 
@@ -159,18 +176,18 @@ def _entries(document: object, path: str | Path) -> tuple[str, list[dict]]:
   for number, entry in enumerate(document["templates"], 1):
     where = f"{path}: template {number}"
     if not isinstance(entry, dict):
-      raise UserError(f"{where} is {entry!r}, expected name, clarity and prompt.")
+      raise UserError(f"{where} is {shown(entry)}, expected name, clarity and prompt.")
     entries.append({key: shared[key] for key in _SHARED[1:] if key in shared} | entry)
     _check_keys(entries[-1], _OWN, ("name", "prompt", "answer"), where)
     if (clarity := entry.get("clarity")) not in (None, *CLARITY):
-      raise UserError(f"{where}: clarity {clarity!r} is unknown. {nearest(clarity, CLARITY)}")
+      raise UserError(f"{where}: clarity {shown(clarity)} is unknown. {nearest(clarity, CLARITY)}")
   return shared["task"], entries
 
 
 def _check_keys(entry: dict, known: tuple[str, ...], needed: tuple[str, ...], where: str) -> None:
   for key in entry:
     if key not in known:
-      raise UserError(f"{where}: unknown key {key!r}. {nearest(str(key), known)}")
+      raise UserError(f"{where}: unknown key {shown(key)}. {nearest(str(key), known)}")
   for key in needed:
     if not entry.get(key):
       raise UserError(f"{where} has no {key}.")
@@ -180,12 +197,12 @@ def _template(entry: dict, path: str | Path) -> Template:
   where = f"{path}:{entry['name']}"
   for key in ("name", "task", "prompt", "answer"):
     if not isinstance(entry[key], str | None):
-      raise UserError(f"{where}: {key} is {entry[key]!r}, expected text.")
-  lists = {key: entry.get(key) or () for key in ("answer_choices", "metrics")}
+      raise UserError(f"{where}: {key} is {shown(entry[key])}, expected text.")
+  lists = {key: entry.get(key) or () for key in _LISTS}
   for key, value in lists.items():
     if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
       raise UserError(
-        f"{where}: {key} is {value!r}, expected a list of text (quote yes, no and numbers)."
+        f"{where}: {key} is {shown(value)}, expected a list of text (quote yes, no and numbers)."
       )
   made = Template(**entry | {key: tuple(value) for key, value in lists.items()} | {"name": where})
   try:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import yaml
 
+from jaxtune import confined
 from jaxtune.errors import UserError
+from jaxtune.schema import shown
 
 BAR = "|||"
 _METRICS = {
@@ -35,22 +37,24 @@ for _tag in ("!Template", "!TemplateMetadata"):
 _Loader.add_constructor(None, _refuse)
 
 
-def load(path: str | Path) -> object:
+def parse(document: str, path: str | Path) -> object:
   """Reads one YAML document; tags other than promptsource's two are refused, never built.
 
   Raises:
-    UserError: a file that is missing or not YAML, with its line.
+    UserError: what is not YAML or nested too deeply, with its line.
   """
   try:
-    return yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Loader)
-  except OSError as error:
-    raise UserError(f"{path}: {error.strerror or error}.") from error
+    return yaml.load(document, _Loader)
   except yaml.MarkedYAMLError as error:
     mark = error.problem_mark or error.context_mark
     line = f":{mark.line + 1}" if mark else ""
-    raise UserError(f"{path}{line}: {error.problem or error.context}.") from error
-  except (yaml.YAMLError, ValueError) as error:
-    raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}.") from error
+    raise UserError(f"{path}{line}: {confined.said(error.problem or error.context)}.") from error
+  except RecursionError as error:
+    raise UserError(f"{path}: YAML nested too deeply to be read.") from error
+  except MemoryError:
+    raise
+  except Exception as error:  # a date that is none, a number of too many digits, an unhashable key
+    raise UserError(f"{path}: not readable as YAML: {confined.said(error)}.") from error
 
 
 def is_one(document: object) -> bool:
@@ -67,7 +71,8 @@ def templates(document: dict, path: str | Path) -> list[dict]:
   """
   entries = document["templates"]
   if not isinstance(entries, dict):
-    raise UserError(f"{path}: templates is {entries!r}, expected !Template entries by their id.")
+    said = f"{path}: templates is {shown(entries)}"
+    raise UserError(f"{said}, expected !Template entries by their id.")
   return [_template(entry, f"{path}: template {key}") for key, entry in entries.items()]
 
 
@@ -75,7 +80,8 @@ def _template(entry: object, where: str) -> dict:
   if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
     raise UserError(f"{where} has no name.")
   if not isinstance(entry.get("jinja"), str):
-    raise UserError(f"{where} ({entry['name']!r}) has no jinja, the text of prompt and answer.")
+    named = f"{where} ({shown(entry['name'])})"
+    raise UserError(f"{named} has no jinja, the text of prompt and answer.")
   choices = entry.get("answer_choices") or ()
   if isinstance(choices, str):
     # A text with Jinja can hold bars that are no borders until it is rendered.

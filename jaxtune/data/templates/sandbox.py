@@ -14,12 +14,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import jinja2
 import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
 
+from jaxtune import confined
 from jaxtune.data import cells
 from jaxtune.errors import UserError, nearest
 
@@ -57,21 +59,40 @@ def is_template(text: str) -> bool:
   return "{{" in text or "{%" in text
 
 
-def variables(source: str) -> tuple[set[str], set[str]]:
+def read_text(path: str | Path) -> str:
+  """Reads a file that holds templates.
+
+  Raises:
+    UserError: a file that is missing, too large or no text.
+  """
+  try:
+    with open(path, "rb") as file:
+      content = file.read(_LARGEST + 1)
+    text = content.decode("utf-8-sig")
+  except OSError as error:
+    raise UserError(f"{path}: {error.strerror or error}.") from error
+  except ValueError as error:
+    raise UserError(f"{path}: not UTF-8 text.") from error
+  if len(content) > _LARGEST:
+    raise UserError(f"{path}: more than {_LARGEST:,} bytes, which no file of templates needs.")
+  return text
+
+
+@functools.lru_cache(maxsize=256)
+def variables(source: str) -> tuple[frozenset[str], frozenset[str]]:
   """Lists the variables a template needs, and all that it reads.
 
   `x is defined` and `x | default(...)` make a column optional.
+
+  Raises:
+    UserError: what is no Jinja, or takes too much to read; the place is the caller's to add.
   """
+  here = confined.inside or is_plain(source)
   try:
-    tree = _ENVIRONMENT.parse(source)
-    _ENVIRONMENT.from_string(source)
-  except jinja2.TemplateError as error:
-    raise UserError(f"The template {source!r} is not valid Jinja: {error}.") from error
-  read = jinja2.meta.find_undeclared_variables(tree)
-  optional = [t.node for t in tree.find_all(jinja2.nodes.Test) if t.name == "defined"]
-  optional += [f.node for f in tree.find_all(jinja2.nodes.Filter) if f.name in ("default", "d")]
-  names = {node.name for node in optional if isinstance(node, jinja2.nodes.Name)}
-  return read - names - {"row"} - set(_ENVIRONMENT.globals), read
+    needed, read = _find_variables(source) if here else confined.one(_variables, source)
+  except confined.Exceeded as error:
+    raise confined.Exceeded(f"{error}: {source!r}") from error
+  return frozenset(needed), frozenset(read)
 
 
 @functools.lru_cache(maxsize=256)
@@ -81,6 +102,19 @@ def renderer(source: str) -> Callable[..., str]:
   Raises:
     UserError: what is wrong with template or row; the place is the caller's to add.
   """
+  variables(source)
+  if confined.inside or is_plain(source):
+    return _compiled(source)
+  return lambda row, **more: confined.one(_rendering, (row, more), source)
+
+
+def _rendering(source: str) -> Callable[[tuple[dict, dict]], str]:
+  run = _compiled(source)
+  return lambda item: run(item[0], **item[1])
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(source: str) -> Callable[..., str]:
   needed, _ = variables(source)
   template = _ENVIRONMENT.from_string(source)
 
@@ -89,23 +123,44 @@ def renderer(source: str) -> Callable[..., str]:
       text = template.render({"row": row} | row | more | {"_draws": itertools.count()})
       cells.check_characters("the text that the template makes", text)
       return text
-    except UserError:
+    except (UserError, MemoryError):
       raise
     except jinja2.UndefinedError as error:
       missing = sorted(name for name in needed - set(more) if row.get(name) is None)
       if missing:
         raise UserError(cells.no_column(missing[0], row)) from error
-      raise UserError(f"the template failed: {error}.") from error
+      raise UserError(f"the template failed: {confined.said(error)}.") from error
     except _NoText as error:
       held = [name for name in sorted(needed - set(more)) if row.get(name) is error.value]
       what = f"column {held[0]!r} holds" if held else "the template prints"
       raise UserError(cells.no_text(what, error.value)) from error
     except jinja2.sandbox.SecurityError as error:
-      raise UserError(f"the template is refused: {error}.") from error
+      raise UserError(f"the template is refused: {confined.said(error)}.") from error
     except Exception as error:
-      raise UserError(f"the template failed: {error}.") from error
+      raise UserError(f"the template failed: {confined.said(error)}.") from error
 
   return run
+
+
+def _variables() -> Callable[[str], tuple[list[str], list[str]]]:
+  return _find_variables
+
+
+def _find_variables(source: str) -> tuple[list[str], list[str]]:
+  try:
+    tree = _ENVIRONMENT.parse(source)
+    _ENVIRONMENT.from_string(source)
+    read = jinja2.meta.find_undeclared_variables(tree)
+  except MemoryError:
+    raise
+  except Exception as error:  # Jinja's, and those of Python for what is nested too deeply, say
+    raise UserError(
+      f"The template {source!r} is not valid Jinja: {confined.said(error)}."
+    ) from error
+  optional = [t.node for t in tree.find_all(jinja2.nodes.Test) if t.name == "defined"]
+  optional += [f.node for f in tree.find_all(jinja2.nodes.Filter) if f.name in ("default", "d")]
+  names = {node.name for node in optional if isinstance(node, jinja2.nodes.Name)}
+  return list(read - names - {"row"} - set(_ENVIRONMENT.globals)), list(read)
 
 
 def spans(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]:
@@ -165,6 +220,44 @@ def _printable(value: object) -> object:
   return value
 
 
+@functools.lru_cache(maxsize=256)
+def is_plain(source: str) -> bool:
+  """Tells a template that only prints cells, some of them under conditions.
+
+  It has no loop, call, product or variable of its own, so what it takes and what it writes are
+  bounded by its own length times the row's, and it may run here.
+  """
+  try:
+    nodes = list(_ENVIRONMENT.parse(source[:_LONG]).find_all(jinja2.nodes.Node))
+  except Exception:
+    return False
+  return len(source) < _LONG and len(nodes) < 500 and all(map(_is_simple, nodes))
+
+
+def _is_simple(node: jinja2.nodes.Node) -> bool:
+  if isinstance(node, jinja2.nodes.Test):
+    return node.name in ("defined", "undefined", "none", "string", "number", "mapping", "sequence")
+  if isinstance(node, jinja2.nodes.Filter):
+    if node.name == "join":  # of a cell: joining what was joined before would multiply
+      between = [one.value for one in node.args if isinstance(one, jinja2.nodes.Const)]
+      simple = isinstance(node.node, jinja2.nodes.Name) and len(str(between)) < 20
+      return simple and len(node.args) == len(between) and not node.kwargs
+    return node.name in _SIMPLE_FILTERS or (node.name == "trim" and not node.args)
+  return isinstance(node, _SIMPLE)
+
+
+_LARGEST = 1_000_000
+_LONG = 20_000
+_SIMPLE_FILTERS = (
+  "capitalize", "count", "d", "default", "first", "last", "length", "lower", "string", "upper",
+)  # fmt: skip
+_SIMPLE = (
+  jinja2.nodes.Template, jinja2.nodes.Output, jinja2.nodes.TemplateData, jinja2.nodes.If,
+  jinja2.nodes.CondExpr, jinja2.nodes.Compare, jinja2.nodes.Operand, jinja2.nodes.And,
+  jinja2.nodes.Or, jinja2.nodes.Not, jinja2.nodes.Name, jinja2.nodes.Const, jinja2.nodes.List,
+  jinja2.nodes.Tuple, jinja2.nodes.Getattr, jinja2.nodes.Getitem, jinja2.nodes.Slice,
+  jinja2.nodes.Add, jinja2.nodes.Sub, jinja2.nodes.Concat,
+)  # fmt: skip
 _ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
   undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_printable
 )

@@ -1,0 +1,133 @@
+"""Conversations to text: which chat template a tokenizer has, and what is asked of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from jaxtune import confined, schema
+from jaxtune.data import conversations
+from jaxtune.data.templates import sandbox
+from jaxtune.errors import UserError, nearest
+
+# For tokenizers that have no template: a line with the role, then the text.
+PLAIN = (
+  "{% for message in messages %}{{ message.role | capitalize }}:{{ '\\n' }}"
+  "{{ message.content | trim }}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}"
+  "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:{{ '\\n' }}{% endif %}"
+)
+_BOS = "{{ bos_token }}"
+
+
+class Job(NamedTuple):
+  """A conversation, and which texts of it are wanted; see `speaker`."""
+
+  turns: list[dict]
+  tools: list | None
+  parts: list[tuple[int, bool]]
+
+
+def template(tokenizer, name: str | None = None, tools: bool = False) -> str:
+  """Finds the chat template.
+
+  Args:
+    name: None for the tokenizer's own; a file, Jinja text, "plain" (ours), or of a tokenizer that
+      has several the name of one.
+    tools: whether for conversations with tools, for which a tokenizer may have one of its own.
+  """
+  own = getattr(tokenizer, "chat_template", None)
+  named = own if isinstance(own, dict) else {}
+  if named and name is None:
+    name = "tool_use" if tools and "tool_use" in named else "default"
+    if name not in named:
+      raise UserError(
+        "The tokenizer has several chat templates and none is the default: set data.chat_template "
+        f"to the name of one. {nearest('', named)}"
+      )
+  own = named.get(name, own)
+  if name is None or name in named:
+    if not own:
+      raise UserError(
+        "The tokenizer has no chat template: set `tokenizer.chat_template`, or data.chat_template "
+        "to a file, a Jinja string or 'plain'."
+      )
+    schema.check("the tokenizer's chat template", own, str)
+    return own
+  if name == "plain":
+    first = tokenizer("a").input_ids[:1]
+    starts = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+    return _BOS * starts + PLAIN
+  if sandbox.is_template(name):
+    return name
+  path = os.path.expanduser(name)
+  if not os.path.isfile(path):
+    raise UserError(
+      f"data.chat_template={name!r} is neither a file nor Jinja. {nearest(name, ['plain', *named])}"
+    )
+  return sandbox.read_text(path)
+
+
+def sources(tokenizer, name: str | None) -> tuple[str, str]:
+  """Finds the templates for conversations without tools and with them, mostly the same."""
+  return template(tokenizer, name), template(tokenizer, name, tools=True)
+
+
+def special(tokenizer) -> dict[int, str]:
+  """Finds the special tokens, which no text of a conversation may hold."""
+  marks = {
+    id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special
+  }
+  marks |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+  marks.pop(tokenizer.unk_token_id, None)  # it stands for text
+  return marks
+
+
+def job(row: dict, marks: Collection[str], turns: str | None) -> Job:
+  """Checks a conversation and says which texts of it are wanted.
+
+  Args:
+    marks: the special tokens, which none of its texts may hold.
+    turns: "all" asks for the prompt of each answer and for the text up to its end, "last" for those
+      of the last one, None for the prompt of the answer to come.
+  """
+  conversation, tools = conversations.turns(row, answered=turns is not None), row.get("tools")
+  if tools is not None and not isinstance(tools, list):
+    raise UserError(f"tools holds {type(tools).__name__}, expected a list.")
+  for number, turn in enumerate(conversation, 1):
+    if held := [mark for mark in marks if mark in turn["content"]]:
+      raise UserError(
+        f"turn {number}: the text holds the special token {held[0]!r}, which would end or forge a "
+        "turn. Take it out, or set data.malformed='skip'."
+      )
+  if turns is None:
+    return Job(conversation, tools or None, [(len(conversation), True)])
+  numbers = [n for n, turn in enumerate(conversation, 1) if turn["role"] == "assistant"]
+  numbers = numbers if turns == "all" else numbers[-1:]
+  if not any(conversation[n - 1].get("weight", 1) for n in numbers):
+    raise UserError("no turn to train on: every assistant's has weight 0.")
+  parts = [part for n in numbers for part in ((n - 1, True), (n, False))]
+  return Job(conversation, tools or None, parts)
+
+
+def render(
+  tokenizer, sources: tuple[str, str], jobs: Sequence[Job | UserError], where: Sequence[str]
+) -> Iterator[list[str] | UserError]:
+  """Yields the texts of every job, or what is wrong with it and where.
+
+  Raises:
+    UserError: a limit that the template exceeds; see `confined`.
+  """
+  from jaxtune.data.speaker import speaker
+
+  good = [tuple(job) for job in jobs if isinstance(job, Job)]
+  ours = {PLAIN, _BOS + PLAIN}.issuperset(sources)
+  spoken = confined.each(speaker, good, sources, dict(tokenizer.special_tokens_map), here=ours)
+  for job, place in zip(jobs, where, strict=True):
+    found = job if isinstance(job, UserError) else next(spoken)
+    if isinstance(found, confined.Exceeded):
+      raise UserError(f"{place}: {found}")
+    if isinstance(found, UserError):
+      yield UserError(f"{place}: {found}")
+    else:
+      yield [found[-1][:text] if isinstance(text, int) else text for text in found]

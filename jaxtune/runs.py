@@ -7,14 +7,15 @@ import json
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Required
 
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from typing_extensions import TypedDict
 
-from jaxtune import data, peft, tree
+from jaxtune import data, peft, schema, tree
 from jaxtune import setup as setup_
 from jaxtune.checkpoint import write_atomically, writing
 from jaxtune.errors import UserError
@@ -165,13 +166,53 @@ class Run(NamedTuple):
   stop_tokens: tuple[int, ...] = ()
 
 
+class Record(TypedDict):
+  """What tuned.safetensors says of the arrays in it.
+
+  Attributes:
+    base: fingerprint of the base's weights.
+    config: completed.
+  """
+
+  __pydantic_config__ = schema.STRICT
+  base: str
+  config: dict[str, Any]
+  labels: list[str]
+  stop_tokens: list[schema.Natural]
+
+
+class Report(TypedDict, total=False):
+  """What is read of the data's report in result.json."""
+
+  __pydantic_config__ = schema.STRICT
+  files: dict[str, str]
+  tasks: dict[str, dict[str, Any]]
+  general: dict[str, Any] | None
+  splits: dict[str, dict[str, Any] | None]
+  format: dict[str, dict[str, Any] | None]
+  tokenizer: str | None
+
+
+class Result(TypedDict, total=False):
+  """What is read of a run's result.json."""
+
+  __pydantic_config__ = schema.STRICT
+  final: Required[dict[str, Any]]
+  base: dict[str, Any]
+  data: Report
+  trained_parameters: int
+  base_parameters: int
+  best_step: int | None
+  versions: dict[str, str]
+
+
 def best_trial(folder: Path) -> Path:
   """Finds the trial of a sweep with the lowest validation loss (else test loss)."""
   losses = {}
   for path in folder.glob("trials/*/result.json"):
     final = read_result(path.parent)["final"]
-    loss = final.get("validation_loss", final.get("test_loss", float("inf")))
-    losses[path.parent] = loss if loss == loss else float("inf")
+    loss = final.get("validation_loss", final.get("test_loss"))
+    losses[path.parent] = loss if isinstance(loss, float) and loss == loss else float("inf")
   if not losses:
     raise UserError(f"{folder} holds no finished run: neither tuned.safetensors nor trials/")
   return min(sorted(losses), key=losses.get)
@@ -180,43 +221,57 @@ def best_trial(folder: Path) -> Path:
 def read_result(folder: Path) -> dict:
   """Reads a run's result.json; {} for a run that was composed or imported, and has none."""
   path = folder / "result.json"
-  try:
-    return json.loads(path.read_text()) if path.exists() else {}
-  except ValueError as error:
-    raise UserError(f"{path} is damaged: {error}") from error
+  if not path.exists():
+    return {}
+  found = schema.read_json(path)
+  schema.check(f"{path}: result", found, Result)
+  return found
 
 
-def read(folder: Path) -> tuple[Path, dict, dict[str, np.ndarray]]:
+def read(folder: Path) -> tuple[Path, Record, dict[str, np.ndarray]]:
   """Reads what `write` wrote in a run's folder, or in that of a sweep's best trial.
 
   Returns:
     (the file, its record, {path: array}).
   """
+  from jaxtune import config as configs  # which imports this module
+
   if not (folder / "tuned.safetensors").exists():
     folder = best_trial(folder)
   path = folder / "tuned.safetensors"
   try:
     with safe_open(path, "numpy") as file:
-      record = json.loads(file.metadata()["jaxtune"])
+      stated = file.metadata()["jaxtune"]
       flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    record["config"], record["base"]
-  except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+  except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(f"{path} is damaged or missing: {error}") from error
-  if "stop_tokens" not in record:
-    raise UserError(f"{path} was written by an older version of jaxtune: train it anew")
+  record = schema.parse_json(stated, path)
+  schema.check(f"{path}: record", record, Record)
+  try:
+    record["config"] = configs.complete(record["config"])
+  except UserError as error:
+    raise UserError(f"{path} was not written by this version of jaxtune: {error}") from error
   return path, record, flat
 
 
 def check_fits(methods: tuple, pretrained: hf.Pretrained, flat: dict, where: str) -> None:
-  """Raises UserError unless arrays are those that the methods make over a model."""
+  """Raises UserError unless arrays are finite and those that the methods make over a model."""
   sites, tokenize = peft.find_sites(pretrained.model), setup_.tokenizing(pretrained)
   make = lambda params: peft.init(jax.random.key(0), methods, sites, params, tokenize)
   tuned, hyper, _ = jax.eval_shape(make, pretrained.params)
-  apart = sorted({*tree.flatten(tuned | {"hyper": hyper})} ^ {*flat})
-  if apart:
+  expected = tree.flatten(tuned | {"hyper": hyper})
+  if apart := sorted(expected.keys() ^ flat.keys()):
     names = " + ".join(m.name for m in methods)
     how = "is none that it trains" if apart[0] in flat else "is missing"
     raise UserError(f"{where} does not fit its configuration, {names}: {apart[0]} {how}")
+  said = lambda x: f"{x.dtype} {tuple(x.shape)}"
+  for path, like in expected.items():
+    if said(flat[path]) != said(like):
+      raise UserError(
+        f"{where} does not fit its configuration: {path} is {said(flat[path])}, expected "
+        f"{said(like)}"
+      )
+  tree.check_finite(flat, where)
 
 
 def load(folder: str | Path, pretrained: hf.Pretrained | None = None) -> Run:

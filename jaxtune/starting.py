@@ -61,6 +61,7 @@ def _read(method: peft.Method, setup: Setup) -> tuple[dict, dict, dict]:
     part = found.parts[kinds.index(method.kind)]
     return part.trained, part.fixed, found.params
   path, record, flat = runs.read(folder)
+  tree.check_finite(flat, f"method.start: {path}")
   if setup.fingerprint and record["base"] != setup.fingerprint:
     raise UserError(f"method.start: {path.parent} was trained over other base weights")
   parts = peft.parts(record["config"]["method"])
@@ -90,6 +91,10 @@ def _fit(method, own: dict, found: dict, what: str, new: tuple[str, ...] = ()) -
       f"{'the config' if some in mine else 'the adapter'} alone. Compare targets and options"
     )
   for path, leaf in mine.items():
+    if theirs[path].dtype != leaf.dtype:
+      raise UserError(
+        f"method.start: {path} is {theirs[path].dtype} in {method.start}, expected {leaf.dtype}"
+      )
     if leaf.shape != theirs[path].shape:
       raise UserError(
         f"method.start: {path} is {np.shape(theirs[path])} in {method.start}, but the config makes "

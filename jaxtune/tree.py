@@ -9,7 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
+
+from jaxtune.errors import UserError
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -60,6 +63,13 @@ def stack(trees: list[Any]) -> Any:
 def crop(tree: Any, like: Any) -> Any:
   """Cuts every leaf to the shape of the leaf in `like`: undoes the padding of `stack`."""
   return jax.tree.map(lambda x, shape: x[tuple(map(slice, shape.shape))], tree, like)
+
+
+def check_finite(flat: dict[str, Any], where: str) -> None:
+  """Raises UserError where one of {path: array} holds NaN or infinity, as after a divergence."""
+  for path, x in flat.items():
+    if not np.isfinite(np.asarray(x)).all():
+      raise UserError(f"{where}: {path} holds NaN or infinity, expected finite numbers")
 
 
 def fingerprint(tree: Any) -> str:

@@ -63,10 +63,12 @@ def combine(
   for path in sorted(set().union(*vectors)):
     zeros = np.zeros_like(next(v[path] for v in vectors if path in v))
     tensors = [v.get(path, zeros) for v in vectors]
-    if how.endswith("ties"):
-      found[path] = elect(weights, tensors)
-    else:
-      found[path] = sum(w * x for w, x in zip(weights, tensors, strict=True))
+    with np.errstate(over="ignore", invalid="ignore"):  # which the check below names
+      if how.endswith("ties"):
+        found[path] = elect(weights, tensors)
+      else:
+        found[path] = sum(w * x for w, x in zip(weights, tensors, strict=True))
+  tree.check_finite(found, "the sum of the adapters")
   return found
 
 

@@ -33,7 +33,9 @@ def concatenate(runs: Sequence[Run], weights: Sequence[float] | None = None) -> 
   made = {}
   for site in sorted(set().union(*products)):
     have = [(w, *p[site]) for w, p in zip(weights, products, strict=True) if site in p]
-    a = np.concatenate([w * a for w, a, _ in have], -1)
+    with np.errstate(over="ignore"):
+      a = np.concatenate([w * a for w, a, _ in have], -1)
+    tree.check_finite({site: a}, "the sum of the adapters")
     b = np.concatenate([b for *_, b in have], -2)
     side = min(a.shape[-2], b.shape[-1])
     made[site] = (a, b) if a.shape[-1] <= side else _cut(*spectrum(a, b), side, site)[0]
@@ -140,6 +142,7 @@ def extract(run: Run, folder: str, rank: int) -> tuple[Run, dict[str, float]]:
   fp32 = lambda x: np.asarray(x, np.float32)
   delta = {path: fp32(x) - fp32(before[path]) for path, x in after.items()}
   delta = {path: x for path, x in delta.items() if x.any()}
+  tree.check_finite(delta, str(folder))
   check_untied(run, delta, folder)
   return of_delta(run, delta, rank)
 

@@ -84,6 +84,7 @@ def export(
       holds something else.
   """
   _check_replaceable(Path(folder), pretrained.folder)
+  tree.check_finite(tree.flatten({**tuned, "hyper": hyper}), "what is to be exported")
   form = choose_format(methods, tuned, format)
   if form != "merged" and dtype != "float32":
     raise UserError(f"dtype {dtype!r} is for format='merged'; adapters are written in float32")

@@ -6,15 +6,14 @@ exported again. Nothing in a folder is executed, and every tensor in it is accou
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax.numpy as jnp
 
 from jaxtune import peft as methods_
-from jaxtune import tree
+from jaxtune import schema, tree
 from jaxtune.errors import UserError
-from jaxtune.imports import files
+from jaxtune.imports import files, options
 from jaxtune.imports.files import Imported as Imported
 from jaxtune.imports.files import Part as Part
 from jaxtune.imports.files import tensors as tensors
@@ -28,28 +27,26 @@ def read(folder: str | Path, pretrained) -> Imported:
   """
   folder = Path(folder).expanduser()
   path = folder / "adapter_config.json"
-  try:
-    config = json.loads(path.read_text())
-  except OSError as error:
+  if not path.is_file():
     raise UserError(
       f"{folder} is no adapter: it has no adapter_config.json; expected a folder that PEFT, "
       "AdapterHub or `jaxtune export` wrote"
-    ) from error
-  except ValueError as error:
-    raise UserError(f"{path} is no JSON ({error})") from error
-  if isinstance(config, dict):
-    files.check_types(config, path)
-    named = config.get("base_model_name_or_path") or config.get("model_name")
-    files.check_base(named, pretrained)
+    )
+  config = schema.read_json(path)
   if isinstance(config, dict) and "peft_type" in config:
-    from jaxtune.imports import peft
+    from jaxtune.imports.peft import read as reader
 
-    return peft.read(folder, config, pretrained)
-  if isinstance(config, dict) and isinstance(config.get("config"), dict):
-    from jaxtune.imports import adapterhub
+    expected = options.Peft
+  elif isinstance(config, dict) and isinstance(config.get("config"), dict):
+    from jaxtune.imports.adapterhub import read as reader
 
-    return adapterhub.read(folder, config, pretrained)
-  raise UserError(f"{path} is neither PEFT's (it has no peft_type) nor AdapterHub's (no config)")
+    expected = options.AdapterHub
+  else:
+    raise UserError(f"{path} is neither PEFT's (it has no peft_type) nor AdapterHub's (no config)")
+  schema.check(f"{path}: options", config, expected)
+  named = config.get("base_model_name_or_path") or config.get("model_name")
+  files.check_base(named, pretrained)
+  return reader(folder, config, pretrained)
 
 
 def lay(imported: Imported, pretrained):

@@ -6,7 +6,6 @@ behind an MLP is read as the keys and values that the MLP makes.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import imports, tree
+from jaxtune import imports, schema, tree
 from jaxtune import peft as methods_
 from jaxtune.errors import UserError
 from jaxtune.export.adapterhub import FILES, configs
 from jaxtune.export.adapterhub import names as layout
 from jaxtune.export.adapterhub.prefix import check_model
+from jaxtune.imports import options
 from jaxtune.models import hf
 from jaxtune.models.layers import ACTIVATIONS
 
@@ -41,9 +41,10 @@ def read(folder: Path, config: dict, pretrained) -> imports.Imported:
         f"the adapter in {folder} is of a base with {entry} {config[entry]}, expected {ours}"
       )
   union = about.get("architecture") == "union"
-  abouts = about.get("configs") or [] if union else [about]
-  whole = isinstance(abouts, list) and all(isinstance(part, dict) for part in abouts)
-  kinds = [str(part.get("architecture") or "bottleneck") for part in abouts] if whole else []
+  abouts = about.get("configs", []) if union else [about]
+  for i, part in enumerate(abouts):
+    schema.check(f"the adapter's config {i}", part, options.Part)
+  kinds = [part.get("architecture") or "bottleneck" for part in abouts]
   if not kinds or not {*kinds} <= READERS.keys():
     raise UserError(
       f"the adapter in {folder} is a {' + '.join(kinds) or 'union of nothing'}, expected a "
@@ -60,6 +61,10 @@ def read(folder: Path, config: dict, pretrained) -> imports.Imported:
     made = [READERS[kind](pretrained, part, name, found) for kind, part in each]
   except KeyError as error:
     raise UserError(f"the adapter in {folder} lacks {error.args[0]}") from error
+  except UserError:
+    raise
+  except (ValueError, IndexError) as error:  # of NumPy, about shapes
+    raise UserError(f"the adapter in {folder} has tensors of wrong shapes: {error}") from error
   if found:
     first = ", ".join(sorted(found)[:3])
     raise UserError(f"{len(found)} foreign tensors in {folder}, which nothing reads: {first}")
@@ -86,6 +91,8 @@ def _part(pretrained, section: dict, trained: dict, scales: dict) -> imports.Par
     for site, arrays in fixed.items()
   }
   for site, scale in scales.items():
+    if scale.shape != fixed[site]["scale"].shape:
+      raise _misshapen("scaling", site, scale.shape, fixed[site]["scale"].shape)
     fixed[site]["scale"] = scale
   return imports.Part(section, trained, fixed)
 
@@ -224,12 +231,8 @@ def _head(folder: Path, pretrained) -> tuple[dict[str, Any], tuple[str, ...]]:
   about, safe, pickled = FILES["head"]
   if not (folder / about).exists():
     return {}, ()
-  try:
-    config = json.loads((folder / about).read_text())
-  except ValueError as error:
-    raise UserError(f"{folder / about} is no JSON ({error})") from error
-  if not isinstance(config, dict):
-    raise UserError(f"{folder / about} holds no object of options")
+  config = schema.read_json(folder / about)
+  schema.check(f"{folder / about}: options", config, options.Head)
   c, family = pretrained.model.config, hf.family_module(pretrained.family)
   kind = "lm" if c.head is None else c.head.kind
   if config.get("config") is not None or config.get("model_class") != family.ARCHITECTURES.get(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,51 +50,6 @@ class Imported(NamedTuple):
     if len(self.parts) == 1:
       return self.parts[0].section
     return {"name": "stack"} | {part.section["name"]: part.section for part in self.parts}
-
-
-# What the entries of adapter_config.json that are read must be, where they are not null.
-_NUMBERS = (
-  "r", "alpha", "lora_alpha", "lora_dropout", "init_r", "target_r", "orth_reg_weight",
-  "num_virtual_tokens", "d_initial", "hidden_size",
-)  # fmt: skip
-_FLAGS = (
-  "use_rslora", "use_dora", "fan_in_fan_out", "decompose_both", "prefix_projection",
-)  # fmt: skip
-_PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern")
-TYPES = {
-  **dict.fromkeys(_NUMBERS, (int, float)),
-  **dict.fromkeys(_FLAGS, bool),
-  **dict.fromkeys(_PATTERNS, (str, list)),
-  **dict.fromkeys(("rank_pattern", "alpha_pattern", "config"), dict),
-  **dict.fromkeys(("peft_type", "base_model_name_or_path", "model_name", "model_type"), str),
-  "layers_to_transform": (int, list),
-  "modules_to_save": list,
-}
-
-
-def check_types(config: dict, path: Path) -> None:
-  """Raises UserError for entries of another type, and for patterns that are none."""
-  for name, kinds in TYPES.items():
-    value = config.get(name)
-    number = isinstance(value, bool) and kinds is not bool
-    if value is not None and (number or not isinstance(value, kinds)):
-      names = " or ".join(k.__name__ for k in (kinds if isinstance(kinds, tuple) else (kinds,)))
-      raise UserError(f"{name} is {value!r} in {path}, expected {names}")
-  for name in ("r", "lora_alpha"):
-    if name in config and config[name] is None:
-      raise UserError(f"{name} is null in {path}, expected a number")
-  patterns = [config.get(name) for name in _PATTERNS]
-  patterns = [x for x in patterns if isinstance(x, str)]
-  for name in ("rank_pattern", "alpha_pattern"):
-    for key, value in (config.get(name) or {}).items():
-      patterns.append(key)
-      if isinstance(value, bool) or not isinstance(value, int | float | list):  # AdaLoRA's masks
-        raise UserError(f"{name} has {value!r} for {key!r} in {path}, expected a number")
-  for pattern in patterns:
-    try:
-      re.compile(pattern)
-    except re.error as error:
-      raise UserError(f"{pattern!r} in {path} is not a regular expression: {error}") from error
 
 
 def tensors(folder: Path, name: str, pickled: str) -> dict[str, np.ndarray]:

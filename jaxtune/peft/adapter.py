@@ -119,7 +119,8 @@ def _init(key, sites, frozen, *, targets, placement, width, reduction_factor, sc
         trained[path][f"{array}_bias"] = jnp.zeros(features)
     if parts["gate"]:
       trained[path] |= {"gate_kernel": jnp.zeros(features), "gate_bias": jnp.zeros(site.lead)}
-    fixed[path] = {"scale": jnp.full(site.lead, scale), "dropout": jnp.full(site.lead, rate)}
+    numbers = {"scale": scale, "dropout": rate}
+    fixed[path] = {n: jnp.full(site.lead, x, jnp.float32) for n, x in numbers.items()}
   return trained, fixed
 
 

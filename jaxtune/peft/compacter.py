@@ -99,7 +99,8 @@ def _init(key, sites, frozen, *, targets, width, n, rank, shared, scale, rate):
       for name in ("down_rule", "up_rule"):
         draw = jax.random.normal(peft.site_key(here, name), (*lead, n, n, n))
         trained[path][name] = 0.01 * draw
-    fixed[path] = {"scale": jnp.full(lead, scale), "dropout": jnp.full(lead, rate)}
+    numbers = {"scale": scale, "dropout": rate}
+    fixed[path] = {name: jnp.full(lead, x, jnp.float32) for name, x in numbers.items()}
   if shared:
     rule = 1e-4 * jax.random.normal(peft.site_key(key, "phm_rule"), (n, n, n))
     trained[next(iter(found)).partition("/layers/")[0]] = {"phm_rule": rule}

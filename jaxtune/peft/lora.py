@@ -125,7 +125,7 @@ def _init(key, sites, frozen, *, targets, sizes, dropout, initialise, dora, b_ra
     peft.check_rank("method.rank", rank, path, shape[-2:])
     start = _embedding if site.kind == "Embed" else STARTS[initialise]
     a, b = start(peft.site_key(key, path), weight, shape, rank, scale)
-    full = lambda number, lead=site.lead: jnp.full(lead, number)
+    full = lambda number, lead=site.lead: jnp.full(lead, number, jnp.float32)
     trained[path], fixed[path] = {"b": b}, {"scale": full(scale), "dropout": full(dropout)}
     (trained if train_a else fixed)[path]["a"] = a
     if site.kind == "Linear":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
+from jaxtune import patterns
 from jaxtune.errors import UserError, nearest
 from jaxtune.models.transformer import Trunk
 
@@ -65,7 +65,7 @@ def find_sites(model) -> dict[str, Site]:
 
 
 def match(
-  patterns: tuple[str, ...], sites: dict[str, Site], kind: str | tuple[str, ...]
+  targets: tuple[str, ...], sites: dict[str, Site], kind: str | tuple[str, ...]
 ) -> dict[str, Site]:
   """Finds the sites of a kind, or of several, whose path ends in any of the regular expressions.
 
@@ -74,12 +74,12 @@ def match(
   """
   kinds = (kind,) if isinstance(kind, str) else kind
   candidates = {path: site for path, site in sites.items() if site.kind in kinds}
-  if isinstance(patterns, str):
-    raise UserError(f"targets is {patterns!r}; expected a list of patterns: [{patterns!r}]")
-  if not patterns:
+  if isinstance(targets, str):
+    raise UserError(f"targets is {targets!r}; expected a list of patterns: [{targets!r}]")
+  if not targets:
     raise UserError(f"no targets given; the sites are: {', '.join(sorted(candidates))}")
   found = {}
-  for pattern in patterns:
+  for pattern in targets:
     chosen = {path: site for path, site in candidates.items() if hits(pattern, path)}
     if not chosen:
       names = [*candidates, *(path.rsplit("/", 1)[-1] for path in candidates)]
@@ -99,7 +99,4 @@ def check_rank(name: str, rank: int, path: str, shape: tuple[int, int]) -> None:
 
 def hits(pattern: str, path: str) -> bool:
   """Says whether a pattern matches the end of a site's path, from a whole name on."""
-  try:
-    return re.fullmatch(rf"(?:.*/)?(?:{pattern})", path) is not None
-  except re.error as error:
-    raise UserError(f"target {pattern!r} is not a regular expression: {error}") from error
+  return patterns.fullmatch(pattern, path, before="(?:.*/)?") is not None

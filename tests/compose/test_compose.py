@@ -277,6 +277,23 @@ def test_a_lora_is_extracted_from_two_checkpoints(llama, tmp_path):
   assert min(kept.values()) > 0.999
   with pytest.raises(UserError, match="no plain LoRA"):
     low_rank.factors(make(llama, {"name": "prefix"}))
+  path = "trunk/layers/mlp/up_proj/kernel"
+  broken = tree.combine(params, {"trunk": {"layers": {"mlp": {"up_proj": {"kernel": tree.flatten(
+    params)[path].at[0, 0, 0].set(jnp.nan)}}}}})  # fmt: skip
+  with pytest.raises(UserError, match="NaN|finite"):
+    low_rank.extract(run, str(hf.save(llama, broken, tmp_path / "broken")), 3)
+
+
+@pytest.mark.parametrize("combine", [low_rank.concatenate, deltas.combine, compose.average])
+def test_weights_are_finite_numbers(llama, combine):
+  runs = [make(llama, LORA), make(llama, LORA, 1)]
+  for weights in ([np.nan, 1.0], [np.inf, 1.0], ["1", 1.0], [1e31, 1.0]):
+    with pytest.raises(UserError, match=r"weights\[0\] is .*, expected"):
+      combine(runs, weights)
+  huge = [run._replace(tuned=jax.tree.map(lambda x: x * 1e12, run.tuned)) for run in runs]
+  if combine != compose.average:
+    with pytest.raises(UserError, match="sum of the adapters: .* holds NaN or infinity"):
+      combine(huge, [1e30, 1.0])
 
 
 def test_a_change_of_norms_is_no_lora(llama):

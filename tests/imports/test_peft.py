@@ -194,15 +194,24 @@ WRONG = {
   "a changed base": ("lora", None, {"init_lora_weights": "pissa"}, "changes the base"),
   "another base": ("lora", None, {"base_model_name_or_path": "other/gpt2"}, "was trained over"),
   "a length": ("prefix", None, {"num_virtual_tokens": 4}, "expected \\(4, 96\\)"),
-  "a base of no name": ("lora", None, {"base_model_name_or_path": 5}, "5 in .*, expected str"),
-  "targets that are a number": ("lora", None, {"target_modules": 5}, "expected str or list"),
-  "no rank": ("lora", None, {"r": None}, "r is null"),
-  "a scale in words": ("lora", None, {"lora_alpha": "16"}, "'16' in .*, expected int or float"),
+  "a base of no name": ("lora", None, {"base_model_name_or_path": 5},
+                        "base_model_name_or_path is 5 .*, expected text"),
+  "targets that are a number": ("lora", None, {"target_modules": 5}, "expected text or list"),
+  "no rank": ("lora", None, {"r": None}, "r is None"),
+  "a scale in words": ("lora", None, {"lora_alpha": "16"}, "lora_alpha is '16' .*, expected float"),
   "a flag in words": ("lora", None, {"use_rslora": "false"}, "expected bool"),
   "a layer in words": ("lora", None, {"layers_to_transform": "3"}, "expected int or list"),
   "no pattern": ("lora", None, {"target_modules": "*q_proj"}, "not a regular expression"),
   "no pattern of a scale": ("lora", None, {"alpha_pattern": {"(": 1}}, "not a regular expression"),
-  "a list of ranks": ("lora", None, {"rank_pattern": ["x"]}, "expected dict"),
+  "a list of ranks": ("lora", None, {"rank_pattern": ["x"]}, "rank_pattern is .*, expected dict"),
+  "a rank that is no whole number": ("lora", None, {"r": 4.5}, "r is 4.5 .*, expected .*int"),
+  "a negative rank": ("lora", None, {"r": -4}, "r is -4 .*, expected at least 1"),
+  "an infinite scale": ("lora", None, {"lora_alpha": float("inf")}, "lora_alpha is inf"),
+  "a rank by pattern": ("lora", None, {"rank_pattern": {"q_proj": 2.5}}, "q_proj is 2.5"),
+  "ranks as a mask": ("lora", None, {"rank_pattern": {"q_proj": [True]}}, "q_proj is .True"),
+  "a slow pattern": ("lora", None, {"target_modules": "(.|.|..)*0"}, "takes longer than"),
+  "a lost module": ("lora", None, {"modules_to_save": ["lm_head"]}, "lacks lm_head.weight"),
+  "no module": ("lora", None, {"modules_to_save": ["lm_haed"]}, "'lm_haed', which this"),
   "a head": ("prefix", lambda t: t.update({"base_model.score.weight": np.ones(3)}), {},
              "score.weight, which nothing reads"),
 }  # fmt: skip
@@ -262,7 +271,8 @@ def test_folders_that_are_no_adapters(adapters, tmp_path):
   model, _ = adapters
   with pytest.raises(UserError, match="it has no adapter_config.json"):
     imports.read(tmp_path, model)
-  for text, message in (("{", "no JSON"), ("[]", "neither PEFT's"), ("{}", "neither PEFT's")):
+  wrong = {"{": "malformed JSON", "[" * 10**5: "nested too deeply", "9" * 5000: "cannot be read"}
+  for text, message in (wrong | {"[]": "neither PEFT's", "{}": "neither PEFT's"}).items():
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(UserError, match=message):
       imports.read(tmp_path, model)

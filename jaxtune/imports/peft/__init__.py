@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxtune import tree
+from jaxtune import schema, tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.export.peft import layout
-from jaxtune.imports import files
+from jaxtune.imports import files, options
 from jaxtune.imports.files import Imported, Part, check_shape
 from jaxtune.imports.peft import prompts, weights
 
@@ -30,6 +30,8 @@ REFUSED = {
   "layer_replication": "replicated layers",
   "use_effective_conv2d": "convolutions",
 }
+# Modules that PEFT adds to `modules_to_save` by the task, whether a model has them or not.
+HEADS = ("classifier", "score", "qa_outputs")
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # those that leave the base as it is
 
 
@@ -41,6 +43,8 @@ def read(folder: Path, config: dict, pretrained) -> Imported:
       another shape.
   """
   kind = _kind(config)
+  ranks = list[bool] if kind == "adalora" else options.Size  # AdaLoRA's say which are kept
+  schema.check("rank_pattern", config.get("rank_pattern") or {}, dict[str, ranks])
   found = files.tensors(folder, "adapter_model.safetensors", "adapter_model.bin")
   found = {_bare(key, kind): x for key, x in found.items()}
   if kind == "norms":
@@ -54,6 +58,7 @@ def read(folder: Path, config: dict, pretrained) -> Imported:
     reader = prompts.read if kind in BEFORE else weights.read
     section, trained, fixed = reader(kind, config, rest, pretrained)
   _check_head(params, pretrained)
+  _check_saved(config, used, pretrained)
   source = {"format": "peft", "type": config["peft_type"]}
   source |= {"base": config.get("base_model_name_or_path"), "version": config.get("peft_version")}
   return Imported((Part(section, trained, fixed),), params, (), source)
@@ -136,3 +141,15 @@ def _check_head(params: dict, pretrained) -> None:
         f"the adapter has no {row.theirs}, which a model with the head "
         f"{pretrained.model.config.head.kind!r} needs: it was trained for another task"
       )
+
+
+def _check_saved(config: dict, used: set[str], pretrained) -> None:
+  """Finds modules that the config says were trained whole, without their tensors."""
+  shapes = files.shapes(pretrained)
+  rows = [row for row in layout.table(pretrained) if row.ours in shapes]
+  names = {name for row in rows for name in row.their_names(shapes[row.ours])}
+  for module in config.get("modules_to_save") or ():
+    own = {name for name in names if f"{module}." in name}
+    if not own and module not in HEADS:
+      raise UserError(f"modules_to_save has {module!r}, which this model has not")
+    files.refuse_missing(own - used)

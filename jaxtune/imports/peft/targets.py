@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 
+from jaxtune import patterns
 from jaxtune.errors import UserError
 
 
@@ -32,10 +32,10 @@ def find(config: dict, names: list[str], outputs: tuple[str, ...]) -> list[str]:
   return found
 
 
-def pattern(patterns: dict | None, name: str, default):
+def pattern(given: dict | None, name: str, default):
   """Returns the value of the first pattern that a module's name ends in."""
-  found = (x for key, x in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name))
-  return next(found, default)
+  hits = (x for key, x in (given or {}).items() if patterns.fullmatch(key, name, r"(?:.*\.)?"))
+  return next(hits, default)
 
 
 def scale(config: dict, name: str, rank: int) -> float:
@@ -47,7 +47,7 @@ def scale(config: dict, name: str, rank: int) -> float:
 
 def _hits(wanted, name: str) -> bool:
   if isinstance(wanted, str):
-    return re.fullmatch(wanted, name) is not None
+    return patterns.fullmatch(wanted, name) is not None
   return any(name == target or name.endswith(f".{target}") for target in wanted)
 
 
@@ -57,5 +57,5 @@ def _layer_hits(config: dict, name: str) -> bool:
     return True
   layers, under = [layers] if isinstance(layers, int) else layers, config.get("layers_pattern")
   under = [under] if isinstance(under, str) else under or [r"[^.]*"]
-  found = (re.match(rf".*\.{place}\.(\d+)\.", name) for place in under)
-  return any(match and int(match[1]) in layers for match in found)
+  found = (patterns.fullmatch(place, name, r".*\.", r"\.(\d+)\..*") for place in under)
+  return any(match and int(match[match.re.groups]) in layers for match in found)

@@ -6,12 +6,11 @@ those parts, as our export writes it; any other is one adapter of all parts, whi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import numpy as np
 
-from jaxtune import tree
+from jaxtune import patterns, tree
 from jaxtune.errors import UserError
 from jaxtune.export.peft import layout
 from jaxtune.export.peft.configs import SMALL
@@ -116,7 +115,7 @@ def _feedforward(config: dict, name: str) -> bool:
   """Says whether IA3 scales a module's inputs."""
   wanted = config.get("feedforward_modules") or []
   if isinstance(wanted, str):
-    return re.fullmatch(wanted, name) is not None
+    return patterns.fullmatch(wanted, name) is not None
   return any(name.endswith(end) for end in wanted)
 
 

@@ -4,7 +4,7 @@ VENV ?= .venv
 ADAPTERS_VENV ?= .venv-adapters
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test certify parity matrix speed format clean
+.PHONY: quickstart test certify parity matrix reliability speed format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
@@ -28,6 +28,12 @@ parity: $(VENV)/.installed-test
 # Every method on every family: writes experiments/matrix/results.csv and the README's table.
 matrix: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
 	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python $(BIN)/python tests/matrix.py --keep
+
+# Mutants, fuzzing and faults in short, in ten minutes; their README says how to run the long forms.
+reliability: $(VENV)/.installed-test
+	$(BIN)/python experiments/reliability/mutants.py --check 25
+	$(BIN)/python experiments/reliability/fuzz.py --seconds 4
+	$(BIN)/python experiments/reliability/faults.py --points 1 --job train --job import
 
 speed: $(VENV)/.installed-test
 	$(BIN)/python experiments/speed/run.py

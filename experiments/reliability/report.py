@@ -1,0 +1,161 @@
+"""Writes README.md from mutants.csv, equivalent.csv, fuzz.csv, the corpus and faults.csv."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import platform
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CORPUS = HERE.parents[1] / "tests" / "corpus"
+LIBRARIES = ("jax", "transformers", "torch", "mutmut", "hypothesis", "pytest")
+TEXT = """# Reliability
+
+<!-- written by python experiments/reliability/report.py -->
+
+Three instruments, run on {date} with Python {python}, {versions}.
+
+- `mutants.py`: would the tests notice a change of the code? The long form is
+  `mutants.py --count 360`, and `--retry` once there are new tests.
+- `fuzz.py`: what do damaged files do to every reader? The long form is
+  `fuzz.py --seconds 3600 --keep`, an hour for each reader.
+- `faults.py`: what do kills, full disks, lost permissions and flipped bits leave? The long form is
+  `faults.py --keep`.
+
+`make reliability` runs a short form of each, in at most ten minutes on two quiet cores, and fails
+on anything new. The long forms can be stopped, and go on. `report.py` writes this page.
+
+## Mutants
+
+{mutants}
+
+## Fuzzing
+
+{fuzz}
+
+## Faults
+
+{faults}
+"""
+
+
+def rows(name: str) -> list[dict]:
+  """Reads a kept table; none where it has not been made."""
+  path = HERE / name
+  with path.open(newline="") if path.exists() else open("/dev/null") as file:
+    return list(csv.DictReader(file))
+
+
+def table(header: Iterable[str], lines: Iterable[Iterable]) -> str:
+  header, lines = list(header), [list(line) for line in lines]
+  marks = ["---:" if all(isinstance(x, int) or str(x)[:1].isdigit() for x in column) else "---"
+           for column in zip(*lines, strict=True)]  # fmt: skip
+  return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, marks, *lines) if line)
+
+
+def code(text: str) -> str:
+  """Shows code in a cell of a table."""
+  text = " ".join(text.split()).replace("|", "\\|")
+  return f"`{text[:77]}...`" if len(text) > 80 else f"`{text}`"
+
+
+def mutants() -> str:
+  """The score by module, the survivors, and why some of them change nothing."""
+  found, equivalent = rows("mutants.csv"), {r["key"]: r["why"] for r in rows("equivalent.csv")}
+  if not found:
+    return "None were run yet."
+  count = lambda rs: (
+    len(rs), sum(r["outcome"] == "killed" for r in rs),
+    sum(r["outcome"] != "killed" and r["key"] in equivalent for r in rs),
+  )  # fmt: skip
+  score = lambda all_, killed, same: f"{100 * killed / max(all_ - same, 1):.0f} %"
+  names = dict.fromkeys(r["module"] for r in found)
+  modules = {m: [r for r in found if r["module"] == m] for m in names}
+  lines = [[m, *count(rs), score(*count(rs))] for m, rs in modules.items()]
+  total = ["**all**", *count(found), f"**{score(*count(found))}**"]
+  left = [r for r in found if r["outcome"] != "killed"]
+  open_ = [r for r in left if r["key"] not in equivalent]
+  show = lambda r: [f"{r['module']}:{r['line']}", code(r["before"]), code(r["after"])]
+  parts = [
+    "Mutants are drawn by seed, a share of each module, from the operators of mutmut and two of our"
+    " own: a call becomes its first argument (`fold_in(key, seed)`: `key`), and an operation one of"
+    " its sides (`rate * ratio`: `rate`). Each meets the tests that run its line, those of its own"
+    " file first. Texts of errors are not mutated. A mutant that takes four times as long as the"
+    " tests do, or cannot be imported, counts as killed.",
+    table(["module", "mutants", "killed", "equivalent", "score"], [*lines, total]),
+    f"### Survivors that no test tells apart: {len(open_)}",
+    table(["line", "code", "mutant"], map(show, open_)) if open_ else "None.",
+    f"### Survivors that change nothing: {len(left) - len(open_)}",
+    table(["line", "code", "mutant", "why it is the same"],
+          ([*show(r), equivalent[r["key"]]] for r in left if r["key"] in equivalent)),
+  ]  # fmt: skip
+  return "\n\n".join(parts)
+
+
+def fuzz() -> str:
+  """Inputs and seconds of every reader, and what was found."""
+  found = rows("fuzz.csv")
+  cases = [json.loads(path.read_text()) for path in sorted(CORPUS.glob("*.json"))]
+  kinds = Counter(case["reader"] for case in cases)
+  if not found:
+    return "None was run yet."
+  lines = [
+    [r["reader"], r["seconds"], r["inputs"], r["read"], r["refused"], kinds[r["reader"]]]
+    for r in found
+  ]
+  hours = sum(int(r["seconds"]) for r in found) / 3600
+  names = [[c["reader"], c["found"].replace("|", "\\|"), c["date"]] for c in cases]
+  return "\n\n".join([
+    f"{hours:.1f} hours in all. An input may be read or refused in one line; a stack trace, a"
+    " signal, 20 seconds of a core, a gigabyte of memory, a file outside its folder, a program or a"
+    " connection is a finding. Findings were mended, and stand in `tests/corpus`, where"
+    " `tests/test_corpus.py` reads them again.",
+    table(["reader", "seconds", "inputs", "read", "refused", "findings"], lines),
+    "### Findings",
+    table(["reader", "what happened", "found on"], names) if names else "None.",
+  ])  # fmt: skip
+
+
+def faults() -> str:
+  """Counts of what was done to every command, and how it ended."""
+  found = rows("faults.csv")
+  if not found:
+    return "None were tried yet."
+  pairs = dict.fromkeys((r["job"], r["fault"]) for r in found)
+  verdicts = {pair: Counter(r["verdict"] for r in found if (r["job"], r["fault"]) == pair)
+              for pair in pairs}  # fmt: skip
+  bad = [r for r in found if r["verdict"] not in ("same", "refused")]
+  lines = [
+    [f"{job}: {fault}", c.total(), c["same"], c["refused"], c.total() - c["same"] - c["refused"]]
+    for (job, fault), c in verdicts.items()
+  ]
+  return "\n\n".join([
+    "After each fault the command was started again. `same`: it ended as the undisturbed run, to"
+    " the byte but for times. `refused`: it stopped with one line that names a file, and nothing"
+    " was lost.",
+    table(["command: fault", "trials", "same", "refused", "otherwise"], lines),
+    "### Otherwise",
+    table(["command", "fault", "at", "what"],
+          ([r["job"], r["fault"], r["at"], f"{r['verdict']}: {r['detail']}".replace("|", "\\|")]
+           for r in bad)) if bad else "None.",
+  ])  # fmt: skip
+
+
+def main() -> int:
+  versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+  text = TEXT.format(
+    date=datetime.date.today().isoformat(), python=platform.python_version(), versions=versions,
+    mutants=mutants(), fuzz=fuzz(), faults=faults(),
+  )  # fmt: skip
+  (HERE / "README.md").write_text(text)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

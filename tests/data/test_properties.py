@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 from hypothesis import assume, given
+from hypothesis import example as case
 from hypothesis import strategies as st
 
 from jaxtune import data
@@ -30,6 +31,10 @@ def example(prompt, answers, number=0):
 # Tokenising: what is trained is what inference sees, and nothing but the answer.
 
 
+@case(
+  pairs=[("abcdef", "a"), ("é", "b")],
+  around=(True, True), start=(0,), most=5, too_long="truncate",
+)  # fmt: skip
 @given(
   pairs=st.lists(st.tuples(st.none() | texts, texts), max_size=8),
   around=st.tuples(st.booleans(), st.booleans()),

@@ -160,3 +160,15 @@ def test_join_pads_to_the_widest_and_refuses_other_objectives():
   other = two._replace(arrays=two.arrays | {"labels": np.zeros(3, np.int32)})
   with pytest.raises(UserError, match="'x' and 'y' cannot be mixed"):
     join({"x": one, "y": other})
+
+
+def test_a_run_draws_tomorrow_what_it_draws_today():
+  """A checkpoint holds the step's number alone: a newer version must go on with the same rows."""
+  variants = np.arange(24).reshape(8, 3)
+  share = {"a": 0.7, "b": 0.3}
+  order = mix.order(variants, ["a"] * 5 + ["b"] * 3, share, np.zeros(8, int), [{}])
+  found = [mix.draw(order, -7, step, 6)[1].tolist() for step in (0, 1, 10**6)]
+  assert found == [[0, 6, 14, 20, 9, 4], [15, 7, 21, 1, 12, 18], [23, 9, 14, 21, 0, 4]]
+  assert [x.tolist() for x in mix.permuted(6, 5, np.arange(8, 14))] == [
+    [1, 1, 1, 1, 2, 2], [0, 3, 2, 5, 3, 0],
+  ]  # fmt: skip

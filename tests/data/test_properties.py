@@ -423,6 +423,8 @@ def test_buckets(lengths, buckets):
   rows = [np.concatenate([pool.rows.ravel() for pool in part.pools]) for part in split.order]
   assert sorted(np.concatenate(rows)) == list(range(len(lengths))) and len(rows) <= buckets
   assert sum(part.share for part in split.order) == pytest.approx(1)
+  widths = [part.widths["tokens"] for part in split.order if buckets > 1]
+  assert widths == sorted({*widths}, reverse=True), "the widest first, each width once"
   for part, own, shape in zip(split.order, rows, shapes(split), strict=True):
     lengths_here = [lengths[n] for n in own]
     width = part.widths.get("tokens", math.ceil(max(lengths) / 8) * 8)

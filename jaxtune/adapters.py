@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxtune import compose, export, imports, schema, tree
+from jaxtune import compose, export, imports, locks, results, schema, tree
 from jaxtune import config as configs
 from jaxtune import runs as runs_
 from jaxtune import setup as setups
@@ -137,12 +137,13 @@ def keep(run: Run, folder: str | Path) -> None:
     UserError: where the folder holds a run, or the arrays are none that the run's methods train.
   """
   folder = Path(folder)
-  check_free(folder)
   flat = tree.flatten(run.tuned | {"hyper": run.hyper})
   runs_.check_fits(run.methods, run.pretrained, flat, f"what was made for {folder}")
   fingerprint = tree.fingerprint(run.pretrained.params)
-  runs_.begin([folder], [run.config])
-  runs_.write(folder, run.config, fingerprint, run.tuned, run.hyper, run.labels, run.stop_tokens)
+  with locks.held(folder):
+    check_free(folder)
+    runs_.begin([folder], [run.config])
+    runs_.write(folder, run.config, fingerprint, run.tuned, run.hyper, run.labels, run.stop_tokens)
 
 
 def export_run(
@@ -171,5 +172,5 @@ def export_run(
   return export.export(
     run.pretrained, run.methods, run.tuned, run.hyper, run.base, folder, format=format,
     dtype=dtype, labels=run.labels, base_name=run.config["model"]["path"], certify=certify,
-    prompts=prompts, recipe={"config": run.config, "result": runs_.read_result(run.folder)},
+    prompts=prompts, recipe={"config": run.config, "result": results.read(run.folder)},
   )  # fmt: skip

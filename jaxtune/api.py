@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxtune import config as configs
-from jaxtune import data, preflight, probe, programs, sharding, train, tree
+from jaxtune import data, locks, preflight, probe, programs, sharding, train, tree
 from jaxtune import setup as setups
 from jaxtune.adapters import (
   check_free,
@@ -49,9 +49,13 @@ def fit(config: Any, workdir: str | Path) -> dict:
 
   Returns:
     The content of result.json: metrics of the untuned base and of the tuned model, counts,
-    versions and hashes.
+    versions and hashes. "diverged_at" is the first step at which training was not finite, or None.
   """
-  workdir = Path(workdir)
+  with locks.held(workdir):
+    return _fit(config, Path(workdir))
+
+
+def _fit(config: Any, workdir: Path) -> dict:
   full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "sweep"})
   preflight.check_options(full)
   setup = setups.prepare(full)
@@ -62,18 +66,24 @@ def fit(config: Any, workdir: str | Path) -> dict:
   return train.run([full], [workdir], [setup], [base], workdir / "checkpoints")[0]
 
 
-def sweep(config: Any, workdir: str | Path, metric: str | None = None) -> list[dict]:
+def sweep(
+  config: Any,
+  workdir: str | Path,
+  metric: str | None = None,
+  most_trials: int = sweeps.MOST_TRIALS,
+) -> list[dict]:
   """Trains every trial of `config.sweep` and writes results.csv, report.md, report.html and plots.
 
   Args:
     config: as for `fit`, with a `sweep`: a tuple of grids {axis: values}.
     workdir: the sweep's folder.
     metric: what results are sorted by; default the test loss.
+    most_trials: how many trials the sweep may have; a larger one is refused before it starts.
 
   Returns:
     Each trial's result, best first, with its "folder".
   """
-  return sweeps.run(config, workdir, metric)
+  return sweeps.run(config, workdir, metric, most_trials)
 
 
 def evaluate(run: Run, overrides: dict[str, Any] | None = None) -> dict:
@@ -90,7 +100,7 @@ def evaluate(run: Run, overrides: dict[str, Any] | None = None) -> dict:
   config, setup = _data_of(run, overrides)
   evaluator = _evaluator(run, config, setup)
   pairs = jax.tree.map(lambda x: x[None], (run.tuned, run.hyper))
-  final = evaluators.test(evaluator, pairs, run.base, [setup.dataset])[0]
+  final = evaluators.test(evaluator, pairs, run.base, [setup.dataset], [run.config["seed"]])[0]
   untuned = programs.evaluate_base(config, setup, evaluator.parallel)
   found = {"base": untuned.base.metrics, "final": final.metrics}
   return found | compare.record(final, untuned, evaluator, setup.dataset)
@@ -112,7 +122,8 @@ def knock_out(run: Run, overrides: dict[str, Any] | None = None) -> dict[str, di
   for way, part in ways.items():
     pairs = jax.tree.map(lambda x: x[None], (part.tuned, part.hyper))
     evaluator = _evaluator(part, config, setup)
-    found[way] = evaluators.test(evaluator, pairs, part.base, [setup.dataset])[0].metrics
+    judged = evaluators.test(evaluator, pairs, part.base, [setup.dataset], [run.config["seed"]])
+    found[way] = judged[0].metrics
   untuned = programs.evaluate_base(config, setup, evaluator.parallel)
   return found | {"base": untuned.base.metrics}
 
@@ -139,7 +150,8 @@ def judge_ranks(
   first = next(iter(cuts.values()))[0]
   evaluator = _evaluator(first, config, setup)
   trees = [(cut.tuned, cut.hyper) for cut, _ in cuts.values()]
-  judged = evaluators.test(evaluator, tree.stack(trees), first.base, [setup.dataset] * len(trees))
+  datasets, seeds = [setup.dataset] * len(trees), [run.config["seed"]] * len(trees)
+  judged = evaluators.test(evaluator, tree.stack(trees), first.base, datasets, seeds)
   for rank, (cut, _) in cuts.items() if folder is not None else ():
     keep(cut, Path(folder) / f"rank={rank}")
   return {
@@ -180,10 +192,14 @@ def show(config: Any, count: int = 3) -> str:
   return shows.show(setups.load_data(full), tokenizer, count)
 
 
-def plan(config: Any) -> str:
-  """Describes what a config would do, without reading weights: groups, targets, memory, FLOPs."""
+def plan(config: Any, most_trials: int = sweeps.MOST_TRIALS) -> str:
+  """Describes what a config would do, without reading weights: groups, targets, memory, FLOPs.
+
+  Args:
+    most_trials: as for `sweep`.
+  """
   if configs.to_dict(config).get("sweep"):
-    names, _, completed = sweeps.expand(config)
+    names, _, completed = sweeps.expand(config, most_trials)
   else:
     names, completed = ["run"], [configs.complete(config)]
   parts = []

@@ -21,7 +21,7 @@ class Checkpoints:
   """The checkpoints of one run, in orbax's format; a context manager.
 
   Each holds the state (trained tree, optimizer, step, seed, best so far) and a record of what it
-  belongs to: the configuration and the base's fingerprint.
+  belongs to: the configuration, the base's fingerprint and the data's hashes.
   """
 
   def __init__(self, folder: Path, record: dict, keep: int = 2):
@@ -36,21 +36,27 @@ class Checkpoints:
   def __exit__(self, *error):
     self.manager.close()
 
-  def save(self, step: int, state: Any) -> None:
-    """Writes a checkpoint; one that is not complete is never seen again."""
+  def save(self, step: int, state: Any, seconds: float = 0.0) -> None:
+    """Writes a checkpoint; one that is not complete is never seen again.
+
+    Args:
+      seconds: that the run has taken so far, through all its restarts.
+    """
     if self.manager.latest_step() != step:
-      args = ocp.args.Composite(
-        state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(self.record)
-      )
+      record = ocp.args.JsonSave(self.record | {"seconds": seconds})
+      args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=record)
       with writing(self.folder):
         self.manager.save(step, args=args)
         self.manager.wait_until_finished()
 
-  def restore(self, like: Any) -> Any | None:
-    """Reads the latest state, with shapes, types and placement as in `like`; None if there is none.
+  def restore(self, like: Any) -> tuple[Any, float] | None:
+    """Reads the latest state and its seconds; None if there is none.
+
+    Args:
+      like: a state with the shapes, types and placement that are wanted.
 
     Raises:
-      UserError: when it belongs to another configuration or another base.
+      UserError: when it belongs to another configuration, another base or other data.
     """
     step = self.manager.latest_step()
     if step is None:
@@ -59,16 +65,29 @@ class Checkpoints:
     self._check(found.record)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    return self.manager.restore(step, args=args).state
+    return self.manager.restore(step, args=args).state, found.record["seconds"]
 
   def _check(self, found: dict) -> None:
-    for key, value in json.loads(json.dumps(self.record, default=str)).items():
-      if found.get(key) != value:
-        where = differences(found.get(key), value)
-        raise UserError(
-          f"{self.folder} holds a checkpoint of another {key}: {where}. Resume with what it was "
-          "started with, or give another --workdir"
-        )
+    if "seconds" not in found:
+      raise UserError(
+        f"{self.folder} holds a checkpoint of an older version of jaxtune: give another --workdir"
+      )
+    check_same(f"{self.folder} holds a checkpoint", found, self.record)
+
+
+def check_same(holds: str, old: dict, new: dict) -> None:
+  """Raises UserError unless what is there was made from what is given now.
+
+  Args:
+    holds: such as "FOLDER holds a checkpoint", with which the message begins.
+    old, new: {"config", "base", "data set": value}; of `old` as read from JSON.
+  """
+  for key, value in json.loads(json.dumps(new, default=str)).items():
+    if old[key] != value:
+      raise UserError(
+        f"{holds} of another {key}: {differences(old[key], value)}. Resume with what it was "
+        "started with, or give another --workdir"
+      )
 
 
 def differences(old: Any, new: Any, path: str = "") -> str:

@@ -29,6 +29,7 @@ def generate(
   top_k: int | None = None,
   top_p: float | None = None,
   key: Any = None,
+  rows_B: Any = None,
 ):
   """Continues left-padded prompts, or answers them; pure, to be jitted by the caller.
 
@@ -43,6 +44,7 @@ def generate(
     top_k: draw among the k likeliest tokens.
     top_p: draw among the likeliest tokens that together reach probability p.
     key: of the draws; each row has a key of its own, so its neighbours do not matter.
+    rows_B: numbers of the rows, from which and `key` their keys are made; default 0, 1, 2, ...
 
   Returns:
     (B, max_new_tokens) token ids; every token after a row's stop token repeats it.
@@ -51,9 +53,8 @@ def generate(
   call = lambda method, *args: peft.apply(model, methods, base, tuned, hyper, *args, method=method)
   step = partial(call, model.decode)
   stops = jnp.asarray(stop_tokens)
-  keys_B = (
-    jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch)) if temperature else None
-  )
+  rows_B = jnp.arange(batch) if rows_B is None else rows_B
+  keys_B = jax.vmap(partial(jax.random.fold_in, key))(rows_B) if temperature else None
 
   def draw(logits_BV, n):
     if not temperature:

@@ -9,21 +9,29 @@ import os
 import sys
 from pathlib import Path
 
+from jaxtune import locks
 from jaxtune.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs one command; a user's mistake ends in one line on stderr and exit code 2."""
+  """Runs one command.
+
+  Returns:
+    The exit code: 2 for a user's mistake, which ends in one line on stderr; 1 for a training that
+    diverged, whose result is written all the same; else 0.
+  """
   options, rest = parser().parse_known_args(arguments)
   logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it logs is also raised
   os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
   os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # that there is no PyTorch is no news
   try:
-    options.command(options, rest)
+    written = options.workdir if options.command in (_train, _sweep) else vars(options).get("out")
+    if written is not None:
+      locks.check_writable(written)
+    return options.command(options, rest) or 0
   except UserError as error:
     print(f"jaxtune: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
-  return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
   command("train", _train, "train one configuration", True, True)
   sub = command("sweep", _sweep, "train every trial of config.sweep and compare", True, True)
   sub.add_argument("--metric", help="what the report is sorted by (default: test loss)")
+  _add_most_trials(sub)
   command("evaluate", _evaluate, "judge a finished run and its untuned base", workdir=True)
   sub = command("generate", _generate, "continue prompts with a finished run, or with several")
   sub.add_argument("--workdir", required=True, action="append", metavar="DIR",
@@ -91,8 +100,15 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("action", choices=["show"])
   sub.add_argument("--count", type=int, default=3, help="examples of each split")
   command("templates", _templates, "list the library of prompt templates")
-  command("plan", _plan, "print groups, targets, memory and FLOPs; trains nothing", True)
+  _add_most_trials(
+    command("plan", _plan, "print groups, targets, memory and FLOPs; trains nothing", True)
+  )
   return top
+
+
+def _add_most_trials(sub: argparse.ArgumentParser) -> None:
+  help = "confirms a sweep of up to N trials (default: 1000)"
+  sub.add_argument("--most-trials", type=int, default=1000, metavar="N", help=help)
 
 
 def _config(options, rest):
@@ -103,15 +119,26 @@ def _config(options, rest):
 
 def _train(options, rest):
   from jaxtune import api
+  from jaxtune.sweeps import stats
 
-  _print_change(api.fit(_config(options, rest), options.workdir))
+  result = api.fit(_config(options, rest), options.workdir)
+  _print_change(result)
   print(f"result: {options.workdir}/result.json")
+  if stats.diverged(result):
+    at = result["diverged_at"]
+    when = "its final metrics are not finite" if at is None else f"not finite at step {at}"
+    print(
+      f"jaxtune: training diverged: {when}. A lower optim.learning_rate or optim.clip, or more "
+      "optim.warmup, may help",
+      file=sys.stderr,
+    )
+    return 1
 
 
 def _sweep(options, rest):
   from jaxtune import api
 
-  api.sweep(_config(options, rest), options.workdir, options.metric)
+  api.sweep(_config(options, rest), options.workdir, options.metric, options.most_trials)
   report = Path(options.workdir, "report.md").read_text()
   print("\n".join(line for line in report.splitlines() if line.startswith("|")))
   print(f"report: {options.workdir}/report.html")
@@ -210,7 +237,7 @@ def _methods(options, rest):
 def _plan(options, rest):
   from jaxtune import api
 
-  print(api.plan(_config(options, rest)))
+  print(api.plan(_config(options, rest), options.most_trials))
 
 
 def _data(options, rest):

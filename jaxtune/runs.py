@@ -7,7 +7,7 @@ import json
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, Required
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,12 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from typing_extensions import TypedDict
 
-from jaxtune import data, peft, schema, tree
+from jaxtune import data, peft, results, schema, tree
 from jaxtune import setup as setup_
 from jaxtune.checkpoint import write_atomically, writing
 from jaxtune.errors import UserError
 from jaxtune.evaluators import compare
 from jaxtune.models import hf, quantize
+from jaxtune.sweeps import stats
 
 LIBRARIES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
 
@@ -79,9 +80,13 @@ def begin(folders: list[Path], configs: list[dict]) -> None:
 
 def finish(
   folder: Path, config: dict, setup, *, tuned, hyper, judged, untuned, evaluator,
-  best_step: int, seconds: float, group: int,
+  steps: dict, seconds: float, group: int,
 ) -> dict:  # fmt: skip
-  """Writes a trial's weights, predictions and result; returns the result."""
+  """Writes a trial's weights, predictions and result; returns the result.
+
+  Args:
+    steps: its counts of updates: steps, stopped_at, best_step, diverged_at.
+  """
   methods = setup_.make_methods(config, setup.pretrained.fresh)
   labels, stops = setup.dataset.labels, evaluator.stop_tokens
   write(folder, config, setup.fingerprint, tuned, hyper, labels, stops)
@@ -103,17 +108,15 @@ def finish(
     "base": untuned.base.metrics,
     "final": judged.metrics,
     **compare.record(judged, untuned, evaluator, setup.dataset),
-    "steps": config["train"]["steps"],
-    "best_step": best_step,
+    **steps,
     "seconds": round(seconds, 2),
     "trials_in_program": group,
     "base_fingerprint": setup.fingerprint,
     "versions": versions(),
     "data": setup.dataset.report,
-    **_mixture(setup.dataset.train, config["train"]),
+    **_mixture(setup.dataset.train, steps["stopped_at"], config["train"]["batch_size"]),
   }
-  write_atomically(folder / "result.json", json.dumps(result, indent=2, default=str))
-  return result
+  return results.write(folder, result)
 
 
 def write(
@@ -140,11 +143,11 @@ def count_trained(methods: tuple, tuned: Any, hyper: Any) -> int:
   return tree.size(tuned) - padding
 
 
-def _mixture(split: Any, options: dict) -> dict:
+def _mixture(split: Any, steps: int, batch_size: int) -> dict:
   """Counts what was drawn of each task of a mixture; a packed row counts as one."""
   if getattr(split, "tasks", None) is None:
     return {}
-  return {"mixture": data.mix.counts(split.order, options["steps"], options["batch_size"])}
+  return {"mixture": data.mix.counts(split.order, steps, batch_size)}
 
 
 class Run(NamedTuple):
@@ -181,51 +184,20 @@ class Record(TypedDict):
   stop_tokens: list[schema.Natural]
 
 
-class Report(TypedDict, total=False):
-  """What is read of the data's report in result.json."""
-
-  __pydantic_config__ = schema.STRICT
-  files: dict[str, str]
-  tasks: dict[str, dict[str, Any]]
-  general: dict[str, Any] | None
-  splits: dict[str, dict[str, Any] | None]
-  format: dict[str, dict[str, Any] | None]
-  tokenizer: str | None
-
-
-class Result(TypedDict, total=False):
-  """What is read of a run's result.json."""
-
-  __pydantic_config__ = schema.STRICT
-  final: Required[dict[str, Any]]
-  base: dict[str, Any]
-  data: Report
-  trained_parameters: int
-  base_parameters: int
-  best_step: int | None
-  versions: dict[str, str]
-
-
 def best_trial(folder: Path) -> Path:
   """Finds the trial of a sweep with the lowest validation loss (else test loss)."""
-  losses = {}
-  for path in folder.glob("trials/*/result.json"):
-    final = read_result(path.parent)["final"]
-    loss = final.get("validation_loss", final.get("test_loss"))
-    losses[path.parent] = loss if isinstance(loss, float) and loss == loss else float("inf")
-  if not losses:
+  found = {path.parent: results.read(path.parent) for path in folder.glob("trials/*/result.json")}
+  if not found:
     raise UserError(f"{folder} holds no finished run: neither tuned.safetensors nor trials/")
+  losses = {}
+  for trial, result in found.items():
+    final = result["final"]
+    if not stats.diverged(result):
+      loss = final.get("validation_loss", final.get("test_loss"))
+      losses[trial] = loss if isinstance(loss, float) else float("inf")
+  if not losses:
+    raise UserError(f"all trials of {folder} diverged: name one of {folder}/trials itself")
   return min(sorted(losses), key=losses.get)
-
-
-def read_result(folder: Path) -> dict:
-  """Reads a run's result.json; {} for a run that was composed or imported, and has none."""
-  path = folder / "result.json"
-  if not path.exists():
-    return {}
-  found = schema.read_json(path)
-  schema.check(f"{path}: result", found, Result)
-  return found
 
 
 def read(folder: Path) -> tuple[Path, Record, dict[str, np.ndarray]]:
@@ -239,6 +211,7 @@ def read(folder: Path) -> tuple[Path, Record, dict[str, np.ndarray]]:
   if not (folder / "tuned.safetensors").exists():
     folder = best_trial(folder)
   path = folder / "tuned.safetensors"
+  results.check_files(folder, results.read(folder), (path.name,))
   try:
     with safe_open(path, "numpy") as file:
       stated = file.metadata()["jaxtune"]

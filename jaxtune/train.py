@@ -31,7 +31,8 @@ class Options(NamedTuple):
     log_every: steps between two lines of metrics.jsonl.
     eval_every: steps between two evaluations on the validation split; None for ten in all.
     patience: stop a trial after so many evaluations without a better validation loss.
-    keep: "best" (by validation loss) or "last": which weights are the result.
+    keep: "best" (by validation loss) or "last": which weights are the result. The weights of a
+      method with a budget (AdaLoRA) are candidates once it is reached.
     checkpoint_every: steps between two checkpoints; None for after every evaluation.
     chunk: trials side by side in one vmap; None for `preflight.choose_chunk`'s choice.
     parallel: "jit" or "pmap".
@@ -56,9 +57,11 @@ class Progress(NamedTuple):
 
   Attributes:
     state: update.State, stacked over trials.
-    sums: of the metrics since the last log line.
+    sums: of the metrics since the last log line; and "diverged", the first step at which a loss,
+      a gradient or a weight was not finite, 0 for none.
     tuned: the weights with the best validation loss so far.
     best: that loss, (E,); best_step: its step; stale: evaluations since.
+    stopped: the step at which patience was over, (E,); 0 for not yet.
   """
 
   state: Any
@@ -67,6 +70,7 @@ class Progress(NamedTuple):
   best: Any
   best_step: Any
   stale: Any
+  stopped: Any
 
 
 def run(
@@ -101,30 +105,47 @@ def run(
   program = programs.make_program(configs[0], setup, programs.drops(configs))
   evaluator = programs.make_evaluator(configs[0], program, parallel, chunk, setup)
   step = parallel.compile(partial(steps, program, chunk, options.patience), donate=True)
-  record = {"config": configs, "base": setup.fingerprint}
+  identities = [data.identity(dataset.report) for dataset in datasets]
+  record = {"config": configs, "base": setup.fingerprint, "data set": identities}
   with checkpoint.Checkpoints(checkpoints, record) as saved:
     progress = parallel.put_trials(begin(states, options))
-    progress = saved.restore(progress) or progress
+    progress, before = saved.restore(progress) or (progress, 0.0)
+    clock = lambda: before + time.perf_counter() - began
     runs.begin(folders, configs)
     logs = runs.Logs(folders, int(progress.state.step[0]))
+    validate = partial(
+      _validate, evaluator, base, datasets, options.patience, _settled(program, options.steps)
+    )
     progress = _loop(
-      configs, options, step, evaluator, base, progress, datasets, saved, logs, parallel
+      configs, options, step, validate, base, progress, datasets, saved, logs, parallel, clock
     )
   final = progress.tuned if _keeps_best(options, setup) else progress.state.tuned
   pairs = (final, progress.state.hyper)
-  judged = evaluate.test(evaluator, pairs, base, datasets)
+  judged = evaluate.test(evaluator, pairs, base, datasets, [c["seed"] for c in configs])
   fits = fitted(evaluator, pairs, base, datasets)
   judged = [one._replace(metrics=fit | one.metrics) for one, fit in zip(judged, fits, strict=True)]
-  seconds = time.perf_counter() - began
   own = [tree.crop(jax.tree.map(lambda x, e=e: x[e], pairs), shapes[e]) for e in range(len(shapes))]
   return [
     runs.finish(
       folders[e], configs[e], setups[e], tuned=own[e][0], hyper=own[e][1],
-      judged=judged[e], untuned=bases[e], evaluator=evaluator, best_step=int(progress.best_step[e]),
-      seconds=seconds / len(configs), group=len(configs),
+      judged=judged[e], untuned=bases[e], evaluator=evaluator,
+      steps=_steps(progress, options, e, judged[e].metrics),
+      seconds=clock() / len(configs), group=len(configs),
     )
     for e in range(len(configs))
   ]  # fmt: skip
+
+
+def _steps(progress: Progress, options: Options, e: int, metrics: dict) -> dict[str, int | None]:
+  """Gathers the counts of updates that a trial's result has; "diverged_at" is None for never."""
+  stopped = int(progress.stopped[e]) or options.steps
+  lost = None if np.isfinite([*metrics.values()]).all() else stopped
+  return {
+    "steps": options.steps,
+    "stopped_at": stopped,
+    "best_step": int(progress.best_step[e]),
+    "diverged_at": int(progress.sums["diverged"][e]) or lost,
+  }
 
 
 def fitted(evaluator: evaluate.Evaluator, pairs, base, datasets: list[data.Data]) -> list[dict]:
@@ -144,17 +165,21 @@ def fitted(evaluator: evaluate.Evaluator, pairs, base, datasets: list[data.Data]
   return [evaluate.totals(evaluator.objective.MEASURES, one, "train") for one in rows]
 
 
+def _settled(program: update.Program, steps: int) -> int:
+  """Returns the step from which on weights may be kept: that at which budgets are reached."""
+  return max((m.settled(steps) for m in program.methods if m.settled is not None), default=0)
+
+
 def _keeps_best(options: Options, setup: Setup) -> bool:
   return options.keep == "best" and setup.dataset.validation is not None
 
 
 def begin(states: update.State, options: Options) -> Progress:
   count = states.step.shape[0]
+  zeros = lambda: jnp.zeros(count, jnp.int32)  # each its own: the step donates its arguments
   sums = {name: jnp.zeros(count) for name in ("loss", "accuracy", "grad_norm", "steps")}
-  never = jnp.full(count, jnp.inf)
-  zeros = jnp.zeros(count, jnp.int32)
-  tuned = jax.tree.map(jnp.copy, states.tuned)
-  return Progress(states, sums, tuned, never, zeros, zeros + 0)
+  tuned, never = jax.tree.map(jnp.copy, states.tuned), jnp.full(count, jnp.inf)
+  return Progress(states, sums | {"diverged": zeros()}, tuned, never, zeros(), zeros(), zeros())
 
 
 def steps(program, chunk, patience, trial, base, batch, axis=None):
@@ -165,8 +190,9 @@ def steps(program, chunk, patience, trial, base, batch, axis=None):
 
     def go():
       after, metrics = update.update(program, state, base, batch, axis)
-      metrics = {name: metrics[name] for name in sums if name != "steps"} | {"steps": jnp.ones(())}
-      return after, jax.tree.map(jnp.add, sums, metrics), stale
+      new = {name: sums[name] + metrics[name] for name in ("loss", "accuracy", "grad_norm")}
+      lost = _first(sums["diverged"], ~metrics["finite"], after.step)
+      return after, new | {"steps": sums["steps"] + 1, "diverged": lost}, stale
 
     stopped = lambda: (state._replace(step=state.step + 1), sums, stale)
     return go() if patience is None else jax.lax.cond(stale < patience, go, stopped)
@@ -174,7 +200,12 @@ def steps(program, chunk, patience, trial, base, batch, axis=None):
   return trials.over(one, chunk)(trial, base, batch)
 
 
-def _loop(configs, options, step, evaluator, base, progress, datasets, saved, logs, parallel):
+def _first(before, now, step):
+  """Keeps the step at which something was first so; 0 is never."""
+  return jnp.where((before == 0) & now, step, before)
+
+
+def _loop(configs, options, step, validate, base, progress, datasets, saved, logs, parallel, clock):
   """Runs to the last step; saves, evaluates and logs on the way."""
   eval_every = options.eval_every or max(options.steps // 10, 1)
   checkpoint_every = options.checkpoint_every or eval_every
@@ -189,11 +220,11 @@ def _loop(configs, options, step, evaluator, base, progress, datasets, saved, lo
       if done % options.log_every == 0 or last:
         progress = _log(progress, done, logs, bar, options, batch)
       if datasets[0].validation is not None and (done % eval_every == 0 or last):
-        progress = _validate(progress, done, evaluator, base, datasets, logs, options.patience)
+        progress = validate(progress, done, logs)
       bar.update()
       over = options.patience is not None and bool((progress.stale >= options.patience).all())
       if done % checkpoint_every == 0 or last or stop.asked or over:
-        saved.save(done, progress)
+        saved.save(done, progress, clock())
       if stop.asked:
         raise SystemExit(143)
       if over:
@@ -222,32 +253,44 @@ def _log(progress, step, logs, bar, options, batch):
   logs.write(rows, active=sums["steps"] > 0)
   rate = (bar.format_dict["rate"] or 0) * np.prod(batch["tokens"].shape)
   bar.set_postfix_str(f"loss {np.mean(sums['loss'] / steps):.3f}, {rate:,.0f} tokens/s")
-  return progress._replace(sums=jax.tree.map(jnp.zeros_like, progress.sums))
+  for e in np.flatnonzero(sums["diverged"] > step - sums["steps"]):
+    at = sums["diverged"][e]
+    tqdm.write(f"trial {e + 1} diverged: its loss, gradient or weights are not finite at step {at}")
+  fresh = {name: jnp.zeros_like(x) for name, x in progress.sums.items() if name != "diverged"}
+  return progress._replace(sums=progress.sums | fresh)
 
 
-def _validate(progress, step, evaluator, base, datasets, logs, patience):
-  """Evaluates, and keeps each trial's weights where they are its best."""
+def _validate(evaluator, base, datasets, patience, settled, progress, step, logs):
+  """Evaluates, and keeps each trial's weights where they are its best.
+
+  Args:
+    settled: the first step whose weights may be kept; evaluations before it count for nothing.
+  """
   active = None if patience is None else np.asarray(progress.stale) < patience
   pairs = (progress.state.tuned, progress.state.hyper)
   measured = evaluate.measure(evaluator, pairs, base, [d.validation for d in datasets])
   found = [evaluate.totals(evaluator.objective.MEASURES, rows, "validation") for rows in measured]
   logs.write([{"step": step, **values} for values in found], active)
   loss = jnp.asarray([values["validation_loss"] for values in found])
-  better = loss < progress.best
+  better = (loss < progress.best) & (step >= settled)
+  stale = jnp.where(better | (step < settled), 0, progress.stale + 1)
   choose = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+  lost = _first(progress.sums["diverged"], ~jnp.isfinite(loss), step)
   if patience is None:
-    _warn(np.asarray(progress.stale) + 1, np.asarray(better), progress, step, loss)
+    _warn(np.asarray(stale), np.asarray(lost > 0), progress, step, loss)
   return progress._replace(
+    sums=progress.sums | {"diverged": lost},
     tuned=jax.tree.map(choose, progress.state.tuned, progress.tuned),
     best=jnp.where(better, loss, progress.best),
     best_step=jnp.where(better, step, progress.best_step),
-    stale=jnp.where(better, 0, progress.stale + 1),
+    stale=stale,
+    stopped=_first(progress.stopped, stale == (patience or -1), step),
   )
 
 
-def _warn(stale, better, progress, step, loss):
+def _warn(stale, diverged, progress, step, loss):
   """Says so when a trial's validation loss has risen for the third time in a row."""
-  for e in np.flatnonzero((stale == RISEN) & ~better):
+  for e in np.flatnonzero((stale == RISEN) & ~diverged):
     tqdm.write(
       f"step {step}: the validation loss of trial {e + 1} has not fallen since step "
       f"{int(progress.best_step[e])} ({float(progress.best[e]):.4g}, now {float(loss[e]):.4g}): it "

@@ -95,7 +95,8 @@ def update(program: Program, state: State, base, batch, axis: str | None = None)
     batch: {"tokens", "mask", "weights"}, each (A, B, T).
 
   Returns:
-    (next state, {"loss", "accuracy", "tokens", "grad_norm"}).
+    (next state, {"loss", "accuracy", "tokens", "grad_norm", "finite"}); "finite" says whether the
+    loss, the gradients and the new weights are.
   """
   rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
   if axis is not None:
@@ -133,9 +134,10 @@ def update(program: Program, state: State, base, batch, axis: str | None = None)
     "tokens": sums["weight"],
     "grad_norm": optax.tree.norm(gradients),
   }
-  state = state._replace(
-    step=state.step + 1, tuned=optax.apply_updates(state.tuned, changes), optimizer=optimizer
-  )
+  tuned = optax.apply_updates(state.tuned, changes)
+  found = (metrics["loss"], metrics["grad_norm"], *jax.tree.leaves(tuned))
+  metrics["finite"] = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in found]))
+  state = state._replace(step=state.step + 1, tuned=tuned, optimizer=optimizer)
   return _adjusted(program, state, gradients), metrics
 
 

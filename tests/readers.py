@@ -23,7 +23,7 @@ import setups
 import small
 import tiny
 
-from jaxtune import adapters, checkpoint, data, imports, runs, schema
+from jaxtune import adapters, checkpoint, data, imports, results, runs, schema
 from jaxtune.data import sources, templates
 from jaxtune.data.templates import library
 from jaxtune.export import export
@@ -217,7 +217,7 @@ def write_run(folder: Path) -> None:
 
 
 def read_run(folder: Path) -> object:
-  runs.read_result(folder / "run")
+  results.read(folder / "run")
   with runs.Logs([folder / "run"], 3):
     pass
   run = runs.load(folder / "run", pretrained("llama"))

@@ -52,10 +52,10 @@ def arm(step: int, moment: str, number: int) -> None:
       pass
     strike()
 
-  def watched_save(self, at, state):
+  def watched_save(self, at, *rest):
     if moment == "in" and at >= step:
       threading.Thread(target=watch, args=(self.folder,), daemon=True).start()
-    save(self, at, state)
+    save(self, at, *rest)
     if moment == "after" and at == step:
       strike()
 

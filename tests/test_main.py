@@ -264,11 +264,11 @@ def test_a_full_disk_ends_in_one_line(place, tmp_path, capsys, monkeypatch, full
   save, saves = checkpoint.Checkpoints.save, []
   size = {"checkpoint": 4000, "metrics": 200, "result": 600}[moment]
 
-  def watched(self, step, state):
+  def watched(self, step, *rest):
     saves.append(step)
     if moment == "checkpoint" and step == 2 and saves.count(2) == 1:
       full_disk(size)
-    save(self, step, state)
+    save(self, step, *rest)
     if (moment, step) in (("metrics", 1), ("result", 2)) and saves.count(step) == 1:
       full_disk(size)
 

@@ -99,6 +99,28 @@ def test_a_checkpoint_of_another_base_is_refused(finished):
   assert contents(folder) == before
 
 
+def test_a_checkpoint_of_other_data_is_refused(finished):
+  folder, setup, config = finished
+  before = contents(folder)
+  report = {"splits": {"test": {"sha256": "c" * 64}}}
+  with pytest.raises(UserError, match="another data set: splits.test was None, is now 'cccc"):
+    other = setup._replace(dataset=setup.dataset._replace(report=report))
+    setups.run([config], [folder], other, folder / "checkpoints")
+  assert contents(folder) == before
+
+
+def test_seconds_go_on_after_a_restart(finished, tmp_path):
+  """The clock of the restarted process begins where the checkpoint's stood."""
+  folder, setup, config = finished
+  with checkpoint.Checkpoints(tmp_path, {}) as saved:
+    saved.save(1, {"x": 1}, 5000.0)
+    assert saved.restore({"x": 0}) == ({"x": 1}, 5000.0)
+  (first,) = setups.run([config], [folder], setup, folder / "checkpoints")
+  (again,) = setups.run([config], [folder], setup, folder / "checkpoints")
+  taken = json.loads((folder / "checkpoints" / "2" / "record" / "metadata").read_text())["seconds"]
+  assert 0 < taken < min(first["seconds"], again["seconds"])
+
+
 def test_differences_name_keys():
   old = [{"a": {"b": 1}, "c": [1, 2]}, {"a": {"b": 3}}]
   new = [{"a": {"b": 2}, "c": [1]}, {"a": {"b": 3}, "d": None}]
@@ -135,8 +157,12 @@ def test_a_killed_sweep_skips_what_is_done(tmp_path, monkeypatch):
   }
 
   saved = contents(tmp_path)
-  with pytest.raises(UserError, match="another configuration or base; give another --workdir"):
+  with pytest.raises(UserError, match="another config: optim.learning_rate was 0.01, is now 0.5"):
     sweeps.run(config | {"optim": config["optim"] | {"learning_rate": 0.5}}, tmp_path)
+  changed = setup._replace(dataset=setup.dataset._replace(report={"files": {"a.jsonl": "b" * 64}}))
+  monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: changed)
+  with pytest.raises(UserError, match=r"another data set: files.a.jsonl was None, is now 'b{16}'"):
+    sweeps.run(config, tmp_path)
   assert contents(tmp_path) == saved and len(groups) == 3
 
 
@@ -156,5 +182,8 @@ def test_a_longer_axis_trains_what_is_new(tmp_path, monkeypatch):
   older = json.loads(path.read_text())
   del older["evaluate"]["resamples"]
   path.write_text(json.dumps(older))
+  result = json.loads((path.parent / "result.json").read_text())
+  older = {key: result[key] for key in result if key not in ("files", "sha256", "diverged_at")}
+  (path.parent / "result.json").write_text(json.dumps(older))
   assert len(sweeps.run(config | {"sweep": ({"method.rank": [1, 2]},)}, tmp_path)) == 2
   assert groups == [[1], [2]]

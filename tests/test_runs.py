@@ -8,7 +8,7 @@ import setups
 import tiny
 from safetensors.numpy import save
 
-from jaxtune import adapters, peft, runs, starting, tree
+from jaxtune import adapters, peft, results, runs, starting, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.setup import make_methods
@@ -116,7 +116,7 @@ def test_files_that_are_none(made, tmp_path):
 def test_a_damaged_result(tmp_path, text, message):
   (tmp_path / "trials" / "a").mkdir(parents=True)
   (tmp_path / "trials" / "a" / "result.json").write_text(text)
-  for read in (lambda: runs.read_result(tmp_path / "trials" / "a"), lambda: runs.load(tmp_path)):
+  for read in (lambda: results.read(tmp_path / "trials" / "a"), lambda: runs.load(tmp_path)):
     with pytest.raises(UserError, match=message):
       read()
 

@@ -333,7 +333,7 @@ def test_models_without_the_head_are_refused():
 
 def test_the_warning_of_overfitting(llama, capsys):
   """Said once, at the third evaluation that is no better, and not where patience sees to it."""
-  progress = train.Progress(None, None, None, np.array([2.0, 1.0]), np.array([4, 9]), None)
+  progress = train.Progress(None, None, None, np.array([2.0, 1.0]), np.array([4, 9]), None, None)
   for stale in (2, 3, 4):
     train._warn(np.array([stale, 1]), np.array([False, True]), progress, 12, np.array([2.5, 0.9]))
   said = capsys.readouterr()

@@ -20,8 +20,8 @@ from jaxtune.errors import UserError
 
 __all__ = [
   "Data", "Split", "align", "arrange", "batch", "batches", "cells", "chat", "check_order",
-  "check_shots", "conversations", "describe", "encode_prompts", "ids", "join", "load", "mix",
-  "render_prompts", "sample", "shapes", "shots", "templates", "walk",
+  "check_shots", "conversations", "describe", "encode_prompts", "identity", "ids", "join", "load",
+  "mix", "render_prompts", "sample", "shapes", "shots", "templates", "walk",
 ]  # fmt: skip
 
 
@@ -65,6 +65,25 @@ def _grown(arrays: dict, shapes: dict) -> dict:
     return np.pad(array, more) if any(n for _, n in more) else array
 
   return {key: grow(array, shapes[key]) for key, array in arrays.items()}
+
+
+def identity(report: dict) -> dict:
+  """Picks from a data set's report what tells it from another: the hashes of files and splits.
+
+  Returns:
+    {"files": {path: hash}, "splits": {name: hash}, "tokenizer": hash}, of a mixture for each task
+    beside that ("tasks"), of general text too ("general"); hashes are cut to 16 digits.
+  """
+  short = lambda hashes: {name: str(one)[:16] for name, one in hashes.items() if one is not None}
+  splits = {name: (one or {}).get("sha256") for name, one in report.get("splits", {}).items()}
+  general = report.get("general") or {}
+  return {
+    "files": short(report.get("files", {})),
+    "splits": short(splits),
+    "tokenizer": (report.get("tokenizer") or "")[:16],
+    "tasks": {name: identity(one) for name, one in report.get("tasks", {}).items()},
+    "general": short({"text": general.get("sha256")} | general.get("files", {})),
+  }
 
 
 def describe(data: Data) -> str:

@@ -53,7 +53,8 @@ class Evaluator(NamedTuple):
 
   Attributes:
     rows: (pairs, base, batch (E, 1, B, ...)) -> {"loss": (E, B), ...}, see `update.judge`.
-    complete: (pairs, base, {"tokens", "mask"} (E, B, T)) -> ids (E, B, max_new_tokens).
+    complete: (pairs, base, {"tokens", "mask" (E, B, T), "seed" (E,), "rows" (E, B)}) -> ids
+      (E, B, max_new_tokens).
     objective: the objective's module.
     parallel: the layout of the devices.
     options: the `evaluate` section.
@@ -116,7 +117,7 @@ def make(
       program.model, program.methods, base, *pair, prompts["tokens"], prompts["mask"],
       max_new_tokens=options.max_new_tokens, stop_tokens=evaluator.stop_tokens,
       temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
-      key=jax.random.key(0),
+      key=jax.random.key(prompts["seed"]), rows_B=prompts["rows"],
     )  # fmt: skip
 
   grouped = lambda pairs, base, batch, axis=None: trials.over(partial(rows, axis=axis), chunk)(
@@ -175,9 +176,13 @@ def totals(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = slice
 
 
 def completions(
-  evaluator: Evaluator, pairs, base, prompts: Sequence[list[list[int]]]
+  evaluator: Evaluator, pairs, base, prompts: Sequence[list[list[int]]], seeds: Sequence[int]
 ) -> list[list[str]]:
-  """Completes every trial's own prompts; returns the texts, (trial, prompt)."""
+  """Completes every trial's own prompts; returns the texts, (trial, prompt).
+
+  Args:
+    seeds: of each trial's draws; a draw hangs on the seed and the prompt's number alone.
+  """
   stops, count = evaluator.stop_tokens, max(map(len, prompts))
   size = min(evaluator.options.batch_size, count)
   longest = max(len(prompt) for own in prompts for prompt in own)  # one shape, compiled once
@@ -191,6 +196,8 @@ def completions(
         tokens, mask = generate.pad_left(filled, stops[0], longest)
         made[id(own)] = {"tokens": tokens, "mask": mask}
     batch = jax.tree.map(lambda *x: np.stack(x), *(made[id(own)] for own in prompts))
+    batch["seed"] = np.asarray([seed % 2**31 for seed in seeds], np.int32)
+    batch["rows"] = np.broadcast_to(np.arange(start, start + size), (len(prompts), size))
     ids = np.asarray(evaluator.complete(pairs, base, batch))
     for e, own in enumerate(prompts):
       for row in range(len(own[start : start + size])):
@@ -199,8 +206,14 @@ def completions(
   return texts
 
 
-def test(evaluator: Evaluator, pairs, base, datasets: Sequence[data.Data]) -> list[Judged]:
-  """Judges every trial on its data: general text, validation and test; predicts on the last."""
+def test(
+  evaluator: Evaluator, pairs, base, datasets: Sequence[data.Data], seeds: Sequence[int] = ()
+) -> list[Judged]:
+  """Judges every trial on its data: general text, validation and test; predicts on the last.
+
+  Args:
+    seeds: of each trial, for text that is drawn; by default 0, as for the untuned base.
+  """
   found = [Judged({}) for _ in datasets]
   for name in ("general", "validation", "test"):
     splits = [getattr(dataset, name) for dataset in datasets]
@@ -212,10 +225,10 @@ def test(evaluator: Evaluator, pairs, base, datasets: Sequence[data.Data]) -> li
       found[e] = Judged(found[e].metrics | scores, name, rows)
   if found[0].split not in ("validation", "test") or not evaluator.metrics:
     return found
-  return _predicted(evaluator, pairs, base, datasets, found)
+  return _predicted(evaluator, pairs, base, datasets, found, seeds or [0] * len(datasets))
 
 
-def _predicted(evaluator: Evaluator, pairs, base, datasets, found: list[Judged]) -> list[Judged]:
+def _predicted(evaluator, pairs, base, datasets, found: list[Judged], seeds) -> list[Judged]:
   """Adds predictions and their metrics."""
   name, objective = found[0].split, evaluator.objective
   splits = [getattr(dataset, name) for dataset in datasets]
@@ -227,7 +240,8 @@ def _predicted(evaluator: Evaluator, pairs, base, datasets, found: list[Judged])
     predictions = [objective.decode(*three) for three in zip(datasets, splits, rows, strict=True)]
   else:
     asked = {id(split): [split.prompts[n] for n in numbers[id(split)]] for split in splits}
-    predictions = completions(evaluator, pairs, base, [asked[id(split)] for split in splits])
+    own = [asked[id(split)] for split in splits]
+    predictions = completions(evaluator, pairs, base, own, seeds)
   done = []
   for judged, dataset, split, said in zip(found, datasets, splits, predictions, strict=True):
     true, tasks, here = objective.references(dataset, split), _tasks(split), numbers[id(split)]

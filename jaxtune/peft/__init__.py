@@ -68,6 +68,8 @@ class Method(NamedTuple):
     penalty: (trained, fixed) -> what is added to the mean loss (AdaLoRA).
     adjust: (step, steps, trained, gradients, fixed) -> (trained, fixed) after each update, where
       `steps` is the run's length (AdaLoRA).
+    settled: (steps) -> the step of a run from which on its weights are what its options say, so
+      that those of an earlier one are not kept as the best (AdaLoRA's budget).
     slots: (fixed) -> mask (P,) of the tokens that stand before a decoder's text, or None (prompts).
     unused: (trained, fixed) -> how many trained numbers are padding, the same in every trial.
     numbers: options that are arrays, so that one program trains trials that differ in them.
@@ -90,6 +92,7 @@ class Method(NamedTuple):
   merge: Callable | None = None
   penalty: Callable | None = None
   adjust: Callable | None = None
+  settled: Callable[[int], int] | None = None
   slots: Callable | None = None
   unused: Callable = lambda trained, fixed: 0
   numbers: tuple[str, ...] = ()

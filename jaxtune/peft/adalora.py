@@ -53,7 +53,8 @@ def method(
     targets: regular expressions, matched against the end of the path of Linear sites.
 
   A and B are drawn from N(0, 0.02^2), e is zero. Of equal importances the later one is kept, where
-  PEFT prunes both; gradients count before they are clipped.
+  PEFT prunes both; gradients count before they are clipped. With `train.keep = "best"` the weights
+  of a step before the budget is reached are not kept: they have more ranks than target_rank.
   """
   if target_rank > init_rank:
     raise UserError(
@@ -61,19 +62,20 @@ def method(
       "expected 1 <= target_rank <= init_rank"
     )
   numbers = dict(scale=alpha / (init_rank + 1e-5), dropout=dropout, orth_weight=orth_weight)
-  phases = dict(tinit=tinit, tfinal=tfinal, interval=interval)
+  times = dict(tinit=tinit, tfinal=tfinal)
   return peft.Method(
     "adalora",
     init=partial(_init, rank=init_rank, numbers=numbers | {"target": target_rank}, targets=targets),
     intercept=_intercept,
     merge=_merge,
     penalty=_penalty,
-    adjust=partial(_adjust, betas=(beta1, beta2), **phases),
+    adjust=partial(_adjust, betas=(beta1, beta2), interval=interval, **times),
+    settled=lambda steps: phases(steps, **times)[1],
     numbers=("init_rank", "target_rank", "alpha", "dropout", "orth_weight"),
     padded=PADDED | {f"{kind}:{name}": axes for kind in AVERAGES for name, axes in PADDED.items()},
     patterns=tuple(targets),
     options=dict(init_rank=init_rank, target_rank=target_rank, alpha=alpha, dropout=dropout)
-    | dict(orth_weight=orth_weight, beta1=beta1, beta2=beta2, **phases),
+    | dict(orth_weight=orth_weight, beta1=beta1, beta2=beta2, interval=interval, **times),
   )
 
 

@@ -18,6 +18,15 @@ _LONGEST = 180  # bytes of a trial's name; file systems allow 255, and suffixes 
 _PLAIN = re.compile(r"(?!(None|True|False|nan|inf)$)[A-Za-z_][\w.-]*", re.ASCII)
 
 
+def count(sweep: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]]) -> int:
+  """Counts the trials of a sweep without listing them; what several grids share counts each time.
+
+  Raises:
+    UserError: as `expand`.
+  """
+  return sum(math.prod(map(len, _axes(grid).values())) for grid in _grids(sweep))
+
+
 def expand(sweep: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]]) -> list[Settings]:
   """Lists the settings of every trial of a sweep, in order, each once.
 
@@ -29,13 +38,10 @@ def expand(sweep: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]]) -> 
 
   Raises:
     UserError: no axis, an empty axis, an axis that is not a list, a value that is not plain data,
-      or a section named after one of its own keys.
+      a section named after one of its own keys, or an axis "sweep".
   """
-  grids = list(sweep) if isinstance(sweep, (list, tuple)) else [sweep]
-  if not grids:
-    raise UserError('the sweep is empty: give it an axis, such as {"method.rank": [1, 2, 4]}')
   trials: dict[str, Settings] = {}
-  for grid in grids:
+  for grid in _grids(sweep):
     axes = _axes(grid)
     for values in itertools.product(*axes.values()):
       settings = dict(zip(axes, values, strict=True))
@@ -79,6 +85,13 @@ def short_keys(paths: Iterable[str]) -> dict[str, str]:
   return {path: end if ends[end := path.rpartition(".")[2]] == 1 else path for path in paths}
 
 
+def _grids(sweep) -> list:
+  grids = list(sweep) if isinstance(sweep, (list, tuple)) else [sweep]
+  if not grids:
+    raise UserError('the sweep is empty: give it an axis, such as {"method.rank": [1, 2, 4]}')
+  return grids
+
+
 def _axes(grid: Mapping[str, Sequence]) -> dict[str, list]:
   if hasattr(grid, "to_dict"):  # an ml_collections ConfigDict
     grid = grid.to_dict()
@@ -95,6 +108,8 @@ def _axes(grid: Mapping[str, Sequence]) -> dict[str, list]:
       raise UserError(
         f'sweep axis {axis!r} is not a path in the configuration, such as "method.rank"'
       )
+    if axis.split(".")[0] == "sweep":
+      raise UserError(f"sweep axis {axis!r} is no option of a trial; expected a config key")
     if not isinstance(values, (list, tuple)):
       raise UserError(
         f"sweep axis {axis!r} must be a list of values, got "

@@ -46,7 +46,6 @@ def write(
   folder: str | os.PathLike,
   *,
   metric: str | None = None,
-  base_parameters: int | None = None,
   config: Mapping[str, Any] | None = None,
   notes: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -58,7 +57,6 @@ def write(
     results: the result.json of every trial.
     folder: the sweep's folder; learning curves are read from its trials/<name>/metrics.jsonl.
     metric: what the rows are sorted and the plots drawn by; default the test loss.
-    base_parameters: of the base, for the share that is trained.
     config: the configuration before the axes, for the note on LoRA's scale; default each
       result's "config", if it has one.
     notes: further facts to list, such as {"compiled programs": 1, "seconds": 81.5}.
@@ -70,7 +68,7 @@ def write(
     raise UserError("no finished trial to report on: run the sweep first")
   folder = Path(folder)
   metric = table.choose_metric(results, metric)
-  contents = table.build(results, metric, base_parameters)
+  contents = table.build(results, metric)
   bases = len(stats.group_bases(stats.group(results)))
   best = stats.best_first(stats.group(results), metric)[0].results[0]
   more = {
@@ -80,7 +78,7 @@ def write(
   }
   more = {title: part for title, part in more.items() if part is not None}
   remarks = _remarks(results, metric, config, bases)
-  facts = _facts(results, notes or {}, base_parameters)
+  facts = _facts(results, notes or {})
   histories = {
     result["trial"]: curves.read_history(folder / "trials" / result["trial"] / "metrics.jsonl")
     for result in results
@@ -145,6 +143,11 @@ def _remarks(
       f"The best of {settings} configurations by a test metric is chosen on the test "
       "set, so its figure is optimistic; choose by a validation metric to report it."
     )
+  if metric.startswith("validation_"):
+    remarks.append(
+      "Validation chose the configurations' order, and the step whose weights were kept, so these "
+      "figures are optimistic; report a test metric of the best configuration."
+    )
   learnt = [result for result in results if _by_heart(result)]
   if learnt:
     remarks.append(
@@ -152,13 +155,22 @@ def _remarks(
       "less than half of that on held-out ones. Fewer steps, train.patience, regularize or a "
       f"smaller method may help: {'; '.join(result['trial'] for result in learnt)}."
     )
-  lost = [result["trial"] for result in results if stats.diverged(result)]
+  lost = [result for result in results if stats.diverged(result)]
   if lost:
+    named = "; ".join(f"{result['trial']} ({_when(result)})" for result in lost)
     remarks.append(
-      f"Diverged, with a metric that is not finite ({len(lost)} of {len(results)} "
-      f"trials): {'; '.join(lost)}."
+      f"Diverged ({len(lost)} of {len(results)} trials): training that was not finite at some step "
+      "counts as such, whatever the weights kept from before it score, and so does a metric that "
+      f"is not finite. {named}."
     )
   return remarks + list(filter(None, [scale_note(results, config)]))
+
+
+def _when(result: dict) -> str:
+  """Says when a trial diverged, and of which step its kept weights are."""
+  if result.get("diverged_at") is None:
+    return "in its final metrics"
+  return f"at step {result['diverged_at']}, best step {result.get('best_step', 0) or 'none'}"
 
 
 def _by_heart(result: dict) -> bool:
@@ -168,13 +180,12 @@ def _by_heart(result: dict) -> bool:
   return held is not None and seen is not None and seen < 0.5 * held
 
 
-def _facts(
-  results: Sequence[dict], notes: Mapping[str, Any], base_parameters: int | None
-) -> dict[str, str]:
+def _facts(results: Sequence[dict], notes: Mapping[str, Any]) -> dict[str, str]:
   seeds = {result["settings"].get("seed", result.get("seed")) for result in results}
   facts: dict[str, Any] = {"trials": len(results), "seeds": len(seeds)}
-  if base_parameters:
-    facts["parameters of the base"] = f"{base_parameters:,}"
+  sizes = dict.fromkeys(r["base_parameters"] for r in results if r.get("base_parameters"))
+  if sizes:
+    facts["parameters of the base"] = " and ".join(f"{size:,}" for size in sizes)
   facts["seconds of all trials"] = f"{sum(r.get('seconds') or 0 for r in results):.1f}"
   facts |= notes
   for key in ("data", "versions"):

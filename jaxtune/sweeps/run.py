@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -9,28 +10,37 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from jaxtune import checkpoint, data, locks, preflight, probe, programs, results, schema, train
 from jaxtune import config as configs_
-from jaxtune import data, preflight, probe, programs, train
 from jaxtune.checkpoint import write_atomically
 from jaxtune.errors import UserError
 from jaxtune.evaluators import compare, metrics
 from jaxtune.setup import Setup, prepare
 from jaxtune.sweeps import grid, plan, report, stats, table
 
+MOST_TRIALS = 1000  # more have to be confirmed
 
-def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dict]:
+
+def run(
+  config: Any, workdir: str | Path, metric: str | None = None, most_trials: int = MOST_TRIALS
+) -> list[dict]:
   """Runs the trials of `config.sweep` that are not done yet, and writes the report.
 
   Args:
     config: an experiment's ConfigDict; its `sweep` is a tuple of grids, each {axis: values}.
     workdir: the sweep's folder.
     metric: what the report is sorted by; default the test loss.
+    most_trials: how many trials the sweep may have.
 
   Returns:
     Each trial's result, best first, with its "trial" name, "settings" and "folder".
   """
-  workdir = Path(workdir)
-  names, settings, configs = expand(config)
+  with locks.held(workdir):
+    return _run(config, Path(workdir), metric, most_trials)
+
+
+def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> list[dict]:
+  names, settings, configs = expand(config, most_trials)
   folders = [workdir / "trials" / name for name in names]
   members, setups = plan.groups(configs), _prepare(configs)
   done = [_done(folder, *pair) for folder, *pair in zip(folders, configs, setups, strict=True)]
@@ -58,21 +68,19 @@ def run(config: Any, workdir: str | Path, metric: str | None = None) -> list[dic
       bases |= zip(new, programs.evaluate_bases(*some), strict=True)
     chosen = [(configs[i], folders[i], setups[i], bases[_judged(configs[i])]) for i in group]
     _run_group(*map(list, zip(*chosen, strict=True)), workdir)
-  results = [
-    json.loads((folder / "result.json").read_text())
-    | {"trial": name, "settings": setting, "folder": str(folder)}
+  found = [
+    results.read(folder) | {"trial": name, "settings": setting, "folder": str(folder)}
     for folder, name, setting in zip(folders, names, settings, strict=True)
   ]
   report.write(
-    results,
+    found,
     workdir,
     metric=metric,
-    base_parameters=results[0]["base_parameters"],
     config=configs_.complete(_without_sweep(config)),
     notes={"compiled programs": len(members)},
   )
-  metric = table.choose_metric(results, metric)
-  return sorted(results, key=lambda result: _order(result, metric))
+  metric = table.choose_metric(found, metric)
+  return sorted(found, key=lambda result: _order(result, metric))
 
 
 def _order(result: dict, metric: str) -> tuple[bool, float]:
@@ -83,17 +91,43 @@ def _order(result: dict, metric: str) -> tuple[bool, float]:
   return False, -value if metrics.higher_is_better(metric) else value
 
 
-def expand(config: Any) -> tuple[list[str], list[dict], list[dict]]:
-  """Returns the names, settings and completed configs of all trials, checked."""
+def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list[dict], list[dict]]:
+  """Returns the names, settings and completed configs of all trials, checked.
+
+  Settings that complete to the same config are one trial, that of the first of them.
+
+  Raises:
+    UserError: also for more trials than `most_trials`, before they are listed.
+  """
   sweep = configs_.to_dict(config).get("sweep")
   if not sweep:
     raise UserError('config.sweep is missing: for example ({"method.rank": [1, 2, 4, 8]},)')
+  if (count := grid.count(sweep)) > most_trials:
+    raise UserError(
+      f"the sweep has {count:,} trials, more than {most_trials:,}: leave values out, or confirm it "
+      f"with --most-trials {count}"
+    )
   settings = grid.expand(sweep)
   plain = _without_sweep(config)
   axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
-  names = [grid.name(setting, axes) for setting in settings]
-  completed = [configs_.complete(configs_.override(plain, setting)) for setting in settings]
-  return names, settings, completed
+  distinct: dict[str, tuple[str, dict, dict]] = {}
+  for setting in settings:
+    name = grid.name(setting, axes)
+    completed = configs_.complete(configs_.override(plain, setting))
+    key = json.dumps(_numbers(completed), sort_keys=True, default=str)
+    if key in distinct:
+      print(f"{name} is the same trial as {distinct[key][0]}: it is run, and counted, once")
+    distinct.setdefault(key, (name, setting, completed))
+  return tuple(map(list, zip(*distinct.values(), strict=True)))
+
+
+def _numbers(value: Any) -> Any:
+  """Writes 1.0 as 1, so that configs which differ in that alone are equal."""
+  if isinstance(value, dict):
+    return {key: _numbers(one) for key, one in value.items()}
+  if isinstance(value, list | tuple):
+    return [_numbers(one) for one in value]
+  return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _prepare(configs: list[dict]) -> list[Setup]:
@@ -142,19 +176,24 @@ def _model(config: dict) -> str:
 
 
 def _done(folder: Path, config: dict, setup: Setup) -> bool:
-  """Says whether a trial's result is there, and is that of this configuration and base."""
-  if not (folder / "result.json").exists():
+  """Says whether a trial's result is there.
+
+  Raises:
+    UserError: where it is that of another configuration, base or data, or a file of it is missing
+      or damaged.
+  """
+  result = results.read(folder)
+  if not result:
     return False
-  base = json.loads((folder / "result.json").read_text())["base_fingerprint"]
-  plain = lambda config: json.loads(json.dumps(config, default=str))
-  try:  # keys that are newer than the result had their defaults
-    found = configs_.complete(json.loads((folder / "config.json").read_text()))
-  except UserError:
-    found = None
-  if found is None or plain(found) != plain(config) or base != setup.fingerprint:
-    raise UserError(
-      f"{folder} holds the result of another configuration or base; give another --workdir"
-    )
+  results.check_files(folder, result)
+  found = schema.read_json(folder / "config.json")
+  with contextlib.suppress(UserError):  # keys that are newer than the result had their defaults
+    found = json.loads(json.dumps(configs_.complete(found), default=str))
+  old = {"config": found, "base": result.get("base_fingerprint")}
+  new = {"config": config, "base": setup.fingerprint}
+  old["data set"] = data.identity(result.get("data", {}))
+  new["data set"] = data.identity(setup.dataset.report)
+  checkpoint.check_same(f"{folder} holds the result", old, new)
   return True
 
 

@@ -50,8 +50,12 @@ def summarize(values: Iterable[float | None]) -> Summary:
 
 
 def diverged(result: dict) -> bool:
-  """Says whether any final metric of a trial is not finite."""
-  return any(
+  """Says whether a trial's training became not finite at any step, or any of its final metrics is.
+
+  The first also where the kept weights are older, and their metrics in order: nobody would choose
+  such a setting, and its best step only says how long it took to break down.
+  """
+  return result.get("diverged_at") is not None or any(
     isinstance(value, float) and not math.isfinite(value) for value in result["final"].values()
   )
 

@@ -58,7 +58,8 @@ def to_csv(results: Sequence[dict]) -> str:
   for result in results:
     fixed = {"trial": result["trial"], "method": result["method"]}
     counts = {
-      key: result.get(key) for key in ("trained_parameters", "steps", "stopped_at", "seconds")
+      key: result.get(key)
+      for key in ("trained_parameters", "steps", "stopped_at", "diverged_at", "seconds")
     }
     parts = [part for part in (*UNTRAINED, "final") if result.get(part)]
     measured = {f"{part}.{name}": result[part].get(name) for part in parts for name in names}
@@ -72,12 +73,11 @@ def to_csv(results: Sequence[dict]) -> str:
   return stream.getvalue()
 
 
-def build(results: Sequence[dict], metric: str, base_parameters: int | None = None) -> Table:
+def build(results: Sequence[dict], metric: str) -> Table:
   """Makes the table of means and 95 % intervals over seeds, the untuned base first.
 
   Args:
     metric: what rows are sorted by; the other metrics of its split follow it.
-    base_parameters: of the whole base, for the share that is trained.
   """
   rows = stats.group(results)
   shown = _shown(results, metric)
@@ -102,7 +102,7 @@ def build(results: Sequence[dict], metric: str, base_parameters: int | None = No
       [
         row.label,
         "-" if count is None else f"{count:,}",
-        _share(count, base_parameters),
+        _share(count, row.results[0].get("base_parameters")),
         str(seeds),
         *(_final(row.results, name, scales[name]) for name in shown),
         *changes,

@@ -19,6 +19,7 @@ def result(settings, loss, *, method="lora", base=3.0, parameters=1000, bleu=Non
     "settings": settings,
     "method": method,
     "trained_parameters": parameters,
+    "base_parameters": 40_000,
     "final": final,
     "base": {"test_loss": base, "test_perplexity": math.exp(base)},
     "steps": 10,

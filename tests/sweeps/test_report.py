@@ -16,7 +16,6 @@ def test_files(made, tmp_path):
   path = report.write(
     made.ranks({1: [2.0, 2.1], 4: [1.5, 1.4]}),
     tmp_path,
-    base_parameters=40_000,
     notes={"compiled programs": 1},
   )
   assert path == tmp_path / "report.md"
@@ -34,7 +33,7 @@ def test_files(made, tmp_path):
 
 def test_table_begins_with_the_base_and_goes_on_best_first(made):
   results = made.ranks({1: [2.0, 2.2], 2: [math.nan, 1.0], 4: [1.5, 1.5]})
-  found = table.build(results, "test_loss", base_parameters=40_000)
+  found = table.build(results, "test_loss")
   assert [row[0] for row in found.rows] == [
     "base (untuned)",
     "lora rank=4",
@@ -49,9 +48,29 @@ def test_table_begins_with_the_base_and_goes_on_best_first(made):
   assert found.header[4] == "test loss ↓" and found.rows[2][6] == "-0.900 ± 1.271"
 
 
+def test_each_row_is_a_share_of_its_own_base(made):
+  results = [
+    made.result({"model.path": name, "seed": 0}, 2.0, base_parameters=size)
+    for name, size in (("small", 10_000), ("large", 40_000))
+  ]
+  found = table.build(results, "test_loss")
+  assert {row[0]: row[2] for row in found.rows[2:]} == {
+    "lora path=small": "10",
+    "lora path=large": "2.5",
+  }
+
+
+@pytest.mark.parametrize(("metric", "says"), [("validation_loss", 1), ("test_loss", 0)])
+def test_what_chose_the_weights_is_optimistic(made, tmp_path, metric, says):
+  result = made.result({"seed": 0}, 2.0)
+  result["final"]["validation_loss"] = 1.9
+  written = report.write([result], tmp_path, metric=metric).read_text()
+  assert written.count("these figures are optimistic") == says
+
+
 def test_one_trial_has_no_interval(made, tmp_path):
   path = report.write([made.result({}, 2.0)], tmp_path)
-  assert "| lora | 1,000 | - | 1 | 2.000 ± - |" in path.read_text()
+  assert "| lora | 1,000 | 2.5 | 1 | 2.000 ± - |" in path.read_text()
 
 
 def test_a_single_seed_has_its_interval_over_examples(made):

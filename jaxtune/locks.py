@@ -1,0 +1,106 @@
+"""A run's folder belongs to one process at a time, and can be written in before work starts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxtune.errors import UserError
+
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None
+
+NAME = ".lock"
+
+
+def check_writable(folder: str | Path) -> None:
+  """Raises UserError for a folder that cannot be made or written in; writes nothing."""
+  folder = Path(folder)
+  for place in (folder, *folder.absolute().parents):
+    try:
+      os.lstat(place)
+      break
+    except (FileNotFoundError, NotADirectoryError):
+      continue
+    except (OSError, ValueError) as error:
+      reason = getattr(error, "strerror", None) or error
+      raise UserError(f"{folder} cannot be written: {reason}") from error
+  if not place.is_dir():
+    raise UserError(f"{folder} cannot be written: {place} is no folder")
+  if not os.access(place, os.W_OK | os.X_OK):
+    raise UserError(f"{folder} cannot be written: permission denied for {place}")
+
+
+@contextlib.contextmanager
+def held(folder: str | Path) -> Iterator[None]:
+  """Holds a folder, which is made if need be, for this process alone.
+
+  The lock is the kernel's (flock), on a file in the folder: it ends with its process, however that
+  ends. On a file system without such locks a warning is printed and nothing is held. What was made
+  for the lock is removed behind it.
+
+  Raises:
+    UserError: where another process holds the folder, which is named, or it cannot be written.
+  """
+  folder = Path(folder)
+  check_writable(folder)
+  made = [path for path in (folder, *folder.parents) if not path.exists()]
+  try:
+    with _locked(folder):
+      yield
+  finally:
+    with contextlib.suppress(OSError):  # it holds something by now
+      for path in made:
+        path.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+  path = folder / NAME
+  while True:
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      file = path.open("a+")
+    except OSError as error:
+      raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+    try:
+      _lock(file, folder)
+      if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+        break  # else the one that held it has just removed it
+    except BaseException:
+      file.close()
+      raise
+    file.close()
+  with file:
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    try:
+      yield
+    finally:
+      path.unlink(missing_ok=True)
+
+
+def _lock(file, folder: Path) -> None:
+  try:
+    if fcntl is None:
+      raise OSError("no fcntl")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    file.seek(0)
+    holder = file.read() or "another process"
+    raise UserError(
+      f"{folder} is in use by {holder}: wait for its end, or give another folder"
+    ) from error
+  except OSError:
+    print(
+      f"warning: the file system of {folder} has no locks: see to it that no other process writes "
+      "there",
+      file=sys.stderr,
+    )

@@ -1,0 +1,84 @@
+"""A folder has one owner at a time, none that is dead, and is known to be writable at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxtune import locks
+from jaxtune.errors import UserError
+
+HOLD = """
+import sys, time
+from jaxtune import locks
+with locks.held(sys.argv[1]):
+  print("held", flush=True)
+  time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+  """Another process, which holds a folder that was not there."""
+  process = subprocess.Popen(
+    [sys.executable, "-c", HOLD, tmp_path / "a" / "run"], stdout=subprocess.PIPE, text=True
+  )
+  assert process.stdout.readline() == "held\n"
+  yield process
+  process.kill()
+  process.wait()
+
+
+def test_the_second_is_refused_at_once_and_a_dead_one_holds_nothing(holder, tmp_path):
+  folder = tmp_path / "a" / "run"
+  began = time.monotonic()
+  says = f"run is in use by process {holder.pid} on "
+  with pytest.raises(UserError, match=says), locks.held(folder):
+    pass
+  assert time.monotonic() - began < 5 and (folder / ".lock").exists()
+  holder.send_signal(signal.SIGKILL)
+  holder.wait()
+  assert (folder / ".lock").exists(), "what it left behind holds nothing"
+  with locks.held(folder):
+    assert str(os.getpid()) in (folder / ".lock").read_text()
+    with pytest.raises(UserError, match=f"process {os.getpid()}"), locks.held(folder):
+      pass
+  assert list(folder.iterdir()) == []
+
+
+def test_what_was_made_for_nothing_is_removed(tmp_path):
+  with pytest.raises(UserError, match="another mistake"), locks.held(tmp_path / "a" / "b"):
+    raise UserError("another mistake")
+  assert list(tmp_path.iterdir()) == []
+  with locks.held(tmp_path / "a" / "b"):
+    (tmp_path / "a" / "b" / "kept").write_text("")
+  assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["kept"]
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+  def none(*_):
+    raise OSError(95, "Operation not supported")
+
+  monkeypatch.setattr(locks.fcntl, "flock", none)
+  with locks.held(tmp_path / "run"):
+    (tmp_path / "run" / "kept").write_text("")
+  assert "has no locks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["file", "file/run", "loop", "nul\0", "x" * 300])
+def test_a_folder_that_cannot_be(tmp_path, place):
+  (tmp_path / "file").write_text("kept")
+  (tmp_path / "loop").symlink_to(tmp_path / "loop")
+  for check in (locks.check_writable, lambda folder: locks.held(folder).__enter__()):
+    with pytest.raises(UserError, match="cannot be written"):
+      check(tmp_path / place)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
+
+
+def test_a_folder_without_permission(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+  with pytest.raises(UserError, match="permission denied"):
+    locks.check_writable(tmp_path / "run")

@@ -1,0 +1,62 @@
+"""What is read back of a finished trial is what was written, or an error names the file."""
+
+import json
+
+import pytest
+
+from jaxtune import results, runs
+from jaxtune.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for name in results.FILES:
+    (tmp_path / name).write_text(f"the content of {name}")
+  results.write(tmp_path, {"final": {"test_loss": float("nan"), "x": 1e-7}, "at": tmp_path})
+  return tmp_path
+
+
+def test_what_was_written_is_read(folder):
+  result = results.read(folder)
+  assert result["at"] == str(folder) and {*result["files"]} == {*results.FILES}
+  results.check_files(folder, result)
+  assert results.read(folder / "none") == {}
+
+
+@pytest.mark.parametrize("name", results.FILES)
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove", "folder"])
+def test_a_damaged_file_is_named(folder, name, harm):
+  path = folder / name
+  content = path.read_bytes()
+  path.unlink()
+  if harm == "folder":
+    path.mkdir()
+  elif harm != "remove":
+    path.write_bytes(content[:-1] + (bytes([content[-1] ^ 1]) if harm == "flip" else b""))
+  says = "is missing" if harm == "remove" else "is damaged or changed"
+  with pytest.raises(UserError, match=f"{name} {says} since result.json was written"):
+    results.check_files(folder, results.read(folder))
+  if name == "tuned.safetensors":
+    with pytest.raises(UserError, match=says if harm != "remove" else "holds no finished run"):
+      runs.read(folder)
+
+
+def test_every_flipped_bit_of_a_result_is_found(folder):
+  """But for those that change the layout alone."""
+  path = folder / "result.json"
+  content, right = path.read_bytes(), results.read(folder)
+  for at in range(0, len(content), 3):
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+    try:
+      found = results.read(folder)
+    except UserError as error:
+      assert "result.json" in str(error)
+    else:
+      assert json.dumps(found) == json.dumps(right)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", '{"final": 3}', '{"final"', "[" * 10**5])
+def test_a_result_that_is_none(tmp_path, content):
+  (tmp_path / "result.json").write_text(content)
+  with pytest.raises(UserError, match="result.json"):
+    results.read(tmp_path)

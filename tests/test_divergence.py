@@ -75,8 +75,8 @@ def test_a_diverged_trial_does_not_speak_for_its_sweep(grouped, tmp_path):
 
 
 def test_without_validation(llama, tmp_path):
-  changes = {"optim.warmup": 0, "train.steps": 2}
-  (result,) = go(tmp_path, setups.make(llama, False), [1e38], **changes)
+  changes = {"optim.warmup": 0, "train.steps": 3}
+  (result,) = go(tmp_path, setups.make(llama, False), [1e30], **changes)
   assert result["diverged_at"] == 2
 
 

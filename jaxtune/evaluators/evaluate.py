@@ -196,7 +196,7 @@ def completions(
         tokens, mask = generate.pad_left(filled, stops[0], longest)
         made[id(own)] = {"tokens": tokens, "mask": mask}
     batch = jax.tree.map(lambda *x: np.stack(x), *(made[id(own)] for own in prompts))
-    batch["seed"] = np.asarray([seed % 2**31 for seed in seeds], np.int32)
+    batch["seed"] = np.asarray(seeds, np.int32)
     batch["rows"] = np.broadcast_to(np.arange(start, start + size), (len(prompts), size))
     ids = np.asarray(evaluator.complete(pairs, base, batch))
     for e, own in enumerate(prompts):

@@ -91,8 +91,8 @@ def interrupted(monkeypatch, config, folder, step):
   """Stops a run after the checkpoint of a step, and lets it go on."""
   save = checkpoint.Checkpoints.save
 
-  def stop(self, at, state):
-    save(self, at, state)
+  def stop(self, at, *rest):
+    save(self, at, *rest)
     if at == step:
       raise KeyboardInterrupt
 

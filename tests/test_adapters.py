@@ -39,6 +39,18 @@ def test_runs_over_one_base_share_it(place):
   assert one.config["seed"] == 0 and two.config["seed"] == 1
 
 
+@pytest.mark.parametrize("written", ["config.json", ".tuned.safetensors.new"])
+def test_what_a_kill_left_of_a_run_that_was_kept_is_written_anew(place, tmp_path, written):
+  run = jaxtune.load_run(place[0] / "one")
+  adapters.keep(run, tmp_path / "whole")
+  (tmp_path / "killed").mkdir()
+  (tmp_path / "killed" / "config.json").write_text("{}")
+  (tmp_path / "killed" / written).write_text("{}")
+  adapters.keep(run, tmp_path / "killed")
+  read = lambda name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+  assert read("killed") == read("whole")
+
+
 def test_an_export_comes_back_by_import_and_is_trained_on(place):
   folder, make = place
   run = jaxtune.load_run(folder / "one")

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxtune import peft, tree
+from jaxtune.checkpoint import write_atomically
 from jaxtune.errors import UserError
 from jaxtune.export import loading
 from jaxtune.export.batches import arrange as arrange
@@ -112,7 +113,8 @@ def certify(
     "versions": {**_our_versions(), "reloaded_in": versions},
     "files": hashes(folder),
   }
-  write_json(folder / "certificate.json", certificate)
+  text = json.dumps(certificate, indent=2, allow_nan=False) + "\n"
+  write_atomically(folder / "certificate.json", text)
   if narrow and not narrow["passed"]:
     raise Rejected(
       f"the model as trained, in bfloat16, differs from PyTorch in float32 by "
@@ -240,13 +242,6 @@ def hashes(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*"))
     if path.is_file() and path.name != "certificate.json"
   }
-
-
-def write_json(path: Path, value: dict) -> None:
-  """Writes a file that is either whole or not there."""
-  new = path.with_name(f".{path.name}.new")
-  new.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-  new.replace(path)
 
 
 def _largest(logits: list[np.ndarray]) -> float:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import html
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxtune.checkpoint import write_atomically
 from jaxtune.errors import UserError
 from jaxtune.evaluators import metrics as text
 from jaxtune.evaluators.labels import Confusion
@@ -43,7 +42,7 @@ img { max-width: 100%; background: white; border-radius: 4px; margin: .5rem 0; }
 
 def write(
   results: Sequence[dict],
-  folder: str | os.PathLike,
+  folder: str | Path,
   *,
   metric: str | None = None,
   config: Mapping[str, Any] | None = None,
@@ -90,11 +89,11 @@ def write(
     figures["confusion"] = confusion.draw(Confusion(tuple(labels), counts, shares), best["trial"])
   images = {name: _png(figure) for name, figure in figures.items()}
   for name, image in images.items():
-    _replace(folder / "plots" / f"{name}.png", image)
-  _replace(folder / "results.csv", table.to_csv(results).encode())
+    write_atomically(folder / "plots" / f"{name}.png", image)
+  write_atomically(folder / "results.csv", table.to_csv(results))
   page = _html(contents, more, remarks, facts, images)
-  _replace(folder / "report.html", page.encode())
-  _replace(folder / "report.md", _markdown(contents, more, remarks, facts, list(images)).encode())
+  write_atomically(folder / "report.html", page)
+  write_atomically(folder / "report.md", _markdown(contents, more, remarks, facts, list(images)))
   return folder / "report.md"
 
 
@@ -294,18 +293,3 @@ def _png(figure: Figure) -> bytes:
   stream = io.BytesIO()
   figure.savefig(stream, format="png", dpi=150)
   return stream.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-  """Writes next to `path`, then moves over it: an interrupted or failed write leaves the old."""
-  part = path.with_name(f".{path.name}.{os.getpid()}.part")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(content)
-    os.replace(part, path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      part.unlink()
-    raise UserError(
-      f"cannot write {path}: {error.strerror or error}. Free some space or choose another --workdir"
-    ) from error

@@ -1,0 +1,44 @@
+"""There is one function that writes a file in place of another, and what it promises."""
+
+import ast
+import os
+from pathlib import Path
+
+import pytest
+
+import jaxtune
+from jaxtune import checkpoint
+from jaxtune.errors import UserError
+
+# Who writes files otherwise: into a new folder, which is moved to its place when it is complete.
+FOLDERS = {"models/hf.py", "export/__init__.py", "export/card.py", "export/peft/__init__.py",
+           "export/adapterhub/__init__.py", "export/merged.py"}  # fmt: skip
+# Inputs of a process of ours, and what the repository writes of itself.
+SCRATCH = {"export/reloading.py", "export/reload.py", "models/table.py", "assets/instructions.py"}
+WRITERS = {"write_text", "write_bytes", "savez", "save_file", "rename"}
+
+
+def test_files_are_written_by_one_function():
+  package = Path(jaxtune.__file__).parent
+  found = set()
+  for path in package.rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Call):
+        name = ast.unparse(node.func)
+        if name == "os.replace" or name.rpartition(".")[2] in WRITERS:
+          found.add(str(path.relative_to(package)))
+  assert found <= FOLDERS | SCRATCH
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, fails):
+  path = tmp_path / "result.json"
+  checkpoint.write_atomically(path, "old")
+
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, fails, full)
+  with pytest.raises(UserError, match="cannot write .*result.json: No space left"):
+    checkpoint.write_atomically(path, "new")
+  assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -250,6 +250,16 @@ def test_prompts_that_no_model_reads(trained):
       api.complete(one, prompts)
 
 
+def test_what_ends_an_answer_is_what_training_taught(trained, tmp_path):
+  """Neither other data nor an adapter beside it make a run forget its stop tokens."""
+  run = api.load_run(trained)
+  talker = run._replace(stop_tokens=(1, 3))
+  _, setup = api._data_of(talker, {})
+  assert run.stop_tokens == (1,) and setup.dataset.stop_tokens == (1, 3)
+  api.compose_runs([run, talker], tmp_path / "both", "average")
+  assert api.load_run(tmp_path / "both").stop_tokens == (1, 3)
+
+
 @pytest.fixture
 def full_disk():
   """Limits the size of files, from a call on: to the writer, a disk that is full."""

@@ -8,7 +8,18 @@ from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Ge, Le
 
-from jaxtune.data import chat, conversations, ids, mix, sources, specials, splits, task, templates
+from jaxtune.data import (
+  cells,
+  chat,
+  conversations,
+  ids,
+  mix,
+  sources,
+  specials,
+  splits,
+  task,
+  templates,
+)
 from jaxtune.data.batches import arrange, join, sample
 from jaxtune.data.pack import pack as pack_rows
 from jaxtune.data.stream import Stream
@@ -211,10 +222,12 @@ def _summed(reports: dict[str, dict]) -> dict:
 
 def _named(split: Split, column: str) -> Split:
   """Reads each example's task from its row."""
+  tasks = []
   for row, where in zip(split.rows, split.where, strict=True):
-    if row.get(column) is None:
-      raise UserError(f"{where}: data.tasks names the column {column!r}, which is missing here")
-  tasks = [str(row[column]) for row in split.rows]
+    try:
+      tasks.append(str(cells.check_class(column, row)))
+    except UserError as error:
+      raise UserError(f"{where}: data.tasks: {error}") from error
   examples = split.arrays.get("example", range(len(tasks)))  # a question may have several windows
   return split._replace(tasks=[tasks[at] for at in examples])
 

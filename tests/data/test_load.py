@@ -93,9 +93,10 @@ def test_general_text_is_cut_into_windows_of_the_training_width(load):
 
 
 STREAM = {"train": "train", "stream": 8, "max_length": 8}
+SPOKEN = "{% for m in messages %}c1 {{ m.content }} </s> {% endfor %}"
 MISTAKES = [
   ({}, "data.train is missing"),
-  ({"train": "train", "tasks": "tsk"}, r"train.jsonl:1: data.tasks names the column 'tsk'"),
+  ({"train": "train", "tasks": "tsk"}, r"train.jsonl:1: data.tasks: column 'tsk' is missing.*mean 'task'"),
   ({"tasks": {}}, "data.tasks is empty"),
   ({"tasks": {"x": "x.jsonl"}}, "data.tasks.x is 'x.jsonl', expected options"),
   ({"tasks": {"x": {"trian": "x"}}}, "data.tasks.x.trian is no option of data"),
@@ -103,6 +104,7 @@ MISTAKES = [
   ({"train": "train", "temperature": 2.0}, "shares of tasks: give data.tasks"),
   ({"train": "train", "mixture": {"x": 1}}, "shares of tasks: give data.tasks"),
   ({"train": "train", "tasks": "task", "mixture": {"x": 1}}, "no weight for y"),
+  ({"train": "chats", "tasks": "messages", "chat_template": SPOKEN}, "tasks: .* a label's name"),
   (STREAM | {"buckets": 2}, "not with data.buckets"),
   (STREAM | {"pack": True, "limit": 3}, "not with data.pack and data.limit"),
   (STREAM | {"tasks": "task"}, "not with data.tasks"),
@@ -121,7 +123,6 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-SPOKEN = "{% for m in messages %}c1 {{ m.content }} </s> {% endfor %}"
 BEYOND = [  # of small.tokenizer's words, a0 to e9 have the ids 6 to 55
   ({"train": "train"}, "train.jsonl:1: the token 'c0' has the id 26, and the .* 26 t"),
   ({"train": "train", "stream": 4, "max_length": 12}, "train.jsonl:1: the token 'c0'"),

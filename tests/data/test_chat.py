@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from talkers import make
 
-from jaxtune import confined
+from jaxtune import completion, confined, runs
 from jaxtune.data import chat, conversations, wording
 from jaxtune.errors import UserError
 
@@ -309,6 +310,17 @@ def test_a_prompt_without_its_answer_is_checked_as_in_training(speaker):
   assert chat.prompts(speaker, [sharegpt("how")], source) == chat.prompts(
     speaker, [openai("how")], source
   )
+
+
+def test_generate_shows_a_conversation_and_its_tools_as_training_does(speaker):
+  source = "{% for t in tools or [] %}{{ t.name }}{% endfor %}" + bare("headers in lines")
+  tooled = {"tools": [{"name": "sum"}]}
+  split, _ = run(speaker, [sharegpt("hello", "fine") | tooled], chat_template=source)
+  data = {"template": None, "chat_template": source}
+  finished = runs.Run(None, {"data": data}, SimpleNamespace(tokenizer=speaker), (), *[None] * 3)
+  prompts = completion._encode(finished, [sharegpt("hello") | tooled])
+  assert prompts == split.prompts
+  assert speaker.decode(prompts[0]) == "sum<|start|>user\nhello<|end|>\n<|start|>assistant\n"
 
 
 def test_a_stop_token_that_only_the_whole_has_is_trained_once(speaker):

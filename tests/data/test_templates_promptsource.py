@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import jinja2
 import pytest
 
-from jaxtune import data
+from jaxtune import confined, data
 from jaxtune.data import templates
 from jaxtune.data.templates import promptsource, sandbox
 from jaxtune.errors import UserError
@@ -238,6 +239,49 @@ def test_files_that_are_no_template_files(write, tmp_path):
       templates.resolve(write("bad.yaml", content) + ":x")
   with pytest.raises(UserError, match="none.yaml: No such file"):
     templates.resolve(f"{tmp_path}/none.yaml:x")
+
+
+LETTERS = "abcdefghi"
+LAUGHS = "a: &a [x, x]\n" + "".join(
+  f"{new}: &{new} [{', '.join(['*' + old] * 30)}]\n" for old, new in itertools.pairwise(LETTERS)
+)
+MERGES = "a: &a {x: 1}\n" + "".join(
+  f"{new}: &{new} {{<<: [{', '.join(['*' + old] * 30)}]}}\n"
+  for old, new in itertools.pairwise(LETTERS)
+)
+ONE = "task: t\ntemplates:\n- {name: x, prompt: p, answer: b, metrics: %s}\n"
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (LAUGHS, "expected a mapping with task"),
+    (LAUGHS + "templates: *i", "unknown key 'a'"),
+    (LAUGHS + "task: *i", "expected a mapping with task"),
+    (
+      LAUGHS + "templates: {1: {name: x, jinja: a, metadata: {metrics: *i}}}",
+      "metrics is .*, expected a list of text",
+    ),
+    (MERGES, "the template took more than 0.3 seconds|the template needed more than"),
+    ("&a [*a]", "expected a mapping with task"),
+    ("task: t\ntemplates: &a [*a]", r"template 1 is \[\[.*, expected name, clarity and prompt"),
+    ("[" * 900, "YAML nested too deeply"),
+    ("task: " + "x" * 1_100_000, "more than 1,000,000 bytes"),
+    ("task: " + "9" * 9999, "not readable as YAML: Exceeds the limit"),
+    ("{[1]: 2}", ":1: found unhashable key"),
+    ("a: 1\n---\nb: 2", ":2: but found another document"),
+    ("a: 1:" + "1:" * 40_000 + "1", "expected a mapping|the template took more than 0.3 seconds"),
+    ("a: !!binary 'é'", ":1: failed to convert base64"),
+    (ONE % "3", "metrics is 3, expected a list of text"),
+    (ONE.replace("p,", '"\\ud800",') % "[]", "half a surrogate pair|half of a surrogate pair"),
+    (ONE.replace("p,", "'{{ " + "(" * 3000 + "',") % "[]", ":x: The template .* not valid Jinja"),
+  ],
+)
+def test_files_made_to_harm(write, monkeypatch, content, message):
+  monkeypatch.setattr(confined, "SECONDS", 0.3)
+  with pytest.raises(UserError, match=rf"bad.yaml.*({message})") as error:
+    templates.resolve(write("bad.yaml", content) + ":x")
+  assert "\n" not in str(error.value)
 
 
 def test_nothing_is_run_when_a_file_is_read(write, tmp_path):

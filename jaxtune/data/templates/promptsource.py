@@ -87,7 +87,8 @@ def _template(entry: object, where: str) -> dict:
     # A text with Jinja can hold bars that are no borders until it is rendered.
     choices = [choices] if "{" in choices else [one.strip() for one in choices.split(BAR)]
   metadata = entry.get("metadata") or {}
-  names = metadata.get("metrics") or () if isinstance(metadata, dict) else ()
-  metrics = [one for name in names for one in _METRICS.get(str(name).lower(), (str(name),))]
+  metrics = metadata.get("metrics") or () if isinstance(metadata, dict) else ()
+  if isinstance(metrics, list) and all(isinstance(name, str) for name in metrics):
+    metrics = [one for name in metrics for one in _METRICS.get(name.lower(), (name,))]
   parts = {"name": entry["name"], "prompt": entry["jinja"], "answer": None}
   return parts | {"answer_choices": choices, "metrics": metrics}

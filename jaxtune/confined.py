@@ -3,7 +3,8 @@
 A template may loop for days or fill the memory within a single operation, which nothing in the same
 process can interrupt. The other process is started when it is first needed and serves this one to
 its end. It imports no jax. The kernel ends it when its computing time has run out, whatever it is
-doing then; it ends by itself once this process is gone.
+doing then; it ends by itself once this process is gone. Back come texts and lists as JSON, never
+pickled objects.
 """
 
 from __future__ import annotations
@@ -94,10 +95,11 @@ class _Process:
   def __init__(self):
     self.owner, (self.pipe, theirs) = os.getpid(), Pipe()
     code = f"from jaxtune import confined; confined.serve({theirs.fileno()})"
+    more = {"PYTHONPATH": os.pathsep.join(sys.path), "TRANSFORMERS_VERBOSITY": "error"}
     # -P, as the folder in which a command is given may hold a file that is named like a module.
     self.process = subprocess.Popen(
       [sys.executable, "-P", "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-      pass_fds=[theirs.fileno()], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+      pass_fds=[theirs.fileno()], env=os.environ | more,
     )  # fmt: skip
     theirs.close()
 

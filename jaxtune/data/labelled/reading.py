@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from jaxtune import confined
 from jaxtune.data import cells
 from jaxtune.data.templates import Example, sandbox
 from jaxtune.data.tokenize import check_choice
@@ -35,24 +36,29 @@ def read(
     UserError: with file and line.
   """
   check_choice("malformed", malformed, MALFORMED)
-  reader = _READERS[objective]
-  known = tuple(inspect.signature(reader).parameters)[1:]
+  known = tuple(inspect.signature(_READERS[objective]).parameters)[1:]
   for name in columns:
     if name not in known:
       raise UserError(
         f"data.{name} is not read for the objective {objective!r}. {nearest(name, known)}"
       )
   examples, bad = [], 0
-  for row, place in zip(rows, where, strict=True):
-    try:
-      found, prompt, answers = reader(row, **columns)
-    except UserError as error:
-      if malformed == "error":
-        raise UserError(f"{place}: {error}") from error
+  here = all(sandbox.is_plain(one) for one in columns.values() if isinstance(one, str))
+  results = confined.each(_reading, rows, objective, columns, here=here)
+  for row, place, result in zip(rows, where, results, strict=True):
+    if isinstance(result, UserError):
+      if malformed == "error" or isinstance(result, confined.Exceeded):
+        raise UserError(f"{place}: {result}") from result
       bad += 1
       continue
+    found, prompt, answers = result
     examples.append(Example(prompt, answers, row | found, place, source=row))
   return examples, {"malformed": bad} if bad else {}
+
+
+def _reading(objective: str, columns: dict) -> Callable[[dict], tuple[dict, str, list[str]]]:
+  """Makes the function of a row that reads it."""
+  return lambda row: _READERS[objective](row, **columns)
 
 
 def names(values: Iterable, labels: Sequence[str] | None) -> list[str]:

@@ -4,6 +4,9 @@ spans          {% for text, kind in tokens | spans(ner_tags) %}: the entities of
 choice, random one of a list, drawn by the row's content: the same row always draws the same
 most_frequent  the items of a list that come most often
 highlight      nothing (promptsource marks variables with it on screen)
+
+A template that only prints cells renders here. What loops, calls or computes renders in another
+process, with limits on time, memory and text; see `confined`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jaxtune import confined
 from jaxtune.data import labelled, sources, splits
 from jaxtune.data.labelled import reading
 from jaxtune.errors import UserError
@@ -139,3 +140,18 @@ def test_mixed_encodings_are_refused_with_their_line(write):
     sources.read(write("mixed.jsonl", lines))
   with pytest.raises(UserError, match=r"mixed.csv:3: not UTF-8 text"):
     sources.read(write("mixed.csv", "text,label\nné,1\n".encode() + "né,0\n".encode("latin-1")))
+
+
+def test_texts_by_templates_that_loop(monkeypatch):
+  rows = [{"words": ["a", "b"], "label": "x"}, {"label": "y"}, {"words": ["c"], "label": "y"}]
+  where = ["f:1", "f:2", "f:3"]
+  source = "{% for word in words %}{{ word | upper }}{% endfor %}"
+  examples, skipped = reading.read("classify", rows, where, "skip", text=source)
+  assert [one.row["text"] for one in examples] == ["AB", "C"] and skipped == {"malformed": 1}
+  with pytest.raises(UserError, match="f:2: column 'words' is missing"):
+    reading.read("classify", rows, where, text=source)
+  monkeypatch.setattr(confined, "OUTPUT", -1000)
+  with pytest.raises(
+    UserError, match="f:1: the template wrote more than"
+  ):  # though others would not
+    reading.read("classify", rows, where, "skip", text=source)

@@ -96,7 +96,7 @@ STREAM = {"train": "train", "stream": 8, "max_length": 8}
 SPOKEN = "{% for m in messages %}c1 {{ m.content }} </s> {% endfor %}"
 MISTAKES = [
   ({}, "data.train is missing"),
-  ({"train": "train", "tasks": "tsk"}, r"train.jsonl:1: data.tasks: column 'tsk' is missing.*mean 'task'"),
+  ({"train": "train", "tasks": "tsk"}, "train.jsonl:1: data.tasks: .* Did you mean 'task'"),
   ({"tasks": {}}, "data.tasks is empty"),
   ({"tasks": {"x": "x.jsonl"}}, "data.tasks.x is 'x.jsonl', expected options"),
   ({"tasks": {"x": {"trian": "x"}}}, "data.tasks.x.trian is no option of data"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import jax
@@ -31,3 +32,11 @@ def make(pretrained, section: dict, seed: int = 0, name: str = "run") -> Run:
 def logits(run: Run, tokens=TOKENS):
   laid = run.methods, run.tuned, run.hyper, run.base
   return np.asarray(tiny.forward(run.pretrained, laid, tokens))
+
+
+def card_lines(folder: Path, base) -> str:
+  """The PyTorch of an export's card, in which a user has written where the base and it lie."""
+  lines = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S).group(1)
+  for name, place in {"BASE": base.folder, "FOLDER": folder}.items():
+    lines = re.sub(f'^{name} = ".*"', f'{name} = "{place}"', lines, flags=re.M)
+  return lines

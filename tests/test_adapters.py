@@ -132,6 +132,10 @@ def test_an_export_replaces_nothing_but_an_export(place):
   for _ in range(2):
     jaxtune.export_run(run, folder / "again")
   assert "trained with jaxtune" in (folder / "again" / "README.md").read_text()
+  (folder / "again" / "notes.txt").write_text("mine")
+  with pytest.raises(UserError, match="notes.txt.*would be lost"):
+    jaxtune.export_run(run, folder / "again")
+  assert (folder / "again" / "notes.txt").read_text() == "mine"
 
 
 def test_the_card_of_a_composed_run_tells_of_no_training(place):

@@ -8,17 +8,16 @@ trained alone is merged.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
+from jaxtune import folders, tree
 from jaxtune import peft as methods_
-from jaxtune import tree
 from jaxtune.errors import UserError, check_known
-from jaxtune.export import adapterhub, card, merged
+from jaxtune.export import adapterhub, card, merged, places
 from jaxtune.export import peft as peft_format
 from jaxtune.export.certify import Rejected, adapters_interpreter
 from jaxtune.export.certify import certify as make_certificate
@@ -68,11 +67,13 @@ def export(
 
   Args:
     pretrained, methods, tuned, hyper, base: the model, and what `peft.init` made of it.
-    folder: new, empty, or an earlier export, which is replaced.
+    folder: new, empty, or an earlier export, which is replaced; one to which anything was added,
+      or in which anything was changed, is refused.
     format: "peft", "adapterhub", "merged", or "auto": the method's own.
     dtype: of merged weights, "float32" or "bfloat16"; adapters stay in float32, as trained.
     labels: names of a head's labels; by default those of the base's config.json.
-    base_name: what the files name as their base; by default the folder it was loaded from.
+    base_name: the base's folder or its name on the hub; by default the folder it was loaded from.
+      Of a folder, the files hold the name alone.
     extra_config: entries added to adapter_config.json (not for merged).
     certify: reload the files in PyTorch and compare logits; see `export.certify`.
     prompts: token ids for the certificate; by default random ones.
@@ -83,46 +84,32 @@ def export(
     UserError: for a method that the format cannot express, naming one that can; for a folder that
       holds something else.
   """
-  _check_replaceable(Path(folder), pretrained.folder)
+  folder = Path(folder)
+  rejected = folder.with_name(folder.name + ".rejected")
+  _check_free(pretrained, folder, rejected if certify else folder)
   tree.check_finite(tree.flatten({**tuned, "hyper": hyper}), "what is to be exported")
   form = choose_format(methods, tuned, format)
   if form != "merged" and dtype != "float32":
     raise UserError(f"dtype {dtype!r} is for format='merged'; adapters are written in float32")
-  if base_name is None and pretrained.folder is not None:
-    base_name = str(pretrained.folder)
-  folder = Path(folder)
-  new = folder.resolve().with_name(f".{folder.resolve().name}.new")
+  base_name = places.base_reference(base_name or pretrained.folder)
   if form == "adapterhub":
     adapterhub.names.check_family(pretrained)
   if certify and form == "adapterhub" and reload is None:
     adapters_interpreter()  # or say at once that there is none
-  shutil.rmtree(new, ignore_errors=True)
+  laid_over = methods, tuned, hyper, base
   try:
-    rounding = None
-    if form == "merged":
-      named = tuple(map(str, labels)) or None
-      rounding = merged.write(pretrained, methods, tuned, hyper, base, new, dtype, named)
-    else:
-      new.mkdir(parents=True)
-      parts, end = laid(methods, tuned), (new, base_name, extra_config or {})
-      if form == "peft":
-        peft_format.write(pretrained, *parts, tuned, hyper, base, *end)
-      else:
-        adapterhub.write(pretrained, parts, tuned, hyper, base, *end, labels)
-    taken = sum(m.positions for m in methods if m.kind == "prefix" and form == "peft")
-    seen = peft_format.seen_for(pretrained.model.config, taken)
-    made = (labels, base_name, dtype, rounding, seen, recipe)
-    card.write(new, folder, form, pretrained, methods, *made)
-    certificate = None
-    if certify:
-      certificate = _certified(
-        new, folder, reload, prompts, (pretrained, methods, tuned, hyper, base), base_name, rounding
-      )
-    _replace(new, folder)
+    with folders.replacing(folder) as new:
+      rounding = _write(pretrained, *laid_over, new, form, dtype, labels, base_name, extra_config)
+      taken = sum(m.positions for m in methods if m.kind == "prefix" and form == "peft")
+      seen = peft_format.seen_for(pretrained.model.config, taken)
+      made = (labels, base_name, dtype, rounding, seen, recipe)
+      card.write(new, form, pretrained, methods, *made)
+      certificate = None
+      if certify:
+        how = dict(reload=reload, prompts=prompts, base_name=base_name, rounding=rounding)
+        certificate = _certified(new, rejected, pretrained, laid_over, **how)
   except (OSError, SafetensorError) as error:
     raise UserError(f"the export to {folder} cannot be written: {error}") from error
-  finally:
-    shutil.rmtree(new, ignore_errors=True)
   return Exported(folder, form, rounding, certificate)
 
 
@@ -208,36 +195,35 @@ def _stack_format(methods, format: str) -> str:
   raise UserError(f"no PyTorch format holds the stack {names}: {way}")
 
 
-def _certified(new, folder, reload, prompts, trained, base_name, rounding) -> dict:
-  """Certifies the files in `new`; moves them to <folder>.rejected where they are not as trained."""
-  try:
-    return make_certificate(
-      new, *trained, prompts=prompts, reload=reload, base_name=base_name, rounding=rounding
-    )
-  except Rejected as error:
-    rejected = folder.with_name(folder.name + ".rejected")
-    _replace(new, rejected)
-    raise Rejected(f"{error}. Its files and certificate are kept in {rejected}") from error
-
-
-def _check_replaceable(folder: Path, base: str | Path | None) -> None:
+def _check_free(pretrained, *chosen: Path) -> None:
   """Refuses to write over what is no export, and over the base itself."""
-  inside = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-  if base is not None and folder.resolve() == Path(base).resolve():
-    raise UserError(f"{folder} is the base's own folder; expected another for the export")
-  if folder.is_file() or inside and ("tuned.safetensors" in inside or not card.beside(folder)):
-    raise UserError(
-      f"{folder} exists and is no earlier export (it holds {', '.join(sorted(inside)[:3])}); "
-      "expected a folder that is new, empty or an export"
-    )
+  for folder in chosen:
+    if pretrained.folder is not None and folder.resolve() == Path(pretrained.folder).resolve():
+      raise UserError(f"{folder} is the base's own folder; expected another for the export")
+    folders.check_free(folder)
 
 
-def _replace(new: Path, folder: Path) -> None:
-  """Moves a complete folder to its place; what was there goes only then."""
-  folder = folder.resolve()
-  old = folder.with_name(f".{folder.name}.old")
-  shutil.rmtree(old, ignore_errors=True)
-  if folder.exists():
-    folder.rename(old)
-  new.rename(folder)
-  shutil.rmtree(old, ignore_errors=True)
+def _write(
+  pretrained, methods, tuned, hyper, base, new, form, dtype, labels, base_name, extra
+) -> merged.Rounding | None:
+  """Writes the files of a format into an empty folder."""
+  if form == "merged":
+    named = tuple(map(str, labels)) or None
+    return merged.write(pretrained, methods, tuned, hyper, base, new, dtype, named)
+  parts, end = laid(methods, tuned), (new, base_name, extra or {})
+  if form == "peft":
+    peft_format.write(pretrained, *parts, tuned, hyper, base, *end)
+  else:
+    adapterhub.write(pretrained, parts, tuned, hyper, base, *end, labels)
+  return None
+
+
+def _certified(new: Path, rejected: Path, pretrained, laid_over: tuple, **how) -> dict:
+  """Certifies the files in `new`; moves them to `rejected` where they are not as trained."""
+  try:
+    return make_certificate(new, pretrained, *laid_over, **how)
+  except Rejected as error:
+    with folders.replacing(rejected) as kept:
+      for path in list(new.iterdir()):
+        path.rename(kept / path.name)
+    raise Rejected(f"{error}. Its files and certificate are kept in {rejected}") from error

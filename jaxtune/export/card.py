@@ -5,37 +5,38 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxtune import peft
-from jaxtune.data import sources
-from jaxtune.export import loading
+from jaxtune import peft, tree
+from jaxtune.export import loading, places
 
+# BASE and FOLDER are names of the lines, so that whoever runs them changes them in one place.
 SNIPPETS = {
   "peft": """\
 from peft import PeftModel
 from transformers import {names}
 
-base = {auto}.from_pretrained({base}{options})
-model = PeftModel.from_pretrained(base, {folder})
+{where}base = {auto}.from_pretrained(BASE{options})
+model = PeftModel.from_pretrained(base, FOLDER)
 """,
   "adapterhub": """\
 import adapters
 from transformers import {names}
 
-model = {auto}.from_pretrained({base}{options})
+{where}model = {auto}.from_pretrained(BASE{options})
 adapters.init(model)
-model.load_adapter({folder}, use_safetensors=True, set_active=True)
+model.load_adapter(FOLDER, use_safetensors=True, set_active=True)
 """,
   "merged": """\
 from transformers import {names}
 
-model = {auto}.from_pretrained({folder})
+{where}model = {auto}.from_pretrained(FOLDER)
 """,
 }
+FOLDER = 'FOLDER = "."  # where this card lies\n\n'
+BASE = "BASE = {base}  # {what}\n"
 TEXT = """\
 tokenizer = AutoTokenizer.from_pretrained({tokenizer})
 
@@ -69,35 +70,40 @@ ROUNDING = (
   "Frobenius error), and {lost:.2%} of the changed entries.\n\n"
 )
 DATA = ("answer", "text", "rename", "chat_template", "turns", "max_length", "limit")
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def write(
-  new: Path, folder: Path, form: str, pretrained, methods, labels, base_name, dtype, rounding, seen,
+  folder: Path, form: str, pretrained, methods, labels, base_name, dtype, rounding, seen,
   recipe: dict | None = None,
 ) -> None:  # fmt: skip
-  """Writes README.md into `new`, for files that will lie in `folder`.
+  """Writes README.md into a folder; see `places` for what it says of this machine.
 
   Args:
+    base_name: as `places.base_reference` gives it.
     labels: names of a head's labels; () for none.
     seen: how many tokens of text see a prefix under a sliding window; None for any number.
     recipe: {"config": the run's, "result": its result.json or {}}; None where there was no run.
   """
   recipe = recipe or {}
   config, result = recipe.get("config") or {}, recipe.get("result") or {}
-  base = base_name or "a model initialised at random"
+  base = Path(base_name).name if places.is_local(base_name) else base_name
+  base = base or "a model initialised at random"
   what, install = NEEDS[form]
   main = [m.name for m in methods if m.kind not in ("head", "regularize")]
   title = f"{' + '.join(main or [m.name for m in methods])} for {Path(base).name}"
   text = front(form, pretrained, methods, base_name, result)
   made = "trained" if result else "made"  # composed or imported, unless there is a result
-  text += f"# {title}\n\n{what}, {made} with jaxtune on the base model `{base}`.\n\n"
+  mark = result.get("base_fingerprint") or tree.fingerprint(pretrained.params)
+  text += (
+    f"# {title}\n\n{what}, {made} with jaxtune on the base model `{base}`, whose weights have "
+  )
+  text += f"the fingerprint `{mark}`.\n\n"
   if rounding:
     text += ROUNDING.format(dtype=dtype, **rounding.overall._asdict())
   if seen is not None:
     text += WINDOW.format(seen=seen)
   text += f"## Use\n\n```sh\n{install}\n```\n\n```python\n"
-  text += snippet(form, folder, pretrained, methods, labels, base_name) + "```\n\n"
+  text += snippet(form, pretrained, methods, labels, base_name) + "```\n\n"
   text += _prompts(result.get("data") or {})
   text += _section("Recipe", ("", ""), _recipe(methods, config, result))
   text += _section("Metrics", ("", "base", "trained"), _metrics(result))
@@ -107,48 +113,44 @@ def write(
     "`certificate.json`, where there is one, states how far its logits in PyTorch were from those "
     "of the model that was trained.\n"
   )
-  (new / "README.md").write_text(text)
-
-
-def beside(folder: Path) -> bool:
-  """Says whether a folder holds a card that `write` wrote."""
-  path = folder / "README.md"
-  return path.is_file() and 'tags: ["jaxtune"' in path.read_text(errors="replace")[:2000]
+  (folder / "README.md").write_text(text)
 
 
 def front(form: str, pretrained, methods, base_name, result: dict) -> str:
   """Returns the YAML that the hub reads: JSON values are YAML too."""
   head = pretrained.model.config.head
   entries: dict[str, Any] = {"library_name": LIBRARIES[form]}
-  if base_name and HUB_NAME.fullmatch(base_name) and not Path(base_name).exists():
+  if base_name and not places.is_local(base_name):
     entries["base_model"] = base_name
     entries["base_model_relation"] = "finetune" if form == "merged" else "adapter"
   entries["pipeline_tag"] = "text-generation" if head is None else TASKS[head.kind]
   entries["tags"] = list(dict.fromkeys(["jaxtune", *(m.kind or m.name for m in methods)]))
-  hub = [name.split(":")[0] for name, _ in _files(result.get("data") or {}) if _on_hub(name)]
+  hub = [name.split(":")[0] for name, _ in _files(result.get("data") or {}) if places.on_hub(name)]
   if hub:
     entries["datasets"] = list(dict.fromkeys(hub))
   lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in entries.items())
   return f"---\n{lines}---\n\n"
 
 
-def snippet(form: str, folder: Path, pretrained, methods, labels, base_name) -> str:
+def snippet(form: str, pretrained, methods, labels, base_name) -> str:
   """Returns the lines that load the export, and with a tokenizer those that call it once."""
   options = loading.options(pretrained)
   if form == "adapterhub" and any(m.kind == "prefix" for m in methods):
     options["attn_implementation"] = "eager"  # under others, adapters computes something else
   auto = loading.auto_class(pretrained.model.config)
-  base, place = json.dumps(base_name or "BASE"), json.dumps(str(folder))
   named = auto if pretrained.tokenizer is None else f"{auto}, AutoTokenizer"
+  local = "where the base model lies: write its folder here"
+  what = local if base_name is None or places.is_local(base_name) else "on the hub, or its folder"
+  base = "" if form == "merged" else BASE.format(base=json.dumps(base_name or "BASE"), what=what)
   text = SNIPPETS[form].format(
-    auto=auto, names=named, base=base, folder=place, options=_arguments(options, labels)
+    auto=auto, names=named, where=base + FOLDER, options=_arguments(options, labels)
   )
   if pretrained.tokenizer is None:
     return text
   head = pretrained.model.config.head
   kind = "lm" if head is None else "qa" if head.kind == "qa" else None
   prompt = '"Where does she live?", "She lives in Rome."' if kind == "qa" else '"A text."'
-  text += TEXT.format(tokenizer=place if form == "merged" else base, prompt=prompt)
+  text += TEXT.format(tokenizer="FOLDER" if form == "merged" else "BASE", prompt=prompt)
   return text + CALLS[kind]
 
 
@@ -226,6 +228,8 @@ def _listed(options: dict) -> str:
 
 
 def _code(value: Any) -> str:
+  if isinstance(value, str):
+    value = places.nameless(value)
   return str(value) if isinstance(value, int | float) else f"`{json.dumps(value)}`"
 
 
@@ -239,21 +243,14 @@ def _metrics(result: dict) -> Iterator[tuple[str, str, str]]:
 
 
 def _files(report: dict) -> list[tuple[str, str]]:
-  """Lists the data's files with their hashes, of all tasks of a mixture."""
+  """Lists the data's files with their hashes, of all tasks of a mixture; on the hub, its names."""
   found = dict(report.get("files") or {})
   for part in (*(report.get("tasks") or {}).values(), report.get("general") or {}):
     found |= part.get("files") or {}
-  found = {name: f"`{value}`" for name, value in found.items()}
-  return list((found | _rest(report)).items())
-
-
-def _rest(report: dict) -> dict[str, str]:
-  return {"(the tokenizer)": f"`{report['tokenizer']}`"} if report.get("tokenizer") else {}
-
-
-def _on_hub(name: str) -> bool:
-  named = HUB_NAME.fullmatch(name.split(":")[0]) and "/" in name
-  return bool(named) and sources.kind(name) is None and not Path(name).exists()
+  named = lambda name: name if places.on_hub(name) else Path(name).name
+  files = [(named(name), f"`{value}`") for name, value in found.items()]
+  tokenizer = report.get("tokenizer")
+  return files + ([("(the tokenizer)", f"`{tokenizer}`")] if tokenizer else [])
 
 
 def _versions(result: dict) -> dict[str, str]:

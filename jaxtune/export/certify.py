@@ -6,7 +6,6 @@ The answer is a file, `certificate.json`, beside the weights it speaks of.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxtune import peft, tree
+from jaxtune import folders, peft, schema, tree
 from jaxtune.checkpoint import write_atomically
 from jaxtune.errors import UserError
 from jaxtune.export import loading
@@ -111,10 +110,11 @@ def certify(
     "bfloat16": narrow,
     "rounding": rounding and {"dtype": rounding.dtype, **rounding.overall._asdict()},
     "versions": {**_our_versions(), "reloaded_in": versions},
-    "files": hashes(folder),
+    "files": folders.hashes(folder, without=("certificate.json",)),
   }
   text = json.dumps(certificate, indent=2, allow_nan=False) + "\n"
   write_atomically(folder / "certificate.json", text)
+  folders.add(folder / "certificate.json")
   if narrow and not narrow["passed"]:
     raise Rejected(
       f"the model as trained, in bfloat16, differs from PyTorch in float32 by "
@@ -164,12 +164,10 @@ def check_folder(folder: Path) -> str:
     raise UserError(f"{folder} is not a folder; {expected}")
   adapter, model = folder / "adapter_config.json", folder / "config.json"
   path = adapter if adapter.exists() else model
-  try:
-    config = json.loads(path.read_text())
-  except OSError as error:
-    raise UserError(f"{folder} is not an exported adapter or model: {expected}") from error
-  except ValueError as error:
-    raise UserError(f"{path} is no JSON ({error}): export again") from error
+  if not path.is_file():
+    raise UserError(f"{folder} is not an exported adapter or model: {expected}")
+  config = schema.read_json(path)
+  schema.check(str(path), config, dict[str, Any])
   form = "merged" if path == model else "adapterhub" if "config" in config else "peft"
   if form == "peft" and "peft_type" not in config:
     raise UserError(
@@ -233,15 +231,6 @@ def largest_difference(ours, theirs, batch) -> float:
     return float("inf")
   apart = np.abs(ours - theirs)
   return float((apart[batch["mask"].astype(bool)] if apart.ndim == 3 else apart).max())
-
-
-def hashes(folder: Path) -> dict[str, str]:
-  """Returns the SHA-256 of every file of an export but its certificate."""
-  return {
-    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in sorted(folder.rglob("*"))
-    if path.is_file() and path.name != "certificate.json"
-  }
 
 
 def _largest(logits: list[np.ndarray]) -> float:

@@ -48,7 +48,7 @@ def write(pretrained, methods, tuned, hyper, base, folder: Path, dtype: str, lab
   if loading.reads_padding(pretrained):
     padding = {"pad_token_id": loading.pad_token(pretrained)}
     pretrained = pretrained._replace(hf_config=pretrained.hf_config | padding)
-  hf.save(pretrained, params, folder, dtype, labels)
+  hf.write(pretrained, params, folder, dtype, labels)
   if pretrained.folder and (pretrained.folder / "generation_config.json").exists():
     shutil.copy(pretrained.folder / "generation_config.json", folder)  # it holds stop tokens
   return rounding(quantize.dequantised(stored.params), params, dtype)

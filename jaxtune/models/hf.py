@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxtune import models, tree
+from jaxtune import folders, models, tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.models import heads, weights
 from jaxtune.models.config import Config
@@ -263,12 +262,27 @@ def save(
 
   Args:
     params: a full tree of weights; stored in `dtype`.
-    folder: made if need be; an existing one is replaced only when the new one is complete.
+    folder: made if need be; one that was written so before is replaced when the new one is
+      complete, and any other that is not empty is refused.
     labels: names of a head's labels; None keeps those of the config.json.
   """
+  with folders.replacing(folder) as new:
+    write(pretrained, params, new, dtype, labels)
+  return folder
+
+
+def write(
+  pretrained: Pretrained,
+  params: Any,
+  folder: Path,
+  dtype: str = "float32",
+  labels: tuple[str, ...] | None = None,
+) -> None:
+  """Does what `save` does, into a folder that is empty."""
   c, flat, family = pretrained.model.config, tree.flatten(params), family_module(pretrained.family)
   hf_config = heads.write(pretrained.hf_config | {"dtype": dtype}, c.head, labels)
-  hf_config.pop("torch_dtype", None)  # the older name of the same
+  for name in ("torch_dtype", "_name_or_path"):  # the older name of dtype; where the base lay
+    hf_config.pop(name, None)
   architectures = [family.ARCHITECTURES["lm" if c.head is None else c.head.kind]]
   stored = hf_config.get("architectures")
   hf_config["architectures"] = stored if c.head is None and stored else architectures
@@ -279,13 +293,8 @@ def save(
       if name not in tensors:
         tensors[name] = np.zeros(row.their_shape(leaf.shape), leaf.dtype)
       row.write(leaf[index], tensors[name])
-  new = folder.with_name(folder.name + ".new")
-  shutil.rmtree(new, ignore_errors=True)
-  new.mkdir(parents=True)
-  save_file(tensors, new / "model.safetensors", {"format": "pt"})
-  (new / "model.safetensors").chmod(0o644)  # the library makes it readable to its owner alone
-  (new / "config.json").write_text(json.dumps(hf_config, indent=2))
+  save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+  (folder / "model.safetensors").chmod(0o644)  # the library makes it readable to its owner alone
+  (folder / "config.json").write_text(json.dumps(hf_config, indent=2))
   if pretrained.tokenizer is not None:
-    pretrained.tokenizer.save_pretrained(new)
-  shutil.rmtree(folder, ignore_errors=True)
-  return new.rename(folder)
+    pretrained.tokenizer.save_pretrained(folder)

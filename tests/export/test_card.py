@@ -1,14 +1,16 @@
 """The model card: what it states, and that its own lines of PyTorch load the export."""
 
+import copy
 import os
-import re
 import subprocess
 
 import numpy as np
 import pytest
 import tiny
+from made import card_lines
 
-from jaxtune.export import card, certify, export
+from jaxtune import tree
+from jaxtune.export import card, certify, export, places
 from jaxtune.models import hf
 
 NAMES = ("low", "middle", "high")
@@ -69,10 +71,6 @@ def written(model, section, folder, **how):
   return export(model, *trees, folder, **how).folder, trees
 
 
-def snippet(folder):
-  return re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S).group(1)
-
-
 def tokens():
   ids, mask = tiny.batch(side="right")
   return np.where(mask, np.maximum(ids, 1), 0).astype(np.int32), mask
@@ -92,7 +90,7 @@ def test_its_lines_load_the_export(model, name, head, section, how, tmp_path):
   pytest.importorskip("peft")
   folder, trees = written(model(name, head), section, tmp_path / "x", **how)
   found = {}
-  exec(snippet(folder), found)
+  exec(card_lines(folder, model(name, head)), found)
   if head:
     assert found["model"].config.id2label == dict(enumerate(NAMES))
   ids, mask = tokens()
@@ -121,7 +119,7 @@ with torch.no_grad():
 )
 def test_its_lines_load_adapterhubs(model, name, head, section, tmp_path):
   folder, trees = written(model(name, head), section, tmp_path / "x")
-  (tmp_path / "run.py").write_text(snippet(folder) + LOGITS)
+  (tmp_path / "run.py").write_text(card_lines(folder, model(name, head)) + LOGITS)
   ids, mask = tokens()
   paths = [str(tmp_path / f"{x}.npy") for x in ("ids", "mask", "logits")]
   np.save(paths[0], ids)
@@ -175,6 +173,44 @@ def test_its_head_is_what_the_hub_reads(gpt2, tmp_path):
 
 def test_with_a_tokenizer_its_lines_make_text(gpt2, tmp_path):
   methods = tiny.lay(gpt2, LORA)[0]
-  lines = card.snippet("peft", tmp_path, gpt2._replace(tokenizer=object()), methods, (), "base")
-  assert "AutoModelForCausalLM, AutoTokenizer" in lines and 'from_pretrained("base")' in lines
+  lines = card.snippet("peft", gpt2._replace(tokenizer=object()), methods, (), "owner/base")
+  assert "AutoModelForCausalLM, AutoTokenizer" in lines and 'BASE = "owner/base"' in lines
   assert lines.splitlines()[-1].startswith("print(tokenizer.decode(model.generate(")
+
+
+@pytest.mark.parametrize(
+  ("name", "section", "how"),
+  [("gpt2", LORA, {}), ("gpt2", ADAPTER, {}), ("gpt2", LORA, dict(format="merged"))],
+)
+def test_no_file_tells_of_the_machine(model, tmp_path, name, section, how):
+  """Not where the base, the data, a start or the export lay; and it is certified all the same."""
+  recipe = copy.deepcopy(RECIPE)
+  data = str(tmp_path / "secret" / "train.jsonl")
+  recipe["result"]["data"]["files"] = {data: "ab12"}
+  recipe["config"]["method"] |= {"start": str(tmp_path / "secret" / "before")}
+  base = model(name)
+  stored = base._replace(hf_config=base.hf_config | {"_name_or_path": str(base.folder)})
+  certify_ = section is not ADAPTER  # whose library needs an environment of its own
+  folder, _ = written(stored, section, tmp_path / "x", recipe=recipe, certify=certify_, **how)
+  written(stored, section, tmp_path / "x", recipe=recipe, **how)  # replaces it, certificate and all
+  for path in folder.iterdir():
+    text = path.read_bytes()
+    for place in (tmp_path, base.folder.parent):
+      assert str(place).encode() not in text, path
+  card = (folder / "README.md").read_text()
+  assert "train.jsonl" in card and f"`{tree.fingerprint(base.params)}`" in card
+  assert how or '"./gpt2-None"' in card
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("owner/gpt", "owner/gpt"),
+    ("{tmp}/models--owner--gpt/snapshots/ab12", "owner/gpt"),
+    ("{tmp}/gpt", "./gpt"),
+    ("{tmp}/gpt/", "./gpt"),
+    (None, None),
+  ],
+)
+def test_bases_are_named_without_their_place(tmp_path, name, expected):
+  assert places.base_reference(name and name.format(tmp=tmp_path)) == expected

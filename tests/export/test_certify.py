@@ -2,11 +2,11 @@
 
 import json
 import os
-import re
 
 import numpy as np
 import pytest
 import tiny
+from made import card_lines
 from safetensors.numpy import load_file, save_file
 
 from jaxtune import tree
@@ -53,8 +53,11 @@ def test_exports_equal_ours(bases, name, section, how, tmp_path, reload):
   assert written == made.certificate
   assert written["passed"] and written["largest_logit_difference"] < 1e-4
   assert written["change_from_base"] > 0.01
-  assert written["base"]["name"] == str(model.folder)
-  assert set(written["files"]) == {p.name for p in made.folder.iterdir()} - {"certificate.json"}
+  assert written["base"]["name"] == f"./{model.folder.name}"
+  assert set(written["files"]) == {p.name for p in made.folder.iterdir()} - {
+    "certificate.json",
+    "jaxtune_files.json",
+  }
   assert {"torch", "transformers", "peft"} <= written["versions"]["reloaded_in"].keys()
 
 
@@ -116,6 +119,10 @@ def test_a_rejected_export_leaves_the_earlier_one(bases, tmp_path, reload, monke
   assert (folder / "adapter_model.safetensors").read_bytes() == before
   assert not (folder / "certificate.json").exists()
   assert not json.loads((tmp_path / "x.rejected" / "certificate.json").read_text())["passed"]
+  (tmp_path / "x.rejected" / "notes").write_text("mine")
+  with pytest.raises(UserError, match="notes.*would be lost"):
+    export(model, *made, folder, certify=True, reload=reload)
+  assert (tmp_path / "x.rejected" / "notes").read_text() == "mine"
 
 
 @pytest.mark.parametrize("how", [{}, dict(format="merged")], ids=["peft", "merged"])
@@ -124,9 +131,8 @@ def test_the_model_card_loads_it(bases, how, tmp_path):
   model = bases["gpt2"]
   methods, tuned, hyper, base = laid(model, LORA)
   folder = export(model, methods, tuned, hyper, base, tmp_path / "x", **how).folder
-  card = (folder / "README.md").read_text()
   found = {}
-  exec(re.search(r"```python\n(.*?)```", card, re.S).group(1), found)
+  exec(card_lines(folder, model), found)
   tokens, mask = tiny.batch()
   ours = tiny.forward(model, (methods, tuned, hyper, base), tokens)
   theirs = tiny.torch_logits(found["model"].eval(), tokens, mask)
@@ -137,7 +143,8 @@ def test_the_model_card_loads_it(bases, how, tmp_path):
   ("contents", "message"),
   [
     ({}, "not an exported adapter"),
-    ({"adapter_config.json": "{"}, "no JSON"),
+    ({"adapter_config.json": "{"}, "malformed JSON"),
+    ({"adapter_config.json": "[]"}, "expected dict"),
     ({"adapter_config.json": "{}"}, "neither PEFT's"),
     ({"adapter_config.json": '{"peft_type": "LORA"}'}, "lacks adapter_model.safetensors"),
     ({"adapter_config.json": '{"config": {}}', "adapter.safetensors": "no"}, "damaged"),

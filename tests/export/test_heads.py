@@ -2,12 +2,12 @@
 
 import functools
 import json
-import re
 import types
 
 import numpy as np
 import pytest
 import tiny
+from made import card_lines
 
 from jaxtune import api
 from jaxtune.errors import UserError
@@ -91,8 +91,7 @@ def test_the_card_loads_the_head_with_its_labels(bases, name, section, how, tmp_
   )  # fmt: skip
   made = export(model, methods, *trees, tmp_path / "x", labels=NAMES, **how)
   found = {}
-  card = (made.folder / "README.md").read_text()
-  exec(re.search(r"```python\n(.*?)```", card, re.S).group(1), found)
+  exec(card_lines(made.folder, model), found)
   assert found["model"].config.id2label == dict(enumerate(NAMES))
   tokens, mask = tiny.batch(side="right")
   tokens = np.where(mask, np.maximum(tokens, 1), 0).astype(np.int32)

@@ -56,16 +56,27 @@ class Checkpoints:
       like: a state with the shapes, types and placement that are wanted.
 
     Raises:
-      UserError: when it belongs to another configuration, another base or other data.
+      UserError: when it belongs to another configuration, another base or other data, or is
+        damaged.
     """
     step = self.manager.latest_step()
     if step is None:
       return None
-    found = self.manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
-    self._check(found.record)
+    record = self._read(step, record=ocp.args.JsonRestore()).record
+    self._check(record)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    return self.manager.restore(step, args=args).state, found.record["seconds"]
+    state = self._read(step, state=ocp.args.StandardRestore(abstract)).state
+    return state, record.get("seconds", 0.0)
+
+  def _read(self, step: int, **what: Any) -> Any:
+    try:
+      return self.manager.restore(step, args=ocp.args.Composite(**what))
+    except Exception as error:  # orbax and what it reads with raise errors of many classes
+      place, cause = self.folder / str(step), (str(error) or type(error).__name__).splitlines()[0]
+      raise UserError(
+        f"{place} is a damaged checkpoint ({cause[:200]}). Remove it, to go on from the one before "
+        "it, or from the start where there is none"
+      ) from error
 
   def _check(self, found: dict) -> None:
     if "seconds" not in found:

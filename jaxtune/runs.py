@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +33,8 @@ class Logs:
   def __init__(self, folders: list[Path], step: int):
     self.paths = [folder / "metrics.jsonl" for folder in folders]
     for path in self.paths:
-      lines = path.read_text().splitlines() if path.exists() else []
+      with writing(path):
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
       kept = [line for line in lines if _step(line) <= step] if step else []
       write_atomically(path, "".join(line + "\n" for line in kept))
 
@@ -56,9 +58,10 @@ class Logs:
 
 def _step(line: str) -> float:
   try:
-    return json.loads(line)["step"]
-  except (ValueError, KeyError):
-    return float("inf")  # a line cut off by a kill
+    step = json.loads(line)["step"]
+  except (ValueError, KeyError, TypeError, RecursionError):
+    return math.inf  # a line cut off by a kill
+  return step if isinstance(step, int) else math.inf
 
 
 def versions() -> dict[str, str]:

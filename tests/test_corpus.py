@@ -47,7 +47,8 @@ def in_time():
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_what_fuzzing_found(path, seeds, tmp_path):
   case = json.loads(path.read_text())
-  readers.lay(tmp_path, readers.unpacked(seeds(case["reader"]), case["files"]))
+  seed = {} if case["whole"] else seeds(case["reader"])
+  readers.lay(tmp_path, readers.unpacked(seed, case["files"]))
   with in_time():
     try:
       readers.READERS[case["reader"]].read(tmp_path)

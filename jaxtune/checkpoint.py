@@ -27,7 +27,7 @@ class Checkpoints:
   def __init__(self, folder: Path, record: dict, keep: int = 2):
     self.folder, self.record = folder, record
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-    with writing(folder):
+    with undamaged(folder), writing(folder):
       self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
   def __enter__(self):
@@ -62,21 +62,12 @@ class Checkpoints:
     step = self.manager.latest_step()
     if step is None:
       return None
-    record = self._read(step, record=ocp.args.JsonRestore()).record
-    self._check(record)
+    read = lambda **what: self.manager.restore(step, args=ocp.args.Composite(**what))
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    state = self._read(step, state=ocp.args.StandardRestore(abstract)).state
-    return state, record.get("seconds", 0.0)
-
-  def _read(self, step: int, **what: Any) -> Any:
-    try:
-      return self.manager.restore(step, args=ocp.args.Composite(**what))
-    except Exception as error:  # orbax and what it reads with raise errors of many classes
-      place, cause = self.folder / str(step), (str(error) or type(error).__name__).splitlines()[0]
-      raise UserError(
-        f"{place} is a damaged checkpoint ({cause[:200]}). Remove it, to go on from the one before "
-        "it, or from the start where there is none"
-      ) from error
+    with undamaged(self.folder / str(step)):
+      record = read(record=ocp.args.JsonRestore()).record
+      self._check(record)
+      return read(state=ocp.args.StandardRestore(abstract)).state, record["seconds"]
 
   def _check(self, found: dict) -> None:
     if "seconds" not in found:
@@ -84,6 +75,21 @@ class Checkpoints:
         f"{self.folder} holds a checkpoint of an older version of jaxtune: give another --workdir"
       )
     check_same(f"{self.folder} holds a checkpoint", found, self.record)
+
+
+@contextlib.contextmanager
+def undamaged(place: Path) -> Iterator[None]:
+  """Turns whatever orbax, and what it reads with, raise of damaged files into a UserError."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    cause = (str(error) or type(error).__name__).splitlines()[0][:200]
+    raise UserError(
+      f"{place} is damaged ({cause}). Remove it, to go on from the checkpoint before it, or from "
+      "the start where there is none"
+    ) from error
 
 
 def check_same(holds: str, old: dict, new: dict) -> None:

@@ -7,6 +7,7 @@ hooks for it. The fork comes from a process that has imported the libraries and 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import importlib
@@ -16,6 +17,7 @@ import re
 import resource
 import shutil
 import signal
+import struct
 import sys
 import time
 import traceback
@@ -110,15 +112,13 @@ def _child(place: Path, arguments: list[str], watched: Path, fault: dict) -> Non
     (place / "writes").unlink(missing_ok=True)
     os.chdir(place)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if fault.get("kind") == "user":  # one who may read all of it and write nothing
-      os.setgid(65534)
-      os.setuid(65534)
+    if fault.get("kind") == "powerless":
+      _drop_capabilities()
     writes = _watch(watched, fault)
     from jaxtune.main import main
 
     code = main(arguments)
-    if fault.get("kind") != "user":
-      (place / "writes").write_text(str(writes[0]))
+    (place / "writes").write_text(str(writes[0]))
   except SystemExit as error:
     code = error.code if isinstance(error.code, int) else 1
   except BaseException:
@@ -127,6 +127,13 @@ def _child(place: Path, arguments: list[str], watched: Path, fault: dict) -> Non
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _drop_capabilities() -> None:
+  """Gives up what lets root write everywhere: capset(2) with none, in its third version."""
+  header = struct.pack("Ii", 0x20080522, 0)
+  if ctypes.CDLL(None, use_errno=True).capset(header, bytes(24)):
+    raise OSError(ctypes.get_errno(), "capset")
 
 
 def _watch(folder: Path, fault: dict) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxtune import config as configs
-from jaxtune import data, locks, preflight, probe, programs, sharding, train, tree
+from jaxtune import data, locks, preflight, probe, programs, schema, sharding, train, tree
 from jaxtune import setup as setups
 from jaxtune.adapters import (
   check_free,
@@ -143,6 +143,7 @@ def judge_ranks(
   Returns:
     {rank: metrics and "kept_norm", the smallest share of a site's squared norm that is kept}.
   """
+  schema.check("ranks", ranks, Sequence[schema.Count])
   for rank in ranks if folder is not None else ():
     check_free(Path(folder) / f"rank={rank}")
   cuts = {rank: low_rank.truncate(run, rank) for rank in ranks}
@@ -187,6 +188,7 @@ def show(config: Any, count: int = 3) -> str:
   Args:
     count: examples of each split.
   """
+  schema.check("count", count, schema.Natural)
   full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "sweep"})
   tokenizer, *_ = hf.language(**full["model"])
   return shows.show(setups.load_data(full), tokenizer, count)

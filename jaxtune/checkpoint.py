@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
+from jaxtune import later
 from jaxtune.errors import UserError
+
+ocp = later.Module("orbax.checkpoint")
 
 
 class Checkpoints:

@@ -25,7 +25,7 @@ def complete(
   temperature: float = 0.0,
   top_k: int | None = None,
   top_p: float | None = None,
-  seed: int = 0,
+  seed: schema.Seed = 0,
 ) -> list[str]:
   """Continues texts with a finished run's model, up to its stop token.
 
@@ -45,6 +45,7 @@ def complete(
       f"{run.folder} was trained for {run.config['objective']['name']}: it writes no text; "
       "`jaxtune evaluate` judges it"
     )
+  schema.check_arguments(complete, {"seed": seed})
   generate.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
   if len(runs) == 1:
     ids = _encode(run, prompts)

@@ -11,8 +11,10 @@ import ast
 import importlib.util
 import inspect
 import json
+import os
 import traceback
 import typing
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -42,38 +44,42 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
     path: "configs/lora.py", or "configs/lora.py:ARG" to pass ARG to get_config.
   """
   file, _, argument = str(path).partition(":")
-  if not Path(file).is_file():
-    folder = Path(file).parent if Path(file).parent.is_dir() else Path()
-    raise UserError(f"no config file {file!r}. {nearest(file, folder.glob('*.py'))}")
+  if not os.path.isfile(file):
+    folder = os.path.dirname(file) if os.path.isdir(os.path.dirname(file)) else "."
+    raise UserError(f"no config file {file!r}. {nearest(file, Path(folder).glob('*.py'))}")
   return override(_run_file(file, argument), overrides or {})
 
 
 def _run_file(file: str, argument: str) -> ConfigDict:
   """Calls a config file's get_config, and says in which line it fails."""
-  spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-  module = importlib.util.module_from_spec(spec)
+  loader = SourceFileLoader(Path(file).stem, file)
+  module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
   try:
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
       raise UserError(f"{file} has no function get_config()")
     config = module.get_config(argument) if argument else module.get_config()
-  except UserError:
+    if not isinstance(config, ConfigDict | dict):
+      said = schema.shown(config)
+      raise UserError(f"get_config() in {file} returned {said}, expected a ConfigDict")
+    return ConfigDict(to_dict(config))
+  except (UserError, KeyboardInterrupt):
     raise
-  except Exception as error:
+  except BaseException as error:  # sys.exit() too: it would end in success, with nothing done
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if frame.filename == spec.origin]  # fmt: skip
+             if frame.filename == file]  # fmt: skip
     line = getattr(error, "lineno", None) or (lines or [1])[-1]
-    raise UserError(f"{file}:{line}: {type(error).__name__}: {error}") from error
-  if not isinstance(config, ConfigDict | dict):
-    raise UserError(f"get_config() in {file} returned {config!r}, expected a ConfigDict")
-  return config
+    said = traceback.format_exception_only(error)[-1].strip()
+    raise UserError(f"{file}:{line}: {said}") from error
 
 
 def override(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
   """Returns a copy with dotted keys set; a key may also name a whole section."""
   config = ConfigDict(to_dict(config))
   for key, value in overrides.items():
-    *sections, last = key.split(".")
+    *sections, last = names = key.split(".")
+    if any(not name or hasattr(ConfigDict, name) for name in names):
+      raise UserError(f"unknown config key {key!r}, expected names such as optim.learning_rate")
     section = config
     for name in sections:
       if name not in section:
@@ -81,8 +87,11 @@ def override(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
       section = section[name]
       if not isinstance(section, ConfigDict):
         raise UserError(f"unknown config key {key}: {name} is {section!r}, not a section")
-    with section.ignore_type():
-      section[last] = value
+    try:
+      with section.ignore_type():
+        section[last] = value
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # its own keys are none
+      raise UserError(f"config key {key} is {schema.shown(value)}: {error}") from error
   return config
 
 
@@ -162,7 +171,7 @@ def complete_method(section: dict, path: str = "method") -> dict:
       for key, part in sorted(options.items())  # as in a ConfigDict, whatever was given
     }
   start = options.pop("start", None)
-  schema.check(f"config key {path}.start", start, str | None)
+  schema.check(f"config key {path}.start", start, schema.Text | None)
   full = _complete_section(path, options, peft.constructor(name), set())
   return {"name": name, "start": start} | full
 

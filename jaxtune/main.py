@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from jaxtune import locks
+from jaxtune import locks, printed
 from jaxtune.errors import UserError
 
 
@@ -17,26 +17,48 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs one command.
 
   Returns:
-    The exit code: 2 for a user's mistake, which ends in one line on stderr; 1 for a training that
-    diverged, whose result is written all the same; else 0.
+    The exit code: 2 for a user's mistake, which ends in one line on stderr; 130 where the user
+    interrupts it; 1 for a training that diverged, whose result is written all the same; else 0.
   """
-  options, rest = parser().parse_known_args(arguments)
   logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it logs is also raised
   os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
   os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # that there is no PyTorch is no news
   try:
-    written = options.workdir if options.command in (_train, _sweep) else vars(options).get("out")
-    if written is not None:
-      locks.check_writable(written)
-    return options.command(options, rest) or 0
+    code = _run(sys.argv[1:] if arguments is None else arguments)
+    sys.stdout.flush()
+    return code
   except UserError as error:
     print(f"jaxtune: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print("jaxtune: interrupted", file=sys.stderr)
+    return 130
+  except BrokenPipeError:  # the reader, such as `head`, has read enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _run(arguments: list[str]) -> int:
+  for argument in arguments:
+    if argument.encode(errors="replace").decode() != argument:
+      raise UserError(f"the argument {argument!r} is not UTF-8 text")
+  options, rest = parser().parse_known_args(arguments)
+  written = options.workdir if options.command in (_train, _sweep) else vars(options).get("out")
+  if written is not None:
+    locks.check_writable(written)
+  return options.command(options, rest) or 0
+
+
+class _Parser(argparse.ArgumentParser):
+  """Ends a mistake in one line, as every other."""
+
+  def error(self, message):
+    raise UserError(f"{message} (`{self.prog} --help` lists what there is)")
 
 
 def parser() -> argparse.ArgumentParser:
   """Declares every command and its options."""
-  top = argparse.ArgumentParser(
+  top = _Parser(
     prog="jaxtune", description="Fine-tune language models in JAX, and compare how.",
     epilog="Any config key can be set with --config.section.key=value.",
   )  # fmt: skip
@@ -62,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("--which", type=int, action="append", metavar="N",
                    help="of several runs, the one (from 0) that each prompt is for")  # fmt: skip
   sub.add_argument("--prompt", action="append", default=[], help="a text; may be repeated")
-  sub.add_argument("--row", action="append", default=[], type=json.loads, metavar="JSON",
+  sub.add_argument("--row", action="append", default=[], metavar="JSON",
                    help="columns for the run's own template; may be repeated")  # fmt: skip
   sub.add_argument("--max-new-tokens", type=int, default=64)
   sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
@@ -122,7 +144,7 @@ def _train(options, rest):
   from jaxtune.sweeps import stats
 
   result = api.fit(_config(options, rest), options.workdir)
-  _print_change(result)
+  printed.change(result)
   print(f"result: {options.workdir}/result.json")
   if stats.diverged(result):
     at = result["diverged_at"]
@@ -147,14 +169,14 @@ def _sweep(options, rest):
 def _evaluate(options, rest):
   from jaxtune import api, config
 
-  _print_change(api.evaluate(api.load_run(options.workdir), config.parse_overrides(rest)))
+  printed.change(api.evaluate(api.load_run(options.workdir), config.parse_overrides(rest)))
 
 
 def _generate(options, rest):
   from jaxtune import api
 
   _none(rest)
-  prompts = options.prompt or options.row
+  prompts = options.prompt or [_row(text) for text in options.row]
   if not prompts or (options.prompt and options.row):
     raise UserError("give either --prompt TEXT or --row JSON")
   texts = api.complete(
@@ -164,6 +186,14 @@ def _generate(options, rest):
   )  # fmt: skip
   for prompt, text in zip(prompts, texts, strict=True):
     print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
+
+
+def _row(text: str) -> dict:
+  from jaxtune import schema
+
+  row = schema.parse_json(text, "--row")
+  schema.check("--row", row, dict)
+  return row
 
 
 def _export(options, rest):
@@ -200,14 +230,14 @@ def _compose(options, rest):
     api.load_runs(options.run), options.out, options.how, weights=options.weight,
     rank=options.rank, density=options.density, seed=options.seed,
   )  # fmt: skip
-  _print_kept(kept)
+  printed.kept(kept)
   print(f"composed {len(options.run)} adapters in {options.out}")
 
 
 def _extract(options, rest):
   from jaxtune import api
 
-  _print_kept(api.extract(_config(options, rest), options.checkpoint, options.rank, options.out))
+  printed.kept(api.extract(_config(options, rest), options.checkpoint, options.rank, options.out))
   print(f"extracted a LoRA to {options.out}")
 
 
@@ -215,7 +245,7 @@ def _ranks(options, rest):
   from jaxtune import api, config
 
   run = api.load_run(options.workdir)
-  _print_table(
+  printed.table(
     api.judge_ranks(run, options.rank, config.parse_overrides(rest), options.out), "rank"
   )
 
@@ -224,7 +254,7 @@ def _knockout(options, rest):
   from jaxtune import api, config
 
   run = api.load_run(options.workdir)
-  _print_table(api.knock_out(run, config.parse_overrides(rest)), "methods")
+  printed.table(api.knock_out(run, config.parse_overrides(rest)), "methods")
 
 
 def _methods(options, rest):
@@ -258,27 +288,6 @@ def _templates(options, rest):
 def _none(rest: list[str]) -> None:
   if rest:
     raise UserError(f"unknown argument {rest[0]!r}")
-
-
-def _print_kept(kept: dict[str, float]) -> None:
-  if kept:
-    print(f"share of the change's squared norm that the rank keeps: {min(kept.values()):.4f} at")
-    print(f"the least, {sum(kept.values()) / len(kept):.4f} in the mean of {len(kept)} sites")
-
-
-def _print_table(rows: dict, title: str) -> None:
-  names = list(next(iter(rows.values())))
-  width = max(len(str(key)) for key in [title, *rows])
-  print("  ".join([title.ljust(width), *names]))
-  for key, metrics in rows.items():
-    cells = [f"{metrics.get(name, float('nan')):.4f}".rjust(len(name)) for name in names]
-    print("  ".join([str(key).ljust(width), *cells]))
-
-
-def _print_change(result: dict) -> None:
-  print(f"{'metric':24} {'untuned':>12} {'tuned':>12}")
-  for name, value in result["final"].items():
-    print(f"{name:24} {result['base'].get(name, float('nan')):12.4f} {value:12.4f}")
 
 
 if __name__ == "__main__":

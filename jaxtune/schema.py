@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from typing_extensions import is_typeddict
 
 from jaxtune.errors import UserError, nearest
@@ -33,6 +33,7 @@ Seed = Natural
 Finite = Annotated[float, Ge(-1e30), Le(1e30)]
 NonNegative = Annotated[float, Ge(0), Le(1e30)]
 Positive = Annotated[float, Gt(0), Le(1e30)]
+Text = Annotated[str, MinLen(1)]
 # Shares: without 1, from which nothing would be left; without 0; and strictly between them.
 Rate = Annotated[float, Ge(0), Lt(1)]
 Share = Annotated[float, Gt(0), Le(1)]
@@ -145,8 +146,8 @@ def _with_lists(expected: Any) -> Any:
 
 def _message(name: str, value: Any, expected: Any, errors: list[dict]) -> str:
   """Words one entry that is wrong: its name, its value and all that it might have been."""
-  at = max((_path(value, error["loc"]) for error in errors), key=len)  # of a union's, the nearest
-  own = [error for error in errors if _path(value, error["loc"]) == at]
+  at = max((_path(value, error) for error in errors), key=len)  # of a union's, the nearest
+  own = [error for error in errors if _path(value, error) == at]
   is_key = own[0]["loc"][-1:] == ("[key]",)
   owner = at[:-1] if is_key else at
   place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in owner)
@@ -170,17 +171,17 @@ def _literals(error: dict) -> str:
   return error["ctx"]["expected"] if error["type"] == "literal_error" else ""
 
 
-def _path(value: Any, location: tuple) -> tuple:
+def _path(value: Any, error: dict) -> tuple:
   """Keeps of pydantic's location what leads into the value; it also names members of unions."""
   path = []
-  for number, key in enumerate(location):
+  for key in error["loc"]:
     inside = isinstance(value, dict) and key in value
     inside |= isinstance(value, list | tuple) and isinstance(key, int) and key < len(value)
     if inside:
       value = value[key]
       path.append(key)
-    elif isinstance(value, dict) and number == len(location) - 1:
-      path.append(key)  # an entry that is missing
+  if error["type"] == "missing":
+    path.append(error["loc"][-1])
   return tuple(path)
 
 
@@ -188,6 +189,8 @@ def _wanted(error: dict) -> str:
   for bound, words in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
     if bound in error.get("ctx", {}):
       return f"{words} {error['ctx'][bound]:.15g}"
+  if error["type"] == "string_too_short":
+    return "text that is not empty"
   words = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
   if "Sequence" in words or words == "tuple":
     words = "list"

@@ -1,15 +1,18 @@
 """Configs: defaults from signatures, checked keys and types, files and overrides."""
 
 import inspect
+import json
 import pkgutil
 import typing
 
 import pytest
 from annotated_types import Ge, Gt
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxtune import config, data, objectives, optim, peft, schema, train
-from jaxtune.errors import UserError
+from jaxtune.errors import LONGEST, UserError
 from jaxtune.peft import lora
 
 PLAIN = {"model": {"path": "folder"}, "data": {"train": "file.jsonl"}}
@@ -92,6 +95,15 @@ def test_completing_twice_changes_nothing():
     ("optim", 3, "config.optim is 3, expected a section"),
     ("optim", [], "config.optim is [], expected a section"),
     ("seed.x", 3, "unknown config key seed.x: seed is 0, not a section"),
+    ("data..train", "x", "unknown config key 'data..train', expected names such as"),
+    ("data.__class__", "x", "unknown config key 'data.__class__'"),
+    ("data.items", "x", "unknown config key 'data.items'"),
+    ("model.dtype", "float16", "expected 'float32' or 'bfloat16'"),
+    ("model.attention", "flash", "model.attention is 'flash' (str), expected 'cudnn' or None"),
+    ("model.unroll", 0, "model.unroll is 0 (int), expected at least 1"),
+    ("model.path", "", "model.path is '' (str), expected text that is not empty"),
+    ("data.train", {}, "data.train is {} (dict), expected text or list or None"),
+    ("method.ranks", {"a.b": 1}, "method.ranks is {'a.b': 1}: ConfigDict does not accept dots"),
   ],
 )
 def test_a_wrong_config_is_refused(key, value, says):
@@ -139,7 +151,7 @@ def owners():
 def numbers_without_a_range(expected) -> bool:
   parts = typing.get_args(expected)
   if typing.get_origin(expected) is typing.Annotated:
-    return not {type(bound) for bound in parts[1:]} & {Ge, Gt}
+    return parts[0] in (int, float) and not {type(bound) for bound in parts[1:]} & {Ge, Gt}
   if typing.get_origin(expected) is typing.Literal:
     return False
   return expected in (int, float) or any(map(numbers_without_a_range, parts))
@@ -201,11 +213,20 @@ def test_a_config_file_takes_an_argument(tmp_path):
     ("def get_config():\n  a = 1\n  return 1 / 0\n", "one.py:3: ZeroDivisionError"),
     ("def config():\n  pass\n", "no function get_config"),
     ("def get_config():\n  return None\n", "returned None, expected a ConfigDict"),
+    ("get_config = 3\n", "no function get_config"),
+    ("import sys\ndef get_config():\n  sys.exit()\n", "one.py:3: SystemExit"),
+    ("def get_config():\n  return get_config()\n", "one.py:2: RecursionError"),
+    ("def get_config():\n  raise MemoryError\n", "one.py:2: MemoryError"),
+    ("def get_config():\n  return " + "[" * 10**5, "one.py:2: SyntaxError: too many nested"),
+    ("class Odd:\n  __repr__ = 3\ndef get_config():\n  return Odd()\n", "returned <Odd inst"),
+    ("def get_config():\n  raise ValueError('x' * 10**6)\n", "one.py:2: ValueError: xxx"),
+    ("a = 1\0", "one.py:1: .*null bytes"),
+    ("\xe9", "one.py:1: SyntaxError"),
   ],
 )
 def test_a_broken_config_file_is_one_error(tmp_path, text, says):
   file = tmp_path / "one.py"
-  file.write_text(text)
+  file.write_text(text, encoding="latin-1")
   with pytest.raises(UserError, match=says):
     config.load_config(file)
 
@@ -221,3 +242,35 @@ def test_a_missing_config_file_names_the_nearest(tmp_path):
   (tmp_path / "ranks.py").write_text("")
   with pytest.raises(UserError, match="no config file.*ranks.py"):
     config.load_config(tmp_path / "rank.py")
+
+
+def test_a_config_file_needs_no_ending_and_no_folder_is_one(tmp_path):
+  (tmp_path / "one").write_text("def get_config():\n  return {'seed': 3}\n")
+  assert config.load_config(tmp_path / "one").seed == 3
+  for wrong in (tmp_path, "x" * 5000, "a\0b"):
+    with pytest.raises(UserError, match="no config file"):
+      config.load_config(wrong)
+
+
+PLAIN_DATA = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+  lambda inner: (
+    st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+  ),
+  max_leaves=5,
+)
+KEYS = ["seed", "method", "method.rank", "method.ranks", "objective", "objective.label_smoothing"]
+for section, (owner, supplied) in config.SECTIONS.items():
+  KEYS += [f"{section}.{n}" for n in inspect.signature(owner).parameters if n not in supplied]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), PLAIN_DATA, max_size=3))
+def test_whatever_a_config_holds_it_is_completed_or_refused_in_words(changes):
+  try:
+    full = complete(changes)
+  except UserError as error:
+    assert len(str(error)) <= LONGEST + 10
+    return
+  text = config.to_json(full)
+  assert config.to_json(config.complete(json.loads(text))) == text

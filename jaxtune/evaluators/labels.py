@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sklearn import metrics as sklearn
 
+from jaxtune import later
 from jaxtune.errors import UserError, nearest
+
+sklearn = later.Module("sklearn.metrics")
 
 Labels = Sequence[str] | Sequence[int] | np.ndarray
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
-from sklearn.metrics import mean_squared_error
+
+from jaxtune import later
+
+stats, sklearn = later.Module("scipy.stats"), later.Module("sklearn.metrics")
 
 
 def pearson(predictions, references) -> float:
@@ -25,7 +27,7 @@ def spearman(predictions, references) -> float:
 def mse(predictions, references) -> float:
   if not np.isfinite(predictions).all():
     return np.nan
-  return float(mean_squared_error(references, predictions))
+  return float(sklearn.mean_squared_error(references, predictions))
 
 
 def squares_N(predictions, references) -> np.ndarray:

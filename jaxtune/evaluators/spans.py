@@ -13,31 +13,32 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from seqeval import metrics as seqeval
-from seqeval.metrics import v1
-from seqeval.scheme import IOB2, Entities
 
+from jaxtune import later
 from jaxtune.evaluators.labels import Class
 
 Tags = Sequence[Sequence[str]]
-_STRICT = {"mode": "strict", "scheme": IOB2, "zero_division": 0}
+seqeval, v1 = later.Module("seqeval.metrics"), later.Module("seqeval.metrics.v1")
+scheme = later.Module("seqeval.scheme")
 
 
 def f1(predictions: Tags, references: Tags) -> float:
-  return 100 * float(seqeval.f1_score(_lists(references), _lists(predictions), **_STRICT))
+  return 100 * float(_strictly(seqeval.f1_score, references, predictions))
 
 
 def precision(predictions: Tags, references: Tags) -> float:
-  return 100 * float(seqeval.precision_score(_lists(references), _lists(predictions), **_STRICT))
+  return 100 * float(_strictly(seqeval.precision_score, references, predictions))
 
 
 def recall(predictions: Tags, references: Tags) -> float:
-  return 100 * float(seqeval.recall_score(_lists(references), _lists(predictions), **_STRICT))
+  return 100 * float(_strictly(seqeval.recall_score, references, predictions))
 
 
 def counts_NK(predictions: Tags, references: Tags) -> np.ndarray:
   """Returns (N, 3): spans that are right, predicted and true."""
-  said, true = (Entities(_lists(tags), IOB2).entities for tags in (predictions, references))
+  said, true = (
+    scheme.Entities(_lists(tags), scheme.IOB2).entities for tags in (predictions, references)
+  )
   return np.array(
     [
       (len(set(ours) & set(theirs)), len(ours), len(theirs))
@@ -61,14 +62,19 @@ pooled_recall = partial(_pooled, "recall")
 def per_class(predictions: Tags, references: Tags) -> list[Class]:
   """Returns a row for each type of span that occurs, sorted."""
   true, said = _lists(references), _lists(predictions)
-  kinds = v1.unique_labels(true, said, IOB2)
+  kinds = v1.unique_labels(true, said, scheme.IOB2)
   if not kinds:
     return []
-  columns = v1.precision_recall_fscore_support(true, said, scheme=IOB2, zero_division=0)
+  columns = v1.precision_recall_fscore_support(true, said, scheme=scheme.IOB2, zero_division=0)
   return [
     Class(kind, 100 * float(p), 100 * float(r), 100 * float(f), int(n))
     for kind, p, r, f, n in zip(kinds, *columns, strict=True)
   ]
+
+
+def _strictly(score, references, predictions):
+  form = {"mode": "strict", "scheme": scheme.IOB2, "zero_division": 0}
+  return score(_lists(references), _lists(predictions), **form)
 
 
 def _lists(tags: Tags) -> list[list[str]]:

@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import sacrebleu
-from rouge_score import rouge_scorer
 
+from jaxtune import later
+
+rouge_scorer = later.Module("rouge_score.rouge_scorer")
 References = Sequence[Sequence[str]]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,14 +18,15 @@ from safetensors.numpy import save_file
 from jaxtune import folders, models, tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.models import heads, weights
+from jaxtune.models import tokenizer as tokenizers
 from jaxtune.models.config import Config
 from jaxtune.models.quantize import FORMS, quantised
-from jaxtune.schema import Count, Seed
+from jaxtune.schema import Count, Seed, Text
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 NOT_FAMILIES = (
   "layers", "config", "transformer", "decoder", "encoder", "seq2seq", "heads", "names", "fields",
-  "weights", "hf", "table", "quantize",
+  "weights", "hf", "table", "quantize", "tokenizer",
 )  # fmt: skip
 
 
@@ -62,10 +64,10 @@ def family_module(name: str):
 
 
 def load(
-  path: str | None = None,
+  path: Text | None = None,
   *,
   architecture: dict | None = None,
-  tokenizer: str | None = None,
+  tokenizer: Text | None = None,
   head: str = "lm",
   labels: Count | None = None,
   dtype: Literal[*DTYPES] = "float32",
@@ -138,7 +140,7 @@ def outline(
   fresh, dropped = (), ()
   if folder:
     _, fresh, dropped = _plan(folder, family.names(config), shapes, config, hf_config)
-  tokenizer = _tokenizer(tokenizer, folder)
+  tokenizer = tokenizers.load(tokenizer, folder)
   shapes = jax.eval_shape(lambda params: quantised(params, config.quantize), shapes)
   return Pretrained(model, shapes, tokenizer, name, hf_config, folder, fresh, dropped)
 
@@ -161,7 +163,7 @@ def language(
   folder = resolve(path) if path else None
   hf_config = _read_config(folder) if folder else dict(architecture)
   config = _model_config(family_module(hf_config.get("model_type", "")), hf_config)
-  return _tokenizer(tokenizer, folder), config.start, config.vocabulary
+  return tokenizers.load(tokenizer, folder), config.start, config.vocabulary
 
 
 def abstract(model) -> Any:
@@ -172,9 +174,9 @@ def abstract(model) -> Any:
 def resolve(path: str) -> Path:
   """Finds a model's folder: a local one, or a download from the hub."""
   folder = Path(path).expanduser()
-  if folder.is_dir():
+  if os.path.isdir(folder):  # which takes names of any length
     return folder
-  if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
+  if os.path.exists(folder) or path.startswith((".", "/", "~")) or path.count("/") > 1:
     raise UserError(f"model path {path!r} is not a folder; expected one with a config.json")
   from huggingface_hub import snapshot_download
 
@@ -237,18 +239,6 @@ def _model_config(family, hf_config: dict, **overrides) -> Config:
       "leave model.attention out"
     )
   return config
-
-
-def _tokenizer(name: str | None, folder: Path | None):
-  source = name or folder
-  if source is None or (name is None and not any(folder.glob("tokenizer*"))):
-    return None
-  from transformers import AutoTokenizer
-
-  try:
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-  except Exception as error:
-    raise UserError(f"the tokenizer in {source} cannot be loaded: {error}") from error
 
 
 def save(

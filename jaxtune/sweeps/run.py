@@ -10,13 +10,26 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from jaxtune import checkpoint, data, locks, preflight, probe, programs, results, schema, train
+from jaxtune import (
+  checkpoint,
+  data,
+  later,
+  locks,
+  preflight,
+  probe,
+  programs,
+  results,
+  schema,
+  train,
+)
 from jaxtune import config as configs_
 from jaxtune.checkpoint import write_atomically
 from jaxtune.errors import UserError
 from jaxtune.evaluators import compare, metrics
 from jaxtune.setup import Setup, prepare
-from jaxtune.sweeps import grid, plan, report, stats, table
+from jaxtune.sweeps import grid, plan, stats, table
+
+report = later.Module("jaxtune.sweeps.report")  # which draws with matplotlib
 
 MOST_TRIALS = 1000  # more have to be confirmed
 

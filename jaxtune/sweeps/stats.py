@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats as scipy_stats
 
+from jaxtune import later
 from jaxtune.evaluators import metrics
 from jaxtune.sweeps import grid
 from jaxtune.sweeps.plan import SHARES
 
+scipy_stats = later.Module("scipy.stats")
 _OF_TRAINING = tuple(f"data.{name}" for name in SHARES)  # what the untuned base never sees
 
 

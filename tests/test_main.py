@@ -335,3 +335,26 @@ def test_a_full_disk_ends_in_one_line(place, tmp_path, capsys, monkeypatch, full
   assert not (tmp_path / "result.json").exists()
   assert main(list(map(str, command))) == 0, "and goes on from there"
   assert saves.count(1) == 1
+
+
+def test_a_training_that_diverged_is_no_success(place, tmp_path, capsys):
+  command = ["train", "--config", place / "config.py", "--workdir", tmp_path]
+  changes = ["--config.optim.learning_rate=1e30", "--config.train.steps=3"]
+  assert main([*map(str, command), *changes]) == 1
+  assert json.loads((tmp_path / "result.json").read_text())["diverged_at"] == 1
+  assert "jaxtune: training diverged: not finite at step" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, capsys):
+  (tmp_path / "file").write_text("")
+  config, out = ["--config", tmp_path / "none.py"], ["--out", tmp_path / "file" / "run"]
+  for command in (
+    ["train", *config, "--workdir", tmp_path / "file"],
+    ["sweep", *config, "--workdir", tmp_path / "file"],
+    ["export", "--workdir", tmp_path / "none", *out],
+    ["import", *config, "--adapter", tmp_path, *out],
+    ["compose", "--run", tmp_path / "none", "--how", "stack", *out],
+    ["extract", *config, "--checkpoint", tmp_path, "--rank", 1, *out],
+    ["ranks", "--workdir", tmp_path / "none", "--rank", 1, *out],
+  ):
+    assert "file is no folder" in fails(capsys, *command)

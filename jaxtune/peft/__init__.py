@@ -283,6 +283,10 @@ def apply(model, methods, base, tuned, hyper, *args, rng=None, method=None, **in
     "hyper": scanned,
     "shared": shared,
   }
+  if (
+    inputs.get("mask") is not None and "inputs" not in inputs
+  ):  # the one text that the table is asked for
+    variables["batch"] = {"embed": {"mask": inputs["mask"]}}
 
   def hook(next_fn, args, kwargs, context):
     module, call = context.module, next_fn

@@ -18,8 +18,9 @@ def method(
     dropout: rate at which elements of the embeddings and of every sublayer's output are dropped
       (Srivastava et al. 2014; where BERT and T5 have theirs).
     token_dropout: rate at which whole input tokens lose their embedding (Gal & Ghahramani 2016).
-    neftune: alpha of uniform noise in [-1, 1] * alpha / sqrt(T * D) on the embeddings, where T is
-      the padded length (Jain et al. 2023).
+    neftune: alpha of uniform noise in [-1, 1] * alpha / sqrt(T * D) on the embeddings (Jain et al.
+      2023), where T is the row's length without padding, as in the authors' training code; of
+      encoder-decoders the padded length, as in transformers.
   """
   numbers = dict(dropout=dropout, token_dropout=token_dropout, neftune=neftune)
 
@@ -45,8 +46,10 @@ def _intercept(module, trained, fixed, next_fn, *args):
     return next_fn(x, peft.dropout(module, y, fixed["dropout"]))
   x_BTD = next_fn(*args)
   noise = jax.random.uniform(module.make_rng("dropout"), x_BTD.shape, x_BTD.dtype, -1.0, 1.0)
-  size = fixed["neftune"] / (x_BTD.shape[1] * x_BTD.shape[2]) ** 0.5
-  x_BTD = x_BTD + noise * size.astype(x_BTD.dtype)
+  mask_BT = module.get_variable("batch", "mask", jnp.ones(x_BTD.shape[:2], bool))
+  lengths_B11 = jnp.maximum(mask_BT.sum(1), 1)[:, None, None]
+  size_B11 = fixed["neftune"] / jnp.sqrt(lengths_B11 * x_BTD.shape[2])
+  x_BTD = x_BTD + noise * size_B11.astype(x_BTD.dtype)
   kept = jax.random.bernoulli(
     module.make_rng("dropout"), 1.0 - fixed["token_dropout"], (*x_BTD.shape[:2], 1)
   )

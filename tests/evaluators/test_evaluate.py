@@ -7,7 +7,7 @@ import pytest
 import setups
 import tiny
 
-from jaxtune import data, peft, programs, sharding, update
+from jaxtune import data, peft, programs, sharding, tree, update
 from jaxtune.evaluators import evaluate
 from jaxtune.objectives import tokens
 
@@ -125,3 +125,25 @@ def test_samples_are_spread_over_a_split():
   some = data.sample(split, 4)
   np.testing.assert_array_equal(some.arrays["tokens"], split.arrays["tokens"][[0, 3, 6, 9]])
   assert data.sample(split, 40).examples == 10
+
+
+def test_samples_hang_on_the_seed_and_the_example_alone(llama):
+  """Not on the size of batches, on the trials beside it, or on its place in a batch."""
+  setup, prompt = setups.make(llama), [5, 9, 2]
+  split = setup.dataset.test._replace(prompts=[prompt] * 8)
+  dataset = setup.dataset._replace(test=split, validation=None)
+
+  def sampled(size, seeds):
+    options = {"generate": True, "temperature": 1.0, "max_new_tokens": 4, "batch_size": size}
+    config = setups.complete({"name": "lora"}, evaluate=options | {"metrics": ["exact_match"]})
+    program = programs.make_program(config, setup, False)
+    evaluator = programs.make_evaluator(config, program, sharding.make(), 1, setup)
+    state, base = programs.start(config, setup)
+    pairs = tree.stack([(state.tuned, state.hyper)] * len(seeds))
+    judged = evaluate.test(evaluator, pairs, base, [dataset] * len(seeds), seeds)
+    return [one.predictions for one in judged]
+
+  both = sampled(3, [0, 7])
+  assert len(set(both[0])) == 8, "equal prompts are drawn apart, whatever their batch"
+  assert all(a != b for a, b in zip(*both, strict=True)), "and seeds draw other samples"
+  assert sampled(8, [7]) == both[1:]

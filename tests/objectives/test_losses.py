@@ -76,6 +76,19 @@ def test_tags_and_classes(smoothing):
   np.testing.assert_array_equal(said, logits[:, 0].argmax(-1))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ties_are_right_once(dtype):
+  """A tie belongs to one class, as with `torch.argmax`; bf16 logits tie often."""
+  logits = jnp.asarray(normal(400, 50), dtype).astype(jnp.float32)
+  logits = jnp.concatenate([logits, jnp.zeros((3, 50))])
+  right = torch.tensor(np.asarray(logits)).argmax(-1).numpy()
+  ties = np.asarray(logits == logits.max(-1, keepdims=True))
+  assert dtype == "float32" or (ties[:400].sum(-1) > 1).any()
+  hits = [objectives.cross_entropy(logits, jnp.full(403, c, jnp.int32))[1] for c in range(50)]
+  np.testing.assert_array_equal(np.stack(hits).argmax(0), right)
+  np.testing.assert_array_equal(np.stack(hits).sum(0), 1)
+
+
 def test_numbers():
   values, labels, weights = normal(ROWS), normal(ROWS, 1)[:, 0], np.array([1, 1, 0, 1, 1.0])
   found = regression.loss(lambda batch: values, {"labels": labels, "weights": weights})

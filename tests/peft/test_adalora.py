@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import setups
 import tiny
+from safetensors.numpy import load_file
 
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
@@ -206,3 +208,15 @@ def test_refused(llama, options, words):
 def test_a_schedule_without_a_fall_is_refused(tinit, tfinal):
   with pytest.raises(UserError, match=f"tinit is {tinit} and method.tfinal {tfinal}.* 10 steps"):
     adalora.phases(10, tinit, tfinal)
+
+
+def test_the_best_weights_are_those_within_the_budget(llama, tmp_path):
+  """Of a run whose validation loss only rises: its earliest weights have too many ranks."""
+  section = {"name": "adalora", "init_rank": 4, "target_rank": 1, "tinit": 1, "tfinal": 2}
+  changes = {"train.steps": 6, "train.eval_every": 1, "optim.learning_rate": 3.0}
+  config = setups.complete(section, changes | {"train.patience": 2})
+  (result,) = setups.run([config], [tmp_path / "0"], setups.make(llama), tmp_path / "checkpoints")
+  assert result["best_step"] >= 4 and result["stopped_at"] == 6, "patience begins there too"
+  flat = load_file(tmp_path / "0" / "tuned.safetensors")
+  singular = [x for name, x in flat.items() if name.endswith("adalora/e")]
+  assert sum((x != 0).sum() for x in singular) == sum(x.size for x in singular) / 4

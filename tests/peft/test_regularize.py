@@ -37,14 +37,16 @@ def run(llama):
   probe = peft.Method("probe", intercept=keep)
 
   @partial(jax.jit, static_argnames="noisy")
-  def forward(hyper, tokens, key, noisy):
+  def forward(hyper, tokens, key, noisy, mask):
     hyper = tree.unflatten(tree.flatten(hyper) | {"trunk/probe/on": jnp.zeros(())})
     rng = key if noisy else None
-    logits = peft.apply(llama.model, (*methods, probe), base, tuned, hyper, tokens, rng=rng)
+    logits = peft.apply(
+      llama.model, (*methods, probe), base, tuned, hyper, tokens, rng=rng, mask=mask
+    )
     return logits, seen["x"]
 
-  def go(tokens, seed=0, noisy=True, **rates):
-    return forward(laid(llama, **rates)[2], tokens, jax.random.key(seed), noisy)
+  def go(tokens, seed=0, noisy=True, mask=None, **rates):
+    return forward(laid(llama, **rates)[2], tokens, jax.random.key(seed), noisy, mask)
 
   return go
 
@@ -69,6 +71,16 @@ def test_neftune_is_uniform_and_as_large_as_stated(run):
   doubled = np.asarray(run(tokens, neftune=20.0)[1] - clean)
   np.testing.assert_allclose(doubled, 2 * noise, atol=1e-5)
   assert np.abs(run(tokens, 1, neftune=10.0)[1] - clean - noise).max() > bound
+
+
+def test_padding_does_not_weaken_the_noise(run):
+  """The paper's L is a row's own length; padding to the longest row of a data set is no part."""
+  tokens, _ = tiny.batch(3, 24)
+  lengths = np.array([24, 6, 0])
+  mask = np.arange(24)[None] < lengths[:, None]
+  noise = np.abs(run(tokens, neftune=10.0, mask=mask)[1] - run(tokens, mask=mask)[1]).max((1, 2))
+  bounds = 10.0 / np.sqrt(np.maximum(lengths, 1) * 32)
+  assert (noise <= bounds * (1 + 1e-5)).all() and (noise > 0.98 * bounds).all()
 
 
 def test_token_dropout_takes_whole_tokens_and_dropout_elements(run):

@@ -1,0 +1,46 @@
+"""What of a data set is compared when a run goes on: a rewritten file is named."""
+
+import json
+
+import pytest
+import small
+
+from jaxtune import checkpoint, data
+
+
+def load(folder, **changed):
+  """Writes rows that hang on what was changed, and loads them."""
+  rows = lambda first, note: [
+    {"prompt": f"a{i} :", "completion": note} for i in range(first, first + 4)
+  ]
+  options = {
+    name: small.write(folder, f"{name}.jsonl", rows(first, changed.get(name, "b1")))
+    for name, first in (("train", 0), ("validation", 4), ("test", 6))
+  }
+  texts = [{"text": f"a1 {changed.get('general', 'b1')}"} for _ in range(3)]
+  options["general"] = small.write(folder, "general.jsonl", texts)
+  return data.load(small.tokenizer("llama"), **options, overlap="allow")
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test", "general"])
+def test_what_was_rewritten_is_named(tmp_path, name):
+  before = json.loads(json.dumps(data.identity(load(tmp_path).report)))
+  assert before == data.identity(load(tmp_path).report)
+  found = checkpoint.differences(before, data.identity(load(tmp_path, **{name: "b2"}).report))
+  assert f"{name}.jsonl was '" in found and found.count(" was ") == 2
+  assert ("general.text" if name == "general" else f"splits.{name}") in found
+
+
+def test_tasks_are_told_apart(tmp_path):
+  def identity(word):
+    rows = [{"prompt": f"a{i} :", "completion": word} for i in range(4)]
+    tasks = {
+      "one": {
+        "train": small.write(tmp_path, "one.jsonl", [{"prompt": "a9 :", "completion": "b1"}])
+      },
+      "two": {"train": small.write(tmp_path, "two.jsonl", rows)},
+    }
+    return data.identity(data.load(small.tokenizer("llama"), tasks=tasks).report)
+
+  found = checkpoint.differences(identity("b1"), identity("b2"))
+  assert "tasks.two.splits.train" in found and "tasks.one" not in found

@@ -33,7 +33,7 @@ RULES = (
   (r"(head/(dense|out)|pooler/dense)/bias$", ()),
   (r"head/bias$", ("tensor",)),
   (r"(^|/)(peft|hyper|numbers)/", ()),  # whatever a method trains or fixes, and its moments
-  (r"(^|/)(step|seed|count|untuned|sums/\w+|best|best_step|stale)$", ()),
+  (r"(^|/)(step|seed|count|untuned|sums/\w+|best|best_step|stale|stopped)$", ()),
 )
 
 

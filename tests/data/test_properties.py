@@ -236,6 +236,13 @@ def ragged(lengths, width, seed=0, tasks=None):
   return Split(arrays, [[n] for n in range(count)], references, [{}] * count, where, tasks)
 
 
+def two_sided(pairs, width):
+  """Rows of an encoder-decoder: (tokens of the output, tokens of the input)."""
+  split, other = (ragged([pair[side] for pair in pairs], width) for side in (0, 1))
+  inputs = {"inputs": other.arrays["tokens"], "inputs_mask": other.arrays["mask"]}
+  return split._replace(arrays=split.arrays | inputs)
+
+
 @given(
   st.lists(st.tuples(st.integers(1, 16), st.sampled_from("xy")), min_size=1, max_size=25),
   st.integers(16, 40),
@@ -414,6 +421,28 @@ def test_a_walk_through_a_split(lengths, size, buckets):
   assert sorted(seen) == list(range(len(lengths)))
   assert (buckets > 1 or seen == sorted(seen)) and widths == sorted(widths, reverse=True)
   assert len({*widths}) <= buckets and (buckets > 1 or {*widths} == {40})
+
+
+sides = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=30)
+
+
+@given(sides, st.integers(1, 4), st.integers(2, 4))
+def test_both_sides_are_cropped(pairs, size, buckets):
+  """To the longest of either side in a bucket; the longest in sum come first."""
+  split = two_sided(pairs, 40)
+  sums = [sum(pairs[row]) for rows_B, _ in walk(split, size, buckets) for row in rows_B if row >= 0]
+  assert sums == sorted(sums, reverse=True)
+  last = 999
+  for part in arrange(split, buckets=buckets).order:
+    own = [pairs[n] for pool in part.pools for n in pool.rows.ravel()]
+    eights = [math.ceil(sum(pair) / 8) for pair in own]
+    assert max(eights) < last
+    last = min(eights)
+    for side, name in enumerate(("tokens", "inputs")):
+      assert part.widths[name] == math.ceil(max(pair[side] for pair in own) / 8) * 8
+  taken = batch(arrange(split, buckets=buckets), 0, 0, size)
+  for name, mask in (("tokens", "mask"), ("inputs", "inputs_mask")):
+    assert taken[name].shape == taken[mask].shape
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 4))

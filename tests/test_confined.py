@@ -52,6 +52,11 @@ def test_what_a_row_s_rendering_may_take(short, source, message):
   assert render(template, rows[:1]) == [""]  # in a new process
 
 
+def test_a_single_prompt_has_the_same_limits(short):
+  with pytest.raises(UserError, match=f"^row 0: {TOO_MUCH}$"):
+    templates.render_prompts([{"n": 10}], HOSTILE[-1][0])
+
+
 def test_what_doubles_a_text_or_computes_while_it_is_compiled(short):
   double = "{% set s.x = s.x ~ s.x %}"
   with pytest.raises(UserError, match=TOO_LARGE):
@@ -164,7 +169,7 @@ def test_it_ends_with_the_process_that_asks_and_imports_nothing_from_the_folder(
   """
   parent = subprocess.Popen(
     [sys.executable, "-P", "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, cwd=tmp_path,
-    env=os.environ | {"PYTHONPATH": os.getcwd()}, text=True,
+    stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.getcwd()}, text=True,
   )  # fmt: skip
   assert parent.stdout.readline() == "8\n"
   worker = int(parent.stdout.readline())
@@ -177,3 +182,5 @@ def test_it_ends_with_the_process_that_asks_and_imports_nothing_from_the_folder(
       break
     time.sleep(0.1)
   assert not running(worker) and not (tmp_path / "imported").exists()
+  assert parent.stderr.read() == ""
+  parent.stderr.close()

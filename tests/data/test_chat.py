@@ -388,6 +388,8 @@ def test_a_special_token_in_the_text_is_refused(speaker):
     UserError, match=r"talk.jsonl:1: turn 3: .* special token '<\|(start|end)\|>'"
   ):
     run(speaker, [row], **options)
+  unknown, _ = run(speaker, [openai("<unk>", "b")], **options)  # which stands for text
+  assert unknown.examples == 1
   _, counts = run(speaker, [row, openai("a", "b")], malformed="skip", **options)
   assert counts["skipped"] == {"template": 1}
 

@@ -60,7 +60,7 @@ TESTS = {
   "evaluators/*": ["evaluators/*"],
 }  # fmt: skip
 ALWAYS = ["test_properties", "*/test_properties*"]
-BUDGET = 150.0  # seconds of CPU that the unchanged tests of one mutant may take in all
+BUDGET = 90.0  # seconds of CPU that the unchanged tests of one mutant may take in all
 
 
 def test_files(tests: Path, module: str) -> list[str]:

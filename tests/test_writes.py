@@ -11,8 +11,10 @@ from jaxtune import checkpoint
 from jaxtune.errors import UserError
 
 # Who writes files otherwise: into a new folder, which is moved to its place when it is complete.
-FOLDERS = {"folders.py", "models/hf.py", "export/__init__.py", "export/card.py", "export/peft/__init__.py",
-           "export/adapterhub/__init__.py", "export/merged.py"}  # fmt: skip
+FOLDERS = {
+  "folders.py", "models/hf.py", "export/__init__.py", "export/card.py", "export/peft/__init__.py",
+  "export/adapterhub/__init__.py", "export/merged.py",
+}  # fmt: skip
 # Inputs of a process of ours, and what the repository writes of itself.
 SCRATCH = {"export/reloading.py", "export/reload.py", "models/table.py", "assets/instructions.py"}
 WRITERS = {"write_text", "write_bytes", "savez", "save_file", "rename"}

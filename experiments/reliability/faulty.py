@@ -160,8 +160,8 @@ def _watch(folder: Path, fault: dict) -> list[int]:
   return count
 
 
-# What differs between two equal runs: times, and where orbax and matplotlib note them.
-_TIMES = re.compile(r'"seconds[^"]*": [\d.]+|\bseconds\b.*|\d+\.\d+ s\b')
+# What differs between two equal runs: seconds, and the hash of a result that holds them.
+_TIMES = re.compile(r'"seconds[^"]*": [\d.]+|\bseconds\b.*|^  "sha256": "\w+"$', re.MULTILINE)
 
 
 def contents(folder: Path) -> dict[str, str]:

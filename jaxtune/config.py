@@ -90,11 +90,7 @@ def override(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     try:
       with section.ignore_type():
         section[last] = value
-<<<<<<< Updated upstream
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # its own keys are none
-=======
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # keys with dots, say
->>>>>>> Stashed changes
       raise UserError(f"config key {key} is {schema.shown(value)}: {error}") from error
   return config
 

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
-	$(BIN)/jaxtune export --workdir runs/quickstart --out runs/quickstart/export
+	$(BIN)/python experiments/quickstart/answers.py runs/quickstart
 
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check

@@ -30,6 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
   except UserError as error:
     print(f"jaxtune: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
+  except Exception as error:  # other mistakes are jaxtune's own, and keep their trace
+    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    said = f" ({str(error).splitlines()[0]})" if str(error) else ""
+    print(f"jaxtune: out of memory{said}: try a smaller batch_size", file=sys.stderr)
+    return 2
   except KeyboardInterrupt:
     print("jaxtune: interrupted", file=sys.stderr)
     return 130
@@ -205,7 +211,7 @@ def _export(options, rest):
     run, options.out, format=options.format, dtype=options.dtype, certify=options.certify
   )
   print(f"exported {run.folder} to {done.folder} ({done.format})")
-  if done.rounding is not None:
+  if done.rounding is not None and done.rounding.overall.error:
     print(
       f"relative error of the rounding to {done.rounding.dtype}: {done.rounding.overall.error:.2e}"
     )

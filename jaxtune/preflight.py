@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 
 import jax
+import numpy as np
 
 from jaxtune import data, generate, peft, programs, sharding, train, tree
 from jaxtune.errors import UserError, nearest
@@ -49,6 +51,7 @@ def check(config: dict, setup: Setup) -> None:
   splits = [s for s in setup.dataset[:3] if s is not None]
   if config["train"]["patience"] is not None and setup.dataset.validation is None:
     raise UserError("train.patience needs a validation split: give data.validation")
+  _check_batches(config, setup.dataset)
   options = train.Options(**config["train"])
   data.check_order(setup.dataset.train, options.steps, options.batch_size)
   methods = make_methods(config, setup.pretrained.fresh)
@@ -83,6 +86,23 @@ def check(config: dict, setup: Setup) -> None:
       own = peft.own(m, tuned["peft"])
       adjust = lambda x, y, m=m: m.adjust(1, config["train"]["steps"], x, x, y)
       jax.eval_shape(adjust, own, peft.own(m, hyper))
+
+
+def _check_batches(config: dict, dataset: data.Data) -> None:
+  """Finds batches that this machine could not hold, by arithmetic."""
+  memory = math.inf
+  if hasattr(os, "sysconf"):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  held = dataset.test or dataset.validation or dataset.train
+  for section, split in (("train", dataset.train), ("evaluate", held)):
+    # Of a stream: ids, weights and masks.
+    arrays = getattr(split, "arrays", {"tokens": np.zeros((1, split.width, 9), np.int8)})
+    size = config[section]["batch_size"] * sum(array[0].nbytes for array in arrays.values())
+    if size > memory:
+      raise UserError(
+        f"{section}.batch_size is {config[section]['batch_size']}: a batch takes "
+        f"{size / 1e9:,.0f} GB, expected less than this machine's {memory / 1e9:,.0f} GB"
+      )
 
 
 def _check_shots(options: evaluate.Options, config: dict, setup: Setup) -> None:

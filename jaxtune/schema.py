@@ -28,6 +28,7 @@ from jaxtune.errors import UserError, nearest
 LARGEST = 2**31 - 1
 Count = Annotated[int, Ge(1), Le(LARGEST)]
 Natural = Annotated[int, Ge(0), Le(LARGEST)]
+Width = Annotated[int, Ge(1), Le(2**20)]  # of arrays: XLA aborts where a product exceeds 64 bits
 Seed = Natural
 # Beyond these, float32 has no room for their products.
 Finite = Annotated[float, Ge(-1e30), Le(1e30)]

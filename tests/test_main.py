@@ -202,6 +202,12 @@ def test_what_ends_a_command(monkeypatch, capsys):
   for error, code, says in (
     (KeyboardInterrupt(), 130, "jaxtune: interrupted\n"),
     (UserError("two\nlines"), 2, "jaxtune: two lines\n"),
+    (MemoryError(), 2, "jaxtune: out of memory: try a smaller batch_size\n"),
+    (
+      RuntimeError("RESOURCE_EXHAUSTED: no room\nin HBM"),
+      2,
+      "jaxtune: out of memory (RESOURCE_EXHAUSTED: no room): try a smaller batch_size\n",
+    ),
   ):
     monkeypatch.setattr("jaxtune.main._methods", raising(error))
     assert (main(["methods"]), capsys.readouterr().err) == (code, says)

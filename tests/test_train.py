@@ -263,6 +263,8 @@ def test_a_damaged_run_is_refused(tmp_path):
   [
     ({"train.steps": 0}, "train.steps is 0"),
     ({"train.batch_size": 6, "train.accumulate": 4}, "does not divide into"),
+    ({"train.batch_size": 2 * 10**9}, "train.batch_size is 2000000000: a batch takes "),
+    ({"evaluate.batch_size": 2 * 10**9}, "evaluate.batch_size is 2000000000: a batch takes "),
     ({"train.keep": "worst"}, "expected 'best' or 'last'"),
     ({"train.patience": 0}, "train.patience is 0"),
     ({"train.eval_every": -1}, "train.eval_every is -1"),

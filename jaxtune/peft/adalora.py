@@ -18,15 +18,15 @@ import numpy as np
 
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
-from jaxtune.schema import Count, Finite, Fraction, Natural, NonNegative, Rate
+from jaxtune.schema import Count, Finite, Fraction, Natural, NonNegative, Rate, Width
 
 AVERAGES = ("sensitivity", "uncertainty")
 PADDED = {"a": (-1,), "e": (-1,), "b": (-2,), "real": (-1,), "kept": (-1,)}
 
 
 def method(
-  init_rank: Count = 12,
-  target_rank: Count = 8,
+  init_rank: Width = 12,
+  target_rank: Width = 8,
   alpha: Finite = 8.0,
   dropout: Rate = 0.0,
   orth_weight: NonNegative = 0.5,

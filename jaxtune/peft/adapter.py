@@ -29,7 +29,7 @@ import numpy as np
 from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.models.layers import ACTIVATIONS, lift
-from jaxtune.schema import Count, Finite, Positive, Rate
+from jaxtune.schema import Finite, Positive, Rate, Width
 
 # placement: the sites, and the defaults of adapters 1.3 for activation and scale
 PLACEMENTS = {
@@ -41,7 +41,7 @@ PLACEMENTS = {
 
 
 def method(
-  width: Count | tuple[Count, ...] = 16,
+  width: Width | tuple[Width, ...] = 16,
   reduction_factor: Positive | tuple[Positive, ...] | None = None,
   placement: Literal[*PLACEMENTS] = "pfeiffer",
   activation: Literal[*ACTIVATIONS] | None = None,

@@ -26,7 +26,7 @@ from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.models.layers import ACTIVATIONS, lift
 from jaxtune.peft import adapter
-from jaxtune.schema import Count, Finite, Rate
+from jaxtune.schema import Finite, Rate, Width
 
 PADDED = {
   "down_left": (-1,), "down_right": (-2, -1), "down_bias": (-1,), "up_left": (-2, -1),
@@ -35,9 +35,9 @@ PADDED = {
 
 
 def method(
-  width: Count = 24,
-  n: Count = 4,
-  rank: Count = 1,
+  width: Width = 24,
+  n: Width = 4,
+  rank: Width = 1,
   shared: bool = True,
   placement: Literal[*adapter.PLACEMENTS] = "houlsby",
   activation: Literal[*ACTIVATIONS] = "gelu",

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import peft, tree
-from jaxtune.schema import Count, Finite
+from jaxtune.schema import Finite, Width
 
 
 def method(
-  rank: Count = 8,
+  rank: Width = 8,
   alpha: Finite = 8.0,
   scale: Finite | None = None,
-  factor: Count | None = None,
+  factor: Width | None = None,
   decompose_both: bool = False,
   targets: tuple[str, ...] = ("q_proj", "v_proj"),
 ) -> peft.Method:

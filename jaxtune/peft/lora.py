@@ -15,20 +15,20 @@ import jax.numpy as jnp
 from jaxtune import peft, tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.models.layers import Embed, lift
-from jaxtune.schema import Count, Finite, Positive, Rate
+from jaxtune.schema import Finite, Positive, Rate, Width
 
 LEAVES = {"Linear": "kernel", "Embed": "embedding"}
 SMALLEST = 1e-30  # of a squared norm: a column of zeros stays zero
 
 
 def method(
-  rank: Count = 8,
+  rank: Width = 8,
   alpha: Finite = 16.0,
   scale: Finite | None = None,
   rslora: bool = False,
   dropout: Rate = 0.0,
   targets: tuple[str, ...] = ("q_proj", "v_proj"),
-  ranks: dict[str, Count] | None = None,
+  ranks: dict[str, Width] | None = None,
   alphas: dict[str, Finite] | None = None,
   initialise: Literal[*STARTS] = "kaiming",
   dora: bool = False,

@@ -17,15 +17,15 @@ import jax.numpy as jnp
 
 from jaxtune import peft
 from jaxtune.peft import prompt
-from jaxtune.schema import Count
+from jaxtune.schema import Count, Width
 
 ENCODERS = ("mlp", "lstm")
 
 
 def method(
-  length: Count = 20,
+  length: Width = 20,
   encoder: Literal[*ENCODERS] = "mlp",
-  hidden: Count | None = None,
+  hidden: Width | None = None,
   layers: Count = 2,
 ) -> peft.Method:
   """Puts vectors before the text that a trained network makes of trained embeddings.

@@ -24,13 +24,13 @@ import jax.numpy as jnp
 
 from jaxtune import peft
 from jaxtune.errors import UserError
-from jaxtune.schema import Count, Natural, NonNegative
+from jaxtune.schema import Natural, NonNegative, Width
 
 
 def method(
-  length: Count = 10,
+  length: Width = 10,
   lengths: tuple[Natural, ...] | None = None,
-  projection: Count | None = None,
+  projection: Width | None = None,
   shift: bool = True,
   gate: bool = False,
   init_scale: NonNegative = 0.5,

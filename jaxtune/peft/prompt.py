@@ -23,13 +23,13 @@ import jax.numpy as jnp
 
 from jaxtune import peft
 from jaxtune.errors import UserError
-from jaxtune.schema import Count, Positive
+from jaxtune.schema import Positive, Width
 
 STARTS = ("random", "vocabulary", "text")
 
 
 def method(
-  length: Count = 20,
+  length: Width = 20,
   initialise: Literal[*STARTS] = "random",
   text: str | None = None,
   init_scale: Positive = 0.5,

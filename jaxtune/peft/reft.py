@@ -18,14 +18,14 @@ import jax.numpy as jnp
 from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.models.layers import lift
-from jaxtune.schema import Count, Natural
+from jaxtune.schema import Count, Natural, Width
 
 VARIANTS = ("loreft", "direft")
 EVERY = 2**30  # more tokens than any text has
 
 
 def method(
-  rank: Count = 4,
+  rank: Width = 4,
   variant: Literal[*VARIANTS] = "loreft",
   layers: tuple[Natural, ...] | None = None,
   first: Count | None = None,

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models.layers import lift
-from jaxtune.schema import Count, Finite
+from jaxtune.schema import Finite, Width
 
 
 def method(
-  rank: Count = 256,
+  rank: Width = 256,
   d_initial: Finite = 0.1,
   targets: tuple[str, ...] = ("q_proj", "v_proj"),
 ) -> peft.Method:

@@ -71,7 +71,7 @@ def flatten(settings: Mapping[str, Any]) -> Settings:
   """Replaces every section by its keys: {"method": {"rank": 4}} -> {"method.rank": 4}."""
   flat: Settings = {}
   for key, value in settings.items():
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:  # an empty one is a value: a method with its defaults
       flat.update({f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()})
     else:
       flat[key] = value

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import json
+import math
+import re
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxtune.errors import UserError
@@ -113,3 +119,37 @@ def test_flatten_and_short_keys():
     "b.y": "y",
     "seed": "seed",
   }
+
+
+PARTS = st.from_regex(r"[a-z_]{1,6}", fullmatch=True)
+LEAVES = (
+  st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+) | st.text(max_size=300)
+VALUES = st.recursive(
+  LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(PARTS, inner, max_size=3)
+)
+GRIDS = st.dictionaries(
+  st.lists(PARTS, min_size=1, max_size=3).map(".".join),
+  st.lists(VALUES, min_size=1, max_size=3), min_size=1, max_size=4,
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(GRIDS)
+def test_any_grid_is_its_product_and_its_names_are_folders(axes):
+  try:
+    trials = grid.expand(axes)
+  except UserError as error:
+    assert "would replace" in str(error)
+    return
+  written = lambda value: json.dumps(value, sort_keys=True)
+  counts = [len(set(map(written, values))) for values in axes.values()]
+  assert len(trials) == math.prod(counts) == len(set(map(written, trials)))
+  assert {tuple(trial) for trial in trials} == {tuple(axes)}
+  assert grid.expand(json.loads(json.dumps([{k: [v] for k, v in t.items()} for t in trials]))) == (
+    trials
+  )
+  names = [grid.name(trial, axes) for trial in trials]
+  assert len({name.lower() for name in names}) == len(names)
+  assert all(re.fullmatch(r"[\w.+=,~-]{1,180}", name, re.ASCII) for name in names), names
+  assert not any(name.startswith(".") for name in names)

@@ -16,6 +16,7 @@ class UserError(ValueError):
   """
 
   def __init__(self, message: str):
+    message = " ".join(message.splitlines())
     if len(message) > LONGEST:
       message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     super().__init__(message)

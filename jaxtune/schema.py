@@ -152,6 +152,8 @@ def _message(name: str, value: Any, expected: Any, errors: list[dict]) -> str:
   is_key = own[0]["loc"][-1:] == ("[key]",)
   owner = at[:-1] if is_key else at
   place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in owner)
+  if name.endswith(".json") and place.startswith("."):  # an entry of a file
+    place = ": " + place[1:]
   if own[0]["type"] == "missing":
     return f"{name}{place} is missing"
   for key in owner:

@@ -24,7 +24,7 @@ def make_split(count=9, width=16):
   weights = mask & (np.arange(width) >= rng.integers(1, lengths)[:, None])
   tokens = np.where(mask, rng.integers(0, tiny.VOCABULARY, mask.shape), 0).astype(np.int32)
   arrays = {"tokens": tokens, "mask": mask, "weights": weights.astype(np.float32)}
-  return Split(arrays, [], [], [], [f"f:{n}" for n in range(count)])
+  return Split(arrays, [], [[]] * count, [], [f"f:{n}" for n in range(count)])
 
 
 @pytest.fixture(scope="module", params=list(METHODS))

@@ -14,6 +14,13 @@ LLAMA3_ROPE = dict(
   rope_type="llama3", rope_theta=10_000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
   original_max_position_embeddings=16,
 )  # fmt: skip
+# Of a length below the text's, so that all rows are beyond it.
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=8)
+LONGROPE = dict(
+  rope_type="longrope", short_factor=[1.0, 1.1, 1.3, 1.6, 2.0, 2.5],
+  long_factor=[1.2, 1.5, 2.0, 3.0, 5.0, 9.0],
+)  # fmt: skip
+DYNAMIC = dict(rope_type="dynamic", factor=3.0)
 # Windows are shorter than the text, but for the prefix: see the note on windows in README.md.
 WINDOW, WIDE = dict(sliding_window=7), dict(sliding_window=TOKENS + PREFIX)
 GEMMA2 = dict(
@@ -47,6 +54,7 @@ class Family(NamedTuple):
   Attributes:
     prefix: entries that replace the config's where a prefix is laid over it.
     by_hand: whether PEFT cannot express its prefix.
+    even: whether only rows of one length are compared: transformers lets the longest decide on all.
   """
 
   name: str
@@ -54,6 +62,7 @@ class Family(NamedTuple):
   config: dict
   prefix: dict = {}
   by_hand: bool = False
+  even: bool = False
 
 
 FAMILIES = [
@@ -64,6 +73,7 @@ FAMILIES = [
   Family("llama, RoPE of Llama 3", "decoder", BASE | dict(
     model_type="llama", rope_parameters=LLAMA3_ROPE, head_dim=16,
   )),
+  Family("llama, YaRN", "decoder", BASE | dict(model_type="llama", rope_parameters=YARN)),
   Family("llama, as SmolLM", "decoder", BASE | dict(
     model_type="llama", num_attention_heads=3, num_key_value_heads=1, tie_word_embeddings=True,
   )),
@@ -77,11 +87,18 @@ FAMILIES = [
   Family("phi3, partly rotated", "decoder", BASE | dict(
     model_type="phi3", pad_token_id=0, partial_rotary_factor=0.5,
   )),
+  Family("phi3, longrope", "decoder", BASE | dict(
+    model_type="phi3", pad_token_id=0, original_max_position_embeddings=8,
+    rope_parameters=LONGROPE,
+  )),
   Family("olmo2", "decoder", BASE | dict(model_type="olmo2")),
   Family("gpt_neox", "decoder", NEOX),
   Family("gpt_neox, sequential", "decoder", NEOX | dict(
     use_parallel_residual=False, tie_word_embeddings=True,
   )),
+  Family("gpt_neox, dynamic RoPE", "decoder", NEOX | dict(
+    max_position_embeddings=8, rope_parameters=DYNAMIC,
+  ), even=True),
   Family("bert", "encoder", BERT | dict(model_type="bert")),
   Family("roberta", "encoder", BERT | dict(model_type="roberta", pad_token_id=1)),
   Family("distilbert", "encoder", BERT | dict(

@@ -97,9 +97,11 @@ def inputs(kind: str, side: str) -> tuple[dict, dict, np.ndarray]:
   return dict(tokens=tokens, mask=mask), theirs, mask
 
 
-def sides(kind: str, method: str) -> tuple[str, ...]:
+def sides(family: Family, method: str) -> tuple[str, ...]:
   """Lists the paddings compared; peft ignores position_ids with a prefix, so "left" is no test."""
-  return tuple(s for s in KINDS[kind].sides if (s, method) != ("left", "prefix"))
+  if family.even:
+    return ("none",)
+  return tuple(s for s in KINDS[family.kind].sides if (s, method) != ("left", "prefix"))
 
 
 def bf16(x):
@@ -154,7 +156,7 @@ def cells(family: Family, method: str, scratch: Path):
   config = family.config | (family.prefix if method == "prefix" else {})
   folder, lays = scratch / "base", {}
   make_twin(family, config, folder)
-  batches = [inputs(family.kind, side) for side in sides(family.kind, method)]
+  batches = [inputs(family.kind, side) for side in sides(family, method)]
   ours, theirs, kept = zip(*batches, strict=True)
   made = {}
   for dtype in DTYPES:
@@ -167,7 +169,7 @@ def cells(family: Family, method: str, scratch: Path):
     made[dtype] = our_logits(pretrained, laid, ours)
   found = {dtype: their_logits(family, folder, dtype, theirs, **lays) for dtype in DTYPES}
   for dtype in DTYPES:
-    for i, side in enumerate(sides(family.kind, method)):
+    for i, side in enumerate(sides(family, method)):
       exact = found["float32"][i][kept[i]]
       numbers = compare(dtype, made[dtype][i][kept[i]], found[dtype][i][kept[i]], exact)
       row = dict(family=family.name, kind=family.kind, method=method, dtype=dtype, padding=side)
@@ -244,6 +246,11 @@ them exceed their bound.
 prefix and text together exceed `sliding_window`, far tokens of local layers no longer see it; here
 every token does. Rows of decoders with a prefix therefore use a window that holds both, the others
 one of {window} tokens. The card of an exported prefix names the length up to which both agree.
+
+**RoPE by length.** YaRN, longrope and dynamic scaling are compared beyond the length of the
+pretraining, 8 tokens here. Where the frequencies depend on the length, each row here goes by its
+own, and in transformers the longest row decides on all of a batch: with dynamic scaling, only rows
+of one length are compared.
 """
 
 

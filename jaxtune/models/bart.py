@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxtune.models.config import Config
-from jaxtune.models.fields import activation, only
+from jaxtune.models.fields import head_size, only
 from jaxtune.models.names import Tensor
 from jaxtune.models.seq2seq import Seq2Seq, start_tokens
 
@@ -27,7 +27,7 @@ def config(hf: dict, **overrides) -> Config:
     order="post",
     embed_norm=True,
     centre_norm=True,
-    activation=activation(hf, "activation_function", "gelu"),
+    activation=hf.get("activation_function") or "gelu",
     gated=False,
     qkv_bias=True,
     o_bias=True,
@@ -41,11 +41,14 @@ def config(hf: dict, **overrides) -> Config:
 
 
 def _half_of(hf: dict, half: str) -> dict:
-  heads = hf[f"{half}_attention_heads"]
+  count = f"{half}_attention_heads"
   return dict(
-    layers=hf[f"{half}_layers"], heads=heads, kv_heads=heads, head_size=hf["d_model"] // heads,
+    layers=hf[f"{half}_layers"],
+    heads=hf[count],
+    kv_heads=hf[count],
+    head_size=head_size(hf, "d_model", count),
     ffn=hf[f"{half}_ffn_dim"],
-  )  # fmt: skip
+  )
 
 
 def names(c: Config) -> list[Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from jaxtune.models import heads
 from jaxtune.models.config import Config
 from jaxtune.models.encoder import Encoder
-from jaxtune.models.fields import activation, only
+from jaxtune.models.fields import head_size, only
 from jaxtune.models.names import Tensor
 
 MODEL = Encoder
@@ -28,7 +28,7 @@ def fields(hf: dict) -> dict:
     layers=hf["num_hidden_layers"],
     heads=hf["num_attention_heads"],
     kv_heads=hf["num_attention_heads"],
-    head_size=hf["hidden_size"] // hf["num_attention_heads"],
+    head_size=head_size(hf),
     ffn=hf["intermediate_size"],
     positions=hf.get("max_position_embeddings", 512),
     epsilon=hf.get("layer_norm_eps", 1e-12),
@@ -37,7 +37,7 @@ def fields(hf: dict) -> dict:
     order="post",
     embed_norm=True,
     centre_norm=True,
-    activation=activation(hf, "hidden_act", "gelu"),
+    activation=hf.get("hidden_act") or "gelu",
     gated=False,
     qkv_bias=True,
     o_bias=True,
@@ -63,7 +63,8 @@ def head(hf: dict, overrides: dict, **pooled) -> dict:
 
 def names(c: Config) -> list[Tensor]:
   """Lists every weight: its path here and its name there."""
-  rows = layers(c, "bert.")
+  copies = ("cls.predictions.decoder.weight",)
+  rows = layers(c, "bert.", copies)
   if c.head is None:
     return rows
   if c.head.pooler:
@@ -71,18 +72,26 @@ def names(c: Config) -> list[Tensor]:
   if c.head.kind == "mlm":
     rows += heads.linear("head/dense", "cls.predictions.transform.dense")
     rows += heads.norm("head/norm", "cls.predictions.transform.LayerNorm")
-    return [*rows, Tensor("head/bias", "cls.predictions.bias")]
+    return [
+      *rows,
+      Tensor("head/bias", "cls.predictions.bias", also=("cls.predictions.decoder.bias",)),
+    ]
   return rows + heads.linear("head/out", "qa_outputs" if c.head.kind == "qa" else "classifier")
 
 
-def layers(c: Config, base: str) -> list[Tensor]:
-  """Lists the weights of BERT's embeddings and layers."""
+def layers(c: Config, base: str, copies: tuple[str, ...]) -> list[Tensor]:
+  """Lists the weights of BERT's embeddings and layers.
+
+  Args:
+    copies: names of the embeddings as the scores of a masked language model.
+  """
   layer = base + "encoder.layer.{}."
   tables = {"embed": "word", "types": "token_type", "trunk/positions": "position"}
   rows = [
     Tensor(f"{ours}/embedding", f"{base}embeddings.{theirs}_embeddings.weight")
     for ours, theirs in tables.items()
   ]
+  rows[0] = heads.scoring(c, rows[0], copies)
   norms = {
     "trunk/embed_norm": f"{base}embeddings.LayerNorm",
     "trunk/layers/attn_residual/norm": f"{layer}attention.output.LayerNorm",

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxtune.models.layers import Norm, Rope
+from jaxtune.models.layers import Norm
+from jaxtune.models.rope import Rope
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ def names(c: Config) -> list[Tensor]:
   """Lists every weight: its path here and its name there."""
   base, layer = "distilbert.embeddings.", "distilbert.transformer.layer.{}."
   rows = [
-    Tensor("embed/embedding", f"{base}word_embeddings.weight"),
+    heads.scoring(
+      c, Tensor("embed/embedding", f"{base}word_embeddings.weight"), ("vocab_projector.weight",)
+    ),
     Tensor("trunk/positions/embedding", f"{base}position_embeddings.weight"),
   ]
   rows += heads.norm("trunk/embed_norm", f"{base}LayerNorm")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxtune.models import heads, llama
 from jaxtune.models.config import Config
-from jaxtune.models.fields import activation, only
+from jaxtune.models.fields import only
 from jaxtune.models.llama import MODEL, names
 
 __all__ = ["ARCHITECTURES", "MODEL", "config", "names"]
@@ -18,7 +18,7 @@ def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` gemma, and what Gemma 2 and 3 have in common with it."""
   if hf.get("use_bidirectional_attention"):
     only(hf, use_bidirectional_attention=False)
-  name = activation(hf, "hidden_activation", hf.get("hidden_act") or "gelu_pytorch_tanh")
+  name = hf.get("hidden_activation") or hf.get("hidden_act") or "gelu_pytorch_tanh"
   fields = dict(
     # Older files say "gelu" and mean the approximation that the model was trained with.
     activation="gelu_pytorch_tanh" if name == "gelu" else name,

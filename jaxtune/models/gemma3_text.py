@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from jaxtune.errors import UserError
 from jaxtune.models import gemma, heads
 from jaxtune.models.config import Config
-from jaxtune.models.fields import LAYER_TYPES, only, rope, sliding
+from jaxtune.models.fields import only, rope, ropes, sliding
 from jaxtune.models.llama import MODEL, names
 
 __all__ = ["ARCHITECTURES", "MODEL", "config", "names"]
@@ -36,13 +35,8 @@ def config(hf: dict, **overrides) -> Config:
 
 def _ropes(hf: dict):
   """Reads the ropes of global and of local layers."""
-  numbers = hf.get("rope_parameters") or {}
-  if extra := sorted(set(numbers) - set(LAYER_TYPES)):
-    raise UserError(
-      f"config.json: rope_parameters has {', '.join(extra)}; expected {' and '.join(LAYER_TYPES)}"
-    )
-  full = numbers.get("full_attention") or hf.get("rope_scaling") or {}
-  near = numbers.get("sliding_attention") or {}
+  full, near = ropes(hf)
+  full = full | (hf.get("rope_scaling") or {})
   return (
     rope(hf, full, theta=hf.get("rope_theta") or 1_000_000.0),
     rope(hf, near, theta=hf.get("rope_local_base_freq") or 10_000.0),

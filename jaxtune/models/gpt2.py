@@ -8,7 +8,7 @@ from __future__ import annotations
 from jaxtune.models import heads
 from jaxtune.models.config import Config
 from jaxtune.models.decoder import Decoder
-from jaxtune.models.fields import activation, only
+from jaxtune.models.fields import head_size, only
 from jaxtune.models.names import Tensor, parts
 
 MODEL = Decoder
@@ -24,13 +24,13 @@ def config(hf: dict, **overrides) -> Config:
     layers=hf["n_layer"],
     heads=hf["n_head"],
     kv_heads=hf["n_head"],
-    head_size=hf["n_embd"] // hf["n_head"],
+    head_size=head_size(hf, "n_embd", "n_head"),
     ffn=hf.get("n_inner") or 4 * hf["n_embd"],
     positions=hf.get("n_positions", 1024),
     epsilon=hf.get("layer_norm_epsilon", 1e-5),
     rope=None,
     centre_norm=True,
-    activation=activation(hf, "activation_function", "gelu_new"),
+    activation=hf.get("activation_function") or "gelu_new",
     gated=False,
     qkv_bias=True,
     o_bias=True,

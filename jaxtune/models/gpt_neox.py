@@ -8,7 +8,7 @@ from __future__ import annotations
 from jaxtune.models import heads
 from jaxtune.models.config import Config
 from jaxtune.models.decoder import Decoder
-from jaxtune.models.fields import activation, rope
+from jaxtune.models.fields import head_size, rope
 from jaxtune.models.names import Tensor, parts
 
 MODEL = Decoder
@@ -17,21 +17,23 @@ ARCHITECTURES = {"lm": "GPTNeoXForCausalLM"} | heads.architectures("GPTNeoX")
 
 def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` gpt_neox."""
-  count = hf["num_attention_heads"]
+  hf = dict(max_position_embeddings=2048) | hf
+  count, theta = hf["num_attention_heads"], hf.get("rotary_emb_base") or 10_000.0
+  turned = rope(hf, theta=theta, share=hf.get("rotary_pct", 0.25))
   fields = dict(
     vocabulary=hf["vocab_size"],
     width=hf["hidden_size"],
     layers=hf["num_hidden_layers"],
     heads=count,
     kv_heads=count,
-    head_size=hf["hidden_size"] // count,
+    head_size=head_size(hf),
     ffn=hf["intermediate_size"],
-    positions=hf.get("max_position_embeddings", 2048),
+    positions=turned.reach(hf["max_position_embeddings"]),
     epsilon=hf.get("layer_norm_eps", 1e-5),
-    rope=rope(hf, theta=hf.get("rotary_emb_base") or 10_000.0, share=hf.get("rotary_pct", 0.25)),
+    rope=turned,
     order="parallel" if hf.get("use_parallel_residual", True) else "pre",
     centre_norm=True,
-    activation=activation(hf, "hidden_act", "gelu"),
+    activation=hf.get("hidden_act") or "gelu",
     gated=False,
     qkv_bias=hf.get("attention_bias", True),
     o_bias=hf.get("attention_bias", True),

@@ -139,7 +139,7 @@ def choose(known: dict, hf: dict, kind: str, labels: int | None, own: bool) -> H
     return None
   stored = hf.get("num_labels") or len(hf.get("id2label") or ()) or None
   stored = stored if own and kind in ("tokens", *POOLED) else None
-  fixed = {"lm": 0, "mlm": hf["vocab_size"], "qa": 2, "regression": 1, "reward": 1}.get(kind)
+  fixed = {"lm": 0, "mlm": hf.get("vocab_size"), "qa": 2, "regression": 1, "reward": 1}.get(kind)
   for count, owner in ((fixed, f"a head {kind!r}"), (stored, "the head of the checkpoint")):
     if None not in (count, labels) and labels != count:
       raise UserError(f"model.labels is {labels}, but {owner} has {count}")
@@ -159,6 +159,11 @@ def names(c, tokens: str = "score", lm: str = "lm_head") -> list[Tensor]:
     return [] if c.tied else [Tensor("head/kernel", f"{lm}.weight", transpose=True)]
   module = {"tokens": tokens, "qa": "qa_outputs"}.get(c.head.kind, "score")
   return linear("head/out", module, c.head.bias)
+
+
+def scoring(c, embed: Tensor, copies: tuple[str, ...]) -> Tensor:
+  """Adds the names of a masked language model's scores, which are copies of its embeddings."""
+  return embed._replace(also=copies) if c.head is not None and c.head.kind == "mlm" else embed
 
 
 def linear(ours: str, theirs: str, bias: bool = True) -> list[Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import pkgutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,18 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxtune import folders, models, tree
+from jaxtune import folders, models, schema, tree
 from jaxtune.errors import UserError, nearest
-from jaxtune.models import heads, weights
+from jaxtune.models import entries, heads, hub, weights
 from jaxtune.models import tokenizer as tokenizers
 from jaxtune.models.config import Config
+from jaxtune.models.decoder import Decoder
 from jaxtune.models.quantize import FORMS, quantised
 from jaxtune.schema import Count, Seed, Text
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 NOT_FAMILIES = (
   "layers", "config", "transformer", "decoder", "encoder", "seq2seq", "heads", "names", "fields",
-  "weights", "hf", "table", "quantize", "tokenizer",
+  "weights", "hf", "table", "quantize", "hub", "rope", "entries",
+  "tokenizer",
 )  # fmt: skip
 
 
@@ -53,6 +55,14 @@ class Pretrained(NamedTuple):
   folder: Path | None
   fresh: tuple[str, ...] = ()
   dropped: tuple[str, ...] = ()
+
+
+class Source(NamedTuple):
+  """What a model is made of: its folder, if it has one, its config.json and its family's module."""
+
+  folder: Path | None
+  hf_config: dict
+  family: Any
 
 
 def family_module(name: str):
@@ -102,6 +112,7 @@ def load(
                      labels=labels, dtype=dtype, remat=remat, quantize=quantize,
                      unroll=unroll, attention=attention)  # fmt: skip
   model, config = outlined.model, outlined.model.config
+  weights.check_memory(outlined.params)
   if outlined.folder:
     hf_config, table = outlined.hf_config, family_module(outlined.family).names(config)
     shapes, deviation = abstract(model), hf_config.get("initializer_range", 0.02)
@@ -127,22 +138,22 @@ def outline(
   **computation,
 ) -> Pretrained:
   """Does all that `load` does but for the weights, whose shapes it returns in their place."""
-  if (path is None) == (architecture is None):
-    raise UserError("model needs either a path or an architecture, and not both")
-  folder = resolve(path) if path else None
-  hf_config = _read_config(folder) if folder else dict(architecture)
-  name = hf_config.get("model_type", "")
-  family = family_module(name)
-  made = _head(family, hf_config, folder, head, labels)
+  source = _source(path, architecture)
+  family, hf_config = source.family, source.hf_config
+  made = _head(family, hf_config, source.folder, head, labels)
   config = _model_config(family, hf_config, head=made, dtype=DTYPES[dtype], **computation)
+  if source.folder and _has_own_head(source, config):
+    hf_config = hf_config | {"tie_word_embeddings": False}
+    config = replace(config, tied=False)
   model = family.MODEL(config)
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype), abstract(model))
   fresh, dropped = (), ()
-  if folder:
-    _, fresh, dropped = _plan(folder, family.names(config), shapes, config, hf_config)
-  tokenizer = tokenizers.load(tokenizer, folder)
+  if source.folder:
+    _, fresh, dropped = _plan(source.folder, family.names(config), shapes, config, hf_config)
+  tokenizer = tokenizers.load(tokenizer, source.folder)
   shapes = jax.eval_shape(lambda params: quantised(params, config.quantize), shapes)
-  return Pretrained(model, shapes, tokenizer, name, hf_config, folder, fresh, dropped)
+  name = hf_config["model_type"]
+  return Pretrained(model, shapes, tokenizer, name, hf_config, source.folder, fresh, dropped)
 
 
 def language(
@@ -150,57 +161,35 @@ def language(
   *,
   architecture: dict | None = None,
   tokenizer: str | None = None,
+  dtype: str = "float32",
   **computation,
 ) -> tuple[Any, tuple[int, ...], int]:
-  """Reads what a model's texts are made of, and nothing else of the model.
+  """Reads what a model's texts are made of, and checks how the model is to be computed.
 
   Returns:
     Its tokenizer, the tokens that an encoder-decoder's outputs begin with (() of other models), and
     how many tokens it has embeddings for.
   """
+  source = _source(path, architecture)
+  config = _model_config(source.family, source.hf_config, dtype=DTYPES[dtype], **computation)
+  if config.attention is not None:
+    abstract(source.family.MODEL(config))
+  return tokenizers.load(tokenizer, source.folder), config.start, config.vocabulary
+
+
+def _source(path: str | None, architecture: dict | None) -> Source:
+  """Finds what a model is made of, and checks its config.json."""
   if (path is None) == (architecture is None):
     raise UserError("model needs either a path or an architecture, and not both")
-  folder = resolve(path) if path else None
-  hf_config = _read_config(folder) if folder else dict(architecture)
-  config = _model_config(family_module(hf_config.get("model_type", "")), hf_config)
-  return tokenizers.load(tokenizer, folder), config.start, config.vocabulary
+  folder = None if path is None else hub.resolve(path)
+  hf_config = hub.read_config(folder) if folder else dict(architecture)
+  schema.check("config.json" if folder else "model.architecture", hf_config, entries.Entries)
+  return Source(folder, hf_config, family_module(hf_config.get("model_type", "")))
 
 
 def abstract(model) -> Any:
   """Returns the shapes of a model's parameters without making any."""
   return jax.eval_shape(lambda: model.init(jax.random.key(0), **model.trace_inputs())["params"])
-
-
-def resolve(path: str) -> Path:
-  """Finds a model's folder: a local one, or a download from the hub."""
-  folder = Path(path).expanduser()
-  if os.path.isdir(folder):  # which takes names of any length
-    return folder
-  if os.path.exists(folder) or path.startswith((".", "/", "~")) or path.count("/") > 1:
-    raise UserError(f"model path {path!r} is not a folder; expected one with a config.json")
-  from huggingface_hub import snapshot_download
-
-  try:
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    return Path(snapshot_download(path, allow_patterns=patterns))
-  except Exception as error:
-    raise UserError(
-      f"model {path!r} is neither a local folder nor a model that the hub gave "
-      f"({type(error).__name__}). Check the spelling and the network, or pass a local folder"
-    ) from error
-
-
-def _read_config(folder: Path) -> dict:
-  try:
-    config = json.loads((folder / "config.json").read_text()) | {}
-    generation = folder / "generation_config.json"  # where transformers 5 writes these two
-    stated = json.loads(generation.read_text()) if generation.exists() else {}
-    starts = ("decoder_start_token_id", "forced_bos_token_id")
-    return config | {name: stated[name] for name in starts if stated.get(name) is not None}
-  except (OSError, ValueError, TypeError) as error:
-    raise UserError(
-      f"{folder} is not a model folder: its config.json cannot be read ({error})"
-    ) from error
 
 
 def _head(family, hf_config: dict, folder: Path | None, kind: str, labels: int | None):
@@ -216,6 +205,13 @@ def _head(family, hf_config: dict, folder: Path | None, kind: str, labels: int |
   return heads.choose(known, hf_config, kind, labels, own)
 
 
+def _has_own_head(source: Source, config: Config) -> bool:
+  if source.family.MODEL is not Decoder or config.head is not None or not config.tied:
+    return False
+  table = source.family.names(replace(config, tied=False))
+  return weights.has_own_head(source.folder, table, source.hf_config)
+
+
 def _plan(folder: Path, table, shapes, config: Config, hf_config: dict) -> weights.Plan:
   stored = hf_config.get("architectures") or []
   kind = "lm" if config.head is None else config.head.kind
@@ -224,6 +220,7 @@ def _plan(folder: Path, table, shapes, config: Config, hf_config: dict) -> weigh
 
 
 def _model_config(family, hf_config: dict, **overrides) -> Config:
+  """Reads a checked config.json, and checks what hangs on several of its entries."""
   try:
     config = family.config(hf_config, **overrides)
   except KeyError as error:
@@ -233,10 +230,12 @@ def _model_config(family, hf_config: dict, **overrides) -> Config:
       f"config.json has {config.heads} attention heads and {config.kv_heads} key/value heads; "
       "expected the first to be a multiple of the second"
     )
-  if config.attention is not None and config.softcap is not None:
+  if config.positions < 1:
+    raise UserError(f"config.json: the model has {config.positions} positions, expected 1 or more")
+  if max(config.start, default=0) >= config.vocabulary:
     raise UserError(
-      f"attention {config.attention!r} cannot bound the scores of attention, as this model does; "
-      "leave model.attention out"
+      f"config.json: outputs begin with the tokens {config.start}, beyond the vocabulary of "
+      f"{config.vocabulary}"
     )
   return config
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxtune.errors import UserError
 
 ACTIVATIONS = {
   "silu": jax.nn.silu,
@@ -25,6 +27,7 @@ ACTIVATIONS = {
   "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
   "relu": jax.nn.relu,
   "tanh": jnp.tanh,
+  "mish": jax.nn.mish,
 }
 
 
@@ -113,10 +116,7 @@ class Attend(nn.Module):
 
   def __call__(self, q_BTNH, k_BSKH, v_BSKH, mask_B1TS, bias_1NTS=None):
     if self.implementation is not None:
-      return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, bias_1NTS, mask_B1TS, scale=self.scale,
-        implementation=self.implementation,
-      )  # fmt: skip
+      return self._fused(q_BTNH, k_BSKH, v_BSKH, bias_1NTS, mask_B1TS)
     batch, length, heads, size = q_BTNH.shape
     scale = size**-0.5 if self.scale is None else self.scale
     groups = k_BSKH.shape[2]
@@ -134,6 +134,18 @@ class Attend(nn.Module):
       jax.nn.softmax(scores).astype(v_BSKH.dtype).reshape(batch, groups, -1, scores.shape[-1])
     )
     return (weights @ v_BKSH).reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
+
+  def _fused(self, *arrays):
+    """Calls jax's kernel, which bounds no scores and knows some devices, types and sizes alone."""
+    unfit = f"model.attention {self.implementation!r} cannot be used here"
+    if self.softcap is not None:
+      raise UserError(f"{unfit}: it does not bound the scores of attention, as this model does")
+    try:
+      return jax.nn.dot_product_attention(
+        *arrays, scale=self.scale, implementation=self.implementation
+      )
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+      raise UserError(f"{unfit}: {error} Expected None, or a bfloat16 model on a GPU") from error
 
 
 class Residual(nn.Module):
@@ -183,45 +195,3 @@ class RelativeBias(nn.Module):
     steps = np.log(np.maximum(distance, 1).astype(np.float32) / exact)
     far = exact + (steps / math.log(self.longest / exact) * (count - exact)).astype(np.int32)
     return np.where(distance < exact, distance, np.minimum(far, count - 1))
-
-
-class Rope(NamedTuple):
-  """Rotary position embedding: base period and, as in Llama 3, scaled low frequencies.
-
-  `factor` alone is linear scaling; with `original_length` the frequencies whose wavelength exceeds
-  original_length / low_frequency are divided by `factor`, those under original_length /
-  high_frequency stay, and those between are interpolated (Llama 3.1). Only the first `size`
-  features of a head are rotated, where it is given (GPT-NeoX).
-  """
-
-  theta: float = 10_000.0
-  factor: float = 1.0
-  original_length: int | None = None
-  low_frequency: float = 1.0
-  high_frequency: float = 4.0
-  size: int | None = None
-
-
-def rope_tables(rope: Rope, head_size: int, positions_BT):
-  """Returns cos and sin (B, T, 1, H/2) in fp32 of each position's rotation angles."""
-  size = rope.size or head_size
-  frequencies = rope.theta ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-  if rope.original_length is None:
-    frequencies = frequencies / rope.factor
-  else:
-    turns = rope.original_length * frequencies / (2 * jnp.pi)
-    keep = (turns - rope.low_frequency) / (rope.high_frequency - rope.low_frequency)
-    keep = jnp.clip(keep, 0.0, 1.0)
-    frequencies = frequencies * (keep + (1 - keep) / rope.factor)
-  angles = positions_BT[:, :, None, None].astype(jnp.float32)
-  angles = angles * lift(frequencies, angles)
-  return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x_BTNH, tables):
-  """Rotates each half-split pair of head features by its position's angle (Su et al. 2021)."""
-  cos, sin = tables
-  size = 2 * cos.shape[-1]
-  a, b = jnp.split(x_BTNH[..., :size].astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)
-  return jnp.concatenate([turned, x_BTNH[..., size:]], -1) if size < x_BTNH.shape[-1] else turned

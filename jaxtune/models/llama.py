@@ -8,7 +8,7 @@ from __future__ import annotations
 from jaxtune.models import heads
 from jaxtune.models.config import Config
 from jaxtune.models.decoder import Decoder
-from jaxtune.models.fields import activation, only, rope
+from jaxtune.models.fields import head_size, only, rope
 from jaxtune.models.names import Tensor
 
 MODEL = Decoder
@@ -32,25 +32,26 @@ NORMS = {
 def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` llama; `overrides` are fields of `Config`."""
   only(hf, no_rope_layers=None)
-  count = hf["num_attention_heads"]
+  hf = dict(max_position_embeddings=2048) | hf
+  count, turned = hf["num_attention_heads"], overrides.get("rope")
+  turned = turned or rope(hf, theta=hf.get("rope_theta") or 10_000.0)
   fields = dict(
     vocabulary=hf["vocab_size"],
     width=hf["hidden_size"],
     layers=hf["num_hidden_layers"],
     heads=count,
     kv_heads=hf.get("num_key_value_heads") or count,
-    head_size=hf.get("head_dim") or hf["hidden_size"] // count,
+    head_size=hf.get("head_dim") or head_size(hf),
     ffn=hf["intermediate_size"],
-    positions=hf.get("max_position_embeddings", 2048),
+    positions=turned.reach(hf["max_position_embeddings"]),
     epsilon=hf.get("rms_norm_eps", 1e-6),
-    activation=activation(hf, "hidden_act", "silu"),
+    rope=turned,
+    activation=hf.get("hidden_act") or "silu",
     qkv_bias=hf.get("attention_bias", False),
     o_bias=hf.get("attention_bias", False),
     ffn_bias=hf.get("mlp_bias", False),
     tied=hf.get("tie_word_embeddings", False),
   )
-  if "rope" not in overrides:
-    fields["rope"] = rope(hf, theta=hf.get("rope_theta") or 10_000.0)
   return Config(**fields | overrides)
 
 

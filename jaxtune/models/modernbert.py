@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jaxtune.errors import check_known
 from jaxtune.models import heads
 from jaxtune.models.config import Config
 from jaxtune.models.encoder import Encoder
-from jaxtune.models.fields import activation, only, rope, sliding
+from jaxtune.models.fields import head_size, only, rope, ropes, sliding
 from jaxtune.models.names import Tensor, parts
 
 MODEL = Encoder
@@ -22,27 +21,31 @@ POOLINGS = {"cls": "first", "mean": "mean"}
 
 def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` modernbert."""
+  hf = dict(max_position_embeddings=8192) | hf
+  both = hf.get("rope_scaling") or {}
+  far, near = (numbers | both for numbers in ropes(hf))
+  turned = rope(hf, far, theta=hf.get("global_rope_theta") or 160_000.0)
   every, count = hf.get("global_attn_every_n_layers", 3), hf["num_hidden_layers"]
   # Their window counts the neighbours on both sides, ours the distances that are below it.
-  near = hf | {"sliding_window": hf.get("local_attention", 128) // 2 + 1}
+  window = {"sliding_window": hf.get("local_attention", 128) // 2 + 1}
   fields = dict(
     vocabulary=hf["vocab_size"],
     width=hf["hidden_size"],
     layers=count,
     heads=hf["num_attention_heads"],
     kv_heads=hf["num_attention_heads"],
-    head_size=hf["hidden_size"] // hf["num_attention_heads"],
+    head_size=head_size(hf),
     ffn=hf["intermediate_size"],
-    positions=hf.get("max_position_embeddings", 8192),
+    positions=turned.reach(hf["max_position_embeddings"]),
     epsilon=hf.get("norm_eps", 1e-5),
     causal=False,
-    rope=_rope(hf, "full_attention", hf.get("global_rope_theta") or 160_000.0),
-    local_rope=_rope(hf, "sliding_attention", hf.get("local_rope_theta") or 10_000.0),
+    rope=turned,
+    local_rope=rope(hf, near, theta=hf.get("local_rope_theta") or 10_000.0),
     first_norm=False,
     embed_norm=True,
     centre_norm=True,
     norm_bias=hf.get("norm_bias", False),
-    activation=activation(hf, "hidden_activation", "gelu"),
+    activation=hf.get("hidden_activation") or "gelu",
     qkv_bias=hf.get("attention_bias", False),
     o_bias=hf.get("attention_bias", False),
     ffn_bias=hf.get("mlp_bias", False),
@@ -50,23 +53,16 @@ def config(hf: dict, **overrides) -> Config:
   )
   if overrides.get("head") is not None:
     overrides |= {"head": _head(hf, overrides["head"])}
-  return Config(**fields | sliding(near, [i % every != 0 for i in range(count)]) | overrides)
-
-
-def _rope(hf: dict, layers: str, theta: float):
-  numbers = (hf.get("rope_parameters") or {}).get(layers) or hf.get("rope_scaling") or {}
-  return rope(hf, numbers, theta=theta)
+  return Config(**fields | sliding(hf | window, [i % every != 0 for i in range(count)]) | overrides)
 
 
 def _head(hf: dict, head: heads.Head) -> heads.Head:
-  pooling = hf.get("classifier_pooling", "cls")
-  check_known("classifier_pooling", pooling, POOLINGS)
   if head.kind == "mlm":
     only(hf, tie_word_embeddings=True)
   return replace(
     head,
-    pooling=POOLINGS[pooling],
-    hidden=activation(hf, "classifier_activation", "gelu"),
+    pooling=POOLINGS[hf.get("classifier_pooling", "cls")],
+    hidden=hf.get("classifier_activation") or "gelu",
     hidden_bias=hf.get("classifier_bias", False),
     norm=True,
     bias=hf.get("decoder_bias", True) if head.kind == "mlm" else True,
@@ -75,7 +71,8 @@ def _head(hf: dict, head: heads.Head) -> heads.Head:
 
 def names(c: Config) -> list[Tensor]:
   """Lists every weight: its path here and its name there."""
-  rows, layer = [Tensor("embed/embedding", "model.embeddings.tok_embeddings.weight")], "layers.{}."
+  embed = Tensor("embed/embedding", "model.embeddings.tok_embeddings.weight")
+  rows, layer = [heads.scoring(c, embed, ("decoder.weight",))], "layers.{}."
   norms = {"embed_norm": "embeddings.norm", "norm": "final_norm", "layers/mlp_norm": "mlp_norm"}
   norms |= {"layers/attn_norm": "attn_norm"}
   for ours, theirs in norms.items():

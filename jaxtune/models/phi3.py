@@ -1,4 +1,4 @@
-"""Phi-3 (mini-4k, medium-4k): Llama with fused weights, split into q, k, v, gate and up."""
+"""Phi-3 (mini, medium; 4k and 128k): Llama with fused weights, split into q, k, v, gate and up."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from jaxtune.models.names import Tensor, parts
 
 __all__ = ["ARCHITECTURES", "MODEL", "config", "names"]
 ARCHITECTURES = {"lm": "Phi3ForCausalLM"} | heads.architectures("Phi3", *heads.POOLED, "tokens")
-DEFAULTS = dict(rms_norm_eps=1e-5, max_position_embeddings=4096, sliding_window=None)
+DEFAULTS = dict(
+  rms_norm_eps=1e-5, max_position_embeddings=4096, original_max_position_embeddings=4096,
+  sliding_window=None,
+)  # fmt: skip
+KINDS = {"default": "default", "yarn": "longrope", "longrope": "longrope"}  # by either name
 
 
 def config(hf: dict, **overrides) -> Config:
-  """Reads a `config.json` of `model_type` phi3 (those with the "longrope" scaling are refused)."""
+  """Reads a `config.json` of `model_type` phi3."""
   hf = DEFAULTS | hf
   share = hf.get("partial_rotary_factor", 1.0)
-  fields = dict(rope=rope(hf, theta=hf.get("rope_theta") or 10_000.0, share=share))
+  theta = hf.get("rope_theta") or 10_000.0
+  fields = dict(rope=rope(hf, theta=theta, share=share, kinds=KINDS))
   local = [hf["sliding_window"] is not None] * hf["num_hidden_layers"]
   return llama.config(hf, **fields | sliding(hf, local) | overrides)
 

@@ -21,10 +21,7 @@ def config(hf: dict, **overrides) -> Config:
 
 
 def windows(hf: dict) -> dict:
-  """Reads which layers are local: those from `max_window_layers` on, if any."""
+  """Reads which layers are local, if any: by default those from `max_window_layers` on."""
   hf = DEFAULTS | hf
-  local = [
-    hf["use_sliding_window"] and i >= hf["max_window_layers"]
-    for i in range(hf["num_hidden_layers"])
-  ]
-  return sliding(hf, local)
+  local = [i >= hf["max_window_layers"] for i in range(hf["num_hidden_layers"])]
+  return sliding(hf, local) if hf["use_sliding_window"] else {}

@@ -6,8 +6,11 @@ true` for both and tells them apart by `scale_decoder_outputs`; 4 does by the fo
 
 from __future__ import annotations
 
+from jaxtune import schema
+from jaxtune.errors import UserError
 from jaxtune.models.config import Config
-from jaxtune.models.fields import activation, only
+from jaxtune.models.entries import Activation
+from jaxtune.models.fields import only
 from jaxtune.models.names import Tensor
 from jaxtune.models.seq2seq import Seq2Seq, start_tokens
 
@@ -21,8 +24,16 @@ def config(hf: dict, **overrides) -> Config:
   only(hf, is_encoder_decoder=True, is_decoder=False)
   kind = hf.get("feed_forward_proj", "relu")
   gated = kind.startswith("gated-")
-  act = {"feed_forward_proj": "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")}
+  activation = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
+  schema.check("config.json: the activation in feed_forward_proj", activation, Activation)
   tied = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True))
+  buckets = hf.get("relative_attention_num_buckets", 32)
+  longest = hf.get("relative_attention_max_distance", 128)
+  if longest <= buckets // 2:
+    raise UserError(
+      f"config.json: relative_attention_max_distance is {longest}, expected more than half of the "
+      f"{buckets} buckets"
+    )
   fields = dict(
     vocabulary=hf["vocab_size"],
     width=hf["d_model"],
@@ -33,12 +44,9 @@ def config(hf: dict, **overrides) -> Config:
     positions=2**30,  # there is no end to relative ones
     epsilon=hf.get("layer_norm_epsilon", 1e-6),
     rope=None,
-    relative=(
-      hf.get("relative_attention_num_buckets", 32),
-      hf.get("relative_attention_max_distance", 128),
-    ),
+    relative=(buckets, longest),
     scale=1.0,
-    activation=activation(act, "feed_forward_proj", "relu"),
+    activation=activation,
     gated=gated,
     tied=tied,
   )

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxtune import models
+from jaxtune import models, objectives
 from jaxtune.models import hf
 
 KINDS = {"Decoder": "decoder", "Encoder": "encoder", "Seq2Seq": "encoder-decoder"}
@@ -24,13 +24,19 @@ class Row(NamedTuple):
 
 
 def rows() -> list[Row]:
-  """Lists every family: the start of its module's docstring, its MODEL and its ARCHITECTURES."""
+  """Lists every family: the start of its module's docstring, its MODEL, and its heads.
+
+  Those are the heads of its ARCHITECTURES that some objective trains.
+  """
+  objective_names = [m.name for m in pkgutil.iter_modules(objectives.__path__)]
+  trained = {objectives.module(name).HEAD for name in objective_names}
   names = [m.name for m in pkgutil.iter_modules(models.__path__) if m.name not in hf.NOT_FAMILIES]
   found = []
   for name in names:
     family = hf.family_module(name)
     title = family.__doc__.split(":")[0]
-    found.append(Row(name, title, KINDS[family.MODEL.__name__], tuple(family.ARCHITECTURES)))
+    heads = tuple(head for head in family.ARCHITECTURES if head in trained)
+    found.append(Row(name, title, KINDS[family.MODEL.__name__], heads))
   return sorted(found, key=lambda row: (list(KINDS.values()).index(row.kind), row.model_type))
 
 

@@ -22,9 +22,8 @@ from jaxtune.models.layers import (
   Linear,
   RelativeBias,
   Residual,
-  rope_tables,
-  rotate,
 )
+from jaxtune.models.rope import rope_tables, rotate
 
 
 class Shared(NamedTuple):
@@ -233,7 +232,12 @@ class Trunk(nn.Module):
 
   def _shared(self, index, mask_B1TS, encoded, positions_BT):
     c = self.config
-    tables = lambda rope: None if rope is None else rope_tables(rope, c.head_size, positions_BT)
+    lengths_BT = None
+    if any(rope.by_length for rope in (c.rope, c.local_rope) if rope is not None):
+      lengths_BT = _lengths(index, mask_B1TS, positions_BT)
+    tables = lambda rope: (
+      None if rope is None else rope_tables(rope, c.head_size, positions_BT, lengths_BT)
+    )
     # Distances between slots are distances between tokens, wherever the padding is.
     start = 0 if index is None else index
     queries_T1 = start + jnp.arange(mask_B1TS.shape[2])[:, None]
@@ -243,3 +247,15 @@ class Trunk(nn.Module):
     states, mask_BS = (None, None) if encoded is None else encoded
     seen = None if mask_BS is None else mask_BS[:, None, None]
     return Shared(index, mask_B1TS, near, tables(c.rope), tables(c.local_rope), bias, states, seen)
+
+
+def _lengths(index, mask_B1TS, positions_BT):
+  """Returns how long the sequence is that each token belongs to, (B, T), a prefix included.
+
+  With a cache, it is that of the prompt and of all tokens that the cache has room for.
+  """
+  if index is None:  # a sequence ends with the last token that sees it
+    seen_BTS = mask_B1TS[:, 0]
+    return 1 + jnp.where(seen_BTS, positions_BT[:, :, None], 0).max(1)
+  slots_1T = (index + jnp.arange(positions_BT.shape[1]))[None]
+  return positions_BT + mask_B1TS.shape[3] - slots_1T

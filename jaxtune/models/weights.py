@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+import os
 import re
 import zlib
 from pathlib import Path
@@ -12,8 +13,9 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
-from jaxtune import tree
+from jaxtune import schema, tree
 from jaxtune.errors import UserError
 from jaxtune.models import quantize
 from jaxtune.models.config import Config
@@ -41,6 +43,13 @@ AUTO = {
   "QuestionAnswering": "ForQuestionAnswering",
   "ConditionalGeneration": "ForSeq2SeqLM",
 }
+
+
+class Index(TypedDict):
+  """What is read of model.safetensors.index.json: which file holds which tensor."""
+
+  __pydantic_config__ = schema.STRICT
+  weight_map: dict[str, str]
 
 
 class Stored(NamedTuple):
@@ -91,6 +100,21 @@ def plan(folder: Path, table: list[Tensor], shapes: Any, c: Config, same: bool, 
   optional = {t.theirs for t in table if t.default is not None} - found.keys()
   _refuse(found, {n: shape for n, shape in wanted.items() if n not in fresh and n not in optional})
   return Plan(found, tuple(sorted(fresh.values())), tuple(sorted(dropped)))
+
+
+def has_own_head(folder: Path, untied: list[Tensor], hf: dict) -> bool:
+  """Says whether the language model's head in a folder is another than its embeddings.
+
+  transformers scores by it then, though config.json says that both are the same.
+
+  Args:
+    untied: the family's table for a model with such a head.
+  """
+  names, base = {row.theirs for row in untied}, untied[0].theirs.split(".")[0]
+  ours = {row.theirs: row.ours for row in untied}
+  stored = {ours.get(_canonical(s.name, names, base)): s for s in _stored(folder, hf)}
+  pair = stored.get("embed/embedding"), stored.get("head/kernel")
+  return None not in pair and not np.array_equal(*map(_tensor, pair))
 
 
 def _canonical(name: str, names: set[str], base: str) -> str:
@@ -151,6 +175,18 @@ def _refuse(found: dict[str, Stored], wanted: dict[str, tuple[int, ...]]) -> Non
       raise UserError(f"{len(names)} {label} tensors: {'; '.join(names[:5])}{more}")
 
 
+def check_memory(shapes: Any) -> None:
+  """Refuses weights that cannot be: larger than all memory of the machine and its devices."""
+  needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+  limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + sum(limits)
+  if needed > memory:
+    raise UserError(
+      f"the model's weights take {needed / 2**30:,.0f} GiB, more than this machine's memory of "
+      f"{memory / 2**30:,.0f} GiB; is its config.json right?"
+    )
+
+
 def read(made: Plan, table: list[Tensor], shapes: Any, c: Config, deviation: float, seed: int):
   """Fills our stacked arrays one tensor at a time: host memory stays near the weights' own.
 
@@ -196,10 +232,9 @@ def _shards(folder: Path) -> list[str]:
   index = folder / "model.safetensors.index.json"
   if not index.exists():
     return ["model.safetensors"]
-  try:
-    shards = sorted(set(map(str, json.loads(index.read_text())["weight_map"].values())))
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(f"{index} cannot be read: {error!r}") from error
+  found = schema.read_json(index)
+  schema.check(str(index), found, Index)
+  shards = sorted(set(found["weight_map"].values()))
   for shard in shards:
     if Path(shard).name != shard or not shard.endswith(".safetensors"):
       raise UserError(f"{index} names {shard!r}: outside its folder, or no safetensors file")
@@ -211,7 +246,7 @@ def _stored(folder: Path, hf: dict) -> list[Stored]:
   found = []
   for shard in _shards(folder):
     path = folder / shard
-    if not path.exists():
+    if not path.is_file():
       hint = f"; it holds .bin weights only: {_conversion(folder, hf)}" if _bins(folder) else ""
       raise UserError(f"{folder} lacks {shard}{hint}")
     try:
@@ -219,7 +254,7 @@ def _stored(folder: Path, hf: dict) -> list[Stored]:
         headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         kinds = {name: header.get_dtype() for name, header in headers.items()}
         found += [Stored(path, name, tuple(h.get_shape())) for name, h in headers.items()]
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
       raise UserError(f"{path} is damaged or truncated: {error}") from error
     for name, kind in kinds.items():
       if kind not in FILE_DTYPES and not BUFFERS.fullmatch(name):

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from jaxtune import peft, tree
-from jaxtune.models import layers
+from jaxtune.models import rope
 from jaxtune.models.decoder import Decoder, new_cache
 from jaxtune.models.transformer import Block, Shared
 
@@ -42,7 +42,7 @@ def unrolled(pretrained, laid, tokens, mask):
   if c.rope is None:
     x = x + get("positions")["embedding"][positions]
   else:
-    tables = layers.rope_tables(c.rope, c.head_size, positions)
+    tables = rope.rope_tables(c.rope, c.head_size, positions)
   causal = np.tril(np.ones((tokens.shape[1],) * 2, bool))[None, None] & mask[:, None, None, :]
 
   @jax.jit

@@ -112,7 +112,7 @@ def test_keys_of_modernbert_before_transformers_5():
     ("modernbert", {"hidden_activation": "gelo"}, "gelu"),
     ("modernbert", {"classifier_pooling": "max"}, "mean"),
     ("modernbert", {"layer_types": ["full_attention"]}, "layer_types"),
-    ("modernbert", {"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+    ("modernbert", {"rope_scaling": {"rope_type": "yarm"}}, "yarn"),
   ],
 )
 def test_config_refused(name, change, word):

@@ -162,7 +162,13 @@ REFUSED = [
   ("gemma3_text", {"attn_logit_softcapping": 2.0}, "attn_logit_softcapping"),
   ("gemma3_text", {"rope_parameters": {"rope_theta": 2.0}}, "rope_theta"),
   ("gemma", {"hidden_activation": "gelu_tanh"}, "gelu_pytorch_tanh"),
-  ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "longrope"),
+  ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "short_factor"),
+  ("roberta", {"pad_token_id": None}, "pad_token_id"),
+  ("roberta", {"pad_token_id": 80}, "positions"),
+  ("t5", {"relative_attention_max_distance": 2**40}, "relative_attention_max_distance"),
+  ("t5", {"relative_attention_max_distance": 4}, "relative_attention_max_distance"),
+  ("t5", {"decoder_start_token_id": 61}, "61"),
+  ("t5", {"feed_forward_proj": "gated-sillu"}, "sillu"),
   ("phi3", {"partial_rotary_factor": 0.4}, "even"),
   ("gpt_neox", {"rotary_pct": 1.5}, "1.5"),
 ]
@@ -171,13 +177,31 @@ REFUSED = [
 @pytest.mark.parametrize("name, change, word", REFUSED)
 def test_config_refused(name, change, word):
   with pytest.raises(UserError) as caught:
-    hf.outline(architecture=(tiny.ARCHITECTURES | tiny.DECODERS)[name] | change)
+    hf.language(architecture=(tiny.ARCHITECTURES | tiny.DECODERS | tiny.ENCODERS)[name] | change)
   assert word in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_bounded_scores_refuse_the_fused_kernel():
-  with pytest.raises(UserError, match="bound"):
-    hf.outline(architecture=tiny.DECODERS["gemma2"], attention="cudnn")
+@pytest.mark.parametrize("read", [hf.language, hf.outline, hf.load])
+@pytest.mark.parametrize("name, word", [
+  ("gemma2", "bound"), ("llama", "on a GPU"), ("t5", "on a GPU"),
+])  # fmt: skip
+def test_the_fused_kernel_is_refused_where_it_cannot_be(name, word, read):
+  """Bounds of scores it knows nowhere; the rest it does on a GPU alone. Before data are read."""
+  if word != "bound" and jax.default_backend() != "cpu":
+    pytest.skip("is refused on a CPU alone")
+  with pytest.raises(UserError, match=word) as caught:
+    read(architecture=(tiny.DECODERS | tiny.ARCHITECTURES)[name], attention="cudnn")
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{}, {"sliding_window": None}])
+def test_no_window_where_none_is_used(change):
+  """Published files list the types of layers beside `use_sliding_window: false`."""
+  kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+  change |= dict(use_sliding_window=False, layer_types=kinds)
+  family = hf.family_module("qwen2")
+  config = family.config(tiny.DECODERS["qwen2"] | change)
+  assert config.window is None and config.local is None
 
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}

@@ -10,6 +10,7 @@ import tiny
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 from jaxtune.models import hf
+from jaxtune.models.layers import ACTIVATIONS
 
 LLAMA = {k: v for k, v in tiny.ARCHITECTURES["llama"].items() if k != "model_type"}
 GPT2 = {k: v for k, v in tiny.ARCHITECTURES["gpt2"].items() if k != "model_type"}
@@ -61,6 +62,15 @@ def test_logits_equal_pytorch(name, tmp_path):
     np.testing.assert_allclose(made[mask], expected[mask], atol=1e-4, rtol=0)
   made = logits(ours, tokens)  # no mask given, on either side
   np.testing.assert_allclose(made, tiny.torch_logits(theirs, tokens), atol=1e-4, rtol=0)
+
+
+def test_activations_equal_pytorch():
+  import torch
+  from transformers.activations import ACT2FN
+
+  x = np.linspace(-6, 6, 101, dtype=np.float32)
+  for name, ours in ACTIVATIONS.items():
+    np.testing.assert_allclose(ours(x), ACT2FN[name](torch.tensor(x)), atol=2e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["gqa", "gpt2", "gemma2", "phi3", "gpt_neox", "neox-tied"])

@@ -1,0 +1,45 @@
+"""Finds the folder of a model, and reads its config.json."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jaxtune import schema
+from jaxtune.errors import UserError
+
+
+def resolve(path: str) -> Path:
+  """Finds a model's folder: a local one, or a download from the hub."""
+  expanded = os.path.expanduser(path)  # these three take any path for one that is not there
+  if path and os.path.isdir(expanded):
+    return Path(expanded)
+  if (
+    not path or os.path.exists(expanded) or path.startswith((".", "/", "~")) or path.count("/") > 1
+  ):
+    raise UserError(
+      f"model.path is {schema.shown(path)}, which is not a folder; expected one with a config.json"
+    )
+  from huggingface_hub import snapshot_download
+
+  try:
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    return Path(snapshot_download(path, allow_patterns=patterns))
+  except Exception as error:
+    raise UserError(
+      f"model.path is {schema.shown(path)}, neither a local folder nor a model that the hub gave "
+      f"({type(error).__name__}). Check the spelling and the network, or pass a local folder"
+    ) from error
+
+
+def read_config(folder: Path) -> dict:
+  """Reads config.json, with what transformers 5 writes into generation_config.json of outputs."""
+  if not (folder / "config.json").is_file():
+    raise UserError(f"{folder} is not a model folder: it has no config.json")
+  config = schema.read_json(folder / "config.json")
+  generation = folder / "generation_config.json"
+  stated = schema.read_json(generation) if generation.is_file() else {}
+  for name, found in (("config.json", config), ("generation_config.json", stated)):
+    schema.check(f"{folder / name}", found, dict)
+  starts = ("decoder_start_token_id", "forced_bos_token_id")
+  return config | {name: stated[name] for name in starts if stated.get(name) is not None}

@@ -52,6 +52,7 @@ def test_what_fits_passes(value, expected):
     (True, str | tuple[str, ...] | float | None, "expected text or list or float or None"),
     ("x" * 10**5, int, "xxx...xxx"),
     ({}, Entries, "key.size is missing"),
+    ({"a": {"b": 1}}, dict[str, str | list[str]], "key.a is {'b': 1} (dict), expected text"),
     ([1], Entries, "key is [1] (list), expected dict"),
     ({"size": -1}, Entries, "key.size is -1 (int), expected at least 1"),
     ({"size": 1, "names": ["a", None]}, Entries, "key.names[1] is None (NoneType), expected text"),

@@ -169,7 +169,11 @@ def tensors(folder):
 def adapters(base, tmp_path_factory):
   """Folders of a LoRA and of a prefix, and the model they are of."""
   model, root = base("llama", None), tmp_path_factory.mktemp("adapters")
-  for section in (dict(name="lora", rank=2), dict(name="prefix", length=3)):
+  for section in (
+    dict(name="lora", rank=2),
+    dict(name="prefix", length=3),
+    dict(name="vera", rank=3),
+  ):
     laid = tiny.lay(model, section, noise=0.1)
     export(model, *laid, root / section["name"])
   return model, root
@@ -212,6 +216,10 @@ WRONG = {
   "a slow pattern": ("lora", None, {"target_modules": "(.|.|..)*0"}, "takes longer than"),
   "a lost module": ("lora", None, {"modules_to_save": ["lm_head"]}, "lacks lm_head.weight"),
   "no module": ("lora", None, {"modules_to_save": ["lm_haed"]}, "'lm_haed', which this"),
+  "a flat projection": ("vera", lambda t: t.update({"base_model.vera_A": np.ones(96, np.float32)}),
+                        {}, "vera_A is \\(96,\\) .* needs"),
+  "a pair of ranks": ("vera", lambda t: t.update({"base_model.vera_B": np.ones((32, 4), "f4")}),
+                      {}, "the rank 3"),
   "a head": ("prefix", lambda t: t.update({"base_model.score.weight": np.ones(3)}), {},
              "score.weight, which nothing reads"),
 }  # fmt: skip

@@ -56,7 +56,7 @@ def read(kind: str, config: dict, rest: dict, pretrained) -> tuple[dict, dict, d
       if scale is not None:
         fixed[site] = {"scale": first(scale)}
       if kind == "vera":
-        fixed[site] = _shared(projections, row, shapes[row.ours])
+        fixed[site] = _shared(projections, row, shapes[row.ours], config.get("r", 8))
   return sections.complete(kind, config, trained, fixed, pretrained)
 
 
@@ -133,13 +133,14 @@ def _projections(config: dict, rest: dict) -> tuple[dict, dict]:
   )
 
 
-def _shared(projections: dict, row, shape) -> dict[str, np.ndarray]:
+def _shared(projections: dict, row, shape, rank: int) -> dict[str, np.ndarray]:
   a, b = projections["a"], projections["b"]
   inputs, outputs = shape[-2], layout.width(row, shape[-1])
-  if a.shape[1] < inputs or b.shape[0] < outputs:
+  pair = a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] == rank
+  if not pair or a.shape[1] < inputs or b.shape[0] < outputs:
     raise UserError(
-      f"vera_A is {a.shape} and vera_B {b.shape}, but {layout.site(row)} needs {inputs} inputs and "
-      f"{outputs} outputs: the adapter is of another base"
+      f"vera_A is {a.shape} and vera_B {b.shape}, but {layout.site(row)} needs {inputs} inputs, "
+      f"{outputs} outputs and the rank {rank}: the adapter is of another base or config"
     )
   b = b[:outputs].T[:, layout.columns(row)]
   return {

@@ -14,7 +14,6 @@ import importlib
 import json
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.errors import UserError
+
+try:
+  import resource
+except ImportError:  # native Windows: there is no such process, see `each`
+  resource = None
 
 SECONDS = 10.0  # of computing for one item; what other programs take does not count
 MEMORY = 2**30  # bytes beyond those that the process holds before it begins
@@ -50,13 +54,14 @@ def each(
   Args:
     make: a function at the top of a module.
     items, shared: what can be pickled.
-    here: does it in this process, for templates that cannot reach a limit.
+    here: does it in this process, for templates that cannot reach a limit. Where the system knows
+      no limits (native Windows) everything is done in this process, without any.
 
   Yields:
     For each item the result, plain data that JSON keeps, or the UserError that it ended in. An
     `Exceeded` is the last.
   """
-  if here or inside:
+  if here or inside or resource is None:
     run = make(*shared)
     yield from (_attempt(run, item) for item in items)
     return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -47,7 +48,7 @@ class Checkpoints:
     if self.manager.latest_step() != step:
       record = ocp.args.JsonSave(self.record | {"seconds": seconds})
       args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=record)
-      with writing(self.folder):
+      with writing(self.folder), _patient_loops():
         self.manager.save(step, args=args)
         self.manager.wait_until_finished()
 
@@ -77,6 +78,30 @@ class Checkpoints:
         f"{self.folder} holds a checkpoint of an older version of jaxtune: give another --workdir"
       )
     check_same(f"{self.folder} holds a checkpoint", found, self.record)
+
+
+class _PatientLoop(asyncio.SelectorEventLoop):
+  """Ends all that was begun in it before it closes."""
+
+  def close(self):
+    left = () if self.is_closed() else asyncio.all_tasks(self)
+    if left:
+      self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    super().close()
+
+
+@contextlib.contextmanager
+def _patient_loops() -> Iterator[None]:
+  """Lets orbax close its event loops only after all writes have ended.
+
+  Where one write fails it leaves the others behind, and these would print "Event loop is closed"
+  from their threads.
+  """
+  before, asyncio.new_event_loop = asyncio.new_event_loop, _PatientLoop
+  try:
+    yield
+  finally:
+    asyncio.new_event_loop = before
 
 
 @contextlib.contextmanager

@@ -314,7 +314,6 @@ def full_disk():
   resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's threads
 @pytest.mark.parametrize("moment", ["checkpoint", "metrics", "result"])
 def test_a_full_disk_ends_in_one_line(place, tmp_path, capsys, monkeypatch, full_disk, moment):
   save, saves = checkpoint.Checkpoints.save, []

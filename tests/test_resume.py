@@ -121,6 +121,31 @@ def test_seconds_go_on_after_a_restart(finished, tmp_path):
   assert 0 < taken < min(first["seconds"], again["seconds"])
 
 
+FULL = """
+import logging, resource, sys
+from pathlib import Path
+import jax.numpy as jnp
+from jaxtune import checkpoint, errors
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # as the command line does
+state = {f"x{i}": jnp.arange(2000.0) ** (i / 7) for i in range(100)}
+with checkpoint.Checkpoints(Path(sys.argv[1]), {}) as saved:
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+  try:
+    saved.save(1, state)
+  except errors.UserError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_says_nothing_more_than_its_line(tmp_path):
+  """Also the writes that were under way beside the one that failed."""
+  command = [sys.executable, "-c", FULL, tmp_path / "checkpoints"]
+  environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(command, env=environment, capture_output=True, text=True)
+  assert "cannot write" in done.stdout and "File too large" in done.stdout
+  assert done.returncode == 0 and "Error" not in done.stderr
+
+
 def test_differences_name_keys():
   old = [{"a": {"b": 1}, "c": [1, 2]}, {"a": {"b": 3}}]
   new = [{"a": {"b": 2}, "c": [1]}, {"a": {"b": 3}, "d": None}]

@@ -53,6 +53,15 @@ def test_links_lead_somewhere():
     assert (ROOT / link).exists(), link
 
 
+def test_every_promise_names_tests_that_exist():
+  _, _, table = TEXT.partition("## What is promised")
+  table, _, _ = table.partition("\n## ")
+  named = re.findall(r"`((?:tests|experiments)/[\w/.]+\.py)(?:::(\w+))?`", table)
+  assert len(named) > 20
+  for path, test in named:
+    assert (f"def {test}(" if test else "") in (ROOT / path).read_text(), (path, test)
+
+
 def test_the_table_of_families_is_the_code_s():
   """`python -m jaxtune.models.table` writes it."""
   assert TEXT.count(table.MARKS[0]) == 1 and table.insert(TEXT) == TEXT

@@ -32,6 +32,8 @@ def read(
   if o["stream"] is not None:
     found["train"] = _open_stream(tokenizer, objective, start, vocabulary, o)
   parts, files = _read(wanted | ({"train": None} if found else {}), objective, o)
+  if found:
+    files = stream.stamps(wanted["train"]) | files
   file_rows = {name: len(part.groups) for name, part in parts.items()}
   _divide(parts, wanted, o["seed"])
   for name in parts:

@@ -44,3 +44,14 @@ def test_tasks_are_told_apart(tmp_path):
 
   found = checkpoint.differences(identity("b1"), identity("b2"))
   assert "tasks.two.splits.train" in found and "tasks.one" not in found
+
+
+def test_a_streamed_file_is_told_by_its_size_and_its_ends(tmp_path):
+  def identity(*words):
+    rows = [{"prompt": f"a{i} :", "completion": word} for i, word in enumerate(words)]
+    path = small.write(tmp_path, "train.jsonl", rows)
+    report = data.load(small.tokenizer("llama"), train=path, stream=2, max_length=8).report
+    return data.identity(report)["files"]
+
+  found = [identity("b1", "b1"), identity("b2", "b1"), identity("b1", "b2"), identity("b1")]
+  assert len({str(one) for one in found}) == 4 and identity("b1", "b1") == found[0]

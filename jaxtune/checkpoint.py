@@ -67,7 +67,7 @@ class Checkpoints:
       return None
     read = lambda **what: self.manager.restore(step, args=ocp.args.Composite(**what))
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    with undamaged(self.folder / str(step)):
+    with undamaged(self.folder / str(step)), _patient_loops():
       record = read(record=ocp.args.JsonRestore()).record
       self._check(record)
       return read(state=ocp.args.StandardRestore(abstract)).state, record["seconds"]
@@ -92,10 +92,10 @@ class _PatientLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def _patient_loops() -> Iterator[None]:
-  """Lets orbax close its event loops only after all writes have ended.
+  """Lets orbax close its event loops only after all writes, or reads, have ended.
 
-  Where one write fails it leaves the others behind, and these would print "Event loop is closed"
-  from their threads.
+  Where one fails it leaves the others behind, and these would print "Event loop is closed" from
+  their threads.
   """
   before, asyncio.new_event_loop = asyncio.new_event_loop, _PatientLoop
   try:

@@ -1,10 +1,12 @@
 """There is one function that writes a file in place of another, and what it promises."""
 
 import ast
+import gc
 import os
 from pathlib import Path
 
 import pytest
+import readers
 
 import jaxtune
 from jaxtune import checkpoint
@@ -44,3 +46,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
   with pytest.raises(UserError, match="cannot write .*result.json: No space left"):
     checkpoint.write_atomically(path, "new")
   assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_checkpoint_is_named_in_one_line(tmp_path, capfd):
+  readers.READERS["checkpoint"].write(tmp_path)
+  for path in (tmp_path / "checkpoints" / "2" / "state" / "d").iterdir():
+    path.write_bytes(path.read_bytes()[:-9])
+  with pytest.raises(UserError, match="checkpoints/2 is damaged .*Remove it, to go on"):
+    readers.READERS["checkpoint"].read(tmp_path)
+  gc.collect()
+  assert "Traceback" not in capfd.readouterr().err

@@ -73,7 +73,7 @@ def test_a_round_trip_changes_no_bit(name, section, tmp_path):
   again = export(model, *imports.lay(found, model), tmp_path / "b", labels=found.labels)
   for path in (tmp_path / "a").glob("*.safetensors"):
     assert path.read_bytes() == (again.folder / path.name).read_bytes()
-  for path in (tmp_path / "a").glob("*.json"):
+  for path in (tmp_path / "a").glob("*config.json"):  # the list of files has the card's hash
     assert json.loads(path.read_text()) == json.loads((again.folder / path.name).read_text())
 
 
@@ -118,7 +118,7 @@ BIAS = "transformer.h.1.output_adapters.adapters.jaxtune.adapter_up.bias"
     (lambda c, t: c["config"].update(leave_out=[1]), "leave_out"),
     (lambda c, t: c["config"].update(use_gating=True), "use_gating"),
     (lambda c, t: c["config"].update(inv_adapter="nice"), "inv_adapter"),
-    (lambda c, t: c["config"].update(non_linearity="mish"), "expected one of"),
+    (lambda c, t: c["config"].update(non_linearity="maxout"), "expected one of"),
     (lambda c, t: c["config"].update(residual_before_ln=False), "stands where"),
     (lambda c, t: c["config"].update(output_adapter=False), "asks for no adapter"),
     (lambda c, t: c.update(config={"architecture": "union", "configs": []}), "a union of nothing"),

@@ -198,5 +198,7 @@ def test_one_batch_answers_each_prompt_by_its_own_run(place):
     for prompt, i in zip(prompts, which, strict=True)
   ]
   assert mixed == alone
+  drawn = jaxtune.complete(runs, ["a1 :"] * 6, which=[0] * 6, max_new_tokens=5, temperature=9.0)
+  assert len(set(drawn)) > 1  # every row has a draw of its own
   with pytest.raises(UserError, match="which is None"):
     jaxtune.complete(runs, prompts)

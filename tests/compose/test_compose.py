@@ -112,6 +112,12 @@ def test_a_sum_of_more_ranks_than_a_weight_has_is_exact(llama):
   close(logits(made), changed(made, {path: parts[0][path] + parts[1][path] for path in parts[0]}))
 
 
+def test_how_adapters_were_trained_does_not_keep_them_from_an_average(llama):
+  one, two = make(llama, LORA), make(llama, LORA | {"b_rate": 4.0, "dropout": 0.1}, 1)
+  made = compose.average([one, two])
+  jax.tree.map(lambda x, a, b: close(x, (a + b) / 2, 1e-6), made.tuned, one.tuned, two.tuned)
+
+
 def test_an_average_has_weights_of_sum_one(llama):
   with pytest.raises(UserError, match="whose sum is 2: expected 1"):
     compose.average([make(llama, LORA), make(llama, LORA, 1)], [1, 1])
@@ -175,6 +181,8 @@ def test_other_bases_are_refused(llama):
   other = llama._replace(params=tiny.perturb(llama.params, 5))
   with pytest.raises(UserError, match="another base"):
     compose.stack([make(llama, LORA), make(other, LORA, 1)])
+  with pytest.raises(UserError, match=r"has the labels \['a'\], run0 has \[\]: expected the same"):
+    compose.stack([make(llama, LORA), make(llama, LORA, 1)._replace(labels=("a",))])
   with pytest.raises(UserError, match="at least two"):
     compose.stack([make(llama, LORA)])
   with pytest.raises(UserError, match="3 weights for 2"):
@@ -249,6 +257,23 @@ def test_dare_keeps_the_mean():
   dropped = deltas.drop(vector, 0.3, 0)["x"]
   assert dropped.mean() == pytest.approx(1, abs=0.02)
   assert (dropped != 0).mean() == pytest.approx(0.3, abs=0.01)
+
+
+def test_dare_drops_other_entries_of_every_run_and_tensor(llama):
+  run, other = make(llama, LORA), make(llama, LORA, 1)
+  found, whole = deltas.combine([run, run], how="dare", density=0.5), deltas.of(run)
+  for path, x in found.items():  # by no run, by one of them, by both
+    times, shares = np.unique(np.round(x / whole[path]), return_counts=True)
+    np.testing.assert_array_equal(times, [0, 1, 2])
+    np.testing.assert_allclose(shares / x.size, [0.25, 0.5, 0.25], atol=0.03)
+  ones = deltas.drop({"a": np.ones((9, 9)), "b": np.ones((9, 9))}, 0.5, 0)
+  assert (ones["a"] != ones["b"]).any()
+  every = [deltas.combine([run, other], [2.0, 1.0], how, density=1.0) for how in deltas.WAYS]
+  linear, ties, dare, dare_ties = every
+  for path in linear:  # nothing is trimmed or dropped
+    close(dare_ties[path], ties[path], 1e-6)
+    close(dare[path], linear[path], 1e-6)
+    assert np.abs(ties[path] - linear[path]).max() > 1e-3
 
 
 def test_truncation_is_the_best_of_its_rank(llama):

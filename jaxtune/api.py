@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -204,13 +205,14 @@ def plan(config: Any, most_trials: int = sweeps.MOST_TRIALS) -> str:
     names, _, completed = sweeps.expand(config, most_trials)
   else:
     names, completed = ["run"], [configs.complete(config)]
-  parts = []
-  for number, group in enumerate(plans.groups(completed), 1):
+  parts, found = [], plans.groups(completed)
+  for number, group in enumerate(found, 1):
     first = completed[group[0]]
     setup = setups.outline(first)
     for i in group:
       preflight.check_options(completed[i], devices=False)
       preflight.check(completed[i], setup)
+    print(f"program {number} of {len(found)}: compiling one step", file=sys.stderr, flush=True)
     cost = preflight.cost([completed[i] for i in group], setup)
     parts += [
       f"program {number}: {len(group)} trials ({names[group[0]]}{', ...' * (len(group) > 1)})",

@@ -191,7 +191,10 @@ def _complete_section(section: str, given: dict, owner: Any, supplied: set[str])
 
 def to_dict(config: Any) -> dict:
   """Copies a ConfigDict, or a dict, into plain nested dicts."""
-  return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+  try:
+    return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+  except TypeError as error:  # a ConfigDict sorts its keys
+    raise UserError(f"a config has keys that are not text: {error}") from error
 
 
 def to_json(config: dict) -> str:

@@ -91,6 +91,8 @@ def test_completing_twice_changes_nothing():
     ("model.quantize", "int4", "model.quantize is 'int4' (str), expected 'int8' or 'nf4' or None"),
     ("data.overlap", "drp", "expected 'error', 'drop' or 'allow'. Did you mean 'drop'?"),
     ("method", {"name": "p_tuning", "hidden": 2 * 10**9}, "expected at most 1048576 or None"),
+    ("method", {"name": "lora", 1: 2}, "keys that are not text"),
+    ("data.buckets", 2**30, "data.buckets is 1073741824 (int), expected at most 1048576"),
     ("method.ranks", {"q_proj": 0}, "method.ranks.q_proj is 0 (int), expected at least 1"),
     ("evaluate.top_p", 0, "evaluate.top_p is 0 (int), expected above 0 or None"),
     ("optim", 3, "config.optim is 3, expected a section"),

@@ -25,7 +25,7 @@ from jaxtune.data.pack import pack as pack_rows
 from jaxtune.data.stream import Stream
 from jaxtune.data.tokenize import NO_TARGET, TOO_LONG, Split, measures, tokenize
 from jaxtune.errors import UserError, nearest
-from jaxtune.schema import LARGEST, Count, Fraction, Natural, NonNegative, Positive, Seed
+from jaxtune.schema import LARGEST, Count, Fraction, Natural, NonNegative, Positive, Seed, Width
 
 # Options of a mixture as a whole, which a task cannot have for itself.
 WHOLE = (
@@ -89,7 +89,7 @@ def load(
   cap: Count | None = None,
   mixture_batches: Literal[*mix.BATCHES] = "mixed",
   resample: bool = False,
-  buckets: Count = 1,
+  buckets: Width = 1,
   pack: bool = False,
   stream: Count | None = None,
   seed: Seed = 0,

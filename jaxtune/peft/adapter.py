@@ -29,7 +29,7 @@ import numpy as np
 from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.models.layers import ACTIVATIONS, lift
-from jaxtune.schema import Finite, Positive, Rate, Width
+from jaxtune.schema import LARGEST, Finite, Positive, Rate, Width
 
 # placement: the sites, and the defaults of adapters 1.3 for activation and scale
 PLACEMENTS = {
@@ -133,7 +133,7 @@ def _widths(path, site, width, factor):
       f"one for each of them, or a single number"
     )
   each = np.broadcast_to(np.asarray(_numbers(given)), site.lead)
-  widths = each if factor is None else np.maximum(site.output // each, 1).astype(int)
+  widths = each if factor is None else np.clip(site.output // each, 1, LARGEST).astype(int)
   if widths.max() > site.output:
     by = "" if factor is None else f" by method.reduction_factor {factor}"
     raise UserError(

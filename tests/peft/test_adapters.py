@@ -196,6 +196,7 @@ def test_every_layer_of_every_array_has_a_gradient(gpt2):
     ({"name": "adapter", "width": (4, 0, 4)}, ("width[1] is 0",)),
     ({"name": "adapter", "reduction_factor": (2.0,) * 4}, ("reduction_factor has 4", "3 layers")),
     ({"name": "adapter", "reduction_factor": 0.5}, ("width is 64", "reduction_factor 0.5", "32")),
+    ({"name": "adapter", "reduction_factor": 1e-30}, ("reduction_factor 1e-30", "32")),
     ({"name": "adapter", "reduction_factor": 0}, ("reduction_factor is 0",)),
     ({"name": "adapter", "placement": "plsu"}, ("plsu", "plus")),
     ({"name": "compacter", "width": 6}, ("width is 6", "multiple", "4")),

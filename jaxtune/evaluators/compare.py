@@ -98,7 +98,7 @@ def _draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np
   found[loss] = intervals.ratio_draws(rows["loss"], rows["weight"], resamples=resamples)
   if f"{judged.split}_perplexity" in judged.metrics:
     found[f"{judged.split}_perplexity"] = np.exp(found[loss])
-  if f"{judged.split}_accuracy" in judged.metrics and "accuracy" not in names:
+  if f"{judged.split}_accuracy" in judged.metrics:  # of tokens; of labels, see below
     right = intervals.ratio_draws(rows["correct"], rows["weight"], resamples=resamples)
     found[f"{judged.split}_accuracy"] = 100 * right
   if judged.predictions is not None:

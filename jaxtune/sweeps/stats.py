@@ -188,7 +188,7 @@ def labels(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def show(value: Any) -> str:
-  """Writes a setting's value compactly: 0.0001 as 1e-4, a list as its items."""
+  """Writes a setting's value compactly: 0.00001 as 1e-5, a list as its items."""
   if isinstance(value, float):
     return f"{value:g}".replace("e-0", "e-").replace("e+0", "e+")
   return "+".join(map(show, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -45,6 +45,18 @@ def test_differences_are_paired_and_have_a_sign():
   )
 
 
+def test_measures_of_tokens_have_intervals_in_their_own_units():
+  """A perplexity's is that of the loss through exp, and an accuracy's is in per cent."""
+  losses, right, weights = RNG.exponential(2.0, 40), RNG.integers(0, 3, 40), np.full(40, 2.0)
+  measured = {"test_loss": 0.0, "test_perplexity": 0.0, "test_accuracy": 0.0}
+  rows = {"loss": losses, "weight": weights, "correct": right}
+  found = compare.spreads(evaluate.Judged(measured, "test", rows), (), 300)
+  loss, share = (intervals.ratio_interval(x, weights, resamples=300) for x in (losses, right))
+  np.testing.assert_allclose(found["test_loss"], loss)
+  assert found["test_perplexity"] == pytest.approx(np.exp(loss), rel=1e-2)
+  np.testing.assert_allclose(found["test_accuracy"], 100 * np.array(share))
+
+
 def test_what_one_side_lacks_is_left_out():
   with_labels, without = judged(np.ones(40), flipped(3)), judged(np.ones(40))
   assert {*compare.differences(with_labels, without, ("accuracy",), 9)} == {"test_loss"}

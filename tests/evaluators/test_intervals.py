@@ -128,6 +128,7 @@ def test_ratios():
 def test_what_has_no_interval():
   assert np.isnan(intervals.interval("accuracy", ["a"], ["a"])).all()
   assert np.isnan(intervals.ratio_interval([np.inf, 1.0], [1, 1])).all()
+  assert np.isnan(intervals.between(np.array([1.0] * 999 + [np.inf]))).all()
   assert np.isnan(intervals.ratio_interval([1.0, 0.0], [1, 0])).all()
   assert intervals.interval("accuracy", ["a"] * 3, ["a"] * 3) == (100, 100)
   with pytest.raises(UserError, match="Did you mean 'bleu'"):

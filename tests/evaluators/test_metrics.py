@@ -223,3 +223,15 @@ def test_directions_and_titles():
   assert metrics.title("test_loss/sst2_en") == "test loss, sst2_en"
   assert metrics.title("test_bleu/mean") == "test BLEU, mean of tasks"
   assert metrics.title("seconds_per_trial") == "seconds per trial"
+
+
+def test_every_metric_has_a_direction_and_bounds():
+  """Correlations may be negative; losses have no largest value, and less of them is better."""
+  for name, metric in metrics.METRICS.items():
+    low, high = metrics.bounds(f"test_{name}/task")
+    correlates = name in ("matthews", "pearson", "spearman")
+    assert (low, high) == ((0, np.inf) if name == "mse" else (-100 * correlates, 100))
+    assert metrics.higher_is_better(f"test_{name}") == (name != "mse") and metric.title
+  for name in ("loss", "perplexity"):
+    assert metrics.bounds(f"test_{name}") == (0, np.inf)
+    assert not metrics.higher_is_better(f"test_{name}")

@@ -69,6 +69,25 @@ def test_best_first_follows_the_metric_and_puts_the_diverged_last(made):
   assert order == [1, 4, 2, 8]
 
 
+def test_a_row_without_the_metric_comes_before_one_that_diverged(made):
+  results = made.ranks({1: [math.nan], 2: [2.0], 4: [1.5]})
+  results[2]["final"]["test_bleu"] = 20.0
+  rows = stats.best_first(stats.group(results), "test_bleu")
+  assert [row.settings["method.rank"] for row in rows] == [4, 2, 1]
+
+
+def test_settings_are_shown_compactly():
+  shown = [stats.show(value) for value in (1e-5, 1e-10, 1e6, 1e20, 0.5, 3, ["a", 1e-4])]
+  assert shown == ["1e-5", "1e-10", "1e+6", "1e+20", "0.5", "3", "a+0.0001"]
+
+
+def test_a_base_for_each_data_set_but_not_for_each_mixture(made):
+  rows = lambda key, values: stats.group([made.result({key: value}, 2.0) for value in values])
+  assert len(stats.group_bases(rows("data.template", ["a", "b"]))) == 2
+  assert len(stats.group_bases(rows("data.temperature", [1.0, 2.0]))) == 1
+  assert len(stats.group_bases(rows("method.rank", [1, 2]))) == 1
+
+
 def test_labels():
   lora = {"method.name": "lora", "method.alpha": 16, "optim.learning_rate": 1e-3}
   full = {"method.name": "full", "optim.learning_rate": 1e-3}

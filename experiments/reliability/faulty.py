@@ -29,7 +29,7 @@ WARM = ("jax", "flax.linen", "optax", "orbax.checkpoint", "transformers", "scipy
         "matplotlib.pyplot", "sacrebleu", "rouge_score.rouge_scorer", "sklearn.metrics",
         "jaxtune.api", "jaxtune.main", "jaxtune.sweeps.report")  # fmt: skip
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-LIMIT = 600  # seconds of time for one command
+LIMIT, COMPUTING = 3600, 300  # seconds of time, and of computing, for one command
 
 
 class Ended(NamedTuple):
@@ -112,6 +112,7 @@ def _child(place: Path, arguments: list[str], watched: Path, fault: dict) -> Non
     (place / "writes").unlink(missing_ok=True)
     os.chdir(place)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (COMPUTING, COMPUTING + 10))
     if fault.get("kind") == "powerless":
       _drop_capabilities()
     writes = _watch(watched, fault)

@@ -95,7 +95,7 @@ def run(work: Path, log: Path, *, files: list[str], only: list[str] | None = Non
     files: test files, below the copy.
     only: names of tests to run, in this order; default all.
     record: notes the lines that each test runs, and goes on behind a failure.
-    cpu: seconds of CPU that the fork may use; fifteen times as much of time.
+    cpu: seconds of CPU that the fork may use; six times as much of time.
 
   Returns:
     {"outcome": "passed", "failed", "broken" (nothing could be collected) or "timeout",
@@ -106,7 +106,7 @@ def run(work: Path, log: Path, *, files: list[str], only: list[str] | None = Non
   begin, pid = time.monotonic(), os.fork()
   if not pid:
     _child(work, log, answer, files, only, record, cpu)
-  status = _wait(pid, begin + 15 * cpu)
+  status = _wait(pid, begin + 6 * cpu)
   seconds = time.monotonic() - begin
   if answer.exists():
     return json.loads(answer.read_text()) | {"seconds": seconds}

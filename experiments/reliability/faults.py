@@ -82,6 +82,7 @@ class Harness:
 
   def prepare(self) -> None:
     """Writes a base, data, a config, two finished runs and an adapter, in forks and once."""
+    subprocess.run(["umount", self.case], capture_output=True)  # of a harness that was killed
     if (self.place / "adapter").exists():
       return
     shutil.rmtree(self.place, ignore_errors=True)

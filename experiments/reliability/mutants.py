@@ -29,17 +29,18 @@ import mutating
 HERE = Path(__file__).parent
 RESULTS, EQUIVALENT = HERE / "mutants.csv", HERE / "equivalent.csv"
 COLUMNS = (
-  "key", "module", "function", "line", "operator", "before", "after", "outcome", "killed_by",
-  "tests", "seconds", "date",
+  "key", "module", "function", "line", "operator", "before", "after", "mutated", "outcome",
+  "killed_by", "tests", "seconds", "date",
 )  # fmt: skip
 # Which test files are asked about a module, nearest first; those with the line are run.
 TESTS = {
-  "update.py": ["test_train", "test_packing", "peft/test_regularize", "evaluators/test_evaluate",
-                "peft/test_adalora"],
-  "optim.py": ["test_optim", "test_train", "test_config", "peft/test_head", "peft/test_ia3"],
-  "train.py": ["test_train", "test_resume", "test_tasks", "test_sharding"],
+  "update.py": ["test_update", "test_train", "test_packing", "peft/test_regularize",
+                "peft/test_adalora", "evaluators/test_evaluate"],
+  "optim.py": ["test_update", "test_train", "test_config", "peft/test_head", "peft/test_ia3"],
+  "train.py": ["test_train", "test_divergence", "test_resume", "test_tasks", "test_sharding"],
   "generate.py": ["test_generate", "peft/test_prompt", "peft/test_unions"],
-  "peft/__init__.py": ["peft/test_methods", "peft/test_unions", "test_probe", "peft/test_lora"],
+  "peft/__init__.py": ["peft/test_methods", "peft/test_unions", "test_probe", "peft/test_subsets",
+                       "peft/test_lora"],
   "peft/adapter.py": ["peft/test_adapters", "peft/test_methods"],
   "peft/compacter.py": ["peft/test_adapters", "peft/test_methods"],
   "peft/lo[hk]*.py": ["peft/test_loha_lokr", "peft/test_methods"],
@@ -59,7 +60,7 @@ TESTS = {
   "sweeps/stats.py": ["sweeps/test_stats", "sweeps/test_report", "sweeps/test_plot"],
   "evaluators/*": ["evaluators/*"],
 }  # fmt: skip
-ALWAYS = ["test_properties", "*/test_properties*"]
+ALWAYS = ["test_properties", "*/test_properties*", "test_defaults"]
 BUDGET = 90.0  # seconds of CPU that the unchanged tests of one mutant may take in all
 
 
@@ -166,6 +167,13 @@ def judge(work: Path, text: str, mutant: mutating.Mutant, tests: list[forked.Tes
           "tests": len(tests), "seconds": round(found["seconds"], 1)}  # fmt: skip
 
 
+def changed_line(tree, mutant: mutating.Mutant) -> str:
+  """Returns the first line of the module that the mutant changes, as it is then."""
+  before, after = tree.code.splitlines(), (mutating.write(tree, mutant) or "").splitlines()
+  pairs = zip(before, after + [""] * len(before), strict=False)
+  return next((new.strip() for old, new in pairs if old != new), "")
+
+
 def read(path: Path) -> dict[str, dict]:
   """Reads kept rows by their key."""
   with path.open(newline="") if path.exists() else open("/dev/null") as file:
@@ -207,7 +215,7 @@ def run(options) -> None:
       if row["module"] == module and key not in every:
         del rows[key]  # its code is no longer there
       elif row["module"] == module:
-        row["line"] = every[key].line
+        row |= {"line": every[key].line, "mutated": changed_line(tree, every[key])}
     retried = lambda m: options.retry and rows[m.key]["outcome"] == "survived"
     todo = [m for m in sample if m.key not in rows or (retried(m) and m.key not in equivalent)]
     if not todo or time.monotonic() > until:
@@ -219,6 +227,7 @@ def run(options) -> None:
       if text is None or time.monotonic() > until:
         continue
       shown = {f: getattr(mutant, f) for f in COLUMNS[:7]}
+      shown["mutated"] = changed_line(tree, mutant)
       found = judge(work, text, mutant, chosen(mutant, tests, lines))
       rows[mutant.key] = shown | found | {"date": datetime.date.today().isoformat()}
       keep(rows)

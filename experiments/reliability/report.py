@@ -81,7 +81,7 @@ def mutants() -> str:
   total = ["**all**", *count(found), f"**{score(*count(found))}**"]
   left = [r for r in found if r["outcome"] != "killed"]
   open_ = [r for r in left if r["key"] not in equivalent]
-  show = lambda r: [f"{r['module']}:{r['line']}", code(r["before"]), code(r["after"])]
+  show = lambda r: [f"{r['module']}:{r['line']}", code(r["before"]), code(r["mutated"])]
   parts = [
     "Mutants are drawn by seed, a share of each module, from the operators of mutmut and two of our"
     " own: a call becomes its first argument (`fold_in(key, seed)`: `key`), and an operation one of"
@@ -90,9 +90,9 @@ def mutants() -> str:
     " tests do, or cannot be imported, counts as killed.",
     table(["module", "mutants", "killed", "equivalent", "score"], [*lines, total]),
     f"### Survivors that no test tells apart: {len(open_)}",
-    table(["line", "code", "mutant"], map(show, open_)) if open_ else "None.",
+    table(["line", "what is replaced", "the line then"], map(show, open_)) if open_ else "None.",
     f"### Survivors that change nothing: {len(left) - len(open_)}",
-    table(["line", "code", "mutant", "why it is the same"],
+    table(["line", "what is replaced", "the line then", "why it is the same"],
           ([*show(r), equivalent[r["key"]]] for r in left if r["key"] in equivalent)),
   ]  # fmt: skip
   return "\n\n".join(parts)

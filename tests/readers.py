@@ -159,7 +159,7 @@ templates:
     clarity: context
     prompt: "{% for w in text.split() %}{{ w | upper }} {% endfor %}{{ extra | default('none') }}"
 """
-PROMPTSOURCE = """dataset: mine
+THEIRS = """dataset: mine
 templates:
   0a-1b: !Template
     answer_choices: no ||| yes
@@ -171,10 +171,6 @@ templates:
     name: first
     reference: ''
 """
-
-
-def write_templates(text: str) -> Callable[[Path], None]:
-  return lambda folder: (folder / "mine.yaml").write_text(text)
 
 
 def read_templates(folder: Path) -> object:
@@ -260,8 +256,8 @@ READERS = {
   "labels": rows("rows.jsonl", lambda path: write_lines(path, LABELLED), objective="classify"),
   "tags": rows("rows.jsonl", lambda path: write_lines(path, TAGGED), objective="tokens"),
   "questions": rows("rows.jsonl", lambda path: write_lines(path, QUESTIONS), objective="qa"),
-  "templates": Reader(write_templates(OURS), read_templates),
-  "promptsource": Reader(write_templates(PROMPTSOURCE), read_templates),
+  "templates": Reader(lambda folder: (folder / "mine.yaml").write_text(OURS), read_templates),
+  "promptsource": Reader(lambda folder: (folder / "mine.yaml").write_text(THEIRS), read_templates),
   "tokenizer": Reader(write_tokenizer, read_tokenizer),
   "llama": Reader(tiny_model("llama"), read_model),
   "gpt2": Reader(tiny_model("gpt2"), read_model),

@@ -192,12 +192,12 @@ def keep(rows: dict[str, dict]) -> None:
 
 def draw(package: Path, only: list[str], count: int, seed: int) -> dict[str, tuple]:
   """Draws the sample: {module: (its tree, mutants in the order of their draw)}."""
-  wanted = [m for m in mutating.files(package) if not only or any(fnmatch(m, o) for o in only)]
-  made = {module: mutating.mutants(package, module) for module in wanted}
+  made = {module: mutating.mutants(package, module) for module in mutating.files(package)}
   shares = mutating.quotas({m: len(found) for m, (_, found) in made.items()}, count)
   return {
     m: (tree, mutating.sample(found, shares[m], seed), {x.key: x for x in found})
     for m, (tree, found) in made.items()
+    if not only or any(fnmatch(m, pattern) for pattern in only)
   }
 
 

@@ -191,6 +191,17 @@ def test_answers_of_one_token_score_as_they_do_in_rows_of_their_own(normalise):
       np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
 
 
+def test_an_answer_of_one_token_that_only_fills_up_never_wins():
+  """It stands as 0 in `answers`, which must not be read as the first token, here the likeliest."""
+  arrays = {"tokens": np.ones((1, 1, 3), np.int32), "mask": np.ones((1, 1, 3), bool)}
+  arrays |= {"weights": np.array([[[0, 0, 1.0]]]), "labels": np.array([1])}
+  batch = arrays | {"answers": np.array([[[3], [4], [0]]])}
+  logits = jnp.tile(jnp.array([50.0, 0.0, 1.0, 2.0]), (1, 3, 1))
+  losses, others = choices.loss(lambda flat: logits, batch)
+  np.testing.assert_allclose(losses, np.log1p(np.exp(-1.0)), rtol=1e-4)
+  assert choices.predict(lambda flat: logits, batch)["labels"][0] == 1 and others["correct"][0] == 1
+
+
 def test_names_and_options_are_checked():
   with pytest.raises(UserError, match="Did you mean 'classify'"):
     objectives.module("clasify")

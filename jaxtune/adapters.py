@@ -177,4 +177,5 @@ def export_run(
     run.pretrained, run.methods, run.tuned, run.hyper, run.base, folder, format=format,
     dtype=dtype, labels=run.labels, base_name=run.config["model"]["path"], certify=certify,
     prompts=prompts, recipe={"config": run.config, "result": results.read(run.folder)},
+    stop_tokens=run.stop_tokens,
   )  # fmt: skip

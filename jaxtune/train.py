@@ -205,10 +205,15 @@ def _first(before, now, step):
   return jnp.where((before == 0) & now, step, before)
 
 
+def intervals(options: Options) -> tuple[int, int]:
+  """Returns the steps between two evaluations, and between two checkpoints."""
+  eval_every = options.eval_every or max(options.steps // 10, 1)
+  return eval_every, options.checkpoint_every or eval_every
+
+
 def _loop(configs, options, step, validate, base, progress, datasets, saved, logs, parallel, clock):
   """Runs to the last step; saves, evaluates and logs on the way."""
-  eval_every = options.eval_every or max(options.steps // 10, 1)
-  checkpoint_every = options.checkpoint_every or eval_every
+  eval_every, checkpoint_every = intervals(options)
   first, stop = int(progress.state.step[0]), checkpoint.Interrupt()
   bar = tqdm(total=options.steps, initial=first, desc="training", unit="step", disable=None)
   with stop, bar, logs:

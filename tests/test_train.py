@@ -163,6 +163,13 @@ def test_a_stopped_trial_stays_as_it_is(llama, chunk):
   assert max(jax.tree.leaves(moved)) > 0
 
 
+def test_a_run_is_evaluated_ten_times():
+  every = lambda **options: train.intervals(train.Options(**options))
+  assert [every(steps=n) for n in (3, 25, 200)] == [(1, 1), (2, 2), (20, 20)]
+  assert every(steps=25, eval_every=7) == (7, 7)
+  assert every(steps=25, eval_every=7, checkpoint_every=3) == (7, 3)
+
+
 def test_early_stopping_in_a_group(llama, tmp_path):
   setup = setups.make(llama)
   changes = {"train.patience": 2, "train.eval_every": 1, "train.steps": 10, "optim.warmup": 0}

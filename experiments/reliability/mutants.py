@@ -50,8 +50,8 @@ TESTS = {
   "peft/bitfit.py": ["peft/test_subsets", "peft/test_methods"],
   "peft/full.py": ["peft/test_subsets", "peft/test_methods", "test_train"],
   "peft/*": ["peft/test_{}", "peft/test_methods"],
-  "objectives/*": ["objectives/*", "test_tasks", "models/test_heads"],
-  "compose/*": ["compose/*"],
+  "objectives/*": ["objectives/*", "test_tasks", "models/test_heads", "evaluators/test_evaluate"],
+  "compose/*": ["compose/*", "test_adapters"],
   "export/peft/*": ["export/test_peft_formats", "export/test_layout", "export/test_heads",
                     "imports/test_peft", "export/test_quantised"],
   "data/mix.py": ["data/test_mix", "data/test_batches", "sweeps/test_mixtures"],
@@ -131,10 +131,14 @@ def mapped(work: Path, file: str, lines: Lines) -> list[forked.Test]:
 
 
 def chosen(mutant: mutating.Mutant, tests: list[forked.Test], lines: Lines) -> list[forked.Test]:
-  """Orders the tests that run a mutant's statement, and then the others of its nearest file."""
+  """Orders the tests that run a mutant's statement, and then the others of its nearest file.
+
+  What is run on import, such as a constant or a default, is run by no test: all of them are asked.
+  """
   said = set(lines(mutant.module)[mutant.lines[0] : mutant.lines[1] + 1])
   reach = [test for test in tests if said & test.lines]
-  nearest = [test for test in tests if test.file == tests[0].file and test not in reach]
+  nearest = [test for test in tests if not reach or test.file == tests[0].file]
+  nearest = [test for test in nearest if test not in reach]
   files = list(dict.fromkeys(test.file for test in tests))
   order = lambda test: (test in nearest, files.index(test.file), test.seconds)
   picked, spent = [], 0.0

@@ -124,7 +124,8 @@ def load(
     overlap: what to do with examples that two splits share: "error", "drop" (from the training
       side) or "allow".
     limit: at most so many rows of train, chosen by hash.
-    eval_limit: at most so many rows of validation and of test, and windows of general.
+    eval_limit: at most so many rows of validation and of test, and windows of general; of every
+      task of a file's mixture equally many.
     mixture, temperature, cap: each task's share of the batches; see `mix.shares`.
     mixture_batches: whether a batch is "mixed", or holds one "task" alone.
     resample: of several templates, draw one for each row and epoch instead of training on all.

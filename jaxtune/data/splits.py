@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
 from jaxtune.data.templates import Example
@@ -48,15 +49,30 @@ def draw(
   return rest, drawn
 
 
-def limited(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
-  """Keeps `limit` examples, chosen by hash and not by place in the file, in their order."""
+def limited(
+  examples: Sequence[Example], limit: int | None, seed: int, tasks: str | None = None
+) -> list[Example]:
+  """Keeps `limit` examples, chosen by hash and not by place in the file, in their order.
+
+  Args:
+    tasks: the column that names an example's task, of which equally many are kept; a task with
+      fewer than its part leaves the rest to the others.
+  """
   if limit is None or limit >= len(examples):
     return list(examples)
   if limit < 1:
     raise UserError(f"data.limit={limit}: expected at least 1.")
   hashes = [_place(example, f"{seed}:limit") for example in examples]
-  chosen = sorted(range(len(examples)), key=lambda row: (hashes[row], row))[:limit]
-  return [examples[row] for row in sorted(chosen)]
+  order = sorted(range(len(examples)), key=lambda row: (hashes[row], row))
+  if tasks is not None:
+    had: Counter = Counter()
+    turns = {}
+    for row in order:
+      task = str(examples[row].row.get(tasks))
+      turns[row] = had[task]
+      had[task] += 1
+    order.sort(key=turns.__getitem__)
+  return [examples[row] for row in sorted(order[:limit])]
 
 
 def separate(

@@ -37,17 +37,19 @@ def read(
   file_rows = {name: len(part.groups) for name, part in parts.items()}
   _divide(parts, wanted, o["seed"])
   for name in parts:
-    most = o["limit"] if name == "train" else o["eval_limit"]
-    parts[name] = _limited(parts[name], most, o["seed"])
+    # A test of a mixture holds its rare tasks; what is trained on keeps the shares of the file.
+    most, tasks = (o["limit"], None) if name == "train" else (o["eval_limit"], o["tasks"])
+    chosen = splits.limited(_heads(parts[name]), most, o["seed"], tasks)
+    parts[name] = _kept(parts[name], chosen)
   examples = {name: [one for group in part.groups for one in group] for name, part in parts.items()}
-  chosen = {name: len(rows) for name, rows in examples.items()}
+  before = {name: len(rows) for name, rows in examples.items()}
   examples, shared = splits.separate(examples, o["overlap"])
   counts: dict[str, dict] = {}
   labels = o["labels"]
   for name in parts:  # train first: its labels are the others' too
     rows = examples[name]
     encode = _encoder(tokenizer, objective, start, parts[name].conversations, labels, o)
-    found[name], counts[name] = _tokenized(name, encode, rows, chosen[name], parts[name].skipped)
+    found[name], counts[name] = _tokenized(name, encode, rows, before[name], parts[name].skipped)
     if vocabulary is not None:
       ids.check_split(tokenizer, found[name], vocabulary)
     labels = counts[name].get("labels", labels)
@@ -131,10 +133,6 @@ def _divide(parts: dict[str, _Part], wanted: dict, seed: int) -> None:
       parts["train"] = _kept(train, rest)
       held = _kept(train, drawn)
       parts[name] = held._replace(groups=[group[:1] for group in held.groups])
-
-
-def _limited(part: _Part, most: int | None, seed: int) -> _Part:
-  return _kept(part, splits.limited(_heads(part), most, seed))
 
 
 def _heads(part: _Part) -> list[templates.Example]:

@@ -8,7 +8,7 @@ trained alone is merged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,7 @@ def export(
   prompts: list[list[int]] | None = None,
   reload: Callable | None = None,
   recipe: dict | None = None,
+  stop_tokens: Sequence[int] = (),
 ) -> Exported:
   """Writes a trained method into `folder`, with a model card.
 
@@ -79,6 +80,7 @@ def export(
     prompts: token ids for the certificate; by default random ones.
     reload: a running `export.certify.reloader`, where many exports are certified.
     recipe: {"config": a run's, "result": its result.json}, for the model card.
+    stop_tokens: ids that end an answer, for `model.generate` in PyTorch.
 
   Raises:
     UserError: for a method that the format cannot express, naming one that can; for a folder that
@@ -99,10 +101,11 @@ def export(
   laid_over = methods, tuned, hyper, base
   try:
     with folders.replacing(folder) as new:
-      rounding = _write(pretrained, *laid_over, new, form, dtype, labels, base_name, extra_config)
+      how = (dtype, labels, base_name, extra_config, stop_tokens)
+      rounding = _write(pretrained, *laid_over, new, form, *how)
       taken = sum(m.positions for m in methods if m.kind == "prefix" and form == "peft")
       seen = peft_format.seen_for(pretrained.model.config, taken)
-      made = (labels, base_name, dtype, rounding, seen, recipe)
+      made = (labels, base_name, dtype, rounding, seen, recipe, stop_tokens)
       card.write(new, form, pretrained, methods, *made)
       certificate = None
       if certify:
@@ -204,12 +207,12 @@ def _check_free(pretrained, *chosen: Path) -> None:
 
 
 def _write(
-  pretrained, methods, tuned, hyper, base, new, form, dtype, labels, base_name, extra
+  pretrained, methods, tuned, hyper, base, new, form, dtype, labels, base_name, extra, stops
 ) -> merged.Rounding | None:
   """Writes the files of a format into an empty folder."""
   if form == "merged":
     named = tuple(map(str, labels)) or None
-    return merged.write(pretrained, methods, tuned, hyper, base, new, dtype, named)
+    return merged.write(pretrained, methods, tuned, hyper, base, new, dtype, named, stops)
   parts, end = laid(methods, tuned), (new, base_name, extra or {})
   if form == "peft":
     peft_format.write(pretrained, *parts, tuned, hyper, base, *end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ tokenizer = AutoTokenizer.from_pretrained({tokenizer})
 inputs = tokenizer({prompt}, return_tensors="pt")
 """
 CALLS = {
-  "lm": "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))\n",
+  "lm": "answers = model.generate(**inputs, max_new_tokens=32{stops})\n"
+  "print(tokenizer.decode(answers[0]))\n",
   "qa": "print(model(**inputs).start_logits, model(**inputs).end_logits)\n",
   None: "print(model(**inputs).logits)\n",
 }
@@ -74,7 +75,7 @@ DATA = ("answer", "text", "rename", "chat_template", "turns", "max_length", "lim
 
 def write(
   folder: Path, form: str, pretrained, methods, labels, base_name, dtype, rounding, seen,
-  recipe: dict | None = None,
+  recipe: dict | None = None, stop_tokens: Sequence[int] = (),
 ) -> None:  # fmt: skip
   """Writes README.md into a folder; see `places` for what it says of this machine.
 
@@ -83,6 +84,7 @@ def write(
     labels: names of a head's labels; () for none.
     seen: how many tokens of text see a prefix under a sliding window; None for any number.
     recipe: {"config": the run's, "result": its result.json or {}}; None where there was no run.
+    stop_tokens: ids that end an answer; (): those of the base.
   """
   recipe = recipe or {}
   config, result = recipe.get("config") or {}, recipe.get("result") or {}
@@ -103,7 +105,7 @@ def write(
   if seen is not None:
     text += WINDOW.format(seen=seen)
   text += f"## Use\n\n```sh\n{install}\n```\n\n```python\n"
-  text += snippet(form, pretrained, methods, labels, base_name) + "```\n\n"
+  text += snippet(form, pretrained, methods, labels, base_name, stop_tokens) + "```\n\n"
   text += _prompts(result.get("data") or {})
   text += _section("Recipe", ("", ""), _recipe(methods, config, result))
   text += _section("Metrics", ("", "base", "trained"), _metrics(result))
@@ -132,7 +134,7 @@ def front(form: str, pretrained, methods, base_name, result: dict) -> str:
   return f"---\n{lines}---\n\n"
 
 
-def snippet(form: str, pretrained, methods, labels, base_name) -> str:
+def snippet(form: str, pretrained, methods, labels, base_name, stop_tokens=()) -> str:
   """Returns the lines that load the export, and with a tokenizer those that call it once."""
   options = loading.options(pretrained)
   if form == "adapterhub" and any(m.kind == "prefix" for m in methods):
@@ -151,7 +153,9 @@ def snippet(form: str, pretrained, methods, labels, base_name) -> str:
   kind = "lm" if head is None else "qa" if head.kind == "qa" else None
   prompt = '"Where does she live?", "She lives in Rome."' if kind == "qa" else '"A text."'
   text += TEXT.format(tokenizer="FOLDER" if form == "merged" else "BASE", prompt=prompt)
-  return text + CALLS[kind]
+  own = stop_tokens and form != "merged"  # whose generation_config.json has them
+  stops = f", eos_token_id={list(stop_tokens)}" if own else ""
+  return text + CALLS[kind].format(stops=stops)
 
 
 def _arguments(options: dict, labels) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxtune import peft, tree
+from jaxtune import peft, schema, tree
 from jaxtune.errors import UserError, check_known
 from jaxtune.export import loading
 from jaxtune.models import hf, quantize
@@ -35,12 +36,16 @@ class Rounding(NamedTuple):
   tensors: dict[str, Loss]
 
 
-def write(pretrained, methods, tuned, hyper, base, folder: Path, dtype: str, labels) -> Rounding:
+def write(
+  pretrained, methods, tuned, hyper, base, folder: Path, dtype: str, labels,
+  stop_tokens: Sequence[int] = (),
+) -> Rounding:  # fmt: skip
   """Writes base + delta as a folder that `from_pretrained` of the head's class loads.
 
   Args:
     labels: names of a head's labels; None: those of the base's config.json.
     dtype: the type weights are stored in, "float32" or "bfloat16".
+    stop_tokens: ids that end an answer, for `model.generate`; by default those of the base.
   """
   check_known("dtype", dtype, hf.DTYPES)
   stored = pretrained
@@ -49,9 +54,23 @@ def write(pretrained, methods, tuned, hyper, base, folder: Path, dtype: str, lab
     padding = {"pad_token_id": loading.pad_token(pretrained)}
     pretrained = pretrained._replace(hf_config=pretrained.hf_config | padding)
   hf.write(pretrained, params, folder, dtype, labels)
-  if pretrained.folder and (pretrained.folder / "generation_config.json").exists():
-    shutil.copy(pretrained.folder / "generation_config.json", folder)  # it holds stop tokens
+  if pretrained.model.config.head is None and pretrained.model.config.causal:
+    _write_generation(pretrained, folder, stop_tokens)
   return rounding(quantize.dequantised(stored.params), params, dtype)
+
+
+def _write_generation(pretrained, folder: Path, stop_tokens: Sequence[int]) -> None:
+  """Writes how transformers generates: as the base does, up to the tokens of this model."""
+  base = pretrained.folder and pretrained.folder / "generation_config.json"
+  if base and base.exists():
+    stated = schema.read_json(base)
+  else:  # what transformers takes from config.json where there is no such file
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    stated = {n: x for n in names if (x := pretrained.hf_config.get(n)) is not None}
+  if stop_tokens:
+    stated["eos_token_id"] = list(stop_tokens)
+  if stated:
+    (folder / "generation_config.json").write_text(json.dumps(stated, indent=2) + "\n")
 
 
 def fold(pretrained, methods, tuned, hyper, base) -> tuple[hf.Pretrained, Any]:

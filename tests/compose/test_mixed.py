@@ -9,7 +9,7 @@ import pytest
 import setups
 from made import TOKENS, logits, make
 
-from jaxtune import peft
+from jaxtune import generate, peft
 from jaxtune.compose import mixed
 from jaxtune.errors import UserError
 from jaxtune.runs import Run
@@ -49,6 +49,21 @@ def test_a_mixed_batch_equals_separate_runs(llama, parts):
   assert np.abs(logits(runs[0]) - logits(runs[1])).max() > 0.1
   for row, i in enumerate(which):
     np.testing.assert_allclose(made[row], logits(runs[i])[row], atol=5e-5, rtol=0)
+
+
+def test_each_prompt_is_continued_by_its_own_adapter(llama):
+  runs = [make(llama, {"name": "lora", "rank": i}, seed=i) for i in (1, 3)]
+  options = dict(max_new_tokens=4, stop_tokens=(-1,), key=jax.random.key(0))
+  texts = jnp.asarray(TOKENS), jnp.ones(TOKENS.shape, bool)
+  parts = [(run.methods, run.base, run.tuned, run.hyper) for run in runs]
+  alone = [generate.generate(llama.model, *part, *texts, **options) for part in parts]
+  assert (alone[0] != alone[1]).any(-1).all()
+  which = jnp.asarray([1, 0, 1])
+  together = mixed.together(runs)
+  model = llama.model, runs[0].methods, runs[0].base
+  made = mixed.complete(*model, *together, which, *texts, **options)
+  for row, i in enumerate([1, 0, 1]):
+    np.testing.assert_array_equal(made[row], alone[i][row])
 
 
 def outlined(pretrained, section: dict) -> Run:

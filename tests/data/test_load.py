@@ -1,5 +1,8 @@
 """Options of a whole data set: mixtures by column and by file, and what cannot go together."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import setups
@@ -76,6 +79,18 @@ def test_a_column_and_files_make_the_same_mixture(load, files):
   assert [len(pool.rows) for pool in column.order[0].pools] == [16, 8]
   uneven = load(train="train", tasks="task", mixture={"x": 1, "y": 3})
   assert uneven.train.order[0].shares == (0.25, 0.75)
+
+
+def test_a_limit_keeps_the_rare_tasks_of_a_column(load, files):
+  """Four rows of sixteen x and eight y, or of all x and one y: two of each, or three and one."""
+  found = load(train="train", tasks="task", validation="train", overlap="allow", eval_limit=4)
+  assert sorted(found.validation.tasks) == ["x", "x", "y", "y"]
+  rows = [json.loads(line) for line in Path(files["train"]).read_text().splitlines()]
+  ys = [row for row in rows if row["task"] == "y"][1:]
+  few = Path(files["train"]).with_name("few.jsonl")
+  few.write_text("".join(json.dumps(row) + "\n" for row in rows if row not in ys))
+  found = load(train=str(few), tasks="task", validation=str(few), overlap="allow", eval_limit=4)
+  assert sorted(found.validation.tasks) == ["x", "x", "x", "y"]
 
 
 def test_only_some_rows(load):

@@ -175,7 +175,10 @@ def test_with_a_tokenizer_its_lines_make_text(gpt2, tmp_path):
   methods = tiny.lay(gpt2, LORA)[0]
   lines = card.snippet("peft", gpt2._replace(tokenizer=object()), methods, (), "owner/base")
   assert "AutoModelForCausalLM, AutoTokenizer" in lines and 'BASE = "owner/base"' in lines
-  assert lines.splitlines()[-1].startswith("print(tokenizer.decode(model.generate(")
+  assert lines.splitlines()[-2] == "answers = model.generate(**inputs, max_new_tokens=32)"
+  given = (gpt2._replace(tokenizer=object()), methods, (), "owner/base", (3, 1))
+  assert "max_new_tokens=32, eos_token_id=[3, 1])" in card.snippet("peft", *given)
+  assert "eos_token_id" not in card.snippet("merged", *given)  # its generation_config.json has it
 
 
 @pytest.mark.parametrize(

@@ -105,3 +105,31 @@ def test_a_masked_language_model_stays_tied(tmp_path):
   lora = dict(name="lora", rank=2, targets=("embed",))
   with pytest.raises(UserError, match="leave 'embed' out"):
     export(model, *laid(model, lora), tmp_path / "x", format="merged")
+
+
+def test_a_lookup_s_delta_beside_trained_layers(tied, tmp_path, reload):
+  last, lora = {"layers": 1}, {"rank": 2, "targets": ("embed",)}
+  section = {"name": "stack", "lora": lora, "last_layers": last}
+  model, how = tied("llama3"), dict(format="merged", certify=True, reload=reload)
+  made = export(model, *laid(model, section), tmp_path / "x", **how)
+  assert made.certificate["largest_logit_difference"] < 1e-4
+  assert {"embed/embedding", "trunk/layers/mlp/up_proj/kernel"} <= made.rounding.tensors.keys()
+
+
+@pytest.mark.parametrize("stated", [{"eos_token_id": 0, "top_k": 7}, None])
+@pytest.mark.parametrize("name", ["llama3", "t5"])
+def test_pytorch_stops_where_the_run_did(tied, name, stated, tmp_path):
+  """A chat template's end of a turn is no token that the base stops at."""
+  from transformers import GenerationConfig
+
+  model = tied(name)
+  if stated:
+    model = model._replace(folder=tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(stated))
+  full = {"name": "full"}
+  made = export(model, *laid(model, full), tmp_path / "x", stop_tokens=(3, 1))
+  found = GenerationConfig.from_pretrained(made.folder)
+  assert found.eos_token_id == [3, 1]
+  assert found.top_k == (stated or {}).get("top_k")
+  start = None if stated else model.hf_config.get("decoder_start_token_id")
+  assert found.decoder_start_token_id == start

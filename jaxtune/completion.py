@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxtune import data, generate, schema
 from jaxtune.compose import mixed
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, nearest
 from jaxtune.runs import Run
 from jaxtune.setup import find_objective
 
@@ -21,6 +21,7 @@ def complete(
   prompts: list[str] | list[dict],
   *,
   which: Sequence[int] | None = None,
+  task: str | None = None,
   max_new_tokens: int = 64,
   temperature: float = 0.0,
   top_k: int | None = None,
@@ -35,6 +36,7 @@ def complete(
     prompts: rows such as {"instruction": ..., "input": ...}, which become prompts by the template
       that the run was trained with; conversations, {"messages": [...]}, with "tools" or without,
       by the chat template; or texts to be continued as they stand.
+    task: of a mixture, the task by whose template rows become prompts.
     temperature: 0 is greedy; with more, `top_k` and `top_p` restrict the draw.
   """
   runs = [run] if isinstance(run, Run) else list(run)
@@ -48,9 +50,9 @@ def complete(
   schema.check_arguments(complete, {"seed": seed})
   generate.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
   if len(runs) == 1:
-    ids = _encode(run, prompts)
+    ids = _encode(run, prompts, task)
   else:
-    ids = [_encode(runs[i], [prompt])[0] for i, prompt in zip(which, prompts, strict=True)]
+    ids = [_encode(runs[i], [prompt], task)[0] for i, prompt in zip(which, prompts, strict=True)]
   data.ids.check_rows(tokenizer, ids, c.vocabulary)
   longest = max(map(len, ids))
   tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id, longest)
@@ -91,19 +93,20 @@ def _choose(runs: list[Run], prompts: list, which: Sequence[int] | None) -> Sequ
   return which
 
 
-def _encode(run: Run, prompts: list) -> list[list[int]]:
+def _encode(run: Run, prompts: list, task: str | None) -> list[list[int]]:
   """Renders rows by the template of the run, and tokenises them."""
   for prompt in prompts:
     if not isinstance(prompt, str | dict):
       raise UserError(f"the prompt {prompt!r} is neither a text nor an object of columns")
     written = json.dumps(prompt, ensure_ascii=False, default=str)
     data.cells.check_characters(f"the prompt {schema.shown(prompt)}", written)
+  given = all(isinstance(prompt, str) for prompt in prompts)
   o, tokenizer = run.config["data"], run.pretrained.tokenizer
+  o = o if given and task is None else _of_task(run, o, task)
   spoken = [isinstance(one, dict) and data.conversations.column(one) for one in prompts]
   if prompts and all(spoken) and o["template"] is None:
     return data.chat.prompts(tokenizer, prompts, o["chat_template"])
   rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
-  given = all(isinstance(prompt, str) for prompt in prompts)
   form = {} if given else {name: o[name] for name in ("template", "rename", "choices")}
   texts = data.render_prompts(rows, **form)
   whole = run.pretrained.model.config.encoder is not None
@@ -111,3 +114,20 @@ def _encode(run: Run, prompts: list) -> list[list[int]]:
   if not ids or not all(ids):
     raise UserError("a prompt is empty, or there is none: expected at least one token to continue")
   return ids
+
+
+def _of_task(run: Run, o: dict, task: str | None) -> dict:
+  """Returns the options of data by which a row is read: in a mixture of files, those of a task."""
+  tasks = o["tasks"] if isinstance(o["tasks"], dict) else {}
+  if task in tasks:
+    return o | tasks[task]
+  if task is None and not tasks:
+    return o
+  if not tasks:
+    raise UserError(f"task is {task!r}, but {run.folder} was not trained on data.tasks of files")
+  known = ", ".join(tasks)
+  if task is None:
+    raise UserError(
+      f"{run.folder} reads each task's rows by options of its own: say by task which: {known}"
+    )
+  raise UserError(f"task is {task!r}, which {run.folder} does not have. {nearest(task, tasks)}")

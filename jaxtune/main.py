@@ -92,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("--prompt", action="append", default=[], help="a text; may be repeated")
   sub.add_argument("--row", action="append", default=[], metavar="JSON",
                    help="columns for the run's own template; may be repeated")  # fmt: skip
+  sub.add_argument("--task", help="of a mixture, the task by whose template rows are read")
   sub.add_argument("--max-new-tokens", type=int, default=64)
   sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
   sub.add_argument("--top-k", type=int)
@@ -186,7 +187,7 @@ def _generate(options, rest):
   if not prompts or (options.prompt and options.row):
     raise UserError("give either --prompt TEXT or --row JSON")
   texts = api.complete(
-    api.load_runs(options.workdir), prompts, which=options.which,
+    api.load_runs(options.workdir), prompts, which=options.which, task=options.task,
     max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
     top_p=options.top_p, seed=options.seed,
   )  # fmt: skip

@@ -296,6 +296,25 @@ def test_prompts_that_no_model_reads(trained):
       api.complete(one, prompts)
 
 
+def test_a_row_is_read_by_the_template_of_its_task(trained):
+  """Of a mixture of files, whose top-level template belongs to no task."""
+  plain = api.load_run(trained)
+  tasks = {name: {"template": f"{name}9 {{{{ x }}}} :", "answer": "y"} for name in "ab"}
+  config = plain.config | {"data": plain.config["data"] | {"tasks": tasks}}
+  run, rows = plain._replace(config=config), [{"x": "c1"}]
+  said = lambda run, prompt, **task: api.complete(run, prompt, max_new_tokens=4, **task)
+  for name in "ab":
+    assert said(run, rows, task=name) == said(plain, [f"{name}9 c1 :"])
+  assert said(run, rows, task="a") != said(run, rows, task="b")
+  for given, task, says in (
+    (run, None, "say by task which: a, b"),
+    (run, "c", "task is 'c', which .* does not have. Valid choices: a, b"),
+    (plain, "a", "was not trained on data.tasks of files"),
+  ):
+    with pytest.raises(UserError, match=says):
+      said(given, rows, task=task)
+
+
 def test_what_ends_an_answer_is_what_training_taught(trained, tmp_path):
   """Neither other data nor an adapter beside it make a run forget its stop tokens."""
   run = api.load_run(trained)

@@ -125,13 +125,14 @@ def over(config: Any, folder: str | Path) -> Run:
 
 
 def check_free(folder: str | Path) -> None:
-  """Raises UserError for a folder in which there is a run, finished or under way.
+  """Raises UserError for a folder in which there is a run, finished or under way, or other files.
 
   A config.json alone is what a kill left of `keep`, which then writes both files anew.
   """
   signs = ("tuned.safetensors", "metrics.jsonl", "checkpoints", "trials")
   if any((Path(folder) / name).exists() for name in signs):
     raise UserError(f"{folder} holds a run already; give another folder")
+  locks.check_place(Path(folder))
 
 
 def keep(run: Run, folder: str | Path) -> None:

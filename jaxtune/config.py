@@ -35,6 +35,7 @@ SECTIONS = {
   "train": (train.Options, set()),
   "evaluate": (evaluate.Options, set()),
 }
+KEYS = {"seed", "method", "objective", "sweep", *SECTIONS}
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ConfigDict:
@@ -116,9 +117,8 @@ def complete(config: Any) -> dict:
     UserError: an unknown section, key or method (names the nearest), or a value of a wrong type.
   """
   config = to_dict(config)
-  known = {"seed", "method", "objective", "sweep", *SECTIONS}
   for section in config:
-    check_known("config section", section, known)
+    check_known("config section", section, KEYS)
   seed = config.get("seed", 0)
   schema.check("config key seed", seed, schema.Seed)
   full = {

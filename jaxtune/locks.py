@@ -1,4 +1,4 @@
-"""A run's folder belongs to one process at a time, and can be written in before work starts."""
+"""A run's folder belongs to runs and to one process at a time; that is seen before work starts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxtune import config, schema
 from jaxtune.errors import UserError
 
 try:
@@ -17,6 +18,11 @@ except ImportError:  # Windows
   fcntl = None
 
 NAME = ".lock"
+# What is written into the folder of a run or a sweep, the first file first.
+WRITTEN = (
+  "config.json", "metrics.jsonl", "predictions.jsonl", "result.json", "tuned.safetensors",
+  "results.csv", "report.md", "report.html", "checkpoints", "groups", "plots", "trials",
+)  # fmt: skip
 
 
 def check_writable(folder: str | Path) -> None:
@@ -37,6 +43,25 @@ def check_writable(folder: str | Path) -> None:
     raise UserError(f"{folder} cannot be written: permission denied for {place}")
 
 
+def check_place(folder: Path) -> None:
+  """Raises UserError for a folder in which a run would write over the files of something else.
+
+  A run's or a sweep's own folder has a config.json of jaxtune's sections.
+  """
+  there = next((name for name in WRITTEN if (folder / name).exists()), None)
+  if there is None:
+    return
+  own = there == "config.json"
+  if own:
+    found = schema.read_json(folder / there)
+    own = isinstance(found, dict) and "model" in found and found.keys() <= config.KEYS
+  if not own:
+    raise UserError(
+      f"{folder} is no run's folder, and its {there} would be lost; expected a folder that is new, "
+      "empty or a run's"
+    )
+
+
 @contextlib.contextmanager
 def held(folder: str | Path) -> Iterator[None]:
   """Holds a folder, which is made if need be, for this process alone.
@@ -46,13 +71,15 @@ def held(folder: str | Path) -> Iterator[None]:
   for the lock is removed behind it.
 
   Raises:
-    UserError: where another process holds the folder, which is named, or it cannot be written.
+    UserError: where another process holds the folder, which is named, it cannot be written, or
+      it holds something else; see `check_place`.
   """
   folder = Path(folder)
   check_writable(folder)
   made = [path for path in (folder, *folder.parents) if not path.exists()]
   try:
     with _locked(folder):
+      check_place(folder)
       yield
   finally:
     with contextlib.suppress(OSError):  # it holds something by now

@@ -44,8 +44,8 @@ def test_what_a_kill_left_of_a_run_that_was_kept_is_written_anew(place, tmp_path
   run = jaxtune.load_run(place[0] / "one")
   adapters.keep(run, tmp_path / "whole")
   (tmp_path / "killed").mkdir()
-  (tmp_path / "killed" / "config.json").write_text("{}")
-  (tmp_path / "killed" / written).write_text("{}")
+  for name in ("config.json", written):
+    (tmp_path / "killed" / name).write_text('{"model": {}}')
   adapters.keep(run, tmp_path / "killed")
   read = lambda name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
   assert read("killed") == read("whole")
@@ -112,6 +112,8 @@ def test_what_cannot_be_composed_is_said(place):
     jaxtune.compose_runs(runs, place[0] / "x", "stack", weights=[1, 1])
   with pytest.raises(UserError, match="holds a run already"):
     jaxtune.compose_runs(runs, place[0] / "one", "cat")
+  with pytest.raises(UserError, match="llama is no run's folder, and its config.json would be"):
+    jaxtune.compose_runs(runs, runs[0].pretrained.folder, "cat")
   prompt = {"name": "prompt", "length": 2}
   two = adapters.compose.remade(runs[0], {"name": "stack", "a": prompt, "b": prompt}, {}, {})
   with pytest.raises(UserError, match="two prompts"):

@@ -82,3 +82,25 @@ def test_a_folder_without_permission(tmp_path, monkeypatch):
   monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
   with pytest.raises(UserError, match="permission denied"):
     locks.check_writable(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("config.json", '{"model_type": "llama"}'),
+    ("config.json", "[1]"),
+    ("metrics.jsonl", '{"mine": 1}'),
+    ("results.csv", "mine"),
+  ],
+)
+def test_files_of_something_else_are_not_written_over(tmp_path, name, content):
+  path = tmp_path / "folder" / name
+  path.parent.mkdir()
+  path.write_text(content)
+  with pytest.raises(UserError, match=f"is no run's folder, and its {name} would be lost"):
+    with locks.held(path.parent):
+      pass
+  assert path.read_text() == content and [*path.parent.iterdir()] == [path]
+  (path.parent / "config.json").write_text('{"model": {"path": "x"}, "seed": 1}')
+  with locks.held(path.parent):
+    pass  # a run's own

@@ -65,11 +65,11 @@ class Source(NamedTuple):
   family: Any
 
 
-def family_module(name: str):
-  """Imports the module of a family, or says which families there are."""
+def family_module(name: str, where: str = ""):
+  """Imports the module of a family, or says which families there are, and where it was named."""
   known = [m.name for m in pkgutil.iter_modules(models.__path__) if m.name not in NOT_FAMILIES]
   if name not in known:
-    raise UserError(f"model_type {name!r} is not supported. {nearest(name, known)}")
+    raise UserError(f"{where}model_type {name!r} is not supported. {nearest(name, known)}")
   return importlib.import_module(f"jaxtune.models.{name}")
 
 
@@ -184,7 +184,8 @@ def _source(path: str | None, architecture: dict | None) -> Source:
   folder = None if path is None else hub.resolve(path)
   hf_config = hub.read_config(folder) if folder else dict(architecture)
   schema.check("config.json" if folder else "model.architecture", hf_config, entries.Entries)
-  return Source(folder, hf_config, family_module(hf_config.get("model_type", "")))
+  where = f"{folder / 'config.json'}: " if folder else ""
+  return Source(folder, hf_config, family_module(hf_config.get("model_type", ""), where))
 
 
 def abstract(model) -> Any:

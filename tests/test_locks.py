@@ -97,9 +97,9 @@ def test_files_of_something_else_are_not_written_over(tmp_path, name, content):
   path = tmp_path / "folder" / name
   path.parent.mkdir()
   path.write_text(content)
-  with pytest.raises(UserError, match=f"is no run's folder, and its {name} would be lost"):
-    with locks.held(path.parent):
-      pass
+  says = f"is no run's folder, and its {name} would be lost"
+  with pytest.raises(UserError, match=says), locks.held(path.parent):
+    pass
   assert path.read_text() == content and [*path.parent.iterdir()] == [path]
   (path.parent / "config.json").write_text('{"model": {"path": "x"}, "seed": 1}')
   with locks.held(path.parent):

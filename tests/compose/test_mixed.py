@@ -1,5 +1,6 @@
 """Several adapters in one batch: each row is what its adapter gives alone, or it is refused."""
 
+import inspect
 import pkgutil
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 import setups
 from made import TOKENS, logits, make
 
-from jaxtune import generate, peft
+from jaxtune import generate, peft, tree
 from jaxtune.compose import mixed
 from jaxtune.errors import UserError
 from jaxtune.runs import Run
@@ -98,6 +99,20 @@ def test_what_shares_a_program_differs_along_padded_axes_alone(llama, name):
     other = outlined(llama, plain | {option: OTHER[option]} | NEEDED.get(option, {}))
     assert plan.groups([run.config, other.config]) == [[0, 1]]
     assert mixed.apart(run, other) == ""
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_method_says_what_it_is_made_of(llama, name):
+  (method,) = peft.build({"name": name})
+  known = inspect.signature(peft.constructor(name)).parameters.keys()
+  assert method.name == name and {*method.options, *method.numbers} <= known
+  sizes = {"rank", "width", "length", "init_rank"} & {*method.numbers}
+  if not sizes:
+    return
+  runs = [outlined(llama, {"name": name} | {o: OTHER[o] for o in some}) for some in ((), sizes)]
+  shapes = [tree.flatten({"tuned": run.tuned["peft"], "hyper": run.hyper}) for run in runs]
+  grown = {path for path, x in shapes[0].items() if x.shape != shapes[1][path].shape}
+  assert {path.rsplit("/", 1)[1] for path in grown} <= method.padded.keys()
 
 
 REFUSED = [

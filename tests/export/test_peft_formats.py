@@ -166,6 +166,13 @@ def test_what_peft_cannot_hold(name, head, section, message, base, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_prefix_is_written_as_its_keys_and_values(base, tmp_path):
+  """Also where a network made them in training: PEFT would make one of its own, at random."""
+  made = export(base("llama"), *laid(base("llama"), SECTIONS["prefix"]), tmp_path / "x")
+  stated = json.loads((made.folder / "adapter_config.json").read_text())
+  assert stated["prefix_projection"] is False and stated["num_virtual_tokens"] == 4
+
+
 def test_a_prefix_of_other_lengths(base, tmp_path):
   model = base("llama")
   methods, tuned, hyper, frozen = laid(model, SECTIONS["prefix"])

@@ -1,5 +1,6 @@
 """AdaLoRA: PEFT's function, penalty, schedule and choice of triplets; the budget in training."""
 
+from fractions import Fraction
 from types import SimpleNamespace
 
 import deltas
@@ -144,6 +145,17 @@ def test_budget_falls_as_in_peft():
       np.testing.assert_array_equal(made, [theirs.budget_schedule(int(i))[0] for i in step])
   assert adalora.phases(100, None, None) == (10, 67)
   assert adalora.phases(1, None, None) == (0, 1)
+
+
+def test_a_long_run_s_budget_is_exact():
+  """With fp32's products of 24 bits, where a plain one would be a triplet off."""
+  steps, initial, target = 20_011, 3457.0, 96.0
+  step = np.arange(steps + 1)
+  made = jax.vmap(lambda i: adalora.budget(i, 0, steps, jnp.asarray(initial), jnp.asarray(target)))
+  exact = [
+    target + (initial - target) * Fraction(steps - i, steps) ** 3 // 1 for i in step.tolist()
+  ]
+  np.testing.assert_array_equal(made(step), np.array(exact, int))
 
 
 def test_ties_and_nan_keep_the_budget():

@@ -8,6 +8,7 @@ import tiny
 from sweeps.test_groups import grouped, solo
 
 from jaxtune import programs, setup, tree, update
+from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.sweeps import plan
 
@@ -36,6 +37,12 @@ def complete(method, **changes):
 def moved(made, method, **changes):
   state, base = programs.start(complete(method, **changes), made)
   return tree.flatten(state.tuned["params"]), tree.flatten(base)
+
+
+def test_a_model_without_a_head_has_nothing_to_probe(llama3):
+  says = "method 'head' finds nothing to train: no leaf of this model is a head"
+  with pytest.raises(UserError, match=says):
+    tiny.lay(llama3, PROBE)
 
 
 def test_what_is_trained(made):

@@ -69,6 +69,12 @@ def test_best_first_follows_the_metric_and_puts_the_diverged_last(made):
   assert order == [1, 4, 2, 8]
 
 
+def test_of_the_diverged_the_one_comes_first_that_did_so_in_fewer_of_its_seeds(made):
+  often, rarely = [math.nan, 1.0], [math.nan] * 3 + [1.0] * 6
+  rows = stats.best_first(stats.group(made.ranks({1: often, 2: rarely})), "test_loss")
+  assert [row.settings["method.rank"] for row in rows] == [2, 1]
+
+
 def test_a_row_without_the_metric_comes_before_one_that_diverged(made):
   results = made.ranks({1: [math.nan], 2: [2.0], 4: [1.5]})
   results[2]["final"]["test_bleu"] = 20.0

@@ -129,10 +129,10 @@ def check_free(folder: str | Path) -> None:
 
   A config.json alone is what a kill left of `keep`, which then writes both files anew.
   """
-  signs = ("tuned.safetensors", "metrics.jsonl", "checkpoints", "trials")
-  if any((Path(folder) / name).exists() for name in signs):
+  folder = Path(folder)
+  if any((folder / name).exists() for name in locks.RUN):
     raise UserError(f"{folder} holds a run already; give another folder")
-  locks.check_place(Path(folder))
+  locks.check_place(folder)
 
 
 def keep(run: Run, folder: str | Path) -> None:

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from jaxtune import config, schema
 from jaxtune.errors import UserError
@@ -18,11 +19,9 @@ except ImportError:  # Windows
   fcntl = None
 
 NAME = ".lock"
-# What is written into the folder of a run or a sweep, the first file first.
-WRITTEN = (
-  "config.json", "metrics.jsonl", "predictions.jsonl", "result.json", "tuned.safetensors",
-  "results.csv", "report.md", "report.html", "checkpoints", "groups", "plots", "trials",
-)  # fmt: skip
+# What is written into the folder of a run, and of a sweep; the config.json is the first.
+RUN = ("metrics.jsonl", "predictions.jsonl", "result.json", "tuned.safetensors", "checkpoints")
+SWEEP = ("results.csv", "report.md", "report.html", "groups", "plots", "trials")
 
 
 def check_writable(folder: str | Path) -> None:
@@ -43,28 +42,29 @@ def check_writable(folder: str | Path) -> None:
     raise UserError(f"{folder} cannot be written: permission denied for {place}")
 
 
-def check_place(folder: Path) -> None:
-  """Raises UserError for a folder in which a run would write over the files of something else.
+def check_place(folder: Path, kind: Literal["run", "sweep"] = "run") -> None:
+  """Raises UserError for a folder in which a run, or a sweep, would write over anything else.
 
-  A run's or a sweep's own folder has a config.json of jaxtune's sections.
+  Its own folder has a config.json of jaxtune's sections.
   """
-  there = next((name for name in WRITTEN if (folder / name).exists()), None)
-  if there is None:
-    return
-  own = there == "config.json"
-  if own:
+  there = next((name for name in ("config.json", *RUN, *SWEEP) if (folder / name).exists()), None)
+  own = there is None
+  if there == "config.json":
     found = schema.read_json(folder / there)
     own = isinstance(found, dict) and "model" in found and found.keys() <= config.KEYS
   if not own:
     raise UserError(
-      f"{folder} is no run's folder, and its {there} would be lost; expected a folder that is new, "
-      "empty or a run's"
+      f"{folder} is no {kind}'s folder, and its {there} would be lost; expected a folder that is "
+      f"new, empty or a {kind}'s"
     )
+  other, names = ("sweep", SWEEP) if kind == "run" else ("run", RUN)
+  if any((folder / name).exists() for name in names):
+    raise UserError(f"{folder} holds a {other}: give another folder for a {kind}")
 
 
 @contextlib.contextmanager
-def held(folder: str | Path) -> Iterator[None]:
-  """Holds a folder, which is made if need be, for this process alone.
+def held(folder: str | Path, kind: Literal["run", "sweep"] = "run") -> Iterator[None]:
+  """Holds the folder of a run or a sweep, made if need be, for this process alone.
 
   The lock is the kernel's (flock), on a file in the folder: it ends with its process, however that
   ends. On a file system without such locks a warning is printed and nothing is held. What was made
@@ -79,7 +79,7 @@ def held(folder: str | Path) -> Iterator[None]:
   made = [path for path in (folder, *folder.parents) if not path.exists()]
   try:
     with _locked(folder):
-      check_place(folder)
+      check_place(folder, kind)
       yield
   finally:
     with contextlib.suppress(OSError):  # it holds something by now

@@ -112,6 +112,8 @@ def test_what_cannot_be_composed_is_said(place):
     jaxtune.compose_runs(runs, place[0] / "x", "stack", weights=[1, 1])
   with pytest.raises(UserError, match="holds a run already"):
     jaxtune.compose_runs(runs, place[0] / "one", "cat")
+  with pytest.raises(UserError, match="checkpoint is 'nowhere': expected the folder of a fine"):
+    adapters.extract(place[1](method=LORA), "nowhere", 2, place[0] / "x")
   with pytest.raises(UserError, match="llama is no run's folder, and its config.json would be"):
     jaxtune.compose_runs(runs, runs[0].pretrained.folder, "cat")
   prompt = {"name": "prompt", "length": 2}
@@ -121,7 +123,7 @@ def test_what_cannot_be_composed_is_said(place):
   assert not (place[0] / "x").exists()
 
 
-def test_an_export_replaces_nothing_but_an_export(place):
+def test_an_export_replaces_nothing_but_an_export(place, monkeypatch, tmp_path):
   folder, _ = place
   run = jaxtune.load_run(folder / "two")
   before = sorted(path.name for path in run.folder.iterdir())
@@ -138,6 +140,8 @@ def test_an_export_replaces_nothing_but_an_export(place):
   with pytest.raises(UserError, match="notes.txt.*would be lost"):
     jaxtune.export_run(run, folder / "again")
   assert (folder / "again" / "notes.txt").read_text() == "mine"
+  monkeypatch.chdir(tmp_path)
+  assert jaxtune.export_run(run, ".").folder == tmp_path
 
 
 def test_the_card_of_a_composed_run_tells_of_no_training(place):

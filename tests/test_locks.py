@@ -102,5 +102,11 @@ def test_files_of_something_else_are_not_written_over(tmp_path, name, content):
     pass
   assert path.read_text() == content and [*path.parent.iterdir()] == [path]
   (path.parent / "config.json").write_text('{"model": {"path": "x"}, "seed": 1}')
-  with locks.held(path.parent):
-    pass  # a run's own
+  own = "sweep" if name == "results.csv" else "run"
+  with locks.held(path.parent, own):
+    pass
+  other = {"run": "sweep", "sweep": "run"}[own]
+  (path.parent / "result.json" if own == "run" else path.parent / "trials").mkdir()
+  says = f"holds a {own}: give another folder for a {other}"
+  with pytest.raises(UserError, match=says), locks.held(path.parent, other):
+    pass

@@ -254,6 +254,7 @@ def test_a_finished_run_and_what_is_asked_of_it(place, trained, tmp_path, capsys
   assert "--row: JSON that cannot be read" in go("--row", f'{{"a": {"1" * 5000}}}')
   assert "--row: half a surrogate pair" in go("--row", '{"prompt": "\\ud800"}')
   assert "--row: malformed JSON at column 2" in go("--row", "{")
+  assert "column 'prompt' is missing; the row has no columns" in go("--row", "{}")
   assert "temperature is nan" in go("--prompt", "a1", "--temperature", "nan")
   assert "max_new_tokens is -1" in go("--prompt", "a1", "--max-new-tokens", "-1")
   assert "seed is -1" in go("--prompt", "a1", "--seed", "-1")

@@ -75,6 +75,8 @@ def no_text(what: str, value: object) -> str:
 def no_column(name: str, columns: Iterable[str]) -> str:
   """Says that a column is missing, or null, and what there is."""
   columns = list(columns)
+  if not columns:
+    return f"column {name!r} is missing; the row has no columns."
   if name in columns:
     return f"column {name!r} holds null, expected a value."
   return f"column {name!r} is missing; there are {', '.join(columns)}. {nearest(name, columns)}"

@@ -87,6 +87,7 @@ def export(
       holds something else.
   """
   folder = Path(folder)
+  folder = folder if folder.name else folder.resolve()  # "." has no name
   rejected = folder.with_name(folder.name + ".rejected")
   _check_free(pretrained, folder, rejected if certify else folder)
   tree.check_finite(tree.flatten({**tuned, "hyper": hyper}), "what is to be exported")

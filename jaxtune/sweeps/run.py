@@ -48,7 +48,7 @@ def run(
   Returns:
     Each trial's result, best first, with its "trial" name, "settings" and "folder".
   """
-  with locks.held(workdir):
+  with locks.held(workdir, "sweep"):
     return _run(config, Path(workdir), metric, most_trials)
 
 

@@ -45,7 +45,7 @@ TESTS = {
   "peft/compacter.py": ["peft/test_adapters", "peft/test_methods", "compose/test_mixed"],
   "peft/lo[hk]*.py": ["peft/test_loha_lokr", "peft/test_methods", "compose/test_mixed"],
   "peft/p_tuning.py": ["peft/test_prompt", "peft/test_methods", "compose/test_mixed"],
-  "peft/sites.py": ["peft/test_sites", "peft/test_lora", "peft/test_methods",
+  "peft/sites.py": ["peft/test_prompt", "peft/test_lora", "peft/test_methods",
                     "compose/test_mixed", "test_probe"],
   "peft/*s.py": ["peft/test_subsets", "peft/test_unions", "peft/test_methods",
                  "compose/test_mixed"],

@@ -291,6 +291,8 @@ def test_truncation_is_the_best_of_its_rank(llama):
     assert kept[path.rsplit("/", 1)[0]] == pytest.approx((s[:, 0] ** 2).sum() / (s**2).sum(), 1e-4)
   with pytest.raises(UserError, match="rank is 4, expected 1 to 3"):
     low_rank.truncate(run, 4)
+  with pytest.raises(UserError, match="rank is 3, expected 1 to 2"):
+    low_rank.truncate(make(llama, LORA | {"rank": 2}), 3)
 
 
 def test_a_lora_is_extracted_from_two_checkpoints(llama, tmp_path):

@@ -22,7 +22,7 @@ PADDED = [
   {
     "pissa": ({"name": "lora", "initialise": "pissa", "dora": True}, {"rank": 3}, {"rank": 1}),
     "loha": ({"name": "loha", "targets": ["k_proj"]}, {"rank": 1}, {"rank": 2}),
-    "vera": ({"name": "vera", "targets": ["o_proj"]}, {"rank": 5}, {"rank": 2}),
+    "vera": ({"name": "vera", "targets": ["o_proj", "head"]}, {"rank": 5}, {"rank": 2}),
     "adalora": ({"name": "adalora", "target_rank": 1, "targets": ["up_proj"]},
                 {"init_rank": 2}, {"init_rank": 3}),
     "adapter": ({"name": "adapter"}, {"width": [3, 1, 4]}, {"width": 2}),

@@ -10,7 +10,15 @@ from torch.nn import functional
 from jaxtune import config, objectives
 from jaxtune.data.labelled.choices import fold
 from jaxtune.errors import UserError
+from jaxtune.evaluators import metrics
 from jaxtune.objectives import choices, classify, qa, regression, sft, tokens
+
+
+@pytest.mark.parametrize("objective", [choices, classify, qa, regression, sft, tokens])
+def test_an_objective_is_judged_by_metrics_of_its_kind(objective):
+  assert objective.METRICS and objective.KIND in metrics.KINDS
+  metrics.check(objective.METRICS, objective.KIND)
+
 
 ROWS, LENGTH, CLASSES = 5, 7, 6
 

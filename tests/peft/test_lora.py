@@ -332,6 +332,15 @@ def test_bf16_is_close_to_fp32(variant):
   np.testing.assert_array_equal(run(start, half), plain)
 
 
+def test_what_was_asked_of_each_target_is_kept():
+  """As exports and cards need it: alpha as it takes effect, and only what was given."""
+  own = {"ranks": {"q_proj": 2}, "alphas": {"k_proj": 3.0}}
+  (method,) = peft.build({"name": "lora", "rank": 4, "alpha": 8.0, "rslora": True} | own)
+  assert {name: method.options[name] for name in own} == own
+  assert method.options["rank"] == 4 and method.options["alpha"] == 16.0
+  assert not own.keys() & peft.build({"name": "lora"})[0].options.keys()
+
+
 @pytest.mark.parametrize(
   "options, words",
   [

@@ -107,6 +107,16 @@ def test_lora_is_w_plus_scaled_ba(llama, options, scale):
   np.testing.assert_allclose(run(llama, laid), expected, atol=1e-5, rtol=0)
 
 
+def test_a_target_that_hits_nothing_is_named_with_what_it_could_be(llama):
+  sites = peft.find_sites(llama.model)
+  with pytest.raises(
+    UserError, match="target 'k_prj' hits no Linear site. Did you mean .*'k_proj'"
+  ):
+    peft.match(("k_prj",), sites, "Linear")
+  with pytest.raises(UserError, match="hits no Linear or Embed site"):
+    peft.match(("k_prj",), sites, ("Linear", "Embed"))
+
+
 def test_lora_on_the_head(llama):
   laid = tiny.lay(llama, {"name": "lora", "rank": 2, "targets": ["head"]}, noise=0.1)
   assert set(tree.flatten(laid[1]["peft"])) == {"head/lora/a", "head/lora/b"}

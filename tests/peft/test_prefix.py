@@ -178,6 +178,20 @@ def test_each_attention_has_its_own_switch(model, places, projection):
   fixed = {f"{sites[p]}/attend/prefix/mask" for p in places}
   fixed |= {f"{p}/prefix/offset" for p in places if p != "cross"}
   assert tree.flatten(hyper).keys() == fixed
+  off = {place for place in switches if methods[0].options.get(place, True) is False}
+  assert off == switches.keys() - {*places}
+
+
+def test_the_network_of_a_prefix_starts_small(model):
+  """Its outputs are keys and values of a tenth of a standard deviation."""
+  section = {"name": "prefix", "length": P, "projection": 64}
+  flat = tree.flatten(tiny.lay(model, section)[1]["peft"])
+  outputs = {path: x for path, x in flat.items() if "/w2:" in path}
+  assert len(outputs) == 3
+  for path, x in outputs.items():
+    assert x.shape[0] == 64 and x.shape[-3] == 2, path  # a key and a value
+    assert x.std() == pytest.approx(0.1 / 64**0.5, rel=0.1)
+    assert abs(x.mean()) < 0.1 * x.std()
 
 
 def test_a_prefix_nowhere_is_refused(llama):

@@ -96,7 +96,8 @@ def test_token_dropout_takes_whole_tokens_and_dropout_elements(run):
 
 
 def test_every_sublayer_is_dropped(llama):
-  _, _, hyper, _ = laid(llama, dropout=0.25)
+  methods, _, hyper, _ = laid(llama, dropout=0.25)
+  assert methods[-1].options == {"dropout": 0.25, "token_dropout": 0.0, "neftune": 0.0}
   places = {path.split("/")[-3] for path in tree.flatten(hyper) if path.endswith("/dropout")}
   assert places == {"attn_residual", "mlp_residual", "embed"}
 

@@ -13,34 +13,27 @@ from jaxtune.sweeps import plan
 STEPS = 50
 LORA, ADAPTER, PREFIX = {"name": "lora"}, {"name": "adapter"}, {"name": "prefix"}
 STACK = {"name": "stack", "lora": {"rank": 2}, "prefix": {"length": 3}, "adapter": {"width": 3}}
-AXES = [
-  ("llama", LORA, "method.rank", [1, 4]),
-  ("gpt2", LORA, "method.rank", [2, 3]),
-  ("llama", LORA, "method.alpha", [4.0, 32.0]),
-  ("llama", LORA, "method.scale", [0.5, 3.0]),
-  ("llama", LORA, "method.rslora", [False, True]),
-  ("llama", LORA, "method.dropout", [0.0, 0.4]),
-  ("llama", LORA, "optim.learning_rate", [1e-3, 2e-2]),
-  ("llama", LORA, "optim.weight_decay", [0.0, 0.5]),
-  ("llama", LORA, "optim.warmup", [0, 20]),
-  ("llama", LORA, "seed", [0, 7]),
-  ("llama", ADAPTER, "method.width", [2, 5]),
-  ("gpt2", ADAPTER | {"placement": "houlsby"}, "method.width", [1, 4]),
-  ("llama", ADAPTER | {"placement": "parallel"}, "method.width", [3, 4]),
-  ("llama", ADAPTER, "method.scale", [0.5, 2.0]),
-  ("llama", ADAPTER, "method.dropout", [0.0, 0.3]),
-  ("llama", ADAPTER, "seed", [0, 7]),
-  ("llama", PREFIX, "method.length", [1, 6]),
-  ("gpt2", PREFIX, "method.length", [2, 5]),
-  ("llama", PREFIX | {"projection": 8}, "method.length", [2, 5]),
-  ("llama", PREFIX | {"shift": False}, "method.length", [2, 5]),
-  ("llama", PREFIX, "seed", [0, 7]),
-  ("llama", {"name": "full"}, "optim.learning_rate", [1e-4, 1e-3]),
-  ("llama", {"name": "full"}, "seed", [0, 7]),
-  ("gpt2", {"name": "bitfit"}, "optim.learning_rate", [1e-3, 1e-2]),
-  ("llama", STACK, "method.lora.rank", [1, 3]),
-  ("llama", STACK, "method.prefix.length", [2, 4]),
-]
+HOULSBY, PARALLEL = {"placement": "houlsby"}, {"placement": "parallel"}
+OPTIM = [
+  {"optim.learning_rate": 2e-2}, {"optim.weight_decay": 0.5}, {"optim.warmup": 20}, {"seed": 7},
+]  # fmt: skip
+# A program, and how each of its trials but the first differs from the first.
+PROGRAMS = [
+  ("llama", LORA, [{"method.rank": 1}, {"method.alpha": 32.0}, {"method.scale": 3.0},
+                   {"method.rslora": True}, {"method.dropout": 0.4}, *OPTIM]),
+  ("gpt2", LORA, [{"method.rank": 3}]),
+  ("llama", ADAPTER, [{"method.width": 5}, {"method.scale": 2.0}, {"method.dropout": 0.3},
+                      {"seed": 7}]),
+  ("gpt2", ADAPTER | HOULSBY, [{"method.width": 1}]),
+  ("llama", ADAPTER | PARALLEL, [{"method.width": 3}]),
+  ("llama", PREFIX, [{"method.length": 1}, {"seed": 7}]),
+  ("gpt2", PREFIX, [{"method.length": 5}]),
+  ("llama", PREFIX | {"projection": 8}, [{"method.length": 2}]),
+  ("llama", PREFIX | {"shift": False}, [{"method.length": 2}]),
+  ("llama", {"name": "full"}, [{"optim.learning_rate": 1e-3}, {"seed": 7}]),
+  ("gpt2", {"name": "bitfit"}, [{"optim.learning_rate": 1e-3}]),
+  ("llama", STACK, [{"method.lora.rank": 1}, {"method.prefix.length": 4}]),
+]  # fmt: skip
 
 
 def solo(config, setup, step):
@@ -75,27 +68,33 @@ def grouped(configs, setup, chunk):
   return np.stack(losses, 1), tuned, step, state
 
 
-@pytest.mark.parametrize(("family", "method", "axis", "values"), AXES)
-def test_a_grouped_trial_equals_its_solo_run(request, family, method, axis, values):
-  check(setups.make(request.getfixturevalue(family)), method, axis, values, chunk=1)
+@pytest.mark.parametrize(("family", "method", "others"), PROGRAMS)
+def test_every_trial_of_a_group_equals_its_solo_run(request, family, method, others):
+  check(setups.make(request.getfixturevalue(family)), method, others, chunk=1)
 
 
-@pytest.mark.parametrize(("family", "method", "axis", "values"), AXES[:1] + AXES[10:11] + AXES[-1:])
-def test_so_it_does_side_by_side(request, family, method, axis, values):
-  check(setups.make(request.getfixturevalue(family)), method, axis, values, chunk=2)
+@pytest.mark.parametrize("method", [LORA, ADAPTER, STACK])
+def test_so_it_does_side_by_side(llama, method):
+  (others,) = [others for family, m, others in PROGRAMS if (family, m) == ("llama", method)]
+  check(setups.make(llama), method, others[-1:], chunk=2)
 
 
-def check(setup, method, axis, values, chunk):
-  configs = [setups.complete(method, {axis: value}, train={"steps": STEPS}) for value in values]
-  assert plan.groups(configs) == [[0, 1]]
+def check(setup, method, others, chunk):
+  configs = [setups.complete(method, one, train={"steps": STEPS}) for one in ({}, *others)]
+  assert plan.groups(configs) == [list(range(len(configs)))]
   losses, tuned, step, _ = grouped(configs, setup, chunk)
   assert step._cache_size() == 1
-  for e, config in enumerate(configs):
-    program = programs.make_program(config, setup, programs.drops([config]))
-    alone, weights = solo(config, setup, jax.jit(partial(update.update, program)))
-    np.testing.assert_allclose(losses[e], alone, rtol=0, atol=1e-5)
-    assert jax.tree.map(np.shape, tuned[e]) == jax.tree.map(np.shape, weights)
-  assert np.abs(losses[0] - losses[1]).max() > 1e-4, "the axis changes nothing"
+  alone = {}  # one program for all without dropout, and for all with it
+  for config, each, weights in zip(configs, losses, tuned, strict=True):
+    drops = programs.drops([config])
+    program = programs.make_program(config, setup, drops)
+    if drops not in alone:
+      alone[drops] = jax.jit(partial(update.update, program))
+    expected, whole = solo(config, setup, alone[drops])
+    np.testing.assert_allclose(each, expected, rtol=0, atol=1e-5)
+    assert jax.tree.map(np.shape, weights) == jax.tree.map(np.shape, whole)
+  for change, each in zip(others, losses[1:], strict=True):
+    assert np.abs(losses[0] - each).max() > 1e-4, f"{change} changes nothing"
 
 
 def test_padding_stays_zero(llama):

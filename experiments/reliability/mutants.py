@@ -222,8 +222,10 @@ def run(options) -> None:
         del rows[key]  # its code is no longer there
       elif row["module"] == module:
         row |= {"line": every[key].line, "mutated": changed_line(tree, every[key])}
-    retried = lambda m: options.retry and rows[m.key]["outcome"] == "survived"
-    todo = [m for m in sample if m.key not in rows or (retried(m) and m.key not in equivalent)]
+    todo = [mutant for mutant in sample if mutant.key not in rows]
+    if options.retry:
+      lived = {k for k, row in rows.items() if row["outcome"] == "survived"} - equivalent.keys()
+      todo += [mutant for key, mutant in every.items() if key in lived]
     if not todo or time.monotonic() > until:
       continue
     files = test_files(work / "copy" / "tests", module)

@@ -107,6 +107,12 @@ def test_lora_is_w_plus_scaled_ba(llama, options, scale):
   np.testing.assert_allclose(run(llama, laid), expected, atol=1e-5, rtol=0)
 
 
+def test_two_methods_of_one_name_are_refused(llama):
+  sites, twice = peft.find_sites(llama.model), 2 * peft.build({"name": "lora"})
+  with pytest.raises(UserError, match="two methods are called 'lora': give one another key"):
+    peft.init(jax.random.key(0), twice, sites, llama.params)
+
+
 def test_a_target_that_hits_nothing_is_named_with_what_it_could_be(llama):
   sites = peft.find_sites(llama.model)
   with pytest.raises(

@@ -1,5 +1,7 @@
 """Differences have the sign of an improvement, pair examples, and agree with plain resampling."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import setups
@@ -55,6 +57,21 @@ def test_measures_of_tokens_have_intervals_in_their_own_units():
   np.testing.assert_allclose(found["test_loss"], loss)
   assert found["test_perplexity"] == pytest.approx(np.exp(loss), rel=1e-2)
   np.testing.assert_allclose(found["test_accuracy"], 100 * np.array(share))
+
+
+def test_a_class_that_no_example_has_is_counted_too():
+  options = evaluate.Options(resamples=10)
+  evaluator = SimpleNamespace(objective=classify, metrics=("accuracy",), options=options)
+  after = judged(np.ones(40), flipped(4))
+  untuned = compare.Untuned(judged(np.ones(40), flipped(20)))
+  train = Split({"labels": np.zeros(4, np.int32)}, [], [], [], [])
+  dataset = Data(train, None, None, {}, ("maybe", "no", "yes"))
+  found = compare.record(after, untuned, evaluator, dataset)
+  assert [row["label"] for row in found["classes"]] == ["maybe", "no", "yes"]
+  assert found["confusion"]["labels"] == ["maybe", "no", "yes"]
+  counts = np.array(found["confusion"]["counts"])
+  assert counts.sum() == 40 and counts[0].sum() == counts[:, 0].sum() == 0
+  assert np.trace(counts) == 36
 
 
 def test_what_one_side_lacks_is_left_out():

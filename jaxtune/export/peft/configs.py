@@ -38,9 +38,9 @@ def make(kind: str, method, pretrained, pieces: dict[str, list[Piece]], fixed: d
   found = Found(kind, method, pieces, short, every)
   config = {"peft_type": layout.TYPES[kind], "target_modules": _targets(found)}
   if kind in ("lora", "adalora"):
-    rates = [np.max(arrays["dropout"]) for arrays in fixed.values() if "dropout" in arrays]
+    rate = max(float(np.max(arrays["dropout"])) for arrays in fixed.values())
     config |= {
-      "lora_dropout": round(float(max(rates, default=0)), 6),
+      "lora_dropout": round(rate, 6),
       "bias": "none",
       "init_lora_weights": True,
     }

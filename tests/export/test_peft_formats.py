@@ -100,6 +100,23 @@ def test_round_trip(name, head, case, base, tmp_path):
   assert configs[0] == configs[1]
 
 
+@pytest.mark.parametrize("case", SECTIONS)
+def test_the_files_hold_what_peft_itself_would_save(case, base, tmp_path):
+  import transformers
+  from peft import PeftModel, get_peft_model_state_dict
+
+  model = base("llama")
+  export(model, *laid(model, SECTIONS[case]), tmp_path / "x", format="peft")
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(model.folder)
+  theirs = PeftModel.from_pretrained(theirs, tmp_path / "x")
+  saved = get_peft_model_state_dict(theirs, save_embedding_layers=False)
+  saved = {name: x.detach().numpy() for name, x in saved.items()}
+  ours = written(tmp_path / "x")
+  assert {n: x.shape for n, x in ours.items()} == {n: x.shape for n, x in saved.items()}
+  for name, x in ours.items():
+    np.testing.assert_allclose(x, saved[name], rtol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("case", OTHERS)
 def test_loras_that_lie_otherwise_here(case, base, tmp_path):
   """They come back as the LoRA that they are, and change the weights as before."""

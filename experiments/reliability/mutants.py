@@ -135,14 +135,15 @@ def mapped(work: Path, file: str, lines: Lines) -> list[forked.Test]:
 def chosen(mutant: mutating.Mutant, tests: list[forked.Test], lines: Lines) -> list[forked.Test]:
   """Orders the tests that run a mutant's statement, and then the others of its nearest file.
 
-  What is run on import, such as a constant or a default, is run by no test: all of them are asked.
+  What is run on import, such as a constant or a default, is run by no test: all of them are asked,
+  the shortest first.
   """
   said = set(lines(mutant.module)[mutant.lines[0] : mutant.lines[1] + 1])
   reach = [test for test in tests if said & test.lines]
   nearest = [test for test in tests if not reach or test.file == tests[0].file]
   nearest = [test for test in nearest if test not in reach]
   files = list(dict.fromkeys(test.file for test in tests))
-  order = lambda test: (test in nearest, files.index(test.file), test.seconds)
+  order = lambda test: (test in nearest, files.index(test.file) if reach else 0, test.seconds)
   picked, spent = [], 0.0
   for test in sorted(reach + nearest, key=order):
     spent += test.seconds

@@ -40,7 +40,7 @@ TESTS = {
   "train.py": ["test_train", "test_divergence", "test_resume", "test_tasks", "test_sharding"],
   "generate.py": ["test_generate", "peft/test_prompt", "peft/test_unions"],
   "peft/__init__.py": ["peft/test_methods", "peft/test_unions", "test_probe", "peft/test_subsets",
-                       "peft/test_lora", "compose/test_compose"],
+                       "peft/test_lora", "compose/test_compose", "test_train"],
   "peft/adapter.py": ["peft/test_adapters", "peft/test_methods", "compose/test_mixed"],
   "peft/compacter.py": ["peft/test_adapters", "peft/test_methods", "compose/test_mixed"],
   "peft/lo[hk]*.py": ["peft/test_loha_lokr", "peft/test_methods", "compose/test_mixed"],

@@ -96,10 +96,11 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def read_tokenizer(folder: Path) -> object:
-  tokenizer, start = hf.language(str(folder / "model"))
+  tokenizer, start, vocabulary = hf.language(str(folder / "model"))
   if tokenizer is None:
     return None
-  return data.load(tokenizer, start=start, train=str(folder / "train.jsonl"), overlap="allow")
+  options = {"start": start, "vocabulary": vocabulary, "overlap": "allow"}
+  return data.load(tokenizer, train=str(folder / "train.jsonl"), **options)
 
 
 def rows(name: str, write: Callable[[Path], None], **options) -> Reader:

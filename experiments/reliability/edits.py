@@ -108,11 +108,11 @@ def header_edit(draw, content: bytes):
   (size,) = struct.unpack("<Q", content[:8])
   try:
     header = json.loads(content[8 : 8 + size])
-    inside = header.get("__metadata__", {}).get("jaxtune")
-  except (ValueError, AttributeError):
+    inside = json.loads(header.get("__metadata__", {}).get("jaxtune", "null"))
+  except (ValueError, AttributeError, TypeError, RecursionError):  # a change before broke it
     return draw(byte_edit(content))
   if inside and draw(st.booleans()):  # a run's record, JSON within JSON
-    record = written(draw(value_edit(json.loads(inside)))).decode()
+    record = written(draw(value_edit(inside))).decode()
     header["__metadata__"]["jaxtune"] = record
     text = json.dumps(header).encode()
   else:

@@ -157,7 +157,7 @@ def _serve(reader: str, place: Path, here: int, there: int) -> None:
   log = os.open(place / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
   os.dup2(log, 1)
   os.dup2(log, 2)
-  for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
+  for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"):
     os.environ[name] = str(place / "home")
   (place / "home").mkdir(exist_ok=True)
   (place / "outside").mkdir(exist_ok=True)

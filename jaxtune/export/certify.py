@@ -179,7 +179,7 @@ def check_folder(folder: Path) -> str:
   try:
     with safe_open(weights, "numpy") as file:
       file.keys()
-  except SafetensorError as error:
+  except (SafetensorError, OSError) as error:
     raise UserError(f"{weights} is damaged or truncated ({error}): export again") from error
   return form
 

@@ -78,7 +78,7 @@ def tensors(folder: Path, name: str, pickled: str) -> dict[str, np.ndarray]:
 def _safe(path: Path) -> dict[str, np.ndarray]:
   try:
     return {key: np.asarray(x, np.float32) for key, x in load_file(path).items()}
-  except (SafetensorError, ValueError, KeyError, TypeError) as error:
+  except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f"{path} is damaged, truncated or of an unknown type: {error}") from error
 
 

@@ -93,7 +93,7 @@ def _choose(runs: list[Run], prompts: list, which: Sequence[int] | None) -> Sequ
   return which
 
 
-def _encode(run: Run, prompts: list, task: str | None) -> list[list[int]]:
+def _encode(run: Run, prompts: list, task: str | None = None) -> list[list[int]]:
   """Renders rows by the template of the run, and tokenises them."""
   for prompt in prompts:
     if not isinstance(prompt, str | dict):
@@ -118,7 +118,7 @@ def _encode(run: Run, prompts: list, task: str | None) -> list[list[int]]:
 
 def _of_task(run: Run, o: dict, task: str | None) -> dict:
   """Returns the options of data by which a row is read: in a mixture of files, those of a task."""
-  tasks = o["tasks"] if isinstance(o["tasks"], dict) else {}
+  tasks = o.get("tasks") if isinstance(o.get("tasks"), dict) else {}
   if task in tasks:
     return o | tasks[task]
   if task is None and not tasks:

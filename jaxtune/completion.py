@@ -86,7 +86,7 @@ def _choose(runs: list[Run], prompts: list, which: Sequence[int] | None) -> Sequ
   if which is None or len(which) != len(prompts) or not all(0 <= i < len(runs) for i in which):
     raise UserError(
       f"which is {which}: expected for each of the {len(prompts)} prompts a number from 0 to "
-      f"{len(runs) - 1}, that of its run"
+      f"{len(runs) - 1}, that of its run, such as --which 0"
     )
   if any(run.stop_tokens != runs[0].stop_tokens for run in runs):
     raise UserError("the runs end their answers with different tokens: complete them one by one")

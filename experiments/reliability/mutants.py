@@ -140,8 +140,8 @@ def chosen(mutant: mutating.Mutant, tests: list[forked.Test], lines: Lines) -> l
   """
   said = set(lines(mutant.module)[mutant.lines[0] : mutant.lines[1] + 1])
   reach = [test for test in tests if said & test.lines]
-  nearest = [test for test in tests if not reach or test.file == tests[0].file]
-  nearest = [test for test in nearest if test not in reach]
+  near = lambda test: not reach or test.file == tests[0].file
+  nearest = [test for test in tests if near(test) and test not in reach]
   files = list(dict.fromkeys(test.file for test in tests))
   order = lambda test: (test in nearest, files.index(test.file) if reach else 0, test.seconds)
   picked, spent = [], 0.0

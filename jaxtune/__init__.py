@@ -9,16 +9,50 @@ results = jaxtune.sweep(config, "runs/quickstart")
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-  "Run", "complete", "compose_runs", "evaluate", "export_run", "extract", "fit", "import_adapter",
-  "judge_ranks", "knock_out", "load_config", "load_run", "load_runs", "plan", "show", "sweep",
-]  # fmt: skip
+if TYPE_CHECKING:
+  from jaxtune.api.complete import complete as complete
+  from jaxtune.api.compose import compose_runs as compose_runs
+  from jaxtune.api.evaluate import evaluate as evaluate
+  from jaxtune.api.evaluate import judge_ranks as judge_ranks
+  from jaxtune.api.evaluate import knock_out as knock_out
+  from jaxtune.api.export import export_run as export_run
+  from jaxtune.api.extract import extract as extract
+  from jaxtune.api.fit import fit as fit
+  from jaxtune.api.import_adapter import import_adapter as import_adapter
+  from jaxtune.api.plan import plan as plan
+  from jaxtune.api.show import show as show
+  from jaxtune.api.sweep import sweep as sweep
+  from jaxtune.config import load_config as load_config
+  from jaxtune.runs.finished import Run as Run
+  from jaxtune.runs.finished import load_run as load_run
+  from jaxtune.runs.finished import load_runs as load_runs
+
+# Where each public name is defined. It is imported when it is first asked for: the whole package
+# takes seconds to load, and no command needs all of it.
+_HOMES = {
+  "Run": "runs.finished",
+  "complete": "api.complete",
+  "compose_runs": "api.compose",
+  "evaluate": "api.evaluate",
+  "export_run": "api.export",
+  "extract": "api.extract",
+  "fit": "api.fit",
+  "import_adapter": "api.import_adapter",
+  "judge_ranks": "api.evaluate",
+  "knock_out": "api.evaluate",
+  "load_config": "config",
+  "load_run": "runs.finished",
+  "load_runs": "runs.finished",
+  "plan": "api.plan",
+  "show": "api.show",
+  "sweep": "api.sweep",
+}
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-  """Imports `jaxtune.api` when one of its functions is first asked for."""
-  if name in __all__:
-    return getattr(importlib.import_module("jaxtune.api"), name)
+  if name in _HOMES:
+    return getattr(importlib.import_module(f"jaxtune.{_HOMES[name]}"), name)
   raise AttributeError(f"module 'jaxtune' has no attribute {name!r}")

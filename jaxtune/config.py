@@ -20,11 +20,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxtune import data, objectives, optim, peft, schema, train
+from jaxtune import data, objectives, peft, schema
 from jaxtune.errors import UserError, check_known, nearest
-from jaxtune.evaluators import evaluate
+from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.models import hf
-from jaxtune.peft import regularize, unions
+from jaxtune.peft import unions
+from jaxtune.peft.methods import regularize
+from jaxtune.training import optim
+from jaxtune.training.options import TrainOptions
 
 # section: (the function that owns it, arguments that the caller supplies)
 SECTIONS = {
@@ -32,8 +35,8 @@ SECTIONS = {
   "data": (data.load, {"tokenizer", "objective", "start", "vocabulary", "seed"}),
   "regularize": (regularize.method, set()),
   "optim": (optim.make, {"numbers", "steps"}),
-  "train": (train.Options, set()),
-  "evaluate": (evaluate.Options, set()),
+  "train": (TrainOptions, set()),
+  "evaluate": (EvaluateOptions, set()),
 }
 KEYS = {"seed", "method", "objective", "sweep", *SECTIONS}
 

@@ -9,8 +9,10 @@ import os
 import sys
 from pathlib import Path
 
-from jaxtune import locks, printed
+import jaxtune
+from jaxtune.api import printing
 from jaxtune.errors import UserError
+from jaxtune.runs import locks
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,13 +149,12 @@ def _config(options, rest):
 
 
 def _train(options, rest):
-  from jaxtune import api
-  from jaxtune.sweeps import stats
+  from jaxtune.runs import results
 
-  result = api.fit(_config(options, rest), options.workdir)
-  printed.change(result)
+  result = jaxtune.fit(_config(options, rest), options.workdir)
+  printing.change(result)
   print(f"result: {options.workdir}/result.json")
-  if stats.diverged(result):
+  if results.diverged(result):
     at = result["diverged_at"]
     when = "its final metrics are not finite" if at is None else f"not finite at step {at}"
     print(
@@ -165,29 +166,27 @@ def _train(options, rest):
 
 
 def _sweep(options, rest):
-  from jaxtune import api
 
-  api.sweep(_config(options, rest), options.workdir, options.metric, options.most_trials)
+  jaxtune.sweep(_config(options, rest), options.workdir, options.metric, options.most_trials)
   report = Path(options.workdir, "report.md").read_text()
   print("\n".join(line for line in report.splitlines() if line.startswith("|")))
   print(f"report: {options.workdir}/report.html")
 
 
 def _evaluate(options, rest):
-  from jaxtune import api, config
+  from jaxtune import config
 
-  printed.change(api.evaluate(api.load_run(options.workdir), config.parse_overrides(rest)))
+  printing.change(jaxtune.evaluate(jaxtune.load_run(options.workdir), config.parse_overrides(rest)))
 
 
 def _generate(options, rest):
-  from jaxtune import api
 
   _none(rest)
   prompts = options.prompt or [_row(text) for text in options.row]
   if not prompts or (options.prompt and options.row):
     raise UserError("give either --prompt TEXT or --row JSON")
-  texts = api.complete(
-    api.load_runs(options.workdir), prompts, which=options.which, task=options.task,
+  texts = jaxtune.complete(
+    jaxtune.load_runs(options.workdir), prompts, which=options.which, task=options.task,
     max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
     top_p=options.top_p, seed=options.seed,
   )  # fmt: skip
@@ -204,11 +203,10 @@ def _row(text: str) -> dict:
 
 
 def _export(options, rest):
-  from jaxtune import api
 
   _none(rest)
-  run = api.load_run(options.workdir)
-  done = api.export_run(
+  run = jaxtune.load_run(options.workdir)
+  done = jaxtune.export_run(
     run, options.out, format=options.format, dtype=options.dtype, certify=options.certify
   )
   print(f"exported {run.folder} to {done.folder} ({done.format})")
@@ -223,64 +221,61 @@ def _export(options, rest):
 
 
 def _import(options, rest):
-  from jaxtune import api
 
-  run = api.import_adapter(_config(options, rest), options.adapter, options.out)
+  run = jaxtune.import_adapter(_config(options, rest), options.adapter, options.out)
   print(f"imported {run.config['method']['name']} to {options.out}")
 
 
 def _compose(options, rest):
-  from jaxtune import api
 
   _none(rest)
-  kept = api.compose_runs(
-    api.load_runs(options.run), options.out, options.how, weights=options.weight,
+  kept = jaxtune.compose_runs(
+    jaxtune.load_runs(options.run), options.out, options.how, weights=options.weight,
     rank=options.rank, density=options.density, seed=options.seed,
   )  # fmt: skip
-  printed.kept(kept)
+  printing.kept(kept)
   print(f"composed {len(options.run)} adapters in {options.out}")
 
 
 def _extract(options, rest):
-  from jaxtune import api
 
-  printed.kept(api.extract(_config(options, rest), options.checkpoint, options.rank, options.out))
+  printing.kept(
+    jaxtune.extract(_config(options, rest), options.checkpoint, options.rank, options.out)
+  )
   print(f"extracted a LoRA to {options.out}")
 
 
 def _ranks(options, rest):
-  from jaxtune import api, config
+  from jaxtune import config
 
-  run = api.load_run(options.workdir)
-  printed.table(
-    api.judge_ranks(run, options.rank, config.parse_overrides(rest), options.out), "rank"
+  run = jaxtune.load_run(options.workdir)
+  printing.table(
+    jaxtune.judge_ranks(run, options.rank, config.parse_overrides(rest), options.out), "rank"
   )
 
 
 def _knockout(options, rest):
-  from jaxtune import api, config
+  from jaxtune import config
 
-  run = api.load_run(options.workdir)
-  printed.table(api.knock_out(run, config.parse_overrides(rest)), "methods")
+  run = jaxtune.load_run(options.workdir)
+  printing.table(jaxtune.knock_out(run, config.parse_overrides(rest)), "methods")
 
 
 def _methods(options, rest):
-  from jaxtune import catalogue
+  from jaxtune.api import methods
 
   _none(rest)
-  print(catalogue.text())
+  print(methods.text())
 
 
 def _plan(options, rest):
-  from jaxtune import api
 
-  print(api.plan(_config(options, rest), options.most_trials))
+  print(jaxtune.plan(_config(options, rest), options.most_trials))
 
 
 def _data(options, rest):
-  from jaxtune import api
 
-  print(api.show(_config(options, rest), options.count))
+  print(jaxtune.show(_config(options, rest), options.count))
 
 
 def _templates(options, rest):

@@ -10,8 +10,10 @@ import numpy as np
 import optax
 import tiny
 
-from jaxtune import optim, peft, tree, update
+from jaxtune import peft, tree
 from jaxtune.objectives import sft
+from jaxtune.training import optim
+from jaxtune.training import step as update
 
 SIZES = {"q_proj": (24, 16), "v_proj": (12, 20)}  # inputs, outputs
 

@@ -11,8 +11,8 @@ import setups
 import tiny
 
 from jaxtune import peft
-from jaxtune.runs import Run
-from jaxtune.setup import make_methods
+from jaxtune.runs.finished import Run
+from jaxtune.runs.trial import make_methods
 
 TOKENS = np.array([[3, 14, 15, 9, 26], [5, 3, 5, 8, 9], [7, 9, 3, 2, 3]], np.int32)
 LORA = {"name": "lora", "rank": 3, "targets": ["q_proj", "down_proj"], "alpha": 5.0}

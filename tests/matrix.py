@@ -31,10 +31,13 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from jaxtune import checkpoint, export, generate, objectives, optim, peft, tree, update
+from jaxtune import certify, objectives, peft, tree
+from jaxtune.api import export
 from jaxtune.errors import UserError
-from jaxtune.export import certify
-from jaxtune.peft import head
+from jaxtune.evaluation import generate
+from jaxtune.peft.methods import head
+from jaxtune.training import checkpoint, optim
+from jaxtune.training import step as update
 
 FAMILIES = (
   "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2",

@@ -23,11 +23,15 @@ import setups
 import small
 import tiny
 
-from jaxtune import adapters, checkpoint, data, imports, results, runs, schema
+from jaxtune import data, formats, schema
+from jaxtune.api.export import export
 from jaxtune.data import sources, templates
 from jaxtune.data.templates import library
-from jaxtune.export import export
 from jaxtune.models import hf
+from jaxtune.runs import finished, results
+from jaxtune.runs import folder as runs
+from jaxtune.runs.finished import Run
+from jaxtune.training import checkpoint
 
 PROMPTS = [{"prompt": f"a{i} b{i} :", "completion": f"c{i}"} for i in range(6)]
 CHAT = (
@@ -194,7 +198,7 @@ def write_adapter(family: str, section: dict) -> Callable[[Path], None]:
 
 def read_adapter(family: str) -> Callable[[Path], object]:
   def read(folder: Path) -> object:
-    return imports.lay(imports.read(folder / "adapter", pretrained(family)), pretrained(family))
+    return formats.lay(formats.read(folder / "adapter", pretrained(family)), pretrained(family))
 
   return read
 
@@ -202,12 +206,12 @@ def read_adapter(family: str) -> Callable[[Path], object]:
 def write_run(folder: Path) -> None:
   base = pretrained("llama")
   config = small.config(str(base.folder), {"train": "train.jsonl"}, method={"name": "lora"})
-  run = adapters.Run(folder, setups.config.complete(config), base, (), None, {}, {})
+  run = Run(folder, setups.config.complete(config), base, (), None, {}, {})
   methods, tuned, hyper, left = tiny.lay(base, run.config["method"], noise=0.1)
   # Runs name their base by an absolute path; it is filled in when they are read.
   run.config["model"]["path"] = "BASE"
   run = run._replace(methods=methods, tuned=tuned, hyper=hyper, base=left)
-  adapters.keep(run, folder / "run")
+  finished.keep(run, folder / "run")
   (folder / "run" / "result.json").write_text(json.dumps({"final": {"test_loss": 1.5}}))
   lines = [{"step": i, "train_loss": 2.0 / i} for i in range(1, 5)]
   small.write(folder / "run", "metrics.jsonl", lines)
@@ -217,7 +221,7 @@ def read_run(folder: Path) -> object:
   results.read(folder / "run")
   with runs.Logs([folder / "run"], 3):
     pass
-  run = runs.load(folder / "run", pretrained("llama"))
+  run = finished.load_run(folder / "run", pretrained("llama"))
   return setups.config.complete(run.config)
 
 
@@ -270,7 +274,7 @@ READERS = {
     write_adapter("bert", {"name": "adapter", "width": 2}), read_adapter("bert")
   ),
   "run": Reader(write_run, read_run),
-  "sweep": Reader(write_sweep, lambda folder: runs.load(folder, pretrained("llama"))),
+  "sweep": Reader(write_sweep, lambda folder: finished.load_run(folder, pretrained("llama"))),
   "checkpoint": Reader(write_checkpoint, read_checkpoint),
   "schema": Reader(
     lambda folder: (folder / "any.json").write_text('{"a": [1, 2.5, "x", null, true]}'),

@@ -17,7 +17,8 @@ import jax
 import setups
 import tiny
 
-from jaxtune import checkpoint, data
+from jaxtune import data
+from jaxtune.training import checkpoint
 
 METHODS = tuple({"name": "lora", "rank": rank, "dropout": 0.1} for rank in (2, 3))
 CHANGES = {

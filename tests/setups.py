@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import tiny
 
-from jaxtune import config, data, peft, train, tree
-from jaxtune.evaluators import compare, evaluate
-from jaxtune.setup import Setup
+from jaxtune import config, data, peft, tree
+from jaxtune.evaluation import compare, judge
+from jaxtune.runs import group
+from jaxtune.runs.trial import Setup
 
 UNTUNED = compare.Untuned(
-  evaluate.Judged({"test_loss": 9.0})
+  judge.Judged({"test_loss": 9.0})
 )  # what a base scored, for who does not care
 
 
@@ -69,4 +70,4 @@ def complete(method: dict, changes: dict | None = None, **sections) -> dict:
 def run(configs, folders, setup, checkpoints, base=UNTUNED, **options) -> list[dict]:
   """Trains a group whose trials all have the same data."""
   count = len(configs)
-  return train.run(configs, folders, [setup] * count, [base] * count, checkpoints, **options)
+  return group.train(configs, folders, [setup] * count, [base] * count, checkpoints, **options)

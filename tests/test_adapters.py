@@ -8,8 +8,10 @@ import pytest
 import small
 
 import jaxtune
-from jaxtune import adapters, tree
+from jaxtune import compose, tree
+from jaxtune.compose import deltas
 from jaxtune.errors import UserError
+from jaxtune.runs import finished
 
 LORA = {"name": "lora", "rank": 3, "targets": ["q_proj"]}
 
@@ -42,11 +44,11 @@ def test_runs_over_one_base_share_it(place):
 @pytest.mark.parametrize("written", ["config.json", ".tuned.safetensors.new"])
 def test_what_a_kill_left_of_a_run_that_was_kept_is_written_anew(place, tmp_path, written):
   run = jaxtune.load_run(place[0] / "one")
-  adapters.keep(run, tmp_path / "whole")
+  finished.keep(run, tmp_path / "whole")
   (tmp_path / "killed").mkdir()
   for name in ("config.json", written):
     (tmp_path / "killed" / name).write_text('{"model": {}}')
-  adapters.keep(run, tmp_path / "killed")
+  finished.keep(run, tmp_path / "killed")
   read = lambda name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
   assert read("killed") == read("whole")
 
@@ -89,10 +91,10 @@ def test_a_start_that_does_not_fit_is_refused(place, method, words):
 def test_composed_runs_are_runs(place, how):
   folder, _ = place
   runs = jaxtune.load_runs([folder / "one", folder / "two"])
-  rank = 6 if how in adapters.deltas.WAYS else None
+  rank = 6 if how in deltas.WAYS else None
   kept = jaxtune.compose_runs(runs, folder / f"by {how}", how, rank=rank)
   run = jaxtune.load_run(folder / f"by {how}")
-  found = adapters.compose.parts(run)
+  found = compose.parts(run)
   assert list(found) == (["lora", "lora_2"] if how == "stack" else ["lora"])
   if how in ("linear", "ties"):
     assert kept and all(0 < share <= 1.0001 for share in kept.values())
@@ -113,13 +115,13 @@ def test_what_cannot_be_composed_is_said(place):
   with pytest.raises(UserError, match="holds a run already"):
     jaxtune.compose_runs(runs, place[0] / "one", "cat")
   with pytest.raises(UserError, match="checkpoint is 'nowhere': expected the folder of a fine"):
-    adapters.extract(place[1](method=LORA), "nowhere", 2, place[0] / "x")
+    jaxtune.extract(place[1](method=LORA), "nowhere", 2, place[0] / "x")
   with pytest.raises(UserError, match="llama is no run's folder, and its config.json would be"):
     jaxtune.compose_runs(runs, runs[0].pretrained.folder, "cat")
   prompt = {"name": "prompt", "length": 2}
-  two = adapters.compose.remade(runs[0], {"name": "stack", "a": prompt, "b": prompt}, {}, {})
+  two = compose.remade(runs[0], {"name": "stack", "a": prompt, "b": prompt}, {}, {})
   with pytest.raises(UserError, match="two prompts"):
-    adapters.keep(two, place[0] / "x")
+    finished.keep(two, place[0] / "x")
   assert not (place[0] / "x").exists()
 
 

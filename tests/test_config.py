@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jaxtune import config, data, objectives, optim, peft, schema, train
+from jaxtune import config, data, objectives, peft, schema
 from jaxtune.errors import LONGEST, UserError
-from jaxtune.peft import lora
+from jaxtune.peft import methods
+from jaxtune.peft.methods import lora
+from jaxtune.training import optim
+from jaxtune.training.options import TrainOptions
 
 PLAIN = {"model": {"path": "folder"}, "data": {"train": "file.jsonl"}}
 
@@ -24,7 +27,7 @@ def complete(changes):
 
 def test_defaults_come_from_signatures():
   full = config.complete(PLAIN)
-  assert full["train"] == train.Options()._asdict()
+  assert full["train"] == TrainOptions()._asdict()
   assert full["optim"]["b2"] == optim.make.__kwdefaults__["b2"]
   defaults = {n: p.default for n, p in inspect.signature(lora.method).parameters.items()}
   assert full["method"] == {"name": "lora", "start": None} | defaults
@@ -146,9 +149,8 @@ def owners():
     yield section, owner, supplied
   for found in pkgutil.iter_modules(objectives.__path__):
     yield f"objective {found.name}", objectives.module(found.name).loss, {"forward", "batch"}
-  for found in pkgutil.iter_modules(peft.__path__):
-    if found.name not in peft.NOT_METHODS:
-      yield f"method {found.name}", peft.constructor(found.name), set()
+  for found in pkgutil.iter_modules(methods.__path__):
+    yield f"method {found.name}", peft.constructor(found.name), set()
 
 
 def numbers_without_a_range(expected) -> bool:

@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jaxtune import confined
-from jaxtune.data import templates
+from jaxtune.data import confined, templates
 from jaxtune.data.templates import sandbox
 from jaxtune.errors import UserError
 
@@ -159,7 +158,7 @@ def test_it_ends_with_the_process_that_asks_and_imports_nothing_from_the_folder(
   (tmp_path / "jinja2.py").write_text("open('imported', 'w')")
   code = f"""
     import threading, time
-    from jaxtune import confined
+    from jaxtune.data import confined
     from jaxtune.data.templates import sandbox
     confined.SECONDS = 1.0
     print(confined.one(sandbox._rendering, ({{"n": 4}}, {{}}), "{{{{ 2 * n }}}}"), flush=True)

@@ -9,8 +9,8 @@ import json
 import pkgutil
 from pathlib import Path
 
-from jaxtune import config, peft
-from jaxtune.peft import unions
+from jaxtune import config
+from jaxtune.peft import methods, unions
 
 KEPT = Path(__file__).parent / "defaults.json"
 
@@ -18,7 +18,7 @@ KEPT = Path(__file__).parent / "defaults.json"
 def defaults() -> dict:
   """Every option that a config may leave out, as a run's folder would keep it."""
   full = config.complete({"data": {"train": "train.jsonl"}})
-  kinds = [m.name for m in pkgutil.iter_modules(peft.__path__) if m.name not in peft.NOT_METHODS]
+  kinds = [m.name for m in pkgutil.iter_modules(methods.__path__)]
   names = [*kinds, *unions.UNIONS]
   full["methods"] = {name: config.complete_method({"name": name}) for name in names}
   return json.loads(json.dumps(full, default=str))

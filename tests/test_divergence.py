@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import setups
 
-from jaxtune import runs, train
 from jaxtune.errors import UserError
-from jaxtune.sweeps import report, stats, table
+from jaxtune.evaluation import judge
+from jaxtune.runs import folder as runs
+from jaxtune.runs import group
+from jaxtune.sweeps import report, table
+from jaxtune.training import loop
+from jaxtune.training.options import TrainOptions
 
 SGD = {"optim.name": "sgd", "optim.clip": None, "optim.warmup": 6, "train.steps": 8}
 FULL = {"name": "full"}
@@ -51,7 +55,7 @@ def test_tables_remarks_and_order_say_so(grouped, tmp_path):
     {"trial": f"rate={rate}", "settings": {"optim.learning_rate": rate}} | result
     for rate, result in zip((0.01, 100.0, 1e30), results, strict=True)
   ]
-  assert [stats.diverged(result) for result in shown] == [False, True, True]
+  assert [results.diverged(result) for result in shown] == [False, True, True]
   rows = table.build(shown[::-1], "test_loss").rows
   assert [row[0] for row in rows][1:] == [f"full learning_rate={r}" for r in (0.01, "1e+30", 100)]
   assert all("diverged (1 of 1)" in row[4] for row in rows[2:])
@@ -82,14 +86,14 @@ def test_without_validation(llama, tmp_path):
 
 def test_final_metrics_that_are_not_finite(llama, tmp_path):
   """Of weights that are: the loss of a perplexity that is too large for a float, say."""
-  progress = train.Progress(*[None] * 4, [3], [0], [4])._replace(sums={"diverged": [0]})
-  steps = lambda **metrics: train._steps(progress, train.Options(), 0, metrics)["diverged_at"]
+  progress = loop.Progress(*[None] * 4, [3], [0], [4])._replace(sums={"diverged": [0]})
+  steps = lambda **metrics: group._steps(progress, TrainOptions(), 0, metrics)["diverged_at"]
   assert steps(test_loss=800.0, test_perplexity=math.inf) == 4 and steps(test_loss=2.0) is None
 
 
 def test_a_validation_loss_that_is_not_finite(llama, monkeypatch, tmp_path):
   """Where training itself goes on."""
-  real, done = train.evaluate.measure, []
+  real, done = judge.measure, []
 
   def broken(evaluator, pairs, base, splits):
     found = real(evaluator, pairs, base, splits)
@@ -98,7 +102,7 @@ def test_a_validation_loss_that_is_not_finite(llama, monkeypatch, tmp_path):
       found[0]["loss"] = found[0]["loss"] * np.nan
     return found
 
-  monkeypatch.setattr(train.evaluate, "measure", broken)
+  monkeypatch.setattr(judge, "measure", broken)
   (result,) = go(tmp_path, setups.make(llama), [0.01], **{"train.eval_every": 4})
   assert result["diverged_at"] == 4 and result["best_step"] == 8
 

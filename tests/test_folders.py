@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxtune import folders
+from jaxtune import files as folders
 from jaxtune.errors import UserError
 
 

@@ -12,10 +12,10 @@ import torch
 from scipy import stats
 from transformers import BartConfig, T5Config
 
-from jaxtune import generate, peft, tree
+from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
+from jaxtune.evaluation import generate
 from jaxtune.models import hf
-from jaxtune.sweeps import trials
 
 PROMPTS = [[5, 9, 2], [7], [11, 3, 8, 1, 30], [4, 4]]
 LENGTH, NEW = 5, 6
@@ -245,7 +245,7 @@ def test_grouped_equals_solo(llama, name, chunk):
     llama.model, laid[0][0], base, *pair, batch["t"], batch["m"], max_new_tokens=NEW,
     stop_tokens=(0,),
   )  # fmt: skip
-  np.testing.assert_array_equal(jax.jit(trials.over(one, chunk))(pairs, laid[0][3], batch), alone)
+  np.testing.assert_array_equal(jax.jit(sharding.over(one, chunk))(pairs, laid[0][3], batch), alone)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from jaxtune import locks
 from jaxtune.errors import UserError
+from jaxtune.runs import locks
 
 HOLD = """
 import sys, time

@@ -12,10 +12,12 @@ import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from jaxtune import api, checkpoint
+import jaxtune
+from jaxtune.api import evaluate
 from jaxtune.errors import UserError
 from jaxtune.main import main
 from jaxtune.models import hf
+from jaxtune.training import checkpoint
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -282,7 +284,7 @@ def test_a_folder_that_is_no_run(trained, tmp_path, capsys):
 
 
 def test_prompts_that_no_model_reads(trained):
-  run = api.load_run(trained)
+  run = jaxtune.load_run(trained)
   few = dataclasses.replace(run.pretrained.model.config, vocabulary=3)
   model = run.pretrained.model.clone(config=few)
   short = run._replace(pretrained=run.pretrained._replace(model=model))
@@ -294,16 +296,16 @@ def test_prompts_that_no_model_reads(trained):
     (short, ["a1 b1"], "prompt 1: the token .* and the model has embeddings for 3 tokens"),
   ):
     with pytest.raises(UserError, match=says):
-      api.complete(one, prompts)
+      jaxtune.complete(one, prompts)
 
 
 def test_a_row_is_read_by_the_template_of_its_task(trained):
   """Of a mixture of files, whose top-level template belongs to no task."""
-  plain = api.load_run(trained)
+  plain = jaxtune.load_run(trained)
   tasks = {name: {"template": f"{name}9 {{{{ x }}}} :", "answer": "y"} for name in "ab"}
   config = plain.config | {"data": plain.config["data"] | {"tasks": tasks}}
   run, rows = plain._replace(config=config), [{"x": "c1"}]
-  said = lambda run, prompt, **task: api.complete(run, prompt, max_new_tokens=4, **task)
+  said = lambda run, prompt, **task: jaxtune.complete(run, prompt, max_new_tokens=4, **task)
   for name in "ab":
     assert said(run, rows, task=name) == said(plain, [f"{name}9 c1 :"])
   assert said(run, rows, task="a") != said(run, rows, task="b")
@@ -318,12 +320,12 @@ def test_a_row_is_read_by_the_template_of_its_task(trained):
 
 def test_what_ends_an_answer_is_what_training_taught(trained, tmp_path):
   """Neither other data nor an adapter beside it make a run forget its stop tokens."""
-  run = api.load_run(trained)
+  run = jaxtune.load_run(trained)
   talker = run._replace(stop_tokens=(1, 3))
-  _, setup = api._data_of(talker, {})
+  _, setup = evaluate._data_of(talker, {})
   assert run.stop_tokens == (1,) and setup.dataset.stop_tokens == (1, 3)
-  api.compose_runs([run, talker], tmp_path / "both", "average")
-  assert api.load_run(tmp_path / "both").stop_tokens == (1, 3)
+  jaxtune.compose_runs([run, talker], tmp_path / "both", "average")
+  assert jaxtune.load_run(tmp_path / "both").stop_tokens == (1, 3)
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxtune import peft, update
+from jaxtune import peft
 from jaxtune.data.pack import pack
 from jaxtune.data.tokenize import Split
 from jaxtune.objectives import sft
+from jaxtune.training import step
 
 METHODS = {"llama": {"name": "prefix", "length": 3}, "gpt2": {"name": "lora", "rank": 2}}
 
@@ -32,8 +33,8 @@ def program(request):
   """Losses of rows, and logits, of a model with a trained method over it."""
   pretrained = request.getfixturevalue(request.param)
   methods, tuned, hyper, base = tiny.lay(pretrained, METHODS[request.param], noise=0.1)
-  made = update.Program(pretrained.model, methods, partial(sft.loss), None, 1)
-  losses = jax.jit(lambda batch: update.loss(made, tuned, hyper, base, batch))
+  made = step.Program(pretrained.model, methods, partial(sft.loss), None, 1)
+  losses = jax.jit(lambda batch: step.loss(made, tuned, hyper, base, batch))
   logits = jax.jit(
     lambda batch: peft.apply(
       pretrained.model, methods, base, tuned, hyper,

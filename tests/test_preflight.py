@@ -5,34 +5,34 @@ import pytest
 import setups
 import tiny
 
-from jaxtune import preflight, train
+from jaxtune import tree
 from jaxtune.errors import UserError
+from jaxtune.preflight import checks, cost
+from jaxtune.training.options import TrainOptions
 
 
 @pytest.mark.parametrize(("limit", "chunk"), [(1000, 16), (99, 4), (50, 2), (1, 1)])
 def test_a_chunk_is_halved_until_it_fits(limit, chunk):
-  assert preflight.fit_chunk(16, limit, lambda n: 20 * n) == chunk
+  assert cost.fit_chunk(16, limit, lambda n: 20 * n) == chunk
 
 
 def test_a_cpu_takes_one_trial_at_a_time_unless_told(llama):
   setup = setups.make(llama)
   configs = [setups.complete({"name": "lora"}, {"seed": seed}) for seed in range(3)]
-  assert preflight.choose_chunk(configs, setup) == 1
+  assert cost.choose_chunk(configs, setup) == 1
   told = [setups.complete({"name": "lora"}, {"train.chunk": 2})]
-  assert preflight.choose_chunk(told, setup) == 2
+  assert cost.choose_chunk(told, setup) == 2
 
 
 def test_cost_counts_every_layer_and_trial(llama):
   setup = setups.make(llama)
   one, two = (
-    preflight.cost([setups.complete({"name": "full"}, {"seed": s}) for s in range(n)], setup)
+    cost.cost([setups.complete({"name": "full"}, {"seed": s}) for s in range(n)], setup)
     for n in (1, 2)
   )
-  options = train.Options(**setups.complete({"name": "full"})["train"])
+  options = TrainOptions(**setups.complete({"name": "full"})["train"])
   tokens = options.batch_size * setup.dataset.train.width
-  weights = sum(
-    leaf.size for path, leaf in preflight.tree.flatten(llama.params).items() if "kernel" in path
-  )
+  weights = sum(leaf.size for path, leaf in tree.flatten(llama.params).items() if "kernel" in path)
   products = 6 * weights * tokens / 1e9  # forward, and both gradients, of every matrix
   assert products < one["GFLOP_per_step"] < 2.5 * products
   assert two["GFLOP_per_step"] == pytest.approx(2 * one["GFLOP_per_step"], rel=0.01)
@@ -41,9 +41,9 @@ def test_cost_counts_every_layer_and_trial(llama):
 
 def test_a_metric_that_no_trial_will_have(llama):
   setup, config = setups.make(llama), setups.complete({"name": "lora"})
-  preflight.check_metric("test_loss", config, setup)
+  checks.check_metric("test_loss", config, setup)
   with pytest.raises(UserError, match="test_bleu.*test_loss.*evaluate.generate"):
-    preflight.check_metric("test_bleu", config, setup)
+    checks.check_metric("test_bleu", config, setup)
 
 
 def test_what_an_encoder_reads_must_fit_too():
@@ -54,4 +54,4 @@ def test_what_an_encoder_reads_must_fit_too():
   splits = {name: wide(getattr(setup.dataset, name)) for name in ("train", "validation", "test")}
   setup = setup._replace(dataset=setup.dataset._replace(**splits))
   with pytest.raises(UserError, match="48 tokens.* 40 positions"):
-    preflight.check(config, setup)
+    checks.check(config, setup)

@@ -6,14 +6,15 @@ import setups
 import small
 
 import jaxtune
-from jaxtune import peft, probe, tree
+from jaxtune import peft, tree
 from jaxtune.errors import UserError
+from jaxtune.preflight import gradients
 
 STACK = {"name": "stack", "lora": {}, "prefix": {"length": 3}, "adapter": {"width": 4}}
 
 
 def test_a_stack_passes(llama):
-  probe.check(setups.complete(STACK), setups.make(llama))
+  gradients.check(setups.complete(STACK), setups.make(llama))
 
 
 def test_an_array_that_is_not_read_is_named(llama, monkeypatch):
@@ -26,9 +27,9 @@ def test_an_array_that_is_not_read_is_named(llama, monkeypatch):
     return trained | {"trunk/nowhere": {"a": jnp.ones(3)}}, fixed
 
   methods = (lora._replace(init=stray),)
-  monkeypatch.setattr("jaxtune.programs.make_methods", lambda *_: methods)
+  monkeypatch.setattr("jaxtune.runs.programs.make_methods", lambda *_: methods)
   with pytest.raises(UserError, match="trunk/nowhere/lora/a: it would be trained in vain"):
-    probe.check(config, setup)
+    gradients.check(config, setup)
 
 
 def test_every_method_of_a_group_is_probed(tmp_path):
@@ -46,4 +47,4 @@ def test_weights_that_are_not_finite_are_named(llama):
   flat["trunk/norm/scale"] = flat["trunk/norm/scale"] * jnp.nan
   setup = setups.make(llama._replace(params=tree.unflatten(flat)))
   with pytest.raises(UserError, match="not finite in trunk/norm/scale"):
-    probe.check(setups.complete({"name": "lora"}), setup)
+    gradients.check(setups.complete({"name": "lora"}), setup)

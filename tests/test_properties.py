@@ -10,10 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jaxtune import checkpoint, config, imports, tree
+from jaxtune import config, formats, tree
+from jaxtune.api.export import export
 from jaxtune.errors import UserError
-from jaxtune.export import export
 from jaxtune.sweeps import grid
+from jaxtune.training import checkpoint
 
 words = st.text(st.sampled_from("ab_=,.-/~+ é'\"0"), max_size=6)
 plain = st.none() | st.booleans() | st.integers() | st.floats(-1e9, 1e9) | words
@@ -130,7 +131,7 @@ def test_an_adapter_that_is_written_is_read_bit_by_bit(tmp_path_factory, llama, 
   methods, tuned, hyper, base = tiny.lay(llama, section, seed=drawn["seed"], noise=0.1)
   folder = tmp_path_factory.mktemp("written")
   export(llama, methods, tuned, hyper, base, folder / "adapter")
-  _, back, _, _ = imports.lay(imports.read(folder / "adapter", llama), llama)
+  _, back, _, _ = formats.lay(formats.read(folder / "adapter", llama), llama)
   theirs, ours = tree.flatten(back["peft"]), tree.flatten(tuned["peft"])
   assert theirs.keys() == ours.keys()
   for path, x in ours.items():

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from jaxtune import results, runs
 from jaxtune.errors import UserError
+from jaxtune.runs import folder as runs
+from jaxtune.runs import results
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import pytest
 import resumable
 import setups
 
-from jaxtune import checkpoint, train
+from jaxtune.api import sweep as sweeps
 from jaxtune.errors import UserError
-from jaxtune.sweeps import run as sweeps
+from jaxtune.runs import group
+from jaxtune.training import checkpoint
 
 TESTS = Path(__file__).parent
 
@@ -155,7 +156,7 @@ def test_differences_name_keys():
 
 
 def test_a_killed_sweep_skips_what_is_done(tmp_path, monkeypatch):
-  setup, real, groups = resumable.setup(), train.run, []
+  setup, real, groups = resumable.setup(), group.train, []
   config = setups.complete({"name": "lora", "rank": 2}, {"train.steps": 2}) | {
     "sweep": ({"method.rank": [1, 2], "optim.schedule": ["constant", "linear"]},)
   }
@@ -167,14 +168,14 @@ def test_a_killed_sweep_skips_what_is_done(tmp_path, monkeypatch):
     return real(configs, *rest)
 
   monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: setup)
-  monkeypatch.setattr(sweeps.train, "run", fragile)
+  monkeypatch.setattr(sweeps.training, "train", fragile)
   with pytest.raises(KeyboardInterrupt):
-    sweeps.run(config, tmp_path)
+    sweeps.sweep(config, tmp_path)
   assert groups == [["constant"] * 2, ["linear"] * 2]
   done = [path for path in tmp_path.glob("trials/*/result.json")]
   before = [(path, path.stat().st_mtime_ns) for path in done]
   assert len(done) == 2 and not list((tmp_path / "groups").glob("*"))
-  results = sweeps.run(config, tmp_path)
+  results = sweeps.sweep(config, tmp_path)
   assert groups[2:] == [["linear"] * 2] and len(results) == 4
   assert [(path, path.stat().st_mtime_ns) for path in done] == before
   assert {"results.csv", "report.md", "report.html", "plots"} <= {
@@ -183,17 +184,17 @@ def test_a_killed_sweep_skips_what_is_done(tmp_path, monkeypatch):
 
   saved = contents(tmp_path)
   with pytest.raises(UserError, match="another config: optim.learning_rate was 0.01, is now 0.5"):
-    sweeps.run(config | {"optim": config["optim"] | {"learning_rate": 0.5}}, tmp_path)
+    sweeps.sweep(config | {"optim": config["optim"] | {"learning_rate": 0.5}}, tmp_path)
   changed = setup._replace(dataset=setup.dataset._replace(report={"files": {"a.jsonl": "b" * 64}}))
   monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: changed)
   with pytest.raises(UserError, match=r"another data set: files.a.jsonl was None, is now 'b{16}'"):
-    sweeps.run(config, tmp_path)
+    sweeps.sweep(config, tmp_path)
   assert contents(tmp_path) == saved and len(groups) == 3
 
 
 def test_a_longer_axis_trains_what_is_new(tmp_path, monkeypatch):
   """Also where the results are older than an option: it had its default."""
-  setup, real, groups = resumable.setup(), train.run, []
+  setup, real, groups = resumable.setup(), group.train, []
   config = setups.complete({"name": "lora", "rank": 2}, {"train.steps": 1})
 
   def counted(configs, *rest):
@@ -201,8 +202,8 @@ def test_a_longer_axis_trains_what_is_new(tmp_path, monkeypatch):
     return real(configs, *rest)
 
   monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: setup)
-  monkeypatch.setattr(sweeps.train, "run", counted)
-  sweeps.run(config | {"sweep": ({"method.rank": [1]},)}, tmp_path)
+  monkeypatch.setattr(sweeps.training, "train", counted)
+  sweeps.sweep(config | {"sweep": ({"method.rank": [1]},)}, tmp_path)
   (path,) = tmp_path.glob("trials/*/config.json")
   older = json.loads(path.read_text())
   del older["evaluate"]["resamples"]
@@ -210,5 +211,5 @@ def test_a_longer_axis_trains_what_is_new(tmp_path, monkeypatch):
   result = json.loads((path.parent / "result.json").read_text())
   older = {key: result[key] for key in result if key not in ("files", "sha256", "diverged_at")}
   (path.parent / "result.json").write_text(json.dumps(older))
-  assert len(sweeps.run(config | {"sweep": ({"method.rank": [1, 2]},)}, tmp_path)) == 2
+  assert len(sweeps.sweep(config | {"sweep": ({"method.rank": [1, 2]},)}, tmp_path)) == 2
   assert groups == [[1], [2]]

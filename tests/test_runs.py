@@ -8,10 +8,12 @@ import setups
 import tiny
 from safetensors.numpy import save
 
-from jaxtune import adapters, peft, results, runs, starting, tree
+from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
-from jaxtune.setup import make_methods
+from jaxtune.runs import finished, results, start_from
+from jaxtune.runs.finished import Run
+from jaxtune.runs.trial import make_methods
 
 ARCHITECTURE = tiny.ARCHITECTURES["llama"] | {"num_hidden_layers": 1}
 A = "peft/trunk/layers/attn/q_proj/lora/a"
@@ -26,7 +28,7 @@ def made():
   config["model"] |= {"architecture": ARCHITECTURE}
   methods, tuned, hyper, base = tiny.lay(model, config["method"], noise=0.1)
   assert methods[0].kind == make_methods(config)[0].kind
-  run = runs.Run(None, config, model, methods, base, {"params": {}} | tuned, hyper, (), (0,))
+  run = Run(None, config, model, methods, base, {"params": {}} | tuned, hyper, (), (0,))
   flat = {p: np.asarray(x) for p, x in tree.flatten(run.tuned | {"hyper": hyper}).items()}
   record = {"base": tree.fingerprint(model.params), "config": config, "labels": []}
   return run, flat, record | {"stop_tokens": [0]}
@@ -43,9 +45,9 @@ def written(made, folder, change=lambda flat, record: None, metadata=None):
 
 def test_a_run_comes_back_as_it_was(made, tmp_path):
   run, flat, _ = made
-  adapters.keep(run, tmp_path / "kept")
+  finished.keep(run, tmp_path / "kept")
   for folder in (tmp_path / "kept", written(made, tmp_path)):
-    found = runs.load(folder, run.pretrained)
+    found = finished.load_run(folder, run.pretrained)
     again = tree.flatten(found.tuned | {"hyper": found.hyper})
     assert again.keys() == flat.keys()
     assert json.dumps(found.config) == json.dumps(run.config)
@@ -81,25 +83,25 @@ WRONG = {
 def test_what_is_wrong_with_a_run_is_named(made, tmp_path, case):
   change, message = WRONG[case]
   with pytest.raises(UserError, match=message):
-    runs.load(written(made, tmp_path, change), made[0].pretrained)
+    finished.load_run(written(made, tmp_path, change), made[0].pretrained)
 
 
 @pytest.mark.parametrize("stated", [{"x": "{}"}, {"jaxtune": "{"}, {"jaxtune": "[" * 10**5}])
 def test_metadata_that_lies(made, tmp_path, stated):
   with pytest.raises(UserError, match="tuned.safetensors"):
-    runs.load(written(made, tmp_path, metadata=stated), made[0].pretrained)
+    finished.load_run(written(made, tmp_path, metadata=stated), made[0].pretrained)
 
 
 def test_files_that_are_none(made, tmp_path):
   (tmp_path / "tuned.safetensors").mkdir()
   with pytest.raises(UserError, match="damaged or missing"):
-    runs.load(tmp_path)
+    finished.load_run(tmp_path)
   (tmp_path / "tuned.safetensors").rmdir()
   whole = (written(made, tmp_path) / "tuned.safetensors").read_bytes()
   for content in (b"", whole[:100], whole[:-1], b"\xff" * 40):
     (tmp_path / "tuned.safetensors").write_bytes(content)
     with pytest.raises(UserError, match="damaged or missing"):
-      runs.load(tmp_path)
+      finished.load_run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,10 @@ def test_files_that_are_none(made, tmp_path):
 def test_a_damaged_result(tmp_path, text, message):
   (tmp_path / "trials" / "a").mkdir(parents=True)
   (tmp_path / "trials" / "a" / "result.json").write_text(text)
-  for read in (lambda: results.read(tmp_path / "trials" / "a"), lambda: runs.load(tmp_path)):
+  for read in (
+    lambda: results.read(tmp_path / "trials" / "a"),
+    lambda: finished.load_run(tmp_path),
+  ):
     with pytest.raises(UserError, match=message):
       read()
 
@@ -125,10 +130,10 @@ def test_nothing_that_is_not_finite_is_kept_or_started_from(made, tmp_path):
   run, flat, _ = made
   broken = run._replace(tuned=tree.combine(run.tuned, tree.unflatten({A: flat[A] * np.inf})))
   with pytest.raises(UserError, match="a holds NaN or infinity"):
-    adapters.keep(broken, tmp_path / "kept")
+    finished.keep(broken, tmp_path / "kept")
   assert not (tmp_path / "kept").exists()
   folder = written(made, tmp_path, lambda f, r: f.update({A: f[A] * np.float32("inf")}))
   (method,) = peft.build(run.config["method"] | {"start": str(folder)})
   setup = setups.make(run.pretrained)
   with pytest.raises(UserError, match="method.start: .*a holds NaN or infinity"):
-    starting.continued((method,), setup, run.tuned, run.hyper)
+    start_from.continued((method,), setup, run.tuned, run.hyper)

@@ -12,8 +12,12 @@ import tiny
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
-from jaxtune import peft, preflight, programs, sharding, train, tree
+from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
+from jaxtune.preflight import checks
+from jaxtune.runs import baseline, programs
+from jaxtune.training import loop
+from jaxtune.training.options import TrainOptions
 
 LORA = {"name": "lora", "rank": 2}
 METHODS = [
@@ -38,7 +42,7 @@ STEPS = {"train.steps": 10, "train.eval_every": 5, "train.batch_size": 8, "evalu
 def go(folder, setup, configs):
   """Trains; returns each trial's losses by step, final metrics and weights."""
   folders = [folder / str(i) for i in range(len(configs))]
-  base = programs.evaluate_base(configs[0], setup)
+  base = baseline.evaluate_base(configs[0], setup)
   results = setups.run(configs, folders, setup, folder / "checkpoints", base)
   found = []
   for result, one in zip(results, folders, strict=True):
@@ -114,8 +118,8 @@ def test_a_step_of_every_kind_of_model(name):
     mesh = layout["train.mesh"] if kind == "mesh" else layout
     parallel = sharding.make("pmap" if kind == "pmap" else "jit", mesh)
     program = programs.make_program(config, setup, False)
-    step = parallel.compile(partial(train.steps, program, 1, None), donate=True)
-    progress = train.begin(tree.stack([state]), train.Options(**config["train"]))
+    step = parallel.compile(partial(loop.steps, program, 1, None), donate=True)
+    progress = loop.begin(tree.stack([state]), TrainOptions(**config["train"]))
     progress = parallel.put_trials(jax.tree.map(jnp.copy, progress))
     trial = (progress.state, progress.sums, progress.stale)
     after, sums, _ = step(trial, parallel.put_shared(base), parallel.put_batch(batch))
@@ -156,7 +160,7 @@ def test_the_rules_cover_every_leaf(request, family, optimizer):
   for method in methods:
     config = setups.complete(method, {"optim.name": optimizer})
     state, base = jax.eval_shape(lambda c=config: programs.start(c, setup))
-    progress = jax.eval_shape(lambda s: train.begin(tree.stack([s]), train.Options()), state)
+    progress = jax.eval_shape(lambda s: loop.begin(tree.stack([s]), TrainOptions()), state)
     sharding.shardings(mesh, progress, "trial")
     placed = tree.flatten(sharding.shardings(mesh, base))
     if "trunk/layers/attn/q_proj/kernel" in placed:
@@ -228,7 +232,7 @@ def test_meshes(mesh, devices, parts):
 )
 def test_a_batch_that_does_not_divide_is_refused(changes):
   with pytest.raises(UserError, match="do not divide over 4 devices; use a multiple of"):
-    preflight.check_options(setups.complete(LORA, changes))
+    checks.check_options(setups.complete(LORA, changes))
 
 
 def test_every_method_is_here():

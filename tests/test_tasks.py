@@ -9,8 +9,9 @@ import small
 from safetensors.numpy import load_file
 from sklearn import metrics as sklearn
 
-from jaxtune import api, checkpoint
+import jaxtune
 from jaxtune.errors import UserError
+from jaxtune.training import checkpoint
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -64,7 +65,7 @@ def classified(place, family, **sections):
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_classes_are_learnt(place, tmp_path, family):
-  result = api.fit(classified(place, family), tmp_path)
+  result = jaxtune.fit(classified(place, family), tmp_path)
   final = result["final"]
   assert final["test_accuracy"] > 90 and final["test_loss"] < result["base"]["test_loss"]
   true, said = predicted(tmp_path)
@@ -78,11 +79,11 @@ def test_classes_are_learnt(place, tmp_path, family):
   counts = np.array(result["confusion"]["counts"])
   assert counts.sum() == 16 and 100 * np.trace(counts) / 16 == final["test_accuracy"]
 
-  run = api.load_run(tmp_path)
+  run = jaxtune.load_run(tmp_path)
   assert run.labels == ("no", "yes")
   if family == "bert":  # with a class that is not even there any more
     rows = [labelled(words, 1) for words in texts(4, 9)]
-    again = api.evaluate(run, {"data.train": small.write(place, "yes.tsv", rows)})
+    again = jaxtune.evaluate(run, {"data.train": small.write(place, "yes.tsv", rows)})
     same(again["base"], result["base"])
     same(again["final"], final)
 
@@ -98,13 +99,13 @@ def interrupted(monkeypatch, config, folder, step):
 
   with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
     patched.setattr(checkpoint.Checkpoints, "save", stop)
-    api.fit(config, folder)
-  return api.fit(config, folder)
+    jaxtune.fit(config, folder)
+  return jaxtune.fit(config, folder)
 
 
 def resumes(monkeypatch, config, folder, step):
   """A run that was stopped ends in the very weights of one that was not."""
-  whole = api.fit(config, folder / "whole")
+  whole = jaxtune.fit(config, folder / "whole")
   parts = interrupted(monkeypatch, config, folder / "parts", step)
   assert parts["final"] == whole["final"]
   ends = [load_file(folder / name / "tuned.safetensors") for name in ("whole", "parts")]
@@ -145,7 +146,7 @@ def asked(words, i):
 
 
 def test_tags(place, tmp_path):
-  result = api.fit(
+  result = jaxtune.fit(
     small.config(str(place / "bert"), splits(place, "tags", tagged), "tokens"), tmp_path
   )
   true, said = predicted(tmp_path)
@@ -161,7 +162,7 @@ def test_tags(place, tmp_path):
 
 def test_numbers(place, tmp_path):
   data = splits(place, "numbers", numbered)
-  result = api.fit(small.config(str(place / "bert"), data, "regression"), tmp_path)
+  result = jaxtune.fit(small.config(str(place / "bert"), data, "regression"), tmp_path)
   true, said = predicted(tmp_path)
   final = result["final"]
   assert final["test_mse"] == pytest.approx(np.mean(np.subtract(true, said) ** 2), rel=1e-5)
@@ -188,7 +189,7 @@ def test_answers_of_tasks_whose_contexts_have_several_windows(place, tmp_path):
   found = {}
   for name, data in (("column", whole | {"tasks": "task"}), ("files", {"tasks": parts})):
     config = small.config(str(place / "bert"), data | short, "qa", 1)
-    result = found[name] = api.fit(config, tmp_path / name)
+    result = found[name] = jaxtune.fit(config, tmp_path / name)
     true, said = predicted(tmp_path / name)
     right = np.array([one in accepted for accepted, one in zip(true, said, strict=True)])
     of_y = np.array([row["task"] == "y" for row in rows["test"]])
@@ -217,7 +218,7 @@ def test_an_encoder_decoder_writes(place, tmp_path):
   evaluate = {"generate": True, "max_new_tokens": 3, "limit": 4}
   evaluate |= {"metrics": ("exact_match", "bleu")}
   config = small.config(str(place / "t5"), data, evaluate=evaluate)
-  result = api.fit(config, tmp_path)
+  result = jaxtune.fit(config, tmp_path)
   true, said = predicted(tmp_path)
   right = [one in accepted for accepted, one in zip(true, said, strict=True)]
   assert result["final"]["test_exact_match"] == 100 * np.mean(right)
@@ -230,7 +231,7 @@ def test_an_encoder_decoder_writes(place, tmp_path):
   assert true == [[one["completion"]] for one in chosen]
   assert result["final"]["test_exact_match/y"] == 100 * np.mean(right[2:])
   with pytest.raises(UserError, match="evaluate.limit is 1, expected at least 2: one prompt of"):
-    api.fit(config | {"evaluate": evaluate | {"limit": 1}}, tmp_path / "few")
+    jaxtune.fit(config | {"evaluate": evaluate | {"limit": 1}}, tmp_path / "few")
   loss = result["final"]["test_loss"]
   assert result["final"]["test_perplexity"] == pytest.approx(np.exp(loss), rel=1e-5)
   assert loss < result["base"]["test_loss"]
@@ -245,7 +246,7 @@ def test_label_words_before_and_after_with_demonstrations(place, tmp_path):
   data = splits(place, "chosen", chosen) | {"template": "{{ text }} :", "answer": "answer"}
   data |= {"choices": ["a0", "b0 b1"]}
   config = small.config(str(place / "llama"), data, "choices", evaluate={"shots": 2})
-  result = api.fit(config, tmp_path)
+  result = jaxtune.fit(config, tmp_path)
   true, said = predicted(tmp_path)
   assert {*said} <= {"a0", "b0 b1"} and true == ["a0", "b0 b1"] * 4
   right = 100 * np.mean([a == b for a, b in zip(true, said, strict=True)])
@@ -270,7 +271,7 @@ def test_a_packed_step_is_an_unpacked_one(place, tmp_path):
     more = {"pack": True, "general": general} if pack else {}
     config = small.config(str(place / "llama"), data | more, steps=1, optim=sgd)
     config["train"] |= {"batch_size": rows}
-    found[pack] = api.fit(config | {"method": {"name": "full"}}, tmp_path / str(pack))
+    found[pack] = jaxtune.fit(config | {"method": {"name": "full"}}, tmp_path / str(pack))
     flat[pack] = load_file(tmp_path / str(pack) / "tuned.safetensors")
   assert found[True]["data"]["packing"]["rows"] == 12
   held = lambda metrics: {k: x for k, x in metrics.items() if k[:4] in ("vali", "test")}
@@ -288,16 +289,16 @@ def test_a_mixture_in_buckets_resumes_and_is_judged_by_task(place, tmp_path, mon
   config = small.config(str(place / "llama"), data, steps=4)
   config["train"] |= {"checkpoint_every": 1}
   result = resumes(monkeypatch, config, tmp_path, 1)
-  final, run = result["final"], api.load_run(tmp_path / "parts")
+  final, run = result["final"], jaxtune.load_run(tmp_path / "parts")
   names = ("test_loss", "test_perplexity", "test_accuracy", "validation_loss")
   for name in names:
     assert final[f"{name}/mean"] == pytest.approx(np.mean([final[f"{name}/{t}"] for t in "xy"]))
-  alone = api.evaluate(run, {"data.tasks": None, "data.only": {"task": "y"}})
+  alone = jaxtune.evaluate(run, {"data.tasks": None, "data.only": {"task": "y"}})
   for part in ("base", "final"):
     same({k: alone[part][k] for k in names}, {k: result[part][f"{k}/y"] for k in names})
   assert sum(one["drawn"] for one in result["mixture"].values()) == 16
   with pytest.raises(UserError, match="metric 'test_loss/z'"):
-    api.sweep(config | {"sweep": ({"seed": [0]},)}, tmp_path / "sweep", "test_loss/z")
+    jaxtune.sweep(config | {"sweep": ({"seed": [0]},)}, tmp_path / "sweep", "test_loss/z")
 
 
 def test_a_streamed_run_resumes(place, tmp_path, monkeypatch):

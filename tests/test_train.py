@@ -12,20 +12,14 @@ import tiny
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
-from jaxtune import (
-  config,
-  data,
-  optim,
-  peft,
-  preflight,
-  programs,
-  runs,
-  train,
-  tree,
-  update,
-)  # fmt: skip
+from jaxtune import config, data, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
+from jaxtune.preflight import checks
+from jaxtune.runs import finished, programs
+from jaxtune.training import loop, optim
+from jaxtune.training import step as update  # fmt: skip
+from jaxtune.training.options import TrainOptions
 
 LORA = {"name": "lora", "rank": 2}
 
@@ -149,11 +143,11 @@ def test_a_stack_is_laid_in_the_order_of_its_keys():
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_a_stopped_trial_stays_as_it_is(llama, chunk):
   setup, config = setups.make(llama), setups.complete(LORA)
-  options = train.Options(**config["train"])
+  options = TrainOptions(**config["train"])
   state, base = programs.start(config, setup)
-  progress = train.begin(tree.stack([state, state]), options)
-  step = jax.jit(partial(train.steps, programs.make_program(config, setup, False), chunk, 2))
-  batch = train.make_batch([config, config], [setup.dataset.train] * 2, 0, options)
+  progress = loop.begin(tree.stack([state, state]), options)
+  step = jax.jit(partial(loop.steps, programs.make_program(config, setup, False), chunk, 2))
+  batch = loop.make_batch([config, config], [setup.dataset.train] * 2, 0, options)
   after, sums, _ = step((progress.state, progress.sums, jnp.asarray([1, 2])), base, batch)
   pick = lambda x, e: jax.tree.map(lambda leaf: np.asarray(leaf[e]), x)
   before, stopped = pick(progress.state, 1), pick(after, 1)
@@ -164,7 +158,7 @@ def test_a_stopped_trial_stays_as_it_is(llama, chunk):
 
 
 def test_a_run_is_evaluated_ten_times():
-  every = lambda **options: train.intervals(train.Options(**options))
+  every = lambda **options: loop.intervals(TrainOptions(**options))
   assert [every(steps=n) for n in (3, 25, 200)] == [(1, 1), (2, 2), (20, 20)]
   assert every(steps=25, eval_every=7) == (7, 7)
   assert every(steps=25, eval_every=7, checkpoint_every=3) == (7, 3)
@@ -244,7 +238,7 @@ def test_a_run_and_its_folder(tmp_path):
   assert [x["step"] for x in metrics(folder) if "train_loss" in x] == [1, 2, 3, 4, 5, 6]
   assert len((folder / "predictions.jsonl").read_text().splitlines()) == 8
 
-  run = runs.load(folder)
+  run = finished.load_run(folder)
   flat = load_file(folder / "tuned.safetensors")
   held = tree.flatten({"peft": run.tuned["peft"], "hyper": run.hyper})
   assert held.keys() == flat.keys()
@@ -258,11 +252,11 @@ def test_a_run_and_its_folder(tmp_path):
 
 def test_a_damaged_run_is_refused(tmp_path):
   with pytest.raises(UserError, match="no finished run"):
-    runs.load(tmp_path)
+    finished.load_run(tmp_path)
   (tmp_path / "trials" / "a").mkdir(parents=True)
   (tmp_path / "trials" / "a" / "tuned.safetensors").write_bytes(b"\x20")
   with pytest.raises(UserError, match="damaged"):
-    runs.load(tmp_path / "trials" / "a")
+    finished.load_run(tmp_path / "trials" / "a")
 
 
 @pytest.mark.parametrize(
@@ -319,8 +313,8 @@ def test_a_damaged_run_is_refused(tmp_path):
 def test_what_cannot_work_is_found_before_it_starts(llama, changes, says):
   with pytest.raises(UserError) as error:
     config = setups.complete(LORA, changes)
-    preflight.check_options(config)
-    preflight.check(config, setups.make(llama))
+    checks.check_options(config)
+    checks.check(config, setups.make(llama))
   assert says in str(error.value)
 
 
@@ -328,7 +322,7 @@ def test_shots_need_examples_to_judge(llama):
   setup = setups.make(llama, False)
   setup = setup._replace(dataset=setup.dataset._replace(test=None))
   with pytest.raises(UserError, match="give data.test or data.validation"):
-    preflight.check(setups.complete(LORA, {"evaluate.shots": 1}), setup)
+    checks.check(setups.complete(LORA, {"evaluate.shots": 1}), setup)
 
 
 def test_models_without_the_head_are_refused():
@@ -342,9 +336,9 @@ def test_models_without_the_head_are_refused():
 
 def test_the_warning_of_overfitting(llama, capsys):
   """Said once, at the third evaluation that is no better, and not where patience sees to it."""
-  progress = train.Progress(None, None, None, np.array([2.0, 1.0]), np.array([4, 9]), None, None)
+  progress = loop.Progress(None, None, None, np.array([2.0, 1.0]), np.array([4, 9]), None, None)
   for stale in (2, 3, 4):
-    train._warn(np.array([stale, 1]), np.array([False, True]), progress, 12, np.array([2.5, 0.9]))
+    loop._warn(np.array([stale, 1]), np.array([False, True]), progress, 12, np.array([2.5, 0.9]))
   said = capsys.readouterr()
   text = (said.out + said.err).strip()
   assert text.count("overfits") == 1 and "trial 1 has not fallen since step 4 (2, now 2.5)" in text
@@ -352,4 +346,4 @@ def test_the_warning_of_overfitting(llama, capsys):
 
 def test_patience_needs_validation(llama):
   with pytest.raises(UserError, match="needs a validation split"):
-    preflight.check(setups.complete(LORA, {"train.patience": 1}), setups.make(llama, False))
+    checks.check(setups.complete(LORA, {"train.patience": 1}), setups.make(llama, False))

@@ -7,7 +7,10 @@ import optax
 import pytest
 import setups
 
-from jaxtune import optim, peft, programs, update
+from jaxtune import peft
+from jaxtune.runs import baseline, programs
+from jaxtune.training import optim
+from jaxtune.training import step as update
 
 
 def state(seed=0, step=0, numbers=None, **tuned):
@@ -151,7 +154,7 @@ def test_judgement_is_without_label_smoothing(llama):
   found = []
   for smoothing in (0.0, 0.4):
     full = setups.complete({"name": "lora"}, objective={"label_smoothing": smoothing})
-    found.append(programs.evaluate_base(full, setup).base.metrics)
+    found.append(baseline.evaluate_base(full, setup).base.metrics)
     trained = programs.make_program(full, setup, False).objective.keywords
     assert trained["label_smoothing"] == smoothing
   assert found[0] == found[1] and found[0]["test_loss"] > 1

@@ -9,7 +9,7 @@ import pytest
 import readers
 
 import jaxtune
-from jaxtune import checkpoint
+from jaxtune import files
 from jaxtune.errors import UserError
 
 # Who writes files otherwise: into a new folder, which is moved to its place when it is complete.
@@ -37,14 +37,14 @@ def test_files_are_written_by_one_function():
 @pytest.mark.parametrize("fails", ["fsync", "replace"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, fails):
   path = tmp_path / "result.json"
-  checkpoint.write_atomically(path, "old")
+  files.write_atomically(path, "old")
 
   def full(*_):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(os, fails, full)
   with pytest.raises(UserError, match="cannot write .*result.json: No space left"):
-    checkpoint.write_atomically(path, "new")
+    files.write_atomically(path, "new")
   assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 

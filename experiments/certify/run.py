@@ -30,9 +30,9 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from jaxtune import imports, peft, tree
+from jaxtune import certify, formats, peft, tree
+from jaxtune.api.export import export
 from jaxtune.errors import UserError
-from jaxtune.export import certify, export
 from jaxtune.models import hf
 
 SMALL = {"vocab_size": 257, "tie_word_embeddings": True}
@@ -177,9 +177,9 @@ def certified(pretrained, name: str, section: dict, form: str, dtype: str, folde
 
 def round_trip(pretrained, laid, folder: Path, form: str, as_lora: bool) -> str:
   """Imports an export, and exports that: arrays and files must be the same, bit by bit."""
-  found = imports.read(folder, pretrained)
+  found = formats.read(folder, pretrained)
   again = folder.with_name(folder.name + "-again")
-  export(pretrained, *imports.lay(found, pretrained), again, format=form)
+  export(pretrained, *formats.lay(found, pretrained), again, format=form)
   files = [load_file(place / certify.WEIGHTS[form]) for place in (folder, again)]
   if not equal(*files):
     return "FAILED"

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from jaxtune.evaluators import metrics
+from jaxtune import metrics
 
 FRAME = "#Person1# and #Person2# are talking to #Person1#."
 NAMES = ("rouge1", "rouge2", "rougeL")

@@ -34,7 +34,7 @@ from families import FAMILIES, PREFIX, TOKENS, VOCABULARY, WINDOW, Family
 from transformers import AutoConfig
 
 from jaxtune import peft, tree
-from jaxtune.export import export
+from jaxtune.api.export import export
 from jaxtune.models import hf
 
 HERE = Path(__file__).parent

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import jax
 
-from jaxtune import config, programs, train
-from jaxtune import setup as setups
+from jaxtune import config
 from jaxtune.assets import INSTRUCTIONS, TINY
 from jaxtune.models import quantize
-from jaxtune.runs import versions
+from jaxtune.runs import baseline, group
+from jaxtune.runs import trial as setups
+from jaxtune.runs.folder import versions
 
 HERE = Path(__file__).resolve().parent
 SEEDS, STEPS = (0, 1), 40
@@ -80,9 +81,9 @@ def measure(model: str, name: str, workdir: Path) -> list[dict]:
   frozen = round(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) / 1e6, 3)
   bits = quantize.bits(params) or {"float32": 32, "bfloat16": 16}[dtype]
   trials = [config.complete(config.override(plain, {"seed": seed})) for seed in SEEDS]
-  base = programs.evaluate_base(trials[0], setup)
+  base = baseline.evaluate_base(trials[0], setup)
   folders, alike = [workdir / str(seed) for seed in SEEDS], len(SEEDS)
-  results = train.run(trials, folders, [setup] * alike, [base] * alike, workdir / "checkpoints")
+  results = group.train(trials, folders, [setup] * alike, [base] * alike, workdir / "checkpoints")
   rows = []
   for seed, result in zip(SEEDS, results, strict=True):
     losses = (result["base"]["test_loss"], result["final"]["test_loss"])

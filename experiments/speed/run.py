@@ -97,7 +97,7 @@ def versions() -> dict:
   import peft
   import torch
 
-  from jaxtune.runs import versions as ours
+  from jaxtune.runs.folder import versions as ours
 
   cores = len(os.sched_getaffinity(0))
   return ours() | {

@@ -11,6 +11,8 @@ from functools import partial
 import jax
 import numpy as np
 
+from jaxtune.training.options import TrainOptions
+
 GPT2_SMALL = dict(
   model_type="gpt2", vocab_size=50257, n_embd=768, n_layer=12, n_head=12, n_positions=1024
 )
@@ -20,9 +22,11 @@ TRIALS, UPDATES = 16, 100
 
 def step() -> None:
   """Answers each line of stdin with the times of so many updates, in ms."""
-  from jaxtune import config, peft, programs, update
+  from jaxtune import config, peft
   from jaxtune.models import hf
-  from jaxtune.setup import Setup
+  from jaxtune.runs import programs
+  from jaxtune.runs.trial import Setup
+  from jaxtune.training import step as update
 
   full = config.complete({
     "model": {"architecture": GPT2_SMALL, "remat": False}, "data": {"train": ""},
@@ -79,22 +83,24 @@ def group(folder: str) -> None:
 
 def chunk() -> None:
   """Prints {chunk size: ms of one trial's update in a group of 16}."""
-  from jaxtune import programs, train, tree
-  from jaxtune.sweeps import run
+  from jaxtune import tree
+  from jaxtune.api import sweep
+  from jaxtune.runs import programs, trial
+  from jaxtune.training import loop
 
-  _, _, configs = run.expand(sweep_config())
-  setup = train.prepare(configs[0])
-  options = train.Options(**configs[0]["train"])
+  _, _, configs = sweep.expand(sweep_config())
+  setup = trial.prepare(configs[0])
+  options = TrainOptions(**configs[0]["train"])
   states, base = [programs.start(c, setup) for c in configs], None
   base = states[0][1]
   found = {}
   for size in (1, 2, 4, 16):
     program = programs.make_program(configs[0], setup, False)
-    go = jax.jit(partial(train.steps, program, size, None))
-    progress = train.begin(tree.stack([state for state, _ in states]), options)
+    go = jax.jit(partial(loop.steps, program, size, None))
+    progress = loop.begin(tree.stack([state for state, _ in states]), options)
     carry, times = (progress.state, progress.sums, progress.stale), []
     for i in range(6):
-      batch = train.make_batch(configs, [setup.dataset.train] * len(configs), i, options)
+      batch = loop.make_batch(configs, [setup.dataset.train] * len(configs), i, options)
       began = time.perf_counter()
       carry = jax.block_until_ready(go(carry, base, batch))
       times.append(1000 * (time.perf_counter() - began) / len(configs))
@@ -106,19 +112,21 @@ def alternate(runs: dict, rounds: int = 12) -> dict:
   """Calls functions in turns; returns each one's median ms, without its first call."""
   times: dict = {name: [] for name in runs}
   for _ in range(rounds):
-    for name, run in runs.items():
+    for name, sweep in runs.items():
       began = time.perf_counter()
-      jax.block_until_ready(run())
+      jax.block_until_ready(sweep())
       times[name].append(1000 * (time.perf_counter() - began))
   return {name: round(float(np.median(values[1:])), 2) for name, values in times.items()}
 
 
 def choices() -> None:
   """Prints the ms of what ARCHITECTURE.md chose between: attention's gradient, and remat."""
-  from jaxtune import config, peft, programs, update
+  from jaxtune import config, peft
   from jaxtune.models import hf
   from jaxtune.models.layers import Attend
-  from jaxtune.setup import Setup
+  from jaxtune.runs import programs
+  from jaxtune.runs.trial import Setup
+  from jaxtune.training import step as update
 
   rng, found = np.random.default_rng(0), {}
   for batch, length, heads, groups, size in ((8, 96, 6, 3, 32), (4, 128, 12, 12, 64)):

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxtune import metrics
 from jaxtune.errors import UserError
-from jaxtune.evaluators import intervals, labels, metrics
+from jaxtune.metrics import intervals, labels
 from jaxtune.sweeps import canvas, stats
 
 METRICS = ("test_accuracy", "test_macro_f1", "test_matthews")

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from jaxtune import config, peft, schema, tree
 from jaxtune.errors import UserError
-from jaxtune.runs import Run
-from jaxtune.setup import make_methods
+from jaxtune.runs.finished import Run
+from jaxtune.runs.trial import make_methods
 
 
 def check_bases(runs: Sequence[Run]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtune import compose, peft, schema, tree
 from jaxtune.compose import low_rank
 from jaxtune.models import quantize
-from jaxtune.runs import Run
+from jaxtune.runs.finished import Run
 from jaxtune.schema import Seed, Share
 
 WAYS = ("linear", "ties", "dare", "dare_ties")

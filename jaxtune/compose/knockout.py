@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxtune import compose, peft, tree
 from jaxtune.errors import UserError
-from jaxtune.runs import Run
+from jaxtune.runs.finished import Run
 
 
 def without(run: Run, name: str) -> Run:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtune import compose, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf, quantize
-from jaxtune.runs import Run
+from jaxtune.runs.finished import Run
 
 LEAVES = ("/kernel", "/embedding")
 

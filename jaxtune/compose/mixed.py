@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxtune import compose, generate, peft, tree
+from jaxtune import compose, peft, tree
 from jaxtune.errors import UserError
-from jaxtune.runs import Run
+from jaxtune.evaluation import generate
+from jaxtune.runs.finished import Run
 
 
 def together(runs: Sequence[Run]) -> tuple[Any, Any]:

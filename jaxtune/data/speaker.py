@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from transformers import PreTrainedTokenizerBase
 
-from jaxtune import confined
+from jaxtune.data import confined
 from jaxtune.errors import UserError
 
 

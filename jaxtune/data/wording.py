@@ -6,8 +6,8 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from jaxtune import confined, schema
-from jaxtune.data import conversations
+from jaxtune import schema
+from jaxtune.data import confined, conversations
 from jaxtune.data.templates import sandbox
 from jaxtune.errors import UserError, nearest
 

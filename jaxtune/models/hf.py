@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxtune import folders, models, schema, tree
+from jaxtune import files, schema, tree
 from jaxtune.errors import UserError, nearest
-from jaxtune.models import entries, heads, hub, weights
+from jaxtune.models import entries, families, heads, hub, weights
 from jaxtune.models import tokenizer as tokenizers
 from jaxtune.models.config import Config
 from jaxtune.models.decoder import Decoder
@@ -25,11 +25,6 @@ from jaxtune.models.quantize import FORMS, quantised
 from jaxtune.schema import Count, Seed, Text
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-NOT_FAMILIES = (
-  "layers", "config", "transformer", "decoder", "encoder", "seq2seq", "heads", "names", "fields",
-  "weights", "hf", "table", "quantize", "hub", "rope", "entries",
-  "tokenizer",
-)  # fmt: skip
 
 
 class Pretrained(NamedTuple):
@@ -67,10 +62,10 @@ class Source(NamedTuple):
 
 def family_module(name: str, where: str = ""):
   """Imports the module of a family, or says which families there are, and where it was named."""
-  known = [m.name for m in pkgutil.iter_modules(models.__path__) if m.name not in NOT_FAMILIES]
+  known = [m.name for m in pkgutil.iter_modules(families.__path__)]
   if name not in known:
     raise UserError(f"{where}model_type {name!r} is not supported. {nearest(name, known)}")
-  return importlib.import_module(f"jaxtune.models.{name}")
+  return importlib.import_module(f"jaxtune.models.families.{name}")
 
 
 def load(
@@ -256,7 +251,7 @@ def save(
       complete, and any other that is not empty is refused.
     labels: names of a head's labels; None keeps those of the config.json.
   """
-  with folders.replacing(folder) as new:
+  with files.replacing(folder) as new:
     write(pretrained, params, new, dtype, labels)
   return folder
 

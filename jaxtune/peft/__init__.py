@@ -22,14 +22,13 @@ import jax.numpy as jnp
 from jaxtune import schema, tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.models import quantize
+from jaxtune.peft import methods as methods_
 from jaxtune.peft import unions
 from jaxtune.peft.sites import Site
 from jaxtune.peft.sites import check_rank as check_rank
 from jaxtune.peft.sites import find_sites as find_sites
 from jaxtune.peft.sites import hits as hits
 from jaxtune.peft.sites import match as match
-
-NOT_METHODS = ("sites", "unions")
 
 
 class Frozen(NamedTuple):
@@ -141,11 +140,11 @@ def parts(section: dict) -> dict[str, dict]:
 
 def constructor(kind: str) -> Callable:
   """Finds a method's `method` function by name, or says which methods there are."""
-  known = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_METHODS]
+  known = [m.name for m in pkgutil.iter_modules(methods_.__path__)]
   if kind not in known:
     names = [*known, "stack", *unions.UNIONS]
     raise UserError(f"unknown method {kind!r}. {nearest(str(kind), names)}")
-  return importlib.import_module(f"jaxtune.peft.{kind}").method
+  return importlib.import_module(f"jaxtune.peft.methods.{kind}").method
 
 
 def site_key(key, *names: str):

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from jaxtune import patterns
 from jaxtune.errors import UserError, nearest
 from jaxtune.models.transformer import Trunk
+from jaxtune.peft import patterns
 
 
 class Site(NamedTuple):

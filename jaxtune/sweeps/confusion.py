@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from jaxtune.evaluators.labels import Confusion
+from jaxtune.metrics.labels import Confusion
 from jaxtune.sweeps import canvas
 
 # From white through the palette's blue to its shade, so that every step differs in lightness.

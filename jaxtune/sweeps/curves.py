@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxtune.evaluators import metrics
+from jaxtune import metrics
 from jaxtune.sweeps import canvas, stats
 
 _MOST_CURVES = 10

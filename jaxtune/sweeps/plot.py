@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from jaxtune.evaluators import metrics
+from jaxtune import metrics
 from jaxtune.sweeps import canvas, curves, grid, stats
 
 _AXES = {

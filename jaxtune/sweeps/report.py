@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxtune.checkpoint import write_atomically
+from jaxtune import metrics as text
 from jaxtune.errors import UserError
-from jaxtune.evaluators import metrics as text
-from jaxtune.evaluators.labels import Confusion
+from jaxtune.files import write_atomically
+from jaxtune.metrics.labels import Confusion
+from jaxtune.runs.results import diverged
 from jaxtune.sweeps import confusion, curves, grid, plot, stats, table
 
 _CSS = """
@@ -154,7 +155,7 @@ def _remarks(
       "less than half of that on held-out ones. Fewer steps, train.patience, regularize or a "
       f"smaller method may help: {'; '.join(result['trial'] for result in learnt)}."
     )
-  lost = [result for result in results if stats.diverged(result)]
+  lost = [result for result in results if diverged(result)]
   if lost:
     named = "; ".join(f"{result['trial']} ({_when(result)})" for result in lost)
     remarks.append(

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxtune import later
-from jaxtune.evaluators import metrics
+from jaxtune import lazy, metrics
+from jaxtune.runs.results import diverged
 from jaxtune.sweeps import grid
-from jaxtune.sweeps.plan import SHARES
+from jaxtune.sweeps.groups import SHARES
 
-scipy_stats = later.Module("scipy.stats")
+scipy_stats = lazy.Module("scipy.stats")
 _OF_TRAINING = tuple(f"data.{name}" for name in SHARES)  # what the untuned base never sees
 
 
@@ -48,17 +48,6 @@ def summarize(values: Iterable[float | None]) -> Summary:
   if len(present) > 1:
     half_width = float(scipy_stats.t.ppf(0.975, len(present) - 1) * scipy_stats.sem(present))
   return Summary(float(np.mean(present)), half_width, len(present), 0)
-
-
-def diverged(result: dict) -> bool:
-  """Says whether a trial's training became not finite at any step, or any of its final metrics is.
-
-  The first also where the kept weights are older, and their metrics in order: nobody would choose
-  such a setting, and its best step only says how long it took to break down.
-  """
-  return result.get("diverged_at") is not None or any(
-    isinstance(value, float) and not math.isfinite(value) for value in result["final"].values()
-  )
 
 
 def final(result: dict, metric: str) -> float | None:

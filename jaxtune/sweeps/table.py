@@ -8,8 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxtune import metrics as text
 from jaxtune.errors import UserError, nearest
-from jaxtune.evaluators import metrics as text
 from jaxtune.sweeps import grid, stats
 
 

@@ -11,12 +11,12 @@ import tiny
 from made import LORA, TOKENS, logits, make
 
 from jaxtune import compose, peft, tree
+from jaxtune.api.export import export
 from jaxtune.compose import deltas, knockout, low_rank
 from jaxtune.errors import UserError
-from jaxtune.export import export
 from jaxtune.models import hf
-from jaxtune.runs import Run
-from jaxtune.setup import make_methods
+from jaxtune.runs.finished import Run
+from jaxtune.runs.trial import make_methods
 
 
 def close(one, other, atol=1e-4):

@@ -10,12 +10,14 @@ import pytest
 import setups
 from made import TOKENS, logits, make
 
-from jaxtune import generate, peft, tree
+from jaxtune import peft, tree
 from jaxtune.compose import mixed
 from jaxtune.errors import UserError
-from jaxtune.runs import Run
-from jaxtune.setup import make_methods
-from jaxtune.sweeps import plan
+from jaxtune.evaluation import generate
+from jaxtune.peft import methods
+from jaxtune.runs.finished import Run
+from jaxtune.runs.trial import make_methods
+from jaxtune.sweeps import groups
 
 # Every method that has an axis to pad, at its size in one run and in the other.
 PADDED = [
@@ -87,7 +89,7 @@ OTHER = {
 NEEDED = {"text": {"initialise": "text"}}  # by another option
 
 
-METHODS = {m.name for m in pkgutil.iter_modules(peft.__path__)} - {*peft.NOT_METHODS}
+METHODS = {m.name for m in pkgutil.iter_modules(methods.__path__)}
 
 
 @pytest.mark.parametrize("name", sorted(METHODS - {"bitfit", "head"}))  # of which Llama has none
@@ -97,7 +99,7 @@ def test_what_shares_a_program_differs_along_padded_axes_alone(llama, name):
   run = outlined(llama, plain)
   for option in run.methods[0].numbers:
     other = outlined(llama, plain | {option: OTHER[option]} | NEEDED.get(option, {}))
-    assert plan.groups([run.config, other.config]) == [[0, 1]]
+    assert groups.groups([run.config, other.config]) == [[0, 1]]
     assert mixed.apart(run, other) == ""
 
 
@@ -138,4 +140,4 @@ def test_what_cannot_be_padded_is_refused(llama, section, change):
   with pytest.raises(UserError, match="different methods, options or targets"):
     mixed.together(runs)
   if "name" not in change:
-    assert plan.groups([run.config for run in runs]) == [[0], [1]]
+    assert groups.groups([run.config for run in runs]) == [[0], [1]]

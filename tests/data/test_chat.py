@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 from talkers import make
 
-from jaxtune import completion, confined, runs
-from jaxtune.data import chat, conversations, wording
+from jaxtune.api import complete
+from jaxtune.data import chat, confined, conversations, wording
 from jaxtune.errors import UserError
+from jaxtune.runs.finished import Run
 
 # The answer's marks are (( and )); they become {% generation %}, or nothing.
 TEMPLATES = {
@@ -317,8 +318,8 @@ def test_generate_shows_a_conversation_and_its_tools_as_training_does(speaker):
   tooled = {"tools": [{"name": "sum"}]}
   split, _ = run(speaker, [sharegpt("hello", "fine") | tooled], chat_template=source)
   data = {"template": None, "chat_template": source}
-  finished = runs.Run(None, {"data": data}, SimpleNamespace(tokenizer=speaker), (), *[None] * 3)
-  prompts = completion._encode(finished, [sharegpt("hello") | tooled])
+  finished = Run(None, {"data": data}, SimpleNamespace(tokenizer=speaker), (), *[None] * 3)
+  prompts = complete._encode(finished, [sharegpt("hello") | tooled])
   assert prompts == split.prompts
   assert speaker.decode(prompts[0]) == "sum<|start|>user\nhello<|end|>\n<|start|>assistant\n"
 

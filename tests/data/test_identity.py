@@ -5,7 +5,8 @@ import json
 import pytest
 import small
 
-from jaxtune import checkpoint, data
+from jaxtune import data
+from jaxtune.training import checkpoint
 
 
 def load(folder, **changed):

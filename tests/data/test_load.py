@@ -9,8 +9,9 @@ import setups
 import small
 import tiny
 
-from jaxtune import config, data, programs, setup, sharding
+from jaxtune import config, data, sharding
 from jaxtune.errors import UserError
+from jaxtune.runs import programs, trial
 
 
 @pytest.fixture(scope="module")
@@ -166,13 +167,13 @@ def test_the_model_says_how_many_embeddings_there_are(files, tmp_path, llama):
   given = {"architecture": tiny.ARCHITECTURES["llama"] | {"vocab_size": 20}, "tokenizer": path}
   full = config.complete({"model": given, "data": {"train": files["train"]}})
   with pytest.raises(UserError, match="the model has embeddings for 20 tokens"):
-    setup.load_data(full)
-  tokenize = setup.tokenizing(llama._replace(tokenizer=small.tokenizer("llama")))
+    trial.load_data(full)
+  tokenize = trial.tokenizing(llama._replace(tokenizer=small.tokenizer("llama")))
   assert tokenize("a0 e9") == [6, 55]
   larger = small.tokenizer("llama")
   larger.add_tokens([f"new{n}" for n in range(6)])
   with pytest.raises(UserError, match="the text 'a0 new5': the token 'new5' has the id 61"):
-    setup.tokenizing(llama._replace(tokenizer=larger))("a0 new5")
+    trial.tokenizing(llama._replace(tokenizer=larger))("a0 new5")
 
 
 @pytest.mark.parametrize(("options", "says"), MISTAKES)

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxtune import data
+from jaxtune import data, metrics
 from jaxtune.data import sources, templates
 from jaxtune.data.templates import library, sandbox
 from jaxtune.errors import UserError
-from jaxtune.evaluators import metrics
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 LIBRARY = templates.rows()

@@ -8,8 +8,8 @@ import json
 import jinja2
 import pytest
 
-from jaxtune import confined, data
-from jaxtune.data import templates
+from jaxtune import data
+from jaxtune.data import confined, templates
 from jaxtune.data.templates import promptsource, sandbox
 from jaxtune.errors import UserError
 

@@ -9,7 +9,9 @@ import setups
 from jaxtune.data import Data, Split
 from jaxtune.data.pack import pack
 from jaxtune.data.stream import Stream
-from jaxtune.evaluators import compare, evaluate, intervals
+from jaxtune.evaluation import compare, judge
+from jaxtune.evaluation.options import EvaluateOptions
+from jaxtune.metrics import intervals
 from jaxtune.objectives import classify, regression, sft
 
 RNG = np.random.default_rng(0)
@@ -22,7 +24,7 @@ def judged(losses, said=None, true=TRUE, split="test"):
   found = {f"{split}_loss": float(np.sum(losses) / weights.sum())}
   if said is not None:
     found[f"{split}_accuracy"] = 100 * np.mean([a == b for a, b in zip(said, true, strict=True)])
-  return evaluate.Judged(found, split, rows, said, true if said is not None else None)
+  return judge.Judged(found, split, rows, said, true if said is not None else None)
 
 
 def flipped(count):
@@ -52,7 +54,7 @@ def test_measures_of_tokens_have_intervals_in_their_own_units():
   losses, right, weights = RNG.exponential(2.0, 40), RNG.integers(0, 3, 40), np.full(40, 2.0)
   measured = {"test_loss": 0.0, "test_perplexity": 0.0, "test_accuracy": 0.0}
   rows = {"loss": losses, "weight": weights, "correct": right}
-  found = compare.spreads(evaluate.Judged(measured, "test", rows), (), 300)
+  found = compare.spreads(judge.Judged(measured, "test", rows), (), 300)
   loss, share = (intervals.ratio_interval(x, weights, resamples=300) for x in (losses, right))
   np.testing.assert_allclose(found["test_loss"], loss)
   assert found["test_perplexity"] == pytest.approx(np.exp(loss), rel=1e-2)
@@ -60,7 +62,7 @@ def test_measures_of_tokens_have_intervals_in_their_own_units():
 
 
 def test_a_class_that_no_example_has_is_counted_too():
-  options = evaluate.Options(resamples=10)
+  options = EvaluateOptions(resamples=10)
   evaluator = SimpleNamespace(objective=classify, metrics=("accuracy",), options=options)
   after = judged(np.ones(40), flipped(4))
   untuned = compare.Untuned(judged(np.ones(40), flipped(20)))
@@ -78,7 +80,7 @@ def test_what_one_side_lacks_is_left_out():
   with_labels, without = judged(np.ones(40), flipped(3)), judged(np.ones(40))
   assert {*compare.differences(with_labels, without, ("accuracy",), 9)} == {"test_loss"}
   assert compare.differences(with_labels, without, ("accuracy",), 0) == {}
-  assert compare.spreads(evaluate.Judged({}), (), 9) == {}
+  assert compare.spreads(judge.Judged({}), (), 9) == {}
 
 
 def split_of(references, labels=None):
@@ -88,8 +90,8 @@ def split_of(references, labels=None):
 
 
 def record(objective, names, one, other, train, labels=(), shots=None):
-  options = evaluate.Options(resamples=20)
-  evaluator = evaluate.Evaluator(None, None, objective, None, options, names, None, ())
+  options = EvaluateOptions(resamples=20)
+  evaluator = judge.Evaluator(None, None, objective, None, options, names, None, ())
   dataset = Data(train, None, None, {}, labels)
   return compare.record(one, compare.Untuned(other, shots, {"shots": 2}), evaluator, dataset)
 

@@ -7,9 +7,12 @@ import pytest
 import setups
 import tiny
 
-from jaxtune import data, peft, programs, sharding, tree, update
-from jaxtune.evaluators import evaluate
+from jaxtune import data, peft, sharding, tree
+from jaxtune.evaluation import judge
+from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.objectives import tokens
+from jaxtune.runs import programs
+from jaxtune.training import step
 
 COUNT, CLASSES = 11, 3
 
@@ -33,7 +36,7 @@ def measured(setup, split, size, **parallel):
   evaluator = programs.make_evaluator(config, program, devices, 1, setup)
   state, base = programs.start(config, setup)
   pairs = jax.tree.map(lambda x: x[None], (state.tuned, state.hyper))
-  return evaluate.measure(evaluator, pairs, base, [split])[0]
+  return judge.measure(evaluator, pairs, base, [split])[0]
 
 
 def test_rows_do_not_depend_on_batches_or_devices(tagged):
@@ -59,13 +62,13 @@ def test_rows_do_not_depend_on_batches_or_devices(tagged):
 
 def test_trials_may_have_different_numbers_of_examples():
   """Rows come back to whom they belong, without running a model."""
-  options = evaluate.Options(batch_size=4)
+  options = EvaluateOptions(batch_size=4)
   split = lambda n: setups.split(n, n)
   run = lambda pairs, base, batch: {"loss": batch["tokens"][:, 0].sum(-1)}
   parallel = sharding.Parallel("jit", None, 1)
-  evaluator = evaluate.Evaluator(run, None, tokens, parallel, options, (), None, ())
+  evaluator = judge.Evaluator(run, None, tokens, parallel, options, (), None, ())
   parts = [split(10), split(3), split(7)]
-  found = evaluate.measure(evaluator, None, None, parts)
+  found = judge.measure(evaluator, None, None, parts)
   for rows, part in zip(found, parts, strict=True):
     np.testing.assert_array_equal(rows["loss"], part.arrays["tokens"].sum(-1))
 
@@ -78,10 +81,10 @@ def test_loss_and_prediction_share_one_forward_pass(monkeypatch):
     return jnp.ones((2, 5, CLASSES))
 
   monkeypatch.setattr(peft, "apply", apply)
-  program = update.Program(None, (), tokens.loss, None, 1, False, tokens.predict)
+  program = step.Program(None, (), tokens.loss, None, 1, False, tokens.predict)
   ones = np.ones((2, 5), np.int32)
   batch = {"tokens": ones, "mask": ones > 0, "labels": ones, "weights": ones.astype(np.float32)}
-  found = update.judge(program, {}, {}, {}, batch)
+  found = step.judge(program, {}, {}, {}, batch)
   assert {*found} == {"loss", "weight", "correct", "labels"}
   assert [({*one}, one["rng"]) for one in passes] == [({"tokens", "mask", "rng"}, None)]
 
@@ -89,19 +92,19 @@ def test_loss_and_prediction_share_one_forward_pass(monkeypatch):
 def test_totals_and_tasks_by_hand():
   rows = {"loss": [2.0, 4.0, 9.0], "weight": [1, 2, 3], "correct": [1, 0, 3]}
   rows = {name: np.array(x, np.float32) for name, x in rows.items()}
-  scores = lambda prefix, chosen=slice(None): evaluate.totals(
+  scores = lambda prefix, chosen=slice(None): judge.totals(
     ("loss", "perplexity", "accuracy"), rows, prefix, chosen
   )
-  found = evaluate.by_task(scores, ["x", "y", "x"], "test")
+  found = judge.by_task(scores, ["x", "y", "x"], "test")
   assert found["test_loss"] == 15 / 6 and found["test_perplexity"] == pytest.approx(np.exp(2.5))
   assert found["test_accuracy"] == pytest.approx(100 * 4 / 6)
   assert found["test_loss/x"] == 11 / 4 and found["test_loss/y"] == 2
   assert found["test_loss/mean"] == (11 / 4 + 2) / 2 and found["test_accuracy/y"] == 0
-  assert evaluate.by_task(scores, None, "test").keys() == {
+  assert judge.by_task(scores, None, "test").keys() == {
     f"test_{m}" for m in ("loss", "perplexity", "accuracy")
   }
   huge = {"loss": np.array([1e6]), "weight": np.ones(1), "correct": np.ones(1)}
-  assert evaluate.totals(("perplexity",), huge, "test")["test_perplexity"] == np.inf
+  assert judge.totals(("perplexity",), huge, "test")["test_perplexity"] == np.inf
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,7 @@ def test_totals_and_tasks_by_hand():
 )
 def test_prompts_to_complete_are_of_every_task(tasks, limit, numbers):
   split = setups.split(8, 0)._replace(tasks=tasks and list(tasks))
-  assert evaluate.completed(split, limit) == numbers
+  assert judge.completed(split, limit) == numbers
 
 
 def test_samples_are_spread_over_a_split():
@@ -140,7 +143,7 @@ def test_samples_hang_on_the_seed_and_the_example_alone(llama):
     evaluator = programs.make_evaluator(config, program, sharding.make(), 1, setup)
     state, base = programs.start(config, setup)
     pairs = tree.stack([(state.tuned, state.hyper)] * len(seeds))
-    judged = evaluate.test(evaluator, pairs, base, [dataset] * len(seeds), seeds)
+    judged = judge.test(evaluator, pairs, base, [dataset] * len(seeds), seeds)
     return [one.predictions for one in judged]
 
   both = sampled(3, [0, 7])

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxtune import metrics
 from jaxtune.errors import UserError
-from jaxtune.evaluators import intervals, metrics
+from jaxtune.metrics import intervals
 
 WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "moon", "barks", "loudly", "in", "town"]
 

@@ -7,8 +7,9 @@ import pytest
 import sacrebleu
 from sklearn import dummy
 
+from jaxtune import metrics
 from jaxtune.errors import UserError
-from jaxtune.evaluators import labels, metrics, regression, spans
+from jaxtune.metrics import labels, regression, spans
 
 SAID = ["the cat sat on the mat today", "a dog barks at the moon tonight"]
 ACCEPTED = [["the cat sat on a mat today", "a cat was on the mat"], ["the dog barks at the moon"]]

@@ -1,6 +1,6 @@
 import pytest
 
-from jaxtune.export import certify
+from jaxtune import certify
 
 
 @pytest.fixture(scope="package")

@@ -9,9 +9,9 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from jaxtune import peft
+from jaxtune import certify, peft
+from jaxtune.api.export import export
 from jaxtune.errors import UserError
-from jaxtune.export import certify, export
 from jaxtune.models import hf
 
 ADAPTER = dict(name="adapter", width=5)

@@ -9,8 +9,9 @@ import pytest
 import tiny
 from made import card_lines
 
-from jaxtune import tree
-from jaxtune.export import card, certify, export, places
+from jaxtune import certify, tree
+from jaxtune.api.export import export
+from jaxtune.formats import card, places
 from jaxtune.models import hf
 
 NAMES = ("low", "middle", "high")

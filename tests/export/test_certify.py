@@ -9,9 +9,9 @@ import tiny
 from made import card_lines
 from safetensors.numpy import load_file, save_file
 
-from jaxtune import tree
+from jaxtune import certify, tree
+from jaxtune.api.export import export
 from jaxtune.errors import UserError
-from jaxtune.export import certify, export
 from jaxtune.models import hf
 
 LORA = dict(name="lora", rank=3, targets=(".*_proj",))
@@ -113,7 +113,7 @@ def test_a_rejected_export_leaves_the_earlier_one(bases, tmp_path, reload, monke
   model, made = bases["gpt2"], laid(bases["gpt2"], LORA)
   folder = export(model, *made, tmp_path / "x").folder
   before = (folder / "adapter_model.safetensors").read_bytes()
-  monkeypatch.setattr("jaxtune.export.peft.configs.alpha_of", lambda scale, rank: scale * rank * 2)
+  monkeypatch.setattr("jaxtune.formats.peft.configs.alpha_of", lambda scale, rank: scale * rank * 2)
   with pytest.raises(UserError, match="x.rejected"):
     export(model, *made, folder, certify=True, reload=reload)
   assert (folder / "adapter_model.safetensors").read_bytes() == before

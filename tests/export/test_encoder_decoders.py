@@ -8,8 +8,8 @@ import tiny
 from safetensors.numpy import load_file
 
 from jaxtune import peft
+from jaxtune.api.export import export
 from jaxtune.errors import UserError
-from jaxtune.export import export
 from jaxtune.models import hf
 
 PLACES = {

@@ -9,10 +9,12 @@ import pytest
 import tiny
 from made import card_lines
 
-from jaxtune import api
+import jaxtune
+from jaxtune.api.export import export
 from jaxtune.errors import UserError
-from jaxtune.export import export, peft
+from jaxtune.formats.peft import write
 from jaxtune.models import hf
+from jaxtune.runs.finished import Run
 
 LORA = dict(name="lora", rank=3, targets=(".*_proj",))
 PREFIX = dict(name="prefix", length=4)
@@ -103,13 +105,15 @@ def test_the_card_loads_the_head_with_its_labels(bases, name, section, how, tmp_
 def test_a_run_is_certified_on_its_texts(made, tmp_path, monkeypatch):
   model = made("bert")
   methods, tuned, hyper, base = laid(model, LORA)
-  run = api.Run(tmp_path, {"model": {"path": None}}, model, methods, base, tuned, hyper, NAMES)
+  run = Run(tmp_path, {"model": {"path": None}}, model, methods, base, tuned, hyper, NAMES)
   tokens, mask = tiny.batch(side="right")
   texts = types.SimpleNamespace(prompts=[[]] * 3, arrays={"tokens": tokens, "mask": mask})
-  monkeypatch.setattr("jaxtune.setup.load_data", lambda config: types.SimpleNamespace(test=texts))
+  monkeypatch.setattr(
+    "jaxtune.runs.trial.load_data", lambda config: types.SimpleNamespace(test=texts)
+  )
   given = {}
-  monkeypatch.setattr("jaxtune.export.export", lambda *args, **how: given.update(how))
-  api.export_run(run, tmp_path / "x", certify=True)
+  monkeypatch.setattr("jaxtune.api.export.export", lambda *args, **how: given.update(how))
+  jaxtune.export_run(run, tmp_path / "x", certify=True)
   assert given["labels"] == NAMES
   assert given["prompts"] == [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
 
@@ -146,4 +150,4 @@ def made():
 def test_a_masked_language_model_has_no_task_in_peft():
   config = hf.outline(architecture=tiny.ENCODERS["bert"], head="mlm").model.config
   with pytest.raises(UserError, match="merge it"):
-    peft.task_type(config)
+    write.task_type(config)

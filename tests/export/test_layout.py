@@ -8,8 +8,10 @@ import tiny
 from safetensors.numpy import load_file
 
 from jaxtune import peft, tree
+from jaxtune.api.export import choose_format, export
 from jaxtune.errors import UserError
-from jaxtune.export import adapterhub, choose_format, export, merged
+from jaxtune.formats import merged
+from jaxtune.formats.adapterhub import configs
 from jaxtune.models import hf
 
 
@@ -148,7 +150,7 @@ def test_prefix_leaves_the_masked_rows_out(llama, tmp_path):
 @pytest.mark.parametrize("hidden", [32, 96, 100, 768, 4096])
 def test_reduction_factor_gives_every_width(hidden):
   for width in range(1, hidden + 1):
-    written = json.loads(json.dumps(adapterhub.configs.reduction_factor(hidden, width)))
+    written = json.loads(json.dumps(configs.reduction_factor(hidden, width)))
     assert int(hidden // written) == width
 
 
@@ -255,7 +257,7 @@ def test_an_earlier_export_survives_a_failure(gpt2, tmp_path, monkeypatch):
   def full_disk(*args):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr("jaxtune.export.peft.save_file", full_disk)
+  monkeypatch.setattr("jaxtune.formats.peft.write.save_file", full_disk)
   with pytest.raises(UserError, match="No space left"):
     export(gpt2, *made, folder)
   assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

@@ -7,8 +7,8 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
+from jaxtune.api.export import export
 from jaxtune.errors import UserError
-from jaxtune.export import export
 from jaxtune.models import hf
 
 TIED = {

@@ -9,9 +9,9 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from jaxtune import imports, peft, tree
+from jaxtune import formats, peft, tree
+from jaxtune.api.export import export
 from jaxtune.errors import UserError
-from jaxtune.export import export
 from jaxtune.models import hf
 
 LINEAR = (".*_proj",)
@@ -88,13 +88,13 @@ def test_round_trip(name, head, case, base, tmp_path):
   model = base(name, head)
   methods, *trees = laid(model, SECTIONS[case], head is not None)
   export(model, methods, *trees, tmp_path / "x", format="peft")
-  found = imports.read(tmp_path / "x", model)
+  found = formats.read(tmp_path / "x", model)
   realised = peft.realise(methods, trees[0]["peft"])
   placed = lambda arrays: peft.placed(methods[0], arrays)
   same(placed(peft.own(methods[0], realised)), placed(found.parts[0].trained))
   same(placed(peft.own(methods[0], trees[1])), placed(found.parts[0].fixed))
   same(tree.flatten(trees[0]["params"]), found.params)
-  export(model, *imports.lay(found, model), tmp_path / "y", format="peft")
+  export(model, *formats.lay(found, model), tmp_path / "y", format="peft")
   same(written(tmp_path / "x"), written(tmp_path / "y"))
   configs = [json.loads((tmp_path / f"{x}/adapter_config.json").read_text()) for x in "xy"]
   assert configs[0] == configs[1]
@@ -123,7 +123,7 @@ def test_loras_that_lie_otherwise_here(case, base, tmp_path):
   model = base("gpt2")
   methods, tuned, hyper, frozen = laid(model, OTHERS[case])
   export(model, methods, tuned, hyper, frozen, tmp_path / "x")
-  again = imports.lay(imports.read(tmp_path / "x", model), model)
+  again = formats.lay(formats.read(tmp_path / "x", model), model)
   export(model, *again, tmp_path / "y")
   same(written(tmp_path / "x"), written(tmp_path / "y"))
   before = tree.flatten(peft.merge(methods, frozen, tuned, hyper))
@@ -160,7 +160,7 @@ def test_layers_of_other_ranks_are_trimmed(base, tmp_path):
   export(model, methods, tuned, hyper, frozen, tmp_path / "x")
   shapes = {n: x.shape[0] for n, x in written(tmp_path / "x").items() if "q_proj.lora_A" in n}
   assert list(shapes.values()) == [3, 1]
-  found = imports.read(tmp_path / "x", model)
+  found = formats.read(tmp_path / "x", model)
   same(peft.placed(methods[0], peft.own(methods[0], tuned["peft"])),
        peft.placed(methods[0], found.parts[0].trained))  # fmt: skip
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxtune.export import export
+from jaxtune.api.export import export
 from jaxtune.models import hf
 
 

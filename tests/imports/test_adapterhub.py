@@ -11,9 +11,9 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
-from jaxtune import imports, peft, tree
+from jaxtune import certify, formats, peft, tree
+from jaxtune.api.export import export
 from jaxtune.errors import UserError
-from jaxtune.export import certify, export
 from jaxtune.models import hf
 
 ADAPTER = dict(name="adapter", width=5)
@@ -61,7 +61,7 @@ def test_a_round_trip_changes_no_bit(name, section, tmp_path):
   methods, tuned, hyper, base = laid(model, section)
   labels = ("low", "middle", "high") if ":" in name else ()
   export(model, methods, tuned, hyper, base, tmp_path / "a", labels=labels)
-  found = imports.read(tmp_path / "a", model)
+  found = formats.read(tmp_path / "a", model)
   for method, part in zip(methods, found.parts, strict=False):  # a head is none of the parts
     ours = peft.own(method, tuned["peft"])
     ours = method.realise(ours) if method.kind == "prefix" else ours
@@ -70,7 +70,7 @@ def test_a_round_trip_changes_no_bit(name, section, tmp_path):
     equal(part.fixed, peft.own(method, hyper))
   equal(found.params, tree.flatten(tuned["params"]))
   assert (found.labels, found.source["format"]) == (labels, "adapterhub")
-  again = export(model, *imports.lay(found, model), tmp_path / "b", labels=found.labels)
+  again = export(model, *formats.lay(found, model), tmp_path / "b", labels=found.labels)
   for path in (tmp_path / "a").glob("*.safetensors"):
     assert path.read_bytes() == (again.folder / path.name).read_bytes()
   for path in (tmp_path / "a").glob("*config.json"):  # the list of files has the card's hash
@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_refused(gpt2, adapter, change, message, tmp_path):
   config, tensors = json.loads(json.dumps(adapter[0])), dict(adapter[1])
   change(config, tensors)
   with pytest.raises(UserError, match=message) as raised:
-    imports.read(store(tmp_path / "x", config, tensors), gpt2)
+    formats.read(store(tmp_path / "x", config, tensors), gpt2)
   assert "\n" not in str(raised.value)
 
 
@@ -156,7 +156,7 @@ def test_other_names_of_the_same(gpt2, adapter, tmp_path):
   place = "h.{}.output_adapters.adapters.sst-2.scaling"
   renamed |= {place.format(i): np.float32([i + 2]) for i in range(3)}
   config = config | {"name": "sst-2", "config": config["config"] | {"scaling": "learned"}}
-  found = imports.read(store(tmp_path / "x", config, renamed), gpt2)
+  found = formats.read(store(tmp_path / "x", config, renamed), gpt2)
   site = "trunk/layers/mlp_residual"
   np.testing.assert_array_equal(found.parts[0].fixed[site]["scale"], [2, 3, 4])
   np.testing.assert_array_equal(found.parts[0].trained[site]["up_bias"][1], tensors[BIAS])
@@ -166,7 +166,7 @@ def test_heads_of_another_kind_are_refused(tmp_path):
   model = make("bert:classify")
   folder = export(model, *laid(model, ADAPTER), tmp_path / "x").folder
   with pytest.raises(UserError, match="load the model with head='classify'"):
-    imports.read(folder, make("bert:tokens"))
+    formats.read(folder, make("bert:tokens"))
 
 
 SCRIPT = Path(__file__).with_name("save_adapters.py")
@@ -205,11 +205,11 @@ def test_what_adapters_saves_is_read(tmp_path):
   (tmp_path / "jobs.json").write_text(json.dumps(jobs))
   subprocess.run([certify.adapters_interpreter(), str(SCRIPT), str(tmp_path)], check=True)
   for i, model in enumerate(models):
-    found = imports.read(tmp_path / f"out{i}", model)
+    found = formats.read(tmp_path / f"out{i}", model)
     ours = certify.our_logits(
       model, model.params, [{"tokens": tokens, "mask": mask} | (
         {"inputs": tokens, "inputs_mask": mask} if model.model.config.encoder is not None else {}
-      )], imports.lay(found, model)[:3]
+      )], formats.lay(found, model)[:3]
     )  # fmt: skip
     theirs = np.load(tmp_path / f"logits{i}.npy")
     if theirs.ndim == 3:

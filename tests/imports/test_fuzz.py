@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from jaxtune import imports, runs, tree
+from jaxtune import formats, tree
+from jaxtune.api.export import export
 from jaxtune.errors import UserError
-from jaxtune.export import export
 from jaxtune.models import hf
+from jaxtune.runs import finished
 
 SECTIONS = {
   "lora": {"name": "lora", "rank": 2, "ranks": {"q_proj": 1}, "dora": True},
@@ -121,13 +122,13 @@ def test_a_mutated_adapter_is_read_or_refused(files):
     (Path(place) / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, Path(place) / weights)
     try:
-      read = imports.read(place, model)
-      methods, tuned, hyper, _ = imports.lay(read, model)
+      read = formats.read(place, model)
+      methods, tuned, hyper, _ = formats.lay(read, model)
     except UserError as error:
       assert "\n" not in str(error)
       return
   # What is read is what the method of its section would have made.
-  runs.check_fits(methods, model, tree.flatten(tuned | {"hyper": hyper}), "what was read")
+  finished.check_fits(methods, model, tree.flatten(tuned | {"hyper": hyper}), "what was read")
 
 
 SITES = ("q_proj", "k_proj", "o_proj", "up_proj", "down_proj")
@@ -150,7 +151,7 @@ def test_what_is_written_is_read_to_the_bit(section, seed):
   methods, tuned, hyper, base = tiny.lay(model, section, seed, noise=0.1)
   with tempfile.TemporaryDirectory() as place:
     export(model, methods, {"params": {}} | tuned, hyper, base, Path(place))
-    _, again, fixed, _ = imports.lay(imports.read(place, model), model)
+    _, again, fixed, _ = formats.lay(formats.read(place, model), model)
   before, after = tree.flatten(tuned["peft"]), tree.flatten(again["peft"])
   assert before.keys() == after.keys()
   for path, x in before.items():

@@ -9,9 +9,9 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
-from jaxtune import imports
+from jaxtune import formats
+from jaxtune.api.export import export
 from jaxtune.errors import UserError
-from jaxtune.export import export
 from jaxtune.models import hf
 
 pytest.importorskip("peft")
@@ -126,7 +126,7 @@ def inputs(model):
 
 
 def our_logits(model, laid, arguments):
-  from jaxtune.export import certify
+  from jaxtune import certify
 
   methods, tuned, hyper, base = laid
   return certify.our_logits(model, base, [arguments], (methods, tuned, hyper))[0]
@@ -142,8 +142,8 @@ def test_what_peft_wrote(case, base, tmp_path):
   ours, theirs = inputs(model)
   with torch.no_grad():
     theirs = twin(**{n: torch.tensor(x).long() for n, x in theirs.items()}).logits.numpy()
-  found = imports.read(tmp_path / "theirs", model)
-  laid = imports.lay(found, model)
+  found = formats.read(tmp_path / "theirs", model)
+  laid = formats.lay(found, model)
   logits = our_logits(model, laid, ours)
   theirs = theirs[:, -logits.shape[1] :] if logits.ndim == 3 else theirs
   real = ours["mask"] if logits.ndim == 3 else ...
@@ -238,19 +238,19 @@ def test_what_is_wrong_is_named(case, adapters, tmp_path):
     change(found)
     save_file(found, folder / "adapter_model.safetensors")
   with pytest.raises(UserError, match=message):
-    imports.read(folder, model)
+    formats.read(folder, model)
 
 
 def test_an_adapter_of_another_model_or_task(adapters, base):
   _, root = adapters
   with pytest.raises(UserError, match="was trained over .*llama-None, but the model is .*gpt2"):
-    imports.read(root / "lora", base("gpt2", None))
+    formats.read(root / "lora", base("gpt2", None))
   with pytest.raises(UserError, match="hits no module of this model"):
-    imports.read(root / "lora", base("gpt2", None)._replace(folder=None))
+    formats.read(root / "lora", base("gpt2", None)._replace(folder=None))
   # The same layers under a head that the adapter was not trained with.
   model = hf.load(str(adapters[0].folder), head="classify", labels=3)
   with pytest.raises(UserError, match="has no score.weight, .* trained for another task"):
-    imports.read(root / "lora", model)
+    formats.read(root / "lora", model)
 
 
 def test_a_pickle_is_read_as_plain_tensors(adapters, tmp_path):
@@ -262,25 +262,25 @@ def test_a_pickle_is_read_as_plain_tensors(adapters, tmp_path):
   found, pickle = load_file(path), tmp_path / "x/adapter_model.bin"
   path.unlink()
   with pytest.raises(UserError, match="no weights: expected adapter_model.safetensors"):
-    imports.read(tmp_path / "x", model)
+    formats.read(tmp_path / "x", model)
   torch.save({n: torch.tensor(x) for n, x in found.items()}, pickle)
   whole, read = (
-    imports.read(folder, model).parts[0].trained for folder in (root / "lora", tmp_path / "x")
+    formats.read(folder, model).parts[0].trained for folder in (root / "lora", tmp_path / "x")
   )
   for site, arrays in whole.items():
     for name, x in arrays.items():
       np.testing.assert_array_equal(read[site][name], x)
   torch.save({"x": pytest.raises}, pickle)
   with pytest.raises(UserError, match="cannot be read as plain tensors"):
-    imports.read(tmp_path / "x", model)
+    formats.read(tmp_path / "x", model)
 
 
 def test_folders_that_are_no_adapters(adapters, tmp_path):
   model, _ = adapters
   with pytest.raises(UserError, match="it has no adapter_config.json"):
-    imports.read(tmp_path, model)
+    formats.read(tmp_path, model)
   wrong = {"{": "malformed JSON", "[" * 10**5: "nested too deeply", "9" * 5000: "cannot be read"}
   for text, message in (wrong | {"[]": "neither PEFT's", "{}": "neither PEFT's"}).items():
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(UserError, match=message):
-      imports.read(tmp_path, model)
+      formats.read(tmp_path, model)

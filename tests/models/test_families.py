@@ -11,9 +11,10 @@ import tiny
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from jaxtune import peft, tree
+from jaxtune import certify, peft, tree
+from jaxtune.api.export import export
 from jaxtune.errors import UserError
-from jaxtune.export import card, certify, export
+from jaxtune.formats import card
 from jaxtune.models import hf
 from jaxtune.models.decoder import Decoder, new_cache
 

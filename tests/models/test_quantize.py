@@ -13,9 +13,11 @@ import tiny
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxtune import generate, peft, preflight, sharding, tree
+from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
+from jaxtune.evaluation import generate
 from jaxtune.models import hf, quantize
+from jaxtune.preflight import cost
 
 FORMS = quantize.FORMS
 # As bitsandbytes 0.39 tabulates it (get_4bit_type("nf4")).
@@ -260,8 +262,8 @@ def test_the_cost_of_a_run_shows_what_is_saved():
   for form in (None, "int8"):
     params = hf.outline(architecture=wide, quantize=form).params
     frozen[form] = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) - outside
-  cost = preflight.cost([config], setups.make(hf.load(architecture=wide, quantize="nf4")))
-  frozen["nf4"] = cost["frozen_MB"] * 1e6 - outside
+  figures = cost.cost([config], setups.make(hf.load(architecture=wide, quantize="nf4")))
+  frozen["nf4"] = figures["frozen_MB"] * 1e6 - outside
   assert frozen[None] / frozen["int8"] == pytest.approx(3.9, abs=0.1)
   assert frozen[None] / frozen["nf4"] == pytest.approx(7.75, abs=0.15)
-  assert cost["quantised_base"].startswith("nf4, 4.1")
+  assert figures["quantised_base"].startswith("nf4, 4.1")

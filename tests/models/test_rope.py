@@ -11,8 +11,9 @@ import pytest
 import tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from jaxtune import generate, peft
+from jaxtune import peft
 from jaxtune.errors import UserError
+from jaxtune.evaluation import generate
 from jaxtune.models import hf, rope
 from jaxtune.models.decoder import new_cache
 

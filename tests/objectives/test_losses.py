@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from jaxtune import config, objectives
+from jaxtune import config, metrics, objectives
 from jaxtune.data.labelled.choices import fold
 from jaxtune.errors import UserError
-from jaxtune.evaluators import metrics
 from jaxtune.objectives import choices, classify, qa, regression, sft, tokens
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
-from jaxtune.peft import adalora
+from jaxtune.peft.methods import adalora
 
 NAMES = {"a": "lora_A", "e": "lora_E", "b": "lora_B"}
 LAYERS = 2

@@ -9,9 +9,10 @@ import tiny
 import torch
 from scipy.special import erf, expit
 
-from jaxtune import peft, runs, tree
+from jaxtune import peft, tree
 from jaxtune.errors import UserError
-from jaxtune.peft import compacter
+from jaxtune.peft.methods import compacter
+from jaxtune.runs import folder
 
 D = 6
 SITE = "trunk/layers/mlp_residual"
@@ -137,7 +138,7 @@ def test_widths_by_layer(gpt2):
       assert not np.any(down[:, width:]) and not np.any(up[width:])
       np.testing.assert_array_equal(down[:, :width], wide["down_kernel"][layer, :, :width])
       np.testing.assert_array_equal(up[:width], wide["up_kernel"][layer, :width])
-    assert runs.count_trained(methods, tuned, hyper) == sum(65 * n + 32 for n in WIDTHS)
+    assert folder.count_trained(methods, tuned, hyper) == sum(65 * n + 32 for n in WIDTHS)
   assert tiny.lay(gpt2, {"name": "adapter", "reduction_factor": 100})[1]["peft"]["trunk"]["layers"][
     "mlp_residual"
   ]["adapter"]["down_kernel"].shape == (3, 32, 1)

@@ -7,10 +7,13 @@ import setups
 import tiny
 from sweeps.test_groups import grouped, solo
 
-from jaxtune import programs, setup, tree, update
+from jaxtune import tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
-from jaxtune.sweeps import plan
+from jaxtune.preflight import targets
+from jaxtune.runs import programs, trial
+from jaxtune.sweeps import groups
+from jaxtune.training import step as update
 
 LORA, PROBE = {"name": "lora", "rank": 2}, {"name": "head"}
 
@@ -52,10 +55,10 @@ def test_what_is_trained(made):
     flat, base = moved(made, method)
     assert head <= {*flat} and not head & {*base}
     assert ({*flat} == head) == (method["name"] != "bitfit")
-  methods = setup.make_methods(complete(PROBE), made.pretrained.fresh)
-  rows = plan.targets(methods, made.sites, made.pretrained.params)
+  methods = trial.make_methods(complete(PROBE), made.pretrained.fresh)
+  rows = targets.targets(methods, made.sites, made.pretrained.params)
   assert sorted(row[2] for row in rows) == sorted(head), "each leaf is counted once"
-  assert setup.make_methods(setups.complete(LORA))[-1].name == "lora", "no head for language models"
+  assert trial.make_methods(setups.complete(LORA))[-1].name == "lora", "no head for language models"
 
 
 def test_seeds_draw_heads(made):
@@ -72,7 +75,7 @@ def test_seeds_draw_heads(made):
 
 def test_two_seeds_in_a_group_are_as_alone(made):
   configs = [complete(LORA, seed=seed) for seed in (0, 7)]
-  assert plan.groups(configs) == [[0, 1]]
+  assert groups.groups(configs) == [[0, 1]]
   losses, tuned, step, _ = grouped(configs, made, 1)
   alone = jax.jit(
     lambda *args: update.update(programs.make_program(configs[0], made, False), *args)

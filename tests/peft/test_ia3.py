@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxtune import optim, peft, tree
+from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
+from jaxtune.training import optim
 
 ONE = np.array([[3, 14, 15, 9, 26]], np.int32)
 LLAMA = "model.layers.{}.self_attn.{}", "model.layers.{}.mlp.down_proj"

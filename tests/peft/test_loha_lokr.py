@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from jaxtune.errors import UserError
-from jaxtune.peft import lokr
+from jaxtune.peft.methods import lokr
 
 HADA = {"w1_a": "hada_w1_b", "w1_b": "hada_w1_a", "w2_a": "hada_w2_b", "w2_b": "hada_w2_a"}
 LOKR = {"w1": "lokr_w1", "w1_a": "lokr_w1_b", "w1_b": "lokr_w1_a",

@@ -8,10 +8,11 @@ import optax
 import pytest
 import tiny
 
-from jaxtune import optim, peft, tree
+from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.models.layers import Embed, Linear
+from jaxtune.training import optim
 
 COUNT, WIDTH, OUTPUTS = 11, 8, 6
 IDS = np.array([[3, 1, 4, 1, 10], [5, 9, 2, 6, 0]], np.int32)

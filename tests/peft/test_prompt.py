@@ -11,8 +11,9 @@ import tiny
 import torch
 import transformers
 
-from jaxtune import generate, peft, tree
+from jaxtune import peft, tree
 from jaxtune.errors import UserError
+from jaxtune.evaluation import generate
 from jaxtune.models import hf
 
 P = 3

@@ -12,7 +12,7 @@ import tiny
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models.transformer import Shared
-from jaxtune.peft import reft
+from jaxtune.peft.methods import reft
 
 PLACE = "trunk/layers"
 CAUSAL, BOTH = (SimpleNamespace(config=SimpleNamespace(causal=c)) for c in (True, False))

@@ -9,10 +9,13 @@ import pytest
 import setups
 import tiny
 
-from jaxtune import peft, programs, train, tree, update
+from jaxtune import peft, tree
 from jaxtune.errors import UserError
-from jaxtune.peft import regularize
-from jaxtune.sweeps import plan
+from jaxtune.peft.methods import regularize
+from jaxtune.runs import programs
+from jaxtune.sweeps import groups
+from jaxtune.training import loop, step
+from jaxtune.training.options import TrainOptions
 
 RATES = {"dropout": 0.0, "token_dropout": 0.0, "neftune": 0.0}
 
@@ -109,17 +112,17 @@ def test_trials_with_other_rates_share_a_program(llama):
     setups.complete({"name": "lora", "rank": 2}, regularize=rate, train={"steps": 3})
     for rate in rates
   ]
-  assert plan.groups(configs) == [[0, 1, 2]]
-  options = train.Options(**configs[0]["train"])
+  assert groups.groups(configs) == [[0, 1, 2]]
+  options = TrainOptions(**configs[0]["train"])
   started = [programs.start(config, setup) for config in configs]
   program, base = programs.make_program(configs[0], setup, programs.drops(configs)), started[0][1]
-  alone = jax.jit(partial(update.update, program))
-  group = jax.jit(partial(train.steps, program, 1, None))
+  alone = jax.jit(partial(step.update, program))
+  group = jax.jit(partial(loop.steps, program, 1, None))
   states, progress = [state for state, _ in started], None
-  progress = train.begin(tree.stack(states), options)
+  progress = loop.begin(tree.stack(states), options)
   together = progress.state
   for i in range(options.steps):
-    batch = train.make_batch(configs, [setup.dataset.train] * 3, i, options)
+    batch = loop.make_batch(configs, [setup.dataset.train] * 3, i, options)
     together, sums, _ = group((together, progress.sums, progress.stale), base, batch)
     one = {name: x[0] for name, x in batch.items()}
     found = [alone(state, base, one) for state in states]

@@ -8,8 +8,9 @@ import pytest
 import tiny
 from scipy.special import expit, softmax
 
-from jaxtune import config, generate, peft, tree
+from jaxtune import config, peft, tree
 from jaxtune.errors import UserError
+from jaxtune.evaluation import generate
 from jaxtune.models.layers import Attend
 from jaxtune.peft import unions
 

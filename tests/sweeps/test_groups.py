@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import setups
 
-from jaxtune import peft, programs, train, tree, update
-from jaxtune.sweeps import plan
+from jaxtune import peft, tree
+from jaxtune.runs import programs
+from jaxtune.sweeps import groups
+from jaxtune.training import loop
+from jaxtune.training import step as update
+from jaxtune.training.options import TrainOptions
 
 STEPS = 50
 LORA, ADAPTER, PREFIX = {"name": "lora"}, {"name": "adapter"}, {"name": "prefix"}
@@ -39,10 +43,10 @@ PROGRAMS = [
 def solo(config, setup, step):
   """Runs the pure step alone, without padding, stacking or the loop; returns losses and weights."""
   state, base = programs.start(config, setup)
-  options = train.Options(**config["train"])
+  options = TrainOptions(**config["train"])
   losses = []
   for i in range(options.steps):
-    batch = train.make_batch([config], [setup.dataset.train], i, options)
+    batch = loop.make_batch([config], [setup.dataset.train], i, options)
     state, metrics = step(state, base, {name: x[0] for name, x in batch.items()})
     losses.append(float(metrics["loss"]))
   return losses, state.tuned
@@ -50,15 +54,15 @@ def solo(config, setup, step):
 
 def grouped(configs, setup, chunk):
   """Runs the group's compiled step; returns each trial's losses, the weights, and the step."""
-  options = train.Options(**configs[0]["train"])
+  options = TrainOptions(**configs[0]["train"])
   states = [programs.start(config, setup) for config in configs]
   base, stacked = states[0][1], tree.stack([state for state, _ in states])
   program = programs.make_program(configs[0], setup, programs.drops(configs))
-  step = jax.jit(partial(train.steps, program, chunk, None))
-  progress = train.begin(stacked, options)
+  step = jax.jit(partial(loop.steps, program, chunk, None))
+  progress = loop.begin(stacked, options)
   state, losses = progress.state, []
   for i in range(options.steps):
-    batch = train.make_batch(configs, [setup.dataset.train] * len(configs), i, options)
+    batch = loop.make_batch(configs, [setup.dataset.train] * len(configs), i, options)
     state, sums, _ = step((state, progress.sums, progress.stale), base, batch)
     losses.append(np.asarray(sums["loss"]))
   shapes = [jax.eval_shape(lambda s=s: s.tuned) for s, _ in states]
@@ -81,7 +85,7 @@ def test_so_it_does_side_by_side(llama, method):
 
 def check(setup, method, others, chunk):
   configs = [setups.complete(method, one, train={"steps": STEPS}) for one in ({}, *others)]
-  assert plan.groups(configs) == [list(range(len(configs)))]
+  assert groups.groups(configs) == [list(range(len(configs)))]
   losses, tuned, step, _ = grouped(configs, setup, chunk)
   assert step._cache_size() == 1
   alone = {}  # one program for all without dropout, and for all with it
@@ -117,10 +121,10 @@ def test_padding_stays_zero(llama):
 )
 def test_what_shares_a_program(changes, count):
   configs = [setups.complete(LORA, change) for change in changes]
-  assert len(plan.groups(configs)) == count
+  assert len(groups.groups(configs)) == count
 
 
 def test_a_random_base_depends_on_the_seed():
   model = {"model.path": None, "model.architecture": {"model_type": "llama"}}
   configs = [setups.complete(LORA, model | {"seed": seed}) for seed in (0, 1)]
-  assert len(plan.groups(configs)) == 2
+  assert len(groups.groups(configs)) == 2

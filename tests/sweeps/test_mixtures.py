@@ -6,10 +6,11 @@ from collections import Counter
 import pytest
 import small
 
-from jaxtune import api, data
+import jaxtune
+from jaxtune import data
+from jaxtune.api import sweep as sweeps
 from jaxtune.errors import UserError
-from jaxtune.setup import load_data
-from jaxtune.sweeps import run as sweeps
+from jaxtune.runs.trial import load_data
 from jaxtune.sweeps import table
 
 
@@ -44,7 +45,7 @@ def test_mixtures_share_a_program_and_a_base_and_say_what_was_drawn(place, confi
     {"data.temperature": [2.0]},
     {"data.mixture": [{"long": 1, "short": 0}]},
   )
-  results = api.sweep(config, place / "mixed", "test_loss/mean")
+  results = jaxtune.sweep(config, place / "mixed", "test_loss/mean")
   assert {result["trials_in_program"] for result in results} == {4}
   assert len({json.dumps(result["base"]) for result in results}) == 1
   losses = set()
@@ -80,7 +81,7 @@ def _named(config):
 def test_each_task_alone_is_judged_on_its_own_examples(place, config):
   config = config | {"sweep": ({"data.only": [{"task": "long"}, {"task": "short"}]},)}
   config["evaluate"] = config["evaluate"] | {"generate": True, "max_new_tokens": 2}
-  long, short = sorted(api.sweep(config, place / "alone"), key=lambda result: result["trial"])
+  long, short = sorted(jaxtune.sweep(config, place / "alone"), key=lambda result: result["trial"])
   assert long["trials_in_program"] == 2 and table.mixtures([long, short]) is None
   assert long["data"]["splits"]["test"]["kept"] == 4
   assert short["data"]["splits"]["train"]["kept"] == 3
@@ -89,8 +90,8 @@ def test_each_task_alone_is_judged_on_its_own_examples(place, config):
   # The bases were judged together: alone, a base scores the same.
   full = {k: v for k, v in config.items() if k != "sweep"}
   full["data"] = full["data"] | {"only": {"task": "short"}}
-  run = api.load_run(short["folder"])
-  for name, value in api.evaluate(run)["base"].items():
+  run = jaxtune.load_run(short["folder"])
+  for name, value in jaxtune.evaluate(run)["base"].items():
     assert value == pytest.approx(short["base"][name], rel=1e-5), name
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from jaxtune.evaluators import labels
+from jaxtune.metrics import labels
 from jaxtune.sweeps import confusion
 
 

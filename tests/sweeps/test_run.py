@@ -5,9 +5,9 @@ import json
 import pytest
 import setups
 
+from jaxtune.api import sweep as sweeps
 from jaxtune.errors import UserError
 from jaxtune.sweeps import grid
-from jaxtune.sweeps import run as sweeps
 
 CONFIG = setups.complete({"name": "lora", "rank": 2})
 
@@ -58,14 +58,14 @@ def test_a_finished_trial_is_read_back_whole(llama, tmp_path, monkeypatch):
   setup = setups.make(llama)
   config = setups.complete({"name": "lora"}, {"train.steps": 1}) | {"sweep": ({"seed": [0]},)}
   monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: setup)
-  monkeypatch.setattr(sweeps.probe, "check", lambda *_: None)
-  (result,) = sweeps.run(config, tmp_path)
+  monkeypatch.setattr(sweeps.gradients, "check", lambda *_: None)
+  (result,) = sweeps.sweep(config, tmp_path)
   assert result["data"] == setup.dataset.report
   folder = tmp_path / "trials" / "seed=0"
   for name in ("tuned.safetensors", "metrics.jsonl", "config.json", "result.json"):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-9])
     with pytest.raises(UserError, match=name):
-      sweeps.run(config, tmp_path)
+      sweeps.sweep(config, tmp_path)
     (folder / name).write_bytes(content)
-  assert json.loads(json.dumps(sweeps.run(config, tmp_path)))[0]["final"] == result["final"]
+  assert json.loads(json.dumps(sweeps.sweep(config, tmp_path)))[0]["final"] == result["final"]

@@ -9,7 +9,10 @@ import pytest
 import small
 from safetensors.numpy import load_file
 
-from jaxtune import api, probe, programs, train
+import jaxtune
+from jaxtune.preflight import gradients
+from jaxtune.runs import baseline
+from jaxtune.training import loop
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 TEMPLATES = ["{{ text }} :", "? {{ text }} a1 a2 a3 a4 a5 a6 :"]
@@ -38,15 +41,15 @@ def test_each_trial_is_compared_with_the_demonstrations_of_its_seed(config, tmp_
     raise Stop
 
   given = []
-  monkeypatch.setattr(train, "run", stop)
-  monkeypatch.setattr(probe, "check", lambda *args: None)
+  monkeypatch.setattr(loop, "run", stop)
+  monkeypatch.setattr(gradients, "check", lambda *args: None)
   config = config | {"evaluate": config["evaluate"] | {"shots": 3}, "sweep": ({"seed": [0, 1]},)}
   with pytest.raises(Stop):
-    api.sweep(config, tmp_path)
+    jaxtune.sweep(config, tmp_path)
   drawn = [base.drawn["demonstrations"] for *_, base in given]
   assert len(drawn) == 2 and drawn[0] != drawn[1]
   for one, setup, base in given:
-    alone = programs.evaluate_base(one, setup)
+    alone = baseline.evaluate_base(one, setup)
     assert base.drawn == alone.drawn
     for mine, theirs in ((base.base, alone.base), (base.shots, alone.shots)):
       assert mine.metrics == pytest.approx(theirs.metrics, rel=1e-5)
@@ -61,12 +64,12 @@ def test_two_templates_are_one_program(config, tmp_path, capsys):
       config["data"] | {"template": TEMPLATES[1], "choices": ["b0 b5", "b1 b2 b3", "b9"]},
     ]
   }
-  results = api.sweep(config | {"sweep": (axes,)}, tmp_path / "sweep")
+  results = jaxtune.sweep(config | {"sweep": (axes,)}, tmp_path / "sweep")
   out = capsys.readouterr().out
   assert re.findall(r"program \d of \d: \d trials", out) == ["program 1 of 1: 2 trials"]
   results = {"?" in result["settings"]["data"]["template"]: result for result in results}
   for longer, data in enumerate(axes["data"]):
-    alone = api.fit(config | {"data": data}, tmp_path / str(longer))
+    alone = jaxtune.fit(config | {"data": data}, tmp_path / str(longer))
     grouped = results[bool(longer)]
     for part in ("base", "final"):
       for name, value in alone[part].items():

@@ -6,8 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from jaxtune import confined
-from jaxtune.data import cells
+from jaxtune.data import cells, confined
 from jaxtune.data.templates import Example, sandbox
 from jaxtune.data.tokenize import check_choice
 from jaxtune.errors import UserError, nearest

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxtune import confined
-from jaxtune.data import cells
+from jaxtune.data import cells, confined
 from jaxtune.data.templates import promptsource, sandbox
 from jaxtune.data.templates.formats import INSTRUCTION, Format, picked, renamed
 from jaxtune.data.templates.library import Template, resolve

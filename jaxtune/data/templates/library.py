@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxtune import confined
+from jaxtune.data import confined
 from jaxtune.data.templates import promptsource, sandbox
 from jaxtune.errors import UserError, nearest
 from jaxtune.schema import shown

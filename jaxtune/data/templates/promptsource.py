@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from jaxtune import confined
+from jaxtune.data import confined
 from jaxtune.errors import UserError
 from jaxtune.schema import shown
 

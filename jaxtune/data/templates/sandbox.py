@@ -24,8 +24,7 @@ import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
 
-from jaxtune import confined
-from jaxtune.data import cells
+from jaxtune.data import cells, confined
 from jaxtune.errors import UserError, nearest
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jaxtune import confined
-from jaxtune.data import labelled, sources, splits
+from jaxtune.data import confined, labelled, sources, splits
 from jaxtune.data.labelled import reading
 from jaxtune.errors import UserError
 

@@ -1,0 +1,134 @@
+"""Text from finished runs: one adapter, or several in one batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import data, schema
+from jaxtune.compose import mixed
+from jaxtune.errors import UserError, nearest
+from jaxtune.evaluation import generate
+from jaxtune.runs.finished import Run
+from jaxtune.runs.trial import find_objective
+
+
+def complete(
+  run: Run | Sequence[Run],
+  prompts: list[str] | list[dict],
+  *,
+  which: Sequence[int] | None = None,
+  task: str | None = None,
+  max_new_tokens: int = 64,
+  temperature: float = 0.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  seed: schema.Seed = 0,
+) -> list[str]:
+  """Continues texts with a finished run's model, up to its stop token.
+
+  Args:
+    run: a run, or several over one base, whose adapters answer in one batch.
+    which: of several runs, the number of each prompt's own, from 0.
+    prompts: rows such as {"instruction": ..., "input": ...}, which become prompts by the template
+      that the run was trained with; conversations, {"messages": [...]}, with "tools" or without,
+      by the chat template; or texts to be continued as they stand.
+    task: of a mixture, the task by whose template rows become prompts.
+    temperature: 0 is greedy; with more, `top_k` and `top_p` restrict the draw.
+  """
+  runs = [run] if isinstance(run, Run) else list(run)
+  which, run = _choose(runs, prompts, which), runs[0]
+  c, tokenizer = run.pretrained.model.config, run.pretrained.tokenizer
+  if find_objective(run.config)[0].HEAD != "lm":
+    raise UserError(
+      f"{run.folder} was trained for {run.config['objective']['name']}: it writes no text; "
+      "`jaxtune evaluate` judges it"
+    )
+  schema.check_arguments(complete, {"seed": seed})
+  generate.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
+  if len(runs) == 1:
+    ids = _encode(run, prompts, task)
+  else:
+    ids = [_encode(runs[i], [prompt], task)[0] for i, prompt in zip(which, prompts, strict=True)]
+  data.ids.check_rows(tokenizer, ids, c.vocabulary)
+  longest = max(map(len, ids))
+  tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id, longest)
+  prefix = max(sum(method.positions for method in one.methods) for one in runs)
+  # The halves of an encoder-decoder place prompt and completion each for itself.
+  sides = [longest + max_new_tokens] if c.encoder is None else [longest, max_new_tokens]
+  if max(sides) + prefix > c.positions:
+    raise UserError(
+      f"a prompt of {longest} tokens, a completion of {max_new_tokens} and a prefix of {prefix} "
+      f"exceed the model's {c.positions} positions"
+    )
+  stops = run.stop_tokens
+  options = dict(
+    max_new_tokens=max_new_tokens, stop_tokens=stops, temperature=temperature, top_k=top_k,
+    top_p=top_p, key=jax.random.key(seed),
+  )  # fmt: skip
+  model, texts = (run.pretrained.model, run.methods), (jnp.asarray(tokens), jnp.asarray(mask))
+  if len(runs) == 1:
+    go = jax.jit(partial(generate.generate, *model, **options))
+    found = go(run.base, run.tuned, run.hyper, *texts)
+  else:
+    go = jax.jit(partial(mixed.complete, *model, **options))
+    found = go(run.base, *mixed.together(runs), jnp.asarray(which), *texts)
+  return [tokenizer.decode(generate.until_stop(row, stops)) for row in found]
+
+
+def _choose(runs: list[Run], prompts: list, which: Sequence[int] | None) -> Sequence[int]:
+  """Checks which run each prompt is for."""
+  if len(runs) == 1 and which is None:
+    return [0] * len(prompts)
+  if which is None or len(which) != len(prompts) or not all(0 <= i < len(runs) for i in which):
+    raise UserError(
+      f"which is {which}: expected for each of the {len(prompts)} prompts a number from 0 to "
+      f"{len(runs) - 1}, that of its run, such as --which 0"
+    )
+  if any(run.stop_tokens != runs[0].stop_tokens for run in runs):
+    raise UserError("the runs end their answers with different tokens: complete them one by one")
+  return which
+
+
+def _encode(run: Run, prompts: list, task: str | None = None) -> list[list[int]]:
+  """Renders rows by the template of the run, and tokenises them."""
+  for prompt in prompts:
+    if not isinstance(prompt, str | dict):
+      raise UserError(f"the prompt {prompt!r} is neither a text nor an object of columns")
+    written = json.dumps(prompt, ensure_ascii=False, default=str)
+    data.cells.check_characters(f"the prompt {schema.shown(prompt)}", written)
+  given = all(isinstance(prompt, str) for prompt in prompts)
+  o, tokenizer = run.config["data"], run.pretrained.tokenizer
+  o = o if given and task is None else _of_task(run, o, task)
+  spoken = [isinstance(one, dict) and data.conversations.column(one) for one in prompts]
+  if prompts and all(spoken) and o["template"] is None:
+    return data.chat.prompts(tokenizer, prompts, o["chat_template"])
+  rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+  form = {} if given else {name: o[name] for name in ("template", "rename", "choices")}
+  texts = data.render_prompts(rows, **form)
+  whole = run.pretrained.model.config.encoder is not None
+  ids = data.encode_prompts(tokenizer, texts, whole, o.get("special_tokens", "error"))
+  if not ids or not all(ids):
+    raise UserError("a prompt is empty, or there is none: expected at least one token to continue")
+  return ids
+
+
+def _of_task(run: Run, o: dict, task: str | None) -> dict:
+  """Returns the options of data by which a row is read: in a mixture of files, those of a task."""
+  tasks = o.get("tasks") if isinstance(o.get("tasks"), dict) else {}
+  if task in tasks:
+    return o | tasks[task]
+  if task is None and not tasks:
+    return o
+  if not tasks:
+    raise UserError(f"task is {task!r}, but {run.folder} was not trained on data.tasks of files")
+  known = ", ".join(tasks)
+  if task is None:
+    raise UserError(
+      f"{run.folder} reads each task's rows by options of its own: say by task which: {known}"
+    )
+  raise UserError(f"task is {task!r}, which {run.folder} does not have. {nearest(task, tasks)}")

@@ -1,0 +1,60 @@
+"""Finished adapters: loaded together, composed, imported from other libraries and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jaxtune import compose, schema
+from jaxtune.compose import deltas, low_rank
+from jaxtune.errors import UserError
+from jaxtune.runs.finished import Run, check_free, keep
+from jaxtune.schema import Count, Finite, Seed, Share
+
+WAYS = ("stack", "average", "cat", *deltas.WAYS)
+
+
+def compose_runs(
+  runs: Sequence[Run],
+  folder: str | Path,
+  how: Literal[*WAYS],
+  *,
+  weights: Sequence[Finite] | None = None,
+  rank: Count | None = None,
+  density: Share = 0.5,
+  seed: Seed = 0,
+) -> dict[str, float]:
+  """Makes one adapter of several and writes it as a run's folder.
+
+  Args:
+    how: "stack" lays them over each other; "average" takes the mean of their arrays; "cat" adds
+      LoRAs exactly, by concatenation; "linear", "ties", "dare" and "dare_ties" combine what they
+      change of the weights into a LoRA of `rank`; see `compose.deltas`.
+    weights: of each, by default 1 for "cat", which so is the sum, and 1 / n for the others; "stack"
+      takes none.
+    rank, density, seed: see `compose.deltas`.
+
+  Returns:
+    {site: share of the combined delta's squared norm that the rank keeps}; {} where nothing is cut.
+  """
+  given = dict(how=how, rank=rank, density=density, seed=seed)
+  schema.check_arguments(compose_runs, given)
+  if (how in deltas.WAYS) != (rank is not None):
+    needs = "needs a rank" if rank is None else "takes no rank"
+    raise UserError(f"{how!r} {needs}; a rank is of the LoRA that holds a result of weight deltas")
+  if how == "stack" and weights is not None:
+    raise UserError("'stack' takes no weights: it lays adapters over each other as they are")
+  check_free(folder)
+  kept: dict[str, float] = {}
+  if how == "stack":
+    made = compose.stack(runs)
+  elif how == "average":
+    made = compose.average(runs, weights)
+  elif how == "cat":
+    made = low_rank.concatenate(runs, weights)
+  else:
+    made, kept = deltas.merge(runs, rank, weights, how, density=density, seed=seed)
+  stops = tuple(dict.fromkeys(stop for run in runs for stop in run.stop_tokens))
+  keep(made._replace(stop_tokens=stops), folder)
+  return kept

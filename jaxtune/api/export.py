@@ -1,0 +1,183 @@
+"""Writes what was trained in the formats that PyTorch users load, and proves that it loads.
+
+LoRA's kin, IA3, prefixes and prompts go to PEFT's format, bottleneck adapters to AdapterHub's, and
+all weight deltas (LoRA, BitFit, full, ...) into a plain Hugging Face folder, if asked for or where
+there is no other format. A head that was trained beside a method of PEFT's is in its files too; one
+trained alone is merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+
+from jaxtune import files, tree
+from jaxtune import peft as methods_
+from jaxtune.certify import Rejected, adapters_interpreter
+from jaxtune.certify import certify as make_certificate
+from jaxtune.errors import UserError
+from jaxtune.formats import card, merged, places
+from jaxtune.formats.adapterhub import write
+from jaxtune.formats.choose import choose_format, laid
+from jaxtune.formats.peft import write as peft_format
+from jaxtune.runs import results, trial
+from jaxtune.runs.finished import Run
+
+
+class Exported(NamedTuple):
+  """What an export made.
+
+  Attributes:
+    folder: where it lies.
+    format: "peft", "adapterhub" or "merged".
+    rounding: what the cast of merged weights lost; None for an adapter.
+    certificate: what reloading it in PyTorch showed; None where that was not asked for.
+  """
+
+  folder: Path
+  format: str
+  rounding: merged.Rounding | None
+  certificate: dict | None
+
+
+def export(
+  pretrained,
+  methods: tuple[methods_.Method, ...],
+  tuned: Any,
+  hyper: Any,
+  base: Any,
+  folder: str | Path,
+  *,
+  format: str = "auto",
+  dtype: str = "float32",
+  labels: tuple[str, ...] = (),
+  base_name: str | None = None,
+  extra_config: dict | None = None,
+  certify: bool = False,
+  prompts: list[list[int]] | None = None,
+  reload: Callable | None = None,
+  recipe: dict | None = None,
+  stop_tokens: Sequence[int] = (),
+) -> Exported:
+  """Writes a trained method into `folder`, with a model card.
+
+  Everything is written beside `folder` and moved there when complete, so that an earlier export
+  survives a failure. An export that fails its certificate is kept as `<folder>.rejected`.
+
+  Args:
+    pretrained, methods, tuned, hyper, base: the model, and what `peft.init` made of it.
+    folder: new, empty, or an earlier export, which is replaced; one to which anything was added,
+      or in which anything was changed, is refused.
+    format: "peft", "adapterhub", "merged", or "auto": the method's own.
+    dtype: of merged weights, "float32" or "bfloat16"; adapters stay in float32, as trained.
+    labels: names of a head's labels; by default those of the base's config.json.
+    base_name: the base's folder or its name on the hub; by default the folder it was loaded from.
+      Of a folder, the files hold the name alone.
+    extra_config: entries added to adapter_config.json (not for merged).
+    certify: reload the files in PyTorch and compare logits; see `export.certify`.
+    prompts: token ids for the certificate; by default random ones.
+    reload: a running `export.certify.reloader`, where many exports are certified.
+    recipe: {"config": a run's, "result": its result.json}, for the model card.
+    stop_tokens: ids that end an answer, for `model.generate` in PyTorch.
+
+  Raises:
+    UserError: for a method that the format cannot express, naming one that can; for a folder that
+      holds something else.
+  """
+  folder = Path(folder)
+  folder = folder if folder.name else folder.resolve()  # "." has no name
+  rejected = folder.with_name(folder.name + ".rejected")
+  _check_free(pretrained, folder, rejected if certify else folder)
+  tree.check_finite(tree.flatten({**tuned, "hyper": hyper}), "what is to be exported")
+  form = choose_format(methods, tuned, format)
+  if form != "merged" and dtype != "float32":
+    raise UserError(f"dtype {dtype!r} is for format='merged'; adapters are written in float32")
+  base_name = places.base_reference(base_name or pretrained.folder)
+  if form == "adapterhub":
+    write.names.check_family(pretrained)
+  if certify and form == "adapterhub" and reload is None:
+    adapters_interpreter()  # or say at once that there is none
+  laid_over = methods, tuned, hyper, base
+  try:
+    with files.replacing(folder) as new:
+      how = (dtype, labels, base_name, extra_config, stop_tokens)
+      rounding = _write(pretrained, *laid_over, new, form, *how)
+      taken = sum(m.positions for m in methods if m.kind == "prefix" and form == "peft")
+      seen = peft_format.seen_for(pretrained.model.config, taken)
+      made = (labels, base_name, dtype, rounding, seen, recipe, stop_tokens)
+      card.write(new, form, pretrained, methods, *made)
+      certificate = None
+      if certify:
+        how = dict(reload=reload, prompts=prompts, base_name=base_name, rounding=rounding)
+        certificate = _certified(new, rejected, pretrained, laid_over, **how)
+  except (OSError, SafetensorError) as error:
+    raise UserError(f"the export to {folder} cannot be written: {error}") from error
+  return Exported(folder, form, rounding, certificate)
+
+
+def _check_free(pretrained, *chosen: Path) -> None:
+  """Refuses to write over what is no export, and over the base itself."""
+  for folder in chosen:
+    if pretrained.folder is not None and folder.resolve() == Path(pretrained.folder).resolve():
+      raise UserError(f"{folder} is the base's own folder; expected another for the export")
+    files.check_free(folder)
+
+
+def _write(
+  pretrained, methods, tuned, hyper, base, new, form, dtype, labels, base_name, extra, stops
+) -> merged.Rounding | None:
+  """Writes the files of a format into an empty folder."""
+  if form == "merged":
+    named = tuple(map(str, labels)) or None
+    return merged.write(pretrained, methods, tuned, hyper, base, new, dtype, named, stops)
+  parts, end = laid(methods, tuned), (new, base_name, extra or {})
+  if form == "peft":
+    peft_format.write(pretrained, *parts, tuned, hyper, base, *end)
+  else:
+    write.write(pretrained, parts, tuned, hyper, base, *end, labels)
+  return None
+
+
+def _certified(new: Path, rejected: Path, pretrained, laid_over: tuple, **how) -> dict:
+  """Certifies the files in `new`; moves them to `rejected` where they are not as trained."""
+  try:
+    return make_certificate(new, pretrained, *laid_over, **how)
+  except Rejected as error:
+    with files.replacing(rejected) as kept:
+      for path in list(new.iterdir()):
+        path.rename(kept / path.name)
+    raise Rejected(f"{error}. Its files and certificate are kept in {rejected}") from error
+
+
+def export_run(
+  run: Run, folder: str | Path, *, format: str = "auto", dtype: str = "float32",
+  certify: bool = False,
+) -> Exported:  # fmt: skip
+  """Writes a finished run in a format that PyTorch loads.
+
+  Args:
+    format: "peft", "adapterhub", "merged" (a folder of the whole model, for whatever is a delta of
+      its weights) or "auto", by the method.
+    dtype: of merged weights.
+    certify: reload the files in PyTorch, compare logits on the run's test prompts and write
+      certificate.json. Where they differ by more than `export.certify` allows, the files go to
+      <folder>.rejected, and what was in `folder` before stays.
+  """
+  prompts = None
+  if certify:
+    dataset = trial.load_data(run.config)
+    split = dataset.test or dataset.validation or dataset.train
+    prompts = split.prompts[:8]
+    if run.pretrained.model.config.head is not None:  # its tokens are the text, and no answer
+      texts = zip(split.arrays["tokens"][:8], split.arrays["mask"][:8], strict=True)
+      prompts = [tokens[mask].tolist() for tokens, mask in texts]
+    prompts = [prompt for prompt in prompts if prompt] or None
+  return export(
+    run.pretrained, run.methods, run.tuned, run.hyper, run.base, folder, format=format,
+    dtype=dtype, labels=run.labels, base_name=run.config["model"]["path"], certify=certify,
+    prompts=prompts, recipe={"config": run.config, "result": results.read(run.folder)},
+    stop_tokens=run.stop_tokens,
+  )  # fmt: skip

@@ -1,0 +1,28 @@
+"""Finished adapters: loaded together, composed, imported from other libraries and exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jaxtune import schema
+from jaxtune.compose import low_rank
+from jaxtune.runs.finished import check_free, keep, over
+from jaxtune.schema import Count
+
+
+def extract(config: Any, checkpoint: str, rank: Count, folder: str | Path) -> dict[str, float]:
+  """Writes the difference of a fine-tuned checkpoint and its base as a LoRA, in a run's folder.
+
+  Args:
+    config: an experiment's, whose model is the base; its method is replaced.
+    checkpoint: folder of the fine-tuned model.
+
+  Returns:
+    {site: share of the difference's squared norm that the rank keeps}.
+  """
+  schema.check_arguments(extract, {"rank": rank})
+  check_free(folder)
+  made, kept = low_rank.extract(over(config, folder), checkpoint, rank)
+  keep(made, folder)
+  return kept

@@ -1,0 +1,102 @@
+"""Runs an export in real PyTorch, in an interpreter of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from jaxtune.errors import UserError
+from jaxtune.formats import loading
+from jaxtune.models import hf, quantize
+
+VARIABLE = "JAXTUNE_ADAPTERS_PYTHON"
+# Arguments of PyTorch's forward, of a model alone and of an encoder-decoder.
+THEIR_NAMES = (
+  {"tokens": "input_ids", "mask": "attention_mask"},
+  {
+    "tokens": "decoder_input_ids",
+    "mask": "decoder_attention_mask",
+    "inputs": "input_ids",
+    "inputs_mask": "attention_mask",
+  },
+)
+
+
+def adapters_interpreter(python: str | None = None) -> str:
+  """Returns the interpreter that AdapterHub's format is certified with."""
+  python = python or os.environ.get(VARIABLE)
+  if not python:
+    raise UserError(
+      "certifying AdapterHub's format needs an environment of its own, as adapters 1.3 does not "
+      "work with transformers 5: python -m venv E && E/bin/pip install adapters==1.3.0 torch, then "
+      f"{VARIABLE}=E/bin/python"
+    )
+  return python
+
+
+def their_logits(form, pretrained, folder: Path, batches, reload: Callable | None):
+  """Runs the export in PyTorch: returns (logits of each batch, versions of the libraries)."""
+  with tempfile.TemporaryDirectory() as scratch:
+    scratch = Path(scratch)
+    base = pretrained.folder
+    c = pretrained.model.config
+    if base is None or c.quantize or c.dtype != np.float32:  # a rounded base is compared as it is
+      base = hf.save(pretrained, quantize.dequantised(pretrained.params), scratch / "base")
+    names = THEIR_NAMES[pretrained.model.config.encoder is not None]
+    arrays = {f"{i}/{names[n]}": x for i, batch in enumerate(batches) for n, x in batch.items()}
+    np.savez(scratch / "in.npz", **arrays)
+    files = map(str, (base, folder, scratch / "in.npz", scratch / "out.npz"))
+    model = loading.auto_class(pretrained.model.config), loading.options(pretrained)
+    job = [form, *model, *files]
+    if reload is None:
+      with reloader(adapters_interpreter() if form == "adapterhub" else sys.executable) as reload:
+        reload(job)
+    else:
+      reload(job)
+    with np.load(scratch / "out.npz") as out:
+      logits = [out[f"logits_{i}"] for i in range(len(batches))]
+      return logits, json.loads(str(out["versions"]))
+
+
+@contextmanager
+def reloader(python: str = sys.executable):
+  """Starts `reload.py` in an interpreter: yields a function that runs one of its jobs.
+
+  Raises:
+    UserError: where the interpreter cannot be started, or the libraries refuse the export.
+  """
+  offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+  command = [python, str(Path(__file__).with_name("reload.py"))]
+  with tempfile.TemporaryFile("w+") as errors:
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+    try:
+      process = subprocess.Popen(command, text=True, env=os.environ | offline, **pipes)
+    except OSError as error:
+      raise UserError(f"the interpreter {python} cannot be started: {error}") from error
+
+    def reload(job: list) -> None:
+      with suppress(OSError):  # where it has ended, it gives no answer
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+      said = process.stdout.readline().strip()
+      if not said:
+        process.wait()
+        errors.seek(0)
+        said = (errors.read().strip().splitlines() or ["it ended without a message"])[-1]
+      if said != "done":
+        hint = f"; install it for {python} (pip install 'jaxtune[torch]')"
+        hint = hint if "ModuleNotFoundError" in said else ""
+        raise UserError(f"PyTorch cannot load the export: {said}{hint}")
+
+    try:
+      yield reload
+    finally:
+      process.communicate()

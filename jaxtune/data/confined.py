@@ -1,0 +1,236 @@
+"""Renders templates in another process, which has limits and can be stopped.
+
+A template may loop for days or fill the memory within a single operation, which nothing in the same
+process can interrupt. The other process is started when it is first needed and serves this one to
+its end. It imports no jax. The kernel ends it when its computing time has run out, whatever it is
+doing then; it ends by itself once this process is gone. Back come texts and lists as JSON, never
+pickled objects.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+from jaxtune.errors import UserError
+
+try:
+  import resource
+except ImportError:  # native Windows: there is no such process, see `each`
+  resource = None
+
+SECONDS = 10.0  # of computing for one item; what other programs take does not count
+MEMORY = 2**30  # bytes beyond those that the process holds before it begins
+OUTPUT = 1_000_000  # bytes of one item's result, beyond ten for each byte of the item
+BATCH = 256  # items that are sent at a time
+
+_WATCHED = sys.platform != "linux"  # only Linux enforces a limit on memory by itself
+
+inside = False  # whether this is the other process
+_lock = threading.Lock()
+_running: _Process | None = None
+
+
+class Exceeded(UserError):
+  """A template reached a limit. It may do so for every row, so such a row is never skipped."""
+
+
+def each(
+  make: Callable[..., Callable], items: Sequence, *shared: Any, here: bool = False
+) -> Iterator[Any]:
+  """Calls `make(*shared)` in the other process, and what it returns with each of the items.
+
+  Args:
+    make: a function at the top of a module.
+    items, shared: what can be pickled.
+    here: does it in this process, for templates that cannot reach a limit. Where the system knows
+      no limits (native Windows) everything is done in this process, without any.
+
+  Yields:
+    For each item the result, plain data that JSON keeps, or the UserError that it ended in. An
+    `Exceeded` is the last.
+  """
+  if here or inside or resource is None:
+    run = make(*shared)
+    yield from (_attempt(run, item) for item in items)
+    return
+  for start in range(0, len(items), BATCH):
+    found = _ask(make, items[start : start + BATCH], shared)
+    yield from found
+    if isinstance(found[-1], Exceeded):
+      return
+
+
+def one(make: Callable[..., Callable], item: Any, *shared: Any) -> Any:
+  """Does what `each` does for a single item, and raises its error."""
+  (found,) = each(make, [item], *shared)
+  if isinstance(found, UserError):
+    raise found
+  return found
+
+
+def _ask(make: Callable[..., Callable], items: Sequence, shared: tuple) -> list:
+  """Lets the other process answer some items, one by one where a limit was reached among them."""
+  global _running
+  with _lock:
+    if _running is None or not _running.alive():
+      _running = _Process()
+    found = _running.ask(make, items, shared)
+  if len(items) > 1 and isinstance(found[-1], Exceeded):
+    found = []
+    while len(found) < len(items) and not (found and isinstance(found[-1], Exceeded)):
+      found += _ask(make, items[len(found) :][:1], shared)
+  return found
+
+
+class _Process:
+  """The other process and the pipe to it."""
+
+  def __init__(self):
+    self.owner, (self.pipe, theirs) = os.getpid(), Pipe()
+    code = f"from jaxtune.data import confined; confined.serve({theirs.fileno()})"
+    more = {"PYTHONPATH": os.pathsep.join(sys.path), "TRANSFORMERS_VERBOSITY": "error"}
+    # -P, as the folder in which a command is given may hold a file that is named like a module.
+    self.process = subprocess.Popen(
+      [sys.executable, "-P", "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+      pass_fds=[theirs.fileno()], env=os.environ | more,
+    )  # fmt: skip
+    theirs.close()
+
+  def alive(self) -> bool:
+    return self.owner == os.getpid() and self.process.poll() is None
+
+  def ask(self, make: Callable[..., Callable], items: Sequence, shared: tuple) -> list:
+    """Returns the results up to the first `Exceeded`, after which the process is gone."""
+    try:
+      sent = [_attempt(pickle.dumps, item) for item in items]
+      limits = (SECONDS, MEMORY, OUTPUT)
+      self.pipe.send((make.__module__, make.__qualname__, shared, sent, limits))
+      while not self.pipe.poll(0.05 if _WATCHED else None):
+        if _resident(self.process.pid) > MEMORY:
+          raise Exceeded(_too_much())
+      answers = json.loads(self.pipe.recv_bytes())
+    except (EOFError, ConnectionError):
+      answers = [("Exceeded", _reason(self.process.wait()))]
+    except Exceeded as error:
+      answers = [("Exceeded", str(error))]
+    except BaseException:  # an interrupt: what is still under way must not answer the next call
+      self.stop()
+      raise
+    kinds = {"UserError": UserError, "Exceeded": Exceeded}
+    found = [text if kind is None else kinds[kind](text) for kind, text in answers]
+    if isinstance(found[-1], Exceeded):
+      self.stop()
+    return found
+
+  def stop(self) -> None:
+    if self.owner == os.getpid():
+      self.pipe.close()
+      self.process.kill()
+      self.process.wait()
+
+
+@atexit.register
+def _stop() -> None:
+  if _running is not None:
+    _running.stop()
+
+
+def _resident(process: int) -> int:
+  """Counts the bytes of memory that a process holds."""
+  command = ["ps", "-o", "rss=", "-p", str(process)]
+  found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+  return int(found or 0) * 1024
+
+
+def _reason(code: int) -> str:
+  if code == -signal.SIGPROF:
+    return f"the template took more than {SECONDS:g} seconds of computing, and was stopped"
+  what = signal.Signals(-code).name if code < 0 else f"code {code}"
+  return f"the process that rendered the template ended with {what}"
+
+
+def _too_much() -> str:
+  return f"the template needed more than {MEMORY / 2**20:g} MiB of memory, and was stopped"
+
+
+def _attempt(function: Callable, *args: Any) -> Any:
+  """Calls the function; an error of whatever kind becomes a UserError of one line."""
+  try:
+    return function(*args)
+  except UserError as error:
+    return error
+  except MemoryError:
+    return Exceeded(_too_much())
+  except UnicodeEncodeError:
+    return UserError("the template writes half of a surrogate pair, which is no character")
+  except Exception as error:
+    return UserError(f"the template failed: {said(error)}")
+
+
+def said(error: Exception | str) -> str:
+  """Writes an error's message in one line."""
+  return " ".join(str(error).split()) or type(error).__name__
+
+
+def serve(number: int) -> None:
+  """Does what is asked for at the other end of a pipe, until that is closed."""
+  global inside, SECONDS, MEMORY, OUTPUT
+  inside, pipe = True, Connection(number)
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is meant for the process that asks
+  signal.signal(signal.SIGPROF, signal.SIG_DFL)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  while True:
+    try:
+      module, name, shared, items, (SECONDS, MEMORY, OUTPUT) = pipe.recv()
+      signal.setitimer(signal.ITIMER_PROF, 0)
+      make = getattr(importlib.import_module(module), name)
+      if not _WATCHED:
+        _limit_memory()
+      signal.setitimer(signal.ITIMER_PROF, SECONDS)
+      run = _attempt(make, *shared)
+      pipe.send_bytes(b"[" + b",".join(_answers(run, items)) + b"]")
+    except (EOFError, ConnectionError):
+      return
+
+
+def _limit_memory() -> None:
+  size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+  _, hard = resource.getrlimit(resource.RLIMIT_AS)
+  soft = size + MEMORY if hard == resource.RLIM_INFINITY else min(size + MEMORY, hard)
+  resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _answers(run: Callable | UserError, items: Sequence[bytes | UserError]) -> Iterator[bytes]:
+  """Writes each item's result, or its error, as JSON, up to the first that exceeds a limit."""
+  for item in items:
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    found = _attempt(_result, run, item)
+    if isinstance(found, UserError):
+      yield json.dumps([type(found).__name__, str(found)]).encode()
+    else:
+      yield found
+    if isinstance(found, Exceeded):
+      return
+
+
+def _result(run: Callable | UserError, item: bytes | UserError) -> bytes:
+  for one in (item, run):
+    if isinstance(one, UserError):
+      raise one
+  found = json.dumps([None, run(pickle.loads(item))], ensure_ascii=False).encode()
+  if len(found) > (most := OUTPUT + 10 * len(item)):
+    raise Exceeded(f"the template wrote more than {most:,} bytes for one row")
+  return found

@@ -1,0 +1,122 @@
+"""One judgement against another on the same examples: intervals, differences, classes, chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxtune import metrics
+from jaxtune.data import Split
+from jaxtune.evaluation.judge import Evaluator, Judged
+from jaxtune.metrics import intervals, labels, spans
+
+
+class Untuned(NamedTuple):
+  """What the base scored before any training, on the examples that trials are judged by.
+
+  Attributes:
+    base: as it is.
+    shots: with demonstrations in its prompts; None where none were asked for.
+    drawn: which demonstrations those were, see `data.shots`.
+  """
+
+  base: Judged
+  shots: Judged | None = None
+  drawn: dict | None = None
+
+
+def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset) -> dict:
+  """Gathers what a result says beside its metrics.
+
+  Returns:
+    "intervals" {metric: [low, high]}, "differences" {"base" and "shots": {metric: [difference,
+    low, high]}}, "shots" (its metrics, and "demonstrations"), "chance" {metric: value}, and of
+    labels or tags "classes" and "confusion".
+  """
+  names, resamples = evaluator.metrics, evaluator.options.resamples
+  train = dataset.train  # of a stream, nobody knows all answers
+  seen = evaluator.objective.references(dataset, train) if isinstance(train, Split) else ()
+  found = {
+    "intervals": spreads(judged, names, resamples),
+    "differences": {"base": differences(judged, untuned.base, names, resamples)},
+    "chance": chance(judged, names, seen),
+  }
+  found |= _classes(judged, evaluator.objective.KIND, dataset.labels or None)
+  if untuned.shots is not None:
+    found["differences"]["shots"] = differences(judged, untuned.shots, names, resamples)
+    found["shots"] = untuned.shots.metrics
+    found["demonstrations"] = untuned.drawn
+  return found
+
+
+def _classes(judged: Judged, kind: str, names: Sequence[str] | None) -> dict:
+  """Counts what became of each class, or of each type of span."""
+  if judged.predictions is None or kind not in ("label", "tags"):
+    return {}
+  said, true = judged.predictions, judged.references
+  if kind == "tags":
+    return {"classes": [row._asdict() for row in spans.per_class(said, true)]}
+  confusion = labels.confusion(said, true, names)
+  return {
+    "classes": [row._asdict() for row in labels.per_class(said, true, names)],
+    "confusion": {"labels": list(confusion.labels), "counts": confusion.counts_CC.tolist()},
+  }
+
+
+def spreads(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, list[float]]:
+  """Returns {metric: [low, high]}, 95 % over examples, of the judged split's metrics."""
+  return {
+    name: list(intervals.between(draws)) for name, draws in _draws(judged, names, resamples).items()
+  }
+
+
+def differences(
+  judged: Judged, other: Judged, names: Sequence[str], resamples: int
+) -> dict[str, list[float]]:
+  """Returns {metric: [judged - other, low, high]}, paired by example.
+
+  Metrics that either lacks are left out.
+  """
+  mine, theirs = (_draws(one, names, resamples) for one in (judged, other))
+  return {
+    name: [
+      judged.metrics[name] - other.metrics[name],
+      *intervals.between(mine[name] - theirs[name]),
+    ]
+    for name in mine
+    if name in theirs and name in other.metrics
+  }
+
+
+def _draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np.ndarray]:
+  """Draws every metric of the judged split anew, with the same examples each time."""
+  found: dict[str, np.ndarray] = {}
+  if not judged.split or not resamples:
+    return found
+  rows, loss = judged.rows, f"{judged.split}_loss"
+  found[loss] = intervals.ratio_draws(rows["loss"], rows["weight"], resamples=resamples)
+  if f"{judged.split}_perplexity" in judged.metrics:
+    found[f"{judged.split}_perplexity"] = np.exp(found[loss])
+  if f"{judged.split}_accuracy" in judged.metrics:  # of tokens; of labels, see below
+    right = intervals.ratio_draws(rows["correct"], rows["weight"], resamples=resamples)
+    found[f"{judged.split}_accuracy"] = 100 * right
+  if judged.predictions is not None:
+    for name in names:
+      found[f"{judged.split}_{name}"] = intervals.draws(
+        name, judged.predictions, judged.references, resamples=resamples
+      )
+  return found
+
+
+def chance(judged: Judged, names: Sequence[str], seen: Sequence[Any]) -> dict[str, float]:
+  """Scores the one answer that is the most frequent in training: {test_accuracy: 52.1, ...}.
+
+  {} where training has no answers (plain text), or they are not known (a stream).
+  """
+  seen = [one for one in seen if one != []]  # plain text has no answers
+  if judged.predictions is None or not seen:
+    return {}
+  scores = metrics.baseline(judged.references, names, seen)
+  return {f"{judged.split}_{name}": value for name, value in scores.items()}

@@ -1,0 +1,279 @@
+"""Judges a group of trials: losses, and predictions and their metrics."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxtune import data, metrics, sharding
+from jaxtune.evaluation import generate
+from jaxtune.evaluation.options import EvaluateOptions
+from jaxtune.training import step
+
+
+class Evaluator(NamedTuple):
+  """Compiled evaluation of (tuned, hyper) pairs stacked over trials.
+
+  Attributes:
+    rows: (pairs, base, batch (E, 1, B, ...)) -> {"loss": (E, B), ...}, see `update.judge`.
+    complete: (pairs, base, {"tokens", "mask" (E, B, T), "seed" (E,), "rows" (E, B)}) -> ids
+      (E, B, max_new_tokens).
+    objective: the objective's module.
+    parallel: the layout of the devices.
+    options: the `evaluate` section.
+    metrics: names of what predictions are judged by.
+    tokenizer: of the model.
+    stop_tokens: ids that end a completion.
+  """
+
+  rows: Callable
+  complete: Callable
+  objective: Any
+  parallel: sharding.Parallel
+  options: EvaluateOptions
+  metrics: tuple[str, ...]
+  tokenizer: Any
+  stop_tokens: tuple[int, ...]
+
+
+class Judged(NamedTuple):
+  """What one trial scored.
+
+  Attributes:
+    metrics: by name, such as test_loss (nats a target), general_perplexity, test_bleu.
+    split: the name of the split that the rest is of: test, or validation where there is no test.
+    rows: {"loss", "weight", "correct"}, each (N,): sums of each example.
+    predictions: of its examples, or of some of them; None where nothing is predicted.
+    references: of the same examples.
+    examples: their numbers in the split.
+  """
+
+  metrics: dict[str, float]
+  split: str = ""
+  rows: dict[str, np.ndarray] = {}
+  predictions: list | None = None
+  references: list | None = None
+  examples: Sequence[int] = ()
+
+
+def make(
+  program: step.Program, parallel, chunk: int, section: dict, objective, tokenizer,
+  stop_tokens: tuple[int, ...] = (),
+) -> Evaluator:  # fmt: skip
+  """Compiles nothing yet: jit does, at the first call of each shape.
+
+  Args:
+    section: the `evaluate` section.
+    objective: the objective's module.
+  """
+  options = EvaluateOptions(**section)
+  names = metric_names(options, objective)
+  evaluator = Evaluator(None, None, objective, parallel, options, names, tokenizer, stop_tokens)
+
+  def rows(pair, base, batch, axis=None):
+    found = step.judge(program, *pair, base, jax.tree.map(lambda x: x[0], batch))
+    gather = lambda x: jax.lax.all_gather(x, axis, tiled=True)
+    return found if axis is None else jax.tree.map(gather, found)
+
+  def complete(pair, base, prompts):
+    return generate.generate(
+      program.model, program.methods, base, *pair, prompts["tokens"], prompts["mask"],
+      max_new_tokens=options.max_new_tokens, stop_tokens=evaluator.stop_tokens,
+      temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
+      key=jax.random.key(prompts["seed"]), rows_B=prompts["rows"],
+    )  # fmt: skip
+
+  grouped = lambda pairs, base, batch, axis=None: sharding.over(partial(rows, axis=axis), chunk)(
+    pairs, base, batch
+  )
+  return evaluator._replace(
+    rows=parallel.compile(grouped), complete=jax.jit(sharding.over(complete, chunk))
+  )
+
+
+def metric_names(options: EvaluateOptions, objective) -> tuple[str, ...]:
+  """Names the metrics that predictions are judged by; none where nothing is predicted."""
+  if not options.generate and not hasattr(objective, "decode"):
+    return ()
+  return objective.METRICS if options.metrics is None else tuple(options.metrics)
+
+
+def measure(evaluator: Evaluator, pairs, base, splits: Sequence[data.Split]) -> list[dict]:
+  """Runs every trial over its own split; returns {"loss": (N,), "weight": (N,), ...} of each."""
+  parts = evaluator.parallel.parts
+  size = -(-evaluator.options.batch_size // parts) * parts  # rows are added without weight
+  distinct = {id(split): split for split in splits}
+  walks = {key: list(data.batches(split, size)) for key, split in distinct.items()}
+  found = []
+  for i in tqdm(range(max(map(len, walks.values()))), "judging", leave=False, disable=None):
+    here = {key: walk[min(i, len(walk) - 1)] for key, walk in walks.items()}
+    batch = stack([here[id(split)] for split in splits])
+    out = evaluator.rows(pairs, base, evaluator.parallel.put_batch(batch))
+    found.append(jax.tree.map(np.asarray, out))
+  joined = jax.tree.map(lambda *parts: np.concatenate(parts, 1), *found)
+  return [
+    {name: x[e, : split.examples] for name, x in joined.items()} for e, split in enumerate(splits)
+  ]
+
+
+def stack(batches: Sequence[dict]) -> dict:
+  """Stacks the trials' batches to (E, 1, B, ...); equal ones take no memory of their own."""
+  first, count = batches[0], len(batches)
+  if all(batch is first for batch in batches):
+    return {name: np.broadcast_to(x, (count, 1, *x.shape)) for name, x in first.items()}
+  return {name: np.stack([batch[name] for batch in batches])[:, None] for name in first}
+
+
+def totals(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = slice(None)) -> dict:
+  """Returns those of {prefix_loss (nats a target), prefix_perplexity, prefix_accuracy (%)}."""
+  loss, correct, weight = (
+    float(rows[name][chosen].sum(dtype=np.float64)) for name in ("loss", "correct", "weight")
+  )
+  mean = loss / weight
+  known = {
+    "loss": mean,
+    "perplexity": math.exp(mean) if mean < 700 else math.inf,
+    "accuracy": 100 * correct / weight,
+  }
+  return {f"{prefix}_{name}": known[name] for name in measures}
+
+
+def completions(
+  evaluator: Evaluator, pairs, base, prompts: Sequence[list[list[int]]], seeds: Sequence[int]
+) -> list[list[str]]:
+  """Completes every trial's own prompts; returns the texts, (trial, prompt).
+
+  Args:
+    seeds: of each trial's draws; a draw hangs on the seed and the prompt's number alone.
+  """
+  stops, count = evaluator.stop_tokens, max(map(len, prompts))
+  size = min(evaluator.options.batch_size, count)
+  longest = max(len(prompt) for own in prompts for prompt in own)  # one shape, compiled once
+  texts: list[list[str]] = [[] for _ in prompts]
+  for start in tqdm(range(0, count, size), "generating", leave=False, disable=None):
+    made = {}
+    for own in prompts:
+      rows = own[start : start + size]
+      filled = rows + [own[0]] * (size - len(rows))
+      if id(own) not in made:
+        tokens, mask = generate.pad_left(filled, stops[0], longest)
+        made[id(own)] = {"tokens": tokens, "mask": mask}
+    batch = jax.tree.map(lambda *x: np.stack(x), *(made[id(own)] for own in prompts))
+    batch["seed"] = np.asarray(seeds, np.int32)
+    batch["rows"] = np.broadcast_to(np.arange(start, start + size), (len(prompts), size))
+    ids = np.asarray(evaluator.complete(pairs, base, batch))
+    for e, own in enumerate(prompts):
+      for row in range(len(own[start : start + size])):
+        kept = generate.until_stop(ids[e, row], stops)
+        texts[e].append(evaluator.tokenizer.decode(kept, skip_special_tokens=True).strip())
+  return texts
+
+
+def test(
+  evaluator: Evaluator, pairs, base, datasets: Sequence[data.Data], seeds: Sequence[int] = ()
+) -> list[Judged]:
+  """Judges every trial on its data: general text, validation and test; predicts on the last.
+
+  Args:
+    seeds: of each trial, for text that is drawn; by default 0, as for the untuned base.
+  """
+  found = [Judged({}) for _ in datasets]
+  for name in ("general", "validation", "test"):
+    splits = [getattr(dataset, name) for dataset in datasets]
+    if splits[0] is None:
+      continue
+    measured = measure(evaluator, pairs, base, splits)
+    for e, (rows, split) in enumerate(zip(measured, splits, strict=True)):
+      scores = by_task(partial(totals, evaluator.objective.MEASURES, rows), split.tasks, name)
+      found[e] = Judged(found[e].metrics | scores, name, rows)
+  if found[0].split not in ("validation", "test") or not evaluator.metrics:
+    return found
+  return _predicted(evaluator, pairs, base, datasets, found, seeds or [0] * len(datasets))
+
+
+def _predicted(evaluator, pairs, base, datasets, found: list[Judged], seeds) -> list[Judged]:
+  """Adds predictions and their metrics."""
+  name, objective = found[0].split, evaluator.objective
+  splits = [getattr(dataset, name) for dataset in datasets]
+  predicts = hasattr(objective, "decode")
+  limit = None if predicts else evaluator.options.limit
+  numbers = {id(split): completed(split, limit) for split in splits}
+  if predicts:
+    rows = [judged.rows for judged in found]
+    predictions = [objective.decode(*three) for three in zip(datasets, splits, rows, strict=True)]
+  else:
+    asked = {id(split): [split.prompts[n] for n in numbers[id(split)]] for split in splits}
+    own = [asked[id(split)] for split in splits]
+    predictions = completions(evaluator, pairs, base, own, seeds)
+  done = []
+  for judged, dataset, split, said in zip(found, datasets, splits, predictions, strict=True):
+    true, tasks, here = objective.references(dataset, split), _tasks(split), numbers[id(split)]
+    true, tasks = [true[n] for n in here], tasks and [tasks[n] for n in here]
+    scores = by_task(partial(_scores, evaluator.metrics, said, true), tasks, name)
+    sums = {key: judged.rows[key] for key in ("loss", "weight", "correct")}
+    done.append(Judged(judged.metrics | scores, name, sums, said, true, here))
+  return done
+
+
+def completed(split: data.Split, limit: int | None) -> list[int]:
+  """Numbers the examples that predictions are made for, in order: of every task equally many.
+
+  A task with fewer examples than its part leaves the rest to the others.
+  """
+  if limit is None or split.tasks is None:
+    return list(range(len(split.references)))[:limit]
+  had: Counter = Counter()
+  turns = []
+  for task in split.tasks:
+    turns.append(had[task])
+    had[task] += 1
+  return sorted(np.argsort(turns, kind="stable")[:limit].tolist())
+
+
+def _scores(names: Sequence[str], predictions: list, references: list, prefix: str, chosen=None):
+  """Scores predictions, or those of the chosen examples."""
+  chosen = range(len(predictions)) if chosen is None else chosen
+  pick = lambda values: [values[i] for i in chosen]
+  scores = metrics.score(pick(predictions), pick(references), names)
+  return {f"{prefix}_{name}": value for name, value in scores.items()}
+
+
+def _tasks(split: data.Split) -> list[str] | None:
+  """Names the task of each example; where one has several windows, that of its first."""
+  if split.tasks is None or "example" not in split.arrays:
+    return split.tasks
+  _, first = np.unique(split.arrays["example"], return_index=True)
+  return [split.tasks[row] for row in first]
+
+
+def by_task(scores: Callable, tasks: Sequence[str] | None, prefix: str) -> dict:
+  """Scores all examples and, of a mixture, each task and the plain mean over tasks.
+
+  Args:
+    scores: (prefix[, indices of examples]) -> {metric: value}.
+    tasks: of every example; None where there is no mixture.
+
+  Returns:
+    {"test_loss": ..., "test_loss/mean": ..., "test_loss/TASK": ...}.
+  """
+  found = scores(prefix)
+  if tasks is None:
+    return found
+  names = np.asarray(tasks)
+  each = {task: scores(prefix, np.flatnonzero(names == task)) for task in dict.fromkeys(names)}
+  means = {
+    f"{metric}/mean": float(np.mean([values[metric] for values in each.values()]))
+    for metric in found
+  }
+  return (
+    found
+    | means
+    | {f"{metric}/{task}": values[metric] for task, values in each.items() for metric in found}
+  )

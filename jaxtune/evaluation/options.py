@@ -1,0 +1,38 @@
+"""The `evaluate` section of a config."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+from annotated_types import Ge, Le
+
+from jaxtune.schema import Count, Natural, NonNegative, Share
+
+
+class EvaluateOptions(NamedTuple):
+  """The `evaluate` section of a config.
+
+  Attributes:
+    batch_size: examples at a time.
+    metrics: of what is predicted; None for the objective's own. See `evaluators.metrics`.
+    generate: whether the test split's prompts are completed and judged by `metrics` (objective
+      "sft"; the others always predict).
+    max_new_tokens: longest completion.
+    limit: complete at most so many prompts: the first ones, of a mixture the first of every task
+      in turn; None for all.
+    temperature, top_k, top_p: see `generate.generate`; temperature 0 is greedy.
+    shots: demonstrations in front of each test prompt for one more judgement of the untuned base;
+      0 for none. See `data.shots`.
+    resamples: of the bootstrap that intervals and differences come from; 0 for no intervals.
+  """
+
+  batch_size: Count = 16
+  metrics: tuple[str, ...] | None = None
+  generate: bool = False
+  max_new_tokens: Count = 64
+  limit: Count | None = None
+  temperature: NonNegative = 0.0
+  top_k: Count | None = None
+  top_p: Share | None = None
+  shots: Natural = 0
+  resamples: Annotated[int, Ge(0), Le(10**6)] = 1000

@@ -1,0 +1,61 @@
+"""Reads adapters that others wrote, in PEFT's and AdapterHub's formats, into our arrays.
+
+What is read is what our own training would have left: it can be trained on, compared, composed and
+exported again. Nothing in a folder is executed, and every tensor in it is accounted for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from jaxtune import peft as methods_
+from jaxtune import schema, tree
+from jaxtune.errors import UserError
+from jaxtune.formats import files, options
+from jaxtune.formats.files import Imported as Imported
+from jaxtune.formats.files import Part as Part
+from jaxtune.formats.files import tensors as tensors
+
+
+def read(folder: str | Path, pretrained) -> Imported:
+  """Reads an adapter's folder, in the format that its adapter_config.json says.
+
+  Raises:
+    UserError: for a folder that is no adapter, is damaged, or does not fit the model.
+  """
+  folder = Path(folder).expanduser()
+  path = folder / "adapter_config.json"
+  if not path.is_file():
+    raise UserError(
+      f"{folder} is no adapter: it has no adapter_config.json; expected a folder that PEFT, "
+      "AdapterHub or `jaxtune export` wrote"
+    )
+  config = schema.read_json(path)
+  if isinstance(config, dict) and "peft_type" in config:
+    from jaxtune.formats.peft.read import read as reader
+
+    expected = options.Peft
+  elif isinstance(config, dict) and isinstance(config.get("config"), dict):
+    from jaxtune.formats.adapterhub.read import read as reader
+
+    expected = options.AdapterHub
+  else:
+    raise UserError(f"{path} is neither PEFT's (it has no peft_type) nor AdapterHub's (no config)")
+  schema.check(f"{path}: options", config, expected)
+  named = config.get("base_model_name_or_path") or config.get("model_name")
+  files.check_base(named, pretrained)
+  return reader(folder, config, pretrained)
+
+
+def lay(imported: Imported, pretrained):
+  """Lays an imported adapter over its model: returns (methods, tuned, hyper, base)."""
+  methods, trained, fixed = methods_.build(imported.section), {}, {}
+  for method, part in zip(methods, imported.parts, strict=True):
+    trained |= methods_.placed(method, part.trained)
+    fixed |= methods_.placed(method, part.fixed)
+  arrays = lambda xs: tree.unflatten({path: jnp.asarray(x) for path, x in xs.items()})
+  moved, flat = imported.params, tree.flatten(pretrained.params)
+  base = tree.unflatten({path: x for path, x in flat.items() if path not in moved})
+  return methods, {"params": arrays(moved), "peft": arrays(trained)}, arrays(fixed), base

@@ -1,0 +1,1 @@
+"""AdapterHub's format: its layout, its writer and its reader."""

@@ -1,0 +1,94 @@
+"""Which format a method is exported in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtune import peft, tree
+from jaxtune.errors import UserError, check_known
+from jaxtune.formats.peft import write as peft_format
+
+FORMATS = ("auto", "peft", "adapterhub", "merged")
+ADAPTERHUB = ("adapter", "compacter")
+
+
+def own_format(method: peft.Method) -> str:
+  """Returns the format that a method is exported in if nothing else is asked for.
+
+  Raises:
+    UserError: for a method that no format of PyTorch's libraries holds.
+  """
+  unshifted = method.kind == "prefix" and not method.options.get("shift", True)
+  if method.kind in ADAPTERHUB or unshifted:
+    return "adapterhub"
+  if method.kind in peft_format.KINDS and method.kind != "norms":
+    return "peft"
+  if _is_delta(method):
+    return "merged"
+  raise UserError(
+    f"no PyTorch format holds method {method.name!r} ({method.kind}): train LoRA or an adapter to "
+    "use it in PyTorch; jaxtune evaluates and generates with it"
+  )
+
+
+def _is_delta(method: peft.Method) -> bool:
+  """Says whether a method does no more than change weights."""
+  return any(f is not None for f in (method.moves, method.place, method.merge))
+
+
+def choose_format(methods: tuple[peft.Method, ...], tuned: Any, format: str = "auto") -> str:
+  """Returns the format that `methods` are exported in.
+
+  Raises:
+    UserError: where there is none, or the one asked for cannot express them.
+  """
+  check_known("export format", format, FORMATS)
+  parts = laid(methods, tuned)
+  if len(parts) > 1:
+    return _stack_format(parts, format)
+  if not parts and not tree.flatten(tuned["params"]):
+    raise UserError("there is no method to export")
+  # What is left without a part is a head alone.
+  name, own, norms = "head", "merged", False
+  if parts:
+    name, own, norms = parts[0].name, own_format(parts[0]), parts[0].kind == "norms"
+  if format == "merged" and parts and not _is_delta(parts[0]):
+    raise UserError(f"method {name!r} is no weight delta and cannot be merged: use format={own!r}")
+  if format not in ("auto", "merged", own) and not (norms and format == "peft"):
+    raise UserError(f"{format!r} cannot express method {name!r}: use format={own!r}")
+  form = own if format == "auto" else format
+  beyond = not all(map(peft_format.of_head, tree.flatten(tuned["params"])))
+  if form != "merged" and beyond and not norms:
+    raise UserError(
+      f"weights of the base were trained too, and {form!r} cannot hold them: export the methods "
+      "that trained them with format='merged', and give that folder as this one's base"
+    )
+  return form
+
+
+def laid(methods: tuple[peft.Method, ...], tuned: Any) -> tuple[peft.Method, ...]:
+  """Lists the methods without those that train a head alone, or nothing (regularisation)."""
+  moved = tree.flatten(tuned["params"])
+  beyond = lambda m: (
+    m.moves is not None and any(m.moves(path) and not peft_format.of_head(path) for path in moved)
+  )
+  return tuple(m for m in methods if beyond(m) or peft.own(m, tuned["peft"]))
+
+
+def _stack_format(methods, format: str) -> str:
+  mam = sorted(m.kind for m in methods) == ["adapter", "prefix"]
+  if mam and format in ("auto", "adapterhub") and {*map(own_format, methods)} == {"adapterhub"}:
+    return "adapterhub"
+  deltas = [m.name for m in methods if _is_delta(m)]
+  if format in ("auto", "merged") and len(deltas) == len(methods):
+    return "merged"
+  names = " + ".join(m.name for m in methods)
+  if len(deltas) == len(methods):
+    raise UserError(f"{format!r} cannot express the stack {names}: use format='merged'")
+  way = "export each part alone (methods=(part,))"
+  if deltas:
+    way = (
+      f"merge {' + '.join(deltas)} first (format='merged', methods=these), then export each other "
+      "part alone (methods=(part,)), with the merged folder as its base"
+    )
+  raise UserError(f"no PyTorch format holds the stack {names}: {way}")

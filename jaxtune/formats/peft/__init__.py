@@ -1,0 +1,1 @@
+"""PEFT's format: its layout, its writer and its reader."""

@@ -1,0 +1,154 @@
+"""Reads PEFT's format: adapter_config.json and adapter_model.safetensors (or .bin, with torch).
+
+Every tensor must be one that the config asks for and the model has a place for; PEFT itself leaves
+others out, or at their start, with a warning at most.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxtune import schema, tree
+from jaxtune.errors import UserError, nearest
+from jaxtune.formats import files, options
+from jaxtune.formats.files import Imported, Part, check_shape
+from jaxtune.formats.peft import layout, read_prompts, read_weights
+
+KINDS = {theirs: ours for ours, theirs in layout.TYPES.items()}
+BEFORE = ("prefix", "prompt", "p_tuning")
+# Options that change what an adapter computes, which ours do not have.
+REFUSED = {
+  "target_parameters": "parameters as targets",
+  "trainable_token_indices": "trained tokens",
+  "alora_invocation_tokens": "activation by tokens (aLoRA)",
+  "arrow_config": "Arrow",
+  "use_qalora": "QA-LoRA",
+  "lora_bias": "biases of B",
+  "layer_replication": "replicated layers",
+  "use_effective_conv2d": "convolutions",
+}
+# Modules that PEFT adds to `modules_to_save` by the task, whether a model has them or not.
+HEADS = ("classifier", "score", "qa_outputs")
+STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # those that leave the base as it is
+
+
+def read(folder: Path, config: dict, pretrained) -> Imported:
+  """Reads an adapter that PEFT, or our own export, wrote.
+
+  Raises:
+    UserError: a type or an option that we do not have; tensors that are missing, foreign or of
+      another shape.
+  """
+  kind = _kind(config)
+  ranks = list[bool] if kind == "adalora" else options.Size  # AdaLoRA's say which are kept
+  schema.check("rank_pattern", config.get("rank_pattern") or {}, dict[str, ranks])
+  found = files.tensors(folder, "adapter_model.safetensors", "adapter_model.bin")
+  found = {_bare(key, kind): x for key, x in found.items()}
+  if kind == "norms":
+    found, targets = _norms(found, pretrained)
+  params, used = _whole(found, pretrained)
+  rest = {key: x for key, x in found.items() if key not in used}
+  if kind == "norms":
+    files.refuse_foreign(rest, used)
+    section, trained, fixed = {"name": "norms", "targets": targets}, {}, {}
+  else:
+    reader = read_prompts.read if kind in BEFORE else read_weights.read
+    section, trained, fixed = reader(kind, config, rest, pretrained)
+  _check_head(params, pretrained)
+  _check_saved(config, used, pretrained)
+  source = {"format": "peft", "type": config["peft_type"]}
+  source |= {"base": config.get("base_model_name_or_path"), "version": config.get("peft_version")}
+  return Imported((Part(section, trained, fixed),), params, (), source)
+
+
+def _kind(config: dict) -> str:
+  """Returns our method of an adapter's type."""
+  kind = KINDS.get(str(config["peft_type"]))
+  if kind is None:
+    near = nearest(str(config["peft_type"]), KINDS)
+    raise UserError(f"peft_type {config['peft_type']!r} is none that jaxtune reads. {near}")
+  for option, what in REFUSED.items():
+    if config.get(option):
+      raise UserError(f"adapter_config.json has {option}: jaxtune has no {what}")
+  start = config.get("init_lora_weights", True)
+  if start not in STARTS:
+    raise UserError(
+      f"adapter_config.json has init_lora_weights={start!r}, which changes the base that PEFT "
+      "loads it over: save it as a plain LoRA (path_initial_model_for_weight_conversion)"
+    )
+  return kind
+
+
+def _bare(key: str, kind: str) -> str:
+  """Returns a tensor's name without what PEFT puts before it."""
+  places = ("base_model.",) if kind in BEFORE else ("base_model.model.", "base_model.")
+  return next((key.removeprefix(place) for place in places if key.startswith(place)), key)
+
+
+def _norms(found: dict, pretrained) -> tuple[dict, list[str]]:
+  """Names trained norms as the model does, and lists their modules here."""
+  plain = {key.replace(".ln_tuning_layers.", "."): x for key, x in found.items()}
+  moved = {key.replace(".ln_tuning_layers.", ".") for key in found if ".ln_tuning_layers." in key}
+  shapes = files.shapes(pretrained)
+  paths = {
+    row.ours.rpartition("/")[0]
+    for row in layout.table(pretrained)
+    if moved & row.their_names(shapes[row.ours]).keys()
+  }
+  return plain, sorted(paths)
+
+
+def _whole(found: dict, pretrained) -> tuple[dict, set[str]]:
+  """Reads the model's own weights: a head, modules_to_save, biases.
+
+  Returns:
+    ({path in our tree: array}, the names that were read).
+  """
+  shapes, flat = files.shapes(pretrained), tree.flatten(pretrained.params)
+  params, used = {}, set()
+  for row in layout.table(pretrained):
+    for name, index in row.their_names(shapes[row.ours]).items():
+      place, _, leaf = name.rpartition(".")
+      key = next((k for k in (name, f"{place}.base_layer.{leaf}") if k in found), None)
+      if key is None or row.ours not in flat:
+        continue
+      check_shape(key, found[key], row.their_shape(shapes[row.ours]))
+      used.add(key)
+      ours = row.read(found[key])
+      if key != name and leaf == "weight":  # PEFT's copy of a base's embeddings
+        _check_copy(key, ours, flat[row.ours])
+        continue
+      params.setdefault(row.ours, np.array(flat[row.ours], np.float32))[index] = ours
+  return params, used
+
+
+def _check_copy(key: str, ours, base) -> None:
+  if not np.allclose(ours, np.asarray(base, np.float32), atol=1e-2, rtol=1e-2):
+    raise UserError(f"{key} is not the base's own: the adapter is of another base")
+
+
+def _check_head(params: dict, pretrained) -> None:
+  """Finds what of a task's head an adapter lacks."""
+  if pretrained.model.config.head is None:
+    return
+  for row in layout.table(pretrained):
+    needed = row.ours.startswith("head/") or row.ours in pretrained.fresh
+    if needed and row.ours not in params and row.ours in files.shapes(pretrained):
+      raise UserError(
+        f"the adapter has no {row.theirs}, which a model with the head "
+        f"{pretrained.model.config.head.kind!r} needs: it was trained for another task"
+      )
+
+
+def _check_saved(config: dict, used: set[str], pretrained) -> None:
+  """Finds modules that the config says were trained whole, without their tensors."""
+  shapes = files.shapes(pretrained)
+  rows = [row for row in layout.table(pretrained) if row.ours in shapes]
+  names = {name for row in rows for name in row.their_names(shapes[row.ours])}
+  for module in config.get("modules_to_save") or ():
+    own = {name for name in names if f"{module}." in name}
+    if not own and module not in HEADS:
+      raise UserError(f"modules_to_save has {module!r}, which this model has not")
+    files.refuse_missing(own - used)

@@ -1,0 +1,129 @@
+"""The config section and the fixed numbers of an imported adapter over weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import jax
+import numpy as np
+
+from jaxtune import peft
+from jaxtune.formats.peft import layout
+from jaxtune.formats.peft.configs import SMALL, alpha_of
+
+
+def complete(kind: str, config: dict, trained: dict, fixed: dict, pretrained):
+  """Returns (section, trained, fixed), with all fixed numbers that the method's `init` makes."""
+  section = {"name": kind, **_OPTIONS[kind](config, trained, fixed)}
+  if kind == "lora":
+    dropout = np.float32(section["dropout"])
+    for site, numbers in fixed.items():
+      numbers["dropout"] = np.full_like(numbers["scale"], dropout)
+      if not _embeds(pretrained, site):
+        numbers["rate:b"] = np.ones_like(numbers["scale"])
+  if kind == "adalora":
+    made = _drawn(section, pretrained)
+    fixed = {site: made[site] | numbers for site, numbers in fixed.items()}
+  return section, trained, fixed
+
+
+def _drawn(section: dict, pretrained) -> dict[str, dict]:
+  """Makes the fixed numbers of a method that has just begun."""
+  methods = peft.build(section)
+  sites = peft.find_sites(pretrained.model)
+  make = jax.jit(lambda key, params: peft.init(key, methods, sites, params)[1])
+  drawn = peft.own(methods[0], make(jax.random.key(0), pretrained.params))
+  return {site: {n: np.asarray(x) for n, x in xs.items()} for site, xs in drawn.items()}
+
+
+def _embeds(pretrained, site: str) -> bool:
+  return any(f"{site}/embedding" == row.ours for row in layout.table(pretrained))
+
+
+def _sizes(trained: dict, fixed: dict, name: str) -> tuple[dict, dict]:
+  """Returns ({site: rank}, {site: alpha}), the latter of sites whose layers have one scale."""
+  ranks = {site: arrays[name].shape[-1] for site, arrays in trained.items()}
+  alphas = {}
+  for site, rank in ranks.items():
+    scales = np.unique(fixed[site]["scale"])
+    if len(scales) == 1:
+      alphas[site] = alpha_of(float(scales[0]), rank)
+  return ranks, alphas
+
+
+def _common(values: dict, default):
+  return Counter(values.values()).most_common(1)[0][0] if values else default
+
+
+def _lora(config: dict, trained: dict, fixed: dict) -> dict:
+  ranks, alphas = _sizes(trained, fixed, "a")
+  rank, alpha = _common(ranks, 8), _common(alphas, 16)
+  others = {
+    "ranks": {site: r for site, r in ranks.items() if r != rank},
+    "alphas": {site: a for site, a in alphas.items() if a != alpha},
+  }
+  return {
+    "rank": rank,
+    "alpha": alpha,
+    "dropout": config.get("lora_dropout", 0.0),
+    "targets": sorted(trained),
+    **{name: values for name, values in others.items() if values},
+    **({"dora": True} if config.get("use_dora") else {}),
+  }
+
+
+def _adalora(config: dict, trained: dict, fixed: dict) -> dict:
+  rank = max(arrays["e"].shape[-1] for arrays in trained.values())
+  scale = float(next(iter(fixed.values()))["scale"].ravel()[0])
+  return {
+    "init_rank": rank,
+    "target_rank": min(rank, config.get("target_r", 8)),
+    "alpha": alpha_of(scale, rank + SMALL),
+    "dropout": config.get("lora_dropout", 0.0),
+    "orth_weight": config.get("orth_reg_weight", 0.5),
+    "interval": config.get("deltaT", 1),
+    "beta1": config.get("beta1", 0.85),
+    "beta2": config.get("beta2", 0.85),
+    "targets": sorted(trained),
+  }
+
+
+def _vera(config: dict, trained: dict, fixed: dict) -> dict:
+  rank = next(iter(trained.values()))["d"].shape[-1]
+  return {
+    "rank": rank,
+    "d_initial": config.get("d_initial", 0.1),
+    "targets": sorted(trained),
+  }
+
+
+def _loha(config: dict, trained: dict, fixed: dict) -> dict:
+  ranks, alphas = _sizes(trained, fixed, "w1_a")
+  return {"rank": _common(ranks, 8), "alpha": _common(alphas, 8), "targets": sorted(trained)}
+
+
+def _lokr(config: dict, trained: dict, fixed: dict) -> dict:
+  rank, factor = config.get("r", 8), config.get("decompose_factor", -1)
+  scales = [float(np.ravel(numbers["scale"])[0]) for numbers in fixed.values()]
+  return {
+    "rank": rank,
+    "alpha": alpha_of(_common(dict(enumerate(scales)), 1.0), rank),
+    "factor": None if factor == -1 else factor,
+    "decompose_both": config.get("decompose_both", False),
+    "targets": sorted(trained),
+  }
+
+
+def _ia3(config: dict, trained: dict, fixed: dict) -> dict:
+  inside = {site for site, arrays in trained.items() if "l_in" in arrays}
+  return {"targets": sorted(trained.keys() - inside), "feedforward": sorted(inside)}
+
+
+_OPTIONS = {
+  "lora": _lora,
+  "adalora": _adalora,
+  "vera": _vera,
+  "loha": _loha,
+  "lokr": _lokr,
+  "ia3": _ia3,
+}

@@ -1,0 +1,1 @@
+"""One file for each model family, named after the `model_type` of its config.json."""

@@ -1,0 +1,154 @@
+"""Compacter: adapters of few numbers, by sums of Kronecker products (Karimi Mahabadi et al. 2021).
+
+  ad(h) = s * PHM_up(act(PHM_down(h))),  PHM(x) = x (sum_i A_i (x) W_i) + b,  W_i = left_i right_i
+
+for i < n, eqs. 4 to 6, with A_i of (n, n) and W_i of rank R. Placed after attention and after the
+feed-forward it is Compacter ("houlsby"); after the feed-forward alone, Compacter++ ("pfeiffer").
+
+Arrays, for D features and a bottleneck of F = n * f, with entry [a, b] of A_i and [p, q] of W_i at
+row a * rows(W_i) + p and column b * columns(W_i) + q of the product, so that x @ H + b is computed:
+  down_left (L, n, D/n, R), down_right (L, n, R, f), down_bias (L, n, f)
+  up_left (L, n, f, R), up_right (L, n, R, D/n), up_bias (L, D)
+  shared:      phm_rule (n, n, n), all A_i, once, at the trunk of the first site
+  not shared:  down_rule, up_rule (L, n, n, n), at every site
+They are `W_left`, `W_right`, `b` (down_bias flattened to F) and `phm_rule` of adapters' PHMLayer.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import peft
+from jaxtune.errors import UserError
+from jaxtune.models.layers import ACTIVATIONS, lift
+from jaxtune.peft.methods import adapter
+from jaxtune.schema import Finite, Rate, Width
+
+PADDED = {
+  "down_left": (-1,), "down_right": (-2, -1), "down_bias": (-1,), "up_left": (-2, -1),
+  "up_right": (-2,),
+}  # fmt: skip
+
+
+def method(
+  width: Width = 24,
+  n: Width = 4,
+  rank: Width = 1,
+  shared: bool = True,
+  placement: Literal[*adapter.PLACEMENTS] = "houlsby",
+  activation: Literal[*ACTIVATIONS] = "gelu",
+  scale: Finite | None = None,
+  dropout: Rate = 0.0,
+  targets: tuple[str, ...] | None = None,
+) -> peft.Method:
+  """Adds adapters of a few thousand numbers at each layer's residual connections.
+
+  Args:
+    width: of the bottleneck; a multiple of n, at most the model's width.
+    n: how many Kronecker products are summed; divides the model's width.
+    rank: of each W_i.
+    shared: whether all layers, and both projections, read the same A_i.
+    placement: as `adapter` has it: "houlsby" (Compacter) or "pfeiffer" (Compacter++), for example.
+    activation: of the bottleneck.
+    scale: of the adapter's output; by default the placement's own.
+    dropout: of the adapter's output, in training.
+    targets: regular expressions, matched against the end of the path of Residual sites.
+
+  Starts as adapters 1.3 does: left and right by Glorot's normal, A_i from N(0, 0.0001^2) where
+  they are shared, else from N(0, 0.01^2); so the model is hardly changed at first.
+  """
+  targets, activation, scale = adapter.at_placement(placement, targets, activation, scale)
+  if width % n:
+    raise UserError(f"method.width is {width}, expected a multiple of method.n, which is {n}")
+  sizes = dict(width=width, n=n, rank=rank, shared=shared)
+  return peft.Method(
+    "compacter",
+    init=partial(_init, targets=targets, scale=scale, rate=dropout, **sizes),
+    intercept=partial(_intercept, placement, ACTIVATIONS[activation]),
+    realise=_realise,
+    numbers=("width", "rank", "scale", "dropout"),
+    padded=PADDED,
+    patterns=targets,
+    options=dict(placement=placement, activation=activation, scale=scale, **sizes),
+  )
+
+
+def _init(key, sites, frozen, *, targets, width, n, rank, shared, scale, rate):
+  trained, fixed = {}, {}
+  found = peft.match(targets, sites, "Residual")
+  for path, site in found.items():
+    features, lead, here = site.output, site.lead, peft.site_key(key, path)
+    if width > features or features % n:
+      raise UserError(
+        f"method.width is {width} and method.n is {n}, but {path} has {features} features: "
+        f"expected a width of at most that, and an n that divides it"
+      )
+    down = _draw(peft.site_key(here, "down"), lead, n, features // n, width // n, rank)
+    up = _draw(peft.site_key(here, "up"), lead, n, width // n, features // n, rank)
+    trained[path] = {
+      **{f"down_{name}": array for name, array in down.items()},
+      **{f"up_{name}": array for name, array in up.items()},
+      "down_bias": jnp.zeros((*lead, n, width // n)),
+      "up_bias": jnp.zeros((*lead, features)),
+    }
+    if not shared:
+      for name in ("down_rule", "up_rule"):
+        draw = jax.random.normal(peft.site_key(here, name), (*lead, n, n, n))
+        trained[path][name] = 0.01 * draw
+    numbers = {"scale": scale, "dropout": rate}
+    fixed[path] = {name: jnp.full(lead, x, jnp.float32) for name, x in numbers.items()}
+  if shared:
+    rule = 1e-4 * jax.random.normal(peft.site_key(key, "phm_rule"), (n, n, n))
+    trained[next(iter(found)).partition("/layers/")[0]] = {"phm_rule": rule}
+  return trained, fixed
+
+
+def _draw(key, lead, n, rows, columns, rank):
+  """Draws left (n, rows, R) and right (n, R, columns) with variance 2 / (inputs + outputs)."""
+
+  def draw(name, size, last_axes):
+    sample = lambda k: (2 / (rank + size)) ** 0.5 * jax.random.normal(k, (*lead, n))
+    column = lambda k: peft.draw_columns(sample, k, size)
+    array = peft.draw_columns(column, peft.site_key(key, name), rank)  # (L, n, size, R)
+    return array if last_axes == "size, rank" else array.swapaxes(-1, -2)
+
+  return {"left": draw("left", rows, "size, rank"), "right": draw("right", columns, "rank, size")}
+
+
+def _realise(trained):
+  """Gives the A_i that all layers share to each of them."""
+  rules = [arrays["phm_rule"] for arrays in trained.values() if "phm_rule" in arrays]
+  if not rules:
+    return trained
+  given = {}
+  for path, arrays in trained.items():
+    if "phm_rule" not in arrays:
+      lead = arrays["up_bias"].shape[:-1]
+      rule = jnp.broadcast_to(lift(rules[0], jnp.empty((*lead, 1, 1, 1))), (*lead, *rules[0].shape))
+      given[path] = {**arrays, "down_rule": rule, "up_rule": rule}
+  return given
+
+
+def _phm(x_anp, rule_iab, left_ipr, right_irq):
+  """Multiplies x (..., n, p), split in n parts, by sum_i A_i (x) left_i right_i: (..., n, q)."""
+  z = jnp.einsum("...ap,ipr->...air", x_anp, left_ipr)
+  z = jnp.einsum("...air,iab->...bir", z, rule_iab)
+  return jnp.einsum("...bir,irq->...bq", z, right_irq)
+
+
+def _intercept(placement, activation, module, trained, fixed, next_fn, x, y):
+  def phm(h):
+    w = jax.tree.map(lambda p: p.astype(h.dtype), trained)
+    n = w["down_rule"].shape[0]
+    z = h.reshape(*h.shape[:-1], n, -1)
+    z = _phm(z, w["down_rule"], w["down_left"], w["down_right"])
+    z = activation(z + lift(w["down_bias"], z))
+    z = _phm(z, w["up_rule"], w["up_left"], w["up_right"]).reshape(h.shape)
+    z = (z + lift(w["up_bias"], z)) * fixed["scale"].astype(h.dtype)
+    return peft.dropout(module, z, fixed["dropout"])
+
+  return adapter.place(placement, phm, next_fn, x, y)

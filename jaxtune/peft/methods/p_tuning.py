@@ -1,0 +1,110 @@
+"""P-tuning: a prompt made of trained embeddings by a small network (Liu et al. 2021, section 3).
+
+The network is PEFT's, of embeddings e_1 .. e_P:
+  mlp:  p_i = W3 relu(W2 relu(W1 e_i + b1) + b2) + b3
+  lstm: p_i = W2 relu(W1 h_i + b1) + b2, with h = BiLSTM(e_1 .. e_P), the paper's eq. 5
+It is trained with the embeddings, kept for resume and dropped at export. Where its prompt stands,
+and what the model makes of it, is as in `prompt`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import peft
+from jaxtune.peft.methods import prompt
+from jaxtune.schema import Count, Width
+
+ENCODERS = ("mlp", "lstm")
+
+
+def method(
+  length: Width = 20,
+  encoder: Literal[*ENCODERS] = "mlp",
+  hidden: Width | None = None,
+  layers: Count = 2,
+) -> peft.Method:
+  """Puts vectors before the text that a trained network makes of trained embeddings.
+
+  Args:
+    length: P, in virtual tokens; takes as many of the model's positions. Trials that differ in it
+      share a program with "mlp" alone: an LSTM reads the prompt from both ends.
+    encoder: the network, "mlp" or "lstm".
+    hidden: its width (of each direction, in an LSTM); by default the model's.
+    layers: of the LSTM; an MLP has always two hidden layers.
+
+  Embeddings are drawn from N(0, 1), weights and biases uniformly from +-1/sqrt(inputs), in an LSTM
+  from +-1/sqrt(hidden), as PyTorch does; the LSTM has one bias where PyTorch adds two.
+  """
+  make = partial(_draw, length=length, hidden=hidden, layers=layers if encoder == "lstm" else 0)
+  return peft.Method(
+    "p_tuning",
+    init=partial(prompt.init, make=make, length=length),
+    intercept=prompt.intercept,
+    realise=_realise,
+    slots=prompt.slots,
+    numbers=("length",) if encoder == "mlp" else (),
+    padded={"embedding": (-2,), "mask": (-1,)} if encoder == "mlp" else {},
+    positions=length,
+    options=dict(length=length, encoder=encoder, hidden=hidden, layers=layers),
+  )
+
+
+def _draw(key, site, frozen, *, length, hidden, layers):
+  width = site.inputs[0][-1]
+  hidden = hidden or width
+
+  def uniform(name, shape, inputs):
+    bound = inputs**-0.5
+    return jax.random.uniform(peft.site_key(key, name), shape, minval=-bound, maxval=bound)
+
+  sample = lambda k: jax.random.normal(k, (width,))
+  made = {"embedding": peft.draw_columns(sample, peft.site_key(key, "embedding"), length).T}
+  for i in range(layers):
+    inputs = 2 * hidden if i else width
+    shapes = {"input": (2, inputs, 4 * hidden), "state": (2, hidden, 4 * hidden)}
+    for name, shape in (shapes | {"bias": (2, 4 * hidden)}).items():
+      made[f"lstm{i}_{name}"] = uniform(f"lstm{i}_{name}", shape, hidden)
+  sizes = [2 * hidden, 2 * hidden, width] if layers else [width, hidden, hidden, width]
+  for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
+    made[f"w{i}"] = uniform(f"w{i}", (inputs, outputs), inputs)
+    made[f"bias{i}"] = uniform(f"b{i}", (outputs,), inputs)
+  return made
+
+
+def _realise(trained):
+  """Makes the prompt; one that is made already stays."""
+  made = lambda arrays: {"prompt": _encode(arrays)} if "embedding" in arrays else arrays
+  return {site: made(arrays) for site, arrays in trained.items()}
+
+
+def _encode(made):
+  """Runs the network on the embeddings: (P, D)."""
+  x_PF = made["embedding"]
+  for i in range(sum(name.endswith("_state") for name in made)):
+    weights = [made[f"lstm{i}_{name}"] for name in ("input", "state", "bias")]
+    ahead, back = (_lstm(*(w[way] for w in weights), x_PF, way == 1) for way in (0, 1))
+    x_PF = jnp.concatenate([ahead, back], -1)
+  last = sum(name.startswith("w") for name in made)
+  for i in range(1, last + 1):
+    x_PF = x_PF @ made[f"w{i}"] + made[f"bias{i}"][None]
+    x_PF = jax.nn.relu(x_PF) if i < last else x_PF
+  return x_PF
+
+
+def _lstm(w_input, w_state, bias, x_PF, reverse):
+  """Returns the states (P, F) of an LSTM in one direction (Hochreiter & Schmidhuber 1997)."""
+
+  def step(carry, inputs):
+    state, cell = carry
+    i, f, g, o = jnp.split(inputs + state @ w_state, 4)
+    cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    state = jax.nn.sigmoid(o) * jnp.tanh(cell)
+    return (state, cell), state
+
+  start = jnp.zeros(w_state.shape[0])
+  return jax.lax.scan(step, (start, start), x_PF @ w_input + bias[None], reverse=reverse)[1]

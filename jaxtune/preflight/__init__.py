@@ -1,0 +1,1 @@
+"""Checks that a configuration can work, and what it will cost, before anything expensive starts."""

@@ -1,0 +1,155 @@
+"""What can be known before a run: whether it can work at all, and what a step will cost."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import jax
+import numpy as np
+
+from jaxtune import data, metrics, peft, sharding
+from jaxtune.errors import UserError, nearest
+from jaxtune.evaluation import generate, judge
+from jaxtune.evaluation.options import EvaluateOptions
+from jaxtune.runs.trial import Setup, find_objective, make_methods, tokenizing
+from jaxtune.training.options import TrainOptions
+
+
+def check_options(config: dict, devices: bool = True) -> None:
+  """Finds options that cannot work, without the model and the data.
+
+  Args:
+    devices: whether the run is for the devices that are here.
+  """
+  options = TrainOptions(**config["train"])
+  if options.batch_size % options.accumulate:
+    raise UserError(
+      f"train.batch_size {options.batch_size} does not divide into "
+      f"train.accumulate {options.accumulate} parts"
+    )
+  if devices:
+    _check_devices(options)
+
+
+def _check_devices(options: TrainOptions) -> None:
+  """Finds a layout that the devices here, or the batch, do not divide into."""
+  parts = sharding.make(options.parallel, options.mesh).parts
+  rows = options.batch_size // options.accumulate
+  if rows % parts:
+    raise UserError(
+      f"train.batch_size {options.batch_size} in train.accumulate {options.accumulate} parts makes "
+      f"{rows} examples at a time, which do not divide over {parts} devices; use a multiple of "
+      f"{parts * options.accumulate}, or train.mesh={{'data': {math.gcd(rows, parts)}}}"
+    )
+
+
+def check(config: dict, setup: Setup) -> None:
+  """Finds what cannot work with this model and data before anything expensive starts."""
+  splits = [s for s in setup.dataset[:3] if s is not None]
+  if config["train"]["patience"] is not None and setup.dataset.validation is None:
+    raise UserError("train.patience needs a validation split: give data.validation")
+  _check_batches(config, setup.dataset)
+  options = TrainOptions(**config["train"])
+  data.check_order(setup.dataset.train, options.steps, options.batch_size)
+  methods = make_methods(config, setup.pretrained.fresh)
+  # The two sides of an encoder-decoder count by themselves.
+  sides = [s.arrays["inputs"].shape[-1] for s in splits if "inputs" in getattr(s, "arrays", {})]
+  longest = max([s.width for s in splits] + sides)
+  prefix = sum(m.positions for m in methods)
+  positions = setup.pretrained.model.config.positions
+  objective, _ = find_objective(config)
+  options = EvaluateOptions(**config["evaluate"])
+  metrics.check(options.metrics or (), objective.KIND)
+  if options.shots:
+    _check_shots(options, config, setup)
+  if options.metrics and not options.generate and not hasattr(objective, "decode"):
+    raise UserError("evaluate.metrics judge text: set evaluate.generate=True, or leave them out")
+  if options.generate:
+    if hasattr(objective, "decode"):
+      raise UserError(
+        f"evaluate.generate is for objective 'sft'; {config['objective']['name']!r} predicts"
+      )
+    longest = max(longest, _longest_completed(options, setup))
+  if prefix + longest > positions:
+    raise UserError(
+      f"sequences of {longest} tokens and a prefix of {prefix} exceed the model's {positions} "
+      "positions; lower data.max_length, evaluate.max_new_tokens or method.length"
+    )
+  tokenize = tokenizing(setup.pretrained)
+  make = lambda params: peft.init(jax.random.key(0), methods, setup.sites, params, tokenize)
+  tuned, hyper, _ = jax.eval_shape(make, setup.pretrained.params)
+  for m in methods:
+    if m.adjust is not None:  # its schedule may not fit the run
+      own = peft.own(m, tuned["peft"])
+      adjust = lambda x, y, m=m: m.adjust(1, config["train"]["steps"], x, x, y)
+      jax.eval_shape(adjust, own, peft.own(m, hyper))
+
+
+def _check_batches(config: dict, dataset: data.Data) -> None:
+  """Finds batches that this machine could not hold, by arithmetic."""
+  memory = math.inf
+  if hasattr(os, "sysconf"):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  held = dataset.test or dataset.validation or dataset.train
+  for section, split in (("train", dataset.train), ("evaluate", held)):
+    # Of a stream: ids, weights and masks.
+    arrays = getattr(split, "arrays", {"tokens": np.zeros((1, split.width, 9), np.int8)})
+    size = config[section]["batch_size"] * sum(array[0].nbytes for array in arrays.values())
+    if size > memory:
+      raise UserError(
+        f"{section}.batch_size is {config[section]['batch_size']}: a batch takes "
+        f"{size / 1e9:,.0f} GB, expected less than this machine's {memory / 1e9:,.0f} GB"
+      )
+
+
+def _check_shots(options: EvaluateOptions, config: dict, setup: Setup) -> None:
+  """Finds data that give no demonstrations, or no examples to put them before."""
+  held = setup.dataset.test or setup.dataset.validation
+  if held is None:
+    raise UserError("evaluate.shots needs examples to judge: give data.test or data.validation")
+  for name in ("stream", "pack"):
+    if config["data"][name]:
+      raise UserError(f"evaluate.shots draws whole examples from train: not with data.{name}")
+  data.check_shots(held, setup.dataset.train, options.shots)
+
+
+def check_metric(metric: str, config: dict, setup: Setup) -> None:
+  """Finds a metric to sort by that no trial will have."""
+  objective, _ = find_objective(config)
+  options = EvaluateOptions(**config["evaluate"])
+  names = [s for s in ("general", "validation", "test") if getattr(setup.dataset, s) is not None]
+  known = [f"{split}_{kind}" for split in names for kind in objective.MEASURES]
+  known += [f"{names[-1]}_{kind}" for kind in judge.metric_names(options, objective)]
+  if metric.partition("/")[0] not in known:
+    silent = not judge.metric_names(options, objective)
+    text = " Those of text need evaluate.generate=True." if silent else ""
+    raise UserError(f"no trial will have the metric {metric!r}. {nearest(metric, known)}{text}")
+  whole, _, task = metric.partition("/")
+  tasks = getattr(setup.dataset, whole.partition("_")[0]).tasks
+  if task and task not in (known := [*(tasks or ()), "mean"] if tasks else []):
+    raise UserError(f"no trial will have the metric {metric!r}. {nearest(task, set(known))}")
+
+
+def _longest_completed(options: EvaluateOptions, setup: Setup) -> int:
+  """Checks that text can be generated and judged; returns the longest prompt and completion."""
+  generate.check_options(
+    setup.pretrained.model.config.vocabulary,
+    *(options.max_new_tokens, options.temperature, options.top_k, options.top_p),
+  )
+  split = setup.dataset.test or setup.dataset.validation
+  if split is None:
+    raise UserError(
+      "evaluate.generate needs prompts to complete: give data.test or data.validation"
+    )
+  for prompt, references, where in zip(split.prompts, split.references, split.where, strict=True):
+    if not prompt or not references:
+      raise UserError(f"{where} has no prompt and answer: evaluate.generate is not for plain text")
+  tasks = len(set(split.tasks or ()))
+  if options.limit is not None and options.limit < tasks:
+    raise UserError(
+      f"evaluate.limit is {options.limit}, expected at least {tasks}: one prompt of each task"
+    )
+  longest, c = max(map(len, split.prompts)), setup.pretrained.model.config
+  together = max if c.encoder is not None else int.__add__
+  return together(longest, len(c.start) + options.max_new_tokens)

@@ -1,0 +1,79 @@
+"""One tiny step before a run: does everything that is to be trained reach the loss?"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtune import data, peft, tree
+from jaxtune.errors import UserError
+from jaxtune.runs import programs
+from jaxtune.runs.trial import Setup
+from jaxtune.training import step
+
+ROWS = 2
+
+
+def check(config: dict, setup: Setup) -> None:
+  """Differentiates the loss of two training examples and looks at the gradient of every array.
+
+  Arrays that methods add are moved off their start first: at the start LoRA's B is zero, and so is
+  the gradient of its A. What no gradient reaches would be trained, counted and exported in vain.
+
+  Raises:
+    UserError: naming the arrays without a gradient, or what is not finite.
+  """
+  program = programs.make_program(config, setup, False)
+  state, base = programs.start(config, setup)
+  tuned = state.tuned | {"peft": moved(state.tuned["peft"])}
+  rows = _rows(config, setup)
+
+  @jax.jit
+  def measure(tuned, hyper, base, rows):
+    loss = lambda tuned: step.loss(program, tuned, hyper, base, rows)[0].sum()
+    value, gradients = jax.value_and_grad(loss)(tuned)
+    return value, jax.tree.map(lambda g: jnp.abs(g).max(), gradients)
+
+  value, largest = measure(tuned, state.hyper, base, rows)
+  if not np.isfinite(value):
+    raise UserError(_not_finite(float(value), setup.pretrained.params))
+  flat = {path: float(x) for path, x in tree.flatten(largest).items()}
+  dead = [path for path, x in flat.items() if x == 0]
+  wild = [path for path, x in flat.items() if not np.isfinite(x)]
+  if wild:
+    raise UserError(f"the gradient of {_list(wild)} is not finite before any training")
+  if dead:
+    raise UserError(
+      f"no gradient reaches {_list(dead)}: it would be trained in vain. Leave it out of the "
+      "method's targets"
+    )
+
+
+def moved(deltas, deviation: float = 0.02):
+  """Adds normal noise to every array."""
+  key = jax.random.key(0)
+  noise = lambda path, x: deviation * jax.random.normal(peft.site_key(key, path), x.shape, x.dtype)
+  return tree.unflatten({path: x + noise(path, x) for path, x in tree.flatten(deltas).items()})
+
+
+def _rows(config: dict, setup: Setup) -> dict:
+  """Takes the rows of the first batch that have most to learn."""
+  batch = data.batch(setup.dataset.train, config["seed"], 0, config["train"]["batch_size"])
+  weights = batch.get("weights")
+  heaviest = np.arange(len(batch["tokens"]))
+  if weights is not None and weights.ndim > 1:
+    heaviest = np.argsort(-weights.reshape(len(weights), -1).sum(1), kind="stable")
+  return {name: jnp.asarray(x[heaviest[:ROWS]]) for name, x in batch.items()}
+
+
+def _not_finite(value: float, params) -> str:
+  floats = {p: x for p, x in tree.flatten(params).items() if jnp.issubdtype(x.dtype, jnp.floating)}
+  bad = [path for path, x in floats.items() if not bool(jnp.isfinite(x).all())]
+  cause = f"the base's weights are not finite in {_list(bad)}" if bad else "the base's weights are"
+  return f"the loss is {value} before any training: {cause}" + ("" if bad else " finite")
+
+
+def _list(paths: list[str]) -> str:
+  more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+  return ", ".join(sorted(paths)[:3]) + more

@@ -1,0 +1,111 @@
+"""A finished trial's result.json, which knows the hashes of itself and of the files beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, Required
+
+from typing_extensions import TypedDict
+
+from jaxtune import schema
+from jaxtune.files import write_atomically
+from jaxtune.errors import UserError
+
+FILES = ("config.json", "metrics.jsonl", "predictions.jsonl", "tuned.safetensors")
+
+
+class Report(TypedDict, total=False):
+  """What is read of the data's report in result.json."""
+
+  __pydantic_config__ = schema.STRICT
+  files: dict[str, str]
+  tasks: dict[str, dict[str, Any]]
+  general: dict[str, Any] | None
+  splits: dict[str, dict[str, Any] | None]
+  format: dict[str, dict[str, Any] | None]
+  tokenizer: str | None
+
+
+class Result(TypedDict, total=False):
+  """What is read of a run's result.json."""
+
+  __pydantic_config__ = schema.STRICT
+  final: Required[dict[str, Any]]
+  base: dict[str, Any]
+  data: Report
+  trained_parameters: int
+  base_parameters: int
+  best_step: int | None
+  diverged_at: int | None
+  base_fingerprint: str
+  files: dict[str, str]
+  versions: dict[str, str]
+
+
+def write(folder: Path, result: dict) -> dict:
+  """Writes a result once all files of the trial are there; returns it with their hashes."""
+  result = json.loads(json.dumps(result, default=str))
+  result["files"] = {name: _hash(folder / name) for name in FILES if (folder / name).exists()}
+  result["sha256"] = _digest(result)
+  write_atomically(folder / "result.json", json.dumps(result, indent=2))
+  return result
+
+
+def read(folder: Path) -> dict:
+  """Reads a run's result.json; {} for a run that is not finished, or was composed or imported.
+
+  Raises:
+    UserError: where it is not what was written.
+  """
+  path = folder / "result.json"
+  if not path.exists():
+    return {}
+  result = schema.read_json(path)
+  schema.check(f"{path}: result", result, Result)
+  written = {"files", "sha256"} & result.keys()  # neither by an older version
+  if written and result.get("sha256") != _digest(result):
+    raise UserError(f"{path} is damaged: its content has another hash than it had when written")
+  return result
+
+
+def check_files(folder: Path, result: dict, names: tuple[str, ...] = FILES) -> None:
+  """Raises UserError unless files of a finished trial are those that its result was written with.
+
+  Results of older versions know no hashes and pass.
+  """
+  for name, wanted in result.get("files", {}).items():
+    path = folder / name
+    if name not in names or (path.is_file() and _hash(path) == wanted):
+      continue
+    wrong = "is damaged or changed" if path.exists() else "is missing"
+    raise UserError(
+      f"{path} {wrong} since result.json was written. Put it back, or delete {folder} to train the "
+      "trial again (trained without its group, it differs by the rounding of float32, about 1e-8)"
+    )
+
+
+def diverged(result: dict) -> bool:
+  """Says whether a trial's training became not finite at any step, or any of its final metrics is.
+
+  The first also where the kept weights are older, and their metrics in order: nobody would choose
+  such a setting, and its best step only says how long it took to break down.
+  """
+  return result.get("diverged_at") is not None or any(
+    isinstance(value, float) and not math.isfinite(value) for value in result["final"].values()
+  )
+
+
+def _hash(path: Path) -> str:
+  try:
+    with path.open("rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _digest(result: dict) -> str:
+  rest = {key: value for key, value in result.items() if key != "sha256"}
+  return hashlib.sha256(json.dumps(rest).encode()).hexdigest()

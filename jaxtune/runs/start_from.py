@@ -1,0 +1,110 @@
+"""Training on from an adapter: `method.start`, the folder of a run or of PEFT's or AdapterHub's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtune import formats
+from jaxtune import peft
+from jaxtune.runs import folder as runs
+from jaxtune import tree
+from jaxtune.errors import UserError
+from jaxtune.formats.peft.write import of_head
+from jaxtune.runs.trial import Setup
+
+# Fixed numbers that are of the training that begins, not of the adapter.
+NEW = ("dropout", "rate:")
+
+
+def continued(methods: tuple[peft.Method, ...], setup: Setup, tuned: Any, hyper: Any):
+  """Replaces what methods drew by the arrays of the adapters that they start from.
+
+  The optimizer starts anew, and dropout and learning-rate ratios are those of the config; the
+  scale is the adapter's.
+
+  Raises:
+    UserError: where an adapter is of another base, method or shape than the config says.
+  """
+  for method in methods:
+    if method.start is None:
+      continue
+    trained, fixed, params = _read(method, setup)
+    own = peft.own(method, tuned["peft"])
+    old = peft.own(method, hyper)
+    deltas = peft.replace(method, tuned["peft"], _fit(method, own, trained, "trained arrays"))
+    fixed = {
+      site: {n: old[site].get(n, x) if n.startswith(NEW) else x for n, x in xs.items()}
+      for site, xs in _fit(method, old, fixed, "fixed numbers", NEW).items()
+    }
+    moved = tree.flatten(tuned["params"])
+    lost = [path for path in params if path not in moved and not of_head(path)]
+    if lost:
+      raise UserError(
+        f"method.start: {method.start} has trained {lost[0]} too, which no method of the config "
+        "trains: add the method that did, or export it merged and train on that model"
+      )
+    moved |= {path: jnp.asarray(x) for path, x in params.items() if path in moved}
+    tuned = {"params": tree.unflatten(moved), "peft": deltas}
+    hyper = peft.replace(method, hyper, fixed)
+  return tuned, hyper
+
+
+def _read(method: peft.Method, setup: Setup) -> tuple[dict, dict, dict]:
+  """Returns (trained arrays, fixed numbers, moved weights) of the adapter to start from."""
+  folder = Path(method.start).expanduser()
+  if (folder / "adapter_config.json").exists():
+    found = formats.read(folder, setup.pretrained)
+    kinds = [part.section["name"] for part in found.parts]
+    if method.kind not in kinds:
+      _same_kind(method, " + ".join(kinds), folder)
+    part = found.parts[kinds.index(method.kind)]
+    return part.trained, part.fixed, found.params
+  path, record, flat = runs.read(folder)
+  tree.check_finite(flat, f"method.start: {path}")
+  if setup.fingerprint and record["base"] != setup.fingerprint:
+    raise UserError(f"method.start: {path.parent} was trained over other base weights")
+  parts = peft.parts(record["config"]["method"])
+  names = [name for name, part in parts.items() if part["name"] == method.kind]
+  names = [method.name] if method.name in names else names
+  if len(names) != 1:
+    _same_kind(method, " + ".join(p["name"] for p in parts.values()), folder)
+  trees = tree.unflatten(flat)
+  theirs = method._replace(name=names[0])
+  arrays = (peft.own(theirs, trees.get(part, {})) for part in ("peft", "hyper"))
+  return *arrays, tree.flatten(trees.get("params", {}))
+
+
+def _same_kind(method: peft.Method, kind: str, folder: Path) -> None:
+  if kind != method.kind:
+    raise UserError(f"method.start: {folder} holds {kind}, expected one {method.kind}")
+
+
+def _fit(method, own: dict, found: dict, what: str, new: tuple[str, ...] = ()) -> dict:
+  """Checks that an adapter has the arrays that the config asks for, in their shapes."""
+  lay = lambda xs: {k: x for k, x in peft.placed(method, xs).items() if not _is_new(k, new)}
+  mine, theirs = lay(own), lay(found)
+  if mine.keys() != theirs.keys():
+    some = sorted(mine.keys() ^ theirs.keys())[0]
+    raise UserError(
+      f"method.start: {method.start} and the config differ in their {what}: {some} is in "
+      f"{'the config' if some in mine else 'the adapter'} alone. Compare targets and options"
+    )
+  for path, leaf in mine.items():
+    if theirs[path].dtype != leaf.dtype:
+      raise UserError(
+        f"method.start: {path} is {theirs[path].dtype} in {method.start}, expected {leaf.dtype}"
+      )
+    if leaf.shape != theirs[path].shape:
+      raise UserError(
+        f"method.start: {path} is {np.shape(theirs[path])} in {method.start}, but the config makes "
+        f"it {leaf.shape}: give the adapter's own rank, width or length"
+      )
+  return {s: {n: jnp.asarray(x) for n, x in (own[s] | found[s]).items()} for s in own}
+
+
+def _is_new(path: str, new: tuple[str, ...]) -> bool:
+  return bool(new) and path.rsplit("/", 1)[1].startswith(new)

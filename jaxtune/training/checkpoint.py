@@ -1,0 +1,165 @@
+"""Checkpoints of a running group: what is trained, never the base."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxtune import lazy
+from jaxtune.errors import UserError
+from jaxtune.files import writing
+
+ocp = lazy.Module("orbax.checkpoint")
+
+
+class Checkpoints:
+  """The checkpoints of one run, in orbax's format; a context manager.
+
+  Each holds the state (trained tree, optimizer, step, seed, best so far) and a record of what it
+  belongs to: the configuration, the base's fingerprint and the data's hashes.
+  """
+
+  def __init__(self, folder: Path, record: dict, keep: int = 2):
+    self.folder, self.record = folder, record
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+    with undamaged(folder), writing(folder):
+      self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self.manager.close()
+
+  def save(self, step: int, state: Any, seconds: float = 0.0) -> None:
+    """Writes a checkpoint; one that is not complete is never seen again.
+
+    Args:
+      seconds: that the run has taken so far, through all its restarts.
+    """
+    if self.manager.latest_step() != step:
+      record = ocp.args.JsonSave(self.record | {"seconds": seconds})
+      args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=record)
+      with writing(self.folder), _patient_loops():
+        self.manager.save(step, args=args)
+        self.manager.wait_until_finished()
+
+  def restore(self, like: Any) -> tuple[Any, float] | None:
+    """Reads the latest state and its seconds; None if there is none.
+
+    Args:
+      like: a state with the shapes, types and placement that are wanted.
+
+    Raises:
+      UserError: when it belongs to another configuration, another base or other data, or is
+        damaged.
+    """
+    step = self.manager.latest_step()
+    if step is None:
+      return None
+    read = lambda **what: self.manager.restore(step, args=ocp.args.Composite(**what))
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    with undamaged(self.folder / str(step)), _patient_loops():
+      record = read(record=ocp.args.JsonRestore()).record
+      self._check(record)
+      return read(state=ocp.args.StandardRestore(abstract)).state, record["seconds"]
+
+  def _check(self, found: dict) -> None:
+    if "seconds" not in found:
+      raise UserError(
+        f"{self.folder} holds a checkpoint of an older version of jaxtune: give another --workdir"
+      )
+    check_same(f"{self.folder} holds a checkpoint", found, self.record)
+
+
+class _PatientLoop(asyncio.SelectorEventLoop):
+  """Ends all that was begun in it before it closes."""
+
+  def close(self):
+    left = () if self.is_closed() else asyncio.all_tasks(self)
+    if left:
+      self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    super().close()
+
+
+@contextlib.contextmanager
+def _patient_loops() -> Iterator[None]:
+  """Lets orbax close its event loops only after all writes, or reads, have ended.
+
+  Where one fails it leaves the others behind, and these would print "Event loop is closed" from
+  their threads.
+  """
+  before, asyncio.new_event_loop = asyncio.new_event_loop, _PatientLoop
+  try:
+    yield
+  finally:
+    asyncio.new_event_loop = before
+
+
+@contextlib.contextmanager
+def undamaged(place: Path) -> Iterator[None]:
+  """Turns whatever orbax, and what it reads with, raise of damaged files into a UserError."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    cause = (str(error) or type(error).__name__).splitlines()[0][:200]
+    raise UserError(
+      f"{place} is damaged ({cause}). Remove it, to go on from the checkpoint before it, or from "
+      "the start where there is none"
+    ) from error
+
+
+def check_same(holds: str, old: dict, new: dict) -> None:
+  """Raises UserError unless what is there was made from what is given now.
+
+  Args:
+    holds: such as "FOLDER holds a checkpoint", with which the message begins.
+    old, new: {"config", "base", "data set": value}; of `old` as read from JSON.
+  """
+  for key, value in json.loads(json.dumps(new, default=str)).items():
+    if old[key] != value:
+      raise UserError(
+        f"{holds} of another {key}: {differences(old[key], value)}. Resume with what it was "
+        "started with, or give another --workdir"
+      )
+
+
+def differences(old: Any, new: Any, path: str = "") -> str:
+  """Names the keys in which two nested dicts, or lists of dicts, differ."""
+  lists = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
+  if lists and all(isinstance(x, dict) for x in old + new):
+    names = [f"{path}[{i}]" if len(old) > 1 else path for i in range(len(old))]
+    parts = map(differences, old, new, names)
+    return "; ".join(part for part in parts if part)
+  if isinstance(old, dict) and isinstance(new, dict):
+    keys = sorted({*old, *new})
+    parts = [differences(old.get(k), new.get(k), f"{path}.{k}" if path else k) for k in keys]
+    return "; ".join(part for part in parts if part)
+  return "" if old == new else f"{path or 'value'} was {old!r}, is now {new!r}"
+
+
+class Interrupt:
+  """Notes SIGTERM, so that the loop can save and leave after the step it is in."""
+
+  def __init__(self):
+    self.asked = False
+
+  def __enter__(self):
+    try:
+      self.before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", True))
+    except ValueError:  # not in the main thread: signals are the caller's
+      self.before = None
+    return self
+
+  def __exit__(self, *error):
+    if self.before is not None:
+      signal.signal(signal.SIGTERM, self.before)

@@ -1,0 +1,168 @@
+"""One training step as a pure function; jit, pmap and vmap are applied outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxtune import peft
+from jaxtune.training import optim
+
+# What of a batch a model reads; the rest is the objective's.
+INPUTS = ("tokens", "mask", "segments", "types", "inputs", "inputs_mask")
+
+
+class State(NamedTuple):
+  """Everything a trial changes or owns; a group stacks it along a first axis E.
+
+  Attributes:
+    step: updates done, ().
+    seed: of dropout, (); the key of a step is made of seed and step.
+    tuned: {"params": trained base leaves, "peft": deltas}, fp32.
+    hyper: the methods' numbers that no gradient trains.
+    numbers: the optimizer's numbers, `optim.NUMBERS`.
+    optimizer: the optax state.
+  """
+
+  step: Any
+  seed: Any
+  tuned: Any
+  hyper: Any
+  numbers: Any
+  optimizer: Any
+
+
+class Program(NamedTuple):
+  """What is compiled into a step: the same for every trial of a group.
+
+  Attributes:
+    model: the linen module.
+    methods: from `peft.build`.
+    objective: (forward, batch) -> (losses (B,), {"weight": (B,), ...}), sums of each row.
+    make_optimizer: (numbers) -> optax transformation.
+    steps: of the whole run.
+    dropout: whether any trial drops anything.
+    predict: (forward, batch) -> arrays (B, ...) that tell what is predicted; None: text is
+      generated instead.
+  """
+
+  model: Any
+  methods: tuple
+  objective: Callable
+  make_optimizer: Callable
+  steps: int
+  dropout: bool = False
+  predict: Callable | None = None
+
+
+def loss(program: Program, tuned, hyper, base, batch, rng=None):
+  """Returns the objective's (losses (B,), others by name (B,)); `rng` turns dropout on."""
+
+  return program.objective(partial(_forward, program, tuned, hyper, base, rng), batch)
+
+
+def judge(program: Program, tuned, hyper, base, batch) -> dict[str, Any]:
+  """Returns what each row lost and was predicted to be: {"loss": (B,), "weight": (B,), ...}."""
+  computed = []  # the loss and the prediction share one forward pass
+
+  def forward(batch):
+    if not computed:
+      computed.append(_forward(program, tuned, hyper, base, None, batch))
+    return computed[0]
+
+  losses_B, others = program.objective(forward, batch)
+  predicted = {} if program.predict is None else program.predict(forward, batch)
+  return {"loss": losses_B, **others, **predicted}
+
+
+def _forward(program, tuned, hyper, base, rng, batch):
+  inputs = {name: batch[name] for name in INPUTS if name in batch}
+  return peft.apply(program.model, program.methods, base, tuned, hyper, rng=rng, **inputs)
+
+
+def update(program: Program, state: State, base, batch, axis: str | None = None):
+  """Takes one optimizer step on a batch with a leading axis A of accumulated parts.
+
+  Losses, weights and gradients are summed over the parts and, with `axis`, over devices, and
+  divided once: padding, accumulation and sharding change nothing.
+
+  Args:
+    base: the frozen weights: never closed over, donated or differentiated.
+    batch: {"tokens", "mask", "weights"}, each (A, B, T).
+
+  Returns:
+    (next state, {"loss", "accuracy", "tokens", "grad_norm", "finite"}); "finite" says whether the
+    loss and the norms of the gradients and of the new weights are.
+  """
+  rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
+  if axis is not None:
+    rng = jax.random.fold_in(rng, jax.lax.axis_index(axis))
+
+  def part(tuned, piece):
+    i, rows = piece
+    key = jax.random.fold_in(rng, i) if program.dropout else None
+    losses_B, others = loss(program, tuned, state.hyper, base, rows, key)
+    return losses_B.sum(), jax.tree.map(jnp.sum, others)
+
+  gradient = jax.value_and_grad(part, has_aux=True)
+
+  count = batch["tokens"].shape[0]
+  first = (0, jax.tree.map(lambda x: x[0], batch))
+  if count == 1:
+    total = gradient(state.tuned, first)
+  else:
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, state.tuned, first))
+    add = lambda total, piece: (jax.tree.map(jnp.add, total, gradient(state.tuned, piece)), None)
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), batch))
+  if axis is not None:
+    total = jax.lax.psum(total, axis)
+  (loss_sum, sums), gradients = total
+  weight = jnp.maximum(sums["weight"], 1e-6)
+  gradients = jax.tree.map(lambda g: g / weight, gradients)
+  gradients = _penalised(program.methods, gradients, state)
+  changes, optimizer = program.make_optimizer(state.numbers).update(
+    gradients, state.optimizer, state.tuned
+  )
+  changes = optim.scale(changes, state.hyper, state.numbers["head_ratio"])
+  metrics = {
+    "loss": loss_sum / weight,
+    "accuracy": sums["correct"] / weight,
+    "tokens": sums["weight"],
+    "grad_norm": optax.tree.norm(gradients),
+  }
+  tuned = optax.apply_updates(state.tuned, changes)
+  # Weights whose squares overflow make norms zero, and a loss that looks like a number.
+  found = (metrics["loss"], metrics["grad_norm"], optax.tree.norm(tuned))
+  metrics["finite"] = jnp.isfinite(jnp.stack(found)).all()
+  state = state._replace(step=state.step + 1, tuned=tuned, optimizer=optimizer)
+  return _adjusted(program, state, gradients), metrics
+
+
+def _penalised(methods, gradients, state: State):
+  """Adds the gradients of the methods' penalties."""
+
+  def penalty(deltas):
+    own = lambda m: (peft.own(m, deltas), peft.own(m, state.hyper))
+    return sum(m.penalty(*own(m)) for m in methods if m.penalty is not None)
+
+  if all(m.penalty is None for m in methods):
+    return gradients
+  added = jax.grad(penalty)(state.tuned["peft"])
+  return gradients | {"peft": jax.tree.map(jnp.add, gradients["peft"], added)}
+
+
+def _adjusted(program: Program, state: State, gradients) -> State:
+  """Lets methods change their own arrays after an update."""
+  for m in program.methods:
+    if m.adjust is not None:
+      trees = (state.tuned["peft"], gradients["peft"], state.hyper)
+      trained, fixed = m.adjust(state.step, program.steps, *(peft.own(m, x) for x in trees))
+      deltas = peft.replace(m, state.tuned["peft"], trained)
+      tuned, hyper = state.tuned | {"peft": deltas}, peft.replace(m, state.hyper, fixed)
+      state = state._replace(tuned=tuned, hyper=hyper)
+  return state

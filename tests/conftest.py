@@ -20,9 +20,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
-import tiny
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
+from support import tiny
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The same few examples every time; HYPOTHESIS_PROFILE=long looks for new ones.

@@ -29,7 +29,7 @@ import conftest  # noqa: F401  cheap compilation
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny
+from support import tiny
 
 from jaxtune import certify, objectives, peft, tree
 from jaxtune.api import export

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-import readers
+from support import readers
 
 from jaxtune.errors import UserError
 

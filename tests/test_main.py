@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-import tiny
+from support import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import matrix
 import pytest
-import tiny
+from support import tiny
 
 # A walk through the families, method by method: neighbours in the list differ most.
 WALK = (

@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-import tiny
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from support import tiny
 
 from jaxtune import config, formats, tree
 from jaxtune.api.export import export

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import setups
-import tiny
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
+from support import made_trials, tiny
 
 from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
@@ -43,7 +42,7 @@ def go(folder, setup, configs):
   """Trains; returns each trial's losses by step, final metrics and weights."""
   folders = [folder / str(i) for i in range(len(configs))]
   base = baseline.evaluate_base(configs[0], setup)
-  results = setups.run(configs, folders, setup, folder / "checkpoints", base)
+  results = made_trials.run(configs, folders, setup, folder / "checkpoints", base)
   found = []
   for result, one in zip(results, folders, strict=True):
     rows = map(json.loads, (one / "metrics.jsonl").read_text().splitlines())
@@ -68,25 +67,27 @@ def equal(found, expected):
 
 @pytest.fixture(scope="module")
 def single(llama, tmp_path_factory):
-  configs = [setups.complete({"name": "full"}, STEPS | SINGLE | {"optim.learning_rate": 1e-3})]
-  return go(tmp_path_factory.mktemp("single"), setups.make(llama), configs)
+  configs = [made_trials.complete({"name": "full"}, STEPS | SINGLE | {"optim.learning_rate": 1e-3})]
+  return go(tmp_path_factory.mktemp("single"), made_trials.make(llama), configs)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_equals_a_single_device(llama, single, tmp_path, layout):
   changes = STEPS | {"optim.learning_rate": 1e-3} | LAYOUTS[layout]
-  found = go(tmp_path, setups.make(llama), [setups.complete({"name": "full"}, changes)])
+  found = go(tmp_path, made_trials.make(llama), [made_trials.complete({"name": "full"}, changes)])
   equal(found, single)
 
 
 def test_trials_over_devices(gpt2, tmp_path):
-  setup, found = setups.make(gpt2), {}
+  setup, found = made_trials.make(gpt2), {}
   for name, changes in {
     "single": SINGLE,
     "mesh": {"train.mesh": {"trial": 2, "data": 2}, "train.chunk": 2},
     "pmap": {"train.mesh": None, "train.parallel": "pmap"},
   }.items():
-    configs = [setups.complete(LORA, STEPS | changes | {"method.rank": rank}) for rank in (1, 4)]
+    configs = [
+      made_trials.complete(LORA, STEPS | changes | {"method.rank": rank}) for rank in (1, 4)
+    ]
     found[name] = go(tmp_path / name, setup, configs)
   equal(found["mesh"], found["single"])
   equal(found["pmap"], found["single"])
@@ -95,7 +96,7 @@ def test_trials_over_devices(gpt2, tmp_path):
 def made_for(name):
   """Returns a model, its config and a batch (1, 1, B, ...): of 8 rows, whose lengths differ."""
   rng = np.random.default_rng(0)
-  arrays = dict(setups.split(8, 3).arrays)
+  arrays = dict(made_trials.split(8, 3).arrays)
   if name == "bert":
     pretrained = tiny.make(name, head="classify", labels=3)
     changes, labels = {"objective": {"name": "classify"}}, rng.integers(0, 3, 8).astype(np.int32)
@@ -104,7 +105,7 @@ def made_for(name):
     pretrained, changes = tiny.make(name), {}
   if name == "t5":
     arrays |= {"inputs": arrays["tokens"][:, :12], "inputs_mask": arrays["mask"][:, :12]}
-  config = setups.complete(LORA, {"train.batch_size": 8} | changes)
+  config = made_trials.complete(LORA, {"train.batch_size": 8} | changes)
   return pretrained, config, {key: x[None, None] for key, x in arrays.items()}
 
 
@@ -112,7 +113,7 @@ def made_for(name):
 def test_a_step_of_every_kind_of_model(name):
   """An encoder with a head, an encoder-decoder, and a decoder of local and global layers."""
   pretrained, config, batch = made_for(name)
-  setup, found = setups.make(pretrained), {}
+  setup, found = made_trials.make(pretrained), {}
   state, base = programs.start(config, setup)
   for kind, layout in (("single", {"data": 1}), ("pmap", None), ("mesh", LAYOUTS["fsdp_tensor"])):
     mesh = layout["train.mesh"] if kind == "mesh" else layout
@@ -131,16 +132,16 @@ def test_a_step_of_every_kind_of_model(name):
 
 def test_three_trials_fit_on_a_trial_axis_of_two(llama, tmp_path):
   changes = {"train.mesh": {"trial": 2, "data": 2}, "train.steps": 2}
-  configs = [setups.complete(LORA, changes | {"seed": seed}) for seed in range(3)]
-  assert len(go(tmp_path, setups.make(llama), configs)) == 3
+  configs = [made_trials.complete(LORA, changes | {"seed": seed}) for seed in range(3)]
+  assert len(go(tmp_path, made_trials.make(llama), configs)) == 3
 
 
 @pytest.mark.parametrize("layout", ["pmap", "fsdp_tensor"])
 def test_a_layout_resumes(llama, tmp_path, layout):
   """As if it had been killed after its third step: the later checkpoints are taken away."""
-  setup = setups.make(llama)
+  setup = made_trials.make(llama)
   changes = LAYOUTS[layout] | {"train.checkpoint_every": 3, "train.keep": "last"}
-  config = setups.complete(LORA, changes)
+  config = made_trials.complete(LORA, changes)
   whole = go(tmp_path, setup, [config])
   saved = tmp_path / "checkpoints"
   (saved / "6").rename(tmp_path / "gone")
@@ -154,11 +155,11 @@ def test_a_layout_resumes(llama, tmp_path, layout):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "sgd"])
 def test_the_rules_cover_every_leaf(request, family, optimizer):
-  setup = setups.make(request.getfixturevalue(family))
+  setup = made_trials.make(request.getfixturevalue(family))
   mesh = sharding.make("jit", {"fsdp": 2, "tensor": 2}).mesh
   methods = METHODS + [{"name": "bitfit"}] * (family == "gpt2")
   for method in methods:
-    config = setups.complete(method, {"optim.name": optimizer})
+    config = made_trials.complete(method, {"optim.name": optimizer})
     state, base = jax.eval_shape(lambda c=config: programs.start(c, setup))
     progress = jax.eval_shape(lambda s: loop.begin(tree.stack([s]), TrainOptions()), state)
     sharding.shardings(mesh, progress, "trial")
@@ -171,8 +172,8 @@ def test_the_rules_cover_every_leaf(request, family, optimizer):
 
 
 def test_moments_lie_as_their_weights(llama):
-  setup = setups.make(llama)
-  state, _ = jax.eval_shape(lambda: programs.start(setups.complete({"name": "full"}), setup))
+  setup = made_trials.make(llama)
+  state, _ = jax.eval_shape(lambda: programs.start(made_trials.complete({"name": "full"}), setup))
   stacked = jax.eval_shape(lambda s: tree.stack([s, s]), state)
   mesh = sharding.make("jit", {"trial": 2, "fsdp": 2}).mesh
   placed = sharding.shardings(mesh, stacked, "trial")
@@ -232,7 +233,7 @@ def test_meshes(mesh, devices, parts):
 )
 def test_a_batch_that_does_not_divide_is_refused(changes):
   with pytest.raises(UserError, match="do not divide over 4 devices; use a multiple of"):
-    checks.check_options(setups.complete(LORA, changes))
+    checks.check_options(made_trials.complete(LORA, changes))
 
 
 def test_every_method_is_here():

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-import readers
+from support import readers
 
 import jaxtune
 from jaxtune import files

@@ -131,7 +131,7 @@ def corpus_buckets(reader: str) -> set[str]:
 
 def replay(names: list[str], work: Path) -> int:
   """Reads the corpus again; returns how many of its cases are still findings."""
-  import readers
+  from support import readers
 
   bad = 0
   for reader in names:
@@ -174,7 +174,7 @@ def main() -> int:
   options = parser.parse_args()
   work = Path(options.work)
   worker.warm(work)
-  import readers
+  from support import readers
 
   names = options.target or list(readers.READERS)
   if options.replay:

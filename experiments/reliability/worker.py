@@ -84,7 +84,7 @@ class Worker:
 
   def run(self, files: dict[str, bytes | None]) -> Found:
     """Writes a folder, lets the worker read it, and says what that did."""
-    import readers
+    from support import readers
 
     case = self.place / "case"
     _clear(case)
@@ -152,7 +152,7 @@ def _clear(folder: Path) -> None:
 
 def _serve(reader: str, place: Path, here: int, there: int) -> None:
   """Answers questions until it is killed."""
-  import readers
+  from support import readers
 
   log = os.open(place / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
   os.dup2(log, 1)

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import setups
-import tiny
-from made import LORA, TOKENS, logits, make
+from support import made_trials, tiny
+from support.random_runs import LORA, TOKENS, logits, make
 
 from jaxtune import compose, peft, tree
 from jaxtune.api.export import export
@@ -48,7 +47,7 @@ def test_a_stack_on_a_stack_keeps_every_part(llama):
 
 def test_noise_of_training_is_no_part_of_what_is_composed(llama):
   noisy = make(llama, LORA)
-  full = setups.complete(LORA, {"regularize.dropout": 0.1})
+  full = made_trials.complete(LORA, {"regularize.dropout": 0.1})
   methods = make_methods(full, ())
   hyper = tree.combine(noisy.hyper, peft.init(
     jax.random.key(0), methods[1:], peft.find_sites(llama.model), llama.params)[1])  # fmt: skip
@@ -62,7 +61,7 @@ def test_noise_of_training_is_no_part_of_what_is_composed(llama):
 def classifier(seed: int) -> Run:
   pretrained = tiny.make("llama", head="classify", labels=3)
   pretrained = pretrained._replace(fresh=("head/out/kernel",))
-  full = setups.complete(LORA) | {"objective": {"name": "classify"}}
+  full = made_trials.complete(LORA) | {"objective": {"name": "classify"}}
   methods = make_methods(full, pretrained.fresh)
   sites = peft.find_sites(pretrained.model)
   tuned, hyper, base = peft.init(jax.random.key(0), methods, sites, pretrained.params)

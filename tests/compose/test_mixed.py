@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import setups
-from made import TOKENS, logits, make
+from support import made_trials
+from support.random_runs import TOKENS, logits, make
 
 from jaxtune import peft, tree
 from jaxtune.compose import mixed
@@ -71,7 +71,7 @@ def test_each_prompt_is_continued_by_its_own_adapter(llama):
 
 def outlined(pretrained, section: dict) -> Run:
   """A run with the shapes of arrays in their place."""
-  full = setups.complete(section)
+  full = made_trials.complete(section)
   methods, sites = make_methods(full), peft.find_sites(pretrained.model)
   start = lambda params: peft.init(jax.random.key(0), methods, sites, params, lambda text: [1, 2])
   tuned, hyper, _ = jax.eval_shape(start, pretrained.params)

@@ -6,7 +6,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from talkers import make
+from support.chat_tokenizers import make
 
 from jaxtune.api import complete
 from jaxtune.data import chat, confined, conversations, wording

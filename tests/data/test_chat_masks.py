@@ -7,7 +7,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from talkers import make
+from support.chat_tokenizers import make
 
 from jaxtune.data import chat, conversations
 from jaxtune.errors import UserError

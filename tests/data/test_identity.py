@@ -3,7 +3,7 @@
 import json
 
 import pytest
-import small
+from support import folders
 
 from jaxtune import data
 from jaxtune.training import checkpoint
@@ -15,12 +15,12 @@ def load(folder, **changed):
     {"prompt": f"a{i} :", "completion": note} for i in range(first, first + 4)
   ]
   options = {
-    name: small.write(folder, f"{name}.jsonl", rows(first, changed.get(name, "b1")))
+    name: folders.write(folder, f"{name}.jsonl", rows(first, changed.get(name, "b1")))
     for name, first in (("train", 0), ("validation", 4), ("test", 6))
   }
   texts = [{"text": f"a1 {changed.get('general', 'b1')}"} for _ in range(3)]
-  options["general"] = small.write(folder, "general.jsonl", texts)
-  return data.load(small.tokenizer("llama"), **options, overlap="allow")
+  options["general"] = folders.write(folder, "general.jsonl", texts)
+  return data.load(folders.tokenizer("llama"), **options, overlap="allow")
 
 
 @pytest.mark.parametrize("name", ["train", "validation", "test", "general"])
@@ -37,11 +37,11 @@ def test_tasks_are_told_apart(tmp_path):
     rows = [{"prompt": f"a{i} :", "completion": word} for i in range(4)]
     tasks = {
       "one": {
-        "train": small.write(tmp_path, "one.jsonl", [{"prompt": "a9 :", "completion": "b1"}])
+        "train": folders.write(tmp_path, "one.jsonl", [{"prompt": "a9 :", "completion": "b1"}])
       },
-      "two": {"train": small.write(tmp_path, "two.jsonl", rows)},
+      "two": {"train": folders.write(tmp_path, "two.jsonl", rows)},
     }
-    return data.identity(data.load(small.tokenizer("llama"), tasks=tasks).report)
+    return data.identity(data.load(folders.tokenizer("llama"), tasks=tasks).report)
 
   found = checkpoint.differences(identity("b1"), identity("b2"))
   assert "tasks.two.splits.train" in found and "tasks.one" not in found
@@ -50,8 +50,8 @@ def test_tasks_are_told_apart(tmp_path):
 def test_a_streamed_file_is_told_by_its_size_and_its_ends(tmp_path):
   def identity(*words):
     rows = [{"prompt": f"a{i} :", "completion": word} for i, word in enumerate(words)]
-    path = small.write(tmp_path, "train.jsonl", rows)
-    report = data.load(small.tokenizer("llama"), train=path, stream=2, max_length=8).report
+    path = folders.write(tmp_path, "train.jsonl", rows)
+    report = data.load(folders.tokenizer("llama"), train=path, stream=2, max_length=8).report
     return data.identity(report)["files"]
 
   found = [identity("b1", "b1"), identity("b2", "b1"), identity("b1", "b2"), identity("b1")]

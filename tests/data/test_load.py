@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import setups
-import small
-import tiny
+from support import folders, made_trials, tiny
 
 from jaxtune import config, data, sharding
 from jaxtune.errors import UserError
@@ -22,25 +20,25 @@ def files(tmp_path_factory):
     | {"task": "xy"[i % 3 // 2]}
     for i in range(30)
   ]
-  made = {"train": small.write(folder, "train.jsonl", rows[:24])}
-  made["test"] = small.write(folder, "test.jsonl", rows[24:])
+  made = {"train": folders.write(folder, "train.jsonl", rows[:24])}
+  made["test"] = folders.write(folder, "test.jsonl", rows[24:])
   for task in "xy":
     own = [row for row in rows[:24] if row["task"] == task]
-    made[task] = small.write(folder, f"{task}.jsonl", own)
+    made[task] = folders.write(folder, f"{task}.jsonl", own)
   labels = [{"text": f"b{i} c{i}", "label": ["no", "yes"][i % 2]} for i in range(6)]
-  made["labels"] = small.write(folder, "labels.tsv", labels)
-  made["maybe"] = small.write(folder, "maybe.tsv", [{"text": "b9", "label": "maybe"}])
-  made["plain"] = small.write(folder, "plain.jsonl", [{"text": "c1 c2 c3 c4 " * 10}] * 3)
+  made["labels"] = folders.write(folder, "labels.tsv", labels)
+  made["maybe"] = folders.write(folder, "maybe.tsv", [{"text": "b9", "label": "maybe"}])
+  made["plain"] = folders.write(folder, "plain.jsonl", [{"text": "c1 c2 c3 c4 " * 10}] * 3)
   turns = [{"role": role, "content": "a1 b2"} for role in ("user", "assistant")]
-  made["chats"] = small.write(folder, "chats.jsonl", [{"messages": turns}] * 2)
-  made["small"] = small.write(folder, "small.jsonl", [{"prompt": "a1", "completion": "a1"}] * 2)
-  made["none"] = small.write(folder, "none.jsonl", [])
+  made["chats"] = folders.write(folder, "chats.jsonl", [{"messages": turns}] * 2)
+  made["small"] = folders.write(folder, "small.jsonl", [{"prompt": "a1", "completion": "a1"}] * 2)
+  made["none"] = folders.write(folder, "none.jsonl", [])
   return made
 
 
 @pytest.fixture(scope="module")
 def load(files):
-  tokenizers = {family: small.tokenizer(family) for family in ("llama", "bert")}
+  tokenizers = {family: folders.tokenizer(family) for family in ("llama", "bert")}
 
   def go(objective="sft", start=(), family="llama", **options):
     named = {k: files.get(v, v) if isinstance(v, str) else v for k, v in options.items()}
@@ -60,8 +58,8 @@ def test_a_mixture_of_conversations_stops_where_each_task_s_turns_end(load, file
   assert mixed.stop_tokens == (1, 0)
   with pytest.raises(UserError, match=r"different tokens, \[1, 0\] and \[1\]: run two"):
     data.align([alone["<pad>"], alone["</s>"]])
-  made = setups.make(llama, False)._replace(dataset=mixed)
-  full = setups.complete({"name": "lora"})
+  made = made_trials.make(llama, False)._replace(dataset=mixed)
+  full = made_trials.complete({"name": "lora"})
   program = programs.make_program(full, made, False)
   evaluator = programs.make_evaluator(full, program, sharding.make("jit", {"data": 1}), 1, made)
   assert evaluator.stop_tokens == (1, 0)
@@ -163,14 +161,17 @@ def test_every_token_has_an_embedding(load, options, says):
 
 
 def test_the_model_says_how_many_embeddings_there_are(files, tmp_path, llama):
-  path = small.base(tmp_path, "llama")
-  given = {"architecture": tiny.ARCHITECTURES["llama"] | {"vocab_size": 20}, "tokenizer": path}
+  path = folders.base(tmp_path, "llama")
+  given = {
+    "architecture": tiny.ARCHITECTURES["llama"] | {"vocab_size": 20},
+    "tokenizer": path,
+  }
   full = config.complete({"model": given, "data": {"train": files["train"]}})
   with pytest.raises(UserError, match="the model has embeddings for 20 tokens"):
     trial.load_data(full)
-  tokenize = trial.tokenizing(llama._replace(tokenizer=small.tokenizer("llama")))
+  tokenize = trial.tokenizing(llama._replace(tokenizer=folders.tokenizer("llama")))
   assert tokenize("a0 e9") == [6, 55]
-  larger = small.tokenizer("llama")
+  larger = folders.tokenizer("llama")
   larger.add_tokens([f"new{n}" for n in range(6)])
   with pytest.raises(UserError, match="the text 'a0 new5': the token 'new5' has the id 61"):
     trial.tokenizing(llama._replace(tokenizer=larger))("a0 new5")

@@ -6,9 +6,9 @@ import struct
 import sys
 
 import pytest
-import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import tiny
 
 from jaxtune.errors import UserError
 from jaxtune.models import hf, hub, weights

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from safetensors.numpy import load_file, save_file
+from support import tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from jaxtune import certify, peft, tree

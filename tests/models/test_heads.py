@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 import transformers
 from jax.sharding import Mesh, PartitionSpec
 from safetensors.numpy import load_file, save_file
+from support import tiny
 
 from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError

@@ -7,8 +7,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-import tiny
 from safetensors.numpy import load_file, save_file
+from support import tiny
 from transformers import AutoModelForCausalLM
 
 from jaxtune.errors import UserError

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import setups
-import tiny
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from support import made_trials, tiny
 
 from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
@@ -258,11 +257,15 @@ def test_shardings_cover_every_array(form):
 
 def test_the_cost_of_a_run_shows_what_is_saved():
   wide = tiny.ARCHITECTURES["llama"] | dict(hidden_size=128, intermediate_size=512)
-  config, frozen, outside = setups.complete({"name": "lora"}), {}, 4 * 2 * 61 * 128 + 4 * 7 * 128
+  config, frozen, outside = (
+    made_trials.complete({"name": "lora"}),
+    {},
+    4 * 2 * 61 * 128 + 4 * 7 * 128,
+  )
   for form in (None, "int8"):
     params = hf.outline(architecture=wide, quantize=form).params
     frozen[form] = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) - outside
-  figures = cost.cost([config], setups.make(hf.load(architecture=wide, quantize="nf4")))
+  figures = cost.cost([config], made_trials.make(hf.load(architecture=wide, quantize="nf4")))
   frozen["nf4"] = figures["frozen_MB"] * 1e6 - outside
   assert frozen[None] / frozen["int8"] == pytest.approx(3.9, abs=0.1)
   assert frozen[None] / frozen["nf4"] == pytest.approx(7.75, abs=0.15)

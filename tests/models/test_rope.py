@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from support import tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from jaxtune import peft

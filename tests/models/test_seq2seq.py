@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.numpy import load_file, save_file
+from support import tiny
 from transformers import AutoModelForSeq2SeqLM, BartConfig, T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -125,7 +125,11 @@ def test_bf16_stays_within_a_band(name, tmp_path):
   theirs = twin(name, tmp_path)
   ours = hf.load(str(tmp_path), dtype="bfloat16")
   assert {str(x.dtype) for x in jax.tree.leaves(ours.params)} == {"bfloat16"}
-  inputs = tiny.batch(length=9)[0], tiny.batch(length=9)[1], *tiny.batch(length=14, seed=1)
+  inputs = (
+    tiny.batch(length=9)[0],
+    tiny.batch(length=9)[1],
+    *tiny.batch(length=14, seed=1),
+  )
   expected = theirs_of(theirs, *inputs)
   made = run(ours, *inputs)
   assert made.dtype == np.float32

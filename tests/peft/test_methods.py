@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
+from support import tiny
 
 from jaxtune import peft, tree
 from jaxtune.errors import UserError

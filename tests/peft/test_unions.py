@@ -1,12 +1,11 @@
 """MAM and UniPELT: what they stand for, gates by formula, and cached decoding."""
 
-import deltas
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from scipy.special import expit, softmax
+from support import deltas, tiny
 
 from jaxtune import config, peft, tree
 from jaxtune.errors import UserError

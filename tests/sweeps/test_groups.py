@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-import setups
+from support import made_trials
 
 from jaxtune import peft, tree
 from jaxtune.runs import programs
@@ -74,17 +74,17 @@ def grouped(configs, setup, chunk):
 
 @pytest.mark.parametrize(("family", "method", "others"), PROGRAMS)
 def test_every_trial_of_a_group_equals_its_solo_run(request, family, method, others):
-  check(setups.make(request.getfixturevalue(family)), method, others, chunk=1)
+  check(made_trials.make(request.getfixturevalue(family)), method, others, chunk=1)
 
 
 @pytest.mark.parametrize("method", [LORA, ADAPTER, STACK])
 def test_so_it_does_side_by_side(llama, method):
   (others,) = [others for family, m, others in PROGRAMS if (family, m) == ("llama", method)]
-  check(setups.make(llama), method, others[-1:], chunk=2)
+  check(made_trials.make(llama), method, others[-1:], chunk=2)
 
 
 def check(setup, method, others, chunk):
-  configs = [setups.complete(method, one, train={"steps": STEPS}) for one in ({}, *others)]
+  configs = [made_trials.complete(method, one, train={"steps": STEPS}) for one in ({}, *others)]
   assert groups.groups(configs) == [list(range(len(configs)))]
   losses, tuned, step, _ = grouped(configs, setup, chunk)
   assert step._cache_size() == 1
@@ -102,8 +102,10 @@ def check(setup, method, others, chunk):
 
 
 def test_padding_stays_zero(llama):
-  setup = setups.make(llama)
-  configs = [setups.complete(LORA, {"method.rank": rank}, train={"steps": 5}) for rank in (1, 4)]
+  setup = made_trials.make(llama)
+  configs = [
+    made_trials.complete(LORA, {"method.rank": rank}, train={"steps": 5}) for rank in (1, 4)
+  ]
   *_, state = grouped(configs, setup, 2)
   (site, arrays), *_ = peft.own(peft.build(LORA)[0], state.tuned["peft"]).items()
   assert (np.asarray(arrays["a"])[0, ..., 1:] == 0).all() and (arrays["b"][0, :, 1:] == 0).all()
@@ -120,11 +122,11 @@ def test_padding_stays_zero(llama):
   ],
 )
 def test_what_shares_a_program(changes, count):
-  configs = [setups.complete(LORA, change) for change in changes]
+  configs = [made_trials.complete(LORA, change) for change in changes]
   assert len(groups.groups(configs)) == count
 
 
 def test_a_random_base_depends_on_the_seed():
   model = {"model.path": None, "model.architecture": {"model_type": "llama"}}
-  configs = [setups.complete(LORA, model | {"seed": seed}) for seed in (0, 1)]
+  configs = [made_trials.complete(LORA, model | {"seed": seed}) for seed in (0, 1)]
   assert len(groups.groups(configs)) == 2

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-import small
+from support import folders
 
 import jaxtune
 from jaxtune import data
@@ -25,16 +25,16 @@ def rows(first: int, sizes: dict[str, int]) -> list[dict]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
   folder = tmp_path_factory.mktemp("mixtures")
-  small.base(folder, "llama")
-  small.write(folder, "train.jsonl", rows(0, {"long": 9, "short": 3}))
-  small.write(folder, "test.jsonl", rows(5, {"long": 4, "short": 3}))
+  folders.base(folder, "llama")
+  folders.write(folder, "train.jsonl", rows(0, {"long": 9, "short": 3}))
+  folders.write(folder, "test.jsonl", rows(5, {"long": 4, "short": 3}))
   return folder
 
 
 @pytest.fixture(scope="module")
 def config(place):
   files = {name: str(place / f"{name}.jsonl") for name in ("train", "test")}
-  return small.config(str(place / "llama"), files | {"overlap": "allow"}, steps=3)
+  return folders.config(str(place / "llama"), files | {"overlap": "allow"}, steps=3)
 
 
 def test_mixtures_share_a_program_and_a_base_and_say_what_was_drawn(place, config):

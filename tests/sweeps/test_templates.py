@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small
 from safetensors.numpy import load_file
+from support import folders
 
 import jaxtune
 from jaxtune.preflight import gradients
@@ -25,11 +25,11 @@ def config(tmp_path_factory):
   folder, rng = tmp_path_factory.mktemp("templates"), np.random.default_rng(0)
   data = {"template": TEMPLATES[0], "answer": "{{ answer_choices[label] }}"}
   for name, count in PARTS:
-    words = rng.choice(small.WORDS[20:], (count, 4))
+    words = rng.choice(folders.WORDS[20:], (count, 4))
     rows = [{"text": " ".join(row), "label": i % 2} for i, row in enumerate(words)]
-    data[name] = small.write(folder, f"{name}.jsonl", rows)
+    data[name] = folders.write(folder, f"{name}.jsonl", rows)
   data["choices"] = ["b0", "b1"]
-  return small.config(small.base(folder, "llama"), data, "choices")
+  return folders.config(folders.base(folder, "llama"), data, "choices")
 
 
 def test_each_trial_is_compared_with_the_demonstrations_of_its_seed(config, tmp_path, monkeypatch):

@@ -1,0 +1,17 @@
+"""What `jaxtune.complete` shows a finished run's model."""
+
+from support import folders, tiny
+
+from jaxtune.api import complete
+from jaxtune.runs.finished import Run
+
+
+def test_prompts_are_encoded_as_in_training():
+  pretrained = tiny.make("t5")._replace(tokenizer=folders.tokenizer("t5"))
+  data = {"template": "{{ article }} ?", "rename": {"article": "text"}, "choices": None}
+  run = Run(None, {"data": data}, pretrained, (), None, None, None)
+  shown = lambda prompts: [
+    pretrained.tokenizer.decode(ids) for ids in complete._encode(run, prompts)
+  ]
+  assert shown([{"text": "a1 b2"}]) == ["a1 b2 ? </s>"]  # an encoder reads the end of its text
+  assert shown(["c3", "d4 e5"]) == ["c3 </s>", "d4 e5 </s>"]

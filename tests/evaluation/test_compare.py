@@ -1,0 +1,132 @@
+"""Differences have the sign of an improvement, pair examples, and agree with plain resampling."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from support import made_trials
+
+from jaxtune.data import Data, Split
+from jaxtune.data.pack import pack
+from jaxtune.data.stream import Stream
+from jaxtune.evaluation import compare, judge
+from jaxtune.evaluation.options import EvaluateOptions
+from jaxtune.metrics import intervals
+from jaxtune.objectives import classify, regression, sft
+
+RNG = np.random.default_rng(0)
+TRUE = RNG.choice(["no", "yes"], 40).tolist()
+
+
+def judged(losses, said=None, true=TRUE, split="test"):
+  weights = np.full(len(losses), 2.0)
+  rows = {"loss": np.asarray(losses), "weight": weights, "correct": np.zeros(len(losses))}
+  found = {f"{split}_loss": float(np.sum(losses) / weights.sum())}
+  if said is not None:
+    found[f"{split}_accuracy"] = 100 * np.mean([a == b for a, b in zip(said, true, strict=True)])
+  return judge.Judged(found, split, rows, said, true if said is not None else None)
+
+
+def flipped(count):
+  """The true labels, but for the first `count`."""
+  other = {"no": "yes", "yes": "no"}
+  return [other[x] if i < count else x for i, x in enumerate(TRUE)]
+
+
+def test_differences_are_paired_and_have_a_sign():
+  hard = RNG.exponential(5.0, 40)  # examples differ far more than the two systems do
+  before, after = judged(hard + 1.0, flipped(20)), judged(hard + 0.5, flipped(4))
+  found = compare.differences(after, before, ("accuracy",), 500)
+  assert found["test_loss"][0] == pytest.approx(-0.25) and found["test_accuracy"][0] == 40.0
+  np.testing.assert_allclose(found["test_loss"][1:], -0.25, atol=1e-9)  # the same for every example
+  assert 20 < found["test_accuracy"][1] < 40 < found["test_accuracy"][2] < 60
+  back = compare.differences(before, after, ("accuracy",), 500)
+  np.testing.assert_allclose(back["test_accuracy"], -np.array(found["test_accuracy"])[[0, 2, 1]])
+  alone = compare.spreads(after, ("accuracy",), 500)
+  assert alone["test_loss"][1] - alone["test_loss"][0] > 1.0
+  assert alone["test_accuracy"] == list(
+    intervals.interval("accuracy", after.predictions, TRUE, resamples=500)
+  )
+
+
+def test_measures_of_tokens_have_intervals_in_their_own_units():
+  """A perplexity's is that of the loss through exp, and an accuracy's is in per cent."""
+  losses, right, weights = RNG.exponential(2.0, 40), RNG.integers(0, 3, 40), np.full(40, 2.0)
+  measured = {"test_loss": 0.0, "test_perplexity": 0.0, "test_accuracy": 0.0}
+  rows = {"loss": losses, "weight": weights, "correct": right}
+  found = compare.spreads(judge.Judged(measured, "test", rows), (), 300)
+  loss, share = (intervals.ratio_interval(x, weights, resamples=300) for x in (losses, right))
+  np.testing.assert_allclose(found["test_loss"], loss)
+  assert found["test_perplexity"] == pytest.approx(np.exp(loss), rel=1e-2)
+  np.testing.assert_allclose(found["test_accuracy"], 100 * np.array(share))
+
+
+def test_a_class_that_no_example_has_is_counted_too():
+  options = EvaluateOptions(resamples=10)
+  evaluator = SimpleNamespace(objective=classify, metrics=("accuracy",), options=options)
+  after = judged(np.ones(40), flipped(4))
+  untuned = compare.Untuned(judged(np.ones(40), flipped(20)))
+  train = Split({"labels": np.zeros(4, np.int32)}, [], [], [], [])
+  dataset = Data(train, None, None, {}, ("maybe", "no", "yes"))
+  found = compare.record(after, untuned, evaluator, dataset)
+  assert [row["label"] for row in found["classes"]] == ["maybe", "no", "yes"]
+  assert found["confusion"]["labels"] == ["maybe", "no", "yes"]
+  counts = np.array(found["confusion"]["counts"])
+  assert counts.sum() == 40 and counts[0].sum() == counts[:, 0].sum() == 0
+  assert np.trace(counts) == 36
+
+
+def test_what_one_side_lacks_is_left_out():
+  with_labels, without = judged(np.ones(40), flipped(3)), judged(np.ones(40))
+  assert {*compare.differences(with_labels, without, ("accuracy",), 9)} == {"test_loss"}
+  assert compare.differences(with_labels, without, ("accuracy",), 0) == {}
+  assert compare.spreads(judge.Judged({}), (), 9) == {}
+
+
+def split_of(references, labels=None):
+  arrays = {"tokens": np.zeros((len(references), 4), np.int32)}
+  arrays |= {} if labels is None else {"labels": np.array(labels)}
+  return Split(arrays, [], references, [], [])
+
+
+def record(objective, names, one, other, train, labels=(), shots=None):
+  options = EvaluateOptions(resamples=20)
+  evaluator = judge.Evaluator(None, None, objective, None, options, names, None, ())
+  dataset = Data(train, None, None, {}, labels)
+  return compare.record(one, compare.Untuned(other, shots, {"shots": 2}), evaluator, dataset)
+
+
+def test_a_record_of_labels():
+  train = split_of([["yes"]] * 5, [1, 1, 1, 1, 0])  # yes is the most frequent in training
+  before, after = judged(np.ones(40), flipped(20)), judged(np.ones(40), flipped(4))
+  found = record(classify, ("accuracy",), after, before, train, ("no", "yes"))
+  assert found["chance"] == {"test_accuracy": pytest.approx(100 * TRUE.count("yes") / 40)}
+  assert sum(map(sum, found["confusion"]["counts"])) == 40
+  assert found["confusion"]["labels"] == ["no", "yes"]
+  assert [row["support"] for row in found["classes"]] == [TRUE.count("no"), TRUE.count("yes")]
+  assert {*found["differences"]} == {"base"} and "shots" not in found
+  found = record(classify, ("accuracy",), after, before, train, ("no", "yes"), before)
+  assert found["differences"]["shots"] == found["differences"]["base"]
+  assert found["shots"] == before.metrics and found["demonstrations"] == {"shots": 2}
+
+
+def test_the_most_frequent_answer_is_that_of_training():
+  """However training reads its examples: packed, and not at all where nobody knows them."""
+  train, test = made_trials.split(12, 0), [["b"]] * 5 + [["a"]]
+  train = train._replace(references=[["a", "b"]] * 7 + [["b"]] * 5)
+  one = judged(np.ones(6), ["c"] * 6, test)
+  for seen in (train, pack(train, 32)[0]):
+    found = record(sft, ("exact_match",), one, one, seen)
+    assert found["chance"] == {"test_exact_match": pytest.approx(100 / 6)}
+  plain = train._replace(references=[[]] * 12)
+  for seen in (plain, pack(plain)[0], Stream(lambda: iter(()), None, 8, 2)):
+    assert record(sft, ("exact_match",), one, one, seen)["chance"] == {}
+
+
+def test_zero_counts_in_the_mean_of_numbers():
+  true = [0.0, 1.0, 2.0]
+  one = judged(np.ones(3), [0.5, 0.5, 0.5], true)
+  train = split_of([["0"]] * 4, [0.0, 0.0, 0.0, 4.0])
+  found = record(regression, ("mse",), one, one, train)
+  assert found["chance"]["test_mse"] == pytest.approx((1 + 0 + 1) / 3)  # the mean, 1, for all
+  assert "classes" not in found

@@ -1,0 +1,151 @@
+"""Judging: one forward pass, every example once and in order, whatever batches divide into."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import made_trials, tiny
+
+from jaxtune import data, peft, sharding, tree
+from jaxtune.evaluation import judge
+from jaxtune.evaluation.options import EvaluateOptions
+from jaxtune.objectives import tokens
+from jaxtune.runs import programs
+from jaxtune.training import step
+
+COUNT, CLASSES = 11, 3
+
+
+@pytest.fixture(scope="module")
+def tagged():
+  """A tagger with a setup of COUNT examples, whose rows can be told apart."""
+  pretrained = tiny.make("bert", head="tokens", labels=CLASSES)
+  setup = made_trials.make(pretrained)
+  split = made_trials.split(COUNT, 5)
+  labels = np.random.default_rng(0).integers(0, CLASSES, split.arrays["tokens"].shape)
+  split = split._replace(arrays=split.arrays | {"labels": labels.astype(np.int32)})
+  return setup, split
+
+
+def measured(setup, split, size, **parallel):
+  config = made_trials.complete({"name": "lora"}, {"objective": {"name": "tokens"}})
+  config["evaluate"]["batch_size"] = size
+  program = programs.make_program(config, setup, False)
+  devices = sharding.make(**parallel)
+  evaluator = programs.make_evaluator(config, program, devices, 1, setup)
+  state, base = programs.start(config, setup)
+  pairs = jax.tree.map(lambda x: x[None], (state.tuned, state.hyper))
+  return judge.measure(evaluator, pairs, base, [split])[0]
+
+
+def test_rows_do_not_depend_on_batches_or_devices(tagged):
+  setup, split = tagged
+  single = {"mesh": {"data": 1}}
+  whole = measured(setup, split, COUNT, **single)
+  logits = jax.jit(setup.pretrained.model.apply)(
+    {"params": setup.pretrained.params}, split.arrays["tokens"], split.arrays["mask"]
+  )
+  losses, sums = tokens.loss(lambda batch: logits, split.arrays)
+  np.testing.assert_allclose(whole["loss"], losses, rtol=1e-4)
+  np.testing.assert_array_equal(whole["weight"], sums["weight"])
+  np.testing.assert_array_equal(whole["correct"], sums["correct"])
+  real = split.arrays["mask"]
+  np.testing.assert_array_equal(whole["labels"][real], np.asarray(logits).argmax(-1)[real])
+  for size, layout in ((4, single), (6, {"kind": "pmap"}), (3, {"mesh": {"data": 4}})):
+    found = measured(setup, split, size, **layout)
+    for name, rows in whole.items():
+      assert len(found[name]) == COUNT
+      some = real if name == "labels" else slice(None)
+      np.testing.assert_allclose(found[name][some], rows[some], rtol=1e-4, atol=1e-5)
+
+
+def test_trials_may_have_different_numbers_of_examples():
+  """Rows come back to whom they belong, without running a model."""
+  options = EvaluateOptions(batch_size=4)
+  split = lambda n: made_trials.split(n, n)
+  run = lambda pairs, base, batch: {"loss": batch["tokens"][:, 0].sum(-1)}
+  parallel = sharding.Parallel("jit", None, 1)
+  evaluator = judge.Evaluator(run, None, tokens, parallel, options, (), None, ())
+  parts = [split(10), split(3), split(7)]
+  found = judge.measure(evaluator, None, None, parts)
+  for rows, part in zip(found, parts, strict=True):
+    np.testing.assert_array_equal(rows["loss"], part.arrays["tokens"].sum(-1))
+
+
+def test_loss_and_prediction_share_one_forward_pass(monkeypatch):
+  passes = []
+
+  def apply(*args, **kwargs):
+    passes.append(kwargs)
+    return jnp.ones((2, 5, CLASSES))
+
+  monkeypatch.setattr(peft, "apply", apply)
+  program = step.Program(None, (), tokens.loss, None, 1, False, tokens.predict)
+  ones = np.ones((2, 5), np.int32)
+  batch = {"tokens": ones, "mask": ones > 0, "labels": ones, "weights": ones.astype(np.float32)}
+  found = step.judge(program, {}, {}, {}, batch)
+  assert {*found} == {"loss", "weight", "correct", "labels"}
+  assert [({*one}, one["rng"]) for one in passes] == [({"tokens", "mask", "rng"}, None)]
+
+
+def test_totals_and_tasks_by_hand():
+  rows = {"loss": [2.0, 4.0, 9.0], "weight": [1, 2, 3], "correct": [1, 0, 3]}
+  rows = {name: np.array(x, np.float32) for name, x in rows.items()}
+  scores = lambda prefix, chosen=slice(None): judge.totals(
+    ("loss", "perplexity", "accuracy"), rows, prefix, chosen
+  )
+  found = judge.by_task(scores, ["x", "y", "x"], "test")
+  assert found["test_loss"] == 15 / 6 and found["test_perplexity"] == pytest.approx(np.exp(2.5))
+  assert found["test_accuracy"] == pytest.approx(100 * 4 / 6)
+  assert found["test_loss/x"] == 11 / 4 and found["test_loss/y"] == 2
+  assert found["test_loss/mean"] == (11 / 4 + 2) / 2 and found["test_accuracy/y"] == 0
+  assert judge.by_task(scores, None, "test").keys() == {
+    f"test_{m}" for m in ("loss", "perplexity", "accuracy")
+  }
+  huge = {"loss": np.array([1e6]), "weight": np.ones(1), "correct": np.ones(1)}
+  assert judge.totals(("perplexity",), huge, "test")["test_perplexity"] == np.inf
+
+
+@pytest.mark.parametrize(
+  ("tasks", "limit", "numbers"),
+  [
+    (None, 3, [0, 1, 2]),
+    ("xxxxyyyz", None, [0, 1, 2, 3, 4, 5, 6, 7]),
+    ("xxxxyyyz", 3, [0, 4, 7]),
+    ("xxxxyyyz", 6, [0, 1, 2, 4, 5, 7]),
+    ("yxxxxzyy", 4, [0, 1, 2, 5]),
+    ("xxxxyyyz", 99, [0, 1, 2, 3, 4, 5, 6, 7]),
+  ],
+)
+def test_prompts_to_complete_are_of_every_task(tasks, limit, numbers):
+  split = made_trials.split(8, 0)._replace(tasks=tasks and list(tasks))
+  assert judge.completed(split, limit) == numbers
+
+
+def test_samples_are_spread_over_a_split():
+  split = made_trials.split(10, 0)
+  some = data.sample(split, 4)
+  np.testing.assert_array_equal(some.arrays["tokens"], split.arrays["tokens"][[0, 3, 6, 9]])
+  assert data.sample(split, 40).examples == 10
+
+
+def test_samples_hang_on_the_seed_and_the_example_alone(llama):
+  """Not on the size of batches, on the trials beside it, or on its place in a batch."""
+  setup, prompt = made_trials.make(llama), [5, 9, 2]
+  split = setup.dataset.test._replace(prompts=[prompt] * 8)
+  dataset = setup.dataset._replace(test=split, validation=None)
+
+  def sampled(size, seeds):
+    options = {"generate": True, "temperature": 1.0, "max_new_tokens": 4, "batch_size": size}
+    config = made_trials.complete({"name": "lora"}, evaluate=options | {"metrics": ["exact_match"]})
+    program = programs.make_program(config, setup, False)
+    evaluator = programs.make_evaluator(config, program, sharding.make(), 1, setup)
+    state, base = programs.start(config, setup)
+    pairs = tree.stack([(state.tuned, state.hyper)] * len(seeds))
+    judged = judge.test(evaluator, pairs, base, [dataset] * len(seeds), seeds)
+    return [one.predictions for one in judged]
+
+  both = sampled(3, [0, 7])
+  assert len(set(both[0])) == 8, "equal prompts are drawn apart, whatever their batch"
+  assert all(a != b for a, b in zip(*both, strict=True)), "and seeds draw other samples"
+  assert sampled(8, [7]) == both[1:]

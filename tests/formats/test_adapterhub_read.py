@@ -1,0 +1,217 @@
+"""What AdapterHub's format says is read to the bit, and what does not fit is refused by name."""
+
+import functools
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from support import tiny
+
+from jaxtune import certify, formats, peft, tree
+from jaxtune.api.export import export
+from jaxtune.errors import UserError
+from jaxtune.models import hf
+
+ADAPTER = dict(name="adapter", width=5)
+PREFIX = dict(name="prefix", length=3, shift=False)
+COMPACTER = dict(name="compacter", width=8, n=2)
+MAM = dict(name="mam", prefix=dict(length=3, projection=None), adapter=dict(width=6))
+BART = tiny.ARCHITECTURES["bart"] | dict(decoder_attention_heads=4)
+
+
+def laid(model, section):
+  """A method, and the head where the model has one; every array off its start."""
+  parts = {section["name"]: section}
+  if model.model.config.head is not None:
+    parts["head"] = {"name": "head", "paths": model.fresh}
+  return tiny.lay(model, {"name": "stack", **parts}, noise=0.1)
+
+
+@functools.cache
+def make(name):
+  name, _, head = name.partition(":")
+  how = dict(head=head, labels=3) if head else {}
+  if name == "bart":
+    made = hf.load(architecture=BART)
+    return made._replace(params=tiny.perturb(made.params, 0, 0.1))
+  return tiny.make(name, **how)
+
+
+@pytest.mark.parametrize(
+  ("name", "section"),
+  [
+    ("gpt2", ADAPTER),
+    ("gpt2", ADAPTER | dict(width=(3, 5, 4), placement="houlsby", scale=0.5, dropout=0.1)),
+    ("gpt2", PREFIX),
+    ("bert:classify", ADAPTER | dict(placement="plus", ln_before=True, ln_after=True)),
+    ("bert:classify", PREFIX | dict(projection=4)),
+    ("bert:classify", COMPACTER),
+    ("gpt2", COMPACTER | dict(shared=False, placement="pfeiffer", rank=2)),
+    ("t5", ADAPTER | dict(targets=("encoder/.*/mlp_residual", "cross_residual"))),
+    ("bart", PREFIX | dict(cross=False)),
+    ("gpt2", MAM),
+  ],
+)
+def test_a_round_trip_changes_no_bit(name, section, tmp_path):
+  model = make(name)
+  methods, tuned, hyper, base = laid(model, section)
+  labels = ("low", "middle", "high") if ":" in name else ()
+  export(model, methods, tuned, hyper, base, tmp_path / "a", labels=labels)
+  found = formats.read(tmp_path / "a", model)
+  for method, part in zip(methods, found.parts, strict=False):  # a head is none of the parts
+    ours = peft.own(method, tuned["peft"])
+    ours = method.realise(ours) if method.kind == "prefix" else ours
+    assert part.trained.keys() == ours.keys()
+    equal(part.trained, ours)
+    equal(part.fixed, peft.own(method, hyper))
+  equal(found.params, tree.flatten(tuned["params"]))
+  assert (found.labels, found.source["format"]) == (labels, "adapterhub")
+  again = export(model, *formats.lay(found, model), tmp_path / "b", labels=found.labels)
+  for path in (tmp_path / "a").glob("*.safetensors"):
+    assert path.read_bytes() == (again.folder / path.name).read_bytes()
+  for path in (tmp_path / "a").glob("*config.json"):  # the list of files has the card's hash
+    assert json.loads(path.read_text()) == json.loads((again.folder / path.name).read_text())
+
+
+def equal(found, expected):
+  found, expected = tree.flatten(found), tree.flatten(expected)
+  assert found.keys() == expected.keys()
+  for path, x in expected.items():
+    np.testing.assert_array_equal(found[path], x, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def adapter(gpt2, tmp_path_factory):
+  """An exported adapter: its config and tensors."""
+  folder = export(gpt2, *laid(gpt2, ADAPTER), tmp_path_factory.mktemp("made") / "a").folder
+  return json.loads((folder / "adapter_config.json").read_text()), load_file(
+    folder / "adapter.safetensors"
+  )
+
+
+def store(folder, config, tensors):
+  folder.mkdir(exist_ok=True)
+  (folder / "adapter_config.json").write_text(json.dumps(config))
+  save_file(
+    {n: np.ascontiguousarray(x) for n, x in tensors.items()}, folder / "adapter.safetensors"
+  )
+  return folder
+
+
+BIAS = "transformer.h.1.output_adapters.adapters.jaxtune.adapter_up.bias"
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda c, t: t.pop(BIAS), f"lacks {BIAS}"),
+    (lambda c, t: t.update({"transformer.h.9.x": t[BIAS]}), "1 foreign tensors .*h.9.x"),
+    (lambda c, t: t.update({BIAS: t[BIAS][:5]}), "up_bias .* has the shape|another base"),
+    (lambda c, t: t.update({BIAS: t[BIAS] * np.float32("nan")}), "NaN"),
+    (lambda c, t: c.update(hidden_size=768), "hidden_size 768, expected 32"),
+    (lambda c, t: c.update(model_type="bert"), "model_type bert, expected gpt2"),
+    (lambda c, t: c.update(name="other"), "lacks .*adapters.other"),
+    (lambda c, t: c["config"].update(leave_out=[1]), "leave_out"),
+    (lambda c, t: c["config"].update(use_gating=True), "use_gating"),
+    (lambda c, t: c["config"].update(inv_adapter="nice"), "inv_adapter"),
+    (lambda c, t: c["config"].update(non_linearity="maxout"), "expected one of"),
+    (lambda c, t: c["config"].update(residual_before_ln=False), "stands where"),
+    (lambda c, t: c["config"].update(output_adapter=False), "asks for no adapter"),
+    (lambda c, t: c.update(config={"architecture": "union", "configs": []}), "a union of nothing"),
+    (
+      lambda c, t: c.update(config={"architecture": "union", "configs": ["x"]}),
+      r"configs\[0\] is 'x'",
+    ),
+    (lambda c, t: c["config"].update(architecture=["x"]), r"architecture is \['x'\]"),
+    (
+      lambda c, t: c.update(config={"architecture": "union", "configs": [c["config"]] * 2}),
+      "two parts of one kind: bottleneck",
+    ),
+    (
+      lambda c, t: c.update(
+        config={"architecture": "union", "configs": [c["config"], {"architecture": "lora"}]}
+      ),
+      "is a bottleneck [+] lora, expected",
+    ),
+  ],
+)
+def test_what_does_not_fit_is_refused(gpt2, adapter, change, message, tmp_path):
+  config, tensors = json.loads(json.dumps(adapter[0])), dict(adapter[1])
+  change(config, tensors)
+  with pytest.raises(UserError, match=message) as raised:
+    formats.read(store(tmp_path / "x", config, tensors), gpt2)
+  assert "\n" not in str(raised.value)
+
+
+def test_other_names_of_the_same(gpt2, adapter, tmp_path):
+  """Saved from the model without its head, under another name, with scales that were trained."""
+  config, tensors = adapter
+  renamed = {
+    n.replace("jaxtune", "sst-2").removeprefix("transformer."): x for n, x in tensors.items()
+  }
+  place = "h.{}.output_adapters.adapters.sst-2.scaling"
+  renamed |= {place.format(i): np.float32([i + 2]) for i in range(3)}
+  config = config | {"name": "sst-2", "config": config["config"] | {"scaling": "learned"}}
+  found = formats.read(store(tmp_path / "x", config, renamed), gpt2)
+  site = "trunk/layers/mlp_residual"
+  np.testing.assert_array_equal(found.parts[0].fixed[site]["scale"], [2, 3, 4])
+  np.testing.assert_array_equal(found.parts[0].trained[site]["up_bias"][1], tensors[BIAS])
+
+
+def test_heads_of_another_kind_are_refused(tmp_path):
+  model = make("bert:classify")
+  folder = export(model, *laid(model, ADAPTER), tmp_path / "x").folder
+  with pytest.raises(UserError, match="load the model with head='classify'"):
+    formats.read(folder, make("bert:tokens"))
+
+
+SCRIPT = Path(__file__).with_name("save_adapters.py")
+# What adapters itself makes: (model, class, configuration, its arguments)
+THEIRS = [
+  ("gpt2", "AutoModelForCausalLM", "DoubleSeqBnConfig", dict(reduction_factor=4)),
+  ("llama", "AutoModelForCausalLM", "AdapterPlusConfig",
+   dict(reduction_factor=4, stochastic_depth=0.0)),
+  ("bert:classify", "AutoModelForSequenceClassification", "SeqBnConfig",
+   dict(reduction_factor={"0": 4, "default": 8}, ln_after=True, scaling="learned")),
+  ("roberta:classify", "AutoModelForSequenceClassification", "CompacterConfig",
+   dict(reduction_factor=4, phm_dim=2)),
+  ("llama", "AutoModelForCausalLM", "PrefixTuningConfig", dict(prefix_length=3, bottleneck_size=6)),
+  ("bart", "AutoModelForSeq2SeqLM", "PrefixTuningConfig", dict(prefix_length=2, flat=True)),
+  ("t5", "AutoModelForSeq2SeqLM", "ParBnConfig", dict(cross_adapter=True)),
+  ("gpt2", "AutoModelForCausalLM", "MAMConfig", {}),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not os.environ.get(certify.VARIABLE), reason=f"needs {certify.VARIABLE}")
+def test_what_adapters_saves_is_read(tmp_path):
+  tokens, mask = tiny.batch(side="right")
+  tokens = np.where(mask, np.maximum(tokens, 2), 1)  # RoBERTa knows its padding by its id
+  jobs, models = [], []
+  for i, (name, auto, config, options) in enumerate(THEIRS):
+    made = make(name)
+    base = hf.save(made, made.params, tmp_path / f"base{i}")
+    _, _, head = name.partition(":")
+    models.append(hf.load(str(base), **dict(head=head, labels=3) if head else {}))
+    inputs = {"tokens": tokens, "mask": mask}
+    names = certify.THEIR_NAMES[made.model.config.encoder is not None]
+    if made.model.config.encoder is not None:
+      inputs |= {"inputs": tokens, "inputs_mask": mask}
+    np.savez(tmp_path / f"in{i}.npz", **{names[n]: x.astype(int) for n, x in inputs.items()})
+    jobs.append([auto, {"num_labels": 3} if head else {}, str(base), config, options])
+  (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+  subprocess.run([certify.adapters_interpreter(), str(SCRIPT), str(tmp_path)], check=True)
+  for i, model in enumerate(models):
+    found = formats.read(tmp_path / f"out{i}", model)
+    ours = certify.our_logits(
+      model, model.params, [{"tokens": tokens, "mask": mask} | (
+        {"inputs": tokens, "inputs_mask": mask} if model.model.config.encoder is not None else {}
+      )], formats.lay(found, model)[:3]
+    )  # fmt: skip
+    theirs = np.load(tmp_path / f"logits{i}.npy")
+    if theirs.ndim == 3:
+      ours, theirs = [ours[0][mask]], theirs[mask]
+    np.testing.assert_allclose(ours[0], theirs, atol=1e-4, rtol=0, err_msg=str(THEIRS[i]))

@@ -1,0 +1,153 @@
+"""A task's head is exported beside its method, and the two load together in PyTorch."""
+
+import functools
+import json
+import types
+
+import numpy as np
+import pytest
+from support import tiny
+from support.random_runs import card_lines
+
+import jaxtune
+from jaxtune.api.export import export
+from jaxtune.errors import UserError
+from jaxtune.formats.peft import write
+from jaxtune.models import hf
+from jaxtune.runs.finished import Run
+
+LORA = dict(name="lora", rank=3, targets=(".*_proj",))
+PREFIX = dict(name="prefix", length=4)
+NAMES = ("low", "middle", "high")
+TINY = {"num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+  """PyTorch's tiny models, stored with the head named; gpt2's and llama's have no padding id."""
+  made, root = {}, tmp_path_factory.mktemp("bases")
+
+  def base(name, stored):
+    if (name, stored) not in made:
+      made[name, stored] = root / f"{name}-{stored}"
+      layers = {} if name in ("gpt2", "distilbert") else TINY
+      kind = hf.family_module(name).ARCHITECTURES[stored]
+      tiny.torch_twin(tiny.torch_config(name, **layers), made[name, stored], kind)
+    return str(made[name, stored])
+
+  return base
+
+
+def laid(model, section):
+  """A method, the task's head, and regularisation, as a run lays them."""
+  parts = {section["name"]: section, "head": {"name": "head", "paths": model.fresh}}
+  noise = {"noise": {"name": "regularize", "dropout": 0.1}}
+  return tiny.lay(model, {"name": "stack", **parts, **noise}, noise=0.1)
+
+
+@pytest.mark.parametrize(
+  ("name", "stored", "kind", "section"),
+  [
+    ("bert", "mlm", "classify", LORA),
+    ("bert", "mlm", "classify", PREFIX),
+    ("roberta", "mlm", "qa", LORA),
+    ("distilbert", "mlm", "classify", LORA),
+    ("modernbert", "mlm", "tokens", LORA),
+    ("llama", "tokens", "classify", LORA),  # of two labels, also called score
+    ("llama", "lm", "regression", PREFIX),
+  ],
+)
+def test_head_and_method_load_in_peft(bases, name, stored, kind, section, tmp_path, reload):
+  labels = 3 if kind in ("classify", "tokens") else None
+  model = hf.load(bases(name, stored), head=kind, labels=labels)
+  made = export(model, *laid(model, section), tmp_path / "x", certify=True, reload=reload)
+  assert made.format == "peft" and made.certificate["largest_logit_difference"] < 1e-4
+  assert made.certificate["change_from_base"] > 0.01
+  config = json.loads((made.folder / "adapter_config.json").read_text())
+  task = {"tokens": "TOKEN_CLS", "qa": "QUESTION_ANS"}.get(kind, "SEQ_CLS")
+  assert config["task_type"] == task
+  if section == LORA:
+    assert config["modules_to_save"] == SAVED[name]
+
+
+SAVED = {
+  "bert": ["classifier", "pooler"],
+  "roberta": ["qa_outputs"],
+  "distilbert": ["classifier", "pre_classifier"],
+  "modernbert": ["classifier", "head"],
+  "llama": ["score"],
+}
+
+
+@pytest.mark.parametrize(("name", "section", "how"), [
+  ("bert", LORA, {}),
+  ("gpt2", LORA, {}),
+  ("bert", {"name": "bitfit"}, {"format": "merged"}),
+  ("gpt2", {"name": "head"}, {}),
+])  # fmt: skip
+def test_the_card_loads_the_head_with_its_labels(bases, name, section, how, tmp_path):
+  stored = "mlm" if name == "bert" else "lm"
+  model = hf.load(bases(name, stored), head="classify", labels=3)
+  methods, *trees = tiny.lay(model, section, noise=0.1) if section["name"] == "head" else (
+    laid(model, section)
+  )  # fmt: skip
+  made = export(model, methods, *trees, tmp_path / "x", labels=NAMES, **how)
+  found = {}
+  exec(card_lines(made.folder, model), found)
+  assert found["model"].config.id2label == dict(enumerate(NAMES))
+  tokens, mask = tiny.batch(side="right")
+  tokens = np.where(mask, np.maximum(tokens, 1), 0).astype(np.int32)
+  ours = tiny.forward(model, (methods, *trees), tokens, mask)
+  theirs = tiny.torch_logits(found["model"].eval(), tokens, mask)
+  np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_a_run_is_certified_on_its_texts(made, tmp_path, monkeypatch):
+  model = made("bert")
+  methods, tuned, hyper, base = laid(model, LORA)
+  run = Run(tmp_path, {"model": {"path": None}}, model, methods, base, tuned, hyper, NAMES)
+  tokens, mask = tiny.batch(side="right")
+  texts = types.SimpleNamespace(prompts=[[]] * 3, arrays={"tokens": tokens, "mask": mask})
+  monkeypatch.setattr(
+    "jaxtune.runs.trial.load_data", lambda config: types.SimpleNamespace(test=texts)
+  )
+  given = {}
+  monkeypatch.setattr("jaxtune.api.export.export", lambda *args, **how: given.update(how))
+  jaxtune.export_run(run, tmp_path / "x", certify=True)
+  assert given["labels"] == NAMES
+  assert given["prompts"] == [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
+
+
+@pytest.mark.parametrize(
+  ("name", "section", "format", "message"),
+  [
+    ("distilbert", PREFIX, "auto", "prefix of distilbert"),
+    ("modernbert", PREFIX, "auto", "Train LoRA"),
+    ("modernbert", {"name": "adapter", "width": 2}, "auto", "knows no modernbert"),
+    ("bert", LORA | {"targets": ("q_proj", "head/out")}, "auto", "lies over head/out"),
+    ("bert", {"name": "head"}, "peft", "use format='merged'"),
+    ("bert", {"name": "bitfit"}, "peft", "use format='merged'"),
+  ],
+)
+def test_refuses_what_no_format_holds(made, name, section, format, message, tmp_path):
+  """Whether it is to be certified or not, before anything is written."""
+  model = made(name)
+  parts = {"own": section}
+  if section["name"] != "head":
+    parts["probe"] = {"name": "head"}
+  laid = tiny.lay(model, {"name": "stack", **parts})
+  for how in ({}, {"certify": True}):
+    with pytest.raises(UserError, match=message):
+      export(model, *laid, tmp_path / "x", format=format, **how)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def made():
+  return functools.cache(lambda name: tiny.make(name, head="classify", labels=3))
+
+
+def test_a_masked_language_model_has_no_task_in_peft():
+  config = hf.outline(architecture=tiny.ENCODERS["bert"], head="mlm").model.config
+  with pytest.raises(UserError, match="merge it"):
+    write.task_type(config)

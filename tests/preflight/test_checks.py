@@ -1,0 +1,56 @@
+"""What is known before a run: chunk sizes, costs and metrics."""
+
+import numpy as np
+import pytest
+from support import made_trials, tiny
+
+from jaxtune import tree
+from jaxtune.errors import UserError
+from jaxtune.preflight import checks, cost
+from jaxtune.training.options import TrainOptions
+
+
+@pytest.mark.parametrize(("limit", "chunk"), [(1000, 16), (99, 4), (50, 2), (1, 1)])
+def test_a_chunk_is_halved_until_it_fits(limit, chunk):
+  assert cost.fit_chunk(16, limit, lambda n: 20 * n) == chunk
+
+
+def test_a_cpu_takes_one_trial_at_a_time_unless_told(llama):
+  setup = made_trials.make(llama)
+  configs = [made_trials.complete({"name": "lora"}, {"seed": seed}) for seed in range(3)]
+  assert cost.choose_chunk(configs, setup) == 1
+  told = [made_trials.complete({"name": "lora"}, {"train.chunk": 2})]
+  assert cost.choose_chunk(told, setup) == 2
+
+
+def test_cost_counts_every_layer_and_trial(llama):
+  setup = made_trials.make(llama)
+  one, two = (
+    cost.cost([made_trials.complete({"name": "full"}, {"seed": s}) for s in range(n)], setup)
+    for n in (1, 2)
+  )
+  options = TrainOptions(**made_trials.complete({"name": "full"})["train"])
+  tokens = options.batch_size * setup.dataset.train.width
+  weights = sum(leaf.size for path, leaf in tree.flatten(llama.params).items() if "kernel" in path)
+  products = 6 * weights * tokens / 1e9  # forward, and both gradients, of every matrix
+  assert products < one["GFLOP_per_step"] < 2.5 * products
+  assert two["GFLOP_per_step"] == pytest.approx(2 * one["GFLOP_per_step"], rel=0.01)
+  assert one["frozen_MB"] == 0
+
+
+def test_a_metric_that_no_trial_will_have(llama):
+  setup, config = made_trials.make(llama), made_trials.complete({"name": "lora"})
+  checks.check_metric("test_loss", config, setup)
+  with pytest.raises(UserError, match="test_bleu.*test_loss.*evaluate.generate"):
+    checks.check_metric("test_bleu", config, setup)
+
+
+def test_what_an_encoder_reads_must_fit_too():
+  setup, config = made_trials.make(tiny.make("bart")), made_trials.complete({"name": "lora"})
+  wide = lambda split: split._replace(
+    arrays=split.arrays | {"inputs": np.zeros((split.examples, 48), np.int32)}
+  )
+  splits = {name: wide(getattr(setup.dataset, name)) for name in ("train", "validation", "test")}
+  setup = setup._replace(dataset=setup.dataset._replace(**splits))
+  with pytest.raises(UserError, match="48 tokens.* 40 positions"):
+    checks.check(config, setup)

@@ -1,0 +1,1 @@
+"""What several tests make and check: tiny models, folders, runs and readers."""

@@ -1,0 +1,73 @@
+"""A made data set and a completed config around a tiny model, for tests of the training loop."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxtune import config, data, peft, tree
+from jaxtune.evaluation import compare, judge
+from jaxtune.runs import group
+from jaxtune.runs.trial import Setup
+from support import tiny
+
+UNTUNED = compare.Untuned(
+  judge.Judged({"test_loss": 9.0})
+)  # what a base scored, for who does not care
+
+
+class Tokenizer:
+  """Just enough of a tokenizer: a stop token and a printable decoding."""
+
+  eos_token_id = 0
+
+  def decode(self, ids, skip_special_tokens=False):
+    return " ".join(str(int(i)) for i in ids if i or not skip_special_tokens)
+
+
+def split(count: int, seed: int, length: int = 16) -> data.Split:
+  """Draws a prompt and an answer that repeats its tokens: something a tiny model can learn."""
+  rng = np.random.default_rng(seed)
+  tokens = np.zeros((count, length), np.int32)
+  mask, weights = np.zeros((count, length), bool), np.zeros((count, length), np.float32)
+  prompts = []
+  for i in range(count):
+    half = int(rng.integers(3, length // 2))
+    prompt = rng.integers(1, tiny.VOCABULARY, half)
+    row = np.concatenate([prompt, prompt, [0]])[:length]
+    tokens[i, : len(row)], mask[i, : len(row)], weights[i, half : len(row)] = row, True, 1
+    prompts.append(prompt.tolist())
+  references = [[" ".join(map(str, prompt))] for prompt in prompts]
+  where = [f"made:{i}" for i in range(count)]
+  arrays = {"tokens": tokens, "mask": mask, "weights": weights}
+  return data.Split(arrays, prompts, references, [{}] * count, where)
+
+
+def make(pretrained, validation: bool = True) -> Setup:
+  """Lays 40 training, 8 validation and 8 test examples beside a model."""
+  dataset = data.Data(
+    split(40, 0), split(8, 1) if validation else None, split(8, 2), {}, stop_tokens=(0,)
+  )
+  pretrained = pretrained._replace(tokenizer=Tokenizer())
+  sites = peft.find_sites(pretrained.model)
+  return Setup(pretrained, sites, dataset, tree.fingerprint(pretrained.params))
+
+
+def complete(method: dict, changes: dict | None = None, **sections) -> dict:
+  """Completes a config with 6 steps of batch 4 and a high learning rate, and changes keys."""
+  plain = {
+    "model": {"path": "unused"},
+    "data": {"train": "unused"},
+    "method": method,
+    "optim": {"learning_rate": 1e-2, "warmup": 2, "weight_decay": 0.01},
+    "train": {"steps": 6, "batch_size": 4, "log_every": 1, "eval_every": 3, "mesh": {"data": 1}},
+    "evaluate": {"batch_size": 3},
+  }
+  for name, section in sections.items():
+    plain[name] = plain.get(name, {}) | section
+  return config.complete(config.override(plain, changes or {}))
+
+
+def run(configs, folders, setup, checkpoints, base=UNTUNED, **options) -> list[dict]:
+  """Trains a group whose trials all have the same data."""
+  count = len(configs)
+  return group.train(configs, folders, [setup] * count, [base] * count, checkpoints, **options)

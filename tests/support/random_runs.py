@@ -1,0 +1,41 @@
+"""Runs over a tiny model that might have been trained: with random arrays."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxtune import peft
+from jaxtune.runs.finished import Run
+from jaxtune.runs.trial import make_methods
+from support import made_trials, tiny
+
+TOKENS = np.array([[3, 14, 15, 9, 26], [5, 3, 5, 8, 9], [7, 9, 3, 2, 3]], np.int32)
+LORA = {"name": "lora", "rank": 3, "targets": ["q_proj", "down_proj"], "alpha": 5.0}
+
+
+def make(pretrained, section: dict, seed: int = 0, name: str = "run") -> Run:
+  """Makes a run that might have been trained: random arrays."""
+  full = made_trials.complete(section)
+  methods = make_methods(full, pretrained.fresh)
+  sites = peft.find_sites(pretrained.model)
+  key = jax.random.key(seed)
+  tuned, hyper, base = peft.init(key, methods, sites, pretrained.params)
+  tuned = {"params": {}, "peft": {}} | tiny.perturb(tuned, seed + 1, 0.1)
+  return Run(Path(f"{name}{seed}"), full, pretrained, methods, base, tuned, hyper, (), (0,))
+
+
+def logits(run: Run, tokens=TOKENS):
+  laid = run.methods, run.tuned, run.hyper, run.base
+  return np.asarray(tiny.forward(run.pretrained, laid, tokens))
+
+
+def card_lines(folder: Path, base) -> str:
+  """The PyTorch of an export's card, in which a user has written where the base and it lie."""
+  lines = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S).group(1)
+  for name, place in {"BASE": base.folder, "FOLDER": folder}.items():
+    lines = re.sub(f'^{name} = ".*"', f'{name} = "{place}"', lines, flags=re.M)
+  return lines

@@ -1,0 +1,77 @@
+"""A run of one or two trials in a process of its own, that test_resume kills and starts again.
+
+  python resumable.py FOLDER TRIALS [STEP MOMENT SIGNAL]
+
+With a step, the process sends itself the signal there: "during" the step, "in" the writing of a
+checkpoint, from that step on, or "after" the step's checkpoint.
+"""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import conftest  # noqa: F401  4 host devices, cheap compilation
+import jax
+
+from jaxtune import data
+from jaxtune.training import checkpoint
+from support import made_trials, tiny
+
+METHODS = tuple({"name": "lora", "rank": rank, "dropout": 0.1} for rank in (2, 3))
+CHANGES = {
+  "train.steps": 6,
+  "train.log_every": 2,
+  "train.eval_every": 3,
+  "train.checkpoint_every": 1,
+}
+
+
+def configs(count: int) -> list[dict]:
+  return [made_trials.complete(method, CHANGES) for method in METHODS[:count]]
+
+
+def setup():
+  architecture = tiny.ARCHITECTURES["llama"] | {"num_hidden_layers": 2}
+  return made_trials.make(tiny.hf.load(architecture=architecture))
+
+
+def arm(step: int, moment: str, number: int) -> None:
+  """Makes this process send itself a signal at a moment of a step."""
+  strike = lambda: os.kill(os.getpid(), number)
+  batch, save = data.batch, checkpoint.Checkpoints.save
+
+  def watched_batch(split, seed, at, size):
+    if moment == "during" and at + 1 == step:
+      strike()
+    return batch(split, seed, at, size)
+
+  def watch(folder):
+    while not list(folder.glob("*-tmp*")):
+      pass
+    strike()
+
+  def watched_save(self, at, *rest):
+    if moment == "in" and at >= step:
+      threading.Thread(target=watch, args=(self.folder,), daemon=True).start()
+    save(self, at, *rest)
+    if moment == "after" and at == step:
+      strike()
+
+  data.batch, checkpoint.Checkpoints.save = watched_batch, watched_save
+
+
+def main(folder: str, count: str, step: str = "0", moment: str = "", name: str = "SIGKILL") -> None:
+  cache = os.environ["JAXTUNE_TEST_CACHE"]
+  jax.config.update("jax_compilation_cache_dir", cache)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+  arm(int(step), moment, getattr(signal, name))
+  place, made = Path(folder), configs(int(count))
+  folders = [place / str(i) for i in range(len(made))]
+  made_trials.run(made, folders, setup(), place / "checkpoints")
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

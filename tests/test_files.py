@@ -1,0 +1,89 @@
+"""A folder is replaced as a whole, and only where nothing of the user's would be lost."""
+
+import pytest
+
+from jaxtune import files
+from jaxtune.errors import UserError
+
+
+def write(folder, **files):
+  with files.replacing(folder) as new:
+    for name, text in files.items():
+      path = new / name.replace("__", "/")
+      path.parent.mkdir(exist_ok=True)
+      path.write_text(text)
+
+
+def content(folder):
+  files = (path for path in folder.rglob("*") if path.is_file() and path.name != files.LIST)
+  return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_what_was_written_whole_is_replaced_whole(tmp_path, monkeypatch, exchanges):
+  if not exchanges:  # a system that cannot swap two names
+    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
+  folder = tmp_path / "x"
+  folder.mkdir()
+  write(folder, a="1", inner__b="2")
+  write(folder, a="3")
+  assert content(folder) == {"a": "3"}
+  with pytest.raises(OSError), files.replacing(folder) as new:
+    (new / "a").write_text("4")
+    raise OSError
+  assert content(folder) == {"a": "3"} and [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+OTHERS = {
+  "notes": lambda folder: (folder / "notes.txt").write_text("mine"),
+  "hidden notes": lambda folder: (folder / ".notes").write_text("mine"),
+  "an edited file": lambda folder: (folder / "a").write_text("mine"),
+  "a file within": lambda folder: (folder / "inner" / "mine").write_text("mine"),
+  "an empty folder": lambda folder: (folder / "mine").mkdir(),
+  "a link": lambda folder: [(folder / "a").unlink(), (folder / "a").symlink_to("/dev/null")],
+  "a copied card": lambda folder: (folder / files.LIST).unlink(),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_nothing_else_is_lost(tmp_path, case, meanwhile):
+  folder = tmp_path / "x"
+  write(folder, a="1", inner__b="2")
+  if not meanwhile:
+    OTHERS[case](folder)
+  with pytest.raises(UserError, match="would be lost"), files.replacing(folder) as new:
+    assert meanwhile
+    OTHERS[case](folder)
+    (new / "a").write_text("4")
+  assert (folder / "inner" / "b").read_text() == "2"
+  assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_file_is_no_folder(tmp_path):
+  (tmp_path / "x").write_text("mine")
+  with pytest.raises(UserError, match="is a file"):
+    write(tmp_path / "x", a="1")
+
+
+def test_a_kill_between_two_renames_loses_nothing(tmp_path):
+  write(tmp_path / "x", a="1")
+  (tmp_path / "x").rename(tmp_path / ".x.jaxtune-old")
+  with pytest.raises(OSError), files.replacing(tmp_path / "x"):
+    raise OSError
+  assert content(tmp_path / "x") == {"a": "1"}
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+  (tmp_path / "real").mkdir()
+  (tmp_path / "x").symlink_to(tmp_path / "real")
+  write(tmp_path / "x", a="1")
+  assert (tmp_path / "x").is_symlink() and content(tmp_path / "real") == {"a": "1"}
+
+
+def test_what_is_written_later_is_on_the_list(tmp_path):
+  write(tmp_path / "x", a="1")
+  (tmp_path / "x" / "later").write_text("2")
+  files.add(tmp_path / "x" / "later")
+  write(tmp_path / "x", a="3")
+  assert content(tmp_path / "x") == {"a": "3"}

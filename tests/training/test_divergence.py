@@ -1,0 +1,114 @@
+"""A trial whose training became not finite is one that diverged, whatever weights it kept."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from support import made_trials
+
+from jaxtune.errors import UserError
+from jaxtune.evaluation import judge
+from jaxtune.runs import folder as runs
+from jaxtune.runs import group
+from jaxtune.sweeps import report, table
+from jaxtune.training import loop
+from jaxtune.training.options import TrainOptions
+
+SGD = {"optim.name": "sgd", "optim.clip": None, "optim.warmup": 6, "train.steps": 8}
+FULL = {"name": "full"}
+
+
+def go(folder, setup, rates, **changes):
+  """Trains a group of trials with other learning rates; returns their results."""
+  configs = [made_trials.complete(FULL, SGD | changes | {"optim.learning_rate": r}) for r in rates]
+  folders = [folder / "trials" / str(i) for i in range(len(rates))]
+  return made_trials.run(configs, folders, setup, folder / "checkpoints")
+
+
+@pytest.fixture(scope="module")
+def grouped(llama, tmp_path_factory):
+  """A trial that learns, one that breaks down long after its first step and one at once."""
+  folder = tmp_path_factory.mktemp("grouped")
+  changes = {"train.eval_every": 1, "train.log_every": 3}
+  return go(folder, made_trials.make(llama), [0.01, 100.0, 1e30], **changes), folder
+
+
+def test_the_step_at_which_a_trial_diverged(grouped, llama, tmp_path):
+  results, folder = grouped
+  assert [result["diverged_at"] for result in results] == [None, 7, 1]
+  for e, result in enumerate(results):
+    lines = (folder / "trials" / str(e) / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "validation_loss" in row]
+    lost = [row["step"] for row in rows if not math.isfinite(row["validation_loss"])]
+    assert (result["diverged_at"] or math.inf) <= min(lost, default=math.inf)
+    assert json.loads((folder / "trials" / str(e) / "result.json").read_text()) == result
+    assert all(map(math.isfinite, result["final"].values())), "the kept weights are older"
+  assert 0 < results[1]["best_step"] < 7
+  (alone,) = go(tmp_path, made_trials.make(llama), [100.0], **{"train.eval_every": 1})
+  assert alone["diverged_at"] == 7 and alone["best_step"] == results[1]["best_step"]
+
+
+def test_tables_remarks_and_order_say_so(grouped, tmp_path):
+  results, _ = grouped
+  shown = [
+    {"trial": f"rate={rate}", "settings": {"optim.learning_rate": rate}} | result
+    for rate, result in zip((0.01, 100.0, 1e30), results, strict=True)
+  ]
+  assert [results.diverged(result) for result in shown] == [False, True, True]
+  rows = table.build(shown[::-1], "test_loss").rows
+  assert [row[0] for row in rows][1:] == [f"full learning_rate={r}" for r in (0.01, "1e+30", 100)]
+  assert all("diverged (1 of 1)" in row[4] for row in rows[2:])
+  written = report.write(shown, tmp_path).read_text()
+  assert "Diverged (2 of 3 trials)" in written and "rate=100.0 (at step 7, best step " in written
+  assert "rate=1e+30 (at step 1, best step 1)" in written
+  assert "diverged_at" in (tmp_path / "results.csv").read_text()
+
+
+def test_a_diverged_trial_does_not_speak_for_its_sweep(grouped, tmp_path):
+  results, folder = grouped
+  assert runs.best_trial(folder).name == "0"
+  (tmp_path / "trials" / "a").mkdir(parents=True)
+  path = tmp_path / "trials" / "a" / "result.json"
+  path.write_text(json.dumps(results[1] | {"sha256": None, "files": {}}))
+  with pytest.raises(UserError, match="damaged"):
+    runs.best_trial(tmp_path)
+  path.write_text(json.dumps({k: v for k, v in results[1].items() if k not in ("files", "sha256")}))
+  with pytest.raises(UserError, match="all trials of .* diverged"):
+    runs.best_trial(tmp_path)
+
+
+def test_without_validation(llama, tmp_path):
+  changes = {"optim.warmup": 0, "train.steps": 3}
+  (result,) = go(tmp_path, made_trials.make(llama, False), [1e30], **changes)
+  assert result["diverged_at"] == 1
+
+
+def test_final_metrics_that_are_not_finite(llama, tmp_path):
+  """Of weights that are: the loss of a perplexity that is too large for a float, say."""
+  progress = loop.Progress(*[None] * 4, [3], [0], [4])._replace(sums={"diverged": [0]})
+  steps = lambda **metrics: group._steps(progress, TrainOptions(), 0, metrics)["diverged_at"]
+  assert steps(test_loss=800.0, test_perplexity=math.inf) == 4 and steps(test_loss=2.0) is None
+
+
+def test_a_validation_loss_that_is_not_finite(llama, monkeypatch, tmp_path):
+  """Where training itself goes on."""
+  real, done = judge.measure, []
+
+  def broken(evaluator, pairs, base, splits):
+    found = real(evaluator, pairs, base, splits)
+    if not done:
+      done.append(True)
+      found[0]["loss"] = found[0]["loss"] * np.nan
+    return found
+
+  monkeypatch.setattr(judge, "measure", broken)
+  (result,) = go(tmp_path, made_trials.make(llama), [0.01], **{"train.eval_every": 4})
+  assert result["diverged_at"] == 4 and result["best_step"] == 8
+
+
+def test_patience_says_where_it_stopped(llama, tmp_path):
+  changes = {"train.patience": 2, "train.eval_every": 1, "train.steps": 8}
+  results = go(tmp_path, made_trials.make(llama), [0.01, 1e30], **changes)
+  assert [result["stopped_at"] for result in results] == [8, 3]
+  assert [result["steps"] for result in results] == [8, 8]

@@ -22,7 +22,7 @@ def content(folder):
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_what_was_written_whole_is_replaced_whole(tmp_path, monkeypatch, exchanges):
   if not exchanges:  # a system that cannot swap two names
-    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
   folder = tmp_path / "x"
   folder.mkdir()
   write(folder, a="1", inner__b="2")

@@ -1,0 +1,149 @@
+"""A finished run: loaded from its folder, or made of others and kept in one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from jaxtune import config as configs
+from jaxtune.runs import folder as files_of
+from jaxtune.runs import locks
+
+import contextlib
+import json
+import math
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from typing_extensions import TypedDict
+
+from jaxtune import data
+from jaxtune import peft
+from jaxtune.runs import results
+from jaxtune import schema
+from jaxtune import tree
+from jaxtune.runs import trial as setup_
+from jaxtune.files import write_atomically
+from jaxtune.files import writing
+from jaxtune.errors import UserError
+from jaxtune.evaluation import compare
+from jaxtune.models import hf, quantize
+from jaxtune.runs import results
+
+
+
+class Run(NamedTuple):
+  """A finished run, ready to be evaluated, generated from or exported.
+
+  Attributes:
+    labels: names of the classes or tags.
+    stop_tokens: ids that end a completion.
+  """
+
+  folder: Path
+  config: dict
+  pretrained: hf.Pretrained
+  methods: tuple
+  base: Any
+  tuned: Any
+  hyper: Any
+  labels: tuple[str, ...] = ()
+  stop_tokens: tuple[int, ...] = ()
+
+
+def check_fits(methods: tuple, pretrained: hf.Pretrained, flat: dict, where: str) -> None:
+  """Raises UserError unless arrays are finite and those that the methods make over a model."""
+  sites, tokenize = peft.find_sites(pretrained.model), setup_.tokenizing(pretrained)
+  make = lambda params: peft.init(jax.random.key(0), methods, sites, params, tokenize)
+  tuned, hyper, _ = jax.eval_shape(make, pretrained.params)
+  expected = tree.flatten(tuned | {"hyper": hyper})
+  if apart := sorted(expected.keys() ^ flat.keys()):
+    names = " + ".join(m.name for m in methods)
+    how = "is none that it trains" if apart[0] in flat else "is missing"
+    raise UserError(f"{where} does not fit its configuration, {names}: {apart[0]} {how}")
+  said = lambda x: f"{x.dtype} {tuple(x.shape)}"
+  for path, like in expected.items():
+    if said(flat[path]) != said(like):
+      raise UserError(
+        f"{where} does not fit its configuration: {path} is {said(flat[path])}, expected "
+        f"{said(like)}"
+      )
+  tree.check_finite(flat, where)
+
+
+def load_run(folder: str | Path, pretrained: hf.Pretrained | None = None) -> Run:
+  """Loads a finished run, or a sweep's best trial, and the base it was trained on.
+
+  Args:
+    pretrained: the base, where another run has loaded it already.
+
+  Raises:
+    UserError: when the folder holds no finished run, or its base has changed.
+  """
+  path, record, flat = files_of.read(Path(folder))
+  folder, config = path.parent, record["config"]
+  given, pretrained = pretrained, pretrained or setup_.load_model(config, len(record["labels"]))
+  if tree.fingerprint(pretrained.params) != record["base"]:
+    holder = config["model"]["path"] if given is None else "the run before it was trained on"
+    raise UserError(f"{folder} was trained on other base weights than {holder} holds")
+  methods = setup_.make_methods(config, pretrained.fresh)
+  check_fits(methods, pretrained, flat, str(path))
+  trees = tree.unflatten({name: jax.numpy.asarray(x) for name, x in flat.items()})
+  hyper, tuned = trees.pop("hyper", {}), {"params": {}, "peft": {}} | trees
+  _, base = peft.split(methods, pretrained.params)
+  labels, stops = tuple(record["labels"]), tuple(record["stop_tokens"])
+  return Run(folder, config, pretrained, methods, base, tuned, hyper, labels, stops)
+
+
+def load_runs(folders: Sequence[str | Path]) -> list[Run]:
+  """Loads several finished runs over one base, which is in memory once.
+
+  Raises:
+    UserError: where one of them was trained over another base.
+  """
+  found: list[Run] = []
+  for folder in folders:
+    found.append(load_run(folder, found[0].pretrained if found else None))
+  return found
+
+
+def over(config: Any, folder: str | Path) -> Run:
+  """Returns a run over a config's base in which nothing is trained."""
+  section = {k: v for k, v in configs.to_dict(config).items() if k not in ("sweep", "method")}
+  full = configs.complete(section)
+  dataset = setup_.load_data(full)
+  pretrained = setup_.load_model(full, len(dataset.labels))
+  empty = {"params": {}, "peft": {}}
+  base, labels = pretrained.params, tuple(dataset.labels)
+  return Run(Path(folder), full, pretrained, (), base, empty, {}, labels, dataset.stop_tokens)
+
+
+def check_free(folder: str | Path) -> None:
+  """Raises UserError for a folder in which there is a run, finished or under way, or other files.
+
+  A config.json alone is what a kill left of `keep`, which then writes both files anew.
+  """
+  folder = Path(folder)
+  if any((folder / name).exists() for name in locks.RUN):
+    raise UserError(f"{folder} holds a run already; give another folder")
+  locks.check_place(folder)
+
+
+def keep(run: Run, folder: str | Path) -> None:
+  """Writes a run that was composed or imported as a folder that `load_run` reads.
+
+  Raises:
+    UserError: where the folder holds a run, or the arrays are none that the run's methods train.
+  """
+  folder = Path(folder)
+  flat = tree.flatten(run.tuned | {"hyper": run.hyper})
+  check_fits(run.methods, run.pretrained, flat, f"what was made for {folder}")
+  fingerprint = tree.fingerprint(run.pretrained.params)
+  with locks.held(folder):
+    check_free(folder)
+    files_of.begin([folder], [run.config])
+    files_of.write(folder, run.config, fingerprint, run.tuned, run.hyper, run.labels, run.stop_tokens)

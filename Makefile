@@ -13,6 +13,7 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/ty check --python $(VENV)
 	$(BIN)/python -m pytest -n auto
 
 # Every export format, reloaded in real PyTorch. adapters 1.3 cannot live with transformers 5,

@@ -6,17 +6,17 @@ from jaxtune import files
 from jaxtune.errors import UserError
 
 
-def write(folder, **files):
+def write(folder, **texts):
   with files.replacing(folder) as new:
-    for name, text in files.items():
+    for name, text in texts.items():
       path = new / name.replace("__", "/")
       path.parent.mkdir(exist_ok=True)
       path.write_text(text)
 
 
 def content(folder):
-  files = (path for path in folder.rglob("*") if path.is_file() and path.name != files.LIST)
-  return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+  written = (path for path in folder.rglob("*") if path.is_file() and path.name != files.LIST)
+  return {path.relative_to(folder).as_posix(): path.read_text() for path in written}
 
 
 @pytest.mark.parametrize("exchanges", [True, False])

@@ -28,6 +28,7 @@ import edits
 import hypothesis
 import worker
 from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.errors import HypothesisWarning
 
 HERE = Path(__file__).parent
 RESULTS, CORPUS = HERE / "fuzz.csv", HERE.parents[1] / "tests" / "corpus"
@@ -35,7 +36,7 @@ COLUMNS = ("reader", "seconds", "inputs", "read", "refused", "findings", "date")
 ROUND = 200  # inputs between two looks at the clock
 
 
-warnings.simplefilter("ignore", hypothesis.errors.HypothesisWarning)
+warnings.simplefilter("ignore", HypothesisWarning)
 
 
 class Bad(Exception):

@@ -93,12 +93,12 @@ class _Finder(cst.CSTVisitor):
           self.found.append((operator.__name__.removeprefix("operator_"), node, new, *where))
     return True
 
-  def on_leave(self, node: cst.CSTNode) -> None:
-    if isinstance(node, cst.FunctionDef | cst.ClassDef):
+  def on_leave(self, original_node: cst.CSTNode) -> None:
+    if isinstance(original_node, cst.FunctionDef | cst.ClassDef):
       self.names.pop()
-    if isinstance(node, cst.BaseStatement):
+    if isinstance(original_node, cst.BaseStatement):
       self.statements.pop()
-    self.raising -= isinstance(node, cst.Raise)
+    self.raising -= isinstance(original_node, cst.Raise)
 
 
 def files(package: Path) -> list[str]:
@@ -139,7 +139,7 @@ def _header(statement: cst.CSTNode, positions) -> tuple[int, int]:
 def write(tree: cst.Module, mutant: Mutant) -> str | None:
   """Writes the module with the mutant's change; None where that is no Python."""
   try:
-    text = tree.deep_replace(mutant.node, mutant.new).code
+    text = cst.ensure_type(tree.deep_replace(mutant.node, mutant.new), cst.Module).code
     ast.parse(text)
   except (SyntaxError, cst.CSTValidationError, TypeError):
     return None

@@ -20,7 +20,7 @@ LONGEST = 56  # tokens of title and text
 def prepare(source: Path, target: Path) -> None:
   """Writes train.jsonl and test.jsonl, each with the reviews of at most LONGEST tokens."""
   tokenizer = AutoTokenizer.from_pretrained(str(TINY))
-  length = lambda row: len(tokenizer(f"{row['title']}\n{row['text']}").input_ids)
+  length = lambda row: len(tokenizer.encode(f"{row['title']}\n{row['text']}"))
   target.mkdir(parents=True, exist_ok=True)
   for name in ("train", "test"):
     rows = sources.read(str(source / f"{name}.jsonl.gz")).rows

@@ -157,9 +157,10 @@ class Review(NamedTuple):
 
 def review(rng: random.Random, split: str) -> Review:
   """Draws a review whose product and first part belong together to the split alone."""
-  product, parts = "", ()
-  while not product or world.split_of(product, parts[0]) != split:
-    product, parts = rng.choice(SINGULAR), rng.sample(world.PARTS, 2)
+  draw = lambda: (rng.choice(SINGULAR), rng.sample(world.PARTS, 2))
+  product, parts = draw()
+  while world.split_of(product, parts[0]) != split:
+    product, parts = draw()
   stars = rng.randint(1, 5)
   good, bad = rng.sample(world.PRAISE, 2), rng.sample(world.BLAME, 2)
   words = {1: bad, 2: (good[0], bad[0]), 3: (good[0], bad[0]), 4: (good[0], bad[0]), 5: good}[stars]

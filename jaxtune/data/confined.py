@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from jaxtune.errors import UserError
@@ -111,7 +112,7 @@ class _Process:
   def alive(self) -> bool:
     return self.owner == os.getpid() and self.process.poll() is None
 
-  def ask(self, make: Callable[..., Callable], items: Sequence, shared: tuple) -> list:
+  def ask(self, make: FunctionType, items: Sequence, shared: tuple) -> list:
     """Returns the results up to the first `Exceeded`, after which the process is gone."""
     try:
       sent = [_attempt(pickle.dumps, item) for item in items]
@@ -227,9 +228,10 @@ def _answers(run: Callable | UserError, items: Sequence[bytes | UserError]) -> I
 
 
 def _result(run: Callable | UserError, item: bytes | UserError) -> bytes:
-  for one in (item, run):
-    if isinstance(one, UserError):
-      raise one
+  if isinstance(item, UserError):
+    raise item
+  if isinstance(run, UserError):
+    raise run
   found = json.dumps([None, run(pickle.loads(item))], ensure_ascii=False).encode()
   if len(found) > (most := OUTPUT + 10 * len(item)):
     raise Exceeded(f"the template wrote more than {most:,} bytes for one row")

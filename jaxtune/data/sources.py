@@ -19,6 +19,7 @@ import stat
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,8 +118,9 @@ def _find(source: str) -> Path | None:
 
 
 def _rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[str, dict]]:
-  reader = {"json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet}[kind(str(path))]
-  for at, row in reader(path, columns) if reader is _csv else reader(path):
+  read_csv = partial(_csv, columns=columns)
+  readers = {"json": _json, "csv": read_csv, "tsv": read_csv, "parquet": _parquet}
+  for at, row in readers[kind(str(path))](path):
     yield f"{path}:{at}", row
 
 
@@ -286,8 +288,8 @@ def _hub_split(source: str, split: str, streaming: bool):
 @contextlib.contextmanager
 def _offline(enabled: bool) -> Iterator[None]:
   """Tells the hub libraries that there is no network, so that they look in their caches at once."""
-  import datasets
-  import huggingface_hub
+  import datasets.config
+  import huggingface_hub.constants
 
   holders = (datasets.config, huggingface_hub.constants)
   before = [holder.HF_HUB_OFFLINE for holder in holders]

@@ -65,7 +65,7 @@ class Decoder(nn.Module):
     self.embed = Embed(c.vocabulary, c.width, c.dtype)
     self.trunk = Trunk(c)
     if c.head is not None:
-      self.head = TaskHead(c)
+      self.head: Any = TaskHead(c)
     elif not c.tied:
       self.head = Linear(c.width, c.vocabulary, dtype=c.dtype)
 

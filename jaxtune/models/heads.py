@@ -7,6 +7,7 @@ which belongs to the model, lies at `pooler/dense`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ class TaskHead(nn.Module):
   qa and mlm. `pooler` and `attend` (the embeddings' scores) are the model's own.
   """
 
-  config: object
+  config: Any
 
   def setup(self):
     c, head = self.config, self.config.head
@@ -86,7 +87,7 @@ class TaskHead(nn.Module):
     elif head.bias:
       self.bias = self.param("bias", nn.initializers.zeros, (head.outputs,))
 
-  def __call__(self, x_BTD, mask_BT, pooler=None, attend=None):
+  def __call__(self, x_BTD, mask_BT, pooler: Any = None, attend: Any = None):
     head = self.config.head
     x = pool(x_BTD, mask_BT, head.pooling) if head.kind in POOLED else x_BTD
     if head.pooler:

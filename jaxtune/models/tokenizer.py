@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from jaxtune import schema
 from jaxtune.errors import UserError
 
 
-def load(name: str | None, folder: Path | None):
+def load(name: str | None, folder: Path | None) -> Any:
   source = name or folder
   if source is None or (name is None and not any(folder.glob("tokenizer*"))):
     return None
@@ -19,7 +20,7 @@ def load(name: str | None, folder: Path | None):
     raise UserError(f"the tokenizer in {source} cannot be loaded: {error}") from error
 
 
-def _find(folder: Path) -> type:
+def _find(folder: Path) -> Any:
   """Returns the class that AutoTokenizer would find; where that is clear without PyTorch (5 s)."""
   if (file := folder / "tokenizer_config.json").is_file() and (folder / "tokenizer.json").is_file():
     entries = schema.read_json(file)

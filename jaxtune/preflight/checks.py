@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 
 import jax
 import numpy as np
@@ -82,8 +83,8 @@ def check(config: dict, setup: Setup) -> None:
   for m in methods:
     if m.adjust is not None:  # its schedule may not fit the run
       own = peft.own(m, tuned["peft"])
-      adjust = lambda x, y, m=m: m.adjust(1, config["train"]["steps"], x, x, y)
-      jax.eval_shape(adjust, own, peft.own(m, hyper))
+      adjust = partial(m.adjust, 1, config["train"]["steps"])
+      jax.eval_shape(adjust, own, own, peft.own(m, hyper))
 
 
 def _check_batches(config: dict, dataset: data.Data) -> None:

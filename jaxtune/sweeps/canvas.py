@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullFormatter, NullLocator
 
 # Okabe and Ito's palette for all kinds of colour vision, without yellow, which white swallows.
@@ -25,8 +26,8 @@ class Look(NamedTuple):
 
 def make(panels: int = 1) -> tuple[Figure, list[Axes]]:
   """Makes a figure of README width, outside pyplot."""
-  figure = Figure(figsize=(7.5 if panels == 1 else 10, 4.4), layout="constrained")
-  figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08, wspace=0.06)
+  layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.06)
+  figure = Figure(figsize=(7.5 if panels == 1 else 10, 4.4), layout=layout)
   for i in range(panels):
     axes = figure.add_subplot(1, panels, i + 1)
     axes.spines[["top", "right"]].set_visible(False)
@@ -137,7 +138,7 @@ def place_names(
       )
       box = note.get_window_extent().extents
       note.set_in_layout(False)
-      inside = (box[:2] > frame[:2] + 3).all() and (box[2:] < frame[2:] - 3).all()
+      inside = np.all(box[:2] > frame[:2] + 3) and np.all(box[2:] < frame[2:] - 3)
       if inside and not any(
         box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken
       ):

@@ -92,7 +92,7 @@ def _grids(sweep) -> list:
   return grids
 
 
-def _axes(grid: Mapping[str, Sequence]) -> dict[str, list]:
+def _axes(grid: Any) -> dict[str, list]:
   if hasattr(grid, "to_dict"):  # an ml_collections ConfigDict
     grid = grid.to_dict()
   if not isinstance(grid, Mapping):

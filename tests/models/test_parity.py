@@ -122,7 +122,7 @@ def test_stories_continue_as_in_transformers(shared):
   np.testing.assert_allclose(
     logits(ours, tokens), tiny.torch_logits(theirs, tokens), atol=1e-4, rtol=0
   )
-  start = tokenizer("Once upon a time, Lily", return_tensors="pt")
+  start = {"input_ids": tokenizer.encode("Once upon a time, Lily", return_tensors="pt")}
   made = theirs.generate(**start, do_sample=False, max_new_tokens=60)[0].tolist()
   ids = start["input_ids"][0].tolist()
   run = jax.jit(ours.model.apply)

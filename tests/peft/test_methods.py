@@ -151,6 +151,7 @@ def test_adapter_formulas(placement, act, scale):
     has_rng = staticmethod(lambda name: False)
 
   fixed = {"scale": jnp.float32(scale), "dropout": jnp.float32(0)}
+  assert method.intercept is not None
   made = method.intercept(Evaluation, w, fixed, lambda x, y: x + y, x, f)
   np.testing.assert_allclose(made, expected, atol=1e-5, rtol=0)
 

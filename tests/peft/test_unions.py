@@ -73,6 +73,7 @@ def test_a_gate_scales_each_token_of_lora():
   trained, fixed = method.init(jax.random.key(0), {"q": site}, frozen)
   assert not np.any(trained["q"]["gate_kernel"]) and trained["q"]["gate_bias"].shape == ()
   w, x, y = tiny.perturb(trained["q"], 1, 0.7), draw(1, 2, 4, 6), draw(2, 2, 4, 5)
+  assert method.intercept is not None
   made = method.intercept(deltas.Evaluation, w, fixed["q"], lambda x: jnp.array(y), jnp.array(x))
   w = jax.tree.map(np.asarray, w)
   gate = expit(x @ w["gate_kernel"] + w["gate_bias"])[..., None]
@@ -92,6 +93,7 @@ def test_a_gate_scales_what_each_query_takes_from_the_prefix():
   mask = np.random.default_rng(4).random((2, 1, 3, 5)) < 0.7
   attend = lambda *args: Attend().apply({}, *args)
   fixed = {"mask": jnp.ones(2, bool)}
+  assert method.intercept is not None
   made = method.intercept(deltas.Evaluation, w, fixed, attend, *map(jnp.array, (q, k, v, mask)))
   w = jax.tree.map(np.asarray, w)
   whole = lambda p, x: np.concatenate([np.broadcast_to(p, (2, *p.shape)), x], 1).repeat(2, 2)

@@ -6,6 +6,7 @@ may succeed or raise UserError; all else is a defect.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import functools
 import gzip
@@ -48,11 +49,11 @@ class Reader(NamedTuple):
 @functools.cache
 def bases() -> Path:
   """Writes the bases that adapters and runs lie over, once for a process; removed at its end."""
-  folder = tempfile.TemporaryDirectory(prefix="jaxtune-bases-")
-  bases.keep = folder
+  folder = tempfile.mkdtemp(prefix="jaxtune-bases-")
+  atexit.register(shutil.rmtree, folder)
   for family in ("llama", "bert"):
-    folders.base(Path(folder.name), family)
-  return Path(folder.name)
+    folders.base(Path(folder), family)
+  return Path(folder)
 
 
 @functools.cache

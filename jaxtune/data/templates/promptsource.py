@@ -8,8 +8,10 @@ leaves its row out; several answers behind one prompt are all accepted.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from jaxtune.data import confined
 from jaxtune.errors import UserError
@@ -29,7 +31,7 @@ class _Loader(yaml.SafeLoader):
 
 def _refuse(loader: _Loader, node: yaml.Node) -> None:
   problem = f"the tag {node.tag!r} is refused: only !Template and !TemplateMetadata are read"
-  raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+  raise ConstructorError(None, None, problem, node.start_mark)
 
 
 for _tag in ("!Template", "!TemplateMetadata"):
@@ -37,7 +39,7 @@ for _tag in ("!Template", "!TemplateMetadata"):
 _Loader.add_constructor(None, _refuse)
 
 
-def parse(document: str, path: str | Path) -> object:
+def parse(document: str, path: str | Path) -> Any:
   """Reads one YAML document; tags other than promptsource's two are refused, never built.
 
   Raises:

@@ -30,7 +30,8 @@ def theirs(pretrained, vectors, folder):
   )
   config = IA3Config(target_modules=targets, feedforward_modules=feedforward)
   model = get_peft_model(base, config).eval()
-  assert model.peft_config["default"].fan_in_fan_out == (pretrained.family == "gpt2")
+  made = model.peft_config["default"]
+  assert isinstance(made, IA3Config) and made.fan_in_fan_out == (pretrained.family == "gpt2")
   k, v, ff = (vectors[f"trunk/layers/{path}"] for path in (
     "attn/k_proj/ia3/l", "attn/v_proj/ia3/l", "mlp/down_proj/ia3/l_in"))  # fmt: skip
   numbers = {}

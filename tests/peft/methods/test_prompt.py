@@ -57,7 +57,8 @@ def in_peft(pretrained, folder, auto, kind, prompt):
   options = {"num_transformer_submodules": 1, "num_virtual_tokens": len(prompt)}
   model = theirs_.get_peft_model(base, theirs_.PromptTuningConfig(task_type=kind, **options))
   with torch.no_grad():
-    model.prompt_encoder["default"].embedding.weight.copy_(torch.tensor(prompt))
+    weight = model.get_parameter("prompt_encoder.default.embedding.weight")
+    weight.copy_(torch.tensor(prompt))
   return model.eval()
 
 

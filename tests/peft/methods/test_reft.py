@@ -37,6 +37,7 @@ def test_the_equations(variant):
   trained = method.realise({PLACE: arrays})[PLACE]
   h, mask = draw(1, 4, 6), seen(np.ones((1, 4), bool), True)
   fixed = {"first": jnp.asarray(3), "edited": jnp.asarray(True)}
+  assert method.intercept is not None
   made, cache = method.intercept(
     CAUSAL, {name: x[1] for name, x in trained.items()}, fixed, lambda *args: args[:2],
     jnp.asarray(h), "cache", None, shared(mask),

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 
-from jaxtune import data
-from jaxtune.training import optim
-from jaxtune import peft
-from jaxtune import sharding
-from jaxtune.runs import start_from
-from jaxtune import tree
-from jaxtune.training import step
-from jaxtune.evaluation import compare
-from jaxtune.evaluation import judge
+from jaxtune import data, sharding
+from jaxtune.evaluation import compare, judge
+from jaxtune.runs.programs import make_evaluator, make_program
 from jaxtune.runs.trial import Setup
-from jaxtune.runs.trial import find_objective
-from jaxtune.runs.trial import make_methods
-from jaxtune.runs.trial import tokenizing
-
-
 
 
 def evaluate_base(

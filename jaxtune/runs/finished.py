@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from jaxtune import config as configs
-from jaxtune.runs import folder as files_of
-from jaxtune.runs import locks
-
-import contextlib
-import json
-import math
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
-from typing_extensions import TypedDict
 
-from jaxtune import data
-from jaxtune import peft
-from jaxtune.runs import results
-from jaxtune import schema
-from jaxtune import tree
-from jaxtune.runs import trial as setup_
-from jaxtune.files import write_atomically
-from jaxtune.files import writing
+from jaxtune import config as configs
+from jaxtune import peft, tree
 from jaxtune.errors import UserError
-from jaxtune.evaluation import compare
-from jaxtune.models import hf, quantize
-from jaxtune.runs import results
-
+from jaxtune.models import hf
+from jaxtune.runs import folder as files_of
+from jaxtune.runs import locks
+from jaxtune.runs import trial as setup_
 
 
 class Run(NamedTuple):
@@ -146,4 +127,5 @@ def keep(run: Run, folder: str | Path) -> None:
   with locks.held(folder):
     check_free(folder)
     files_of.begin([folder], [run.config])
-    files_of.write(folder, run.config, fingerprint, run.tuned, run.hyper, run.labels, run.stop_tokens)
+    arrays = (run.tuned, run.hyper, run.labels, run.stop_tokens)
+    files_of.write(folder, run.config, fingerprint, *arrays)

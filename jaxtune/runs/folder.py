@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from jaxtune import config as configs
-
 import contextlib
 import json
 import math
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,18 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from typing_extensions import TypedDict
 
-from jaxtune import data
-from jaxtune import peft
-from jaxtune.runs import results
-from jaxtune import schema
-from jaxtune import tree
-from jaxtune.runs import trial as setup_
-from jaxtune.files import write_atomically
-from jaxtune.files import writing
+from jaxtune import config as configs
+from jaxtune import data, peft, schema, tree
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare
-from jaxtune.models import hf, quantize
+from jaxtune.files import write_atomically, writing
+from jaxtune.models import quantize
 from jaxtune.runs import results
+from jaxtune.runs import trial as setup_
 
 LIBRARIES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
 
@@ -160,8 +154,6 @@ def _mixture(split: Any, steps: int, batch_size: int) -> dict:
   return {"mixture": data.mix.counts(split.order, steps, batch_size)}
 
 
-
-
 class Record(TypedDict):
   """What tuned.safetensors says of the arrays in it.
 
@@ -216,5 +208,3 @@ def read(folder: Path) -> tuple[Path, Record, dict[str, np.ndarray]]:
   except UserError as error:
     raise UserError(f"{path} was not written by this version of jaxtune: {error}") from error
   return path, record, flat
-
-

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from jaxtune.training.options import TrainOptions
-
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from jaxtune import data, sharding, tree
 from jaxtune.evaluation import compare, judge
 from jaxtune.runs import folder, programs
 from jaxtune.runs.trial import Setup
-from jaxtune.schema import Count
-from jaxtune.training import checkpoint
+from jaxtune.training import checkpoint, loop
 from jaxtune.training import step as update
-
+from jaxtune.training.options import TrainOptions
 
 
 def train(
@@ -55,19 +49,19 @@ def train(
   del started
   program = programs.make_program(configs[0], setup, programs.drops(configs))
   evaluator = programs.make_evaluator(configs[0], program, parallel, chunk, setup)
-  step = parallel.compile(partial(steps, program, chunk, options.patience), donate=True)
+  step = parallel.compile(partial(loop.steps, program, chunk, options.patience), donate=True)
   identities = [data.identity(dataset.report) for dataset in datasets]
   record = {"config": configs, "base": setup.fingerprint, "data set": identities}
   with checkpoint.Checkpoints(checkpoints, record) as saved:
-    progress = parallel.put_trials(begin(states, options))
+    progress = parallel.put_trials(loop.begin(states, options))
     progress, before = saved.restore(progress) or (progress, 0.0)
     clock = lambda: before + time.perf_counter() - began
     folder.begin(folders, configs)
     logs = folder.Logs(folders, int(progress.state.step[0]))
     validate = partial(
-      _validate, evaluator, base, datasets, options.patience, _settled(program, options.steps)
+      loop._validate, evaluator, base, datasets, options.patience, _settled(program, options.steps)
     )
-    progress = _loop(
+    progress = loop._loop(
       configs, options, step, validate, base, progress, datasets, saved, logs, parallel, clock
     )
   final = progress.tuned if _keeps_best(options, setup) else progress.state.tuned
@@ -87,7 +81,7 @@ def train(
   ]  # fmt: skip
 
 
-def _steps(progress: Progress, options: TrainOptions, e: int, metrics: dict) -> dict[str, int | None]:
+def _steps(progress: loop.Progress, options: TrainOptions, e: int, metrics: dict) -> dict:
   """Gathers the counts of updates that a trial's result has; "diverged_at" is None for never."""
   stopped = int(progress.stopped[e]) or options.steps
   lost = None if np.isfinite([*metrics.values()]).all() else stopped
@@ -123,31 +117,3 @@ def _settled(program: update.Program, steps: int) -> int:
 
 def _keeps_best(options: TrainOptions, setup: Setup) -> bool:
   return options.keep == "best" and setup.dataset.validation is not None
-
-
-def _validate(evaluator, base, datasets, patience, settled, progress, step, logs):
-  """Evaluates, and keeps each trial's weights where they are its best.
-
-  Args:
-    settled: the first step whose weights may be kept; evaluations before it count for nothing.
-  """
-  active = None if patience is None else np.asarray(progress.stale) < patience
-  pairs = (progress.state.tuned, progress.state.hyper)
-  measured = judge.measure(evaluator, pairs, base, [d.validation for d in datasets])
-  found = [judge.totals(evaluator.objective.MEASURES, rows, "validation") for rows in measured]
-  logs.write([{"step": step, **values} for values in found], active)
-  loss = jnp.asarray([values["validation_loss"] for values in found])
-  better = (loss < progress.best) & (step >= settled)
-  stale = jnp.where(better | (step < settled), 0, progress.stale + 1)
-  choose = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-  lost = _first(progress.sums["diverged"], ~jnp.isfinite(loss), step)
-  if patience is None:
-    _warn(np.asarray(stale), np.asarray(lost > 0), progress, step, loss)
-  return progress._replace(
-    sums=progress.sums | {"diverged": lost},
-    tuned=jax.tree.map(choose, progress.state.tuned, progress.tuned),
-    best=jnp.where(better, loss, progress.best),
-    best_step=jnp.where(better, step, progress.best_step),
-    stale=stale,
-    stopped=_first(progress.stopped, stale == (patience or -1), step),
-  )

@@ -8,19 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxtune import data
-from jaxtune.training import optim
-from jaxtune import peft
-from jaxtune import sharding
-from jaxtune.runs import start_from
-from jaxtune import tree
-from jaxtune.training import step
-from jaxtune.evaluation import compare
+from jaxtune import peft, tree
 from jaxtune.evaluation import judge
-from jaxtune.runs.trial import Setup
-from jaxtune.runs.trial import find_objective
-from jaxtune.runs.trial import make_methods
-from jaxtune.runs.trial import tokenizing
+from jaxtune.runs import start_from
+from jaxtune.runs.trial import Setup, find_objective, make_methods, tokenizing
+from jaxtune.training import optim, step
 
 
 def start(config: dict, setup: Setup) -> tuple[step.State, Any]:
@@ -72,8 +64,6 @@ def make_evaluator(config: dict, program: step.Program, parallel, chunk: int, se
   tokenizer = setup.pretrained.tokenizer
   stops = setup.dataset.stop_tokens
   return judge.make(program, parallel, chunk, config["evaluate"], objective, tokenizer, stops)
-
-
 
 
 def drops(configs: list[dict]) -> bool:

@@ -11,8 +11,8 @@ from typing import Any, Required
 from typing_extensions import TypedDict
 
 from jaxtune import schema
-from jaxtune.files import write_atomically
 from jaxtune.errors import UserError
+from jaxtune.files import write_atomically
 
 FILES = ("config.json", "metrics.jsonl", "predictions.jsonl", "tuned.safetensors")
 

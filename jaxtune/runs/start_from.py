@@ -8,12 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import formats
-from jaxtune import peft
-from jaxtune.runs import folder as runs
-from jaxtune import tree
+from jaxtune import formats, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.formats.peft.write import of_head
+from jaxtune.runs import folder as runs
 from jaxtune.runs.trial import Setup
 
 # Fixed numbers that are of the training that begins, not of the adapter.

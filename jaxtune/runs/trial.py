@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from jaxtune import data, objectives, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
-from jaxtune.peft.methods import head
-from jaxtune.peft.methods import regularize
+from jaxtune.peft.methods import head, regularize
 
 
 class Setup(NamedTuple):

@@ -4,9 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from support import made_trials
-from support import tiny
 from safetensors.numpy import save
+from support import made_trials, tiny
 
 from jaxtune import peft, tree
 from jaxtune.errors import UserError

@@ -13,7 +13,7 @@ from jaxtune.runs import locks
 
 HOLD = """
 import sys, time
-from jaxtune import locks
+from jaxtune.runs import locks
 with locks.held(sys.argv[1]):
   print("held", flush=True)
   time.sleep(60)

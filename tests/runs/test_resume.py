@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import resumable_run
-from support import made_trials
+from support import made_trials, resumable_run
 
 from jaxtune.api import sweep as sweeps
 from jaxtune.errors import UserError

@@ -134,7 +134,7 @@ def plot(table: list[Entry]) -> None:
   mean = lambda entry: entry.over("test_loss")
   named = [e for e in table if e in front(table) or not 12_000 < e.size < 20_000]
   bar = lambda s: (s.mean - (s.half_width or 0), s.mean + (s.half_width or 0))
-  canvas.place_names(
+  canvas.write_names(
     figure, left, [(e.size, mean(e).mean, e.name) for e in named],
     [(e.size, *bar(mean(e))) for e in table],
   )  # fmt: skip

@@ -31,11 +31,15 @@ class Class(NamedTuple):
 
 
 class Confusion(NamedTuple):
-  """Who was taken for whom: rows are references, columns predictions."""
+  """How often each class was predicted for each class: rows are references, columns predictions."""
 
   labels: tuple[str | int, ...]
   counts_CC: np.ndarray  # int
-  shares_CC: np.ndarray  # of the row, 0 to 1; a class without references has zeros
+
+  @property
+  def shares_CC(self) -> np.ndarray:
+    """Shares of each row, from 0 to 1; the row of a class without references has zeros."""
+    return self.counts_CC / np.maximum(self.counts_CC.sum(1, keepdims=True), 1)
 
 
 def accuracy(predictions: Labels, references: Labels) -> float:
@@ -125,9 +129,7 @@ def confusion(
 ) -> Confusion:
   """Counts which class was taken for which; `labels` as in `per_class`."""
   labels = _classes(predictions, references, labels)
-  counts_CC = sklearn.confusion_matrix(references, predictions, labels=labels)
-  rows_C1 = counts_CC.sum(1, keepdims=True)
-  return Confusion(tuple(labels), counts_CC, counts_CC / np.maximum(rows_C1, 1))
+  return Confusion(tuple(labels), sklearn.confusion_matrix(references, predictions, labels=labels))
 
 
 def _percent(score: Callable, predictions: Labels, references: Labels, **options) -> float:

@@ -1,1 +1,1 @@
-"""Grids of trials, grouped into compiled programs, and what is learnt from them."""
+"""Sweeps: the grid of trials, which of them share a compiled program, and the report on them."""

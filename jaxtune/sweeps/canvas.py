@@ -1,4 +1,4 @@
-"""The look that all plots share: frame, titles, colours, legend and labels that do not collide."""
+"""What all plots share: frame, title, colours, legend, and names that do not overlap."""
 
 from __future__ import annotations
 
@@ -13,19 +13,35 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullFormatter, NullLocator
 
-# Okabe and Ito's palette for all kinds of colour vision, without yellow, which white swallows.
+# The palette of Okabe and Ito, which readers with any colour vision can tell apart; without its
+# yellow, which is hard to see on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 GREY = "#555555"
+# Where a name may stand beside its point: (the side of the text at the point, dx, dy), in points.
+_POSITIONS = [
+  (side, dx, dy)
+  for far in (8, 14, 24, 36)
+  for side, dx, dy in (
+    ("left", 9, far - 4),
+    ("right", -9, far - 4),
+    ("center", 0, far),
+    ("left", 9, -far - 4),
+    ("right", -9, -far - 4),
+    ("center", 0, -far - 8),
+  )
+]
 
 
 class Look(NamedTuple):
+  """How the points and the line of one label are drawn."""
+
   color: Any
   marker: str
 
 
 def make(panels: int = 1) -> tuple[Figure, list[Axes]]:
-  """Makes a figure of README width, outside pyplot."""
+  """Makes a figure as wide as a README shows it, with its panels side by side."""
   layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.06)
   figure = Figure(figsize=(7.5 if panels == 1 else 10, 4.4), layout=layout)
   for i in range(panels):
@@ -52,18 +68,18 @@ def entitle(axes: Axes, title: str, lines: Sequence[str]) -> None:
     va="bottom",
     color=GREY,
   )
-  note.set_in_layout(False)  # else a long line would push two panels apart
+  note.set_in_layout(False)  # otherwise a long line would push two panels apart
 
 
 def keep_within(axes: Axes, least: float, largest: float) -> None:
-  """Ends the vertical axis where values end: an interval of few seeds may reach beyond."""
+  """Limits the vertical axis to possible values: an interval of few seeds may reach beyond."""
   low, high = axes.get_ylim()
   edge = 0.03 * (min(high, largest) - max(low, least))
   axes.set_ylim(max(low, least - edge), min(high, largest + edge))
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-  """Puts the legend to the right of the plot, where it hides nothing; none for one line."""
+  """Adds a legend to the right of the plot, where it hides nothing, if there are two labels."""
   handles, labels = axes.get_legend_handles_labels()
   if len(labels) > 1:
     figure.legend(
@@ -78,8 +94,9 @@ def legend(figure: Figure, axes: Axes) -> None:
 def looks(labels: Sequence[str]) -> dict[str, Look]:
   """Gives each label a colour and a marker.
 
-  Where the palette runs out, a colour stands for a method (a label's first word) and its shades
-  for the method's settings; with one method, the shades of one scale.
+  With more labels than colours, each method (a label's first word) has a colour and its settings
+  have shades of it. With a single method, or more methods than colours, the labels have the colours
+  of one continuous scale.
   """
   methods = list(dict.fromkeys(label.partition(" ")[0] for label in labels))
   if len(labels) <= len(PALETTE):
@@ -87,61 +104,57 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
   if len(methods) == 1 or len(methods) > len(PALETTE):
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(labels)))
     return {label: Look(colors[i], MARKERS[i % len(MARKERS)]) for i, label in enumerate(labels)}
-  found: dict[str, Look] = {}
+  by_label: dict[str, Look] = {}
   for color, marker, method in zip(PALETTE, MARKERS, methods, strict=False):
-    own = [label for label in labels if label.partition(" ")[0] == method]
-    for label, share in zip(own, np.linspace(1, 0.4, len(own)), strict=True):
-      found[label] = Look(tuple(1 - share * (1 - np.array(to_rgb(color)))), marker)
-  return found
+    settings = [label for label in labels if label.partition(" ")[0] == method]
+    for label, share in zip(settings, np.linspace(1, 0.4, len(settings)), strict=True):
+      by_label[label] = Look(tuple(1 - share * (1 - np.array(to_rgb(color)))), marker)
+  return by_label
 
 
-def place_names(
+def write_names(
   figure: Figure,
   axes: Axes,
   names: Sequence[tuple[float, float, str]],
   obstacles: Sequence[tuple[float, float, float]],
 ) -> None:
-  """Writes labels beside their points, each at the first place that is free.
+  """Writes names beside their points, each at the first position that is free.
 
   Args:
-    names: x, y and text of each; one without any free place is left out.
-    obstacles: x, low and high of what labels must not cover.
+    names: x, y and text of each; a name for which no position is free is left out.
+    obstacles: x, low and high of what the names must not cover.
   """
   figure.draw_without_rendering()
+  frame = axes.get_window_extent().extents
   taken = []
   for x, low, high in obstacles:
     (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
     taken.append((left - 6, bottom - 5, left + 6, top + 5))
-  frame = axes.get_window_extent().extents
-  around = [
-    (dx, dy)
-    for far in (8, 14, 24, 36)
-    for dx, dy in (
-      (9, far - 4),
-      (-9, far - 4),
-      (0, far),
-      (9, -far - 4),
-      (-9, -far - 4),
-      (0, -far - 8),
-    )
-  ]
-  for x, y, label in names:
-    for dx, dy in around:
+  for x, y, name in names:
+    for side, dx, dy in _POSITIONS:
       note = axes.annotate(
-        label,
+        name,
         (x, y),
         xytext=(dx, dy),
         textcoords="offset points",
         fontsize=8,
-        ha={0: "center", 9: "left", -9: "right"}[dx],
+        ha=side,
         color=GREY,
       )
       box = note.get_window_extent().extents
       note.set_in_layout(False)
-      inside = np.all(box[:2] > frame[:2] + 3) and np.all(box[2:] < frame[2:] - 3)
-      if inside and not any(
-        box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken
-      ):
+      if _lies_within(box, frame) and not any(_overlap(box, other) for other in taken):
         taken.append(tuple(box))
         break
       note.remove()
+
+
+def _lies_within(box: Sequence[float], frame: Sequence[float]) -> bool:
+  (left, bottom, right, top), margin = box, 3
+  inside = left > frame[0] + margin and bottom > frame[1] + margin
+  return inside and right < frame[2] - margin and top < frame[3] - margin
+
+
+def _overlap(box: Sequence[float], other: Sequence[float]) -> bool:
+  across = box[0] < other[2] and other[0] < box[2]
+  return across and box[1] < other[3] and other[1] < box[3]

@@ -1,4 +1,4 @@
-"""Learning curves: the losses of metrics.jsonl by step."""
+"""Learning curves: the losses in metrics.jsonl against the step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_CURVES = 10
 
 
 def read_history(path: str | os.PathLike) -> list[dict]:
-  """Reads a metrics.jsonl; [] if there is none, and without a last line that was cut off."""
+  """Reads a metrics.jsonl, without lines that a killed run left unfinished; [] if there is none."""
   path = Path(path)
   lines = path.read_text().splitlines() if path.exists() else []
   history = []
@@ -25,16 +25,16 @@ def read_history(path: str | os.PathLike) -> list[dict]:
     try:
       history.append(json.loads(line))
     except json.JSONDecodeError:
-      continue  # a killed run's last words
+      continue
   return history
 
 
 def learning_curves(
   rows: Sequence[stats.Row], histories: Mapping[str, list[dict]]
 ) -> Figure | None:
-  """Draws training and validation loss by step, a line for each of the first ten rows.
+  """Draws the training and the validation loss of the first ten rows against the step.
 
-  Returns None if there is nothing to draw.
+  Returns None if no loss was logged at two steps.
   """
   panels = [
     key
@@ -52,7 +52,7 @@ def learning_curves(
       steps, mean, half_width = _curve([histories.get(r["trial"], []) for r in row.results], key)
       color = looks[row.label].color
       axes.plot(steps, mean, color=color, linewidth=1.6, label=row.label)
-      # Training loss is that of single batches: more than a few bands hide the lines.
+      # The training loss of single batches varies much: more than a few bands would hide the lines.
       if half_width is not None and (len(shown) <= 4 or key == "validation_loss"):
         banded = True
         axes.fill_between(
@@ -72,8 +72,8 @@ def learning_curves(
 def _curve(
   histories: list[list[dict]], key: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-  """Returns the steps that all seeds have, with mean and half-width of the interval."""
-  # A resumed run writes some steps twice: the later counts.
+  """Returns the steps that all seeds logged, the means and the half-widths of their intervals."""
+  # A resumed run logs some steps twice: the later line replaces the earlier one.
   seeds = [
     {entry["step"]: entry[key] for entry in history if entry.get(key) is not None}
     for history in histories

@@ -1,4 +1,4 @@
-"""The trials that a sweep's axes span, and their names."""
+"""The trials that a sweep's axes describe, and their names."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jaxtune.errors import UserError
 
 Settings = dict[str, Any]
+Grid = Mapping[str, Sequence]
 _LONGEST = 180  # bytes of a trial's name; file systems allow 255, and suffixes are added
 _PLAIN = re.compile(r"(?!(None|True|False|nan|inf)$)[A-Za-z_][\w.-]*", re.ASCII)
 
 
-def count(sweep: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]]) -> int:
-  """Counts the trials of a sweep without listing them; what several grids share counts each time.
+def count(sweep: Grid | Sequence[Grid]) -> int:
+  """Counts the trials of a sweep without listing them; a trial of several grids counts repeatedly.
 
   Raises:
     UserError: as `expand`.
@@ -27,14 +30,14 @@ def count(sweep: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]]) -> i
   return sum(math.prod(map(len, _axes(grid).values())) for grid in _grids(sweep))
 
 
-def expand(sweep: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]]) -> list[Settings]:
-  """Lists the settings of every trial of a sweep, in order, each once.
+def expand(sweep: Grid | Sequence[Grid]) -> list[Settings]:
+  """Lists the settings of every trial of a sweep, each once.
 
   Args:
-    sweep: axis -> list of values, whose Cartesian product is taken with the last axis running
-      fastest; or a tuple or list of such grids, whose union is taken. An axis is a path in the
-      configuration such as "optim.learning_rate", or a whole section such as "method" with plain
-      dicts as values.
+    sweep: a grid {axis: list of values}, which stands for the Cartesian product of its lists, the
+      last axis varying fastest; or a list or tuple of grids, which stands for their union. An axis
+      is a path in the configuration such as "optim.learning_rate", or a whole section such as
+      "method" with plain dicts as values.
 
   Raises:
     UserError: no axis, an empty axis, an axis that is not a list, a value that is not plain data,
@@ -52,13 +55,13 @@ def expand(sweep: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]]) -> 
 def name(settings: Settings, axes: Iterable[str] = ()) -> str:
   """Returns a trial's name, which is safe as a folder's: "rank=4,learning_rate=0.001,seed=0".
 
-  An axis goes by the last part of its path, or by the whole path where another axis ends in the
-  same. A section's name and keys are joined: "lora-rank=4". Text with unusual characters is
-  replaced in part and told apart by a hash.
+  An axis is named by the last part of its path, or by the whole path where another axis ends in
+  the same part. A section's name and keys are joined: "lora-rank=4". Unusual characters of a text
+  are replaced, and a hash is added.
 
   Args:
-    settings: one of `expand`'s.
-    axes: all axes of the sweep, where its grids have different ones.
+    settings: an item of what `expand` returns.
+    axes: all axes of the sweep, where its grids have different axes.
   """
   short = short_keys(itertools.chain(settings, axes))
   whole = ",".join(_piece(short[key], value) for key, value in settings.items()) or "trial"
@@ -71,7 +74,7 @@ def flatten(settings: Mapping[str, Any]) -> Settings:
   """Replaces every section by its keys: {"method": {"rank": 4}} -> {"method.rank": 4}."""
   flat: Settings = {}
   for key, value in settings.items():
-    if isinstance(value, Mapping) and value:  # an empty one is a value: a method with its defaults
+    if isinstance(value, Mapping) and value:  # {} is a value: a method with all its defaults
       flat.update({f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()})
     else:
       flat[key] = value
@@ -85,16 +88,16 @@ def short_keys(paths: Iterable[str]) -> dict[str, str]:
   return {path: end if ends[end := path.rpartition(".")[2]] == 1 else path for path in paths}
 
 
-def _grids(sweep) -> list:
+def _grids(sweep: Grid | Sequence[Grid]) -> list[Grid]:
   grids = list(sweep) if isinstance(sweep, (list, tuple)) else [sweep]
   if not grids:
     raise UserError('the sweep is empty: give it an axis, such as {"method.rank": [1, 2, 4]}')
   return grids
 
 
-def _axes(grid: Any) -> dict[str, list]:
-  if hasattr(grid, "to_dict"):  # an ml_collections ConfigDict
-    grid = grid.to_dict()
+def _axes(grid: Grid) -> dict[str, list]:
+  """Checks a grid and returns its axes with plain values."""
+  grid = _as_dict(grid)
   if not isinstance(grid, Mapping):
     raise UserError(
       f"a sweep is a dict of axis -> list of values, or a tuple of such dicts; "
@@ -109,7 +112,7 @@ def _axes(grid: Any) -> dict[str, list]:
         f'sweep axis {axis!r} is not a path in the configuration, such as "method.rank"'
       )
     if axis.split(".")[0] == "sweep":
-      raise UserError(f"sweep axis {axis!r} is no option of a trial; expected a config key")
+      raise UserError(f"sweep axis {axis!r} is not an option of a trial; expected a config key")
     if not isinstance(values, (list, tuple)):
       raise UserError(
         f"sweep axis {axis!r} must be a list of values, got "
@@ -126,10 +129,13 @@ def _axes(grid: Any) -> dict[str, list]:
   return axes
 
 
+def _as_dict(value: Any) -> Any:
+  return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
 def _plain(axis: str, value: Any) -> Any:
-  """Copies plain data with tuples as lists, and raises on anything else."""
-  if hasattr(value, "to_dict"):
-    value = value.to_dict()
+  """Copies plain data with tuples as lists; raises UserError for anything else."""
+  value = _as_dict(value)
   if value is None or isinstance(value, (bool, int, str)):
     return value
   if isinstance(value, float) and math.isfinite(value):
@@ -145,6 +151,7 @@ def _plain(axis: str, value: Any) -> Any:
 
 
 def _piece(key: str, value: Any) -> str:
+  """Names one setting: "rank=4", or a section's name and keys, "lora-rank=4"."""
   if not isinstance(value, Mapping):
     return f"{_safe(key)}={_text(value)}"
   head = value.get("name", key)
@@ -154,9 +161,10 @@ def _piece(key: str, value: Any) -> str:
 
 
 def _text(value: Any) -> str:
+  """Writes a value so that no two values are written alike."""
   if isinstance(value, list):
     joined = "+".join(map(_text, value))
-    # One item would read like the bare value, and lists in lists like one list.
+    # A list of one item would be written like the item, and a list of lists like a single list.
     plain = len(value) > 1 and not any(isinstance(item, (list, dict)) for item in value)
     return joined if plain else _safe(joined) + "~" + _hash(json.dumps(value))
   if isinstance(value, str) and not _PLAIN.fullmatch(value):

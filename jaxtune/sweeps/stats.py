@@ -15,7 +15,8 @@ from jaxtune.sweeps import grid
 from jaxtune.sweeps.groups import SHARES
 
 scipy_stats = lazy.Module("scipy.stats")
-_OF_TRAINING = tuple(f"data.{name}" for name in SHARES)  # what the untuned base never sees
+# Options of the training data alone, on which the metrics of the untuned base do not depend.
+_OF_TRAINING = tuple(f"data.{name}" for name in SHARES)
 
 
 class Summary(NamedTuple):
@@ -23,22 +24,22 @@ class Summary(NamedTuple):
 
   mean: float | None  # None where no seed has the metric, or where one of them diverged
   half_width: float | None  # of the 95 % interval; None with fewer than two seeds
-  count: int  # seeds that have the metric, the diverged included
-  diverged: int  # of which so many ended in a number that is not finite
+  count: int  # of the seeds that have the metric, including the diverged ones
+  diverged: int  # of the seeds whose metric is not finite
 
 
 class Row(NamedTuple):
-  """The results that differ in nothing but the seed."""
+  """The results of trials that differ in the seed alone."""
 
-  label: str  # what tells this row from the others: "lora rank=4"
+  label: str  # says what is different from the other rows: "lora rank=4"
   settings: dict[str, Any]  # flat, with "method.name" and without "seed"
   results: tuple[dict, ...]  # result.json of each seed
 
 
 def summarize(values: Iterable[float | None]) -> Summary:
-  """Returns the mean and the 95 % interval of Student's t; None stands for a missing value.
+  """Returns the mean and the 95 % interval by Student's t; None stands for a missing value.
 
-  A mean over seeds of which one diverged would flatter the settings or be NaN, so there is none.
+  There is no mean where a seed diverged: with that seed it would be NaN, and without it too good.
   """
   present = [float(value) for value in values if value is not None]
   diverged = sum(not math.isfinite(value) for value in present)
@@ -51,9 +52,9 @@ def summarize(values: Iterable[float | None]) -> Summary:
 
 
 def final(result: dict, metric: str) -> float | None:
-  """Returns a trial's final metric: NaN for all metrics of a diverged trial, None if missing.
+  """Returns a trial's final metric, or None if it is missing.
 
-  What a diverged model scores on the other metrics (BLEU 0, say) measures nothing.
+  It is NaN for every metric of a diverged trial: a BLEU of 0, say, of such a model has no meaning.
   """
   return math.nan if diverged(result) else result["final"].get(metric)
 
@@ -63,26 +64,27 @@ def over_seeds(results: Iterable[dict], metric: str) -> Summary:
   return summarize(final(result, metric) for result in results)
 
 
-def difference(results: Iterable[dict], metric: str, part: str = "base") -> Summary:
-  """Summarizes tuned minus untuned, each pair measured on the same examples.
+def difference(results: Iterable[dict], metric: str, key: str = "base") -> Summary:
+  """Summarizes the tuned minus the untuned metric, both measured on the same examples.
 
   Args:
-    part: "base", or "shots" for the base with demonstrations in its prompts.
+    key: "base", or "shots" for the base with demonstrations in its prompts.
   """
-  pairs = [(final(result, metric), result.get(part, {}).get(metric)) for result in results]
+  pairs = [(final(result, metric), result.get(key, {}).get(metric)) for result in results]
   return summarize(None if None in pair else pair[0] - pair[1] for pair in pairs)
 
 
-def of_base(results: Iterable[dict], metric: str, part: str = "base") -> Summary:
-  """Summarizes what was not trained: no interval where every trial measured the same number.
+def of_base(results: Iterable[dict], metric: str, key: str = "base") -> Summary:
+  """Summarizes a metric that was measured without training.
 
-  A seed changes the base's number only where it also draws other examples.
+  Every trial measures the same number, which then has no interval, unless the seed also decides
+  which examples are judged.
 
   Args:
-    part: "base"; "shots", the base with demonstrations; "chance", one answer for every example.
+    key: "base"; "shots", the base with demonstrations; "chance", one answer for all examples.
   """
-  found = [result.get(part, {}).get(metric) for result in results]
-  values = [value for value in found if value is not None]
+  measured = [result.get(key, {}).get(metric) for result in results]
+  values = [value for value in measured if value is not None]
   if values and np.allclose(values, values[0], rtol=1e-5, atol=0, equal_nan=True):
     return summarize(values[:1])
   return summarize(values)
@@ -122,7 +124,7 @@ def group_bases(rows: Sequence[Row]) -> list[Row]:
 
 
 def best_first(rows: Sequence[Row], metric: str) -> list[Row]:
-  """Sorts rows by the mean of `metric`; those without it come later, the diverged last."""
+  """Sorts rows by the mean of `metric`, then those without the metric, then the diverged ones."""
 
   def key(row: Row) -> tuple:
     summary = over_seeds(row.results, metric)
@@ -135,45 +137,60 @@ def best_first(rows: Sequence[Row], metric: str) -> list[Row]:
   return sorted(rows, key=key)
 
 
+def numeric_axes(rows: Sequence[Row]) -> list[str]:
+  """Lists the settings that have at least two different numbers within a method."""
+  values: dict[tuple[str, str], set] = {}
+  for row in rows:
+    for path, value in row.settings.items():
+      if isinstance(value, (int, float)) and not isinstance(value, bool):
+        values.setdefault((path, row.settings["method.name"]), set()).add(value)
+  return list(dict.fromkeys(path for (path, _), numbers in values.items() if len(numbers) > 1))
+
+
+def lines_along(rows: Sequence[Row], path: str) -> dict[str, list[Row]]:
+  """Groups rows by the label of their settings other than `path`, each group in its order."""
+  others = [{key: value for key, value in row.settings.items() if key != path} for row in rows]
+  methods = {row.settings["method.name"] for row in rows}
+  lines: dict[str, list[Row]] = {}
+  for row, label in zip(rows, labels(others), strict=True):
+    if len(methods) == 1:
+      label = label.removeprefix(row.settings["method.name"]).strip()
+    lines.setdefault(label, []).append(row)
+  return {label: sorted(line, key=lambda row: row.settings[path]) for label, line in lines.items()}
+
+
 def varying(settings: Sequence[dict[str, Any]]) -> list[str]:
-  """Lists the paths whose values differ, a missing path counting as a value of its own."""
-  paths = dict.fromkeys(path for one in settings for path in one)
-  return [
-    path
-    for path in paths
-    if len({json.dumps(one[path]) if path in one else "" for one in settings}) > 1
-  ]
+  """Lists the paths whose values differ; where a path is missing counts as another value."""
+  paths = dict.fromkeys(path for row in settings for path in row)
+  value = lambda row, path: json.dumps(row[path]) if path in row else ""
+  return [path for path in paths if len({value(row, path) for row in settings}) > 1]
 
 
 def labels(settings: Sequence[dict[str, Any]]) -> list[str]:
   """Names settings by their method and by what varies: "lora rank=4", "prefix length=10".
 
-  Of a method's own settings, those that differ between its rows; where none does, what sets it
-  apart from the other methods.
+  Of a method's options, those are named that differ within the method; if none does, those that
+  differ from another method's.
   """
   paths = [path for path in varying(settings) if path != "method.name"]
   paths.sort(key=lambda path: not path.startswith("method."))
   short = grid.short_keys(path.removesuffix(".name") for path in paths)
-  own: dict[str, set[str]] = {}
-  for one in settings:
-    method = one.get("method.name", "")
-    if method not in own:
-      own[method] = {
-        path
-        for path in varying([other for other in settings if other.get("method.name", "") == method])
-        if path.startswith("method.")
-      }
+  method_of = lambda row: row.get("method.name", "")
+  options: dict[str, set[str]] = {}  # of each method, those that differ within it
+  for method in set(map(method_of, settings)):
+    within = varying([row for row in settings if method_of(row) == method])
+    options[method] = {path for path in within if path.startswith("method.")}
 
-  def parts(one: dict[str, Any]) -> Iterator[str]:
-    method = one.get("method.name", "")
-    yield method
+  def words(row: dict[str, Any]) -> Iterator[str]:
+    differing = options[method_of(row)]
+    yield method_of(row)
     for path in paths:
-      hidden = path.startswith("method.") and own[method] and path not in own[method]
+      hidden = path.startswith("method.") and differing and path not in differing
       key = short[path.removesuffix(".name")]
-      if path in one and not hidden and (not path.endswith(".name") or one[path] != key):
-        yield f"{key}={show(one[path])}"
+      if path in row and not hidden and (not path.endswith(".name") or row[path] != key):
+        yield f"{key}={show(row[path])}"
 
-  return [" ".join(filter(None, parts(one))) or "all" for one in settings]
+  return [" ".join(filter(None, words(row))) or "all" for row in settings]
 
 
 def show(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A sweep's results as tables: one row a trial for machines, one row a setting for readers."""
+"""A sweep's results as tables: results.csv has a row for each trial, a report for each setting."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jaxtune import metrics as text
+from jaxtune import metrics
 from jaxtune.errors import UserError, nearest
 from jaxtune.sweeps import grid, stats
 
 
 class Table(NamedTuple):
+  """The cells of a table, as text."""
+
   header: list[str]
-  rows: list[list[str]]  # what is untrained first, then best first
-  untrained: int = 0  # how many rows that is
+  rows: list[list[str]]
+  untrained: int = 0  # so many first rows are of models that were not trained
 
 
-# What trials are compared with, and how its rows are called.
+# What trials are compared with, and the labels of its rows.
 UNTRAINED = {
   "base": "{}",
   "shots": "{}, {}-shot",
   "chance": "most frequent answer",
 }
-ALWAYS = ("train_loss", "general_perplexity")  # shown whatever the rows are sorted by
+ALWAYS = ("train_loss", "general_perplexity")  # metrics that are shown for every split
 
 
 def metric_names(results: Sequence[dict]) -> list[str]:
@@ -34,8 +36,8 @@ def metric_names(results: Sequence[dict]) -> list[str]:
     dict.fromkeys(
       name
       for result in results
-      for part in ("base", "final")
-      for name, value in result[part].items()
+      for key in ("base", "final")
+      for name, value in result[key].items()
       if value is None or isinstance(value, (int, float)) and not isinstance(value, bool)
     )
   )
@@ -52,32 +54,30 @@ def choose_metric(results: Sequence[dict], metric: str | None) -> str:
 
 
 def to_csv(results: Sequence[dict]) -> str:
-  """Writes one row a trial: all settings, trained parameters, metrics of base and final, time."""
+  """Writes a row for each trial: settings, counts, time, and metrics with and without training."""
   names = metric_names(results)
-  records = []
+  records = []  # of each trial: what it is, its settings, what was measured
   for result in results:
-    fixed = {"trial": result["trial"], "method": result["method"]}
-    counts = {
-      key: result.get(key)
-      for key in ("trained_parameters", "steps", "stopped_at", "diverged_at", "seconds")
-    }
-    parts = [part for part in (*UNTRAINED, "final") if result.get(part)]
-    measured = {f"{part}.{name}": result[part].get(name) for part in parts for name in names}
-    records.append((fixed, grid.flatten(result["settings"]), counts | measured))
-  columns = [list(dict.fromkeys(key for record in records for key in record[i])) for i in range(3)]
+    counts = ("trained_parameters", "steps", "stopped_at", "diverged_at", "seconds")
+    measured = {key: result.get(key) for key in counts}
+    for key in (*UNTRAINED, "final"):
+      if result.get(key):
+        measured |= {f"{key}.{name}": result[key].get(name) for name in names}
+    identity = {key: result[key] for key in ("trial", "method")}
+    records.append((identity, grid.flatten(result["settings"]), measured))
+  columns = [(i, key) for i in range(3) for key in dict.fromkeys(k for r in records for k in r[i])]
   stream = io.StringIO()
   writer = csv.writer(stream, lineterminator="\n")
-  writer.writerow([column for part in columns for column in part])
-  for record in records:
-    writer.writerow([_cell(record[i].get(column)) for i in range(3) for column in columns[i]])
+  writer.writerow([key for _, key in columns])
+  writer.writerows([_cell(record[i].get(key)) for i, key in columns] for record in records)
   return stream.getvalue()
 
 
 def build(results: Sequence[dict], metric: str) -> Table:
-  """Makes the table of means and 95 % intervals over seeds, the untuned base first.
+  """Makes the table of means and 95 % intervals over seeds: the untuned base, then best first.
 
   Args:
-    metric: what rows are sorted by; the other metrics of its split follow it.
+    metric: decides the order of the rows; the other metrics of its split follow it.
   """
   rows = stats.group(results)
   shown = _shown(results, metric)
@@ -88,15 +88,15 @@ def build(results: Sequence[dict], metric: str) -> Table:
     "% of base",
     "seeds",
     *(_title(name) for name in shown),
-    *(f"change of {text.title(metric)} from {name}" for name in _compared(results).values()),
+    *(f"change of {metrics.title(metric)} from {name}" for name in _compared(results).values()),
     "seconds per trial",
   ]
-  body = _untrained(results, rows, shown, scales)
+  body = _untrained(rows, scales, columns_after=len(_compared(results)) + 1)
   untrained = len(body)
   for row in stats.best_first(rows, metric):
     seeds = len(row.results)
     count = row.results[0].get("trained_parameters")
-    changes = [_change(row.results, metric, part, scales[metric]) for part in _compared(results)]
+    changes = [_change(row.results, metric, key, scales[metric]) for key in _compared(results)]
     seconds = stats.summarize(result.get("seconds") for result in row.results).mean
     body.append(
       [
@@ -113,9 +113,9 @@ def build(results: Sequence[dict], metric: str) -> Table:
 
 
 def by_task(results: Sequence[dict], metric: str) -> Table | None:
-  """Makes the table of a mixture's tasks: a row a task, a column a configuration, best first.
+  """Makes the table of a mixture's tasks, a row for each task and a column for each setting.
 
-  None where the trials have no tasks.
+  Returns None where the trials have no tasks.
   """
   metric = metric.partition("/")[0]
   tasks = [name for name in metric_names(results) if name.startswith(f"{metric}/")]
@@ -134,96 +134,113 @@ def by_task(results: Sequence[dict], metric: str) -> Table | None:
 
 
 def mixtures(results: Sequence[dict]) -> Table | None:
-  """Makes the table of what was drawn of a mixture's tasks; None where the trials have none.
+  """Makes the table of what was drawn of a mixture's tasks, a row for each task.
 
-  A row is a task. Each mixture of the sweep has three columns: a task's share of the draws, the
-  examples drawn, and how often each of its examples came (epochs).
+  Each mixture of the sweep has three columns: a task's share of the draws, how many examples were
+  drawn, and how often each of its examples was drawn (epochs).
+
+  Returns None where the trials have no mixture.
   """
-  kept = lambda row: {k: v for k, v in row.settings.items() if k.split(".")[0] in ("data", "train")}
   rows = [row for row in stats.group(results) if row.results[0].get("mixture")]
-  found = {json.dumps(row.results[0]["mixture"], sort_keys=True): row for row in rows}
-  if not found:
+  rows = list({json.dumps(row.results[0]["mixture"], sort_keys=True): row for row in rows}.values())
+  if not rows:
     return None
-  names = stats.labels([kept(row) for row in found.values()])
-  counts = [row.results[0]["mixture"] for row in found.values()]
-  tasks = list(dict.fromkeys(task for one in counts for task in one))
-  before = [f"{name}: " if len(names) > 1 else "" for name in names]
+  drawn = [row.results[0]["mixture"] for row in rows]
+  names = [f"{label}: " if len(rows) > 1 else "" for label in _mixture_labels(rows)]
   header = ["task", "examples"]
-  header += [name + what for name in before for what in ("share (%)", "drawn", "epochs")]
-  cells = lambda one: [f"{100 * one['share']:.1f}", f"{one['drawn']:,}", f"{one['epochs']:.2f}"]
-  size = lambda task: next(one[task]["examples"] for one in counts if task in one)
-  body = [
-    [task, f"{size(task):,}"]
-    + [cell for one in counts for cell in (cells(one[task]) if task in one else ["-"] * 3)]
-    for task in tasks
-  ]
+  header += [name + column for name in names for column in ("share (%)", "drawn", "epochs")]
+  body = []
+  for task in dict.fromkeys(task for mixture in drawn for task in mixture):
+    counts = [mixture.get(task) for mixture in drawn]
+    size = next(count["examples"] for count in counts if count)
+    body.append([task, f"{size:,}", *(cell for count in counts for cell in _drawn_cells(count))])
   return Table(header, body)
 
 
+def _mixture_labels(rows: Sequence[stats.Row]) -> list[str]:
+  of_data = lambda path: path.split(".")[0] in ("data", "train")
+  return stats.labels([{k: v for k, v in row.settings.items() if of_data(k)} for row in rows])
+
+
+def _drawn_cells(count: dict | None) -> list[str]:
+  if count is None:
+    return ["-"] * 3
+  return [f"{100 * count['share']:.1f}", f"{count['drawn']:,}", f"{count['epochs']:.2f}"]
+
+
 def by_class(result: dict) -> Table | None:
-  """Makes the table of one trial's classes, or types of spans; None where it has none."""
+  """Makes the table of a trial's classes or types of spans; None where it has none."""
   if not result.get("classes"):
     return None
   header = ["class", "precision (%)", "recall (%)", "F1 (%)", "examples"]
-  numbers = lambda one: [f"{one[name]:.1f}" for name in ("precision", "recall", "f1")]
-  rows = [[str(one["label"]), *numbers(one), str(one["support"])] for one in result["classes"]]
+  percents = lambda row: [f"{row[name]:.1f}" for name in ("precision", "recall", "f1")]
+  rows = [[str(row["label"]), *percents(row), str(row["support"])] for row in result["classes"]]
   return Table(header, rows)
 
 
 def _shown(results: Sequence[dict], metric: str) -> list[str]:
-  """Lists the metrics that have a column: those of the split, and what is always of interest."""
+  """Lists the metrics that have a column: `metric`, the others of its split, and `ALWAYS`."""
   names = metric_names(results)
   split = metric.partition("_")[0] + "_"
-  own = [name for name in names if name.startswith(split) and not name.count("/")]
+  of_split = [name for name in names if name.startswith(split) and "/" not in name]
   means = [name for name in names if name.startswith(split) and name.endswith("/mean")]
-  more = [name for name in ALWAYS if name in names]
-  return list(dict.fromkeys([metric, *own, *means, *more]))
+  always = [name for name in ALWAYS if name in names]
+  return list(dict.fromkeys([metric, *of_split, *means, *always]))
 
 
 def _compared(results: Sequence[dict]) -> dict[str, str]:
-  """Names what the trials' changes are taken from."""
+  """Returns {key in a result: title} of what the trials' changes are measured from."""
   return {"base": "base"} | ({"shots": "few-shot"} if any(r.get("shots") for r in results) else {})
 
 
-def _untrained(results, rows: Sequence[stats.Row], shown: list[str], scales: dict) -> list:
-  """Makes the rows of the base, of the base with demonstrations and of the most frequent answer."""
-  body = []
+def _untrained(
+  rows: Sequence[stats.Row], scales: dict[str, int], columns_after: int
+) -> list[list[str]]:
+  """Makes the rows of `UNTRAINED`, each once.
+
+  Args:
+    scales: {metric: digits after the point} of the columns.
+    columns_after: how many columns without a value follow the metrics.
+  """
+  body: dict[tuple[str, ...], None] = {}
   for row in stats.group_bases(rows):
-    for part, label in UNTRAINED.items():
-      if not any(result.get(part) for result in row.results):
-        continue
-      count = row.results[0].get("demonstrations", {}).get("shots")
-      cells = [_interval(stats.of_base(row.results, name, part), scales[name]) for name in shown]
-      dashes = ["-"] * (len(_compared(results)) + 1)
-      body.append([label.format(row.label, count), "0", "0", "-", *cells, *dashes])
-  seen: dict[tuple, list] = {tuple(cells): cells for cells in body}
-  return list(seen.values())
+    for key, label in UNTRAINED.items():
+      if any(result.get(key) for result in row.results):
+        shots = row.results[0].get("demonstrations", {}).get("shots")
+        cells = [_interval(stats.of_base(row.results, m, key), scales[m]) for m in scales]
+        body[label.format(row.label, shots), "0", "0", "-", *cells, *["-"] * columns_after] = None
+  return [list(cells) for cells in body]
 
 
 def _final(results: Sequence[dict], metric: str, digits: int) -> str:
-  """Writes a metric over seeds; of a single seed, with its interval over examples."""
+  """Writes a metric with its interval: over seeds, or of a single seed over examples."""
   summary = stats.over_seeds(results, metric)
-  found = results[0].get("intervals", {}).get(metric)
-  if len(results) > 1 or not found or summary.mean is None:
+  interval = results[0].get("intervals", {}).get(metric)
+  if len(results) > 1 or not interval or summary.mean is None:
     return _interval(summary, digits, len(results))
-  return f"{summary.mean:.{digits}f} [{found[0]:.{digits}f}, {found[1]:.{digits}f}]"
+  low, high = interval
+  return f"{summary.mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _change(results: Sequence[dict], metric: str, part: str, digits: int) -> str:
-  """Writes the change over seeds; of a single seed, with its interval over examples."""
-  change = stats.difference(results, metric, part)
-  found = results[0].get("differences", {}).get(part, {}).get(metric)
-  if len(results) > 1 or not found or change.mean is None:
+def _change(results: Sequence[dict], metric: str, key: str, digits: int) -> str:
+  """Writes the change of a metric with its interval: over seeds, or of a single seed."""
+  change = stats.difference(results, metric, key)
+  interval = results[0].get("differences", {}).get(key, {}).get(metric)
+  if len(results) > 1 or not interval or change.mean is None:
     return _interval(change, digits, len(results), sign="+")
-  return f"{found[0]:+.{digits}f} [{found[1]:+.{digits}f}, {found[2]:+.{digits}f}]"
+  mean, low, high = interval
+  return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def _title(metric: str) -> str:
-  return f"{text.title(metric)} {'↑' if text.higher_is_better(metric) else '↓'}"
+  return f"{metrics.title(metric)} {'↑' if metrics.higher_is_better(metric) else '↓'}"
 
 
 def _cell(value: Any) -> Any:
-  return "" if value is None else "+".join(map(str, value)) if isinstance(value, list) else value
+  """Turns a value into what a cell of a CSV file can hold."""
+  if isinstance(value, list):
+    return "+".join(map(str, value))
+  return "" if value is None else value
 
 
 def _share(count: int | None, base_parameters: int | None) -> str:
@@ -231,12 +248,17 @@ def _share(count: int | None, base_parameters: int | None) -> str:
 
 
 def _decimals(results: Sequence[dict], metric: str) -> int:
-  """Returns the digits after the point that a column needs: three below 10, two above."""
+  """Returns how many digits a column has after the point: three below 10, else two."""
   means = [stats.over_seeds([result], metric).mean for result in results]
   return 3 if max((abs(mean) for mean in means if mean is not None), default=0) < 10 else 2
 
 
 def _interval(summary: stats.Summary, decimals: int, seeds: int = 0, sign: str = "") -> str:
+  """Writes a summary.
+
+  Args:
+    seeds: how many trials it is of; 0 where that is of no interest, as for the untuned base.
+  """
   if summary.diverged:
     return f"diverged ({summary.diverged} of {summary.count})"
   if summary.mean is None:

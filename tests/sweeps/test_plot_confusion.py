@@ -7,10 +7,8 @@ from jaxtune.metrics import labels
 from jaxtune.sweeps import confusion
 
 
-def of_shares(counts):
-  counts = np.array(counts)
-  shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-  return labels.Confusion(tuple(f"class {i}" for i in range(len(counts))), counts, shares)
+def of_counts(counts):
+  return labels.Confusion(tuple(f"class {i}" for i in range(len(counts))), np.array(counts))
 
 
 def numbers(figure):
@@ -18,7 +16,7 @@ def numbers(figure):
 
 
 def test_true_classes_go_down_and_predicted_ones_across():
-  figure = confusion.draw(of_shares([[7, 1, 0], [0, 5, 0], [2, 0, 3]]), "topics")
+  figure = confusion.draw(of_counts([[7, 1, 0], [0, 5, 0], [2, 0, 3]]), "topics")
   axes = figure.axes[0]
   found = {place: text.get_text() for place, text in numbers(figure).items()}
   # (across, down); a 0 is left empty.
@@ -30,11 +28,17 @@ def test_true_classes_go_down_and_predicted_ones_across():
 
 
 def test_every_number_can_be_read_on_its_shade():
-  for share in np.linspace(0, 1, 101):
-    one = labels.Confusion(("a",), np.array([[5]]), np.array([[share]]))
-    (text,) = numbers(confusion.draw(one)).values()
-    light, dark = sorted(map(luminance, (text.get_color(), confusion._SHADES(share)[:3])))[::-1]
-    assert (light + 0.05) / (dark + 0.05) > 4.5  # WCAG's AA
+  seen = set()
+  for first in (1, 26):  # a row for each percentage and what is missing to 100
+    counts = np.zeros((25, 25), int)
+    counts[:, 0] = np.arange(first, first + 25)
+    counts[:, 1] = 100 - counts[:, 0]
+    for text in numbers(confusion.draw(of_counts(counts))).values():
+      seen.add(percent := int(text.get_text()))
+      shade = confusion._SHADES(percent / 100)[:3]
+      light, dark = sorted(map(luminance, (text.get_color(), shade)))[::-1]
+      assert (light + 0.05) / (dark + 0.05) > 4.5, percent  # WCAG's AA
+  assert seen == set(range(1, 100))
 
 
 def luminance(color):
@@ -46,20 +50,20 @@ def test_rare_classes_become_one():
   rng = np.random.default_rng(0)
   counts = rng.integers(0, 9, (40, 40))
   counts[[3, 17]] = 0  # classes without references
-  found = confusion.merge_rare(of_shares(counts), 29)
+  found = confusion.merge_rare(of_counts(counts), 29)
   assert found.counts_CC.shape == (30, 30) and found.labels[-1] == "other (11)"
   assert found.counts_CC.sum() == counts.sum()
   assert "class 3" not in found.labels and "class 17" not in found.labels
   first = int(found.labels[0].split()[1])
   assert found.counts_CC[0, 0] == counts[first, first]
-  figure = confusion.draw(of_shares(counts))
+  figure = confusion.draw(of_counts(counts))
   assert len(figure.axes[0].get_yticklabels()) == 30
   assert "29 most frequent of 40" in " ".join(text.get_text() for text in figure.axes[0].texts)
 
 
 def test_the_title_fits_and_names_do_not_collide():
   for classes, name in ((2, "x"), (12, "a name that is far too long for a plot"), (30, "intent")):
-    named = of_shares(np.eye(classes, dtype=int) * 1234)._replace(labels=(name,) * classes)
+    named = of_counts(np.eye(classes, dtype=int) * 1234)._replace(labels=(name,) * classes)
     figure = confusion.draw(
       named, "lora-rank=8-scale=2.0,learning_rate=0.003,weight_decay=0.01,seed=0"
     )

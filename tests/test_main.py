@@ -196,10 +196,10 @@ def test_arguments_that_are_none(place, tmp_path, capsys):
 
 def test_what_ends_a_command(monkeypatch, capsys):
   def raising(error):
-    def command(options, rest):
+    def text():
       raise error
 
-    return command
+    return text
 
   for error, code, says in (
     (KeyboardInterrupt(), 130, "jaxtune: interrupted\n"),
@@ -211,10 +211,10 @@ def test_what_ends_a_command(monkeypatch, capsys):
       "jaxtune: out of memory (RESOURCE_EXHAUSTED: no room): try a smaller batch_size\n",
     ),
   ):
-    monkeypatch.setattr("jaxtune.main._methods", raising(error))
+    monkeypatch.setattr("jaxtune.api.methods.text", raising(error))
     assert (main(["methods"]), capsys.readouterr().err) == (code, says)
-  monkeypatch.setattr("jaxtune.main._methods", raising(ZeroDivisionError()))
-  with pytest.raises(ZeroDivisionError):  # a mistake of jaxtune's own keeps its trace
+  monkeypatch.setattr("jaxtune.api.methods.text", raising(ZeroDivisionError()))
+  with pytest.raises(ZeroDivisionError):  # a bug of jaxtune keeps its traceback
     main(["methods"])
 
 

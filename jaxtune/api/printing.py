@@ -1,24 +1,30 @@
-"""What commands print of their results."""
+"""What several commands print of their results."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
 
-def kept(shares: dict[str, float]) -> None:
+
+def print_shares(shares: Mapping[str, float]) -> None:
+  """Prints how much of the change of each site a low rank keeps."""
   if shares:
     print(f"share of the change's squared norm that the rank keeps: {min(shares.values()):.4f} at")
     print(f"the least, {sum(shares.values()) / len(shares):.4f} in the mean of {len(shares)} sites")
 
 
-def table(rows: dict, title: str) -> None:
-  names = list(next(iter(rows.values())))
-  width = max(len(str(key)) for key in [title, *rows])
+def print_table(metrics: Mapping[Any, Mapping[str, float]], title: str) -> None:
+  """Prints {label: {metric: value}} with a row for each label; the title heads the labels."""
+  names = list(next(iter(metrics.values())))
+  width = max(len(str(label)) for label in [title, *metrics])
   print("  ".join([title.ljust(width), *names]))
-  for key, metrics in rows.items():
-    cells = [f"{metrics.get(name, float('nan')):.4f}".rjust(len(name)) for name in names]
-    print("  ".join([str(key).ljust(width), *cells]))
+  for label, row in metrics.items():
+    cells = [f"{row.get(name, float('nan')):.4f}".rjust(len(name)) for name in names]
+    print("  ".join([str(label).ljust(width), *cells]))
 
 
-def change(result: dict) -> None:
+def print_change(result: Mapping[str, Any]) -> None:
+  """Prints the metrics of the untuned base beside those of the tuned model."""
   print(f"{'metric':24} {'untuned':>12} {'tuned':>12}")
   for name, value in result["final"].items():
     print(f"{name:24} {result['base'].get(name, float('nan')):12.4f} {value:12.4f}")

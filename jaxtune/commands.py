@@ -16,7 +16,6 @@ import jaxtune
 from jaxtune.api import printing
 from jaxtune.errors import UserError
 
-
 Option = tuple[str, dict[str, Any]]  # a name, and keyword arguments of `add_argument`
 
 

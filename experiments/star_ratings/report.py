@@ -18,7 +18,8 @@ import numpy as np
 
 from jaxtune import metrics
 from jaxtune.errors import UserError
-from jaxtune.metrics import intervals, labels
+from jaxtune.metrics import intervals
+from jaxtune.metrics.kinds import label
 from jaxtune.sweeps import canvas, stats
 
 METRICS = ("test_accuracy", "test_macro_f1", "test_matthews")
@@ -117,7 +118,7 @@ def classes(chosen: Wordings) -> list[list[str]]:
   """Makes rows of each class's precision, recall and F1, the mean over seeds."""
   rows = []
   for name, trials in chosen.items():
-    tables = [labels.per_class(*answers(result), labels=list("12345")) for result in trials]
+    tables = [label.per_class(*answers(result), labels=list("12345")) for result in trials]
     for each in zip(*tables, strict=True):
       mean = lambda key, each=each: f"{np.mean([getattr(one, key) for one in each]):.1f}"
       numbers = [mean(key) for key in ("precision", "recall", "f1")]

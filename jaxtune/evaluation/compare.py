@@ -10,7 +10,8 @@ import numpy as np
 from jaxtune import metrics
 from jaxtune.data import Split
 from jaxtune.evaluation.judge import Evaluator, Judged
-from jaxtune.metrics import intervals, labels, spans
+from jaxtune.metrics import intervals
+from jaxtune.metrics.kinds import label, tags
 
 
 class Untuned(NamedTuple):
@@ -57,10 +58,10 @@ def _classes(judged: Judged, kind: str, names: Sequence[str] | None) -> dict:
     return {}
   said, true = judged.predictions, judged.references
   if kind == "tags":
-    return {"classes": [row._asdict() for row in spans.per_class(said, true)]}
-  confusion = labels.confusion(said, true, names)
+    return {"classes": [row._asdict() for row in tags.per_class(said, true)]}
+  confusion = label.confusion(said, true, names)
   return {
-    "classes": [row._asdict() for row in labels.per_class(said, true, names)],
+    "classes": [row._asdict() for row in label.per_class(said, true, names)],
     "confusion": {"labels": list(confusion.labels), "counts": confusion.counts_CC.tolist()},
   }
 

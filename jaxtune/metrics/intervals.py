@@ -1,9 +1,9 @@
 """How much a metric would change with other examples: 95 % intervals by the bootstrap.
 
-Examples are drawn with replacement, R times N (Efron 1979). Two systems are compared on the same
-draws, so that what makes an example hard for both cancels. Intervals are percentiles, which follow
-any rising transformation: those of a perplexity are the exponentials of those of the loss. They
-say nothing of other seeds of training; `sweeps.stats` does.
+Z resamples of X examples are drawn with replacement (Efron 1979). Two systems are compared on the
+same resamples, so that the difficulty of an example cancels. Intervals are percentiles, which
+commute with any increasing function: those of a perplexity are the exponentials of those of the
+loss. Intervals over seeds of training are in `sweeps.stats`.
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ import numpy as np
 
 from jaxtune import metrics
 
-_CELLS = 2**20  # of counts at a time
+_CELLS = 2**20  # how many counts are in memory at a time
 
 
 def draws(
   metric: str, predictions: Sequence, references: Sequence, seed: int = 0, resamples: int = 1000
 ) -> np.ndarray:
-  """Returns the metric of each resample, (R,).
+  """Returns the metric of each resample, (Z,).
 
-  The same seed draws the same examples for every metric and system, so differences of two
+  The same seed draws the same examples for every metric and system, so the differences of two
   systems' draws are paired.
 
   Raises:
     UserError: as `metrics.score`.
   """
   metrics.check([metric])
-  found = metrics.METRICS[metric]
-  metrics.check_examples(found.kind, predictions, references, [metric])
-  statistics = found.statistics(predictions, references)
-  combined = lambda counts_RN: found.combine(counts_RN, statistics)
+  metrics.check_examples(metrics.kind_of(metric), predictions, references, [metric])
+  _, _, statistics_of, combine, *_ = metrics.METRICS[metric]
+  statistics = statistics_of(predictions, references)
+  combined = lambda counts_ZX: combine(counts_ZX, statistics)
   return _resampled(combined, len(statistics), seed, resamples)
 
 
 def ratio_draws(
   sums: Sequence, weights: Sequence, seed: int = 0, resamples: int = 1000
 ) -> np.ndarray:
-  """Returns sum(sums) / sum(weights) of each resample: of a loss, say, per token.
+  """Returns sum(sums) / sum(weights) of each resample: the loss per token, say.
 
   Args:
-    sums, weights: one of each an example.
+    sums, weights: one of each for every example.
   """
-  pairs_N2 = np.stack([np.asarray(sums, np.float64), np.asarray(weights, np.float64)], 1)
-  return _resampled(partial(_ratio, pairs_N2), len(pairs_N2), seed, resamples)
+  pairs_X2 = np.stack([np.asarray(sums, np.float64), np.asarray(weights, np.float64)], 1)
+  return _resampled(partial(_ratio, pairs_X2), len(pairs_X2), seed, resamples)
 
 
-def between(draws_R: np.ndarray) -> tuple[float, float]:
+def between(draws_Z: np.ndarray) -> tuple[float, float]:
   """Returns the 2.5th and 97.5th percentile; NaN if any draw is not finite."""
-  if not np.isfinite(draws_R).all():
+  if not np.isfinite(draws_Z).all():
     return np.nan, np.nan
-  low, high = np.quantile(draws_R, (0.025, 0.975))
+  low, high = np.quantile(draws_Z, (0.025, 0.975))
   return float(low), float(high)
 
 
@@ -104,25 +104,25 @@ def ratio_difference(
 def _resampled(
   statistic: Callable[[np.ndarray], np.ndarray], examples: int, seed: int, resamples: int
 ) -> np.ndarray:
-  if examples < 2:  # one example says nothing of others
+  if examples < 2:  # one example does not show how much others differ
     return np.full(resamples, np.nan)
   return np.concatenate([statistic(counts) for counts in _counts(examples, seed, resamples)])
 
 
 def _counts(examples: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
-  """Yields how often each resample has each example, (some of R, N), in blocks."""
+  """Yields how often each resample has each example, (some of Z, X), in blocks."""
   rng = np.random.default_rng(seed)
   rows = max(1, _CELLS // examples)
-  for start in range(0, resamples, rows):
-    size = min(rows, resamples - start)
-    drawn_RN = rng.integers(examples, size=(size, examples))
-    cells = drawn_RN + examples * np.arange(size)[:, None]
+  for done in range(0, resamples, rows):
+    size = min(rows, resamples - done)
+    drawn_ZX = rng.integers(examples, size=(size, examples))
+    cells = drawn_ZX + examples * np.arange(size)[:, None]
     counts = np.bincount(cells.ravel(), minlength=size * examples)
     yield counts.reshape(size, examples).astype(np.float64)
 
 
-def _ratio(pairs_N2: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
-  # NaN where a sum is not finite, or where nothing that was drawn has a weight.
+def _ratio(pairs_X2: np.ndarray, counts_ZX: np.ndarray) -> np.ndarray:
+  # NaN where a sum is not finite, or where all the weights in a resample are 0.
   with np.errstate(divide="ignore", invalid="ignore"):
-    sums_R2 = counts_RN @ pairs_N2
-    return sums_R2[:, 0] / sums_R2[:, 1]
+    sums_Z2 = counts_ZX @ pairs_X2
+    return sums_Z2[:, 0] / sums_Z2[:, 1]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from jaxtune.metrics.labels import Confusion
+from jaxtune.metrics.kinds.label import Confusion
 from jaxtune.sweeps import canvas
 
 # From white through the palette's blue to a darker one, so that the lightness always falls.

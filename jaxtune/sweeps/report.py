@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from jaxtune import metrics
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
-from jaxtune.metrics.labels import Confusion
+from jaxtune.metrics.kinds.label import Confusion
 from jaxtune.runs.results import diverged
 from jaxtune.sweeps import confusion, curves, grid, pages, plot, stats, table
 

@@ -38,16 +38,16 @@ def examples(kind, count, seed=0, share=0.4):
 @pytest.mark.parametrize("count", [5, 40])
 def test_a_resample_is_what_the_library_says_of_its_examples(metric, count):
   found = metrics.METRICS[metric]
-  said, true = examples(found.kind, count)
+  said, true = examples(metrics.kind_of(metric), count)
   statistics = found.statistics(said, true)
   rng = np.random.default_rng(1)
   chosen = [np.arange(count), np.full(count, 2), *rng.integers(count, size=(6, count))]
-  counts_RN = np.stack([np.bincount(one, minlength=count) for one in chosen]).astype(float)
+  counts_ZX = np.stack([np.bincount(one, minlength=count) for one in chosen]).astype(float)
   expected = [
     metrics.score([said[i] for i in one], [true[i] for i in one], [metric])[metric]
     for one in chosen
   ]
-  np.testing.assert_allclose(found.combine(counts_RN, statistics), expected, rtol=1e-9, atol=1e-9)
+  np.testing.assert_allclose(found.combine(counts_ZX, statistics), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_the_interval_of_a_mean_is_scipys():
@@ -61,7 +61,7 @@ def test_the_interval_of_a_mean_is_scipys():
 
 @pytest.mark.parametrize("metric", ["bleu", "macro_f1", "pearson", "span_f1"])
 def test_intervals_contain_the_score_and_shrink(metric):
-  kind = metrics.METRICS[metric].kind
+  kind = metrics.kind_of(metric)
   widths = []
   for count in (40, 640):
     said, true = examples(kind, count)

@@ -9,7 +9,7 @@ from sklearn import dummy
 
 from jaxtune import metrics
 from jaxtune.errors import UserError
-from jaxtune.metrics import labels, regression, spans
+from jaxtune.metrics.kinds import label, number, tags
 
 SAID = ["the cat sat on the mat today", "a dog barks at the moon tonight"]
 ACCEPTED = [["the cat sat on a mat today", "a cat was on the mat"], ["the dog barks at the moon"]]
@@ -107,14 +107,14 @@ def test_spans_are_read_strictly():
   assert of("span_f1", said, true) == pytest.approx(200 / (1 / precision + 1 / recall))
   assert of("span_f1", [["O", "I-a"]], [["B-a", "I-a"]]) == 0  # an I alone is no span
   assert of("span_f1", [["O"]], [["O"]]) == 0
-  rows = spans.per_class(said, true)
+  rows = tags.per_class(said, true)
   assert [row.label for row in rows] == ["a", "b"]
   for row in rows:
     of_type = lambda tags, kind=row.label: {span for span in spans_of(tags) if span[2] == kind}
     hit = sum(len(of_type(s) & of_type(t)) for s, t in zip(said, true, strict=True))
     assert row.support == sum(len(of_type(t)) for t in true)
     assert row.recall == pytest.approx(100 * hit / row.support)
-  assert spans.per_class([["O"]], [["O"]]) == []
+  assert tags.per_class([["O"]], [["O"]]) == []
 
 
 def test_numbers():
@@ -138,7 +138,7 @@ def test_no_metric_warns():
       of(metric, ["a"], ["a"])
     for metric in metrics.of_kind("tags"):
       of(metric, [["O", "O"]], [["B-x", "O"]])
-    assert regression.pearson([1.0], [1.0]) == 0
+    assert number.pearson([1.0], [1.0]) == 0
 
 
 def test_score_names_its_metrics_in_order():
@@ -195,17 +195,17 @@ def test_the_baseline_ignores_the_input():
 
 def test_table_of_classes():
   true, said = ["x", "x", "y", "accuracy"], ["x", "y", "y", "y"]
-  rows = labels.per_class(said, true, ["y", "accuracy", "x", "unseen"])
+  rows = label.per_class(said, true, ["y", "accuracy", "x", "unseen"])
   assert [row.label for row in rows] == ["y", "accuracy", "x", "unseen"]
   assert rows[0] == pytest.approx(("y", 100 / 3, 100, 50, 1))
   assert rows[2] == pytest.approx(("x", 100, 50, 200 / 3, 2))
   assert rows[1][1:] == (0, 0, 0, 1) and rows[3][1:] == (0, 0, 0, 0)
   with pytest.raises(UserError, match="label 'accuracy' is not among the classes"):
-    labels.per_class(said, true, ["x", "y"])
+    label.per_class(said, true, ["x", "y"])
 
 
 def test_confusion():
-  found = labels.confusion([1, 1, 2, 0], [0, 1, 1, 0], [0, 1, 2])
+  found = label.confusion([1, 1, 2, 0], [0, 1, 1, 0], [0, 1, 2])
   np.testing.assert_array_equal(found.counts_CC, [[1, 1, 0], [0, 1, 1], [0, 0, 0]])
   np.testing.assert_array_equal(found.shares_CC, [[0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 0]])
   assert found.labels == (0, 1, 2)

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from jaxtune.metrics import labels
+from jaxtune.metrics.kinds import label
 from jaxtune.sweeps import confusion
 
 
 def of_counts(counts):
-  return labels.Confusion(tuple(f"class {i}" for i in range(len(counts))), np.array(counts))
+  return label.Confusion(tuple(f"class {i}" for i in range(len(counts))), np.array(counts))
 
 
 def numbers(figure):

@@ -1,27 +1,31 @@
 """Metrics of predicted classes by scikit-learn, the table of classes and the confusion matrix.
 
-Predictions and references are N labels each, strings or integers, and metrics are in percent.
-What ends in `_N` or `_NK` is what each example contributes, for resampling; C is the classes.
+Predictions and references are X labels each, strings or integers. Metrics are in percent.
 """
 
 from __future__ import annotations
 
+import numbers
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxtune import lazy
 from jaxtune.errors import UserError, nearest
+from jaxtune.metrics.metric import Metric, mean
 
 sklearn = lazy.Module("sklearn.metrics")
 
+EXPECTED = "a string or an integer against another"
 Labels = Sequence[str] | Sequence[int] | np.ndarray
 
 
 class Class(NamedTuple):
-  """One row of a table of classes; proportions in percent."""
+  """A row of a table of classes; proportions are in percent."""
 
   label: str | int
   precision: float
@@ -40,6 +44,22 @@ class Confusion(NamedTuple):
   def shares_CC(self) -> np.ndarray:
     """Shares of each row, from 0 to 1; the row of a class without references has zeros."""
     return self.counts_CC / np.maximum(self.counts_CC.sum(1, keepdims=True), 1)
+
+
+def fits(prediction: Any, reference: Any) -> bool:
+  return any(
+    isinstance(prediction, types) and isinstance(reference, types)
+    for types in (str, (numbers.Integral, np.bool_))
+  )
+
+
+def check(prediction: Any, reference: Any) -> None:
+  """Accepts every pair of labels."""
+
+
+def baseline(references: Labels, seen: Labels) -> list[str | int]:
+  """Returns the most frequent label for every reference."""
+  return [Counter(seen).most_common(1)[0][0]] * len(references)
 
 
 def accuracy(predictions: Labels, references: Labels) -> float:
@@ -66,40 +86,40 @@ def matthews(predictions: Labels, references: Labels) -> float:
   return _percent(sklearn.matthews_corrcoef, predictions, references)
 
 
-def hits_N(predictions: Labels, references: Labels) -> np.ndarray:
+def hits_X(predictions: Labels, references: Labels) -> np.ndarray:
   """Returns 100 where a prediction is right, else 0."""
   return 100.0 * (np.asarray(predictions) == np.asarray(references))
 
 
-def counts_NK(predictions: Labels, references: Labels) -> np.ndarray:
-  """Returns (N, 3C) indicators: right for a class, predicted as it, belonging to it."""
+def counts_XJ(predictions: Labels, references: Labels) -> np.ndarray:
+  """Returns (X, 3 C) indicators: right for a class, predicted as it, belonging to it."""
   predicted, true = np.asarray(predictions), np.asarray(references)
   classes = np.unique(np.concatenate([predicted, true]))
-  predicted_NC = np.equal.outer(predicted, classes)
-  true_NC = np.equal.outer(true, classes)
-  return np.concatenate([predicted_NC & true_NC, predicted_NC, true_NC], 1).astype(np.float64)
+  predicted_XC = np.equal.outer(predicted, classes)
+  true_XC = np.equal.outer(true, classes)
+  return np.concatenate([predicted_XC & true_XC, predicted_XC, true_XC], 1).astype(np.float64)
 
 
-def pooled(kind: Callable, counts_RN: np.ndarray, statistics_NK: np.ndarray) -> np.ndarray:
-  """Returns `kind` (one of the three below) of each resample, in percent."""
-  return 100 * kind(*np.split(counts_RN @ statistics_NK, 3, axis=1))
+def _combine(of_counts: Callable, counts_ZX: np.ndarray, statistics_XJ: np.ndarray) -> np.ndarray:
+  """Applies a function of the three counts of `counts_XJ` to each resample, in percent."""
+  return 100 * of_counts(*np.split(counts_ZX @ statistics_XJ, 3, axis=1))
 
 
-def recall_of(right_RC: np.ndarray, _: np.ndarray, true_RC: np.ndarray) -> np.ndarray:
-  present = true_RC > 0
-  return (right_RC / np.maximum(true_RC, 1)).sum(1) / present.sum(1)
+def _recall(right_ZC: np.ndarray, _: np.ndarray, true_ZC: np.ndarray) -> np.ndarray:
+  present = true_ZC > 0
+  return (right_ZC / np.maximum(true_ZC, 1)).sum(1) / present.sum(1)
 
 
-def f1_of(right_RC: np.ndarray, predicted_RC: np.ndarray, true_RC: np.ndarray) -> np.ndarray:
-  either = predicted_RC + true_RC
-  return (2 * right_RC / np.maximum(either, 1)).sum(1) / (either > 0).sum(1)
+def _f1(right_ZC: np.ndarray, predicted_ZC: np.ndarray, true_ZC: np.ndarray) -> np.ndarray:
+  either = predicted_ZC + true_ZC
+  return (2 * right_ZC / np.maximum(either, 1)).sum(1) / (either > 0).sum(1)
 
 
-def matthews_of(right_RC: np.ndarray, predicted_RC: np.ndarray, true_RC: np.ndarray) -> np.ndarray:
-  total = true_RC.sum(1)
+def _matthews(right_ZC: np.ndarray, predicted_ZC: np.ndarray, true_ZC: np.ndarray) -> np.ndarray:
+  total = true_ZC.sum(1)
   covariance = lambda a, b: total**2 - (a * b).sum(1)
-  both = covariance(predicted_RC, predicted_RC) * covariance(true_RC, true_RC)
-  joint = right_RC.sum(1) * total - (predicted_RC * true_RC).sum(1)
+  both = covariance(predicted_ZC, predicted_ZC) * covariance(true_ZC, true_ZC)
+  joint = right_ZC.sum(1) * total - (predicted_ZC * true_ZC).sum(1)
   return np.where(both > 0, joint / np.sqrt(np.where(both > 0, both, 1)), 0)
 
 
@@ -141,9 +161,22 @@ def _percent(score: Callable, predictions: Labels, references: Labels, **options
 def _classes(
   predictions: Labels, references: Labels, labels: Sequence[str | int] | None
 ) -> list[str | int]:
-  found = set(np.asarray(predictions).tolist()) | set(np.asarray(references).tolist())
+  occurring = set(np.asarray(predictions).tolist()) | set(np.asarray(references).tolist())
   if labels is None:
-    return sorted(found)
-  for label in sorted(found - set(labels)):
+    return sorted(occurring)
+  for label in sorted(occurring - set(labels)):
     raise UserError(f"the label {label!r} is not among the classes. {nearest(label, labels)}")
   return list(labels)
+
+
+def _of_classes(title: str, score: Callable, of_counts: Callable, low: float = 0.0) -> Metric:
+  return Metric(title, score, counts_XJ, partial(_combine, of_counts), low)
+
+
+METRICS = {
+  "accuracy": mean("accuracy (%)", hits_X)._replace(score=accuracy),
+  "balanced_accuracy": _of_classes("balanced accuracy (%)", balanced_accuracy, _recall),
+  "macro_f1": _of_classes("macro F1 (%)", macro_f1, _f1),
+  "micro_f1": mean("micro F1 (%)", hits_X)._replace(score=micro_f1),
+  "matthews": _of_classes("Matthews correlation (%)", matthews, _matthews, -100.0),
+}

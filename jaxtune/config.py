@@ -32,7 +32,7 @@ from jaxtune.training.options import TrainOptions
 # section: (the function that owns it, arguments that the caller supplies)
 SECTIONS = {
   "model": (hf.load, {"head", "labels", "seed"}),
-  "data": (data.load, {"tokenizer", "objective", "start", "vocabulary", "seed"}),
+  "data": (data.DataOptions, {"seed"}),
   "regularize": (regularize.method, set()),
   "optim": (optim.make, {"numbers", "steps"}),
   "train": (TrainOptions, set()),
@@ -143,7 +143,7 @@ def complete(config: Any) -> dict:
 
 def _check_tasks(tasks: Any) -> None:
   """Checks the types of the options that the tasks of a mixture have for themselves."""
-  hints = typing.get_type_hints(data.load, include_extras=True)
+  hints = typing.get_type_hints(data.DataOptions, include_extras=True)
   for name, options in tasks.items() if isinstance(tasks, dict) else ():
     for key, value in options.items() if isinstance(options, dict) else ():
       schema.check(f"config key data.tasks.{name}.{key}", value, hints.get(key, Any))

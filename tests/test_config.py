@@ -32,7 +32,7 @@ def test_defaults_come_from_signatures():
   defaults = {n: p.default for n, p in inspect.signature(lora.method).parameters.items()}
   assert full["method"] == {"name": "lora", "start": None} | defaults
   assert defaults["rank"] == 8 and defaults["targets"] == ("q_proj", "v_proj")
-  assert full["data"]["too_long"] == data.load.__kwdefaults__["too_long"]
+  assert full["data"]["too_long"] == data.DataOptions().too_long
   assert full["seed"] == 0 and full["objective"] == {"name": "sft", "label_smoothing": 0.0}
   assert not {"tokenizer", "seed"} & {*full["data"]}, "what the caller supplies is no key"
 

@@ -57,6 +57,7 @@ TESTS = {
   "export/peft/*": ["export/test_peft_formats", "export/test_layout", "export/test_heads",
                     "imports/test_peft", "export/test_quantised", "export/test_encoder_decoders"],
   "data/mix.py": ["data/test_mix", "data/test_batches", "sweeps/test_mixtures"],
+  "data/encode/*": ["data/encode/test_{}", "data/test_properties", "data/test_load"],
   "data/*": ["data/test_{}", "data/test_batches", "data/test_data", "data/test_load",
              "data/test_stream", "test_packing"],
   "sweeps/stats.py": ["sweeps/test_stats", "sweeps/test_report", "sweeps/test_plot"],

@@ -20,7 +20,7 @@ from mutmut.mutation.mutators import mutation_operators, operator_string
 # The modules whose numbers are published. A folder stands for all files in it.
 MODULES = (
   "update", "optim", "train", "generate", "peft", "objectives", "compose", "export/peft",
-  "data/batches", "data/pack", "data/mix", "data/splits", "data/tokenize", "data/chat",
+  "data/batches", "data/pack", "data/mix", "data/divide", "data/encode",
   "sweeps/stats", "evaluators/intervals", "evaluators/metrics", "evaluators/compare",
 )  # fmt: skip
 

@@ -46,10 +46,12 @@ def trial(number: str) -> None:
   """Trains and judges one of the 16 trials, on the same tokens as jaxtune's."""
   from jaxtune import data
   from jaxtune.assets import INSTRUCTIONS, TINY
+  from jaxtune.objectives import sft
 
   seed, rate = int(number) % 4, RATES[int(number) // 4]
   files = {name: str(INSTRUCTIONS / f"{name}.jsonl") for name in ("train", "test")}
-  dataset = data.load(AutoTokenizer.from_pretrained(TINY), **files, max_length=128)
+  options = data.DataOptions(**files, max_length=128)
+  dataset = data.load(AutoTokenizer.from_pretrained(TINY), sft, options)
   torch.manual_seed(seed)
   model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
   lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])

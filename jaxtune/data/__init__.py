@@ -9,19 +9,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxtune.data import cells, chat, conversations, ids, mix, templates
+from jaxtune.data import cells, conversations, ids, mix, templates
 from jaxtune.data.batches import arrange, batch, batches, join, sample, shapes, walk
-from jaxtune.data.labelled import alike
+from jaxtune.data.encode import chat
+from jaxtune.data.encode.choices import alike
 from jaxtune.data.load import Data, check_order, load
+from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.shots import check_shots, shots
+from jaxtune.data.split import Split
 from jaxtune.data.templates import render_prompts
-from jaxtune.data.tokenize import Split, encode_prompts
+from jaxtune.data.tokenizer import encode_prompts
 from jaxtune.errors import UserError
 
 __all__ = [
-  "Data", "Split", "align", "arrange", "batch", "batches", "cells", "chat", "check_order",
-  "check_shots", "conversations", "describe", "encode_prompts", "identity", "ids", "join", "load",
-  "mix", "render_prompts", "sample", "shapes", "shots", "templates", "walk",
+  "Data", "DataOptions", "EncodeOptions", "Split", "align", "arrange", "batch", "batches", "cells",
+  "chat", "check_order", "check_shots", "conversations", "describe", "encode_prompts", "identity",
+  "ids", "join", "load", "mix", "render_prompts", "sample", "shapes", "shots", "templates", "walk",
 ]  # fmt: skip
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from jaxtune.data import mix
-from jaxtune.data.labelled import alike
+from jaxtune.data.encode.choices import alike
 from jaxtune.data.padding import PAD_TO
+from jaxtune.data.split import Split
 from jaxtune.data.stream import Stream
-from jaxtune.data.tokenize import Split
 from jaxtune.errors import UserError
 
 Batch = dict[str, np.ndarray]  # the split's arrays, rows (B, ...)

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from jaxtune import schema
 from jaxtune.errors import UserError, nearest
@@ -25,17 +26,23 @@ def is_text(value: object) -> bool:
   return not isinstance(value, float | decimal.Decimal) or math.isfinite(value)
 
 
+def check_column(column: str, row: dict) -> Any:
+  """Returns a cell; raises UserError for a column that is missing or null."""
+  if row.get(column) is None:
+    raise UserError(no_column(column, row))
+  return row[column]
+
+
 def check_text(column: str, row: dict) -> str:
   """Returns a cell as text.
 
   Raises:
     UserError: for a column that is missing, null or holds what is no text.
   """
-  if row.get(column) is None:
-    raise UserError(no_column(column, row))
-  if not is_text(row[column]):
-    raise UserError(no_text(f"column {column!r} holds", row[column]))
-  return str(row[column])
+  value = check_column(column, row)
+  if not is_text(value):
+    raise UserError(no_text(f"column {column!r} holds", value))
+  return str(value)
 
 
 def check_class(column: str, row: dict) -> str | int:
@@ -44,9 +51,7 @@ def check_class(column: str, row: dict) -> str | int:
   Raises:
     UserError: for a column that is missing, null or holds something else, such as 1.5.
   """
-  value = row.get(column)
-  if value is None:
-    raise UserError(no_column(column, row))
+  value = check_column(column, row)
   if isinstance(value, float) and value.is_integer():
     value = int(value)
   if not isinstance(value, str | int) or not str(value).strip():

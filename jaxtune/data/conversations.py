@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxtune.data.templates import Example
-from jaxtune.data.tokenize import check_choice
 from jaxtune.errors import UserError, nearest
 
 COLUMNS = ("messages", "conversations")
-MALFORMED = ("error", "skip")
 _ROLES = {
   "system": "system", "developer": "system", "human": "user", "user": "user", "gpt": "assistant",
   "chatgpt": "assistant", "assistant": "assistant", "model": "assistant",
@@ -33,13 +31,12 @@ def read(
 
   Returns:
     Examples whose prompt is the text of all turns but the last and whose answer is the last one's
-    (for comparing splits; what is trained comes from `chat.tokenize`), and counts of skipped rows.
+    (for comparing splits; what is trained comes from `encode.chat`), and counts of skipped rows.
 
   Raises:
     UserError: a conversation that is malformed or whose roles are out of order, with file, line and
       turn, unless `malformed` is "skip".
   """
-  check_choice("malformed", malformed, MALFORMED)
   examples, bad = [], 0
   for row, place in zip(rows, where, strict=True):
     try:
@@ -50,7 +47,7 @@ def read(
       bad += 1
       continue
     prompt = "\n".join(f"{turn['role']}: {_text(turn)}" for turn in before)
-    examples.append(Example(prompt, [_text(last)], row, place))
+    examples.append(Example(prompt, [_text(last)], row, place, conversation=True))
   return examples, {"malformed": bad} if bad else {}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from jaxtune.data.tokenize import Split
+from jaxtune.data.split import Split
 from jaxtune.errors import UserError
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxtune.data.tokenize import Split
+from jaxtune.data.split import Split
 from jaxtune.errors import UserError
 
 _ARRAYS = {"tokens", "mask", "weights"}

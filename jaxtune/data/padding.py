@@ -1,17 +1,21 @@
-"""Ragged rows to arrays, and the one message for rows that are too long."""
+"""Ragged rows to arrays, and the policy for rows that are too long."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
+from jaxtune import schema
+from jaxtune.data.options import EncodeOptions
+from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError
 
 PAD_TO = 8
 
 
-def pad(rows: Sequence[Sequence], width: int, fill=0, dtype=np.int32) -> np.ndarray:
+def pad(rows: Sequence[Sequence], width: int, fill: Any = 0, dtype: Any = np.int32) -> np.ndarray:
   """Pads rows on the right: (N, width), or (N, width, ...) where the entries are sequences."""
   inner = next((np.shape(row[0]) for row in rows if len(row)), ())
   array = np.full((len(rows), width, *inner), fill, dtype)
@@ -21,27 +25,55 @@ def pad(rows: Sequence[Sequence], width: int, fill=0, dtype=np.int32) -> np.ndar
   return array
 
 
+def pad_tokens(
+  tokenizer: Tokenizer, rows: Sequence[Sequence[int]], max_length: int | None
+) -> dict[str, np.ndarray]:
+  """Pads rows of token ids to "tokens" (N, T) int32 and "mask" (N, T) bool, true on real tokens."""
+  tokens_NT = pad(rows, width(rows, max_length), pad_token(tokenizer))
+  lengths_N = np.array([len(row) for row in rows], np.int64)
+  return {"tokens": tokens_NT, "mask": np.arange(tokens_NT.shape[1]) < lengths_N[:, None]}
+
+
 def width(rows: Sequence[Sequence], max_length: int | None) -> int:
   """Takes the longest row, rounded up to a multiple of 8 but never beyond max_length."""
   longest = -(-max(map(len, rows), default=0) // PAD_TO) * PAD_TO
   return longest if max_length is None else min(longest, max_length)
 
 
-def pad_token(tokenizer) -> int:
+def pad_token(tokenizer: Tokenizer) -> int:
   """Names the id that fills rows up; masked, so any id would do where there is none."""
   choices = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
   return next(one for one in choices if one is not None)
 
 
-def too_long(
-  lengths: Sequence[int], where: Sequence[str], max_length: int, policies: Sequence[str]
-) -> UserError:
-  """Makes the error for rows above max_length; `policies` are what data.too_long could be."""
-  pairs = list(zip(lengths, where, strict=True))
-  long = [pair for pair in pairs if pair[0] > max_length]
-  most, place = max(long)
-  return UserError(
-    f"{long[0][1]}: {long[0][0]} tokens, more than max_length={max_length}; so are {len(long)} of "
-    f"{len(pairs)} examples, the longest {most} tokens ({place}). Raise data.max_length, or set "
-    f"data.too_long to {' or '.join(map(repr, policies))}."
-  )
+def find_too_long(
+  lengths: Sequence[int],
+  where: Sequence[str],
+  options: EncodeOptions,
+  policies: Sequence[str] = ("skip", "truncate"),
+) -> list[int]:
+  """Lists the examples of more than max_length tokens.
+
+  Args:
+    lengths, where: tokens and place of each example.
+    policies: what data.too_long can be beside "error".
+
+  Raises:
+    UserError: if there are any and too_long is "error"; or if too_long is none of the policies.
+  """
+  check_too_long(options.too_long, policies)
+  most = options.max_length
+  long = [at for at, length in enumerate(lengths) if most is not None and length > most]
+  if long and options.too_long == "error":
+    longest, place = max((lengths[at], where[at]) for at in long)
+    raise UserError(
+      f"{where[long[0]]}: {lengths[long[0]]} tokens, more than max_length={most}; so are "
+      f"{len(long)} of {len(lengths)} examples, the longest {longest} tokens ({place}): raise "
+      f"data.max_length, or set data.too_long to {' or '.join(map(repr, policies))}"
+    )
+  return long
+
+
+def check_too_long(policy: str, policies: Sequence[str]) -> None:
+  """Raises UserError unless `policy` is "error" or one of the policies that an encoder knows."""
+  schema.check("data.too_long", policy, Literal["error", *policies])

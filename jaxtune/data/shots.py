@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxtune.data.padding import pad, pad_token, width
-from jaxtune.data.tokenize import Split, encode_prompts
+from jaxtune.data.split import Split
+from jaxtune.data.tokenizer import encode_prompts
 from jaxtune.errors import UserError
 
 

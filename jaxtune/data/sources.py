@@ -40,6 +40,11 @@ class Table(NamedTuple):
   where: list[str]  # "file:line", or "file:row N" where a format has no lines (N from 1)
   hashes: dict[str, str]  # source -> sha256 of the file (of the rows, for a hub name)
 
+  @property
+  def columns(self) -> list[str]:
+    """The columns of all rows, in the order of their first."""
+    return list(dict.fromkeys(column for row in self.rows for column in row))
+
 
 def read(
   source: str | Sequence[str], split: str = "train", columns: Sequence[str] | None = None

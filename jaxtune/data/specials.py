@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from jaxtune.data.templates import Example
 from jaxtune.errors import UserError
 
-POLICIES = ("error", "strip", "allow")
-
 
 def doubled(tokenizer, prompt: list[int], answer: list[int], plain: bool = False) -> list[str]:
   """Names what comes twice in an example: "bos", "eos", or both.

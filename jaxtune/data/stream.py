@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from jaxtune.data import ids, mix, sources, specials, templates
-from jaxtune.data.padding import pad_token
-from jaxtune.data.tokenize import NO_TARGET, check_choice, tokenize
+from jaxtune.data import mix, sources, templates
+from jaxtune.data.options import DataOptions
+from jaxtune.data.padding import check_too_long, pad_token
+from jaxtune.data.split import Split
+from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError
 
 Arrays = dict[str, np.ndarray]
 _MEGABYTE = 2**20
-TOO_LONG = ("error", "skip", "truncate")
 
 
 class Stream:
@@ -80,7 +81,7 @@ class Stream:
     self._blocks = dict([*self._blocks.items()][-1:]) | {number: arrays}
     return arrays
 
-  def _pull(self, pairs) -> int:
+  def _pull(self, pairs: Iterable[tuple[str, dict]]) -> int:
     count = sum(1 for _ in pairs)
     if count < self._size:
       self.examples = self._next * self._size + count
@@ -107,64 +108,42 @@ def stamps(source: str | Sequence[str]) -> dict[str, str]:
 
 
 def load(
-  tokenizer,
-  *,
-  train: str | Sequence[str],
-  max_length: int,
-  columns: Sequence[str] | None = None,
-  too_long: str = "error",
-  no_target: str = "error",
-  special_tokens: str = "error",
-  vocabulary: int | None = None,
-  block: int = 4096,
-  **form,
+  tokenizer: Tokenizer,
+  options: DataOptions,
+  encode: Callable[[list[templates.Example]], tuple[Split, dict]],
 ) -> Stream:
-  """Opens a source for training on prompt and answer; nothing but its first rows is read yet.
+  """Opens data.train as a stream of prompts and answers; only its first rows are read yet.
 
   Args:
-    train: a file, several, or a hub name; see `sources.read`.
-    max_length: tokens of every row.
-    columns: names for the columns of CSV and TSV files without a header line.
-    too_long: "error"; "truncate" cuts the end; "skip" keeps the row's place, with weight 0.
-    no_target: "error" or "skip", likewise.
-    special_tokens: see `tokenize.tokenize`.
-    vocabulary: tokens that the model has embeddings for, where that is to be checked.
-    block: rows that are shuffled and held at a time.
-    form: how rows become text; see `templates.choose`.
+    options: max_length is the tokens of every row; a row that too_long="skip" or no_target="skip"
+      leaves out keeps its place, with weight 0.
+    encode: makes arrays of a block's examples.
 
   Raises:
-    UserError: options that are unknown or out of range, a source that is missing or broken.
+    UserError: options that contradict each other, a source that is missing or broken.
   """
-  check_choice("too_long", too_long, TOO_LONG)
-  check_choice("no_target", no_target, NO_TARGET)
-  check_choice("special_tokens", special_tokens, specials.POLICIES)
-  if block < 1:
-    raise UserError(f"data.stream={block}: expected at least 1 row.")
-  rows = lambda: sources.stream(train, "train", columns)
-  first = [row for _, row in islice(rows(), min(block, 100))]
-  names = list(dict.fromkeys(chain.from_iterable(first)))
-  chosen = templates.choose(names, where=str(train), **form)
-  if len(chosen.templates) > 1:
-    raise UserError("data.stream reads rows by one template: give one, or load the data whole.")
+  check_too_long(options.too_long, ("skip", "truncate"))
+  if options.max_length is None:
+    raise UserError("data.stream needs data.max_length: the rows to come are not known")
+  if options.stream < 1:
+    raise UserError(f"data.stream is {options.stream}, expected at least 1 row")
+  rows = lambda: sources.stream(options.train, "train", options.columns)
+  first = list(islice(rows(), min(options.stream, 100)))
+  columns = sources.Table([row for _, row in first], [], {}).columns
+  form = templates.choose(columns, where=str(options.train), **options.wording())
+  if len(form.templates) > 1:
+    raise UserError("data.stream reads rows by one template: give one, or load the data whole")
 
-  def encode(rows, where):
-    examples = templates.render(chosen, rows, where)
-    limits = {"max_length": max_length, "too_long": too_long, "no_target": no_target}
-    limits |= {"special_tokens": special_tokens}
-    split, counts = tokenize(tokenizer, examples, **limits)
-    if vocabulary is not None:
-      ids.check_split(tokenizer, split, vocabulary)
-    arrays = _aligned(split, where, max_length, pad_token(tokenizer))
-    return arrays, {
-      "trained_tokens": counts["trained_tokens"],
-      "truncated": counts["truncated"],
-      **counts["skipped"],
-    }
+  def encode_block(rows: list[dict], where: list[str]) -> tuple[Arrays, dict]:
+    split, counts = encode(templates.render(form, rows, where))
+    arrays = _aligned(split, where, options.max_length, pad_token(tokenizer))
+    shown = {name: counts[name] for name in ("trained_tokens", "truncated")}
+    return arrays, shown | counts["skipped"]
 
-  return Stream(rows, encode, max_length, block)
+  return Stream(rows, encode_block, options.max_length, options.stream)
 
 
-def _aligned(split, where: Sequence[str], width: int, pad: int) -> Arrays:
+def _aligned(split: Split, where: Sequence[str], width: int, pad: int) -> Arrays:
   """Gives every row read a row of the arrays: what was skipped is a copy of another, weight 0."""
   at = {place: row for row, place in enumerate(split.where)}
   if not at:

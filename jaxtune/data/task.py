@@ -3,83 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from jaxtune.data import chat, conversations, ids, labelled, sources, splits, stream, templates
-from jaxtune.data.tokenize import Split, tokenize
+from jaxtune.data import divide, ids, sources, stream
+from jaxtune.data.options import DataOptions, EncodeOptions
+from jaxtune.data.reading import Reading
+from jaxtune.data.split import Split
+from jaxtune.data.templates import Example
+from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError, nearest
 
+SPLITS = ("train", "validation", "test")
 
-class _Part(NamedTuple):
-  """A split's examples, a group for each row, and how they were read."""
 
-  groups: list[list[templates.Example]]
-  form: dict  # for the report
-  conversations: bool
-  skipped: dict[str, int]
+class Loaded(NamedTuple):
+  """The splits of a task, the record of how they came about, and the names of its labels."""
+
+  splits: dict[str, Split | stream.Stream]
+  report: dict
+  labels: Sequence[str]
 
 
 def read(
-  tokenizer, objective: str, start: tuple[int, ...], vocabulary: int | None, o: dict
-) -> tuple[dict[str, Any], dict, Sequence[str]]:
-  """Reads the splits of one task; returns them, their report and the names of the labels."""
-  wanted = {name: o[name] for name in ("train", "validation", "test")}
-  if wanted["train"] is None:
+  tokenizer: Tokenizer,
+  objective: Any,
+  options: DataOptions,
+  decoder_start: tuple[int, ...],
+  vocabulary: int | None,
+) -> Loaded:
+  """Reads the splits of one task; the arguments are those of `load.load`."""
+  if options.train is None:
     raise UserError("data.train is missing: expected a file, several, or a hub name")
-  if isinstance(wanted["train"], (int, float)):
-    raise UserError(f"data.train={wanted['train']}: expected a file or a hub name.")
-  found: dict[str, Any] = {}
-  if o["stream"] is not None:
-    found["train"] = _open_stream(tokenizer, objective, start, vocabulary, o)
-  parts, files = _read(wanted | ({"train": None} if found else {}), objective, o)
-  if found:
-    files = stream.stamps(wanted["train"]) | files
-  file_rows = {name: len(part.groups) for name, part in parts.items()}
-  _divide(parts, wanted, o["seed"])
-  for name in parts:
-    # A test of a mixture holds its rare tasks; what is trained on keeps the shares of the file.
-    most, tasks = (o["limit"], None) if name == "train" else (o["eval_limit"], o["tasks"])
-    chosen = splits.limited(_heads(parts[name]), most, o["seed"], tasks)
-    parts[name] = _kept(parts[name], chosen)
-  examples = {name: [one for group in part.groups for one in group] for name, part in parts.items()}
-  before = {name: len(rows) for name, rows in examples.items()}
-  examples, shared = splits.separate(examples, o["overlap"])
-  counts: dict[str, dict] = {}
-  labels = o["labels"]
-  for name in parts:  # train first: its labels are the others' too
-    rows = examples[name]
-    encode = _encoder(tokenizer, objective, start, parts[name].conversations, labels, o)
-    found[name], counts[name] = _tokenized(name, encode, rows, before[name], parts[name].skipped)
-    if vocabulary is not None:
-      ids.check_split(tokenizer, found[name], vocabulary)
-    labels = counts[name].get("labels", labels)
+  if isinstance(options.train, (int, float)):
+    raise UserError(f"data.train is {options.train}, expected a file or a hub name")
+  encode = partial(_encode, tokenizer, objective.encode, vocabulary)
+  splits, counts, encoding = {}, {}, options.encoding(decoder_start)
+  if options.stream is not None:
+    splits["train"] = stream.load(tokenizer, options, partial(encode, options=encoding))
+  readings, files = _read_files(objective.read, options)
+  file_rows = {name: len(reading.groups) for name, reading in readings.items()}
+  readings = _limit(_draw(readings, options), options)
+  examples = {
+    name: [example for group in reading.groups for example in group]
+    for name, reading in readings.items()
+  }
+  remaining, overlap = divide.separate(examples, options.overlap)
+  for name, reading in readings.items():  # train first: its labels are the others' too
+    splits[name], counts[name] = encode(remaining[name], encoding)
+    encoding = encoding._replace(labels=counts[name].get("labels", encoding.labels))
+    counts[name] = _with_lost(name, counts[name], reading, examples[name], remaining[name])
   report = {
-    "splits": {name: counts[name] for name in wanted if name in counts},
-    "overlap": shared,
+    "splits": {name: counts[name] for name in SPLITS if name in counts},
+    "overlap": overlap,
     "files": files,
     "file_rows": file_rows,
-    "format": {name: part.form for name, part in parts.items()},
+    "format": {name: reading.form for name, reading in readings.items()},
   }
-  return found, report, labels if objective in ("classify", "tokens") else ()
+  has_labels = any("labels" in one for one in counts.values())
+  return Loaded(splits, report, encoding.labels if has_labels else ())
 
 
-def _read(wanted: dict, objective: str, o: dict) -> tuple[dict[str, _Part], dict[str, str]]:
-  """Reads and renders the splits that have files of their own."""
-  parts, files = {}, {}
-  for name, source in wanted.items():
+def _read_files(
+  read: Callable[[sources.Table, str, DataOptions], Reading], options: DataOptions
+) -> tuple[dict[str, Reading], dict[str, str]]:
+  """Reads the splits that have files of their own, and hashes the files."""
+  streamed = options.stream is not None
+  readings, files = {}, stream.stamps(options.train) if streamed else {}
+  read_whole = {}
+  for name in SPLITS[streamed:]:
+    source = getattr(options, name)
     if source is None or isinstance(source, (int, float)):
       continue
-    table = sources.read(source, name, o["columns"])
-    table = _only(table, o["only"] or {}, name)
-    place = source if isinstance(source, str) else ", ".join(map(str, source))
-    parts[name] = _rendered(table, place, name, objective, o)
-    files |= table.hashes
-  if o["columns"] and not any(sources.kind(path) in ("csv", "tsv") for path in files):
-    raise UserError("data.columns names the columns of CSV or TSV files, and there are none.")
-  return parts, files
+    table = sources.read(source, name, options.columns)
+    table = _keep_only(table, options.only or {}, name)
+    readings[name] = read(table, name, options)
+    read_whole |= table.hashes
+  csv = any(sources.kind(path) in ("csv", "tsv") for path in read_whole)
+  if options.columns and not csv:
+    raise UserError("data.columns names the columns of CSV or TSV files, and there are none")
+  return readings, files | read_whole
 
 
-def _only(table: sources.Table, wanted: dict, name: str) -> sources.Table:
+def _keep_only(table: sources.Table, wanted: dict, name: str) -> sources.Table:
   """Keeps the rows whose columns have the wanted values, compared as text."""
   for column, values in wanted.items():
     values = set(map(str, values if isinstance(values, (list, tuple)) else [values]))
@@ -95,108 +101,59 @@ def _only(table: sources.Table, wanted: dict, name: str) -> sources.Table:
   return table
 
 
-def _rendered(table: sources.Table, place: str, name: str, objective: str, o: dict) -> _Part:
-  names = list(dict.fromkeys(column for row in table.rows for column in row))
-  if objective not in ("sft", "choices"):
-    if o["template"] is not None or o["answer"] is not None:
-      raise UserError(
-        f"data.template and data.answer are for text; objective {objective!r} reads the columns "
-        "that data.rename names"
-      )
-    fields = {key: value for key, value in (o["rename"] or {}).items()}
-    examples, skipped = labelled.read(objective, table.rows, table.where, o["malformed"], **fields)
-    return _Part([[one] for one in examples], {"fields": fields}, False, skipped)
-  column = conversations.column(names)
-  if column and o["template"] is None and o["text"] is None and objective == "sft":
-    examples, skipped = conversations.read(table.rows, table.where, o["malformed"])
-    return _Part([[one] for one in examples], {"column": column}, True, skipped)
-  form = templates.choose(
-    names, where=place, template=o["template"], answer=o["answer"], text=o["text"],
-    rename=o["rename"], choices=o["choices"],
-  )  # fmt: skip
-  if name != "train":
-    form = form._replace(templates=form.templates[:1])
-  examples, count = templates.render(form, table.rows, table.where), len(form.templates)
-  groups = [examples[i : i + count] for i in range(0, len(examples), count)]
-  return _Part(groups, form.record(), False, {})
-
-
-def _divide(parts: dict[str, _Part], wanted: dict, seed: int) -> None:
+def _draw(readings: dict[str, Reading], options: DataOptions) -> dict[str, Reading]:
   """Draws the splits that have no file of their own out of train."""
+  readings = dict(readings)
   # Test before validation: what is held out longest depends on the fewest other settings.
   for name in ("test", "validation"):
-    if isinstance(wanted[name], (int, float)):
-      if "train" not in parts:
-        raise UserError(f"data.{name}={wanted[name]} cannot be drawn from a stream: give a file")
-      train = parts["train"]
-      rest, drawn = splits.draw(_heads(train), wanted[name], name, seed)
-      parts["train"] = _kept(train, rest)
-      held = _kept(train, drawn)
-      parts[name] = held._replace(groups=[group[:1] for group in held.groups])
+    size = getattr(options, name)
+    if isinstance(size, (int, float)):
+      if "train" not in readings:
+        raise UserError(
+          f"data.{name} is {size}, expected a file: nothing can be drawn from a stream"
+        )
+      train = readings["train"]
+      rest, drawn = divide.draw(train.heads, size, name, options.seed)
+      readings["train"], held = train.keep(rest), train.keep(drawn)
+      readings[name] = held._replace(groups=[group[:1] for group in held.groups])
+  return readings
 
 
-def _heads(part: _Part) -> list[templates.Example]:
-  return [group[0] for group in part.groups]
+def _limit(readings: dict[str, Reading], options: DataOptions) -> dict[str, Reading]:
+  """Applies data.limit and data.eval_limit."""
+  limited = {}
+  for name, reading in readings.items():
+    # A test of a mixture holds its rare tasks; what is trained on keeps the shares of the file.
+    train = name == "train"
+    most, tasks = (options.limit, None) if train else (options.eval_limit, options.tasks)
+    limited[name] = reading.keep(divide.limited(reading.heads, most, options.seed, tasks))
+  return limited
 
 
-def _kept(part: _Part, heads: list[templates.Example]) -> _Part:
-  chosen = {id(one) for one in heads}
-  return part._replace(groups=[group for group in part.groups if id(group[0]) in chosen])
-
-
-def _encoder(
-  tokenizer, objective: str, start: tuple[int, ...], is_chat: bool, labels, o: dict
-) -> Callable[[list], tuple[Split, dict]]:
-  """Chooses how examples become arrays."""
-  limits = {"max_length": o["max_length"], "too_long": o["too_long"]}
-  if start and (is_chat or objective != "sft"):
-    what = "conversations" if is_chat else f"objective {objective!r}"
-    raise UserError(f"{what}: not for encoder-decoders, which are trained by 'sft' on prompts")
-  if is_chat:
-    more = {name: o[name] for name in ("chat_template", "turns", "malformed", "no_target")}
-    return lambda rows: chat.tokenize(tokenizer, rows, **limits, **more)
-  if objective == "sft":
-    more = {name: o[name] for name in ("no_target", "special_tokens")}
-    return lambda rows: tokenize(tokenizer, rows, start=start, **limits, **more)
-  encode, limits = getattr(labelled, objective), limits | {"malformed": o["malformed"]}
-  if objective in ("classify", "tokens"):
-    limits["labels"] = labels
-  if objective == "choices":
-    limits["special_tokens"] = o["special_tokens"]
-  if objective == "qa":
-    limits["stride"] = o["stride"]
-  return lambda rows: encode(tokenizer, rows, **limits)
-
-
-def _tokenized(
-  name: str, encode: Callable, examples: list, chosen: int, skipped: dict
+def _encode(
+  tokenizer: Tokenizer,
+  encode: Callable[[Tokenizer, list[Example], EncodeOptions], tuple[Split, dict]],
+  vocabulary: int | None,
+  examples: list[Example],
+  options: EncodeOptions,
 ) -> tuple[Split, dict]:
-  """Tokenises one split and adds what was left out of its `chosen` rows before to the counts."""
-  split, counts = encode(examples)
-  counts["skipped"] = skipped | counts["skipped"]
+  """Encodes examples, and checks that the model has an embedding for each of their tokens."""
+  split, counts = encode(tokenizer, examples, options)
+  if vocabulary is not None and counts["kept"]:
+    ids.check_split(tokenizer, split, vocabulary)
+  return split, counts
+
+
+def _with_lost(
+  name: str, counts: dict, reading: Reading, before: Sequence[Example], after: Sequence[Example]
+) -> dict:
+  """Adds to the counts of a split what was left out of it before it was encoded."""
+  skipped = reading.skipped | counts["skipped"]
   if not counts["kept"]:
     raise UserError(
-      f"The {name} split is empty: of {len(examples)} examples all were skipped "
-      f"({counts['skipped']}). Raise data.max_length, or look at the answers."
+      f"the {name} split is empty: of {len(after)} examples all were skipped ({skipped}): raise "
+      "data.max_length, or look at the answers"
     )
-  if dropped := chosen - len(examples):
-    counts["skipped"]["overlap"] = dropped
-  return split, {"read": chosen + sum(skipped.values())} | counts
-
-
-def _open_stream(
-  tokenizer, objective: str, start: tuple[int, ...], vocabulary: int | None, o: dict
-) -> stream.Stream:
-  used = [f"data.{name}" for name in ("pack", "resample", "limit") if o[name]]
-  used += ["data.buckets"] * (o["buckets"] > 1) + ["an encoder-decoder"] * bool(start)
-  used += [f"objective {objective!r}"] * (objective != "sft")
-  if used:
-    raise UserError(
-      f"data.stream is for plain training of decoders by 'sft', not with {' and '.join(used)}"
-    )
-  if o["max_length"] is None:
-    raise UserError("data.stream needs data.max_length: the rows to come are not known")
-  names = ("train", "max_length", "columns", "too_long", "no_target", "special_tokens")
-  form = {name: o[name] for name in ("template", "answer", "text", "rename", "choices")}
-  form |= {"vocabulary": vocabulary, "block": o["stream"]}
-  return stream.load(tokenizer, **{name: o[name] for name in names}, **form)
+  if shared := len(before) - len(after):
+    skipped["overlap"] = shared
+  return {"read": len(before) + sum(reading.skipped.values())} | counts | {"skipped": skipped}

@@ -7,23 +7,28 @@ prefer the right one; the untuned model can be judged the same way, since nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
-from jaxtune.objectives import cross_entropy, sft
+from jaxtune.data import Data, Split, reading, views
+from jaxtune.data.encode import choices
+from jaxtune.objectives import Batch, Forward, Sums, cross_entropy, sft
 
 HEAD = "lm"
 MEASURES = ("loss",)
 KIND = "label"
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "matthews")
+VIEW = views.CHOICES
+
+read = reading.read_prompts
+encode = choices.encode
 
 
 def loss(
-  forward: Callable, batch: dict[str, Any], normalise: bool = False
-) -> tuple[Any, dict[str, Any]]:
+  forward: Forward, batch: Batch, normalise: bool = False
+) -> tuple[Float[Array, " B"], Sums]:
   """Returns -log p(right answer | one of the answers) of each row in nats.
 
   Args:
@@ -39,23 +44,22 @@ def loss(
   return losses_B * weights_B, {"weight": weights_B, "correct": correct_B * weights_B}
 
 
-def predict(forward: Callable, batch: dict[str, Any], normalise: bool = False) -> dict[str, Any]:
+def predict(forward: Forward, batch: Batch, normalise: bool = False) -> Batch:
+  """Returns "labels" (B,), the numbers of the likeliest answers."""
   return {"labels": _scores(forward, batch, normalise).argmax(-1)}
 
 
-def decode(dataset, split, arrays: dict[str, Any]) -> list[str]:
+def decode(dataset: Data, split: Split, arrays: dict[str, np.ndarray]) -> list[str]:
   """Returns the text of the chosen answers."""
-  chosen = zip(arrays["labels"], split.choices, strict=True)
-  return [choices[label] for label, choices in chosen]
+  chosen = zip(arrays["labels"], split.choices or (), strict=True)
+  return [answers[label] for label, answers in chosen]
 
 
-def _scores(forward, batch, normalise):
+def _scores(forward: Forward, batch: Batch, normalise: bool) -> Float[Array, "B C"]:
   if "answers" in batch:
     return _scores_of_tokens(forward, batch)
   count = batch["tokens"].shape[1]
-  flat = {
-    name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in batch if name != "labels"
-  }
+  flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items() if name != "labels"}
   losses, sums = sft.loss(forward, flat)
   weights_BC = sums["weight"].reshape(-1, count)
   scores_BC = -losses.reshape(-1, count)
@@ -64,8 +68,8 @@ def _scores(forward, batch, normalise):
   return jnp.where(weights_BC > 0, scores_BC, -1e9)
 
 
-def _scores_of_tokens(forward, batch):
-  """Scores answers of one token, which a single pass over the prompt tells all of."""
+def _scores_of_tokens(forward: Forward, batch: Batch) -> Float[Array, "B C"]:
+  """Scores answers of one token: one pass over the prompt gives the scores of all."""
   flat = {name: x[:, 0] for name, x in batch.items() if name not in ("labels", "answers")}
   before_B11 = (flat["weights"].argmax(-1) - 1)[:, None, None]
   logits_BV = jnp.take_along_axis(forward(flat), before_B11, 1)[:, 0]
@@ -74,6 +78,6 @@ def _scores_of_tokens(forward, batch):
   return jnp.where(answers_BC >= 0, scores_BC, -1e9)
 
 
-def references(dataset, split) -> list[str]:
+def references(dataset: Data, split: Split) -> list[str]:
   """Returns the texts of the right answers."""
   return decode(dataset, split, split.arrays)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
-from jaxtune.objectives import cross_entropy
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxtune.data import Data, Split, reading, views
+from jaxtune.data.encode import classify
+from jaxtune.objectives import Batch, Forward, Sums, cross_entropy
 from jaxtune.schema import Rate
 
 HEAD = "classify"
 MEASURES = ("loss",)
 KIND = "label"
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "matthews")
+VIEW = views.CLASSES
+
+read = partial(reading.read_columns, classify.read_row)
+encode = classify.encode
 
 
 def loss(
-  forward: Callable, batch: dict[str, Any], label_smoothing: Rate = 0.0
-) -> tuple[Any, dict[str, Any]]:
+  forward: Forward, batch: Batch, label_smoothing: Rate = 0.0
+) -> tuple[Float[Array, " B"], Sums]:
   """Returns -log p(label) of each row in nats.
 
   Args:
@@ -29,15 +37,16 @@ def loss(
   return losses_B * weights_B, {"weight": weights_B, "correct": correct_B * weights_B}
 
 
-def predict(forward: Callable, batch: dict[str, Any]) -> dict[str, Any]:
+def predict(forward: Forward, batch: Batch) -> Batch:
+  """Returns the likeliest "labels" (B,)."""
   return {"labels": forward(batch).argmax(-1)}
 
 
-def decode(dataset, split, arrays: dict[str, Any]) -> list[str]:
+def decode(dataset: Data, split: Split, arrays: dict[str, np.ndarray]) -> list[str]:
   """Names the predicted labels."""
   return [dataset.labels[label] for label in arrays["labels"]]
 
 
-def references(dataset, split) -> list[str]:
+def references(dataset: Data, split: Split) -> list[str]:
   """Names the true labels."""
   return [dataset.labels[label] for label in split.arrays["labels"]]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
-from jaxtune.data import labelled
-from jaxtune.objectives import cross_entropy
+from jaxtune.data import Data, Split, reading, views
+from jaxtune.data.encode import qa
+from jaxtune.objectives import Batch, Forward, Sums, cross_entropy
 
 HEAD = "qa"
 MEASURES = ("loss",)
 KIND = "text"
 METRICS = ("squad_exact_match", "squad_f1")
+VIEW = views.ANSWERS
+
+read = partial(reading.read_columns, qa.read_row)
+encode = qa.encode
 
 
-def loss(forward: Callable, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def loss(forward: Forward, batch: Batch) -> tuple[Float[Array, " B"], Sums]:
   """Returns the mean of -log p(start) and -log p(end) of each row in nats (Devlin et al. 2019).
 
   Args:
@@ -33,21 +39,22 @@ def loss(forward: Callable, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]
   }
 
 
-def predict(forward: Callable, batch: dict[str, Any]) -> dict[str, Any]:
+def predict(forward: Forward, batch: Batch) -> Batch:
+  """Returns the logits of every token as the first ("starts") and as the last ("ends"), (B, T)."""
   starts_BT, ends_BT = _logits(forward, batch)
   return {"starts": starts_BT, "ends": ends_BT}
 
 
-def decode(dataset, split, arrays: dict[str, Any]) -> list[str]:
+def decode(dataset: Data, split: Split, arrays: dict[str, np.ndarray]) -> list[str]:
   """Returns the likeliest span's text of each example."""
-  return labelled.answer_texts(split, arrays["starts"], arrays["ends"])
+  return qa.answer_texts(split, arrays["starts"], arrays["ends"])
 
 
-def _logits(forward, batch):
+def _logits(forward: Forward, batch: Batch) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
   logits_BT2 = jnp.where(batch["mask"][..., None], forward(batch), -1e9)
   return logits_BT2[..., 0], logits_BT2[..., 1]
 
 
-def references(dataset, split) -> list[list[str]]:
+def references(dataset: Data, split: Split) -> list[list[str]]:
   """Returns the accepted answers of each question."""
   return split.references

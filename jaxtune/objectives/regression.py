@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxtune.data import Data, Split, reading, views
+from jaxtune.data.encode import regression
+from jaxtune.objectives import Batch, Forward, Sums
 
 HEAD = "regression"
 MEASURES = ("loss",)
 KIND = "number"
 METRICS = ("pearson", "spearman", "mse")
+VIEW = views.NUMBERS
+
+read = partial(reading.read_columns, regression.read_row)
+encode = regression.encode
 
 
-def loss(forward: Callable, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def loss(forward: Forward, batch: Batch) -> tuple[Float[Array, " B"], Sums]:
   """Returns each row's squared error.
 
   Args:
@@ -25,14 +34,16 @@ def loss(forward: Callable, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]
   return losses_B, {"weight": weights_B, "correct": jnp.zeros_like(weights_B)}
 
 
-def predict(forward: Callable, batch: dict[str, Any]) -> dict[str, Any]:
+def predict(forward: Forward, batch: Batch) -> Batch:
+  """Returns "values" (B,)."""
   return {"values": forward(batch)}
 
 
-def decode(dataset, split, arrays: dict[str, Any]) -> list[float]:
+def decode(dataset: Data, split: Split, arrays: dict[str, np.ndarray]) -> list[float]:
+  """Returns the predicted numbers."""
   return [float(value) for value in arrays["values"]]
 
 
-def references(dataset, split) -> list[float]:
+def references(dataset: Data, split: Split) -> list[float]:
   """Returns the true numbers."""
   return [float(value) for value in split.arrays["labels"]]

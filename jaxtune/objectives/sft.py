@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from jaxtune.objectives import cross_entropy
+from jaxtune.data import Data, EncodeOptions, Split, reading, views
+from jaxtune.data.encode import chat, text
+from jaxtune.data.templates import Example
+from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.objectives import Batch, Forward, Sums, cross_entropy
 from jaxtune.schema import Rate
 
 HEAD = "lm"
 MEASURES = ("loss", "perplexity", "accuracy")
 KIND = "text"
 METRICS = ("exact_match", "bleu", "rougeL")
+VIEW = views.TEXT
+
+read = reading.read_text
+
+
+def encode(
+  tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
+) -> tuple[Split, dict]:
+  """Encodes conversations by their chat template, and all other text as it is."""
+  conversations = bool(examples) and examples[0].conversation
+  return (chat if conversations else text).encode(tokenizer, examples, options)
 
 
 def loss(
-  forward: Callable, batch: dict[str, Any], label_smoothing: Rate = 0.0
-) -> tuple[Any, dict[str, Any]]:
+  forward: Forward, batch: Batch, label_smoothing: Rate = 0.0
+) -> tuple[Float[Array, " B"], Sums]:
   """Sums -log p(token | tokens before it) of each row, in nats.
 
   Args:
@@ -39,7 +54,7 @@ def loss(
   }
 
 
-def references(dataset, split) -> list[list[str]]:
+def references(dataset: Data, split: Split) -> list[list[str]]:
   """Returns the accepted answers of each example; of packed ones the answers that they train on."""
   if "segments" in split.arrays:
     return [[answer] for answers in split.references for answer in answers]

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
-from jaxtune.data import labelled
-from jaxtune.objectives import cross_entropy
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxtune.data import Data, Split, reading, views
+from jaxtune.data.encode import tokens
+from jaxtune.objectives import Batch, Forward, Sums, cross_entropy
 from jaxtune.schema import Rate
 
 HEAD = "tokens"
 MEASURES = ("loss", "accuracy")
 KIND = "tags"
 METRICS = ("span_f1", "span_precision", "span_recall")
+VIEW = views.WORDS
+
+read = partial(reading.read_columns, tokens.read_row)
+encode = tokens.encode
 
 
 def loss(
-  forward: Callable, batch: dict[str, Any], label_smoothing: Rate = 0.0
-) -> tuple[Any, dict[str, Any]]:
+  forward: Forward, batch: Batch, label_smoothing: Rate = 0.0
+) -> tuple[Float[Array, " B"], Sums]:
   """Sums -log p(tag) of each row's words in nats.
 
   Args:
@@ -33,15 +40,16 @@ def loss(
   }
 
 
-def predict(forward: Callable, batch: dict[str, Any]) -> dict[str, Any]:
+def predict(forward: Forward, batch: Batch) -> Batch:
+  """Returns the likeliest "labels" (B, T) of all tokens."""
   return {"labels": forward(batch).argmax(-1)}
 
 
-def decode(dataset, split, arrays: dict[str, Any]) -> list[list[str]]:
+def decode(dataset: Data, split: Split, arrays: dict[str, np.ndarray]) -> list[list[str]]:
   """Gives every word its tag; "O" where truncation cut it off."""
-  return labelled.word_tags(split, arrays["labels"], dataset.labels)
+  return tokens.word_tags(split, arrays["labels"], dataset.labels)
 
 
-def references(dataset, split) -> list[list[str]]:
+def references(dataset: Data, split: Split) -> list[list[str]]:
   """Returns the true tag of every word."""
   return split.references

@@ -51,16 +51,12 @@ def outline(config: dict) -> Setup:
 
 def load_data(config: dict) -> data.Data:
   """Loads the data of a completed config, as its model's tokenizer and its objective need them."""
-  tokenizer, start, vocabulary = hf.language(**config["model"])
+  tokenizer, decoder_start, vocabulary = hf.language(**config["model"])
   if tokenizer is None:
     raise UserError("the model's folder has no tokenizer; name one with model.tokenizer")
-  return data.load(
-    tokenizer,
-    objective=config["objective"]["name"],
-    start=start,
-    vocabulary=vocabulary,
-    **config["data"],
-  )
+  objective, _ = find_objective(config)
+  options = data.DataOptions(**config["data"])
+  return data.load(tokenizer, objective, options, decoder_start, vocabulary)
 
 
 def load_model(config: dict, labels: int) -> hf.Pretrained:

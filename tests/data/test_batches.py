@@ -7,7 +7,7 @@ import pytest
 
 from jaxtune.data import batch, batches, mix
 from jaxtune.data.batches import arrange, indices, shapes, walk
-from jaxtune.data.tokenize import Split
+from jaxtune.data.split import Split
 from jaxtune.errors import UserError
 
 

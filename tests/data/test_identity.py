@@ -6,6 +6,7 @@ import pytest
 from support import folders
 
 from jaxtune import data
+from jaxtune.objectives import sft
 from jaxtune.training import checkpoint
 
 
@@ -20,7 +21,7 @@ def load(folder, **changed):
   }
   texts = [{"text": f"a1 {changed.get('general', 'b1')}"} for _ in range(3)]
   options["general"] = folders.write(folder, "general.jsonl", texts)
-  return data.load(folders.tokenizer("llama"), **options, overlap="allow")
+  return data.load(folders.tokenizer("llama"), sft, data.DataOptions(**options, overlap="allow"))
 
 
 @pytest.mark.parametrize("name", ["train", "validation", "test", "general"])
@@ -41,7 +42,9 @@ def test_tasks_are_told_apart(tmp_path):
       },
       "two": {"train": folders.write(tmp_path, "two.jsonl", rows)},
     }
-    return data.identity(data.load(folders.tokenizer("llama"), tasks=tasks).report)
+    return data.identity(
+      data.load(folders.tokenizer("llama"), sft, data.DataOptions(tasks=tasks)).report
+    )
 
   found = checkpoint.differences(identity("b1"), identity("b2"))
   assert "tasks.two.splits.train" in found and "tasks.one" not in found
@@ -51,7 +54,9 @@ def test_a_streamed_file_is_told_by_its_size_and_its_ends(tmp_path):
   def identity(*words):
     rows = [{"prompt": f"a{i} :", "completion": word} for i, word in enumerate(words)]
     path = folders.write(tmp_path, "train.jsonl", rows)
-    report = data.load(folders.tokenizer("llama"), train=path, stream=2, max_length=8).report
+    report = data.load(
+      folders.tokenizer("llama"), sft, data.DataOptions(train=path, stream=2, max_length=8)
+    ).report
     return data.identity(report)["files"]
 
   found = [identity("b1", "b1"), identity("b2", "b1"), identity("b1", "b2"), identity("b1")]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support import folders, made_trials, tiny
 
-from jaxtune import config, data, sharding
+from jaxtune import config, data, objectives, sharding
 from jaxtune.errors import UserError
 from jaxtune.runs import programs, trial
 
@@ -40,9 +40,10 @@ def files(tmp_path_factory):
 def load(files):
   tokenizers = {family: folders.tokenizer(family) for family in ("llama", "bert")}
 
-  def go(objective="sft", start=(), family="llama", **options):
+  def go(objective="sft", start=(), vocabulary=None, family="llama", **options):
     named = {k: files.get(v, v) if isinstance(v, str) else v for k, v in options.items()}
-    return data.load(tokenizers[family], objective=objective, start=start, **named)
+    module, own = objectives.module(objective), data.DataOptions(**named)
+    return data.load(tokenizers[family], module, own, start, vocabulary)
 
   return go
 
@@ -109,12 +110,16 @@ def test_general_text_is_cut_into_windows_of_the_training_width(load):
 STREAM = {"train": "train", "stream": 8, "max_length": 8}
 SPOKEN = "{% for m in messages %}c1 {{ m.content }} </s> {% endfor %}"
 MISTAKES = [
+  ({"train": "train", "turns": "lats"}, "data.turns is 'lats' .* Did you mean 'last'"),
+  ({"train": "train", "malformed": "drop"}, "data.malformed is 'drop' .*, expected 'error'"),
+  ({"train": "train", "no_target": "skpi"}, "data.no_target is 'skpi' .* Did you mean 'skip'"),
+  ({"tasks": {"x": {"train": "x", "overlap": "dorp"}}}, "overlap is 'dorp' .* mean 'drop'"),
   ({}, "data.train is missing"),
   ({"train": "train", "tasks": "tsk"}, "train.jsonl:1: data.tasks: .* Did you mean 'task'"),
   ({"tasks": {}}, "data.tasks is empty"),
   ({"tasks": {"x": "x.jsonl"}}, "data.tasks.x is 'x.jsonl', expected options"),
-  ({"tasks": {"x": {"trian": "x"}}}, "data.tasks.x.trian is no option of data"),
-  ({"tasks": {"x": {"pack": True}}}, "data.tasks.x.pack is of the mixture as a whole"),
+  ({"tasks": {"x": {"trian": "x"}}}, "unknown config key data.tasks.x.trian. Did you mean"),
+  ({"tasks": {"x": {"pack": True}}}, "data.tasks.x.pack belongs to the mixture as a whole"),
   ({"train": "train", "temperature": 2.0}, "shares of tasks: give data.tasks"),
   ({"train": "train", "mixture": {"x": 1}}, "shares of tasks: give data.tasks"),
   ({"train": "train", "tasks": "task", "mixture": {"x": 1}}, "no weight for y"),
@@ -125,7 +130,7 @@ MISTAKES = [
   (STREAM | {"start": (0,)}, "not with an encoder-decoder"),
   (STREAM | {"objective": "choices"}, "not with objective 'choices'"),
   (STREAM | {"max_length": None}, "data.stream needs data.max_length"),
-  (STREAM | {"validation": 3}, "cannot be drawn from a stream"),
+  (STREAM | {"validation": 3}, "data.validation is 3, .* be drawn from a stream"),
   ({"train": "train", "test": "none"}, "none.jsonl holds no rows"),
   ({"train": "train", "pack": True, "resample": True}, "data.pack fills rows once"),
   ({"train": "labels", "objective": "classify", "pack": True}, "data.pack is for objective 'sft'"),

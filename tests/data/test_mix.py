@@ -9,7 +9,7 @@ import pytest
 
 from jaxtune.data import mix
 from jaxtune.data.batches import arrange, batch, join
-from jaxtune.data.tokenize import Split
+from jaxtune.data.split import Split
 from jaxtune.errors import UserError
 
 SIZES = {"big": 90, "middle": 30, "small": 5}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxtune.data.pack import pack
-from jaxtune.data.tokenize import Split
+from jaxtune.data.split import Split
 from jaxtune.errors import UserError
 
 

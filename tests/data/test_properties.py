@@ -12,11 +12,14 @@ from hypothesis import example as case
 from hypothesis import strategies as st
 
 from jaxtune import data
-from jaxtune.data import mix, padding, splits
+from jaxtune.data import EncodeOptions, divide, mix, padding
 from jaxtune.data.batches import arrange, batch, join, sample, shapes, walk
+from jaxtune.data.encode import text
+from jaxtune.data.encode.text import SHORTEST_TAIL
 from jaxtune.data.pack import pack
+from jaxtune.data.split import Split
 from jaxtune.data.templates import Example
-from jaxtune.data.tokenize import SHORTEST_TAIL, Split, encode_prompts, tokenize
+from jaxtune.data.tokenizer import encode_prompts
 from jaxtune.errors import UserError
 
 PAD, BOS, EOS = 0, 1, 2
@@ -46,8 +49,10 @@ def test_tokens_masks_and_weights(make_tokenizer, pairs, around, start, most, to
   pairs = [(prompt or "", answer) if start else (prompt, answer) for prompt, answer in pairs]
   tokenizer = make_tokenizer(*around)
   some = [example(prompt, [answer, "other"], n) for n, (prompt, answer) in enumerate(pairs)]
-  split, counts = tokenize(
-    tokenizer, some, start=start, max_length=most, too_long=too_long, no_target="skip"
+  split, counts = text.encode(
+    tokenizer,
+    some,
+    EncodeOptions(decoder_start=start, max_length=most, too_long=too_long, no_target="skip"),
   )
   plain = lambda text: tokenizer(text, add_special_tokens=False).input_ids
   front, behind = [BOS] * around[0], [EOS] * around[1]
@@ -111,7 +116,9 @@ def test_chunks(tokenizer, lengths, most):
   kept = [window for window, whole in windows if whole or len(window) >= shortest]
   assume(all(len(window) > 1 for window in kept))
   documents = [example(None, [text]) for text in written]
-  split, counts = tokenize(tokenizer, documents, max_length=most, too_long="chunk")
+  split, counts = text.encode(
+    tokenizer, documents, EncodeOptions(max_length=most, too_long="chunk")
+  )
   rows = zip(split.arrays["tokens"], split.arrays["mask"], strict=True)
   found = [tokenizer.decode(row[real]) for row, real in rows]
   assert found == [window.replace("\n", "</s>") for window in kept]
@@ -149,7 +156,7 @@ def _content(row):
 def test_splits(rows, size, seed, random):
   some = _examples(rows)
   try:
-    rest, drawn = splits.draw(some, size, "test", seed)
+    rest, drawn = divide.draw(some, size, "test", seed)
   except UserError:
     assume(False)
   side = {one.where: True for one in drawn} | {one.where: False for one in rest}
@@ -165,10 +172,10 @@ def test_splits(rows, size, seed, random):
     one._replace(prompt=None, answers=[], row={"c": 1}, source=dict(reversed(one.row.items())))
     for one in random.sample(some, len(some))
   ]
-  again = splits.draw(other, size, "test", seed)[1]
+  again = divide.draw(other, size, "test", seed)[1]
   assert {one.where for one in again} == {one.where for one in drawn}
   if size < 1:
-    more = splits.draw([*some, *_examples([{"new": n} for n in range(5)])], size, "test", seed)[1]
+    more = divide.draw([*some, *_examples([{"new": n} for n in range(5)])], size, "test", seed)[1]
     assert [one.where for one in more if "new" not in one.row] == [one.where for one in drawn]
   else:
     copies = Counter(_content(one.row) for one in drawn)
@@ -178,12 +185,12 @@ def test_splits(rows, size, seed, random):
 @given(tables, st.integers(1, 40), seeds)
 def test_limits(rows, limit, seed):
   some = _examples(rows)
-  kept = splits.limited(some, limit, seed)
+  kept = divide.limited(some, limit, seed)
   assert len(kept) == min(limit, len(some)) and [one for one in some if one in kept] == kept
-  fewer = splits.limited(some, max(1, limit - 1), seed)
+  fewer = divide.limited(some, max(1, limit - 1), seed)
   assert all(one in kept for one in fewer), "a smaller limit keeps some of them"
   contents = lambda part: Counter(_content(one.row) for one in part)
-  assert contents(splits.limited(some[::-1], limit, seed)) == contents(kept)
+  assert contents(divide.limited(some[::-1], limit, seed)) == contents(kept)
 
 
 words = st.sampled_from(["p", " P ", "q", "", "ｐ"])
@@ -203,16 +210,16 @@ def test_overlap(given_parts):
   shared = lambda left, right: [a for a in left if any(twins(a, b) for b in right)]
   pairs = [("train", "validation"), ("train", "test"), ("validation", "test")]
   found = {f"{left}/{right}": shared(made[left], made[right]) for left, right in pairs}
-  kept, report = splits.separate(made, "allow")
+  kept, report = divide.separate(made, "allow")
   assert kept == made
   assert {pair: one["shared"] for pair, one in report.items()} == {
     pair: len(some) for pair, some in found.items()
   }
   if any(found.values()):
     with pytest.raises(UserError, match=r"examples of \w+ are in \w+ too"):
-      splits.separate(made, "error")
+      divide.separate(made, "error")
   try:
-    kept, report = splits.separate(made, "drop")
+    kept, report = divide.separate(made, "drop")
   except UserError:
     return  # all of one is in another
   assert not any(shared(kept[left], kept[right]) for left, right in pairs)

@@ -7,15 +7,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from jaxtune.data import EncodeOptions
+from jaxtune.data.encode import text
 from jaxtune.data.shots import shots
 from jaxtune.data.templates import Example
-from jaxtune.data.tokenize import tokenize
 from jaxtune.errors import UserError
 
 
 def make(tokenizer, rows, **options):
   examples = [Example(p, [a], {}, f"f:{n}") for n, (p, a) in enumerate(rows, 1)]
-  return tokenize(tokenizer, examples, **options)[0]
+  return text.encode(tokenizer, examples, EncodeOptions(**options))[0]
 
 
 TRAIN = [(f"Q{n}\nA: ", f"a{n}") for n in range(12)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from support.reading import read
 
-from jaxtune.data import Data, labelled
+from jaxtune import objectives
+from jaxtune.data import Data, EncodeOptions, views
+from jaxtune.data.encode import choices, text
 from jaxtune.data.show import show
 from jaxtune.data.templates import Example
-from jaxtune.data.tokenize import tokenize
 
 
 def data(**made):
@@ -21,35 +23,35 @@ def sft(tokenizer, *pairs, start=1):
   rows = [
     Example(prompt, [answer], {}, f"f:{at}") for at, (prompt, answer) in enumerate(pairs, start)
   ]
-  return tokenize(tokenizer, rows)
+  return text.encode(tokenizer, rows, EncodeOptions())
 
 
 def encode(tokenizer, objective, rows, **options):
-  where = [f"f:{line}" for line in range(1, len(rows) + 1)]
-  return getattr(labelled, objective)(
-    tokenizer, labelled.read(objective, rows, where)[0], **options
-  )
+  examples, _ = read(objective, rows)
+  return objectives.module(objective).encode(tokenizer, examples, EncodeOptions(**options))
 
 
 def test_trained_tokens_are_marked(tokenizer):
   one = data(train=sft(tokenizer, ("ask\n", "größe"), (None, "plain"), ("no", "never")))
-  text = show(one, tokenizer, count=2, colour=False)
+  text = show(one, views.TEXT, tokenizer, count=2, colour=False)
   assert "-- train: f:1 --\nask\n[[größe</s>]]\n" in text
   assert "-- train: f:2 --\np[[lain</s>]]\n" in text and "f:3" not in text
-  text = show(one, tokenizer, count=1, colour=True)
+  text = show(one, views.TEXT, tokenizer, count=1, colour=True)
   assert "ask\n\033[1;32mgröße</s>\033[0m\n" in text
-  assert "[[" in show(one, tokenizer)  # what pytest captures is no terminal
+  assert "[[" in show(one, views.TEXT, tokenizer)  # what pytest captures is no terminal
 
 
 def test_what_would_steer_a_terminal_is_written_out(tokenizer):
-  text = show(data(train=sft(tokenizer, ("a\033[31m\r", "b\u202e\x00"))), tokenizer, colour=False)
+  text = show(
+    data(train=sft(tokenizer, ("a\033[31m\r", "b\u202e\x00"))), views.TEXT, tokenizer, colour=False
+  )
   assert "a\\x1b[31m\\r[[b\\u202e\\x00</s>]]" in text and "\033" not in text
 
 
 def test_counts_lengths_and_doubles(tokenizer):
   train = sft(tokenizer, ("Ask\n", "yes"), ("ask ", "YES"), ("other\n", "no"), ("a" * 40, "b"))
   test = sft(tokenizer, ("ask\n", "Yes"), ("else\n", "no"))
-  text = show(data(train=train, test=test), tokenizer, count=0, colour=False)
+  text = show(data(train=train, test=test), views.TEXT, tokenizer, count=0, colour=False)
   assert text.startswith("split") and "\ntrain" in text
   assert "== train ==\n4 examples; tokens of each: 8 to 42, median 9, 95 % up to 42\n" in text
   lines = [line.split() for line in text.split("== test ==")[0].splitlines() if " to " in line][1:]
@@ -67,7 +69,9 @@ def test_packed_examples_are_told_apart(tokenizer):
     "tokens": np.array([ids]), "mask": np.ones((1, 4), bool), "weights": np.ones((1, 4)),
     "segments": np.array([[1, 1, 2, 2]]),
   }  # fmt: skip
-  text = show(data(train=(split._replace(arrays=arrays), counts)), tokenizer, colour=False)
+  text = show(
+    data(train=(split._replace(arrays=arrays), counts)), views.TEXT, tokenizer, colour=False
+  )
   assert "2 examples; tokens of each: 2 to 2" in text and "duplicates: 1 (" in text
 
 
@@ -75,7 +79,9 @@ def test_an_encoder_decoder_s_input_stands_in_front(tokenizer):
   split, counts = sft(tokenizer, ("", "ja"))
   inputs = np.array([tokenizer("yes").input_ids])
   arrays = split.arrays | {"inputs": inputs, "inputs_mask": np.ones_like(inputs, bool)}
-  text = show(data(train=(split._replace(arrays=arrays), counts)), tokenizer, colour=False)
+  text = show(
+    data(train=(split._replace(arrays=arrays), counts)), views.TEXT, tokenizer, colour=False
+  )
   assert "yes\nj[[a</s>]]" in text and "tokens of each: 6 to 6" in text
 
 
@@ -85,7 +91,9 @@ def test_classes(tokenizer):
     {"text": "Good ", "label": "neg"},
     {"text": "b", "label": "pos"},
   ]
-  text = show(data(train=encode(tokenizer, "classify", rows)), tokenizer, colour=False)
+  text = show(
+    data(train=encode(tokenizer, "classify", rows)), views.CLASSES, tokenizer, colour=False
+  )
   assert "examples by label:\n  pos  2 (66.7 %)\n  neg  1 (33.3 %)" in text
   assert "good</s>\nlabel: [[pos]]" in text
   assert "duplicates: 1 (" not in text  # the special token keeps "good" and "Good " apart
@@ -93,20 +101,24 @@ def test_classes(tokenizer):
 
 def test_texts_with_two_labels(tokenizer):
   rows = [{"text": "good", "label": "pos"}, {"text": "Good", "label": "neg"}]
-  text = show(data(train=encode(tokenizer, "classify", rows)), tokenizer, colour=False)
+  text = show(
+    data(train=encode(tokenizer, "classify", rows)), views.CLASSES, tokenizer, colour=False
+  )
   assert "duplicates: 1 (" in text and "texts with more than one label: 1" in text
 
 
 def test_numbers(tokenizer):
   rows = [{"text": "a", "label": 1.5}, {"text": "b", "label": 4}]
-  text = show(data(train=encode(tokenizer, "regression", rows)), tokenizer, colour=False)
+  text = show(
+    data(train=encode(tokenizer, "regression", rows)), views.NUMBERS, tokenizer, colour=False
+  )
   assert "labels: 1.5 to 4, mean 2.75" in text and "a</s>\nlabel: [[1.5]]" in text
 
 
 def test_tagged_words(tokenizer):
   rows = [{"tokens": ["in", "San", "Francisco"], "ner_tags": ["O", "B-place", "I-place"]}]
   split = encode(tokenizer, "tokens", rows, max_length=6, too_long="truncate")
-  text = show(data(train=split), tokenizer, colour=False)
+  text = show(data(train=split), views.WORDS, tokenizer, colour=False)
   assert "[[in San/B-place]] Francisco/I-place" in text
   assert "words by tag:\n  O        1 (33.3 %)" in text
 
@@ -116,12 +128,17 @@ def test_answers(tokenizer):
     {"question": "who", "context": "a cat", "answers": [{"text": "cat", "answer_start": 2}]},
     {"question": "where", "context": "a cat", "answers": []},
   ]
-  text = show(data(train=encode(tokenizer, "qa", rows)), tokenizer, colour=False)
+  text = show(data(train=encode(tokenizer, "qa", rows)), views.ANSWERS, tokenizer, colour=False)
   assert "who\na [[cat]]\nanswers: 'cat'" in text and "where\na cat\nanswers: none" in text
   assert "without an answer: 1 of 2" in text
 
 
 def test_choices(tokenizer):
   rows = [Example("It is ", ["good"], {}, "f:1", ["bad", "good"])]
-  text = show(data(train=labelled.choices(tokenizer, rows)), tokenizer, colour=False)
+  text = show(
+    data(train=choices.encode(tokenizer, rows, EncodeOptions())),
+    views.CHOICES,
+    tokenizer,
+    colour=False,
+  )
   assert "  It is [[bad]]\n* It is [[good]]" in text

@@ -9,12 +9,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from jaxtune.data import batch, sources, stream, templates
-from jaxtune.data.tokenize import tokenize
+from jaxtune.data import DataOptions, EncodeOptions, batch, sources, stream, templates
+from jaxtune.data.encode import text
 from jaxtune.errors import UserError
 
 ROWS = [{"prompt": f"question {n}\n", "completion": "x" * (n % 9 + 1)} for n in range(23)]
 WIDTH = 24
+ENCODED = ("too_long", "no_target")
 
 
 @pytest.fixture
@@ -23,7 +24,10 @@ def path(write):
 
 
 def load(tokenizer, path, block=5, **options):
-  return stream.load(tokenizer, train=path, max_length=WIDTH, block=block, **options)
+  encoding = {"max_length": WIDTH} | {key: options[key] for key in ENCODED if key in options}
+  encode = lambda examples: text.encode(tokenizer, examples, EncodeOptions(**encoding))
+  given = DataOptions(train=path, max_length=WIDTH, stream=block, **options)
+  return stream.load(tokenizer, given, encode)
 
 
 def take(streamed, steps, size=4, seed=1):
@@ -40,7 +44,9 @@ def numbers(tokenizer, found):
 def test_with_one_block_it_is_the_data_in_memory(tokenizer, path, block):
   table = sources.read(path)
   form = templates.choose(["prompt", "completion"], where=path)
-  split, _ = tokenize(tokenizer, templates.render(form, table.rows, table.where), max_length=WIDTH)
+  split, _ = text.encode(
+    tokenizer, templates.render(form, table.rows, table.where), EncodeOptions(max_length=WIDTH)
+  )
   assert split.width == WIDTH
   for one, other in zip(
     take(load(tokenizer, path, block), range(20)), take(split, range(20)), strict=True
@@ -150,7 +156,7 @@ def test_hub_names_stream_where_the_hub_is_reached_and_read_the_cache_elsewhere(
 def test_wrong_options_fail_before_anything_is_tokenised(tokenizer, path, tmp_path):
   with pytest.raises(UserError, match="Did you mean 'skip'"):
     load(tokenizer, path, too_long="skpi")
-  with pytest.raises(UserError, match="data.stream=0"):
+  with pytest.raises(UserError, match="data.stream is 0, expected"):
     load(tokenizer, path, block=0)
   with pytest.raises(UserError, match="no data files|No file"):
     load(tokenizer, str(tmp_path / "none.jsonl"))

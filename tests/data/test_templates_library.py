@@ -11,6 +11,7 @@ from jaxtune import data, metrics
 from jaxtune.data import sources, templates
 from jaxtune.data.templates import library, sandbox
 from jaxtune.errors import UserError
+from jaxtune.objectives import sft
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 LIBRARY = templates.rows()
@@ -211,7 +212,7 @@ def test_an_empty_answer_is_named_with_its_line(tokenizer, write):
   rows = [{"article": "a", "summary": "s"}, {"article": "b", "summary": " "}]
   path = write("f.jsonl", rows)
   with pytest.raises(UserError, match="f.jsonl:2: no token to train on .the answer is empty"):
-    data.load(tokenizer, train=path, template="summarisation/vague")
+    data.load(tokenizer, sft, data.DataOptions(train=path, template="summarisation/vague"))
 
 
 OWN = """\

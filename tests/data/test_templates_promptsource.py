@@ -12,6 +12,7 @@ from jaxtune import data
 from jaxtune.data import confined, templates
 from jaxtune.data.templates import promptsource, sandbox
 from jaxtune.errors import UserError
+from jaxtune.objectives import sft
 
 # As promptsource dumps its objects: ids as keys, folded scalars, metadata of several versions.
 FILE = """\
@@ -177,8 +178,10 @@ def test_a_row_that_a_template_leaves_out(path, tokenizer, write):
   options = {"template": f"{path}:ask"}
   assert texts(rows, **options)[1][:2] == ("", [])
   with pytest.raises(UserError, match="f.jsonl:2: no token to train on"):
-    data.load(tokenizer, train=write("f.jsonl", rows), **options)
-  made = data.load(tokenizer, train=write("f.jsonl", rows), no_target="skip", **options)
+    data.load(tokenizer, sft, data.DataOptions(train=write("f.jsonl", rows), **options))
+  made = data.load(
+    tokenizer, sft, data.DataOptions(train=write("f.jsonl", rows), no_target="skip", **options)
+  )
   assert len(made.train.rows) == 1
 
 

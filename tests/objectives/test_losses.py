@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from jaxtune import config, metrics, objectives
-from jaxtune.data.labelled.choices import fold
+from jaxtune.data.encode.choices import fold
 from jaxtune.errors import UserError
 from jaxtune.objectives import choices, classify, qa, regression, sft, tokens
 

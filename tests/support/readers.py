@@ -26,6 +26,7 @@ from jaxtune.api.export import export
 from jaxtune.data import sources, templates
 from jaxtune.data.templates import library
 from jaxtune.models import hf
+from jaxtune.objectives import sft
 from jaxtune.runs import finished, results
 from jaxtune.runs import folder as runs
 from jaxtune.runs.finished import Run
@@ -84,7 +85,8 @@ def tiny_model(family: str) -> Callable[[Path], None]:
 def read_model(folder: Path) -> object:
   made = hf.load(str(folder / "model"))
   if made.tokenizer is not None:
-    data.load(made.tokenizer, train=str(folder / "train.jsonl"), overlap="allow")
+    options = data.DataOptions(train=str(folder / "train.jsonl"), overlap="allow")
+    data.load(made.tokenizer, sft, options)
   return made
 
 
@@ -102,8 +104,8 @@ def read_tokenizer(folder: Path) -> object:
   tokenizer, start, vocabulary = hf.language(str(folder / "model"))
   if tokenizer is None:
     return None
-  options = {"start": start, "vocabulary": vocabulary, "overlap": "allow"}
-  return data.load(tokenizer, train=str(folder / "train.jsonl"), **options)
+  options = data.DataOptions(train=str(folder / "train.jsonl"), overlap="allow")
+  return data.load(tokenizer, sft, options, start, vocabulary)
 
 
 def rows(name: str, write: Callable[[Path], None], **options) -> Reader:
@@ -112,7 +114,7 @@ def rows(name: str, write: Callable[[Path], None], **options) -> Reader:
   def read(folder: Path) -> object:
     path = str(folder / name)
     list(sources.stream(path))
-    return data.load(tokenizer(), train=path, overlap="allow", **options)
+    return data.load(tokenizer(), sft, data.DataOptions(train=path, overlap="allow", **options))
 
   return Reader(lambda folder: write(folder / name), read)
 

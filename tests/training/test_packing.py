@@ -11,7 +11,7 @@ from support import tiny
 
 from jaxtune import peft
 from jaxtune.data.pack import pack
-from jaxtune.data.tokenize import Split
+from jaxtune.data.split import Split
 from jaxtune.objectives import sft
 from jaxtune.training import step
 

@@ -23,6 +23,7 @@ class Example(NamedTuple):
     prompt: None for plain text, which is `answers[0]`.
     choices: the answers to choose from, where the template lists them.
     source: the row as it was read, where `row` holds more.
+    conversation: whether `row` holds turns, which a chat template makes into text.
   """
 
   prompt: str | None
@@ -31,6 +32,7 @@ class Example(NamedTuple):
   where: str
   choices: Sequence[str] = ()
   source: dict | None = None
+  conversation: bool = False
 
 
 def render(form: Format, rows: Sequence[dict], where: Sequence[str]) -> list[Example]:

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.reading import read
 
-from jaxtune.data import labelled
+from jaxtune.data import EncodeOptions
+from jaxtune.data.encode import tokens
 from jaxtune.errors import UserError
 
 ROWS = [
@@ -18,9 +20,8 @@ NAMES = ("O", "B-place", "I-place")
 
 
 def encode(tokenizer, rows=ROWS, **options):
-  where = [f"f:{line}" for line in range(1, len(rows) + 1)]
-  return labelled.tokens(
-    tokenizer, labelled.read("tokens", rows, where)[0], **{"labels": NAMES} | options
+  return tokens.encode(
+    tokenizer, read("tokens", rows)[0], EncodeOptions(**{"labels": NAMES} | options)
   )
 
 
@@ -84,10 +85,10 @@ def test_every_word_has_one_first_subword(wordpiece, bytepieces, decoder):
 
 def test_predictions_go_back_to_words(wordpiece):
   split, counts = encode(wordpiece)
-  assert labelled.word_tags(split, split.arrays["labels"], counts["labels"]) == split.references
+  assert tokens.word_tags(split, split.arrays["labels"], counts["labels"]) == split.references
   assert split.references[0] == ["O"] * 3 + ["B-place", "I-place", "O"]
   noise = np.where(split.arrays["weights"] > 0, split.arrays["labels"], 2)
-  assert labelled.word_tags(split, noise, counts["labels"]) == split.references
+  assert tokens.word_tags(split, noise, counts["labels"]) == split.references
 
 
 def test_words_that_are_cut_off_stay_in_the_evaluation(wordpiece):
@@ -99,12 +100,14 @@ def test_words_that_are_cut_off_stay_in_the_evaluation(wordpiece):
   assert unpadded(split) == short
   seen = int(split.arrays["weights"].sum())
   assert counts["words"] == 10 and counts["cut_words"] == 10 - seen > 0 and counts["truncated"] == 2
-  tags = labelled.word_tags(split, split.arrays["labels"], NAMES)
+  tags = tokens.word_tags(split, split.arrays["labels"], NAMES)
   assert list(map(len, tags)) == list(map(len, split.references)) == [6, 4]
   assert tags[0][-2:] == ["O", "O"] and split.references[0][-2:] == ["I-place", "O"]
   _, counts = encode(wordpiece, max_length=6, too_long="skip")
   assert counts["skipped"] == {"too_long": 2}
-  with pytest.raises(UserError, match="data.max_length=2 leaves no room"):
+  with pytest.raises(
+    UserError, match="data.max_length is 2, expected more than the special tokens"
+  ):
     encode(wordpiece, max_length=2, too_long="truncate")
 
 
@@ -112,7 +115,7 @@ def test_words_without_a_token_are_counted(wordpiece):
   rows = [{"tokens": ["now", "\u0001", "", "cat"], "ner_tags": [0, 1, 1, 2]}]
   split, counts = encode(wordpiece, rows)
   assert counts["silent_words"] == 2 and counts["words"] == 4 and counts["cut_words"] == 0
-  assert labelled.word_tags(split, split.arrays["labels"], NAMES) == [["O", "O", "O", "I-place"]]
+  assert tokens.word_tags(split, split.arrays["labels"], NAMES) == [["O", "O", "O", "I-place"]]
   assert split.references == [["O", "B-place", "B-place", "I-place"]]
   rows.append({"tokens": ["\u0001"], "ner_tags": [0]})
   with pytest.raises(UserError, match="f:2: the tokenizer leaves no token of the words"):
@@ -132,5 +135,5 @@ def test_tags(wordpiece):
 
 
 def test_a_tokenizer_that_does_not_say_where_its_tokens_stand():
-  with pytest.raises(UserError, match="Tagging words needs a fast tokenizer"):
+  with pytest.raises(UserError, match="tagging words needs a fast tokenizer"):
     encode(SimpleNamespace(is_fast=False))

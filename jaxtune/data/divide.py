@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from jaxtune.data.templates import Example
 from jaxtune.errors import UserError
 
-OVERLAP = ("error", "drop", "allow")
-
 
 def draw(
   examples: Sequence[Example], size: int | float, name: str, seed: int

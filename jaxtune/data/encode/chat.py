@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from jaxtune.data import conversations, padding, wording
+from jaxtune.data import padding, wording
+from jaxtune.data.options import EncodeOptions
+from jaxtune.data.split import Split, counts
 from jaxtune.data.templates import Example
-from jaxtune.data.tokenize import NO_TARGET, Split, check_choice, measures
+from jaxtune.data.tokenizer import Tokenizer, token_ids
 from jaxtune.errors import UserError
 
-TOO_LONG = ("error", "skip", "truncate")
-TURNS = ("all", "last")
 _BATCH = 1000
 
 
@@ -43,16 +43,8 @@ class _Item(NamedTuple):
   example: Example
 
 
-def tokenize(
-  tokenizer,
-  examples: Sequence[Example],
-  *,
-  chat_template: str | None = None,
-  turns: str = "all",
-  malformed: str = "error",
-  max_length: int | None = None,
-  too_long: str = "error",
-  no_target: str = "error",
+def encode(
+  tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> tuple[Split, dict]:
   """Tokenises conversations; trained are the assistant's turns, each with the token that ends it.
 
@@ -60,57 +52,56 @@ def tokenize(
 
   Args:
     examples: from `conversations.read`.
-    chat_template: see `wording.template`.
-    turns: "all", or "last" to train on the last turn alone, which a template that rewrites its
-      history needs.
-    malformed: "error" or "skip", for conversations of which the template allows no right mask.
-    max_length, too_long, no_target: as in `jaxtune.data.tokenize`; "truncate" cuts the end.
+    options: turns="last" trains on the last turn alone, which a template that rewrites its history
+      needs; malformed is for conversations of which the template allows no right mask; too_long can
+      be "skip" or "truncate", which cuts the end.
 
   Returns:
-    The split (prompts end in the generation prompt of the last turn), and counts: `tokenize`'s with
-    "turns" (trained), "stop_tokens" (ids that end a turn: generation should stop at them) and
+    The split (prompts end in the generation prompt of the last turn), and counts with "turns"
+    (trained), "stop_tokens" (ids that end a turn: generation should stop at them) and
     "chat_template" (its sha256).
 
   Raises:
-    UserError: with file and line, and the turn where it is one's.
+    UserError: with file and line, and the turn if one of them is at fault.
   """
-  check_choice("turns", turns, TURNS)
-  check_choice("malformed", malformed, conversations.MALFORMED)
-  check_choice("too_long", too_long, TOO_LONG)
-  check_choice("no_target", no_target, NO_TARGET)
-  sources = wording.sources(tokenizer, chat_template)
-  items, bad = [], 0
-  for item in _encode(tokenizer, sources, examples, turns):
-    if isinstance(item, UserError):
-      if malformed == "error":
-        raise item
-      bad += 1
-    else:
-      items.append(item)
-  items, long = _shorten(items, max_length, too_long)
-  empty = [item.example.where for item in items if not any(item.trained)]
-  if empty and no_target == "error":
+  padding.check_too_long(options.too_long, ("skip", "truncate"))
+  if options.decoder_start:
     raise UserError(
-      f"{', '.join(empty[:3])}: no token to train on within max_length={max_length}; {len(empty)} "
-      f"of {len(items)} examples. Raise it, or set data.no_target='skip'."
+      "conversations: not for encoder-decoders, which are trained by 'sft' on prompts"
+    )
+  sources = wording.sources(tokenizer, options.chat_template)
+  items, bad = [], 0
+  for item in _encode(tokenizer, sources, examples, options.turns):
+    if not isinstance(item, UserError):
+      items.append(item)
+    elif options.malformed == "error":
+      raise item
+    else:
+      bad += 1
+  long = padding.find_too_long(
+    [len(item.ids) for item in items], [item.example.where for item in items], options
+  )
+  cut = options.too_long == "truncate"
+  items = _shorten(items, options.max_length, cut)
+  empty = [item.example.where for item in items if not any(item.trained)]
+  if empty and options.no_target == "error":
+    raise UserError(
+      f"{', '.join(empty[:3])}: no token to train on within max_length={options.max_length}; "
+      f"{len(empty)} of {len(items)} examples: raise it, or set data.no_target='skip'"
     )
   items = [item for item in items if any(item.trained)]
-  cut = too_long == "truncate"
-  skipped = {"template": bad, "too_long": long * (not cut), "no_target": len(empty)}
-  split = _pack(tokenizer, items, max_length)
-  return split, {
-    "kept": len(items),
-    "skipped": {reason: count for reason, count in skipped.items() if count},
-    "truncated": long * cut,
-    **measures(split),
-    "turns": sum(item.turns for item in items),
-    "stop_tokens": sorted({stop for item in items for stop in item.stops}),
-    "chat_template": hashlib.sha256("".join(dict.fromkeys(sources)).encode()).hexdigest(),
-  }
+  skipped = {"template": bad, "too_long": len(long) * (not cut), "no_target": len(empty)}
+  split = _to_split(tokenizer, items, options.max_length)
+  return split, counts(
+    split, skipped, len(long) * cut,
+    turns=sum(item.turns for item in items),
+    stop_tokens=sorted({stop for item in items for stop in item.stops}),
+    chat_template=hashlib.sha256("".join(dict.fromkeys(sources)).encode()).hexdigest(),
+  )  # fmt: skip
 
 
 def prompts(tokenizer, rows: Sequence[dict], chat_template: str | None = None) -> list[list[int]]:
-  """Encodes what the model sees before it answers, as `tokenize` does for training.
+  """Encodes what the model sees before it answers, as `encode` does for training.
 
   Args:
     rows: conversations that end in a user's turn or in a tool's result, with `tools` or without.
@@ -123,7 +114,7 @@ def prompts(tokenizer, rows: Sequence[dict], chat_template: str | None = None) -
     if isinstance(found, UserError):
       raise found
     texts += found
-  return _ids(tokenizer, texts)
+  return token_ids(tokenizer, texts)
 
 
 def _encode(
@@ -138,7 +129,8 @@ def _encode(
       some = examples[start : start + _BATCH]
       jobs = [_attempt(wording.job, example.row, marks.values(), turns) for example in some]
       found = list(wording.render(tokenizer, sources, jobs, [example.where for example in some]))
-      ids = iter(_ids(tokenizer, [t for texts in found if isinstance(texts, list) for t in texts]))
+      texts = [text for job in found if isinstance(job, list) for text in job]
+      ids = iter(token_ids(tokenizer, texts))
       for example, job, texts in zip(some, jobs, found, strict=True):
         if isinstance(texts, UserError):
           yield texts
@@ -148,10 +140,6 @@ def _encode(
         answers = [_Turn(n, w, next(ids), next(ids)) for n, w in zip(numbers, weights, strict=True)]
         yield _attempt(_mask, tokenizer, marks, example, answers)
       bar.update(len(some))
-
-
-def _ids(tokenizer, texts: list[str]) -> list[list[int]]:
-  return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
 
 
 def _attempt(function: Callable, *args):
@@ -217,29 +205,20 @@ def _differ(tokenizer, alone: Sequence[int], whole: Sequence[int], at: int) -> s
   return f"from token {at + 1} on it has {said[0]}, the whole {said[1]}"
 
 
-def _shorten(items: list[_Item], max_length: int | None, too_long: str) -> tuple[list[_Item], int]:
-  lengths = [len(item.ids) for item in items]
-  long = sum(max_length is not None and length > max_length for length in lengths)
-  if not long:
-    return items, 0
-  if too_long == "error":
-    where = [item.example.where for item in items]
-    raise padding.too_long(lengths, where, max_length, TOO_LONG[1:])
-  if too_long == "skip":
-    return [item for item in items if len(item.ids) <= max_length], long
-  cut = slice(max_length)
-  return [item._replace(ids=item.ids[cut], trained=item.trained[cut]) for item in items], long
+def _shorten(items: list[_Item], max_length: int | None, cut: bool) -> list[_Item]:
+  """Cuts what is too long at max_length, or leaves it out."""
+  if cut:
+    within = slice(max_length)
+    return [one._replace(ids=one.ids[within], trained=one.trained[within]) for one in items]
+  return [one for one in items if max_length is None or len(one.ids) <= max_length]
 
 
-def _pack(tokenizer, items: Sequence[_Item], max_length: int | None) -> Split:
-  ids = [item.ids for item in items]
-  width = padding.width(ids, max_length)
+def _to_split(tokenizer: Tokenizer, items: Sequence[_Item], max_length: int | None) -> Split:
+  arrays = padding.pad_tokens(tokenizer, [item.ids for item in items], max_length)
+  width = arrays["tokens"].shape[1]
+  arrays["weights"] = padding.pad([item.trained for item in items], width, 0, np.float32)
   return Split(
-    arrays={
-      "tokens": padding.pad(ids, width, padding.pad_token(tokenizer)),
-      "mask": padding.pad([[True] * len(one) for one in ids], width, False, bool),
-      "weights": padding.pad([item.trained for item in items], width, 0, np.float32),
-    },
+    arrays,
     prompts=[item.prompt for item in items],
     references=[item.example.answers for item in items],
     rows=[item.example.row for item in items],

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.reading import read
 
-from jaxtune.data import labelled
+from jaxtune.data import EncodeOptions
+from jaxtune.data.encode import qa
 from jaxtune.errors import UserError
 
 CONTEXT = "The cat sat on the mat, in San Francisco; where is the river Zürich now? Not far away."
@@ -23,8 +25,7 @@ ROWS = [row(answer) for answer in ANSWERS]
 
 
 def encode(tokenizer, rows=ROWS, **options):
-  where = [f"f:{line}" for line in range(1, len(rows) + 1)]
-  return labelled.qa(tokenizer, labelled.read("qa", rows, where)[0], **options)
+  return qa.encode(tokenizer, read("qa", rows)[0], EncodeOptions(**options))
 
 
 def gold(split):
@@ -37,7 +38,7 @@ def test_answers_survive_the_way_there_and_back(wordpiece, bytepieces, decoder):
   for tokenizer in (wordpiece, bytepieces, decoder):
     split, counts = encode(tokenizer)
     assert split.examples == counts["windows"] == 7 and counts["unanswerable"] == 1
-    texts = labelled.answer_texts(split, *gold(split))
+    texts = qa.answer_texts(split, *gold(split))
     whole = [answer or "" for answer in ANSWERS]
     # Half a word has the token that it stands in.
     assert texts[:-1] == whole[:-1] and whole[-1] in texts[-1]
@@ -80,7 +81,7 @@ def test_windows_cover_the_context_and_hold_the_answer_where_they_can(wordpiece)
       assert (last > 0) == holds
       if holds and example < 6:
         assert (offsets[first, 0], offsets[last, 1]) == spans[0]
-  texts = labelled.answer_texts(split, *gold(split))
+  texts = qa.answer_texts(split, *gold(split))
   assert texts[:-1] == [answer or "" for answer in ANSWERS[:-1]]
   assert counts["cut_answers"] == 0 and len(texts) == len(split.references) == len(split.rows)
 
@@ -95,7 +96,7 @@ def test_decoding_is_the_best_allowed_pair_of_all(wordpiece):
   split, _ = encode(wordpiece, max_length=24, stride=6)
   generator = np.random.default_rng(0)
   starts, ends = generator.normal(size=(2, split.examples, split.width))
-  texts = labelled.answer_texts(split, starts, ends, n_best=split.width, max_tokens=4)
+  texts = qa.answer_texts(split, starts, ends, n_best=split.width, max_tokens=4)
   for example, text in enumerate(texts):
     found, nulls = [], []
     for r in np.flatnonzero(split.arrays["example"] == example):
@@ -110,7 +111,7 @@ def test_decoding_is_the_best_allowed_pair_of_all(wordpiece):
   answerable, _ = encode(wordpiece, ROWS[:2])
   sure_of_none = np.zeros((2, answerable.width))
   sure_of_none[:, 0] = 9
-  assert all(labelled.answer_texts(answerable, sure_of_none, sure_of_none))
+  assert all(qa.answer_texts(answerable, sure_of_none, sure_of_none))
 
 
 def test_refusals(wordpiece):
@@ -124,9 +125,9 @@ def test_refusals(wordpiece):
   ]
   split, counts = encode(wordpiece, rows, max_length=12, stride=2, too_long="skip")
   assert counts["skipped"] == {"too_long": 1} and split.where == ["f:2"]
-  with pytest.raises(UserError, match="Finding answers needs a fast tokenizer"):
+  with pytest.raises(UserError, match="finding answers needs a fast tokenizer"):
     encode(SimpleNamespace(is_fast=False))
-  with pytest.raises(UserError, match="data.stride=-1: expected tokens"):
+  with pytest.raises(UserError, match="data.stride is -1, expected 0 tokens"):
     encode(wordpiece, max_length=24, stride=-1)
   silent = row("\u0001", context="the \u0001 cat")
   with pytest.raises(UserError, match="f:2: the tokenizer leaves no token of the answer"):

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.chat_tokenizers import make
 
-from jaxtune.data import chat, conversations
+from jaxtune.data import EncodeOptions, conversations
+from jaxtune.data.encode import chat
 from jaxtune.errors import UserError
 
 HEADERS = (
@@ -130,9 +131,9 @@ def test_what_is_trained(talker, name, row):
   examples, _ = conversations.read([row], ["f.jsonl:1"])
   if not begins or not spans:
     with pytest.raises(UserError, match="f.jsonl:1: (turn|no turn)"):
-      chat.tokenize(talker, examples, **options)
+      chat.encode(talker, examples, EncodeOptions(**options))
     return
-  split, counts = chat.tokenize(talker, examples, **options)
+  split, counts = chat.encode(talker, examples, EncodeOptions(**options))
   length = len(inside)  # what follows is padding
   assert split.arrays["tokens"][0, :length].tolist() == coded["input_ids"]
   assert split.arrays["weights"][0, :length].tolist() == inside

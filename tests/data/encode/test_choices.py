@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxtune.data import join, labelled
+from jaxtune.data import EncodeOptions, join
+from jaxtune.data.encode import choices
 from jaxtune.data.templates import Example
 from jaxtune.errors import UserError
 
@@ -22,7 +23,9 @@ def texts(tokenizer, split, row, where="mask"):
 
 
 def test_each_choice_follows_the_prompt(decoder):
-  split, counts = labelled.choices(decoder, [example("It is ", "great"), example("So ", "bad")])
+  split, counts = choices.encode(
+    decoder, [example("It is ", "great"), example("So ", "bad")], EncodeOptions()
+  )
   assert split.arrays["tokens"].shape == (2, 2, 16)
   assert texts(decoder, split, 0) == ["It is bad", "It is great"]
   assert texts(decoder, split, 0, "weights") == PAIR
@@ -36,7 +39,9 @@ def test_each_choice_follows_the_prompt(decoder):
 
 def test_fewer_choices_are_filled_up_without_weight(decoder):
   three = ["yes", "no", "so"]
-  split, _ = labelled.choices(decoder, [example("a ", "so", three), example("b ", "bad")])
+  split, _ = choices.encode(
+    decoder, [example("a ", "so", three), example("b ", "bad")], EncodeOptions()
+  )
   assert texts(decoder, split, 1) == ["b bad", "b great", "b bad"]
   assert split.arrays["weights"][1].sum(-1).tolist() == [3, 5, 0]
   assert split.arrays["mask"].any(-1).all()
@@ -44,7 +49,7 @@ def test_fewer_choices_are_filled_up_without_weight(decoder):
 
 def test_special_tokens_stand_in_front_only(make_tokenizer):
   tokenizer = make_tokenizer(bos=True, eos_behind=True)
-  split, _ = labelled.choices(tokenizer, [example("a ", "bad")])
+  split, _ = choices.encode(tokenizer, [example("a ", "bad")], EncodeOptions())
   assert texts(tokenizer, split, 0) == ["<s>a bad", "<s>a great"]
 
 
@@ -52,12 +57,12 @@ def test_too_long(make_tokenizer):
   tokenizer = make_tokenizer(bos=True)
   rows = [example("a ", "bad"), example("0123456789", "bad", line=2)]
   with pytest.raises(UserError, match="f:2: 16 tokens, more than max_length=10; so are 1 of 2"):
-    labelled.choices(tokenizer, rows, max_length=10)
-  split, counts = labelled.choices(tokenizer, rows, max_length=10, too_long="skip")
+    choices.encode(tokenizer, rows, EncodeOptions(max_length=10))
+  split, counts = choices.encode(tokenizer, rows, EncodeOptions(max_length=10, too_long="skip"))
   assert split.where == ["f:1"] and counts["skipped"] == {"too_long": 1}
-  split, counts = labelled.choices(tokenizer, rows, max_length=10, too_long="truncate")
+  split, counts = choices.encode(tokenizer, rows, EncodeOptions(max_length=10, too_long="truncate"))
   assert texts(tokenizer, split, 1) == ["<s>6789bad", "<s>6789great"] and counts["truncated"] == 1
-  split, counts = labelled.choices(tokenizer, rows, max_length=5, too_long="truncate")
+  split, counts = choices.encode(tokenizer, rows, EncodeOptions(max_length=5, too_long="truncate"))
   assert counts["skipped"] == {"too_long": 2} and counts["truncated"] == 0
 
 
@@ -73,24 +78,26 @@ def test_too_long(make_tokenizer):
 )
 def test_refusals(decoder, row, message):
   with pytest.raises(UserError, match="f:1: " + message):
-    labelled.choices(decoder, [row])
-  split, counts = labelled.choices(decoder, [row, example("a", "bad")], malformed="skip")
+    choices.encode(decoder, [row], EncodeOptions())
+  split, counts = choices.encode(
+    decoder, [row, example("a", "bad")], EncodeOptions(malformed="skip")
+  )
   assert split.examples == 1 and counts["skipped"] == {"label": 1}
 
 
 def test_answers_of_one_token_share_a_row(decoder):
   rows = [example("It is ", "b", ["a", "b", "c"]), example("So ", "x", ["x", "y"])]
-  split, _ = labelled.choices(decoder, rows)
+  split, _ = choices.encode(decoder, rows, EncodeOptions())
   shapes = {name: x.shape for name, x in split.arrays.items()}
   row = {name: (2, 1, 8) for name in ("tokens", "mask", "weights")}
   assert shapes == row | {"labels": (2,), "answers": (2, 3, 1)}
   assert texts(decoder, split, 0) == ["It is b"] and texts(decoder, split, 1, "weights") == ["x"]
   assert split.arrays["answers"][1, 2, 0] == 0
-  apart = split._replace(arrays=labelled.unfold(split.arrays))
+  apart = split._replace(arrays=choices.unfold(split.arrays))
   assert texts(decoder, apart, 0) == ["It is a", "It is b", "It is c"]
   assert texts(decoder, apart, 1) == ["So x", "So y", "So x"]
   assert texts(decoder, apart, 1, "weights") == ["x", "y", ""]
-  other, _ = labelled.choices(decoder, [example("It is ", "great")])
+  other, _ = choices.encode(decoder, [example("It is ", "great")], EncodeOptions())
   both = join({"short": split, "long": other})
   assert both.arrays["weights"].sum(-1).tolist() == [[1, 1, 1], [1, 1, 0], [3, 5, 0]]
   assert join({"a": split, "b": split._replace(arrays=split.arrays | {

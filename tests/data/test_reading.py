@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from support.reading import read
 
-from jaxtune.data import confined, labelled, sources, splits
-from jaxtune.data.labelled import reading
+from jaxtune.data import confined, divide, labels, sources
 from jaxtune.errors import UserError
 
 QA = {
@@ -17,22 +17,20 @@ QA = {
 
 def test_rows_become_examples_that_splits_can_compare():
   row = {"s1": "a cat", "s2": "b", "y": 1.0}
-  (one,), skipped = labelled.read("classify", [row], ["f:1"], text="s1", pair="s2", label="y")
+  (one,), skipped = read("classify", [row], ["f:1"], text="s1", pair="s2", label="y")
   assert (one.prompt, one.answers, one.where, skipped) == ("a cat\nb", ["1"], "f:1", {})
   assert one.row == row | {"text": "a cat", "pair": "b", "label": 1.0}
-  (one,), _ = labelled.read(
-    "regression", [row], ["f:1"], text="{{ s1 }} and {{ s2 | upper }}", label="y"
-  )
+  (one,), _ = read("regression", [row], ["f:1"], text="{{ s1 }} and {{ s2 | upper }}", label="y")
   assert one.row["text"] == "a cat and B" and one.row["pair"] is None and one.row["label"] == 1.0
   row = {"tokens": ["a", "b"], "ner_tags": ["O", "B-x"]}
-  (one,), _ = labelled.read("tokens", [row], ["f:1"])
+  (one,), _ = read("tokens", [row], ["f:1"])
   assert (one.prompt, one.answers) == ("a b", ["O B-x"])
-  (one,), _ = labelled.read("qa", [QA], ["f:1"])
+  (one,), _ = read("qa", [QA], ["f:1"])
   assert (one.prompt, one.answers, one.row["spans"]) == ("who ?\nthe cat sat", ["cat"], [(4, 7)])
-  parts, shared = splits.separate({"train": [one], "test": [one]}, "allow")
+  parts, shared = divide.separate({"train": [one], "test": [one]}, "allow")
   assert shared["train/test"]["shared"] == 1
   for objective, row in {"tokens": {"tokens": ["a"], "ner_tags": [1]}, "qa": QA}.items():
-    (one,), _ = labelled.read(objective, [row], ["f:1"])
+    (one,), _ = read(objective, [row], ["f:1"])
     assert one.source is row and set(row) < set(one.row)
 
 
@@ -44,13 +42,13 @@ def test_rows_become_examples_that_splits_can_compare():
   ],
 )
 def test_answers_are_read_as_squad_writes_them(answers):
-  (one,), _ = labelled.read("qa", [QA | {"answers": answers}], ["f:1"])
+  (one,), _ = read("qa", [QA | {"answers": answers}], ["f:1"])
   assert one.row["spans"] == [(4, 7), (0, 7)] and one.answers == ["cat", "the cat"]
 
 
 @pytest.mark.parametrize("answers", [None, [], {}, {"text": [], "answer_start": []}])
 def test_a_question_may_have_no_answer(answers):
-  (one,), _ = labelled.read("qa", [QA | {"answers": answers}], ["f:1"])
+  (one,), _ = read("qa", [QA | {"answers": answers}], ["f:1"])
   assert one.row["spans"] == [] and one.answers == [""]
 
 
@@ -98,39 +96,35 @@ def test_a_question_may_have_no_answer(answers):
 )  # fmt: skip
 def test_malformed_rows(objective, row, message):
   with pytest.raises(UserError, match="f.jsonl:3: .*" + message):
-    labelled.read(objective, [row], ["f.jsonl:3"])
-  examples, skipped = labelled.read(objective, [row], ["f.jsonl:3"], malformed="skip")
+    read(objective, [row], ["f.jsonl:3"])
+  examples, skipped = read(objective, [row], ["f.jsonl:3"], malformed="skip")
   assert examples == [] and skipped == {"malformed": 1}
 
 
 def test_options_that_a_task_does_not_read():
-  with pytest.raises(
-    UserError, match="data.pair is not read for the objective 'qa'. Valid choices"
-  ):
-    labelled.read("qa", [], [], pair="b")
-  with pytest.raises(UserError, match="data.tag is not .* 'tokens'. Did you mean 'tags'"):
-    labelled.read("tokens", [], [], tag="b")
-  with pytest.raises(UserError, match="data.malformed='drop' is unknown"):
-    labelled.read("tokens", [], [], malformed="drop")
+  with pytest.raises(UserError, match="data.rename has 'pair', which is not read. Valid choices"):
+    read("qa", [], [], pair="b")
+  with pytest.raises(UserError, match="data.rename has 'tag'.* Did you mean 'tags'"):
+    read("tokens", [], [], tag="b")
 
 
 def test_names_and_numbers_of_labels():
-  assert reading.names(["b", "a", "b"], None) == ["a", "b"]
-  assert reading.names(["10", "9", 1.0], None) == ["1", "9", "10"]
-  assert reading.names([], ["z", "a"]) == ["z", "a"]
-  assert reading.index("pos", ["neg", "pos"]) == reading.index(1, ["neg", "pos"]) == 1
-  assert reading.index("1", ["neg", "pos"]) == 1 and reading.index(5.0, ["1", "5"]) == 1
+  assert labels.names(["b", "a", "b"], None) == ["a", "b"]
+  assert labels.names(["10", "9", 1.0], None) == ["1", "9", "10"]
+  assert labels.names([], ["z", "a"]) == ["z", "a"]
+  assert labels.index("pos", ["neg", "pos"]) == labels.index(1, ["neg", "pos"]) == 1
+  assert labels.index("1", ["neg", "pos"]) == 1 and labels.index(5.0, ["1", "5"]) == 1
   for wrong in (2, -1, "2"):
     with pytest.raises(UserError, match="is not in the set. Valid choices: neg, pos"):
-      reading.index(wrong, ["neg", "pos"])
+      labels.index(wrong, ["neg", "pos"])
   with pytest.raises(UserError, match="the label 'pso' is not in the set. Did you mean 'pos'"):
-    reading.index("pso", ["neg", "pos"])
+    labels.index("pso", ["neg", "pos"])
   with pytest.raises(UserError, match="the label 0 is not in the set"):
-    reading.index(0, ["1", "2"])  # a name that is a number is meant by it
-  with pytest.raises(UserError, match="only one label, 'a': expected two or more. Set data.labels"):
-    reading.names(["a", "a"], None)
+    labels.index(0, ["1", "2"])  # a name that is a number is meant by it
+  with pytest.raises(UserError, match="only one label, 'a', expected two or more: set data.labels"):
+    labels.names(["a", "a"], None)
   with pytest.raises(UserError, match="data.labels names 'a' twice"):
-    reading.names([], ["a", "b", "a"])
+    labels.names([], ["a", "b", "a"])
 
 
 def test_mixed_encodings_are_refused_with_their_line(write):
@@ -145,12 +139,12 @@ def test_texts_by_templates_that_loop(monkeypatch):
   rows = [{"words": ["a", "b"], "label": "x"}, {"label": "y"}, {"words": ["c"], "label": "y"}]
   where = ["f:1", "f:2", "f:3"]
   source = "{% for word in words %}{{ word | upper }}{% endfor %}"
-  examples, skipped = reading.read("classify", rows, where, "skip", text=source)
+  examples, skipped = read("classify", rows, where, malformed="skip", text=source)
   assert [one.row["text"] for one in examples] == ["AB", "C"] and skipped == {"malformed": 1}
   with pytest.raises(UserError, match="f:2: column 'words' is missing"):
-    reading.read("classify", rows, where, text=source)
+    read("classify", rows, where, text=source)
   monkeypatch.setattr(confined, "OUTPUT", -1000)
   with pytest.raises(
     UserError, match="f:1: the template wrote more than"
   ):  # though others would not
-    reading.read("classify", rows, where, "skip", text=source)
+    read("classify", rows, where, malformed="skip", text=source)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support import reading
 
-from jaxtune.data import labelled
+from jaxtune.data import EncodeOptions
+from jaxtune.data.encode import classify, regression
 from jaxtune.errors import UserError
 
 ROWS = [
@@ -16,8 +18,7 @@ ROWS = [
 
 
 def read(rows=ROWS, objective="classify", **columns):
-  where = [f"f:{line}" for line in range(1, len(rows) + 1)]
-  return labelled.read(objective, rows, where, **{"text": "a", "label": "y"} | columns)[0]
+  return reading.read(objective, rows, **{"text": "a", "label": "y"} | columns)[0]
 
 
 def unpadded(split, name):
@@ -27,7 +28,7 @@ def unpadded(split, name):
 
 def test_texts_have_the_tokenizer_s_special_tokens(wordpiece, bytepieces):
   for tokenizer in (wordpiece, bytepieces):
-    split, counts = labelled.classify(tokenizer, read())
+    split, counts = classify.encode(tokenizer, read(), EncodeOptions())
     assert unpadded(split, "tokens") == tokenizer([row["a"] for row in ROWS]).input_ids
     assert split.arrays["labels"].tolist() == [1, 0, 1] and "types" not in split.arrays
     assert split.arrays["weights"].tolist() == [1, 1, 1] and split.width % 8 == 0
@@ -40,37 +41,41 @@ def test_texts_have_the_tokenizer_s_special_tokens(wordpiece, bytepieces):
 
 def test_pairs_and_their_token_types(wordpiece, bytepieces):
   truth = wordpiece([row["a"] for row in ROWS], [row["b"] for row in ROWS])
-  split, _ = labelled.classify(wordpiece, read(pair="b"))
+  split, _ = classify.encode(wordpiece, read(pair="b"), EncodeOptions())
   assert unpadded(split, "tokens") == truth.input_ids
   assert unpadded(split, "types") == truth.token_type_ids
-  split, _ = labelled.classify(bytepieces, read(pair="b"))
+  split, _ = classify.encode(bytepieces, read(pair="b"), EncodeOptions())
   assert "types" not in split.arrays
   truth = bytepieces([row["a"] for row in ROWS], [row["b"] for row in ROWS]).input_ids
   assert unpadded(split, "tokens") == truth
 
 
 def test_a_decoder_s_texts_end_in_eos(decoder, make_tokenizer):
-  split, _ = labelled.classify(decoder, read())
+  split, _ = classify.encode(decoder, read(), EncodeOptions())
   assert unpadded(split, "tokens")[2] == [*decoder("not far").input_ids, 2]
-  split, _ = labelled.classify(decoder, read(pair="b"))
+  split, _ = classify.encode(decoder, read(pair="b"), EncodeOptions())
   assert decoder.decode(unpadded(split, "tokens")[2]) == "not far</s>far</s>"
-  split, _ = labelled.classify(make_tokenizer(bos=True), read(pair="b"))
+  split, _ = classify.encode(make_tokenizer(bos=True), read(pair="b"), EncodeOptions())
   assert decoder.decode(unpadded(split, "tokens")[2]) == "<s>not far</s>far</s>"
-  split, _ = labelled.classify(make_tokenizer(bos=True, eos_behind=True), read())
+  split, _ = classify.encode(make_tokenizer(bos=True, eos_behind=True), read(), EncodeOptions())
   assert decoder.decode(unpadded(split, "tokens")[2]) == "<s>not far</s>"
   with pytest.raises(UserError, match="no eos token"):
-    labelled.classify(make_tokenizer(eos=False), read())
+    classify.encode(make_tokenizer(eos=False), read(), EncodeOptions())
 
 
 def test_too_long(wordpiece, decoder):
   with pytest.raises(
     UserError, match=r"f:1: \d+ tokens, more than max_length=8; so are 2 of 3 .*'s"
   ):
-    labelled.classify(wordpiece, read(pair="b"), max_length=8)
-  split, counts = labelled.classify(wordpiece, read(pair="b"), max_length=8, too_long="skip")
+    classify.encode(wordpiece, read(pair="b"), EncodeOptions(max_length=8))
+  split, counts = classify.encode(
+    wordpiece, read(pair="b"), EncodeOptions(max_length=8, too_long="skip")
+  )
   assert counts["skipped"] == {"too_long": 2} and split.where == ["f:3"]
   assert split.arrays["labels"].tolist() == [1]
-  split, counts = labelled.classify(wordpiece, read(pair="b"), max_length=8, too_long="truncate")
+  split, counts = classify.encode(
+    wordpiece, read(pair="b"), EncodeOptions(max_length=8, too_long="truncate")
+  )
   truth = wordpiece(
     [row["a"] for row in ROWS], [row["b"] for row in ROWS], truncation="longest_first", max_length=8
   )
@@ -80,42 +85,44 @@ def test_too_long(wordpiece, decoder):
   for length, texts in {
     9: ["abcd</s>xyz</s>", "ab</s>uvwxy</s>"], 6: ["ab</s>xy</s>", "ab</s>uv</s>"],
   }.items():  # fmt: skip
-    split, _ = labelled.classify(
-      decoder, read(rows, pair="b"), max_length=length, too_long="truncate"
+    split, _ = classify.encode(
+      decoder, read(rows, pair="b"), EncodeOptions(max_length=length, too_long="truncate")
     )
     assert [decoder.decode(row) for row in unpadded(split, "tokens")] == texts
-  with pytest.raises(UserError, match="data.max_length=2: 3 special tokens leave no room"):
-    labelled.classify(wordpiece, read(pair="b"), max_length=2, too_long="truncate")
+  with pytest.raises(UserError, match="data.max_length is 2, expected more than the 3 special"):
+    classify.encode(wordpiece, read(pair="b"), EncodeOptions(max_length=2, too_long="truncate"))
 
 
 def test_labels_outside_the_set(wordpiece):
   with pytest.raises(
     UserError, match="f:2: the label 'neg' is not in the set. Did you mean 'nega'"
   ):
-    labelled.classify(wordpiece, read(), labels=("nega", "pos"))
-  split, counts = labelled.classify(wordpiece, read(), labels=("nega", "pos"), malformed="skip")
+    classify.encode(wordpiece, read(), EncodeOptions(labels=("nega", "pos")))
+  split, counts = classify.encode(
+    wordpiece, read(), EncodeOptions(labels=("nega", "pos"), malformed="skip")
+  )
   assert counts["skipped"] == {"label": 1} and split.where == ["f:1", "f:3"]
   assert counts["classes"] == {"nega": 0, "pos": 2}
   with pytest.raises(UserError, match="only one label, 'pos'"):
-    labelled.classify(wordpiece, read(ROWS[:1]))
-  split, _ = labelled.classify(wordpiece, read(ROWS[:1]), labels=("neg", "pos"))
+    classify.encode(wordpiece, read(ROWS[:1]), EncodeOptions())
+  split, _ = classify.encode(wordpiece, read(ROWS[:1]), EncodeOptions(labels=("neg", "pos")))
   assert split.arrays["labels"].tolist() == [1]
 
 
 def test_texts_without_a_token(wordpiece):
   rows = [*ROWS, {"a": "\u0001", "y": "pos"}]
   with pytest.raises(UserError, match="f:4: the tokenizer leaves no token of the text"):
-    labelled.classify(wordpiece, read(rows))
-  split, counts = labelled.classify(wordpiece, read(rows), malformed="skip")
+    classify.encode(wordpiece, read(rows), EncodeOptions())
+  split, counts = classify.encode(wordpiece, read(rows), EncodeOptions(malformed="skip"))
   assert counts["skipped"] == {"no_token": 1} and split.examples == 3
 
 
 def test_numbers(wordpiece):
   rows = [{"a": "the cat", "y": "2.5"}, {"a": "the river", "y": 4}]
-  split, counts = labelled.regression(wordpiece, read(rows, "regression"))
+  split, counts = regression.encode(wordpiece, read(rows, "regression"), EncodeOptions())
   assert split.arrays["labels"].tolist() == [2.5, 4] and split.arrays["labels"].dtype == np.float32
   assert counts["range"] == [2.5, 4.0] and split.references == [["2.5"], ["4"]]
-  split, _ = labelled.regression(wordpiece, read(rows[:1], "regression"))
+  split, _ = regression.encode(wordpiece, read(rows[:1], "regression"), EncodeOptions())
   assert split.examples == 1
-  split, counts = labelled.regression(wordpiece, [])
+  split, counts = regression.encode(wordpiece, [], EncodeOptions())
   assert counts["kept"] == 0 and counts["range"] is None

@@ -9,7 +9,8 @@ import pytest
 from support.chat_tokenizers import make
 
 from jaxtune.api import complete
-from jaxtune.data import chat, confined, conversations, wording
+from jaxtune.data import EncodeOptions, confined, conversations, wording
+from jaxtune.data.encode import chat
 from jaxtune.errors import UserError
 from jaxtune.runs.finished import Run
 
@@ -92,7 +93,7 @@ def run(tokenizer, rows, **options):
   where = [f"talk.jsonl:{line}" for line in range(1, len(rows) + 1)]
   read = {key: options[key] for key in ("malformed",) if key in options}
   examples, _ = conversations.read(rows, where, **read)
-  return chat.tokenize(tokenizer, examples, **options)
+  return chat.encode(tokenizer, examples, EncodeOptions(**options))
 
 
 def trained(split, row):
@@ -413,10 +414,11 @@ def test_long_conversations(speaker):
   assert counts["kept"] == 0 and counts["skipped"] == {"no_target": 2}
 
 
-def test_misspelt_options(speaker):
-  for option, value in {"turns": "lats", "malformed": "skp", "too_long": "chunk"}.items():
-    with pytest.raises(UserError, match=f"data.{option}='{value}' is unknown"):
-      chat.tokenize(speaker, [], **{option: value})
+def test_a_policy_that_conversations_do_not_have(speaker):
+  with pytest.raises(UserError, match="data.too_long is 'chunk' .* expected 'error', 'skip'"):
+    chat.encode(speaker, [], EncodeOptions(too_long="chunk"))
+  with pytest.raises(UserError, match="conversations: not for encoder-decoders"):
+    chat.encode(speaker, [], EncodeOptions(decoder_start=(0,)))
 
 
 def test_the_bundled_tokenizer_talks():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from jaxtune.data import EncodeOptions
+from jaxtune.data.encode import text
 from jaxtune.data.templates import Example
-from jaxtune.data.tokenize import encode_prompts, tokenize
+from jaxtune.data.tokenizer import encode_prompts
 from jaxtune.errors import UserError
 
 
@@ -20,7 +22,7 @@ def trained(split, tokenizer, row=0):
 
 def test_the_answer_and_its_stop_token_are_trained_and_nothing_else(tokenizer):
   rows = [example("ask\n", "yes", "no"), example("a longer ask\n", "y")]
-  split, counts = tokenize(tokenizer, rows)
+  split, counts = text.encode(tokenizer, rows, EncodeOptions())
   assert split.arrays["tokens"].shape == (2, 16)
   kinds = {name: array.dtype for name, array in split.arrays.items()}
   assert kinds == {"tokens": np.int32, "mask": bool, "weights": np.float32}
@@ -33,8 +35,8 @@ def test_the_answer_and_its_stop_token_are_trained_and_nothing_else(tokenizer):
 
 
 def test_a_changed_answer_leaves_the_prompt_as_generation_sees_it(tokenizer):
-  one, _ = tokenize(tokenizer, [example("ask\n", "yes")])
-  two, _ = tokenize(tokenizer, [example("ask\n", "nay")])
+  one, _ = text.encode(tokenizer, [example("ask\n", "yes")], EncodeOptions())
+  two, _ = text.encode(tokenizer, [example("ask\n", "nay")], EncodeOptions())
   changed = (one.arrays["tokens"] != two.arrays["tokens"])[0]
   assert (one.arrays["weights"] == two.arrays["weights"]).all()
   assert (one.arrays["weights"][0][changed] == 1).all()
@@ -47,7 +49,7 @@ def test_a_changed_answer_leaves_the_prompt_as_generation_sees_it(tokenizer):
 )
 def test_special_tokens_stand_where_the_tokenizer_puts_them(make_tokenizer, options):
   tokenizer = make_tokenizer(**options)
-  split, _ = tokenize(tokenizer, [example("ab", "c"), example(None, "abc")])
+  split, _ = text.encode(tokenizer, [example("ab", "c"), example(None, "abc")], EncodeOptions())
   for row in split.arrays["tokens"]:
     assert tokenizer.decode(row, skip_special_tokens=False).startswith("<s>abc</s><pad>")
   assert tokenizer.decode(split.prompts[0]) == "<s>ab"
@@ -56,49 +58,55 @@ def test_special_tokens_stand_where_the_tokenizer_puts_them(make_tokenizer, opti
 
 
 def test_plain_text_trains_on_all_but_the_first_token(tokenizer):
-  split, _ = tokenize(tokenizer, [example(None, "abc")])
+  split, _ = text.encode(tokenizer, [example(None, "abc")], EncodeOptions())
   assert split.arrays["weights"][0].tolist() == [0, 1, 1, 1, 0, 0, 0, 0]
   assert split.prompts == [[]] and split.references == [[]]
 
 
 def test_an_empty_prompt_does_not_train_what_nothing_predicts(tokenizer):
-  split, _ = tokenize(tokenizer, [example("", "abc")])
+  split, _ = text.encode(tokenizer, [example("", "abc")], EncodeOptions())
   assert split.arrays["weights"][0, :5].tolist() == [0, 1, 1, 1, 0]
 
 
 def test_too_long(tokenizer):
   rows = [example("ab", "c"), example("a" * 8, "bcdef", line=2), example("a" * 20, "b", line=3)]
   with pytest.raises(UserError, match=r"f.jsonl:2: 14 tokens.*max_length=10; so are 2 of 3.*:3"):
-    tokenize(tokenizer, rows, max_length=10)
-  split, counts = tokenize(tokenizer, rows, max_length=10, too_long="skip")
+    text.encode(tokenizer, rows, EncodeOptions(max_length=10))
+  split, counts = text.encode(tokenizer, rows, EncodeOptions(max_length=10, too_long="skip"))
   assert counts["skipped"] == {"too_long": 2} and split.where == ["f.jsonl:1"]
   with pytest.raises(UserError, match="f.jsonl:3: no token to train on"):
-    tokenize(tokenizer, rows, max_length=10, too_long="truncate")
-  split, counts = tokenize(tokenizer, rows, max_length=10, too_long="truncate", no_target="skip")
+    text.encode(tokenizer, rows, EncodeOptions(max_length=10, too_long="truncate"))
+  split, counts = text.encode(
+    tokenizer, rows, EncodeOptions(max_length=10, too_long="truncate", no_target="skip")
+  )
   assert counts["skipped"] == {"no_target": 1} and counts["truncated"] == 2
   assert split.arrays["tokens"].shape == (2, 10)
   assert trained(split, tokenizer, 1) == "bc"
 
 
 def test_chunks_cover_a_document_in_order(tokenizer):
-  text = "".join(chr(ord("a") + n % 26) for n in range(83))
-  split, counts = tokenize(tokenizer, [example(None, text)], max_length=32, too_long="chunk")
+  letters = "".join(chr(ord("a") + n % 26) for n in range(83))
+  split, counts = text.encode(
+    tokenizer, [example(None, letters)], EncodeOptions(max_length=32, too_long="chunk")
+  )
   joined = split.arrays["tokens"][split.arrays["mask"]]
-  assert tokenizer.decode(joined) == text + "</s>"
+  assert tokenizer.decode(joined) == letters + "</s>"
   assert split.arrays["weights"].sum() == 84 - 3 and (split.arrays["weights"][:, 0] == 0).all()
   assert split.where == ["f.jsonl:1"] * 3
-  split, counts = tokenize(tokenizer, [example(None, text)], max_length=38, too_long="chunk")
+  split, counts = text.encode(
+    tokenizer, [example(None, letters)], EncodeOptions(max_length=38, too_long="chunk")
+  )
   assert counts["kept"] == 2 and counts["skipped"] == {"short_tail": 1}
   with pytest.raises(UserError, match="f.jsonl:1: too_long='chunk' is for plain text"):
-    tokenize(tokenizer, [example("a", text)], max_length=32, too_long="chunk")
+    text.encode(tokenizer, [example("a", letters)], EncodeOptions(max_length=32, too_long="chunk"))
 
 
 @pytest.mark.parametrize("answers", [[], [""], [" \n"]])
 def test_no_target(tokenizer, answers):
   rows = [example("a", "b"), example("a", *answers, line=7)]
   with pytest.raises(UserError, match=r"f.jsonl:7: no token to train on.*1 of 2"):
-    tokenize(tokenizer, rows)
-  split, counts = tokenize(tokenizer, rows, no_target="skip")
+    text.encode(tokenizer, rows, EncodeOptions())
+  split, counts = text.encode(tokenizer, rows, EncodeOptions(no_target="skip"))
   assert counts["skipped"] == {"no_target": 1} and len(split.rows) == 1
 
 
@@ -119,13 +127,13 @@ def test_special_tokens_that_would_come_twice(make_tokenizer, prompt, answer, tw
   rows = [example("ab", "c"), example(prompt, answer, line=7)]
   token = {"bos": "<s>", "eos": "</s>"}[twice]
   with pytest.raises(UserError, match=rf"^f.jsonl:7: .*'{token}'.*\(in 1 of 2 examples\).*'strip'"):
-    tokenize(tokenizer, rows)
+    text.encode(tokenizer, rows, EncodeOptions())
   for policy in ("strip", "allow"):
-    split, counts = tokenize(tokenizer, rows, special_tokens=policy)
+    split, counts = text.encode(tokenizer, rows, EncodeOptions(special_tokens=policy))
     assert counts["special_tokens"] == {twice: 1}
-    text = tokenizer.decode(split.arrays["tokens"][1][split.arrays["mask"][1]])
-    assert text == (left if policy == "strip" else f"<s>{prompt or ''}{answer}</s>")
-  stripped, _ = tokenize(tokenizer, rows, special_tokens="strip")
+    whole = tokenizer.decode(split.arrays["tokens"][1][split.arrays["mask"][1]])
+    assert whole == (left if policy == "strip" else f"<s>{prompt or ''}{answer}</s>")
+  stripped, _ = text.encode(tokenizer, rows, EncodeOptions(special_tokens="strip"))
   if prompt is not None:
     assert stripped.references[1] == ["c"]
     assert encode_prompts(tokenizer, [prompt], special_tokens="strip") == stripped.prompts[1:]
@@ -137,28 +145,36 @@ def test_special_tokens_that_would_come_twice(make_tokenizer, prompt, answer, tw
 def test_special_tokens_that_come_once(make_tokenizer):
   """A template that writes the BOS that its tokenizer does not put, and turns that end in EOS."""
   rows = [example("<s>ab</s>\n", "c")]
-  split, counts = tokenize(make_tokenizer(), rows)
+  split, counts = text.encode(make_tokenizer(), rows, EncodeOptions())
   assert "special_tokens" not in counts and split.prompts[0][:1] == [1]
-  split, counts = tokenize(make_tokenizer(eos_behind=True), [example("ab", "c")], start=(0,))
+  split, counts = text.encode(
+    make_tokenizer(eos_behind=True), [example("ab", "c")], EncodeOptions(decoder_start=(0,))
+  )
   assert "special_tokens" not in counts
   with pytest.raises(UserError, match="the text holds '</s>'"):
-    tokenize(make_tokenizer(eos_behind=True), [example("ab</s>", "c")], start=(0,))
-  split, _ = tokenize(
-    make_tokenizer(eos_behind=True), [example("ab</s>", "c")], start=(0,), special_tokens="strip"
+    text.encode(
+      make_tokenizer(eos_behind=True), [example("ab</s>", "c")], EncodeOptions(decoder_start=(0,))
+    )
+  split, _ = text.encode(
+    make_tokenizer(eos_behind=True),
+    [example("ab</s>", "c")],
+    EncodeOptions(decoder_start=(0,), special_tokens="strip"),
   )
   assert split.arrays["inputs"][0, :4].tolist() == [*split.prompts[0], 0]
   assert split.prompts[0][2] == 2
 
 
 def test_refused_options(tokenizer, make_tokenizer):
-  with pytest.raises(UserError, match="too_long='chunks'.*Did you mean 'chunk'"):
-    tokenize(tokenizer, [], too_long="chunks")
+  with pytest.raises(UserError, match="too_long is 'chunks'.*Did you mean 'chunk'"):
+    text.encode(tokenizer, [], EncodeOptions(too_long="chunks"))
   with pytest.raises(UserError, match="no eos token"):
-    tokenize(make_tokenizer(eos=False), [example("a", "b")])
+    text.encode(make_tokenizer(eos=False), [example("a", "b")], EncodeOptions())
   with pytest.raises(UserError, match="max_length is 1"):
-    tokenize(tokenizer, [example("a", "b")], max_length=1)
+    text.encode(tokenizer, [example("a", "b")], EncodeOptions(max_length=1))
 
 
 def test_the_hash_is_of_the_arrays(tokenizer):
-  hashes = [tokenize(tokenizer, [example("a", answer)])[1]["sha256"] for answer in "bbc"]
+  hashes = [
+    text.encode(tokenizer, [example("a", answer)], EncodeOptions())[1]["sha256"] for answer in "bbc"
+  ]
   assert hashes[0] == hashes[1] != hashes[2]

@@ -1,0 +1,156 @@
+"""Label words: the answers of each example, whose likelihoods a language model compares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxtune.data import labels, padding
+from jaxtune.data.options import EncodeOptions
+from jaxtune.data.split import Split, counts
+from jaxtune.data.templates import Example
+from jaxtune.data.tokenizer import Tokenizer, encode_prompts, token_ids
+from jaxtune.errors import UserError, nearest
+
+
+class _Item(NamedTuple):
+  example: Example
+  label: int  # the number of the right answer
+  prompt: list[int]
+  answers: list[list[int]]
+
+  @property
+  def length(self) -> int:
+    return len(self.prompt) + max(map(len, self.answers))
+
+
+def encode(
+  tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
+) -> tuple[Split, dict]:
+  """Encodes every prompt with each of its answers: tokens, mask and weights (N, C, T).
+
+  Weights are 1 on the tokens of the answer alone. C is the most choices that an example has; where
+  one has fewer, copies of its first stand in with weight 0. labels (N,) int32 is the right one.
+  If every answer of the split is a single token, the rows are folded: see `fold`.
+
+  Args:
+    examples: from `templates.render`, with a prompt and `choices`; the first of `answers` is right.
+    options: too_long can be "skip" or "truncate", which cuts the beginning of the prompt; malformed
+      is for an answer that is none of the choices, an empty choice, or fewer than two.
+
+  Returns:
+    The split, and counts with "classes" (examples by right answer).
+  """
+  pairs, bad = labels.checked(examples, _right, options.malformed)
+  where = [example.where for example, _ in pairs]
+  prompts = encode_prompts(
+    tokenizer, [example.prompt for example, _ in pairs],
+    special_tokens=options.special_tokens, where=where,
+  )  # fmt: skip
+  items = [
+    _Item(example, label, prompt, token_ids(tokenizer, example.choices))
+    for (example, label), prompt in zip(pairs, prompts, strict=True)
+  ]
+  long = padding.find_too_long([item.length for item in items], where, options)
+  if long:
+    front = len(encode_prompts(tokenizer, [""])[0])
+    items = [one for item in items if (one := _fit(item, front, options)) is not None]
+  split = _to_split(tokenizer, items, options.max_length)
+  classes = Counter(item.example.choices[item.label] for item in items)
+  lost = len(pairs) - len(items)
+  skipped = {"label": bad, "too_long": lost}
+  return split, counts(split, skipped, len(long) - lost, classes=dict(classes))
+
+
+def _fit(item: _Item, front: int, options: EncodeOptions) -> _Item | None:
+  """Cuts the beginning of a prompt that is too long; None where that is not enough or not wanted.
+
+  Args:
+    front: the special tokens in front of a prompt, which stay.
+  """
+  over = item.length - options.max_length
+  if over <= 0:
+    return item
+  if options.too_long == "skip" or over > len(item.prompt) - front:
+    return None
+  return item._replace(prompt=item.prompt[:front] + item.prompt[front + over :])
+
+
+def _right(example: Example) -> int:
+  if example.prompt is None:
+    raise UserError("plain text has no prompt to choose an answer to.")
+  options = list(example.choices)
+  if len(options) < 2:
+    raise UserError(f"{len(options)} answer choices, expected two or more: set data.choices.")
+  for option in options:
+    if not option.strip():
+      raise UserError(f"one of the choices {options} is empty.")
+    if options.count(option) > 1:
+      raise UserError(f"the choice {option!r} comes twice.")
+  found = next((answer for answer in example.answers if answer in options), None)
+  if found is None:
+    said = example.answers[0] if example.answers else ""
+    raise UserError(f"the answer {said!r} is none of the choices. {nearest(said, options)}")
+  return options.index(found)
+
+
+def _to_split(tokenizer: Tokenizer, items: Sequence[_Item], max_length: int | None) -> Split:
+  most = max((len(item.answers) for item in items), default=0)
+  rows, weights = [], []
+  for item in items:
+    for at in range(most):
+      answer = item.answers[at] if at < len(item.answers) else item.answers[0]
+      rows.append(item.prompt + answer)
+      weights.append([0.0] * len(item.prompt) + [float(at < len(item.answers))] * len(answer))
+  arrays = padding.pad_tokens(tokenizer, rows, max_length)
+  width = arrays["tokens"].shape[1]
+  arrays["weights"] = padding.pad(weights, width, 0, np.float32)
+  arrays = {name: x.reshape(len(items), most, width) for name, x in arrays.items()}
+  labels_N = np.array([item.label for item in items], np.int32)
+  return Split(
+    fold(arrays | {"labels": labels_N}),
+    prompts=[item.prompt for item in items],
+    references=[[item.example.choices[item.label]] for item in items],
+    rows=[item.example.row for item in items],
+    where=[item.example.where for item in items],
+    choices=[list(item.example.choices) for item in items],
+  )
+
+
+def fold(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Keeps the right answer's row alone where every answer is a single token.
+
+  The rows of an example are equal up to there. tokens, mask and weights are then (N, 1, T), and
+  "answers" (N, C, 1) int32 the answers' tokens + 1, 0 where there is none.
+  """
+  weights_NCT, labels_N = arrays["weights"], arrays["labels"]
+  if not len(labels_N) or weights_NCT.sum(-1).max() > 1:
+    return arrays
+  right = lambda x: x[np.arange(len(x)), labels_N][:, None]
+  answers_NC = ((arrays["tokens"] + 1) * weights_NCT).sum(-1).astype(np.int32)
+  rows = {name: right(arrays[name]) for name in ("tokens", "mask", "weights")}
+  return arrays | rows | {"answers": answers_NC[..., None]}
+
+
+def unfold(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Undoes `fold`: a row for each answer."""
+  if "answers" not in arrays:
+    return arrays
+  rest = {name: x for name, x in arrays.items() if name != "answers"}
+  answers_NC1 = arrays["answers"]
+  real_NC1 = answers_NC1 > 0
+  ids_NC1 = np.where(real_NC1, answers_NC1, answers_NC1[:, :1]) - 1
+  rest["tokens"] = np.where(rest["weights"] > 0, ids_NC1, rest["tokens"]).astype(np.int32)
+  rest["mask"] = np.repeat(rest["mask"], answers_NC1.shape[1], 1)
+  return rest | {"weights": rest["weights"] * real_NC1.astype(np.float32)}
+
+
+def alike(splits: Sequence[Split]) -> list[Split]:
+  """Unfolds all splits where some are."""
+  folded = ["answers" in split.arrays for split in splits]
+  if all(folded) or not any(folded):
+    return list(splits)
+  return [split._replace(arrays=unfold(split.arrays)) for split in splits]

@@ -1,0 +1,52 @@
+"""Texts, or pairs of them, with a class each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxtune.data import cells, labels
+from jaxtune.data.encode import whole_texts
+from jaxtune.data.options import EncodeOptions
+from jaxtune.data.split import Split, counts
+from jaxtune.data.templates import Example
+from jaxtune.data.tokenizer import Tokenizer
+
+
+def read_row(
+  row: dict, text: str = "text", pair: str | None = None, label: str = "label"
+) -> tuple[dict, str, list[str]]:
+  """Reads a text, perhaps a second one (`pair`), both columns or Jinja, and the name of a class."""
+  value = cells.check_class(label, row)
+  texts, joined = whole_texts.read_texts(row, text, pair)
+  return texts | {"label": value}, joined, [str(value)]
+
+
+def encode(
+  tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
+) -> tuple[Split, dict]:
+  """Encodes texts as `whole_texts.encode` does, with a class each: labels (N,) int32.
+
+  Args:
+    options: malformed is for a label that is not in the set or a text without a token.
+
+  Returns:
+    The split (references are the labels' names), and counts with "labels" (names in order) and
+    "classes" (examples by name).
+  """
+  names = labels.names((one.row["label"] for one in examples), options.labels)
+  number = lambda example: labels.index(example.row["label"], names)
+  pairs, unknown = labels.checked(examples, number, options.malformed)
+  split, kept, skipped, truncated = whole_texts.encode(
+    tokenizer, [example for example, _ in pairs], options
+  )
+  labels_N = np.array([pairs[at][1] for at in kept], np.int32)
+  split = split._replace(
+    arrays=split.arrays | {"labels": labels_N}, references=[[names[label]] for label in labels_N]
+  )
+  present = Counter(labels_N.tolist())
+  classes = {name: present[at] for at, name in enumerate(names)}
+  skipped["label"] = unknown
+  return split, counts(split, skipped, truncated, labels=names, classes=classes)

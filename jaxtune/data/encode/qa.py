@@ -1,0 +1,272 @@
+"""Extractive question answering: characters to tokens, long contexts to windows, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxtune.data import cells, labels, padding
+from jaxtune.data.encode.whole_texts import read_text
+from jaxtune.data.options import EncodeOptions
+from jaxtune.data.split import Split, counts
+from jaxtune.data.templates import Example
+from jaxtune.data.tokenizer import Tokenizer, ends_texts, token_ids
+from jaxtune.errors import UserError
+
+_BATCH = 1000
+
+
+class _Window(NamedTuple):
+  """A question with a stretch of its context."""
+
+  ids: list[int]
+  types: list[int] | None
+  context: list[bool]  # whether a token is the context's
+  offsets: list[tuple[int, int]]  # its characters there
+
+
+class _Answer(NamedTuple):
+  """The first and the last token of an answer in a window; 0 and 0 where it is not there whole."""
+
+  window: _Window
+  first: int
+  last: int
+
+
+def read_row(
+  row: dict, question: str = "question", context: str = "context", answers: str = "answers"
+) -> tuple[dict, str, list[str]]:
+  """Reads a question, its context and the places of its answers there.
+
+  `answers` are {"text": [...], "answer_start": [...]} in characters as in SQuAD, or a list of such
+  pairs; none at all is a question without an answer.
+  """
+  asked, passage = read_text(row, question).strip(), read_text(row, context)
+  if answers not in row:
+    raise UserError(cells.no_column(answers, row))
+  spans = [_span(passage, *pair) for pair in _pairs(row[answers], answers)]
+  fields = {"question": asked, "context": passage, "spans": spans}
+  texts = [passage[start:end] for start, end in spans]
+  return fields, f"{asked}\n{passage}", texts or [""]
+
+
+def _pairs(answers: object, column: str) -> list[tuple]:
+  if not answers:
+    return []
+  if isinstance(answers, dict):
+    texts, starts = answers.get("text"), answers.get("answer_start")
+    if not isinstance(texts, (list, tuple)):
+      texts, starts = [texts], [starts]
+  elif isinstance(answers, (list, tuple)) and all(isinstance(one, dict) for one in answers):
+    texts, starts = ([one.get(k) for one in answers] for k in ("text", "answer_start"))
+  else:
+    texts, starts = None, None
+  if not isinstance(starts, (list, tuple)) or len(texts) != len(starts):
+    raise UserError(
+      f"column {column!r} holds {answers!r}, expected {{'text': [...], 'answer_start': [...]}} of "
+      "one length."
+    )
+  return list(zip(texts, starts, strict=True))
+
+
+def _span(context: str, text: object, start: object) -> tuple[int, int]:
+  if not isinstance(text, str) or not text.strip():
+    raise UserError(f"the answer {text!r} is empty; a question without answer has an empty list.")
+  if isinstance(start, bool) or not isinstance(start, int):
+    raise UserError(f"the answer {text!r} starts at {start!r}, expected a character's number.")
+  at = context.find(text)
+  hint = f"It stands at {at}." if at >= 0 else "It is nowhere in the context."
+  if start < 0 or start + len(text) > len(context):
+    raise UserError(
+      f"the answer {text!r} at {start} is beyond the context of {len(context)} characters. {hint}"
+    )
+  if context[start : start + len(text)] != text:
+    said = context[start : start + len(text)]
+    raise UserError(f"the context has {said!r} at {start}, not the answer {text!r}. {hint}")
+  return start, start + len(text)
+
+
+def encode(
+  tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
+) -> tuple[Split, dict]:
+  """Encodes questions with their contexts; a context longer than a row becomes several windows.
+
+  Arrays, for N windows: starts, ends (N,) int32, the first and the last token of the first answer
+  (0, 0 where a window lacks it or there is none); context (N, T) bool; offsets (N, T, 2) int32, the
+  characters of the context; example (N,) int32, the place of the window's example in the lists.
+
+  Args:
+    options: max_length is the most tokens of a window; None: contexts are not divided. too_long can
+      be "skip", for a question that leaves no room for its context; malformed is for an answer
+      without a token.
+
+  Returns:
+    The split, whose lists (references, rows, where) have one entry an *example*, and counts with
+    "windows", "unanswerable" (examples) and "cut_answers" (examples whose answer no window holds
+    whole).
+
+  Raises:
+    UserError: with file and line; a tokenizer that cannot say where its tokens stand.
+  """
+  if not tokenizer.is_fast:
+    raise UserError(
+      "finding answers needs a fast tokenizer: this one does not say where tokens are"
+    )
+  padding.check_too_long(options.too_long, ("skip",))
+  if options.stride is None:
+    options = options._replace(stride=(options.max_length or 0) // 4)
+  fitting = _with_room(tokenizer, examples, options)
+  windows = dict(zip(map(id, fitting), _windows(tokenizer, fitting, options), strict=True))
+  locate = lambda example: _locate(example.row["spans"], windows[id(example)])
+  pairs, silent = labels.checked(fitting, locate, options.malformed)
+  split = _to_split(tokenizer, pairs, options.max_length)
+  answered = [answers for example, answers in pairs if example.row["spans"]]
+  skipped = {"too_long": len(examples) - len(fitting), "no_token": silent}
+  return split, counts(
+    split, skipped,
+    windows=split.examples,
+    unanswerable=len(pairs) - len(answered),
+    cut_answers=sum(all(answer.last == 0 for answer in answers) for answers in answered),
+  )  # fmt: skip
+
+
+def answer_texts(
+  split: Split,
+  starts_NT: np.ndarray,
+  ends_NT: np.ndarray,
+  n_best: int = 20,
+  max_tokens: int = 30,
+) -> list[str]:
+  """Takes the likeliest span of every example out of its context.
+
+  Among the `n_best` starts and ends of each window, in context only, the pair of the highest sum of
+  logits that is at most `max_tokens` long; over an example's windows, the best of theirs. Where the
+  data have questions without an answer, "" if the first token's sum is higher, in the window where
+  it is lowest (Devlin et al. 2019, section 4.3).
+
+  Returns:
+    A text for each of the split's references.
+  """
+  texts = [""] * len(split.references)
+  best, null = np.full(len(texts), -np.inf), np.full(len(texts), np.inf)
+  for row, at in enumerate(split.arrays["example"]):
+    starts_T, ends_T = (np.asarray(x[row], np.float64) for x in (starts_NT, ends_NT))
+    null[at] = min(null[at], starts_T[0] + ends_T[0])
+    context = np.flatnonzero(split.arrays["context"][row])
+    i = context[np.argsort(-starts_T[context], kind="stable")[:n_best]]
+    j = context[np.argsort(-ends_T[context], kind="stable")[:n_best]]
+    allowed = (i[:, None] <= j[None]) & (j[None] < i[:, None] + max_tokens)
+    sums = np.where(allowed, starts_T[i][:, None] + ends_T[j][None], -np.inf)
+    if sums.size and sums.max() > best[at]:
+      best[at] = sums.max()
+      first, last = np.unravel_index(sums.argmax(), sums.shape)
+      offsets = split.arrays["offsets"][row]
+      begin, end = offsets[i[first], 0], offsets[j[last], 1]
+      texts[at] = split.rows[at]["context"][begin:end].strip()
+  if any(references == [""] for references in split.references):
+    texts = [text if b >= n else "" for text, b, n in zip(texts, best, null, strict=True)]
+  return texts
+
+
+def _question(tokenizer: Tokenizer, example: Example) -> str:
+  # Where no special token divides the two, a line does.
+  return example.row["question"] + ("" if ends_texts(tokenizer) else "\n")
+
+
+def _with_room(
+  tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
+) -> list[Example]:
+  """Leaves out, or refuses, questions that fill a window."""
+  if options.max_length is None or not examples:
+    return list(examples)
+  if options.stride < 0:
+    raise UserError(f"data.stride is {options.stride}, expected 0 tokens or more")
+  ids = token_ids(tokenizer, [_question(tokenizer, example) for example in examples])
+  special = tokenizer.num_special_tokens_to_add(pair=True)
+  room = options.max_length - special - options.stride
+  for example, row in zip(examples, ids, strict=True):
+    if len(row) >= room and options.too_long == "error":
+      raise UserError(
+        f"{example.where}: the question has {len(row)} tokens, so that max_length="
+        f"{options.max_length} with stride={options.stride} leaves no room for the context: raise "
+        "data.max_length, lower data.stride, or set data.too_long='skip'"
+      )
+  return [example for example, row in zip(examples, ids, strict=True) if len(row) < room]
+
+
+def _windows(
+  tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
+) -> list[list[_Window]]:
+  """Tokenises questions with contexts; the windows of each example."""
+  cut = {} if options.max_length is None else {
+    "truncation": "only_second", "max_length": options.max_length, "stride": options.stride,
+  }  # fmt: skip
+  windows: list[list[_Window]] = [[] for _ in examples]
+  for begin in range(0, len(examples), _BATCH):
+    some = examples[begin : begin + _BATCH]
+    out = tokenizer(
+      [_question(tokenizer, one) for one in some], [one.row["context"] for one in some],
+      return_overflowing_tokens=True, return_offsets_mapping=True, verbose=False, **cut,
+    )  # fmt: skip
+    typed = "token_type_ids" in out and any(map(any, out["token_type_ids"]))
+    typed = typed and ends_texts(tokenizer)
+    for row, at in enumerate(out["overflow_to_sample_mapping"]):
+      context = [number == 1 for number in out.sequence_ids(row)]
+      spans = [span if here else (0, 0) for here, span in zip(
+        context, out["offset_mapping"][row], strict=True
+      )]  # fmt: skip
+      types = out["token_type_ids"][row] if typed else None
+      windows[begin + at].append(_Window(out["input_ids"][row], types, context, spans))
+  return windows
+
+
+def _locate(spans: Sequence[tuple[int, int]], windows: Sequence[_Window]) -> list[_Answer]:
+  """Finds the first answer's tokens in every window."""
+  if not spans:
+    return [_Answer(window, 0, 0) for window in windows]
+  answers, touched = [], False
+  for number, window in enumerate(windows):
+    start, end = spans[0]
+    real = [at for at, (a, b) in enumerate(window.offsets) if window.context[at] and a < b]
+    first = next((at for at in real if window.offsets[at][1] > start), None)
+    last = next((at for at in reversed(real) if window.offsets[at][0] < end), None)
+    inside = first is not None and last is not None and first <= last
+    touched |= inside
+    # A border that no token reaches is text without tokens, unless the window ends there.
+    cut_left = inside and number > 0 and first == real[0] and window.offsets[first][0] > start
+    behind = inside and number < len(windows) - 1 and last == real[-1]
+    whole = inside and not cut_left and not (behind and window.offsets[last][1] < end)
+    answers.append(_Answer(window, first, last) if whole else _Answer(window, 0, 0))
+  if not touched:
+    raise UserError("the tokenizer leaves no token of the answer")
+  return answers
+
+
+def _to_split(
+  tokenizer: Tokenizer, pairs: Sequence[tuple[Example, list[_Answer]]], max_length: int | None
+) -> Split:
+  answers = [answer for _, found in pairs for answer in found]
+  windows = [answer.window for answer in answers]
+  arrays = padding.pad_tokens(tokenizer, [window.ids for window in windows], max_length)
+  width = arrays["tokens"].shape[1]
+  numbers = [number for number, (_, found) in enumerate(pairs) for _ in found]
+  arrays |= {
+    "weights": np.ones(len(windows), np.float32),
+    "starts": np.array([answer.first for answer in answers], np.int32),
+    "ends": np.array([answer.last for answer in answers], np.int32),
+    "context": padding.pad([window.context for window in windows], width, False, bool),
+    "offsets": padding.pad([window.offsets for window in windows], width),
+    "example": np.array(numbers, np.int32),
+  }
+  if any(window.types is not None for window in windows):
+    arrays["types"] = padding.pad([window.types for window in windows], width)
+  examples = [example for example, _ in pairs]
+  return Split(
+    arrays,
+    prompts=[[] for _ in examples],
+    references=[example.answers for example in examples],
+    rows=[example.row for example in examples],
+    where=[example.where for example in examples],
+  )

@@ -1,0 +1,164 @@
+"""Prompts with answers, and plain text.
+
+Prompt and answer are tokenised apart and their ids joined, so that the prompt's ids in training are
+those that generation will see. A merge across the border is never learnt: a template ends in the
+newline or space that separates the two.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxtune.data import padding, specials
+from jaxtune.data.options import EncodeOptions
+from jaxtune.data.split import Split, counts
+from jaxtune.data.templates import Example
+from jaxtune.data.tokenizer import Tokenizer, encode_prompts, token_ids
+from jaxtune.errors import UserError
+
+SHORTEST_TAIL = 16  # a document's last chunk is kept from this many tokens on
+_BATCH = 1000
+
+
+class _Item(NamedTuple):
+  ids: list[int]
+  trained_from: int  # position of the first target
+  prompt: list[int]
+  example: Example
+  doubled: list[str]  # the special tokens that come twice
+
+
+def encode(
+  tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
+) -> tuple[Split, dict]:
+  """Tokenises prompt, answer and stop token.
+
+  A beginning-of-sequence token comes first where the tokenizer adds one itself; the stop token is
+  the tokenizer's eos. Trained on are the answer and the stop token; of plain text every token but
+  the first.
+
+  For an encoder-decoder, the prompt, with the special tokens that the tokenizer adds to a text, is
+  "inputs" (N, S) with "inputs_mask"; "tokens" are decoder_start, the answer and the stop token.
+
+  Args:
+    options: too_long="truncate" cuts the end; "chunk" (plain text only) cuts each document into
+      consecutive windows of max_length, the last of which is kept from 16 tokens on.
+
+  Returns:
+    The split, and counts; of examples whose texts hold "bos" or "eos", also special_tokens.
+
+  Raises:
+    UserError: by the policies, with file and line; or a tokenizer without a stop token.
+  """
+  if options.max_length is not None and options.max_length < 2:
+    raise UserError(f"data.max_length is {options.max_length}, expected 2 or more tokens")
+  if tokenizer.eos_token_id is None:
+    raise UserError("the tokenizer has no eos token, so answers cannot end: set its `eos_token`")
+  items = list(_tokenise(tokenizer, examples, options))
+  items, doubled = _settle_specials(tokenizer, items, options)
+  lengths = [max(len(item.ids), len(item.prompt)) for item in items]
+  where = [item.example.where for item in items]
+  long = padding.find_too_long(lengths, where, options, ("skip", "truncate", "chunk"))
+  items, short_tails = _shorten(items, options)
+  targets = [item for item in items if item.trained_from < len(item.ids)]
+  empty = len(items) - len(targets)
+  if empty and options.no_target == "error":
+    without = [item.example.where for item in items if item.trained_from >= len(item.ids)]
+    raise UserError(
+      f"{', '.join(without[:3])}: no token to train on (the answer is empty, or was cut off); "
+      f"{empty} of {len(items)} examples: mend them, or set data.no_target='skip'"
+    )
+  skips = options.too_long == "skip"
+  skipped = {"too_long": len(long) * skips, "no_target": empty, "short_tail": short_tails}
+  split = _to_split(tokenizer, targets, options)
+  return split, counts(split, skipped, len(long) * (not skips), **doubled)
+
+
+def _tokenise(
+  tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
+) -> Iterator[_Item]:
+  start = options.decoder_start
+  bar = tqdm(total=len(examples), desc="Tokenising", unit=" rows", disable=len(examples) < 10_000)
+  with bar:
+    for at in range(0, len(examples), _BATCH):
+      some = examples[at : at + _BATCH]
+      prompts = encode_prompts(tokenizer, [one.prompt or "" for one in some], whole=bool(start))
+      texts = [one.answers[0] if one.answers else "" for one in some]
+      answers = token_ids(tokenizer, texts)
+      for example, text, prompt, answer in zip(some, texts, prompts, answers, strict=True):
+        if start and example.prompt is None:
+          raise UserError(f"{example.where}: plain text has no prompt, which an encoder needs")
+        ids = [*(start or prompt), *answer, tokenizer.eos_token_id]
+        # The first token has nothing before it to be predicted from.
+        trained_from = 1 if example.prompt is None else max(len(start or prompt), 1)
+        doubled = specials.doubled(tokenizer, prompt, answer, example.prompt is None)
+        yield _Item(ids, trained_from if text.strip() else len(ids), prompt, example, doubled)
+      bar.update(len(some))
+
+
+def _settle_specials(
+  tokenizer: Tokenizer, items: list[_Item], options: EncodeOptions
+) -> tuple[list[_Item], dict]:
+  """Applies the policy to special tokens that come twice, and counts them."""
+  count = Counter(name for item in items for name in item.doubled)
+  if count and options.special_tokens == "strip":
+    whole = bool(options.decoder_start)
+    twice = [item.example for item in items if item.doubled]
+    bare = [specials.stripped(tokenizer, example, whole) for example in twice]
+    again = _tokenise(tokenizer, bare, options)
+    items = [next(again) if item.doubled else item for item in items]
+  twice = [item for item in items if item.doubled]
+  if twice and options.special_tokens != "allow":
+    more = f" (in {len(twice)} of {len(items)} examples)"
+    raise specials.refuse(tokenizer, twice[0].doubled, twice[0].example.where, more)
+  return items, {"special_tokens": dict(count)} if count else {}
+
+
+def _shorten(items: list[_Item], options: EncodeOptions) -> tuple[list[_Item], int]:
+  """Applies the policy to what is too long; also counts the chunks too short to keep."""
+  most = options.max_length
+  if most is None:
+    return items, 0
+  kept, tails = [], 0
+  for item in items:
+    inputs = len(item.prompt) if options.decoder_start else 0
+    if max(len(item.ids), inputs) <= most:
+      kept.append(item)
+    elif options.too_long == "truncate":
+      if inputs > most:  # a text to be encoded keeps its end token
+        item = item._replace(prompt=item.prompt[: most - 1] + item.prompt[-1:])
+      kept.append(item._replace(ids=item.ids[:most]))
+    elif options.too_long == "chunk":
+      if item.example.prompt is not None:
+        raise UserError(
+          f"{item.example.where}: too_long='chunk' is for plain text, and this has a prompt: "
+          "use 'truncate' or 'skip'"
+        )
+      chunks = [item.ids[at : at + most] for at in range(0, len(item.ids), most)]
+      long_enough = [ids for ids in chunks if len(ids) >= min(SHORTEST_TAIL, most)]
+      kept += [item._replace(ids=ids) for ids in long_enough]
+      tails += len(chunks) - len(long_enough)
+  return kept, tails
+
+
+def _to_split(tokenizer: Tokenizer, items: Sequence[_Item], options: EncodeOptions) -> Split:
+  arrays = padding.pad_tokens(tokenizer, [item.ids for item in items], options.max_length)
+  trained_from_N = np.array([item.trained_from for item in items], np.int64)
+  later_NT = np.arange(arrays["mask"].shape[1]) >= trained_from_N[:, None]
+  arrays["weights"] = (arrays["mask"] & later_NT).astype(np.float32)
+  if options.decoder_start:
+    inputs = padding.pad_tokens(tokenizer, [item.prompt for item in items], options.max_length)
+    arrays |= {"inputs": inputs["tokens"], "inputs_mask": inputs["mask"]}
+  plain = [item.example.prompt is None for item in items]
+  return Split(
+    arrays,
+    prompts=[[] if p else item.prompt for p, item in zip(plain, items, strict=True)],
+    references=[[] if p else item.example.answers for p, item in zip(plain, items, strict=True)],
+    rows=[item.example.row for item in items],
+    where=[item.example.where for item in items],
+  )

@@ -1,0 +1,71 @@
+"""The names and numbers of classes and tags, and the examples that have one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from jaxtune.data.templates import Example
+from jaxtune.errors import UserError, nearest
+
+Checked = TypeVar("Checked")
+
+
+def names(values: Iterable, labels: Sequence[str] | None) -> list[str]:
+  """Lists the classes in order: `labels`, or those that occur, sorted (whole numbers as such).
+
+  Raises:
+    UserError: a name twice, or fewer than two that occur.
+  """
+  if labels is not None:
+    listed = list(map(str, labels))
+    for name in listed:
+      if listed.count(name) > 1:
+        raise UserError(f"data.labels names {name!r} twice")
+    return listed
+  present = {_name(value) for value in values}
+  if len(present) < 2:
+    raise UserError(
+      f"the examples have only one label, {''.join(present)!r}, expected two or more: set "
+      "data.labels to all there are"
+    )
+  return sorted(present, key=(int if all(map(_whole, present)) else str))
+
+
+def index(value: object, names: Sequence[str]) -> int:
+  """Numbers a label, given by its name, or by its number where no name is one."""
+  name = _name(value)
+  if name in names:
+    return names.index(name)
+  if _whole(name) and not any(map(_whole, names)) and 0 <= int(name) < len(names):
+    return int(name)
+  raise UserError(f"the label {value!r} is not in the set. {nearest(name, names)}")
+
+
+def checked(
+  examples: Sequence[Example], check: Callable[[Example], Checked], malformed: str
+) -> tuple[list[tuple[Example, Checked]], int]:
+  """Applies `check` to every example.
+
+  Returns:
+    Examples with what `check` returned of them, and how many it refused.
+
+  Raises:
+    UserError: an example that it refuses, with its place, if `malformed` is "error".
+  """
+  pairs = []
+  for example in examples:
+    try:
+      pairs.append((example, check(example)))
+    except UserError as error:
+      if malformed == "error":
+        raise UserError(f"{example.where}: {error}") from error
+  return pairs, len(examples) - len(pairs)
+
+
+def _whole(name: str) -> bool:
+  return name.removeprefix("-").isdecimal() and len(name) < 20
+
+
+def _name(value: object) -> str:
+  return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

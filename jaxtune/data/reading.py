@@ -1,0 +1,102 @@
+"""Rows of a file to examples: as text, as a conversation, or as the columns of a labelled task.
+
+An objective's `read(table, name, options) -> Reading` is one of these functions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from jaxtune.data import confined, conversations, templates
+from jaxtune.data.options import DataOptions
+from jaxtune.data.sources import Table
+from jaxtune.data.templates import Example, sandbox
+from jaxtune.errors import UserError, nearest
+
+
+class Reading(NamedTuple):
+  """The examples of a split before they are encoded.
+
+  Attributes:
+    groups: for each row its examples, one for each template.
+    form: how the rows were read, for the report.
+    skipped: how many rows were left out, by reason.
+  """
+
+  groups: list[list[Example]]
+  form: dict
+  skipped: dict[str, int]
+
+  @property
+  def heads(self) -> list[Example]:
+    """The first example of each row, which stands for it."""
+    return [group[0] for group in self.groups]
+
+  def keep(self, heads: Sequence[Example]) -> Reading:
+    """Keeps the rows whose first example is among these."""
+    chosen = {id(example) for example in heads}
+    return self._replace(groups=[group for group in self.groups if id(group[0]) in chosen])
+
+
+def read_text(table: Table, name: str, options: DataOptions) -> Reading:
+  """Reads conversations where a column holds them and no template is given, else prompts."""
+  column = conversations.column(table.columns)
+  if not column or options.template is not None or options.text is not None:
+    return read_prompts(table, name, options)
+  examples, skipped = conversations.read(table.rows, table.where, options.malformed)
+  return Reading([[example] for example in examples], {"column": column}, skipped)
+
+
+def read_prompts(table: Table, name: str, options: DataOptions) -> Reading:
+  """Renders the templates that `templates.choose` finds; only the first, but for train."""
+  source = getattr(options, name)
+  where = source if isinstance(source, str) else ", ".join(map(str, source))
+  form = templates.choose(table.columns, where=where, **options.wording())
+  if name != "train":
+    form = form._replace(templates=form.templates[:1])
+  examples, count = templates.render(form, table.rows, table.where), len(form.templates)
+  groups = [examples[at : at + count] for at in range(0, len(examples), count)]
+  return Reading(groups, form.record(), {})
+
+
+def read_columns(read_row: Callable, table: Table, name: str, options: DataOptions) -> Reading:
+  """Reads labelled rows, whose columns data.rename names by the arguments of `read_row`.
+
+  Args:
+    read_row: (row, **columns) -> (fields, prompt, answers), a function at the top of a module. The
+      fields are added to the example's `row`; prompt and answers are what two splits are compared
+      by.
+
+  Raises:
+    UserError: with file and line, unless malformed is "skip".
+  """
+  if options.template is not None or options.answer is not None:
+    raise UserError(
+      "data.template and data.answer are for text; this objective reads the columns that "
+      "data.rename names"
+    )
+  columns = dict(options.rename or {})
+  known = tuple(inspect.signature(read_row).parameters)[1:]
+  for column in columns:
+    if column not in known:
+      raise UserError(f"data.rename has {column!r}, which is not read. {nearest(column, known)}")
+  examples, malformed = [], 0
+  here = all(sandbox.is_plain(source) for source in columns.values() if isinstance(source, str))
+  results = confined.each(_row_reader, table.rows, read_row, columns, here=here)
+  for row, place, result in zip(table.rows, table.where, results, strict=True):
+    if isinstance(result, UserError):
+      if options.malformed == "error" or isinstance(result, confined.Exceeded):
+        raise UserError(f"{place}: {result}") from result
+      malformed += 1
+      continue
+    fields, prompt, answers = result
+    examples.append(Example(prompt, answers, row | fields, place, source=row))
+  skipped = {"malformed": malformed} if malformed else {}
+  return Reading([[example] for example in examples], {"fields": columns}, skipped)
+
+
+def _row_reader(read_row: Callable, columns: dict) -> Callable[[dict], tuple]:
+  """Makes the function of a row that the other process calls; see `confined.each`."""
+  return lambda row: read_row(row, **columns)

@@ -1,0 +1,75 @@
+"""Tokenised examples, and what is counted of them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxtune.data import mix
+
+
+class Split(NamedTuple):
+  """Tokenised examples, padded on the right.
+
+  Attributes:
+    arrays: what a batch is cut from, by name; the first axis is the example, N. For sft: "tokens"
+      (N, T) int32, "mask" (N, T) bool, true on real tokens, and "weights" (N, T) float32, 1 where
+      the token is a target (the objective shifts, not we).
+    prompts: ids up to the answer; [] for plain text.
+    references: accepted answers, the trained one first; [] for plain text.
+    rows: as they were read.
+    where: file and line of each.
+    tasks: of a mixture, the name of each example's task (as long as the arrays).
+    choices: the answers that each example's answer is chosen from, where there are any.
+    order: in which training draws them, from `batches.arrange`; () for all alike.
+  """
+
+  arrays: dict[str, np.ndarray]
+  prompts: list[list[int]]
+  references: list[list[str]]
+  rows: list[dict]
+  where: list[str]
+  tasks: list[str] | None = None
+  choices: list[list[str]] | None = None
+  order: mix.Order = ()
+
+  @property
+  def examples(self) -> int:
+    """N: the rows of the arrays."""
+    return len(self.arrays["tokens"])
+
+  @property
+  def width(self) -> int:
+    """T: the tokens of a padded row."""
+    return self.arrays["tokens"].shape[-1]
+
+
+def measures(split: Split) -> dict[str, Any]:
+  """Counts the tokens of a split and hashes its arrays."""
+  digest = hashlib.sha256()
+  for name, array in sorted(split.arrays.items()):
+    digest.update(repr((name, array.shape, array.dtype.str)).encode())
+    digest.update(array.tobytes())
+  return {
+    "tokens": int(split.arrays["mask"].sum()),
+    "trained_tokens": int(np.count_nonzero(split.arrays["weights"])),
+    "longest": int(split.arrays["mask"].sum(axis=-1).max(initial=0)),
+    "sha256": digest.hexdigest(),
+  }
+
+
+def counts(split: Split, skipped: dict[str, int], truncated: int = 0, **more: Any) -> dict:
+  """Records what became of a split's examples.
+
+  Returns:
+    {"kept": examples, "skipped": {reason: how many}, "truncated", the `measures`, and `more`}.
+  """
+  return {
+    "kept": len(split.where),
+    "skipped": {reason: count for reason, count in skipped.items() if count},
+    "truncated": truncated,
+    **measures(split),
+    **more,
+  }

@@ -1,0 +1,153 @@
+"""How examples of each kind look to a person; an objective names one of these views."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxtune.data.encode.choices import unfold
+from jaxtune.data.split import Split
+from jaxtune.data.tokenizer import Tokenizer
+
+Mark = Callable[[str], str]  # marks a text that is trained
+
+
+class View(NamedTuple):
+  """How the examples of an objective are shown.
+
+  Attributes:
+    texts: yields what tells two examples apart: their text, without the label if they have one.
+    example: lays out the example of a number, with what is trained marked.
+    labels: lines that count the labels of a split; None where examples have no label.
+  """
+
+  texts: Callable[[Split, Tokenizer], Iterator[str]]
+  example: Callable[[Split, Tokenizer, int, Mark], str]
+  labels: Callable[[Split], list[str]] | None = None
+
+
+def _texts(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
+  """Yields the text of each row, or of each example of a packed row."""
+  inputs = split.arrays.get("inputs")
+  rows = zip(split.arrays["tokens"], split.arrays["mask"], strict=True)
+  for at, (tokens, mask) in enumerate(rows):
+    source = "" if inputs is None else tokenizer.decode(
+      inputs[at][split.arrays["inputs_mask"][at]]
+    ) + "\n"  # fmt: skip
+    segments = split.arrays["segments"][at] if "segments" in split.arrays else mask.astype(int)
+    for number in range(1, segments.max(initial=0) + 1):
+      yield source + tokenizer.decode(tokens[segments == number])
+
+
+def _prompts(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
+  return map(tokenizer.decode, split.prompts)
+
+
+def _questions(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
+  return (f"{row['question']}\n{row['context']}" for row in split.rows)
+
+
+def _tokens(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
+  """Lays out an example of `encode.text` or `encode.chat`."""
+  arrays = split.arrays
+  mask = arrays["mask"][at]
+  text = _marked(tokenizer, arrays["tokens"][at][mask], arrays["weights"][at][mask], mark)
+  if "inputs" not in arrays:
+    return text
+  source = tokenizer.decode(arrays["inputs"][at][arrays["inputs_mask"][at]])
+  return f"{_safe(source)}\n{text}"
+
+
+def _labelled(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
+  """Lays out a text, and its label."""
+  text = tokenizer.decode(split.arrays["tokens"][at][split.arrays["mask"][at]])
+  return f"{_safe(text)}\nlabel: {mark(_safe(split.references[at][0]))}"
+
+
+def _choices(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
+  """Lays out a prompt with each of its answers, a star before the right one."""
+  arrays = unfold({name: x[at : at + 1] for name, x in split.arrays.items()})
+  right = arrays["labels"][0]
+  rows = zip(*(arrays[name][0] for name in ("tokens", "mask", "weights")), strict=True)
+  return "\n".join(
+    f"{'*' if number == right else ' '} {_marked(tokenizer, tokens[mask], weights[mask], mark)}"
+    for number, (tokens, mask, weights) in enumerate(rows)
+    if weights.any()
+  )
+
+
+def _words(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
+  """Lays out words, those that are trained marked, with their tags but "O"."""
+  seen = set(split.arrays["words"][at].tolist())
+  pairs = zip(split.rows[at]["words"], split.references[at], strict=True)
+  words = [_safe(word) if tag == "O" else _safe(f"{word}/{tag}") for word, tag in pairs]
+  runs = itertools.groupby(enumerate(words, 1), key=lambda pair: pair[0] in seen)
+  texts = ((trained, " ".join(word for _, word in run)) for trained, run in runs)
+  return " ".join(mark(text) if trained else text for trained, text in texts)
+
+
+def _windows(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
+  """Lays out the windows of a question, the answer marked."""
+  lines = []
+  for row in np.flatnonzero(split.arrays["example"] == at):
+    mask = split.arrays["mask"][row]
+    places = np.arange(mask.sum())
+    first, last = split.arrays["starts"][row], split.arrays["ends"][row]
+    answer = (first <= places) & (places <= last) & (last > 0)
+    lines.append(_marked(tokenizer, split.arrays["tokens"][row][mask], answer, mark))
+  answers = " or ".join(repr(answer) for answer in split.references[at] if answer)
+  return "\n".join([*lines, f"answers: {answers or 'none'}"])
+
+
+def _classes(split: Split) -> list[str]:
+  return _frequencies("examples by label:", (references[0] for references in split.references))
+
+
+def _tags(split: Split) -> list[str]:
+  return _frequencies("words by tag:", itertools.chain.from_iterable(split.references))
+
+
+def _range(split: Split) -> list[str]:
+  labels_N = split.arrays["labels"].astype(np.float64)
+  return [f"labels: {labels_N.min():g} to {labels_N.max():g}, mean {labels_N.mean():.4g}"]
+
+
+def _unanswered(split: Split) -> list[str]:
+  none = sum(references == [""] for references in split.references)
+  return [f"without an answer: {none:,} of {len(split.references):,}"]
+
+
+def _frequencies(title: str, names: Iterable[str]) -> list[str]:
+  counts = Counter(names)
+  total, wide = counts.total(), max(map(len, counts), default=0)
+  rows = counts.most_common()
+  return [title, *(f"  {name:<{wide}}  {n:,} ({100 * n / total:.1f} %)" for name, n in rows)]
+
+
+def _marked(tokenizer: Tokenizer, ids_T: np.ndarray, trained_T: np.ndarray, mark: Mark) -> str:
+  """Decodes tokens, the runs that are trained marked."""
+  borders = [0, *(np.flatnonzero(np.diff(trained_T > 0)) + 1), len(ids_T)]
+  # A run decoded by itself would lose the space in front: take what it adds to the text so far.
+  texts = [tokenizer.decode(ids_T[:border]) for border in borders]
+  pieces = []
+  for begin, before, text in zip(borders, texts, texts[1:], strict=False):
+    piece = _safe(text[len(before) :])
+    pieces.append(mark(piece) if begin < len(ids_T) and trained_T[begin] else piece)
+  return "".join(pieces)
+
+
+def _safe(text: str) -> str:
+  """Writes out what would steer a terminal."""
+  return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+TEXT = View(_texts, _tokens)
+CLASSES = View(_texts, _labelled, _classes)
+NUMBERS = View(_texts, _labelled, _range)
+WORDS = View(_texts, _words, _tags)
+CHOICES = View(_prompts, _choices, _classes)
+ANSWERS = View(_questions, _windows, _unanswered)

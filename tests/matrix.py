@@ -35,6 +35,7 @@ from jaxtune import certify, objectives, peft, tree
 from jaxtune.api import export
 from jaxtune.errors import UserError
 from jaxtune.evaluation import generate
+from jaxtune.formats.choose import choose_format
 from jaxtune.peft.methods import head
 from jaxtune.training import checkpoint, optim
 from jaxtune.training import step as update
@@ -106,7 +107,7 @@ def lay(pretrained, section: dict, seed: int = 0):
   if pretrained.model.config.head is not None:
     methods += (head.method(pretrained.fresh),)
   sites = peft.find_sites(pretrained.model)
-  tuned, hyper, base = peft.init(jax.random.key(seed), methods, sites, pretrained.params)
+  _, tuned, hyper, base = peft.init(jax.random.key(seed), methods, sites, pretrained.params)
   tuned = {"params": {}, "peft": {}} | tiny.perturb(tuned, seed + 1, 0.05)
   names = {"learning_rate": 0.02, "warmup": 0.0, "weight_decay": 0.0, "head_ratio": 1.0}
   numbers = {name: jnp.float32(value) for name, value in names.items()}
@@ -241,9 +242,9 @@ def check_export(pretrained, methods, tuned, hyper, base, reloads, scratch: Path
   made, why = None, ""
   for form in ("auto", "merged"):
     try:
-      reload = reloads.get(export.choose_format(methods, tuned, form))
+      reload = reloads.get(choose_format(peft.Adapted(methods, tuned, hyper, base), form))
       made = export.export(
-        pretrained, methods, tuned, hyper, base, scratch / "export", format=form,
+        pretrained, peft.Adapted(methods, tuned, hyper, base), scratch / "export", format=form,
         certify=reload is not None, reload=reload,
       )  # fmt: skip
       break

@@ -322,8 +322,8 @@ def test_what_ends_an_answer_is_what_training_taught(trained, tmp_path):
   """Neither other data nor an adapter beside it make a run forget its stop tokens."""
   run = jaxtune.load_run(trained)
   talker = run._replace(stop_tokens=(1, 3))
-  _, setup = evaluate._data_of(talker, {})
-  assert run.stop_tokens == (1,) and setup.dataset.stop_tokens == (1, 3)
+  trial = evaluate._trial(talker, {})
+  assert run.stop_tokens == (1,) and trial.dataset.stop_tokens == (1, 3)
   jaxtune.compose_runs([run, talker], tmp_path / "both", "average")
   assert jaxtune.load_run(tmp_path / "both").stop_tokens == (1, 3)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from support import tiny
 
-from jaxtune import config, formats, tree
+from jaxtune import config, formats, peft, tree
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
 from jaxtune.sweeps import grid
@@ -130,7 +130,7 @@ def test_an_adapter_that_is_written_is_read_bit_by_bit(tmp_path_factory, llama, 
     section |= {"rank": drawn["rank"], "alpha": drawn["alpha"], "targets": sorted(drawn["targets"])}
   methods, tuned, hyper, base = tiny.lay(llama, section, seed=drawn["seed"], noise=0.1)
   folder = tmp_path_factory.mktemp("written")
-  export(llama, methods, tuned, hyper, base, folder / "adapter")
+  export(llama, peft.Adapted(methods, tuned, hyper, base), folder / "adapter")
   _, back, _, _ = formats.lay(formats.read(folder / "adapter", llama), llama)
   theirs, ours = tree.flatten(back["peft"]), tree.flatten(tuned["peft"])
   assert theirs.keys() == ours.keys()

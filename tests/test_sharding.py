@@ -1,7 +1,6 @@
 """Every layout of four devices gives what one device gives, in training and in evaluation."""
 
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,9 @@ from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.preflight import checks
 from jaxtune.runs import baseline, programs
+from jaxtune.runs.start import start
+from jaxtune.runs.trial import with_config
 from jaxtune.training import loop
-from jaxtune.training.options import TrainOptions
 
 LORA = {"name": "lora", "rank": 2}
 METHODS = [
@@ -114,13 +114,13 @@ def test_a_step_of_every_kind_of_model(name):
   """An encoder with a head, an encoder-decoder, and a decoder of local and global layers."""
   pretrained, config, batch = made_for(name)
   setup, found = made_trials.make(pretrained), {}
-  state, base = programs.start(config, setup)
+  state, base = start(with_config(setup, config))
   for kind, layout in (("single", {"data": 1}), ("pmap", None), ("mesh", LAYOUTS["fsdp_tensor"])):
     mesh = layout["train.mesh"] if kind == "mesh" else layout
     parallel = sharding.make("pmap" if kind == "pmap" else "jit", mesh)
-    program = programs.make_program(config, setup, False)
-    step = parallel.compile(partial(loop.steps, program, 1, None), donate=True)
-    progress = loop.begin(tree.stack([state]), TrainOptions(**config["train"]))
+    program = programs.make_program(with_config(setup, config))
+    step = parallel.compile(loop.make_step(program, 1, None), donate=True)
+    progress = loop.begin(tree.stack([state]))
     progress = parallel.put_trials(jax.tree.map(jnp.copy, progress))
     trial = (progress.state, progress.sums, progress.stale)
     after, sums, _ = step(trial, parallel.put_shared(base), parallel.put_batch(batch))
@@ -160,8 +160,8 @@ def test_the_rules_cover_every_leaf(request, family, optimizer):
   methods = METHODS + [{"name": "bitfit"}] * (family == "gpt2")
   for method in methods:
     config = made_trials.complete(method, {"optim.name": optimizer})
-    state, base = jax.eval_shape(lambda c=config: programs.start(c, setup))
-    progress = jax.eval_shape(lambda s: loop.begin(tree.stack([s]), TrainOptions()), state)
+    state, base = jax.eval_shape(lambda c=config: start(with_config(setup, c)))
+    progress = jax.eval_shape(lambda s: loop.begin(tree.stack([s])), state)
     sharding.shardings(mesh, progress, "trial")
     placed = tree.flatten(sharding.shardings(mesh, base))
     if "trunk/layers/attn/q_proj/kernel" in placed:
@@ -173,7 +173,9 @@ def test_the_rules_cover_every_leaf(request, family, optimizer):
 
 def test_moments_lie_as_their_weights(llama):
   setup = made_trials.make(llama)
-  state, _ = jax.eval_shape(lambda: programs.start(made_trials.complete({"name": "full"}), setup))
+  state, _ = jax.eval_shape(
+    lambda: start(with_config(setup, made_trials.complete({"name": "full"})))
+  )
   stacked = jax.eval_shape(lambda s: tree.stack([s, s]), state)
   mesh = sharding.make("jit", {"trial": 2, "fsdp": 2}).mesh
   placed = sharding.shardings(mesh, stacked, "trial")

@@ -149,7 +149,7 @@ def lay(pretrained, section: dict):
   """Lays a method with random trained arrays over a model, and beside it the model's own head."""
   head = {"head": {"name": "head"}} if pretrained.model.config.head else {}
   methods = peft.build({"name": "stack", section["name"]: section, **head})
-  tuned, hyper, base = peft.init(
+  _, tuned, hyper, base = peft.init(
     jax.random.key(0), methods, peft.find_sites(pretrained.model), pretrained.params
   )
   tuned = {"params": {}, "peft": {}} | noise(tuned, 0.05)
@@ -160,7 +160,9 @@ def certified(pretrained, name: str, section: dict, form: str, dtype: str, folde
   """Exports and certifies one row, reads it back and writes it again."""
   how, laid = dict(format=form, dtype=dtype), lay(pretrained, section)
   try:
-    made = export(pretrained, *laid, folder, certify=True, reload=reload, **how).certificate
+    made = export(
+      pretrained, peft.Adapted(*laid), folder, certify=True, reload=reload, **how
+    ).certificate
     back = ""
     if form != "merged":
       back = round_trip(pretrained, laid, folder, form, name in AS_LORA)
@@ -179,7 +181,7 @@ def round_trip(pretrained, laid, folder: Path, form: str, as_lora: bool) -> str:
   """Imports an export, and exports that: arrays and files must be the same, bit by bit."""
   found = formats.read(folder, pretrained)
   again = folder.with_name(folder.name + "-again")
-  export(pretrained, *formats.lay(found, pretrained), again, format=form)
+  export(pretrained, peft.Adapted(*formats.lay(found, pretrained)), again, format=form)
   files = [load_file(place / certify.WEIGHTS[form]) for place in (folder, again)]
   if not equal(*files):
     return "FAILED"
@@ -203,7 +205,7 @@ def equal(ours: dict, theirs: dict) -> bool:
 def refused(pretrained, section: dict, form: str, folder: Path, reload) -> dict:
   """Exports what a format cannot hold, and expects to be told why."""
   try:
-    export(pretrained, *lay(pretrained, section), folder, format=form)
+    export(pretrained, peft.Adapted(*lay(pretrained, section)), folder, format=form)
   except UserError as error:
     print(f"  {error}", file=sys.stderr)
     return EMPTY | {"verdict": "refused"}
@@ -213,7 +215,7 @@ def refused(pretrained, section: dict, form: str, folder: Path, reload) -> dict:
 def corrupted(pretrained, section: dict, form: str, folder: Path, reload) -> dict:
   """Exports one row, makes one tensor half as large again, and asks for a certificate."""
   laid = lay(pretrained, section)
-  export(pretrained, *laid, folder, format=form)
+  export(pretrained, peft.Adapted(*laid), folder, format=form)
   path = folder / certify.WEIGHTS.get(form, "model.safetensors")
   tensors = load_file(path)
   name = max(tensors, key=lambda n: ("lora_B" in n, "up.weight" in n, n.endswith("wte.weight"), n))
@@ -221,7 +223,7 @@ def corrupted(pretrained, section: dict, form: str, folder: Path, reload) -> dic
   save_file(tensors, path, {"format": "pt"})
   (folder / "pytorch_adapter.bin").unlink(missing_ok=True)
   try:
-    certify.certify(folder, pretrained, *laid, reload=reload)
+    certify.certify(folder, pretrained, peft.Adapted(*laid), reload=reload)
   except certify.Rejected:
     made = json.loads((folder / "certificate.json").read_text())
     return EMPTY | {

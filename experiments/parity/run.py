@@ -122,22 +122,19 @@ def make_twin(family: Family, config: dict, folder: Path) -> None:
 
 
 def lay(pretrained, section: dict | None):
-  """Lays a method with random trained arrays over a model: (methods, tuned, hyper, base)."""
+  """Lays a method with random trained arrays over a model."""
   methods = peft.build(section) if section else ()
   sites = peft.find_sites(pretrained.model)
-  tuned, hyper, base = peft.init(jax.random.key(0), methods, sites, pretrained.params)
+  adapted = peft.init(jax.random.key(0), methods, sites, pretrained.params)
   rng = lambda path: np.random.default_rng(zlib.crc32(path.encode()))
   moved = {path: bf16(x + 0.1 * rng(path).standard_normal(x.shape).astype(np.float32))
-           for path, x in tree.flatten(tuned).items()}  # fmt: skip
-  return methods, {"params": {}, "peft": {}} | tree.unflatten(moved), hyper, base
+           for path, x in tree.flatten(adapted.tuned).items()}  # fmt: skip
+  return adapted._replace(tuned={"params": {}, "peft": {}} | tree.unflatten(moved))
 
 
 def our_logits(pretrained, laid, ours: list[dict]) -> list[np.ndarray]:
-  methods, tuned, hyper, base = laid
-  run = jax.jit(lambda *trees, **batch: peft.apply(
-    pretrained.model, methods, *trees, **batch
-  ))  # fmt: skip
-  return [np.asarray(run(base, tuned, hyper, **batch)) for batch in ours]
+  run = jax.jit(lambda **batch: peft.apply(pretrained.model, laid, **batch))
+  return [np.asarray(run(**batch)) for batch in ours]
 
 
 def their_logits(family: Family, base: Path, dtype: str, theirs: list[dict], adapter=None, laid=()):
@@ -164,7 +161,7 @@ def cells(family: Family, method: str, scratch: Path):
     laid = lay(pretrained, METHODS[method])
     if dtype == "float32" and METHODS[method]:
       lays = by_hand(family, pretrained, laid, method) or dict(
-        adapter=export(pretrained, *laid, scratch / "adapter", format="peft").folder
+        adapter=export(pretrained, peft.Adapted(*laid), scratch / "adapter", format="peft").folder
       )
     made[dtype] = our_logits(pretrained, laid, ours)
   found = {dtype: their_logits(family, folder, dtype, theirs, **lays) for dtype in DTYPES}

@@ -11,6 +11,8 @@ from functools import partial
 import jax
 import numpy as np
 
+from jaxtune.runs.start import start
+from jaxtune.runs.trial import with_config
 from jaxtune.training.options import TrainOptions
 
 GPT2_SMALL = dict(
@@ -22,10 +24,9 @@ TRIALS, UPDATES = 16, 100
 
 def step() -> None:
   """Answers each line of stdin with the times of so many updates, in ms."""
-  from jaxtune import config, peft
+  from jaxtune import config
   from jaxtune.models import hf
-  from jaxtune.runs import programs
-  from jaxtune.runs.trial import Setup
+  from jaxtune.runs import programs, trial
   from jaxtune.training import step as update
 
   full = config.complete({
@@ -33,9 +34,9 @@ def step() -> None:
     "method": {"name": "lora", "rank": 8}, "train": {"steps": 1000}, "optim": {"clip": None},
   })  # fmt: skip
   pretrained = hf.load(**full["model"])
-  setup = Setup(pretrained, peft.find_sites(pretrained.model), None, "")
-  state, base = programs.start(full, setup)
-  go = jax.jit(partial(update.update, programs.make_program(full, setup, False)), donate_argnums=0)
+  made = trial.make(full, pretrained, None, "")
+  state, base = start(made)
+  go = jax.jit(partial(update.update, programs.make_program(made)), donate_argnums=0)
   rng = np.random.default_rng(0)
   batch = {
     "tokens": rng.integers(0, 50257, (1, BATCH, LENGTH)).astype(np.int32),
@@ -91,16 +92,15 @@ def chunk() -> None:
   _, _, configs = sweep.expand(sweep_config())
   setup = trial.prepare(configs[0])
   options = TrainOptions(**configs[0]["train"])
-  states, base = [programs.start(c, setup) for c in configs], None
-  base = states[0][1]
-  found = {}
+  states, base = [start(with_config(setup, c)) for c in configs], None
+  base, seeds, found = states[0][1], [c["seed"] for c in configs], {}
   for size in (1, 2, 4, 16):
-    program = programs.make_program(configs[0], setup, False)
-    go = jax.jit(partial(loop.steps, program, size, None))
-    progress = loop.begin(tree.stack([state for state, _ in states]), options)
+    program = programs.make_program(with_config(setup, configs[0]))
+    go = jax.jit(loop.make_step(program, size, None))
+    progress = loop.begin(tree.stack([state for state, _ in states]))
     carry, times = (progress.state, progress.sums, progress.stale), []
     for i in range(6):
-      batch = loop.make_batch(configs, [setup.dataset.train] * len(configs), i, options)
+      batch = loop.make_batch([setup.dataset.train] * len(configs), seeds, i, options)
       began = time.perf_counter()
       carry = jax.block_until_ready(go(carry, base, batch))
       times.append(1000 * (time.perf_counter() - began) / len(configs))
@@ -121,11 +121,10 @@ def alternate(runs: dict, rounds: int = 12) -> dict:
 
 def choices() -> None:
   """Prints the ms of what ARCHITECTURE.md chose between: attention's gradient, and remat."""
-  from jaxtune import config, peft
+  from jaxtune import config
   from jaxtune.models import hf
   from jaxtune.models.layers import Attend
-  from jaxtune.runs import programs
-  from jaxtune.runs.trial import Setup
+  from jaxtune.runs import programs, trial
   from jaxtune.training import step as update
 
   rng, found = np.random.default_rng(0), {}
@@ -152,9 +151,9 @@ def choices() -> None:
       "model": tiny | {"remat": remat}, "data": {"train": ""}, "method": {"name": "full"}
     })  # fmt: skip
     pretrained = hf.load(**full["model"])
-    setup = Setup(pretrained, peft.find_sites(pretrained.model), None, "")
-    state, base = programs.start(full, setup)
-    go = jax.jit(partial(update.update, programs.make_program(full, setup, False)))
+    made = trial.make(full, pretrained, None, "")
+    state, base = start(made)
+    go = jax.jit(partial(update.update, programs.make_program(made)))
     runs["rematerialised" if remat else "stored"] = partial(go, state, base, batch)
   found["full update, bundled model, 16x128"] = alternate(runs)
   print(json.dumps(found))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from jaxtune import data, schema
+from jaxtune import data, peft, schema
 from jaxtune.compose import mixed
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation import generate
 from jaxtune.runs.finished import Run
-from jaxtune.runs.trial import find_objective
+from jaxtune.runs.trial import objective_of
 
 
 def complete(
@@ -43,7 +42,7 @@ def complete(
   runs = [run] if isinstance(run, Run) else list(run)
   which, run = _choose(runs, prompts, which), runs[0]
   c, tokenizer = run.pretrained.model.config, run.pretrained.tokenizer
-  if find_objective(run.config)[0].HEAD != "lm":
+  if objective_of(run.config).HEAD != "lm":
     raise UserError(
       f"{run.folder} was trained for {run.config['objective']['name']}: it writes no text; "
       "`jaxtune evaluate` judges it"
@@ -57,7 +56,7 @@ def complete(
   data.ids.check_rows(tokenizer, ids, c.vocabulary)
   longest = max(map(len, ids))
   tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id, longest)
-  prefix = max(sum(method.positions for method in one.methods) for one in runs)
+  prefix = max(sum(method.positions for method in one.adapted.methods) for one in runs)
   # The halves of an encoder-decoder place prompt and completion each for itself.
   sides = [longest + max_new_tokens] if c.encoder is None else [longest, max_new_tokens]
   if max(sides) + prefix > c.positions:
@@ -70,13 +69,17 @@ def complete(
     max_new_tokens=max_new_tokens, stop_tokens=stops, temperature=temperature, top_k=top_k,
     top_p=top_p, key=jax.random.key(seed),
   )  # fmt: skip
-  model, texts = (run.pretrained.model, run.methods), (jnp.asarray(tokens), jnp.asarray(mask))
-  if len(runs) == 1:
-    go = jax.jit(partial(generate.generate, *model, **options))
-    found = go(run.base, run.tuned, run.hyper, *texts)
-  else:
-    go = jax.jit(partial(mixed.complete, *model, **options))
-    found = go(run.base, *mixed.together(runs), jnp.asarray(which), *texts)
+  adapted = run.adapted if len(runs) == 1 else mixed.together(runs)
+  arrays = (adapted.overlay, adapted.base, jnp.asarray(tokens), jnp.asarray(mask))
+
+  def go(overlay, base, tokens, mask):
+    traced = peft.Adapted(adapted.methods, *overlay, base)
+    if len(runs) == 1:
+      return generate.generate(run.pretrained.model, traced, tokens, mask, **options)
+    chosen = jnp.asarray(which)
+    return mixed.complete(run.pretrained.model, traced, chosen, tokens, mask, **options)
+
+  found = jax.jit(go)(*arrays)
   return [tokenizer.decode(generate.until_stop(row, stops)) for row in found]
 
 

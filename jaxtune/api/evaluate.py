@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxtune import config as configs
 from jaxtune import schema, sharding, tree
 from jaxtune.compose import knockout, low_rank
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare, judge
 from jaxtune.preflight import checks
-from jaxtune.runs import baseline, programs, trial
+from jaxtune.runs import baseline, programs
 from jaxtune.runs.finished import Run, check_free, keep
+from jaxtune.runs.trial import Trial, prepare
 
 
 def evaluate(run: Run, overrides: dict[str, Any] | None = None) -> dict:
@@ -29,13 +28,12 @@ def evaluate(run: Run, overrides: dict[str, Any] | None = None) -> dict:
   Returns:
     {"base": metrics, "final": metrics} and what `compare.record` adds.
   """
-  config, setup = _data_of(run, overrides)
-  evaluator = _evaluator(run, config, setup)
-  pairs = jax.tree.map(lambda x: x[None], (run.tuned, run.hyper))
-  final = judge.test(evaluator, pairs, run.base, [setup.dataset], [run.config["seed"]])[0]
-  untuned = baseline.evaluate_base(config, setup, evaluator.parallel)
+  trial = _trial(run, overrides)
+  evaluator = _evaluator(run, trial)
+  (final,) = _judge(evaluator, [run], trial)
+  untuned = baseline.evaluate_base(trial, evaluator.parallel)
   found = {"base": untuned.base.metrics, "final": final.metrics}
-  return found | compare.record(final, untuned, evaluator, setup.dataset)
+  return found | compare.record(final, untuned, evaluator, trial.dataset)
 
 
 def knock_out(run: Run, overrides: dict[str, Any] | None = None) -> dict[str, dict]:
@@ -48,15 +46,13 @@ def knock_out(run: Run, overrides: dict[str, Any] | None = None) -> dict[str, di
     {"all": metrics, "without NAME": metrics, ..., "base": metrics}, on the same examples.
   """
   names = knockout.parts(run)
-  config, setup = _data_of(run, overrides)
+  trial = _trial(run, overrides)
   ways = {"all": run} | {f"without {name}": knockout.without(run, name) for name in names}
   found = {}
   for way, part in ways.items():
-    pairs = jax.tree.map(lambda x: x[None], (part.tuned, part.hyper))
-    evaluator = _evaluator(part, config, setup)
-    judged = judge.test(evaluator, pairs, part.base, [setup.dataset], [run.config["seed"]])
-    found[way] = judged[0].metrics
-  untuned = baseline.evaluate_base(config, setup, evaluator.parallel)
+    evaluator = _evaluator(part, trial)
+    found[way] = _judge(evaluator, [part], trial)[0].metrics
+  untuned = baseline.evaluate_base(trial, evaluator.parallel)
   return found | {"base": untuned.base.metrics}
 
 
@@ -79,12 +75,8 @@ def judge_ranks(
   for rank in ranks if folder is not None else ():
     check_free(Path(folder) / f"rank={rank}")
   cuts = {rank: low_rank.truncate(run, rank) for rank in ranks}
-  config, setup = _data_of(run, overrides)
-  first = next(iter(cuts.values()))[0]
-  evaluator = _evaluator(first, config, setup)
-  trees = [(cut.tuned, cut.hyper) for cut, _ in cuts.values()]
-  datasets, seeds = [setup.dataset] * len(trees), [run.config["seed"]] * len(trees)
-  judged = judge.test(evaluator, tree.stack(trees), first.base, datasets, seeds)
+  trial, runs = _trial(run, overrides), [cut for cut, _ in cuts.values()]
+  judged = _judge(_evaluator(runs[0], trial), runs, trial)
   for rank, (cut, _) in cuts.items() if folder is not None else ():
     keep(cut, Path(folder) / f"rank={rank}")
   return {
@@ -93,7 +85,7 @@ def judge_ranks(
   }
 
 
-def _data_of(run: Run, overrides: dict[str, Any] | None):
+def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
   """Completes a run's config with other data or another evaluation, and loads the data."""
   for key in overrides or {}:
     if key.split(".")[0] not in ("data", "evaluate"):
@@ -102,13 +94,21 @@ def _data_of(run: Run, overrides: dict[str, Any] | None):
   if run.labels:  # other data may lack some of them
     config["data"] |= {"labels": list(run.labels)}
   checks.check_options(config, devices=False)
-  setup = trial.prepare(config, run.pretrained)
+  trial = prepare(config, run.pretrained)
   # Other data may end their answers otherwise than those that the run was trained on.
-  setup = setup._replace(dataset=setup.dataset._replace(stop_tokens=run.stop_tokens))
-  checks.check(config, setup)
-  return config, setup
+  trial = trial._replace(dataset=trial.dataset._replace(stop_tokens=run.stop_tokens))
+  checks.check(trial)
+  return trial
 
 
-def _evaluator(run: Run, config: dict, setup):
-  compiled = programs.make_program(config, setup, False)._replace(methods=run.methods)
-  return programs.make_evaluator(config, compiled, sharding.make("jit", {"data": 1}), 1, setup)
+def _evaluator(run: Run, trial: Trial) -> judge.Evaluator:
+  """Compiles the judgement of a run on the data of a trial."""
+  parallel = sharding.make("jit", {"data": 1})
+  return programs.make_evaluator(trial, parallel, methods=run.adapted.methods)
+
+
+def _judge(evaluator: judge.Evaluator, runs: list[Run], trial: Trial) -> list[judge.Judged]:
+  """Judges runs of the same methods over one base, in one compiled program."""
+  overlays = tree.stack([run.adapted.overlay for run in runs])
+  datasets, seeds = [trial.dataset] * len(runs), [trial.config["seed"]] * len(runs)
+  return judge.judge_splits(evaluator, overlays, runs[0].adapted.base, datasets, seeds)

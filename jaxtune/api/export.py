@@ -10,19 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 
-from jaxtune import files, tree
-from jaxtune import peft as methods_
+from jaxtune import files, peft, tree
 from jaxtune.certify import Rejected, adapters_interpreter
 from jaxtune.certify import certify as make_certificate
 from jaxtune.errors import UserError
 from jaxtune.formats import card, merged, places
-from jaxtune.formats.adapterhub import write
-from jaxtune.formats.choose import choose_format, laid
-from jaxtune.formats.peft import write as peft_format
+from jaxtune.formats.adapterhub import names
+from jaxtune.formats.adapterhub import write as adapterhub_writer
+from jaxtune.formats.choose import choose_format, trained_methods
+from jaxtune.formats.facts import Facts
+from jaxtune.formats.peft import write as peft_writer
+from jaxtune.formats.peft.write_prompts import seen_for
+from jaxtune.models import hf
 from jaxtune.runs import results, trial
 from jaxtune.runs.finished import Run
 
@@ -44,11 +47,8 @@ class Exported(NamedTuple):
 
 
 def export(
-  pretrained,
-  methods: tuple[methods_.Method, ...],
-  tuned: Any,
-  hyper: Any,
-  base: Any,
+  pretrained: hf.Pretrained,
+  adapted: peft.Adapted,
   folder: str | Path,
   *,
   format: str = "auto",
@@ -68,7 +68,7 @@ def export(
   survives a failure. An export that fails its certificate is kept as `<folder>.rejected`.
 
   Args:
-    pretrained, methods, tuned, hyper, base: the model, and what `peft.init` made of it.
+    adapted: the weights of `pretrained` with what was trained laid over them.
     folder: new, empty, or an earlier export, which is replaced; one to which anything was added,
       or in which anything was changed, is refused.
     format: "peft", "adapterhub", "merged", or "auto": the method's own.
@@ -91,28 +91,25 @@ def export(
   folder = folder if folder.name else folder.resolve()  # "." has no name
   rejected = folder.with_name(folder.name + ".rejected")
   _check_free(pretrained, folder, rejected if certify else folder)
-  tree.check_finite(tree.flatten({**tuned, "hyper": hyper}), "what is to be exported")
-  form = choose_format(methods, tuned, format)
+  trained = tree.flatten({**adapted.tuned, "hyper": adapted.hyper})
+  tree.check_finite(trained, "what is to be exported")
+  form = choose_format(adapted, format)
   if form != "merged" and dtype != "float32":
     raise UserError(f"dtype {dtype!r} is for format='merged'; adapters are written in float32")
   base_name = places.base_reference(base_name or pretrained.folder)
   if form == "adapterhub":
-    write.names.check_family(pretrained)
+    names.check_family(pretrained)
   if certify and form == "adapterhub" and reload is None:
     adapters_interpreter()  # or say at once that there is none
-  laid_over = methods, tuned, hyper, base
+  stops, extra = tuple(stop_tokens), extra_config or {}
+  facts = Facts(base_name, tuple(labels), stops, recipe or {}, extra)
   try:
     with files.replacing(folder) as new:
-      how = (dtype, labels, base_name, extra_config, stop_tokens)
-      rounding = _write(pretrained, *laid_over, new, form, *how)
-      taken = sum(m.positions for m in methods if m.kind == "prefix" and form == "peft")
-      seen = peft_format.seen_for(pretrained.model.config, taken)
-      made = (labels, base_name, dtype, rounding, seen, recipe, stop_tokens)
-      card.write(new, form, pretrained, methods, *made)
+      rounding = _write(new, form, pretrained, adapted, facts, dtype)
       certificate = None
       if certify:
         how = dict(reload=reload, prompts=prompts, base_name=base_name, rounding=rounding)
-        certificate = _certified(new, rejected, pretrained, laid_over, **how)
+        certificate = _certified(new, rejected, pretrained, adapted, **how)
   except (OSError, SafetensorError) as error:
     raise UserError(f"the export to {folder} cannot be written: {error}") from error
   return Exported(folder, form, rounding, certificate)
@@ -127,29 +124,38 @@ def _check_free(pretrained, *chosen: Path) -> None:
 
 
 def _write(
-  pretrained, methods, tuned, hyper, base, new, form, dtype, labels, base_name, extra, stops
+  folder: Path,
+  form: str,
+  pretrained: hf.Pretrained,
+  adapted: peft.Adapted,
+  facts: Facts,
+  dtype: str,
 ) -> merged.Rounding | None:
-  """Writes the files of a format into an empty folder."""
+  """Writes the files of a format and the model card into an empty folder."""
+  rounding, written = None, adapted._replace(methods=trained_methods(adapted))
   if form == "merged":
-    named = tuple(map(str, labels)) or None
-    return merged.write(pretrained, methods, tuned, hyper, base, new, dtype, named, stops)
-  parts, end = laid(methods, tuned), (new, base_name, extra or {})
-  if form == "peft":
-    peft_format.write(pretrained, *parts, tuned, hyper, base, *end)
+    rounding = merged.write(pretrained, adapted, folder, dtype, facts)
+  elif form == "peft":
+    peft_writer.write(pretrained, written, folder, facts)
   else:
-    write.write(pretrained, parts, tuned, hyper, base, *end, labels)
-  return None
+    adapterhub_writer.write(pretrained, written, folder, facts)
+  prefixes = sum(m.positions for m in adapted.methods if m.kind == "prefix" and form == "peft")
+  seen = seen_for(pretrained.model.config, prefixes)
+  card.write(folder, form, pretrained, adapted.methods, facts, rounding=rounding, seen=seen)
+  return rounding
 
 
-def _certified(new: Path, rejected: Path, pretrained, laid_over: tuple, **how) -> dict:
+def _certified(
+  new: Path, rejected: Path, pretrained: hf.Pretrained, adapted: peft.Adapted, **how
+) -> dict:
   """Certifies the files in `new`; moves them to `rejected` where they are not as trained."""
   try:
-    return make_certificate(new, pretrained, *laid_over, **how)
+    return make_certificate(new, pretrained, adapted, **how)
   except Rejected as error:
     with files.replacing(rejected) as kept:
       for path in list(new.iterdir()):
         path.rename(kept / path.name)
-    raise Rejected(f"{error}. Its files and certificate are kept in {rejected}") from error
+    raise Rejected(f"{error}; its files and certificate are kept in {rejected}") from error
 
 
 def export_run(
@@ -176,7 +182,7 @@ def export_run(
       prompts = [tokens[mask].tolist() for tokens, mask in texts]
     prompts = [prompt for prompt in prompts if prompt] or None
   return export(
-    run.pretrained, run.methods, run.tuned, run.hyper, run.base, folder, format=format,
+    run.pretrained, run.adapted, folder, format=format,
     dtype=dtype, labels=run.labels, base_name=run.config["model"]["path"], certify=certify,
     prompts=prompts, recipe={"config": run.config, "result": results.read(run.folder)},
     stop_tokens=run.stop_tokens,

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxtune import schema
 from jaxtune.compose import low_rank
-from jaxtune.runs.finished import check_free, keep, over
+from jaxtune.runs.finished import check_free, keep, untrained
 from jaxtune.schema import Count
 
 
@@ -23,6 +23,6 @@ def extract(config: Any, checkpoint: str, rank: Count, folder: str | Path) -> di
   """
   schema.check_arguments(extract, {"rank": rank})
   check_free(folder)
-  made, kept = low_rank.extract(over(config, folder), checkpoint, rank)
+  made, kept = low_rank.extract(untrained(config, folder), checkpoint, rank)
   keep(made, folder)
   return kept

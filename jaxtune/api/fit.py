@@ -7,7 +7,8 @@ from typing import Any
 
 from jaxtune import config as configs
 from jaxtune.preflight import checks, gradients, targets
-from jaxtune.runs import baseline, group, locks, trial
+from jaxtune.runs import baseline, group, locks
+from jaxtune.runs.trial import prepare
 
 
 def fit(config: Any, workdir: str | Path) -> dict:
@@ -21,16 +22,13 @@ def fit(config: Any, workdir: str | Path) -> dict:
     The content of result.json: metrics of the untuned base and of the tuned model, counts,
     versions and hashes. "diverged_at" is the first step at which training was not finite, or None.
   """
+  workdir = Path(workdir)
   with locks.held(workdir):
-    return _fit(config, Path(workdir))
-
-
-def _fit(config: Any, workdir: Path) -> dict:
-  full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "sweep"})
-  checks.check_options(full)
-  setup = trial.prepare(full)
-  checks.check(full, setup)
-  gradients.check(full, setup)
-  print(targets.describe(full, setup))
-  base = baseline.evaluate_base(full, setup)
-  return group.train([full], [workdir], [setup], [base], workdir / "checkpoints")[0]
+    full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "sweep"})
+    checks.check_options(full)
+    trial = prepare(full)
+    checks.check(trial)
+    gradients.check(trial)
+    print(targets.describe(trial))
+    untuned = baseline.evaluate_base(trial)
+    return group.train([trial], [workdir], [untuned], workdir / "checkpoints")[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune import compose, formats
-from jaxtune.runs.finished import Run, check_free, keep, over
+from jaxtune.runs.finished import Run, check_free, keep, untrained
 
 
 def import_adapter(config: Any, adapter: str | Path, folder: str | Path) -> Run:
@@ -20,10 +20,10 @@ def import_adapter(config: Any, adapter: str | Path, folder: str | Path) -> Run:
     adapter: folder of the adapter.
   """
   check_free(folder)
-  run = over(config, folder)
+  run = untrained(config, folder)
   found = formats.read(adapter, run.pretrained)
-  _, tuned, hyper, _ = formats.lay(found, run.pretrained)
-  run = compose.remade(run, found.section, tuned, hyper)
+  overlay = formats.lay(found, run.pretrained).overlay
+  run = compose.remade(run, found.section, overlay)
   run = run._replace(labels=tuple(found.labels) or run.labels)
   keep(run, folder)
   return run

@@ -10,7 +10,7 @@ from jaxtune import config as configs
 from jaxtune import data
 from jaxtune.api import sweep
 from jaxtune.preflight import checks, cost, targets
-from jaxtune.runs import trial
+from jaxtune.runs.trial import outline, with_config
 from jaxtune.sweeps import groups
 
 
@@ -26,17 +26,17 @@ def plan(config: Any, most_trials: int = sweep.MOST_TRIALS) -> str:
     names, completed = ["run"], [configs.complete(config)]
   parts, found = [], groups.groups(completed)
   for number, group in enumerate(found, 1):
-    first = completed[group[0]]
-    setup = trial.outline(first)
-    for i in group:
-      checks.check_options(completed[i], devices=False)
-      checks.check(completed[i], setup)
+    first = outline(completed[group[0]])
+    trials = [with_config(first, completed[i]) for i in group]
+    for trial in trials:
+      checks.check_options(trial.config, devices=False)
+      checks.check(trial)
     print(f"program {number} of {len(found)}: compiling one step", file=sys.stderr, flush=True)
-    figures = cost.cost([completed[i] for i in group], setup)
+    figures = cost.cost(trials)
     parts += [
       f"program {number}: {len(group)} trials ({names[group[0]]}{', ...' * (len(group) > 1)})",
-      targets.describe(first, setup),
-      data.describe(setup.dataset),
+      targets.describe(first),
+      data.describe(first.dataset),
       json.dumps(figures, indent=2),
     ]
   return "\n\n".join(parts)

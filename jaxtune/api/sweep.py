@@ -15,10 +15,11 @@ from jaxtune import data, lazy, metrics, schema
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare
 from jaxtune.files import write_atomically
+from jaxtune.models import hf
 from jaxtune.preflight import checks, cost, gradients, targets
 from jaxtune.runs import baseline, locks, results
 from jaxtune.runs import group as training
-from jaxtune.runs.trial import Setup, prepare
+from jaxtune.runs.trial import Trial, prepare, with_config
 from jaxtune.sweeps import grid, groups, stats, table
 from jaxtune.training import checkpoint
 
@@ -50,46 +51,54 @@ def sweep(
 
 def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> list[dict]:
   names, settings, configs = expand(config, most_trials)
-  folders = [workdir / "trials" / name for name in names]
-  members, setups = groups.groups(configs), _prepare(configs)
-  done = [_done(folder, *pair) for folder, *pair in zip(folders, configs, setups, strict=True)]
+  folders, trials = [workdir / "trials" / name for name in names], _prepare(configs)
+  done = [_done(*pair) for pair in zip(folders, trials, strict=True)]
   if metric is not None:
-    checks.check_metric(metric, configs[0], setups[0])
-  bases: dict[str, compare.Untuned] = {}
+    checks.check_metric(metric, trials[0])
   write_atomically(workdir / "config.json", configs_.to_json(configs_.to_dict(config)))
-  going = [_interrupted([configs[i] for i in group], workdir) for group in members]
-  waiting = [
-    [i for i in group if resumed or not done[i]]
-    for group, resumed in zip(members, going, strict=True)
-  ]
-  for group in waiting:
-    for i in {str(configs[i]["method"]): i for i in reversed(group)}.values():
-      gradients.check(configs[i], setups[i])
-  for number, group in enumerate(waiting, 1):
-    if not group:
-      continue
-    print(f"program {number} of {len(members)}: {len(group)} trials, {names[group[0]]} ...")
-    print(targets.describe(configs[group[0]], setups[group[0]]))
-    keys = {_judged(configs[i]): i for i in reversed(group)}
-    new = {key: i for key, i in keys.items() if key not in bases}
-    if new:
-      some = [configs[i] for i in new.values()], [setups[i] for i in new.values()]
-      bases |= zip(new, baseline.evaluate_bases(*some), strict=True)
-    chosen = [(configs[i], folders[i], setups[i], bases[_judged(configs[i])]) for i in group]
-    _run_group(*map(list, zip(*chosen, strict=True)), workdir)
-  found = [
+  members = groups.groups(configs)
+  _train_groups([_waiting(group, trials, done, workdir) for group in members], trials, folders)
+  outcomes = [
     results.read(folder) | {"trial": name, "settings": setting, "folder": str(folder)}
     for folder, name, setting in zip(folders, names, settings, strict=True)
   ]
-  report.write(
-    found,
-    workdir,
-    metric=metric,
-    config=configs_.complete(_without_sweep(config)),
-    notes={"compiled programs": len(members)},
-  )
-  metric = table.choose_metric(found, metric)
-  return sorted(found, key=lambda result: _order(result, metric))
+  plain, notes = configs_.complete(_without_sweep(config)), {"compiled programs": len(members)}
+  report.write(outcomes, workdir, metric=metric, config=plain, notes=notes)
+  metric = table.choose_metric(outcomes, metric)
+  return sorted(outcomes, key=lambda result: _order(result, metric))
+
+
+def _waiting(group: list[int], trials: list[Trial], done: list[bool], workdir: Path) -> list[int]:
+  """Returns the trials of a group that are to be run.
+
+  A group that was under way goes on as a whole from its checkpoint, of another one those that are
+  not done.
+  """
+  interrupted = _checkpoints([trials[i] for i in group], workdir).exists()
+  return group if interrupted else [i for i in group if not done[i]]
+
+
+def _train_groups(waiting: list[list[int]], trials: list[Trial], folders: list[Path]) -> None:
+  """Trains group after group, once every distinct method has been tried for one step."""
+  for group in waiting:
+    for i in {str(trials[i].config["method"]): i for i in reversed(group)}.values():
+      gradients.check(trials[i])
+  untuned: dict[str, compare.Untuned] = {}
+  for number, group in enumerate(waiting, 1):
+    if not group:
+      continue
+    some, here = [trials[i] for i in group], [folders[i] for i in group]
+    workdir = here[0].parents[1]
+    print(f"program {number} of {len(waiting)}: {len(group)} trials, {here[0].name} ...")
+    print(targets.describe(some[0]))
+    new = {groups.baseline_key(trial.config): trial for trial in reversed(some)}
+    new = {key: trial for key, trial in new.items() if key not in untuned}
+    if new:
+      untuned |= zip(new, baseline.evaluate_bases(list(new.values())), strict=True)
+    bases = [untuned[groups.baseline_key(trial.config)] for trial in some]
+    checkpoints = _checkpoints(some, workdir)
+    training.train(some, here, bases, checkpoints, cost.choose_chunk(some))
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _order(result: dict, metric: str) -> tuple[bool, float]:
@@ -139,52 +148,32 @@ def _numbers(value: Any) -> Any:
   return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _prepare(configs: list[dict]) -> list[Setup]:
+def _prepare(configs: list[dict]) -> list[Trial]:
   """Loads every model and data set that the trials need, once each, and checks every trial."""
   for config in configs:
     checks.check_options(config)
-  setups: dict[str, Setup] = {}
-  models: dict[str, Any] = {}
+  loaded: dict[str, Trial] = {}
+  models: dict[str, hf.Pretrained] = {}
+  trials = []
   for config in configs:
-    key, base = _shared(config), _model(config)
-    if key not in setups:
-      setups[key] = prepare(config, models.get(base))
-      models[base] = setups[key].pretrained
-    checks.check(config, setups[key])
+    key, model = groups.data_key(config), groups.model_key(config)
+    if key not in loaded:
+      loaded[key] = prepare(config, models.get(model))
+      models[model] = loaded[key].pretrained
+    trials.append(with_config(loaded[key], config))
+    checks.check(trials[-1])
+  datasets = {key: trial.dataset for key, trial in loaded.items()}
   for group in groups.groups(configs):
-    keys = list(dict.fromkeys(_shared(configs[i]) for i in group))
-    aligned = data.align([setups[key].dataset for key in keys])
-    for key, dataset in zip(keys, aligned, strict=True):
-      setups[key] = setups[key]._replace(dataset=dataset)
-  return [setups[_shared(config)] for config in configs]
+    keys = list(dict.fromkeys(groups.data_key(configs[i]) for i in group))
+    datasets |= zip(keys, data.align([datasets[key] for key in keys]), strict=True)
+  return [trial._replace(dataset=datasets[groups.data_key(trial.config)]) for trial in trials]
 
 
 def _without_sweep(config: Any) -> dict:
   return {key: value for key, value in configs_.to_dict(config).items() if key != "sweep"}
 
 
-def _judged(config: dict) -> str:
-  """Writes down what decides the untuned base's metrics; the seed draws its demonstrations."""
-  data = {key: value for key, value in config["data"].items() if key not in groups.SHARES}
-  seed = f"seed {config['seed']}" if config["evaluate"]["shots"] else ""
-  return _shared(config | {"data": data}) + seed
-
-
-def _shared(config: dict) -> str:
-  """Writes down what decides the model, the data and the evaluation."""
-  sections = {name: config[name] for name in ("data", "evaluate")}
-  return _model(config) + json.dumps(sections, sort_keys=True, default=str)
-
-
-def _model(config: dict) -> str:
-  """Writes down what decides the model: its weights, and the seed of what is drawn."""
-  sections = {name: config[name] for name in ("model", "objective")}
-  if config["model"]["path"] is None:
-    sections["seed"] = config["seed"]
-  return json.dumps(sections, sort_keys=True, default=str)
-
-
-def _done(folder: Path, config: dict, setup: Setup) -> bool:
+def _done(folder: Path, trial: Trial) -> bool:
   """Says whether a trial's result is there.
 
   Raises:
@@ -199,25 +188,14 @@ def _done(folder: Path, config: dict, setup: Setup) -> bool:
   with contextlib.suppress(UserError):  # keys that are newer than the result had their defaults
     found = json.loads(json.dumps(configs_.complete(found), default=str))
   old = {"config": found, "base": result.get("base_fingerprint")}
-  new = {"config": config, "base": setup.fingerprint}
+  new = {"config": trial.config, "base": trial.fingerprint}
   old["data set"] = data.identity(result.get("data", {}))
-  new["data set"] = data.identity(setup.dataset.report)
+  new["data set"] = data.identity(trial.dataset.report)
   checkpoint.check_same(f"{folder} holds the result", old, new)
   return True
 
 
-def _checkpoints(configs: list[dict], workdir: Path) -> Path:
-  identity = json.dumps(configs, sort_keys=True, default=str).encode()
+def _checkpoints(trials: list[Trial], workdir: Path) -> Path:
+  """Names the folder of a group's checkpoints after its configs."""
+  identity = json.dumps([trial.config for trial in trials], sort_keys=True, default=str).encode()
   return workdir / "groups" / hashlib.sha256(identity).hexdigest()[:16]
-
-
-def _interrupted(configs: list[dict], workdir: Path) -> bool:
-  """Says whether this very group was under way: then it goes on as a whole from its checkpoint."""
-  return _checkpoints(configs, workdir).exists()
-
-
-def _run_group(configs, folders, setups, bases, workdir: Path) -> None:
-  checkpoints = _checkpoints(configs, workdir)
-  chunk = cost.choose_chunk(configs, setups[0])
-  training.train(configs, folders, setups, bases, checkpoints, chunk)
-  shutil.rmtree(checkpoints, ignore_errors=True)

@@ -44,11 +44,8 @@ class Rejected(UserError):
 
 def certify(
   folder: str | Path,
-  pretrained,
-  methods: tuple[peft.Method, ...],
-  tuned: Any,
-  hyper: Any,
-  base: Any,
+  pretrained: hf.Pretrained,
+  adapted: peft.Adapted,
   *,
   prompts: list[list[int]] | None = None,
   reload: Callable | None = None,
@@ -80,20 +77,19 @@ def certify(
   """
   folder = Path(folder)
   form = check_folder(folder)
-  taken, pad = sum(m.positions for m in methods), loading.pad_token(pretrained)
+  taken, pad = sum(m.positions for m in adapted.methods), loading.pad_token(pretrained)
   batches = make_batches(prompts, pretrained.model.config, taken, pad)
   batches = [arrange(pretrained.model.config, *batch) for batch in batches]
-  trained = methods, tuned, hyper
   theirs, versions = their_logits(form, pretrained, folder, batches, reload)
   found = _compare(
-    _as_stored(folder, form, pretrained, trained, base, batches),
-    our_logits(pretrained, pretrained.params, batches),
+    _as_stored(folder, form, pretrained, adapted, batches),
+    our_logits(pretrained, peft.untuned(pretrained.params), batches),
     theirs,
     batches,
   )
   narrow = None
   if form != "merged" and pretrained.model.config.dtype == jnp.bfloat16:
-    narrow = in_bfloat16(pretrained, base, batches, trained, theirs)
+    narrow = in_bfloat16(pretrained, adapted, batches, theirs)
   equal = found.pop("passed")
   certificate = {
     "passed": equal and (narrow is None or narrow["passed"]),
@@ -101,7 +97,7 @@ def certify(
     "prompts": len(batches[0]["tokens"]),
     "prompts_from": "random tokens" if prompts is None else "the caller",
     "format": form,
-    "method": " + ".join(m.name for m in methods),
+    "method": " + ".join(m.name for m in adapted.methods),
     "base": {
       "name": base_name,
       "fingerprint": tree.fingerprint(pretrained.params),
@@ -128,13 +124,13 @@ def certify(
   return certificate
 
 
-def _as_stored(folder, form, pretrained, trained, base, batches):
+def _as_stored(folder, form, pretrained, adapted, batches):
   """Returns our logits with the weights as the folder holds them, rounded where it rounds them."""
   if form != "merged" or _stored(folder) == "float32":
-    return our_logits(pretrained, base, batches, trained)
+    return our_logits(pretrained, adapted, batches)
   dtype = hf.DTYPES[_stored(folder)]
-  folded, params = fold(pretrained, *trained, base)
-  return our_logits(folded, jax.tree.map(lambda x: x.astype(dtype), params), batches)
+  folded, params = fold(pretrained, adapted)
+  return our_logits(folded, peft.untuned(jax.tree.map(lambda x: x.astype(dtype), params)), batches)
 
 
 def _compare(ours, untuned, theirs, batches) -> dict:
@@ -184,39 +180,34 @@ def check_folder(folder: Path) -> str:
   return form
 
 
-def in_bfloat16(pretrained, base, batches, laid, theirs) -> dict:
+def in_bfloat16(pretrained, adapted: peft.Adapted, batches, theirs) -> dict:
   """Compares the model as it was trained, with activations in bf16, with PyTorch's fp32."""
-  ours = our_logits(pretrained, base, batches, laid, jnp.bfloat16)
+  ours = our_logits(pretrained, adapted, batches, jnp.bfloat16)
   worst = max(largest_difference(*row) for row in zip(ours, theirs, batches, strict=True))
   band = BAND * _largest(theirs)
   return {"passed": bool(worst <= band), "largest_logit_difference": _number(worst), "band": band}
 
 
-def our_logits(pretrained, base, batches, laid=None, dtype=jnp.float32) -> list[np.ndarray]:
+def our_logits(pretrained, adapted: peft.Adapted, batches, dtype=jnp.float32) -> list[np.ndarray]:
   """Runs our model in fp32, whatever type it was trained in.
 
   Args:
-    laid: (methods, tuned, hyper) to lay over the base; None for the base alone.
     dtype: of weights and activations instead.
   """
   model = pretrained.model
-  config = dataclasses.replace(model.config, dtype=dtype, attention=None)
-  model = model.clone(config=config)
-  base = jax.tree.map(lambda x: jnp.asarray(x, dtype), quantize.dequantised(base))
-  run, trees = partial(_plain_logits, model), (base,)
-  if laid:
-    methods, *trees = laid
-    run, trees = jax.jit(partial(peft.apply, model, methods)), (base, *trees)
+  model = model.clone(config=dataclasses.replace(model.config, dtype=dtype, attention=None))
+  base = jax.tree.map(lambda x: jnp.asarray(x, dtype), quantize.dequantised(adapted.base))
+  if adapted.methods:
+    apply = lambda base, **batch: peft.apply(model, adapted._replace(base=base), **batch)
+    run = jax.jit(apply)
+  else:
+    run = partial(_plain_logits, model)
+  cast = lambda batch: {
+    name: x.astype(bool if "mask" in name else np.int32) for name, x in batch.items()
+  }
   with jax.default_matmul_precision("highest"):
-    return [
-      np.asarray(
-        run(
-          *trees,
-          **{name: x.astype(bool if "mask" in name else np.int32) for name, x in batch.items()},
-        ).astype(jnp.float32)
-      )
-      for batch in batches
-    ]
+    logits = [run(base, **cast(batch)) for batch in batches]
+  return [np.asarray(x.astype(jnp.float32)) for x in logits]
 
 
 @partial(jax.jit, static_argnums=0)

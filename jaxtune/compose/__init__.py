@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +58,7 @@ def parts(run: Run) -> dict[str, dict]:
 def calls(run: Run) -> list[tuple]:
   """Lists what tells the programs of two runs apart where their arrays do not."""
   plain = lambda f: (f.func, f.args, f.keywords) if isinstance(f, partial) else f
-  return [(m.name, m.kind, plain(m.intercept)) for m in run.methods]
+  return [(m.name, m.kind, plain(m.intercept)) for m in run.adapted.methods]
 
 
 def stack(runs: Sequence[Run]) -> Run:
@@ -77,16 +76,16 @@ def stack(runs: Sequence[Run]) -> Run:
       method = peft.build(section)[0]._replace(name=name)
       renamed = method._replace(name=new)
       sections[new] = section
-      deltas |= peft.placed(renamed, peft.own(method, run.tuned["peft"]))
-      hyper |= peft.placed(renamed, peft.own(method, run.hyper))
-    moved = tree.flatten(run.tuned["params"])
+      deltas |= peft.placed(renamed, peft.own(method, run.adapted.tuned["peft"]))
+      hyper |= peft.placed(renamed, peft.own(method, run.adapted.hyper))
+    moved = tree.flatten(run.adapted.tuned["params"])
     if twice := sorted(moved.keys() & params.keys()):
       raise UserError(
         f"{run.folder} and another adapter both trained {twice[0]}: average them, or leave one out"
       )
     params |= moved
   tuned = {"params": tree.unflatten(params), "peft": tree.unflatten(deltas)}
-  return remade(runs[0], {"name": "stack", **sections}, tuned, tree.unflatten(hyper))
+  return remade(runs[0], {"name": "stack", **sections}, peft.Overlay(tuned, tree.unflatten(hyper)))
 
 
 def average(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
@@ -111,15 +110,18 @@ def average(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
   for run in runs[1:]:
     check_alike(runs[0], run)
   mean = lambda *leaves: sum(w * x for w, x in zip(weights, leaves, strict=True))
-  tuned = jax.tree.map(mean, *(run.tuned for run in runs))
-  return remade(runs[0], runs[0].config["method"], tuned, runs[0].hyper)
+  tuned = jax.tree.map(mean, *(run.adapted.tuned for run in runs))
+  overlay = peft.Overlay(tuned, runs[0].adapted.hyper)
+  return remade(runs[0], runs[0].config["method"], overlay)
 
 
 def check_alike(one: Run, other: Run) -> None:
   """Raises UserError unless two adapters have the same arrays and fixed numbers."""
   if calls(one) != calls(other):
     raise UserError(f"{one.folder} and {other.folder} are of different methods, or options of one")
-  first, second = (tree.flatten({**run.tuned, "hyper": run.hyper}) for run in (one, other))
+  first, second = (
+    tree.flatten({**run.adapted.tuned, "hyper": run.adapted.hyper}) for run in (one, other)
+  )
   for path in sorted(first.keys() ^ second.keys()):
     raise UserError(f"{one.folder} and {other.folder} are of different methods: one has no {path}")
   for path, leaf in first.items():
@@ -133,15 +135,16 @@ def check_alike(one: Run, other: Run) -> None:
       raise UserError(f"{path} differs between {one.folder} and {other.folder}: expected the same")
 
 
-def remade(run: Run, section: dict, tuned: Any, hyper: Any) -> Run:
+def remade(run: Run, section: dict, overlay: peft.Overlay) -> Run:
   """Returns a run over the same base with another method and its arrays, without noise."""
   changed = run.config | {"method": config.complete_method(section)}
   changed["regularize"] = dict.fromkeys(run.config["regularize"], 0.0)
   methods = make_methods(changed, run.pretrained.fresh)
   _, base = peft.split(methods, run.pretrained.params)
-  tuned = {"params": {}, "peft": {}} | tuned
+  tuned = {"params": {}, "peft": {}} | overlay.tuned
   owned = {m.name for m in methods}
-  hyper = {path: x for path, x in tree.flatten(hyper).items() if path.split("/")[-2] in owned}
-  return run._replace(
-    config=changed, methods=methods, base=base, tuned=tuned, hyper=tree.unflatten(hyper)
-  )
+  hyper = {
+    path: x for path, x in tree.flatten(overlay.hyper).items() if path.split("/")[-2] in owned
+  }
+  adapted = peft.Adapted(methods, tuned, tree.unflatten(hyper), base)
+  return run._replace(config=changed, adapted=adapted)

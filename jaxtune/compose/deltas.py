@@ -26,8 +26,8 @@ def of(run: Run) -> dict[str, np.ndarray]:
   Raises:
     UserError: for a method that is no weight delta, or a change that no LoRA could hold.
   """
-  low_rank.check_untied(run, tree.flatten(run.tuned["params"]), run.folder)
-  merged = tree.flatten(peft.merge(run.methods, run.base, run.tuned, run.hyper))
+  low_rank.check_untied(run, tree.flatten(run.adapted.tuned["params"]), run.folder)
+  merged = tree.flatten(peft.merge(run.adapted))
   base = tree.flatten(quantize.dequantised(run.pretrained.params))
   found = {path: np.asarray(x) - np.asarray(base[path], np.float32) for path, x in merged.items()}
   return {path: x for path, x in found.items() if x.any()}

@@ -15,12 +15,14 @@ def without(run: Run, name: str) -> Run:
   known = compose.parts(run)
   if name not in known:
     raise UserError(f"{run.folder} has no method {name!r}; its methods are {', '.join(known)}")
-  rest = tuple(m for m in run.methods if m.name != name)
+  rest = tuple(m for m in run.adapted.methods if m.name != name)
   moved, base = peft.split(rest, run.pretrained.params)
   kept = tree.flatten(moved).keys()
-  trained = {path: x for path, x in tree.flatten(run.tuned["params"]).items() if path in kept}
-  tuned = run.tuned | {"params": tree.unflatten(trained)}
-  return run._replace(methods=rest, base=base, tuned=tuned)
+  trained = {
+    path: x for path, x in tree.flatten(run.adapted.tuned["params"]).items() if path in kept
+  }
+  tuned = run.adapted.tuned | {"params": tree.unflatten(trained)}
+  return run._replace(adapted=run.adapted._replace(methods=rest, base=base, tuned=tuned))
 
 
 def parts(run: Run) -> list[str]:

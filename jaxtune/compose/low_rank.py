@@ -47,7 +47,7 @@ def _add_heads(runs: Sequence[Run], weights: Sequence[float]) -> dict[str, np.nd
   """Returns {path: base + sum w_i (head_i - base)} of the weights that were trained in place."""
   base, found = tree.flatten(runs[0].pretrained.params), {}
   for run, w in zip(runs, weights, strict=True):
-    for path, x in tree.flatten(run.tuned["params"]).items():
+    for path, x in tree.flatten(run.adapted.tuned["params"]).items():
       start = np.asarray(base[path], np.float32)
       found[path] = found.get(path, start) + w * (np.asarray(x) - start)
   return found
@@ -66,7 +66,7 @@ def factors(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
       f"{run.folder} is no plain LoRA ({run.config['method']['name']}): expected factors a and b; "
       "`deltas` combines weight deltas of any method"
     )
-  trained, fixed = peft.own(method, run.tuned["peft"]), peft.own(method, run.hyper)
+  trained, fixed = peft.own(method, run.adapted.tuned["peft"]), peft.own(method, run.adapted.hyper)
   found = {}
   for site in trained:
     arrays = {name: np.asarray(x) for name, x in (fixed[site] | trained[site]).items()}
@@ -192,8 +192,9 @@ def as_run(
     | ({} if site.endswith("embed") else {"rate:b": one(site, 1.0)})
     for site in made
   }
-  moved = run.tuned["params"]
+  moved = run.adapted.tuned["params"]
   if params is not None:
     moved = tree.unflatten({path: jnp.asarray(x, jnp.float32) for path, x in params.items()})
   tuned = {"params": moved, "peft": tree.unflatten(peft.placed(method, trained))}
-  return compose.remade(run, section, tuned, tree.unflatten(peft.placed(method, fixed)))
+  hyper = tree.unflatten(peft.placed(method, fixed))
+  return compose.remade(run, section, peft.Overlay(tuned, hyper))

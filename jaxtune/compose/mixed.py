@@ -9,7 +9,6 @@ Chen et al. 2023), for every method that jaxtune has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +19,8 @@ from jaxtune.evaluation import generate
 from jaxtune.runs.finished import Run
 
 
-def together(runs: Sequence[Run]) -> tuple[Any, Any]:
-  """Stacks the arrays of adapters of one kind: (tuned, hyper), each (K, ...), sizes padded.
+def together(runs: Sequence[Run]) -> peft.Adapted:
+  """Stacks the arrays of K adapters of one kind along a first axis, their sizes padded.
 
   Raises:
     UserError: for adapters of different kinds, whose calls are different programs, or whose arrays
@@ -35,17 +34,20 @@ def together(runs: Sequence[Run]) -> tuple[Any, Any]:
         f"methods, options or targets ({reason}): one batch holds adapters of one kind; give the "
         "others a batch of their own"
       )
-  return tree.stack([run.tuned for run in runs]), tree.stack([run.hyper for run in runs])
+  overlay = tree.stack([run.adapted.overlay for run in runs])
+  return runs[0].adapted._replace(tuned=overlay.tuned, hyper=overlay.hyper)
 
 
 def apart(one: Run, other: Run) -> str:
   """Says why two adapters cannot share a batch; "" where they can."""
   if compose.calls(one) != compose.calls(other):
     return "they compute different things"
-  first, second = (tree.flatten({**run.tuned, "hyper": run.hyper}) for run in (one, other))
+  first, second = (
+    tree.flatten({**run.adapted.tuned, "hyper": run.adapted.hyper}) for run in (one, other)
+  )
   if lone := first.keys() ^ second.keys():
     return f"{min(lone)} is in one of them alone"
-  padded = {method.name: method.padded for method in one.methods}
+  padded = {method.name: method.padded for method in one.adapted.methods}
   for path, leaf in first.items():
     owner, name = path.split("/")[-2:]
     free = padded.get(owner, {}).get(name, ()) if path.startswith(("peft/", "hyper/")) else ()
@@ -59,31 +61,30 @@ def _names(run: Run) -> str:
   return " + ".join(compose.parts(run))
 
 
-def forward(model, methods, base, tuned, hyper, which_B, **inputs):
+def forward(model, adapted: peft.Adapted, which_B, **inputs):
   """Runs a model with adapter which_B[i] for row i.
 
   Args:
-    tuned, hyper: of K adapters, as `together` returns them.
+    adapted: with `tuned` and `hyper` of K adapters, as `together` returns them.
     which_B: (B,) of 0 ... K - 1; traced or not.
     **inputs: the model's own, each (B, ...).
   """
 
   def row(tuned, hyper, inputs):
     one = {name: x[None] for name, x in inputs.items()}
-    return peft.apply(model, methods, base, tuned, hyper, **one)[0]
+    return peft.apply(model, adapted._replace(tuned=tuned, hyper=hyper), **one)[0]
 
   pick = lambda stacked: jax.tree.map(lambda x: x[which_B], stacked)
-  return jax.vmap(row)(pick(tuned), pick(hyper), inputs)
+  return jax.vmap(row)(pick(adapted.tuned), pick(adapted.hyper), inputs)
 
 
-def complete(model, methods, base, tuned, hyper, which_B, prompts_BT, mask_BT, *, key, **options):
+def complete(model, adapted: peft.Adapted, which_B, prompts_BT, mask_BT, *, key, **options):
   """Continues row i with adapter which_B[i]; see `generate.generate` for the rest."""
 
   def row(tuned, hyper, prompt, mask, key):
-    return generate.generate(
-      model, methods, base, tuned, hyper, prompt[None], mask[None], key=key, **options
-    )[0]
+    one = adapted._replace(tuned=tuned, hyper=hyper)
+    return generate.generate(model, one, prompt[None], mask[None], key=key, **options)[0]
 
   pick = lambda stacked: jax.tree.map(lambda x: x[which_B], stacked)
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(which_B)))
-  return jax.vmap(row)(pick(tuned), pick(hyper), prompts_BT, mask_BT, keys)
+  return jax.vmap(row)(pick(adapted.tuned), pick(adapted.hyper), prompts_BT, mask_BT, keys)

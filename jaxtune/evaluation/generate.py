@@ -16,10 +16,7 @@ from jaxtune.schema import Count, NonNegative, Share
 
 def generate(
   model,
-  methods,
-  base,
-  tuned,
-  hyper,
+  adapted: peft.Adapted,
   prompts_BT,
   mask_BT,
   *,
@@ -50,7 +47,7 @@ def generate(
     (B, max_new_tokens) token ids; every token after a row's stop token repeats it.
   """
   batch = prompts_BT.shape[0]
-  call = lambda method, *args: peft.apply(model, methods, base, tuned, hyper, *args, method=method)
+  call = lambda method, *args: peft.apply(model, adapted, *args, method=method)
   step = partial(call, model.decode)
   stops = jnp.asarray(stop_tokens)
   rows_B = jnp.arange(batch) if rows_B is None else rows_B
@@ -70,7 +67,7 @@ def generate(
     out_BT = jax.lax.dynamic_update_slice_in_dim(out_BT, new_B[:, None], n, 1)
     return n + 1, done_B | jnp.isin(new_B, stops), new_B, out_BT, cache
 
-  prompts_BT, mask_BT = make_room(methods, hyper, prompts_BT, mask_BT)
+  prompts_BT, mask_BT = make_room(adapted, prompts_BT, mask_BT)
   logits_BV, cache = step(*call(model.start, prompts_BT, mask_BT, max_new_tokens))
   first_B = draw(logits_BV, 0)
   out_BT = jnp.broadcast_to(first_B[:, None], (batch, max_new_tokens))
@@ -80,10 +77,10 @@ def generate(
   return jnp.where(jnp.arange(max_new_tokens) < n, out_BT, last_B[:, None])
 
 
-def make_room(methods, hyper, prompts_BT, mask_BT):
+def make_room(adapted: peft.Adapted, prompts_BT, mask_BT):
   """Adds slots before each row's first token, for methods that put a prompt of theirs there."""
-  for method in methods:
-    own_P = None if method.slots is None else method.slots(peft.own(method, hyper))
+  for method in adapted.methods:
+    own_P = None if method.slots is None else method.slots(peft.own(method, adapted.hyper))
     if own_P is not None:
       prompts_BT = jnp.pad(prompts_BT, ((0, 0), (len(own_P), 0)))
       padding_B1 = prompts_BT.shape[1] - own_P.sum() - mask_BT.sum(1, keepdims=True)

@@ -12,18 +12,18 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxtune import data, metrics, sharding
+from jaxtune import data, metrics, peft, sharding
 from jaxtune.evaluation import generate
 from jaxtune.evaluation.options import EvaluateOptions
-from jaxtune.training import step
+from jaxtune.training.step import Program, judge
 
 
 class Evaluator(NamedTuple):
-  """Compiled evaluation of (tuned, hyper) pairs stacked over trials.
+  """Compiled evaluation of overlays that are stacked over trials.
 
   Attributes:
-    rows: (pairs, base, batch (E, 1, B, ...)) -> {"loss": (E, B), ...}, see `update.judge`.
-    complete: (pairs, base, {"tokens", "mask" (E, B, T), "seed" (E,), "rows" (E, B)}) -> ids
+    rows: (overlays, base, batch (E, 1, B, ...)) -> {"loss": (E, B), ...}; see `step.judge`.
+    complete: (overlays, base, {"tokens", "mask" (E, B, T), "seed" (E,), "rows" (E, B)}) -> ids
       (E, B, max_new_tokens).
     objective: the objective's module.
     parallel: the layout of the devices.
@@ -64,38 +64,43 @@ class Judged(NamedTuple):
 
 
 def make(
-  program: step.Program, parallel, chunk: int, section: dict, objective, tokenizer,
+  program: Program,
+  objective: Any,
+  options: EvaluateOptions,
+  *,
+  parallel: sharding.Parallel,
+  chunk: int,
+  tokenizer: Any,
   stop_tokens: tuple[int, ...] = (),
-) -> Evaluator:  # fmt: skip
-  """Compiles nothing yet: jit does, at the first call of each shape.
+) -> Evaluator:
+  """Gathers compiled judgement; jit compiles it at the first call of each shape.
 
   Args:
-    section: the `evaluate` section.
     objective: the objective's module.
+    chunk: trials side by side in one vmap.
   """
-  options = EvaluateOptions(**section)
-  names = metric_names(options, objective)
-  evaluator = Evaluator(None, None, objective, parallel, options, names, tokenizer, stop_tokens)
 
-  def rows(pair, base, batch, axis=None):
-    found = step.judge(program, *pair, base, jax.tree.map(lambda x: x[0], batch))
+  def rows(overlay, base, batch, axis=None):
+    judged = judge(program, overlay, base, jax.tree.map(lambda x: x[0], batch))
     gather = lambda x: jax.lax.all_gather(x, axis, tiled=True)
-    return found if axis is None else jax.tree.map(gather, found)
+    return judged if axis is None else jax.tree.map(gather, judged)
 
-  def complete(pair, base, prompts):
+  def complete(overlay, base, prompts):
+    adapted = peft.Adapted(program.methods, *overlay, base)
     return generate.generate(
-      program.model, program.methods, base, *pair, prompts["tokens"], prompts["mask"],
-      max_new_tokens=options.max_new_tokens, stop_tokens=evaluator.stop_tokens,
+      program.model, adapted, prompts["tokens"], prompts["mask"],
+      max_new_tokens=options.max_new_tokens, stop_tokens=stop_tokens,
       temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
       key=jax.random.key(prompts["seed"]), rows_B=prompts["rows"],
     )  # fmt: skip
 
-  grouped = lambda pairs, base, batch, axis=None: sharding.over(partial(rows, axis=axis), chunk)(
-    pairs, base, batch
+  grouped = lambda overlays, base, batch, axis=None: sharding.over(partial(rows, axis=axis), chunk)(
+    overlays, base, batch
   )
-  return evaluator._replace(
-    rows=parallel.compile(grouped), complete=jax.jit(sharding.over(complete, chunk))
-  )
+  return Evaluator(
+    parallel.compile(grouped), jax.jit(sharding.over(complete, chunk)), objective, parallel,
+    options, metric_names(options, objective), tokenizer, stop_tokens,
+  )  # fmt: skip
 
 
 def metric_names(options: EvaluateOptions, objective) -> tuple[str, ...]:
@@ -105,7 +110,7 @@ def metric_names(options: EvaluateOptions, objective) -> tuple[str, ...]:
   return objective.METRICS if options.metrics is None else tuple(options.metrics)
 
 
-def measure(evaluator: Evaluator, pairs, base, splits: Sequence[data.Split]) -> list[dict]:
+def measure(evaluator: Evaluator, overlays, base, splits: Sequence[data.Split]) -> list[dict]:
   """Runs every trial over its own split; returns {"loss": (N,), "weight": (N,), ...} of each."""
   parts = evaluator.parallel.parts
   size = -(-evaluator.options.batch_size // parts) * parts  # rows are added without weight
@@ -115,7 +120,7 @@ def measure(evaluator: Evaluator, pairs, base, splits: Sequence[data.Split]) -> 
   for i in tqdm(range(max(map(len, walks.values()))), "judging", leave=False, disable=None):
     here = {key: walk[min(i, len(walk) - 1)] for key, walk in walks.items()}
     batch = stack([here[id(split)] for split in splits])
-    out = evaluator.rows(pairs, base, evaluator.parallel.put_batch(batch))
+    out = evaluator.rows(overlays, base, evaluator.parallel.put_batch(batch))
     found.append(jax.tree.map(np.asarray, out))
   joined = jax.tree.map(lambda *parts: np.concatenate(parts, 1), *found)
   return [
@@ -146,7 +151,7 @@ def totals(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = slice
 
 
 def completions(
-  evaluator: Evaluator, pairs, base, prompts: Sequence[list[list[int]]], seeds: Sequence[int]
+  evaluator: Evaluator, overlays, base, prompts: Sequence[list[list[int]]], seeds: Sequence[int]
 ) -> list[list[str]]:
   """Completes every trial's own prompts; returns the texts, (trial, prompt).
 
@@ -168,7 +173,7 @@ def completions(
     batch = jax.tree.map(lambda *x: np.stack(x), *(made[id(own)] for own in prompts))
     batch["seed"] = np.asarray(seeds, np.int32)
     batch["rows"] = np.broadcast_to(np.arange(start, start + size), (len(prompts), size))
-    ids = np.asarray(evaluator.complete(pairs, base, batch))
+    ids = np.asarray(evaluator.complete(overlays, base, batch))
     for e, own in enumerate(prompts):
       for row in range(len(own[start : start + size])):
         kept = generate.until_stop(ids[e, row], stops)
@@ -176,8 +181,8 @@ def completions(
   return texts
 
 
-def test(
-  evaluator: Evaluator, pairs, base, datasets: Sequence[data.Data], seeds: Sequence[int] = ()
+def judge_splits(
+  evaluator: Evaluator, overlays, base, datasets: Sequence[data.Data], seeds: Sequence[int] = ()
 ) -> list[Judged]:
   """Judges every trial on its data: general text, validation and test; predicts on the last.
 
@@ -189,16 +194,16 @@ def test(
     splits = [getattr(dataset, name) for dataset in datasets]
     if splits[0] is None:
       continue
-    measured = measure(evaluator, pairs, base, splits)
+    measured = measure(evaluator, overlays, base, splits)
     for e, (rows, split) in enumerate(zip(measured, splits, strict=True)):
       scores = by_task(partial(totals, evaluator.objective.MEASURES, rows), split.tasks, name)
       found[e] = Judged(found[e].metrics | scores, name, rows)
   if found[0].split not in ("validation", "test") or not evaluator.metrics:
     return found
-  return _predicted(evaluator, pairs, base, datasets, found, seeds or [0] * len(datasets))
+  return _predicted(evaluator, overlays, base, datasets, found, seeds or [0] * len(datasets))
 
 
-def _predicted(evaluator, pairs, base, datasets, found: list[Judged], seeds) -> list[Judged]:
+def _predicted(evaluator, overlays, base, datasets, found: list[Judged], seeds) -> list[Judged]:
   """Adds predictions and their metrics."""
   name, objective = found[0].split, evaluator.objective
   splits = [getattr(dataset, name) for dataset in datasets]
@@ -211,7 +216,7 @@ def _predicted(evaluator, pairs, base, datasets, found: list[Judged], seeds) -> 
   else:
     asked = {id(split): [split.prompts[n] for n in numbers[id(split)]] for split in splits}
     own = [asked[id(split)] for split in splits]
-    predictions = completions(evaluator, pairs, base, own, seeds)
+    predictions = completions(evaluator, overlays, base, own, seeds)
   done = []
   for judged, dataset, split, said in zip(found, datasets, splits, predictions, strict=True):
     true, tasks, here = objective.references(dataset, split), _tasks(split), numbers[id(split)]

@@ -49,8 +49,8 @@ def read(folder: str | Path, pretrained) -> Imported:
   return reader(folder, config, pretrained)
 
 
-def lay(imported: Imported, pretrained):
-  """Lays an imported adapter over its model: returns (methods, tuned, hyper, base)."""
+def lay(imported: Imported, pretrained) -> methods_.Adapted:
+  """Lays an imported adapter over its model."""
   methods, trained, fixed = methods_.build(imported.section), {}, {}
   for method, part in zip(methods, imported.parts, strict=True):
     trained |= methods_.placed(method, part.trained)
@@ -58,4 +58,5 @@ def lay(imported: Imported, pretrained):
   arrays = lambda xs: tree.unflatten({path: jnp.asarray(x) for path, x in xs.items()})
   moved, flat = imported.params, tree.flatten(pretrained.params)
   base = tree.unflatten({path: x for path, x in flat.items() if path not in moved})
-  return methods, {"params": arrays(moved), "peft": arrays(trained)}, arrays(fixed), base
+  tuned = {"params": arrays(moved), "peft": arrays(trained)}
+  return methods_.Adapted(methods, tuned, arrays(fixed), base)

@@ -11,6 +11,9 @@ from typing import Any
 
 from jaxtune import peft, tree
 from jaxtune.formats import loading, places
+from jaxtune.formats.facts import Facts
+from jaxtune.formats.merged import Rounding
+from jaxtune.models import hf
 
 # BASE and FOLDER are names of the lines, so that whoever runs them changes them in one place.
 SNIPPETS = {
@@ -74,20 +77,23 @@ DATA = ("answer", "text", "rename", "chat_template", "turns", "max_length", "lim
 
 
 def write(
-  folder: Path, form: str, pretrained, methods, labels, base_name, dtype, rounding, seen,
-  recipe: dict | None = None, stop_tokens: Sequence[int] = (),
-) -> None:  # fmt: skip
+  folder: Path,
+  form: str,
+  pretrained: hf.Pretrained,
+  methods: Sequence[peft.Method],
+  facts: Facts,
+  *,
+  rounding: Rounding | None,
+  seen: int | None,
+) -> None:
   """Writes README.md into a folder; see `places` for what it says of this machine.
 
   Args:
-    base_name: as `places.base_reference` gives it.
-    labels: names of a head's labels; () for none.
+    rounding: what the cast of merged weights lost; None where they were not cast.
     seen: how many tokens of text see a prefix under a sliding window; None for any number.
-    recipe: {"config": the run's, "result": its result.json or {}}; None where there was no run.
-    stop_tokens: ids that end an answer; (): those of the base.
   """
-  recipe = recipe or {}
-  config, result = recipe.get("config") or {}, recipe.get("result") or {}
+  config, result = facts.recipe.get("config") or {}, facts.recipe.get("result") or {}
+  base_name = facts.base_name
   base = Path(base_name).name if places.is_local(base_name) else base_name
   base = base or "a model initialised at random"
   what, install = NEEDS[form]
@@ -101,11 +107,11 @@ def write(
   )
   text += f"the fingerprint `{mark}`.\n\n"
   if rounding:
-    text += ROUNDING.format(dtype=dtype, **rounding.overall._asdict())
+    text += ROUNDING.format(dtype=rounding.dtype, **rounding.overall._asdict())
   if seen is not None:
     text += WINDOW.format(seen=seen)
   text += f"## Use\n\n```sh\n{install}\n```\n\n```python\n"
-  text += snippet(form, pretrained, methods, labels, base_name, stop_tokens) + "```\n\n"
+  text += snippet(form, pretrained, methods, facts) + "```\n\n"
   text += _prompts(result.get("data") or {})
   text += _section("Recipe", ("", ""), _recipe(methods, config, result))
   text += _section("Metrics", ("", "base", "trained"), _metrics(result))
@@ -134,8 +140,11 @@ def front(form: str, pretrained, methods, base_name, result: dict) -> str:
   return f"---\n{lines}---\n\n"
 
 
-def snippet(form: str, pretrained, methods, labels, base_name, stop_tokens=()) -> str:
+def snippet(
+  form: str, pretrained: hf.Pretrained, methods: Sequence[peft.Method], facts: Facts
+) -> str:
   """Returns the lines that load the export, and with a tokenizer those that call it once."""
+  labels, base_name, stop_tokens = facts.labels, facts.base_name, facts.stop_tokens
   options = loading.options(pretrained)
   if form == "adapterhub" and any(m.kind == "prefix" for m in methods):
     options["attn_implementation"] = "eager"  # under others, adapters computes something else

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxtune import peft, tree
 from jaxtune.errors import UserError, check_known
 from jaxtune.formats.peft import write as peft_format
@@ -36,14 +34,14 @@ def _is_delta(method: peft.Method) -> bool:
   return any(f is not None for f in (method.moves, method.place, method.merge))
 
 
-def choose_format(methods: tuple[peft.Method, ...], tuned: Any, format: str = "auto") -> str:
-  """Returns the format that `methods` are exported in.
+def choose_format(adapted: peft.Adapted, format: str = "auto") -> str:
+  """Returns the format that an adapted model is exported in.
 
   Raises:
     UserError: where there is none, or the one asked for cannot express them.
   """
   check_known("export format", format, FORMATS)
-  parts = laid(methods, tuned)
+  parts, tuned = trained_methods(adapted), adapted.tuned
   if len(parts) > 1:
     return _stack_format(parts, format)
   if not parts and not tree.flatten(tuned["params"]):
@@ -66,13 +64,13 @@ def choose_format(methods: tuple[peft.Method, ...], tuned: Any, format: str = "a
   return form
 
 
-def laid(methods: tuple[peft.Method, ...], tuned: Any) -> tuple[peft.Method, ...]:
+def trained_methods(adapted: peft.Adapted) -> tuple[peft.Method, ...]:
   """Lists the methods without those that train a head alone, or nothing (regularisation)."""
-  moved = tree.flatten(tuned["params"])
+  moved = tree.flatten(adapted.tuned["params"])
   beyond = lambda m: (
     m.moves is not None and any(m.moves(path) and not peft_format.of_head(path) for path in moved)
   )
-  return tuple(m for m in methods if beyond(m) or peft.own(m, tuned["peft"]))
+  return tuple(m for m in adapted.methods if beyond(m) or peft.own(m, adapted.tuned["peft"]))
 
 
 def _stack_format(methods, format: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtune import peft, schema, tree
 from jaxtune.errors import UserError, check_known
 from jaxtune.formats import loading
+from jaxtune.formats.facts import Facts
 from jaxtune.models import hf, quantize
 
 
@@ -37,25 +38,22 @@ class Rounding(NamedTuple):
 
 
 def write(
-  pretrained, methods, tuned, hyper, base, folder: Path, dtype: str, labels,
-  stop_tokens: Sequence[int] = (),
-) -> Rounding:  # fmt: skip
+  pretrained: hf.Pretrained, adapted: peft.Adapted, folder: Path, dtype: str, facts: Facts
+) -> Rounding:
   """Writes base + delta as a folder that `from_pretrained` of the head's class loads.
 
   Args:
-    labels: names of a head's labels; None: those of the base's config.json.
     dtype: the type weights are stored in, "float32" or "bfloat16".
-    stop_tokens: ids that end an answer, for `model.generate`; by default those of the base.
   """
   check_known("dtype", dtype, hf.DTYPES)
   stored = pretrained
-  pretrained, params = fold(pretrained, methods, tuned, hyper, base)
+  pretrained, params = fold(pretrained, adapted)
   if loading.reads_padding(pretrained):
     padding = {"pad_token_id": loading.pad_token(pretrained)}
     pretrained = pretrained._replace(hf_config=pretrained.hf_config | padding)
-  hf.write(pretrained, params, folder, dtype, labels)
+  hf.write(pretrained, params, folder, dtype, tuple(map(str, facts.labels)) or None)
   if pretrained.model.config.head is None and pretrained.model.config.causal:
-    _write_generation(pretrained, folder, stop_tokens)
+    _write_generation(pretrained, folder, facts.stop_tokens)
   return rounding(quantize.dequantised(stored.params), params, dtype)
 
 
@@ -73,7 +71,7 @@ def _write_generation(pretrained, folder: Path, stop_tokens: Sequence[int]) -> N
     (folder / "generation_config.json").write_text(json.dumps(stated, indent=2) + "\n")
 
 
-def fold(pretrained, methods, tuned, hyper, base) -> tuple[hf.Pretrained, Any]:
+def fold(pretrained, adapted: peft.Adapted) -> tuple[hf.Pretrained, Any]:
   """Merges deltas in fp32: returns the model that they fit, and its weights.
 
   A tied model stays tied, but where a delta changes its embeddings' lookup alone (LoRA on "embed"):
@@ -82,17 +80,17 @@ def fold(pretrained, methods, tuned, hyper, base) -> tuple[hf.Pretrained, Any]:
   Raises:
     UserError: for a method that is no weight delta; for a masked language model to be untied.
   """
-  params, c = peft.merge(methods, base, tuned, hyper), pretrained.model.config
+  params, c = peft.merge(adapted), pretrained.model.config
   masked = c.head is not None and c.head.kind == "mlm"
   scored = masked or (c.head is None and c.tied and c.causal)
-  if not scored or not any("embed" in peft.own(m, tuned["peft"]) for m in methods):
+  if not scored or not any("embed" in peft.own(m, adapted.tuned["peft"]) for m in adapted.methods):
     return pretrained, params
   if masked:
     raise UserError(
       "the embeddings of a masked language model are its scores too, and jaxtune writes no such "
       "model untied: leave 'embed' out of method.targets, or use format='peft'"
     )
-  table = tree.flatten(peft.place(methods, tree.combine(base, tuned["params"]), tuned, hyper))
+  table = tree.flatten(peft.weights(adapted))
   table = quantize.dequantised(table["embed/embedding"]).astype(np.float32)
   untied = {"tie_word_embeddings": False}
   if pretrained.family == "t5":  # which scales the states if it is tied, and else not

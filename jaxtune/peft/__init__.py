@@ -102,6 +102,38 @@ class Method(NamedTuple):
   options: dict = {}
 
 
+class Overlay(NamedTuple):
+  """The arrays that one trial lays over the base; a pytree, so that trials can be stacked.
+
+  Attributes:
+    tuned: what is trained, {"params": leaves moved out of the base, "peft": deltas}, in fp32.
+    hyper: the methods' fixed numbers.
+  """
+
+  tuned: Any
+  hyper: Any
+
+
+class Adapted(NamedTuple):
+  """A model's weights with methods laid over them: all that a forward pass reads.
+
+  Attributes:
+    methods: from `build`.
+    tuned, hyper: see `Overlay`.
+    base: the weights that stay frozen.
+  """
+
+  methods: tuple[Method, ...]
+  tuned: Any
+  hyper: Any
+  base: Any
+
+  @property
+  def overlay(self) -> Overlay:
+    """The arrays alone, without what all trials share."""
+    return Overlay(self.tuned, self.hyper)
+
+
 def build(section: dict) -> tuple[Method, ...]:
   """Makes the methods of a config section.
 
@@ -176,15 +208,14 @@ def init(
   sites: dict[str, Site],
   params: Any,
   tokenize: Callable | None = None,
-):
-  """Makes the trained tree, the fixed numbers and the base that stays frozen.
+) -> Adapted:
+  """Draws what the methods train, and splits the weights that they train in place off the base.
 
   Args:
     tokenize: (text) -> token ids, for prompts that start from a text.
 
   Returns:
-    (tuned, hyper, base): tuned["params"] holds the leaves the methods move, in fp32; `base` the
-    others, not copied.
+    The adapted weights; those of the base are not copied.
   """
   moved, base = split(methods, params)
   flat = tree.flatten(params)
@@ -215,7 +246,12 @@ def init(
     "params": jax.tree.map(lambda x: jnp.array(x, jnp.float32), moved),
     "peft": tree.unflatten(deltas),
   }
-  return tuned, tree.unflatten(hyper), base
+  return Adapted(methods, tuned, tree.unflatten(hyper), base)
+
+
+def untuned(params: Any) -> Adapted:
+  """Returns weights with nothing laid over them."""
+  return Adapted((), {"params": {}, "peft": {}}, {}, params)
 
 
 def check_floating(name: str, leaves: dict[str, Any]) -> None:
@@ -259,25 +295,26 @@ def replace(method: Method, deltas: Any, arrays: dict[str, dict]) -> dict:
   return tree.unflatten(flat | placed(method, arrays))
 
 
-def apply(model, methods, base, tuned, hyper, *args, rng=None, method=None, **inputs):
+def apply(model, adapted: Adapted, *args, rng=None, method=None, **inputs):
   """Runs the model with the methods laid over it; the only place where interceptors are opened.
 
   Must be called inside the function that is jitted, never around one: jax's cache does not see
   interceptors.
 
   Args:
-    base, tuned, hyper: as `init` returns them.
+    adapted: as `init` returns it; its arrays may be traced.
     *args, **inputs: the model's own, for example tokens (B, T) and mask (B, T).
     rng: a key turns dropout on; None is evaluation.
     method: the model's method to run, by default `__call__`.
   """
+  methods, tuned, hyper, _ = adapted
   called = [m for m in methods if m.intercept is not None]
   names = {m.name for m in called}
   # What is placed need not have one slice for each layer, and no call reads it.
   read = lambda arrays: tree.partition(arrays, lambda path: f"/{path}".split("/")[-2] in names)[0]
   shared, scanned = tree.partition(read(hyper), lambda path: "/shared:" in path)
   variables = {
-    "params": place(methods, tree.combine(base, tuned["params"]), tuned, hyper),
+    "params": weights(adapted),
     "peft": read(realise(methods, tuned["peft"])),
     "hyper": scanned,
     "shared": shared,
@@ -305,23 +342,28 @@ def apply(model, methods, base, tuned, hyper, *args, rng=None, method=None, **in
     )
 
 
-def place(methods, params, tuned, hyper) -> Any:
-  """Returns weights in which every method has put its own (last layers)."""
-  for m in methods:
+def weights(adapted: Adapted) -> Any:
+  """Returns the weights that the forward pass reads, with those that methods place."""
+  return _place(adapted, tree.combine(adapted.base, adapted.tuned["params"]))
+
+
+def _place(adapted: Adapted, params: Any) -> Any:
+  for m in adapted.methods:
     if m.place is not None:
-      params = m.place(params, own(m, tuned["peft"]), own(m, hyper))
+      params = m.place(params, own(m, adapted.tuned["peft"]), own(m, adapted.hyper))
   return params
 
 
-def merge(methods, base, tuned, hyper) -> Any:
+def merge(adapted: Adapted) -> Any:
   """Folds weight deltas into a full tree of weights, in fp32.
 
   Raises:
     UserError: for a method that is no weight delta (prefix, adapter).
   """
+  methods, tuned, hyper, base = adapted
   params = quantize.dequantised(tree.combine(base, tuned["params"]))
   params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-  params = place(methods, params, tuned, hyper)
+  params = _place(adapted, params)
   changed: set[str] = set()
   for method in methods:
     trained, fixed = own(method, tuned["peft"]), own(method, hyper)

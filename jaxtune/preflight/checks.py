@@ -1,4 +1,4 @@
-"""What can be known before a run: whether it can work at all, and what a step will cost."""
+"""What can be known before a run: whether it can work at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtune import data, metrics, peft, sharding
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation import generate, judge
 from jaxtune.evaluation.options import EvaluateOptions
-from jaxtune.runs.trial import Setup, find_objective, make_methods, tokenizing
+from jaxtune.runs.trial import Trial, tokenizing
 from jaxtune.training.options import TrainOptions
 
 
@@ -45,46 +45,56 @@ def _check_devices(options: TrainOptions) -> None:
     )
 
 
-def check(config: dict, setup: Setup) -> None:
+def check(trial: Trial) -> None:
   """Finds what cannot work with this model and data before anything expensive starts."""
-  splits = [s for s in setup.dataset[:3] if s is not None]
-  if config["train"]["patience"] is not None and setup.dataset.validation is None:
-    raise UserError("train.patience needs a validation split: give data.validation")
-  _check_batches(config, setup.dataset)
+  config, dataset = trial.config, trial.dataset
   options = TrainOptions(**config["train"])
-  data.check_order(setup.dataset.train, options.steps, options.batch_size)
-  methods = make_methods(config, setup.pretrained.fresh)
-  # The two sides of an encoder-decoder count by themselves.
-  sides = [s.arrays["inputs"].shape[-1] for s in splits if "inputs" in getattr(s, "arrays", {})]
-  longest = max([s.width for s in splits] + sides)
-  prefix = sum(m.positions for m in methods)
-  positions = setup.pretrained.model.config.positions
-  objective, _ = find_objective(config)
-  options = EvaluateOptions(**config["evaluate"])
+  if options.patience is not None and dataset.validation is None:
+    raise UserError("train.patience needs a validation split: give data.validation")
+  _check_batches(config, dataset)
+  data.check_order(dataset.train, options.steps, options.batch_size)
+  _check_lengths(trial, _check_evaluation(trial))
+  tokenize = tokenizing(trial.pretrained)
+  make = lambda params: (
+    peft.init(jax.random.key(0), trial.methods, trial.sites, params, tokenize).overlay
+  )
+  tuned, hyper = jax.eval_shape(make, trial.pretrained.params)
+  for m in trial.methods:
+    if m.adjust is not None:  # its schedule may not fit the run
+      own = peft.own(m, tuned["peft"])
+      jax.eval_shape(partial(m.adjust, 1, options.steps), own, own, peft.own(m, hyper))
+
+
+def _check_evaluation(trial: Trial) -> int:
+  """Checks the `evaluate` section; returns the longest prompt with its completion, or 0."""
+  options, objective = EvaluateOptions(**trial.config["evaluate"]), trial.objective
   metrics.check(options.metrics or (), objective.KIND)
   if options.shots:
-    _check_shots(options, config, setup)
-  if options.metrics and not options.generate and not hasattr(objective, "decode"):
+    _check_shots(trial, options)
+  predicts = hasattr(objective, "decode")
+  if options.metrics and not options.generate and not predicts:
     raise UserError("evaluate.metrics judge text: set evaluate.generate=True, or leave them out")
-  if options.generate:
-    if hasattr(objective, "decode"):
-      raise UserError(
-        f"evaluate.generate is for objective 'sft'; {config['objective']['name']!r} predicts"
-      )
-    longest = max(longest, _longest_completed(options, setup))
+  if options.generate and predicts:
+    name = trial.config["objective"]["name"]
+    raise UserError(f"evaluate.generate is for objective 'sft'; {name!r} predicts")
+  return _longest_completed(trial, options) if options.generate else 0
+
+
+def _check_lengths(trial: Trial, completed: int) -> None:
+  """Finds sequences that are longer than the model has positions."""
+  splits = [split for split in trial.dataset[:3] if split is not None]
+  # The two sides of an encoder-decoder count by themselves.
+  sides = [s.arrays["inputs"].shape[-1] for s in splits if "inputs" in getattr(s, "arrays", {})]
+  longest = max([split.width for split in splits] + sides + [completed])
+  prefix, positions = (
+    sum(m.positions for m in trial.methods),
+    trial.pretrained.model.config.positions,
+  )
   if prefix + longest > positions:
     raise UserError(
       f"sequences of {longest} tokens and a prefix of {prefix} exceed the model's {positions} "
       "positions; lower data.max_length, evaluate.max_new_tokens or method.length"
     )
-  tokenize = tokenizing(setup.pretrained)
-  make = lambda params: peft.init(jax.random.key(0), methods, setup.sites, params, tokenize)
-  tuned, hyper, _ = jax.eval_shape(make, setup.pretrained.params)
-  for m in methods:
-    if m.adjust is not None:  # its schedule may not fit the run
-      own = peft.own(m, tuned["peft"])
-      adjust = partial(m.adjust, 1, config["train"]["steps"])
-      jax.eval_shape(adjust, own, own, peft.own(m, hyper))
 
 
 def _check_batches(config: dict, dataset: data.Data) -> None:
@@ -104,22 +114,21 @@ def _check_batches(config: dict, dataset: data.Data) -> None:
       )
 
 
-def _check_shots(options: EvaluateOptions, config: dict, setup: Setup) -> None:
+def _check_shots(trial: Trial, options: EvaluateOptions) -> None:
   """Finds data that give no demonstrations, or no examples to put them before."""
-  held = setup.dataset.test or setup.dataset.validation
+  held = trial.dataset.test or trial.dataset.validation
   if held is None:
     raise UserError("evaluate.shots needs examples to judge: give data.test or data.validation")
   for name in ("stream", "pack"):
-    if config["data"][name]:
+    if trial.config["data"][name]:
       raise UserError(f"evaluate.shots draws whole examples from train: not with data.{name}")
-  data.check_shots(held, setup.dataset.train, options.shots)
+  data.check_shots(held, trial.dataset.train, options.shots)
 
 
-def check_metric(metric: str, config: dict, setup: Setup) -> None:
+def check_metric(metric: str, trial: Trial) -> None:
   """Finds a metric to sort by that no trial will have."""
-  objective, _ = find_objective(config)
-  options = EvaluateOptions(**config["evaluate"])
-  names = [s for s in ("general", "validation", "test") if getattr(setup.dataset, s) is not None]
+  objective, options = trial.objective, EvaluateOptions(**trial.config["evaluate"])
+  names = [s for s in ("general", "validation", "test") if getattr(trial.dataset, s) is not None]
   known = [f"{split}_{kind}" for split in names for kind in objective.MEASURES]
   known += [f"{names[-1]}_{kind}" for kind in judge.metric_names(options, objective)]
   if metric.partition("/")[0] not in known:
@@ -127,18 +136,18 @@ def check_metric(metric: str, config: dict, setup: Setup) -> None:
     text = " Those of text need evaluate.generate=True." if silent else ""
     raise UserError(f"no trial will have the metric {metric!r}. {nearest(metric, known)}{text}")
   whole, _, task = metric.partition("/")
-  tasks = getattr(setup.dataset, whole.partition("_")[0]).tasks
+  tasks = getattr(trial.dataset, whole.partition("_")[0]).tasks
   if task and task not in (known := [*(tasks or ()), "mean"] if tasks else []):
     raise UserError(f"no trial will have the metric {metric!r}. {nearest(task, set(known))}")
 
 
-def _longest_completed(options: EvaluateOptions, setup: Setup) -> int:
+def _longest_completed(trial: Trial, options: EvaluateOptions) -> int:
   """Checks that text can be generated and judged; returns the longest prompt and completion."""
   generate.check_options(
-    setup.pretrained.model.config.vocabulary,
+    trial.pretrained.model.config.vocabulary,
     *(options.max_new_tokens, options.temperature, options.top_k, options.top_p),
   )
-  split = setup.dataset.test or setup.dataset.validation
+  split = trial.dataset.test or trial.dataset.validation
   if split is None:
     raise UserError(
       "evaluate.generate needs prompts to complete: give data.test or data.validation"
@@ -151,6 +160,6 @@ def _longest_completed(options: EvaluateOptions, setup: Setup) -> int:
     raise UserError(
       f"evaluate.limit is {options.limit}, expected at least {tasks}: one prompt of each task"
     )
-  longest, c = max(map(len, split.prompts)), setup.pretrained.model.config
+  longest, c = max(map(len, split.prompts)), trial.pretrained.model.config
   together = max if c.encoder is not None else int.__add__
   return together(longest, len(c.start) + options.max_new_tokens)

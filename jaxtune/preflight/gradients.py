@@ -8,14 +8,16 @@ import numpy as np
 
 from jaxtune import data, peft, tree
 from jaxtune.errors import UserError
-from jaxtune.runs import programs
-from jaxtune.runs.trial import Setup
+from jaxtune.peft import Overlay
+from jaxtune.runs.programs import make_program
+from jaxtune.runs.start import start
+from jaxtune.runs.trial import Trial
 from jaxtune.training import step
 
 ROWS = 2
 
 
-def check(config: dict, setup: Setup) -> None:
+def check(trial: Trial) -> None:
   """Differentiates the loss of two training examples and looks at the gradient of every array.
 
   Arrays that methods add are moved off their start first: at the start LoRA's B is zero, and so is
@@ -24,20 +26,23 @@ def check(config: dict, setup: Setup) -> None:
   Raises:
     UserError: naming the arrays without a gradient, or what is not finite.
   """
-  program = programs.make_program(config, setup, False)
-  state, base = programs.start(config, setup)
+  program = make_program(trial)
+  state, base = start(trial)
   tuned = state.tuned | {"peft": moved(state.tuned["peft"])}
-  rows = _rows(config, setup)
+  rows = _rows(trial)
 
   @jax.jit
   def measure(tuned, hyper, base, rows):
-    loss = lambda tuned: step.loss(program, tuned, hyper, base, rows)[0].sum()
+    def loss(tuned):
+      losses_B, _ = program.objective(step.forward(program, Overlay(tuned, hyper), base), rows)
+      return losses_B.sum()
+
     value, gradients = jax.value_and_grad(loss)(tuned)
     return value, jax.tree.map(lambda g: jnp.abs(g).max(), gradients)
 
   value, largest = measure(tuned, state.hyper, base, rows)
   if not np.isfinite(value):
-    raise UserError(_not_finite(float(value), setup.pretrained.params))
+    raise UserError(_not_finite(float(value), trial.pretrained.params))
   flat = {path: float(x) for path, x in tree.flatten(largest).items()}
   dead = [path for path, x in flat.items() if x == 0]
   wild = [path for path, x in flat.items() if not np.isfinite(x)]
@@ -57,9 +62,10 @@ def moved(deltas, deviation: float = 0.02):
   return tree.unflatten({path: x + noise(path, x) for path, x in tree.flatten(deltas).items()})
 
 
-def _rows(config: dict, setup: Setup) -> dict:
+def _rows(trial: Trial) -> dict:
   """Takes the rows of the first batch that have most to learn."""
-  batch = data.batch(setup.dataset.train, config["seed"], 0, config["train"]["batch_size"])
+  config = trial.config
+  batch = data.batch(trial.dataset.train, config["seed"], 0, config["train"]["batch_size"])
   weights = batch.get("weights")
   heaviest = np.arange(len(batch["tokens"]))
   if weights is not None and weights.ndim > 1:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxtune import peft
-from jaxtune.runs.trial import Setup, make_methods, tokenizing
+from jaxtune.runs.trial import Trial, tokenizing
 
 
 def targets(
@@ -22,8 +22,8 @@ def targets(
   key = jax.random.key(0)
   rows, counted = [], set()
   for method in methods:
-    make = lambda p, m=method: peft.init(key, (m,), sites, p, tokenize)
-    tuned, _, _ = jax.eval_shape(make, params)
+    make = lambda p, m=method: peft.init(key, (m,), sites, p, tokenize).overlay
+    tuned, _ = jax.eval_shape(make, params)
     for site, arrays in peft.own(method, tuned["peft"]).items():
       pattern = next((p for p in method.patterns if peft.hits(p, site)), "")
       shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in arrays.items())
@@ -35,11 +35,10 @@ def targets(
   return rows
 
 
-def describe(config: dict, setup: Setup) -> str:
-  """Lays out what a config would train."""
-  methods = make_methods(config, setup.pretrained.fresh)
-  params, tokenize = setup.pretrained.params, tokenizing(setup.pretrained)
-  return describe_targets(targets(methods, setup.sites, params, tokenize))
+def describe(trial: Trial) -> str:
+  """Lays out what a trial would train."""
+  params, tokenize = trial.pretrained.params, tokenizing(trial.pretrained)
+  return describe_targets(targets(trial.methods, trial.sites, params, tokenize))
 
 
 def describe_targets(rows: list[tuple]) -> str:

@@ -12,15 +12,19 @@ from jaxtune import config as configs
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
-from jaxtune.runs import folder as files_of
+from jaxtune.runs import folder as folder_
 from jaxtune.runs import locks
-from jaxtune.runs import trial as setup_
+from jaxtune.runs.trial import load_data, load_model, make_methods, tokenizing
 
 
 class Run(NamedTuple):
   """A finished run, ready to be evaluated, generated from or exported.
 
   Attributes:
+    folder: where it lies.
+    config: completed.
+    pretrained: its base.
+    adapted: the base's weights with what was trained laid over them.
     labels: names of the classes or tags.
     stop_tokens: ids that end a completion.
   """
@@ -28,19 +32,18 @@ class Run(NamedTuple):
   folder: Path
   config: dict
   pretrained: hf.Pretrained
-  methods: tuple
-  base: Any
-  tuned: Any
-  hyper: Any
+  adapted: peft.Adapted
   labels: tuple[str, ...] = ()
   stop_tokens: tuple[int, ...] = ()
 
 
-def check_fits(methods: tuple, pretrained: hf.Pretrained, flat: dict, where: str) -> None:
+def check_fits(
+  methods: tuple[peft.Method, ...], pretrained: hf.Pretrained, flat: dict, where: str
+) -> None:
   """Raises UserError unless arrays are finite and those that the methods make over a model."""
-  sites, tokenize = peft.find_sites(pretrained.model), setup_.tokenizing(pretrained)
-  make = lambda params: peft.init(jax.random.key(0), methods, sites, params, tokenize)
-  tuned, hyper, _ = jax.eval_shape(make, pretrained.params)
+  sites, tokenize = peft.find_sites(pretrained.model), tokenizing(pretrained)
+  make = lambda params: peft.init(jax.random.key(0), methods, sites, params, tokenize).overlay
+  tuned, hyper = jax.eval_shape(make, pretrained.params)
   expected = tree.flatten(tuned | {"hyper": hyper})
   if apart := sorted(expected.keys() ^ flat.keys()):
     names = " + ".join(m.name for m in methods)
@@ -65,19 +68,20 @@ def load_run(folder: str | Path, pretrained: hf.Pretrained | None = None) -> Run
   Raises:
     UserError: when the folder holds no finished run, or its base has changed.
   """
-  path, record, flat = files_of.read(Path(folder))
+  path, record, flat = folder_.read(Path(folder))
   folder, config = path.parent, record["config"]
-  given, pretrained = pretrained, pretrained or setup_.load_model(config, len(record["labels"]))
+  given, pretrained = pretrained, pretrained or load_model(config, len(record["labels"]))
   if tree.fingerprint(pretrained.params) != record["base"]:
     holder = config["model"]["path"] if given is None else "the run before it was trained on"
     raise UserError(f"{folder} was trained on other base weights than {holder} holds")
-  methods = setup_.make_methods(config, pretrained.fresh)
+  methods = make_methods(config, pretrained.fresh)
   check_fits(methods, pretrained, flat, str(path))
   trees = tree.unflatten({name: jax.numpy.asarray(x) for name, x in flat.items()})
   hyper, tuned = trees.pop("hyper", {}), {"params": {}, "peft": {}} | trees
   _, base = peft.split(methods, pretrained.params)
+  adapted = peft.Adapted(methods, tuned, hyper, base)
   labels, stops = tuple(record["labels"]), tuple(record["stop_tokens"])
-  return Run(folder, config, pretrained, methods, base, tuned, hyper, labels, stops)
+  return Run(path.parent, config, pretrained, adapted, labels, stops)
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -86,21 +90,20 @@ def load_runs(folders: Sequence[str | Path]) -> list[Run]:
   Raises:
     UserError: where one of them was trained over another base.
   """
-  found: list[Run] = []
+  runs: list[Run] = []
   for folder in folders:
-    found.append(load_run(folder, found[0].pretrained if found else None))
-  return found
+    runs.append(load_run(folder, runs[0].pretrained if runs else None))
+  return runs
 
 
-def over(config: Any, folder: str | Path) -> Run:
+def untrained(config: Any, folder: str | Path) -> Run:
   """Returns a run over a config's base in which nothing is trained."""
   section = {k: v for k, v in configs.to_dict(config).items() if k not in ("sweep", "method")}
   full = configs.complete(section)
-  dataset = setup_.load_data(full)
-  pretrained = setup_.load_model(full, len(dataset.labels))
-  empty = {"params": {}, "peft": {}}
-  base, labels = pretrained.params, tuple(dataset.labels)
-  return Run(Path(folder), full, pretrained, (), base, empty, {}, labels, dataset.stop_tokens)
+  dataset = load_data(full)
+  pretrained = load_model(full, len(dataset.labels))
+  adapted, labels = peft.untuned(pretrained.params), tuple(dataset.labels)
+  return Run(Path(folder), full, pretrained, adapted, labels, dataset.stop_tokens)
 
 
 def check_free(folder: str | Path) -> None:
@@ -121,11 +124,16 @@ def keep(run: Run, folder: str | Path) -> None:
     UserError: where the folder holds a run, or the arrays are none that the run's methods train.
   """
   folder = Path(folder)
-  flat = tree.flatten(run.tuned | {"hyper": run.hyper})
-  check_fits(run.methods, run.pretrained, flat, f"what was made for {folder}")
-  fingerprint = tree.fingerprint(run.pretrained.params)
+  adapted = run.adapted
+  flat = tree.flatten(adapted.tuned | {"hyper": adapted.hyper})
+  check_fits(adapted.methods, run.pretrained, flat, f"what was made for {folder}")
+  record = folder_.Record(
+    base=tree.fingerprint(run.pretrained.params),
+    config=run.config,
+    labels=list(run.labels),
+    stop_tokens=list(run.stop_tokens),
+  )
   with locks.held(folder):
     check_free(folder)
-    files_of.begin([folder], [run.config])
-    arrays = (run.tuned, run.hyper, run.labels, run.stop_tokens)
-    files_of.write(folder, run.config, fingerprint, *arrays)
+    folder_.begin([folder], [run.config])
+    folder_.write(folder, adapted.overlay, record)

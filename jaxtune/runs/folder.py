@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import math
 import platform
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,11 +20,11 @@ from typing_extensions import TypedDict
 from jaxtune import config as configs
 from jaxtune import data, peft, schema, tree
 from jaxtune.errors import UserError
-from jaxtune.evaluation import compare
+from jaxtune.evaluation import compare, judge
 from jaxtune.files import write_atomically, writing
 from jaxtune.models import quantize
 from jaxtune.runs import results
-from jaxtune.runs import trial as setup_
+from jaxtune.runs.trial import Trial
 
 LIBRARIES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
 
@@ -31,7 +32,7 @@ LIBRARIES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "transformers", "datas
 class Logs:
   """The metrics.jsonl of each trial; on resume, lines after the restored step are dropped."""
 
-  def __init__(self, folders: list[Path], step: int):
+  def __init__(self, folders: Sequence[Path], step: int):
     self.paths = [folder / "metrics.jsonl" for folder in folders]
     for path in self.paths:
       with writing(path):
@@ -70,88 +71,79 @@ def versions() -> dict[str, str]:
   found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
   for name in LIBRARIES:
     try:
-      found[name] = metadata.version(name)
-    except metadata.PackageNotFoundError:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
       found[name] = "source"
   return found
 
 
-def begin(folders: list[Path], configs: list[dict]) -> None:
+def begin(folders: Sequence[Path], configs: Sequence[dict]) -> None:
   """Writes each trial's configuration."""
   for folder, config in zip(folders, configs, strict=True):
     write_atomically(folder / "config.json", json.dumps(config, indent=2, default=str))
 
 
+class Outcome(NamedTuple):
+  """What training left of one trial.
+
+  Attributes:
+    overlay: the arrays that are kept, without the padding of their group.
+    judged: what they score.
+    steps: counts of updates: steps, stopped_at, best_step, diverged_at (None for never).
+  """
+
+  overlay: peft.Overlay
+  judged: judge.Judged
+  steps: dict[str, int | None]
+
+
 def finish(
-  folder: Path, config: dict, setup, *, tuned, hyper, judged, untuned, evaluator,
-  steps: dict, seconds: float, group: int,
-) -> dict:  # fmt: skip
+  folder: Path, trial: Trial, outcome: Outcome, evaluator: judge.Evaluator, circumstances: dict
+) -> dict:
   """Writes a trial's weights, predictions and result; returns the result.
 
   Args:
-    steps: its counts of updates: steps, stopped_at, best_step, diverged_at.
+    circumstances: {"untuned": what the base scored, "seconds": of this trial, "group": trials in
+      the program}.
   """
-  methods = setup_.make_methods(config, setup.pretrained.fresh)
-  labels, stops = setup.dataset.labels, evaluator.stop_tokens
-  write(folder, config, setup.fingerprint, tuned, hyper, labels, stops)
+  judged, dataset, params = outcome.judged, trial.dataset, trial.pretrained.params
+  untuned, steps = circumstances["untuned"], outcome.steps
+  write(folder, outcome.overlay, record_of(trial, evaluator.stop_tokens))
   if judged.predictions:
-    split, decode = getattr(setup.dataset, judged.split), setup.pretrained.tokenizer.decode
-    rows = [
-      {"where": split.where[n], "prompt": decode(split.prompts[n]), "prediction": said,
-       "references": true}
-      for n, said, true in zip(
-        judged.examples, judged.predictions, judged.references, strict=True
-      )
-    ]  # fmt: skip
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(folder / "predictions.jsonl", lines)
+    _write_predictions(folder, trial, judged)
   result = {
-    "method": config["method"]["name"],
-    "trained_parameters": count_trained(methods, tuned, hyper),
-    "base_parameters": tree.size(jax.eval_shape(quantize.dequantised, setup.pretrained.params)),
+    "method": trial.config["method"]["name"],
+    "trained_parameters": count_trained(trial.methods, outcome.overlay),
+    "base_parameters": tree.size(jax.eval_shape(quantize.dequantised, params)),
     "base": untuned.base.metrics,
     "final": judged.metrics,
-    **compare.record(judged, untuned, evaluator, setup.dataset),
+    **compare.record(judged, untuned, evaluator, dataset),
     **steps,
-    "seconds": round(seconds, 2),
-    "trials_in_program": group,
-    "base_fingerprint": setup.fingerprint,
+    "seconds": round(circumstances["seconds"], 2),
+    "trials_in_program": circumstances["group"],
+    "base_fingerprint": trial.fingerprint,
     "versions": versions(),
-    "data": setup.dataset.report,
-    **_mixture(setup.dataset.train, steps["stopped_at"], config["train"]["batch_size"]),
+    "data": dataset.report,
+    **_mixture(dataset.train, steps["stopped_at"], trial.config["train"]["batch_size"]),
   }
   return results.write(folder, result)
 
 
-def write(
-  folder: Path, config: dict, fingerprint: str, tuned: Any, hyper: Any,
-  labels: tuple[str, ...] = (), stop_tokens: tuple[int, ...] = (),
-) -> None:  # fmt: skip
-  """Writes all that `load` needs of a run beside its base: tuned.safetensors.
-
-  Args:
-    fingerprint: of the base's weights.
-  """
-  flat = {path: np.asarray(x) for path, x in tree.flatten(tuned | {"hyper": hyper}).items()}
-  record = {
-    "base": fingerprint, "config": config, "labels": labels, "stop_tokens": stop_tokens,
-  }  # fmt: skip
-  # One entry: safetensors writes several in any order, and equal runs are to be equal files.
-  record = {"jaxtune": json.dumps(record, default=str)}
-  write_atomically(folder / "tuned.safetensors", save(flat, record))
-
-
-def count_trained(methods: tuple, tuned: Any, hyper: Any) -> int:
-  """Counts trained numbers, without those that only pad a layer to the size of another."""
-  padding = sum(int(m.unused(peft.own(m, tuned["peft"]), peft.own(m, hyper))) for m in methods)
-  return tree.size(tuned) - padding
-
-
-def _mixture(split: Any, steps: int, batch_size: int) -> dict:
-  """Counts what was drawn of each task of a mixture; a packed row counts as one."""
-  if getattr(split, "tasks", None) is None:
-    return {}
-  return {"mixture": data.mix.counts(split.order, steps, batch_size)}
+def _write_predictions(folder: Path, trial: Trial, judged: judge.Judged) -> None:
+  """Writes what a trial predicted beside the truth, a line an example."""
+  split, decode = getattr(trial.dataset, judged.split), trial.pretrained.tokenizer.decode
+  answers = zip(judged.examples, judged.predictions, judged.references, strict=True)
+  rows = [
+    {
+      "where": split.where[n],
+      "prompt": decode(split.prompts[n]),
+      "prediction": prediction,
+      "references": references,
+    }
+    for n, prediction, references in answers
+  ]
+  lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+  write_atomically(folder / "predictions.jsonl", lines)
 
 
 class Record(TypedDict):
@@ -160,6 +152,8 @@ class Record(TypedDict):
   Attributes:
     base: fingerprint of the base's weights.
     config: completed.
+    labels: names of the classes or tags.
+    stop_tokens: ids that end a completion.
   """
 
   __pydantic_config__ = schema.STRICT
@@ -167,6 +161,38 @@ class Record(TypedDict):
   config: dict[str, Any]
   labels: list[str]
   stop_tokens: list[schema.Natural]
+
+
+def record_of(trial: Trial, stop_tokens: Sequence[int]) -> Record:
+  """Returns the record of a trial's arrays."""
+  return Record(
+    base=trial.fingerprint,
+    config=trial.config,
+    labels=list(trial.dataset.labels),
+    stop_tokens=list(stop_tokens),
+  )
+
+
+def write(folder: Path, overlay: peft.Overlay, record: Record) -> None:
+  """Writes all that `read` needs of a run beside its base: tuned.safetensors."""
+  trees = overlay.tuned | {"hyper": overlay.hyper}
+  flat = {path: np.asarray(x) for path, x in tree.flatten(trees).items()}
+  # One entry: safetensors writes several in any order, and equal runs are to be equal files.
+  metadata = {"jaxtune": json.dumps(record, default=str)}
+  write_atomically(folder / "tuned.safetensors", save(flat, metadata))
+
+
+def count_trained(methods: Sequence[peft.Method], overlay: peft.Overlay) -> int:
+  """Counts trained numbers, without those that only pad a layer to the size of another."""
+  own = lambda m: (peft.own(m, overlay.tuned["peft"]), peft.own(m, overlay.hyper))
+  return tree.size(overlay.tuned) - sum(int(m.unused(*own(m))) for m in methods)
+
+
+def _mixture(split: Any, steps: int, batch_size: int) -> dict:
+  """Counts what was drawn of each task of a mixture; a packed row counts as one."""
+  if getattr(split, "tasks", None) is None:
+    return {}
+  return {"mixture": data.mix.counts(split.order, steps, batch_size)}
 
 
 def best_trial(folder: Path) -> Path:

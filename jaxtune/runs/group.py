@@ -3,85 +3,117 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from jaxtune import data, sharding, tree
+from jaxtune import data, peft, sharding, tree
 from jaxtune.evaluation import compare, judge
 from jaxtune.runs import folder, programs
-from jaxtune.runs.trial import Setup
+from jaxtune.runs.start import start
+from jaxtune.runs.trial import Trial
 from jaxtune.training import checkpoint, loop
-from jaxtune.training import step as update
 from jaxtune.training.options import TrainOptions
 
 
 def train(
-  configs: list[dict],
-  folders: list[Path],
-  setups: list[Setup],
-  bases: list[compare.Untuned],
+  trials: Sequence[Trial],
+  folders: Sequence[Path],
+  untuned: Sequence[compare.Untuned],
   checkpoints: Path,
   chunk: int = 1,
 ) -> list[dict]:
-  """Trains a group of trials whose configs differ in numbers and data; resumes where it stopped.
+  """Trains trials that differ in numbers and data alone; resumes where it stopped.
 
   Args:
-    configs: completed configs, one a trial.
+    trials: their data have equal shapes.
     folders: where each trial's result goes.
-    setups: of each trial; they differ in the data alone, whose shapes are equal.
-    bases: what the untuned model scored on each trial's data.
+    untuned: what the untuned model scored on each trial's data.
     checkpoints: folder of the group's checkpoints.
     chunk: trials side by side in one vmap.
 
   Returns:
     Each trial's result, as in its result.json.
   """
-  options, began, setup = TrainOptions(**configs[0]["train"]), time.perf_counter(), setups[0]
-  datasets = [one.dataset for one in setups]
+  first, began = trials[0], time.perf_counter()
+  splits, seeds = [t.dataset.train for t in trials], [t.config["seed"] for t in trials]
+  options = TrainOptions(**first.config["train"])
   parallel = sharding.make(options.parallel, options.mesh)
-  started = [programs.start(config, setup) for config in configs]
-  shapes = [jax.eval_shape(lambda s=s: (s.tuned, s.hyper)) for s, _ in started]
-  base = parallel.put_shared(started[0][1])
-  states = tree.stack([state for state, _ in started])
-  del started
-  program = programs.make_program(configs[0], setup, programs.drops(configs))
-  evaluator = programs.make_evaluator(configs[0], program, parallel, chunk, setup)
-  step = parallel.compile(partial(loop.steps, program, chunk, options.patience), donate=True)
-  identities = [data.identity(dataset.report) for dataset in datasets]
-  record = {"config": configs, "base": setup.fingerprint, "data set": identities}
-  with checkpoint.Checkpoints(checkpoints, record) as saved:
-    progress = parallel.put_trials(loop.begin(states, options))
+  states, frozen = zip(*map(start, trials), strict=True)
+  shapes = [jax.eval_shape(lambda s=s: peft.Overlay(s.tuned, s.hyper)) for s in states]
+  base, states = parallel.put_shared(frozen[0]), tree.stack(list(states))
+  del frozen
+  program = programs.make_program(first, any(programs.drops(trial.config) for trial in trials))
+  evaluator = programs.make_evaluator(first, parallel, chunk)
+  with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
+    progress = parallel.put_trials(loop.begin(states))
     progress, before = saved.restore(progress) or (progress, 0.0)
     clock = lambda: before + time.perf_counter() - began
-    folder.begin(folders, configs)
-    logs = folder.Logs(folders, int(progress.state.step[0]))
-    validate = partial(
-      loop._validate, evaluator, base, datasets, options.patience, _settled(program, options.steps)
+    folder.begin(folders, [trial.config for trial in trials])
+    group = loop.Group(
+      options,
+      parallel.compile(loop.make_step(program, chunk, options.patience), donate=True),
+      base,
+      lambda step: parallel.put_batch(loop.make_batch(splits, seeds, step, options)),
+      _validation(evaluator, base, trials),
+      max((m.settled(options.steps) for m in program.methods if m.settled is not None), default=0),
+      folder.Logs(folders, int(progress.state.step[0])),
+      lambda step, progress: saved.save(step, progress, clock()),
     )
-    progress = loop._loop(
-      configs, options, step, validate, base, progress, datasets, saved, logs, parallel, clock
-    )
-  final = progress.tuned if _keeps_best(options, setup) else progress.state.tuned
-  pairs = (final, progress.state.hyper)
-  judged = judge.test(evaluator, pairs, base, datasets, [c["seed"] for c in configs])
-  fits = fitted(evaluator, pairs, base, datasets)
-  judged = [one._replace(metrics=fit | one.metrics) for one, fit in zip(judged, fits, strict=True)]
-  own = [tree.crop(jax.tree.map(lambda x, e=e: x[e], pairs), shapes[e]) for e in range(len(shapes))]
+    progress = loop.run(group, progress)
+  outcomes = _judged(evaluator, base, trials, progress, options)
   return [
     folder.finish(
-      folders[e], configs[e], setups[e], tuned=own[e][0], hyper=own[e][1],
-      judged=judged[e], untuned=bases[e], evaluator=evaluator,
-      steps=_steps(progress, options, e, judged[e].metrics),
-      seconds=clock() / len(configs), group=len(configs),
+      folders[e],
+      trials[e],
+      outcome._replace(overlay=tree.crop(outcome.overlay, shapes[e])),
+      evaluator,
+      {"untuned": untuned[e], "seconds": clock() / len(trials), "group": len(trials)},
     )
-    for e in range(len(configs))
-  ]  # fmt: skip
+    for e, outcome in enumerate(outcomes)
+  ]
 
 
-def _steps(progress: loop.Progress, options: TrainOptions, e: int, metrics: dict) -> dict:
+def _identity(trials: Sequence[Trial]) -> dict:
+  """Says what a group's checkpoints belong to: its configs, its base and its data."""
+  return {
+    "config": [trial.config for trial in trials],
+    "base": trials[0].fingerprint,
+    "data set": [data.identity(trial.dataset.report) for trial in trials],
+  }
+
+
+def _validation(evaluator: judge.Evaluator, base, trials: Sequence[Trial]):
+  """Returns (overlays) -> each trial's metrics on its validation split; None without one."""
+  splits, measures = [t.dataset.validation for t in trials], evaluator.objective.MEASURES
+  if splits[0] is None:
+    return None
+  return lambda overlays: [
+    judge.totals(measures, rows, "validation")
+    for rows in judge.measure(evaluator, overlays, base, splits)
+  ]
+
+
+def _judged(
+  evaluator: judge.Evaluator, base, trials: Sequence[Trial], progress: loop.Progress, options
+) -> list[folder.Outcome]:
+  """Judges the weights that each trial keeps."""
+  datasets, seeds = [t.dataset for t in trials], [t.config["seed"] for t in trials]
+  best = options.keep == "best" and datasets[0].validation is not None
+  overlays = peft.Overlay(progress.tuned if best else progress.state.tuned, progress.state.hyper)
+  judged = judge.judge_splits(evaluator, overlays, base, datasets, seeds)
+  outcomes = []
+  for e, fit in enumerate(fitted(evaluator, overlays, base, datasets)):
+    metrics = fit | judged[e].metrics
+    overlay = jax.tree.map(lambda x, e=e: x[e], overlays)
+    steps = step_counts(progress, options, e, metrics)
+    outcomes.append(folder.Outcome(overlay, judged[e]._replace(metrics=metrics), steps))
+  return outcomes
+
+
+def step_counts(progress: loop.Progress, options: TrainOptions, e: int, metrics: dict) -> dict:
   """Gathers the counts of updates that a trial's result has; "diverged_at" is None for never."""
   stopped = int(progress.stopped[e]) or options.steps
   lost = None if np.isfinite([*metrics.values()]).all() else stopped
@@ -93,7 +125,7 @@ def _steps(progress: loop.Progress, options: TrainOptions, e: int, metrics: dict
   }
 
 
-def fitted(evaluator: judge.Evaluator, pairs, base, datasets: list[data.Data]) -> list[dict]:
+def fitted(evaluator: judge.Evaluator, overlays, base, datasets: list[data.Data]) -> list[dict]:
   """Measures trials on as many training examples as they are judged on: {"train_loss": ...}.
 
   Unlike the losses of training itself, without dropout and label smoothing and after the last step:
@@ -106,14 +138,5 @@ def fitted(evaluator: judge.Evaluator, pairs, base, datasets: list[data.Data]) -
     id(dataset.train): data.sample(dataset.train, split.examples)
     for dataset, split in zip(datasets, held, strict=True)
   }
-  rows = judge.measure(evaluator, pairs, base, [chosen[id(d.train)] for d in datasets])
+  rows = judge.measure(evaluator, overlays, base, [chosen[id(d.train)] for d in datasets])
   return [judge.totals(evaluator.objective.MEASURES, one, "train") for one in rows]
-
-
-def _settled(program: update.Program, steps: int) -> int:
-  """Returns the step from which on weights may be kept: that at which budgets are reached."""
-  return max((m.settled(steps) for m in program.methods if m.settled is not None), default=0)
-
-
-def _keeps_best(options: TrainOptions, setup: Setup) -> bool:
-  return options.keep == "best" and setup.dataset.validation is not None

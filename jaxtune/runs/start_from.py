@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +11,13 @@ from jaxtune import formats, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.formats.peft.write import of_head
 from jaxtune.runs import folder as runs
-from jaxtune.runs.trial import Setup
+from jaxtune.runs.trial import Trial
 
 # Fixed numbers that are of the training that begins, not of the adapter.
 NEW = ("dropout", "rate:")
 
 
-def continued(methods: tuple[peft.Method, ...], setup: Setup, tuned: Any, hyper: Any):
+def continued(trial: Trial, overlay: peft.Overlay) -> peft.Overlay:
   """Replaces what methods drew by the arrays of the adapters that they start from.
 
   The optimizer starts anew, and dropout and learning-rate ratios are those of the config; the
@@ -27,35 +26,38 @@ def continued(methods: tuple[peft.Method, ...], setup: Setup, tuned: Any, hyper:
   Raises:
     UserError: where an adapter is of another base, method or shape than the config says.
   """
-  for method in methods:
-    if method.start is None:
-      continue
-    trained, fixed, params = _read(method, setup)
-    own = peft.own(method, tuned["peft"])
-    old = peft.own(method, hyper)
-    deltas = peft.replace(method, tuned["peft"], _fit(method, own, trained, "trained arrays"))
-    fixed = {
-      site: {n: old[site].get(n, x) if n.startswith(NEW) else x for n, x in xs.items()}
-      for site, xs in _fit(method, old, fixed, "fixed numbers", NEW).items()
-    }
-    moved = tree.flatten(tuned["params"])
-    lost = [path for path in params if path not in moved and not of_head(path)]
-    if lost:
-      raise UserError(
-        f"method.start: {method.start} has trained {lost[0]} too, which no method of the config "
-        "trains: add the method that did, or export it merged and train on that model"
-      )
-    moved |= {path: jnp.asarray(x) for path, x in params.items() if path in moved}
-    tuned = {"params": tree.unflatten(moved), "peft": deltas}
-    hyper = peft.replace(method, hyper, fixed)
-  return tuned, hyper
+  for method in trial.methods:
+    if method.start is not None:
+      overlay = _continued(method, trial, overlay)
+  return overlay
 
 
-def _read(method: peft.Method, setup: Setup) -> tuple[dict, dict, dict]:
+def _continued(method: peft.Method, trial: Trial, overlay: peft.Overlay) -> peft.Overlay:
+  trained, fixed, params = _read(method, trial)
+  drawn, numbers = peft.own(method, overlay.tuned["peft"]), peft.own(method, overlay.hyper)
+  trained = _fit(method, drawn, trained, "trained arrays")
+  fixed = {
+    site: {n: numbers[site].get(n, x) if n.startswith(NEW) else x for n, x in xs.items()}
+    for site, xs in _fit(method, numbers, fixed, "fixed numbers", NEW).items()
+  }
+  moved = tree.flatten(overlay.tuned["params"])
+  lost = [path for path in params if path not in moved and not of_head(path)]
+  if lost:
+    raise UserError(
+      f"method.start: {method.start} has trained {lost[0]} too, which no method of the config "
+      "trains: add the method that did, or export it merged and train on that model"
+    )
+  moved |= {path: jnp.asarray(x) for path, x in params.items() if path in moved}
+  deltas = peft.replace(method, overlay.tuned["peft"], trained)
+  tuned = {"params": tree.unflatten(moved), "peft": deltas}
+  return peft.Overlay(tuned, peft.replace(method, overlay.hyper, fixed))
+
+
+def _read(method: peft.Method, trial: Trial) -> tuple[dict, dict, dict]:
   """Returns (trained arrays, fixed numbers, moved weights) of the adapter to start from."""
   folder = Path(method.start).expanduser()
   if (folder / "adapter_config.json").exists():
-    found = formats.read(folder, setup.pretrained)
+    found = formats.read(folder, trial.pretrained)
     kinds = [part.section["name"] for part in found.parts]
     if method.kind not in kinds:
       _same_kind(method, " + ".join(kinds), folder)
@@ -63,7 +65,7 @@ def _read(method: peft.Method, setup: Setup) -> tuple[dict, dict, dict]:
     return part.trained, part.fixed, found.params
   path, record, flat = runs.read(folder)
   tree.check_finite(flat, f"method.start: {path}")
-  if setup.fingerprint and record["base"] != setup.fingerprint:
+  if trial.fingerprint and record["base"] != trial.fingerprint:
     raise UserError(f"method.start: {path.parent} was trained over other base weights")
   parts = peft.parts(record["config"]["method"])
   names = [name for name, part in parts.items() if part["name"] == method.kind]

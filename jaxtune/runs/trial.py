@@ -11,42 +11,65 @@ from jaxtune.models import hf
 from jaxtune.peft.methods import head, regularize
 
 
-class Setup(NamedTuple):
-  """What a trial is given. Those of a group share all but the data.
+class Trial(NamedTuple):
+  """One trial, made of its completed config once. The trials of a group share the model.
 
   Attributes:
+    config: completed.
     pretrained: the model, its weights and tokenizer.
     sites: of the model, from `peft.find_sites`.
     dataset: tokenised splits.
     fingerprint: of the base weights.
+    methods: all that is laid over the base: the method, the task's head and regularisation.
+    objective: the objective's module.
   """
 
+  config: dict
   pretrained: hf.Pretrained
-  sites: dict
+  sites: dict[str, peft.Site]
   dataset: data.Data
   fingerprint: str
+  methods: tuple[peft.Method, ...]
+  objective: Any
+
+  @property
+  def objective_options(self) -> dict:
+    """The options of the config's objective, without its name."""
+    return {key: value for key, value in self.config["objective"].items() if key != "name"}
 
 
-def prepare(config: dict, pretrained: hf.Pretrained | None = None) -> Setup:
+def prepare(config: dict, pretrained: hf.Pretrained | None = None) -> Trial:
   """Loads the data and the model of a completed config.
 
   Args:
-    pretrained: the model of another setup, where it is the same but for how many labels it has.
+    pretrained: the model of another trial, where it is the same but for how many labels it has.
   """
   dataset = load_data(config)
   head = pretrained and pretrained.model.config.head
   if pretrained is None or (dataset.labels and head.outputs != len(dataset.labels)):
     pretrained = load_model(config, len(dataset.labels))
-  sites = peft.find_sites(pretrained.model)
-  return Setup(pretrained, sites, dataset, tree.fingerprint(pretrained.params))
+  return make(config, pretrained, dataset, tree.fingerprint(pretrained.params))
 
 
-def outline(config: dict) -> Setup:
+def outline(config: dict) -> Trial:
   """Does all that `prepare` does but read weights, whose shapes take their place."""
-  dataset, (objective, _) = load_data(config), find_objective(config)
+  dataset, labelled = load_data(config), objective_of(config)
   labels = len(dataset.labels) or None
-  pretrained = hf.outline(**config["model"], head=objective.HEAD, labels=labels)
-  return Setup(pretrained, peft.find_sites(pretrained.model), dataset, "")
+  pretrained = hf.outline(**config["model"], head=labelled.HEAD, labels=labels)
+  return make(config, pretrained, dataset, "")
+
+
+def make(config: dict, pretrained: hf.Pretrained, dataset: data.Data, fingerprint: str) -> Trial:
+  """Puts a trial together from a model and data that are loaded."""
+  sites, methods = peft.find_sites(pretrained.model), make_methods(config, pretrained.fresh)
+  objective = objective_of(config)
+  return Trial(config, pretrained, sites, dataset, fingerprint, methods, objective)
+
+
+def with_config(trial: Trial, config: dict) -> Trial:
+  """Returns the trial of another config with the same model and data."""
+  methods = make_methods(config, trial.pretrained.fresh)
+  return trial._replace(config=config, methods=methods, objective=objective_of(config))
 
 
 def load_data(config: dict) -> data.Data:
@@ -61,10 +84,11 @@ def load_data(config: dict) -> data.Data:
 
 def load_model(config: dict, labels: int) -> hf.Pretrained:
   """Loads the model of a completed config with the head that its objective needs."""
-  objective, _ = find_objective(config)
-  # A new head is drawn once more for each trial, by `programs.start`.
+  # A new head is drawn once more for each trial, by `start.start`.
   seed = config["seed"] if config["model"]["path"] is None else 0
-  return hf.load(**config["model"], head=objective.HEAD, labels=labels or None, seed=seed)
+  return hf.load(
+    **config["model"], head=objective_of(config).HEAD, labels=labels or None, seed=seed
+  )
 
 
 def make_methods(config: dict, fresh: tuple[str, ...] = ()) -> tuple[peft.Method, ...]:
@@ -74,7 +98,7 @@ def make_methods(config: dict, fresh: tuple[str, ...] = ()) -> tuple[peft.Method
     fresh: leaves of the model that its folder does not have.
   """
   methods = peft.build(config["method"])
-  if find_objective(config)[0].HEAD != "lm":
+  if objective_of(config).HEAD != "lm":
     methods += (head.method(fresh),)  # beside a probe of the head alone too, for the fresh pooler
   if any(config["regularize"].values()):
     methods += (regularize.method(**config["regularize"]),)
@@ -95,7 +119,6 @@ def tokenizing(pretrained: hf.Pretrained) -> Callable | None:
   return tokenize
 
 
-def find_objective(config: dict) -> tuple[Any, dict]:
-  """Returns the objective's module and its options."""
-  options = dict(config["objective"])
-  return objectives.module(options.pop("name")), options
+def objective_of(config: dict) -> Any:
+  """Returns the module of a config's objective."""
+  return objectives.module(config["objective"]["name"])

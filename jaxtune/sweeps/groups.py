@@ -49,3 +49,27 @@ def _static_method(section: dict) -> Any:
     return {k: value if k == "name" else _static_method(value) for k, value in section.items()}
   (method,) = peft.build(section)
   return {key: value for key, value in section.items() if key not in method.numbers}
+
+
+def baseline_key(config: dict) -> str:
+  """Returns a text that is equal for configs whose untuned base scores the same.
+
+  The seed counts where it draws demonstrations.
+  """
+  data = {key: value for key, value in config["data"].items() if key not in SHARES}
+  seed = f"seed {config['seed']}" if config["evaluate"]["shots"] else ""
+  return data_key(config | {"data": data}) + seed
+
+
+def data_key(config: dict) -> str:
+  """Returns a text that is equal for configs of the same model, data and evaluation."""
+  sections = {name: config[name] for name in ("data", "evaluate")}
+  return model_key(config) + json.dumps(sections, sort_keys=True, default=str)
+
+
+def model_key(config: dict) -> str:
+  """Returns a text that is equal for configs of the same model and head."""
+  sections = {name: config[name] for name in ("model", "objective")}
+  if config["model"]["path"] is None:  # its weights are drawn
+    sections["seed"] = config["seed"]
+  return json.dumps(sections, sort_keys=True, default=str)

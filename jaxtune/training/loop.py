@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxtune import data, sharding
-from jaxtune.evaluation import judge
+from jaxtune import data, peft, sharding
 from jaxtune.training import checkpoint
-from jaxtune.training import step as update
 from jaxtune.training.options import TrainOptions
+from jaxtune.training.step import Program, State, update
 
 RISEN = 3  # evaluations without a better validation loss that are called overfitting
 
@@ -22,7 +23,7 @@ class Progress(NamedTuple):
   """A group's state between two steps: all that a checkpoint holds.
 
   Attributes:
-    state: update.State, stacked over trials.
+    state: step.State, stacked over trials.
     sums: of the metrics since the last log line; and "diverged", the first step at which a loss,
       a gradient or a weight was not finite, 0 for none.
     tuned: the weights with the best validation loss so far.
@@ -39,7 +40,8 @@ class Progress(NamedTuple):
   stopped: Any
 
 
-def begin(states: update.State, options: TrainOptions) -> Progress:
+def begin(states: State) -> Progress:
+  """Returns the progress of a group before its first step."""
   count = states.step.shape[0]
   zeros = lambda: jnp.zeros(count, jnp.int32)  # each its own: the step donates its arguments
   sums = {name: jnp.zeros(count) for name in ("loss", "accuracy", "grad_norm", "steps")}
@@ -47,14 +49,20 @@ def begin(states: update.State, options: TrainOptions) -> Progress:
   return Progress(states, sums | {"diverged": zeros()}, tuned, never, zeros(), zeros(), zeros())
 
 
-def steps(program, chunk, patience, trial, base, batch, axis=None):
-  """Takes one step of every trial that has not stopped; `trial` is (state, sums, stale)."""
+def make_step(program: Program, chunk: int, patience: int | None = None) -> Callable:
+  """Returns ((state, sums, stale), base, batch, axis=None) -> the same three after one step.
 
-  def one(carry, base, batch):
+  Trials whose validation loss has been `stale` for `patience` evaluations stay as they are.
+
+  Args:
+    chunk: trials side by side in one vmap.
+  """
+
+  def one(carry, base, batch, axis):
     state, sums, stale = carry
 
     def go():
-      after, metrics = update.update(program, state, base, batch, axis)
+      after, metrics = update(program, state, base, batch, axis)
       new = {name: sums[name] + metrics[name] for name in ("loss", "accuracy", "grad_norm")}
       lost = _first(sums["diverged"], ~metrics["finite"], after.step)
       return after, new | {"steps": sums["steps"] + 1, "diverged": lost}, stale
@@ -62,7 +70,9 @@ def steps(program, chunk, patience, trial, base, batch, axis=None):
     stopped = lambda: (state._replace(step=state.step + 1), sums, stale)
     return go() if patience is None else jax.lax.cond(stale < patience, go, stopped)
 
-  return sharding.over(one, chunk)(trial, base, batch)
+  return lambda trials, base, batch, axis=None: sharding.over(partial(one, axis=axis), chunk)(
+    trials, base, batch
+  )
 
 
 def _first(before, now, step):
@@ -76,25 +86,51 @@ def intervals(options: TrainOptions) -> tuple[int, int]:
   return eval_every, options.checkpoint_every or eval_every
 
 
-def _loop(configs, options, step, validate, base, progress, datasets, saved, logs, parallel, clock):
-  """Runs to the last step; saves, evaluates and logs on the way."""
+class Group(NamedTuple):
+  """What the loop needs of a group of trials.
+
+  Attributes:
+    options: the `train` section.
+    step: compiled, as `make_step` returns it.
+    base: the frozen weights.
+    batch: (number of a step) -> its batch (E, A, B, ...), on the devices.
+    validate: (overlays) -> each trial's metrics on its validation split; None without one.
+    settled: the first step whose weights may be kept; evaluations before it count for nothing.
+    logs: writes each trial's metrics.jsonl; a context manager.
+    save: (steps done, progress) writes a checkpoint.
+  """
+
+  options: TrainOptions
+  step: Callable
+  base: Any
+  batch: Callable[[int], dict]
+  validate: Callable[[peft.Overlay], list[dict]] | None
+  settled: int
+  logs: Any
+  save: Callable[[int, Progress], None]
+
+
+def run(group: Group, progress: Progress) -> Progress:
+  """Takes a group from where it stands to its last step; validates, logs and saves on the way."""
+  options = group.options
   eval_every, checkpoint_every = intervals(options)
   first, stop = int(progress.state.step[0]), checkpoint.Interrupt()
   bar = tqdm(total=options.steps, initial=first, desc="training", unit="step", disable=None)
-  with stop, bar, logs:
+  with stop, bar, group.logs:
     for i in range(first, options.steps):
-      batch = parallel.put_batch(make_batch(configs, [d.train for d in datasets], i, options))
-      state, sums, stale = step((progress.state, progress.sums, progress.stale), base, batch)
-      progress, done = progress._replace(state=state, sums=sums, stale=stale), i + 1
+      batch, done = group.batch(i), i + 1
+      carry = (progress.state, progress.sums, progress.stale)
+      state, sums, stale = group.step(carry, group.base, batch)
+      progress = progress._replace(state=state, sums=sums, stale=stale)
       last = done == options.steps
       if done % options.log_every == 0 or last:
-        progress = _log(progress, done, logs, bar, options, batch)
-      if datasets[0].validation is not None and (done % eval_every == 0 or last):
-        progress = validate(progress, done, logs)
+        progress = _log(group, progress, done, bar, np.prod(batch["tokens"].shape))
+      if group.validate is not None and (done % eval_every == 0 or last):
+        progress = _validate(group, group.validate, progress, done)
       bar.update()
       over = options.patience is not None and bool((progress.stale >= options.patience).all())
       if done % checkpoint_every == 0 or last or stop.asked or over:
-        saved.save(done, progress, clock())
+        group.save(done, progress)
       if stop.asked:
         raise SystemExit(143)
       if over:
@@ -103,17 +139,20 @@ def _loop(configs, options, step, validate, base, progress, datasets, saved, log
 
 
 def make_batch(
-  configs: list[dict], splits: list[data.Split], step: int, options: TrainOptions
-) -> dict:
+  splits: Sequence[data.Split], seeds: Sequence[int], step: int, options: TrainOptions
+) -> dict[str, np.ndarray]:
   """Stacks every trial's batch of a step: (E, A, B, ...)."""
-  keys = [(id(split), config["seed"]) for split, config in zip(splits, configs, strict=True)]
-  chosen = dict(zip(keys, splits, strict=True))
-  made = {key: data.batch(split, key[1], step, options.batch_size) for key, split in chosen.items()}
+  keys = [(id(split), seed) for split, seed in zip(splits, seeds, strict=True)]
+  distinct = dict(zip(keys, splits, strict=True))
+  batches = {
+    key: data.batch(split, key[1], step, options.batch_size) for key, split in distinct.items()
+  }
   fold = lambda x: x.reshape(options.accumulate, -1, *x.shape[1:])
-  return {name: np.stack([fold(made[key][name]) for key in keys]) for name in made[keys[0]]}
+  return {name: np.stack([fold(batches[key][name]) for key in keys]) for name in batches[keys[0]]}
 
 
-def _log(progress, step, logs, bar, options, batch):
+def _log(group: Group, progress: Progress, step: int, bar: tqdm, tokens: int) -> Progress:
+  """Writes the means of the metrics since the last line, and starts their sums anew."""
   sums = jax.tree.map(np.asarray, progress.sums)
   steps = np.maximum(sums["steps"], 1)
   rows = [
@@ -122,8 +161,8 @@ def _log(progress, step, logs, bar, options, batch):
       sums["loss"] / steps, sums["accuracy"] / steps, sums["grad_norm"] / steps, strict=True
     )
   ]  # fmt: skip
-  logs.write(rows, active=sums["steps"] > 0)
-  rate = (bar.format_dict["rate"] or 0) * np.prod(batch["tokens"].shape)
+  group.logs.write(rows, active=sums["steps"] > 0)
+  rate = (bar.format_dict["rate"] or 0) * tokens
   bar.set_postfix_str(f"loss {np.mean(sums['loss'] / steps):.3f}, {rate:,.0f} tokens/s")
   for e in np.flatnonzero(sums["diverged"] > step - sums["steps"]):
     at = sums["diverged"][e]
@@ -132,18 +171,16 @@ def _log(progress, step, logs, bar, options, batch):
   return progress._replace(sums=progress.sums | fresh)
 
 
-def _validate(evaluator, base, datasets, patience, settled, progress, step, logs):
-  """Evaluates, and keeps each trial's weights where they are its best.
-
-  Args:
-    settled: the first step whose weights may be kept; evaluations before it count for nothing.
-  """
+def _validate(
+  group: Group, validate: Callable[[peft.Overlay], list[dict]], progress: Progress, step: int
+) -> Progress:
+  """Evaluates, and keeps each trial's weights where they are its best."""
+  patience, settled = group.options.patience, group.settled
   active = None if patience is None else np.asarray(progress.stale) < patience
-  pairs = (progress.state.tuned, progress.state.hyper)
-  measured = judge.measure(evaluator, pairs, base, [d.validation for d in datasets])
-  found = [judge.totals(evaluator.objective.MEASURES, rows, "validation") for rows in measured]
-  logs.write([{"step": step, **values} for values in found], active)
-  loss = jnp.asarray([values["validation_loss"] for values in found])
+  overlays = peft.Overlay(progress.state.tuned, progress.state.hyper)
+  metrics = validate(overlays)
+  group.logs.write([{"step": step, **values} for values in metrics], active)
+  loss = jnp.asarray([values["validation_loss"] for values in metrics])
   better = (loss < progress.best) & (step >= settled)
   stale = jnp.where(better | (step < settled), 0, progress.stale + 1)
   choose = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)

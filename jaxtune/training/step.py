@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -60,29 +59,25 @@ class Program(NamedTuple):
   predict: Callable | None = None
 
 
-def loss(program: Program, tuned, hyper, base, batch, rng=None):
-  """Returns the objective's (losses (B,), others by name (B,)); `rng` turns dropout on."""
+def forward(program: Program, overlay: peft.Overlay, base, rng=None) -> Callable:
+  """Returns (batch) -> what the adapted model makes of it; `rng` turns dropout on."""
+  adapted = peft.Adapted(program.methods, *overlay, base)
+  inputs = lambda batch: {name: batch[name] for name in INPUTS if name in batch}
+  return lambda batch: peft.apply(program.model, adapted, rng=rng, **inputs(batch))
 
-  return program.objective(partial(_forward, program, tuned, hyper, base, rng), batch)
 
-
-def judge(program: Program, tuned, hyper, base, batch) -> dict[str, Any]:
+def judge(program: Program, overlay: peft.Overlay, base, batch) -> dict[str, Any]:
   """Returns what each row lost and was predicted to be: {"loss": (B,), "weight": (B,), ...}."""
-  computed = []  # the loss and the prediction share one forward pass
+  call, outputs = forward(program, overlay, base), []
 
-  def forward(batch):
-    if not computed:
-      computed.append(_forward(program, tuned, hyper, base, None, batch))
-    return computed[0]
+  def once(batch):  # the loss and the prediction share one forward pass
+    if not outputs:
+      outputs.append(call(batch))
+    return outputs[0]
 
-  losses_B, others = program.objective(forward, batch)
-  predicted = {} if program.predict is None else program.predict(forward, batch)
+  losses_B, others = program.objective(once, batch)
+  predicted = {} if program.predict is None else program.predict(once, batch)
   return {"loss": losses_B, **others, **predicted}
-
-
-def _forward(program, tuned, hyper, base, rng, batch):
-  inputs = {name: batch[name] for name in INPUTS if name in batch}
-  return peft.apply(program.model, program.methods, base, tuned, hyper, rng=rng, **inputs)
 
 
 def update(program: Program, state: State, base, batch, axis: str | None = None):
@@ -106,7 +101,8 @@ def update(program: Program, state: State, base, batch, axis: str | None = None)
   def part(tuned, piece):
     i, rows = piece
     key = jax.random.fold_in(rng, i) if program.dropout else None
-    losses_B, others = loss(program, tuned, state.hyper, base, rows, key)
+    call = forward(program, peft.Overlay(tuned, state.hyper), base, key)
+    losses_B, others = program.objective(call, rows)
     return losses_B.sum(), jax.tree.map(jnp.sum, others)
 
   gradient = jax.value_and_grad(part, has_aux=True)

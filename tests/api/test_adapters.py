@@ -8,7 +8,7 @@ import pytest
 from support import folders
 
 import jaxtune
-from jaxtune import compose, tree
+from jaxtune import compose, peft, tree
 from jaxtune.compose import deltas
 from jaxtune.errors import UserError
 from jaxtune.runs import finished
@@ -119,7 +119,7 @@ def test_what_cannot_be_composed_is_said(place):
   with pytest.raises(UserError, match="llama is no run's folder, and its config.json would be"):
     jaxtune.compose_runs(runs, runs[0].pretrained.folder, "cat")
   prompt = {"name": "prompt", "length": 2}
-  two = compose.remade(runs[0], {"name": "stack", "a": prompt, "b": prompt}, {}, {})
+  two = compose.remade(runs[0], {"name": "stack", "a": prompt, "b": prompt}, peft.Overlay({}, {}))
   with pytest.raises(UserError, match="two prompts"):
     finished.keep(two, place[0] / "x")
   assert not (place[0] / "x").exists()

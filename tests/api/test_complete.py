@@ -2,6 +2,7 @@
 
 from support import folders, tiny
 
+from jaxtune import peft
 from jaxtune.api import complete
 from jaxtune.runs.finished import Run
 
@@ -9,7 +10,7 @@ from jaxtune.runs.finished import Run
 def test_prompts_are_encoded_as_in_training():
   pretrained = tiny.make("t5")._replace(tokenizer=folders.tokenizer("t5"))
   data = {"template": "{{ article }} ?", "rename": {"article": "text"}, "choices": None}
-  run = Run(None, {"data": data}, pretrained, (), None, None, None)
+  run = Run(None, {"data": data}, pretrained, peft.untuned({}))
   shown = lambda prompts: [
     pretrained.tokenizer.decode(ids) for ids in complete._encode(run, prompts)
   ]

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from support import tiny
 from support.random_runs import card_lines
 
-from jaxtune import certify, tree
+from jaxtune import certify, peft, tree
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
 from jaxtune.models import hf
@@ -48,7 +48,9 @@ def laid(pretrained, section):
 )
 def test_exports_equal_ours(bases, name, section, how, tmp_path, reload):
   model = bases[name]
-  made = export(model, *laid(model, section), tmp_path / "x", certify=True, reload=reload, **how)
+  made = export(
+    model, peft.Adapted(*laid(model, section)), tmp_path / "x", certify=True, reload=reload, **how
+  )
   written = json.loads((made.folder / "certificate.json").read_text())
   assert written == made.certificate
   assert written["passed"] and written["largest_logit_difference"] < 1e-4
@@ -64,7 +66,7 @@ def test_exports_equal_ours(bases, name, section, how, tmp_path, reload):
 def test_base_without_a_folder_and_given_prompts(gpt2, tmp_path, reload):
   prompts = [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
   how = dict(certify=True, reload=reload, prompts=prompts)
-  made = export(gpt2, *laid(gpt2, LORA), tmp_path / "x", **how)
+  made = export(gpt2, peft.Adapted(*laid(gpt2, LORA)), tmp_path / "x", **how)
   assert made.certificate["passed"] and made.certificate["prompts_from"] == "the caller"
 
 
@@ -74,12 +76,16 @@ def test_scales_that_differ_between_layers(bases, tmp_path, reload):
   flat["trunk/layers/attn/o_proj/lora/scale"] *= np.array([1.0, 2.0, 3.0], np.float32)
   flat["trunk/layers/attn/v_proj/lora/scale"] *= 0.5
   made = methods, tuned, tree.unflatten(flat), base
-  assert export(bases["gpt2"], *made, tmp_path / "x", certify=True, reload=reload).certificate
+  assert export(
+    bases["gpt2"], peft.Adapted(*made), tmp_path / "x", certify=True, reload=reload
+  ).certificate
 
 
 def test_base_in_bfloat16(bases, tmp_path, reload):
   model = hf.load(str(bases["llama"].folder), dtype="bfloat16")
-  made = export(model, *laid(model, LORA), tmp_path / "x", certify=True, reload=reload).certificate
+  made = export(
+    model, peft.Adapted(*laid(model, LORA)), tmp_path / "x", certify=True, reload=reload
+  ).certificate
   assert made["passed"] and made["largest_logit_difference"] < 1e-4
   narrow = made["bfloat16"]
   assert 1e-3 < narrow["largest_logit_difference"] < narrow["band"] < 1
@@ -88,13 +94,13 @@ def test_base_in_bfloat16(bases, tmp_path, reload):
 @pytest.mark.parametrize("how", [{}, dict(format="merged")], ids=["peft", "merged"])
 def test_a_corrupted_tensor_is_found(bases, how, tmp_path, reload):
   model, made = bases["llama"], laid(bases["llama"], LORA)
-  folder = export(model, *made, tmp_path / "x", **how).folder
+  folder = export(model, peft.Adapted(*made), tmp_path / "x", **how).folder
   path = folder / ("model.safetensors" if how else "adapter_model.safetensors")
   tensors = load_file(path)
   name = next(n for n in sorted(tensors) if "layers.1.self_attn.v_proj" in n)
   save_file(tensors | {name: tensors[name] * np.float32(1.2)}, path, {"format": "pt"})
   with pytest.raises(certify.Rejected, match="differ by"):
-    certify.certify(folder, model, *made, reload=reload)
+    certify.certify(folder, model, peft.Adapted(*made), reload=reload)
   written = json.loads((folder / "certificate.json").read_text())
   assert not written["passed"] and written["largest_logit_difference"] > 1e-3
 
@@ -102,26 +108,26 @@ def test_a_corrupted_tensor_is_found(bases, how, tmp_path, reload):
 def test_a_missing_tensor_is_found(bases, tmp_path, reload):
   """PEFT itself only warns."""
   model, made = bases["llama"], laid(bases["llama"], LORA)
-  folder = export(model, *made, tmp_path / "x").folder
+  folder = export(model, peft.Adapted(*made), tmp_path / "x").folder
   path = folder / "adapter_model.safetensors"
   save_file(dict(list(load_file(path).items())[1:]), path, {"format": "pt"})
   with pytest.raises(UserError, match="misses"):
-    certify.certify(folder, model, *made, reload=reload)
+    certify.certify(folder, model, peft.Adapted(*made), reload=reload)
 
 
 def test_a_rejected_export_leaves_the_earlier_one(bases, tmp_path, reload, monkeypatch):
   model, made = bases["gpt2"], laid(bases["gpt2"], LORA)
-  folder = export(model, *made, tmp_path / "x").folder
+  folder = export(model, peft.Adapted(*made), tmp_path / "x").folder
   before = (folder / "adapter_model.safetensors").read_bytes()
   monkeypatch.setattr("jaxtune.formats.peft.configs.alpha_of", lambda scale, rank: scale * rank * 2)
   with pytest.raises(UserError, match="x.rejected"):
-    export(model, *made, folder, certify=True, reload=reload)
+    export(model, peft.Adapted(*made), folder, certify=True, reload=reload)
   assert (folder / "adapter_model.safetensors").read_bytes() == before
   assert not (folder / "certificate.json").exists()
   assert not json.loads((tmp_path / "x.rejected" / "certificate.json").read_text())["passed"]
   (tmp_path / "x.rejected" / "notes").write_text("mine")
   with pytest.raises(UserError, match="notes.*would be lost"):
-    export(model, *made, folder, certify=True, reload=reload)
+    export(model, peft.Adapted(*made), folder, certify=True, reload=reload)
   assert (tmp_path / "x.rejected" / "notes").read_text() == "mine"
 
 
@@ -130,7 +136,7 @@ def test_the_model_card_loads_it(bases, how, tmp_path):
   pytest.importorskip("peft")
   model = bases["gpt2"]
   methods, tuned, hyper, base = laid(model, LORA)
-  folder = export(model, methods, tuned, hyper, base, tmp_path / "x", **how).folder
+  folder = export(model, peft.Adapted(methods, tuned, hyper, base), tmp_path / "x", **how).folder
   found = {}
   exec(card_lines(folder, model), found)
   tokens, mask = tiny.batch()
@@ -165,7 +171,9 @@ def test_an_interpreter_that_lacks_the_libraries(tmp_path):
 def test_adapterhub_needs_an_interpreter(gpt2, tmp_path, monkeypatch):
   monkeypatch.delenv(certify.VARIABLE, raising=False)
   with pytest.raises(UserError, match=certify.VARIABLE):
-    export(gpt2, *laid(gpt2, dict(name="adapter", width=3)), tmp_path / "x", certify=True)
+    export(
+      gpt2, peft.Adapted(*laid(gpt2, dict(name="adapter", width=3))), tmp_path / "x", certify=True
+    )
   assert not list(tmp_path.iterdir())
 
 
@@ -176,7 +184,9 @@ def test_adapters_equal_ours(bases, name, tmp_path):
     for placement in ("pfeiffer", "houlsby", "parallel"):
       section = dict(name="adapter", width=5, placement=placement)
       how = dict(certify=True, reload=reload)
-      made = export(bases[name], *laid(bases[name], section), tmp_path / placement, **how)
+      made = export(
+        bases[name], peft.Adapted(*laid(bases[name], section)), tmp_path / placement, **how
+      )
       assert made.certificate["largest_logit_difference"] < 1e-4
 
 

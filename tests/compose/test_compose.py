@@ -49,13 +49,19 @@ def test_noise_of_training_is_no_part_of_what_is_composed(llama):
   noisy = make(llama, LORA)
   full = made_trials.complete(LORA, {"regularize.dropout": 0.1})
   methods = make_methods(full, ())
-  hyper = tree.combine(noisy.hyper, peft.init(
-    jax.random.key(0), methods[1:], peft.find_sites(llama.model), llama.params)[1])  # fmt: skip
-  noisy = noisy._replace(config=full, methods=methods, hyper=hyper)
+  hyper = tree.combine(noisy.adapted.hyper, peft.init(
+    jax.random.key(0), methods[1:], peft.find_sites(llama.model), llama.params).hyper)  # fmt: skip
+  adapted = noisy.adapted._replace(methods=methods, hyper=hyper)
+  noisy = noisy._replace(config=full, adapted=adapted)
   for made in (compose.average([noisy, noisy]), low_rank.concatenate([noisy, noisy], [0.5, 0.5])):
-    assert [m.name for m in made.methods] == ["lora"]
-    assert not any("regularize" in path for path in tree.flatten(made.hyper))
+    assert [m.name for m in made.adapted.methods] == ["lora"]
+    assert not any("regularize" in path for path in tree.flatten(made.adapted.hyper))
     close(logits(made), logits(noisy))
+
+
+def scaled(run: Run, factor: float) -> Run:
+  tuned = jax.tree.map(lambda x: x * factor, run.adapted.tuned)
+  return run._replace(adapted=run.adapted._replace(tuned=tuned))
 
 
 def classifier(seed: int) -> Run:
@@ -64,9 +70,9 @@ def classifier(seed: int) -> Run:
   full = made_trials.complete(LORA) | {"objective": {"name": "classify"}}
   methods = make_methods(full, pretrained.fresh)
   sites = peft.find_sites(pretrained.model)
-  tuned, hyper, base = peft.init(jax.random.key(0), methods, sites, pretrained.params)
-  tuned = tiny.perturb(tuned, seed, 0.1)
-  return Run(Path(f"c{seed}"), full, pretrained, methods, base, tuned, hyper, ("a", "b", "c"), ())
+  adapted = peft.init(jax.random.key(0), methods, sites, pretrained.params)
+  adapted = adapted._replace(tuned=tiny.perturb(adapted.tuned, seed, 0.1))
+  return Run(Path(f"c{seed}"), full, pretrained, adapted, ("a", "b", "c"), ())
 
 
 @pytest.mark.parametrize("how", ["cat", "linear"])
@@ -79,7 +85,7 @@ def test_heads_are_added_as_deltas_are(how):
   parts = list(map(deltas.of, runs))
   sums = {path: 0.5 * parts[0][path] + 0.25 * parts[1][path] for path in parts[0]}
   assert "head/out/kernel" in sums and "lora" in compose.parts(made)
-  assert not any("head" in path for path in tree.flatten(made.tuned["peft"]))
+  assert not any("head" in path for path in tree.flatten(made.adapted.tuned["peft"]))
   close(logits(made), changed(made, sums), 2e-4)
 
 
@@ -114,7 +120,12 @@ def test_a_sum_of_more_ranks_than_a_weight_has_is_exact(llama):
 def test_how_adapters_were_trained_does_not_keep_them_from_an_average(llama):
   one, two = make(llama, LORA), make(llama, LORA | {"b_rate": 4.0, "dropout": 0.1}, 1)
   made = compose.average([one, two])
-  jax.tree.map(lambda x, a, b: close(x, (a + b) / 2, 1e-6), made.tuned, one.tuned, two.tuned)
+  jax.tree.map(
+    lambda x, a, b: close(x, (a + b) / 2, 1e-6),
+    made.adapted.tuned,
+    one.adapted.tuned,
+    two.adapted.tuned,
+  )
 
 
 def test_an_average_has_weights_of_sum_one(llama):
@@ -131,7 +142,7 @@ def test_adapters_that_compute_something_else_are_kept_apart(llama):
 
 def test_ties_with_an_adapter_that_changes_nothing(llama):
   still = make(llama, LORA)
-  still = still._replace(tuned=jax.tree.map(jnp.zeros_like, still.tuned))
+  still = scaled(still, 0.0)
   other = make(llama, LORA, 1)
   found = deltas.combine([still, other], [1, 1], "ties", density=1.0)
   for path, x in deltas.of(other).items():
@@ -142,7 +153,7 @@ def test_a_lora_over_a_prefix_is_their_stack(llama):
   prefix, lora = make(llama, {"name": "prefix", "length": 3}), make(llama, LORA)
   made = compose.stack([prefix, lora])
   laid = tiny.lay(llama, {"name": "stack", "prefix": {"length": 3}, "lora": LORA})
-  deltas_ = tree.combine(prefix.tuned["peft"], lora.tuned["peft"])
+  deltas_ = tree.combine(prefix.adapted.tuned["peft"], lora.adapted.tuned["peft"])
   expected = tiny.forward(
     llama, (laid[0], {"params": {}, "peft": deltas_}, laid[2], laid[3]), TOKENS
   )
@@ -159,8 +170,8 @@ def test_a_stack_of_two_full_models_is_refused(gpt2):
 def test_an_average_is_of_every_array(gpt2, section):
   one, two = (make(gpt2, section, seed) for seed in (0, 1))
   made = compose.average([one, two], [0.25, 0.75])
-  mean = jax.tree.map(lambda x, y: 0.25 * x + 0.75 * y, one.tuned, two.tuned)
-  jax.tree.map(lambda a, b: close(a, b, 1e-6), made.tuned, mean)
+  mean = jax.tree.map(lambda x, y: 0.25 * x + 0.75 * y, one.adapted.tuned, two.adapted.tuned)
+  jax.tree.map(lambda a, b: close(a, b, 1e-6), made.adapted.tuned, mean)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +247,7 @@ def test_cat_is_the_sum_that_peft_makes(llama, tmp_path):
   base = hf.load(str(hf.save(llama, llama.params, tmp_path / "base")))
   runs = [make(base, LORA | {"alpha": alpha}, i) for i, alpha in enumerate((5.0, 2.0))]
   for run, name in zip(runs, "ab", strict=True):
-    export(base, run.methods, run.tuned, run.hyper, run.base, tmp_path / name)
+    export(base, run.adapted, tmp_path / name)
   model = transformers.AutoModelForCausalLM.from_pretrained(base.folder)
   model = PeftModel.from_pretrained(model, tmp_path / "a", adapter_name="a")
   model.load_adapter(tmp_path / "b", "b")
@@ -296,7 +307,7 @@ def test_truncation_is_the_best_of_its_rank(llama):
 
 def test_a_lora_is_extracted_from_two_checkpoints(llama, tmp_path):
   run = make(llama, LORA)
-  params = peft.merge(run.methods, run.base, run.tuned, run.hyper)
+  params = peft.merge(run.adapted)
   folder = hf.save(llama, params, tmp_path / "tuned")
   run.config["model"] = {"path": str(folder)}
   made, kept = low_rank.extract(run, str(folder), 3)
@@ -313,7 +324,7 @@ def test_a_lora_is_extracted_from_two_checkpoints(llama, tmp_path):
 
 def test_a_lora_is_extracted_from_two_classifiers(tmp_path):
   run = classifier(1)
-  params = peft.merge(run.methods, run.base, run.tuned, run.hyper)
+  params = peft.merge(run.adapted)
   folder = hf.save(run.pretrained, params, tmp_path / "tuned")
   run.config["model"] = {"path": str(folder)}
   made, _ = low_rank.extract(run, str(folder), 3)
@@ -326,7 +337,7 @@ def test_weights_are_finite_numbers(llama, combine):
   for weights in ([np.nan, 1.0], [np.inf, 1.0], ["1", 1.0], [1e31, 1.0]):
     with pytest.raises(UserError, match=r"weights\[0\] is .*, expected"):
       combine(runs, weights)
-  huge = [run._replace(tuned=jax.tree.map(lambda x: x * 1e12, run.tuned)) for run in runs]
+  huge = [scaled(run, 1e12) for run in runs]
   if combine != compose.average:
     with pytest.raises(UserError, match="sum of the adapters: .* holds NaN or infinity"):
       combine(huge, [1e30, 1.0])
@@ -342,10 +353,10 @@ def test_a_part_knocked_out_is_not_there(gpt2):
   run = make(gpt2, {"name": "stack", "lora": LORA, "bitfit": {}, "prefix": {"length": 2}})
   assert knockout.parts(run) == ["bitfit", "lora", "prefix"]
   rest = knockout.without(run, "bitfit")
-  assert not tree.flatten(rest.tuned["params"])
+  assert not tree.flatten(rest.adapted.tuned["params"])
   stack = {"name": "stack", "lora": LORA, "prefix": {"length": 2}}
   methods, _, hyper, base = tiny.lay(gpt2, stack)
-  laid = methods, {"params": {}, "peft": run.tuned["peft"]}, hyper, base
+  laid = methods, {"params": {}, "peft": run.adapted.tuned["peft"]}, hyper, base
   close(logits(rest), tiny.forward(gpt2, laid, TOKENS), 1e-6)
   assert not np.allclose(logits(rest), logits(run), atol=1e-2)
   with pytest.raises(UserError, match="no method 'lorra'"):

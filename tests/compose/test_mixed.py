@@ -45,10 +45,13 @@ def test_a_mixed_batch_equals_separate_runs(llama, parts):
   section = lambda i: {"name": "stack"} | {name: p[0] | p[i] for name, p in parts.items()}
   runs = [make(llama, section(i), seed=i) for i in (1, 2)]
   which = np.array([1, 0, 1])
+  adapted = mixed.together(runs)
   go = jax.jit(
-    lambda *trees, **inputs: mixed.forward(llama.model, runs[0].methods, *trees, **inputs)
+    lambda overlay, which: mixed.forward(
+      llama.model, peft.Adapted(adapted.methods, *overlay, adapted.base), which, tokens=TOKENS
+    )
   )
-  made = go(runs[0].base, *mixed.together(runs), jnp.asarray(which), tokens=TOKENS)
+  made = go(adapted.overlay, jnp.asarray(which))
   assert np.abs(logits(runs[0]) - logits(runs[1])).max() > 0.1
   for row, i in enumerate(which):
     np.testing.assert_allclose(made[row], logits(runs[i])[row], atol=5e-5, rtol=0)
@@ -58,13 +61,10 @@ def test_each_prompt_is_continued_by_its_own_adapter(llama):
   runs = [make(llama, {"name": "lora", "rank": i}, seed=i) for i in (1, 3)]
   options = dict(max_new_tokens=4, stop_tokens=(-1,), key=jax.random.key(0))
   texts = jnp.asarray(TOKENS), jnp.ones(TOKENS.shape, bool)
-  parts = [(run.methods, run.base, run.tuned, run.hyper) for run in runs]
-  alone = [generate.generate(llama.model, *part, *texts, **options) for part in parts]
+  alone = [generate.generate(llama.model, run.adapted, *texts, **options) for run in runs]
   assert (alone[0] != alone[1]).any(-1).all()
   which = jnp.asarray([1, 0, 1])
-  together = mixed.together(runs)
-  model = llama.model, runs[0].methods, runs[0].base
-  made = mixed.complete(*model, *together, which, *texts, **options)
+  made = mixed.complete(llama.model, mixed.together(runs), which, *texts, **options)
   for row, i in enumerate([1, 0, 1]):
     np.testing.assert_array_equal(made[row], alone[i][row])
 
@@ -73,9 +73,13 @@ def outlined(pretrained, section: dict) -> Run:
   """A run with the shapes of arrays in their place."""
   full = made_trials.complete(section)
   methods, sites = make_methods(full), peft.find_sites(pretrained.model)
-  start = lambda params: peft.init(jax.random.key(0), methods, sites, params, lambda text: [1, 2])
-  tuned, hyper, _ = jax.eval_shape(start, pretrained.params)
-  return Run(None, full, pretrained, methods, None, {"params": {}, "peft": {}} | tuned, hyper)
+  start = lambda params: (
+    peft.init(jax.random.key(0), methods, sites, params, lambda text: [1, 2]).overlay
+  )
+  tuned, hyper = jax.eval_shape(start, pretrained.params)
+  return Run(
+    None, full, pretrained, peft.Adapted(methods, {"params": {}, "peft": {}} | tuned, hyper, None)
+  )
 
 
 # What else each option may be that `Method.numbers` says is an array.
@@ -97,7 +101,7 @@ def test_what_shares_a_program_differs_along_padded_axes_alone(llama, name):
   """The options that trials of one program may differ in, and the axes that are padded, agree."""
   plain = {"name": name}
   run = outlined(llama, plain)
-  for option in run.methods[0].numbers:
+  for option in run.adapted.methods[0].numbers:
     other = outlined(llama, plain | {option: OTHER[option]} | NEEDED.get(option, {}))
     assert groups.groups([run.config, other.config]) == [[0, 1]]
     assert mixed.apart(run, other) == ""
@@ -112,7 +116,9 @@ def test_a_method_says_what_it_is_made_of(llama, name):
   if not sizes:
     return
   runs = [outlined(llama, {"name": name} | {o: OTHER[o] for o in some}) for some in ((), sizes)]
-  shapes = [tree.flatten({"tuned": run.tuned["peft"], "hyper": run.hyper}) for run in runs]
+  shapes = [
+    tree.flatten({"tuned": run.adapted.tuned["peft"], "hyper": run.adapted.hyper}) for run in runs
+  ]
   grown = {path for path, x in shapes[0].items() if x.shape != shapes[1][path].shape}
   assert {path.rsplit("/", 1)[1] for path in grown} <= method.padded.keys()
 

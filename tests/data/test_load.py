@@ -10,6 +10,7 @@ from support import folders, made_trials, tiny
 from jaxtune import config, data, objectives, sharding
 from jaxtune.errors import UserError
 from jaxtune.runs import programs, trial
+from jaxtune.runs.trial import with_config
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,7 @@ def test_a_mixture_of_conversations_stops_where_each_task_s_turns_end(load, file
     data.align([alone["<pad>"], alone["</s>"]])
   made = made_trials.make(llama, False)._replace(dataset=mixed)
   full = made_trials.complete({"name": "lora"})
-  program = programs.make_program(full, made, False)
-  evaluator = programs.make_evaluator(full, program, sharding.make("jit", {"data": 1}), 1, made)
+  evaluator = programs.make_evaluator(with_config(made, full), sharding.make("jit", {"data": 1}), 1)
   assert evaluator.stop_tokens == (1, 0)
 
 

@@ -32,7 +32,7 @@ METHODS = {
 def compiled(pretrained, methods, stops=(0,), **options):
   def go(base, tuned, hyper, tokens, mask, key):
     return generate.generate(
-      pretrained.model, methods, base, tuned, hyper, tokens, mask, max_new_tokens=NEW,
+      pretrained.model, peft.Adapted(methods, tuned, hyper, base), tokens, mask, max_new_tokens=NEW,
       stop_tokens=stops, key=key, **options,
     )  # fmt: skip
 
@@ -130,7 +130,7 @@ def test_greedy_answers_equal_teacher_forcing(family):
   model, start = pretrained.model, pretrained.model.config.start
   prompts, mask = generate.pad_left(PROMPTS, 0, LENGTH)
   tokens = np.concatenate([np.repeat([start], len(made), 0), made], 1).astype(np.int32)
-  call = jax.jit(lambda *args: peft.apply(model, methods, base, tuned, hyper, *args))
+  call = jax.jit(lambda *args: peft.apply(model, peft.Adapted(methods, tuned, hyper, base), *args))
   logits = call(tokens, np.ones(tokens.shape, bool), prompts, mask)
   np.testing.assert_array_equal(logits.argmax(-1)[:, len(start) - 1 : -1], made)
   assert len({tuple(row) for row in made.tolist()}) > 1
@@ -217,7 +217,8 @@ def test_frequencies_follow_the_softmax(llama, top_k, top_p):
   tokens, mask = np.repeat(prompt, rows, 0), np.ones((rows, 3), bool)
   found = jax.jit(
     lambda base, tuned, hyper: generate.generate(
-      llama.model, methods, base, tuned, hyper, jnp.asarray(tokens), jnp.asarray(mask),
+      llama.model, peft.Adapted(methods, tuned, hyper, base),
+      jnp.asarray(tokens), jnp.asarray(mask),
       max_new_tokens=1, stop_tokens=(0,), temperature=0.5, top_k=top_k, top_p=top_p,
       key=jax.random.key(3),
     )
@@ -238,11 +239,12 @@ def test_grouped_equals_solo(llama, name, chunk):
   key = "rank" if name == "lora" else "length"
   laid = [tiny.lay(llama, METHODS[name] | {key: n}, noise=0.3) for n in (1, 4)]
   alone = [run(llama, one) for one in laid]
-  pairs = tree.stack([one[1:3] for one in laid])
+  pairs = tree.stack([one.overlay for one in laid])
   tokens, mask = generate.pad_left(PROMPTS, 0, LENGTH)
   batch = {k: np.broadcast_to(x, (2, *x.shape)) for k, x in (("t", tokens), ("m", mask))}
   one = lambda pair, base, batch: generate.generate(
-    llama.model, laid[0][0], base, *pair, batch["t"], batch["m"], max_new_tokens=NEW,
+    llama.model, peft.Adapted(laid[0].methods, *pair, base), batch["t"], batch["m"],
+    max_new_tokens=NEW,
     stop_tokens=(0,),
   )  # fmt: skip
   np.testing.assert_array_equal(jax.jit(sharding.over(one, chunk))(pairs, laid[0][3], batch), alone)

@@ -11,6 +11,8 @@ from jaxtune.evaluation import judge
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.objectives import tokens
 from jaxtune.runs import programs
+from jaxtune.runs.start import start
+from jaxtune.runs.trial import with_config
 from jaxtune.training import step
 
 COUNT, CLASSES = 11, 3
@@ -30,11 +32,10 @@ def tagged():
 def measured(setup, split, size, **parallel):
   config = made_trials.complete({"name": "lora"}, {"objective": {"name": "tokens"}})
   config["evaluate"]["batch_size"] = size
-  program = programs.make_program(config, setup, False)
   devices = sharding.make(**parallel)
-  evaluator = programs.make_evaluator(config, program, devices, 1, setup)
-  state, base = programs.start(config, setup)
-  pairs = jax.tree.map(lambda x: x[None], (state.tuned, state.hyper))
+  evaluator = programs.make_evaluator(with_config(setup, config), devices, 1)
+  state, base = start(with_config(setup, config))
+  pairs = jax.tree.map(lambda x: x[None], peft.Overlay(state.tuned, state.hyper))
   return judge.measure(evaluator, pairs, base, [split])[0]
 
 
@@ -83,7 +84,7 @@ def test_loss_and_prediction_share_one_forward_pass(monkeypatch):
   program = step.Program(None, (), tokens.loss, None, 1, False, tokens.predict)
   ones = np.ones((2, 5), np.int32)
   batch = {"tokens": ones, "mask": ones > 0, "labels": ones, "weights": ones.astype(np.float32)}
-  found = step.judge(program, {}, {}, {}, batch)
+  found = step.judge(program, peft.Overlay({}, {}), {}, batch)
   assert {*found} == {"loss", "weight", "correct", "labels"}
   assert [({*one}, one["rng"]) for one in passes] == [({"tokens", "mask", "rng"}, None)]
 
@@ -138,11 +139,10 @@ def test_samples_hang_on_the_seed_and_the_example_alone(llama):
   def sampled(size, seeds):
     options = {"generate": True, "temperature": 1.0, "max_new_tokens": 4, "batch_size": size}
     config = made_trials.complete({"name": "lora"}, evaluate=options | {"metrics": ["exact_match"]})
-    program = programs.make_program(config, setup, False)
-    evaluator = programs.make_evaluator(config, program, sharding.make(), 1, setup)
-    state, base = programs.start(config, setup)
-    pairs = tree.stack([(state.tuned, state.hyper)] * len(seeds))
-    judged = judge.test(evaluator, pairs, base, [dataset] * len(seeds), seeds)
+    evaluator = programs.make_evaluator(with_config(setup, config), sharding.make(), 1)
+    state, base = start(with_config(setup, config))
+    pairs = tree.stack([peft.Overlay(state.tuned, state.hyper)] * len(seeds))
+    judged = judge.judge_splits(evaluator, pairs, base, [dataset] * len(seeds), seeds)
     return [one.predictions for one in judged]
 
   both = sampled(3, [0, 7])

@@ -60,7 +60,7 @@ def test_a_round_trip_changes_no_bit(name, section, tmp_path):
   model = make(name)
   methods, tuned, hyper, base = laid(model, section)
   labels = ("low", "middle", "high") if ":" in name else ()
-  export(model, methods, tuned, hyper, base, tmp_path / "a", labels=labels)
+  export(model, peft.Adapted(methods, tuned, hyper, base), tmp_path / "a", labels=labels)
   found = formats.read(tmp_path / "a", model)
   for method, part in zip(methods, found.parts, strict=False):  # a head is none of the parts
     ours = peft.own(method, tuned["peft"])
@@ -70,7 +70,9 @@ def test_a_round_trip_changes_no_bit(name, section, tmp_path):
     equal(part.fixed, peft.own(method, hyper))
   equal(found.params, tree.flatten(tuned["params"]))
   assert (found.labels, found.source["format"]) == (labels, "adapterhub")
-  again = export(model, *formats.lay(found, model), tmp_path / "b", labels=found.labels)
+  again = export(
+    model, peft.Adapted(*formats.lay(found, model)), tmp_path / "b", labels=found.labels
+  )
   for path in (tmp_path / "a").glob("*.safetensors"):
     assert path.read_bytes() == (again.folder / path.name).read_bytes()
   for path in (tmp_path / "a").glob("*config.json"):  # the list of files has the card's hash
@@ -87,7 +89,9 @@ def equal(found, expected):
 @pytest.fixture(scope="module")
 def adapter(gpt2, tmp_path_factory):
   """An exported adapter: its config and tensors."""
-  folder = export(gpt2, *laid(gpt2, ADAPTER), tmp_path_factory.mktemp("made") / "a").folder
+  folder = export(
+    gpt2, peft.Adapted(*laid(gpt2, ADAPTER)), tmp_path_factory.mktemp("made") / "a"
+  ).folder
   return json.loads((folder / "adapter_config.json").read_text()), load_file(
     folder / "adapter.safetensors"
   )
@@ -164,7 +168,7 @@ def test_other_names_of_the_same(gpt2, adapter, tmp_path):
 
 def test_heads_of_another_kind_are_refused(tmp_path):
   model = make("bert:classify")
-  folder = export(model, *laid(model, ADAPTER), tmp_path / "x").folder
+  folder = export(model, peft.Adapted(*laid(model, ADAPTER)), tmp_path / "x").folder
   with pytest.raises(UserError, match="load the model with head='classify'"):
     formats.read(folder, make("bert:tokens"))
 

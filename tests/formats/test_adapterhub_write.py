@@ -47,7 +47,9 @@ def files(folder, part="adapter"):
 
 def test_layers_of_different_widths(tmp_path):
   methods, tuned, hyper, base = tiny.lay(made("gpt2"), ADAPTER | dict(width=(2, 8, 4)))
-  config, tensors = files(export(made("gpt2"), methods, tuned, hyper, base, tmp_path / "x").folder)
+  config, tensors = files(
+    export(made("gpt2"), peft.Adapted(methods, tuned, hyper, base), tmp_path / "x").folder
+  )
   assert config["config"]["reduction_factor"] == {"0": 16, "1": 4, "2": 8}
   ours = peft.own(methods[0], tuned["peft"])["trunk/layers/mlp_residual"]
   for i, width in enumerate((2, 8, 4)):
@@ -57,7 +59,7 @@ def test_layers_of_different_widths(tmp_path):
 
 def test_a_compacter_shares_its_rule(tmp_path):
   config, tensors = files(
-    export(made("gpt2"), *laid(made("gpt2"), COMPACTER), tmp_path / "x").folder
+    export(made("gpt2"), peft.Adapted(*laid(made("gpt2"), COMPACTER)), tmp_path / "x").folder
   )
   assert tensors["transformer.shared_parameters.jaxtune.phm_rule"].shape == (2, 2, 2)
   key = "transformer.h.0.attention_adapters.adapters.jaxtune.adapter_down.0"
@@ -70,7 +72,9 @@ def test_a_compacter_shares_its_rule(tmp_path):
 def test_a_head_has_files_of_its_own(tmp_path):
   model = made("bert:classify")
   methods, tuned, hyper, base = laid(model, ADAPTER)
-  folder = export(model, methods, tuned, hyper, base, tmp_path / "x", labels=NAMES).folder
+  folder = export(
+    model, peft.Adapted(methods, tuned, hyper, base), tmp_path / "x", labels=NAMES
+  ).folder
   config, tensors = files(folder, "head")
   assert config["model_class"] == "BertForSequenceClassification" and config["config"] is None
   assert config["label2id"] == {"low": 0, "middle": 1, "high": 2} and config["num_labels"] == 3
@@ -83,7 +87,9 @@ def test_a_head_has_files_of_its_own(tmp_path):
 def test_a_prefix_and_an_adapter_are_a_union(tmp_path):
   model = made("gpt2")
   methods, tuned, hyper, base = tiny.lay(model, MAM, noise=0.1)
-  config, tensors = files(export(model, methods, tuned, hyper, base, tmp_path / "x").folder)
+  config, tensors = files(
+    export(model, peft.Adapted(methods, tuned, hyper, base), tmp_path / "x").folder
+  )
   kinds = [part.get("architecture") for part in config["config"]["configs"]]
   assert (config["config"]["architecture"], kinds) == ("union", ["prefix_tuning", None])
   key = "transformer.prefix_tuning.prefix_tunings.jaxtune.self_prefix.control_trans"
@@ -110,7 +116,7 @@ def test_a_prefix_and_an_adapter_are_a_union(tmp_path):
 def test_refuses_what_it_cannot_express(name, section, how, message, tmp_path):
   model = made(name)
   with pytest.raises(UserError, match=message):
-    export(model, *laid(model, section), tmp_path / "x", **how)
+    export(model, peft.Adapted(*laid(model, section)), tmp_path / "x", **how)
   assert not list(tmp_path.iterdir())
 
 
@@ -141,7 +147,9 @@ def reload_in_adapters():
 )
 def test_adapters_equal_ours(name, section, tmp_path, reload_in_adapters):
   how = dict(certify=True, reload=reload_in_adapters)
-  certificate = export(made(name), *laid(made(name), section), tmp_path / "x", **how).certificate
+  certificate = export(
+    made(name), peft.Adapted(*laid(made(name), section)), tmp_path / "x", **how
+  ).certificate
   assert certificate["largest_logit_difference"] < 1e-4
   assert certificate["change_from_base"] > 0.01
 
@@ -152,5 +160,7 @@ def test_a_pooler_that_the_base_lacks(tmp_path, reload_in_adapters):
   model = hf.load(str(folder), head="classify", labels=3)
   assert any(path.startswith("pooler/") for path in model.fresh)
   how = dict(certify=True, reload=reload_in_adapters)
-  certificate = export(model, *laid(model, ADAPTER), tmp_path / "x", **how).certificate
+  certificate = export(
+    model, peft.Adapted(*laid(model, ADAPTER)), tmp_path / "x", **how
+  ).certificate
   assert certificate["largest_logit_difference"] < 1e-4

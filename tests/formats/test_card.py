@@ -9,9 +9,10 @@ import pytest
 from support import tiny
 from support.random_runs import card_lines
 
-from jaxtune import certify, tree
+from jaxtune import certify, peft, tree
 from jaxtune.api.export import export
 from jaxtune.formats import card, places
+from jaxtune.formats.facts import Facts
 from jaxtune.models import hf
 
 NAMES = ("low", "middle", "high")
@@ -69,7 +70,7 @@ def written(model, section, folder, **how):
     how["labels"] = NAMES
   methods, tuned, hyper, base = tiny.lay(model, section, noise=0.1)
   trees = methods, {"params": {}, "peft": {}} | tuned, hyper, base
-  return export(model, *trees, folder, **how).folder, trees
+  return export(model, peft.Adapted(*trees), folder, **how).folder, trees
 
 
 def tokens():
@@ -174,10 +175,10 @@ def test_its_head_is_what_the_hub_reads(gpt2, tmp_path):
 
 def test_with_a_tokenizer_its_lines_make_text(gpt2, tmp_path):
   methods = tiny.lay(gpt2, LORA)[0]
-  lines = card.snippet("peft", gpt2._replace(tokenizer=object()), methods, (), "owner/base")
+  lines = card.snippet("peft", gpt2._replace(tokenizer=object()), methods, Facts("owner/base"))
   assert "AutoModelForCausalLM, AutoTokenizer" in lines and 'BASE = "owner/base"' in lines
   assert lines.splitlines()[-2] == "answers = model.generate(**inputs, max_new_tokens=32)"
-  given = (gpt2._replace(tokenizer=object()), methods, (), "owner/base", (3, 1))
+  given = (gpt2._replace(tokenizer=object()), methods, Facts("owner/base", stop_tokens=(3, 1)))
   assert "max_new_tokens=32, eos_token_id=[3, 1])" in card.snippet("peft", *given)
   assert "eos_token_id" not in card.snippet("merged", *given)  # its generation_config.json has it
 

@@ -39,7 +39,7 @@ def model(request, tmp_path_factory):
 def test_lora_loads_in_peft(model, tmp_path, reload):
   targets = ("cross/q_proj", "encoder/.*/v_proj", "decoder/.*/attn/o_proj", "down_proj")
   laid = tiny.lay(model, {"name": "lora", "rank": 2, "targets": targets}, noise=0.2)
-  made = export(model, *laid, tmp_path / "out", certify=True, reload=reload)
+  made = export(model, peft.Adapted(*laid), tmp_path / "out", certify=True, reload=reload)
   config = json.loads((tmp_path / "out/adapter_config.json").read_text())
   assert config["task_type"] == "SEQ_2_SEQ_LM"
   assert made.certificate["largest_logit_difference"] < 1e-4
@@ -50,7 +50,7 @@ def test_lora_loads_in_peft(model, tmp_path, reload):
 def test_a_prefix_is_refused(model, tmp_path):
   laid = tiny.lay(model, {"name": "prefix", "length": 2})
   with pytest.raises(UserError, match="PEFT cannot express a prefix of an encoder-decoder"):
-    export(model, *laid, tmp_path / "out")
+    export(model, peft.Adapted(*laid), tmp_path / "out")
   assert not (tmp_path / "out").exists()
 
 
@@ -59,7 +59,7 @@ def test_adapters_have_their_names(model, tmp_path):
   targets = ("encoder/.*/attn_residual", "(cross|mlp)_residual")
   section = {"name": "adapter", "width": 4, "placement": "houlsby", "targets": targets}
   methods, tuned, hyper, base = tiny.lay(model, section, noise=0.2)
-  export(model, methods, tuned, hyper, base, tmp_path / "out")
+  export(model, peft.Adapted(methods, tuned, hyper, base), tmp_path / "out")
   tensors = load_file(tmp_path / "out/adapter.safetensors")
   c, trained = model.model.config, peft.own(methods[0], tuned["peft"])
   names = ("adapter_down.0.weight", "adapter_down.0.bias", "adapter_up.weight", "adapter_up.bias")

@@ -10,6 +10,7 @@ from support import tiny
 from support.random_runs import card_lines
 
 import jaxtune
+from jaxtune import peft
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
 from jaxtune.formats.peft import write
@@ -60,7 +61,9 @@ def laid(model, section):
 def test_head_and_method_load_in_peft(bases, name, stored, kind, section, tmp_path, reload):
   labels = 3 if kind in ("classify", "tokens") else None
   model = hf.load(bases(name, stored), head=kind, labels=labels)
-  made = export(model, *laid(model, section), tmp_path / "x", certify=True, reload=reload)
+  made = export(
+    model, peft.Adapted(*laid(model, section)), tmp_path / "x", certify=True, reload=reload
+  )
   assert made.format == "peft" and made.certificate["largest_logit_difference"] < 1e-4
   assert made.certificate["change_from_base"] > 0.01
   config = json.loads((made.folder / "adapter_config.json").read_text())
@@ -88,24 +91,22 @@ SAVED = {
 def test_the_card_loads_the_head_with_its_labels(bases, name, section, how, tmp_path):
   stored = "mlm" if name == "bert" else "lm"
   model = hf.load(bases(name, stored), head="classify", labels=3)
-  methods, *trees = tiny.lay(model, section, noise=0.1) if section["name"] == "head" else (
-    laid(model, section)
-  )  # fmt: skip
-  made = export(model, methods, *trees, tmp_path / "x", labels=NAMES, **how)
+  head_alone = section["name"] == "head"
+  adapted = tiny.lay(model, section, noise=0.1) if head_alone else laid(model, section)
+  made = export(model, peft.Adapted(*adapted), tmp_path / "x", labels=NAMES, **how)
   found = {}
   exec(card_lines(made.folder, model), found)
   assert found["model"].config.id2label == dict(enumerate(NAMES))
   tokens, mask = tiny.batch(side="right")
   tokens = np.where(mask, np.maximum(tokens, 1), 0).astype(np.int32)
-  ours = tiny.forward(model, (methods, *trees), tokens, mask)
+  ours = tiny.forward(model, adapted, tokens, mask)
   theirs = tiny.torch_logits(found["model"].eval(), tokens, mask)
   np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
 
 
 def test_a_run_is_certified_on_its_texts(made, tmp_path, monkeypatch):
   model = made("bert")
-  methods, tuned, hyper, base = laid(model, LORA)
-  run = Run(tmp_path, {"model": {"path": None}}, model, methods, base, tuned, hyper, NAMES)
+  run = Run(tmp_path, {"model": {"path": None}}, model, peft.Adapted(*laid(model, LORA)), NAMES)
   tokens, mask = tiny.batch(side="right")
   texts = types.SimpleNamespace(prompts=[[]] * 3, arrays={"tokens": tokens, "mask": mask})
   monkeypatch.setattr(
@@ -138,7 +139,7 @@ def test_refuses_what_no_format_holds(made, name, section, format, message, tmp_
   laid = tiny.lay(model, {"name": "stack", **parts})
   for how in ({}, {"certify": True}):
     with pytest.raises(UserError, match=message):
-      export(model, *laid, tmp_path / "x", format=format, **how)
+      export(model, peft.Adapted(*laid), tmp_path / "x", format=format, **how)
   assert not list(tmp_path.iterdir())
 
 

@@ -44,7 +44,7 @@ def delta_in_torch(config, tensors, module):
 
 
 def our_delta(pretrained, methods, tuned, hyper, base, path):
-  after = tree.flatten(peft.merge(methods, base, tuned, hyper))[path]
+  after = tree.flatten(peft.merge(peft.Adapted(methods, tuned, hyper, base)))[path]
   return np.asarray(after - tree.flatten(pretrained.params)[path])
 
 
@@ -59,7 +59,7 @@ def our_delta(pretrained, methods, tuned, hyper, base, path):
 )
 def test_lora_of_llama(llama, tmp_path, options):
   made = laid(llama, name="lora", **options)
-  config, tensors = files(export(llama, *made, tmp_path / "x").folder)
+  config, tensors = files(export(llama, peft.Adapted(*made), tmp_path / "x").folder)
   assert config["peft_type"] == "LORA" and config["task_type"] == "CAUSAL_LM"
   wanted = {"q_proj", "v_proj"}
   if "targets" in options:
@@ -78,7 +78,7 @@ def test_lora_of_llama(llama, tmp_path, options):
 @pytest.mark.parametrize("parts", ["q", "k", "qv", "kv", "qkv"])
 def test_lora_of_split_projections_joins_exactly(gpt2, tmp_path, parts):
   made = laid(gpt2, name="lora", rank=2, targets=tuple(f"{p}_proj" for p in parts))
-  config, tensors = files(export(gpt2, *made, tmp_path / "x").folder)
+  config, tensors = files(export(gpt2, peft.Adapted(*made), tmp_path / "x").folder)
   assert config["target_modules"] == ["c_attn"] and config["fan_in_fan_out"]
   assert config["r"] == 2 * len(parts) and config["lora_alpha"] == 16 * len(parts)
   for i in range(3):
@@ -104,7 +104,7 @@ def test_ranks_and_scales_that_differ(gpt2, tmp_path):
   fixed[f"{attn}/v_proj/lora/scale"] *= 0.5
   fixed[f"{attn}/o_proj/lora/scale"] *= np.array([1.0, 2.0, 3.0], np.float32)
   made = methods, {"params": {}} | tree.unflatten(flat), tree.unflatten(fixed), base
-  config, tensors = files(export(gpt2, *made, tmp_path / "x").folder)
+  config, tensors = files(export(gpt2, peft.Adapted(*made), tmp_path / "x").folder)
   assert set(config["target_modules"]) == {"c_attn", "attn.c_proj", "mlp.c_proj"}
   for i in range(3):
     for ours, theirs, start in (
@@ -121,7 +121,9 @@ def test_ranks_and_scales_that_differ(gpt2, tmp_path):
 @pytest.mark.parametrize("projection", [None, 6])
 def test_prefix(llama, tmp_path, projection):
   methods, tuned, hyper, base = laid(llama, name="prefix", length=5, projection=projection)
-  config, tensors = files(export(llama, methods, tuned, hyper, base, tmp_path / "x").folder)
+  config, tensors = files(
+    export(llama, peft.Adapted(methods, tuned, hyper, base), tmp_path / "x").folder
+  )
   assert (config["num_virtual_tokens"], config["num_layers"]) == (5, 3)
   assert (config["num_attention_heads"], config["token_dim"]) == (2, 16)
   assert list(tensors) == ["prompt_embeddings"]
@@ -142,7 +144,9 @@ def test_prefix_leaves_the_masked_rows_out(llama, tmp_path):
   flat["trunk/layers/attn/attend/prefix/mask"] = np.arange(5)[None] < np.full((3, 1), 2)
   flat["trunk/prefix/offset"] = np.asarray(2)
   hyper = tree.unflatten(flat)
-  config, tensors = files(export(llama, methods, tuned, hyper, base, tmp_path / "x").folder)
+  config, tensors = files(
+    export(llama, peft.Adapted(methods, tuned, hyper, base), tmp_path / "x").folder
+  )
   assert config["num_virtual_tokens"] == 2
   assert tensors["prompt_embeddings"].shape == (2, 3 * 2 * 16)
 
@@ -160,7 +164,7 @@ def test_reduction_factor_gives_every_width(hidden):
 )
 def test_adapter(gpt2, tmp_path, placement, locations):
   methods, tuned, hyper, base = laid(gpt2, name="adapter", width=5, placement=placement)
-  folder = export(gpt2, methods, tuned, hyper, base, tmp_path / "x").folder
+  folder = export(gpt2, peft.Adapted(methods, tuned, hyper, base), tmp_path / "x").folder
   config = json.loads((folder / "adapter_config.json").read_text())
   assert config["config"]["scaling"] == (4.0 if placement == "parallel" else 1.0)
   tensors = load_file(folder / "adapter.safetensors")
@@ -179,7 +183,7 @@ def test_adapter_scales_that_differ_go_into_the_weights(gpt2, tmp_path):
   flat = tree.flatten(hyper)
   flat["trunk/layers/mlp_residual/adapter/scale"] *= np.array([1.0, 2.0, 3.0], np.float32)
   hyper = tree.unflatten(flat)
-  folder = export(gpt2, methods, tuned, hyper, base, tmp_path / "x").folder
+  folder = export(gpt2, peft.Adapted(methods, tuned, hyper, base), tmp_path / "x").folder
   tensors = load_file(folder / "adapter.safetensors")
   read = tuned["peft"]["trunk"]["layers"]["mlp_residual"]["adapter"]["up_bias"][2]
   key = "transformer.h.2.output_adapters.adapters.jaxtune.adapter_up.bias"
@@ -188,13 +192,13 @@ def test_adapter_scales_that_differ_go_into_the_weights(gpt2, tmp_path):
 
 def test_merged_model_stays_tied_and_reports_its_rounding(llama3, tmp_path):
   made = laid(llama3, name="lora", rank=2)
-  result = export(llama3, *made, tmp_path / "x", format="merged", dtype="bfloat16")
+  result = export(llama3, peft.Adapted(*made), tmp_path / "x", format="merged", dtype="bfloat16")
   assert "lm_head.weight" not in load_file(result.folder / "model.safetensors")
   assert json.loads((result.folder / "config.json").read_text())["dtype"] == "bfloat16"
   path = "trunk/layers/attn/q_proj/kernel"
   assert set(result.rounding.tensors) == {path, path.replace("q_proj", "v_proj")}
   before = np.asarray(tree.flatten(llama3.params)[path])
-  after = np.asarray(tree.flatten(peft.merge(made[0], made[3], made[1], made[2]))[path])
+  after = np.asarray(tree.flatten(peft.merge(peft.Adapted(*made)))[path])
   stored = np.asarray(tree.flatten(hf.load(str(result.folder)).params)[path])
   error = np.linalg.norm(stored - after) / np.linalg.norm(after - before)
   assert result.rounding.tensors[path].error == pytest.approx(error, rel=1e-4)
@@ -230,28 +234,28 @@ LORA, PREFIX = dict(name="lora", rank=2), dict(name="prefix", length=2)
 )
 def test_refuses_what_a_format_cannot_express(gpt2, tmp_path, section, format, message):
   with pytest.raises(UserError, match=message):
-    export(gpt2, *laid(gpt2, **section), tmp_path / "x", format=format)
+    export(gpt2, peft.Adapted(*laid(gpt2, **section)), tmp_path / "x", format=format)
   assert not list(tmp_path.iterdir())
 
 
 def test_refuses_an_adapter_dtype(gpt2, tmp_path):
   with pytest.raises(UserError, match="float32"):
-    export(gpt2, *laid(gpt2, **LORA), tmp_path / "x", dtype="bfloat16")
+    export(gpt2, peft.Adapted(*laid(gpt2, **LORA)), tmp_path / "x", dtype="bfloat16")
 
 
 def test_parts_of_a_stack(gpt2, tmp_path):
   methods, tuned, hyper, base = laid(gpt2, name="stack", a=LORA, b=PREFIX)
-  made = export(gpt2, methods[1:], tuned, hyper, base, tmp_path / "x")
+  made = export(gpt2, peft.Adapted(methods[1:], tuned, hyper, base), tmp_path / "x")
   assert files(made.folder)[0]["peft_type"] == "PREFIX_TUNING"
   both = laid(gpt2, name="stack", a=LORA, b=dict(name="bitfit"))
-  assert choose_format(*both[:2]) == "merged"
+  assert choose_format(peft.Adapted(*both)) == "merged"
   with pytest.raises(UserError, match="trained too"):
-    export(gpt2, both[0][:1], *both[1:], tmp_path / "y")
+    export(gpt2, peft.Adapted(both[0][:1], *both[1:]), tmp_path / "y")
 
 
 def test_an_earlier_export_survives_a_failure(gpt2, tmp_path, monkeypatch):
   made, folder = laid(gpt2, **LORA), tmp_path / "x"
-  export(gpt2, *made, folder)
+  export(gpt2, peft.Adapted(*made), folder)
   before = {p.name: p.read_bytes() for p in folder.iterdir()}
 
   def full_disk(*args):
@@ -259,6 +263,6 @@ def test_an_earlier_export_survives_a_failure(gpt2, tmp_path, monkeypatch):
 
   monkeypatch.setattr("jaxtune.formats.peft.write.save_file", full_disk)
   with pytest.raises(UserError, match="No space left"):
-    export(gpt2, *made, folder)
+    export(gpt2, peft.Adapted(*made), folder)
   assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
   assert [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 from support import tiny
 
+from jaxtune import peft
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
 from jaxtune.models import hf
@@ -46,7 +47,7 @@ def laid(model, section):
 def test_a_delta_on_the_lookup_alone_unties_the_head(tied, name, tmp_path, reload):
   model, lora = tied(name), dict(name="lora", rank=2, targets=("embed", "v_proj"))
   how = dict(format="merged", certify=True, reload=reload)
-  made = export(model, *laid(model, lora), tmp_path / "x", **how)
+  made = export(model, peft.Adapted(*laid(model, lora)), tmp_path / "x", **how)
   assert made.certificate["largest_logit_difference"] < 1e-4
   assert made.certificate["change_from_base"] > 0.01
   assert json.loads((made.folder / "config.json").read_text())["tie_word_embeddings"] is False
@@ -62,7 +63,7 @@ def test_a_delta_on_the_lookup_alone_unties_the_head(tied, name, tmp_path, reloa
 def test_a_trained_table_stays_tied(tied, name, tmp_path, reload):
   model = tied(name)
   how = dict(format="merged", certify=True, reload=reload)
-  made = export(model, *laid(model, dict(name="full")), tmp_path / "x", **how)
+  made = export(model, peft.Adapted(*laid(model, dict(name="full"))), tmp_path / "x", **how)
   assert made.certificate["largest_logit_difference"] < 1e-4
   assert "lm_head.weight" not in load_file(made.folder / "model.safetensors")
 
@@ -70,7 +71,9 @@ def test_a_trained_table_stays_tied(tied, name, tmp_path, reload):
 def test_an_untied_merge_in_bfloat16(tied, tmp_path, reload):
   model, lora = tied("gpt2"), dict(name="lora", rank=2, targets=("embed",))
   how = dict(format="merged", dtype="bfloat16", certify=True, reload=reload)
-  assert export(model, *laid(model, lora), tmp_path / "x", **how).certificate["passed"]
+  assert export(model, peft.Adapted(*laid(model, lora)), tmp_path / "x", **how).certificate[
+    "passed"
+  ]
 
 
 @pytest.mark.parametrize(
@@ -90,28 +93,30 @@ def test_an_untied_merge_in_bfloat16(tied, tmp_path, reload):
 )
 def test_every_weight_delta(gpt2, section, tmp_path, reload):
   how = dict(format="merged", certify=True, reload=reload)
-  made = export(gpt2, *laid(gpt2, section), tmp_path / "x", **how)
+  made = export(gpt2, peft.Adapted(*laid(gpt2, section)), tmp_path / "x", **how)
   assert made.certificate["largest_logit_difference"] < 1e-4
   assert made.certificate["change_from_base"] > 0.01
 
 
 def test_ia3_without_biases(llama, tmp_path, reload):
   how = dict(format="merged", certify=True, reload=reload)
-  assert export(llama, *laid(llama, dict(name="ia3")), tmp_path / "x", **how).certificate["passed"]
+  assert export(
+    llama, peft.Adapted(*laid(llama, dict(name="ia3"))), tmp_path / "x", **how
+  ).certificate["passed"]
 
 
 def test_a_masked_language_model_stays_tied(tmp_path):
   model = tiny.make("bert", head="mlm")
   lora = dict(name="lora", rank=2, targets=("embed",))
   with pytest.raises(UserError, match="leave 'embed' out"):
-    export(model, *laid(model, lora), tmp_path / "x", format="merged")
+    export(model, peft.Adapted(*laid(model, lora)), tmp_path / "x", format="merged")
 
 
 def test_a_lookup_s_delta_beside_trained_layers(tied, tmp_path, reload):
   last, lora = {"layers": 1}, {"rank": 2, "targets": ("embed",)}
   section = {"name": "stack", "lora": lora, "last_layers": last}
   model, how = tied("llama3"), dict(format="merged", certify=True, reload=reload)
-  made = export(model, *laid(model, section), tmp_path / "x", **how)
+  made = export(model, peft.Adapted(*laid(model, section)), tmp_path / "x", **how)
   assert made.certificate["largest_logit_difference"] < 1e-4
   assert {"embed/embedding", "trunk/layers/mlp/up_proj/kernel"} <= made.rounding.tensors.keys()
 
@@ -127,7 +132,7 @@ def test_pytorch_stops_where_the_run_did(tied, name, stated, tmp_path):
     model = model._replace(folder=tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps(stated))
   full = {"name": "full"}
-  made = export(model, *laid(model, full), tmp_path / "x", stop_tokens=(3, 1))
+  made = export(model, peft.Adapted(*laid(model, full)), tmp_path / "x", stop_tokens=(3, 1))
   found = GenerationConfig.from_pretrained(made.folder)
   assert found.eos_token_id == [3, 1]
   assert found.top_k == (stated or {}).get("top_k")

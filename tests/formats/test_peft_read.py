@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support import tiny
 
-from jaxtune import formats
+from jaxtune import formats, peft
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
 from jaxtune.models import hf
@@ -152,7 +152,7 @@ def test_what_peft_wrote(case, base, tmp_path):
   assert np.abs(logits - bare)[real].max() > 1e-2
   if options.get("bias") == "lora_only":
     return  # biases beside a LoRA are read, but have no place in our own files
-  export(model, *laid, tmp_path / "ours", format="peft")
+  export(model, peft.Adapted(*laid), tmp_path / "ours", format="peft")
   before, after = (tensors(tmp_path / name) for name in ("theirs", "ours"))
   assert before.keys() == after.keys()
   for n, x in before.items():
@@ -175,7 +175,7 @@ def adapters(base, tmp_path_factory):
     dict(name="vera", rank=3),
   ):
     laid = tiny.lay(model, section, noise=0.1)
-    export(model, *laid, root / section["name"])
+    export(model, peft.Adapted(*laid), root / section["name"])
   return model, root
 
 

@@ -86,15 +86,15 @@ CASES += [("bart", None, "DoRA")]
 @pytest.mark.parametrize(("name", "head", "case"), CASES)
 def test_round_trip(name, head, case, base, tmp_path):
   model = base(name, head)
-  methods, *trees = laid(model, SECTIONS[case], head is not None)
-  export(model, methods, *trees, tmp_path / "x", format="peft")
+  methods, *trees = adapted = laid(model, SECTIONS[case], head is not None)
+  export(model, peft.Adapted(*adapted), tmp_path / "x", format="peft")
   found = formats.read(tmp_path / "x", model)
   realised = peft.realise(methods, trees[0]["peft"])
   placed = lambda arrays: peft.placed(methods[0], arrays)
   same(placed(peft.own(methods[0], realised)), placed(found.parts[0].trained))
   same(placed(peft.own(methods[0], trees[1])), placed(found.parts[0].fixed))
   same(tree.flatten(trees[0]["params"]), found.params)
-  export(model, *formats.lay(found, model), tmp_path / "y", format="peft")
+  export(model, peft.Adapted(*formats.lay(found, model)), tmp_path / "y", format="peft")
   same(written(tmp_path / "x"), written(tmp_path / "y"))
   configs = [json.loads((tmp_path / f"{x}/adapter_config.json").read_text()) for x in "xy"]
   assert configs[0] == configs[1]
@@ -106,7 +106,7 @@ def test_the_files_hold_what_peft_itself_would_save(case, base, tmp_path):
   from peft import PeftModel, get_peft_model_state_dict
 
   model = base("llama")
-  export(model, *laid(model, SECTIONS[case]), tmp_path / "x", format="peft")
+  export(model, peft.Adapted(*laid(model, SECTIONS[case])), tmp_path / "x", format="peft")
   theirs = transformers.AutoModelForCausalLM.from_pretrained(model.folder)
   theirs = PeftModel.from_pretrained(theirs, tmp_path / "x")
   saved = get_peft_model_state_dict(theirs, save_embedding_layers=False)
@@ -122,12 +122,12 @@ def test_loras_that_lie_otherwise_here(case, base, tmp_path):
   """They come back as the LoRA that they are, and change the weights as before."""
   model = base("gpt2")
   methods, tuned, hyper, frozen = laid(model, OTHERS[case])
-  export(model, methods, tuned, hyper, frozen, tmp_path / "x")
+  export(model, peft.Adapted(methods, tuned, hyper, frozen), tmp_path / "x")
   again = formats.lay(formats.read(tmp_path / "x", model), model)
-  export(model, *again, tmp_path / "y")
+  export(model, peft.Adapted(*again), tmp_path / "y")
   same(written(tmp_path / "x"), written(tmp_path / "y"))
-  before = tree.flatten(peft.merge(methods, frozen, tuned, hyper))
-  after = tree.flatten(peft.merge(again[0], again[3], again[1], again[2]))
+  before = tree.flatten(peft.merge(peft.Adapted(methods, tuned, hyper, frozen)))
+  after = tree.flatten(peft.merge(peft.Adapted(*again)))
   for path, x in before.items():
     np.testing.assert_allclose(x, after[path], atol=1e-6, err_msg=path)
 
@@ -143,7 +143,11 @@ def test_loras_that_lie_otherwise_here(case, base, tmp_path):
 def test_exports_equal_ours(name, head, section, base, tmp_path, reload):
   model = base(name, head)
   made = export(
-    model, *laid(model, section, head is not None), tmp_path / "x", certify=True, reload=reload
+    model,
+    peft.Adapted(*laid(model, section, head is not None)),
+    tmp_path / "x",
+    certify=True,
+    reload=reload,
   )
   assert made.format == "peft" and made.certificate["largest_logit_difference"] < 1e-5
   assert made.certificate["change_from_base"] > 0.01
@@ -157,7 +161,7 @@ def test_layers_of_other_ranks_are_trimmed(base, tmp_path):
   used = jnp.arange(3)[None] < jnp.array([3, 1, 0])[:, None]  # (layers, ranks)
   cut = lambda w: {"a": w["a"] * used[:, None], "b": w["b"] * used[..., None]}
   tuned["peft"] = peft.replace(methods[0], tuned["peft"], {s: cut(w) for s, w in arrays.items()})
-  export(model, methods, tuned, hyper, frozen, tmp_path / "x")
+  export(model, peft.Adapted(methods, tuned, hyper, frozen), tmp_path / "x")
   shapes = {n: x.shape[0] for n, x in written(tmp_path / "x").items() if "q_proj.lora_A" in n}
   assert list(shapes.values()) == [3, 1]
   found = formats.read(tmp_path / "x", model)
@@ -179,13 +183,15 @@ REFUSED = [
 def test_what_peft_cannot_hold(name, head, section, message, base, tmp_path):
   model = base(name, head)
   with pytest.raises(UserError, match=message):
-    export(model, *laid(model, section, head is not None), tmp_path / "x")
+    export(model, peft.Adapted(*laid(model, section, head is not None)), tmp_path / "x")
   assert not list(tmp_path.iterdir())
 
 
 def test_a_prefix_is_written_as_its_keys_and_values(base, tmp_path):
   """Also where a network made them in training: PEFT would make one of its own, at random."""
-  made = export(base("llama"), *laid(base("llama"), SECTIONS["prefix"]), tmp_path / "x")
+  made = export(
+    base("llama"), peft.Adapted(*laid(base("llama"), SECTIONS["prefix"])), tmp_path / "x"
+  )
   stated = json.loads((made.folder / "adapter_config.json").read_text())
   assert stated["prefix_projection"] is False and stated["num_virtual_tokens"] == 4
 
@@ -196,10 +202,10 @@ def test_a_prefix_of_other_lengths(base, tmp_path):
   flat = tree.flatten(hyper)
   flat["trunk/layers/attn/attend/prefix/mask"] = np.arange(4) < np.array([[4], [2], [4]])
   with pytest.raises(UserError, match="another length in each layer"):
-    export(model, methods, tuned, tree.unflatten(flat), frozen, tmp_path / "x")
+    export(model, peft.Adapted(methods, tuned, tree.unflatten(flat), frozen), tmp_path / "x")
 
 
 def test_a_gate_is_not_left_out_in_silence(llama, tmp_path):
   laid = tiny.lay(llama, {"name": "lora", "gate": True}, noise=0.1)
   with pytest.raises(UserError, match="gate_bias, which PEFT cannot express"):
-    export(llama, *laid, tmp_path / "out")
+    export(llama, peft.Adapted(*laid), tmp_path / "out")

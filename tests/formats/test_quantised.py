@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support import tiny
 
+from jaxtune import peft
 from jaxtune.api.export import export
 from jaxtune.models import hf
 
@@ -20,7 +21,7 @@ def base(tmp_path_factory):
 @pytest.mark.parametrize("how", [{}, {"format": "merged"}])
 def test_exports_equal_ours(base, how, tmp_path, reload):
   laid = tiny.lay(base, dict(name="lora", rank=3, targets=(".*_proj",)), noise=0.1)
-  made = export(base, *laid, tmp_path / "x", certify=True, reload=reload, **how)
+  made = export(base, peft.Adapted(*laid), tmp_path / "x", certify=True, reload=reload, **how)
   written = json.loads((made.folder / "certificate.json").read_text())
   assert written["passed"] and written["largest_logit_difference"] < 1e-4
   assert written["base"]["quantize"] == "nf4"

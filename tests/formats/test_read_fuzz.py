@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from support import tiny
 
-from jaxtune import formats, tree
+from jaxtune import formats, peft, tree
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
 from jaxtune.models import hf
@@ -65,7 +65,7 @@ def exported():
     laid = laid[0], {"params": {}, "peft": {}} | laid[1], *laid[2:]
     with tempfile.TemporaryDirectory() as place:
       folder, form = Path(place), "peft" if name == "norms" else "auto"
-      export(model, *laid, folder, format=form)
+      export(model, peft.Adapted(*laid), folder, format=form)
       (weights,) = (folder / w for w in WEIGHTS if (folder / w).exists())
       config = json.loads((folder / "adapter_config.json").read_text())
       found[name] = config, load_file(weights), weights.name
@@ -150,7 +150,7 @@ def test_what_is_written_is_read_to_the_bit(section, seed):
   model = exported()[0]
   methods, tuned, hyper, base = tiny.lay(model, section, seed, noise=0.1)
   with tempfile.TemporaryDirectory() as place:
-    export(model, methods, {"params": {}} | tuned, hyper, base, Path(place))
+    export(model, peft.Adapted(methods, {"params": {}} | tuned, hyper, base), Path(place))
     _, again, fixed, _ = formats.lay(formats.read(place, model), model)
   before, after = tree.flatten(tuned["peft"]), tree.flatten(again["peft"])
   assert before.keys() == after.keys()

@@ -51,7 +51,9 @@ def unrolled(pretrained, laid, tokens, mask):
     variables = {"params": {}, "peft": moved}
     flags = {"local": jnp.asarray(True), "first": jnp.asarray(False)}
     shared = Shared(None, causal, None, tables, None, None, None, None)
-    return peft.apply(Block(c), methods, block, variables, fixed, x, None, flags, shared)[0]
+    return peft.apply(
+      Block(c), peft.Adapted(methods, variables, fixed, block), x, None, flags, shared
+    )[0]
 
   for i in range(c.layers):
     cut = lambda t, i=i: jax.tree.map(lambda leaf: leaf[i], t.get("trunk", {}).get("layers", {}))
@@ -90,7 +92,7 @@ def test_remat_and_unroll_change_nothing(name, fields, request):
     model, rng = pretrained.model, jax.random.key(3)
 
     def loss(tuned):
-      out = peft.apply(model, methods, base, tuned, hyper, tokens, mask, rng=rng)
+      out = peft.apply(model, peft.Adapted(methods, tuned, hyper, base), tokens, mask, rng=rng)
       return jnp.sum(jnp.where(mask[..., None], jnp.tanh(out), 0))
 
     return jax.jit(jax.value_and_grad(loss))(tuned)
@@ -148,7 +150,7 @@ def test_decoding_equals_teacher_forcing(name, section, request):
 
   @jax.jit
   def step(base, tuned, hyper, *args):
-    return peft.apply(model, methods, base, tuned, hyper, *args, method=model.decode)
+    return peft.apply(model, peft.Adapted(methods, tuned, hyper, base), *args, method=model.decode)
 
   expected = tiny.forward(pretrained, laid, tokens, mask)
   cache = new_cache(model.config, jnp.asarray(mask[:, :prompt]), 13)

@@ -149,7 +149,7 @@ def test_every_trained_leaf_has_a_gradient(name, section):
   tokens, mask = batch(name, "right")
 
   def loss(tuned):
-    scores = peft.apply(pretrained.model, methods, base, tuned, hyper, tokens, mask)
+    scores = peft.apply(pretrained.model, peft.Adapted(methods, tuned, hyper, base), tokens, mask)
     return -jax.nn.log_softmax(scores)[:, 0].sum()
 
   for path, leaf in tree.flatten(jax.jit(jax.grad(loss))(tuned)).items():

@@ -41,13 +41,12 @@ def models(tmp_path_factory):
 def test_decoding_equals_teacher_forcing(name, models):
   """With LoRA and a prefix, past the end of every window; prompts are padded on the left."""
   model, laid = models[name].model, tiny.lay(models[name], STACK, noise=0.1)
-  methods, tuned, hyper, base = laid
   tokens, mask = tiny.batch(length=11, side="left")
-  step = jax.jit(lambda *args: peft.apply(model, methods, *args, method=model.decode))
+  step = jax.jit(lambda *args: peft.apply(model, laid, *args, method=model.decode))
   expected = tiny.forward(models[name], laid, tokens, mask)
   cache, start = new_cache(model.config, jnp.asarray(mask[:, :7]), 12), 0
   for stop in range(7, 12):
-    made, cache = step(base, tuned, hyper, tokens[:, start:stop], cache)
+    made, cache = step(tokens[:, start:stop], cache)
     np.testing.assert_allclose(made, expected[:, stop - 1], atol=2e-5, rtol=0)
     start = stop
 
@@ -60,7 +59,7 @@ def test_every_trained_leaf_has_a_gradient(name, models):
 
   def gradient(config):
     def loss(tuned):
-      logits = peft.apply(Decoder(config), methods, base, tuned, hyper, tokens)
+      logits = peft.apply(Decoder(config), peft.Adapted(methods, tuned, hyper, base), tokens)
       return -jnp.sum(jax.nn.log_softmax(logits)[..., :2])
 
     return tree.flatten(jax.jit(jax.grad(loss))(tuned))
@@ -93,8 +92,8 @@ def test_files_are_those_of_transformers(name, models, tmp_path):
 def test_lora_in_files_is_the_change_of_weights(name, models, tmp_path):
   """alpha / r * B @ A of each module, fused ones too, is what merging adds to its weight."""
   laid = tiny.lay(models[name], LORA, noise=0.1)
-  folder = export(models[name], *laid, tmp_path / "lora").folder
-  merged = peft.merge(laid[0], laid[3], laid[1], laid[2])
+  folder = export(models[name], peft.Adapted(*laid), tmp_path / "lora").folder
+  merged = peft.merge(peft.Adapted(*laid))
   after = load_file(hf.save(models[name], merged, tmp_path / "after") / "model.safetensors")
   before = load_file(models[name].folder / "model.safetensors")
   config = json.loads((folder / "adapter_config.json").read_text())
@@ -123,14 +122,14 @@ def test_prefix_equals_peft_up_to_the_window(tmp_path):
   theirs = tiny.torch_twin(AutoConfig.for_model(**fields), tmp_path / "base")
   ours = hf.load(str(tmp_path / "base"))
   laid = tiny.lay(ours, PREFIX, noise=0.3)
-  made = export(ours, *laid, tmp_path / "prefix")
+  made = export(ours, peft.Adapted(*laid), tmp_path / "prefix")
   theirs = torch_peft.PeftModel.from_pretrained(theirs, made.folder)
   tokens, _ = tiny.batch(length=11)
   apart = np.abs(tiny.forward(ours, laid, tokens) - tiny.torch_logits(theirs, tokens)).max((0, 2))
   assert apart[:6].max() < 1e-4 < 1e-2 < apart[6]
   assert card.WINDOW.format(seen=6) in (made.folder / "README.md").read_text()
   with pytest.raises(UserError, match="sliding window of 9"):
-    export(ours, *tiny.lay(ours, PREFIX | {"length": 9}), tmp_path / "long")
+    export(ours, peft.Adapted(*tiny.lay(ours, PREFIX | {"length": 9})), tmp_path / "long")
 
 
 def test_certificates_stay_inside_the_window(models):

@@ -271,7 +271,7 @@ def test_linear_probe(tmp_path):
   laid = tiny.lay(ours, {"name": "head", "paths": ours.fresh}, noise=0.1)
   methods, tuned, hyper, base = laid
   assert sorted(tree.flatten(tuned["params"])) == sorted(HEAD + POOLER)
-  merged = peft.merge(methods, base, tuned, hyper)
+  merged = peft.merge(peft.Adapted(methods, tuned, hyper, base))
   folder = hf.save(ours, merged, tmp_path / "merged")
   tokens, mask = batch("bert", "right")
   made = tiny.forward(ours, laid, tokens, mask)

@@ -17,6 +17,7 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation import generate
 from jaxtune.models import hf, quantize
 from jaxtune.preflight import cost
+from jaxtune.runs.trial import with_config
 
 FORMS = quantize.FORMS
 # As bitsandbytes 0.39 tabulates it (get_4bit_type("nf4")).
@@ -69,7 +70,7 @@ def measure(pretrained, section: dict, gradient: bool = True):
 
   def run(base, tuned, hyper):
     def loss(tuned):
-      logits = peft.apply(model, methods, base, tuned, hyper, tokens, mask, **inputs)
+      logits = peft.apply(model, peft.Adapted(methods, tuned, hyper, base), tokens, mask, **inputs)
       return jnp.square(logits.astype(jnp.float32)).mean(), logits
 
     return jax.grad(loss, has_aux=True)(tuned) if gradient else loss(tuned)
@@ -172,7 +173,9 @@ def test_grouped_trials_share_one_kernel_and_no_stack_of_them_is_made():
 
   def gradient(base, tuned, hyper):
     def loss(tuned):
-      return jnp.square(peft.apply(model.model, methods, base, tuned, hyper, tokens)).mean()
+      return jnp.square(
+        peft.apply(model.model, peft.Adapted(methods, tuned, hyper, base), tokens)
+      ).mean()
 
     return jax.grad(loss)(tuned)
 
@@ -192,8 +195,9 @@ def test_cached_decoding_gives_the_same_tokens():
 
   def complete(model):
     methods, tuned, hyper, base = tiny.lay(model, {"name": "lora", "rank": 2}, noise=0.1)
-    run = lambda *trees: generate.generate(
-      model.model, methods, *trees, prompts, np.ones_like(prompts, bool), max_new_tokens=4,
+    run = lambda base, *overlay: generate.generate(
+      model.model, peft.Adapted(methods, *overlay, base), prompts, np.ones_like(prompts, bool),
+      max_new_tokens=4,
       stop_tokens=(0,), key=jax.random.key(0),
     )  # fmt: skip
     return jax.jit(run)(base, tuned, hyper)
@@ -205,7 +209,7 @@ def test_cached_decoding_gives_the_same_tokens():
 def test_merging_starts_from_the_dequantised_weights(form):
   model = as_form(plain("gpt2"), form)
   merged = [
-    peft.merge(methods, base, tuned, hyper)
+    peft.merge(peft.Adapted(methods, tuned, hyper, base))
     for methods, tuned, hyper, base in (
       tiny.lay(m, SECTIONS["gpt2"], noise=0.1) for m in (model, whole(model))
     )
@@ -265,7 +269,9 @@ def test_the_cost_of_a_run_shows_what_is_saved():
   for form in (None, "int8"):
     params = hf.outline(architecture=wide, quantize=form).params
     frozen[form] = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) - outside
-  figures = cost.cost([config], made_trials.make(hf.load(architecture=wide, quantize="nf4")))
+  figures = cost.cost(
+    [with_config(made_trials.make(hf.load(architecture=wide, quantize="nf4")), config)]
+  )
   frozen["nf4"] = figures["frozen_MB"] * 1e6 - outside
   assert frozen[None] / frozen["int8"] == pytest.approx(3.9, abs=0.1)
   assert frozen[None] / frozen["nf4"] == pytest.approx(7.75, abs=0.15)

@@ -249,9 +249,11 @@ def test_decoding_equals_teacher_forcing(model, method):
   tokens, mask = tiny.batch(rows=2, length=14, side="left")
   expected = tiny.forward(model, laid, tokens, mask)  # 14 and 12, and three before them
   step = jax.jit(
-    lambda *args: peft.apply(model.model, methods, base, tuned, hyper, *args, method=decode)
+    lambda *args: peft.apply(
+      model.model, peft.Adapted(methods, tuned, hyper, base), *args, method=decode
+    )
   )
-  prompts, seen = generate.make_room(methods, hyper, tokens[:, :10], jnp.asarray(mask[:, :10]))
+  prompts, seen = generate.make_room(laid, tokens[:, :10], jnp.asarray(mask[:, :10]))
   cache = new_cache(model.model.config, seen, prompts.shape[1] + 4)
   given = [prompts, *(tokens[:, i : i + 1] for i in range(10, 14))]
   for i, part in enumerate(given):

@@ -227,7 +227,9 @@ def moved(request):
 def call(moved):
   """Its compiled program: (tokens, mask, inputs, inputs_mask) -> logits."""
   pretrained, (methods, tuned, hyper, base) = moved
-  return jax.jit(lambda *args: peft.apply(pretrained.model, methods, base, tuned, hyper, *args))
+  return jax.jit(
+    lambda *args: peft.apply(pretrained.model, peft.Adapted(methods, tuned, hyper, base), *args)
+  )
 
 
 def test_decoding_equals_teacher_forcing(moved, call):
@@ -238,7 +240,9 @@ def test_decoding_equals_teacher_forcing(moved, call):
   tokens[:, : len(start)] = start
   inputs, inputs_mask = tiny.batch(length=7, seed=1, side="left")
   expected = call(tokens, np.ones(tokens.shape, bool), inputs, inputs_mask)
-  run = lambda method: lambda *a: peft.apply(model, methods, base, tuned, hyper, *a, method=method)
+  run = lambda method: (
+    lambda *a: peft.apply(model, peft.Adapted(methods, tuned, hyper, base), *a, method=method)
+  )
   first, cache = jax.jit(lambda *a: run(model.start)(*a, 6))(inputs, inputs_mask)
   np.testing.assert_array_equal(first, tokens[:, : len(start)])
   assert cache.mask.shape == tokens.shape and cache.encoded[0].shape[:2] == inputs.shape

@@ -38,7 +38,9 @@ def loss_of(pretrained, laid):
   methods, _, _, base = laid
 
   def loss(tuned, hyper):
-    logits = peft.apply(pretrained.model, methods, base, tuned, hyper, jnp.asarray(ONE))
+    logits = peft.apply(
+      pretrained.model, peft.Adapted(methods, tuned, hyper, base), jnp.asarray(ONE)
+    )
     return -jnp.sum(jax.nn.log_softmax(logits)[0, :-1, :2])
 
   return loss
@@ -79,7 +81,7 @@ def test_merge_equals_intercept(pretrained, section):
   laid = tiny.lay(pretrained, SECTIONS[section], noise=0.1)
   methods, tuned, hyper, base = laid
   before = jax.tree.map(np.array, base)
-  params = peft.merge(methods, base, tuned, hyper)
+  params = peft.merge(peft.Adapted(methods, tuned, hyper, base))
   made = run(pretrained, laid)
   np.testing.assert_allclose(made, base_logits(pretrained, params=params), atol=1e-5, rtol=0)
   assert not np.allclose(made, base_logits(pretrained), atol=1e-2)
@@ -90,7 +92,7 @@ def test_merge_equals_intercept(pretrained, section):
 def test_merge_refused(gpt2, section):
   methods, tuned, hyper, base = tiny.lay(gpt2, SECTIONS[section])
   with pytest.raises(UserError, match="cannot be merged"):
-    peft.merge(methods, base, tuned, hyper)
+    peft.merge(peft.Adapted(methods, tuned, hyper, base))
 
 
 @pytest.mark.parametrize("options, scale", [({}, 5 / 3), ({"rslora": True}, 5 / 3**0.5),
@@ -126,7 +128,7 @@ def test_a_target_that_hits_nothing_is_named_with_what_it_could_be(llama):
 def test_lora_on_the_head(llama):
   laid = tiny.lay(llama, {"name": "lora", "rank": 2, "targets": ["head"]}, noise=0.1)
   assert set(tree.flatten(laid[1]["peft"])) == {"head/lora/a", "head/lora/b"}
-  params = peft.merge(laid[0], laid[3], laid[1], laid[2])
+  params = peft.merge(peft.Adapted(*laid))
   np.testing.assert_allclose(run(llama, laid), base_logits(llama, params=params), atol=1e-5, rtol=0)
 
 
@@ -343,5 +345,5 @@ def test_dora_over_another_delta_is_not_merged(llama):
   section = {"name": "stack", "a": {"name": "lora"}, "b": {"name": "lora", "dora": True}}
   methods, tuned, hyper, base = tiny.lay(llama, section, noise=0.1)
   with pytest.raises(UserError, match="'b' scales .* a name that sorts before"):
-    peft.merge(methods, base, tuned, hyper)
-  peft.merge(methods[::-1], base, tuned, hyper)
+    peft.merge(peft.Adapted(methods, tuned, hyper, base))
+  peft.merge(peft.Adapted(methods[::-1], tuned, hyper, base))

@@ -118,7 +118,7 @@ def test_cached_decoding_equals_teacher_forcing(request, name, family):
   tokens, mask = generate.pad_left(PROMPTS, 0, LENGTH)
   made = jax.jit(
     lambda base, tuned, hyper: generate.generate(
-      pretrained.model, methods, base, tuned, hyper, tokens, mask, max_new_tokens=NEW,
+      pretrained.model, peft.Adapted(methods, tuned, hyper, base), tokens, mask, max_new_tokens=NEW,
       stop_tokens=(tiny.VOCABULARY,), key=jax.random.key(0),
     )
   )(base, tuned, hyper)  # fmt: skip
@@ -138,7 +138,7 @@ def test_every_array_has_a_gradient_in_an_encoder(name):
   @jax.value_and_grad
   def loss(deltas):
     tuned = {"params": {}, "peft": deltas}
-    logits = peft.apply(pretrained.model, methods, base, tuned, hyper, tokens, mask)
+    logits = peft.apply(pretrained.model, peft.Adapted(methods, tuned, hyper, base), tokens, mask)
     return jnp.sum(jax.nn.log_softmax(logits)[..., :2])
 
   value, gradient = loss(tuned["peft"])

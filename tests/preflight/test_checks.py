@@ -7,6 +7,7 @@ from support import made_trials, tiny
 from jaxtune import tree
 from jaxtune.errors import UserError
 from jaxtune.preflight import checks, cost
+from jaxtune.runs.trial import with_config
 from jaxtune.training.options import TrainOptions
 
 
@@ -18,15 +19,20 @@ def test_a_chunk_is_halved_until_it_fits(limit, chunk):
 def test_a_cpu_takes_one_trial_at_a_time_unless_told(llama):
   setup = made_trials.make(llama)
   configs = [made_trials.complete({"name": "lora"}, {"seed": seed}) for seed in range(3)]
-  assert cost.choose_chunk(configs, setup) == 1
+  assert cost.choose_chunk([with_config(setup, c) for c in configs]) == 1
   told = [made_trials.complete({"name": "lora"}, {"train.chunk": 2})]
-  assert cost.choose_chunk(told, setup) == 2
+  assert cost.choose_chunk([with_config(setup, c) for c in told]) == 2
 
 
 def test_cost_counts_every_layer_and_trial(llama):
   setup = made_trials.make(llama)
   one, two = (
-    cost.cost([made_trials.complete({"name": "full"}, {"seed": s}) for s in range(n)], setup)
+    cost.cost(
+      [
+        with_config(setup, c)
+        for c in [made_trials.complete({"name": "full"}, {"seed": s}) for s in range(n)]
+      ]
+    )
     for n in (1, 2)
   )
   options = TrainOptions(**made_trials.complete({"name": "full"})["train"])
@@ -40,9 +46,9 @@ def test_cost_counts_every_layer_and_trial(llama):
 
 def test_a_metric_that_no_trial_will_have(llama):
   setup, config = made_trials.make(llama), made_trials.complete({"name": "lora"})
-  checks.check_metric("test_loss", config, setup)
+  checks.check_metric("test_loss", with_config(setup, config))
   with pytest.raises(UserError, match="test_bleu.*test_loss.*evaluate.generate"):
-    checks.check_metric("test_bleu", config, setup)
+    checks.check_metric("test_bleu", with_config(setup, config))
 
 
 def test_what_an_encoder_reads_must_fit_too():
@@ -53,4 +59,4 @@ def test_what_an_encoder_reads_must_fit_too():
   splits = {name: wide(getattr(setup.dataset, name)) for name in ("train", "validation", "test")}
   setup = setup._replace(dataset=setup.dataset._replace(**splits))
   with pytest.raises(UserError, match="48 tokens.* 40 positions"):
-    checks.check(config, setup)
+    checks.check(with_config(setup, config))

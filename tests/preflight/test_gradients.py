@@ -8,12 +8,13 @@ import jaxtune
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.preflight import gradients
+from jaxtune.runs.trial import with_config
 
 STACK = {"name": "stack", "lora": {}, "prefix": {"length": 3}, "adapter": {"width": 4}}
 
 
 def test_a_stack_passes(llama):
-  gradients.check(made_trials.complete(STACK), made_trials.make(llama))
+  gradients.check(with_config(made_trials.make(llama), made_trials.complete(STACK)))
 
 
 def test_an_array_that_is_not_read_is_named(llama, monkeypatch):
@@ -26,9 +27,8 @@ def test_an_array_that_is_not_read_is_named(llama, monkeypatch):
     return trained | {"trunk/nowhere": {"a": jnp.ones(3)}}, fixed
 
   methods = (lora._replace(init=stray),)
-  monkeypatch.setattr("jaxtune.runs.programs.make_methods", lambda *_: methods)
   with pytest.raises(UserError, match="trunk/nowhere/lora/a: it would be trained in vain"):
-    gradients.check(config, setup)
+    gradients.check(with_config(setup, config)._replace(methods=methods))
 
 
 def test_every_method_of_a_group_is_probed(tmp_path):
@@ -46,4 +46,4 @@ def test_weights_that_are_not_finite_are_named(llama):
   flat["trunk/norm/scale"] = flat["trunk/norm/scale"] * jnp.nan
   setup = made_trials.make(llama._replace(params=tree.unflatten(flat)))
   with pytest.raises(UserError, match="not finite in trunk/norm/scale"):
-    gradients.check(made_trials.complete({"name": "lora"}), setup)
+    gradients.check(with_config(setup, made_trials.complete({"name": "lora"})))

@@ -7,12 +7,12 @@ import pytest
 from safetensors.numpy import save
 from support import made_trials, tiny
 
-from jaxtune import peft, tree
+from jaxtune import tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.runs import finished, results, start_from
 from jaxtune.runs.finished import Run
-from jaxtune.runs.trial import make_methods
+from jaxtune.runs.trial import make_methods, with_config
 
 ARCHITECTURE = tiny.ARCHITECTURES["llama"] | {"num_hidden_layers": 1}
 A = "peft/trunk/layers/attn/q_proj/lora/a"
@@ -25,10 +25,12 @@ def made():
   model = hf.load(architecture=ARCHITECTURE)
   config = made_trials.complete({"name": "lora", "rank": 2, "scale": 2}, model={"path": None})
   config["model"] |= {"architecture": ARCHITECTURE}
-  methods, tuned, hyper, base = tiny.lay(model, config["method"], noise=0.1)
-  assert methods[0].kind == make_methods(config)[0].kind
-  run = Run(None, config, model, methods, base, {"params": {}} | tuned, hyper, (), (0,))
-  flat = {p: np.asarray(x) for p, x in tree.flatten(run.tuned | {"hyper": hyper}).items()}
+  adapted = tiny.lay(model, config["method"], noise=0.1)
+  assert adapted.methods[0].kind == make_methods(config)[0].kind
+  adapted = adapted._replace(tuned={"params": {}} | adapted.tuned)
+  run = Run(None, config, model, adapted, (), (0,))
+  trees = adapted.tuned | {"hyper": adapted.hyper}
+  flat = {p: np.asarray(x) for p, x in tree.flatten(trees).items()}
   record = {"base": tree.fingerprint(model.params), "config": config, "labels": []}
   return run, flat, record | {"stop_tokens": [0]}
 
@@ -47,7 +49,7 @@ def test_a_run_comes_back_as_it_was(made, tmp_path):
   finished.keep(run, tmp_path / "kept")
   for folder in (tmp_path / "kept", written(made, tmp_path)):
     found = finished.load_run(folder, run.pretrained)
-    again = tree.flatten(found.tuned | {"hyper": found.hyper})
+    again = tree.flatten(found.adapted.tuned | {"hyper": found.adapted.hyper})
     assert again.keys() == flat.keys()
     assert json.dumps(found.config) == json.dumps(run.config)
     for path, x in flat.items():
@@ -127,12 +129,13 @@ def test_a_damaged_result(tmp_path, text, message):
 
 def test_nothing_that_is_not_finite_is_kept_or_started_from(made, tmp_path):
   run, flat, _ = made
-  broken = run._replace(tuned=tree.combine(run.tuned, tree.unflatten({A: flat[A] * np.inf})))
+  tuned = tree.combine(run.adapted.tuned, tree.unflatten({A: flat[A] * np.inf}))
+  broken = run._replace(adapted=run.adapted._replace(tuned=tuned))
   with pytest.raises(UserError, match="a holds NaN or infinity"):
     finished.keep(broken, tmp_path / "kept")
   assert not (tmp_path / "kept").exists()
   folder = written(made, tmp_path, lambda f, r: f.update({A: f[A] * np.float32("inf")}))
-  (method,) = peft.build(run.config["method"] | {"start": str(folder)})
-  setup = made_trials.make(run.pretrained)
+  method = run.config["method"] | {"start": str(folder)}
+  trial = with_config(made_trials.make(run.pretrained), run.config | {"method": method})
   with pytest.raises(UserError, match="method.start: .*a holds NaN or infinity"):
-    start_from.continued((method,), setup, run.tuned, run.hyper)
+    start_from.continued(trial, run.adapted.overlay)

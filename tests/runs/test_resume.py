@@ -13,6 +13,7 @@ from support import made_trials, resumable_run
 from jaxtune.api import sweep as sweeps
 from jaxtune.errors import UserError
 from jaxtune.runs import group
+from jaxtune.runs.trial import with_config
 from jaxtune.training import checkpoint
 
 TESTS = Path(__file__).parents[1]
@@ -160,13 +161,13 @@ def test_a_killed_sweep_skips_what_is_done(tmp_path, monkeypatch):
     "sweep": ({"method.rank": [1, 2], "optim.schedule": ["constant", "linear"]},)
   }
 
-  def fragile(configs, *rest):
-    groups.append([c["optim"]["schedule"] for c in configs])
+  def fragile(trials, *rest):
+    groups.append([t.config["optim"]["schedule"] for t in trials])
     if len(groups) == 2:
       raise KeyboardInterrupt
-    return real(configs, *rest)
+    return real(trials, *rest)
 
-  monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: setup)
+  monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: with_config(setup, config))
   monkeypatch.setattr(sweeps.training, "train", fragile)
   with pytest.raises(KeyboardInterrupt):
     sweeps.sweep(config, tmp_path)
@@ -185,7 +186,7 @@ def test_a_killed_sweep_skips_what_is_done(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="another config: optim.learning_rate was 0.01, is now 0.5"):
     sweeps.sweep(config | {"optim": config["optim"] | {"learning_rate": 0.5}}, tmp_path)
   changed = setup._replace(dataset=setup.dataset._replace(report={"files": {"a.jsonl": "b" * 64}}))
-  monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: changed)
+  monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: with_config(changed, config))
   with pytest.raises(UserError, match=r"another data set: files.a.jsonl was None, is now 'b{16}'"):
     sweeps.sweep(config, tmp_path)
   assert contents(tmp_path) == saved and len(groups) == 3
@@ -196,11 +197,11 @@ def test_a_longer_axis_trains_what_is_new(tmp_path, monkeypatch):
   setup, real, groups = resumable_run.setup(), group.train, []
   config = made_trials.complete({"name": "lora", "rank": 2}, {"train.steps": 1})
 
-  def counted(configs, *rest):
-    groups.append([c["method"]["rank"] for c in configs])
-    return real(configs, *rest)
+  def counted(trials, *rest):
+    groups.append([t.config["method"]["rank"] for t in trials])
+    return real(trials, *rest)
 
-  monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: setup)
+  monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: with_config(setup, config))
   monkeypatch.setattr(sweeps.training, "train", counted)
   sweeps.sweep(config | {"sweep": ({"method.rank": [1]},)}, tmp_path)
   (path,) = tmp_path.glob("trials/*/config.json")

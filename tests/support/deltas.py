@@ -104,10 +104,10 @@ def plain(layer):
 def lay(pretrained, section: dict, noise: float = 0.0):
   """Does what `tiny.lay` does, in one program."""
   methods, sites = peft.build(section), peft.find_sites(pretrained.model)
-  init = jax.jit(lambda key, params: peft.init(key, methods, sites, params)[:2])
+  init = jax.jit(lambda key, params: peft.init(key, methods, sites, params).overlay)
   tuned, hyper = init(jax.random.key(0), pretrained.params)
   tuned = {"params": {}, "peft": {}} | tiny.perturb(tuned, 1, noise)
-  return methods, tuned, hyper, pretrained.params
+  return peft.Adapted(methods, tuned, hyper, pretrained.params)
 
 
 def train(pretrained, sections: list[dict], steps: int = 3, noise: float = 0.05):
@@ -198,7 +198,7 @@ def check_merge(pretrained, section: dict):
   """A merged model computes what the intercepted one does, and not what the base does."""
   laid = methods, tuned, hyper, base = lay(pretrained, section, 0.1)
   tokens, _ = tiny.batch(2, 7)
-  params = peft.merge(methods, base, tuned, hyper)
+  params = peft.merge(peft.Adapted(methods, tuned, hyper, base))
   run = jax.jit(lambda p: pretrained.model.apply({"params": p}, tokens))
   made = tiny.forward(pretrained, laid, tokens)
   np.testing.assert_allclose(made, run(params), atol=2e-5, rtol=0)

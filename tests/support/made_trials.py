@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxtune import config, data, peft, tree
+from jaxtune import config, data, tree
 from jaxtune.evaluation import compare, judge
-from jaxtune.runs import group
-from jaxtune.runs.trial import Setup
+from jaxtune.models import hf
+from jaxtune.runs import group, trial
+from jaxtune.runs.trial import Trial, with_config
 from support import tiny
 
 UNTUNED = compare.Untuned(
@@ -42,14 +43,14 @@ def split(count: int, seed: int, length: int = 16) -> data.Split:
   return data.Split(arrays, prompts, references, [{}] * count, where)
 
 
-def make(pretrained, validation: bool = True) -> Setup:
-  """Lays 40 training, 8 validation and 8 test examples beside a model."""
+def make(pretrained: hf.Pretrained, validation: bool = True) -> Trial:
+  """Makes a trial of a LoRA with 40 training, 8 validation and 8 test examples."""
   dataset = data.Data(
     split(40, 0), split(8, 1) if validation else None, split(8, 2), {}, stop_tokens=(0,)
   )
   pretrained = pretrained._replace(tokenizer=Tokenizer())
-  sites = peft.find_sites(pretrained.model)
-  return Setup(pretrained, sites, dataset, tree.fingerprint(pretrained.params))
+  fingerprint = tree.fingerprint(pretrained.params)
+  return trial.make(complete({"name": "lora"}), pretrained, dataset, fingerprint)
 
 
 def complete(method: dict, changes: dict | None = None, **sections) -> dict:
@@ -67,7 +68,7 @@ def complete(method: dict, changes: dict | None = None, **sections) -> dict:
   return config.complete(config.override(plain, changes or {}))
 
 
-def run(configs, folders, setup, checkpoints, base=UNTUNED, **options) -> list[dict]:
-  """Trains a group whose trials all have the same data."""
-  count = len(configs)
-  return group.train(configs, folders, [setup] * count, [base] * count, checkpoints, **options)
+def run(configs, folders, made: Trial, checkpoints, base=UNTUNED, **options) -> list[dict]:
+  """Trains a group whose trials differ from the one made in their configs alone."""
+  trials = [with_config(made, config) for config in configs]
+  return group.train(trials, folders, [base] * len(trials), checkpoints, **options)

@@ -23,14 +23,14 @@ def make(pretrained, section: dict, seed: int = 0, name: str = "run") -> Run:
   methods = make_methods(full, pretrained.fresh)
   sites = peft.find_sites(pretrained.model)
   key = jax.random.key(seed)
-  tuned, hyper, base = peft.init(key, methods, sites, pretrained.params)
-  tuned = {"params": {}, "peft": {}} | tiny.perturb(tuned, seed + 1, 0.1)
-  return Run(Path(f"{name}{seed}"), full, pretrained, methods, base, tuned, hyper, (), (0,))
+  adapted = peft.init(key, methods, sites, pretrained.params)
+  tuned = {"params": {}, "peft": {}} | tiny.perturb(adapted.tuned, seed + 1, 0.1)
+  adapted = adapted._replace(tuned=tuned)
+  return Run(Path(f"{name}{seed}"), full, pretrained, adapted, (), (0,))
 
 
 def logits(run: Run, tokens=TOKENS):
-  laid = run.methods, run.tuned, run.hyper, run.base
-  return np.asarray(tiny.forward(run.pretrained, laid, tokens))
+  return np.asarray(tiny.forward(run.pretrained, run.adapted, tokens))
 
 
 def card_lines(folder: Path, base) -> str:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxtune import data, formats, schema
+from jaxtune import data, formats, peft, schema
 from jaxtune.api.export import export
 from jaxtune.data import sources, templates
 from jaxtune.data.templates import library
@@ -192,7 +192,9 @@ def write_adapter(family: str, section: dict) -> Callable[[Path], None]:
   def write(folder: Path) -> None:
     base = pretrained(family)
     methods, tuned, hyper, left = tiny.lay(base, section, noise=0.1)
-    export(base, methods, tuned, hyper, left, folder / "adapter", labels=("no", "yes"))
+    export(
+      base, peft.Adapted(methods, tuned, hyper, left), folder / "adapter", labels=("no", "yes")
+    )
 
   return write
 
@@ -207,11 +209,10 @@ def read_adapter(family: str) -> Callable[[Path], object]:
 def write_run(folder: Path) -> None:
   base = pretrained("llama")
   config = folders.config(str(base.folder), {"train": "train.jsonl"}, method={"name": "lora"})
-  run = Run(folder, made_trials.config.complete(config), base, (), None, {}, {})
-  methods, tuned, hyper, left = tiny.lay(base, run.config["method"], noise=0.1)
+  full = made_trials.config.complete(config)
+  run = Run(folder, full, base, tiny.lay(base, full["method"], noise=0.1))
   # Runs name their base by an absolute path; it is filled in when they are read.
   run.config["model"]["path"] = "BASE"
-  run = run._replace(methods=methods, tuned=tuned, hyper=hyper, base=left)
   finished.keep(run, folder / "run")
   (folder / "run" / "result.json").write_text(json.dumps({"final": {"test_loss": 1.5}}))
   lines = [{"step": i, "train_loss": 2.0 / i} for i in range(1, 5)]

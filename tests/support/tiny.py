@@ -105,14 +105,17 @@ def perturb(arrays, seed: int, deviation: float = 0.05):
   })  # fmt: skip
 
 
-def lay(pretrained, section: dict, seed: int = 0, noise: float = 0.0):
-  """Lays a method over a model: (methods, tuned, hyper, base), tuned moved by `noise`."""
+def lay(
+  pretrained: hf.Pretrained, section: dict, seed: int = 0, noise: float = 0.0
+) -> peft.Adapted:
+  """Lays a method over a model, what is trained moved off its start by `noise`."""
   methods = peft.build(section)
   sites = peft.find_sites(pretrained.model)
-  tuned, hyper, base = peft.init(jax.random.key(seed), methods, sites, pretrained.params)
+  adapted = peft.init(jax.random.key(seed), methods, sites, pretrained.params)
   if noise:
-    tuned = {"params": {}, "peft": {}} | perturb(tuned, seed + 1, noise)
-  return methods, tuned, hyper, base
+    tuned = {"params": {}, "peft": {}} | perturb(adapted.tuned, seed + 1, noise)
+    adapted = adapted._replace(tuned=tuned)
+  return adapted
 
 
 _PROGRAMS = {}  # by id, beside the objects themselves so that no id is used twice
@@ -125,7 +128,7 @@ def forward(pretrained, laid, tokens, mask=None, rng=None):
 
   @jax.jit
   def run(base, tuned, hyper, rng, *args):
-    return peft.apply(model, methods, base, tuned, hyper, *args, rng=rng)
+    return peft.apply(model, peft.Adapted(methods, tuned, hyper, base), *args, rng=rng)
 
   key = id(model), id(methods)
   program, *_ = _PROGRAMS.setdefault(key, (run, model, methods))

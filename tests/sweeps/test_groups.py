@@ -9,6 +9,8 @@ from support import made_trials
 
 from jaxtune import peft, tree
 from jaxtune.runs import programs
+from jaxtune.runs.start import start
+from jaxtune.runs.trial import with_config
 from jaxtune.sweeps import groups
 from jaxtune.training import loop
 from jaxtune.training import step as update
@@ -42,7 +44,7 @@ PROGRAMS = [
 
 def solo(config, setup, step):
   """Runs the pure step alone, without padding, stacking or the loop; returns losses and weights."""
-  state, base = programs.start(config, setup)
+  state, base = start(with_config(setup, config))
   options = TrainOptions(**config["train"])
   losses = []
   for i in range(options.steps):
@@ -55,11 +57,11 @@ def solo(config, setup, step):
 def grouped(configs, setup, chunk):
   """Runs the group's compiled step; returns each trial's losses, the weights, and the step."""
   options = TrainOptions(**configs[0]["train"])
-  states = [programs.start(config, setup) for config in configs]
+  states = [start(with_config(setup, config)) for config in configs]
   base, stacked = states[0][1], tree.stack([state for state, _ in states])
-  program = programs.make_program(configs[0], setup, programs.drops(configs))
-  step = jax.jit(partial(loop.steps, program, chunk, None))
-  progress = loop.begin(stacked, options)
+  program = programs.make_program(with_config(setup, configs[0]), programs.drops(configs))
+  step = jax.jit(loop.make_step(program, chunk, None))
+  progress = loop.begin(stacked)
   state, losses = progress.state, []
   for i in range(options.steps):
     batch = loop.make_batch(configs, [setup.dataset.train] * len(configs), i, options)
@@ -91,7 +93,7 @@ def check(setup, method, others, chunk):
   alone = {}  # one program for all without dropout, and for all with it
   for config, each, weights in zip(configs, losses, tuned, strict=True):
     drops = programs.drops([config])
-    program = programs.make_program(config, setup, drops)
+    program = programs.make_program(with_config(setup, config), drops)
     if drops not in alone:
       alone[drops] = jax.jit(partial(update.update, program))
     expected, whole = solo(config, setup, alone[drops])

@@ -12,6 +12,7 @@ from support import folders
 import jaxtune
 from jaxtune.preflight import gradients
 from jaxtune.runs import baseline
+from jaxtune.runs.trial import with_config
 from jaxtune.training import loop
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -49,7 +50,7 @@ def test_each_trial_is_compared_with_the_demonstrations_of_its_seed(config, tmp_
   drawn = [base.drawn["demonstrations"] for *_, base in given]
   assert len(drawn) == 2 and drawn[0] != drawn[1]
   for one, setup, base in given:
-    alone = baseline.evaluate_base(one, setup)
+    alone = baseline.evaluate_base(with_config(setup, one))
     assert base.drawn == alone.drawn
     for mine, theirs in ((base.base, alone.base), (base.shots, alone.shots)):
       assert mine.metrics == pytest.approx(theirs.metrics, rel=1e-5)

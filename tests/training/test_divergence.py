@@ -87,7 +87,7 @@ def test_without_validation(llama, tmp_path):
 def test_final_metrics_that_are_not_finite(llama, tmp_path):
   """Of weights that are: the loss of a perplexity that is too large for a float, say."""
   progress = loop.Progress(*[None] * 4, [3], [0], [4])._replace(sums={"diverged": [0]})
-  steps = lambda **metrics: group._steps(progress, TrainOptions(), 0, metrics)["diverged_at"]
+  steps = lambda **metrics: group.step_counts(progress, TrainOptions(), 0, metrics)["diverged_at"]
   assert steps(test_loss=800.0, test_perplexity=math.inf) == 4 and steps(test_loss=2.0) is None
 
 

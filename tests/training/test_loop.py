@@ -16,6 +16,8 @@ from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.preflight import checks
 from jaxtune.runs import finished, programs
+from jaxtune.runs.start import start
+from jaxtune.runs.trial import with_config
 from jaxtune.training import loop, optim
 from jaxtune.training import step as update  # fmt: skip
 from jaxtune.training.options import TrainOptions
@@ -42,12 +44,12 @@ def test_accumulation_divides_once(llama):
   sgd = {"name": "sgd", "learning_rate": 0.5, "clip": None, "weight_decay": 0.0}
   config = made_trials.complete(LORA, optim=sgd)
   setup = made_trials.make(llama)
-  state, base = programs.start(config, setup)
+  state, base = start(with_config(setup, config))
   whole = data.batch(setup.dataset.train, 0, 0, 8)
   whole["weights"] = whole["mask"].astype(np.float32)
   whole["weights"][:4] = 0
   whole["weights"][0, 1:3] = 1
-  step = jax.jit(partial(update.update, programs.make_program(config, setup, False)))
+  step = jax.jit(partial(update.update, programs.make_program(with_config(setup, config))))
   ends = []
   for parts in (1, 2):
     end = state
@@ -143,9 +145,9 @@ def test_a_stack_is_laid_in_the_order_of_its_keys():
 def test_a_stopped_trial_stays_as_it_is(llama, chunk):
   setup, config = made_trials.make(llama), made_trials.complete(LORA)
   options = TrainOptions(**config["train"])
-  state, base = programs.start(config, setup)
-  progress = loop.begin(tree.stack([state, state]), options)
-  step = jax.jit(partial(loop.steps, programs.make_program(config, setup, False), chunk, 2))
+  state, base = start(with_config(setup, config))
+  progress = loop.begin(tree.stack([state, state]))
+  step = jax.jit(loop.make_step(programs.make_program(with_config(setup, config)), chunk, 2))
   batch = loop.make_batch([config, config], [setup.dataset.train] * 2, 0, options)
   after, sums, _ = step((progress.state, progress.sums, jnp.asarray([1, 2])), base, batch)
   pick = lambda x, e: jax.tree.map(lambda leaf: np.asarray(leaf[e]), x)
@@ -205,7 +207,7 @@ def test_bfloat16_computes_and_float32_is_trained(tmp_path):
   setup = made_trials.make(tiny.make("llama", dtype="bfloat16"))
   assert {str(x.dtype) for x in jax.tree.leaves(setup.pretrained.params)} == {"bfloat16"}
   for method in (LORA, {"name": "full"}, {"name": "adapter"}, {"name": "prefix"}):
-    state, _ = programs.start(made_trials.complete(method), setup)
+    state, _ = start(with_config(setup, made_trials.complete(method)))
     assert {str(x.dtype) for x in jax.tree.leaves(state.tuned)} == {"float32"}
     floats = {str(x.dtype) for x in jax.tree.leaves(state.optimizer) if x.dtype != jnp.int32}
     assert floats == {"float32"}
@@ -239,7 +241,7 @@ def test_a_run_and_its_folder(tmp_path):
 
   run = finished.load_run(folder)
   flat = load_file(folder / "tuned.safetensors")
-  held = tree.flatten({"peft": run.tuned["peft"], "hyper": run.hyper})
+  held = tree.flatten({"peft": run.adapted.tuned["peft"], "hyper": run.adapted.hyper})
   assert held.keys() == flat.keys()
   for name, leaf in held.items():
     np.testing.assert_array_equal(leaf, flat[name])
@@ -313,7 +315,7 @@ def test_what_cannot_work_is_found_before_it_starts(llama, changes, says):
   with pytest.raises(UserError) as error:
     config = made_trials.complete(LORA, changes)
     checks.check_options(config)
-    checks.check(config, made_trials.make(llama))
+    checks.check(with_config(made_trials.make(llama), config))
   assert says in str(error.value)
 
 
@@ -321,7 +323,7 @@ def test_shots_need_examples_to_judge(llama):
   setup = made_trials.make(llama, False)
   setup = setup._replace(dataset=setup.dataset._replace(test=None))
   with pytest.raises(UserError, match="give data.test or data.validation"):
-    checks.check(made_trials.complete(LORA, {"evaluate.shots": 1}), setup)
+    checks.check(with_config(setup, made_trials.complete(LORA, {"evaluate.shots": 1})))
 
 
 def test_models_without_the_head_are_refused():
@@ -345,4 +347,6 @@ def test_the_warning_of_overfitting(llama, capsys):
 
 def test_patience_needs_validation(llama):
   with pytest.raises(UserError, match="needs a validation split"):
-    checks.check(made_trials.complete(LORA, {"train.patience": 1}), made_trials.make(llama, False))
+    checks.check(
+      with_config(made_trials.make(llama, False), made_trials.complete(LORA, {"train.patience": 1}))
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import numpy as np
 import pytest
@@ -32,12 +30,13 @@ def make_split(count=9, width=16):
 def program(request):
   """Losses of rows, and logits, of a model with a trained method over it."""
   pretrained = request.getfixturevalue(request.param)
-  methods, tuned, hyper, base = tiny.lay(pretrained, METHODS[request.param], noise=0.1)
-  made = step.Program(pretrained.model, methods, partial(sft.loss), None, 1)
-  losses = jax.jit(lambda batch: step.loss(made, tuned, hyper, base, batch))
+  adapted = tiny.lay(pretrained, METHODS[request.param], noise=0.1)
+  made = step.Program(pretrained.model, adapted.methods, sft.loss, None, 1)
+  forward = step.forward(made, adapted.overlay, adapted.base)
+  losses = jax.jit(lambda batch: sft.loss(forward, batch))
   logits = jax.jit(
     lambda batch: peft.apply(
-      pretrained.model, methods, base, tuned, hyper,
+      pretrained.model, adapted,
       batch["tokens"], batch["mask"], segments=batch["segments"],
     )
   )  # fmt: skip

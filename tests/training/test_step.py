@@ -11,6 +11,7 @@ from support import made_trials
 
 from jaxtune import peft
 from jaxtune.runs import baseline, programs
+from jaxtune.runs.trial import with_config
 from jaxtune.training import optim
 from jaxtune.training import step as update
 
@@ -24,13 +25,21 @@ def state(seed=0, step=0, numbers=None, **tuned):
 
 
 def program(methods=(), dropout=False):
-  return update.Program(None, methods, None, lambda numbers: optax.sgd(0.5), 10, dropout)
+  call = lambda forward, rows: forward(rows)
+  return update.Program(None, methods, call, lambda numbers: optax.sgd(0.5), 10, dropout)
 
 
 @pytest.fixture
 def losses(monkeypatch):
-  """Sets what stands in for `update.loss`."""
-  return lambda function: monkeypatch.setattr(update, "loss", function)
+  """Sets what stands in for the model and its loss."""
+
+  def stand_in(function):
+    forward = lambda program, overlay, base, rng=None: (
+      lambda rows: function(program, *overlay, base, rows, rng)
+    )
+    monkeypatch.setattr(update, "forward", forward)
+
+  return stand_in
 
 
 def batch(parts=1):
@@ -156,7 +165,7 @@ def test_judgement_is_without_label_smoothing(llama):
   found = []
   for smoothing in (0.0, 0.4):
     full = made_trials.complete({"name": "lora"}, objective={"label_smoothing": smoothing})
-    found.append(baseline.evaluate_base(full, setup).base.metrics)
-    trained = programs.make_program(full, setup, False).objective
+    found.append(baseline.evaluate_base(with_config(setup, full)).base.metrics)
+    trained = programs.make_program(with_config(setup, full)).objective
     assert inspect.signature(trained).parameters["label_smoothing"].default == smoothing
   assert found[0] == found[1] and found[0]["test_loss"] > 1

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from jaxtune import peft as methods_
 from jaxtune.formats.adapterhub import bottleneck, names, prefix
+from jaxtune.formats.facts import Facts
 from jaxtune.formats.peft import write as peft_format
 from jaxtune.models import hf
 
@@ -27,19 +28,18 @@ FILES = {
 }
 
 
-def write(
-  pretrained, methods, tuned, hyper, base, folder: Path, base_name, extra: dict, labels=()
-) -> None:
+def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, facts: Facts) -> None:
   """Writes adapters, prefixes or both, and the head trained beside them, into an existing folder.
 
   Args:
-    methods: one, or several that become a union, of which the format has one of each kind.
-    labels: names of a head's labels; () for none.
+    adapted: with one method, or several that become a union, of which the format has one of each
+      kind.
 
   Raises:
     UserError: for what the format cannot express.
   """
   names.check_family(pretrained)
+  methods, tuned, hyper, base = adapted
   parts, tensors = [], {}
   for method in methods:
     module, trained = bottleneck, methods_.own(method, tuned["peft"])
@@ -50,11 +50,11 @@ def write(
     parts.append(config)
     tensors |= found
   config = parts[0] if len(parts) == 1 else {"architecture": "union", "configs": parts}
-  common = _common(pretrained, base_name)
-  _store(folder, "adapter", common | {"config": config, "name": names.NAME} | extra, tensors)
+  common = _common(pretrained, facts.base_name)
+  _store(folder, "adapter", common | {"config": config, "name": names.NAME} | facts.extra, tensors)
   saved, weights = peft_format.head(pretrained, tuned, base)
   if saved:
-    _store(folder, "head", common | _labelled(pretrained.model.config.head, labels), weights)
+    _store(folder, "head", common | _labelled(pretrained.model.config.head, facts.labels), weights)
 
 
 def _labelled(head, labels) -> dict:

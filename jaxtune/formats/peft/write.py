@@ -16,9 +16,10 @@ from safetensors.numpy import save_file
 from jaxtune import peft as methods_
 from jaxtune import tree
 from jaxtune.errors import UserError
+from jaxtune.formats.facts import Facts
 from jaxtune.formats.peft import configs, layout, write_prompts, write_weights
 from jaxtune.formats.peft.write_prompts import seen_for as seen_for
-from jaxtune.models import quantize
+from jaxtune.models import hf, quantize
 
 VERSION = "0.21.2"  # of PEFT, whose reader these files were checked against
 KINDS = tuple(layout.TYPES)
@@ -36,8 +37,9 @@ COMMON = {
 }
 
 
-def write(pretrained, method, tuned, hyper, base, folder: Path, base_name, extra: dict) -> None:
-  """Writes a method, and the head that was trained beside it, into an existing folder."""
+def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, facts: Facts) -> None:
+  """Writes the one method of an adapter, and the head trained beside it, into a folder."""
+  (method,), tuned, hyper, base = adapted
   trained = methods_.own(method, methods_.realise((method,), tuned["peft"]))
   fixed, task = methods_.own(method, hyper), task_type(pretrained.model.config)
   saved, own = head(pretrained, tuned, base)
@@ -54,8 +56,8 @@ def write(pretrained, method, tuned, hyper, base, folder: Path, base_name, extra
     config["modules_to_save"] = sorted(set(saved.values())) or None
   place = "base_model." if stands_before else "base_model.model."
   tensors |= {f"{place}{name}": x for name, x in own.items()}
-  named = {"task_type": task, "base_model_name_or_path": base_name}
-  config = COMMON | named | config | extra
+  named = {"task_type": task, "base_model_name_or_path": facts.base_name}
+  config = COMMON | named | config | facts.extra
   tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
   save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
   (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")

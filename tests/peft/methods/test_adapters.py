@@ -137,7 +137,7 @@ def test_widths_by_layer(gpt2):
       assert not np.any(down[:, width:]) and not np.any(up[width:])
       np.testing.assert_array_equal(down[:, :width], wide["down_kernel"][layer, :, :width])
       np.testing.assert_array_equal(up[:width], wide["up_kernel"][layer, :width])
-    assert folder.count_trained(methods, tuned, hyper) == sum(65 * n + 32 for n in WIDTHS)
+    assert folder.count_trained(methods, laid.overlay) == sum(65 * n + 32 for n in WIDTHS)
   assert tiny.lay(gpt2, {"name": "adapter", "reduction_factor": 100})[1]["peft"]["trunk"]["layers"][
     "mlp_residual"
   ]["adapter"]["down_kernel"].shape == (3, 32, 1)
@@ -179,7 +179,7 @@ def test_every_layer_of_every_array_has_a_gradient(gpt2):
   @jax.grad
   def gradient(deltas):
     tuned = {"params": {}, "peft": deltas}
-    logits = peft.apply(gpt2.model, methods, base, tuned, hyper, tokens)
+    logits = peft.apply(gpt2.model, peft.Adapted(methods, tuned, hyper, base), tokens)
     return jnp.sum(jax.nn.log_softmax(logits)[..., :2])
 
   for path, leaf in tree.flatten(gradient(tuned)).items():

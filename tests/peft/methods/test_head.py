@@ -11,6 +11,8 @@ from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.preflight import targets
 from jaxtune.runs import programs, trial
+from jaxtune.runs.start import start
+from jaxtune.runs.trial import with_config
 from jaxtune.sweeps import groups
 from jaxtune.training import step as update
 
@@ -37,7 +39,7 @@ def complete(method, **changes):
 
 
 def moved(made, method, **changes):
-  state, base = programs.start(complete(method, **changes), made)
+  state, base = start(with_config(made, complete(method, **changes)))
   return tree.flatten(state.tuned["params"]), tree.flatten(base)
 
 
@@ -79,7 +81,7 @@ def test_two_seeds_in_a_group_are_as_alone(made):
   assert groups.groups(configs) == [[0, 1]]
   losses, tuned, step, _ = grouped(configs, made, 1)
   alone = jax.jit(
-    lambda *args: update.update(programs.make_program(configs[0], made, False), *args)
+    lambda *args: update.update(programs.make_program(with_config(made, configs[0])), *args)
   )
   for e, config in enumerate(configs):
     expected, weights = solo(config, made, alone)

@@ -58,7 +58,7 @@ def test_equals_peft(name, request, tmp_path):
   model = theirs(pretrained, tree.flatten(tuned["peft"]), tmp_path / "base")
   made = np.asarray(tiny.forward(pretrained, laid, ONE))
   np.testing.assert_allclose(made, tiny.torch_logits(model, ONE), atol=1e-5, rtol=0)
-  hf.save(pretrained, peft.merge(methods, base, tuned, hyper), tmp_path / "merged")
+  hf.save(pretrained, peft.merge(peft.Adapted(methods, tuned, hyper, base)), tmp_path / "merged")
   ours = hf.load(str(tmp_path / "merged"))
   model.merge_and_unload().save_pretrained(tmp_path / "theirs")
   merged = hf.load(str(tmp_path / "theirs"))
@@ -74,7 +74,7 @@ def test_starts_at_the_base_with_a_gradient_for_every_element(name, request):
   np.testing.assert_allclose(tiny.forward(pretrained, laid, ONE), plain, atol=1e-6, rtol=0)
 
   def loss(tuned):
-    logits = peft.apply(pretrained.model, methods, base, tuned, hyper, ONE)
+    logits = peft.apply(pretrained.model, peft.Adapted(methods, tuned, hyper, base), ONE)
     return -jax.nn.log_softmax(logits)[0, :-1, :2].sum()
 
   for path, leaf in tree.flatten(jax.jit(jax.grad(loss))(tuned)).items():

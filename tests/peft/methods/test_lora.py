@@ -68,12 +68,14 @@ def lay(options, noise=0.0, params=PARAMS):
 
 def run(laid, model=TOY, rng=None):
   methods, tuned, hyper, base = laid
-  return peft.apply(model, methods, base, tuned, hyper, IDS, rng=rng)
+  return peft.apply(model, peft.Adapted(methods, tuned, hyper, base), IDS, rng=rng)
 
 
 def loss_of(laid):
   methods, _, _, base = laid
-  return lambda tuned, hyper: jnp.sum(peft.apply(TOY, methods, base, tuned, hyper, IDS) * GAUSS)
+  return lambda tuned, hyper: jnp.sum(
+    peft.apply(TOY, peft.Adapted(methods, tuned, hyper, base), IDS) * GAUSS
+  )
 
 
 def numbers(laid, site):
@@ -231,7 +233,7 @@ def test_embeddings_as_peft(name, tmp_path):
 @pytest.mark.parametrize("variant", OURS)
 def test_merge_equals_intercept(variant):
   methods, tuned, hyper, base = laid = lay(OURS[variant], noise=0.3)
-  params = peft.merge(methods, base, tuned, hyper)
+  params = peft.merge(peft.Adapted(methods, tuned, hyper, base))
   merged = TOY.apply({"params": params}, IDS)
   np.testing.assert_allclose(run(laid), merged, atol=1e-5, rtol=0)
 
@@ -245,7 +247,10 @@ def test_merge_equals_intercept_in_scanned_layers(llama):
   assert numbers(start, "trunk/layers/mlp/down_proj")["a"].shape == (3, 48, 2)
   laid = methods, tiny.perturb(tuned, 1) | {"params": {}}, hyper, base
   apply = jax.jit(lambda params: llama.model.apply({"params": params}, IDS))
-  plain, merged = apply(llama.params), apply(peft.merge(methods, base, laid[1], hyper))
+  plain, merged = (
+    apply(llama.params),
+    apply(peft.merge(peft.Adapted(methods, laid[1], hyper, base))),
+  )
   made = tiny.forward(llama, laid, IDS)
   np.testing.assert_allclose(made, merged, atol=2e-5, rtol=0)
   np.testing.assert_allclose(tiny.forward(llama, start, IDS), plain, atol=1e-5, rtol=0)

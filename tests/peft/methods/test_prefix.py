@@ -47,7 +47,9 @@ def forward(model, laid):
   """The compiled program of that prefix: (tuned, hyper, base) -> logits."""
   methods = laid[0]
   return jax.jit(
-    lambda tuned, hyper, base: peft.apply(model.model, methods, base, tuned, hyper, *INPUTS)
+    lambda tuned, hyper, base: peft.apply(
+      model.model, peft.Adapted(methods, tuned, hyper, base), *INPUTS
+    )
   )
 
 
@@ -60,7 +62,7 @@ def test_every_trained_leaf_has_a_gradient(model):
 
   def gradient(module):
     def loss(tuned):
-      logits = peft.apply(module, methods, base, tuned, hyper, *INPUTS)
+      logits = peft.apply(module, peft.Adapted(methods, tuned, hyper, base), *INPUTS)
       return jnp.sum(jnp.where(INPUTS[1][..., None], jnp.tanh(logits) * GAUSS, 0))
 
     return tree.flatten(jax.jit(jax.grad(loss))(tuned))
@@ -161,9 +163,8 @@ def test_the_mlp_makes_the_prefix_of_each_attention(laid, model, forward):
   made = peft.realise(methods, tuned["peft"])
   assert tree.flatten(made).keys() == tree.flatten(laid[1]["peft"]).keys()
   assert tree.flatten(hyper).keys() == tree.flatten(laid[2]).keys()
-  whole = jax.jit(lambda *args: peft.apply(model.model, methods, *args, *INPUTS))(
-    base, tuned, hyper
-  )
+  adapted = peft.Adapted(methods, tuned, hyper, base)
+  whole = jax.jit(lambda: peft.apply(model.model, adapted, *INPUTS))()
   plain = forward({"params": {}, "peft": made}, hyper, base)
   np.testing.assert_allclose(whole, plain, atol=1e-5, rtol=0)
 
@@ -214,7 +215,7 @@ def test_padded_lengths_equal_solo_runs(model, laid, forward):
   lone = [tiny.lay(model, {"name": "prefix", "length": n}, noise=0.3) for n in (1, P)]
   tuned, hyper = (tree.stack([one[i] for one in lone]) for i in (1, 2))
   both = jax.jit(jax.vmap(
-    lambda tuned, hyper: peft.apply(model.model, methods, base, tuned, hyper, *INPUTS)
+    lambda tuned, hyper: peft.apply(model.model, peft.Adapted(methods, tuned, hyper, base), *INPUTS)
   ))(tuned, hyper)  # fmt: skip
   for i, one in enumerate(lone):
     np.testing.assert_allclose(both[i], forward(*one[1:]), atol=2e-5, rtol=0)
@@ -239,7 +240,7 @@ def test_layers_of_different_lengths(llama, projection):
   for leaf in pair.values():
     np.testing.assert_array_equal(np.any(leaf, (2, 3)), mask)
   loss = lambda tuned, tokens: jnp.sum(
-    jnp.tanh(peft.apply(llama.model, methods, base, tuned, hyper, tokens)) * GAUSS[:1]
+    jnp.tanh(peft.apply(llama.model, peft.Adapted(methods, tuned, hyper, base), tokens)) * GAUSS[:1]
   )
   value, gradient = jax.jit(jax.value_and_grad(loss))(tuned, INPUTS[0][:1])
   for leaf in jax.tree.leaves(gradient):
@@ -262,7 +263,9 @@ def test_lengths_are_numbers(llama):
     jax.tree.map(np.testing.assert_array_equal, plain[i], equal[i])
   assert equal[0][0].numbers == ("length", "lengths")
   methods, *_, base = plain
-  one = lambda tuned, hyper: peft.apply(llama.model, methods, base, tuned, hyper, INPUTS[0])
+  one = lambda tuned, hyper: peft.apply(
+    llama.model, peft.Adapted(methods, tuned, hyper, base), INPUTS[0]
+  )
   both = jax.jit(jax.vmap(one))(*(tree.stack([plain[i], mixed[i]]) for i in (1, 2)))
   for made, laid in zip(both, (plain, mixed), strict=True):
     np.testing.assert_allclose(made, tiny.forward(llama, laid, INPUTS[0]), atol=2e-5, rtol=0)

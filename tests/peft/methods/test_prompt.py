@@ -41,7 +41,9 @@ def program(pretrained, methods, base, *names):
 
   def run(tuned, hyper, tokens, mask, *others):
     more = dict(zip(names, others, strict=True))
-    return peft.apply(pretrained.model, methods, base, tuned, hyper, tokens, mask, **more)
+    return peft.apply(
+      pretrained.model, peft.Adapted(methods, tuned, hyper, base), tokens, mask, **more
+    )
 
   return run
 
@@ -196,13 +198,20 @@ def test_grouped_decoding_equals_teacher_forcing(family):
     else:
       tokens = jnp.concatenate([texts, made], 1)
       inputs = {"mask": jnp.pad(mask, ((0, 0), (0, new)), constant_values=True)}
-    return peft.apply(model, methods, base, tuned, hyper, tokens, **inputs)[:, -new - 1 : -1]
+    return peft.apply(model, peft.Adapted(methods, tuned, hyper, base), tokens, **inputs)[
+      :, -new - 1 : -1
+    ]
 
   @jax.jit
   @jax.vmap
   def both(tuned, hyper):
     made = generate.generate(
-      model, methods, base, tuned, hyper, texts, mask, max_new_tokens=new, stop_tokens=(-1,)
+      model,
+      peft.Adapted(methods, tuned, hyper, base),
+      texts,
+      mask,
+      max_new_tokens=new,
+      stop_tokens=(-1,),
     )
     return made, scored(tuned, hyper, made)
 
@@ -268,7 +277,7 @@ def test_positions_and_merging(llama):
   methods, tuned, hyper, base = tiny.lay(llama, SECTIONS["mlp"])
   assert methods[0].positions == P
   with pytest.raises(UserError, match="cannot be merged"):
-    peft.merge(methods, base, tuned, hyper)
+    peft.merge(peft.Adapted(methods, tuned, hyper, base))
 
 
 @pytest.mark.parametrize(

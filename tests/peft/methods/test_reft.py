@@ -91,7 +91,7 @@ def loss_of(pretrained, laid):
   tokens = jnp.asarray(tiny.batch(1, 5)[0])
 
   def loss(tuned, hyper):
-    logits = peft.apply(pretrained.model, methods, base, tuned, hyper, tokens)
+    logits = peft.apply(pretrained.model, peft.Adapted(methods, tuned, hyper, base), tokens)
     return -jax.nn.log_softmax(logits)[0, :-1, :2].sum()
 
   return loss
@@ -150,7 +150,7 @@ def test_a_side_of_an_encoder_decoder():
 def test_no_merge(llama):
   methods, tuned, hyper, base = tiny.lay(llama, {"name": "reft"})
   with pytest.raises(UserError, match="cannot be merged"):
-    peft.merge(methods, base, tuned, hyper)
+    peft.merge(peft.Adapted(methods, tuned, hyper, base))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.peft.methods import regularize
 from jaxtune.runs import programs
+from jaxtune.runs.start import start
+from jaxtune.runs.trial import with_config
 from jaxtune.sweeps import groups
 from jaxtune.training import loop, step
 from jaxtune.training.options import TrainOptions
@@ -22,7 +24,7 @@ RATES = {"dropout": 0.0, "token_dropout": 0.0, "neftune": 0.0}
 def laid(pretrained, **rates):
   methods = (regularize.method(**RATES | rates),)
   sites = peft.find_sites(pretrained.model)
-  return methods, *peft.init(jax.random.key(0), methods, sites, pretrained.params)
+  return peft.init(jax.random.key(0), methods, sites, pretrained.params)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def run(llama):
     hyper = tree.unflatten(tree.flatten(hyper) | {"trunk/probe/on": jnp.zeros(())})
     rng = key if noisy else None
     logits = peft.apply(
-      llama.model, (*methods, probe), base, tuned, hyper, tokens, rng=rng, mask=mask
+      llama.model, peft.Adapted((*methods, probe), tuned, hyper, base), tokens, rng=rng, mask=mask
     )
     return logits, seen["x"]
 
@@ -113,12 +115,15 @@ def test_trials_with_other_rates_share_a_program(llama):
   ]
   assert groups.groups(configs) == [[0, 1, 2]]
   options = TrainOptions(**configs[0]["train"])
-  started = [programs.start(config, setup) for config in configs]
-  program, base = programs.make_program(configs[0], setup, programs.drops(configs)), started[0][1]
+  started = [start(with_config(setup, config)) for config in configs]
+  program, base = (
+    programs.make_program(with_config(setup, configs[0]), programs.drops(configs)),
+    started[0][1],
+  )
   alone = jax.jit(partial(step.update, program))
-  group = jax.jit(partial(loop.steps, program, 1, None))
+  group = jax.jit(loop.make_step(program, 1, None))
   states, progress = [state for state, _ in started], None
-  progress = loop.begin(tree.stack(states), options)
+  progress = loop.begin(tree.stack(states))
   together = progress.state
   for i in range(options.steps):
     batch = loop.make_batch(configs, [setup.dataset.train] * 3, i, options)

@@ -30,12 +30,12 @@ def step(pretrained, section):
   methods, tuned, hyper, base = tiny.lay(pretrained, section)
 
   def loss(tuned):
-    scores = peft.apply(pretrained.model, methods, base, tuned, hyper, ONE)
+    scores = peft.apply(pretrained.model, peft.Adapted(methods, tuned, hyper, base), ONE)
     return -jax.nn.log_softmax(scores)[0, :-1, :2].sum()
 
   gradient = jax.jit(jax.grad(loss))(tuned)
   tuned = optax.apply_updates(tuned, jax.tree.map(lambda g: -g, gradient))
-  after = peft.merge(methods, base, tuned, hyper)
+  after = peft.merge(peft.Adapted(methods, tuned, hyper, base))
   return map(tree.flatten, (pretrained.params, after)), (methods, tuned, hyper, base), gradient
 
 
@@ -136,13 +136,13 @@ def test_last_layers_grouped_equal_solo_and_decode(llama):
   """Two trials over one base; and a stack with LoRA decodes and merges as it trains."""
   solo = [tiny.lay(llama, {"name": "last_layers"}, noise=n) for n in (0.05, 0.1)]
   tuned, hyper = (tree.stack([laid[i] for laid in solo]) for i in (1, 2))
-  run = lambda t, h: peft.apply(llama.model, solo[0][0], solo[0][3], t, h, ONE)
+  run = lambda t, h: peft.apply(llama.model, peft.Adapted(solo[0][0], t, h, solo[0][3]), ONE)
   for made, laid in zip(jax.jit(jax.vmap(run))(tuned, hyper), solo, strict=True):
     np.testing.assert_allclose(made, tiny.forward(llama, laid, ONE), atol=1e-5, rtol=0)
   section = {"name": "stack", "lora": {}, "last_layers": {"layers": 2}}
   laid = methods, tuned, hyper, base = tiny.lay(llama, section, noise=0.05)
   made = tiny.forward(llama, laid, ONE)
-  merged = tree.flatten(peft.merge(methods, base, tuned, hyper))
+  merged = tree.flatten(peft.merge(peft.Adapted(methods, tuned, hyper, base)))
   np.testing.assert_allclose(made, plain(llama, merged), atol=1e-5, rtol=0)
   first, cache = llama.model.start(ONE, np.ones(ONE.shape, bool), 2)
   decode = partial(peft.apply, llama.model, methods, method=type(llama.model).decode)
@@ -155,9 +155,11 @@ def test_last_layers_are_read_in_the_type_of_the_stack(llama):
   half = llama._replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), llama.params))
   methods, tuned, hyper, base = tiny.lay(half, {"name": "last_layers"}, noise=0.05)
   assert {x.dtype for x in jax.tree.leaves(tuned)} == {jnp.dtype(jnp.float32)}
-  seen = peft.place(methods, base, tuned, hyper)
+  seen = peft.weights(peft.Adapted(methods, tuned, hyper, base))
   assert {x.dtype for x in jax.tree.leaves(seen)} == {jnp.dtype(jnp.bfloat16)}
-  merged = peft.merge(methods, base, tuned, hyper)["trunk"]["layers"]["mlp"]["up_proj"]["kernel"]
+  merged = peft.merge(peft.Adapted(methods, tuned, hyper, base))["trunk"]["layers"]["mlp"][
+    "up_proj"
+  ]["kernel"]
   own = tuned["peft"]["trunk"]["layers"]["mlp"]["up_proj"]["last_layers"]["kernel"]
   np.testing.assert_array_equal(merged[-1:], own)
 

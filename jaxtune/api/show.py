@@ -20,5 +20,5 @@ def show(config: Any, count: int = 3) -> str:
   schema.check("count", count, schema.Natural)
   full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "sweep"})
   tokenizer, *_ = hf.language(**full["model"])
-  objective, _ = trial.find_objective(full)
-  return shows.show(trial.load_data(full), objective.VIEW, tokenizer, count)
+  view = trial.objective_of(full).VIEW
+  return shows.show(trial.load_data(full), view, tokenizer, count)

@@ -77,9 +77,8 @@ def load_data(config: dict) -> data.Data:
   tokenizer, decoder_start, vocabulary = hf.language(**config["model"])
   if tokenizer is None:
     raise UserError("the model's folder has no tokenizer; name one with model.tokenizer")
-  objective, _ = find_objective(config)
   options = data.DataOptions(**config["data"])
-  return data.load(tokenizer, objective, options, decoder_start, vocabulary)
+  return data.load(tokenizer, objective_of(config), options, decoder_start, vocabulary)
 
 
 def load_model(config: dict, labels: int) -> hf.Pretrained:

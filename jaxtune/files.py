@@ -1,7 +1,7 @@
-"""Folders that are replaced as a whole: there is the old one or the new one, and nothing is lost.
+"""Files and folders that are written as a whole: at any time there is the old or the new one.
 
-Such a folder lists its files with their hashes. While it holds exactly these files, unchanged, it
-may be replaced; with anything else in it, it is left alone.
+A folder that is written so has a list of its files with their hashes. It may be replaced only as
+long as it holds exactly these files, unchanged: nothing that somebody else put there is lost.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from typing_extensions import TypedDict
@@ -32,15 +32,15 @@ class Listed(TypedDict):
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-  """Yields an empty folder that takes the place of `folder` when the block ends without an error.
+def replacing(folder: Path) -> Generator[Path]:
+  """Yields an empty folder that replaces `folder` when the block ends without an error.
 
   Raises:
-    UserError: before and after the block, where `folder` holds what was not written in this way.
+    UserError: before or after the block, if `folder` holds anything that was not written so.
   """
   folder = folder.resolve()
   new, old = (folder.with_name(f".{folder.name}.jaxtune-{state}") for state in ("new", "old"))
-  if old.exists() and not folder.exists():  # a process was killed between two renames
+  if old.exists() and not folder.exists():  # a process was killed between the renames of `_swap`
     old.rename(folder)
   check_free(folder)
   shutil.rmtree(new, ignore_errors=True)
@@ -52,12 +52,12 @@ def replacing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
     _swap(new, folder, old)
   finally:
-    for left in (new, old) if folder.exists() else (new,):
-      shutil.rmtree(left, ignore_errors=True)
+    for rest in (new, old) if folder.exists() else (new,):
+      shutil.rmtree(rest, ignore_errors=True)
 
 
 def check_free(folder: Path) -> None:
-  """Raises UserError unless a folder is new, empty, or as `replacing` has left it."""
+  """Raises UserError unless a folder is new, empty, or as `replacing` wrote it."""
   expected = "expected a folder that is new, empty, or an export to which nothing was added"
   if not folder.exists():
     return
@@ -66,36 +66,36 @@ def check_free(folder: Path) -> None:
   listed = read_list(folder)
   for path in sorted(folder.rglob("*")):
     name = path.relative_to(folder).as_posix()
-    inner = path.is_dir() and not path.is_symlink()
-    if name == LIST or inner and any(own.startswith(f"{name}/") for own in listed):
+    is_folder = path.is_dir() and not path.is_symlink()
+    if name == LIST or is_folder and any(file.startswith(f"{name}/") for file in listed):
       continue
-    if inner or name not in listed:
+    if is_folder or name not in listed:
       raise UserError(
-        f"{folder} exists and is no earlier export, or has more in it ({name}), which would be "
-        f"lost; {expected}"
+        f"{folder} exists and holds {name}, which no export wrote and which would be lost; "
+        f"{expected}"
       )
     if path.is_symlink() or digest(path) != listed[name]:
       raise UserError(f"{path} was changed since it was exported, which would be lost; {expected}")
 
 
 def read_list(folder: Path) -> dict[str, str]:
-  """Returns {path: SHA-256} of what `replacing` wrote in a folder; {} for another folder."""
+  """Returns {path: SHA-256} of the files that `replacing` wrote; {} for any other folder."""
   path = folder / LIST
   if not path.is_file():
     return {}
-  found = schema.read_json(path)
-  schema.check(str(path), found, Listed)
-  return found["files"]
+  content = schema.read_json(path)
+  schema.check(str(path), content, Listed)
+  return content["files"]
 
 
 def add(path: Path) -> None:
-  """Adds a file that was written later to the list of its folder, where there is one."""
+  """Adds a file that was written later to the list of its folder, if the folder has one."""
   if listed := read_list(path.parent):
     _write_list(path.parent, listed | {path.name: digest(path)})
 
 
 def hashes(folder: Path, without: tuple[str, ...] = ()) -> dict[str, str]:
-  """Returns the SHA-256 of every file in a folder but its list, and those named `without`."""
+  """Returns {path: SHA-256} of a folder's files, except its list and the names in `without`."""
   return {
     path.relative_to(folder).as_posix(): digest(path)
     for path in sorted(folder.rglob("*"))
@@ -104,9 +104,16 @@ def hashes(folder: Path, without: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 def digest(path: Path) -> str:
-  """Returns the SHA-256 of a file."""
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+  """Returns the SHA-256 of a file.
+
+  Raises:
+    UserError: if it cannot be read.
+  """
+  try:
+    with path.open("rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _write_list(folder: Path, files: dict[str, str]) -> None:
@@ -115,7 +122,7 @@ def _write_list(folder: Path, files: dict[str, str]) -> None:
 
 
 def _swap(new: Path, folder: Path, old: Path) -> None:
-  """Puts a folder into the place of another, in one step where the system has one."""
+  """Replaces `folder` by `new`: in one step where the system can, else moving it to `old` first."""
   if not folder.exists() or not any(folder.iterdir()):
     new.rename(folder)
   elif not _exchange(new, folder):
@@ -123,18 +130,18 @@ def _swap(new: Path, folder: Path, old: Path) -> None:
     new.rename(folder)
 
 
-def _exchange(one: Path, other: Path) -> bool:
-  """Swaps two names of a Linux file system at once; False where that cannot be done."""
+def _exchange(first: Path, second: Path) -> bool:
+  """Exchanges two folders in one step; returns False where the system cannot do that."""
   call = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
   here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-  return call is not None and call(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
+  return call is not None and call(here, os.fsencode(first), here, os.fsencode(second), swap) == 0
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-  """Writes a file so that it is either the old one or the whole new one.
+  """Writes a file so that at any time it is either the old one or the whole new one.
 
   Raises:
-    UserError: when the disk is full or not writable; the old file is as it was.
+    UserError: if the disk is full or not writable; the old file is then unchanged.
   """
   new = path.with_name(f".{path.name}.new")
   with writing(path):
@@ -151,16 +158,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-  """Turns a full disk, a read-only folder and their like into a UserError that names the path."""
+def writing(path: Path) -> Generator[None]:
+  """Turns an error of the file system, such as a full disk, into a UserError with the path."""
   try:
     yield
   except (OSError, ValueError) as error:
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # orbax's writer has no type for these
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # orbax raises these as ValueError
     if not code and not isinstance(error, OSError):
       raise
-    reason = os.strerror(int(code[1])) if code else error.strerror or error
+    reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or error
     raise UserError(
-      f"cannot write {path}: {reason}. Make room or give another place, and start again: what was "
-      "saved before is as it was"
+      f"cannot write {path}: {reason}; make room or name another folder, and start again: what was "
+      "saved before is unchanged"
     ) from error

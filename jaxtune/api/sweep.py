@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune import config as configs_
-from jaxtune import data, lazy, metrics, schema
+from jaxtune import data, libraries, metrics, schema
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare
 from jaxtune.files import write_atomically
@@ -23,7 +23,7 @@ from jaxtune.runs.trial import Trial, prepare, with_config
 from jaxtune.sweeps import grid, groups, stats, table
 from jaxtune.training import checkpoint
 
-report = lazy.Module("jaxtune.sweeps.report")  # which draws with matplotlib
+report = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
 
 MOST_TRIALS = 1000  # more have to be confirmed
 

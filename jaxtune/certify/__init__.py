@@ -6,7 +6,6 @@ The answer is a file, `certificate.json`, beside the weights it speaks of.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxtune import files, peft, schema, tree
+from jaxtune import files, libraries, peft, schema, tree
 from jaxtune.certify.batches import arrange as arrange
 from jaxtune.certify.batches import make_batches as make_batches
 from jaxtune.certify.reloading import THEIR_NAMES as THEIR_NAMES
@@ -105,7 +104,7 @@ def certify(
     },
     "bfloat16": narrow,
     "rounding": rounding and {"dtype": rounding.dtype, **rounding.overall._asdict()},
-    "versions": {**_our_versions(), "reloaded_in": versions},
+    "versions": {**libraries.versions("jax", "flax", "numpy"), "reloaded_in": versions},
     "files": files.hashes(folder, without=("certificate.json",)),
   }
   text = json.dumps(certificate, indent=2, allow_nan=False) + "\n"
@@ -232,10 +231,6 @@ def _largest(logits: list[np.ndarray]) -> float:
 def _stored(folder: Path) -> str:
   """Returns the type that a merged folder's config.json says its weights are stored in."""
   return json.loads((folder / "config.json").read_text()).get("dtype", "float32")
-
-
-def _our_versions() -> dict[str, str]:
-  return {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")}
 
 
 def _number(x: float) -> float | None:

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxtune import schema
+from jaxtune import files, schema
 from jaxtune.errors import UserError, nearest
 
 _KINDS = {
@@ -133,13 +133,9 @@ def _read_one(source: str, split: str, columns: Sequence[str] | None) -> Table:
   path = _find(source)
   if path is None:
     return _read_hub(source, split)
-  try:
-    with path.open("rb") as file:
-      digest = hashlib.file_digest(file, "sha256").hexdigest()
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+  content_hash = files.digest(path)
   pairs = list(_rows(path, columns))
-  return Table([row for _, row in pairs], [place for place, _ in pairs], {source: digest})
+  return Table([row for _, row in pairs], [place for place, _ in pairs], {source: content_hash})
 
 
 def _nowhere(path: Path) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtune import peft, tree
+from jaxtune import libraries, peft, tree
 from jaxtune.formats import loading, places
 from jaxtune.formats.facts import Facts
 from jaxtune.formats.merged import Rounding
@@ -270,5 +269,4 @@ def _versions(result: dict) -> dict[str, str]:
   """Returns the versions that it was trained with; without a run, those it is written with."""
   if result.get("versions"):
     return result["versions"]
-  libraries = {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")}
-  return {"python": platform.python_version()} | libraries
+  return {"python": platform.python_version()} | libraries.versions("jax", "flax", "numpy")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import math
 import platform
@@ -18,7 +17,7 @@ from safetensors.numpy import save
 from typing_extensions import TypedDict
 
 from jaxtune import config as configs
-from jaxtune import data, peft, schema, tree
+from jaxtune import data, libraries, peft, schema, tree
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare, judge
 from jaxtune.files import write_atomically, writing
@@ -68,13 +67,8 @@ def _step(line: str) -> float:
 
 def versions() -> dict[str, str]:
   """Names the versions that a result depends on."""
-  found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
-  for name in LIBRARIES:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      found[name] = "source"
-  return found
+  system = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+  return system | libraries.versions(*LIBRARIES)
 
 
 def begin(folders: Sequence[Path], configs: Sequence[dict]) -> None:

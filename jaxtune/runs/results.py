@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from jaxtune import schema
 from jaxtune.errors import UserError
-from jaxtune.files import write_atomically
+from jaxtune.files import digest, write_atomically
 
 FILES = ("config.json", "metrics.jsonl", "predictions.jsonl", "tuned.safetensors")
 
@@ -48,7 +48,7 @@ class Result(TypedDict, total=False):
 def write(folder: Path, result: dict) -> dict:
   """Writes a result once all files of the trial are there; returns it with their hashes."""
   result = json.loads(json.dumps(result, default=str))
-  result["files"] = {name: _hash(folder / name) for name in FILES if (folder / name).exists()}
+  result["files"] = {name: digest(folder / name) for name in FILES if (folder / name).exists()}
   result["sha256"] = _digest(result)
   write_atomically(folder / "result.json", json.dumps(result, indent=2))
   return result
@@ -78,7 +78,7 @@ def check_files(folder: Path, result: dict, names: tuple[str, ...] = FILES) -> N
   """
   for name, wanted in result.get("files", {}).items():
     path = folder / name
-    if name not in names or (path.is_file() and _hash(path) == wanted):
+    if name not in names or (path.is_file() and digest(path) == wanted):
       continue
     wrong = "is damaged or changed" if path.exists() else "is missing"
     raise UserError(
@@ -96,14 +96,6 @@ def diverged(result: dict) -> bool:
   return result.get("diverged_at") is not None or any(
     isinstance(value, float) and not math.isfinite(value) for value in result["final"].values()
   )
-
-
-def _hash(path: Path) -> str:
-  try:
-    with path.open("rb") as file:
-      return hashlib.file_digest(file, "sha256").hexdigest()
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _digest(result: dict) -> str:

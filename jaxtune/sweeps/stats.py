@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxtune import lazy, metrics
+from jaxtune import libraries, metrics
 from jaxtune.runs.results import diverged
 from jaxtune.sweeps import grid
 from jaxtune.sweeps.groups import SHARES
 
-scipy_stats = lazy.Module("scipy.stats")
+scipy_stats = libraries.Lazy("scipy.stats")
 # Options of the training data alone, on which the metrics of the untuned base do not depend.
 _OF_TRAINING = tuple(f"data.{name}" for name in SHARES)
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 
-from jaxtune import lazy
+from jaxtune import libraries
 from jaxtune.errors import UserError
 from jaxtune.files import writing
 
-ocp = lazy.Module("orbax.checkpoint")
+ocp = libraries.Lazy("orbax.checkpoint")
 
 
 class Checkpoints:

@@ -130,7 +130,7 @@ def test_an_export_replaces_nothing_but_an_export(place, monkeypatch, tmp_path):
   run = jaxtune.load_run(folder / "two")
   before = sorted(path.name for path in run.folder.iterdir())
   for place_ in (run.folder, folder):
-    with pytest.raises(UserError, match="is no earlier export"):
+    with pytest.raises(UserError, match="which no export wrote"):
       jaxtune.export_run(run, place_)
   with pytest.raises(UserError, match="the base's own folder"):
     jaxtune.export_run(run, run.pretrained.folder)

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxtune import lazy
+from jaxtune import libraries
 from jaxtune.errors import UserError, nearest
 from jaxtune.metrics.metric import Metric, mean
 
-sklearn = lazy.Module("sklearn.metrics")
+sklearn = libraries.Lazy("sklearn.metrics")
 
 EXPECTED = "a string or an integer against another"
 Labels = Sequence[str] | Sequence[int] | np.ndarray

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune import lazy
+from jaxtune import libraries
 from jaxtune.metrics.metric import Metric, mean
 
-stats, sklearn = lazy.Module("scipy.stats"), lazy.Module("sklearn.metrics")
+stats, sklearn = libraries.Lazy("scipy.stats"), libraries.Lazy("sklearn.metrics")
 
 EXPECTED = "a number against another"
 Numbers = Sequence[float] | np.ndarray

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune import lazy
+from jaxtune import libraries
 from jaxtune.errors import UserError
 from jaxtune.metrics.kinds.label import Class
 from jaxtune.metrics.metric import Metric
 
 EXPECTED = "a list of IOB2 tags against another"
 Tags = Sequence[Sequence[str]]
-seqeval, v1 = lazy.Module("seqeval.metrics"), lazy.Module("seqeval.metrics.v1")
-scheme = lazy.Module("seqeval.scheme")
+seqeval, v1 = libraries.Lazy("seqeval.metrics"), libraries.Lazy("seqeval.metrics.v1")
+scheme = libraries.Lazy("seqeval.scheme")
 
 
 def fits(prediction: Any, reference: Any) -> bool:

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import sacrebleu
 
-from jaxtune import lazy
+from jaxtune import libraries
 from jaxtune.errors import UserError
 from jaxtune.metrics.metric import Metric, mean
 
-rouge_scorer = lazy.Module("rouge_score.rouge_scorer")
+rouge_scorer = libraries.Lazy("rouge_score.rouge_scorer")
 EXPECTED = "a string against a list of accepted strings"
 References = Sequence[Sequence[str]]
 

@@ -29,8 +29,8 @@ def join(splits: Mapping[str, Split]) -> Split:
   for name, other in others:
     if kinds(other) != kinds(one):
       raise UserError(
-        f"The tasks {first!r} and {name!r} cannot be mixed: tokenised for different objectives, "
-        f"with {', '.join(one.arrays)} and {', '.join(other.arrays)}."
+        f"the tasks {first!r} and {name!r} cannot be mixed: tokenised for different objectives, "
+        f"with {', '.join(one.arrays)} and {', '.join(other.arrays)}"
       )
   parts = _apart(splits.values())
   lists = {
@@ -101,7 +101,7 @@ def batch(split: Split | Stream, seed: int, step: int, batch_size: int) -> Batch
 def indices(count: int, seed: int, step: int, batch_size: int) -> np.ndarray:
   """Names the rows of batch number `step` among `count` examples."""
   if count < 1 or batch_size < 1:
-    raise UserError(f"A batch of {batch_size} from {count} examples: both must be at least 1.")
+    raise UserError(f"a batch of {batch_size} from {count} examples: both must be at least 1")
   draws_B = step * batch_size + np.arange(batch_size, dtype=np.int64)
   return mix.permuted(count, seed, draws_B)[1]
 
@@ -204,7 +204,7 @@ def _bucketed(
 ) -> tuple[np.ndarray, list[dict[str, int]]]:
   """Sorts examples into about equally many of each length: (buckets_N, widths), widest first."""
   if buckets < 1:
-    raise UserError(f"data.buckets={buckets}: expected 1 (one width for all) or more.")
+    raise UserError(f"data.buckets is {buckets}, expected 1 (one width for all) or more")
   if buckets == 1:
     return np.zeros(len(rows_NK), np.int64), [{}]
   length_N = (_lengths(split, "mask") + _lengths(split, "inputs_mask"))[rows_NK].max(-1)

@@ -56,7 +56,7 @@ def check_class(column: str, row: dict) -> str | int:
     value = int(value)
   if not isinstance(value, str | int) or not str(value).strip():
     raise UserError(
-      f"column {column!r} holds {schema.shown(value)}, expected a label's name or whole number."
+      f"column {column!r} holds {schema.shown(value)}, expected a label's name or whole number"
     )
   return value.strip() if isinstance(value, str) else value
 
@@ -66,14 +66,14 @@ def check_characters(what: str, text: str) -> None:
   try:
     text.encode()
   except UnicodeEncodeError as error:
-    raise UserError(f"{what} holds half a surrogate pair, which is no character.") from error
+    raise UserError(f"{what} holds half a surrogate pair, which is no character") from error
 
 
 def no_text(what: str, value: object) -> str:
   """Says that a value is no text; `what` are the words before it, such as "the template prints"."""
   return (
     f"{what} {schema.shown(value)} ({type(value).__name__}), expected text or a number; a Jinja "
-    "template can make one of it."
+    "template can make one of it"
   )
 
 
@@ -81,7 +81,7 @@ def no_column(name: str, columns: Iterable[str]) -> str:
   """Says that a column is missing, or null, and what there is."""
   columns = list(columns)
   if not columns:
-    return f"column {name!r} is missing; the row has no columns."
+    return f"column {name!r} is missing; the row has no columns"
   if name in columns:
-    return f"column {name!r} holds null, expected a value."
+    return f"column {name!r} holds null, expected a value"
   return f"column {name!r} is missing; there are {', '.join(columns)}. {nearest(name, columns)}"

@@ -61,12 +61,12 @@ def turns(row: dict, answered: bool = True) -> list[dict]:
   """
   name = column(tuple(row))
   if name is None:
-    raise UserError(f"no conversation in the columns {', '.join(row)}: expected {COLUMNS[0]!r}.")
+    raise UserError(f"no conversation in the columns {', '.join(row)}: expected {COLUMNS[0]!r}")
   given = row[name]
   if not isinstance(given, (list, tuple)):
-    raise UserError(f"{name} holds {type(given).__name__}, expected a list of turns.")
+    raise UserError(f"{name} holds {type(given).__name__}, expected a list of turns")
   if not given:
-    raise UserError(f"{name} has no turns, expected a user's and an assistant's at least.")
+    raise UserError(f"{name} has no turns, expected a user's and an assistant's at least")
   found, role = [], None
   for number, turn in enumerate(given, 1):
     try:
@@ -77,34 +77,34 @@ def turns(row: dict, answered: bool = True) -> list[dict]:
     if role not in _FOLLOWS[before]:
       raise UserError(
         f"turn {number}: {role!r} is out of order {f'after {before!r}' if before else 'here'}, "
-        f"expected {' or '.join(map(repr, _FOLLOWS[before]))}."
+        f"expected {' or '.join(map(repr, _FOLLOWS[before]))}"
       )
   last = ("assistant",) if answered else ("user", "tool")
   if role not in last:
     expected = " or ".join(map(repr, last))
-    raise UserError(f"turn {number}: the last turn is {role!r}, expected {expected}.")
+    raise UserError(f"turn {number}: the last turn is {role!r}, expected {expected}")
   return found
 
 
 def _turn(turn: object) -> dict:
   if not isinstance(turn, dict):
-    raise UserError(f"is {type(turn).__name__}, expected an object with a role and a text.")
+    raise UserError(f"is {type(turn).__name__}, expected an object with a role and a text")
   who, what = ("from", "value") if "from" in turn else ("role", "content")
   if who not in turn:
-    raise UserError(f"has no role, only {', '.join(map(str, turn))}; expected 'role' or 'from'.")
+    raise UserError(f"has no role, only {', '.join(map(str, turn))}; expected 'role' or 'from'")
   role = _ROLES.get(str(turn[who]))
   if role is None:
     raise UserError(f"the role {turn[who]!r} is unknown. {nearest(turn[who], _ROLES)}")
   calls = role == "assistant" and turn.get("tool_calls")
   text = turn.get(what)
   if what not in turn and not calls:
-    raise UserError(f"has no text, only {', '.join(map(str, turn))}; expected {what!r}.")
+    raise UserError(f"has no text, only {', '.join(map(str, turn))}; expected {what!r}")
   if not isinstance(text, str) and not (text is None and calls):
-    raise UserError(f"{what} holds {type(text).__name__}, expected text.")
+    raise UserError(f"{what} holds {type(text).__name__}, expected text")
   if role in ("user", "assistant") and not calls and not text.strip():
-    raise UserError(f"the {role}'s text is empty.")
+    raise UserError(f"the {role}'s text is empty")
   if turn.get("weight") not in (None, 0, 1):
-    raise UserError(f"weight is {turn['weight']!r}, expected 0 or 1.")
+    raise UserError(f"weight is {turn['weight']!r}, expected 0 or 1")
   others = {key: value for key, value in turn.items() if key not in (who, what, "weight")}
   weight = {} if turn.get("weight") is None else {"weight": turn["weight"]}
   return {"role": role, "content": text or ""} | others | weight

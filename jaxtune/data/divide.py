@@ -31,9 +31,11 @@ def draw(
     UserError: a size that is neither, or that leaves one of the two empty.
   """
   if isinstance(size, bool) or size <= 0 or (size >= 1 and size != int(size)):
-    raise UserError(f"data.{name}={size}: expected a file, a fraction below 1, or a whole count.")
+    raise UserError(f"data.{name} is {size}, expected a file, a fraction below 1, or a whole count")
   if size >= len(examples):
-    raise UserError(f"data.{name}={size}, but train has {len(examples)} examples to draw from.")
+    raise UserError(
+      f"data.{name} is {size}, expected less than the {len(examples)} examples of train"
+    )
   hashes = [_place(example, f"{seed}:{name}") for example in examples]
   bound = int(size * 2**64) if size < 1 else sorted(hashes)[int(size) - 1] + 1
   rest = [one for one, place in zip(examples, hashes, strict=True) if place >= bound]
@@ -41,8 +43,8 @@ def draw(
   for kind, part in (("train", rest), (name, drawn)):
     if not part:
       raise UserError(
-        f"The {kind} split is empty: data.{name}={size} of {len(examples)} examples. "
-        "Give a larger file, or a count."
+        f"the {kind} split is empty with data.{name}={size} of {len(examples)} examples: give a "
+        "larger file, or a count"
       )
   return rest, drawn
 
@@ -59,7 +61,7 @@ def limited(
   if limit is None or limit >= len(examples):
     return list(examples)
   if limit < 1:
-    raise UserError(f"data.limit={limit}: expected at least 1.")
+    raise UserError(f"data.limit is {limit}, expected at least 1")
   hashes = [_place(example, f"{seed}:limit") for example in examples]
   order = sorted(range(len(examples)), key=lambda row: (hashes[row], row))
   if tasks is not None:
@@ -100,7 +102,7 @@ def separate(
     if shared and overlap == "drop":
       parts[left] = [a for a, b in zip(parts[left], twins, strict=True) if b is None]
       if not parts[left]:
-        raise UserError(f"The {left} split is empty: all of it is in {right} too.")
+        raise UserError(f"the {left} split is empty: all of it is in {right} too")
     report[f"{left}/{right}"] = {
       "shared": len(shared),
       "dropped": len(shared) if overlap == "drop" else 0,
@@ -150,6 +152,6 @@ def _message(left: str, right: str, shared: Sequence[tuple[Example, Example]]) -
   more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
   side = "training side" if left == "train" else f"{left} side"
   return (
-    f"{len(shared)} examples of {left} are in {right} too: {pairs}{more}. Mend the files, or set "
-    f"data.overlap='drop' (takes them from the {side}) or 'allow'."
+    f"{len(shared)} examples of {left} are in {right} too: {pairs}{more}: mend the files, or set "
+    f"data.overlap='drop' (takes them from the {side}) or 'allow'"
   )

@@ -17,7 +17,7 @@ def check(tokenizer, ids: Iterable[int], size: int, what: str) -> None:
     token = tokenizer.convert_ids_to_tokens(int(highest))
     raise UserError(
       f"{what}: the token {token!r} has the id {highest}, and the model has embeddings for {size} "
-      "tokens. Use the tokenizer that the model was trained with, or enlarge its embeddings."
+      "tokens: use the tokenizer that the model was trained with, or enlarge its embeddings"
     )
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxtune import schema
 from jaxtune.errors import UserError, nearest
 
 MIXTURES = ("proportional", "capped", "equal")
@@ -70,19 +71,18 @@ def shares(
     UserError: options that are unknown, out of range or contradict each other.
   """
   if temperature <= 0:
-    raise UserError(f"data.temperature={temperature}: expected above 0 (1 is proportional).")
+    raise UserError(f"data.temperature is {temperature}, expected above 0 (1 is proportional)")
   if (cap is not None) != (mixture == "capped") or (cap is not None and cap < 1):
     raise UserError(
-      f"data.cap={cap} with data.mixture={mixture!r}: 'capped' needs a cap of 1 or more, the most "
-      "examples that a task counts for, and only 'capped' takes one."
+      f"data.cap is {cap} with data.mixture={mixture!r}, expected 1 or more (the most examples "
+      "that a task counts for) with 'capped', and None with any other"
     )
   if isinstance(mixture, Mapping):
     weights = _given(sizes, mixture)
-  elif mixture in MIXTURES:
+  else:
+    schema.check("data.mixture", mixture, Literal[*MIXTURES])
     most = {"proportional": max(sizes.values()), "capped": cap, "equal": 1}[mixture]
     weights = {task: min(size, most) ** (1 / temperature) for task, size in sizes.items()}
-  else:
-    raise UserError(f"data.mixture={mixture!r} is unknown. {nearest(mixture, MIXTURES)}")
   total = sum(weights.values())
   return {task: weight / total for task, weight in weights.items()}
 
@@ -92,9 +92,9 @@ def _given(sizes: Mapping[str, int], mixture: Mapping[str, float]) -> dict[str, 
     if task not in sizes:
       raise UserError(f"data.mixture names the task {task!r}. {nearest(task, sizes)}")
   if missing := [task for task in sizes if task not in mixture]:
-    raise UserError(f"data.mixture has no weight for {', '.join(missing)}: 0 leaves a task out.")
+    raise UserError(f"data.mixture has no weight for {', '.join(missing)}: 0 leaves a task out")
   if min(mixture.values()) < 0 or not sum(mixture.values()) > 0:
-    raise UserError(f"data.mixture={dict(mixture)}: expected weights of 0 or more, one above 0.")
+    raise UserError(f"data.mixture is {dict(mixture)}, expected weights of 0 or more, one above 0")
   return {task: float(mixture[task]) for task in sizes}
 
 
@@ -115,8 +115,7 @@ def order(
       for the device shows at the first step.
     batches: "mixed": a batch holds all tasks by their shares; "task": a batch holds one.
   """
-  if batches not in BATCHES:
-    raise UserError(f"data.mixture_batches={batches!r} is unknown. {nearest(batches, BATCHES)}")
+  schema.check("data.mixture_batches", batches, Literal[*BATCHES])
   names, task_N = np.unique(np.asarray(tasks), return_inverse=True)
   size_W = np.bincount(task_N)
   found = []  # (bucket, pool, share of all draws)
@@ -221,8 +220,8 @@ def check(order: Order, steps: int, batch_size: int) -> None:
     listed = ", ".join(f"{task} ({100 * one['share']:.3g}%)" for task, one in starved.items())
     raise UserError(
       f"{len(starved)} of {len(found)} tasks would get none of the {steps * batch_size} examples "
-      f"drawn in {steps} steps: {listed}. Raise train.steps or data.temperature, set data.mixture "
-      "to 'equal', or give them more weight (0 leaves a task out)."
+      f"drawn in {steps} steps: {listed}; raise train.steps or data.temperature, set data.mixture "
+      "to 'equal', or give them more weight (0 leaves a task out)"
     )
 
 

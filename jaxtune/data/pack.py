@@ -37,15 +37,15 @@ def pack(split: Split, max_length: int | None = None) -> tuple[Split, dict]:
   if set(split.arrays) != _ARRAYS or split.arrays["weights"].ndim != 2:
     raise UserError(
       "data.pack is for objective 'sft' of decoders: its examples are tokens, mask and weights, "
-      f"these are {', '.join(split.arrays)}."
+      f"these are {', '.join(split.arrays)}"
     )
   width = max_length or split.width
   lengths = split.arrays["mask"].sum(1).tolist()
   if max(lengths) > width:
     longest = int(np.argmax(lengths))
     raise UserError(
-      f"{split.where[longest]}: {lengths[longest]} tokens do not fit into packed rows of {width}. "
-      "Raise data.max_length."
+      f"{split.where[longest]}: {lengths[longest]} tokens do not fit into packed rows of {width}: "
+      "raise data.max_length"
     )
   tasks = split.tasks or [""] * split.examples
   members = [

@@ -83,10 +83,10 @@ def check_shots(split: Split, train: Split, count: int) -> None:
   if not any(split.prompts) or not any(train.prompts) or "inputs" in split.arrays:
     raise UserError(
       "evaluate.shots needs a decoder, and prompts with answers in both the training and the "
-      "evaluated split."
+      "evaluated split"
     )
   if not 1 <= count <= train.examples:
-    raise UserError(f"evaluate.shots={count}: expected 1 to {train.examples}, the rows of train.")
+    raise UserError(f"evaluate.shots is {count}, expected 1 to {train.examples}, the rows of train")
 
 
 def _classes(train: Split) -> list | None:

@@ -65,12 +65,12 @@ def read(
   """
   sources = [source] if isinstance(source, (str, Path)) else list(source)
   if not sources:
-    raise UserError(f"The {split} data names no file: give a path or a hub name.")
+    raise UserError(f"the {split} data names no file: give a path or a hub name")
   rows, where, hashes = [], [], {}
   for one in map(str, sources):
     table = _read_one(one, split, columns)
     if not table.rows:
-      raise UserError(f"{one} holds no rows: expected at least one example.")
+      raise UserError(f"{one} holds no rows: expected at least one example")
     rows += table.rows
     where += table.where
     hashes |= table.hashes
@@ -95,7 +95,7 @@ def stream(
       empty = False
       yield place, row
     if empty:
-      raise UserError(f"{one} holds no rows: expected at least one example.")
+      raise UserError(f"{one} holds no rows: expected at least one example")
 
 
 def _find(source: str) -> Path | None:
@@ -111,14 +111,14 @@ def _find(source: str) -> Path | None:
     raise UserError(_missing(path)) from error
   except (OSError, ValueError, RuntimeError) as error:  # links in a circle, a NUL, no such user
     reason = getattr(error, "strerror", None) or error
-    raise UserError(f"{schema.shown(source)} cannot be read: {reason}.") from error
+    raise UserError(f"{schema.shown(source)} cannot be read: {reason}") from error
   if stat.S_ISDIR(mode):
     files = sorted(p.name for p in path.iterdir() if kind(p.name))
-    raise UserError(f"{path} is a folder: name a file in it ({', '.join(files[:8]) or 'none'}).")
+    raise UserError(f"{path} is a folder: name a file in it ({', '.join(files[:8]) or 'none'})")
   if not stat.S_ISREG(mode):
-    raise UserError(f"{path} is a pipe or a device: expected a file.")
+    raise UserError(f"{path} is a pipe or a device: expected a file")
   if kind(source) is None:
-    raise UserError(f"{path}: unknown file type. Expected one of {', '.join(_KINDS)} (or .gz).")
+    raise UserError(f"{path}: unknown file type, expected one of {', '.join(_KINDS)} (or .gz)")
   return path
 
 
@@ -146,15 +146,15 @@ def _nowhere(path: Path) -> bool:
 def _missing(path: Path) -> str:
   folder = path.parent
   if path.is_symlink():
-    return f"{path} is a link to {path.readlink()}, which does not exist."
+    return f"{path} is a link to {path.readlink()}, which does not exist"
   if not folder.is_dir():
-    return f"No file {path}: the folder {folder} does not exist (looked from {Path.cwd()})."
+    return f"no file {path}: the folder {folder} does not exist (looked from {Path.cwd()})"
   names = [p.name for p in folder.iterdir() if kind(p.name)]
   close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4)
   hub = "" if kind(path.name) else " (a hub name has the form owner/name)"
   if not names:
-    return f"No file {path}{hub}: there are no data files in {folder.resolve()}."
-  return f"No file {path}{hub}. In {folder.resolve()}: {nearest(path.name, close or names)}"
+    return f"no file {path}{hub}: there are no data files in {folder.resolve()}"
+  return f"no file {path}{hub}. In {folder.resolve()}: {nearest(path.name, close or names)}"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -164,10 +164,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
       for number, line in enumerate(file, 1):  # noqa: B007
         yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
   except UnicodeDecodeError as error:
-    raise UserError(f"{path}:{number}: not UTF-8 text ({error.reason}). Save it so.") from error
+    raise UserError(f"{path}:{number}: not UTF-8 text ({error.reason}). Save it so") from error
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
     raise UserError(
-      f"{path}: damaged or cut-off gzip data after line {number} ({error}). Fetch the file again."
+      f"{path}: damaged or cut-off gzip data after line {number} ({error}). Fetch the file again"
     ) from error
 
 
@@ -181,7 +181,7 @@ def _json(path: Path) -> Iterator[tuple[int | str, dict]]:
       return
     row = schema.parse_json(line, f"{path}:{number}")
     if not isinstance(row, dict):
-      raise UserError(f"{path}:{number}: expected an object, got {type(row).__name__}.")
+      raise UserError(f"{path}:{number}: expected an object, got {type(row).__name__}")
     yield number, row
 
 
@@ -189,7 +189,7 @@ def _json_array(path: Path, text: str) -> Iterator[tuple[str, dict]]:
   rows = schema.parse_json(text, path)
   for number, row in enumerate(rows, 1):
     if not isinstance(row, dict):
-      raise UserError(f"{path}:row {number}: expected an object, got {type(row).__name__}.")
+      raise UserError(f"{path}:row {number}: expected an object, got {type(row).__name__}")
     yield f"row {number}", row
 
 
@@ -208,16 +208,16 @@ def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, dict]
         if names is None:
           names = _header(path, start, fields)
         elif start == 1 and fields == names:
-          raise UserError(f"{path}:1: has a header line: leave out `columns`, which is for none.")
+          raise UserError(f"{path}:1: has a header line: leave out `columns`, which is for none")
         elif len(fields) != len(names):
           raise UserError(
-            f"{path}:{start}: {len(fields)} fields, expected {len(names)} ({', '.join(names)})."
+            f"{path}:{start}: {len(fields)} fields, expected {len(names)} ({', '.join(names)})"
           )
         else:
           yield start, dict(zip(names, fields, strict=True))
       start = reader.line_num + 1
   except csv.Error as error:
-    raise UserError(f"{path}:{start}: malformed row, {error}.") from error
+    raise UserError(f"{path}:{start}: malformed row, {error}") from error
   finally:
     csv.field_size_limit(limit)
 
@@ -225,8 +225,8 @@ def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, dict]
 def _header(path: Path, line: int, fields: list[str]) -> list[str]:
   if len(set(fields)) < len(fields) or not all(name.strip() for name in fields):
     raise UserError(
-      f"{path}:{line}: the header {fields} has an empty or repeated name. "
-      "For a file without a header pass `columns`, e.g. ('sentence', 'label')."
+      f"{path}:{line}: the header {fields} has an empty or repeated name; "
+      "for a file without a header pass `columns`, e.g. ('sentence', 'label')"
     )
   return [name.strip() for name in fields]
 
@@ -239,7 +239,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
       yield f"row {number}", row
   except Exception as error:  # pyarrow and datasets wrap each other's errors in many classes
     cause = str(error.__cause__ or error).splitlines()[0]
-    raise UserError(f"{path}: not a readable Parquet file ({cause}).") from error
+    raise UserError(f"{path}: not a readable Parquet file ({cause})") from error
 
 
 def _read_hub(source: str, split: str) -> Table:
@@ -260,14 +260,14 @@ def _hub_split(source: str, split: str, streaming: bool):
   import huggingface_hub
 
   name, _, configuration = source.partition(":")
-  help_ = f"Download it (`hf download {name} --repo-type dataset`) and give a file's path instead."
+  advice = f"download it (`hf download {name} --repo-type dataset`) and give a file's path instead"
   try:  # one short request: the library itself retries for half a minute
     huggingface_hub.HfApi().dataset_info(name, timeout=5)
     online = True
   except huggingface_hub.errors.GatedRepoError as error:
-    raise UserError(f"{name} is gated: accept its terms on the hub and `hf auth login`.") from error
+    raise UserError(f"{name} is gated: accept its terms on the hub and `hf auth login`") from error
   except huggingface_hub.errors.RepositoryNotFoundError as error:
-    raise UserError(f"No file {name} here, and no data set {name} on the hub.") from error
+    raise UserError(f"no file {name} here, and no data set {name} on the hub") from error
   except Exception:  # no network looks different to every transport
     online = False
   options = {"streaming": True} if streaming and online else {}
@@ -277,10 +277,10 @@ def _hub_split(source: str, split: str, streaming: bool):
   except Exception as error:
     if not online:
       raise UserError(
-        f"No file {name} here, and as a hub name it is not in the cache and the hub cannot be "
-        f"reached. {help_}"
+        f"no file {name} here, and as a hub name it is not in the cache and the hub cannot be "
+        f"reached: {advice}"
       ) from error
-    raise UserError(f"{name} from the hub: {str(error).splitlines()[0]} {help_}") from error
+    raise UserError(f"{name} from the hub: {str(error).splitlines()[0]}; {advice}") from error
   if split not in data:
     raise UserError(f"{name} has no split {split!r}. {nearest(split, data)}")
   return data[split]

@@ -37,7 +37,7 @@ def speaker(
       raise
     except Exception as error:  # a template may fail in any way that Jinja and Python can
       raise UserError(
-        f"turn {len(turns)}: the chat template fails on it: {confined.said(error)}."
+        f"turn {len(turns)}: the chat template fails on it: {confined.said(error)}"
       ) from error
 
   def run(item: tuple[list, list | None, list]) -> list[str | int]:

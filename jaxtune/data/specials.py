@@ -56,5 +56,5 @@ def refuse(tokenizer, found: Sequence[str], what: str, more: str = "") -> UserEr
   else:
     said = f"the text holds {tokenizer.eos_token!r}, which ends it and is put behind it anyway"
   return UserError(
-    f"{what}: {said}{more}. Take it out, or set data.special_tokens to 'strip' or 'allow'."
+    f"{what}: {said}{more}: take it out, or set data.special_tokens to 'strip' or 'allow'"
   )

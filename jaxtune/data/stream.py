@@ -86,7 +86,7 @@ class Stream:
     if count < self._size:
       self.examples = self._next * self._size + count
       if not self.examples:
-        raise UserError("The streamed train data holds no rows: expected at least one example.")
+        raise UserError("the streamed train data holds no rows: expected at least one example")
     self._next += 1
     return count
 
@@ -147,7 +147,7 @@ def _aligned(split: Split, where: Sequence[str], width: int, pad: int) -> Arrays
   """Gives every row read a row of the arrays: what was skipped is a copy of another, weight 0."""
   at = {place: row for row, place in enumerate(split.where)}
   if not at:
-    raise UserError(f"{where[0]} to {where[-1]}: all {len(where)} rows of the block were skipped.")
+    raise UserError(f"{where[0]} to {where[-1]}: all {len(where)} rows of the block were skipped")
   rows_N = np.array([at.get(place, 0) for place in where])
   kept_N = np.array([place in at for place in where])
   gap = (0, width - split.width)

@@ -42,15 +42,15 @@ def template(tokenizer, name: str | None = None, tools: bool = False) -> str:
     name = "tool_use" if tools and "tool_use" in named else "default"
     if name not in named:
       raise UserError(
-        "The tokenizer has several chat templates and none is the default: set data.chat_template "
+        "the tokenizer has several chat templates and none is the default: set data.chat_template "
         f"to the name of one. {nearest('', named)}"
       )
   own = named.get(name, own)
   if name is None or name in named:
     if not own:
       raise UserError(
-        "The tokenizer has no chat template: set `tokenizer.chat_template`, or data.chat_template "
-        "to a file, a Jinja string or 'plain'."
+        "the tokenizer has no chat template: set `tokenizer.chat_template`, or data.chat_template "
+        "to a file, a Jinja string or 'plain'"
       )
     schema.check("the tokenizer's chat template", own, str)
     return own
@@ -63,7 +63,8 @@ def template(tokenizer, name: str | None = None, tools: bool = False) -> str:
   path = os.path.expanduser(name)
   if not os.path.isfile(path):
     raise UserError(
-      f"data.chat_template={name!r} is neither a file nor Jinja. {nearest(name, ['plain', *named])}"
+      f"data.chat_template is {name!r}, expected a file, Jinja or a name. "
+      f"{nearest(name, ['plain', *named])}"
     )
   return sandbox.read_text(path)
 
@@ -93,19 +94,19 @@ def job(row: dict, marks: Collection[str], turns: str | None) -> Job:
   """
   conversation, tools = conversations.turns(row, answered=turns is not None), row.get("tools")
   if tools is not None and not isinstance(tools, list):
-    raise UserError(f"tools holds {type(tools).__name__}, expected a list.")
+    raise UserError(f"tools holds {type(tools).__name__}, expected a list")
   for number, turn in enumerate(conversation, 1):
     if held := [mark for mark in marks if mark in turn["content"]]:
       raise UserError(
         f"turn {number}: the text holds the special token {held[0]!r}, which would end or forge a "
-        "turn. Take it out, or set data.malformed='skip'."
+        "turn: take it out, or set data.malformed='skip'"
       )
   if turns is None:
     return Job(conversation, tools or None, [(len(conversation), True)])
   numbers = [n for n, turn in enumerate(conversation, 1) if turn["role"] == "assistant"]
   numbers = numbers if turns == "all" else numbers[-1:]
   if not any(conversation[n - 1].get("weight", 1) for n in numbers):
-    raise UserError("no turn to train on: every assistant's has weight 0.")
+    raise UserError("no turn to train on: every assistant's has weight 0")
   parts = [part for n in numbers for part in ((n - 1, True), (n, False))]
   return Job(conversation, tools or None, parts)
 

@@ -138,7 +138,7 @@ MISTAKES = [
   ({"train": "labels", "objective": "classify", "template": "{{ text }}"}, "are for text"),
   ({"train": "labels", "objective": "classify", "test": "maybe"}, "maybe.tsv:2: the label 'maybe'"),
   ({"train": "maybe", "objective": "classify"}, "only one label, 'maybe'"),
-  ({"train": "maybe", "objective": "sft", "validation": 1}, "columns|train has 1 examples"),
+  ({"train": "maybe", "objective": "sft", "validation": 1}, "columns|less than the 1 examples"),
 ]  # fmt: skip
 
 

@@ -50,10 +50,10 @@ WRONG = [
   ({"mixture": {"big": 0, "small": 0, "middle": 0}}, "one above 0"),
   ({"mixture": {"big": 2, "small": -1, "middle": 0}}, "0 or more"),
   ({"temperature": 0.0}, "above 0"),
-  ({"cap": 10}, "only 'capped'"),
-  ({"mixture": "capped"}, "needs a cap"),
+  ({"cap": 10}, "data.cap is 10 with .*, expected"),
+  ({"mixture": "capped"}, "data.cap is None with data.mixture='capped', expected"),
   ({"mixture_batches": "taks"}, "Did you mean 'task'"),
-  ({"buckets": 0}, "data.buckets=0"),
+  ({"buckets": 0}, "data.buckets is 0, expected"),
 ]
 
 

@@ -85,12 +85,12 @@ def test_a_question_may_have_no_answer(answers):
     ("qa", QA | {"answers": {"text": ["cat"], "answer_start": ["4"]}}, "starts at '4', expected a"),
     (
       "qa", QA | {"answers": {"text": ["cat"], "answer_start": [9]}},
-      "the answer 'cat' at 9 is beyond the context of 11 characters. It stands at 4.",
+      "the answer 'cat' at 9 is beyond the context of 11 characters; it stands at 4$",
     ),
     ("qa", QA | {"answers": {"text": ["cat"], "answer_start": [-7]}}, "at -7 is beyond"),
     (
       "qa", QA | {"answers": {"text": ["dog"], "answer_start": [4]}},
-      "the context has 'cat' at 4, not the answer 'dog'. It is nowhere in the context.",
+      "the context has 'cat' at 4, not the answer 'dog'; it is nowhere in the context$",
     ),
   ],
 )  # fmt: skip

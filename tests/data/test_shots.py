@@ -117,7 +117,7 @@ def test_every_answer_to_choose_from_has_the_same_demonstrations(tokenizer):
 
 def test_what_cannot_be_shown(tokenizer):
   train, test = make(tokenizer, TRAIN), make(tokenizer, TEST)
-  with pytest.raises(UserError, match="shots=13: expected 1 to 12"):
+  with pytest.raises(UserError, match="shots is 13, expected 1 to 12"):
     shots(test, train, tokenizer, 13, positions=100)
   plain = test._replace(prompts=[[], []])
   with pytest.raises(UserError, match="needs a decoder, and prompts"):

@@ -158,7 +158,7 @@ def test_wrong_options_fail_before_anything_is_tokenised(tokenizer, path, tmp_pa
     load(tokenizer, path, too_long="skpi")
   with pytest.raises(UserError, match="data.stream is 0, expected"):
     load(tokenizer, path, block=0)
-  with pytest.raises(UserError, match="no data files|No file"):
+  with pytest.raises(UserError, match="no data files|no file"):
     load(tokenizer, str(tmp_path / "none.jsonl"))
   with pytest.raises(UserError, match="column"):
     load(tokenizer, path, template="{{ promt }}", answer="completion")

@@ -184,8 +184,11 @@ def test_the_record_is_plain_and_the_hash_tells_formats_apart():
 
 REFUSED = [
   ({"template": "sentiment/vage"}, "'sentiment/vage'. Did you mean 'sentiment/vague'"),
-  ({"template": "sentimant/vague"}, "not in the library. Did you mean 'sentiment/vague'"),
-  ({"template": "sentiment"}, "neither Jinja .* nor a name in the library"),
+  (
+    {"template": "sentimant/vague"},
+    "expected a name in the library. Did you mean 'sentiment/vague'",
+  ),
+  ({"template": "sentiment"}, "is 'sentiment', expected Jinja .* a name in the library"),
   ({"template": ()}, "data.template is empty"),
   ({"template": "sentiment/vague", "answer": "label"}, "brings its own answer"),
   (
@@ -252,7 +255,7 @@ def test_files_of_ones_own(write):
     ("name: short", "name: other", "2 templates are called"),
     ("[sad, glad]", "[no, yes]", r"answer_choices is \[False, True\], expected .*quote yes, no"),
     ("metrics: [accuracy]", "metrics: accuracy", "metrics is 'accuracy', expected a list"),
-    ('"{{ text }}!', '"{{ text !', "own.yaml:other: The template .* is not valid Jinja"),
+    ('"{{ text }}!', '"{{ text !', "own.yaml:other: the template .* is not valid Jinja"),
     ('prompt: "{{ text }}!\\n"', "prompt: 3", "own.yaml:other: prompt is 3, expected text"),
     ("templates:", "templates", r"own.yaml:\d: "),
   ],

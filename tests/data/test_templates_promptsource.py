@@ -210,7 +210,7 @@ BROKEN = [
   ("!TemplateMetadata {}", "\x07", "not readable as YAML"),
   ("    jinja: '{{ text }} Not", "    ginja: '{{ text }} Not", "'choice and more'. has no jinja"),
   ("    name: choice and more\n", "", "template 4e6da4d3.* has no name"),
-  ("{{ text }} Not a", "{{ text } Not a", ":choice and more: The template .* is not valid Jinja"),
+  ("{{ text }} Not a", "{{ text } Not a", ":choice and more: the template .* is not valid Jinja"),
   ("{{ text }} Not a", "{{ tetx }} Not a", "'tetx' is missing; .*Did you mean 'text'"),
   ("{{ text }} Not a", "{{ text.__class__ }}", "f.jsonl:1: the template is refused"),
   ("{{ text }} Not a", "{{ more.append(1) }}", "f.jsonl:1: the template is refused"),
@@ -277,7 +277,7 @@ ONE = "task: t\ntemplates:\n- {name: x, prompt: p, answer: b, metrics: %s}\n"
     ("a: !!binary 'é'", ":1: failed to convert base64"),
     (ONE % "3", "metrics is 3, expected a list of text"),
     (ONE.replace("p,", '"\\ud800",') % "[]", "half a surrogate pair|half of a surrogate pair"),
-    (ONE.replace("p,", "'{{ " + "(" * 3000 + "',") % "[]", ":x: The template .* not valid Jinja"),
+    (ONE.replace("p,", "'{{ " + "(" * 3000 + "',") % "[]", ":x: the template .* not valid Jinja"),
   ],
 )
 def test_files_made_to_harm(write, monkeypatch, content, message):

@@ -162,21 +162,21 @@ def _mask(tokenizer, marks: Collection[int], example: Example, turns: list[_Turn
     if begin < len(turn.prompt):
       raise UserError(
         f"{place}: its prompt is not how the whole conversation begins: "
-        f"{_differ(tokenizer, turn.prompt, whole, begin)}. The template rewrites former turns (try "
-        "data.turns='last'), or its generation prompt ends within a token."
+        f"{_differ(tokenizer, turn.prompt, whole, begin)}; the template rewrites former turns (try "
+        "data.turns='last'), or its generation prompt ends within a token"
       )
     if not all(map(blank, turn.answered[end:])):
       raise UserError(
         f"{place}: the template writes it otherwise once turns follow: "
-        f"{_differ(tokenizer, turn.answered, whole, end)}. Try data.turns='last'."
+        f"{_differ(tokenizer, turn.answered, whole, end)}: try data.turns='last'"
       )
     if all(map(blank, whole[begin:end])):
-      raise UserError(f"{place}: the template leaves its text out, so nothing would be trained on.")
+      raise UserError(f"{place}: the template leaves its text out, so nothing would be trained on")
     stop = _stop(whole, begin, end, marks, blank)
     if stop is None and turn is turns[-1]:
       raise UserError(
         f"{place}: the template ends it without a special token, so the model would never learn to "
-        "stop. Let it end assistant turns in eos_token."
+        "stop: let it end assistant turns in eos_token"
       )
     last = end if stop is None else stop + 1
     trained[begin:last] = [True] * (last - begin)

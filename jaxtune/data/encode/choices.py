@@ -81,15 +81,15 @@ def _fit(item: _Item, front: int, options: EncodeOptions) -> _Item | None:
 
 def _right(example: Example) -> int:
   if example.prompt is None:
-    raise UserError("plain text has no prompt to choose an answer to.")
+    raise UserError("plain text has no prompt to choose an answer to")
   options = list(example.choices)
   if len(options) < 2:
-    raise UserError(f"{len(options)} answer choices, expected two or more: set data.choices.")
+    raise UserError(f"{len(options)} answer choices, expected two or more: set data.choices")
   for option in options:
     if not option.strip():
-      raise UserError(f"one of the choices {options} is empty.")
+      raise UserError(f"one of the choices {options} is empty")
     if options.count(option) > 1:
-      raise UserError(f"the choice {option!r} comes twice.")
+      raise UserError(f"the choice {option!r} comes twice")
   found = next((answer for answer in example.answers if answer in options), None)
   if found is None:
     said = example.answers[0] if example.answers else ""

@@ -66,25 +66,25 @@ def _pairs(answers: object, column: str) -> list[tuple]:
   if not isinstance(starts, (list, tuple)) or len(texts) != len(starts):
     raise UserError(
       f"column {column!r} holds {answers!r}, expected {{'text': [...], 'answer_start': [...]}} of "
-      "one length."
+      "one length"
     )
   return list(zip(texts, starts, strict=True))
 
 
 def _span(context: str, text: object, start: object) -> tuple[int, int]:
   if not isinstance(text, str) or not text.strip():
-    raise UserError(f"the answer {text!r} is empty; a question without answer has an empty list.")
+    raise UserError(f"the answer {text!r} is empty; a question without answer has an empty list")
   if isinstance(start, bool) or not isinstance(start, int):
-    raise UserError(f"the answer {text!r} starts at {start!r}, expected a character's number.")
+    raise UserError(f"the answer {text!r} starts at {start!r}, expected a character's number")
   at = context.find(text)
-  hint = f"It stands at {at}." if at >= 0 else "It is nowhere in the context."
+  hint = f"it stands at {at}" if at >= 0 else "it is nowhere in the context"
   if start < 0 or start + len(text) > len(context):
     raise UserError(
-      f"the answer {text!r} at {start} is beyond the context of {len(context)} characters. {hint}"
+      f"the answer {text!r} at {start} is beyond the context of {len(context)} characters; {hint}"
     )
   if context[start : start + len(text)] != text:
     said = context[start : start + len(text)]
-    raise UserError(f"the context has {said!r} at {start}, not the answer {text!r}. {hint}")
+    raise UserError(f"the context has {said!r} at {start}, not the answer {text!r}; {hint}")
   return start, start + len(text)
 
 

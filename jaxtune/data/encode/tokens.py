@@ -37,19 +37,19 @@ def read_row(
   """Reads two lists of one length: the words, and the name or number of each one's tag."""
   for name in (words, tags):
     if not isinstance(cells.check_column(name, row), (list, tuple)):
-      raise UserError(f"column {name!r} holds {type(row[name]).__name__}, expected a list.")
+      raise UserError(f"column {name!r} holds {type(row[name]).__name__}, expected a list")
   if not row[words]:
-    raise UserError(f"column {words!r} has no words.")
+    raise UserError(f"column {words!r} has no words")
   if len(row[words]) != len(row[tags]):
     raise UserError(
       f"{len(row[words])} words in {words!r} and {len(row[tags])} tags in {tags!r}: expected one "
-      "tag a word."
+      "tag a word"
     )
   for number, (word, tag) in enumerate(zip(row[words], row[tags], strict=True), 1):
     if not isinstance(word, str):
-      raise UserError(f"word {number} is {word!r}, expected text.")
+      raise UserError(f"word {number} is {word!r}, expected text")
     if isinstance(tag, bool) or not isinstance(tag, (str, int)):
-      raise UserError(f"tag {number} is {tag!r}, expected a label's name or number.")
+      raise UserError(f"tag {number} is {tag!r}, expected a label's name or number")
   fields = {"words": list(row[words]), "tags": list(row[tags])}
   return fields, " ".join(row[words]), [" ".join(map(str, row[tags]))]
 

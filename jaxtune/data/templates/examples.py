@@ -158,7 +158,7 @@ def _split(template: Template, row: dict) -> tuple[str, list[str], list[str]]:
   text = sandbox.renderer(template.prompt)(_guarded(row), **more)
   prompt, *answers = (_unguarded(part).strip() for part in text.split(promptsource.BAR))
   if not answers and prompt:
-    raise UserError(f"the template gives no '|||' between prompt and answer: {text[:80]!r}.")
+    raise UserError(f"the template gives no '|||' between prompt and answer: {text[:80]!r}")
   choices = [_unguarded(one) for one in more.get("answer_choices", ())]
   # An answer may be a choice and more text; then there is nothing to rank.
   return prompt + "\n" * bool(prompt), answers, choices if set(answers) <= set(choices) else []

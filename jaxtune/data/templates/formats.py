@@ -117,28 +117,28 @@ def _templates(
 ) -> list[Template]:
   if text is not None:
     if template is not None or answer is not None:
-      raise UserError("data.text is for plain text: leave out data.template and data.answer.")
+      raise UserError("data.text is for plain text: leave out data.template and data.answer")
     return [Template(None, text)]
   if template is None:
     if answer is not None:
-      raise UserError("data.answer is given without data.template, the prompt (a Jinja string).")
+      raise UserError("data.answer is given without data.template, the prompt (a Jinja string)")
     for needed, known in _KNOWN:
       if needed <= set(columns):
         return [known]
     raise UserError(
-      f"{where}: no known format in the columns {', '.join(columns)}. Expected instruction + "
+      f"{where}: no known format in the columns {', '.join(columns)}, expected instruction + "
       "output (+ input), prompt + completion, or text; or pass data.template and data.answer, "
-      "e.g. template='{{ question }}\\n', answer='reply'."
+      "e.g. template='{{ question }}\\n', answer='reply'"
     )
   given = [template] if isinstance(template, (str, Template)) else list(template)
   if not given:
-    raise UserError("data.template is empty: expected Jinja or the name of a template.")
+    raise UserError("data.template is empty: expected Jinja or the name of a template")
   answer = answer if answer is None or isinstance(answer, str) else tuple(answer)
   found = [resolve(one, answer) for one in given]
   if answer is not None and all(one.name for one in found):
     raise UserError(
-      f"data.template={found[0].name!r} brings its own answer: leave out data.answer, and say with "
-      "data.rename where its columns come from."
+      f"the template {found[0].name!r} brings its own answer: leave out data.answer, and say with "
+      "data.rename where its columns come from"
     )
   return found
 
@@ -166,10 +166,10 @@ def _answerable(template: Template, there: set[str]) -> Template:
 
 def _lacking(template: Template, name: str, columns: Sequence[str]) -> str:
   if name == "answer_choices":
-    return "the template reads answer_choices, and has none: set data.choices."
+    return "the template reads answer_choices, and has none: set data.choices"
   if template.name is None:
     return cells.no_column(name, columns)
   return (
     f"template {template.name!r}: {cells.no_column(name, columns)} "
-    f"Or say what it is: data.rename={{{name!r}: a column or Jinja}}."
+    f"Or say what it is: data.rename={{{name!r}: a column or Jinja}}"
   )

@@ -82,20 +82,21 @@ def resolve(template: str | Template, answer: str | tuple[str, ...] | None = Non
     if answer is None:
       raise UserError(
         "data.template makes the prompt, but data.answer is missing: name the answer's column, "
-        "or use data.text to train on the whole text."
+        "or use data.text to train on the whole text"
       )
     return Template(template, answer)
   if match := _FILE.fullmatch(template):
     return _named(read(match["path"]), template)
   if not _NAME.fullmatch(template):
     raise UserError(
-      f"data.template={template!r} is neither Jinja ('{{{{ column }}}}'), nor a name in the "
-      f"library (task/name), nor FILE.yaml:name. {nearest(template, _names())}"
+      f"data.template is {template!r}, expected Jinja ('{{{{ column }}}}'), a name in the library "
+      f"(task/name) or FILE.yaml:name. {nearest(template, _names())}"
     )
   file = FOLDER / f"{template.partition('/')[0]}.yaml"
   if not file.is_file():
     raise UserError(
-      f"data.template={template!r} is not in the library. {nearest(template, _names())}"
+      f"data.template is {template!r}, expected a name in the library. "
+      f"{nearest(template, _names())}"
     )
   return _named(_library(file), template)
 
@@ -155,9 +156,9 @@ def _named(templates: list[Template], name: str) -> Template:
   found = [one for one in templates if one.name == name]
   if not found:
     # Whole names, so that what the message offers can be pasted.
-    raise UserError(f"There is no template {name!r}. {nearest(name, (t.name for t in templates))}")
+    raise UserError(f"there is no template {name!r}. {nearest(name, (t.name for t in templates))}")
   if len(found) > 1:
-    raise UserError(f"{len(found)} templates are called {name!r}: rename them in the file.")
+    raise UserError(f"{len(found)} templates are called {name!r}: rename them in the file")
   return found[0]
 
 
@@ -169,14 +170,14 @@ _OWN = ("name", "clarity", "prompt", *_SHARED[1:])
 def _entries(document: object, path: str | Path) -> tuple[str, list[dict]]:
   """Checks the form of a file of our own, and spreads what its templates share."""
   if not isinstance(document, dict) or not isinstance(document.get("templates"), list):
-    raise UserError(f"{path}: expected a mapping with task and a list of templates.")
+    raise UserError(f"{path}: expected a mapping with task and a list of templates")
   shared = {key: value for key, value in document.items() if key != "templates"}
   _check_keys(shared, _SHARED, ("task",), str(path))
   entries = []
   for number, entry in enumerate(document["templates"], 1):
     where = f"{path}: template {number}"
     if not isinstance(entry, dict):
-      raise UserError(f"{where} is {shown(entry)}, expected name, clarity and prompt.")
+      raise UserError(f"{where} is {shown(entry)}, expected name, clarity and prompt")
     entries.append({key: shared[key] for key in _SHARED[1:] if key in shared} | entry)
     _check_keys(entries[-1], _OWN, ("name", "prompt", "answer"), where)
     if (clarity := entry.get("clarity")) not in (None, *CLARITY):
@@ -190,19 +191,19 @@ def _check_keys(entry: dict, known: tuple[str, ...], needed: tuple[str, ...], wh
       raise UserError(f"{where}: unknown key {shown(key)}. {nearest(str(key), known)}")
   for key in needed:
     if not entry.get(key):
-      raise UserError(f"{where} has no {key}.")
+      raise UserError(f"{where} has no {key}")
 
 
 def _template(entry: dict, path: str | Path) -> Template:
   where = f"{path}:{entry['name']}"
   for key in ("name", "task", "prompt", "answer"):
     if not isinstance(entry[key], str | None):
-      raise UserError(f"{where}: {key} is {shown(entry[key])}, expected text.")
+      raise UserError(f"{where}: {key} is {shown(entry[key])}, expected text")
   lists = {key: entry.get(key) or () for key in _LISTS}
   for key, value in lists.items():
     if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
       raise UserError(
-        f"{where}: {key} is {shown(value)}, expected a list of text (quote yes, no and numbers)."
+        f"{where}: {key} is {shown(value)}, expected a list of text (quote yes, no and numbers)"
       )
   made = Template(**entry | {key: tuple(value) for key, value in lists.items()} | {"name": where})
   try:

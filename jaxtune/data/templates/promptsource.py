@@ -50,13 +50,13 @@ def parse(document: str, path: str | Path) -> Any:
   except yaml.MarkedYAMLError as error:
     mark = error.problem_mark or error.context_mark
     line = f":{mark.line + 1}" if mark else ""
-    raise UserError(f"{path}{line}: {confined.said(error.problem or error.context)}.") from error
+    raise UserError(f"{path}{line}: {confined.said(error.problem or error.context)}") from error
   except RecursionError as error:
-    raise UserError(f"{path}: YAML nested too deeply to be read.") from error
+    raise UserError(f"{path}: YAML nested too deeply to be read") from error
   except MemoryError:
     raise
   except Exception as error:  # a date that is none, a number of too many digits, an unhashable key
-    raise UserError(f"{path}: not readable as YAML: {confined.said(error)}.") from error
+    raise UserError(f"{path}: not readable as YAML: {confined.said(error)}") from error
 
 
 def is_one(document: object) -> bool:
@@ -74,16 +74,16 @@ def templates(document: dict, path: str | Path) -> list[dict]:
   entries = document["templates"]
   if not isinstance(entries, dict):
     said = f"{path}: templates is {shown(entries)}"
-    raise UserError(f"{said}, expected !Template entries by their id.")
+    raise UserError(f"{said}, expected !Template entries by their id")
   return [_template(entry, f"{path}: template {key}") for key, entry in entries.items()]
 
 
 def _template(entry: object, where: str) -> dict:
   if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-    raise UserError(f"{where} has no name.")
+    raise UserError(f"{where} has no name")
   if not isinstance(entry.get("jinja"), str):
     named = f"{where} ({shown(entry['name'])})"
-    raise UserError(f"{named} has no jinja, the text of prompt and answer.")
+    raise UserError(f"{named} has no jinja, the text of prompt and answer")
   choices = entry.get("answer_choices") or ()
   if isinstance(choices, str):
     # A text with Jinja can hold bars that are no borders until it is rendered.

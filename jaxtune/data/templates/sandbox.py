@@ -45,7 +45,7 @@ class Choices(list):
       if named and isinstance(label, str | bool) and named[0] != found:
         raise UserError(
           f"label {label!r} is the name of one answer choice and the number of another: write the "
-          "answer without answer_choices[...]."
+          "answer without answer_choices[...]"
         )
       return found
     if named:
@@ -72,11 +72,11 @@ def read_text(path: str | Path) -> str:
       content = file.read(_LARGEST + 1)
     text = content.decode("utf-8-sig")
   except OSError as error:
-    raise UserError(f"{path}: {error.strerror or error}.") from error
+    raise UserError(f"{path}: {error.strerror or error}") from error
   except ValueError as error:
-    raise UserError(f"{path}: not UTF-8 text.") from error
+    raise UserError(f"{path}: not UTF-8 text") from error
   if len(content) > _LARGEST:
-    raise UserError(f"{path}: more than {_LARGEST:,} bytes, which no file of templates needs.")
+    raise UserError(f"{path}: more than {_LARGEST:,} bytes, which no file of templates needs")
   return text
 
 
@@ -131,15 +131,15 @@ def _compiled(source: str) -> Callable[..., str]:
       missing = sorted(name for name in needed - set(more) if row.get(name) is None)
       if missing:
         raise UserError(cells.no_column(missing[0], row)) from error
-      raise UserError(f"the template failed: {confined.said(error)}.") from error
+      raise UserError(f"the template failed: {confined.said(error)}") from error
     except _NoText as error:
       held = [name for name in sorted(needed - set(more)) if row.get(name) is error.value]
       what = f"column {held[0]!r} holds" if held else "the template prints"
       raise UserError(cells.no_text(what, error.value)) from error
     except jinja2.sandbox.SecurityError as error:
-      raise UserError(f"the template is refused: {confined.said(error)}.") from error
+      raise UserError(f"the template is refused: {confined.said(error)}") from error
     except Exception as error:
-      raise UserError(f"the template failed: {confined.said(error)}.") from error
+      raise UserError(f"the template failed: {confined.said(error)}") from error
 
   return run
 
@@ -157,7 +157,7 @@ def _find_variables(source: str) -> tuple[list[str], list[str]]:
     raise
   except Exception as error:  # Jinja's, and those of Python for what is nested too deeply, say
     raise UserError(
-      f"The template {source!r} is not valid Jinja: {confined.said(error)}."
+      f"the template {source!r} is not valid Jinja: {confined.said(error)}"
     ) from error
   optional = [t.node for t in tree.find_all(jinja2.nodes.Test) if t.name == "defined"]
   optional += [f.node for f in tree.find_all(jinja2.nodes.Filter) if f.name in ("default", "d")]
@@ -171,12 +171,12 @@ def spans(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]:
   Read as conlleval does: an I- that continues nothing of its kind begins an entity too.
   """
   if len(tokens) != len(tags):
-    raise UserError(f"{len(tokens)} tokens have {len(tags)} tags: expected one tag a token.")
+    raise UserError(f"{len(tokens)} tokens have {len(tags)} tags: expected one tag a token")
   found, last = [], None
   for token, tag in zip(tokens, tags, strict=True):
     head, _, kind = str(tag).partition("-")
     if head not in ("B", "I", "O") or (head != "O") != bool(kind):
-      raise UserError(f"tag {tag!r} is not BIO: expected O, B-kind or I-kind.")
+      raise UserError(f"tag {tag!r} is not BIO: expected O, B-kind or I-kind")
     if head == "I" and kind == last:
       found[-1] = (f"{found[-1][0]} {token}", kind)
     elif kind:
@@ -196,7 +196,7 @@ def _choice(context: jinja2.runtime.Context, items: Iterable) -> object:
   """Draws one of `items`, by the row's content and how many were drawn for it before."""
   items = list(items)
   if not items:
-    raise UserError("choice: the list to choose from is empty.")
+    raise UserError("choice: the list to choose from is empty")
   row = json.dumps(context["row"], sort_keys=True, default=str)
   digest = hashlib.blake2b(f"{next(context['_draws'])}\x1d{row}".encode(), digest_size=8).digest()
   return items[int.from_bytes(digest, "big") % len(items)]

@@ -189,7 +189,9 @@ def test_the_plain_template(talker, tmp_path):
   (tmp_path / "talk.jinja").write_text(wording.PLAIN)
   from_file, again = run(talker, ROWS, chat_template=str(tmp_path / "talk.jinja"))
   assert again == counts and (from_file.arrays["tokens"] == split.arrays["tokens"]).all()
-  with pytest.raises(UserError, match="'plane' is neither a file nor Jinja. Did you mean 'plain'"):
+  with pytest.raises(
+    UserError, match="'plane', expected a file, Jinja or a name. Did you mean 'plain'"
+  ):
     run(talker, ROWS, chat_template="plane")
 
 
@@ -297,7 +299,7 @@ def test_a_tokenizer_with_several_templates(monkeypatch):
 
 @pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "~nobody-of-this-name/x", "/"])
 def test_names_that_no_file_can_have(speaker, name):
-  with pytest.raises(UserError, match="is neither a file nor Jinja"):
+  with pytest.raises(UserError, match="expected a file, Jinja or a name"):
     run(speaker, ROWS, chat_template=name)
 
 

@@ -1,4 +1,4 @@
-"""The one error a user's mistake raises, and the search for the nearest valid choice."""
+"""The error for mistakes of the user, and the search for the nearest valid choices."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ LONGEST = 2000  # characters of a message
 
 
 class UserError(ValueError):
-  """Says what was wrong, what was expected and how to mend it, in one line.
+  """Says what was wrong, what was expected and how to correct it, in one line.
 
-  The command line prints the message and exits with code 2, without a traceback. Of a message that
-  quotes something very long, the middle is left out.
+  The command line prints the message without a traceback and exits with code 2. The middle of a
+  very long message is left out.
   """
 
   def __init__(self, message: str):
@@ -23,16 +23,16 @@ class UserError(ValueError):
 
 
 def check_known(what: str, name: str, choices: Iterable[str]) -> None:
-  """Raises UserError for a name that is none of the choices."""
+  """Raises UserError for a name that is not among the choices."""
   if name not in choices:
     raise UserError(f"unknown {what} {name!r}. {nearest(name, choices)}")
 
 
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
-  """Names the `choices` closest to `word`, as a clause that ends an error message.
+  """Names the `choices` that are closest to `word`, for the end of an error message.
 
   Returns:
-    "Did you mean 'rank'?" where something is close, else "Valid choices: ...".
+    "Did you mean 'rank'?" if any is close, else "Valid choices: ...".
   """
   choices = sorted(set(map(str, choices)))
   close = difflib.get_close_matches(str(word), choices, n=count, cutoff=0.6)

@@ -1,8 +1,8 @@
-"""What values from files and from the command line must be: types with ranges, checked in one way.
+"""Checks values from files and from the command line against annotations: types with ranges.
 
 An annotation says what is expected: `steps: Count`, `Annotated[float, Ge(0)]`, or, for the entries
-of a file, a TypedDict (that of `typing_extensions`, as pydantic asks). `check` compares a value
-with it and words the error. So a config's keys, a model's config.json and an adapter's
+of a file, a TypedDict (of `typing_extensions`, as pydantic requires). `check` compares a value with
+it and words the error. So the keys of a config, of a model's config.json and of an adapter's
 adapter_config.json are declared, and not checked line by line.
 """
 
@@ -24,24 +24,24 @@ from typing_extensions import is_typeddict
 
 from jaxtune.errors import UserError, nearest
 
-# Of all sizes: jax counts in 32 bits. Of a seed it reads 32, so that 0 and 2**32 are one seed.
+# JAX counts in 32 bits. It also reads 32 bits of a seed, so 0 and 2**32 would be the same seed.
 LARGEST = 2**31 - 1
 Count = Annotated[int, Ge(1), Le(LARGEST)]
 Natural = Annotated[int, Ge(0), Le(LARGEST)]
 Width = Annotated[int, Ge(1), Le(2**20)]  # of arrays: XLA aborts where a product exceeds 64 bits
 Seed = Natural
-# Beyond these, float32 has no room for their products.
+# Products of larger numbers would overflow float32.
 Finite = Annotated[float, Ge(-1e30), Le(1e30)]
 NonNegative = Annotated[float, Ge(0), Le(1e30)]
 Positive = Annotated[float, Gt(0), Le(1e30)]
 Text = Annotated[str, MinLen(1)]
-# Shares: without 1, from which nothing would be left; without 0; and strictly between them.
+# Numbers from 0 to 1: a rate may be 0, a share may be 1, and a fraction neither.
 Rate = Annotated[float, Ge(0), Lt(1)]
 Share = Annotated[float, Gt(0), Le(1)]
 Fraction = Annotated[float, Gt(0), Lt(1)]
 
-# Types are not converted, and NaN and infinity are no numbers. A TypedDict that states this as its
-# __pydantic_config__ is checked alike; its unknown keys are left alone.
+# No type is converted to another, and NaN and infinity are refused. A TypedDict needs this as its
+# __pydantic_config__ to be checked in the same way; keys that it does not declare are accepted.
 STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
 
 _SHOWN = reprlib.Repr()
@@ -52,8 +52,8 @@ def check(name: str, value: Any, expected: Any) -> None:
   """Raises UserError unless a value is what an annotation says.
 
   Args:
-    name: of the value in the error, such as "train.steps" or "config.json: hidden_size"; where an
-      entry within the value is wrong, its own name follows.
+    name: of the value in the error, such as "train.steps" or "config.json: hidden_size"; the name
+      of an entry within the value that is wrong follows it.
     expected: a type, a union, an `Annotated` type with bounds of `annotated_types`, or a TypedDict.
   """
   try:
@@ -63,10 +63,10 @@ def check(name: str, value: Any, expected: Any) -> None:
 
 
 def check_arguments(function: Any, given: dict[str, Any], prefix: str = "") -> None:
-  """Checks what is given to a function, or to a NamedTuple, against its annotations.
+  """Checks the arguments of a function, or of a NamedTuple, against its annotations.
 
   Args:
-    prefix: of the arguments' names in the error, such as "config key train.".
+    prefix: is put before the arguments' names in the error, such as "config key train.".
   """
   hints = _hints(function)
   for name, value in given.items():
@@ -74,7 +74,7 @@ def check_arguments(function: Any, given: dict[str, Any], prefix: str = "") -> N
 
 
 def shown(value: Any) -> str:
-  """Writes a value for an error message, long ones in part."""
+  """Writes a value for an error message, and only parts of a long one."""
   try:
     return _SHOWN.repr(value)
   except ValueError:  # a number of more digits than Python writes out
@@ -82,26 +82,26 @@ def shown(value: Any) -> str:
 
 
 def parse_json(text: str | bytes, where: str | Path) -> Any:
-  """Parses JSON that a stranger may have written.
+  """Parses JSON of any origin.
 
   Raises:
-    UserError: for what is no JSON, is nested too deeply to be read, has numbers of thousands of
-      digits or holds half of a surrogate pair, which is no character.
+    UserError: for what is not JSON, is nested too deeply, has numbers of thousands of digits or
+      half of a surrogate pair, which is not a character.
   """
   try:
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     text.encode()
-    found = json.loads(text)
+    content = json.loads(text)
     if "\\ud" in text.lower():
-      json.dumps(found, ensure_ascii=False).encode()
-    return found
+      json.dumps(content, ensure_ascii=False).encode()
+    return content
   except json.JSONDecodeError as error:
-    place = f"line {error.lineno}, " * ("\n" in text.strip()) + f"column {error.colno}"
-    raise UserError(f"{where}: malformed JSON at {place}: {error.msg}") from error
+    position = f"line {error.lineno}, " * ("\n" in error.doc.strip()) + f"column {error.colno}"
+    raise UserError(f"{where}: malformed JSON at {position}: {error.msg}") from error
   except UnicodeDecodeError as error:
     raise UserError(f"{where}: not UTF-8 text ({error.reason})") from error
   except UnicodeEncodeError as error:
-    raise UserError(f"{where}: half a surrogate pair is no character") from error
+    raise UserError(f"{where}: half a surrogate pair is not a character") from error
   except RecursionError as error:
     raise UserError(f"{where}: JSON nested too deeply to be read") from error
   except ValueError as error:  # a number of more digits than Python converts
@@ -112,7 +112,7 @@ def read_json(path: Path) -> Any:
   """Reads a JSON file; see `parse_json`.
 
   Raises:
-    UserError: also for a file that is missing or cannot be opened.
+    UserError: also if the file is missing or cannot be opened.
   """
   try:
     content = path.read_bytes()
@@ -134,7 +134,7 @@ def _adapter(expected: Any) -> pydantic.TypeAdapter:
 
 
 def _with_lists(expected: Any) -> Any:
-  """Lets a list stand where a tuple of any length is expected: JSON has no tuples."""
+  """Replaces tuples of any length by sequences in an annotation, as JSON has lists only."""
   origin, arguments = typing.get_origin(expected), typing.get_args(expected)
   if origin is tuple and arguments[1:] == (...,):
     return Sequence[arguments[0]]
@@ -145,37 +145,38 @@ def _with_lists(expected: Any) -> Any:
   return expected
 
 
-def _message(name: str, value: Any, expected: Any, errors: list[dict]) -> str:
-  """Words one entry that is wrong: its name, its value and all that it might have been."""
-  at = max((_path(value, error) for error in errors), key=len)  # of a union's, the nearest
-  own = [error for error in errors if _path(value, error) == at]
-  is_key = own[0]["loc"][-1:] == ("[key]",)
+def _message(name: str, value: Any, expected: Any, errors: Sequence[Any]) -> str:
+  """Words the error for one wrong entry: its name, its value and what was expected."""
+  # A union has errors for each member: those of the member that fits best lie deepest.
+  at = max((_path(value, error) for error in errors), key=len)
+  deepest = [error for error in errors if _path(value, error) == at]
+  is_key = deepest[0]["loc"][-1:] == ("[key]",)
   owner = at[:-1] if is_key else at
-  place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in owner)
-  if name.endswith(".json") and place.startswith("."):  # an entry of a file
-    place = ": " + place[1:]
-  if own[0]["type"] == "missing":
-    return f"{name}{place} is missing"
+  entry = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in owner)
+  if name.endswith(".json") and entry.startswith("."):
+    entry = ": " + entry[1:]
+  if deepest[0]["type"] == "missing":
+    return f"{name}{entry} is missing"
   for key in owner:
     value = value[key]
   value = at[-1] if is_key else value
-  wanted = dict.fromkeys(_wanted(error) for error in own)
-  if not at and type(None) in typing.get_args(expected):  # which pydantic leaves out
+  wanted = dict.fromkeys(_wanted(error) for error in deepest)
+  if not at and type(None) in typing.get_args(expected):  # pydantic does not name it
     wanted["None"] = None
-  choices = [word for error in own for word in re.findall("'(.*?)'", _literals(error))]
+  choices = [word for error in deepest for word in re.findall("'(.*?)'", _literals(error))]
   close = f". {nearest(value, choices)}" if isinstance(value, str) and choices else ""
   return (
-    f"{name}{place} {'has the key' if is_key else 'is'} {shown(value)} ({type(value).__name__}), "
+    f"{name}{entry} {'has the key' if is_key else 'is'} {shown(value)} ({type(value).__name__}), "
     f"expected {' or '.join(wanted)}{close if 'Did you' in close else ''}"
   )
 
 
-def _literals(error: dict) -> str:
+def _literals(error: Any) -> str:
   return error["ctx"]["expected"] if error["type"] == "literal_error" else ""
 
 
-def _path(value: Any, error: dict) -> tuple:
-  """Keeps of pydantic's location what leads into the value; it also names members of unions."""
+def _path(value: Any, error: Any) -> tuple:
+  """Returns the keys that lead to the wrong entry: pydantic's location also has union members."""
   path = []
   for key in error["loc"]:
     inside = isinstance(value, dict) and key in value
@@ -188,7 +189,8 @@ def _path(value: Any, error: dict) -> tuple:
   return tuple(path)
 
 
-def _wanted(error: dict) -> str:
+def _wanted(error: Any) -> str:
+  """Says what one of pydantic's errors expected."""
   for bound, words in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
     if bound in error.get("ctx", {}):
       return f"{words} {error['ctx'][bound]:.15g}"

@@ -1,4 +1,4 @@
-"""Where arrays live and how a step is compiled: one device, a mesh under jit, or pmap."""
+"""On which devices arrays are and how a step is compiled: one device, a mesh under jit, or pmap."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jaxtune.schema import Count
 
 AXES = ("trial", "data", "fsdp", "tensor")
 Kind = Literal["jit", "pmap"]
-Sizes = dict[Literal[*AXES], Literal[-1] | Count]  # -1 is for all devices that are left
+Sizes = dict[Literal[*AXES], Literal[-1] | Count]  # -1 stands for all devices that are left
 
-# The first rule that matches a path splits its last axes; leading axes (layers) stay whole.
+# The first rule that matches a path splits the last axes of its leaf; other axes stay whole.
 RULES = (
   (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|head)/kernel(/int8|/nf4)?$", ("fsdp", "tensor")),
   (r"(o_proj|down_proj)/kernel(/int8|/nf4)?$", ("tensor", "fsdp")),
@@ -32,18 +32,18 @@ RULES = (
   (r"(head/(dense|out)|pooler/dense)/kernel$", ("fsdp", "tensor")),
   (r"(head/(dense|out)|pooler/dense)/bias$", ()),
   (r"head/bias$", ("tensor",)),
-  (r"(^|/)(peft|hyper|numbers)/", ()),  # whatever a method trains or fixes, and its moments
+  (r"(^|/)(peft|hyper|numbers)/", ()),  # the arrays of methods, and their optimizer moments
   (r"(^|/)(step|seed|count|untuned|sums/\w+|best|best_step|stale|stopped)$", ()),
 )
 
 
 class Parallel(NamedTuple):
-  """How this run spreads over its devices.
+  """How a run is spread over its devices.
 
   Attributes:
     kind: "jit" or "pmap".
-    mesh: of the axes trial, data, fsdp and tensor; None on a single device.
-    devices: how many.
+    mesh: with the axes trial, data, fsdp and tensor; None for a single device.
+    devices: how many there are.
   """
 
   kind: str
@@ -51,15 +51,19 @@ class Parallel(NamedTuple):
   devices: int
 
   @property
-  def parts(self) -> int:
-    """Into how many parts the examples of a batch are split."""
+  def batch_shards(self) -> int:
+    """The number of shards into which the examples of a batch are split."""
     return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
   def compile(self, function: Callable, donate: bool = False) -> Callable:
-    """Compiles function(trials, shared, batch, axis=None); `batch` leaves are (E, A, B, ...).
+    """Compiles function(trials, shared, batch, axis=None).
 
-    Sums must be reduced over `axis` by the function itself. With `donate` it is a step, whose first
-    result takes the place of the first argument's first part and stays where that was.
+    The function itself must reduce its sums over `axis`.
+
+    Args:
+      function: its batch has leaves (E, A, B, ...); the gradients of the A batches are added up.
+      donate: whether the function is a training step. Its first result then reuses the memory of
+        the first argument, and has the same shardings.
     """
     if self.kind == "jit" and not donate:
       return jax.jit(function)
@@ -73,29 +77,31 @@ class Parallel(NamedTuple):
     )
     return lambda trials, shared, batch: mapped(trials, shared, self._split(batch))
 
-  def _stay(self, state, *others):
-    """Keeps a step's state where it was: left to XLA, the second step would be compiled anew."""
+  def _stay(self, state: Any, *others: Any) -> tuple:
+    """Fixes the shardings of a step's state: if XLA chose others, step 2 would be recompiled."""
     if self.mesh is None:
       return state, *others
     return jax.lax.with_sharding_constraint(state, shardings(self.mesh, state, "trial")), *others
 
-  def _split(self, batch):
-    def split(x):
-      parts = x.reshape(*x.shape[:2], self.devices, -1, *x.shape[3:])
-      return parts.transpose(2, 0, 1, *range(3, parts.ndim))
+  def _split(self, batch: Any) -> Any:
+    """Turns leaves (E, A, B, ...) into (devices, E, A, B / devices, ...), as pmap expects them."""
+
+    def split(x: Any) -> Any:
+      shards = x.reshape(*x.shape[:2], self.devices, -1, *x.shape[3:])
+      return shards.transpose(2, 0, 1, *range(3, shards.ndim))
 
     return jax.tree.map(split, batch)
 
   def put_shared(self, tree: Any) -> Any:
-    """Places the base by the rules."""
+    """Puts the base on its devices by RULES."""
     return tree if self.mesh is None else jax.device_put(tree, shardings(self.mesh, tree))
 
   def put_trials(self, tree: Any) -> Any:
-    """Places stacked trials: by the rules, the first axis over "trial"."""
+    """Puts stacked trials on their devices by RULES, with the first axis over "trial"."""
     return tree if self.mesh is None else jax.device_put(tree, shardings(self.mesh, tree, "trial"))
 
   def put_batch(self, batch: Any) -> Any:
-    """Places a batch (E, A, B, ...): trials over "trial", examples over "data" and "fsdp"."""
+    """Puts a batch (E, A, B, ...) on its devices: E over "trial", B over "data" and "fsdp"."""
     if self.mesh is None or self.kind == "pmap":
       return batch
     count = jax.tree.leaves(batch)[0].shape[0]
@@ -104,16 +110,16 @@ class Parallel(NamedTuple):
 
 
 def make(kind: Kind = "jit", mesh: Sizes | None = None) -> Parallel:
-  """Lays out the devices.
+  """Arranges the devices.
 
   Args:
     kind: "jit" (any mesh) or "pmap" (data parallel over all local devices).
-    mesh: sizes of the axes, such as {"data": 2, "fsdp": 4}; the default is all data. One size may
-      be -1, for all devices that are left. Where the sizes need fewer devices than there are, the
-      first ones are used, as in `jax.make_mesh`: {"data": 1} is a single device.
+    mesh: sizes of the axes, such as {"data": 2, "fsdp": 4}; by default all devices are on the axis
+      "data". One size may be -1, for all devices that are left. If the sizes need fewer devices
+      than there are, the first ones are used, as by `jax.make_mesh`: {"data": 1} is one device.
 
   Raises:
-    UserError: for sizes that the devices cannot fill.
+    UserError: for sizes that do not fit the number of devices.
   """
   count = jax.device_count()
   if kind == "pmap":
@@ -126,13 +132,13 @@ def make(kind: Kind = "jit", mesh: Sizes | None = None) -> Parallel:
   total = math.prod(sizes.values())
   if total == 1 and kind == "jit":
     return Parallel(kind, None, 1)
-  types = (AxisType.Auto,) * len(AXES)  # make_mesh's own default, Explicit, is not for pmap
+  types = (AxisType.Auto,) * len(AXES)  # pmap does not work with the default, Explicit
   layout = jax.make_mesh(tuple(sizes.values()), AXES, types, devices=devices[:total])
   return Parallel(kind, layout, total)
 
 
 def _sizes(mesh: dict, count: int) -> dict[str, int]:
-  """Compares the sizes of the mesh's axes with `count` devices, and fills in the missing ones."""
+  """Completes the sizes of the mesh's axes, and checks that they fit `count` devices."""
   sizes = dict.fromkeys(AXES, 1) | mesh
   open_axes = [axis for axis, size in sizes.items() if size == -1]
   if len(open_axes) > 1:
@@ -148,16 +154,16 @@ def _sizes(mesh: dict, count: int) -> dict[str, int]:
 
 
 def shardings(mesh: Mesh, tree: Any, first: str | None = None) -> Any:
-  """Gives every leaf its sharding by RULES, with axis 0 over `first`.
+  """Returns the sharding of every leaf by RULES, with axis 0 over the mesh axis `first`.
 
-  An axis that does not divide by its mesh axis stays whole (a vocabulary of 50,257, say).
+  An axis whose size is no multiple of its mesh axis stays whole (a vocabulary of 50,257, say).
 
   Raises:
-    UserError: naming the leaves that no rule covers.
+    UserError: if no rule covers some leaves, with their names.
   """
   uncovered = []
 
-  def place(path, leaf):
+  def sharding(path: tuple, leaf: Any) -> NamedSharding:
     name = "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
     rule = next((axes for pattern, axes in RULES if re.search(pattern, name)), None)
     if rule is None:
@@ -171,30 +177,30 @@ def shardings(mesh: Mesh, tree: Any, first: str | None = None) -> Any:
     spec = [None if whole(a, n) else a for a, n in zip(spec, leaf.shape, strict=True)]
     return NamedSharding(mesh, P(*spec))
 
-  placed = jax.tree_util.tree_map_with_path(place, tree)
+  by_leaf = jax.tree_util.tree_map_with_path(sharding, tree)
   if uncovered:
     raise UserError(f"no sharding rule covers {', '.join(uncovered)}")
-  return placed
+  return by_leaf
 
 
 def over(function: Callable, chunk: int) -> Callable:
   """Maps function(trial, shared, batch) over the first axis of trial and batch.
 
   Args:
-    function: of one trial's arrays, the arrays that all trials share, and one trial's batch.
-    chunk: how many trials run side by side, as one vmap; the chunks follow one another in a loop of
-      the same program. 1 suits a CPU, as many as fit suit an accelerator.
+    function: takes one trial's arrays, the arrays that all trials share, and one trial's batch.
+    chunk: how many trials are computed together, by one vmap; the program loops over the chunks. On
+      a CPU choose 1, on an accelerator as many as its memory holds.
   """
 
-  def run(trials, shared, batches):
+  def run(trials: Any, shared: Any, batches: Any) -> Any:
     count = jax.tree.leaves(trials)[0].shape[0]
     if count == 1:
       squeeze = lambda x: jax.tree.map(lambda leaf: leaf[0], x)
       out = function(squeeze(trials), shared, squeeze(batches))
       return jax.tree.map(lambda leaf: leaf[None], out)
-    one = lambda pair: function(pair[0], shared, pair[1])
+    apply = lambda pair: function(pair[0], shared, pair[1])
     if chunk >= count:
-      return jax.vmap(one)((trials, batches))
-    return jax.lax.map(one, (trials, batches), batch_size=chunk if chunk > 1 else None)
+      return jax.vmap(apply)((trials, batches))
+    return jax.lax.map(apply, (trials, batches), batch_size=chunk if chunk > 1 else None)
 
   return run

@@ -1,4 +1,4 @@
-"""Trees of arrays as flat {path: leaf} dicts: split, joined, padded and fingerprinted."""
+"""Trees of arrays: flattened to {path: leaf}, split, joined, padded and hashed."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def unflatten(flat: dict[str, Any]) -> dict:
 
 
 def partition(tree: Any, chosen: Callable[[str], bool]) -> tuple[dict, dict]:
-  """Splits a tree by path into (leaves that are chosen, the others)."""
+  """Splits a tree into (the leaves whose path is chosen, the others)."""
   flat = flatten(tree)
   inside = {path: leaf for path, leaf in flat.items() if chosen(path)}
   return unflatten(inside), unflatten({p: x for p, x in flat.items() if p not in inside})
 
 
 def combine(*trees: Any) -> dict:
-  """Joins trees into one; at a path that several hold, the last one's leaf stays."""
+  """Joins trees into one; of several leaves at one path the last is kept."""
   return unflatten(reduce(lambda a, b: a | b, map(flatten, trees), {}))
 
 
@@ -45,12 +45,12 @@ def size(tree: Any) -> int:
 def stack(trees: list[Any]) -> Any:
   """Stacks trees of one structure along a new first axis, padding leaves with zeros.
 
-  Every leaf is padded at the end of each axis to the largest among the trees: ranks, widths and
-  prefix lengths become arrays. Zeros in both factors of a product get a zero gradient, so the
-  padding stays zero under any elementwise optimizer.
+  Every leaf is padded at the end of each axis to the largest size among the trees, so that trials
+  may differ in rank, width or prefix length. Where both factors of a product are zero, so are their
+  gradients: the padding stays zero under any elementwise optimizer.
   """
 
-  def join(*leaves):
+  def join(*leaves: Any) -> jax.Array:
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     shape = [max(sizes) for sizes in zip(*(leaf.shape for leaf in leaves), strict=True)]
     ends = [[n - m for m, n in zip(leaf.shape, shape, strict=True)] for leaf in leaves]
@@ -61,7 +61,7 @@ def stack(trees: list[Any]) -> Any:
 
 
 def crop(tree: Any, like: Any) -> Any:
-  """Cuts every leaf to the shape of the leaf in `like`: undoes the padding of `stack`."""
+  """Cuts every leaf to the shape of its counterpart in `like`, to undo the padding of `stack`."""
   return jax.tree.map(lambda x, shape: x[tuple(map(slice, shape.shape))], tree, like)
 
 
@@ -73,17 +73,17 @@ def check_finite(flat: dict[str, Any], where: str) -> None:
 
 
 def fingerprint(tree: Any) -> str:
-  """Hashes names, shapes, types and values; equal trees have equal fingerprints everywhere."""
-  parts = [
+  """Hashes names, shapes, types and values; equal trees have equal hashes on any devices."""
+  leaves = [
     (path, leaf.shape, str(leaf.dtype), *map(int, _digest(leaf)))
     for path, leaf in sorted(flatten(tree).items())
   ]
-  return hashlib.sha256(repr(parts).encode()).hexdigest()
+  return hashlib.sha256(repr(leaves).encode()).hexdigest()
 
 
 @jax.jit
-def _digest(x):
-  """Sums a hash of every element and its index, twice: the same in any order, on any devices."""
+def _digest(x: jax.Array) -> list[jax.Array]:
+  """Adds up hashes of each element with its index, with two seeds; the order does not matter."""
   x = x.astype(jnp.uint8) if x.dtype == bool else x
   unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
   bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).ravel()
@@ -92,8 +92,8 @@ def _digest(x):
   return [_mix(bits ^ _mix(index ^ seed)).sum(dtype=jnp.uint32) for seed in seeds]
 
 
-def _mix(h):
-  """Scrambles 32-bit words one to one (the finaliser of MurmurHash3)."""
+def _mix(h: jax.Array) -> jax.Array:
+  """Maps 32-bit words to others, one to one (the finaliser of MurmurHash3)."""
   h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
   h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
   return h ^ (h >> 16)

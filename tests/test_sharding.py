@@ -221,7 +221,7 @@ def test_pmap_has_no_mesh():
 )  # fmt: skip
 def test_meshes(mesh, devices, parts):
   made = sharding.make("jit", mesh)
-  assert (made.devices, made.parts) == (devices, parts)
+  assert (made.devices, made.batch_shards) == (devices, parts)
 
 
 @pytest.mark.parametrize(

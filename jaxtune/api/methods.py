@@ -13,57 +13,57 @@ from jaxtune.peft import methods, unions
 
 WIDTH = 100
 END = """\
-* arrays: trials that differ in these options, in the seed and in the optimizer's numbers are one
-  compiled program.
-Any of them stack: method = {"name": "stack", "lora": {"rank": 8}, "prefix": {"length": 10}}.
-Every section takes `start`, the folder of a run or an adapter to train on from.
-model.quantize = "int8" or "nf4" stores the frozen kernels in 8 or 4 bits under any method that does
-not train them in place."""
+* Trials that differ only in these options, the seed and the optimizer's numbers share a compiled
+  program.
+Methods can be combined: method = {"name": "stack", "lora": {"rank": 8}, "prefix": {"length": 10}}.
+Every method has the option `start`: the folder of a run or of an adapter whose training goes on.
+model.quantize = "int8" or "nf4" stores the frozen kernels in 8 or 4 bits, for every method that
+does not train them directly."""
 
 
 def text() -> str:
-  """Lays out every method: equation, paper, options, what it does to a stack, how it leaves."""
+  """Lists every method with its equation, paper, options, limits and export formats."""
   names = [m.name for m in pkgutil.iter_modules(methods.__path__)]
   blocks = [_method(name) for name in names]
-  blocks += [_union(name, parts) for name, parts in unions.UNIONS.items()]
+  blocks += [_union(name, sections) for name, sections in unions.UNIONS.items()]
   return "\n\n".join([*blocks, END])
 
 
 def _method(name: str) -> str:
-  module = inspect.getmodule(peft.constructor(name))
+  constructor = peft.constructor(name)
   method = peft.build({"name": name})[0]
   options = [
     f"{option}{'*' * (option in method.numbers)}={parameter.default!r}"
-    for option, parameter in inspect.signature(module.method).parameters.items()
+    for option, parameter in inspect.signature(constructor).parameters.items()
   ]
-  lines = [f"{name}: {module.__doc__.splitlines()[0]}"]
+  lines = [f"{name}: {inspect.getdoc(inspect.getmodule(constructor)).splitlines()[0]}"]
   lines += _wrap("options: " + ", ".join(options)) if options else []
   return "\n".join([*lines, *_wrap(_facts(method))])
 
 
 def _facts(method: peft.Method) -> str:
-  """Says what a method does beside others, and in which formats it is exported."""
-  found = []
+  """States the limits of a method, and the formats in which it is exported."""
+  facts = []
   if method.moves is not None or method.place is not None:
-    found.append("trains the base's own weights: what it trains must not be quantised")
+    facts.append("trains weights of the base, which must not be quantised")
+  if method.slots is not None or method.positions:
+    facts.append("uses some of the model's positions")
   if method.slots is not None:
-    found.append("takes positions; one in a stack")
-  elif method.positions:
-    found.append("takes positions")
-  found.append(f"exports: {', '.join(_formats(method)) or 'none'}")
-  return "; ".join(found)
+    facts.append("a stack can have one such method")
+  facts.append(f"export formats: {', '.join(_formats(method)) or 'none'}")
+  return "; ".join(facts)
 
 
 def _formats(method: peft.Method) -> list[str]:
+  formats = ["merged"] if method.merge is not None else []
   try:
-    found = [choose.own_format(method)]
+    return list(dict.fromkeys([choose.own_format(method), *formats]))
   except UserError:
-    found = []
-  return found + ["merged"] * (method.merge is not None and "merged" not in found)
+    return formats
 
 
-def _union(name: str, parts: dict) -> str:
-  return "\n".join([f"{name}: a stack of its parts", *_wrap(f"parts: {', '.join(parts)}")])
+def _union(name: str, sections: dict) -> str:
+  return f"{name}: the stack of {', '.join(sections)}, whose sections are its options"
 
 
 def _wrap(line: str) -> list[str]:

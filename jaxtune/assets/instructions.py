@@ -76,11 +76,13 @@ JOBS = (
   "singer",
 )
 
-# "this boots" would be no English.
+# Plural names would be wrong after "this".
 SINGULAR = tuple(p for p in world.PRODUCTS if not p.endswith("s") or p.endswith("ss"))
 
 
 class Row(NamedTuple):
+  """An example of a task."""
+
   task: str
   input: str
   outputs: tuple[str, ...]  # accepted answers
@@ -111,7 +113,7 @@ def table(facts: dict[str, str]) -> str:
 
 
 def descriptions(facts: dict[str, str]) -> tuple[str, ...]:
-  """Says the facts in every wording there is."""
+  """Returns a description of the facts in each of the wordings."""
   name, cost = facts["name"], COST.get(facts.get("price", ""), "")
   kind = f"{cost} {facts['food']}".strip()
   area = facts.get("area")
@@ -149,6 +151,8 @@ def table_of(rng: random.Random, split: str) -> Row:
 
 
 class Review(NamedTuple):
+  """A review of a product and what it says."""
+
   text: str
   stars: int
   product: str
@@ -156,7 +160,7 @@ class Review(NamedTuple):
 
 
 def review(rng: random.Random, split: str) -> Review:
-  """Draws a review whose product and first part belong together to the split alone."""
+  """Draws a review; its product and first part occur together in this split only."""
   draw = lambda: (rng.choice(SINGULAR), rng.sample(world.PARTS, 2))
   product, parts = draw()
   while world.split_of(product, parts[0]) != split:
@@ -201,7 +205,7 @@ def title(rng: random.Random, split: str) -> Row:
 
 
 def answer(rng: random.Random, split: str) -> Row:
-  """Draws a passage whose person and place belong together to the split alone."""
+  """Draws a passage with a question; its person and place occur together in this split only."""
   person, place = "", ""
   while not person or world.split_of(person, place) != split:
     person, place = rng.choice(world.PEOPLE), rng.choice(world.PLACES)
@@ -226,14 +230,14 @@ MAKERS = {"describe": describe, "table": table_of, "rate": rate, "title": title,
 
 
 def rows(split: str, seed: int = 0) -> list[dict]:
-  """Makes a split: as many rows of every task, no input twice, in mixed order."""
-  made = []
+  """Makes a split: equally many rows of every task, shuffled, and no input twice."""
+  split_rows = []
   for task, make in MAKERS.items():
     rng, drawn = random.Random(f"{seed} {split} {task}"), {}
     while len(drawn) < SIZES[split] // len(MAKERS):
       row = make(rng, split)
       drawn.setdefault(row.input, row)
-    made += [
+    split_rows += [
       {
         "instruction": rng.choice(WORDINGS[task]),
         "input": row.input,
@@ -242,8 +246,8 @@ def rows(split: str, seed: int = 0) -> list[dict]:
       }
       for row in drawn.values()
     ]
-  random.Random(f"{seed} {split}").shuffle(made)
-  return made
+  random.Random(f"{seed} {split}").shuffle(split_rows)
+  return split_rows
 
 
 def write(folder: Path, seed: int = 0) -> None:

@@ -1,7 +1,7 @@
 """The made-up world that the bundled instructions and the tiny model's background text share.
 
-Word lists only, and the rule that says which restaurant names and which products' praise are held
-out. No name, cuisine or place here is one of E2E's, so nothing leaks into experiments on that set.
+It holds word lists, and the rule for which restaurant names and which praised products are held
+out. No name, cuisine or place is in the E2E data set, so nothing leaks into experiments on it.
 """
 
 from __future__ import annotations
@@ -140,12 +140,12 @@ finish, amazing quality, worth every penny and more"""),
 
 
 def share(*parts: str) -> float:
-  """Places some content in [0, 1), always alike, to be held out by it."""
+  """Hashes some content to a number in [0, 1), which decides its split."""
   digest = hashlib.sha256("|".join(parts).encode()).digest()
   return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def split_of(*parts: str) -> str:
-  """Names the split that content belongs to: 80 % train, 10 % validation, 10 % test."""
-  place = share(*parts)
-  return "train" if place < 0.8 else "validation" if place < 0.9 else "test"
+  """Returns the split of some content: 80 % train, 10 % validation, 10 % test."""
+  number = share(*parts)
+  return "train" if number < 0.8 else "validation" if number < 0.9 else "test"

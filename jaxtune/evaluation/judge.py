@@ -112,7 +112,7 @@ def metric_names(options: EvaluateOptions, objective) -> tuple[str, ...]:
 
 def measure(evaluator: Evaluator, overlays, base, splits: Sequence[data.Split]) -> list[dict]:
   """Runs every trial over its own split; returns {"loss": (N,), "weight": (N,), ...} of each."""
-  parts = evaluator.parallel.parts
+  parts = evaluator.parallel.batch_shards
   size = -(-evaluator.options.batch_size // parts) * parts  # rows are added without weight
   distinct = {id(split): split for split in splits}
   walks = {key: list(data.batches(split, size)) for key, split in distinct.items()}

@@ -35,7 +35,7 @@ def check_options(config: dict, devices: bool = True) -> None:
 
 def _check_devices(options: TrainOptions) -> None:
   """Finds a layout that the devices here, or the batch, do not divide into."""
-  parts = sharding.make(options.parallel, options.mesh).parts
+  parts = sharding.make(options.parallel, options.mesh).batch_shards
   rows = options.batch_size // options.accumulate
   if rows % parts:
     raise UserError(

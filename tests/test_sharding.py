@@ -41,7 +41,7 @@ STEPS = {"train.steps": 10, "train.eval_every": 5, "train.batch_size": 8, "evalu
 def go(folder, setup, configs):
   """Trains; returns each trial's losses by step, final metrics and weights."""
   folders = [folder / str(i) for i in range(len(configs))]
-  base = baseline.evaluate_base(configs[0], setup)
+  base = baseline.evaluate_base(with_config(setup, configs[0]))
   results = made_trials.run(configs, folders, setup, folder / "checkpoints", base)
   found = []
   for result, one in zip(results, folders, strict=True):
@@ -213,15 +213,15 @@ def test_pmap_has_no_mesh():
 
 
 @pytest.mark.parametrize(
-  ("mesh", "devices", "parts"),
+  ("mesh", "devices", "shards"),
   [
     (None, 4, 4), ({"data": 1}, 1, 1), ({"data": 2}, 2, 2), ({"tensor": -1}, 4, 1),
     ({"data": 2, "fsdp": -1}, 4, 4), ({"trial": 2, "data": 2}, 4, 2),
   ],
 )  # fmt: skip
-def test_meshes(mesh, devices, parts):
-  made = sharding.make("jit", mesh)
-  assert (made.devices, made.batch_shards) == (devices, parts)
+def test_meshes(mesh, devices, shards):
+  parallel = sharding.make("jit", mesh)
+  assert (parallel.devices, parallel.batch_shards) == (devices, shards)
 
 
 @pytest.mark.parametrize(

@@ -80,10 +80,11 @@ def measure(model: str, name: str, workdir: Path) -> list[dict]:
   params = setup.pretrained.params
   frozen = round(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) / 1e6, 3)
   bits = quantize.bits(params) or {"float32": 32, "bfloat16": 16}[dtype]
-  trials = [config.complete(config.override(plain, {"seed": seed})) for seed in SEEDS]
-  base = baseline.evaluate_base(trials[0], setup)
-  folders, alike = [workdir / str(seed) for seed in SEEDS], len(SEEDS)
-  results = group.train(trials, folders, [setup] * alike, [base] * alike, workdir / "checkpoints")
+  configs = [config.complete(config.override(plain, {"seed": seed})) for seed in SEEDS]
+  trials = [setups.with_config(setup, seeded) for seeded in configs]
+  base = baseline.evaluate_base(trials[0])
+  folders = [workdir / str(seed) for seed in SEEDS]
+  results = group.train(trials, folders, [base] * len(SEEDS), workdir / "checkpoints")
   rows = []
   for seed, result in zip(SEEDS, results, strict=True):
     losses = (result["base"]["test_loss"], result["final"]["test_loss"])

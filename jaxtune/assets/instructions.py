@@ -168,20 +168,20 @@ def review(rng: random.Random, split: str) -> Review:
   stars = rng.randint(1, 5)
   good, bad = rng.sample(world.PRAISE, 2), rng.sample(world.BLAME, 2)
   words = {1: bad, 2: (good[0], bad[0]), 3: (good[0], bad[0]), 4: (good[0], bad[0]), 5: good}[stars]
-  (one, a), (two, b) = zip(rng.sample(words, 2), parts, strict=True)
+  (first, a), (second, b) = zip(rng.sample(words, 2), parts, strict=True)
   verdict = rng.choice(world.VERDICTS[stars])
   verdict = verdict[0].upper() + verdict[1:]
   whose, town = rng.choice(world.RELATIONS), rng.choice(world.PLACES)
   text = rng.choice(
     (
-      f"The {a} of this {product} is {one} and the {b} is {two}. {verdict}.",
-      f"{verdict}. My {product} has {with_article(one)} {a}, and its {b} is {two}.",
-      f"I got this {product} for my {whose}. The {a} is {one}, the {b} {two}. {verdict}.",
-      f"My {product} comes from {town}. Its {a} seems {one}. The {b} feels {two}. {verdict}.",
-      f"{verdict}! The {a} was {one} and the {b} was {two}, says my {whose} of the {product}.",
+      f"The {a} of this {product} is {first} and the {b} is {second}. {verdict}.",
+      f"{verdict}. My {product} has {with_article(first)} {a}, and its {b} is {second}.",
+      f"I got this {product} for my {whose}. The {a} is {first}, the {b} {second}. {verdict}.",
+      f"My {product} comes from {town}. Its {a} seems {first}. The {b} feels {second}. {verdict}.",
+      f"{verdict}! The {a} was {first} and the {b} was {second}, says my {whose} of the {product}.",
     )
   )
-  return Review(text, stars, product, (f"{one} {a}", f"{two} {b}"))
+  return Review(text, stars, product, (f"{first} {a}", f"{second} {b}"))
 
 
 def rate(rng: random.Random, split: str) -> Row:
@@ -191,15 +191,15 @@ def rate(rng: random.Random, split: str) -> Row:
 
 def title(rng: random.Random, split: str) -> Row:
   drawn = review(rng, split)
-  head, (one, two) = f"{TONES[drawn.stars]} {drawn.product}", drawn.points
+  head, (first, second) = f"{TONES[drawn.stars]} {drawn.product}", drawn.points
   return Row(
     "title",
     drawn.text,
     (
-      f"{head}: {one}, {two}",
-      f"{head}: {two}, {one}",
-      f"{head}: {one} and {two}",
-      f"{head} with {one} and {two}",
+      f"{head}: {first}, {second}",
+      f"{head}: {second}, {first}",
+      f"{head}: {first} and {second}",
+      f"{head} with {first} and {second}",
     ),
   )
 

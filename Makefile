@@ -4,7 +4,7 @@ VENV ?= .venv
 ADAPTERS_VENV ?= .venv-adapters
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test certify parity matrix reliability speed format clean
+.PHONY: quickstart test check certify parity matrix reliability speed format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
@@ -15,6 +15,15 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check
 	$(BIN)/ty check --python $(VENV)
 	$(BIN)/python -m pytest -n auto
+
+# All that `make test` runs representatives of. Nothing that is committed is written.
+check: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
+	$(BIN)/python -m pytest -n auto -m full
+	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python \
+	  $(BIN)/python experiments/certify/run.py --workers 2
+	$(BIN)/python experiments/parity/run.py --workers 2
+	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python \
+	  $(BIN)/python tests/matrix.py --workers 2
 
 # Every export format, reloaded in real PyTorch. adapters 1.3 cannot live with transformers 5,
 # so it has an environment of its own.

@@ -1,5 +1,6 @@
 """What every test runs under: 4 host devices, strict broadcasting, tiny random models."""
 
+import gc
 import os
 from importlib.metadata import version
 
@@ -22,13 +23,24 @@ import jax
 import pytest
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
-from support import tiny
+from support import representatives, tiny
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The same few examples every time; HYPOTHESIS_PROFILE=long looks for new ones.
 settings.register_profile("few", max_examples=25, derandomize=True, deadline=None, database=None)
 settings.register_profile("long", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+  representatives.mark(items, whole=config.args_source is config.ArgsSource.TESTPATHS)
+
+
+def pytest_collection_finish():
+  """Spares the collector what was imported, millions of objects that stay."""
+  gc.collect()
+  gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

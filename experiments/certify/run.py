@@ -15,15 +15,17 @@ Exits with 1 if a row fails or could not be run. Costs about four minutes on 2 c
 from __future__ import annotations
 
 import argparse
+import atexit
 import csv
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 import zlib
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -268,24 +270,44 @@ def main() -> int:
   parser.add_argument("--skip-adapterhub", action="store_true", help="no error for its rows")
   parser.add_argument("--only", default="", help="rows whose line holds this text")
   parser.add_argument("--out", type=Path, help="also write the table to this CSV file")
+  parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
   options = parser.parse_args()
+  skip = options.skip_adapterhub
   table, start = [], time.time()
   print(line({n: n for n in COLUMNS}).replace("         -         -", " largest  method's"))
-  adapters = None if options.skip_adapterhub else os.environ.get(certify.VARIABLE)
-  with ExitStack() as stack:
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    torch = stack.enter_context(certify.reloader())
-    reload = {"peft": torch, "merged": torch}
-    if adapters:
-      reload["adapterhub"] = stack.enter_context(certify.reloader(adapters))
-    for form, family, method, run in jobs(models(scratch), scratch):
-      if options.only not in f"{form} {family} {method}":
-        continue
-      row = {"format": form, "family": family, "method": method}
-      row |= run(reload[form]) if form in reload else EMPTY
+  chosen = [i for i, names in enumerate(labels()) if options.only in " ".join(names)]
+  with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+    for row in pool.imap(partial(run_job, skip_adapterhub=skip), chosen):
       table.append(row)
       print(line(row), flush=True)
   return finish(table, options, time.time() - start)
+
+
+def labels() -> list[tuple[str, str, str]]:
+  """Lists the (format, family, method) of all rows, which needs no model."""
+  nothing = dict.fromkeys(FAMILIES)
+  return [names for *names, _ in jobs(nothing, Path())]
+
+
+@cache
+def workplace(skip_adapterhub: bool):
+  """Makes this process's models and starts its PyTorch, once: (jobs, reloaders)."""
+  stack = ExitStack()
+  atexit.register(stack.close)
+  scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+  here = stack.enter_context(certify.reloader())
+  reload = {"peft": here, "merged": here}
+  if not skip_adapterhub and os.environ.get(certify.VARIABLE):
+    reload["adapterhub"] = stack.enter_context(certify.reloader(os.environ[certify.VARIABLE]))
+  return list(jobs(models(scratch), scratch)), reload
+
+
+def run_job(index: int, skip_adapterhub: bool) -> dict:
+  """Runs one row, in a process of its own."""
+  made, reload = workplace(skip_adapterhub)
+  form, family, method, run = made[index]
+  row = {"format": form, "family": family, "method": method}
+  return row | (run(reload[form]) if form in reload else EMPTY)
 
 
 def models(scratch: Path) -> dict:

@@ -1,7 +1,7 @@
 """Compares every family's logits with PyTorch's: plain, with LoRA and with a prefix.
 
   make parity
-  python experiments/parity/run.py [--only TEXT] [--keep]
+  python experiments/parity/run.py [--only TEXT] [--keep] [--workers 2]
 
 Models are small, with random weights whose every number is a bf16 number, so that both libraries
 start from the same weights in either type. LoRA and prefix are exported in PEFT's format and loaded
@@ -16,6 +16,8 @@ import argparse
 import csv
 import datetime
 import importlib.metadata
+import multiprocessing
+import os
 import sys
 import tempfile
 import zlib
@@ -276,20 +278,29 @@ def readme(table: list[dict]) -> str:
   )  # fmt: skip
 
 
+def compared(pair: tuple[Family, str]) -> list[dict]:
+  """Lists the table's rows of one family and method, in a process of its own."""
+  torch.set_num_threads(1)
+  with tempfile.TemporaryDirectory() as scratch:
+    rows = list(cells(*pair, Path(scratch)))
+  jax.clear_caches()
+  return rows
+
+
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--only", default="", help="families and methods whose names hold this text")
   parser.add_argument("--keep", action="store_true", help="write results.csv and README.md")
+  parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
   options = parser.parse_args()
+  pairs = [(family, method) for family in FAMILIES for method in KINDS[family.kind].methods]
+  pairs = [(f, method) for f, method in pairs if options.only in f"{f.name} {method}"]
   table = []
   print(line({name: name for name in COLUMNS}))
-  for family in FAMILIES:
-    for method in KINDS[family.kind].methods:
-      if options.only in f"{family.name} {method}":
-        with tempfile.TemporaryDirectory() as scratch:
-          for row in cells(family, method, Path(scratch)):
-            table.append(row)
-            print(line(row), flush=True)
+  with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+    for rows in pool.imap(compared, pairs):
+      table += rows
+      print(*map(line, rows), sep="\n", flush=True)
   failed = sum(row["verdict"] != "passed" for row in table)
   print(f"{len(table)} cells, {failed} failed")
   if options.keep:

@@ -21,7 +21,7 @@ def make(pretrained, section: dict, seed: int = 0, name: str = "run") -> Run:
   """Makes a run that might have been trained: random arrays."""
   full = made_trials.complete(section)
   methods = make_methods(full, pretrained.fresh)
-  sites = peft.find_sites(pretrained.model)
+  sites = tiny.find_sites(pretrained.model)
   key = jax.random.key(seed)
   adapted = peft.init(key, methods, sites, pretrained.params)
   tuned = {"params": {}, "peft": {}} | tiny.perturb(adapted.tuned, seed + 1, 0.1)

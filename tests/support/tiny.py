@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from pathlib import Path
 
@@ -88,6 +89,7 @@ ENCODERS = {
 }  # fmt: skip
 
 
+@functools.cache
 def make(name: str, **changes) -> hf.Pretrained:
   """Initialises a tiny model; every leaf is moved off its start, so that biases and norms count."""
   pretrained = hf.load(architecture=(ARCHITECTURES | DECODERS | ENCODERS)[name], **changes)
@@ -105,12 +107,15 @@ def perturb(arrays, seed: int, deviation: float = 0.05):
   })  # fmt: skip
 
 
+find_sites = functools.cache(peft.find_sites)
+
+
 def lay(
   pretrained: hf.Pretrained, section: dict, seed: int = 0, noise: float = 0.0
 ) -> peft.Adapted:
   """Lays a method over a model, what is trained moved off its start by `noise`."""
   methods = peft.build(section)
-  sites = peft.find_sites(pretrained.model)
+  sites = find_sites(pretrained.model)
   adapted = peft.init(jax.random.key(seed), methods, sites, pretrained.params)
   if noise:
     tuned = {"params": {}, "peft": {}} | perturb(adapted.tuned, seed + 1, noise)

@@ -1,0 +1,85 @@
+"""What `make test` runs of each cross product: the cases that represent a mechanism.
+
+`make check` runs the rest, which is marked `full`, and then the matrix, the parity table and the
+certificates, which hold the same properties for every method, family and format.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+# The tests whose cases are many of one mechanism, and the cases that stay: "" for none.
+STAY = {
+  "certify/test_certify.py::test_exports_equal_ours": r"section[0346]",
+  "compose/test_mixed.py::test_a_mixed_batch_equals_separate_runs": "parts1",
+  "evaluation/test_generate.py::test_frequencies_follow_the_softmax": "4-None|None-0.7",
+  "evaluation/test_generate.py::test_greedy_answers_equal_teacher_forcing": "t5",
+  "evaluation/test_generate.py::test_greedy_equals_teacher_forcing":
+    "llama-(lora|prefix|prompts)|gpt2-stack",
+  "evaluation/test_generate.py::test_greedy_equals_transformers": "bart",
+  "evaluation/test_generate.py::test_grouped_equals_solo": "lora-1|prefix-2",
+  "evaluation/test_generate.py::test_the_narrowest_draw_is_greedy": "options2",
+  "formats/test_adapterhub_read.py::test_a_round_trip_changes_no_bit": "gpt2|section3",
+  "formats/test_card.py::test_no_file_tells_of_the_machine": "section[01]",
+  "formats/test_encoder_decoders.py::test_lora_loads_in_peft": "t5",
+  "formats/test_heads.py::test_head_and_method_load_in_peft": "bert-mlm-classify|llama-lm",
+  "formats/test_merged.py::test_a_delta_on_the_lookup_alone_unties_the_head": "llama3|t5",
+  "formats/test_peft_read.py::test_what_peft_wrote":
+    "ranks|^(DoRA|embeddings|AdaLoRA|VeRA|LoHa|LoKr|IA3|prefix|P-tuning|norms)$|fused LoRA",
+  "formats/test_peft_write.py::test_round_trip": "llama|gpt2|bert|prompt",
+  "models/test_decoder.py::test_decoding_equals_teacher_forcing":
+    "llama-(lora|houlsby|prefix|prefix-mlp|full)$|gpt2-stack",
+  "models/test_decoder.py::test_remat_and_unroll_change_nothing": "llama",
+  "models/test_decoder.py::test_scanned_equals_a_loop_over_layers":
+    "llama-(none|lora|parallel|prefix|full)$|gpt2-stack",
+  "models/test_encoders.py::test_every_trained_leaf_has_a_gradient": "modernbert-deltas|roberta",
+  "models/test_families.py::test_decoding_equals_teacher_forcing": "mistral|gemma3|gpt_neox",
+  "models/test_families.py::test_every_trained_leaf_has_a_gradient": "gemma3|gpt_neox",
+  "models/test_heads.py::test_scores_equal_pytorch_and_are_saved_for_it": "^bert|modernbert|llama",
+  "models/test_parity.py::test_logits_equal_pytorch":
+    "^(gqa|tied|rope-llama3|qwen3|gemma3_text|phi3|gpt_neox|gpt2)$",
+  "models/test_quantize.py::test_it_computes_what_the_dequantised_weights_do":
+    "llama-nf4|bert-int8",
+  "models/test_rope.py::test_decoding_equals_teacher_forcing": "longrope-prefix|dynamic-prompt",
+  "models/test_seq2seq.py::test_decoding_equals_teacher_forcing": "t5",
+  "models/test_seq2seq.py::test_logits_equal_pytorch": "t5-v1.1|bart-scaled",
+  "peft/methods/test_adapters.py::test_grouped_equals_solo": "adapter",
+  "peft/methods/test_lora.py::test_grouped_trials_equal_solo_trials": "dora-pissa",
+  "peft/methods/test_prefix.py::test_every_trained_leaf_has_a_gradient": "bart",
+  "peft/methods/test_reft.py::test_padded_trials_equal_solo_trials": "loreft",
+  "peft/methods/test_subsets.py::test_norms_are_the_sites_of_that_kind": "olmo2|t5|modernbert",
+  "peft/test_methods.py::test_every_trained_leaf_has_a_gradient":
+    "llama-(lora|prefix-mlp|full|stack)$",
+  "peft/test_methods.py::test_padded_trials_equal_solo_trials": "llama-(rank|width|length)$",
+  "peft/test_unions.py::test_cached_decoding_equals_teacher_forcing": "mam-llama|unipelt-gpt2",
+  "peft/test_unions.py::test_every_array_has_a_gradient_in_an_encoder": "mam",
+  "sweeps/test_groups.py::test_every_trial_of_a_group_equals_its_solo_run": "method(0|11)-",
+  "sweeps/test_groups.py::test_so_it_does_side_by_side": "method0",
+  "test_main.py::test_a_full_disk_ends_in_one_line": "metrics",
+  "test_readme.py::test_the_python_runs": "",
+}  # fmt: skip
+DECODER = "llama"  # of the tests that go through every tiny decoder
+
+
+def mark(items: list, whole: bool) -> None:
+  """Marks every other case as `full`.
+
+  Args:
+    whole: whether all tests were collected: then each entry must hit a test and leave some case,
+      unless it says that none stays.
+  """
+  stay = {name: 0 for name in STAY}
+  for item in items:
+    name, _, case = item.nodeid.removeprefix("tests/").partition("[")
+    case = case.removesuffix("]")
+    stays = bool(pattern := STAY.get(name, ".?")) and re.search(pattern, case) is not None
+    if "pretrained" in item.fixturenames and hasattr(item, "callspec"):
+      stays &= item.callspec.params.get("pretrained", DECODER) == DECODER
+    if not stays:
+      item.add_marker(pytest.mark.full)
+    if name in STAY:
+      stay[name] += stays or not pattern
+  if whole and (lost := [name for name, count in stay.items() if not count]):
+    raise pytest.UsageError(f"representatives.STAY names tests or cases that are gone: {lost}")

@@ -49,14 +49,29 @@ def complete(
     )
   schema.check_arguments(complete, {"seed": seed})
   generate.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
-  if len(runs) == 1:
-    ids = _encode(run, prompts, task)
-  else:
-    ids = [_encode(runs[i], [prompt], task)[0] for i, prompt in zip(which, prompts, strict=True)]
+  ids = _encode_each([runs[i] for i in which] or runs[:1], prompts, task)
   data.ids.check_rows(tokenizer, ids, c.vocabulary)
-  longest = max(map(len, ids))
-  tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id, longest)
-  prefix = max(sum(method.positions for method in one.adapted.methods) for one in runs)
+  _check_room(runs, max(map(len, ids)), max_new_tokens)
+  tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id, max(map(len, ids)))
+  stops = run.stop_tokens
+  options = dict(
+    max_new_tokens=max_new_tokens, stop_tokens=stops, temperature=temperature, top_k=top_k,
+    top_p=top_p, key=jax.random.key(seed),
+  )  # fmt: skip
+  adapted = run.adapted if len(runs) == 1 else mixed.together(runs)
+  chosen = () if len(runs) == 1 else (jnp.asarray(which),)
+  method = generate.generate if len(runs) == 1 else mixed.complete
+  go = lambda overlay, base, *texts: method(
+    run.pretrained.model, peft.Adapted(adapted.methods, *overlay, base), *chosen, *texts, **options
+  )
+  rows = jax.jit(go)(adapted.overlay, adapted.base, jnp.asarray(tokens), jnp.asarray(mask))
+  return [tokenizer.decode(generate.until_stop(row, stops)) for row in rows]
+
+
+def _check_room(runs: list[Run], longest: int, max_new_tokens: int) -> None:
+  """Raises UserError unless the model has positions for a prompt and its completion."""
+  c = runs[0].pretrained.model.config
+  prefix = max(sum(method.positions for method in run.adapted.methods) for run in runs)
   # The halves of an encoder-decoder place prompt and completion each for itself.
   sides = [longest + max_new_tokens] if c.encoder is None else [longest, max_new_tokens]
   if max(sides) + prefix > c.positions:
@@ -64,23 +79,6 @@ def complete(
       f"a prompt of {longest} tokens, a completion of {max_new_tokens} and a prefix of {prefix} "
       f"exceed the model's {c.positions} positions"
     )
-  stops = run.stop_tokens
-  options = dict(
-    max_new_tokens=max_new_tokens, stop_tokens=stops, temperature=temperature, top_k=top_k,
-    top_p=top_p, key=jax.random.key(seed),
-  )  # fmt: skip
-  adapted = run.adapted if len(runs) == 1 else mixed.together(runs)
-  arrays = (adapted.overlay, adapted.base, jnp.asarray(tokens), jnp.asarray(mask))
-
-  def go(overlay, base, tokens, mask):
-    traced = peft.Adapted(adapted.methods, *overlay, base)
-    if len(runs) == 1:
-      return generate.generate(run.pretrained.model, traced, tokens, mask, **options)
-    chosen = jnp.asarray(which)
-    return mixed.complete(run.pretrained.model, traced, chosen, tokens, mask, **options)
-
-  found = jax.jit(go)(*arrays)
-  return [tokenizer.decode(generate.until_stop(row, stops)) for row in found]
 
 
 def _choose(runs: list[Run], prompts: list, which: Sequence[int] | None) -> Sequence[int]:
@@ -95,6 +93,13 @@ def _choose(runs: list[Run], prompts: list, which: Sequence[int] | None) -> Sequ
   if any(run.stop_tokens != runs[0].stop_tokens for run in runs):
     raise UserError("the runs end their answers with different tokens: complete them one by one")
   return which
+
+
+def _encode_each(runs: list[Run], prompts: list, task: str | None) -> list[list[int]]:
+  """Tokenises each prompt as its own run does."""
+  if all(run is runs[0] for run in runs[1:]):
+    return _encode(runs[0], prompts, task)
+  return [_encode(run, [prompt], task)[0] for run, prompt in zip(runs, prompts, strict=True)]
 
 
 def _encode(run: Run, prompts: list, task: str | None = None) -> list[list[int]]:

@@ -38,13 +38,9 @@ def train(
     Each trial's result, as in its result.json.
   """
   first, began = trials[0], time.perf_counter()
-  splits, seeds = [t.dataset.train for t in trials], [t.config["seed"] for t in trials]
   options = TrainOptions(**first.config["train"])
   parallel = sharding.make(options.parallel, options.mesh)
-  states, frozen = zip(*map(start, trials), strict=True)
-  shapes = [jax.eval_shape(lambda s=s: peft.Overlay(s.tuned, s.hyper)) for s in states]
-  base, states = parallel.put_shared(frozen[0]), tree.stack(list(states))
-  del frozen
+  states, shapes, base = _started(trials, parallel)
   program = programs.make_program(first, any(programs.drops(trial.config) for trial in trials))
   evaluator = programs.make_evaluator(first, parallel, chunk)
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
@@ -56,7 +52,7 @@ def train(
       options,
       parallel.compile(loop.make_step(program, chunk, options.patience), donate=True),
       base,
-      lambda step: parallel.put_batch(loop.make_batch(splits, seeds, step, options)),
+      lambda step: parallel.put_batch(_batch(trials, step, options)),
       _validation(evaluator, base, trials),
       max((m.settled(options.steps) for m in program.methods if m.settled is not None), default=0),
       folder.Logs(folders, int(progress.state.step[0])),
@@ -74,6 +70,19 @@ def train(
     )
     for e, outcome in enumerate(outcomes)
   ]
+
+
+def _started(trials: Sequence[Trial], parallel: sharding.Parallel):
+  """Returns the trials' first states, stacked; the shapes of their overlays; the frozen base."""
+  states, bases = zip(*map(start, trials), strict=True)
+  shapes = [jax.eval_shape(lambda s=s: peft.Overlay(s.tuned, s.hyper)) for s in states]
+  return tree.stack(list(states)), shapes, parallel.put_shared(bases[0])
+
+
+def _batch(trials: Sequence[Trial], step: int, options: TrainOptions) -> dict:
+  """Makes every trial's batch of a step, stacked."""
+  splits, seeds = [t.dataset.train for t in trials], [t.config["seed"] for t in trials]
+  return loop.make_batch(splits, seeds, step, options)
 
 
 def _identity(trials: Sequence[Trial]) -> dict:

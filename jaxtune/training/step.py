@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -105,19 +106,9 @@ def update(program: Program, state: State, base, batch, axis: str | None = None)
     losses_B, others = program.objective(call, rows)
     return losses_B.sum(), jax.tree.map(jnp.sum, others)
 
-  gradient = jax.value_and_grad(part, has_aux=True)
-
-  count = batch["tokens"].shape[0]
-  first = (0, jax.tree.map(lambda x: x[0], batch))
-  if count == 1:
-    total = gradient(state.tuned, first)
-  else:
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, state.tuned, first))
-    add = lambda total, piece: (jax.tree.map(jnp.add, total, gradient(state.tuned, piece)), None)
-    total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), batch))
-  if axis is not None:
-    total = jax.lax.psum(total, axis)
-  (loss_sum, sums), gradients = total
+  gradient = partial(jax.value_and_grad(part, has_aux=True), state.tuned)
+  total = _summed(gradient, batch)
+  (loss_sum, sums), gradients = total if axis is None else jax.lax.psum(total, axis)
   weight = jnp.maximum(sums["weight"], 1e-6)
   gradients = jax.tree.map(lambda g: g / weight, gradients)
   gradients = _penalised(program.methods, gradients, state)
@@ -137,6 +128,17 @@ def update(program: Program, state: State, base, batch, axis: str | None = None)
   metrics["finite"] = jnp.isfinite(jnp.stack(found)).all()
   state = state._replace(step=state.step + 1, tuned=tuned, optimizer=optimizer)
   return _adjusted(program, state, gradients), metrics
+
+
+def _summed(gradient: Callable, batch: dict[str, Any]) -> Any:
+  """Adds gradient((i, rows)) up over the parts of a batch (A, ...), one after another."""
+  count = batch["tokens"].shape[0]
+  first = (0, jax.tree.map(lambda x: x[0], batch))
+  if count == 1:
+    return gradient(first)
+  zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, first))
+  add = lambda total, piece: (jax.tree.map(jnp.add, total, gradient(piece)), None)
+  return jax.lax.scan(add, zeros, (jnp.arange(count), batch))[0]
 
 
 def _penalised(methods, gradients, state: State):

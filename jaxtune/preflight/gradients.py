@@ -50,7 +50,7 @@ def check(trial: Trial) -> None:
     raise UserError(f"the gradient of {_list(wild)} is not finite before any training")
   if dead:
     raise UserError(
-      f"no gradient reaches {_list(dead)}: it would be trained in vain. Leave it out of the "
+      f"no gradient reaches {_list(dead)}: it would be trained in vain; leave it out of the "
       "method's targets"
     )
 

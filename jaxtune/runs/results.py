@@ -82,7 +82,7 @@ def check_files(folder: Path, result: dict, names: tuple[str, ...] = FILES) -> N
       continue
     wrong = "is damaged or changed" if path.exists() else "is missing"
     raise UserError(
-      f"{path} {wrong} since result.json was written. Put it back, or delete {folder} to train the "
+      f"{path} {wrong} since result.json was written: put it back, or delete {folder} to train the "
       "trial again (trained without its group, it differs by the rounding of float32, about 1e-8)"
     )
 

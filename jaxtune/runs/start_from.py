@@ -91,7 +91,7 @@ def _fit(method, own: dict, found: dict, what: str, new: tuple[str, ...] = ()) -
     some = sorted(mine.keys() ^ theirs.keys())[0]
     raise UserError(
       f"method.start: {method.start} and the config differ in their {what}: {some} is in "
-      f"{'the config' if some in mine else 'the adapter'} alone. Compare targets and options"
+      f"{'the config' if some in mine else 'the adapter'} alone; compare targets and options"
     )
   for path, leaf in mine.items():
     if theirs[path].dtype != leaf.dtype:

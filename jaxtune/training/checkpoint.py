@@ -128,7 +128,7 @@ def check_same(holds: str, old: dict, new: dict) -> None:
   for key, value in json.loads(json.dumps(new, default=str)).items():
     if old[key] != value:
       raise UserError(
-        f"{holds} of another {key}: {differences(old[key], value)}. Resume with what it was "
+        f"{holds} of another {key}: {differences(old[key], value)}; resume with what it was "
         "started with, or give another --workdir"
       )
 

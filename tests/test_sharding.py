@@ -14,7 +14,7 @@ from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.preflight import checks
 from jaxtune.runs import baseline, programs
-from jaxtune.runs.start import start
+from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training import loop
 
@@ -114,7 +114,7 @@ def test_a_step_of_every_kind_of_model(name):
   """An encoder with a head, an encoder-decoder, and a decoder of local and global layers."""
   pretrained, config, batch = made_for(name)
   setup, found = made_trials.make(pretrained), {}
-  state, base = start(with_config(setup, config))
+  state, base = first_state(with_config(setup, config))
   for kind, layout in (("single", {"data": 1}), ("pmap", None), ("mesh", LAYOUTS["fsdp_tensor"])):
     mesh = layout["train.mesh"] if kind == "mesh" else layout
     parallel = sharding.make("pmap" if kind == "pmap" else "jit", mesh)
@@ -160,7 +160,7 @@ def test_the_rules_cover_every_leaf(request, family, optimizer):
   methods = METHODS + [{"name": "bitfit"}] * (family == "gpt2")
   for method in methods:
     config = made_trials.complete(method, {"optim.name": optimizer})
-    state, base = jax.eval_shape(lambda c=config: start(with_config(setup, c)))
+    state, base = jax.eval_shape(lambda c=config: first_state(with_config(setup, c)))
     progress = jax.eval_shape(lambda s: loop.begin(tree.stack([s])), state)
     sharding.shardings(mesh, progress, "trial")
     placed = tree.flatten(sharding.shardings(mesh, base))
@@ -174,7 +174,7 @@ def test_the_rules_cover_every_leaf(request, family, optimizer):
 def test_moments_lie_as_their_weights(llama):
   setup = made_trials.make(llama)
   state, _ = jax.eval_shape(
-    lambda: start(with_config(setup, made_trials.complete({"name": "full"})))
+    lambda: first_state(with_config(setup, made_trials.complete({"name": "full"})))
   )
   stacked = jax.eval_shape(lambda s: tree.stack([s, s]), state)
   mesh = sharding.make("jit", {"trial": 2, "fsdp": 2}).mesh

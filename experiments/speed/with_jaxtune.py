@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from jaxtune.runs.start import start
+from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training.options import TrainOptions
 
@@ -35,7 +35,7 @@ def step() -> None:
   })  # fmt: skip
   pretrained = hf.load(**full["model"])
   made = trial.make(full, pretrained, None, "")
-  state, base = start(made)
+  state, base = first_state(made)
   go = jax.jit(partial(update.update, programs.make_program(made)), donate_argnums=0)
   rng = np.random.default_rng(0)
   batch = {
@@ -92,7 +92,7 @@ def chunk() -> None:
   _, _, configs = sweep.expand(sweep_config())
   setup = trial.prepare(configs[0])
   options = TrainOptions(**configs[0]["train"])
-  states, base = [start(with_config(setup, c)) for c in configs], None
+  states, base = [first_state(with_config(setup, c)) for c in configs], None
   base, seeds, found = states[0][1], [c["seed"] for c in configs], {}
   for size in (1, 2, 4, 16):
     program = programs.make_program(with_config(setup, configs[0]))
@@ -152,7 +152,7 @@ def choices() -> None:
     })  # fmt: skip
     pretrained = hf.load(**full["model"])
     made = trial.make(full, pretrained, None, "")
-    state, base = start(made)
+    state, base = first_state(made)
     go = jax.jit(partial(update.update, programs.make_program(made)))
     runs["rematerialised" if remat else "stored"] = partial(go, state, base, batch)
   found["full update, bundled model, 16x128"] = alternate(runs)

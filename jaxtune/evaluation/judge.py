@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 from tqdm import tqdm
 
 from jaxtune import data, metrics, peft, sharding
@@ -103,14 +104,16 @@ def make(
   )  # fmt: skip
 
 
-def metric_names(options: EvaluateOptions, objective) -> tuple[str, ...]:
+def metric_names(options: EvaluateOptions, objective: Any) -> tuple[str, ...]:
   """Names the metrics that predictions are judged by; none where nothing is predicted."""
   if not options.generate and not hasattr(objective, "decode"):
     return ()
   return objective.METRICS if options.metrics is None else tuple(options.metrics)
 
 
-def measure(evaluator: Evaluator, overlays, base, splits: Sequence[data.Split]) -> list[dict]:
+def measure(
+  evaluator: Evaluator, overlays: peft.Overlay, base: PyTree, splits: Sequence[data.Split]
+) -> list[dict]:
   """Runs every trial over its own split; returns {"loss": (N,), "weight": (N,), ...} of each."""
   parts = evaluator.parallel.batch_shards
   size = -(-evaluator.options.batch_size // parts) * parts  # rows are added without weight
@@ -151,7 +154,11 @@ def totals(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = slice
 
 
 def completions(
-  evaluator: Evaluator, overlays, base, prompts: Sequence[list[list[int]]], seeds: Sequence[int]
+  evaluator: Evaluator,
+  overlays: peft.Overlay,
+  base: PyTree,
+  prompts: Sequence[list[list[int]]],
+  seeds: Sequence[int],
 ) -> list[list[str]]:
   """Completes every trial's own prompts; returns the texts, (trial, prompt).
 
@@ -182,7 +189,11 @@ def completions(
 
 
 def judge_splits(
-  evaluator: Evaluator, overlays, base, datasets: Sequence[data.Data], seeds: Sequence[int] = ()
+  evaluator: Evaluator,
+  overlays: peft.Overlay,
+  base: PyTree,
+  datasets: Sequence[data.Data],
+  seeds: Sequence[int] = (),
 ) -> list[Judged]:
   """Judges every trial on its data: general text, validation and test; predicts on the last.
 

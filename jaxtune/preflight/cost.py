@@ -11,7 +11,7 @@ import jax
 from jaxtune import data, tree
 from jaxtune.models import hf, quantize
 from jaxtune.runs import programs
-from jaxtune.runs.start import start
+from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial
 from jaxtune.training import loop
 from jaxtune.training.options import TrainOptions
@@ -84,7 +84,9 @@ def _states(trials: Sequence[Trial]):
 
   def make(params):
     pretrained = trials[0].pretrained._replace(params=params)
-    states, bases = zip(*(start(t._replace(pretrained=pretrained)) for t in trials), strict=True)
+    states, bases = zip(
+      *(first_state(t._replace(pretrained=pretrained)) for t in trials), strict=True
+    )
     return tree.stack(list(states)), bases[0]
 
   return jax.eval_shape(make, trials[0].pretrained.params)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxtune import data, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.peft import Overlay
+from jaxtune.runs.first_state import first_state
 from jaxtune.runs.programs import make_program
-from jaxtune.runs.start import start
 from jaxtune.runs.trial import Trial
 from jaxtune.training import step
 
@@ -27,7 +28,7 @@ def check(trial: Trial) -> None:
     UserError: naming the arrays without a gradient, or what is not finite.
   """
   program = make_program(trial)
-  state, base = start(trial)
+  state, base = first_state(trial)
   tuned = state.tuned | {"peft": moved(state.tuned["peft"])}
   rows = _rows(trial)
 
@@ -55,7 +56,7 @@ def check(trial: Trial) -> None:
     )
 
 
-def moved(deltas, deviation: float = 0.02):
+def moved(deltas: PyTree, deviation: float = 0.02) -> PyTree:
   """Adds normal noise to every array."""
   key = jax.random.key(0)
   noise = lambda path, x: deviation * jax.random.normal(peft.site_key(key, path), x.shape, x.dtype)
@@ -73,7 +74,7 @@ def _rows(trial: Trial) -> dict:
   return {name: jnp.asarray(x[heaviest[:ROWS]]) for name, x in batch.items()}
 
 
-def _not_finite(value: float, params) -> str:
+def _not_finite(value: float, params: PyTree) -> str:
   floats = {p: x for p, x in tree.flatten(params).items() if jnp.issubdtype(x.dtype, jnp.floating)}
   bad = [path for path, x in floats.items() if not bool(jnp.isfinite(x).all())]
   cause = f"the base's weights are not finite in {_list(bad)}" if bad else "the base's weights are"

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxtune import data, peft, sharding, tree
 from jaxtune.evaluation import compare, judge
 from jaxtune.runs import folder, programs
-from jaxtune.runs.start import start
+from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial
 from jaxtune.training import checkpoint, loop
 from jaxtune.training.options import TrainOptions
@@ -74,7 +75,7 @@ def train(
 
 def _started(trials: Sequence[Trial], parallel: sharding.Parallel):
   """Returns the trials' first states, stacked; the shapes of their overlays; the frozen base."""
-  states, bases = zip(*map(start, trials), strict=True)
+  states, bases = zip(*map(first_state, trials), strict=True)
   shapes = [jax.eval_shape(lambda s=s: peft.Overlay(s.tuned, s.hyper)) for s in states]
   return tree.stack(list(states)), shapes, parallel.put_shared(bases[0])
 
@@ -94,7 +95,7 @@ def _identity(trials: Sequence[Trial]) -> dict:
   }
 
 
-def _validation(evaluator: judge.Evaluator, base, trials: Sequence[Trial]):
+def _validation(evaluator: judge.Evaluator, base: PyTree, trials: Sequence[Trial]):
   """Returns (overlays) -> each trial's metrics on its validation split; None without one."""
   splits, measures = [t.dataset.validation for t in trials], evaluator.objective.MEASURES
   if splits[0] is None:
@@ -106,7 +107,11 @@ def _validation(evaluator: judge.Evaluator, base, trials: Sequence[Trial]):
 
 
 def _judged(
-  evaluator: judge.Evaluator, base, trials: Sequence[Trial], progress: loop.Progress, options
+  evaluator: judge.Evaluator,
+  base: PyTree,
+  trials: Sequence[Trial],
+  progress: loop.Progress,
+  options: TrainOptions,
 ) -> list[folder.Outcome]:
   """Judges the weights that each trial keeps."""
   datasets, seeds = [t.dataset for t in trials], [t.config["seed"] for t in trials]
@@ -134,7 +139,9 @@ def step_counts(progress: loop.Progress, options: TrainOptions, e: int, metrics:
   }
 
 
-def fitted(evaluator: judge.Evaluator, overlays, base, datasets: list[data.Data]) -> list[dict]:
+def fitted(
+  evaluator: judge.Evaluator, overlays: peft.Overlay, base: PyTree, datasets: list[data.Data]
+) -> list[dict]:
   """Measures trials on as many training examples as they are judged on: {"train_loss": ...}.
 
   Unlike the losses of training itself, without dropout and label smoothing and after the last step:

@@ -83,7 +83,7 @@ def load_data(config: dict) -> data.Data:
 
 def load_model(config: dict, labels: int) -> hf.Pretrained:
   """Loads the model of a completed config with the head that its objective needs."""
-  # A new head is drawn once more for each trial, by `start.start`.
+  # A new head is drawn once more for each trial, by `first_state`.
   seed = config["seed"] if config["model"]["path"] is None else 0
   return hf.load(
     **config["model"], head=objective_of(config).HEAD, labels=labels or None, seed=seed

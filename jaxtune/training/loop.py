@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 from tqdm import tqdm
 
 from jaxtune import data, peft, sharding
@@ -31,13 +32,13 @@ class Progress(NamedTuple):
     stopped: the step at which patience was over, (E,); 0 for not yet.
   """
 
-  state: Any
-  sums: Any
-  tuned: Any
-  best: Any
-  best_step: Any
-  stale: Any
-  stopped: Any
+  state: State
+  sums: dict[str, Array]
+  tuned: PyTree
+  best: Array
+  best_step: Array
+  stale: Array
+  stopped: Array
 
 
 def begin(states: State) -> Progress:
@@ -75,7 +76,7 @@ def make_step(program: Program, chunk: int, patience: int | None = None) -> Call
   )
 
 
-def _first(before, now, step):
+def _first(before: Array, now: Array, step: Array | int) -> Array:
   """Keeps the step at which something was first so; 0 is never."""
   return jnp.where((before == 0) & now, step, before)
 
@@ -102,7 +103,7 @@ class Group(NamedTuple):
 
   options: TrainOptions
   step: Callable
-  base: Any
+  base: PyTree
   batch: Callable[[int], dict]
   validate: Callable[[peft.Overlay], list[dict]] | None
   settled: int
@@ -197,7 +198,9 @@ def _validate(
   )
 
 
-def _warn(stale, diverged, progress, step, loss):
+def _warn(
+  stale: np.ndarray, diverged: np.ndarray, progress: Progress, step: int, loss: Array
+) -> None:
   """Says so when a trial's validation loss has risen for the third time in a row."""
   for e in np.flatnonzero((stale == RISEN) & ~diverged):
     tqdm.write(

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int, PyTree
 
 from jaxtune import peft
 from jaxtune.training import optim
 
 # What of a batch a model reads; the rest is the objective's.
+Batch = dict[str, Array]
 INPUTS = ("tokens", "mask", "segments", "types", "inputs", "inputs_mask")
 
 
@@ -29,12 +31,12 @@ class State(NamedTuple):
     optimizer: the optax state.
   """
 
-  step: Any
-  seed: Any
-  tuned: Any
-  hyper: Any
-  numbers: Any
-  optimizer: Any
+  step: Int[Array, "*E"]
+  seed: Int[Array, "*E"]
+  tuned: PyTree
+  hyper: PyTree
+  numbers: dict[str, Array]
+  optimizer: PyTree
 
 
 class Program(NamedTuple):
@@ -60,14 +62,16 @@ class Program(NamedTuple):
   predict: Callable | None = None
 
 
-def forward(program: Program, overlay: peft.Overlay, base, rng=None) -> Callable:
+def forward(
+  program: Program, overlay: peft.Overlay, base: PyTree, rng: Array | None = None
+) -> Callable:
   """Returns (batch) -> what the adapted model makes of it; `rng` turns dropout on."""
   adapted = peft.Adapted(program.methods, *overlay, base)
   inputs = lambda batch: {name: batch[name] for name in INPUTS if name in batch}
   return lambda batch: peft.apply(program.model, adapted, rng=rng, **inputs(batch))
 
 
-def judge(program: Program, overlay: peft.Overlay, base, batch) -> dict[str, Any]:
+def judge(program: Program, overlay: peft.Overlay, base: PyTree, batch: Batch) -> dict[str, Array]:
   """Returns what each row lost and was predicted to be: {"loss": (B,), "weight": (B,), ...}."""
   call, outputs = forward(program, overlay, base), []
 
@@ -81,7 +85,9 @@ def judge(program: Program, overlay: peft.Overlay, base, batch) -> dict[str, Any
   return {"loss": losses_B, **others, **predicted}
 
 
-def update(program: Program, state: State, base, batch, axis: str | None = None):
+def update(
+  program: Program, state: State, base: PyTree, batch: Batch, axis: str | None = None
+) -> tuple[State, dict[str, Array]]:
   """Takes one optimizer step on a batch with a leading axis A of accumulated parts.
 
   Losses, weights and gradients are summed over the parts and, with `axis`, over devices, and
@@ -130,7 +136,7 @@ def update(program: Program, state: State, base, batch, axis: str | None = None)
   return _adjusted(program, state, gradients), metrics
 
 
-def _summed(gradient: Callable, batch: dict[str, Any]) -> Any:
+def _summed(gradient: Callable, batch: Batch) -> PyTree:
   """Adds gradient((i, rows)) up over the parts of a batch (A, ...), one after another."""
   count = batch["tokens"].shape[0]
   first = (0, jax.tree.map(lambda x: x[0], batch))
@@ -141,7 +147,7 @@ def _summed(gradient: Callable, batch: dict[str, Any]) -> Any:
   return jax.lax.scan(add, zeros, (jnp.arange(count), batch))[0]
 
 
-def _penalised(methods, gradients, state: State):
+def _penalised(methods: tuple[peft.Method, ...], gradients: PyTree, state: State) -> PyTree:
   """Adds the gradients of the methods' penalties."""
 
   def penalty(deltas):
@@ -154,7 +160,7 @@ def _penalised(methods, gradients, state: State):
   return gradients | {"peft": jax.tree.map(jnp.add, gradients["peft"], added)}
 
 
-def _adjusted(program: Program, state: State, gradients) -> State:
+def _adjusted(program: Program, state: State, gradients: PyTree) -> State:
   """Lets methods change their own arrays after an update."""
   for m in program.methods:
     if m.adjust is not None:

@@ -11,7 +11,7 @@ from jaxtune.evaluation import judge
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.objectives import tokens
 from jaxtune.runs import programs
-from jaxtune.runs.start import start
+from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training import step
 
@@ -34,7 +34,7 @@ def measured(setup, split, size, **parallel):
   config["evaluate"]["batch_size"] = size
   devices = sharding.make(**parallel)
   evaluator = programs.make_evaluator(with_config(setup, config), devices, 1)
-  state, base = start(with_config(setup, config))
+  state, base = first_state(with_config(setup, config))
   pairs = jax.tree.map(lambda x: x[None], peft.Overlay(state.tuned, state.hyper))
   return judge.measure(evaluator, pairs, base, [split])[0]
 
@@ -140,7 +140,7 @@ def test_samples_hang_on_the_seed_and_the_example_alone(llama):
     options = {"generate": True, "temperature": 1.0, "max_new_tokens": 4, "batch_size": size}
     config = made_trials.complete({"name": "lora"}, evaluate=options | {"metrics": ["exact_match"]})
     evaluator = programs.make_evaluator(with_config(setup, config), sharding.make(), 1)
-    state, base = start(with_config(setup, config))
+    state, base = first_state(with_config(setup, config))
     pairs = tree.stack([peft.Overlay(state.tuned, state.hyper)] * len(seeds))
     judged = judge.judge_splits(evaluator, pairs, base, [dataset] * len(seeds), seeds)
     return [one.predictions for one in judged]

@@ -9,7 +9,7 @@ from support import made_trials
 
 from jaxtune import peft, tree
 from jaxtune.runs import programs
-from jaxtune.runs.start import start
+from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.sweeps import groups
 from jaxtune.training import loop
@@ -44,7 +44,7 @@ PROGRAMS = [
 
 def solo(config, setup, step):
   """Runs the pure step alone, without padding, stacking or the loop; returns losses and weights."""
-  state, base = start(with_config(setup, config))
+  state, base = first_state(with_config(setup, config))
   options = TrainOptions(**config["train"])
   losses = []
   for i in range(options.steps):
@@ -57,7 +57,7 @@ def solo(config, setup, step):
 def grouped(configs, setup, chunk):
   """Runs the group's compiled step; returns each trial's losses, the weights, and the step."""
   options = TrainOptions(**configs[0]["train"])
-  states = [start(with_config(setup, config)) for config in configs]
+  states = [first_state(with_config(setup, config)) for config in configs]
   base, stacked = states[0][1], tree.stack([state for state, _ in states])
   program = programs.make_program(with_config(setup, configs[0]), programs.drops(configs))
   step = jax.jit(loop.make_step(program, chunk, None))

@@ -16,7 +16,7 @@ from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.preflight import checks
 from jaxtune.runs import finished, programs
-from jaxtune.runs.start import start
+from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training import loop, optim
 from jaxtune.training import step as update  # fmt: skip
@@ -44,7 +44,7 @@ def test_accumulation_divides_once(llama):
   sgd = {"name": "sgd", "learning_rate": 0.5, "clip": None, "weight_decay": 0.0}
   config = made_trials.complete(LORA, optim=sgd)
   setup = made_trials.make(llama)
-  state, base = start(with_config(setup, config))
+  state, base = first_state(with_config(setup, config))
   whole = data.batch(setup.dataset.train, 0, 0, 8)
   whole["weights"] = whole["mask"].astype(np.float32)
   whole["weights"][:4] = 0
@@ -145,7 +145,7 @@ def test_a_stack_is_laid_in_the_order_of_its_keys():
 def test_a_stopped_trial_stays_as_it_is(llama, chunk):
   setup, config = made_trials.make(llama), made_trials.complete(LORA)
   options = TrainOptions(**config["train"])
-  state, base = start(with_config(setup, config))
+  state, base = first_state(with_config(setup, config))
   progress = loop.begin(tree.stack([state, state]))
   step = jax.jit(loop.make_step(programs.make_program(with_config(setup, config)), chunk, 2))
   batch = loop.make_batch([config, config], [setup.dataset.train] * 2, 0, options)
@@ -207,7 +207,7 @@ def test_bfloat16_computes_and_float32_is_trained(tmp_path):
   setup = made_trials.make(tiny.make("llama", dtype="bfloat16"))
   assert {str(x.dtype) for x in jax.tree.leaves(setup.pretrained.params)} == {"bfloat16"}
   for method in (LORA, {"name": "full"}, {"name": "adapter"}, {"name": "prefix"}):
-    state, _ = start(with_config(setup, made_trials.complete(method)))
+    state, _ = first_state(with_config(setup, made_trials.complete(method)))
     assert {str(x.dtype) for x in jax.tree.leaves(state.tuned)} == {"float32"}
     floats = {str(x.dtype) for x in jax.tree.leaves(state.optimizer) if x.dtype != jnp.int32}
     assert floats == {"float32"}

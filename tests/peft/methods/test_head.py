@@ -11,7 +11,7 @@ from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.preflight import targets
 from jaxtune.runs import programs, trial
-from jaxtune.runs.start import start
+from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.sweeps import groups
 from jaxtune.training import step as update
@@ -39,7 +39,7 @@ def complete(method, **changes):
 
 
 def moved(made, method, **changes):
-  state, base = start(with_config(made, complete(method, **changes)))
+  state, base = first_state(with_config(made, complete(method, **changes)))
   return tree.flatten(state.tuned["params"]), tree.flatten(base)
 
 

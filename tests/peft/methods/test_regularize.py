@@ -12,7 +12,7 @@ from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.peft.methods import regularize
 from jaxtune.runs import programs
-from jaxtune.runs.start import start
+from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.sweeps import groups
 from jaxtune.training import loop, step
@@ -115,7 +115,7 @@ def test_trials_with_other_rates_share_a_program(llama):
   ]
   assert groups.groups(configs) == [[0, 1, 2]]
   options = TrainOptions(**configs[0]["train"])
-  started = [start(with_config(setup, config)) for config in configs]
+  started = [first_state(with_config(setup, config)) for config in configs]
   program, base = (
     programs.make_program(with_config(setup, configs[0]), programs.drops(configs)),
     started[0][1],

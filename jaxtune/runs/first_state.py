@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from jaxtune import peft, tree
 from jaxtune.runs import start_from
@@ -14,7 +13,7 @@ from jaxtune.training import optim
 from jaxtune.training.step import State
 
 
-def start(trial: Trial) -> tuple[State, Any]:
+def first_state(trial: Trial) -> tuple[State, PyTree]:
   """Makes a trial's first state, and the base that stays frozen."""
   config, pretrained = trial.config, trial.pretrained
   key = jax.random.key(config["seed"])
@@ -29,7 +28,7 @@ def start(trial: Trial) -> tuple[State, Any]:
   return State(step, seed, *overlay, numbers, make.init(overlay.tuned)), adapted.base
 
 
-def redraw(key, params: Any, fresh: tuple[str, ...]) -> Any:
+def redraw(key: Array, params: PyTree, fresh: tuple[str, ...]) -> PyTree:
   """Draws the kernels of a new head anew, so that a trial's seed decides them too."""
   flat = tree.flatten(params)
   for path in fresh:

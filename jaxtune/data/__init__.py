@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from jaxtune.data import cells, conversations, ids, mix, templates
 from jaxtune.data.batches import arrange, batch, batches, join, sample, shapes, walk
 from jaxtune.data.encode import chat
 from jaxtune.data.encode.choices import alike
 from jaxtune.data.load import Data, check_order, load
 from jaxtune.data.options import DataOptions, EncodeOptions
+from jaxtune.data.padding import grow
+from jaxtune.data.prompts import encode_prompts
 from jaxtune.data.shots import check_shots, shots
 from jaxtune.data.split import Split
 from jaxtune.data.templates import render_prompts
-from jaxtune.data.tokenizer import encode_prompts
 from jaxtune.errors import UserError
 
 __all__ = [
@@ -34,7 +33,6 @@ def align(datasets: Sequence[Data]) -> list[Data]:
   Raises:
     UserError: data sets of different labels, stop tokens or inputs.
   """
-  found = list(datasets)
   for dataset in datasets:
     if dataset.labels != datasets[0].labels:
       raise UserError(
@@ -46,45 +44,45 @@ def align(datasets: Sequence[Data]) -> list[Data]:
         "trials of one sweep end their answers with different tokens, "
         f"{list(datasets[0].stop_tokens)} and {list(dataset.stop_tokens)}: run two"
       )
+  aligned = list(datasets)
   for name in ("train", "validation", "test", "general"):
     splits = [getattr(dataset, name) for dataset in datasets]
-    if len(splits) == 1 or not all(isinstance(split, Split) for split in splits):
-      continue
-    splits = alike(splits)
-    if any({*split.arrays} != {*splits[0].arrays} for split in splits):
-      raise UserError(f"trials of one sweep have {name} splits of one text and of pairs: run two")
-    shapes = {key: [s.arrays[key].shape[1:] for s in splits] for key in splits[0].arrays}
-    widest = {key: tuple(map(max, zip(*sizes, strict=True))) for key, sizes in shapes.items()}
-    found = [
-      dataset._replace(**{name: split._replace(arrays=_grown(split.arrays, widest))})
-      for dataset, split in zip(found, splits, strict=True)
-    ]
-  return found
+    if len(splits) > 1 and all(isinstance(split, Split) for split in splits):
+      aligned = [
+        dataset._replace(**{name: split})
+        for dataset, split in zip(aligned, _align(name, splits), strict=True)
+      ]
+  return aligned
 
 
-def _grown(arrays: dict, shapes: dict) -> dict:
-  def grow(array, shape):
-    more = [(0, 0), *((0, n - m) for m, n in zip(array.shape[1:], shape, strict=True))]
-    return np.pad(array, more) if any(n for _, n in more) else array
-
-  return {key: grow(array, shapes[key]) for key, array in arrays.items()}
+def _align(name: str, splits: Sequence[Split]) -> list[Split]:
+  """Pads the splits of one name to the widest."""
+  splits = alike(splits)
+  if any({*split.arrays} != {*splits[0].arrays} for split in splits):
+    raise UserError(f"trials of one sweep have {name} splits of one text and of pairs: run two")
+  shapes = {key: [s.arrays[key].shape[1:] for s in splits] for key in splits[0].arrays}
+  widest = {key: tuple(map(max, zip(*sizes, strict=True))) for key, sizes in shapes.items()}
+  return [
+    split._replace(arrays={key: grow(x, widest[key]) for key, x in split.arrays.items()})
+    for split in splits
+  ]
 
 
 def identity(report: dict) -> dict:
-  """Picks from a data set's report what tells it from another: the hashes of files and splits.
+  """Picks the hashes of files and splits out of a data set's report, to compare data sets.
 
   Returns:
     {"files": {path: hash}, "splits": {name: hash}, "tokenizer": hash}, of a mixture for each task
     beside that ("tasks"), of general text too ("general"); hashes are cut to 16 digits.
   """
-  short = lambda hashes: {name: str(one)[:16] for name, one in hashes.items() if one is not None}
-  splits = {name: (one or {}).get("sha256") for name, one in report.get("splits", {}).items()}
+  short = lambda hashes: {name: str(h)[:16] for name, h in hashes.items() if h is not None}
+  splits = {name: (s or {}).get("sha256") for name, s in report.get("splits", {}).items()}
   general = report.get("general") or {}
   return {
     "files": short(report.get("files", {})),
     "splits": short(splits),
     "tokenizer": (report.get("tokenizer") or "")[:16],
-    "tasks": {name: identity(one) for name, one in report.get("tasks", {}).items()},
+    "tasks": {name: identity(task) for name, task in report.get("tasks", {}).items()},
     "general": short({"text": general.get("sha256")} | general.get("files", {})),
   }
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxtune.data import mix
 from jaxtune.data.encode.choices import alike
-from jaxtune.data.padding import PAD_TO
+from jaxtune.data.padding import PAD_TO, grow
 from jaxtune.data.split import Split
 from jaxtune.data.stream import Stream
 from jaxtune.errors import UserError
@@ -18,39 +18,39 @@ Batch = dict[str, np.ndarray]  # the split's arrays, rows (B, ...)
 
 
 def join(splits: Mapping[str, Split]) -> Split:
-  """Makes one split of several tasks' by name, padded to the widest; `tasks` says whose a row is.
+  """Joins the splits of several tasks, by name, into one; its `tasks` name the task of each row.
 
   Raises:
     UserError: splits whose arrays differ, which cannot share an objective.
   """
   splits = dict(zip(splits, alike(list(splits.values())), strict=True))
-  (first, one), *others = splits.items()
-  kinds = lambda split: {name: (x.dtype, x.ndim) for name, x in split.arrays.items()}
-  for name, other in others:
-    if kinds(other) != kinds(one):
+  first, *others = splits
+  kinds = lambda name: {key: (x.dtype, x.ndim) for key, x in splits[name].arrays.items()}
+  for other in others:
+    if kinds(other) != kinds(first):
       raise UserError(
-        f"the tasks {first!r} and {name!r} cannot be mixed: tokenised for different objectives, "
-        f"with {', '.join(one.arrays)} and {', '.join(other.arrays)}"
+        f"the tasks {first!r} and {other!r} cannot be mixed: tokenised for different objectives, "
+        f"with {', '.join(kinds(first))} and {', '.join(kinds(other))}"
       )
-  parts = _apart(splits.values())
+  numbered = _renumber(splits.values())
   lists = {
-    field: [item for split in parts for item in getattr(split, field)]
+    field: [item for split in numbered for item in getattr(split, field)]
     for field in Split._fields
-    if field not in ("arrays", "tasks", "order") and getattr(one, field) is not None
+    if field not in ("arrays", "tasks", "order") and getattr(splits[first], field) is not None
   }
   tasks = [name for name, split in splits.items() for _ in range(split.examples)]
-  return Split(**lists, arrays=_concatenated([split.arrays for split in parts]), tasks=tasks)
+  return Split(**lists, arrays=_concatenate([split.arrays for split in numbered]), tasks=tasks)
 
 
-def _apart(splits: Iterable[Split]) -> list[Split]:
-  """Counts on, from split to split, where an example of several windows stands in the lists."""
-  found, before = [], 0
+def _renumber(splits: Iterable[Split]) -> list[Split]:
+  """Numbers the examples that have several windows on from split to split, as in joined lists."""
+  numbered, before = [], 0
   for split in splits:
     if "example" in split.arrays:
       split = split._replace(arrays=split.arrays | {"example": split.arrays["example"] + before})
-    found.append(split)
+    numbered.append(split)
     before += len(split.rows)
-  return found
+  return numbered
 
 
 def arrange(
@@ -94,8 +94,8 @@ def batch(split: Split | Stream, seed: int, step: int, batch_size: int) -> Batch
     return split.batch(seed, step, batch_size)
   if not split.order:
     return _take(split, indices(split.examples, seed, step, batch_size))
-  part, rows_B = mix.draw(split.order, seed, step, batch_size)
-  return _take(split, rows_B, part.widths)
+  kind, rows_B = mix.draw(split.order, seed, step, batch_size)
+  return _take(split, rows_B, kind.widths)
 
 
 def indices(count: int, seed: int, step: int, batch_size: int) -> np.ndarray:
@@ -150,13 +150,13 @@ def shapes(split: Split) -> list[dict]:
     that is not padding.
   """
   found = []
-  for part in split.order:
-    rows = np.concatenate([pool.rows.ravel() for pool in part.pools])
-    widths = part.widths or _widest(split, np.arange(split.examples))
+  for kind in split.order:
+    rows = np.concatenate([pool.rows.ravel() for pool in kind.pools])
+    widths = kind.widths or _widest(split, np.arange(split.examples))
     real = sum(_lengths(split, _MASKS[name])[rows].mean() for name in widths)
-    examples = sum(len(pool.rows) for pool in part.pools)
+    examples = sum(len(pool.rows) for pool in kind.pools)
     found.append({
-      "share": part.share, "examples": examples, "widths": widths,
+      "share": kind.share, "examples": examples, "widths": widths,
       "real": float(real / sum(widths.values())),
     })  # fmt: skip
   return found
@@ -215,14 +215,11 @@ def _bucketed(
   return buckets_N, [_widest(split, rows_NK[buckets_N == one]) for one in range(len(edges))]
 
 
-def _concatenated(parts: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+def _concatenate(splits: Sequence[Mapping[str, np.ndarray]]) -> Batch:
   """Joins arrays by name along the first axis; the others are padded with zeros to the largest."""
   joined = {}
-  for name in parts[0]:
-    arrays = [part[name] for part in parts]
-    most = np.max([x.shape[1:] for x in arrays], axis=0).astype(int)
-    joined[name] = np.concatenate([
-      np.pad(x, [(0, 0), *((0, m - n) for m, n in zip(most, x.shape[1:], strict=True))])
-      for x in arrays
-    ])  # fmt: skip
+  for name in splits[0]:
+    shapes = [arrays[name].shape[1:] for arrays in splits]
+    largest = tuple(map(max, zip(*shapes, strict=True)))
+    joined[name] = np.concatenate([grow(arrays[name], largest) for arrays in splits])
   return joined

@@ -1,6 +1,6 @@
-"""Which example belongs to train, validation or test, and the proof that none belongs to two.
+"""Divides examples into train, validation and test, and checks that no two of them share any.
 
-Membership hangs on a hash of the row itself, of all its columns as they stand in the file. So it
+To which split a row belongs depends on a hash of all its columns as they are in the file. So it
 survives shuffling, equal rows stay together, and templates that read different columns are compared
 on the same examples.
 """
@@ -21,8 +21,8 @@ def draw(
 ) -> tuple[list[Example], list[Example]]:
   """Splits off `size` examples: a fraction when below 1 (approximately), else a count.
 
-  Rows whose columns are equal but for case and whitespace count as one and stay together, so a
-  count may be passed by the last one's copies.
+  Rows whose columns are equal but for case and whitespace stay together, so that a few more than
+  `size` may be drawn.
 
   Returns:
     (the rest, the drawn), both in the order given.
@@ -36,12 +36,12 @@ def draw(
     raise UserError(
       f"data.{name} is {size}, expected less than the {len(examples)} examples of train"
     )
-  hashes = [_place(example, f"{seed}:{name}") for example in examples]
+  hashes = [_position(example, f"{seed}:{name}") for example in examples]
   bound = int(size * 2**64) if size < 1 else sorted(hashes)[int(size) - 1] + 1
-  rest = [one for one, place in zip(examples, hashes, strict=True) if place >= bound]
-  drawn = [one for one, place in zip(examples, hashes, strict=True) if place < bound]
-  for kind, part in (("train", rest), (name, drawn)):
-    if not part:
+  rest = [one for one, position in zip(examples, hashes, strict=True) if position >= bound]
+  drawn = [one for one, position in zip(examples, hashes, strict=True) if position < bound]
+  for kind, examples_left in (("train", rest), (name, drawn)):
+    if not examples_left:
       raise UserError(
         f"the {kind} split is empty with data.{name}={size} of {len(examples)} examples: give a "
         "larger file, or a count"
@@ -55,28 +55,28 @@ def limited(
   """Keeps `limit` examples, chosen by hash and not by place in the file, in their order.
 
   Args:
-    tasks: the column that names an example's task, of which equally many are kept; a task with
-      fewer than its part leaves the rest to the others.
+    tasks: the column that names an example's task. Equally many are kept of each task; if one has
+      fewer, more are kept of the others.
   """
   if limit is None or limit >= len(examples):
     return list(examples)
   if limit < 1:
     raise UserError(f"data.limit is {limit}, expected at least 1")
-  hashes = [_place(example, f"{seed}:limit") for example in examples]
+  hashes = [_position(example, f"{seed}:limit") for example in examples]
   order = sorted(range(len(examples)), key=lambda row: (hashes[row], row))
   if tasks is not None:
-    had: Counter = Counter()
+    before: Counter = Counter()
     turns = {}
     for row in order:
       task = str(examples[row].row.get(tasks))
-      turns[row] = had[task]
-      had[task] += 1
+      turns[row] = before[task]
+      before[task] += 1
     order.sort(key=turns.__getitem__)
   return [examples[row] for row in sorted(order[:limit])]
 
 
 def separate(
-  parts: dict[str, list[Example]], overlap: str
+  splits: dict[str, list[Example]], overlap: str
 ) -> tuple[dict[str, list[Example]], dict]:
   """Refuses, drops or allows examples that two splits share.
 
@@ -90,25 +90,25 @@ def separate(
   Raises:
     UserError: where they share and `overlap` is "error", naming file and line of both.
   """
-  parts, report = dict(parts), {}
+  splits, report = dict(splits), {}
   for left, right in (("train", "validation"), ("train", "test"), ("validation", "test")):
-    if left not in parts or right not in parts:
+    if left not in splits or right not in splits:
       continue
-    there = {key: one for one in reversed(parts[right]) for key in _texts(one)}
-    twins = [next((there[key] for key in _texts(one) if key in there), None) for one in parts[left]]
-    shared = [(a, b) for a, b in zip(parts[left], twins, strict=True) if b is not None]
+    there = {key: example for example in reversed(splits[right]) for key in _texts(example)}
+    twin = lambda example, there=there: next(filter(None, map(there.get, _texts(example))), None)
+    shared = [(example, b) for example in splits[left] if (b := twin(example)) is not None]
     if shared and overlap == "error":
       raise UserError(_message(left, right, shared))
     if shared and overlap == "drop":
-      parts[left] = [a for a, b in zip(parts[left], twins, strict=True) if b is None]
-      if not parts[left]:
+      splits[left] = [example for example in splits[left] if twin(example) is None]
+      if not splits[left]:
         raise UserError(f"the {left} split is empty: all of it is in {right} too")
     report[f"{left}/{right}"] = {
       "shared": len(shared),
       "dropped": len(shared) if overlap == "drop" else 0,
-      "same_prompt": _same_prompts(parts[left], parts[right]),
+      "same_prompt": _same_prompts(splits[left], splits[right]),
     }
-  return parts, report
+  return splits, report
 
 
 def normalise(text: str) -> str:
@@ -116,7 +116,7 @@ def normalise(text: str) -> str:
   return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _place(example: Example, salt: str) -> int:
+def _position(example: Example, salt: str) -> int:
   """Hashes a row's columns in any order; a column that is null counts as missing."""
   row = example.row if example.source is None else example.source
   cells = sorted((name, cell) for name, cell in row.items() if cell is not None)
@@ -126,7 +126,7 @@ def _place(example: Example, salt: str) -> int:
 
 
 def _plain(value: object) -> str:
-  """Writes a cell as text; lists of the same words that are divided otherwise differ."""
+  """Writes a cell as text, in which the borders between the items of a list show."""
   if isinstance(value, dict):
     value = [part for key in sorted(value, key=str) for part in (key, value[key])]
   if isinstance(value, (list, tuple)):

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from jaxtune.data.split import Split
+from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError
 
 
-def check(tokenizer, ids: Iterable[int], size: int, what: str) -> None:
+def check(tokenizer: Tokenizer, ids: Iterable[int], size: int, what: str) -> None:
   """Raises UserError for an id of `size` or more; `what` names the text, or its place."""
   highest = max(ids, default=0)
   if highest >= size:
@@ -22,14 +23,14 @@ def check(tokenizer, ids: Iterable[int], size: int, what: str) -> None:
 
 
 def check_rows(
-  tokenizer, rows: Sequence[Sequence[int]], size: int, where: Sequence[str] | None = None
+  tokenizer: Tokenizer, rows: Sequence[Sequence[int]], size: int, where: Sequence[str] | None = None
 ) -> None:
   """Checks the ids of every row."""
   for n, row in enumerate(rows):
     check(tokenizer, row, size, where[n] if where else f"prompt {n + 1}")
 
 
-def check_split(tokenizer, split: Split, size: int) -> None:
+def check_split(tokenizer: Tokenizer, split: Split, size: int) -> None:
   """Checks all that a model will be given of a split, its prompts included."""
   check_rows(tokenizer, split.prompts, size, split.where)
   arrays = split.arrays

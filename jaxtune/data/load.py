@@ -142,7 +142,7 @@ def _of_task(name: str, given: Any, o: DataOptions) -> DataOptions:
   return of_task
 
 
-def _stop_tokens(tokenizer, report: dict) -> tuple[int, ...]:
+def _stop_tokens(tokenizer: Tokenizer, report: dict) -> tuple[int, ...]:
   """Lists what ends an answer, of every task of a mixture."""
   trained = [one["splits"].get("train", {}) for one in report.get("tasks", {"": report}).values()]
   ends = {stop for counts in trained for stop in counts.get("stop_tokens", ())}
@@ -209,7 +209,7 @@ def check_order(split: Split, steps: int, batch_size: int) -> None:
     mix.check(split.order, steps, batch_size)
 
 
-def _tokenizer_hash(tokenizer) -> str | None:
+def _tokenizer_hash(tokenizer: Tokenizer) -> str | None:
   """Hashes a fast tokenizer whole; None for the slow ones, which have no single description."""
   backend = getattr(tokenizer, "backend_tokenizer", None)
   return backend and hashlib.sha256(backend.to_str().encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Which example comes when: mixtures of tasks, buckets of lengths, variants of one example.
+"""The order of examples in training: mixtures of tasks, buckets of lengths, variants of an example.
 
-A draw is a function of (seed, step). What gives a batch its shape, and how many of its rows a task
-has, is the same for every seed: trials with different seeds run in one compiled step.
+A draw is a function of (seed, step). The shape of a batch, and how many of its rows a task has, are
+the same for every seed: trials with different seeds run in one compiled step.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Pool(NamedTuple):
   rows: np.ndarray
 
 
-class Part(NamedTuple):
+class BatchKind(NamedTuple):
   """Batches of one shape.
 
   Attributes:
     share: of the steps.
-    pools: what its rows are drawn from, and shares: of each pool in the part's draws.
+    pools: what its rows are drawn from, and shares: of each pool in the kind's draws.
     widths: what the arrays are cropped to: {"tokens": T, ...}; {} for no cropping.
   """
 
@@ -48,7 +48,7 @@ class Part(NamedTuple):
   widths: dict[str, int]
 
 
-Order = tuple[Part, ...]
+Order = tuple[BatchKind, ...]
 
 
 def shares(
@@ -118,47 +118,47 @@ def order(
   schema.check("data.mixture_batches", batches, Literal[*BATCHES])
   names, task_N = np.unique(np.asarray(tasks), return_inverse=True)
   size_W = np.bincount(task_N)
-  found = []  # (bucket, pool, share of all draws)
+  pools = []  # (bucket, pool, share of all draws)
   for bucket in range(len(widths)):
     for t, name in enumerate(map(str, names)):
       here = np.flatnonzero((buckets_N == bucket) & (task_N == t))
       if len(here):
         weight = float(share[name] * len(here) / size_W[t])
-        found.append((bucket, Pool(name, len(found), rows_NK[here]), weight))
-  parts = []
+        pools.append((bucket, Pool(name, len(pools), rows_NK[here]), weight))
+  kinds = []
   for bucket in range(len(widths)):
-    ones = [(pool, weight) for at, pool, weight in found if at == bucket]
+    ones = [(pool, weight) for at, pool, weight in pools if at == bucket]
     for group in [ones] if batches == "mixed" else [[one] for one in ones]:
       total = sum(weight for _, weight in group)
       inner = tuple(weight / total if total else 0.0 for _, weight in group)
-      parts.append(Part(total, tuple(pool for pool, _ in group), inner, widths[bucket]))
-  return tuple(parts)
+      kinds.append(BatchKind(total, tuple(pool for pool, _ in group), inner, widths[bucket]))
+  return tuple(kinds)
 
 
-def draw(order: Order, seed: int, step: int, batch_size: int) -> tuple[Part, np.ndarray]:
-  """Names the part that a step belongs to, and the rows (B,) of its batch."""
-  (which,), (turn,) = spread(tuple(part.share for part in order), step, 1)
-  part = order[which]
-  pool_B, place_B = spread(part.shares, int(turn) * batch_size, batch_size)
+def draw(order: Order, seed: int, step: int, batch_size: int) -> tuple[BatchKind, np.ndarray]:
+  """Returns the kind of the batch of a step, and its rows (B,)."""
+  (which,), (turn,) = spread(tuple(kind.share for kind in order), step, 1)
+  kind = order[which]
+  pool_B, position_B = spread(kind.shares, int(turn) * batch_size, batch_size)
   rows_B = np.empty(batch_size, np.int64)
   for k in np.unique(pool_B):
     here_B = pool_B == k
-    rows_B[here_B] = _rows(part.pools[k], seed, place_B[here_B])
-  return part, rows_B
+    rows_B[here_B] = _rows(kind.pools[k], seed, position_B[here_B])
+  return kind, rows_B
 
 
 def schedule(order: Order) -> tuple:
-  """Says what decides every batch's shape: trials with different data share a program if equal."""
-  return tuple((part.share, *sorted(part.widths.items())) for part in order)
+  """Returns what the shape of every batch depends on; trials of equal schedules share a program."""
+  return tuple((kind.share, *sorted(kind.widths.items())) for kind in order)
 
 
 def permuted(count: int, seed: int, draws_B: np.ndarray, key: int = 0) -> tuple[np.ndarray, ...]:
   """Reads draws from permutations of `count` examples, one an epoch: (epoch_B, example_B)."""
-  epoch_B, place_B = np.divmod(draws_B, count)
+  epoch_B, position_B = np.divmod(draws_B, count)
   example_B = np.empty(len(draws_B), np.int64)
   for epoch in np.unique(epoch_B):
     here_B = epoch_B == epoch
-    example_B[here_B] = permutation(count, seed, int(epoch), key)[place_B[here_B]]
+    example_B[here_B] = permutation(count, seed, int(epoch), key)[position_B[here_B]]
   return epoch_B, example_B
 
 
@@ -171,10 +171,13 @@ def permutation(count: int, seed: int, epoch: int, key: int = 0) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def spread(shares: tuple[float, ...], start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-  """Deals turns start .. start + count - 1 out by shares: (whose_B, how many it had before_B).
+  """Assigns each of the turns start .. start + count - 1 to a share.
 
   Turn i falls at the fraction i / golden ratio of the unit interval, which the shares divide: after
-  any number of turns everyone has had its share of them but for a few.
+  any number of turns each has had its part of them but for a few.
+
+  Returns:
+    (whose_B, the share that each turn belongs to; before_B, how many turns it had before).
   """
   bounds = _bounds(shares)
   turns_B = np.arange(start, start + count, dtype=np.uint64)
@@ -195,38 +198,40 @@ def counts(order: Order, steps: int, batch_size: int) -> dict[str, dict]:
     {task: {"share": wanted, "examples", "drawn", "epochs", "fewest" and "most" times an example
     is drawn}}.
   """
-  found: dict[str, dict] = {}
-  turns = _dealt(_bounds(tuple(part.share for part in order)), steps)
-  for part, turn in zip(order, turns, strict=True):
-    drawn = _dealt(_bounds(part.shares), turn * batch_size)
-    for pool, share, times in zip(part.pools, part.shares, drawn, strict=True):
+  tasks: dict[str, dict] = {}
+  turns = _dealt(_bounds(tuple(kind.share for kind in order)), steps)
+  for kind, turn in zip(order, turns, strict=True):
+    drawn = _dealt(_bounds(kind.shares), turn * batch_size)
+    for pool, share, times in zip(kind.pools, kind.shares, drawn, strict=True):
       size = len(pool.rows)
       fewest, most = times // size, -(-times // size)
-      one = found.setdefault(
+      task = tasks.setdefault(
         pool.task, {"share": 0.0, "examples": 0, "drawn": 0, "fewest": fewest, "most": most}
       )
-      one["share"] += part.share * share
-      one["examples"] += size
-      one["drawn"] += times
-      one["fewest"], one["most"] = min(one["fewest"], fewest), max(one["most"], most)
-  return {task: one | {"epochs": one["drawn"] / one["examples"]} for task, one in found.items()}
+      task["share"] += kind.share * share
+      task["examples"] += size
+      task["drawn"] += times
+      task["fewest"], task["most"] = min(task["fewest"], fewest), max(task["most"], most)
+  for task in tasks.values():
+    task["epochs"] = task["drawn"] / task["examples"]
+  return tasks
 
 
 def check(order: Order, steps: int, batch_size: int) -> None:
   """Raises UserError where a task of the mixture would never be drawn."""
-  found = counts(order, steps, batch_size)
-  starved = {task: one for task, one in found.items() if one["share"] > 0 and not one["drawn"]}
+  tasks = counts(order, steps, batch_size)
+  starved = {name: task for name, task in tasks.items() if task["share"] > 0 and not task["drawn"]}
   if starved:
-    listed = ", ".join(f"{task} ({100 * one['share']:.3g}%)" for task, one in starved.items())
+    listed = ", ".join(f"{name} ({100 * task['share']:.3g}%)" for name, task in starved.items())
     raise UserError(
-      f"{len(starved)} of {len(found)} tasks would get none of the {steps * batch_size} examples "
+      f"{len(starved)} of {len(tasks)} tasks would get none of the {steps * batch_size} examples "
       f"drawn in {steps} steps: {listed}; raise train.steps or data.temperature, set data.mixture "
       "to 'equal', or give them more weight (0 leaves a task out)"
     )
 
 
 def _rows(pool: Pool, seed: int, draws_B: np.ndarray) -> np.ndarray:
-  """Takes the next variant of each example, every epoch another: all K come before one returns."""
+  """Takes another variant of each example in every epoch, until all K have come."""
   count, variants = pool.rows.shape
   epoch_B, example_B = permuted(count, seed, draws_B, pool.key)
   if variants == 1:

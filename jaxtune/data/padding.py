@@ -34,6 +34,12 @@ def pad_tokens(
   return {"tokens": tokens_NT, "mask": np.arange(tokens_NT.shape[1]) < lengths_N[:, None]}
 
 
+def grow(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+  """Pads the axes after the first with zeros, up to a shape."""
+  more = [n - m for m, n in zip(array.shape[1:], shape, strict=True)]
+  return np.pad(array, [(0, 0), *((0, n) for n in more)]) if any(more) else array
+
+
 def width(rows: Sequence[Sequence], max_length: int | None) -> int:
   """Takes the longest row, rounded up to a multiple of 8 but never beyond max_length."""
   longest = -(-max(map(len, rows), default=0) // PAD_TO) * PAD_TO

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxtune.data.padding import pad, pad_token, width
+from jaxtune.data.prompts import encode_prompts
 from jaxtune.data.split import Split
-from jaxtune.data.tokenizer import encode_prompts
+from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError
 
 
 def shots(
   split: Split,
   train: Split,
-  tokenizer,
+  tokenizer: Tokenizer,
   count: int,
   *,
   positions: int,

@@ -13,15 +13,15 @@ from jaxtune.errors import UserError
 def speaker(
   sources: tuple[str, str], tokens: Mapping
 ) -> Callable[[tuple[list, list | None, list]], list]:
-  """Makes the function of a conversation that renders parts of it.
+  """Makes the function of a conversation that renders prefixes of it.
 
   Args:
     sources: the template, and the one for conversations with tools.
     tokens: the special tokens, which templates read by their names.
 
   Returns:
-    (turns, tools, parts) -> texts; a part is (how many turns, whether the prompt of the next one
-    follows). A text with which the last one begins is given by its length: histories are long.
+    (turns, tools, prefixes) -> texts; a prefix is (how many turns, whether the prompt of the next
+    one follows). A text with which the last one begins is given by its length: histories are long.
   """
   tokenizer = PreTrainedTokenizerBase()
 
@@ -41,8 +41,8 @@ def speaker(
       ) from error
 
   def run(item: tuple[list, list | None, list]) -> list[str | int]:
-    turns, tools, parts = item
-    texts = [render(turns[:count], tools, prompt) for count, prompt in parts]
+    turns, tools, prefixes = item
+    texts = [render(turns[:count], tools, prompt) for count, prompt in prefixes]
     *before, last = texts
     return [len(text) if last.startswith(text) else text for text in before] + [last]
 

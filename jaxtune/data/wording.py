@@ -1,4 +1,4 @@
-"""Conversations to text: which chat template a tokenizer has, and what is asked of it."""
+"""Conversations to text: finds the chat template of a tokenizer, and renders it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 from jaxtune import schema
 from jaxtune.data import confined, conversations
 from jaxtune.data.templates import sandbox
+from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError, nearest
 
 # For tokenizers that have no template: a line with the role, then the text.
@@ -21,14 +22,14 @@ _BOS = "{{ bos_token }}"
 
 
 class Job(NamedTuple):
-  """A conversation, and which texts of it are wanted; see `speaker`."""
+  """A conversation, and which prefixes of it are to be rendered; see `speaker`."""
 
   turns: list[dict]
   tools: list | None
-  parts: list[tuple[int, bool]]
+  prefixes: list[tuple[int, bool]]
 
 
-def template(tokenizer, name: str | None = None, tools: bool = False) -> str:
+def template(tokenizer: Tokenizer, name: str | None = None, tools: bool = False) -> str:
   """Finds the chat template.
 
   Args:
@@ -69,12 +70,12 @@ def template(tokenizer, name: str | None = None, tools: bool = False) -> str:
   return sandbox.read_text(path)
 
 
-def sources(tokenizer, name: str | None) -> tuple[str, str]:
+def sources(tokenizer: Tokenizer, name: str | None) -> tuple[str, str]:
   """Finds the templates for conversations without tools and with them, mostly the same."""
   return template(tokenizer, name), template(tokenizer, name, tools=True)
 
 
-def special(tokenizer) -> dict[int, str]:
+def special(tokenizer: Tokenizer) -> dict[int, str]:
   """Finds the special tokens, which no text of a conversation may hold."""
   marks = {
     id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special
@@ -85,7 +86,7 @@ def special(tokenizer) -> dict[int, str]:
 
 
 def job(row: dict, marks: Collection[str], turns: str | None) -> Job:
-  """Checks a conversation and says which texts of it are wanted.
+  """Checks a conversation and lists the prefixes of it that are to be rendered.
 
   Args:
     marks: the special tokens, which none of its texts may hold.
@@ -107,12 +108,15 @@ def job(row: dict, marks: Collection[str], turns: str | None) -> Job:
   numbers = numbers if turns == "all" else numbers[-1:]
   if not any(conversation[n - 1].get("weight", 1) for n in numbers):
     raise UserError("no turn to train on: every assistant's has weight 0")
-  parts = [part for n in numbers for part in ((n - 1, True), (n, False))]
-  return Job(conversation, tools or None, parts)
+  prefixes = [prefix for n in numbers for prefix in ((n - 1, True), (n, False))]
+  return Job(conversation, tools or None, prefixes)
 
 
 def render(
-  tokenizer, sources: tuple[str, str], jobs: Sequence[Job | UserError], where: Sequence[str]
+  tokenizer: Tokenizer,
+  sources: tuple[str, str],
+  jobs: Sequence[Job | UserError],
+  where: Sequence[str],
 ) -> Iterator[list[str] | UserError]:
   """Yields the texts of every job, or what is wrong with it and where.
 

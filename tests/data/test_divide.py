@@ -67,7 +67,7 @@ def test_the_row_as_it_was_read_decides():
 
 
 def test_every_cell_decides_whatever_its_order():
-  place = lambda row: divide._place(Example(None, [], row, "f:1"), "salt")
+  place = lambda row: divide._position(Example(None, [], row, "f:1"), "salt")
   row = {"a": [["x"], "y"], "b": {"c": 1, "d": 2}}
   assert place(row) == place({"b": {"d": 2, "c": 1}, "a": [["X "], "y"]})
   for change in ({"a": ["x", "y"]}, {"a": [["x", "y"]]}, {"b": {"c": 2, "d": 1}}, {"c": ""}):

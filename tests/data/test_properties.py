@@ -17,9 +17,9 @@ from jaxtune.data.batches import arrange, batch, join, sample, shapes, walk
 from jaxtune.data.encode import text
 from jaxtune.data.encode.text import SHORTEST_TAIL
 from jaxtune.data.pack import pack
+from jaxtune.data.prompts import encode_prompts
 from jaxtune.data.split import Split
 from jaxtune.data.templates import Example
-from jaxtune.data.tokenizer import encode_prompts
 from jaxtune.errors import UserError
 
 PAD, BOS, EOS = 0, 1, 2

@@ -1,8 +1,8 @@
 """Conversations to tokens through the tokenizer's own chat template, trained on what is answered.
 
-Which tokens are the assistant's is found by rendering the conversation as inference would, up to
-each of its turns, and comparing ids: marks in the template (`{% generation %}`) are not needed.
-Where the prompt that inference sees is not the beginning of the whole there is no right mask, and
+To find which tokens are the assistant's, the conversation is rendered up to each of its turns, as
+inference would, and the ids are compared: marks in the template (`{% generation %}`) are not
+needed. If the prompt that inference sees is not the beginning of the whole, no mask is right, and
 the conversation is refused.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from jaxtune.data.templates import Example
 from jaxtune.data.tokenizer import Tokenizer, token_ids
 from jaxtune.errors import UserError
 
+Result = TypeVar("Result")
 _BATCH = 1000
 
 
@@ -100,7 +101,9 @@ def encode(
   )  # fmt: skip
 
 
-def prompts(tokenizer, rows: Sequence[dict], chat_template: str | None = None) -> list[list[int]]:
+def prompts(
+  tokenizer: Tokenizer, rows: Sequence[dict], chat_template: str | None = None
+) -> list[list[int]]:
   """Encodes what the model sees before it answers, as `encode` does for training.
 
   Args:
@@ -118,7 +121,7 @@ def prompts(tokenizer, rows: Sequence[dict], chat_template: str | None = None) -
 
 
 def _encode(
-  tokenizer, sources: tuple[str, str], examples: Sequence[Example], turns: str
+  tokenizer: Tokenizer, sources: tuple[str, str], examples: Sequence[Example], turns: str
 ) -> Iterator[_Item | UserError]:
   """Yields every example's tokens, or what is wrong with it."""
   marks = wording.special(tokenizer)
@@ -135,22 +138,24 @@ def _encode(
         if isinstance(texts, UserError):
           yield texts
           continue
-        numbers = [count for count, prompt in job.parts if not prompt]
+        numbers = [count for count, prompt in job.prefixes if not prompt]
         weights = [bool(job.turns[n - 1].get("weight", 1)) for n in numbers]
         answers = [_Turn(n, w, next(ids), next(ids)) for n, w in zip(numbers, weights, strict=True)]
         yield _attempt(_mask, tokenizer, marks, example, answers)
       bar.update(len(some))
 
 
-def _attempt(function: Callable, *args):
+def _attempt(function: Callable[..., Result], *args: Any) -> Result | UserError:
   try:
     return function(*args)
   except UserError as error:
     return error
 
 
-def _mask(tokenizer, marks: Collection[int], example: Example, turns: list[_Turn]) -> _Item:
-  """Finds each turn's tokens in the whole, which is the last turn's `answered`."""
+def _mask(
+  tokenizer: Tokenizer, marks: Collection[int], example: Example, turns: list[_Turn]
+) -> _Item:
+  """Finds the tokens of each turn in the whole conversation, the last turn's `answered`."""
   whole = turns[-1].answered
   trained, stops = [False] * len(whole), []
   blank = lambda token: token in marks or not tokenizer.decode([token]).strip()
@@ -185,7 +190,9 @@ def _mask(tokenizer, marks: Collection[int], example: Example, turns: list[_Turn
   return _Item(whole, trained, turns[-1].prompt, stops, count, example)
 
 
-def _stop(whole: list[int], begin: int, end: int, marks: Collection[int], blank) -> int | None:
+def _stop(
+  whole: list[int], begin: int, end: int, marks: Collection[int], blank: Callable[[int], bool]
+) -> int | None:
   """Finds the token that ends a turn: the first special one with no text behind it."""
   stop = None
   while end > begin and blank(whole[end - 1]):
@@ -195,12 +202,12 @@ def _stop(whole: list[int], begin: int, end: int, marks: Collection[int], blank)
 
 
 def _alike(left: Sequence[int], right: Sequence[int]) -> int:
-  """Counts the tokens with which two sequences begin alike."""
+  """Counts the tokens of the longest common beginning."""
   pairs = enumerate(zip(left, right, strict=False))
   return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
-def _differ(tokenizer, alone: Sequence[int], whole: Sequence[int], at: int) -> str:
+def _differ(tokenizer: Tokenizer, alone: Sequence[int], whole: Sequence[int], at: int) -> str:
   said = [repr(tokenizer.decode(ids[at : at + 8])) for ids in (alone, whole)]
   return f"from token {at + 1} on it has {said[0]}, the whole {said[1]}"
 

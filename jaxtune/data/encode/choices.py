@@ -10,9 +10,10 @@ import numpy as np
 
 from jaxtune.data import labels, padding
 from jaxtune.data.options import EncodeOptions
+from jaxtune.data.prompts import encode_prompts
 from jaxtune.data.split import Split, counts
 from jaxtune.data.templates import Example
-from jaxtune.data.tokenizer import Tokenizer, encode_prompts, token_ids
+from jaxtune.data.tokenizer import Tokenizer, token_ids
 from jaxtune.errors import UserError, nearest
 
 

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from jaxtune.data import padding, specials
 from jaxtune.data.options import EncodeOptions
+from jaxtune.data.prompts import encode_prompts
 from jaxtune.data.split import Split, counts
 from jaxtune.data.templates import Example
-from jaxtune.data.tokenizer import Tokenizer, encode_prompts, token_ids
+from jaxtune.data.tokenizer import Tokenizer, token_ids
 from jaxtune.errors import UserError
 
 SHORTEST_TAIL = 16  # a document's last chunk is kept from this many tokens on

@@ -9,9 +9,10 @@ import numpy as np
 
 from jaxtune.data import cells, padding
 from jaxtune.data.options import EncodeOptions
+from jaxtune.data.prompts import encode_prompts
 from jaxtune.data.split import Split
 from jaxtune.data.templates import Example, sandbox
-from jaxtune.data.tokenizer import Tokenizer, encode_prompts, ends_texts, token_ids
+from jaxtune.data.tokenizer import Tokenizer, ends_texts, token_ids
 from jaxtune.errors import UserError
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -176,7 +176,7 @@ def _prompt(template: Template, row: dict) -> str:
   return _unguarded(sandbox.renderer(front)(_guarded(row), **more)).strip() + "\n"
 
 
-def _guarded(value):
+def _guarded(value: Any) -> Any:
   """Hides the "|||" in a row's own text from splitting."""
   if isinstance(value, str):
     return value.replace(promptsource.BAR, _BARS)

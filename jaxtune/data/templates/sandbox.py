@@ -18,6 +18,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import jinja2.meta
@@ -35,7 +36,7 @@ class Choices(list):
   judged, is not the last, and that a label beyond the end is an error instead of nothing.
   """
 
-  def __getitem__(self, label):
+  def __getitem__(self, label: object) -> Any:
     if isinstance(label, slice):
       return super().__getitem__(label)
     named = [choice for choice in self if choice.casefold() == str(label).strip().casefold()]

@@ -7,8 +7,8 @@ import pytest
 
 from jaxtune.data import EncodeOptions
 from jaxtune.data.encode import text
+from jaxtune.data.prompts import encode_prompts
 from jaxtune.data.templates import Example
-from jaxtune.data.tokenizer import encode_prompts
 from jaxtune.errors import UserError
 
 

@@ -192,8 +192,8 @@ def round_trip(pretrained, laid, folder: Path, form: str, as_lora: bool) -> str:
   methods, tuned, *_ = laid
   ours, theirs = {}, {**found.params}
   for method, part in zip(methods, found.parts, strict=False):  # a head is none of the parts
-    ours |= peft.placed(method, method.realise(peft.own(method, tuned["peft"])))
-    theirs |= peft.placed(method, method.realise(part.trained))
+    ours |= peft.by_path(method, method.realise(peft.arrays_of(method, tuned["peft"])))
+    theirs |= peft.by_path(method, method.realise(part.trained))
   return "bit-equal" if equal(ours | tree.flatten(tuned["params"]), theirs) else "FAILED"
 
 

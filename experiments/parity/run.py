@@ -187,7 +187,7 @@ def by_hand(family: Family, pretrained, laid, method: str) -> dict:
   table = hf.family_module(pretrained.family).names(pretrained.model.config)
   queries = {row.ours: row.theirs for row in table if row.ours.endswith("/q_proj/kernel")}
   pairs = {}
-  for site, pair in peft.own(methods[0], tuned["peft"]).items():
+  for site, pair in peft.arrays_of(methods[0], tuned["peft"]).items():
     name = queries[site.removesuffix("attend") + "q_proj/kernel"].rsplit(".", 2)[0]
     for i, (key, value) in enumerate(zip(pair["key"], pair["value"], strict=True)):
       pairs[name.format(i)] = np.asarray(key), np.asarray(value)

@@ -44,7 +44,7 @@ def _method(name: str) -> str:
 def _facts(method: peft.Method) -> str:
   """States the limits of a method, and the formats in which it is exported."""
   facts = []
-  if method.moves is not None or method.place is not None:
+  if method.moves is not None or method.overwrite is not None:
     facts.append("trains weights of the base, which must not be quantised")
   if method.slots is not None or method.positions:
     facts.append("uses some of the model's positions")

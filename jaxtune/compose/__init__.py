@@ -52,7 +52,7 @@ def check_weights(weights: Sequence[float] | None, count: int, default: float) -
 
 def parts(run: Run) -> dict[str, dict]:
   """Returns the config sections of a run's methods by name: one, or those of a stack."""
-  return peft.parts(run.config["method"])
+  return peft.sections(run.config["method"])
 
 
 def calls(run: Run) -> list[tuple]:
@@ -76,8 +76,8 @@ def stack(runs: Sequence[Run]) -> Run:
       method = peft.build(section)[0]._replace(name=name)
       renamed = method._replace(name=new)
       sections[new] = section
-      deltas |= peft.placed(renamed, peft.own(method, run.adapted.tuned["peft"]))
-      hyper |= peft.placed(renamed, peft.own(method, run.adapted.hyper))
+      deltas |= peft.by_path(renamed, peft.arrays_of(method, run.adapted.tuned["peft"]))
+      hyper |= peft.by_path(renamed, peft.arrays_of(method, run.adapted.hyper))
     moved = tree.flatten(run.adapted.tuned["params"])
     if twice := sorted(moved.keys() & params.keys()):
       raise UserError(

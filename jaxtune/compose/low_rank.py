@@ -66,7 +66,7 @@ def factors(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
       f"{run.folder} is no plain LoRA ({run.config['method']['name']}): expected factors a and b; "
       "`deltas` combines weight deltas of any method"
     )
-  trained, fixed = peft.own(method, run.adapted.tuned["peft"]), peft.own(method, run.adapted.hyper)
+  trained, fixed = run.adapted.overlay.arrays_of(method)
   found = {}
   for site in trained:
     arrays = {name: np.asarray(x) for name, x in (fixed[site] | trained[site]).items()}
@@ -195,6 +195,6 @@ def as_run(
   moved = run.adapted.tuned["params"]
   if params is not None:
     moved = tree.unflatten({path: jnp.asarray(x, jnp.float32) for path, x in params.items()})
-  tuned = {"params": moved, "peft": tree.unflatten(peft.placed(method, trained))}
-  hyper = tree.unflatten(peft.placed(method, fixed))
+  tuned = {"params": moved, "peft": tree.unflatten(peft.by_path(method, trained))}
+  hyper = tree.unflatten(peft.by_path(method, fixed))
   return compose.remade(run, section, peft.Overlay(tuned, hyper))

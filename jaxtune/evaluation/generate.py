@@ -80,7 +80,7 @@ def generate(
 def make_room(adapted: peft.Adapted, prompts_BT, mask_BT):
   """Adds slots before each row's first token, for methods that put a prompt of theirs there."""
   for method in adapted.methods:
-    own_P = None if method.slots is None else method.slots(peft.own(method, adapted.hyper))
+    own_P = None if method.slots is None else method.slots(peft.arrays_of(method, adapted.hyper))
     if own_P is not None:
       prompts_BT = jnp.pad(prompts_BT, ((0, 0), (len(own_P), 0)))
       padding_B1 = prompts_BT.shape[1] - own_P.sum() - mask_BT.sum(1, keepdims=True)

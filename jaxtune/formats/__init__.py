@@ -53,8 +53,8 @@ def lay(imported: Imported, pretrained) -> methods_.Adapted:
   """Lays an imported adapter over its model."""
   methods, trained, fixed = methods_.build(imported.section), {}, {}
   for method, part in zip(methods, imported.parts, strict=True):
-    trained |= methods_.placed(method, part.trained)
-    fixed |= methods_.placed(method, part.fixed)
+    trained |= methods_.by_path(method, part.trained)
+    fixed |= methods_.by_path(method, part.fixed)
   arrays = lambda xs: tree.unflatten({path: jnp.asarray(x) for path, x in xs.items()})
   moved, flat = imported.params, tree.flatten(pretrained.params)
   base = tree.unflatten({path: x for path, x in flat.items() if path not in moved})

@@ -220,7 +220,7 @@ def _methods(methods, section: dict | None) -> Iterator[tuple[str, str, dict]]:
   if not section:
     yield from ((m.name, m.kind, m.options) for m in methods)
     return
-  for name, part in peft.parts(section).items():
+  for name, part in peft.sections(section).items():
     yield name, part["name"], {key: x for key, x in part.items() if key != "name"}
 
 

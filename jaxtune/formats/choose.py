@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtune import peft, tree
 from jaxtune.errors import UserError, check_known
 from jaxtune.formats.peft import write as peft_format
+from jaxtune.models.heads import is_head
 
 FORMATS = ("auto", "peft", "adapterhub", "merged")
 ADAPTERHUB = ("adapter", "compacter")
@@ -31,7 +32,7 @@ def own_format(method: peft.Method) -> str:
 
 def _is_delta(method: peft.Method) -> bool:
   """Says whether a method does no more than change weights."""
-  return any(f is not None for f in (method.moves, method.place, method.merge))
+  return any(f is not None for f in (method.moves, method.overwrite, method.merge))
 
 
 def choose_format(adapted: peft.Adapted, format: str = "auto") -> str:
@@ -55,7 +56,7 @@ def choose_format(adapted: peft.Adapted, format: str = "auto") -> str:
   if format not in ("auto", "merged", own) and not (norms and format == "peft"):
     raise UserError(f"{format!r} cannot express method {name!r}: use format={own!r}")
   form = own if format == "auto" else format
-  beyond = not all(map(peft_format.of_head, tree.flatten(tuned["params"])))
+  beyond = not all(map(is_head, tree.flatten(tuned["params"])))
   if form != "merged" and beyond and not norms:
     raise UserError(
       f"weights of the base were trained too, and {form!r} cannot hold them: export the methods "
@@ -68,9 +69,9 @@ def trained_methods(adapted: peft.Adapted) -> tuple[peft.Method, ...]:
   """Lists the methods without those that train a head alone, or nothing (regularisation)."""
   moved = tree.flatten(adapted.tuned["params"])
   beyond = lambda m: (
-    m.moves is not None and any(m.moves(path) and not peft_format.of_head(path) for path in moved)
+    m.moves is not None and any(m.moves(path) and not is_head(path) for path in moved)
   )
-  return tuple(m for m in adapted.methods if beyond(m) or peft.own(m, adapted.tuned["peft"]))
+  return tuple(m for m in adapted.methods if beyond(m) or peft.arrays_of(m, adapted.tuned["peft"]))
 
 
 def _stack_format(methods, format: str) -> str:

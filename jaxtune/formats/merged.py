@@ -83,7 +83,8 @@ def fold(pretrained, adapted: peft.Adapted) -> tuple[hf.Pretrained, Any]:
   params, c = peft.merge(adapted), pretrained.model.config
   masked = c.head is not None and c.head.kind == "mlm"
   scored = masked or (c.head is None and c.tied and c.causal)
-  if not scored or not any("embed" in peft.own(m, adapted.tuned["peft"]) for m in adapted.methods):
+  trained = (adapted.overlay.arrays_of(method)[0] for method in adapted.methods)
+  if not scored or not any("embed" in arrays for arrays in trained):
     return pretrained, params
   if masked:
     raise UserError(

@@ -28,6 +28,11 @@ DECODERS = ("classify", "regression", "reward", "tokens", "qa")
 POOLED = ("classify", "regression", "reward")  # one vector for a row of tokens
 
 
+def is_head(path: str, pooler: bool = True) -> bool:
+  """Says whether a leaf is of a head, or of BERT's `pooler`, which a head reads."""
+  return path.startswith(("head/", "pooler/") if pooler else "head/")
+
+
 @dataclass(frozen=True)
 class Head:
   """What stands in place of the language model's head; by default as decoders have it.

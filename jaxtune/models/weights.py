@@ -19,6 +19,7 @@ from jaxtune import schema, tree
 from jaxtune.errors import UserError
 from jaxtune.models import quantize
 from jaxtune.models.config import Config
+from jaxtune.models.heads import is_head
 from jaxtune.models.names import Tensor
 
 FILE_DTYPES = ("F32", "BF16", "F16", "F64")
@@ -147,7 +148,7 @@ def _fresh(table: list[Tensor], found: dict, c: Config, same: bool) -> dict[str,
   """
   modules: dict[str, list[Tensor]] = {}
   for row in table:
-    if c.head is not None and row.ours.startswith(("head/", "pooler/")):
+    if c.head is not None and is_head(row.ours):
       modules.setdefault(row.ours.rpartition("/")[0], []).append(row)
   fresh = {}
   for module, rows in modules.items():

@@ -61,8 +61,8 @@ def check(trial: Trial) -> None:
   tuned, hyper = jax.eval_shape(make, trial.pretrained.params)
   for m in trial.methods:
     if m.adjust is not None:  # its schedule may not fit the run
-      own = peft.own(m, tuned["peft"])
-      jax.eval_shape(partial(m.adjust, 1, options.steps), own, own, peft.own(m, hyper))
+      own = peft.arrays_of(m, tuned["peft"])
+      jax.eval_shape(partial(m.adjust, 1, options.steps), own, own, peft.arrays_of(m, hyper))
 
 
 def _check_evaluation(trial: Trial) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxtune import peft
+from jaxtune import peft, tree
 from jaxtune.runs.trial import Trial, tokenizing
 
 
@@ -24,11 +24,11 @@ def targets(
   for method in methods:
     make = lambda p, m=method: peft.init(key, (m,), sites, p, tokenize).overlay
     tuned, _ = jax.eval_shape(make, params)
-    for site, arrays in peft.own(method, tuned["peft"]).items():
+    for site, arrays in peft.arrays_of(method, tuned["peft"]).items():
       pattern = next((p for p in method.patterns if peft.hits(p, site)), "")
       shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in arrays.items())
       rows.append((method.name, pattern, site, shapes, sum(x.size for x in arrays.values())))
-    for path, leaf in peft.tree.flatten(tuned["params"]).items():
+    for path, leaf in tree.flatten(tuned["params"]).items():
       if path not in counted:  # a head may be moved by its own method and by "full"
         rows.append((method.name, "moved", path, str(tuple(leaf.shape)), leaf.size))
       counted.add(path)

@@ -178,8 +178,7 @@ def write(folder: Path, overlay: peft.Overlay, record: Record) -> None:
 
 def count_trained(methods: Sequence[peft.Method], overlay: peft.Overlay) -> int:
   """Counts trained numbers, without those that only pad a layer to the size of another."""
-  own = lambda m: (peft.own(m, overlay.tuned["peft"]), peft.own(m, overlay.hyper))
-  return tree.size(overlay.tuned) - sum(int(m.unused(*own(m))) for m in methods)
+  return tree.size(overlay.tuned) - sum(int(m.unused(*overlay.arrays_of(m))) for m in methods)
 
 
 def _mixture(split: Any, steps: int, batch_size: int) -> dict:

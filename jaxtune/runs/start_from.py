@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxtune import formats, peft, tree
 from jaxtune.errors import UserError
-from jaxtune.formats.peft.write import of_head
+from jaxtune.models.heads import is_head
 from jaxtune.runs import folder as runs
 from jaxtune.runs.trial import Trial
 
@@ -34,23 +34,23 @@ def continued(trial: Trial, overlay: peft.Overlay) -> peft.Overlay:
 
 def _continued(method: peft.Method, trial: Trial, overlay: peft.Overlay) -> peft.Overlay:
   trained, fixed, params = _read(method, trial)
-  drawn, numbers = peft.own(method, overlay.tuned["peft"]), peft.own(method, overlay.hyper)
+  drawn, numbers = overlay.arrays_of(method)
   trained = _fit(method, drawn, trained, "trained arrays")
   fixed = {
     site: {n: numbers[site].get(n, x) if n.startswith(NEW) else x for n, x in xs.items()}
     for site, xs in _fit(method, numbers, fixed, "fixed numbers", NEW).items()
   }
   moved = tree.flatten(overlay.tuned["params"])
-  lost = [path for path in params if path not in moved and not of_head(path)]
+  lost = [path for path in params if path not in moved and not is_head(path)]
   if lost:
     raise UserError(
       f"method.start: {method.start} has trained {lost[0]} too, which no method of the config "
       "trains: add the method that did, or export it merged and train on that model"
     )
   moved |= {path: jnp.asarray(x) for path, x in params.items() if path in moved}
-  deltas = peft.replace(method, overlay.tuned["peft"], trained)
+  deltas = peft.with_arrays(method, overlay.tuned["peft"], trained)
   tuned = {"params": tree.unflatten(moved), "peft": deltas}
-  return peft.Overlay(tuned, peft.replace(method, overlay.hyper, fixed))
+  return peft.Overlay(tuned, peft.with_arrays(method, overlay.hyper, fixed))
 
 
 def _read(method: peft.Method, trial: Trial) -> tuple[dict, dict, dict]:
@@ -67,14 +67,14 @@ def _read(method: peft.Method, trial: Trial) -> tuple[dict, dict, dict]:
   tree.check_finite(flat, f"method.start: {path}")
   if trial.fingerprint and record["base"] != trial.fingerprint:
     raise UserError(f"method.start: {path.parent} was trained over other base weights")
-  parts = peft.parts(record["config"]["method"])
+  parts = peft.sections(record["config"]["method"])
   names = [name for name, part in parts.items() if part["name"] == method.kind]
   names = [method.name] if method.name in names else names
   if len(names) != 1:
     _same_kind(method, " + ".join(p["name"] for p in parts.values()), folder)
   trees = tree.unflatten(flat)
   theirs = method._replace(name=names[0])
-  arrays = (peft.own(theirs, trees.get(part, {})) for part in ("peft", "hyper"))
+  arrays = (peft.arrays_of(theirs, trees.get(part, {})) for part in ("peft", "hyper"))
   return *arrays, tree.flatten(trees.get("params", {}))
 
 
@@ -85,7 +85,7 @@ def _same_kind(method: peft.Method, kind: str, folder: Path) -> None:
 
 def _fit(method, own: dict, found: dict, what: str, new: tuple[str, ...] = ()) -> dict:
   """Checks that an adapter has the arrays that the config asks for, in their shapes."""
-  lay = lambda xs: {k: x for k, x in peft.placed(method, xs).items() if not _is_new(k, new)}
+  lay = lambda xs: {k: x for k, x in peft.by_path(method, xs).items() if not _is_new(k, new)}
   mine, theirs = lay(own), lay(found)
   if mine.keys() != theirs.keys():
     some = sorted(mine.keys() ^ theirs.keys())[0]

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxtune import tree
+from jaxtune.models.heads import is_head
 from jaxtune.schema import Natural, NonNegative, Positive, Rate
 
 SCHEDULES = ("constant", "linear", "cosine")
 NAMES = ("adamw", "lion", "sgd")
 NUMBERS = ("learning_rate", "warmup", "weight_decay", "head_ratio")
-HEADS = ("head/", "pooler/")  # where the weights of a task's head are
 # Biases ("up_bias", "bias2"), and vectors that start at one ("norm_scale").
 UNDECAYED = re.compile(r"(.*_)?(bias.*|scale)|l|l_in|magnitude")
 
@@ -75,7 +75,7 @@ def scale(changes: Any, hyper: Any, head_ratio: Any) -> Any:
   for path, change in flat.items():
     place, _, name = path.removeprefix("peft/").rpartition("/")
     rate = rates.get(f"{place}/rate:{name}")
-    if path.startswith("params/") and path.removeprefix("params/").startswith(HEADS):
+    if path.startswith("params/") and is_head(path.removeprefix("params/")):
       rate = head_ratio
     if rate is not None:
       flat[path] = change * rate.reshape(rate.shape + (1,) * (change.ndim - rate.ndim))

@@ -151,7 +151,7 @@ def _penalised(methods: tuple[peft.Method, ...], gradients: PyTree, state: State
   """Adds the gradients of the methods' penalties."""
 
   def penalty(deltas):
-    own = lambda m: (peft.own(m, deltas), peft.own(m, state.hyper))
+    own = lambda m: (peft.arrays_of(m, deltas), peft.arrays_of(m, state.hyper))
     return sum(m.penalty(*own(m)) for m in methods if m.penalty is not None)
 
   if all(m.penalty is None for m in methods):
@@ -165,8 +165,8 @@ def _adjusted(program: Program, state: State, gradients: PyTree) -> State:
   for m in program.methods:
     if m.adjust is not None:
       trees = (state.tuned["peft"], gradients["peft"], state.hyper)
-      trained, fixed = m.adjust(state.step, program.steps, *(peft.own(m, x) for x in trees))
-      deltas = peft.replace(m, state.tuned["peft"], trained)
-      tuned, hyper = state.tuned | {"peft": deltas}, peft.replace(m, state.hyper, fixed)
+      trained, fixed = m.adjust(state.step, program.steps, *(peft.arrays_of(m, x) for x in trees))
+      deltas = peft.with_arrays(m, state.tuned["peft"], trained)
+      tuned, hyper = state.tuned | {"peft": deltas}, peft.with_arrays(m, state.hyper, fixed)
       state = state._replace(tuned=tuned, hyper=hyper)
   return state

@@ -63,11 +63,11 @@ def test_a_round_trip_changes_no_bit(name, section, tmp_path):
   export(model, peft.Adapted(methods, tuned, hyper, base), tmp_path / "a", labels=labels)
   found = formats.read(tmp_path / "a", model)
   for method, part in zip(methods, found.parts, strict=False):  # a head is none of the parts
-    ours = peft.own(method, tuned["peft"])
+    ours = peft.arrays_of(method, tuned["peft"])
     ours = method.realise(ours) if method.kind == "prefix" else ours
     assert part.trained.keys() == ours.keys()
     equal(part.trained, ours)
-    equal(part.fixed, peft.own(method, hyper))
+    equal(part.fixed, peft.arrays_of(method, hyper))
   equal(found.params, tree.flatten(tuned["params"]))
   assert (found.labels, found.source["format"]) == (labels, "adapterhub")
   again = export(

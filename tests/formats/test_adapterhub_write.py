@@ -51,7 +51,7 @@ def test_layers_of_different_widths(tmp_path):
     export(made("gpt2"), peft.Adapted(methods, tuned, hyper, base), tmp_path / "x").folder
   )
   assert config["config"]["reduction_factor"] == {"0": 16, "1": 4, "2": 8}
-  ours = peft.own(methods[0], tuned["peft"])["trunk/layers/mlp_residual"]
+  ours = peft.arrays_of(methods[0], tuned["peft"])["trunk/layers/mlp_residual"]
   for i, width in enumerate((2, 8, 4)):
     key = f"transformer.h.{i}.output_adapters.adapters.jaxtune.adapter_down.0.weight"
     np.testing.assert_array_equal(tensors[key], ours["down_kernel"][i, :, :width].T)

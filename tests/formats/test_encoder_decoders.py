@@ -61,7 +61,7 @@ def test_adapters_have_their_names(model, tmp_path):
   methods, tuned, hyper, base = tiny.lay(model, section, noise=0.2)
   export(model, peft.Adapted(methods, tuned, hyper, base), tmp_path / "out")
   tensors = load_file(tmp_path / "out/adapter.safetensors")
-  c, trained = model.model.config, peft.own(methods[0], tuned["peft"])
+  c, trained = model.model.config, peft.arrays_of(methods[0], tuned["peft"])
   names = ("adapter_down.0.weight", "adapter_down.0.bias", "adapter_up.weight", "adapter_up.bias")
   seen = set()
   for site, place in PLACES[model.family].items():

@@ -90,9 +90,9 @@ def test_round_trip(name, head, case, base, tmp_path):
   export(model, peft.Adapted(*adapted), tmp_path / "x", format="peft")
   found = formats.read(tmp_path / "x", model)
   realised = peft.realise(methods, trees[0]["peft"])
-  placed = lambda arrays: peft.placed(methods[0], arrays)
-  same(placed(peft.own(methods[0], realised)), placed(found.parts[0].trained))
-  same(placed(peft.own(methods[0], trees[1])), placed(found.parts[0].fixed))
+  placed = lambda arrays: peft.by_path(methods[0], arrays)
+  same(placed(peft.arrays_of(methods[0], realised)), placed(found.parts[0].trained))
+  same(placed(peft.arrays_of(methods[0], trees[1])), placed(found.parts[0].fixed))
   same(tree.flatten(trees[0]["params"]), found.params)
   export(model, peft.Adapted(*formats.lay(found, model)), tmp_path / "y", format="peft")
   same(written(tmp_path / "x"), written(tmp_path / "y"))
@@ -157,16 +157,17 @@ def test_layers_of_other_ranks_are_trimmed(base, tmp_path):
   """Ranks of zeros are not written: a layer without any is no target."""
   model = base("llama")
   methods, tuned, hyper, frozen = laid(model, LORA)
-  arrays = peft.own(methods[0], tuned["peft"])
+  arrays = peft.arrays_of(methods[0], tuned["peft"])
   used = jnp.arange(3)[None] < jnp.array([3, 1, 0])[:, None]  # (layers, ranks)
   cut = lambda w: {"a": w["a"] * used[:, None], "b": w["b"] * used[..., None]}
-  tuned["peft"] = peft.replace(methods[0], tuned["peft"], {s: cut(w) for s, w in arrays.items()})
+  arrays = {site: cut(w) for site, w in arrays.items()}
+  tuned["peft"] = peft.with_arrays(methods[0], tuned["peft"], arrays)
   export(model, peft.Adapted(methods, tuned, hyper, frozen), tmp_path / "x")
   shapes = {n: x.shape[0] for n, x in written(tmp_path / "x").items() if "q_proj.lora_A" in n}
   assert list(shapes.values()) == [3, 1]
   found = formats.read(tmp_path / "x", model)
-  same(peft.placed(methods[0], peft.own(methods[0], tuned["peft"])),
-       peft.placed(methods[0], found.parts[0].trained))  # fmt: skip
+  same(peft.by_path(methods[0], peft.arrays_of(methods[0], tuned["peft"])),
+       peft.by_path(methods[0], found.parts[0].trained))  # fmt: skip
 
 
 REFUSED = [

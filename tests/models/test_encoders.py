@@ -200,7 +200,7 @@ def test_adapters_around_a_norm(classifier, placement, monkeypatch):
   laid = tiny.lay(ours, section, noise=0.1)
   tokens, mask = batch("bert", "right")
   made = tiny.forward(ours, laid, tokens, mask)
-  arrays = peft.own(laid[0][0], laid[1]["peft"])
+  arrays = peft.arrays_of(laid[0][0], laid[1]["peft"])
   act = torch.nn.functional.silu if placement == "houlsby" else torch.relu
 
   def patched(module, w):

@@ -267,7 +267,9 @@ def test_every_delta_lives_at_a_site_that_the_model_calls(gpt2, section):
   methods, tuned, hyper, _ = tiny.lay(gpt2, SECTIONS[section])
   sites = peft.find_sites(gpt2.model)
   for method in methods:
-    here = peft.own(method, peft.realise(methods, tuned["peft"])) | peft.own(method, hyper)
+    here = peft.arrays_of(method, peft.realise(methods, tuned["peft"])) | peft.arrays_of(
+      method, hyper
+    )
     assert here.keys() <= sites.keys()
     for path, arrays in here.items():
       lead = sites[path].lead

@@ -109,7 +109,7 @@ def test_padding_stays_zero(llama):
     made_trials.complete(LORA, {"method.rank": rank}, train={"steps": 5}) for rank in (1, 4)
   ]
   *_, state = grouped(configs, setup, 2)
-  (site, arrays), *_ = peft.own(peft.build(LORA)[0], state.tuned["peft"]).items()
+  (site, arrays), *_ = peft.arrays_of(peft.build(LORA)[0], state.tuned["peft"]).items()
   assert (np.asarray(arrays["a"])[0, ..., 1:] == 0).all() and (arrays["b"][0, :, 1:] == 0).all()
   assert (np.asarray(arrays["a"])[1] != 0).all()
 

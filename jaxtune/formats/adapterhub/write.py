@@ -42,10 +42,10 @@ def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, fa
   methods, tuned, hyper, base = adapted
   parts, tensors = [], {}
   for method in methods:
-    module, trained = bottleneck, methods_.own(method, tuned["peft"])
+    module, trained = bottleneck, methods_.arrays_of(method, tuned["peft"])
     if method.kind == "prefix":
       module, trained = prefix, method.realise(trained)
-    fixed = methods_.own(method, hyper)
+    fixed = methods_.arrays_of(method, hyper)
     config, found = module.make(pretrained, method, trained, fixed)
     parts.append(config)
     tensors |= found

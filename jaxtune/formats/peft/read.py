@@ -15,6 +15,7 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.formats import files, options
 from jaxtune.formats.files import Imported, Part, check_shape
 from jaxtune.formats.peft import layout, read_prompts, read_weights
+from jaxtune.models.heads import is_head
 
 KINDS = {theirs: ours for ours, theirs in layout.TYPES.items()}
 BEFORE = ("prefix", "prompt", "p_tuning")
@@ -134,7 +135,7 @@ def _check_head(params: dict, pretrained) -> None:
   if pretrained.model.config.head is None:
     return
   for row in layout.table(pretrained):
-    needed = row.ours.startswith("head/") or row.ours in pretrained.fresh
+    needed = is_head(row.ours, pooler=False) or row.ours in pretrained.fresh
     if needed and row.ours not in params and row.ours in files.shapes(pretrained):
       raise UserError(
         f"the adapter has no {row.theirs}, which a model with the head "

@@ -32,7 +32,7 @@ def _drawn(section: dict, pretrained) -> dict[str, dict]:
   methods = peft.build(section)
   sites = peft.find_sites(pretrained.model)
   make = jax.jit(lambda key, params: peft.init(key, methods, sites, params).hyper)
-  drawn = peft.own(methods[0], make(jax.random.key(0), pretrained.params))
+  drawn = peft.arrays_of(methods[0], make(jax.random.key(0), pretrained.params))
   return {site: {n: np.asarray(x) for n, x in xs.items()} for site, xs in drawn.items()}
 
 

@@ -20,6 +20,7 @@ from jaxtune.formats.facts import Facts
 from jaxtune.formats.peft import configs, layout, write_prompts, write_weights
 from jaxtune.formats.peft.write_prompts import seen_for as seen_for
 from jaxtune.models import hf, quantize
+from jaxtune.models.heads import is_head
 
 VERSION = "0.21.2"  # of PEFT, whose reader these files were checked against
 KINDS = tuple(layout.TYPES)
@@ -40,8 +41,8 @@ COMMON = {
 def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, facts: Facts) -> None:
   """Writes the one method of an adapter, and the head trained beside it, into a folder."""
   (method,), tuned, hyper, base = adapted
-  trained = methods_.own(method, methods_.realise((method,), tuned["peft"]))
-  fixed, task = methods_.own(method, hyper), task_type(pretrained.model.config)
+  trained = methods_.arrays_of(method, methods_.realise((method,), tuned["peft"]))
+  fixed, task = methods_.arrays_of(method, hyper), task_type(pretrained.model.config)
   saved, own = head(pretrained, tuned, base)
   if method.kind == "prefix":
     config, tensors = write_prompts.prefix(pretrained, trained, fixed)
@@ -82,18 +83,13 @@ def head(pretrained, tuned, base) -> tuple[dict, dict]:
   flat = tree.flatten(base) | moved
   task, saved, found = pretrained.model.config.head is not None, {}, {}
   for row in layout.table(pretrained):
-    trained = row.ours in (*moved, *pretrained.fresh) and of_head(row.ours)
-    if trained or task and row.ours.startswith("head/"):
+    trained = row.ours in (*moved, *pretrained.fresh) and is_head(row.ours)
+    if trained or task and is_head(row.ours, pooler=False):
       leaf, words = np.asarray(flat[row.ours], np.float32), row.theirs.split(".")
       saved[row.ours] = "pooler" if row.ours.startswith("pooler/") else words[0]
       found[row.theirs] = np.zeros(row.their_shape(leaf.shape), np.float32)
       row.write(leaf, found[row.theirs])
   return saved, found
-
-
-def of_head(path: str) -> bool:
-  """Says whether a leaf is the head's, or BERT's pooler's."""
-  return path.startswith(("head/", "pooler/"))
 
 
 def deltas(pretrained, method, trained, fixed, tuned, base, saved=()) -> tuple[dict, dict]:
@@ -150,7 +146,7 @@ def _projections(found: dict) -> dict[str, np.ndarray]:
 
 def norms(pretrained, tuned, base) -> tuple[dict, dict]:
   """Describes trained norms, each a module of its own, whole (LN_TUNING)."""
-  moved = {path for path in tree.flatten(tuned["params"]) if not of_head(path)}
+  moved = {path for path in tree.flatten(tuned["params"]) if not is_head(path)}
   flat = tree.flatten(tree.combine(base, tuned["params"]))
   rows = layout.table(pretrained)
   module = lambda row: row.theirs.rpartition(".")[0]

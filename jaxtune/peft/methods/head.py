@@ -7,6 +7,7 @@ Every objective that needs a head of its own trains it beside its method, as PEF
 from __future__ import annotations
 
 from jaxtune import peft
+from jaxtune.models.heads import is_head
 
 
 def method(paths: tuple[str, ...] = ()) -> peft.Method:
@@ -17,7 +18,7 @@ def method(paths: tuple[str, ...] = ()) -> peft.Method:
   """
   return peft.Method(
     "head",
-    moves=lambda path: path.startswith("head/") or path in paths,
+    moves=lambda path: is_head(path, pooler=False) or path in paths,
     merge=lambda params, trained, fixed: params,
     patterns=("head",),
   )

@@ -29,7 +29,7 @@ def method(layers: Count = 1, norm: bool = False, encoder: bool = False) -> peft
   return peft.Method(
     "last_layers",
     init=partial(_init, layers=layers, norm=norm, encoder=encoder),
-    place=_place,
+    overwrite=_overwrite,
     patterns=(".*",),
     options=dict(layers=layers, norm=norm, encoder=encoder),
   )
@@ -73,7 +73,7 @@ def _put(trained, path, array):
   trained.setdefault(site, {})[name] = array
 
 
-def _place(params, trained, fixed):
+def _overwrite(params, trained, fixed):
   flat = tree.flatten(params)
   for site, arrays in trained.items():
     for name, array in arrays.items():

@@ -188,7 +188,7 @@ def test_grouped_equals_solo_within_the_budget(llama):
   for i, trial in enumerate(trials):
     initial, target = (6 * trial[f"{name}_rank"] for name in ("init", "target"))
     left = [
-      sum(int((w["e"][i] != 0).sum()) for w in peft.own(method, state.tuned["peft"]).values())
+      sum(int((w["e"][i] != 0).sum()) for w in peft.arrays_of(method, state.tuned["peft"]).values())
       for state in states
     ]
     expected = adalora.budget(np.arange(6), 1, 4, initial, target).tolist()

@@ -80,7 +80,8 @@ def loss_of(laid):
 
 def numbers(laid, site):
   """Returns all of the method's arrays at a site."""
-  return {**peft.own(laid[0][0], laid[2])[site], **peft.own(laid[0][0], laid[1]["peft"])[site]}
+  trained, fixed = laid.overlay.arrays_of(laid.methods[0])
+  return fixed[site] | trained[site]
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_as_peft(variant, theirs):
   assert not np.allclose(run(laid), plain, atol=0.1)
   np.testing.assert_allclose(run(laid), output.detach().numpy(), atol=1e-5, rtol=0)
   (output * tensor(GAUSS)).sum().backward()
-  gradient = peft.own(laid[0][0], jax.grad(loss_of(laid))(*laid[1:3])["peft"])
+  gradient = peft.arrays_of(laid[0][0], jax.grad(loss_of(laid))(*laid[1:3])["peft"])
   for site in BOTH:
     mirrored = places(model, site)
     assert mirrored.keys() == gradient[site].keys()
@@ -310,7 +311,7 @@ def test_b_rate_is_a_ratio_of_learning_rates():
   """LoRA+: of linear layers' b; the embedding's learning rates stay."""
   laid = lay({"b_rate": 16.0}, noise=0.1)
   changes = jax.tree.map(jnp.ones_like, laid[1])
-  made = peft.own(laid[0][0], optim.scale(changes, laid[2], 1.0)["peft"])
+  made = peft.arrays_of(laid[0][0], optim.scale(changes, laid[2], 1.0)["peft"])
   rates = {(site, n): np.unique(x).tolist() for site in BOTH for n, x in made[site].items()}
   expected = {("embed", "a"): [1], ("embed", "b"): [1], ("q_proj", "a"): [1], ("q_proj", "b"): [16]}
   assert rates == expected

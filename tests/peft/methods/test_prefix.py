@@ -232,7 +232,7 @@ def test_layers_of_different_lengths(llama, projection):
   mask = np.arange(max(LENGTHS))[None] < np.array(LENGTHS)[:, None]
   assert methods[0].positions == hyper["trunk"]["prefix"]["offset"] == max(LENGTHS)
   np.testing.assert_array_equal(hyper["trunk"]["layers"]["attn"]["attend"]["prefix"]["mask"], mask)
-  unused = methods[0].unused(*(peft.own(methods[0], x) for x in (tuned["peft"], hyper)))
+  unused = methods[0].unused(*(peft.arrays_of(methods[0], x) for x in (tuned["peft"], hyper)))
   assert unused == (0 if projection else 2 * 2 * 8 * (~mask).sum())  # keys and values, heads, sizes
   if projection:
     return

@@ -139,9 +139,9 @@ def test_p_tuning_equals_peft(llama, kind):
     made[f"lstm{i}_state"] = both("weight_hh").swapaxes(1, 2)
     made[f"lstm{i}_bias"] = both("bias_ih") + both("bias_hh")
   methods, tuned, *_ = tiny.lay(llama, SECTIONS[kind])
-  arrays = peft.own(methods[0], tuned["peft"])["trunk"]
+  arrays = peft.arrays_of(methods[0], tuned["peft"])["trunk"]
   assert jax.tree.map(jnp.shape, arrays) == jax.tree.map(jnp.shape, made)
-  tuned = {"params": {}, "peft": tree.unflatten(peft.placed(methods[0], {"trunk": made}))}
+  tuned = {"params": {}, "peft": tree.unflatten(peft.by_path(methods[0], {"trunk": made}))}
   expected = theirs(torch.arange(P)[None])[0].detach().numpy()
   np.testing.assert_allclose(prompt_of((methods, tuned)), expected, atol=1e-6, rtol=0)
 

@@ -1,0 +1,208 @@
+"""A model's weights with methods laid over them: made, read, changed and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import tree
+from jaxtune.errors import UserError
+from jaxtune.models import quantize
+from jaxtune.peft.draws import site_key
+from jaxtune.peft.method import Arrays, Frozen, Method
+from jaxtune.peft.sites import Site
+
+
+class Overlay(NamedTuple):
+  """The arrays that one trial lays over the base; a pytree, so that trials can be stacked.
+
+  Attributes:
+    tuned: what is trained, {"params": leaves moved out of the base, "peft": deltas}, in fp32.
+    hyper: the methods' fixed numbers.
+  """
+
+  tuned: Any
+  hyper: Any
+
+  def arrays_of(self, method: Method) -> tuple[Arrays, Arrays]:
+    """Returns one method's (trained, fixed) arrays."""
+    return arrays_of(method, self.tuned["peft"]), arrays_of(method, self.hyper)
+
+
+class Adapted(NamedTuple):
+  """A model's weights with methods laid over them: all that a forward pass reads.
+
+  Attributes:
+    methods: from `build`.
+    tuned, hyper: see `Overlay`.
+    base: the weights that stay frozen.
+  """
+
+  methods: tuple[Method, ...]
+  tuned: Any
+  hyper: Any
+  base: Any
+
+  @property
+  def overlay(self) -> Overlay:
+    """The arrays alone, without what all trials share."""
+    return Overlay(self.tuned, self.hyper)
+
+
+def untuned(params: Any) -> Adapted:
+  """Returns weights with nothing laid over them."""
+  return Adapted((), {"params": {}, "peft": {}}, {}, params)
+
+
+def init(
+  key: jax.Array,
+  methods: tuple[Method, ...],
+  sites: dict[str, Site],
+  params: Any,
+  tokenize: Callable[[str], list[int]] | None = None,
+) -> Adapted:
+  """Draws what the methods train, and splits the weights that they train in place off the base.
+
+  Args:
+    tokenize: (text) -> token ids, for prompts that start from a text.
+
+  Returns:
+    The adapted weights; those of the base are not copied.
+
+  Raises:
+    UserError: for methods that do not go together, or that find nothing to train in this model.
+  """
+  _check_names(methods, sites)
+  moved, base = split(methods, params)
+  flat = tree.flatten(params)
+  frozen = Frozen(partial(quantize.weight, flat), tokenize, flat)
+  deltas, hyper = {}, {}
+  for method in methods:
+    trained, fixed = method.init(site_key(key, method.name), sites, frozen)
+    _check_moves(method, flat)
+    deltas |= by_path(method, trained)
+    hyper |= by_path(method, fixed)
+  tuned = {
+    "params": jax.tree.map(lambda x: jnp.array(x, jnp.float32), moved),
+    "peft": tree.unflatten(deltas),
+  }
+  return Adapted(methods, tuned, tree.unflatten(hyper), base)
+
+
+def split(methods: tuple[Method, ...], params: Any) -> tuple[dict, dict]:
+  """Splits the weights into (those that methods train in place, those that stay frozen)."""
+  return tree.partition(
+    params, lambda path: any(m.moves is not None and m.moves(path) for m in methods)
+  )
+
+
+def _check_names(methods: tuple[Method, ...], sites: dict[str, Site]) -> None:
+  """Refuses methods whose arrays could not be told apart, from another's or from a module's."""
+  prompts = [method.name for method in methods if method.slots is not None]
+  if len(prompts) > 1:
+    raise UserError(f"two prompts: {' and '.join(prompts)}; expected at most one, of any length")
+  names = [method.name for method in methods if method.intercept is not None]
+  if twice := {name for name in names if names.count(name) > 1}:
+    raise UserError(f"two methods are called {min(twice)!r}: give one another key in the stack")
+  modules = {name for path in sites for name in path.split("/")}
+  for name in names:
+    if name in modules:
+      raise UserError(f"method.{name} has the name of a module; expected any other name")
+
+
+def _check_moves(method: Method, flat: dict[str, Any]) -> None:
+  """Refuses a method that trains weights in place where there are none, or quantised ones."""
+  if method.moves is None:
+    return
+  moved = {path: leaf for path, leaf in flat.items() if method.moves(path)}
+  if not moved:
+    raise UserError(
+      f"method {method.name!r} finds nothing to train: no leaf of this model is a "
+      f"{' or '.join(method.patterns)}"
+    )
+  check_floating(method.name, moved)
+
+
+def check_floating(name: str, leaves: dict[str, Any]) -> None:
+  """Refuses to train quantised leaves."""
+  for path, leaf in leaves.items():
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      raise UserError(
+        f"method {name!r} trains {path}, which is quantised ({leaf.dtype}); expected a base in "
+        "floating point, or a method that adds arrays, such as lora"
+      )
+
+
+def weights(adapted: Adapted) -> Any:
+  """Returns the weights that the forward pass reads, those that methods overwrite included."""
+  return _overwritten(adapted, tree.combine(adapted.base, adapted.tuned["params"]))
+
+
+def merge(adapted: Adapted) -> Any:
+  """Folds weight deltas into a full tree of weights, in fp32.
+
+  Raises:
+    UserError: for a method that is no weight delta (prefix, adapter).
+  """
+  params = quantize.dequantised(tree.combine(adapted.base, adapted.tuned["params"]))
+  params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  params = _overwritten(adapted, params)
+  changed: set[str] = set()
+  for method in adapted.methods:
+    trained, fixed = adapted.overlay.arrays_of(method)
+    for site in changed & {s for s, arrays in trained.items() if "magnitude" in arrays}:
+      raise UserError(
+        f"{method.name!r} scales {site} by the norm of the base's weights and its own delta, which "
+        "another method has changed by then: give it a name that sorts before the other's"
+      )
+    changed |= trained.keys()
+    if method.merge is None and method.overwrite is None and trained:
+      raise UserError(
+        f"method {method.name!r} is no weight delta and cannot be merged; export it as an adapter"
+      )
+    if method.merge is not None:
+      params = method.merge(params, trained, fixed)
+  return params
+
+
+def _overwritten(adapted: Adapted, params: Any) -> Any:
+  """Lets each method overwrite the weights that it trains a part of."""
+  for m in adapted.methods:
+    if m.overwrite is not None:
+      params = m.overwrite(params, *adapted.overlay.arrays_of(m))
+  return params
+
+
+def realise(methods: tuple[Method, ...], deltas: Any) -> Any:
+  """Applies every reparametrisation: returns the tree that the forward pass reads."""
+  for method in methods:
+    before = arrays_of(method, deltas)
+    after = method.realise(before)
+    if after is not before:
+      deltas = with_arrays(method, deltas, after)
+  return deltas
+
+
+def arrays_of(method: Method, deltas: Any) -> Arrays:
+  """Returns one method's part of a tree, {path of a site: {array name: array}}."""
+  arrays: Arrays = {}
+  for path, leaf in tree.flatten(deltas).items():
+    site, owner, name = path.rsplit("/", 2)
+    if owner == method.name:
+      arrays.setdefault(site, {})[name] = leaf
+  return arrays
+
+
+def by_path(method: Method, arrays: Arrays) -> dict[str, Any]:
+  """Returns {path in the tree: array} of a method's arrays; the inverse of `arrays_of`."""
+  return {f"{site}/{method.name}/{n}": x for site, xs in arrays.items() for n, x in xs.items()}
+
+
+def with_arrays(method: Method, deltas: Any, arrays: Arrays) -> dict:
+  """Returns a tree in which a method's part is `arrays`."""
+  flat = {p: x for p, x in tree.flatten(deltas).items() if p.split("/")[-2] != method.name}
+  return tree.unflatten(flat | by_path(method, arrays))

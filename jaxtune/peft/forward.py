@@ -1,0 +1,89 @@
+"""The forward pass of an adapted model: the one place where methods meet the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxtune import tree
+from jaxtune.peft.adapted import Adapted, realise, weights
+from jaxtune.peft.method import Method
+
+
+def apply(
+  model: nn.Module,
+  adapted: Adapted,
+  *args: Any,
+  rng: jax.Array | None = None,
+  method: Callable | None = None,
+  **inputs: Any,
+) -> Any:
+  """Runs the model with the methods laid over it.
+
+  Must be called inside the function that is jitted, never around one: jax's cache does not see
+  interceptors.
+
+  Args:
+    adapted: as `init` returns it; its arrays may be traced.
+    *args, **inputs: the model's own, for example tokens (B, T) and mask (B, T).
+    rng: a key turns dropout on; None is evaluation.
+    method: the model's method to run, by default `__call__`.
+  """
+  methods = [m for m in adapted.methods if m.intercept is not None]
+  with nn.intercept_methods(_interceptor(methods)):
+    return model.apply(
+      _variables(adapted, methods, inputs),
+      *args,
+      method=method,
+      rngs=None if rng is None else {"dropout": rng},
+      **inputs,
+    )
+
+
+def _variables(adapted: Adapted, methods: list[Method], inputs: dict[str, Any]) -> dict[str, Any]:
+  """Collects what flax lets modules read: weights, and the arrays of methods that intercept."""
+  names = {m.name for m in methods}
+  # Other methods' arrays need not have one slice for each layer, as flax asks for.
+  read = lambda arrays: tree.partition(arrays, lambda path: f"/{path}".split("/")[-2] in names)[0]
+  shared, scanned = tree.partition(read(adapted.hyper), lambda path: "/shared:" in path)
+  variables = {
+    "params": weights(adapted),
+    "peft": read(realise(adapted.methods, adapted.tuned["peft"])),
+    "hyper": scanned,
+    "shared": shared,
+  }
+  # An encoder-decoder embeds two texts with one table, so that no mask is that of its input.
+  if inputs.get("mask") is not None and "inputs" not in inputs:
+    variables["batch"] = {"embed": {"mask": inputs["mask"]}}
+  return variables
+
+
+def _interceptor(methods: list[Method]) -> Callable:
+  """Makes flax's hook, in which the last method that has arrays at a module is the outermost."""
+
+  def hook(next_fn, args, kwargs, context):
+    module, call = context.module, next_fn
+    if context.method_name != "__call__":
+      return next_fn(*args, **kwargs)
+    for m in methods:
+      if module.has_variable("peft", m.name) or module.has_variable("hyper", m.name):
+        trained = module.get_variable("peft", m.name, {})
+        fixed = {**module.get_variable("hyper", m.name, {})}
+        fixed |= module.get_variable("shared", m.name, {})
+        call = partial(m.intercept, module, trained, fixed, call)
+    return call(*args, **kwargs)
+
+  return hook
+
+
+def dropout(module: nn.Module, x: jax.Array, rate: jax.Array) -> jax.Array:
+  """Drops elements of x at a traced rate where the call has a dropout key, else returns x."""
+  if not module.has_rng("dropout"):
+    return x
+  keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate).astype(x.dtype), 0)

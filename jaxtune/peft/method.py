@@ -1,0 +1,132 @@
+"""What a fine-tuning method is: a few pure functions, made from its section of a config."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtune import schema
+from jaxtune.errors import UserError, nearest
+from jaxtune.peft import methods as methods_
+from jaxtune.peft import unions
+
+Arrays = dict[str, dict[str, Any]]  # of one method: {path of a site: {array name: array}}
+
+
+class Frozen(NamedTuple):
+  """What a method may read of the frozen model when it draws its first arrays.
+
+  Attributes:
+    weight: (path of a leaf) -> its weights in fp32, (L, ...) where it is scanned over layers.
+    tokenize: (text) -> token ids, without special tokens; None for a model without a tokenizer.
+    leaves: {path: leaf as it is stored}, for its path, shape and type.
+  """
+
+  weight: Callable
+  tokenize: Callable | None = None
+  leaves: dict = {}
+
+
+class Method(NamedTuple):
+  """One way of fine-tuning, as a few pure functions.
+
+  Below, `trained` and `fixed` are the method's own arrays, {site path: {array name: array}}; every
+  array of a scanned site has the leading axis L. Two names of fixed arrays have a meaning of their
+  own: "rate:X" multiplies the learning rate of the trained array X, and "shared:X" has no layer
+  axis, so that all layers read the one array.
+
+  Attributes:
+    name: the name of its arrays at each site, which no module may have; by default its kind's, in
+      a stack its key there.
+    kind: the name of its module in `jaxtune.peft.methods`.
+    init: (key, sites, frozen) -> (trained, fixed).
+    intercept: (module, trained, fixed, next_fn, *args) -> output, with one site's arrays of one
+      layer; wraps the module's call.
+    moves: says whether the base leaf at a path is trained in place (full, BitFit).
+    overwrite: (params, trained, fixed) -> params that the forward pass reads, of the same shapes
+      and types (last layers). Merging overwrites them too, in fp32.
+    realise: (trained) -> the trained arrays that `intercept` reads; drops a reparametrisation.
+    merge: (params, trained, fixed) -> params with the delta added in fp32; None if it is no delta.
+    penalty: (trained, fixed) -> what is added to the mean loss (AdaLoRA).
+    adjust: (step, steps, trained, gradients, fixed) -> (trained, fixed) after each update, where
+      `steps` is the run's length (AdaLoRA).
+    settled: (steps of a run) -> the first step whose weights may be kept as the best: before it
+      they are not yet what the options ask for (AdaLoRA's budget).
+    slots: (fixed) -> mask (P,) of the tokens that stand before a decoder's text, or None (prompts).
+    unused: (trained, fixed) -> how many trained numbers are padding, the same in every trial.
+    numbers: options that are arrays, so that one program trains trials that differ in them.
+    padded: {array name: its axes of rank, width or length}. Along these, zeros change nothing that
+      is computed, so arrays of several trials or adapters are padded to one shape; along any other
+      axis they must agree.
+    patterns: the targets asked for, each of which must hit a site.
+    positions: how many of the model's positions it takes (prefix length).
+    start: folder of an adapter, or of a run, whose arrays training begins with; None to draw them.
+    options: the options it was made with, as export and reports need them.
+  """
+
+  name: str
+  kind: str = ""
+  init: Callable = lambda key, sites, frozen: ({}, {})
+  intercept: Callable | None = None
+  moves: Callable[[str], bool] | None = None
+  overwrite: Callable | None = None
+  realise: Callable = lambda trained: trained
+  merge: Callable | None = None
+  penalty: Callable | None = None
+  adjust: Callable | None = None
+  settled: Callable[[int], int] | None = None
+  slots: Callable | None = None
+  unused: Callable = lambda trained, fixed: 0
+  numbers: tuple[str, ...] = ()
+  padded: dict[str, tuple[int, ...]] = {}
+  patterns: tuple[str, ...] = ()
+  positions: int = 0
+  start: str | None = None
+  options: dict = {}
+
+
+def build(section: dict) -> tuple[Method, ...]:
+  """Makes the methods of a config section.
+
+  Args:
+    section: {"name": "lora", "rank": 8, ...} for one method, or {"name": "stack", KEY: section,
+      ...} for several at once. The methods of a stack are called by their keys, and are laid over
+      the model and merged in the order of these. A section without a name is of the method KEY. A
+      union such as {"name": "mam"} stands for a stack (`peft.unions`).
+  """
+  options = unions.expand(section)
+  kind = options.pop("name", None)
+  if kind == "stack":
+    for key, part in options.items():
+      if "/" in key or not hasattr(part, "keys"):
+        raise UserError(f"method.{key} is {part!r}, expected a section, under a name without '/'")
+    if not options:
+      raise UserError("method 'stack' is empty, expected sections such as lora and prefix in it")
+    named = {key: {"name": key, **part} for key, part in options.items()}
+    for key, part in named.items():
+      if part["name"] == "stack" or part["name"] in unions.UNIONS:
+        raise UserError(
+          f"method.{key} is a stack within a stack, expected one stack of all methods"
+        )
+    return tuple(build(part)[0]._replace(name=key) for key, part in named.items())
+  start, make = options.pop("start", None), constructor(kind)
+  schema.check_arguments(make, options, "method.")
+  return (make(**options)._replace(kind=kind, start=start),)
+
+
+def sections(section: dict) -> dict[str, dict]:
+  """Returns {name: section} of a completed config's methods: the one, or those of a stack."""
+  if section["name"] != "stack":
+    return {section["name"]: section}
+  return {name: part for name, part in section.items() if name != "name"}
+
+
+def constructor(kind: str | None) -> Callable[..., Method]:
+  """Finds a method's `method` function by name, or says which methods there are."""
+  known = [m.name for m in pkgutil.iter_modules(methods_.__path__)]
+  if kind not in known:
+    names = [*known, "stack", *unions.UNIONS]
+    raise UserError(f"unknown method {kind!r}. {nearest(str(kind), names)}")
+  return importlib.import_module(f"jaxtune.peft.methods.{kind}").method

@@ -220,9 +220,10 @@ def check_generated(pretrained, methods, tuned, hyper, base) -> bool | str:
     return ""
   prompts, stop = [[5, 9, 2, 7], [7, 3]], (tiny.VOCABULARY,)
   tokens, mask = map(jnp.asarray, generate.pad_left(prompts, 0, 4))
-  go = jax.jit(partial(generate.generate, pretrained.model, methods, max_new_tokens=NEW,
-                       stop_tokens=stop))  # fmt: skip
-  drawn = np.asarray(go(base, tuned, hyper, tokens, mask))
+  adapted = lambda overlay: peft.Adapted(methods, *overlay, base)
+  go = jax.jit(lambda overlay, *args: generate.generate(
+    pretrained.model, adapted(overlay), *args, max_new_tokens=NEW, stop_tokens=stop))  # fmt: skip
+  drawn = np.asarray(go((tuned, hyper), tokens, mask))
   ahead = np.asarray(c.start or ()).astype(np.int32)
   front = np.tile(ahead, (len(prompts), 1)) if len(ahead) else np.asarray(tokens)
   seen = np.ones_like(front, bool) if len(ahead) else np.asarray(mask)
@@ -230,8 +231,8 @@ def check_generated(pretrained, methods, tuned, hyper, base) -> bool | str:
   whole["mask"] = np.concatenate([seen, np.ones_like(drawn, bool)], 1)
   if c.encoder is not None:
     whole |= {"inputs": tokens, "inputs_mask": mask}
-  forward = jax.jit(partial(peft.apply, pretrained.model, methods))
-  logits = forward(base, tuned, hyper, **{name: jnp.asarray(x) for name, x in whole.items()})
+  forward = jax.jit(lambda overlay, **x: peft.apply(pretrained.model, adapted(overlay), **x))
+  logits = forward((tuned, hyper), **{name: jnp.asarray(x) for name, x in whole.items()})
   said = np.asarray(logits.argmax(-1))[:, front.shape[1] - 1 : -1]
   assert (said == drawn).all(), f"decoded {drawn.tolist()}, teacher forcing says {said.tolist()}"
   return True

@@ -148,7 +148,7 @@ def choose(known: dict, hf: dict, kind: str, labels: int | None, own: bool) -> H
   fixed = {"lm": 0, "mlm": hf.get("vocab_size"), "qa": 2, "regression": 1, "reward": 1}.get(kind)
   for count, owner in ((fixed, f"a head {kind!r}"), (stored, "the head of the checkpoint")):
     if None not in (count, labels) and labels != count:
-      raise UserError(f"model.labels is {labels}, but {owner} has {count}")
+      raise UserError(f"model.labels is {labels}, expected {count}, as {owner} has")
   outputs = next((n for n in (fixed, labels, stored) if n is not None), None)
   if outputs is None or outputs < 1:
     raise UserError(f"model.labels is {outputs}, expected how many labels the head {kind!r} has")

@@ -27,8 +27,8 @@ def resolve(path: str) -> Path:
     return Path(snapshot_download(path, allow_patterns=patterns))
   except Exception as error:
     raise UserError(
-      f"model.path is {schema.shown(path)}, neither a local folder nor a model that the hub gave "
-      f"({type(error).__name__}). Check the spelling and the network, or pass a local folder"
+      f"model.path is {schema.shown(path)}, expected a local folder or a model on the hub, which "
+      f"gave none ({type(error).__name__}): check the spelling and the network"
     ) from error
 
 

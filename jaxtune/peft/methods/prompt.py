@@ -94,7 +94,7 @@ def _ids(text, tokenize, length):
     raise UserError("method.initialise is 'text', but the model has no tokenizer to read it with")
   ids = list(tokenize(text))
   if not ids:
-    raise UserError(f"method.text is {text!r}, which has no tokens")
+    raise UserError(f"method.text is {text!r}, expected a text of one token or more")
   return (ids * -(-length // len(ids)))[:length]
 
 

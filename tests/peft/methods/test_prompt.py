@@ -305,5 +305,5 @@ def test_refused(llama, section, words):
 def test_a_text_without_tokens_is_refused(llama):
   methods = peft.build({"name": "prompt", "initialise": "text", "text": " "})
   sites = peft.find_sites(llama.model)
-  with pytest.raises(UserError, match="has no tokens"):
+  with pytest.raises(UserError, match="expected a text of one token or more"):
     peft.init(jax.random.key(0), methods, sites, llama.params, lambda text: [])

@@ -67,19 +67,19 @@ def test_decoding_equals_teacher_forcing(llama):
   tokens, mask = tiny.batch(side="left")
   half = 7  # of 11; rows begin at 0, 2 and 4
   section = {"name": "reft", "first": 4}
-  methods, tuned, hyper, base = laid = tiny.lay(llama, section, noise=0.3)
+  laid = tiny.lay(llama, section, noise=0.3)
   whole = np.asarray(tiny.forward(llama, laid, tokens, mask))
   start, cache = llama.model.start(jnp.asarray(tokens[:, :half]), jnp.asarray(mask[:, :half]), 4)
-  run = partial(peft.apply, llama.model, methods, method=type(llama.model).decode)
-  decode = jax.jit(run)
-  made, cache = decode(base, tuned, hyper, start, cache)
+  run = partial(peft.apply, llama.model, method=type(llama.model).decode)
+  decode = jax.jit(lambda overlay, *args: run(laid._replace(**overlay._asdict()), *args))
+  made, cache = decode(laid.overlay, start, cache)
   np.testing.assert_allclose(made, whole[:, half - 1], atol=1e-5, rtol=0)
   for t in range(half, half + 3):
-    made, cache = decode(base, tuned, hyper, tokens[:, t : t + 1], cache)
+    made, cache = decode(laid.overlay, tokens[:, t : t + 1], cache)
     np.testing.assert_allclose(made, whole[:, t], atol=1e-5, rtol=0)
-  every = hyper[PLACE.split("/")[0]]["layers"]["reft"] | {"first": jnp.full(3, reft.EVERY)}
-  other = tiny.forward(llama, (methods, tuned, {"trunk": {"layers": {"reft": every}}}, base),
-                       tokens, mask)  # fmt: skip
+  every = laid.hyper[PLACE.split("/")[0]]["layers"]["reft"] | {"first": jnp.full(3, reft.EVERY)}
+  hyper = {"trunk": {"layers": {"reft": every}}}
+  other = tiny.forward(llama, laid._replace(hyper=hyper), tokens, mask)
   assert not np.allclose(other[0, -1], whole[0, -1], atol=1e-3)
   packed = np.concatenate([tokens[2:, 4:], tokens[2:, :4]], 1), mask[2:, ::-1]
   right = tiny.forward(llama, laid, *packed)

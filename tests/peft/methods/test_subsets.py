@@ -140,13 +140,13 @@ def test_last_layers_grouped_equal_solo_and_decode(llama):
   for made, laid in zip(jax.jit(jax.vmap(run))(tuned, hyper), solo, strict=True):
     np.testing.assert_allclose(made, tiny.forward(llama, laid, ONE), atol=1e-5, rtol=0)
   section = {"name": "stack", "lora": {}, "last_layers": {"layers": 2}}
-  laid = methods, tuned, hyper, base = tiny.lay(llama, section, noise=0.05)
+  laid = tiny.lay(llama, section, noise=0.05)
   made = tiny.forward(llama, laid, ONE)
-  merged = tree.flatten(peft.merge(peft.Adapted(methods, tuned, hyper, base)))
+  merged = tree.flatten(peft.merge(laid))
   np.testing.assert_allclose(made, plain(llama, merged), atol=1e-5, rtol=0)
   first, cache = llama.model.start(ONE, np.ones(ONE.shape, bool), 2)
-  decode = partial(peft.apply, llama.model, methods, method=type(llama.model).decode)
-  last, _ = jax.jit(decode)(base, tuned, hyper, first, cache)
+  decode = partial(peft.apply, llama.model, laid, method=type(llama.model).decode)
+  last, _ = jax.jit(decode)(first, cache)
   np.testing.assert_allclose(last, made[:, -1], atol=1e-5, rtol=0)
 
 

@@ -155,7 +155,7 @@ def _pytest(work: Path, files, only, record) -> dict:
   import pytest
 
   recorder = _Recorder(work, only, record)
-  options = ["-q", "-p", "no:cacheprovider", f"--basetemp={work / 'tmp'}"]
+  options = ["-q", "-m", "", "-p", "no:cacheprovider", f"--basetemp={work / 'tmp'}"]
   code = pytest.main([*options, *([] if record else ["-x"]), *files], plugins=[recorder])
   outcome = {0: "passed", 1: "failed", 5: "passed"}.get(int(code), "broken")
   shutil.rmtree(work / "tmp", ignore_errors=True)

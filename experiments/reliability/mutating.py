@@ -19,9 +19,9 @@ from mutmut.mutation.mutators import mutation_operators, operator_string
 
 # The modules whose numbers are published. A folder stands for all files in it.
 MODULES = (
-  "update", "optim", "train", "generate", "peft", "objectives", "compose", "export/peft",
-  "data/batches", "data/pack", "data/mix", "data/divide", "data/encode",
-  "sweeps/stats", "evaluators/intervals", "evaluators/metrics", "evaluators/compare",
+  "training", "runs/group", "evaluation", "metrics", "peft", "objectives", "compose",
+  "formats/peft", "data/batches", "data/pack", "data/mix", "data/divide", "data/tokenizer",
+  "data/encode", "sweeps/stats",
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ class Mutant(NamedTuple):
 
   Attributes:
     key: a hash of all below but the line number, so that edits elsewhere leave it as it is.
-    module: the file below jaxtune/, such as "peft/lora.py".
+    module: the file below jaxtune/, such as "peft/methods/lora.py".
     function: the function or class that holds it; "" at module level.
     before, after: the code of the node that is replaced.
     lines: the statement's first and last line, of a compound statement its header's.

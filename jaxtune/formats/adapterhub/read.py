@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import formats, schema, tree
 from jaxtune import peft as methods_
+from jaxtune import schema, tree
 from jaxtune.errors import UserError
-from jaxtune.formats import options
+from jaxtune.formats import files, options
 from jaxtune.formats.adapterhub import configs
 from jaxtune.formats.adapterhub import names as layout
 from jaxtune.formats.adapterhub.prefix import check_model
@@ -27,7 +27,7 @@ from jaxtune.models.layers import ACTIVATIONS
 POOLED_COPY = ".prefix_tuning.pool."  # every layer's view of the prefixes of all
 
 
-def read(folder: Path, config: dict, pretrained) -> formats.Imported:
+def read(folder: Path, config: dict, pretrained) -> files.Imported:
   """Reads an adapter that AdapterHub, or our own export, wrote.
 
   Raises:
@@ -53,7 +53,7 @@ def read(folder: Path, config: dict, pretrained) -> formats.Imported:
     )
   if len({*kinds}) < len(kinds):
     raise UserError(f"the union in {folder} has two parts of one kind: {' + '.join(kinds)}")
-  found = formats.tensors(folder, *FILES["adapter"][1:])
+  found = files.tensors(folder, *FILES["adapter"][1:])
   base, name = layout.base(pretrained), str(config.get("name"))
   if not any(key.startswith(base) for key in found):  # saved from a model without a head
     found = {base + key: x for key, x in found.items()}
@@ -73,10 +73,10 @@ def read(folder: Path, config: dict, pretrained) -> formats.Imported:
   params, labels = _head(folder, pretrained)
   source = {"format": "adapterhub", "type": " + ".join(kinds), "base": config.get("model_name")}
   source |= {"version": config.get("version"), "name": name}
-  return formats.Imported(parts, params, labels, source)
+  return files.Imported(parts, params, labels, source)
 
 
-def _part(pretrained, section: dict, trained: dict, scales: dict) -> formats.Part:
+def _part(pretrained, section: dict, trained: dict, scales: dict) -> files.Part:
   """Compares shapes with those that the method would make, and adds what it fixes."""
   (method,) = methods_.build(section)
   sites = methods_.find_sites(pretrained.model)
@@ -95,7 +95,7 @@ def _part(pretrained, section: dict, trained: dict, scales: dict) -> formats.Par
     if scale.shape != fixed[site]["scale"].shape:
       raise _misshapen("scaling", site, scale.shape, fixed[site]["scale"].shape)
     fixed[site]["scale"] = scale
-  return formats.Part(section, trained, fixed)
+  return files.Part(section, trained, fixed)
 
 
 def _misshapen(name: str, where: str, given, expected) -> UserError:
@@ -245,7 +245,7 @@ def _head(folder: Path, pretrained) -> tuple[dict[str, Any], tuple[str, ...]]:
     raise UserError(
       f"the head in {folder} is of {config.get('model_class')}, the model's is {kind!r}: {hint}"
     )
-  found, table = formats.tensors(folder, safe, pickled), family.names(c)
+  found, table = files.tensors(folder, safe, pickled), family.names(c)
   flat, params = tree.flatten(pretrained.params), {}
   for row in table:
     for key in [key for key in (row.theirs, *row.also) if key in found]:

@@ -1,4 +1,4 @@
-"""The command line: `jaxtune COMMAND`. `commands` holds the commands themselves."""
+"""The command line: `jaxtune COMMAND`. `api.commands` holds the commands themselves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 from typing import NoReturn
 
-from jaxtune.commands import COMMANDS
+from jaxtune.api.commands import COMMANDS
 from jaxtune.errors import UserError
 from jaxtune.runs import locks
 

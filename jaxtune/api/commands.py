@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jaxtune
 from jaxtune.api import printing
 from jaxtune.errors import UserError
 
@@ -37,10 +36,11 @@ def option(name: str, **settings: Any) -> Option:
   return name, settings
 
 
-def train(options: Namespace, rest: list[str]) -> int:
+def _train(options: Namespace, rest: list[str]) -> int:
+  from jaxtune.api.fit import fit
   from jaxtune.runs.results import diverged
 
-  result = jaxtune.fit(_config(options, rest), options.workdir)
+  result = fit(_config(options, rest), options.workdir)
   printing.print_change(result)
   print(f"result: {options.workdir}/result.json")
   if not diverged(result):
@@ -55,24 +55,32 @@ def train(options: Namespace, rest: list[str]) -> int:
   return 1
 
 
-def sweep(options: Namespace, rest: list[str]) -> None:
-  jaxtune.sweep(_config(options, rest), options.workdir, options.metric, options.most_trials)
+def _sweep(options: Namespace, rest: list[str]) -> None:
+  from jaxtune.api.sweep import sweep
+
+  sweep(_config(options, rest), options.workdir, options.metric, options.most_trials)
   report = Path(options.workdir, "report.md").read_text()
   print("\n".join(line for line in report.splitlines() if line.startswith("|")))
   print(f"report: {options.workdir}/report.html")
 
 
-def evaluate(options: Namespace, rest: list[str]) -> None:
-  printing.print_change(jaxtune.evaluate(jaxtune.load_run(options.workdir), _overrides(rest)))
+def _evaluate(options: Namespace, rest: list[str]) -> None:
+  from jaxtune.api.evaluate import evaluate
+  from jaxtune.runs.finished import load_run
+
+  printing.print_change(evaluate(load_run(options.workdir), _overrides(rest)))
 
 
-def generate(options: Namespace, rest: list[str]) -> None:
+def _generate(options: Namespace, rest: list[str]) -> None:
+  from jaxtune.api.complete import complete
+  from jaxtune.runs.finished import load_runs
+
   _refuse(rest)
   prompts = options.prompt or [_row(text) for text in options.row]
   if not prompts or (options.prompt and options.row):
     raise UserError("give either --prompt TEXT or --row JSON")
-  texts = jaxtune.complete(
-    jaxtune.load_runs(options.workdir), prompts, which=options.which, task=options.task,
+  texts = complete(
+    load_runs(options.workdir), prompts, which=options.which, task=options.task,
     max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
     top_p=options.top_p, seed=options.seed,
   )  # fmt: skip
@@ -80,10 +88,13 @@ def generate(options: Namespace, rest: list[str]) -> None:
     print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
 
 
-def export(options: Namespace, rest: list[str]) -> None:
+def _export(options: Namespace, rest: list[str]) -> None:
+  from jaxtune.api.export import export_run
+  from jaxtune.runs.finished import load_run
+
   _refuse(rest)
-  run = jaxtune.load_run(options.workdir)
-  done = jaxtune.export_run(
+  run = load_run(options.workdir)
+  done = export_run(
     run, options.out, format=options.format, dtype=options.dtype, certify=options.certify
   )
   print(f"exported {run.folder} to {done.folder} ({done.format})")
@@ -96,50 +107,65 @@ def export(options: Namespace, rest: list[str]) -> None:
     print("add --certify to reload it in PyTorch and compare the logits")
 
 
-def import_(options: Namespace, rest: list[str]) -> None:
-  run = jaxtune.import_adapter(_config(options, rest), options.adapter, options.out)
+def _import(options: Namespace, rest: list[str]) -> None:
+  from jaxtune.api.import_adapter import import_adapter
+
+  run = import_adapter(_config(options, rest), options.adapter, options.out)
   print(f"imported {run.config['method']['name']} to {options.out}")
 
 
-def compose(options: Namespace, rest: list[str]) -> None:
+def _compose(options: Namespace, rest: list[str]) -> None:
+  from jaxtune.api.compose import compose_runs
+  from jaxtune.runs.finished import load_runs
+
   _refuse(rest)
-  shares = jaxtune.compose_runs(
-    jaxtune.load_runs(options.run), options.out, options.how, weights=options.weight,
+  shares = compose_runs(
+    load_runs(options.run), options.out, options.how, weights=options.weight,
     rank=options.rank, density=options.density, seed=options.seed,
   )  # fmt: skip
   printing.print_shares(shares)
   print(f"composed {len(options.run)} adapters in {options.out}")
 
 
-def extract(options: Namespace, rest: list[str]) -> None:
+def _extract(options: Namespace, rest: list[str]) -> None:
+  from jaxtune.api.extract import extract
+
   config = _config(options, rest)
-  printing.print_shares(jaxtune.extract(config, options.checkpoint, options.rank, options.out))
+  printing.print_shares(extract(config, options.checkpoint, options.rank, options.out))
   print(f"extracted a LoRA to {options.out}")
 
 
-def ranks(options: Namespace, rest: list[str]) -> None:
-  run = jaxtune.load_run(options.workdir)
-  metrics = jaxtune.judge_ranks(run, options.rank, _overrides(rest), options.out)
+def _ranks(options: Namespace, rest: list[str]) -> None:
+  from jaxtune.api.evaluate import judge_ranks
+  from jaxtune.runs.finished import load_run
+
+  run = load_run(options.workdir)
+  metrics = judge_ranks(run, options.rank, _overrides(rest), options.out)
   printing.print_table(metrics, "rank")
 
 
-def knockout(options: Namespace, rest: list[str]) -> None:
-  run = jaxtune.load_run(options.workdir)
-  printing.print_table(jaxtune.knock_out(run, _overrides(rest)), "methods")
+def _knockout(options: Namespace, rest: list[str]) -> None:
+  from jaxtune.api.evaluate import knock_out
+  from jaxtune.runs.finished import load_run
+
+  run = load_run(options.workdir)
+  printing.print_table(knock_out(run, _overrides(rest)), "methods")
 
 
-def methods(options: Namespace, rest: list[str]) -> None:
+def _methods(options: Namespace, rest: list[str]) -> None:
   from jaxtune.api import methods as listing
 
   _refuse(rest)
   print(listing.text())
 
 
-def data(options: Namespace, rest: list[str]) -> None:
-  print(jaxtune.show(_config(options, rest), options.count))
+def _data(options: Namespace, rest: list[str]) -> None:
+  from jaxtune.api.show import show
+
+  print(show(_config(options, rest), options.count))
 
 
-def templates(options: Namespace, rest: list[str]) -> None:
+def _templates(options: Namespace, rest: list[str]) -> None:
   from jaxtune.data.templates import rows
 
   _refuse(rest)
@@ -147,8 +173,10 @@ def templates(options: Namespace, rest: list[str]) -> None:
     print(f"{row['name']:28} {row['clarity'] or '-':10} {', '.join(row['columns'])}")
 
 
-def plan(options: Namespace, rest: list[str]) -> None:
-  print(jaxtune.plan(_config(options, rest), options.most_trials))
+def _plan(options: Namespace, rest: list[str]) -> None:
+  from jaxtune.api.plan import plan
+
+  print(plan(_config(options, rest), options.most_trials))
 
 
 def _config(options: Namespace, rest: list[str]) -> Any:
@@ -185,14 +213,14 @@ _MOST_TRIALS = option("--most-trials", type=int, default=1000, metavar="N",
 
 # fmt: off
 COMMANDS = {
-  "train": Command(train, "train one configuration", (_CONFIG, _WORKDIR), "workdir"),
-  "sweep": Command(sweep, "train every trial of config.sweep and compare", (
+  "train": Command(_train, "train one configuration", (_CONFIG, _WORKDIR), "workdir"),
+  "sweep": Command(_sweep, "train every trial of config.sweep and compare", (
     _CONFIG, _WORKDIR,
     option("--metric", help="what the report is sorted by (default: test loss)"),
     _MOST_TRIALS,
   ), "workdir"),
-  "evaluate": Command(evaluate, "judge a finished run and its untuned base", (_WORKDIR,)),
-  "generate": Command(generate, "continue prompts with a finished run, or with several", (
+  "evaluate": Command(_evaluate, "judge a finished run and its untuned base", (_WORKDIR,)),
+  "generate": Command(_generate, "continue prompts with a finished run, or with several", (
     option("--workdir", required=True, action="append", metavar="DIR",
            help="the run's folder; may be repeated for runs over one base"),
     option("--which", type=int, action="append", metavar="N",
@@ -207,19 +235,19 @@ COMMANDS = {
     option("--top-p", type=float),
     option("--seed", type=int, default=0),
   )),
-  "export": Command(export, "write a finished run for PyTorch", (
+  "export": Command(_export, "write a finished run for PyTorch", (
     _WORKDIR,
     option("--out", required=True, metavar="DIR", help="where the export goes"),
     option("--format", default="auto", help="auto, peft, adapterhub or merged"),
     option("--dtype", default="float32", help="of merged weights: float32 or bfloat16"),
     option("--certify", action="store_true", help="reload in PyTorch, compare the logits"),
   ), "out"),
-  "import": Command(import_, "turn PEFT's or AdapterHub's adapter into a run", (
+  "import": Command(_import, "turn PEFT's or AdapterHub's adapter into a run", (
     _CONFIG,
     option("--adapter", required=True, metavar="DIR", help="the adapter's folder"),
     _NEW_RUN,
   ), "out"),
-  "compose": Command(compose, "make one adapter of several", (
+  "compose": Command(_compose, "make one adapter of several", (
     option("--run", required=True, action="append", metavar="DIR", help="repeat for each"),
     option("--how", required=True, help="stack, average, cat, linear, ties, dare or dare_ties"),
     option("--weight", type=float, action="append",
@@ -229,26 +257,26 @@ COMMANDS = {
     option("--seed", type=int, default=0, help="of the entries that dare drops"),
     _NEW_RUN,
   ), "out"),
-  "extract": Command(extract, "make a LoRA of a fine-tuned checkpoint and its base", (
+  "extract": Command(_extract, "make a LoRA of a fine-tuned checkpoint and its base", (
     _CONFIG,
     option("--checkpoint", required=True, metavar="DIR", help="the fine-tuned model"),
     option("--rank", type=int, required=True),
     _NEW_RUN,
   ), "out"),
-  "ranks": Command(ranks, "judge a trained LoRA cut to lower ranks", (
+  "ranks": Command(_ranks, "judge a trained LoRA cut to lower ranks", (
     _WORKDIR,
     option("--rank", type=int, action="append", required=True, help="may be repeated"),
     option("--out", metavar="DIR", help="where the cut runs are kept, as DIR/rank=N"),
   ), "out"),
-  "knockout": Command(knockout, "judge a stack without each of its methods", (_WORKDIR,)),
-  "methods": Command(methods, "list the methods, their options and what they combine with"),
-  "data": Command(data, "show a config's data as the model sees it", (
+  "knockout": Command(_knockout, "judge a stack without each of its methods", (_WORKDIR,)),
+  "methods": Command(_methods, "list the methods, their options and what they combine with"),
+  "data": Command(_data, "show a config's data as the model sees it", (
     _CONFIG,
     option("action", choices=["show"]),
     option("--count", type=int, default=3, help="examples of each split"),
   )),
-  "templates": Command(templates, "list the library of prompt templates"),
-  "plan": Command(plan, "print groups, targets, memory and FLOPs; trains nothing", (
+  "templates": Command(_templates, "list the library of prompt templates"),
+  "plan": Command(_plan, "print groups, targets, memory and FLOPs; trains nothing", (
     _CONFIG, _MOST_TRIALS,
   )),
 }

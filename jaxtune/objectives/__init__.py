@@ -29,11 +29,12 @@ from types import ModuleType
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune.errors import check_known
 
-Batch = dict[str, Array]
+Batch = dict[str, Array | np.ndarray]
 Forward = Callable[[Batch], Array]
 Sums = dict[str, Float[Array, " B"]]  # by name, of each row
 

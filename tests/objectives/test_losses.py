@@ -1,5 +1,7 @@
 """Losses equal PyTorch's on the same logits, and nothing without a weight counts."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,19 @@ def normal(*shape):
 
 def integers(high, *shape):
   return np.random.default_rng(high).integers(0, high, shape).astype(np.int32)
+
+
+def on_device(forward, batch):
+  """Gives a loss arrays of jax, as the training step does."""
+  return lambda taken: jnp.asarray(forward(taken)), jax.tree.map(jnp.asarray, batch)
+
+
+def loss(objective, forward, batch, *options, **named):
+  return objective.loss(*on_device(forward, batch), *options, **named)
+
+
+def predict(objective, forward, batch, *options):
+  return objective.predict(*on_device(forward, batch), *options)
 
 
 def torch_cross_entropy(logits, targets, smoothing=0.0):
@@ -60,12 +75,12 @@ def test_next_tokens(smoothing):
   weights = token_weights()
   weights[:, 0] = 1  # the first token has nothing before it, so its weight must not matter
   batch = {"tokens": ids, "weights": weights}
-  found = sft.loss(lambda batch: logits, batch, label_smoothing=smoothing)
+  found = loss(sft, lambda batch: logits, batch, label_smoothing=smoothing)
   losses = torch_cross_entropy(logits[:, :-1], ids[:, 1:], smoothing)
   check(found, losses, weights[:, 1:], logits[:, :-1].argmax(-1) == ids[:, 1:])
   changed = logits.copy()
   changed[:, -1] = 100.0  # nor what follows the last one
-  again = sft.loss(lambda batch: changed, batch, label_smoothing=smoothing)
+  again = loss(sft, lambda batch: changed, batch, label_smoothing=smoothing)
   jax.tree.map(np.testing.assert_array_equal, again, found)
 
 
@@ -75,11 +90,11 @@ def test_tags_and_classes(smoothing):
   weights, right = token_weights(), logits.argmax(-1) == labels
   losses = torch_cross_entropy(logits, labels, smoothing)
   batch = {"labels": labels, "weights": weights}
-  check(tokens.loss(lambda batch: logits, batch, smoothing), losses, weights, right)
+  check(loss(tokens, lambda batch: logits, batch, smoothing), losses, weights, right)
   one = {"labels": labels[:, 0], "weights": weights[:, 1]}
-  found = classify.loss(lambda batch: logits[:, 0], one, smoothing)
+  found = loss(classify, lambda batch: logits[:, 0], one, smoothing)
   check(found, losses[:, 0], weights[:, 1], right[:, 0])
-  said = classify.predict(lambda batch: logits[:, 0], one)["labels"]
+  said = predict(classify, lambda batch: logits[:, 0], one)["labels"]
   np.testing.assert_array_equal(said, logits[:, 0].argmax(-1))
 
 
@@ -98,7 +113,7 @@ def test_ties_are_right_once(dtype):
 
 def test_numbers():
   values, labels, weights = normal(ROWS), normal(ROWS, 1)[:, 0], np.array([1, 1, 0, 1, 1.0])
-  found = regression.loss(lambda batch: values, {"labels": labels, "weights": weights})
+  found = loss(regression, lambda batch: values, {"labels": labels, "weights": weights})
   losses = functional.mse_loss(torch.tensor(values), torch.tensor(labels), reduction="none")
   check(found, losses.numpy(), weights, np.zeros(ROWS))
 
@@ -109,7 +124,7 @@ def test_answers_equal_berts():
   mask[3, 5:] = False
   starts, ends, weights = integers(5, ROWS), integers(4, ROWS), np.array([1, 1, 0, 1, 1.0])
   batch = {"mask": mask, "starts": starts, "ends": ends, "weights": weights}
-  found = qa.loss(lambda batch: logits, batch)
+  found = loss(qa, lambda batch: logits, batch)
   losses, right = [], []
   for row, real in enumerate(mask.sum(1)):  # each without its padding
     ours = logits[row : row + 1, :real]
@@ -117,7 +132,7 @@ def test_answers_equal_berts():
     losses.append(np.mean([torch_cross_entropy(*one) for one in pair]))
     right.append(all(one.argmax() == at for one, at in pair))
   check(found, np.array(losses), weights, np.array(right))
-  scores = qa.predict(lambda batch: logits, batch)
+  scores = predict(qa, lambda batch: logits, batch)
   assert (np.asarray(scores["starts"])[~mask] < -1e8).all(), "no answer in the padding"
 
 
@@ -154,10 +169,10 @@ def test_choices(normalise):
   losses = functional.cross_entropy(
     torch.tensor(scores), torch.tensor(batch["labels"]).long(), reduction="none"
   ).numpy()
-  found = choices.loss(forward, batch, normalise)
+  found = loss(choices, forward, batch, normalise)
   check(found, losses, np.ones(3), scores.argmax(1) == batch["labels"])
   np.testing.assert_array_equal(
-    choices.predict(forward, batch, normalise)["labels"], scores.argmax(1)
+    predict(choices, forward, batch, normalise)["labels"], scores.argmax(1)
   )
   assert seen[0] == {"tokens": (9, LENGTH), "mask": (9, LENGTH), "weights": (9, LENGTH)}
 
@@ -168,10 +183,10 @@ def test_an_answer_that_only_fills_up_never_wins():
   first = batch["tokens"][1, 2, 1:3]
   loves[first[0], first[1]] = 50.0  # whatever the filler says is certain
   forward = lambda flat: jnp.asarray(loves)[flat["tokens"]]
-  assert choices.predict(forward, batch)["labels"][1] < 2
+  assert predict(choices, forward, batch)["labels"][1] < 2
   batch["weights"][0] = 0  # a row that only fills up the batch
-  gradient = jax.grad(lambda x: choices.loss(lambda flat: x[flat["tokens"]], batch)[0].sum())
-  losses, others = choices.loss(forward, batch)
+  gradient = jax.grad(lambda x: loss(choices, lambda flat: x[flat["tokens"]], batch)[0].sum())
+  losses, others = loss(choices, forward, batch)
   assert losses[0] == 0 and others["weight"].tolist() == [0, 1, 1] and others["correct"][0] == 0
   assert np.isfinite(gradient(jnp.asarray(loves))).all()
 
@@ -191,7 +206,7 @@ def test_answers_of_one_token_score_as_they_do_in_rows_of_their_own(normalise):
   assert folded["tokens"].shape == (3, 1, LENGTH)
   table = jnp.asarray(normal(CLASSES, CLASSES))
   forward = lambda flat: jnp.cumsum(table[flat["tokens"]], 1)
-  for one in (choices.loss, lambda *x: choices.predict(*x)["labels"][:2]):
+  for one in (partial(loss, choices), lambda *x: predict(choices, *x)["labels"][:2]):
     for left, right in zip(
       *(jax.tree.leaves(one(forward, b, normalise)) for b in (batch, folded)), strict=True
     ):
@@ -204,9 +219,11 @@ def test_an_answer_of_one_token_that_only_fills_up_never_wins():
   arrays |= {"weights": np.array([[[0, 0, 1.0]]]), "labels": np.array([1])}
   batch = arrays | {"answers": np.array([[[3], [4], [0]]])}
   logits = jnp.tile(jnp.array([50.0, 0.0, 1.0, 2.0]), (1, 3, 1))
-  losses, others = choices.loss(lambda flat: logits, batch)
+  losses, others = loss(choices, lambda flat: logits, batch)
   np.testing.assert_allclose(losses, np.log1p(np.exp(-1.0)), rtol=1e-4)
-  assert choices.predict(lambda flat: logits, batch)["labels"][0] == 1 and others["correct"][0] == 1
+  assert (
+    predict(choices, lambda flat: logits, batch)["labels"][0] == 1 and others["correct"][0] == 1
+  )
 
 
 def test_names_and_options_are_checked():

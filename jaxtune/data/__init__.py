@@ -1,6 +1,20 @@
 """Examples for training and evaluation: rows, text, tokens, splits and batches.
 
-`load` reads and checks everything before a run starts; `batch` and `batches` then only index.
+`load` reads and checks everything before a run starts; `batch` and `batches` then only index. In
+the order in which data pass through them:
+
+  options              the `data` section of a config
+  load, task           a whole data set, and one task of it
+  sources, hub         files to rows
+  reading              rows to examples, by an objective's reader: templates, conversations or the
+                       columns of labelled rows (cells, labels)
+  divide               examples to train, validation and test
+  encode               examples to the arrays of a split, by an objective's encoder
+  mix, batches, pack   the order in which training draws the rows of a split
+  stream               training data that are too large for memory
+  shots                few-shot prompts for evaluation
+  show, views          examples as people see them
+  confined, speaker    another process, which renders templates within limits
 """
 
 from __future__ import annotations

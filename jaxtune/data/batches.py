@@ -149,17 +149,17 @@ def shapes(split: Split) -> list[dict]:
     For each: "share" of the steps, "examples", "widths" and "real", the part of the tokens computed
     that is not padding.
   """
-  found = []
+  kinds = []
   for kind in split.order:
     rows = np.concatenate([pool.rows.ravel() for pool in kind.pools])
     widths = kind.widths or _widest(split, np.arange(split.examples))
     real = sum(_lengths(split, _MASKS[name])[rows].mean() for name in widths)
     examples = sum(len(pool.rows) for pool in kind.pools)
-    found.append({
+    kinds.append({
       "share": kind.share, "examples": examples, "widths": widths,
       "real": float(real / sum(widths.values())),
     })  # fmt: skip
-  return found
+  return kinds
 
 
 _MASKS = {"tokens": "mask", "inputs": "inputs_mask"}  # of an axis: what says where it is real

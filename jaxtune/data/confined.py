@@ -67,18 +67,18 @@ def each(
     yield from (_attempt(run, item) for item in items)
     return
   for start in range(0, len(items), BATCH):
-    found = _ask(make, items[start : start + BATCH], shared)
-    yield from found
-    if isinstance(found[-1], Exceeded):
+    results = _ask(make, items[start : start + BATCH], shared)
+    yield from results
+    if isinstance(results[-1], Exceeded):
       return
 
 
 def one(make: Callable[..., Callable], item: Any, *shared: Any) -> Any:
   """Does what `each` does for a single item, and raises its error."""
-  (found,) = each(make, [item], *shared)
-  if isinstance(found, UserError):
-    raise found
-  return found
+  (result,) = each(make, [item], *shared)
+  if isinstance(result, UserError):
+    raise result
+  return result
 
 
 def _ask(make: Callable[..., Callable], items: Sequence, shared: tuple) -> list:
@@ -87,12 +87,12 @@ def _ask(make: Callable[..., Callable], items: Sequence, shared: tuple) -> list:
   with _lock:
     if _running is None or not _running.alive():
       _running = _Process()
-    found = _running.ask(make, items, shared)
-  if len(items) > 1 and isinstance(found[-1], Exceeded):
-    found = []
-    while len(found) < len(items) and not (found and isinstance(found[-1], Exceeded)):
-      found += _ask(make, items[len(found) :][:1], shared)
-  return found
+    results = _running.ask(make, items, shared)
+  if len(items) > 1 and isinstance(results[-1], Exceeded):
+    results = []
+    while len(results) < len(items) and not (results and isinstance(results[-1], Exceeded)):
+      results += _ask(make, items[len(results) :][:1], shared)
+  return results
 
 
 class _Process:

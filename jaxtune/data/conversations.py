@@ -67,13 +67,13 @@ def turns(row: dict, answered: bool = True) -> list[dict]:
     raise UserError(f"{name} holds {type(given).__name__}, expected a list of turns")
   if not given:
     raise UserError(f"{name} has no turns, expected a user's and an assistant's at least")
-  found, role = [], None
+  checked, role = [], None
   for number, turn in enumerate(given, 1):
     try:
-      found.append(_turn(turn))
+      checked.append(_turn(turn))
     except UserError as error:
       raise UserError(f"turn {number}: {error}") from error
-    before, role = role, found[-1]["role"]
+    before, role = role, checked[-1]["role"]
     if role not in _FOLLOWS[before]:
       raise UserError(
         f"turn {number}: {role!r} is out of order {f'after {before!r}' if before else 'here'}, "
@@ -83,7 +83,7 @@ def turns(row: dict, answered: bool = True) -> list[dict]:
   if role not in last:
     expected = " or ".join(map(repr, last))
     raise UserError(f"turn {number}: the last turn is {role!r}, expected {expected}")
-  return found
+  return checked
 
 
 def _turn(turn: object) -> dict:

@@ -34,10 +34,10 @@ def check_split(tokenizer: Tokenizer, split: Split, size: int) -> None:
   """Checks all that a model will be given of a split, its prompts included."""
   check_rows(tokenizer, split.prompts, size, split.where)
   arrays = split.arrays
-  found = [arrays["tokens"] * arrays["mask"]]
-  found += [arrays["inputs"] * arrays["inputs_mask"]] if "inputs" in arrays else []
-  found += [arrays["answers"] - 1] if "answers" in arrays else []
-  for ids in found:
+  id_arrays = [arrays["tokens"] * arrays["mask"]]
+  id_arrays += [arrays["inputs"] * arrays["inputs_mask"]] if "inputs" in arrays else []
+  id_arrays += [arrays["answers"] - 1] if "answers" in arrays else []
+  for ids in id_arrays:
     highest_N = ids.reshape(len(ids), -1).max(1, initial=0)
     beyond = np.flatnonzero(highest_N >= size)[:1]
     for row in beyond:

@@ -151,16 +151,16 @@ def _stop_tokens(tokenizer: Tokenizer, report: dict) -> tuple[int, ...]:
 
 def _summed(reports: dict[str, dict]) -> dict:
   """Adds the tasks' counts up, for the tables that show whole splits."""
-  found: dict[str, dict] = {}
+  totals: dict[str, dict] = {}
   for report in reports.values():
     for name, counts in report["splits"].items():
-      total = found.setdefault(name, {"skipped": {}, "longest": 0})
+      total = totals.setdefault(name, {"skipped": {}, "longest": 0})
       for key in ("read", "kept", "truncated", "tokens", "trained_tokens"):
         total[key] = total.get(key, 0) + counts[key]
       total["longest"] = max(total["longest"], counts["longest"])
       for reason, count in counts["skipped"].items():
         total["skipped"][reason] = total["skipped"].get(reason, 0) + count
-  return found
+  return totals
 
 
 def _name_tasks(split: Split, column: str) -> Split:

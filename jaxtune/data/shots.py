@@ -1,6 +1,6 @@
 """Few-shot prompts: demonstrations from the training split in front of every question.
 
-This works on ids: what is evaluated is what tuned models see, with examples before it.
+This works on ids: a prompt is the one that a tuned model gets, with examples in front of it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def shots(
 ) -> tuple[Split, dict]:
   """Puts `count` demonstrations, prompt and answer, in front of each example of a split.
 
-  Examples, their order and their targets stay as they are. Where the whole does not fit, the
-  demonstrations farthest from the question are left out.
+  Examples, their order and their targets stay as they are. If not all demonstrations fit, those
+  farthest from the question are left out.
 
   Args:
     train: what they are drawn from, tokenised by the same tokenizer.

@@ -93,7 +93,7 @@ class Stream:
 
 def stamps(source: str | Sequence[str]) -> dict[str, str]:
   """Hashes size, first and last megabyte of each file, as "ends:HASH": the whole may take hours."""
-  found = {}
+  hashes = {}
   for name in [source] if isinstance(source, (str, Path)) else source:
     path = Path(name).expanduser()
     if path.is_file():  # else a hub name
@@ -103,8 +103,8 @@ def stamps(source: str | Sequence[str]) -> dict[str, str]:
         end = file.read(_MEGABYTE)
         file.seek(0)
         whole = str(size).encode() + file.read(_MEGABYTE) + end
-      found[str(name)] = "ends:" + hashlib.sha256(whole).hexdigest()
-  return found
+      hashes[str(name)] = "ends:" + hashlib.sha256(whole).hexdigest()
+  return hashes
 
 
 def load(

@@ -129,10 +129,10 @@ def render(
   ours = {PLAIN, _BOS + PLAIN}.issuperset(sources)
   spoken = confined.each(speaker, good, sources, dict(tokenizer.special_tokens_map), here=ours)
   for job, place in zip(jobs, where, strict=True):
-    found = job if isinstance(job, UserError) else next(spoken)
-    if isinstance(found, confined.Exceeded):
-      raise UserError(f"{place}: {found}")
-    if isinstance(found, UserError):
-      yield UserError(f"{place}: {found}")
+    result = job if isinstance(job, UserError) else next(spoken)
+    if isinstance(result, confined.Exceeded):
+      raise UserError(f"{place}: {result}")
+    if isinstance(result, UserError):
+      yield UserError(f"{place}: {result}")
     else:
-      yield [found[-1][:text] if isinstance(text, int) else text for text in found]
+      yield [result[-1][:text] if isinstance(text, int) else text for text in result]

@@ -12,4 +12,6 @@ row; see `reading.read_columns`.
   regression  texts, or pairs of them, with a number each
   tokens      words with a tag each
   qa          questions with the places of their answers in a context
+
+`whole_texts` is what classify and regression share.
 """

@@ -131,10 +131,10 @@ def _encode(
     for start in range(0, len(examples), _BATCH):
       some = examples[start : start + _BATCH]
       jobs = [_attempt(wording.job, example.row, marks.values(), turns) for example in some]
-      found = list(wording.render(tokenizer, sources, jobs, [example.where for example in some]))
-      texts = [text for job in found if isinstance(job, list) for text in job]
+      results = list(wording.render(tokenizer, sources, jobs, [example.where for example in some]))
+      texts = [text for job in results if isinstance(job, list) for text in job]
       ids = iter(token_ids(tokenizer, texts))
-      for example, job, texts in zip(some, jobs, found, strict=True):
+      for example, job, texts in zip(some, jobs, results, strict=True):
         if isinstance(texts, UserError):
           yield texts
           continue

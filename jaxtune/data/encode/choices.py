@@ -91,11 +91,11 @@ def _right(example: Example) -> int:
       raise UserError(f"one of the choices {options} is empty")
     if options.count(option) > 1:
       raise UserError(f"the choice {option!r} comes twice")
-  found = next((answer for answer in example.answers if answer in options), None)
-  if found is None:
+  right = next((answer for answer in example.answers if answer in options), None)
+  if right is None:
     said = example.answers[0] if example.answers else ""
     raise UserError(f"the answer {said!r} is none of the choices. {nearest(said, options)}")
-  return options.index(found)
+  return options.index(right)
 
 
 def _to_split(tokenizer: Tokenizer, items: Sequence[_Item], max_length: int | None) -> Split:

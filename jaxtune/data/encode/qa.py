@@ -247,11 +247,11 @@ def _locate(spans: Sequence[tuple[int, int]], windows: Sequence[_Window]) -> lis
 def _to_split(
   tokenizer: Tokenizer, pairs: Sequence[tuple[Example, list[_Answer]]], max_length: int | None
 ) -> Split:
-  answers = [answer for _, found in pairs for answer in found]
+  answers = [answer for _, located in pairs for answer in located]
   windows = [answer.window for answer in answers]
   arrays = padding.pad_tokens(tokenizer, [window.ids for window in windows], max_length)
   width = arrays["tokens"].shape[1]
-  numbers = [number for number, (_, found) in enumerate(pairs) for _ in found]
+  numbers = [number for number, (_, located) in enumerate(pairs) for _ in located]
   arrays |= {
     "weights": np.ones(len(windows), np.float32),
     "starts": np.array([answer.first for answer in answers], np.int32),

@@ -153,13 +153,13 @@ def _words(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int]:
   """
   starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
   ends = starts + [len(word) for word in words]
-  found, last = [], 0
+  firsts, last = [], 0
   for start, end in spans:
     word = int(np.searchsorted(ends, start, side="right"))
     here = word < len(words) and max(start, starts[word]) < min(end, ends[word])
-    found.append(word + 1 if here and word >= last else 0)
-    last = max(last, found[-1])
-  return found
+    firsts.append(word + 1 if here and word >= last else 0)
+    last = max(last, firsts[-1])
+  return firsts
 
 
 def _count(words: Sequence[int]) -> int:

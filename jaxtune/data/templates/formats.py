@@ -73,20 +73,20 @@ def choose(
   Raises:
     UserError: options that contradict each other, a column that is not there, a broken template.
   """
-  found = _templates(columns, where, template, answer, text)
+  chosen = _templates(columns, where, template, answer, text)
   if choices is not None:
-    found = [one._replace(answer_choices=tuple(choices)) for one in found]
+    chosen = [one._replace(answer_choices=tuple(choices)) for one in chosen]
   sources = picked(rename or {}, columns)
   for name, source in (rename or {}).items():
     if name not in sources:
       lost = min(_needs(_alternatives(source)[0]) - set(columns))
       raise UserError(f"{where}: data.rename of {name!r}: {cells.no_column(lost, columns)}")
   there = {*columns, *sources}
-  found = [_answerable(one, there) for one in found]
-  for one in found:
+  chosen = [_answerable(one, there) for one in chosen]
+  for one in chosen:
     for name in sorted(one.variables()[0] - there):
       raise UserError(f"{where}: {_lacking(one, name, columns)}")
-  return Format(tuple(found), sources)
+  return Format(tuple(chosen), sources)
 
 
 def renamed(row: dict, rename: Mapping[str, str | tuple[str, ...]]) -> dict:
@@ -104,12 +104,12 @@ def renamed(row: dict, rename: Mapping[str, str | tuple[str, ...]]) -> dict:
 
 def picked(rename: Mapping, columns: Sequence[str]) -> dict[str, str | tuple[str, ...]]:
   """Picks of each renamed column's alternatives the first that these columns have, if any."""
-  found = {}
+  sources = {}
   for name, source in rename.items():
     fits = [one for one in _alternatives(source) if _needs(one) <= set(columns)]
     if fits:
-      found[name] = fits[0]
-  return found
+      sources[name] = fits[0]
+  return sources
 
 
 def _templates(
@@ -134,13 +134,13 @@ def _templates(
   if not given:
     raise UserError("data.template is empty: expected Jinja or the name of a template")
   answer = answer if answer is None or isinstance(answer, str) else tuple(answer)
-  found = [resolve(one, answer) for one in given]
-  if answer is not None and all(one.name for one in found):
+  resolved = [resolve(one, answer) for one in given]
+  if answer is not None and all(one.name for one in resolved):
     raise UserError(
-      f"the template {found[0].name!r} brings its own answer: leave out data.answer, and say with "
-      "data.rename where its columns come from"
+      f"the template {resolved[0].name!r} brings its own answer: leave out data.answer, and say "
+      "with data.rename where its columns come from"
     )
-  return found
+  return resolved
 
 
 def _alternatives(source: str | Sequence) -> list[str | tuple[str, ...]]:

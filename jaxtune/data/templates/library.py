@@ -108,10 +108,10 @@ def read(path: str | Path) -> list[Template]:
     UserError: what is not as this module or `promptsource` describes, with file and template.
   """
   ours = Path(path).parent == FOLDER
-  (found,) = confined.each(_reading, [sandbox.read_text(path)], str(path), here=ours)
-  if isinstance(found, UserError):
-    raise found if str(found).startswith(str(path)) else UserError(f"{path}: {found}")
-  return [Template(**entry | {key: tuple(entry[key]) for key in _LISTS}) for entry in found]
+  (entries,) = confined.each(_reading, [sandbox.read_text(path)], str(path), here=ours)
+  if isinstance(entries, UserError):
+    raise entries if str(entries).startswith(str(path)) else UserError(f"{path}: {entries}")
+  return [Template(**entry | {key: tuple(entry[key]) for key in _LISTS}) for entry in entries]
 
 
 def _reading(path: str) -> Callable[[str], list[dict]]:
@@ -153,13 +153,13 @@ def _names() -> list[str]:
 
 
 def _named(templates: list[Template], name: str) -> Template:
-  found = [one for one in templates if one.name == name]
-  if not found:
+  named = [one for one in templates if one.name == name]
+  if not named:
     # Whole names, so that what the message offers can be pasted.
     raise UserError(f"there is no template {name!r}. {nearest(name, (t.name for t in templates))}")
-  if len(found) > 1:
-    raise UserError(f"{len(found)} templates are called {name!r}: rename them in the file")
-  return found[0]
+  if len(named) > 1:
+    raise UserError(f"{len(named)} templates are called {name!r}: rename them in the file")
+  return named[0]
 
 
 _LISTS = ("answer_choices", "metrics")

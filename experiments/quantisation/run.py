@@ -1,6 +1,7 @@
 """Compares a base in fp32, bf16, int8 and NF4, untuned and with LoRA; writes results and README.
 
-  python experiments/quantisation/run.py [--model FOLDER ...]
+  python experiments/quantisation/run.py [--model FOLDER ...] [--out FOLDER]
+  python experiments/quantisation/run.py --tiny --out FOLDER   # whether it runs: one update
 
 Each model (the bundled one, and any Llama's folder with a tokenizer) is loaded in every form; its
 loss on the held-out answers of the bundled instructions is measured untuned, and after the same few
@@ -14,6 +15,7 @@ import csv
 import datetime
 import math
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from jaxtune.runs import trial as setups
 from jaxtune.runs.folder import versions
 
 HERE = Path(__file__).resolve().parent
-SEEDS, STEPS = (0, 1), 40
+SEEDS, STEPS = (0, 1), 1 if "--tiny" in sys.argv else 40
 FORMS = {
   "fp32": ("float32", None),
   "bf16": ("bfloat16", None),
@@ -114,28 +116,31 @@ def table(model: str, rows: list[dict]) -> str:
   return TABLE.format(model=model) + "\n".join(lines)
 
 
-def write(rows: list[dict]) -> None:
-  with (HERE / "results.csv").open("w", newline="") as file:
+def write(rows: list[dict], target: Path) -> None:
+  with (target / "results.csv").open("w", newline="") as file:
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
   tables = "\n\n".join(table(name, rows) for name in dict.fromkeys(row["model"] for row in rows))
   rate = settings("", "float32", None)["optim"]["learning_rate"]
   numbers = dict(steps=STEPS, seeds=len(SEEDS), rate=rate, date=datetime.date.today().isoformat())
-  (HERE / "README.md").write_text(TEXT.format(tables=tables, **numbers, **versions()))
+  (target / "README.md").write_text(TEXT.format(tables=tables, **numbers, **versions()))
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--model", action="append", default=[], help="a further folder")
-  models = [str(TINY), *parser.parse_args().model]
+  parser.add_argument("--tiny", action="store_true", help="one update of each")
+  parser.add_argument("--out", type=Path, default=HERE, help="where results go")
+  options = parser.parse_args()
+  models = [str(TINY), *options.model]
   rows = []
   with tempfile.TemporaryDirectory() as folder:
     for number, model in enumerate(models):
       for name in FORMS:
         rows += measure(model, name, Path(folder) / f"{number}-{name}")
         print(*rows[-1].values(), flush=True)
-      write(rows)
+      write(rows, options.out)
 
 
 if __name__ == "__main__":

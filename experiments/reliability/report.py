@@ -1,4 +1,7 @@
-"""Writes README.md from mutants.csv, equivalent.csv, fuzz.csv, the corpus and faults.csv."""
+"""Writes README.md from mutants.csv, equivalent.csv, fuzz.csv, the corpus and faults.csv.
+
+python experiments/reliability/report.py [FOLDER]
+"""
 
 from __future__ import annotations
 
@@ -153,7 +156,7 @@ def main() -> int:
     date=datetime.date.today().isoformat(), python=platform.python_version(), versions=versions,
     mutants=mutants(), fuzz=fuzz(), faults=faults(),
   )  # fmt: skip
-  (HERE / "README.md").write_text(text)
+  ((Path(sys.argv[1]) if sys.argv[1:] else HERE) / "README.md").write_text(text)
   return 0
 
 

@@ -2,6 +2,7 @@
 
   python experiments/speed/run.py            # everything, about 15 minutes on 2 cores
   python experiments/speed/run.py --only step
+  python experiments/speed/run.py --tiny --out FOLDER   # whether it runs; the figures mean nothing
 
 step:  one LoRA update (r = 8, on q and v of every layer; GPT-2-small's shape with random weights,
        batch 4 x 128, fp32, AdamW). Each library lives in a process of its own; they take turns.
@@ -25,8 +26,9 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROUNDS, STEPS = 10, 4
-TRIALS, UPDATES = 16, 100
+TINY = ["--tiny"] * ("--tiny" in sys.argv)  # what the other scripts are told, too
+ROUNDS, STEPS = (1, 1) if TINY else (10, 4)
+TRIALS = 2 if TINY else 16
 
 
 class Worker:
@@ -34,7 +36,7 @@ class Worker:
 
   def __init__(self, library: str):
     self.process = subprocess.Popen(
-      [sys.executable, str(HERE / f"with_{library}.py"), "step"],
+      [sys.executable, str(HERE / f"with_{library}.py"), "step", *TINY],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     self.ask("warm up")
@@ -67,12 +69,12 @@ def measure_group() -> dict:
   """Times both makespans, start-up and compilation included."""
   with tempfile.TemporaryDirectory() as folder:
     began = time.perf_counter()
-    run = [sys.executable, str(HERE / "with_jaxtune.py"), "group", folder]
+    run = [sys.executable, str(HERE / "with_jaxtune.py"), "group", folder, *TINY]
     subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
     ours = time.perf_counter() - began
   began = time.perf_counter()
   for trial in range(TRIALS):
-    run = [sys.executable, str(HERE / "with_peft.py"), "trial", str(trial)]
+    run = [sys.executable, str(HERE / "with_peft.py"), "trial", str(trial), *TINY]
     subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
   theirs = time.perf_counter() - began
   return {
@@ -83,13 +85,13 @@ def measure_group() -> dict:
 
 def measure_chunk() -> dict:
   """Times one update of a group of 16 at several chunk sizes, ms a trial."""
-  run = [sys.executable, str(HERE / "with_jaxtune.py"), "chunk"]
+  run = [sys.executable, str(HERE / "with_jaxtune.py"), "chunk", *TINY]
   return json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
 
 
 def measure_choices() -> dict:
   """Times the alternatives that ARCHITECTURE.md chose between, in turns, in ms."""
-  run = [sys.executable, str(HERE / "with_jaxtune.py"), "choices"]
+  run = [sys.executable, str(HERE / "with_jaxtune.py"), "choices", *TINY]
   return json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
 
 
@@ -128,7 +130,7 @@ Choices that ARCHITECTURE.md names, median ms in turns (attention with its gradi
 """
 
 
-def write(results: dict) -> None:
+def write(results: dict, folder: Path) -> None:
   step, group = results["step"], results["group"]
   choices = "\n".join(
     f"- {what}: " + ", ".join(f"{name} {ms}" for name, ms in row.items())
@@ -144,14 +146,16 @@ def write(results: dict) -> None:
     group_ratio=group["ratio"], chunks=chunks, choices=choices,
     default="1" if results["versions"]["device"] == "cpu" else "all of them",
   )  # fmt: skip
-  (HERE / "README.md").write_text(text)
+  (folder / "README.md").write_text(text)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--only", choices=("step", "group", "chunk", "choices"))
-  only = parser.parse_args().only
-  path = HERE / "results.json"
+  parser.add_argument("--tiny", action="store_true", help="the smallest sizes of everything")
+  parser.add_argument("--out", type=Path, default=HERE, help="where results go")
+  options = parser.parse_args()
+  only, path = options.only, options.out / "results.json"
   results = json.loads(path.read_text()) if only and path.exists() else {}
   measures = {
     "step": measure_step,
@@ -167,7 +171,7 @@ def main() -> None:
   results["versions"] = versions()
   path.write_text(json.dumps(results, indent=2) + "\n")
   if all(name in results for name in measures):
-    write(results)
+    write(results, options.out)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training.options import TrainOptions
 
+SMALLEST = "--tiny" in sys.argv
 GPT2_SMALL = dict(
   model_type="gpt2", vocab_size=50257, n_embd=768, n_layer=12, n_head=12, n_positions=1024
-)
+) | (dict(n_embd=24, n_layer=2, n_head=2) if SMALLEST else {})
 BATCH, LENGTH = 4, 128
-TRIALS, UPDATES = 16, 100
+UPDATES = 2 if SMALLEST else 100
+RATES, SEEDS = ([1e-3], [0, 1]) if SMALLEST else ([1e-3, 3e-3, 5e-3, 1e-2], [0, 1, 2, 3])
 
 
 def step() -> None:
@@ -71,7 +73,7 @@ def sweep_config():
     "optim": {"learning_rate": 1e-3},
     "train": {"steps": UPDATES, "batch_size": 8},
     "evaluate": {"batch_size": 16},
-    "sweep": ({"optim.learning_rate": [1e-3, 3e-3, 5e-3, 1e-2], "seed": [0, 1, 2, 3]},),
+    "sweep": ({"optim.learning_rate": RATES, "seed": SEEDS},),
   })  # fmt: skip
 
 
@@ -94,7 +96,7 @@ def chunk() -> None:
   options = TrainOptions(**configs[0]["train"])
   states, base = [first_state(with_config(setup, c)) for c in configs], None
   base, seeds, found = states[0][1], [c["seed"] for c in configs], {}
-  for size in (1, 2, 4, 16):
+  for size in (1, 2) if SMALLEST else (1, 2, 4, 16):
     program = programs.make_program(with_config(setup, configs[0]))
     go = jax.jit(loop.make_step(program, size, None))
     progress = loop.begin(tree.stack([state for state, _ in states]))
@@ -108,7 +110,7 @@ def chunk() -> None:
   print(json.dumps(found))
 
 
-def alternate(runs: dict, rounds: int = 12) -> dict:
+def alternate(runs: dict, rounds: int = 2 if SMALLEST else 12) -> dict:
   """Calls functions in turns; returns each one's median ms, without its first call."""
   times: dict = {name: [] for name in runs}
   for _ in range(rounds):
@@ -160,4 +162,5 @@ def choices() -> None:
 
 
 if __name__ == "__main__":
-  {"step": step, "group": group, "chunk": chunk, "choices": choices}[sys.argv[1]](*sys.argv[2:])
+  name, *arguments = (text for text in sys.argv[1:] if text != "--tiny")
+  {"step": step, "group": group, "chunk": chunk, "choices": choices}[name](*arguments)

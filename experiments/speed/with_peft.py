@@ -12,7 +12,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-BATCH, LENGTH, UPDATES = 4, 128, 100
+SMALLEST = "--tiny" in sys.argv
+BATCH, LENGTH, UPDATES = 4, 128, 2 if SMALLEST else 100
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RATES = (1e-3, 3e-3, 5e-3, 1e-2)
 
@@ -20,7 +21,8 @@ RATES = (1e-3, 3e-3, 5e-3, 1e-2)
 def step() -> None:
   """Answers each line of stdin with the times of so many updates, in ms."""
   torch.manual_seed(0)
-  model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+  sizes = dict(n_embd=24, n_layer=2, n_head=2) if SMALLEST else {}
+  model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **sizes))
   # GPT-2 has one fused projection of q, k and v; peft cannot target q and v alone.
   lora = LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], fan_in_fan_out=True)
   model = get_peft_model(model, lora).train().to(DEVICE)
@@ -79,4 +81,5 @@ def trial(number: str) -> None:
 
 
 if __name__ == "__main__":
-  {"step": step, "trial": trial}[sys.argv[1]](*sys.argv[2:])
+  name, *arguments = (text for text in sys.argv[1:] if text != "--tiny")
+  {"step": step, "trial": trial}[name](*arguments)

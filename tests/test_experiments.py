@@ -35,6 +35,7 @@ def test_commands_of_pages_and_configs_parse(command):
 
 def run(*arguments):
   environment = os.environ | {"PYTHONPATH": str(tiny.ROOT)}
+  environment.pop("XLA_FLAGS")  # tests' cheap compilation trains a real model slowly
   command = [sys.executable, *map(str, arguments)]
   done = subprocess.run(command, cwd=tiny.ROOT, env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-2000:]
@@ -54,7 +55,13 @@ def test_quantisation(tmp_path):
 
 @pytest.mark.full
 def test_a_sweep_is_kept_with_its_answers(tmp_path):
-  small = ("--config.train.steps=2", "--config.train.batch_size=2", "--config.evaluate.shots=0")
+  keys = {
+    "train.steps": 2,
+    "train.batch_size": 2,
+    "evaluate.limit": 8,
+    "evaluate.max_new_tokens": 4,
+  }
+  small = [f"--config.{key}={value}" for key, value in keys.items()]
   sweep = ("sweep", "--config", "configs/quickstart.py", "--workdir", tmp_path / "quickstart")
   run("-m", "jaxtune.main", *sweep, *small)
   run("experiments/quickstart/answers.py", tmp_path / "quickstart")

@@ -32,7 +32,7 @@ def place(tmp_path_factory):
 
 
 def arrays(run):
-  return {path: np.asarray(x) for path, x in tree.flatten(run.tuned).items()}
+  return {path: np.asarray(x) for path, x in tree.flatten(run.adapted.tuned).items()}
 
 
 def test_runs_over_one_base_share_it(place):

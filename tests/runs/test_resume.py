@@ -126,7 +126,8 @@ FULL = """
 import logging, resource, sys
 from pathlib import Path
 import jax.numpy as jnp
-from jaxtune import checkpoint, errors
+from jaxtune import errors
+from jaxtune.training import checkpoint
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # as the command line does
 state = {f"x{i}": jnp.arange(2000.0) ** (i / 7) for i in range(100)}
 with checkpoint.Checkpoints(Path(sys.argv[1]), {}) as saved:

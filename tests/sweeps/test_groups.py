@@ -48,7 +48,7 @@ def solo(config, setup, step):
   options = TrainOptions(**config["train"])
   losses = []
   for i in range(options.steps):
-    batch = loop.make_batch([config], [setup.dataset.train], i, options)
+    batch = loop.make_batch([setup.dataset.train], [config["seed"]], i, options)
     state, metrics = step(state, base, {name: x[0] for name, x in batch.items()})
     losses.append(float(metrics["loss"]))
   return losses, state.tuned
@@ -64,7 +64,9 @@ def grouped(configs, setup, chunk):
   progress = loop.begin(stacked)
   state, losses = progress.state, []
   for i in range(options.steps):
-    batch = loop.make_batch(configs, [setup.dataset.train] * len(configs), i, options)
+    batch = loop.make_batch(
+      [setup.dataset.train] * len(configs), [c["seed"] for c in configs], i, options
+    )
     state, sums, _ = step((state, progress.sums, progress.stale), base, batch)
     losses.append(np.asarray(sums["loss"]))
   shapes = [jax.eval_shape(lambda s=s: s.tuned) for s, _ in states]

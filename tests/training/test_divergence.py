@@ -11,6 +11,7 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation import judge
 from jaxtune.runs import folder as runs
 from jaxtune.runs import group
+from jaxtune.runs.results import diverged
 from jaxtune.sweeps import report, table
 from jaxtune.training import loop
 from jaxtune.training.options import TrainOptions
@@ -55,7 +56,7 @@ def test_tables_remarks_and_order_say_so(grouped, tmp_path):
     {"trial": f"rate={rate}", "settings": {"optim.learning_rate": rate}} | result
     for rate, result in zip((0.01, 100.0, 1e30), results, strict=True)
   ]
-  assert [results.diverged(result) for result in shown] == [False, True, True]
+  assert [diverged(result) for result in shown] == [False, True, True]
   rows = table.build(shown[::-1], "test_loss").rows
   assert [row[0] for row in rows][1:] == [f"full learning_rate={r}" for r in (0.01, "1e+30", 100)]
   assert all("diverged (1 of 1)" in row[4] for row in rows[2:])

@@ -128,7 +128,7 @@ def test_biases_of_every_method_are_not_decayed(llama):
   method = {"name": "stack", "p": {"name": "p_tuning"}, "x": {"name": "prefix", "projection": 4}}
   method |= {"lora": {}, "loha": {}, "adapter": {"ln_before": True}, "ia3": {}}
   tuned = peft.init(jax.random.key(0), peft.build(method), peft.find_sites(llama.model),
-                    llama.params)[0]  # fmt: skip
+                    llama.params).tuned  # fmt: skip
   spared = {p.rsplit("/", 1)[1] for p, x in tree.flatten(optim._decayed(tuned)).items() if not x}
   every = {path.rsplit("/", 1)[1] for path in tree.flatten(tuned)}
   assert spared == {name for name in every if "bias" in name or "scale" in name} | {"l", "l_in"}
@@ -148,7 +148,7 @@ def test_a_stopped_trial_stays_as_it_is(llama, chunk):
   state, base = first_state(with_config(setup, config))
   progress = loop.begin(tree.stack([state, state]))
   step = jax.jit(loop.make_step(programs.make_program(with_config(setup, config)), chunk, 2))
-  batch = loop.make_batch([config, config], [setup.dataset.train] * 2, 0, options)
+  batch = loop.make_batch([setup.dataset.train] * 2, [config["seed"]] * 2, 0, options)
   after, sums, _ = step((progress.state, progress.sums, jnp.asarray([1, 2])), base, batch)
   pick = lambda x, e: jax.tree.map(lambda leaf: np.asarray(leaf[e]), x)
   before, stopped = pick(progress.state, 1), pick(after, 1)

@@ -126,7 +126,7 @@ def test_trials_with_other_rates_share_a_program(llama):
   progress = loop.begin(tree.stack(states))
   together = progress.state
   for i in range(options.steps):
-    batch = loop.make_batch(configs, [setup.dataset.train] * 3, i, options)
+    batch = loop.make_batch([setup.dataset.train] * 3, [c["seed"] for c in configs], i, options)
     together, sums, _ = group((together, progress.sums, progress.stale), base, batch)
     one = {name: x[0] for name, x in batch.items()}
     found = [alone(state, base, one) for state in states]

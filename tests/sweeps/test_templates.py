@@ -11,9 +11,7 @@ from support import folders
 
 import jaxtune
 from jaxtune.preflight import gradients
-from jaxtune.runs import baseline
-from jaxtune.runs.trial import with_config
-from jaxtune.training import loop
+from jaxtune.runs import baseline, group
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 TEMPLATES = ["{{ text }} :", "? {{ text }} a1 a2 a3 a4 a5 a6 :"]
@@ -37,24 +35,24 @@ def test_each_trial_is_compared_with_the_demonstrations_of_its_seed(config, tmp_
   class Stop(Exception):
     pass
 
-  def stop(configs, folders, setups, bases, *rest):
-    given.extend(zip(configs, setups, bases, strict=True))
+  def stop(trials, folders, bases, *rest):
+    given.extend(zip(trials, bases, strict=True))
     raise Stop
 
   given = []
-  monkeypatch.setattr(loop, "run", stop)
+  monkeypatch.setattr(group, "train", stop)
   monkeypatch.setattr(gradients, "check", lambda *args: None)
   config = config | {"evaluate": config["evaluate"] | {"shots": 3}, "sweep": ({"seed": [0, 1]},)}
   with pytest.raises(Stop):
     jaxtune.sweep(config, tmp_path)
-  drawn = [base.drawn["demonstrations"] for *_, base in given]
+  drawn = [base.drawn["demonstrations"] for _, base in given]
   assert len(drawn) == 2 and drawn[0] != drawn[1]
-  for one, setup, base in given:
-    alone = baseline.evaluate_base(with_config(setup, one))
+  for trial, base in given:
+    alone = baseline.evaluate_base(trial)
     assert base.drawn == alone.drawn
     for mine, theirs in ((base.base, alone.base), (base.shots, alone.shots)):
       assert mine.metrics == pytest.approx(theirs.metrics, rel=1e-5)
-  assert given[0][2].base is given[1][2].base, "without demonstrations it is judged once"
+  assert given[0][1].base is given[1][1].base, "without demonstrations it is judged once"
 
 
 def test_two_templates_are_one_program(config, tmp_path, capsys):

@@ -131,7 +131,7 @@ def test_an_adapter_that_is_written_is_read_bit_by_bit(tmp_path_factory, llama, 
   methods, tuned, hyper, base = tiny.lay(llama, section, seed=drawn["seed"], noise=0.1)
   folder = tmp_path_factory.mktemp("written")
   export(llama, peft.Adapted(methods, tuned, hyper, base), folder / "adapter")
-  _, back, _, _ = formats.lay(formats.read(folder / "adapter", llama), llama)
+  _, back, _, _ = formats.adapt(formats.read(folder / "adapter", llama), llama)
   theirs, ours = tree.flatten(back["peft"]), tree.flatten(tuned["peft"])
   assert theirs.keys() == ours.keys()
   for path, x in ours.items():

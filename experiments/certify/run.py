@@ -183,7 +183,7 @@ def round_trip(pretrained, laid, folder: Path, form: str, as_lora: bool) -> str:
   """Imports an export, and exports that: arrays and files must be the same, bit by bit."""
   found = formats.read(folder, pretrained)
   again = folder.with_name(folder.name + "-again")
-  export(pretrained, peft.Adapted(*formats.lay(found, pretrained)), again, format=form)
+  export(pretrained, formats.adapt(found, pretrained), again, format=form)
   files = [load_file(place / certify.WEIGHTS[form]) for place in (folder, again)]
   if not equal(*files):
     return "FAILED"
@@ -191,9 +191,9 @@ def round_trip(pretrained, laid, folder: Path, form: str, as_lora: bool) -> str:
     return "as LoRA"
   methods, tuned, *_ = laid
   ours, theirs = {}, {**found.params}
-  for method, part in zip(methods, found.parts, strict=False):  # a head is none of the parts
+  for method, read in zip(methods, found.methods, strict=False):  # a head is not among them
     ours |= peft.by_path(method, method.realise(peft.arrays_of(method, tuned["peft"])))
-    theirs |= peft.by_path(method, method.realise(part.trained))
+    theirs |= peft.by_path(method, method.realise(read.trained))
   return "bit-equal" if equal(ours | tree.flatten(tuned["params"]), theirs) else "FAILED"
 
 

@@ -1,16 +1,16 @@
 """Writes what was trained in the formats that PyTorch users load, and proves that it loads.
 
-LoRA's kin, IA3, prefixes and prompts go to PEFT's format, bottleneck adapters to AdapterHub's, and
-all weight deltas (LoRA, BitFit, full, ...) into a plain Hugging Face folder, if asked for or where
-there is no other format. A head that was trained beside a method of PEFT's is in its files too; one
-trained alone is merged.
+LoRA and its relatives, IA3, prefixes and prompts are written in PEFT's format, bottleneck adapters
+in AdapterHub's. All weight deltas (LoRA, BitFit, full, ...) can be merged into a plain Hugging Face
+folder, and are where there is no other format. A head that was trained beside a method is in the
+files of that method; a head that was trained alone is merged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
@@ -18,13 +18,13 @@ from jaxtune import files, peft, tree
 from jaxtune.certify import Rejected, adapters_interpreter
 from jaxtune.certify import certify as make_certificate
 from jaxtune.errors import UserError
-from jaxtune.formats import card, merged, places
-from jaxtune.formats.adapterhub import names
+from jaxtune.formats import card, merged, references
+from jaxtune.formats.adapterhub import layout
 from jaxtune.formats.adapterhub import write as adapterhub_writer
 from jaxtune.formats.choose import choose_format, trained_methods
-from jaxtune.formats.facts import Facts
+from jaxtune.formats.facts import NO_FACTS, Facts
 from jaxtune.formats.peft import write as peft_writer
-from jaxtune.formats.peft.write_prompts import seen_for
+from jaxtune.formats.peft.prompts import seen_for
 from jaxtune.models import hf
 from jaxtune.runs import results, trial
 from jaxtune.runs.finished import Run
@@ -34,7 +34,7 @@ class Exported(NamedTuple):
   """What an export made.
 
   Attributes:
-    folder: where it lies.
+    folder: of the files.
     format: "peft", "adapterhub" or "merged".
     rounding: what the cast of merged weights lost; None for an adapter.
     certificate: what reloading it in PyTorch showed; None where that was not asked for.
@@ -53,14 +53,10 @@ def export(
   *,
   format: str = "auto",
   dtype: str = "float32",
-  labels: tuple[str, ...] = (),
-  base_name: str | None = None,
-  extra_config: dict | None = None,
+  facts: Facts = NO_FACTS,
   certify: bool = False,
   prompts: list[list[int]] | None = None,
   reload: Callable | None = None,
-  recipe: dict | None = None,
-  stop_tokens: Sequence[int] = (),
 ) -> Exported:
   """Writes a trained method into `folder`, with a model card.
 
@@ -73,15 +69,11 @@ def export(
       or in which anything was changed, is refused.
     format: "peft", "adapterhub", "merged", or "auto": the method's own.
     dtype: of merged weights, "float32" or "bfloat16"; adapters stay in float32, as trained.
-    labels: names of a head's labels; by default those of the base's config.json.
-    base_name: the base's folder or its name on the hub; by default the folder it was loaded from.
-      Of a folder, the files hold the name alone.
-    extra_config: entries added to adapter_config.json (not for merged).
-    certify: reload the files in PyTorch and compare logits; see `export.certify`.
+    facts: what the files state beside the weights. Its base_name may be a folder, by default the
+      one the base was loaded from; the files hold the name of the folder alone.
+    certify: reload the files in PyTorch and compare logits; see `certify.certify`.
     prompts: token ids for the certificate; by default random ones.
-    reload: a running `export.certify.reloader`, where many exports are certified.
-    recipe: {"config": a run's, "result": its result.json}, for the model card.
-    stop_tokens: ids that end an answer, for `model.generate` in PyTorch.
+    reload: a running `certify.reloader`, where many exports are certified.
 
   Raises:
     UserError: for a method that the format cannot express, naming one that can; for a folder that
@@ -96,26 +88,25 @@ def export(
   form = choose_format(adapted, format)
   if form != "merged" and dtype != "float32":
     raise UserError(f"dtype {dtype!r} is for format='merged'; adapters are written in float32")
-  base_name = places.base_reference(base_name or pretrained.folder)
+  base_name = references.base_reference(facts.base_name or pretrained.folder)
+  facts = facts._replace(base_name=base_name)
   if form == "adapterhub":
-    names.check_family(pretrained)
+    layout.check_family(pretrained)
   if certify and form == "adapterhub" and reload is None:
     adapters_interpreter()  # or say at once that there is none
-  stops, extra = tuple(stop_tokens), extra_config or {}
-  facts = Facts(base_name, tuple(labels), stops, recipe or {}, extra)
   try:
     with files.replacing(folder) as new:
       rounding = _write(new, form, pretrained, adapted, facts, dtype)
       certificate = None
       if certify:
-        how = dict(reload=reload, prompts=prompts, base_name=base_name, rounding=rounding)
-        certificate = _certified(new, rejected, pretrained, adapted, **how)
+        options = dict(reload=reload, prompts=prompts, base_name=base_name, rounding=rounding)
+        certificate = _certified(new, rejected, pretrained, adapted, **options)
   except (OSError, SafetensorError) as error:
     raise UserError(f"the export to {folder} cannot be written: {error}") from error
   return Exported(folder, form, rounding, certificate)
 
 
-def _check_free(pretrained, *chosen: Path) -> None:
+def _check_free(pretrained: hf.Pretrained, *chosen: Path) -> None:
   """Refuses to write over what is no export, and over the base itself."""
   for folder in chosen:
     if pretrained.folder is not None and folder.resolve() == Path(pretrained.folder).resolve():
@@ -146,11 +137,11 @@ def _write(
 
 
 def _certified(
-  new: Path, rejected: Path, pretrained: hf.Pretrained, adapted: peft.Adapted, **how
+  new: Path, rejected: Path, pretrained: hf.Pretrained, adapted: peft.Adapted, **options: Any
 ) -> dict:
   """Certifies the files in `new`; moves them to `rejected` where they are not as trained."""
   try:
-    return make_certificate(new, pretrained, adapted, **how)
+    return make_certificate(new, pretrained, adapted, **options)
   except Rejected as error:
     with files.replacing(rejected) as kept:
       for path in list(new.iterdir()):
@@ -169,21 +160,24 @@ def export_run(
       its weights) or "auto", by the method.
     dtype: of merged weights.
     certify: reload the files in PyTorch, compare logits on the run's test prompts and write
-      certificate.json. Where they differ by more than `export.certify` allows, the files go to
+      certificate.json. Where they differ by more than `certify.certify` allows, the files go to
       <folder>.rejected, and what was in `folder` before stays.
   """
-  prompts = None
-  if certify:
-    dataset = trial.load_data(run.config)
-    split = dataset.test or dataset.validation or dataset.train
-    prompts = split.prompts[:8]
-    if run.pretrained.model.config.head is not None:  # its tokens are the text, and no answer
-      texts = zip(split.arrays["tokens"][:8], split.arrays["mask"][:8], strict=True)
-      prompts = [tokens[mask].tolist() for tokens, mask in texts]
-    prompts = [prompt for prompt in prompts if prompt] or None
+  prompts = _prompts(run) if certify else None
+  recipe = {"config": run.config, "result": results.read(run.folder)}
+  facts = Facts(run.config["model"]["path"], run.labels, run.stop_tokens, recipe)
   return export(
-    run.pretrained, run.adapted, folder, format=format,
-    dtype=dtype, labels=run.labels, base_name=run.config["model"]["path"], certify=certify,
-    prompts=prompts, recipe={"config": run.config, "result": results.read(run.folder)},
-    stop_tokens=run.stop_tokens,
+    run.pretrained, run.adapted, folder, format=format, dtype=dtype, facts=facts, certify=certify,
+    prompts=prompts,
   )  # fmt: skip
+
+
+def _prompts(run: Run) -> list[list[int]] | None:
+  """Returns the first test prompts of a run, or None where all of them are empty."""
+  dataset = trial.load_data(run.config)
+  split = dataset.test or dataset.validation or dataset.train
+  prompts = split.prompts[:8]
+  if run.pretrained.model.config.head is not None:  # its tokens are the text, without an answer
+    texts = zip(split.arrays["tokens"][:8], split.arrays["mask"][:8], strict=True)
+    prompts = [tokens[mask].tolist() for tokens, mask in texts]
+  return [prompt for prompt in prompts if prompt] or None

@@ -22,7 +22,7 @@ def import_adapter(config: Any, adapter: str | Path, folder: str | Path) -> Run:
   check_free(folder)
   run = untrained(config, folder)
   found = formats.read(adapter, run.pretrained)
-  overlay = formats.lay(found, run.pretrained).overlay
+  overlay = formats.adapt(found, run.pretrained).overlay
   run = compose.remade(run, found.section, overlay)
   run = run._replace(labels=tuple(found.labels) or run.labels)
   keep(run, folder)

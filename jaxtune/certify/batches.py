@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from jaxtune.errors import UserError
+from jaxtune.models.config import Config
 
 PROMPTS, TOKENS = 8, 64  # the most that are compared: logits are (prompts, tokens, vocabulary)
 
 
-def make_batches(prompts, config, taken: int, pad: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+def make_batches(
+  prompts: list[list[int]] | None, config: Config, taken: int, pad: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
   """Makes (tokens, mask) of a right-padded batch, and of one whose prompts repeat to its length.
 
   Args:
     taken: how many of the model's positions the method takes.
-    pad: fills short rows; random tokens are others, as some models know their padding by it.
+    pad: fills short rows; random prompts do without it, as some models find their padding by it.
   """
   room = min(TOKENS, config.positions - taken)
   if taken and config.window is not None:  # beyond, PyTorch's window hides the prefix: see the card
@@ -39,8 +42,12 @@ def make_batches(prompts, config, taken: int, pad: int = 0) -> list[tuple[np.nda
   return [(tokens, mask), (equal, np.ones_like(equal))]
 
 
-def arrange(config, tokens, mask) -> dict[str, np.ndarray]:
-  """Names a batch as the model takes it; an encoder-decoder reads it, and writes it after start."""
+def arrange(config: Config, tokens: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns a batch as the model's arguments.
+
+  An encoder-decoder gets the tokens twice: as the encoder's text, and shifted right behind its
+  start tokens as the decoder's.
+  """
   if config.encoder is None:
     return dict(tokens=tokens, mask=mask)
   start = np.tile(np.array(config.start), (len(tokens), 1))

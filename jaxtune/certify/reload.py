@@ -63,7 +63,7 @@ def load_peft(auto, options, base, folder):
 
 
 def virtual_tokens(model, batch):
-  """Returns how many rows of logits stand before those of the tokens."""
+  """Returns how many virtual tokens have logits before those of the real tokens."""
   config = getattr(model, "active_peft_config", None)
   if getattr(config, "peft_type", None) not in ("PROMPT_TUNING", "P_TUNING"):
     return 0
@@ -83,7 +83,7 @@ def load_adapterhub(auto, options, base, folder):
     other = torch.load(pickled, weights_only=True) if os.path.exists(pickled) else file
     if other.keys() != file.keys() or not all(torch.equal(x, file[n]) for n, x in other.items()):
       raise SystemExit(f"{pickled} and {path} differ")
-  # A prefix is right under eager attention alone.
+  # Under any other attention, adapters computes something else for a prefix.
   model = load_base(auto, options | {"attn_implementation": "eager"}, base)
   adapters.init(model)
   name = model.load_adapter(folder, use_safetensors=True, set_active=True)
@@ -115,30 +115,40 @@ def versions():
   return found
 
 
-def answer(form, auto, options, base, export, inputs, output):
+def load_export(form, auto, options, base, export):
+  load = {"peft": load_peft, "merged": load_merged, "adapterhub": load_adapterhub}[form]
+  return load(auto, options, base, export).eval()
+
+
+def write_logits(model, inputs, output):
+  """Runs a model on every batch of a file and writes its logits into another."""
   import numpy as np
   import torch
 
-  load = {"peft": load_peft, "merged": load_merged, "adapterhub": load_adapterhub}[form]
-  model = load(auto, options, base, export).eval()
   file, batches, results = np.load(inputs), {}, {}
   for key in file.files:
     i, name = key.split("/")
     batches.setdefault(i, {})[name] = torch.from_numpy(file[key])
   for i, batch in batches.items():
     with torch.no_grad():
-      made = model(**batch)
-    pair = None if "logits" in made else torch.stack([made.start_logits, made.end_logits], -1)
-    logits = (made.logits if pair is None else pair).numpy()
+      outputs = model(**batch)
+    if "logits" in outputs:
+      logits = outputs.logits.numpy()
+    else:
+      logits = torch.stack([outputs.start_logits, outputs.end_logits], -1).numpy()
     results[f"logits_{i}"] = logits[:, virtual_tokens(model, batch) :]
   np.savez(output, versions=json.dumps(versions()), **results)
 
 
 if __name__ == "__main__":
-  answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+  answers, sys.stdout = (
+    sys.stdout,
+    sys.stderr,
+  )  # libraries print too
   for job in sys.stdin:
     try:
-      answer(*json.loads(job))
+      *export, inputs, output = json.loads(job)
+      write_logits(load_export(*export), inputs, output)
       said = "done"
     except (Exception, SystemExit) as error:
       said = f"{type(error).__name__}: {error}".replace("\n", " ").removeprefix("SystemExit: ")

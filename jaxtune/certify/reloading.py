@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -42,7 +42,13 @@ def adapters_interpreter(python: str | None = None) -> str:
   return python
 
 
-def their_logits(form, pretrained, folder: Path, batches, reload: Callable | None):
+def their_logits(
+  form: str,
+  pretrained: hf.Pretrained,
+  folder: Path,
+  batches: list[dict[str, np.ndarray]],
+  reload: Callable | None,
+) -> tuple[list[np.ndarray], dict[str, str]]:
   """Runs the export in PyTorch: returns (logits of each batch, versions of the libraries)."""
   with tempfile.TemporaryDirectory() as scratch:
     scratch = Path(scratch)
@@ -67,7 +73,7 @@ def their_logits(form, pretrained, folder: Path, batches, reload: Callable | Non
 
 
 @contextmanager
-def reloader(python: str = sys.executable):
+def reloader(python: str = sys.executable) -> Iterator[Callable[[list], None]]:
   """Starts `reload.py` in an interpreter: yields a function that runs one of its jobs.
 
   Raises:
@@ -86,15 +92,15 @@ def reloader(python: str = sys.executable):
       with suppress(OSError):  # where it has ended, it gives no answer
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
-      said = process.stdout.readline().strip()
-      if not said:
+      answer = process.stdout.readline().strip()
+      if not answer:
         process.wait()
         errors.seek(0)
-        said = (errors.read().strip().splitlines() or ["it ended without a message"])[-1]
-      if said != "done":
+        answer = (errors.read().strip().splitlines() or ["it ended without a message"])[-1]
+      if answer != "done":
         hint = f"; install it for {python} (pip install 'jaxtune[torch]')"
-        hint = hint if "ModuleNotFoundError" in said else ""
-        raise UserError(f"PyTorch cannot load the export: {said}{hint}")
+        hint = hint if "ModuleNotFoundError" in answer else ""
+        raise UserError(f"PyTorch cannot load the export: {answer}{hint}")
 
     try:
       yield reload

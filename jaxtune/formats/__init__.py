@@ -14,12 +14,11 @@ from jaxtune import peft as methods_
 from jaxtune import schema, tree
 from jaxtune.errors import UserError
 from jaxtune.formats import files, options
-from jaxtune.formats.files import Imported as Imported
-from jaxtune.formats.files import Part as Part
-from jaxtune.formats.files import tensors as tensors
+from jaxtune.formats.files import Imported
+from jaxtune.models import hf
 
 
-def read(folder: str | Path, pretrained) -> Imported:
+def read(folder: str | Path, pretrained: hf.Pretrained) -> Imported:
   """Reads an adapter's folder, in the format that its adapter_config.json says.
 
   Raises:
@@ -49,14 +48,14 @@ def read(folder: str | Path, pretrained) -> Imported:
   return reader(folder, config, pretrained)
 
 
-def lay(imported: Imported, pretrained) -> methods_.Adapted:
-  """Lays an imported adapter over its model."""
+def adapt(imported: Imported, pretrained: hf.Pretrained) -> methods_.Adapted:
+  """Returns a model's weights with an imported adapter laid over them."""
   methods, trained, fixed = methods_.build(imported.section), {}, {}
-  for method, part in zip(methods, imported.parts, strict=True):
-    trained |= methods_.by_path(method, part.trained)
-    fixed |= methods_.by_path(method, part.fixed)
-  arrays = lambda xs: tree.unflatten({path: jnp.asarray(x) for path, x in xs.items()})
+  for method, arrays in zip(methods, imported.methods, strict=True):
+    trained |= methods_.by_path(method, arrays.trained)
+    fixed |= methods_.by_path(method, arrays.fixed)
+  nested = lambda xs: tree.unflatten({path: jnp.asarray(x) for path, x in xs.items()})
   moved, flat = imported.params, tree.flatten(pretrained.params)
   base = tree.unflatten({path: x for path, x in flat.items() if path not in moved})
-  tuned = {"params": arrays(moved), "peft": arrays(trained)}
-  return methods_.Adapted(methods, tuned, arrays(fixed), base)
+  tuned = {"params": nested(moved), "peft": nested(trained)}
+  return methods_.Adapted(methods, tuned, nested(fixed), base)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune import libraries, peft, tree
-from jaxtune.formats import loading, places
+from jaxtune.formats import loading, references
 from jaxtune.formats.facts import Facts
 from jaxtune.formats.merged import Rounding
 from jaxtune.models import hf
@@ -85,7 +85,7 @@ def write(
   rounding: Rounding | None,
   seen: int | None,
 ) -> None:
-  """Writes README.md into a folder; see `places` for what it says of this machine.
+  """Writes README.md into a folder; see `references` for what it says of this machine.
 
   Args:
     rounding: what the cast of merged weights lost; None where they were not cast.
@@ -93,7 +93,7 @@ def write(
   """
   config, result = facts.recipe.get("config") or {}, facts.recipe.get("result") or {}
   base_name = facts.base_name
-  base = Path(base_name).name if places.is_local(base_name) else base_name
+  base = Path(base_name).name if references.is_local(base_name) else base_name
   base = base or "a model initialised at random"
   what, install = NEEDS[form]
   main = [m.name for m in methods if m.kind not in ("head", "regularize")]
@@ -127,12 +127,14 @@ def front(form: str, pretrained, methods, base_name, result: dict) -> str:
   """Returns the YAML that the hub reads: JSON values are YAML too."""
   head = pretrained.model.config.head
   entries: dict[str, Any] = {"library_name": LIBRARIES[form]}
-  if base_name and not places.is_local(base_name):
+  if base_name and not references.is_local(base_name):
     entries["base_model"] = base_name
     entries["base_model_relation"] = "finetune" if form == "merged" else "adapter"
   entries["pipeline_tag"] = "text-generation" if head is None else TASKS[head.kind]
   entries["tags"] = list(dict.fromkeys(["jaxtune", *(m.kind or m.name for m in methods)]))
-  hub = [name.split(":")[0] for name, _ in _files(result.get("data") or {}) if places.on_hub(name)]
+  hub = [
+    name.split(":")[0] for name, _ in _files(result.get("data") or {}) if references.on_hub(name)
+  ]
   if hub:
     entries["datasets"] = list(dict.fromkeys(hub))
   lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in entries.items())
@@ -150,7 +152,9 @@ def snippet(
   auto = loading.auto_class(pretrained.model.config)
   named = auto if pretrained.tokenizer is None else f"{auto}, AutoTokenizer"
   local = "where the base model lies: write its folder here"
-  what = local if base_name is None or places.is_local(base_name) else "on the hub, or its folder"
+  what = (
+    local if base_name is None or references.is_local(base_name) else "on the hub, or its folder"
+  )
   base = "" if form == "merged" else BASE.format(base=json.dumps(base_name or "BASE"), what=what)
   text = SNIPPETS[form].format(
     auto=auto, names=named, where=base + FOLDER, options=_arguments(options, labels)
@@ -241,7 +245,7 @@ def _listed(options: dict) -> str:
 
 def _code(value: Any) -> str:
   if isinstance(value, str):
-    value = places.nameless(value)
+    value = references.last_part(value)
   return str(value) if isinstance(value, int | float) else f"`{json.dumps(value)}`"
 
 
@@ -259,7 +263,7 @@ def _files(report: dict) -> list[tuple[str, str]]:
   found = dict(report.get("files") or {})
   for part in (*(report.get("tasks") or {}).values(), report.get("general") or {}):
     found |= part.get("files") or {}
-  named = lambda name: name if places.on_hub(name) else Path(name).name
+  named = lambda name: name if references.on_hub(name) else Path(name).name
   files = [(named(name), f"`{value}`") for name, value in found.items()]
   tokenizer = report.get("tokenizer")
   return files + ([("(the tokenizer)", f"`{tokenizer}`")] if tokenizer else [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxtune import peft, tree
 from jaxtune.errors import UserError, check_known
-from jaxtune.formats.peft import write as peft_format
+from jaxtune.formats.peft import layout
 from jaxtune.models.heads import is_head
 
 FORMATS = ("auto", "peft", "adapterhub", "merged")
@@ -20,7 +20,7 @@ def own_format(method: peft.Method) -> str:
   unshifted = method.kind == "prefix" and not method.options.get("shift", True)
   if method.kind in ADAPTERHUB or unshifted:
     return "adapterhub"
-  if method.kind in peft_format.KINDS and method.kind != "norms":
+  if method.kind in layout.TYPES and method.kind != "norms":
     return "peft"
   if _is_delta(method):
     return "merged"

@@ -9,7 +9,8 @@ class Facts(NamedTuple):
   """What is known of a model that its weights do not tell.
 
   Attributes:
-    base_name: the base's name on the hub, or "./" and its folder's; see `places.base_reference`.
+    base_name: what `references.base_reference` returns: the base's name on the hub, or "./" and its
+      folder's.
     labels: names of a head's labels; (): those of the base's config.json.
     stop_tokens: ids that end an answer; (): those of the base.
     recipe: {"config": a run's, "result": its result.json or {}}, for the model card; {} where there
@@ -22,3 +23,6 @@ class Facts(NamedTuple):
   stop_tokens: tuple[int, ...] = ()
   recipe: dict = {}
   extra: dict = {}
+
+
+NO_FACTS = Facts()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +14,11 @@ from safetensors.numpy import load_file
 
 from jaxtune import tree
 from jaxtune.errors import UserError
-from jaxtune.models import quantize
+from jaxtune.models import hf, quantize
 
 
-class Part(NamedTuple):
-  """One method of an adapter.
+class ImportedMethod(NamedTuple):
+  """One method of an adapter that was read.
 
   Attributes:
     section: the method's config section, {"name": "lora", "rank": 8, ...}.
@@ -33,23 +34,23 @@ class Imported(NamedTuple):
   """An adapter as our arrays.
 
   Attributes:
-    parts: its method; of a union, one of each.
+    methods: its one method; of a union, each of them.
     params: {path in the model's tree: array}: a head, and what else of the model was trained.
     labels: names of a head's labels; () where the files state none.
     source: what the files say of themselves: {"format", "type", "base", "version"}.
   """
 
-  parts: tuple[Part, ...]
+  methods: tuple[ImportedMethod, ...]
   params: dict[str, np.ndarray]
   labels: tuple[str, ...] = ()
   source: dict = {}
 
   @property
   def section(self) -> dict:
-    """The config section of its method; of a union, of the stack."""
-    if len(self.parts) == 1:
-      return self.parts[0].section
-    return {"name": "stack"} | {part.section["name"]: part.section for part in self.parts}
+    """The config section of its one method, or of the stack of its methods."""
+    if len(self.methods) == 1:
+      return self.methods[0].section
+    return {"name": "stack"} | {method.section["name"]: method.section for method in self.methods}
 
 
 def tensors(folder: Path, name: str, pickled: str) -> dict[str, np.ndarray]:
@@ -64,15 +65,15 @@ def tensors(folder: Path, name: str, pickled: str) -> dict[str, np.ndarray]:
   """
   path = folder / name
   if path.exists():
-    found = _safe(path)
+    arrays = _safe(path)
   elif (folder / pickled).exists():
-    found = _pickled(folder / pickled, name)
+    arrays = _pickled(folder / pickled, name)
   else:
     raise UserError(f"{folder} has no weights: expected {name}")
-  for key, x in found.items():
+  for key, x in arrays.items():
     if not np.isfinite(x).all():
       raise UserError(f"{key} in {folder} holds NaN or infinity; expected finite weights")
-  return found
+  return arrays
 
 
 def _safe(path: Path) -> dict[str, np.ndarray]:
@@ -97,7 +98,7 @@ def _pickled(path: Path, name: str) -> dict[str, np.ndarray]:
     raise UserError(f"{path} cannot be read as plain tensors: {error!r:.200}") from error
 
 
-def shapes(pretrained) -> dict[str, tuple[int, ...]]:
+def shapes(pretrained: hf.Pretrained) -> dict[str, tuple[int, ...]]:
   """Returns {path: shape} of a model's weights, as they are when they are not quantised."""
   whole = jax.eval_shape(quantize.dequantised, pretrained.params)
   return {path: leaf.shape for path, leaf in tree.flatten(whole).items()}
@@ -112,7 +113,12 @@ def check_shape(key: str, x: np.ndarray, wanted: tuple[int, ...]) -> None:
     )
 
 
-def refuse_foreign(rest, known) -> None:
+def misshapen(name: str, where: str, given: tuple, expected: tuple) -> UserError:
+  """Makes the error about an array of another shape than the model asks for."""
+  return UserError(f"{name} at {where} has the shape {given}, expected {expected}: another base?")
+
+
+def refuse_foreign(rest: Collection[str], known: Iterable[str]) -> None:
   """Raises UserError for tensors that nothing reads."""
   if rest:
     key = min(rest)
@@ -121,14 +127,14 @@ def refuse_foreign(rest, known) -> None:
     raise UserError(f"the adapter has {key}, which nothing reads{hint}")
 
 
-def refuse_missing(missing) -> None:
+def refuse_missing(missing: Collection[str]) -> None:
   """Raises UserError for tensors that the config asks for."""
   if missing:
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     raise UserError(f"the adapter lacks {min(missing)}{more}, which its config asks for")
 
 
-def check_base(named: str | None, pretrained) -> None:
+def check_base(named: str | None, pretrained: hf.Pretrained) -> None:
   """Raises UserError where the files name another base than the model's folder.
 
   Names are compared by their last part: a base may be a local folder here and the hub's there.
@@ -138,7 +144,7 @@ def check_base(named: str | None, pretrained) -> None:
   theirs, ours = _name(named), _name(pretrained.folder)
   if theirs != ours:
     raise UserError(
-      f"the adapter was trained over {named}, but the model is {pretrained.folder}. If they are "
+      f"the adapter was trained over {named}, but the model is {pretrained.folder}; if they are "
       "the same, write the latter into adapter_config.json (base_model_name_or_path, model_name)"
     )
 

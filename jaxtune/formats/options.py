@@ -24,7 +24,7 @@ class Peft(TypedDict, total=False):
   base_model_name_or_path: str | None
   peft_version: str | None
   init_lora_weights: bool | str | None
-  # where it lies
+  # which modules it is laid over
   target_modules: Names
   exclude_modules: Names
   feedforward_modules: Names
@@ -54,7 +54,7 @@ class Peft(TypedDict, total=False):
   beta2: Share
 
 
-class Part(TypedDict, total=False):
+class MethodConfig(TypedDict, total=False):
   """One method of an AdapterHub adapter, or a union of several."""
 
   __pydantic_config__ = STRICT
@@ -87,7 +87,7 @@ class AdapterHub(TypedDict, total=False):
   """An adapter_config.json of AdapterHub."""
 
   __pydantic_config__ = STRICT
-  config: Required[Part]
+  config: Required[MethodConfig]
   name: str | None
   model_name: str | None
   model_type: str

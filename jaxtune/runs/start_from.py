@@ -58,10 +58,10 @@ def _read(method: peft.Method, trial: Trial) -> tuple[dict, dict, dict]:
   folder = Path(method.start).expanduser()
   if (folder / "adapter_config.json").exists():
     found = formats.read(folder, trial.pretrained)
-    kinds = [part.section["name"] for part in found.parts]
+    kinds = [part.section["name"] for part in found.methods]
     if method.kind not in kinds:
       _same_kind(method, " + ".join(kinds), folder)
-    part = found.parts[kinds.index(method.kind)]
+    part = found.methods[kinds.index(method.kind)]
     return part.trained, part.fixed, found.params
   path, record, flat = runs.read(folder)
   tree.check_finite(flat, f"method.start: {path}")

@@ -13,7 +13,9 @@ from support import tiny
 
 from jaxtune import certify, formats, peft, tree
 from jaxtune.api.export import export
+from jaxtune.certify import reloading
 from jaxtune.errors import UserError
+from jaxtune.formats.facts import Facts
 from jaxtune.models import hf
 
 ADAPTER = dict(name="adapter", width=5)
@@ -60,18 +62,20 @@ def test_a_round_trip_changes_no_bit(name, section, tmp_path):
   model = make(name)
   methods, tuned, hyper, base = laid(model, section)
   labels = ("low", "middle", "high") if ":" in name else ()
-  export(model, peft.Adapted(methods, tuned, hyper, base), tmp_path / "a", labels=labels)
+  export(
+    model, peft.Adapted(methods, tuned, hyper, base), tmp_path / "a", facts=Facts(labels=labels)
+  )
   found = formats.read(tmp_path / "a", model)
-  for method, part in zip(methods, found.parts, strict=False):  # a head is none of the parts
+  for method, read in zip(methods, found.methods, strict=False):  # a head is not among them
     ours = peft.arrays_of(method, tuned["peft"])
     ours = method.realise(ours) if method.kind == "prefix" else ours
-    assert part.trained.keys() == ours.keys()
-    equal(part.trained, ours)
-    equal(part.fixed, peft.arrays_of(method, hyper))
+    assert read.trained.keys() == ours.keys()
+    equal(read.trained, ours)
+    equal(read.fixed, peft.arrays_of(method, hyper))
   equal(found.params, tree.flatten(tuned["params"]))
   assert (found.labels, found.source["format"]) == (labels, "adapterhub")
   again = export(
-    model, peft.Adapted(*formats.lay(found, model)), tmp_path / "b", labels=found.labels
+    model, formats.adapt(found, model), tmp_path / "b", facts=Facts(labels=found.labels)
   )
   for path in (tmp_path / "a").glob("*.safetensors"):
     assert path.read_bytes() == (again.folder / path.name).read_bytes()
@@ -162,8 +166,8 @@ def test_other_names_of_the_same(gpt2, adapter, tmp_path):
   config = config | {"name": "sst-2", "config": config["config"] | {"scaling": "learned"}}
   found = formats.read(store(tmp_path / "x", config, renamed), gpt2)
   site = "trunk/layers/mlp_residual"
-  np.testing.assert_array_equal(found.parts[0].fixed[site]["scale"], [2, 3, 4])
-  np.testing.assert_array_equal(found.parts[0].trained[site]["up_bias"][1], tensors[BIAS])
+  np.testing.assert_array_equal(found.methods[0].fixed[site]["scale"], [2, 3, 4])
+  np.testing.assert_array_equal(found.methods[0].trained[site]["up_bias"][1], tensors[BIAS])
 
 
 def test_heads_of_another_kind_are_refused(tmp_path):
@@ -201,7 +205,7 @@ def test_what_adapters_saves_is_read(tmp_path):
     _, _, head = name.partition(":")
     models.append(hf.load(str(base), **dict(head=head, labels=3) if head else {}))
     inputs = {"tokens": tokens, "mask": mask}
-    names = certify.THEIR_NAMES[made.model.config.encoder is not None]
+    names = reloading.THEIR_NAMES[made.model.config.encoder is not None]
     if made.model.config.encoder is not None:
       inputs |= {"inputs": tokens, "inputs_mask": mask}
     np.savez(tmp_path / f"in{i}.npz", **{names[n]: x.astype(int) for n, x in inputs.items()})
@@ -210,11 +214,10 @@ def test_what_adapters_saves_is_read(tmp_path):
   subprocess.run([certify.adapters_interpreter(), str(SCRIPT), str(tmp_path)], check=True)
   for i, model in enumerate(models):
     found = formats.read(tmp_path / f"out{i}", model)
-    ours = certify.our_logits(
-      model, model.params, [{"tokens": tokens, "mask": mask} | (
-        {"inputs": tokens, "inputs_mask": mask} if model.model.config.encoder is not None else {}
-      )], formats.lay(found, model)[:3]
-    )  # fmt: skip
+    batch = {"tokens": tokens, "mask": mask}
+    if model.model.config.encoder is not None:
+      batch |= {"inputs": tokens, "inputs_mask": mask}
+    ours = certify.our_logits(model, formats.adapt(found, model), [batch])
     theirs = np.load(tmp_path / f"logits{i}.npy")
     if theirs.ndim == 3:
       ours, theirs = [ours[0][mask]], theirs[mask]

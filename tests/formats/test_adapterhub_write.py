@@ -12,6 +12,7 @@ from support import tiny
 from jaxtune import certify, peft
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
+from jaxtune.formats.facts import Facts
 from jaxtune.models import hf
 
 ADAPTER = dict(name="adapter", width=5)
@@ -72,9 +73,8 @@ def test_a_compacter_shares_its_rule(tmp_path):
 def test_a_head_has_files_of_its_own(tmp_path):
   model = made("bert:classify")
   methods, tuned, hyper, base = laid(model, ADAPTER)
-  folder = export(
-    model, peft.Adapted(methods, tuned, hyper, base), tmp_path / "x", labels=NAMES
-  ).folder
+  adapted = peft.Adapted(methods, tuned, hyper, base)
+  folder = export(model, adapted, tmp_path / "x", facts=Facts(labels=NAMES)).folder
   config, tensors = files(folder, "head")
   assert config["model_class"] == "BertForSequenceClassification" and config["config"] is None
   assert config["label2id"] == {"low": 0, "middle": 1, "high": 2} and config["num_labels"] == 3

@@ -3,6 +3,7 @@
 import copy
 import os
 import subprocess
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from support.random_runs import card_lines
 
 from jaxtune import certify, peft, tree
 from jaxtune.api.export import export
-from jaxtune.formats import card, places
-from jaxtune.formats.facts import Facts
+from jaxtune.formats import card, references
+from jaxtune.formats.facts import NO_FACTS, Facts
 from jaxtune.models import hf
 
 NAMES = ("low", "middle", "high")
@@ -62,15 +63,15 @@ def model(tmp_path_factory):
   return load
 
 
-def written(model, section, folder, **how):
+def written(model, section, folder, facts=NO_FACTS, **how):
   """Exports a method, with the head where the model has one: returns (the folder, its trees)."""
   if model.model.config.head is not None:
     head = {"name": "head", "paths": model.fresh}
     section = {"name": "stack", section["name"]: section, "head": head}
-    how["labels"] = NAMES
+    facts = facts._replace(labels=NAMES)
   methods, tuned, hyper, base = tiny.lay(model, section, noise=0.1)
   trees = methods, {"params": {}, "peft": {}} | tuned, hyper, base
-  return export(model, peft.Adapted(*trees), folder, **how).folder, trees
+  return export(model, peft.Adapted(*trees), folder, facts=facts, **how).folder, trees
 
 
 def tokens():
@@ -132,7 +133,7 @@ def test_its_lines_load_adapterhubs(model, name, head, section, tmp_path):
 
 
 def test_it_states_the_recipe_the_data_and_the_metrics(gpt2, tmp_path):
-  folder, _ = written(gpt2, LORA, tmp_path / "x", base_name="owner/gpt", recipe=RECIPE)
+  folder, _ = written(gpt2, LORA, tmp_path / "x", facts=Facts("owner/gpt", recipe=RECIPE))
   text = (folder / "README.md").read_text()
   for line in (
     "# lora for gpt",
@@ -159,7 +160,7 @@ def test_it_states_the_recipe_the_data_and_the_metrics(gpt2, tmp_path):
 def test_its_head_is_what_the_hub_reads(gpt2, tmp_path):
   import yaml
 
-  folder, _ = written(gpt2, LORA, tmp_path / "x", base_name="owner/gpt", recipe=RECIPE)
+  folder, _ = written(gpt2, LORA, tmp_path / "x", facts=Facts("owner/gpt", recipe=RECIPE))
   front = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
   assert front == {
     "library_name": "peft",
@@ -169,7 +170,7 @@ def test_its_head_is_what_the_hub_reads(gpt2, tmp_path):
     "tags": ["jaxtune", "lora"],
     "datasets": ["owner/set"],
   }
-  folder, _ = written(gpt2, LORA, tmp_path / "y", base_name=str(tmp_path))
+  folder, _ = written(gpt2, LORA, tmp_path / "y", Facts(str(tmp_path)))
   assert "base_model:" not in (folder / "README.md").read_text()
 
 
@@ -196,8 +197,9 @@ def test_no_file_tells_of_the_machine(model, tmp_path, name, section, how):
   base = model(name)
   stored = base._replace(hf_config=base.hf_config | {"_name_or_path": str(base.folder)})
   certify_ = section is not ADAPTER  # whose library needs an environment of its own
-  folder, _ = written(stored, section, tmp_path / "x", recipe=recipe, certify=certify_, **how)
-  written(stored, section, tmp_path / "x", recipe=recipe, **how)  # replaces it, certificate and all
+  export_again = partial(written, stored, section, tmp_path / "x", Facts(recipe=recipe), **how)
+  folder, _ = export_again(certify=certify_)
+  export_again()  # replaces it, certificate and all
   for path in folder.iterdir():
     text = path.read_bytes()
     for place in (tmp_path, base.folder.parent):
@@ -218,4 +220,4 @@ def test_no_file_tells_of_the_machine(model, tmp_path, name, section, how):
   ],
 )
 def test_bases_are_named_without_their_place(tmp_path, name, expected):
-  assert places.base_reference(name and name.format(tmp=tmp_path)) == expected
+  assert references.base_reference(name and name.format(tmp=tmp_path)) == expected

@@ -13,6 +13,7 @@ import jaxtune
 from jaxtune import peft
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
+from jaxtune.formats.facts import Facts
 from jaxtune.formats.peft import write
 from jaxtune.models import hf
 from jaxtune.runs.finished import Run
@@ -93,7 +94,7 @@ def test_the_card_loads_the_head_with_its_labels(bases, name, section, how, tmp_
   model = hf.load(bases(name, stored), head="classify", labels=3)
   head_alone = section["name"] == "head"
   adapted = tiny.lay(model, section, noise=0.1) if head_alone else laid(model, section)
-  made = export(model, peft.Adapted(*adapted), tmp_path / "x", labels=NAMES, **how)
+  made = export(model, peft.Adapted(*adapted), tmp_path / "x", facts=Facts(labels=NAMES), **how)
   found = {}
   exec(card_lines(made.folder, model), found)
   assert found["model"].config.id2label == dict(enumerate(NAMES))
@@ -123,7 +124,7 @@ def test_a_run_is_certified_on_its_texts(made, tmp_path, monkeypatch):
   ("name", "section", "format", "message"),
   [
     ("distilbert", PREFIX, "auto", "prefix of distilbert"),
-    ("modernbert", PREFIX, "auto", "Train LoRA"),
+    ("modernbert", PREFIX, "auto", "train LoRA"),
     ("modernbert", {"name": "adapter", "width": 2}, "auto", "knows no modernbert"),
     ("bert", LORA | {"targets": ("q_proj", "head/out")}, "auto", "lies over head/out"),
     ("bert", {"name": "head"}, "peft", "use format='merged'"),

@@ -10,6 +10,7 @@ from support import tiny
 from jaxtune import peft
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
+from jaxtune.formats.facts import Facts
 from jaxtune.models import hf
 
 TIED = {
@@ -132,7 +133,9 @@ def test_pytorch_stops_where_the_run_did(tied, name, stated, tmp_path):
     model = model._replace(folder=tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps(stated))
   full = {"name": "full"}
-  made = export(model, peft.Adapted(*laid(model, full)), tmp_path / "x", stop_tokens=(3, 1))
+  made = export(
+    model, peft.Adapted(*laid(model, full)), tmp_path / "x", facts=Facts(stop_tokens=(3, 1))
+  )
   found = GenerationConfig.from_pretrained(made.folder)
   assert found.eos_token_id == [3, 1]
   assert found.top_k == (stated or {}).get("top_k")

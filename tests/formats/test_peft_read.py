@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support import tiny
 
-from jaxtune import formats, peft
+from jaxtune import certify, formats, peft
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
 from jaxtune.models import hf
@@ -125,13 +125,6 @@ def inputs(model):
   return ours, dict(zip(names, ours.values(), strict=True))
 
 
-def our_logits(model, laid, arguments):
-  from jaxtune import certify
-
-  methods, tuned, hyper, base = laid
-  return certify.our_logits(model, base, [arguments], (methods, tuned, hyper))[0]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_what_peft_wrote(case, base, tmp_path):
   import torch
@@ -143,16 +136,16 @@ def test_what_peft_wrote(case, base, tmp_path):
   with torch.no_grad():
     theirs = twin(**{n: torch.tensor(x).long() for n, x in theirs.items()}).logits.numpy()
   found = formats.read(tmp_path / "theirs", model)
-  laid = formats.lay(found, model)
-  logits = our_logits(model, laid, ours)
+  adapted = formats.adapt(found, model)
+  (logits,) = certify.our_logits(model, adapted, [ours])
   theirs = theirs[:, -logits.shape[1] :] if logits.ndim == 3 else theirs
   real = ours["mask"] if logits.ndim == 3 else ...
   np.testing.assert_allclose(logits[real], theirs[real], atol=1e-4, rtol=0)
-  bare = our_logits(model, ((), {"params": {}, "peft": {}}, {}, model.params), ours)
+  (bare,) = certify.our_logits(model, peft.untuned(model.params), [ours])
   assert np.abs(logits - bare)[real].max() > 1e-2
   if options.get("bias") == "lora_only":
     return  # biases beside a LoRA are read, but have no place in our own files
-  export(model, peft.Adapted(*laid), tmp_path / "ours", format="peft")
+  export(model, adapted, tmp_path / "ours", format="peft")
   before, after = (tensors(tmp_path / name) for name in ("theirs", "ours"))
   assert before.keys() == after.keys()
   for n, x in before.items():
@@ -174,8 +167,8 @@ def adapters(base, tmp_path_factory):
     dict(name="prefix", length=3),
     dict(name="vera", rank=3),
   ):
-    laid = tiny.lay(model, section, noise=0.1)
-    export(model, peft.Adapted(*laid), root / section["name"])
+    adapted = tiny.lay(model, section, noise=0.1)
+    export(model, adapted, root / section["name"])
   return model, root
 
 
@@ -265,7 +258,7 @@ def test_a_pickle_is_read_as_plain_tensors(adapters, tmp_path):
     formats.read(tmp_path / "x", model)
   torch.save({n: torch.tensor(x) for n, x in found.items()}, pickle)
   whole, read = (
-    formats.read(folder, model).parts[0].trained for folder in (root / "lora", tmp_path / "x")
+    formats.read(folder, model).methods[0].trained for folder in (root / "lora", tmp_path / "x")
   )
   for site, arrays in whole.items():
     for name, x in arrays.items():

@@ -91,10 +91,10 @@ def test_round_trip(name, head, case, base, tmp_path):
   found = formats.read(tmp_path / "x", model)
   realised = peft.realise(methods, trees[0]["peft"])
   placed = lambda arrays: peft.by_path(methods[0], arrays)
-  same(placed(peft.arrays_of(methods[0], realised)), placed(found.parts[0].trained))
-  same(placed(peft.arrays_of(methods[0], trees[1])), placed(found.parts[0].fixed))
+  same(placed(peft.arrays_of(methods[0], realised)), placed(found.methods[0].trained))
+  same(placed(peft.arrays_of(methods[0], trees[1])), placed(found.methods[0].fixed))
   same(tree.flatten(trees[0]["params"]), found.params)
-  export(model, peft.Adapted(*formats.lay(found, model)), tmp_path / "y", format="peft")
+  export(model, formats.adapt(found, model), tmp_path / "y", format="peft")
   same(written(tmp_path / "x"), written(tmp_path / "y"))
   configs = [json.loads((tmp_path / f"{x}/adapter_config.json").read_text()) for x in "xy"]
   assert configs[0] == configs[1]
@@ -123,11 +123,11 @@ def test_loras_that_lie_otherwise_here(case, base, tmp_path):
   model = base("gpt2")
   methods, tuned, hyper, frozen = laid(model, OTHERS[case])
   export(model, peft.Adapted(methods, tuned, hyper, frozen), tmp_path / "x")
-  again = formats.lay(formats.read(tmp_path / "x", model), model)
-  export(model, peft.Adapted(*again), tmp_path / "y")
+  again = formats.adapt(formats.read(tmp_path / "x", model), model)
+  export(model, again, tmp_path / "y")
   same(written(tmp_path / "x"), written(tmp_path / "y"))
   before = tree.flatten(peft.merge(peft.Adapted(methods, tuned, hyper, frozen)))
-  after = tree.flatten(peft.merge(peft.Adapted(*again)))
+  after = tree.flatten(peft.merge(again))
   for path, x in before.items():
     np.testing.assert_allclose(x, after[path], atol=1e-6, err_msg=path)
 
@@ -167,7 +167,7 @@ def test_layers_of_other_ranks_are_trimmed(base, tmp_path):
   assert list(shapes.values()) == [3, 1]
   found = formats.read(tmp_path / "x", model)
   same(peft.by_path(methods[0], peft.arrays_of(methods[0], tuned["peft"])),
-       peft.by_path(methods[0], found.parts[0].trained))  # fmt: skip
+       peft.by_path(methods[0], found.methods[0].trained))  # fmt: skip
 
 
 REFUSED = [

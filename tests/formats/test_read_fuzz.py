@@ -123,7 +123,7 @@ def test_a_mutated_adapter_is_read_or_refused(files):
     save_file(tensors, Path(place) / weights)
     try:
       read = formats.read(place, model)
-      methods, tuned, hyper, _ = formats.lay(read, model)
+      methods, tuned, hyper, _ = formats.adapt(read, model)
     except UserError as error:
       assert "\n" not in str(error)
       return
@@ -151,7 +151,7 @@ def test_what_is_written_is_read_to_the_bit(section, seed):
   methods, tuned, hyper, base = tiny.lay(model, section, seed, noise=0.1)
   with tempfile.TemporaryDirectory() as place:
     export(model, peft.Adapted(methods, {"params": {}} | tuned, hyper, base), Path(place))
-    _, again, fixed, _ = formats.lay(formats.read(place, model), model)
+    _, again, fixed, _ = formats.adapt(formats.read(place, model), model)
   before, after = tree.flatten(tuned["peft"]), tree.flatten(again["peft"])
   assert before.keys() == after.keys()
   for path, x in before.items():

@@ -21,10 +21,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxtune import data, formats, peft, schema
+from jaxtune import data, formats, schema
 from jaxtune.api.export import export
 from jaxtune.data import sources, templates
 from jaxtune.data.templates import library
+from jaxtune.formats.facts import Facts
 from jaxtune.models import hf
 from jaxtune.objectives import sft
 from jaxtune.runs import finished, results
@@ -191,17 +192,15 @@ def read_templates(folder: Path) -> object:
 def write_adapter(family: str, section: dict) -> Callable[[Path], None]:
   def write(folder: Path) -> None:
     base = pretrained(family)
-    methods, tuned, hyper, left = tiny.lay(base, section, noise=0.1)
-    export(
-      base, peft.Adapted(methods, tuned, hyper, left), folder / "adapter", labels=("no", "yes")
-    )
+    adapted = tiny.lay(base, section, noise=0.1)
+    export(base, adapted, folder / "adapter", facts=Facts(labels=("no", "yes")))
 
   return write
 
 
 def read_adapter(family: str) -> Callable[[Path], object]:
   def read(folder: Path) -> object:
-    return formats.lay(formats.read(folder / "adapter", pretrained(family)), pretrained(family))
+    return formats.adapt(formats.read(folder / "adapter", pretrained(family)), pretrained(family))
 
   return read
 

@@ -1,4 +1,4 @@
-"""Bottleneck adapters and Compacters as AdapterHub has them: config, and tensors by layer."""
+"""Bottleneck adapters and Compacters in AdapterHub's format: written and read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import jax
 import numpy as np
 
 from jaxtune.errors import UserError
-from jaxtune.formats.adapterhub import configs
-from jaxtune.formats.adapterhub import names as layout
+from jaxtune.formats.adapterhub import configs, layout
+from jaxtune.formats.files import misshapen
+from jaxtune.models import hf
+from jaxtune.peft import Method
 
 
-def make(pretrained, method, trained: dict, fixed: dict) -> tuple[dict, dict]:
+def write(
+  pretrained: hf.Pretrained, method: Method, trained: dict, fixed: dict
+) -> tuple[dict, dict]:
   """Returns (config, tensors) of an adapter."""
   trained = jax.tree.map(np.asarray, trained)
   rules = [trained.pop(site) for site in list(trained) if "phm_rule" in trained[site]]
@@ -18,7 +22,7 @@ def make(pretrained, method, trained: dict, fixed: dict) -> tuple[dict, dict]:
   if "gate_kernel" in names:
     raise UserError(
       "AdapterHub's gates are averaged over all tokens of a text, where ours are each token's own: "
-      "it cannot express method.gate. Train without it"
+      "it cannot express method.gate; train without it"
     )
   entries = {
     entry: any(site.endswith(residual) for site in trained)
@@ -109,3 +113,83 @@ def _widths(pretrained, trained: dict) -> dict[str, list[int]]:
             for i in range(layers)]  # fmt: skip
     found[half] = [i + 1 if i >= 0 else widest for i in last]
   return found
+
+
+def read(pretrained, config: dict, name: str, found: dict) -> tuple[dict, dict, dict]:
+  """Takes an adapter's tensors out of `found`; returns (section, trained, learned scales)."""
+  section = configs.section(config)
+  every = _arrays(section)
+  trained, scales = {}, {}
+  for site, place in layout.residuals(pretrained).items():
+    if not config.get(layout.ENTRIES[site.rpartition("/")[2]], False):
+      continue
+    layers = layout.halves(pretrained.model.config)[site.split("/")[0]]
+    modules = [f"{place.format(i)}.adapters.{name}" for i in range(layers)]
+    each = [_layer(module, every, found) for module in modules]
+    if config.get("scaling") == "learned":
+      scales[site] = np.concatenate([found.pop(f"{module}.scaling") for module in modules])
+    trained[site] = {array: _stacked([x[array] for x in each], site, array) for array in every}
+  # Of an encoder-decoder's half that is not adapted, the format holds zeros.
+  trained = {s: xs for s, xs in trained.items() if any(x.any() for x in xs.values())} or trained
+  if not trained:
+    raise UserError(
+      "the adapter's config asks for no adapter: neither mh_adapter nor output_adapter"
+    )
+  section |= {"targets": tuple(trained)}
+  if section["name"] == "adapter":
+    return section | {"width": _used_widths(trained)}, trained, scales
+  arrays = next(iter(trained.values()))
+  n, rank = arrays["down_left"].shape[1], arrays["down_left"].shape[3]
+  if section["shared"]:
+    first = next(iter(trained))  # where the method keeps it
+    rule = {"phm_rule": found.pop(layout.shared(pretrained, name))}
+    trained[first.partition("/layers/")[0]] = rule
+  return section | {"n": n, "rank": rank, "width": arrays["down_bias"][0].size}, trained, scales
+
+
+def _arrays(section: dict) -> tuple[str, ...]:
+  """Lists the arrays that an adapter has at each of its sites."""
+  if section["name"] == "compacter":
+    left_out = ("down_rule", "up_rule") if section["shared"] else ()
+    return tuple(name for name in layout.PHM if name not in left_out)
+  options = {"channel_scale": "channel_scale"}
+  options |= {f"norm_{x}": "ln_before" for x in ("scale", "bias")}
+  options |= {f"norm_after_{x}": "ln_after" for x in ("scale", "bias")}
+  return tuple(name for name in layout.ARRAYS if name not in options or section[options[name]])
+
+
+def _layer(module: str, every: tuple[str, ...], found: dict) -> dict[str, np.ndarray]:
+  """Takes one layer's arrays out of `found`."""
+  arrays = {}
+  for name in every:
+    (named, how), *copies = layout.theirs(name, every)
+    x = found.pop(f"{module}.{named}")
+    arrays[name] = x.T if how == "transposed" else x
+    for copy, _ in copies:
+      found.pop(f"{module}.{copy}", None)
+    if how == "flat":
+      arrays[name] = x.reshape(len(arrays["down_left"]), -1)
+  if "down_kernel" in arrays:
+    (unit,), (features,) = arrays["down_bias"].shape, arrays["up_bias"].shape
+    for name, shape in {"down_kernel": (features, unit), "up_kernel": (unit, features)}.items():
+      if arrays[name].shape != shape:
+        raise misshapen(name, module, arrays[name].shape, shape)
+  return arrays
+
+
+def _stacked(each: list[np.ndarray], site: str, name: str) -> np.ndarray:
+  """Stacks the layers' arrays; where their widths differ, padded with zeros to the widest."""
+  shape = np.max([x.shape for x in each], axis=0)
+  for x in each if name not in ("down_kernel", "down_bias", "up_kernel") else ():
+    if x.shape != tuple(shape):
+      raise misshapen(name, site, x.shape, tuple(map(int, shape)))
+  pad = lambda x: np.pad(x, [(0, n - m) for n, m in zip(shape, x.shape, strict=True)])
+  return np.stack([pad(x) for x in each])
+
+
+def _used_widths(trained: dict) -> int | tuple[int, ...]:
+  """Returns the width of all layers, or of each; where trunks differ in them, of the widest."""
+  used = [(x["down_kernel"] != 0).any(1) | (x["up_kernel"] != 0).any(2) for x in trained.values()]
+  widest = used[0].shape[1]
+  layers = {tuple(int(np.max(np.nonzero(u)[0], initial=0)) + 1 for u in x) for x in used}
+  return widest if len(layers) > 1 or {*next(iter(layers))} == {widest} else layers.pop()

@@ -16,16 +16,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxtune import peft as methods_
-from jaxtune.formats.adapterhub import bottleneck, names, prefix
+from jaxtune.formats import heads
+from jaxtune.formats.adapterhub import bottleneck, layout, prefix
 from jaxtune.formats.facts import Facts
-from jaxtune.formats.peft import write as peft_format
 from jaxtune.models import hf
+from jaxtune.models.heads import Head
 
 VERSION = "adapters.1.3.0"
-FILES = {
-  "adapter": ("adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"),
-  "head": ("head_config.json", "model_head.safetensors", "pytorch_model_head.bin"),
-}
 
 
 def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, facts: Facts) -> None:
@@ -38,26 +35,25 @@ def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, fa
   Raises:
     UserError: for what the format cannot express.
   """
-  names.check_family(pretrained)
-  methods, tuned, hyper, base = adapted
-  parts, tensors = [], {}
-  for method in methods:
-    module, trained = bottleneck, methods_.arrays_of(method, tuned["peft"])
+  layout.check_family(pretrained)
+  configs, tensors = [], {}
+  for method in adapted.methods:
+    module, trained = bottleneck, methods_.arrays_of(method, adapted.tuned["peft"])
     if method.kind == "prefix":
       module, trained = prefix, method.realise(trained)
-    fixed = methods_.arrays_of(method, hyper)
-    config, found = module.make(pretrained, method, trained, fixed)
-    parts.append(config)
-    tensors |= found
-  config = parts[0] if len(parts) == 1 else {"architecture": "union", "configs": parts}
+    fixed = methods_.arrays_of(method, adapted.hyper)
+    config, arrays = module.write(pretrained, method, trained, fixed)
+    configs.append(config)
+    tensors |= arrays
+  config = configs[0] if len(configs) == 1 else {"architecture": "union", "configs": configs}
   common = _common(pretrained, facts.base_name)
-  _store(folder, "adapter", common | {"config": config, "name": names.NAME} | facts.extra, tensors)
-  saved, weights = peft_format.head(pretrained, tuned, base)
+  _store(folder, "adapter", common | {"config": config, "name": layout.NAME} | facts.extra, tensors)
+  saved, weights = heads.saved(pretrained, adapted)
   if saved:
     _store(folder, "head", common | _labelled(pretrained.model.config.head, facts.labels), weights)
 
 
-def _labelled(head, labels) -> dict:
+def _labelled(head: Head | None, labels: tuple[str, ...]) -> dict:
   """States how many labels a head has, and their names; nothing of a language model's."""
   stated = {"config": None, "name": None}  # the one head of a class of transformers
   if head is None or head.kind == "mlm":
@@ -67,7 +63,7 @@ def _labelled(head, labels) -> dict:
   return stated | {"num_labels": head.outputs, "label2id": label2id}
 
 
-def _common(pretrained, base_name) -> dict:
+def _common(pretrained: hf.Pretrained, base_name: str | None) -> dict:
   """States what both config files say of the model."""
   c, stored = pretrained.model.config, pretrained.hf_config.get("architectures")
   known = hf.family_module(pretrained.family).ARCHITECTURES
@@ -82,7 +78,8 @@ def _common(pretrained, base_name) -> dict:
 
 
 def _store(folder: Path, part: str, config: dict, tensors: dict) -> None:
-  about, safe, pickled = FILES[part]
+  """Writes the three files of the adapter, or of the head."""
+  about, safe, pickled = layout.FILES[part]
   (folder / about).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
   tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
   save_file(tensors, folder / safe, {"format": "pt"})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,11 +13,9 @@ from jaxtune.formats.peft import layout, write_weights
 from jaxtune.formats.peft.write_weights import Piece
 from jaxtune.peft import Method
 
-SMALL = 1e-5  # AdaLoRA divides by the rank and this
 
-
-class Found(NamedTuple):
-  """What lies where.
+class Placed(NamedTuple):
+  """The torch modules over which a method lies.
 
   Attributes:
     pieces: {torch module, "{}" for the layer: its piece in each layer}.
@@ -31,12 +30,13 @@ class Found(NamedTuple):
   every: set[str]
 
 
-def make(kind: str, method, pretrained, pieces: dict[str, list[Piece]], fixed: dict) -> dict:
-  """Describes the pieces of each torch module, as `weights.pieces` returns them."""
+def make(method: Method, pretrained, pieces: dict[str, list[Piece]], fixed: dict) -> dict:
+  """Returns the entries of the config for the pieces that `write_weights.pieces` returns."""
+  kind = method.kind
   every = {row.theirs.removesuffix(".weight") for row in layout.table(pretrained)}
   short = {module: layout.suffix(module, every) for module in pieces}
-  found = Found(kind, method, pieces, short, every)
-  config = {"peft_type": layout.TYPES[kind], "target_modules": _targets(found)}
+  placed = Placed(kind, method, pieces, short, every)
+  config = {"peft_type": layout.TYPES[kind], "target_modules": _targets(placed)}
   if kind in ("lora", "adalora"):
     rate = max(float(np.max(arrays["dropout"])) for arrays in fixed.values())
     config |= {
@@ -52,37 +52,31 @@ def make(kind: str, method, pretrained, pieces: dict[str, list[Piece]], fixed: d
     )
   return config | {
     "lora": _lora, "adalora": _adalora, "vera": _vera, "loha": _sizes, "lokr": _lokr, "ia3": _ia3,
-  }[kind](found)  # fmt: skip
+  }[kind](placed)  # fmt: skip
 
 
-def alpha_of(scale: float, rank: float) -> float | int:
-  """Returns the alpha with alpha / rank = scale in fp32; a whole number where one does."""
-  alpha = scale * rank
-  whole = round(alpha)
-  return whole if np.float32(whole / rank) == np.float32(scale) else alpha
-
-
-def _lora(found: Found) -> dict:
-  config = _sizes(found)
+def _lora(placed: Placed) -> dict:
+  config = _sizes(placed)
   return config | {
     "lora_alpha": config.pop("alpha"),
     "use_rslora": False,  # alpha already holds the trained scale: alpha = scale * r
-    "use_dora": any("magnitude" in p.arrays for pieces in found.pieces.values() for p in pieces),
+    "use_dora": any("magnitude" in p.arrays for pieces in placed.pieces.values() for p in pieces),
   }
 
 
-def _sizes(found: Found) -> dict:
-  """Finds r and alpha, and the patterns of the modules that have others."""
+def _sizes(placed: Placed) -> dict:
+  """States the commonest rank and alpha, and patterns of the modules that have others."""
   ranks = {
-    m: [write_weights.rank_of(found.kind, p) or None for p in ps] for m, ps in found.pieces.items()
+    m: [write_weights.rank_of(placed.kind, p) or None for p in ps]
+    for m, ps in placed.pieces.items()
   }
   alphas = {
-    m: [r and alpha_of(p.scale, r) for p, r in zip(ps, ranks[m], strict=True)]
-    for m, ps in found.pieces.items()
+    m: [r and layout.alpha_of(p.scale, r) for p, r in zip(ps, ranks[m], strict=True)]
+    for m, ps in placed.pieces.items()
   }
   pairs = Counter(
     pair
-    for m in found.pieces
+    for m in placed.pieces
     for pair in zip(ranks[m], alphas[m], strict=True)
     if pair[0] is not None
   )
@@ -90,14 +84,14 @@ def _sizes(found: Found) -> dict:
   return {
     "r": rank,
     "alpha": alpha,
-    "rank_pattern": _patterns(found, ranks, rank),
-    "alpha_pattern": _patterns(found, alphas, alpha),
+    "rank_pattern": _patterns(placed, ranks, rank),
+    "alpha_pattern": _patterns(placed, alphas, alpha),
   }
 
 
-def _adalora(found: Found) -> dict:
-  """All modules have one first rank; those that hold fewer say which of them they have kept."""
-  ranks = {m: [write_weights.rank_of("adalora", p) for p in ps] for m, ps in found.pieces.items()}
+def _adalora(placed: Placed) -> dict:
+  """States the one rank that all modules begin with, and which ranks a module has kept."""
+  ranks = {m: [write_weights.rank_of("adalora", p) for p in ps] for m, ps in placed.pieces.items()}
   rank = max(r for per_layer in ranks.values() for r in per_layer)
   kept = {
     f"{m.format(i)}.lora_E": [True] * r + [False] * (rank - r)
@@ -108,8 +102,8 @@ def _adalora(found: Found) -> dict:
   return {
     "r": 8,  # not read
     "init_r": rank,
-    "target_r": min(rank, int(found.method.options.get("target_rank", rank))),
-    "lora_alpha": alpha_of(_one_scale(found), rank + SMALL),
+    "target_r": min(rank, int(placed.method.options.get("target_rank", rank))),
+    "lora_alpha": layout.alpha_of(_one_scale(placed), rank + layout.SMALL),
     "rank_pattern": kept if uneven else None,
     "tinit": 0,
     "tfinal": 0,
@@ -117,75 +111,75 @@ def _adalora(found: Found) -> dict:
   }
 
 
-def _one_scale(found: Found) -> float:
-  scales = {p.scale for pieces in found.pieces.values() for p in pieces}
+def _one_scale(placed: Placed) -> float:
+  scales = {p.scale for pieces in placed.pieces.values() for p in pieces}
   if len(scales) > 1:
     raise UserError(
-      f"PEFT's {layout.TYPES[found.kind]} has one scale, these are {sorted(scales)}: use "
+      f"PEFT's {layout.TYPES[placed.kind]} has one scale, these are {sorted(scales)}: use "
       "format='merged'"
     )
   return scales.pop()
 
 
-def _vera(found: Found) -> dict:
-  rank = write_weights.rank_of("vera", next(iter(found.pieces.values()))[0])
+def _vera(placed: Placed) -> dict:
+  rank = write_weights.rank_of("vera", next(iter(placed.pieces.values()))[0])
   return {"r": rank, "save_projection": True, "projection_prng_key": 0, "vera_dropout": 0.0}
 
 
-def _lokr(found: Found) -> dict:
-  """r decides which matrices are whole: it is the option, where no array shows it."""
-  rank, factor = int(found.method.options["rank"]), found.method.options.get("factor")
-  shown = {write_weights.rank_of("lokr", p) for ps in found.pieces.values() for p in ps} - {
+def _lokr(placed: Placed) -> dict:
+  """States rank, factor and alphas; the rank is the option's where all matrices are whole."""
+  rank, factor = int(placed.method.options["rank"]), placed.method.options.get("factor")
+  shown = {write_weights.rank_of("lokr", p) for ps in placed.pieces.values() for p in ps} - {
     None,
     rank,
   }
   if shown:
-    raise UserError(f"LoKr's arrays have rank {shown.pop()}, its options say {rank}")
-  alphas = {m: [alpha_of(p.scale, rank) for p in ps] for m, ps in found.pieces.items()}
+    raise UserError(f"method.rank is {rank}, expected {shown.pop()}, the rank of LoKr's arrays")
+  alphas = {m: [layout.alpha_of(p.scale, rank) for p in ps] for m, ps in placed.pieces.items()}
   alpha = Counter(a for ps in alphas.values() for a in ps).most_common(1)[0][0]
   return {
     "r": rank,
     "alpha": alpha,
-    "alpha_pattern": _patterns(found, alphas, alpha),
+    "alpha_pattern": _patterns(placed, alphas, alpha),
     "decompose_factor": -1 if factor is None else factor,
-    "decompose_both": bool(found.method.options.get("decompose_both", False)),
+    "decompose_both": bool(placed.method.options.get("decompose_both", False)),
   }
 
 
-def _ia3(found: Found) -> dict:
-  inputs = {m: pieces for m, pieces in found.pieces.items() if "l_in" in pieces[0].arrays}
-  return {"feedforward_modules": _ends(found, inputs), "target_modules": _targets(found, inputs)}
+def _ia3(placed: Placed) -> dict:
+  inputs = {m: pieces for m, pieces in placed.pieces.items() if "l_in" in pieces[0].arrays}
+  return {"feedforward_modules": _ends(placed, inputs), "target_modules": _targets(placed, inputs)}
 
 
-def _targets(found: Found, whole=()) -> list[str]:
+def _targets(placed: Placed, whole: Iterable[str] = ()) -> list[str]:
   """Lists target_modules; names those of `whole` as `_ends` does."""
   # BERT's output.dense ends attention.output.dense too: it is told apart by its layer alone.
-  names = set(_ends(found, whole))
-  for module, pieces in found.pieces.items():
+  names = set(_ends(placed, whole))
+  for module, pieces in placed.pieces.items():
     # A layer without any rank is no target; AdaLoRA's may be one.
-    used = [found.kind == "adalora" or write_weights.rank_of(found.kind, p) != 0 for p in pieces]
+    used = [placed.kind == "adalora" or write_weights.rank_of(placed.kind, p) != 0 for p in pieces]
     if module not in whole:
-      form = found.short[module] if all(used) else module
+      form = placed.short[module] if all(used) else module
       names |= {form.format(i) for i, yes in enumerate(used) if yes}
   return sorted(names)
 
 
-def _ends(found: Found, modules) -> list[str]:
+def _ends(placed: Placed, modules: Iterable[str]) -> list[str]:
   """Lists ends of names, from any letter on, that these modules alone have."""
   names = set()
   for module in modules:
-    short = found.short[module]
-    form = module if any(m.endswith(short) for m in found.every - {module}) else short
-    names |= {form.format(i) for i in range(len(found.pieces[module]))}
+    short = placed.short[module]
+    form = module if any(m.endswith(short) for m in placed.every - {module}) else short
+    names |= {form.format(i) for i in range(len(placed.pieces[module]))}
   return sorted(names)
 
 
-def _patterns(found: Found, values: dict[str, list], default) -> dict:
+def _patterns(placed: Placed, values: dict[str, list], default: Any) -> dict:
   """Maps modules to their values, where these are not the default; None is no value."""
-  made = {}
+  patterns = {}
   for module, per_layer in values.items():
     if len(set(per_layer)) > 1:
-      made |= {module.format(i): x for i, x in enumerate(per_layer) if x not in (None, default)}
+      patterns |= {module.format(i): x for i, x in enumerate(per_layer) if x not in (None, default)}
     elif per_layer[0] not in (None, default):
-      made[found.short[module].replace("{}", r"\d+")] = per_layer[0]
-  return made
+      patterns[placed.short[module].replace("{}", r"\d+")] = per_layer[0]
+  return patterns

@@ -1,7 +1,8 @@
-"""Where each of our arrays lies in PEFT's files; export and import read the same table."""
+"""Where each of our arrays lies in PEFT's files, for the writer and the reader."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,11 +28,11 @@ class Array(NamedTuple):
   shape: tuple[int, ...] | None = None
 
   def write(self, x: np.ndarray) -> np.ndarray:
-    """Returns theirs of ours."""
+    """Returns our array as theirs."""
     return x.T if self.shape is None else x.reshape(self.shape)
 
   def read(self, x: np.ndarray) -> np.ndarray:
-    """Returns ours of theirs; undoes `write`."""
+    """Returns their array as ours; undoes `write`."""
     return x.T if self.shape is None else x.reshape(-1)
 
 
@@ -62,7 +63,26 @@ TYPES = {
   "p_tuning": "P_TUNING",
   "norms": "LN_TUNING",
 }
+VIRTUAL = ("prefix", "prompt", "p_tuning")  # those that are virtual tokens
 LEAVES = ("/kernel", "/embedding")
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+NORMS = ".ln_tuning_layers."  # between the name of a trained norm and that of its weight or bias
+PROJECTIONS = {"a": "vera_A", "b": "vera_B"}  # the frozen pair that all modules share
+SMALL = 1e-5  # AdaLoRA divides by the rank and this
+# The modules that PEFT saves whole by the task, whether a model has them or not.
+HEADS = ("classifier", "score", "qa_outputs")
+
+
+def prefix(kind: str) -> str:
+  """Returns what PEFT puts before the names of a method's tensors."""
+  return "base_model." if kind in VIRTUAL else "base_model.model."
+
+
+def alpha_of(scale: float, rank: float) -> float | int:
+  """Returns the alpha with alpha / rank = scale in fp32; a whole number where there is one."""
+  alpha = scale * rank
+  whole = round(alpha)
+  return whole if np.float32(whole / rank) == np.float32(scale) else alpha
 
 
 def table(pretrained) -> list[Tensor]:
@@ -95,12 +115,12 @@ def width(row: Tensor, outputs: int) -> int:
   return row.part.total * row.part.heads if row.part else outputs
 
 
-def columns(row: Tensor):
+def columns(row: Tensor) -> slice | np.ndarray:
   """Returns the index of our outputs among the module's."""
   return row.part.columns if row.part else slice(None)
 
 
-def suffix(module: str, every) -> str:
+def suffix(module: str, every: Iterable[str]) -> str:
   """Returns the shortest end of a module's name that no other module has."""
   words = module.split(".")
   for count in range(1, len(words)):

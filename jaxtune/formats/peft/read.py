@@ -13,12 +13,11 @@ import numpy as np
 from jaxtune import schema, tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.formats import files, options
-from jaxtune.formats.files import Imported, Part, check_shape
-from jaxtune.formats.peft import layout, read_prompts, read_weights
+from jaxtune.formats.files import Imported, ImportedMethod, check_shape
+from jaxtune.formats.peft import layout, prompts, read_weights
 from jaxtune.models.heads import is_head
 
 KINDS = {theirs: ours for ours, theirs in layout.TYPES.items()}
-BEFORE = ("prefix", "prompt", "p_tuning")
 # Options that change what an adapter computes, which ours do not have.
 REFUSED = {
   "target_parameters": "parameters as targets",
@@ -30,8 +29,6 @@ REFUSED = {
   "layer_replication": "replicated layers",
   "use_effective_conv2d": "convolutions",
 }
-# Modules that PEFT adds to `modules_to_save` by the task, whether a model has them or not.
-HEADS = ("classifier", "score", "qa_outputs")
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # those that leave the base as it is
 
 
@@ -45,7 +42,7 @@ def read(folder: Path, config: dict, pretrained) -> Imported:
   kind = _kind(config)
   ranks = list[bool] if kind == "adalora" else options.Size  # AdaLoRA's say which are kept
   schema.check("rank_pattern", config.get("rank_pattern") or {}, dict[str, ranks])
-  found = files.tensors(folder, "adapter_model.safetensors", "adapter_model.bin")
+  found = files.tensors(folder, layout.WEIGHTS, layout.PICKLE)
   found = {_bare(key, kind): x for key, x in found.items()}
   if kind == "norms":
     found, targets = _norms(found, pretrained)
@@ -55,13 +52,13 @@ def read(folder: Path, config: dict, pretrained) -> Imported:
     files.refuse_foreign(rest, used)
     section, trained, fixed = {"name": "norms", "targets": targets}, {}, {}
   else:
-    reader = read_prompts.read if kind in BEFORE else read_weights.read
+    reader = prompts.read if kind in layout.VIRTUAL else read_weights.read
     section, trained, fixed = reader(kind, config, rest, pretrained)
   _check_head(params, pretrained)
   _check_saved(config, used, pretrained)
   source = {"format": "peft", "type": config["peft_type"]}
   source |= {"base": config.get("base_model_name_or_path"), "version": config.get("peft_version")}
-  return Imported((Part(section, trained, fixed),), params, (), source)
+  return Imported((ImportedMethod(section, trained, fixed),), params, (), source)
 
 
 def _kind(config: dict) -> str:
@@ -69,7 +66,7 @@ def _kind(config: dict) -> str:
   kind = KINDS.get(str(config["peft_type"]))
   if kind is None:
     near = nearest(str(config["peft_type"]), KINDS)
-    raise UserError(f"peft_type {config['peft_type']!r} is none that jaxtune reads. {near}")
+    raise UserError(f"peft_type {config['peft_type']!r} is none that jaxtune reads; {near}")
   for option, what in REFUSED.items():
     if config.get(option):
       raise UserError(f"adapter_config.json has {option}: jaxtune has no {what}")
@@ -84,14 +81,14 @@ def _kind(config: dict) -> str:
 
 def _bare(key: str, kind: str) -> str:
   """Returns a tensor's name without what PEFT puts before it."""
-  places = ("base_model.",) if kind in BEFORE else ("base_model.model.", "base_model.")
-  return next((key.removeprefix(place) for place in places if key.startswith(place)), key)
+  prefixes = (layout.prefix(kind), "base_model.")
+  return next((key.removeprefix(x) for x in prefixes if key.startswith(x)), key)
 
 
 def _norms(found: dict, pretrained) -> tuple[dict, list[str]]:
   """Names trained norms as the model does, and lists their modules here."""
-  plain = {key.replace(".ln_tuning_layers.", "."): x for key, x in found.items()}
-  moved = {key.replace(".ln_tuning_layers.", ".") for key in found if ".ln_tuning_layers." in key}
+  plain = {key.replace(layout.NORMS, "."): x for key, x in found.items()}
+  moved = {key.replace(layout.NORMS, ".") for key in found if layout.NORMS in key}
   shapes = files.shapes(pretrained)
   paths = {
     row.ours.rpartition("/")[0]
@@ -150,6 +147,6 @@ def _check_saved(config: dict, used: set[str], pretrained) -> None:
   names = {name for row in rows for name in row.their_names(shapes[row.ours])}
   for module in config.get("modules_to_save") or ():
     own = {name for name in names if f"{module}." in name}
-    if not own and module not in HEADS:
+    if not own and module not in layout.HEADS:
       raise UserError(f"modules_to_save has {module!r}, which this model has not")
     files.refuse_missing(own - used)

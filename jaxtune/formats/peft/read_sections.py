@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxtune import peft
 from jaxtune.formats.peft import layout
-from jaxtune.formats.peft.configs import SMALL, alpha_of
+from jaxtune.formats.peft.layout import SMALL, alpha_of
 
 
 def complete(kind: str, config: dict, trained: dict, fixed: dict, pretrained):

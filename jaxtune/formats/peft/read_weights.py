@@ -14,8 +14,8 @@ from jaxtune import tree
 from jaxtune.errors import UserError
 from jaxtune.formats import files
 from jaxtune.formats.peft import layout, read_sections, read_targets
-from jaxtune.formats.peft.configs import SMALL
 from jaxtune.models import quantize
+from jaxtune.models.names import Tensor
 from jaxtune.peft import patterns
 from jaxtune.peft.methods import lokr
 
@@ -34,7 +34,7 @@ def read(kind: str, config: dict, rest: dict, pretrained) -> tuple[dict, dict, d
     for module, rows in modules.items()
     for name, i in rows[0].their_names(shapes[rows[0].ours]).items()
   }
-  outputs = ("lm_head", "score", "classifier", "qa_outputs")
+  outputs = ("lm_head", *layout.HEADS)
   embeds = tuple(n for n, (m, _) in names.items() if modules[m][0].ours.endswith("/embedding"))
   wanted = read_targets.find(config, list(names), outputs + embeds)
   if kind == "vera":
@@ -60,7 +60,7 @@ def read(kind: str, config: dict, rest: dict, pretrained) -> tuple[dict, dict, d
   return read_sections.complete(kind, config, trained, fixed, pretrained)
 
 
-def _collect(kind: str, config: dict, rest: dict, wanted: dict, shapes) -> tuple[dict, dict]:
+def _collect(kind: str, config: dict, rest: dict, wanted: dict, shapes: dict) -> tuple[dict, dict]:
   """Returns ({torch module: {array: ours}}, {torch module: its rank}); checks every tensor."""
   found, ranks, known = {}, {}, set()
   for name, rows in wanted.items():
@@ -121,19 +121,22 @@ def _feedforward(config: dict, name: str) -> bool:
 
 def _projections(config: dict, rest: dict) -> tuple[dict, dict]:
   """Takes VeRA's frozen pair out of the tensors."""
-  names = {"vera_A": "a", "vera_B": "b"}
-  if not names.keys() <= rest.keys():
+  theirs = set(layout.PROJECTIONS.values())
+  if not theirs <= rest.keys():
     raise UserError(
       "the adapter lacks vera_A and vera_B, which PyTorch would draw from a seed: save it with "
       "save_projection=True"
     )
   return (
-    {key: x for key, x in rest.items() if key not in names},
-    {ours: rest[theirs] for theirs, ours in names.items()},
+    {key: x for key, x in rest.items() if key not in theirs},
+    {ours: rest[name] for ours, name in layout.PROJECTIONS.items()},
   )
 
 
-def _shared(projections: dict, row, shape, rank: int) -> dict[str, np.ndarray]:
+def _shared(
+  projections: dict, row: Tensor, shape: tuple[int, ...], rank: int
+) -> dict[str, np.ndarray]:
+  """Cuts a module's part out of VeRA's frozen pair."""
   a, b = projections["a"], projections["b"]
   inputs, outputs = shape[-2], layout.width(row, shape[-1])
   pair = a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] == rank
@@ -176,20 +179,20 @@ def _scales(kind: str, config: dict, names: list[str | None], ranks: dict) -> np
   if kind == "adalora":
     rank = config.get("init_r", 12)
     alpha = config.get("lora_alpha", 8)
-    return np.full(len(names), (alpha if alpha > 0 else rank) / (rank + SMALL), np.float32)
+    return np.full(len(names), (alpha if alpha > 0 else rank) / (rank + layout.SMALL), np.float32)
   made = [n if n is None else read_targets.scale(config, n, ranks[n]) for n in names]
   some = next(x for x in made if x is not None)
   return np.array([some if x is None else x for x in made], np.float32)
 
 
-def _split(kind: str, rows: list, arrays: dict, weight: Callable) -> dict:
+def _split(kind: str, rows: list[Tensor], arrays: dict, weight: Callable) -> dict:
   """Returns {row of the table: arrays of its part} of a module."""
   if len(rows) == 1 and rows[0].part is None:
     return {rows[0]: arrays}
   if kind == "lokr":
     raise UserError(
-      f"LoKr over {rows[0].theirs} has one Kronecker product for {len(rows)} of our layers, which "
-      "jaxtune cannot hold: merge it in PyTorch"
+      f"the LoKr over {rows[0].theirs} has one Kronecker product for {len(rows)} of our layers, "
+      "which jaxtune cannot hold: merge it in PyTorch"
     )
   outputs = {x.ours for x in layout.ARRAYS[kind] if x.axes.endswith("o")}
   cut = lambda row: {

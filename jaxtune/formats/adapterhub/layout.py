@@ -1,4 +1,4 @@
-"""Where AdapterHub's `adapters` 1.3 keeps what our sites hold: read in both directions."""
+"""Where AdapterHub's `adapters` 1.3 keeps our arrays, for the writer and the reader."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from jaxtune.models import hf
 
 NAME = "jaxtune"  # the adapter's name, a part of every key; `load_as` renames it
 FAMILIES = ("bart", "bert", "distilbert", "gpt2", "llama", "mistral", "roberta", "t5")
+# Of an adapter and of the head beside it: config, safetensors, pickle.
+FILES = {
+  "adapter": ("adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"),
+  "head": ("head_config.json", "model_head.safetensors", "pytorch_model_head.bin"),
+}
 # A residual, and the entry of the config that asks for its adapters.
 ENTRIES = {
   "attn_residual": "mh_adapter",
@@ -51,8 +56,8 @@ def check_family(pretrained) -> None:
   if pretrained.family not in FAMILIES:
     raise UserError(
       f"adapters 1.3 knows no {pretrained.family} models, so AdapterHub's format cannot hold this "
-      f"one's adapter (it has {', '.join(FAMILIES)}). Train LoRA to use it in PyTorch; jaxtune "
-      "evaluates and generates with the adapter"
+      f"one's adapter (it has {', '.join(FAMILIES)}); train LoRA to use it in PyTorch (jaxtune "
+      "evaluates and generates with the adapter)"
     )
 
 

@@ -1,17 +1,19 @@
-"""Methods that stand before the text: prefixes, and prompts of vectors."""
+"""Prefixes and prompts, the methods that stand before the text, in PEFT's format: both ways."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from jaxtune.errors import UserError
+from jaxtune.formats import files, prefixes
 from jaxtune.formats.peft import layout
 
+KEY = "prompt_embeddings"
 CACHED = ("bert", "roberta")  # the encoders that take keys and values in PyTorch
 
 
-def prefix(pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
-  """Lays keys and values (L, P, K, H) out as PEFT's (P, L * 2 * K * H).
+def write_prefix(pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
+  """Returns the config and the keys and values (L, P, K, H) as PEFT's (P, L * 2 * K * H).
 
   Raises:
     UserError: for a prefix of an encoder-decoder, or of an encoder that takes no keys and values
@@ -34,22 +36,21 @@ def prefix(pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
   if offset != kept.sum():
     raise UserError(
       f"PEFT starts real tokens at position {kept.sum()}, after the prefix; this one was trained "
-      f"with them at {offset} (shift=False), as in AdapterHub. Train with shift=True"
+      f"with them at {offset} (shift=False), as in AdapterHub: train with shift=True"
     )
   if seen_for(c, int(kept.sum())) == 0:
     raise UserError(
       f"in PyTorch a prefix of {kept.sum()} takes the room of the model's sliding window of "
       f"{c.window} tokens; train one that is well shorter"
     )
-  pair = np.stack([np.asarray(trained[site][name])[:, kept] for name in ("key", "value")])
-  flat = pair.transpose(2, 1, 0, 3, 4).reshape(int(kept.sum()), -1)  # (P, L, 2, K, H)
+  flat = prefixes.pack(trained[site], kept).reshape(int(kept.sum()), -1)
   width = c.kv_heads * c.head_size
   config = _virtual("prefix", c, flat, c.kv_heads, width) | {
     "encoder_hidden_size": width,
     "prefix_projection": False,
     "init_weights": None,
   }
-  return config, {"prompt_embeddings": flat}
+  return config, {KEY: flat}
 
 
 def check_family(pretrained) -> None:
@@ -58,14 +59,14 @@ def check_family(pretrained) -> None:
   if c.encoder is not None:
     raise UserError(
       "PEFT cannot express a prefix of an encoder-decoder: it has none in the encoder and for the "
-      "encoder's states, and its decoder's layer i reads the keys and values of layer 2i. Train "
-      "LoRA to use it in PyTorch; jaxtune evaluates and generates with the prefix"
+      "encoder's states, and its decoder's layer i reads the keys and values of layer 2i; train "
+      "LoRA to use it in PyTorch (jaxtune evaluates and generates with the prefix)"
     )
   if not c.causal and pretrained.family not in CACHED:
     raise UserError(
       f"PEFT cannot express a prefix of {pretrained.family}, whose attention takes no keys and "
-      "values from outside in transformers. Train LoRA to use it in PyTorch; jaxtune evaluates "
-      "with the prefix"
+      "values from outside in transformers; train LoRA to use it in PyTorch (jaxtune "
+      "evaluates with the prefix)"
     )
 
 
@@ -78,8 +79,8 @@ def seen_for(c, length: int) -> int | None:
   return max(0, c.window - length) if length and c.window is not None else None
 
 
-def prompt(kind: str, pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
-  """Writes the vectors (P, D) that stand before the embedded tokens.
+def write_prompt(kind: str, pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
+  """Returns the config and the vectors (P, D) that stand before the embedded tokens.
 
   Raises:
     UserError: for a model that scores a whole row: PEFT reads its first or last state, which is
@@ -92,10 +93,10 @@ def prompt(kind: str, pretrained, trained: dict, fixed: dict) -> tuple[dict, dic
   flat = np.asarray(trained[site]["prompt"])[kept]
   config = _virtual(kind, c, flat, c.heads, c.width)
   if kind == "prompt":
-    return config | {"prompt_tuning_init": "RANDOM"}, {"prompt_embeddings": flat}
+    return config | {"prompt_tuning_init": "RANDOM"}, {KEY: flat}
   # PEFT builds an encoder of prompts even where it reads their output alone.
-  made = {"encoder_reparameterization_type": "MLP", "encoder_hidden_size": 1}
-  return config | made, {"prompt_embeddings": flat}
+  network = {"encoder_reparameterization_type": "MLP", "encoder_hidden_size": 1}
+  return config | network, {KEY: flat}
 
 
 def check_head(c) -> None:
@@ -103,12 +104,13 @@ def check_head(c) -> None:
   if c.head is not None and c.head.kind not in ("tokens", "qa"):
     raise UserError(
       f"PEFT cannot express a prompt before a head {c.head.kind!r}: it pools a virtual token, or "
-      "cannot tell the last real one, where jaxtune pools a real token. Train LoRA or a prefix to "
-      "use it in PyTorch; jaxtune evaluates with the prompt"
+      "cannot tell the last real one, where jaxtune pools a real token; train LoRA or a prefix to "
+      "use it in PyTorch (jaxtune evaluates with the prompt)"
     )
 
 
-def _virtual(kind: str, c, flat, heads: int, width: int) -> dict:
+def _virtual(kind: str, c, flat: np.ndarray, heads: int, width: int) -> dict:
+  """States the type and the sizes of virtual tokens (P, ...)."""
   return {
     "peft_type": layout.TYPES[kind],
     "num_virtual_tokens": flat.shape[0],
@@ -117,3 +119,39 @@ def _virtual(kind: str, c, flat, heads: int, width: int) -> dict:
     "token_dim": width,
     "num_transformer_submodules": 1,
   }
+
+
+def read(kind: str, config: dict, rest: dict, pretrained) -> tuple[dict, dict, dict]:
+  """Returns (section, trained, fixed) of a prefix or a prompt.
+
+  The files hold its vectors alone, also where a network made them in PyTorch.
+  """
+  files.refuse_foreign(rest.keys() - {KEY}, {KEY})
+  files.refuse_missing({KEY} - rest.keys())
+  length = config.get("num_virtual_tokens")
+  if not isinstance(length, int) or length < 1:
+    raise UserError(f"num_virtual_tokens is {length!r}, expected how long {KEY} is")
+  reader = _read_prefix if kind == "prefix" else _read_prompt
+  return {"name": kind, "length": length}, *reader(length, config, rest[KEY], pretrained)
+
+
+def _read_prefix(length: int, config: dict, flat: np.ndarray, pretrained) -> tuple[dict, dict]:
+  c = pretrained.model.config
+  check_family(pretrained)
+  files.check_shape(KEY, flat, (length, c.layers * 2 * c.kv_heads * c.head_size))
+  site = "trunk/layers/attn/attend"
+  mask = np.ones((c.layers, length), bool)
+  fixed = {site: {"mask": mask}, "trunk": {"offset": np.asarray(length, np.int32)}}
+  packed = flat.reshape(length, c.layers, 2, c.kv_heads, c.head_size)
+  return {site: prefixes.unpack(packed)}, fixed
+
+
+def _read_prompt(length: int, config: dict, flat: np.ndarray, pretrained) -> tuple[dict, dict]:
+  c = pretrained.model.config
+  check_head(c)
+  # Of an encoder-decoder, a second half would stand before the decoder's tokens, and is not read.
+  halves = config.get("num_transformer_submodules") or (1 if c.encoder is None else 2)
+  files.check_shape(KEY, flat, (length * halves, c.width))
+  trunks = ("trunk",) if c.encoder is None else ("encoder", "decoder")
+  masks = {trunk: {"mask": np.ones(length, bool)} for trunk in trunks}
+  return {trunks[0]: {"prompt": flat[:length]}}, masks

@@ -32,7 +32,7 @@ def is_local(base_name: str | None) -> bool:
   return base_name is not None and base_name.startswith("./")
 
 
-def nameless(text: str) -> str:
+def last_part(text: str) -> str:
   """Returns the last part of a path of this machine, and any other text as it is."""
   try:
     place = Path(text).expanduser()

@@ -1,0 +1,97 @@
+"""The logits of our model, and how far those of PyTorch are from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtune import peft
+from jaxtune.models import hf, quantize
+
+TOLERANCE = 1e-4  # of logits up to ROUNDED; of larger ones in proportion, as rounding is
+ROUNDED = 10.0
+BAND = 2**-3  # of the largest logit: how far bf16 activations may lie from PyTorch's fp32
+Batch = dict[str, np.ndarray]
+
+
+def our_logits(
+  pretrained: hf.Pretrained, adapted: peft.Adapted, batches: list[Batch], dtype: Any = jnp.float32
+) -> list[np.ndarray]:
+  """Runs our model on each batch, with weights and activations in fp32 or in another type."""
+  model = pretrained.model
+  model = model.clone(config=dataclasses.replace(model.config, dtype=dtype, attention=None))
+  base = jax.tree.map(lambda x: jnp.asarray(x, dtype), quantize.dequantised(adapted.base))
+  if adapted.methods:
+    apply = lambda base, **batch: peft.apply(model, adapted._replace(base=base), **batch)
+    run = jax.jit(apply)
+  else:
+    run = partial(_plain_logits, model)
+  cast = lambda batch: {
+    name: x.astype(bool if "mask" in name else np.int32) for name, x in batch.items()
+  }
+  with jax.default_matmul_precision("highest"):
+    logits = [run(base, **cast(batch)) for batch in batches]
+  return [np.asarray(x.astype(jnp.float32)) for x in logits]
+
+
+@partial(jax.jit, static_argnums=0)
+def _plain_logits(model: Any, params: Any, **batch: Any) -> jax.Array:
+  return model.apply({"params": params}, **batch)
+
+
+def compare(
+  ours: list[np.ndarray],
+  untuned: list[np.ndarray],
+  theirs: list[np.ndarray],
+  batches: list[Batch],
+) -> dict:
+  """Says how far PyTorch's logits are from ours, and ours from the untuned model's."""
+  apart = [largest_difference(*row) for row in zip(ours, theirs, batches, strict=True)]
+  change = max(largest_difference(*row) for row in zip(ours, untuned, batches, strict=True))
+  worst = max(apart, key=lambda x: np.inf if np.isnan(x) else x)
+  tolerance = TOLERANCE * max(1.0, _largest(theirs) / ROUNDED)
+  return {
+    "passed": bool(worst <= tolerance),
+    "largest_logit_difference": _number(worst),
+    "tolerance": tolerance,
+    "padded": _number(apart[0]),
+    "unpadded": _number(apart[1]),
+    "change_from_base": _number(change),
+  }
+
+
+def in_bfloat16(
+  pretrained: hf.Pretrained,
+  adapted: peft.Adapted,
+  batches: list[Batch],
+  theirs: list[np.ndarray],
+) -> dict:
+  """Compares the model as it was trained, with activations in bf16, with PyTorch's fp32."""
+  ours = our_logits(pretrained, adapted, batches, jnp.bfloat16)
+  worst = max(largest_difference(*row) for row in zip(ours, theirs, batches, strict=True))
+  band = BAND * _largest(theirs)
+  return {"passed": bool(worst <= band), "largest_logit_difference": _number(worst), "band": band}
+
+
+def largest_difference(ours: np.ndarray, theirs: np.ndarray, batch: Batch) -> float:
+  """Returns the largest absolute difference at real tokens; infinite where shapes differ."""
+  theirs = theirs[..., 0] if theirs.shape == (*ours.shape, 1) else theirs  # a single score
+  if ours.shape != theirs.shape:
+    return float("inf")
+  apart = np.abs(ours - theirs)
+  return float((apart[batch["mask"].astype(bool)] if apart.ndim == 3 else apart).max())
+
+
+def _largest(logits: list[np.ndarray]) -> float:
+  """Returns the largest finite absolute logit; 0 where there is none."""
+  return max(float(np.abs(x[np.isfinite(x)]).max(initial=0)) for x in logits)
+
+
+def _number(x: float) -> float | None:
+  """Returns a finite number as it is, and None for any other, which JSON cannot hold."""
+  return x if np.isfinite(x) else None

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtune.models.config import Config
 from jaxtune.models.heads import TaskHead
 from jaxtune.models.layers import Embed, Linear
-from jaxtune.models.transformer import Trunk
+from jaxtune.models.transformer import Context, Trunk
 
 
 class Cache(NamedTuple):
@@ -80,15 +80,13 @@ class Decoder(nn.Module):
       starts_BT = jnp.diff(segments, axis=1, prepend=segments[:, :1]) != 0
       first_BT = jax.lax.cummax(jnp.where(starts_BT, positions_BT, 0), axis=1)
       positions_BT = positions_BT - first_BT
-    x_BTD, _ = self.trunk(self._embed(tokens), None, None, seen_B1TS, None, positions_BT)
+    x_BTD, _ = self.trunk(self._embed(tokens), Context(seen_B1TS, positions_BT))
     return self.logits(x_BTD) if self.config.head is None else self.head(x_BTD, mask)
 
   def decode(self, tokens_BT, cache):
     """Continues a `Cache` by T tokens: returns the last token's logits (B, V) and the cache."""
-    seen_B1TS, positions_BT = cache.view(tokens_BT.shape[1])
-    x_BTD, layers = self.trunk(
-      self._embed(tokens_BT), cache.layers, cache.index, seen_B1TS, None, positions_BT
-    )
+    context = Context(*cache.view(tokens_BT.shape[1]), cache.layers, cache.index)
+    x_BTD, layers = self.trunk(self._embed(tokens_BT), context)
     cache = cache._replace(layers=layers, index=cache.index + tokens_BT.shape[1])
     return self.logits(x_BTD[:, -1:])[:, 0], cache
 

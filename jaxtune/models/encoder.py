@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtune.models.config import Config
 from jaxtune.models.heads import Pooler, TaskHead
 from jaxtune.models.layers import Embed
-from jaxtune.models.transformer import Trunk
+from jaxtune.models.transformer import Context, Trunk
 
 
 class Encoder(nn.Module):
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
       x_BTD += self.types(jnp.zeros_like(tokens) if types is None else types)
     seen_B1TS = jnp.broadcast_to(mask[:, None, None, :], (len(mask), 1, *mask.shape[1:] * 2))
     positions_BT = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
-    x_BTD, _ = self.trunk(x_BTD, None, None, seen_B1TS, None, positions_BT)
+    x_BTD, _ = self.trunk(x_BTD, Context(seen_B1TS, positions_BT))
     if c.head is None:
       return x_BTD
     return self.head(x_BTD, mask, self.pooler if c.head.pooler else None, self.embed.attend)

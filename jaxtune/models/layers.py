@@ -1,7 +1,14 @@
 """The layer kinds every model is built from, and the places where a method may step in.
 
-Dimension key, for the whole package: B batch, T tokens, S key tokens, D model, F ffn, N heads,
-K key/value heads, H head size, V vocabulary, L layers, R rank, P prompt, E trials.
+The name of an array ends in its axes, x_BTD for (B, T, D), by one key for the whole package:
+
+  B batch, T tokens, S key tokens, D model width, F width of a feed-forward or a bottleneck,
+  N heads, K key/value heads, H head size, V vocabulary, L layers, R rank, P prompt, E trials;
+  I inputs and O outputs of a linear layer, G groups or blocks of an axis, M members of a group;
+  X examples, C classes or answer choices, U variants of an example, W windows or data sets,
+  J statistics of an example, Z resamples; a digit is the size of an axis.
+
+An axis in front may be missing where a function works without it: a head's linear layer reads x_BI.
 
 A model is plain `flax.linen`; it never mentions a fine-tuning method. A method recognises a site by
 its kind: `Linear`, `Embed`, `Norm`, and the parameter-free `Attend`, `Residual` and `Trunk`.
@@ -17,6 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune.errors import UserError
 
@@ -31,7 +39,7 @@ ACTIVATIONS = {
 }
 
 
-def lift(array, like):
+def lift(array: jax.Array, like: jax.Array) -> jax.Array:
   """Gives an array the rank of `like` by leading axes of size 1: no rank is promoted in silence."""
   return jnp.expand_dims(array, tuple(range(like.ndim - array.ndim)))
 
@@ -49,9 +57,9 @@ class Linear(nn.Module):
     if self.use_bias:
       self.bias = self.param("bias", nn.initializers.zeros, (self.outputs,))
 
-  def __call__(self, x):
-    y = x @ self.kernel.astype(self.dtype)
-    return y + lift(self.bias.astype(self.dtype), y) if self.use_bias else y
+  def __call__(self, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*BT O"]:
+    y_BTO = x_BTI @ self.kernel.astype(self.dtype)
+    return y_BTO + lift(self.bias.astype(self.dtype), y_BTO) if self.use_bias else y_BTO
 
 
 class Embed(nn.Module):
@@ -66,11 +74,11 @@ class Embed(nn.Module):
       "embedding", nn.initializers.normal(0.02), (self.count, self.features)
     )
 
-  def __call__(self, ids):
-    return self.embedding.astype(self.dtype)[ids]
+  def __call__(self, ids_BT: Int[Array, "*BT"]) -> Float[Array, "*BT D"]:
+    return self.embedding.astype(self.dtype)[ids_BT]
 
-  def attend(self, x):
-    return x @ self.embedding.astype(self.dtype).T
+  def attend(self, x_BTD: Float[Array, "*BT D"]) -> Float[Array, "*BT V"]:
+    return x_BTD @ self.embedding.astype(self.dtype).T
 
 
 class Norm(nn.Module):
@@ -92,13 +100,13 @@ class Norm(nn.Module):
     if self.use_bias:
       self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
 
-  def __call__(self, x):
-    x = x.astype(jnp.float32)
+  def __call__(self, x_BTD: Float[Array, "*BT D"]) -> Float[Array, "*BT D"]:
+    x_BTD = x_BTD.astype(jnp.float32)
     if self.centre:
-      x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.epsilon)
-    x = x * lift(self.scale.astype(jnp.float32) + self.offset, x)
-    return (x + lift(self.bias, x) if self.use_bias else x).astype(self.dtype)
+      x_BTD = x_BTD - x_BTD.mean(-1, keepdims=True)
+    x_BTD = x_BTD * jax.lax.rsqrt(jnp.mean(x_BTD * x_BTD, -1, keepdims=True) + self.epsilon)
+    x_BTD = x_BTD * lift(self.scale.astype(jnp.float32) + self.offset, x_BTD)
+    return (x_BTD + lift(self.bias, x_BTD) if self.use_bias else x_BTD).astype(self.dtype)
 
 
 class Attend(nn.Module):
@@ -114,7 +122,14 @@ class Attend(nn.Module):
   scale: float | None = None
   softcap: float | None = None
 
-  def __call__(self, q_BTNH, k_BSKH, v_BSKH, mask_B1TS, bias_1NTS=None):
+  def __call__(
+    self,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    mask_B1TS: Bool[Array, "B 1 T S"],
+    bias_1NTS: Float[Array, "1 N T S"] | None = None,
+  ) -> Float[Array, "B T N H"]:
     if self.implementation is not None:
       return self._fused(q_BTNH, k_BSKH, v_BSKH, bias_1NTS, mask_B1TS)
     batch, length, heads, size = q_BTNH.shape
@@ -123,19 +138,18 @@ class Attend(nn.Module):
     # The queries of one key/value head form one matrix: see experiments/speed.
     q_BKMH = q_BTNH.transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)
     k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
-    scores = (q_BKMH @ k_BKHS).astype(jnp.float32) * scale
+    scores_BKMS = (q_BKMH @ k_BKHS).astype(jnp.float32) * scale
     if self.softcap is not None:
-      scores = self.softcap * jnp.tanh(scores / self.softcap)
-    scores = scores.reshape(batch, groups, heads // groups, length, -1)
+      scores_BKMS = self.softcap * jnp.tanh(scores_BKMS / self.softcap)
+    scores_BKGTS = scores_BKMS.reshape(batch, groups, heads // groups, length, -1)
     if bias_1NTS is not None:
-      scores += bias_1NTS.reshape(1, groups, heads // groups, *bias_1NTS.shape[2:])
-    scores = jnp.where(mask_B1TS[:, :, None], scores, jnp.finfo(jnp.float32).min)
-    weights = (
-      jax.nn.softmax(scores).astype(v_BSKH.dtype).reshape(batch, groups, -1, scores.shape[-1])
-    )
-    return (weights @ v_BKSH).reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
+      scores_BKGTS += bias_1NTS.reshape(1, groups, heads // groups, *bias_1NTS.shape[2:])
+    scores_BKGTS = jnp.where(mask_B1TS[:, :, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS).astype(v_BSKH.dtype)
+    weights_BKMS = weights_BKGTS.reshape(batch, groups, -1, scores_BKGTS.shape[-1])
+    return (weights_BKMS @ v_BKSH).reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
 
-  def _fused(self, *arrays):
+  def _fused(self, *arrays: jax.Array | None) -> jax.Array:
     """Calls jax's kernel, which bounds no scores and knows some devices, types and sizes alone."""
     unfit = f"model.attention {self.implementation!r} cannot be used here"
     if self.softcap is not None:
@@ -160,7 +174,9 @@ class Residual(nn.Module):
     if self.make_norm is not None:
       self.norm = self.make_norm()
 
-  def __call__(self, x_BTD, y_BTD):
+  def __call__(
+    self, x_BTD: Float[Array, "B T D"], y_BTD: Float[Array, "B T D"]
+  ) -> Float[Array, "B T D"]:
     return x_BTD + y_BTD if self.make_norm is None else self.norm(x_BTD + y_BTD)
 
 
@@ -180,7 +196,7 @@ class RelativeBias(nn.Module):
     shape = (self.buckets, self.heads)
     self.embedding = self.param("embedding", nn.initializers.normal(0.02), shape)
 
-  def __call__(self, ahead_TS):
+  def __call__(self, ahead_TS: Int[Array, "T S"]) -> Float[Array, "1 N T S"]:
     """Returns the biases (1, N, T, S) of keys `ahead_TS` slots ahead of their queries."""
     count = self.buckets // 2 if self.both_ways else self.buckets
     distance_TS = jnp.abs(ahead_TS) if self.both_ways else jnp.maximum(-ahead_TS, 0)
@@ -189,7 +205,7 @@ class RelativeBias(nn.Module):
       bucket_TS = bucket_TS + count * (ahead_TS > 0)
     return self.embedding.astype(jnp.float32)[bucket_TS].transpose(2, 0, 1)[None]
 
-  def _by_distance(self, count: int):
+  def _by_distance(self, count: int) -> np.ndarray:
     """Lists the bucket of every distance; in numpy, as devices round logarithms differently."""
     exact, distance = count // 2, np.arange(self.longest + 1)
     steps = np.log(np.maximum(distance, 1).astype(np.float32) / exact)

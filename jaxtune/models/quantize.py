@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxtune import tree
 
@@ -95,48 +96,49 @@ def bits(params: Any) -> float | None:
 
 
 @partial(jax.jit, static_argnums=1)
-def _store(array, form: str) -> dict[str, jax.Array]:
-  one = {"int8": _int8, "nf4": _nf4}[form]
-  return jax.lax.map(lambda w: one(w.astype(jnp.float32)), array)
+def _store(array_LIO, form: str) -> dict[str, jax.Array]:
+  store_layer = {"int8": _int8, "nf4": _nf4}[form]
+  return jax.lax.map(lambda w_IO: store_layer(w_IO.astype(jnp.float32)), array_LIO)
 
 
-def _int8(w_IO):
-  scale = jnp.abs(w_IO).max(0) / 127
-  return {"int8": jnp.round(_divide(w_IO, scale[None])).astype(jnp.int8), "scale": scale}
+def _int8(w_IO: Float[Array, "I O"]) -> dict[str, Array]:
+  scale_O = jnp.abs(w_IO).max(0) / 127
+  return {"int8": jnp.round(_divide(w_IO, scale_O[None])).astype(jnp.int8), "scale": scale_O}
 
 
-def _nf4(w_IO):
+def _nf4(w_IO: Float[Array, "I O"]) -> dict[str, Array]:
   inputs = len(w_IO)
-  w_CBO = jnp.pad(w_IO, ((0, -inputs % BLOCK), (0, 0))).reshape(-1, BLOCK, w_IO.shape[1])
-  absmax = jnp.abs(w_CBO).max(1, keepdims=True)
-  x_IO = _divide(w_CBO, absmax).reshape(-1, w_IO.shape[1])[:inputs]
-  codes = jnp.zeros(x_IO.shape, jnp.uint8)
+  w_GMO = jnp.pad(w_IO, ((0, -inputs % BLOCK), (0, 0))).reshape(-1, BLOCK, w_IO.shape[1])
+  absmax_G1O = jnp.abs(w_GMO).max(1, keepdims=True)
+  x_IO = _divide(w_GMO, absmax_G1O).reshape(-1, w_IO.shape[1])[:inputs]
+  codes_IO = jnp.zeros(x_IO.shape, jnp.uint8)
   for middle in MIDDLES:
-    codes += x_IO > middle
-  return {"nf4": codes[::2] | codes[1::2] << 4, **_store_scales(absmax.ravel())}
+    codes_IO += x_IO > middle
+  return {"nf4": codes_IO[::2] | codes_IO[1::2] << 4, **_store_scales(absmax_G1O.ravel())}
 
 
-def _store_scales(absmax):
-  mean = absmax.mean()
-  centred = jnp.pad(absmax - mean, (0, -absmax.size % GROUP))
-  step = jnp.abs(centred.reshape(-1, GROUP)).max(1) / 127
-  scale = jnp.round(_divide(centred.reshape(-1, GROUP), step[:, None])).astype(jnp.int8)
-  return {"scale": scale.ravel()[: absmax.size], "scale_step": step, "scale_mean": mean}
+def _store_scales(absmax_M: Float[Array, " M"]) -> dict[str, Array]:
+  mean = absmax_M.mean()
+  centred_M = jnp.pad(absmax_M - mean, (0, -absmax_M.size % GROUP))
+  centred_GM = centred_M.reshape(-1, GROUP)
+  step_G = jnp.abs(centred_GM).max(1) / 127
+  scale_GM = jnp.round(_divide(centred_GM, step_G[:, None])).astype(jnp.int8)
+  return {"scale": scale_GM.ravel()[: absmax_M.size], "scale_step": step_G, "scale_mean": mean}
 
 
 def _divide(x, by):
   return x / jnp.where(by == 0, 1, by)
 
 
-def _restore(parts):
-  """Returns the fp32 kernel (in, out), or (L, in, out), of its parts."""
+def _restore(parts: dict[str, Array]) -> Float[Array, "*L I O"]:
+  """Returns the fp32 kernel of its parts."""
   if next(parts[form] for form in FORMS if form in parts).ndim == 3:
     return jax.vmap(_restore)(parts)
   if "int8" in parts:
     return parts["int8"].astype(jnp.float32) * parts["scale"][None]
-  halves = jnp.stack([parts["nf4"] & 15, parts["nf4"] >> 4], 1)
-  codes = halves.reshape(-1, halves.shape[-1])
-  scale = parts["scale"].astype(jnp.float32)
-  steps = jnp.repeat(parts["scale_step"], GROUP)[: scale.size]
-  absmax = (parts["scale_mean"] + steps * scale).reshape(-1, codes.shape[1])
-  return jnp.asarray(LEVELS)[codes] * jnp.repeat(absmax, BLOCK, 0)[: len(codes)]
+  halves_G2O = jnp.stack([parts["nf4"] & 15, parts["nf4"] >> 4], 1)
+  codes_IO = halves_G2O.reshape(-1, halves_G2O.shape[-1])
+  scale_M = parts["scale"].astype(jnp.float32)
+  steps_M = jnp.repeat(parts["scale_step"], GROUP)[: scale_M.size]
+  absmax_GO = (parts["scale_mean"] + steps_M * scale_M).reshape(-1, codes_IO.shape[1])
+  return jnp.asarray(LEVELS)[codes_IO] * jnp.repeat(absmax_GO, BLOCK, 0)[: len(codes_IO)]

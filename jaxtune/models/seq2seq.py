@@ -9,7 +9,7 @@ from jaxtune.errors import UserError
 from jaxtune.models.config import Config
 from jaxtune.models.decoder import new_cache
 from jaxtune.models.layers import Embed, Linear
-from jaxtune.models.transformer import Trunk
+from jaxtune.models.transformer import Context, Trunk
 
 
 class Seq2Seq(nn.Module):
@@ -42,7 +42,7 @@ class Seq2Seq(nn.Module):
     seen_B1TS = jnp.tril(jnp.ones((length, length), bool))[None, None] & mask[:, None, None, :]
     encoded = self.encode(inputs, inputs_mask)
     x_BTD = self._embed(tokens)
-    x_BTD, _ = self.decoder(x_BTD, None, None, seen_B1TS, encoded, positions_BT)
+    x_BTD, _ = self.decoder(x_BTD, Context(seen_B1TS, positions_BT, encoded=encoded))
     return self.logits(x_BTD)
 
   def encode(self, inputs_BS, mask_BS=None):
@@ -50,7 +50,7 @@ class Seq2Seq(nn.Module):
     mask_BS, positions_BS = _placed(inputs_BS, mask_BS)
     seen_B11S = mask_BS[:, None, None, :]
     seen_B1SS = jnp.broadcast_to(seen_B11S, (*seen_B11S.shape[:2], *inputs_BS.shape[1:] * 2))
-    x_BSD, _ = self.encoder(self._embed(inputs_BS), None, None, seen_B1SS, None, positions_BS)
+    x_BSD, _ = self.encoder(self._embed(inputs_BS), Context(seen_B1SS, positions_BS))
     return x_BSD, mask_BS
 
   def start(self, prompts_BS, mask_BS, new_tokens: int):
@@ -65,10 +65,9 @@ class Seq2Seq(nn.Module):
 
     The first call turns the encoder's states into the cache's keys and values of cross-attention.
     """
-    seen_B1TS, positions_BT = cache.view(tokens_BT.shape[1])
-    x_BTD, layers = self.decoder(
-      self._embed(tokens_BT), cache.layers, cache.index, seen_B1TS, cache.encoded, positions_BT
-    )
+    view = cache.view(tokens_BT.shape[1])
+    context = Context(*view, cache.layers, cache.index, cache.encoded)
+    x_BTD, layers = self.decoder(self._embed(tokens_BT), context)
     cache = cache._replace(
       layers=layers,
       index=cache.index + tokens_BT.shape[1],

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from jaxtune.models import quantize
 from jaxtune.models.config import Config
@@ -24,6 +25,24 @@ from jaxtune.models.layers import (
   Residual,
 )
 from jaxtune.models.rope import rope_tables, rotate
+
+
+class Context(NamedTuple):
+  """What tokens see, and where they stand, as a trunk reads it.
+
+  Attributes:
+    mask: (B, 1, T, S), which keys a token sees.
+    positions: (B, T).
+    cache: what `decoder.Cache` holds of each layer; None without a cache.
+    index: where in the cache the T tokens are written.
+    encoded: the encoder's (states (B, S, D), mask (B, S)); None without an encoder.
+  """
+
+  mask: Any
+  positions: Any
+  cache: Any = None
+  index: Any = None
+  encoded: Any = None
 
 
 class Shared(NamedTuple):
@@ -70,40 +89,51 @@ class Attention(nn.Module):
       self.q_norm = c.norm(c.heads * c.head_size, False)
       self.k_norm = c.norm(c.kv_heads * c.head_size, False)
 
-  def __call__(self, x_BTD, source_BSD, cache, mask_B1TS, tables, bias, index):
-    """Returns (B, T, D) and the cache, (keys, values) with those of `source_BSD` written in.
+  def __call__(
+    self,
+    x_BTD: Float[Array, "B T D"],
+    source_BSD: Float[Array, "B M W"] | None,
+    cache: tuple | None,
+    mask_B1TS: Bool[Array, "B 1 T S"],
+    *,
+    tables: tuple | None = None,
+    bias_1NTS: Float[Array, "1 N T S"] | None = None,
+    index: Any = None,
+  ) -> tuple[Float[Array, "B T D"], tuple]:
+    """Returns the output, and the cache: (keys, values), with those of `source_BSD` written in.
 
     `source_BSD` None: the cache holds all keys and values already.
     """
-    q, cache = self._query(x_BTD), self._keys_values(source_BSD, cache, tables, index)
+    q_BTNH, cache = self._query(x_BTD), self._keys_values(source_BSD, cache, tables, index)
     if tables is not None:
-      q = rotate(q, tables)
-    y_BTNH = self.attend(q, *cache, mask_B1TS, bias)
+      q_BTNH = rotate(q_BTNH, tables)
+    y_BTNH = self.attend(q_BTNH, *cache, mask_B1TS, bias_1NTS)
     return self.o_proj(y_BTNH.reshape(*x_BTD.shape[:2], -1)), cache
 
-  def _split(self, y):
-    return y.reshape(*y.shape[:2], -1, self.config.head_size)
+  def _split(self, y_BTM):
+    return y_BTM.reshape(*y_BTM.shape[:2], -1, self.config.head_size)
 
   def _query(self, x_BTD):
-    q = self.q_proj(x_BTD)
-    if self.config.qk_norm == "all":
-      return self._split(self.q_norm(q))
-    return self.q_norm(self._split(q)) if self.config.qk_norm else self._split(q)
+    q_BTM = self.q_proj(x_BTD)
+    return self._normed_heads(q_BTM, self.q_norm if self.config.qk_norm else None)
+
+  def _normed_heads(self, y_BTM, norm):
+    """Splits features into heads, normalised as a whole before or one by one behind it."""
+    if norm is None:
+      return self._split(y_BTM)
+    return self._split(norm(y_BTM)) if self.config.qk_norm == "all" else norm(self._split(y_BTM))
 
   def _keys_values(self, source_BSD, cache, tables, index):
     if source_BSD is None:
       return cache
-    k, v = self.k_proj(source_BSD), self._split(self.v_proj(source_BSD))
-    if self.config.qk_norm == "all":
-      k = self._split(self.k_norm(k))
-    else:
-      k = self.k_norm(self._split(k)) if self.config.qk_norm else self._split(k)
+    k_BSM, v_BSKH = self.k_proj(source_BSD), self._split(self.v_proj(source_BSD))
+    k_BSKH = self._normed_heads(k_BSM, self.k_norm if self.config.qk_norm else None)
     if tables is not None:
-      k = rotate(k, tables)
+      k_BSKH = rotate(k_BSKH, tables)
     if cache is None:
-      return k, v
+      return k_BSKH, v_BSKH
     write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 1)
-    return jax.tree.map(write, cache, (k, v))
+    return jax.tree.map(write, cache, (k_BSKH, v_BSKH))
 
 
 class FeedForward(nn.Module):
@@ -119,9 +149,10 @@ class FeedForward(nn.Module):
     self.up_proj = linear(c.width, c.ffn)
     self.down_proj = linear(c.ffn, c.width)
 
-  def __call__(self, x_BTD):
-    act, up = ACTIVATIONS[self.config.activation], self.up_proj(x_BTD)
-    return self.down_proj(act(self.gate_proj(x_BTD)) * up if self.config.gated else act(up))
+  def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    act, up_BTF = ACTIVATIONS[self.config.activation], self.up_proj(x_BTD)
+    gated = self.config.gated
+    return self.down_proj(act(self.gate_proj(x_BTD)) * up_BTF if gated else act(up_BTF))
 
 
 class Block(nn.Module):
@@ -142,26 +173,32 @@ class Block(nn.Module):
     if c.order in ("out", "sandwich"):
       self.out_norms = {name: c.norm(name=f"{name}_out_norm") for name in names}
 
-  def __call__(self, x_BTD, cache, flags, shared: Shared):
+  def __call__(
+    self, x_BTD: Float[Array, "B T D"], cache: dict | None, flags: dict, shared: Shared
+  ) -> tuple[Float[Array, "B T D"], dict | None]:
     c, old, new = self.config, cache or {}, {}
-    mask, tables = shared.mask, shared.tables
+    mask_B1TS, tables = shared.mask, shared.tables
     if shared.near is not None:
-      mask = mask & (shared.near | ~flags["local"])
+      mask_B1TS = mask_B1TS & (shared.near | ~flags["local"])
     if shared.local_tables is not None:
       choose = lambda near, far: jnp.where(flags["local"], near, far)
       tables = jax.tree.map(choose, shared.local_tables, tables)
     before_BTD = x_BTD
-    h = self._before("attn", x_BTD)
+    h_BTD = self._before("attn", x_BTD)
     if not c.first_norm:
-      h = jnp.where(flags["first"], x_BTD, h)
-    y, new["self"] = self.attn(h, h, old.get("self"), mask, tables, shared.bias, shared.index)
-    x_BTD = self.attn_residual(x_BTD, self._after("attn", y))
+      h_BTD = jnp.where(flags["first"], x_BTD, h_BTD)
+    y_BTD, new["self"] = self.attn(
+      h_BTD, h_BTD, old.get("self"), mask_B1TS,
+      tables=tables, bias_1NTS=shared.bias, index=shared.index,
+    )  # fmt: skip
+    x_BTD = self.attn_residual(x_BTD, self._after("attn", y_BTD))
     if c.encoder is not None:
-      h, seen = self._before("cross", x_BTD), shared.encoded_mask
-      y, new["cross"] = self.cross(h, shared.encoded, old.get("cross"), seen, None, None, None)
-      x_BTD = self.cross_residual(x_BTD, self._after("cross", y))
-    h = self._before("mlp", before_BTD if c.order == "parallel" else x_BTD)
-    return self.mlp_residual(x_BTD, self._after("mlp", self.mlp(h))), new if old else None
+      h_BTD = self._before("cross", x_BTD)
+      y_BTD, new["cross"] = self.cross(h_BTD, shared.encoded, old.get("cross"), shared.encoded_mask)
+      x_BTD = self.cross_residual(x_BTD, self._after("cross", y_BTD))
+    h_BTD = self._before("mlp", before_BTD if c.order == "parallel" else x_BTD)
+    y_BTD = self._after("mlp", self.mlp(h_BTD))
+    return self.mlp_residual(x_BTD, y_BTD), new if old else None
 
   def _before(self, name, x_BTD):
     return self.norms[name](x_BTD) if self.config.order not in ("post", "out") else x_BTD
@@ -173,9 +210,7 @@ class Block(nn.Module):
 class Trunk(nn.Module):
   """Runs embedded tokens x (B, T, D) through all layers, scanned, and the final norm.
 
-  Takes mask (B, 1, T, S) and positions (B, T) explicitly, so that a method can move or extend
-  them. `cache` is None or what `decoder.Cache` holds of each layer; `index` is where T is written;
-  `encoded` is None or the encoder's (states (B, S, D), mask (B, S)).
+  Takes the mask and the positions explicitly, so that a method can move or extend them.
   """
 
   config: Config
@@ -200,15 +235,16 @@ class Trunk(nn.Module):
     if c.order != "post":
       self.norm = c.norm()
 
-  def __call__(self, x_BTD, cache, index, mask_B1TS, encoded, positions_BT):
+  def __call__(
+    self, x_BTD: Float[Array, "B T D"], context: Context
+  ) -> tuple[Float[Array, "B T D"], Any]:
+    """Returns the states, and the cache with the keys and values of the T tokens."""
     c = self.config
     if c.rope is None and c.relative is None:
-      x_BTD = x_BTD + self.positions(positions_BT + c.position_offset)
+      x_BTD = x_BTD + self.positions(context.positions + c.position_offset)
     if c.embed_norm:
       x_BTD = self.embed_norm(x_BTD)
-    x_BTD, cache = self.layers(
-      x_BTD, cache, self._flags(), self._shared(index, mask_B1TS, encoded, positions_BT)
-    )
+    x_BTD, cache = self.layers(x_BTD, context.cache, self._flags(), self._shared(context))
     return (x_BTD if c.order == "post" else self.norm(x_BTD)), cache
 
   def _block(self):
@@ -230,8 +266,10 @@ class Trunk(nn.Module):
     local = jnp.ones(c.layers, bool) if c.local is None else jnp.asarray(c.local)
     return {"local": local, "first": jnp.arange(c.layers) == 0}
 
-  def _shared(self, index, mask_B1TS, encoded, positions_BT):
+  def _shared(self, context: Context) -> Shared:
+    """Makes what every layer reads alike."""
     c = self.config
+    mask_B1TS, positions_BT, _, index, encoded = context
     lengths_BT = None
     if any(rope.by_length for rope in (c.rope, c.local_rope) if rope is not None):
       lengths_BT = _lengths(index, mask_B1TS, positions_BT)
@@ -242,11 +280,12 @@ class Trunk(nn.Module):
     start = 0 if index is None else index
     queries_T1 = start + jnp.arange(mask_B1TS.shape[2])[:, None]
     ahead_TS = jnp.arange(mask_B1TS.shape[3])[None] - queries_T1
-    near = None if c.window is None else (jnp.abs(ahead_TS) < c.window)[None, None]
-    bias = None if c.relative is None else self.relative(ahead_TS)
+    near_11TS = None if c.window is None else (jnp.abs(ahead_TS) < c.window)[None, None]
+    bias_1NTS = None if c.relative is None else self.relative(ahead_TS)
     states, mask_BS = (None, None) if encoded is None else encoded
-    seen = None if mask_BS is None else mask_BS[:, None, None]
-    return Shared(index, mask_B1TS, near, tables(c.rope), tables(c.local_rope), bias, states, seen)
+    seen_B11S = None if mask_BS is None else mask_BS[:, None, None]
+    both = tables(c.rope), tables(c.local_rope)
+    return Shared(index, mask_B1TS, near_11TS, *both, bias_1NTS, states, seen_B11S)
 
 
 def _lengths(index, mask_B1TS, positions_BT):

@@ -10,11 +10,14 @@ from its average, multiplied; of a triplet, that of e plus the means of those of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
@@ -25,6 +28,7 @@ PADDED = {"a": (-1,), "e": (-1,), "b": (-2,), "real": (-1,), "kept": (-1,)}
 
 
 def method(
+  *,
   init_rank: Width = 12,
   target_rank: Width = 8,
   alpha: Finite = 8.0,
@@ -102,29 +106,35 @@ def _init(key, sites, frozen, *, rank, numbers, targets):
   return trained, fixed
 
 
-def _intercept(module, trained, fixed, next_fn, x):
-  w = jax.tree.map(lambda array: array.astype(x.dtype), trained)
-  singular = w["e"] * fixed["scale"].astype(x.dtype)
-  delta = peft.dropout(module, x, fixed["dropout"]) @ w["a"] @ (singular[:, None] * w["b"])
-  return next_fn(x) + delta
+def _intercept(
+  module: nn.Module,
+  trained: dict[str, Array],
+  fixed: dict[str, Array],
+  next_fn: Callable,
+  x_BTI: Float[Array, "*BT I"],
+) -> Float[Array, "*BT O"]:
+  w = jax.tree.map(lambda array: array.astype(x_BTI.dtype), trained)
+  e_R = w["e"] * fixed["scale"].astype(x_BTI.dtype)
+  delta_BTO = peft.dropout(module, x_BTI, fixed["dropout"]) @ w["a"] @ (e_R[:, None] * w["b"])
+  return next_fn(x_BTI) + delta_BTO
 
 
 def _merge(params, trained, fixed):
   flat = tree.flatten(params)
   for site, w in trained.items():
-    singular = fixed[site]["scale"][..., None] * w["e"]
-    flat[f"{site}/kernel"] += w["a"] @ (singular[..., None] * w["b"])
+    e_LR = fixed[site]["scale"][..., None] * w["e"]
+    flat[f"{site}/kernel"] += w["a"] @ (e_LR[..., None] * w["b"])
   return tree.unflatten(flat)
 
 
 def _penalty(trained, fixed):
   norms = []
   for site, w in trained.items():
-    weight, real = fixed[site]["orth_weight"], fixed[site]["real"]
-    identity = real[..., None] * jnp.eye(real.shape[-1])[(None,) * (real.ndim - 1)]
-    for square in (w["a"].swapaxes(-1, -2) @ w["a"], w["b"] @ w["b"].swapaxes(-1, -2)):
-      total = jnp.sum((square - identity) ** 2, (-2, -1))
-      norms.append(weight * jnp.sqrt(jnp.maximum(total, 1e-12)))  # a gradient of 0 at 0
+    weight_L, real_LR = fixed[site]["orth_weight"], fixed[site]["real"]
+    identity_LRR = real_LR[..., None] * jnp.eye(real_LR.shape[-1])[(None,) * (real_LR.ndim - 1)]
+    for square_LRR in (w["a"].swapaxes(-1, -2) @ w["a"], w["b"] @ w["b"].swapaxes(-1, -2)):
+      total_L = jnp.sum((square_LRR - identity_LRR) ** 2, (-2, -1))
+      norms.append(weight_L * jnp.sqrt(jnp.maximum(total_L, 1e-12)))  # a gradient of 0 at 0
   return sum(x.sum() for x in norms) / sum(x.size for x in norms)
 
 
@@ -164,20 +174,21 @@ def _adjust(step, steps, trained, gradients, fixed, *, betas, tinit, tfinal, int
   kept = _most_important(fixed, budget(step, start, end, initial, target))
   after = {}
   for site, w in trained.items():
-    mask = jnp.where(due, kept[site], fixed[site]["kept"])
-    fixed[site] = fixed[site] | {"kept": mask}
-    after[site] = w | {"e": jnp.where((due | (step > end)) & ~mask, 0.0, w["e"])}
+    kept_LR = jnp.where(due, kept[site], fixed[site]["kept"])
+    fixed[site] = fixed[site] | {"kept": kept_LR}
+    after[site] = w | {"e": jnp.where((due | (step > end)) & ~kept_LR, 0.0, w["e"])}
   return after, fixed
 
 
 def _averages(w, gradients, fixed, betas):
-  made = {}
+  """Returns the moving averages after one more gradient (eq. 9, 10)."""
+  averages = {}
   for name, x in w.items():
     now = jnp.abs(x * gradients[name])
     mean = betas[0] * fixed[f"sensitivity:{name}"] + (1 - betas[0]) * now
     off = betas[1] * fixed[f"uncertainty:{name}"] + (1 - betas[1]) * jnp.abs(now - mean)
-    made |= {f"sensitivity:{name}": mean, f"uncertainty:{name}": off}
-  return made
+    averages |= {f"sensitivity:{name}": mean, f"uncertainty:{name}": off}
+  return averages
 
 
 def _most_important(fixed, count):
@@ -185,14 +196,15 @@ def _most_important(fixed, count):
   scores = {}
   for site, f in fixed.items():
     entry = {name: f[f"sensitivity:{name}"] * f[f"uncertainty:{name}"] for name in ("a", "e", "b")}
-    score = entry["e"] + entry["a"].mean(-2) + entry["b"].mean(-1)
-    scores[site] = jnp.where(f["real"], jnp.where(jnp.isfinite(score), score, -1.0), jnp.inf)
-  flat = jnp.concatenate([x.ravel() for x in scores.values()])
+    score_LR = entry["e"] + entry["a"].mean(-2) + entry["b"].mean(-1)
+    finite_LR = jnp.where(jnp.isfinite(score_LR), score_LR, -1.0)
+    scores[site] = jnp.where(f["real"], finite_LR, jnp.inf)
+  scores_M = jnp.concatenate([score_LR.ravel() for score_LR in scores.values()])
   real = sum(f["real"].sum() for f in fixed.values())
-  place = jnp.argsort(jnp.argsort(flat))  # from the least important on, padding last
+  order_M = jnp.argsort(jnp.argsort(scores_M))  # from the least important on, padding last
   kept, start = {}, 0
-  for site, x in scores.items():
-    kept[site] = (place[start : start + x.size] >= real - count).reshape(x.shape)
-    kept[site] &= fixed[site]["real"]
-    start += x.size
+  for site, score_LR in scores.items():
+    kept_M = order_M[start : start + score_LR.size] >= real - count
+    kept[site] = kept_M.reshape(score_LR.shape) & fixed[site]["real"]
+    start += score_LR.size
   return kept

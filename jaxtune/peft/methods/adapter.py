@@ -19,12 +19,15 @@ adapter around another computes that one twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxtune import peft
 from jaxtune.errors import UserError
@@ -41,6 +44,7 @@ PLACEMENTS = {
 
 
 def method(
+  *,
   width: Width | tuple[Width, ...] = 16,
   reduction_factor: Positive | tuple[Positive, ...] | None = None,
   placement: Literal[*PLACEMENTS] = "pfeiffer",
@@ -76,55 +80,58 @@ def method(
   W_down and W_up are drawn from N(0, 0.02^2), as BERT's weights; `parallel` starts W_up at zero,
   and `plus` draws both from N(0, 0.01^2) cut off at two deviations (Houlsby et al. 2019).
   """
-  targets, activation, scale = at_placement(placement, targets, activation, scale)
+  targets, activation, scale = defaults_of(placement, targets, activation, scale)
   channel_scale = placement == "plus" if channel_scale is None else channel_scale
-  parts = dict(channel_scale=channel_scale, ln_before=ln_before, ln_after=ln_after, gate=gate)
+  extras = dict(channel_scale=channel_scale, ln_before=ln_before, ln_after=ln_after, gate=gate)
   sizes = dict(width=width, reduction_factor=reduction_factor)
   return peft.Method(
     "adapter",
     init=partial(
-      _init, targets=targets, placement=placement, scale=scale, rate=dropout, parts=parts, **sizes
+      _init, targets=targets, placement=placement, scale=scale, rate=dropout, extras=extras, **sizes
     ),
-    intercept=partial(_intercept, placement, ACTIVATIONS[activation]),
+    intercept=partial(_intercept, placement=placement, activation=ACTIVATIONS[activation]),
     unused=_unused,
     numbers=("width", "reduction_factor", "scale", "dropout"),
     padded={"down_kernel": (-1,), "down_bias": (-1,), "up_kernel": (-2,)},
     patterns=targets,
-    options=dict(placement=placement, activation=activation, scale=scale, **sizes, **parts),
+    options=dict(placement=placement, activation=activation, scale=scale, **sizes, **extras),
   )
 
 
-def at_placement(placement, targets, activation, scale):
+def defaults_of(
+  placement: str, targets: Any, activation: str | None, scale: float | None
+) -> tuple[tuple[str, ...], str, float]:
   """Returns targets, activation and scale, by default the placement's own."""
-  places, default_activation, default_scale = PLACEMENTS[placement]
+  default_targets, default_activation, default_scale = PLACEMENTS[placement]
+  targets = default_targets if targets is None else targets
   scale = default_scale if scale is None else scale
-  return places if targets is None else targets, activation or default_activation, scale
+  return targets, activation or default_activation, scale
 
 
 def _numbers(option) -> tuple:
   return tuple(option) if isinstance(option, list | tuple) else (option,)
 
 
-def _init(key, sites, frozen, *, targets, placement, width, reduction_factor, scale, rate, parts):
+def _init(key, sites, frozen, *, targets, placement, width, reduction_factor, scale, rate, extras):
   trained, fixed = {}, {}
   for path, site in peft.match(targets, sites, "Residual").items():
-    widths = _widths(path, site, width, reduction_factor)
-    trained[path] = _draw(peft.site_key(key, path), site, widths, placement)
+    widths_L = _widths(path, site, width, reduction_factor)
+    trained[path] = _draw(peft.site_key(key, path), site, widths_L, placement)
     features = (*site.lead, site.output)
-    if parts["channel_scale"]:
+    if extras["channel_scale"]:
       trained[path]["channel_scale"] = jnp.ones(features)
     for name, array in (("ln_before", "norm"), ("ln_after", "norm_after")):
-      if parts[name]:
+      if extras[name]:
         trained[path][f"{array}_scale"] = jnp.ones(features)
         trained[path][f"{array}_bias"] = jnp.zeros(features)
-    if parts["gate"]:
+    if extras["gate"]:
       trained[path] |= {"gate_kernel": jnp.zeros(features), "gate_bias": jnp.zeros(site.lead)}
     numbers = {"scale": scale, "dropout": rate}
     fixed[path] = {n: jnp.full(site.lead, x, jnp.float32) for n, x in numbers.items()}
   return trained, fixed
 
 
-def _widths(path, site, width, factor):
+def _widths(path: str, site: peft.Site, width: Any, factor: Any) -> np.ndarray:
   """Returns the width of each layer's bottleneck at a site, (L,)."""
   name, given = ("width", width) if factor is None else ("reduction_factor", factor)
   if len(_numbers(given)) not in (1, site.layers):
@@ -132,29 +139,31 @@ def _widths(path, site, width, factor):
       f"method.{name} has {len(given)} entries, but {path} is in {site.layers} layers: expected "
       f"one for each of them, or a single number"
     )
-  each = np.broadcast_to(np.asarray(_numbers(given)), site.lead)
-  widths = each if factor is None else np.clip(site.output // each, 1, LARGEST).astype(int)
-  if widths.max() > site.output:
+  given_L = np.broadcast_to(np.asarray(_numbers(given)), site.lead)
+  widths_L = given_L
+  if factor is not None:
+    widths_L = np.clip(site.output // given_L, 1, LARGEST).astype(int)
+  if widths_L.max() > site.output:
     by = "" if factor is None else f" by method.reduction_factor {factor}"
     raise UserError(
-      f"method.width is {widths.max()}{by}, expected at most the model's width {site.output}"
+      f"method.width is {widths_L.max()}{by}, expected at most the model's width {site.output}"
     )
-  return widths
+  return widths_L
 
 
-def _draw(key, site, widths, placement):
-  shape, widest = (*site.lead, site.output), int(widths.max())
+def _draw(key: Array, site: peft.Site, widths_L: np.ndarray, placement: str) -> dict[str, Array]:
+  shape, widest = (*site.lead, site.output), int(widths_L.max())
   if placement == "plus":
     sample = lambda k: 0.01 * jax.random.truncated_normal(k, -2.0, 2.0, shape)
   else:
     sample = lambda k: 0.02 * jax.random.normal(k, shape)
-  live_LW = np.arange(widest) < widths[..., None]
-  down = peft.draw_columns(sample, peft.site_key(key, "down"), widest)
-  up = peft.draw_columns(sample, peft.site_key(key, "up"), widest).swapaxes(-1, -2)
+  live_LF = np.arange(widest) < widths_L[..., None]
+  down_LDF = peft.draw_columns(sample, peft.site_key(key, "down"), widest)
+  up_LFD = peft.draw_columns(sample, peft.site_key(key, "up"), widest).swapaxes(-1, -2)
   return {
-    "down_kernel": jnp.where(live_LW[..., None, :], down, 0),
+    "down_kernel": jnp.where(live_LF[..., None, :], down_LDF, 0),
     "down_bias": jnp.zeros((*site.lead, widest)),
-    "up_kernel": jnp.where(live_LW[..., None] & (placement != "parallel"), up, 0),
+    "up_kernel": jnp.where(live_LF[..., None] & (placement != "parallel"), up_LFD, 0),
     "up_bias": jnp.zeros(shape),
   }
 
@@ -165,37 +174,61 @@ def _unused(trained, fixed):
   return sum(dead(arrays) for arrays in trained.values())
 
 
-def _intercept(placement, activation, module, trained, fixed, next_fn, x, y):
-  def adapter(h):
-    w = jax.tree.map(lambda p: p.astype(h.dtype), trained)
-    z = _normalise(h, trained, "norm") @ w["down_kernel"]
-    z = activation(z + lift(w["down_bias"], z)) @ w["up_kernel"]
-    z = (z + lift(w["up_bias"], z)) * fixed["scale"].astype(h.dtype)
+def _intercept(
+  module: nn.Module,
+  trained: dict[str, Array],
+  fixed: dict[str, Array],
+  next_fn: Callable,
+  x_BTD: Float[Array, "B T D"],
+  y_BTD: Float[Array, "B T D"],
+  *,
+  placement: str,
+  activation: Callable,
+) -> Float[Array, "B T D"]:
+  def adapter(h_BTD):
+    w = jax.tree.map(lambda p: p.astype(h_BTD.dtype), trained)
+    z_BTF = _normalise(h_BTD, trained, "norm") @ w["down_kernel"]
+    z_BTD = activation(z_BTF + lift(w["down_bias"], z_BTF)) @ w["up_kernel"]
+    z_BTD = (z_BTD + lift(w["up_bias"], z_BTD)) * fixed["scale"].astype(h_BTD.dtype)
     if "channel_scale" in w:
-      z = (z.astype(jnp.float32) * lift(trained["channel_scale"], z)).astype(z.dtype)
-    z = peft.dropout(module, z, fixed["dropout"])
+      scale_11D = lift(trained["channel_scale"], z_BTD)
+      z_BTD = (z_BTD.astype(jnp.float32) * scale_11D).astype(z_BTD.dtype)
+    z_BTD = peft.dropout(module, z_BTD, fixed["dropout"])
     if "gate_kernel" in w:
-      z = z * jax.nn.sigmoid(h @ w["gate_kernel"] + w["gate_bias"])[..., None]
-    return _normalise(z, trained, "norm_after")
+      gate_BT = jax.nn.sigmoid(h_BTD @ w["gate_kernel"] + w["gate_bias"])
+      z_BTD = z_BTD * gate_BT[..., None]
+    return _normalise(z_BTD, trained, "norm_after")
 
-  return place(placement, adapter, next_fn, x, y)
+  return call_residual(placement, adapter, next_fn, x_BTD, y_BTD)
 
 
-def _normalise(h, trained, name):
+def _normalise(
+  h_BTD: Float[Array, "B T D"], trained: dict[str, Array], name: str
+) -> Float[Array, "B T D"]:
   """Applies a LayerNorm in fp32, where there is one."""
   if f"{name}_scale" not in trained:
-    return h
-  x = h.astype(jnp.float32)
-  x = x - x.mean(-1, keepdims=True)
-  x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-5)
-  x = x * lift(trained[f"{name}_scale"], x) + lift(trained[f"{name}_bias"], x)
-  return x.astype(h.dtype)
+    return h_BTD
+  x_BTD = h_BTD.astype(jnp.float32)
+  x_BTD = x_BTD - x_BTD.mean(-1, keepdims=True)
+  x_BTD = x_BTD * jax.lax.rsqrt(jnp.mean(x_BTD * x_BTD, -1, keepdims=True) + 1e-5)
+  x_BTD = x_BTD * lift(trained[f"{name}_scale"], x_BTD) + lift(trained[f"{name}_bias"], x_BTD)
+  return x_BTD.astype(h_BTD.dtype)
 
 
-def place(placement, adapter, next_fn, x, y):
+def call_residual(
+  placement: str,
+  adapter: Callable,
+  next_fn: Callable,
+  x_BTD: Float[Array, "B T D"],
+  y_BTD: Float[Array, "B T D"],
+) -> Float[Array, "B T D"]:
   """Calls a residual connection next_fn(x, y) with an adapter at its placement."""
   if placement == "plus":
-    h = next_fn(x, y)
-    return h + adapter(h)
-  source = {"pfeiffer": lambda: next_fn(x, y), "houlsby": lambda: y, "parallel": lambda: x}
-  return next_fn(x, y + adapter(source[placement]()))
+    h_BTD = next_fn(x_BTD, y_BTD)
+    return h_BTD + adapter(h_BTD)
+  sources = {
+    "pfeiffer": lambda: next_fn(x_BTD, y_BTD),
+    "houlsby": lambda: y_BTD,
+    "parallel": lambda: x_BTD,
+  }
+  return next_fn(x_BTD, y_BTD + adapter(sources[placement]()))

@@ -16,11 +16,14 @@ They are `W_left`, `W_right`, `b` (down_bias flattened to F) and `phm_rule` of a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxtune import peft
 from jaxtune.errors import UserError
@@ -35,6 +38,7 @@ PADDED = {
 
 
 def method(
+  *,
   width: Width = 24,
   n: Width = 4,
   rank: Width = 1,
@@ -61,14 +65,14 @@ def method(
   Starts as adapters 1.3 does: left and right by Glorot's normal, A_i from N(0, 0.0001^2) where
   they are shared, else from N(0, 0.01^2); so the model is hardly changed at first.
   """
-  targets, activation, scale = adapter.at_placement(placement, targets, activation, scale)
+  targets, activation, scale = adapter.defaults_of(placement, targets, activation, scale)
   if width % n:
     raise UserError(f"method.width is {width}, expected a multiple of method.n, which is {n}")
   sizes = dict(width=width, n=n, rank=rank, shared=shared)
   return peft.Method(
     "compacter",
     init=partial(_init, targets=targets, scale=scale, rate=dropout, **sizes),
-    intercept=partial(_intercept, placement, ACTIVATIONS[activation]),
+    intercept=partial(_intercept, placement=placement, activation=ACTIVATIONS[activation]),
     realise=_realise,
     numbers=("width", "rank", "scale", "dropout"),
     padded=PADDED,
@@ -110,13 +114,13 @@ def _init(key, sites, frozen, *, targets, width, n, rank, shared, scale, rate):
 def _draw(key, lead, n, rows, columns, rank):
   """Draws left (n, rows, R) and right (n, R, columns) with variance 2 / (inputs + outputs)."""
 
-  def draw(name, size, last_axes):
+  def draw(name, size):
     sample = lambda k: (2 / (rank + size)) ** 0.5 * jax.random.normal(k, (*lead, n))
     column = lambda k: peft.draw_columns(sample, k, size)
-    array = peft.draw_columns(column, peft.site_key(key, name), rank)  # (L, n, size, R)
-    return array if last_axes == "size, rank" else array.swapaxes(-1, -2)
+    return peft.draw_columns(column, peft.site_key(key, name), rank)
 
-  return {"left": draw("left", rows, "size, rank"), "right": draw("right", columns, "rank, size")}
+  left_LGIR, right_LGOR = draw("left", rows), draw("right", columns)
+  return {"left": left_LGIR, "right": right_LGOR.swapaxes(-1, -2)}
 
 
 def _realise(trained):
@@ -124,31 +128,48 @@ def _realise(trained):
   rules = [arrays["phm_rule"] for arrays in trained.values() if "phm_rule" in arrays]
   if not rules:
     return trained
-  given = {}
+  realised = {}
   for path, arrays in trained.items():
     if "phm_rule" not in arrays:
       lead = arrays["up_bias"].shape[:-1]
-      rule = jnp.broadcast_to(lift(rules[0], jnp.empty((*lead, 1, 1, 1))), (*lead, *rules[0].shape))
-      given[path] = {**arrays, "down_rule": rule, "up_rule": rule}
-  return given
+      rule_1GGG = lift(rules[0], jnp.empty((*lead, 1, 1, 1)))
+      rule_LGGG = jnp.broadcast_to(rule_1GGG, (*lead, *rules[0].shape))
+      realised[path] = {**arrays, "down_rule": rule_LGGG, "up_rule": rule_LGGG}
+  return realised
 
 
-def _phm(x_anp, rule_iab, left_ipr, right_irq):
-  """Multiplies x (..., n, p), split in n parts, by sum_i A_i (x) left_i right_i: (..., n, q)."""
-  z = jnp.einsum("...ap,ipr->...air", x_anp, left_ipr)
-  z = jnp.einsum("...air,iab->...bir", z, rule_iab)
-  return jnp.einsum("...bir,irq->...bq", z, right_irq)
+def _phm(
+  x_BTGI: Float[Array, "*BT G I"],
+  rule_GGG: Float[Array, "G G G"],
+  left_GIR: Float[Array, "G I R"],
+  right_GRO: Float[Array, "G R O"],
+) -> Float[Array, "*BT G O"]:
+  """Multiplies x, whose features are in n groups, by sum_i A_i (x) left_i right_i."""
+  z_BTGGR = jnp.einsum("...ap,ipr->...air", x_BTGI, left_GIR)
+  z_BTGGR = jnp.einsum("...air,iab->...bir", z_BTGGR, rule_GGG)
+  return jnp.einsum("...bir,irq->...bq", z_BTGGR, right_GRO)
 
 
-def _intercept(placement, activation, module, trained, fixed, next_fn, x, y):
-  def phm(h):
-    w = jax.tree.map(lambda p: p.astype(h.dtype), trained)
+def _intercept(
+  module: nn.Module,
+  trained: dict[str, Array],
+  fixed: dict[str, Array],
+  next_fn: Callable,
+  x_BTD: Float[Array, "B T D"],
+  y_BTD: Float[Array, "B T D"],
+  *,
+  placement: str,
+  activation: Callable,
+) -> Float[Array, "B T D"]:
+  def phm(h_BTD):
+    w = jax.tree.map(lambda p: p.astype(h_BTD.dtype), trained)
     n = w["down_rule"].shape[0]
-    z = h.reshape(*h.shape[:-1], n, -1)
-    z = _phm(z, w["down_rule"], w["down_left"], w["down_right"])
-    z = activation(z + lift(w["down_bias"], z))
-    z = _phm(z, w["up_rule"], w["up_left"], w["up_right"]).reshape(h.shape)
-    z = (z + lift(w["up_bias"], z)) * fixed["scale"].astype(h.dtype)
-    return peft.dropout(module, z, fixed["dropout"])
+    z_BTGM = h_BTD.reshape(*h_BTD.shape[:-1], n, -1)
+    z_BTGM = _phm(z_BTGM, w["down_rule"], w["down_left"], w["down_right"])
+    z_BTGM = activation(z_BTGM + lift(w["down_bias"], z_BTGM))
+    z_BTGM = _phm(z_BTGM, w["up_rule"], w["up_left"], w["up_right"])
+    z_BTD = z_BTGM.reshape(h_BTD.shape)
+    z_BTD = (z_BTD + lift(w["up_bias"], z_BTD)) * fixed["scale"].astype(h_BTD.dtype)
+    return peft.dropout(module, z_BTD, fixed["dropout"])
 
-  return adapter.place(placement, phm, next_fn, x, y)
+  return adapter.call_residual(placement, phm, next_fn, x_BTD, y_BTD)

@@ -6,9 +6,12 @@ l_k * K, values l_v * V, and the hidden layer of the feed-forward network l_ff *
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
+import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
@@ -16,7 +19,7 @@ from jaxtune.models.layers import lift
 
 
 def method(
-  targets: tuple[str, ...] = ("k_proj", "v_proj"), feedforward: tuple[str, ...] = ("down_proj",)
+  *, targets: tuple[str, ...] = ("k_proj", "v_proj"), feedforward: tuple[str, ...] = ("down_proj",)
 ) -> peft.Method:
   """Multiplies outputs of some linear layers, and inputs of others, by trained vectors.
 
@@ -51,15 +54,21 @@ def _init(key, sites, frozen, *, targets, feedforward):
   return trained, {}
 
 
-def _intercept(module, trained, fixed, next_fn, x):
+def _intercept(
+  module: nn.Module,
+  trained: dict[str, Array],
+  fixed: dict[str, Array],
+  next_fn: Callable,
+  x_BTI: Float[Array, "*BT I"],
+) -> Float[Array, "*BT O"]:
   if "l_in" in trained:
-    return next_fn(_times(x, trained["l_in"]))
-  return _times(next_fn(x), trained["l"])
+    return next_fn(_times(x_BTI, trained["l_in"]))
+  return _times(next_fn(x_BTI), trained["l"])
 
 
-def _times(x, vector):
+def _times(x_BTD: Float[Array, "*BT D"], l_D: Float[Array, " D"]) -> Float[Array, "*BT D"]:
   """Multiplies in fp32, as PEFT does: bfloat16's next number above one is 1.008."""
-  return (x.astype(jnp.float32) * lift(vector, x)).astype(x.dtype)
+  return (x_BTD.astype(jnp.float32) * lift(l_D, x_BTD)).astype(x_BTD.dtype)
 
 
 def _merge(params, trained, fixed):

@@ -6,16 +6,20 @@ R make a delta of a rank up to R^2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxtune import peft, tree
 from jaxtune.schema import Finite, Width
 
 
 def method(
+  *,
   rank: Width = 8,
   alpha: Finite = 8.0,
   scale: Finite | None = None,
@@ -65,19 +69,25 @@ def _init(key, sites, frozen, *, rank, scale, targets):
   return trained, fixed
 
 
-def _delta(w):
+def _delta(w: dict[str, Array]) -> Float[Array, "*L I O"]:
   return (w["w1_a"] @ w["w1_b"]) * (w["w2_a"] @ w["w2_b"])
 
 
 # The backward pass makes the delta anew: three (inputs, outputs) matrices a layer are not kept.
 @jax.checkpoint
-def _apply(x, w):
-  return x @ _delta(w)
+def _apply(x_BTI: Float[Array, "*BT I"], w: dict[str, Array]) -> Float[Array, "*BT O"]:
+  return x_BTI @ _delta(w)
 
 
-def _intercept(module, trained, fixed, next_fn, x):
-  w = jax.tree.map(lambda array: array.astype(x.dtype), trained)
-  return next_fn(x) + _apply(x, w) * fixed["scale"].astype(x.dtype)
+def _intercept(
+  module: nn.Module,
+  trained: dict[str, Array],
+  fixed: dict[str, Array],
+  next_fn: Callable,
+  x_BTI: Float[Array, "*BT I"],
+) -> Float[Array, "*BT O"]:
+  w = jax.tree.map(lambda array: array.astype(x_BTI.dtype), trained)
+  return next_fn(x_BTI) + _apply(x_BTI, w) * fixed["scale"].astype(x_BTI.dtype)
 
 
 def _merge(params, trained, fixed):

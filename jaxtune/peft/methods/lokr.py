@@ -6,16 +6,20 @@ W2 is low-rank, W2 = A2 B2, where the rank is below half of its larger side, as 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxtune import peft, tree
 from jaxtune.schema import Finite, Width
 
 
 def method(
+  *,
   rank: Width = 8,
   alpha: Finite = 8.0,
   scale: Finite | None = None,
@@ -81,19 +85,26 @@ def _init(key, sites, frozen, *, rank, scale, factor, decompose_both, targets):
   return trained, fixed
 
 
-def _factor(w, name):
+def _factor(w: dict[str, Array], name: str) -> Float[Array, "*L I O"]:
+  """Returns W1 or W2 as a whole."""
   return w[name] if name in w else w[f"{name}_a"] @ w[f"{name}_b"]
 
 
-def _intercept(module, trained, fixed, next_fn, x):
+def _intercept(
+  module: nn.Module,
+  trained: dict[str, Array],
+  fixed: dict[str, Array],
+  next_fn: Callable,
+  x_BTI: Float[Array, "*BT I"],
+) -> Float[Array, "*BT O"]:
   """Multiplies by the factors in turn: kron(W1, W2) is never made."""
-  w = jax.tree.map(lambda array: array.astype(x.dtype), trained)
-  w1, first = _factor(w, "w1"), w["w2"] if "w2" in w else w["w2_a"]
-  h = x.reshape(*x.shape[:-1], w1.shape[0], first.shape[0]) @ first
-  h = jnp.einsum("...ir,io->...or", h, w1)
-  h = h if "w2" in w else h @ w["w2_b"]
-  delta = h.reshape(*x.shape[:-1], h.shape[-2] * h.shape[-1])
-  return next_fn(x) + delta * fixed["scale"].astype(x.dtype)
+  w = jax.tree.map(lambda array: array.astype(x_BTI.dtype), trained)
+  w1_IO, first_IR = _factor(w, "w1"), w["w2"] if "w2" in w else w["w2_a"]
+  h_BTIR = x_BTI.reshape(*x_BTI.shape[:-1], w1_IO.shape[0], first_IR.shape[0]) @ first_IR
+  h_BTOR = jnp.einsum("...ir,io->...or", h_BTIR, w1_IO)
+  h_BTOM = h_BTOR if "w2" in w else h_BTOR @ w["w2_b"]
+  delta_BTO = h_BTOM.reshape(*x_BTI.shape[:-1], h_BTOM.shape[-2] * h_BTOM.shape[-1])
+  return next_fn(x_BTI) + delta_BTO * fixed["scale"].astype(x_BTI.dtype)
 
 
 def _merge(params, trained, fixed):

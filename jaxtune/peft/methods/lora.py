@@ -9,8 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from jaxtune import peft, tree
 from jaxtune.errors import UserError, nearest
@@ -22,6 +24,7 @@ SMALLEST = 1e-30  # of a squared norm: a column of zeros stays zero
 
 
 def method(
+  *,
   rank: Width = 8,
   alpha: Finite = 16.0,
   scale: Finite | None = None,
@@ -124,14 +127,14 @@ def _init(key, sites, frozen, *, targets, sizes, dropout, initialise, dora, b_ra
     shape = jax.eval_shape(weight).shape
     peft.check_rank("method.rank", rank, path, shape[-2:])
     start = _embedding if site.kind == "Embed" else STARTS[initialise]
-    a, b = start(peft.site_key(key, path), weight, shape, rank, scale)
+    a_LIR, b_LRO = start(peft.site_key(key, path), weight, shape, rank, scale)
     full = lambda number, lead=site.lead: jnp.full(lead, number, jnp.float32)
-    trained[path], fixed[path] = {"b": b}, {"scale": full(scale), "dropout": full(dropout)}
-    (trained if train_a else fixed)[path]["a"] = a
+    trained[path], fixed[path] = {"b": b_LRO}, {"scale": full(scale), "dropout": full(dropout)}
+    (trained if train_a else fixed)[path]["a"] = a_LIR
     if site.kind == "Linear":
       fixed[path]["rate:b"] = full(b_rate)
       if initialise in AWAY:
-        fixed[path] |= {"a0": jnp.copy(a), "b0": jnp.copy(b)}  # buffers may be donated
+        fixed[path] |= {"a0": jnp.copy(a_LIR), "b0": jnp.copy(b_LRO)}  # buffers may be donated
     elif not train_a:
       raise UserError(f"train_a=False leaves {path} at its start: an embedding's a is zero")
     if gate and site.kind == "Embed":
@@ -158,8 +161,8 @@ def _check_patterns(sizes: Sizes, chosen: dict) -> None:
 def _drawn(sample: Callable, key, shape, rank: int):
   """Draws a, column by column, and leaves b at zero."""
   *lead, inputs, outputs = shape
-  a = peft.draw_columns(partial(sample, shape=(*lead, inputs)), key, rank)
-  return a, jnp.zeros((*lead, rank, outputs))
+  a_LIR = peft.draw_columns(partial(sample, shape=(*lead, inputs)), key, rank)
+  return a_LIR, jnp.zeros((*lead, rank, outputs))
 
 
 def _kaiming(key, weight, shape, rank, scale):
@@ -172,70 +175,80 @@ def _gaussian(key, weight, shape, rank, scale):
 
 
 def _embedding(key, weight, shape, rank, scale):
-  b = peft.draw_columns(partial(jax.random.normal, shape=shape[-1:]), key, rank).T
-  return jnp.zeros((shape[0], rank)), b
+  b_RO = peft.draw_columns(partial(jax.random.normal, shape=shape[-1:]), key, rank).T
+  return jnp.zeros((shape[0], rank)), b_RO
 
 
 def _pissa(key, weight, shape, rank, scale):
   if scale <= 0:
     raise UserError(f"method.initialise='pissa' divides by the scale {scale}, expected above 0")
-  u, s, v = jnp.linalg.svd(weight(), full_matrices=False)
-  root = jnp.sqrt(s[..., :rank] / scale)
-  return u[..., :rank] * root[..., None, :], root[..., None] * v[..., :rank, :]
+  u_LIM, s_LM, v_LMO = jnp.linalg.svd(weight(), full_matrices=False)
+  root_LR = jnp.sqrt(s_LM[..., :rank] / scale)
+  return u_LIM[..., :rank] * root_LR[..., None, :], root_LR[..., None] * v_LMO[..., :rank, :]
 
 
 def _olora(key, weight, shape, rank, scale):
-  q, r = jnp.linalg.qr(weight().swapaxes(-1, -2))
-  return r[..., :rank, :].swapaxes(-1, -2), q[..., :rank].swapaxes(-1, -2)
+  q_LOM, r_LMI = jnp.linalg.qr(weight().swapaxes(-1, -2))
+  return r_LMI[..., :rank, :].swapaxes(-1, -2), q_LOM[..., :rank].swapaxes(-1, -2)
 
 
 STARTS = {"kaiming": _kaiming, "gaussian": _gaussian, "pissa": _pissa, "olora": _olora}
 AWAY = ("pissa", "olora")  # start with a product that is not zero
 
 
-def _factors(arrays: dict):
+def _factors(arrays: dict[str, Array]) -> tuple[Float[Array, "*L I M"], Float[Array, "*L M O"]]:
   """Returns factors whose product is a b, or a b - a0 b0 = (a - a0) b + a0 (b - b0).
 
   Differences are taken in fp32: bf16 would lose what training adds to a0 and b0.
   """
-  a, b = arrays["a"], arrays["b"]
+  a_LIR, b_LRO = arrays["a"], arrays["b"]
   if "a0" not in arrays:
-    return a, b
-  a0, b0 = arrays["a0"], arrays["b0"]
-  return jnp.concatenate([a - a0, a0], -1), jnp.concatenate([b, b - b0], -2)
+    return a_LIR, b_LRO
+  a0_LIR, b0_LRO = arrays["a0"], arrays["b0"]
+  a_LIM = jnp.concatenate([a_LIR - a0_LIR, a0_LIR], -1)
+  return a_LIM, jnp.concatenate([b_LRO, b_LRO - b0_LRO], -2)
 
 
-def _intercept(module, trained, fixed, next_fn, x):
+def _intercept(
+  module: nn.Module,
+  trained: dict[str, Array],
+  fixed: dict[str, Array],
+  next_fn: Callable,
+  x: Float[Array, "*BT I"] | Int[Array, "*BT"],
+) -> Float[Array, "*BT O"]:
+  """Adds the delta to the output of a linear layer, or of an embedding, whose x are tokens."""
   arrays = {**fixed, **trained}
-  a, b = _factors(arrays)
+  a_IR, b_RO = _factors(arrays)
   embeds = isinstance(module, Embed)
   dropped = x if embeds else peft.dropout(module, x, fixed["dropout"])
-  y = next_fn(x)
-  low = (a[x] if embeds else dropped @ a.astype(x.dtype)).astype(y.dtype)
-  delta = low * fixed["scale"].astype(y.dtype) @ b.astype(y.dtype)
+  y_BTO = next_fn(x)
+  low_BTR = (a_IR[x] if embeds else dropped @ a_IR.astype(x.dtype)).astype(y_BTO.dtype)
+  delta_BTO = low_BTR * fixed["scale"].astype(y_BTO.dtype) @ b_RO.astype(y_BTO.dtype)
   if "gate_kernel" in trained:
-    kernel, bias = (trained[name].astype(x.dtype) for name in ("gate_kernel", "gate_bias"))
-    delta *= jax.nn.sigmoid(x @ kernel + bias)[..., None].astype(y.dtype)
+    kernel_I, bias = (trained[name].astype(x.dtype) for name in ("gate_kernel", "gate_bias"))
+    delta_BTO *= jax.nn.sigmoid(x @ kernel_I + bias)[..., None].astype(y_BTO.dtype)
   if "magnitude" not in trained:
-    return y + delta
-  gain = _gain(module.get_variable("params", LEAVES[type(module).__name__]), arrays)
+    return y_BTO + delta_BTO
+  gain_O = _gain(module.get_variable("params", LEAVES[type(module).__name__]), arrays)
   # As in PEFT, both W and the delta see the dropped input where there is dropout.
-  product = next_fn(dropped) if module.has_rng("dropout") and not embeds else y
+  product_BTO = next_fn(dropped) if module.has_rng("dropout") and not embeds else y_BTO
   if getattr(module, "use_bias", False):
-    product = product - lift(module.get_variable("params", "bias").astype(y.dtype), y)
-  grow, gain = (lift(g.astype(y.dtype), y) for g in (gain - 1, gain))
-  return y + grow * product + gain * delta
+    bias_O = module.get_variable("params", "bias").astype(y_BTO.dtype)
+    product_BTO = product_BTO - lift(bias_O, y_BTO)
+  grow, gain = (lift(g_O.astype(y_BTO.dtype), y_BTO) for g_O in (gain_O - 1, gain_O))
+  return y_BTO + grow * product_BTO + gain * delta_BTO
 
 
-def _gain(weight, arrays: dict):
+def _gain(w_IO: Float[Array, "*L I O"], arrays: dict[str, Array]) -> Float[Array, "*L O"]:
   """Returns DoRA's m / ||W + s a b|| of each output, without making W + s a b."""
-  a, b = jax.lax.stop_gradient(_factors(arrays))
-  weight, b = weight.astype(jnp.float32), arrays["scale"][..., None, None] * b
+  a_IR, b_RO = jax.lax.stop_gradient(_factors(arrays))
+  w_IO, b_RO = w_IO.astype(jnp.float32), arrays["scale"][..., None, None] * b_RO
   multiply = partial(jnp.matmul, precision="highest")
-  across = a.swapaxes(-1, -2)
-  squares = jnp.sum(weight * weight, -2)
-  squares += jnp.sum(b * (2 * multiply(across, weight) + multiply(multiply(across, a), b)), -2)
-  return arrays["magnitude"] / jnp.sqrt(jnp.maximum(squares, SMALLEST))
+  a_RI = a_IR.swapaxes(-1, -2)
+  products_RO = 2 * multiply(a_RI, w_IO) + multiply(multiply(a_RI, a_IR), b_RO)
+  squares_O = jnp.sum(w_IO * w_IO, -2)
+  squares_O += jnp.sum(b_RO * products_RO, -2)
+  return arrays["magnitude"] / jnp.sqrt(jnp.maximum(squares_O, SMALLEST))
 
 
 def _merge(params, trained, fixed):
@@ -243,9 +256,9 @@ def _merge(params, trained, fixed):
   for site in trained:
     arrays = fixed[site] | trained[site]
     path = next(f"{site}/{leaf}" for leaf in LEAVES.values() if f"{site}/{leaf}" in flat)
-    a, b = _factors(arrays)
-    weight = flat[path] + arrays["scale"][..., None, None] * a @ b
+    a_LIR, b_LRO = _factors(arrays)
+    w_LIO = flat[path] + arrays["scale"][..., None, None] * a_LIR @ b_LRO
     if "magnitude" in arrays:
-      weight *= _gain(flat[path], arrays)[..., None, :]
-    flat[path] = weight
+      w_LIO *= _gain(flat[path], arrays)[..., None, :]
+    flat[path] = w_LIO
   return tree.unflatten(flat)

@@ -14,6 +14,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxtune import peft
 from jaxtune.peft.methods import prompt
@@ -63,48 +64,55 @@ def _draw(key, site, frozen, *, length, hidden, layers):
     return jax.random.uniform(peft.site_key(key, name), shape, minval=-bound, maxval=bound)
 
   sample = lambda k: jax.random.normal(k, (width,))
-  made = {"embedding": peft.draw_columns(sample, peft.site_key(key, "embedding"), length).T}
+  arrays = {"embedding": peft.draw_columns(sample, peft.site_key(key, "embedding"), length).T}
   for i in range(layers):
     inputs = 2 * hidden if i else width
     shapes = {"input": (2, inputs, 4 * hidden), "state": (2, hidden, 4 * hidden)}
     for name, shape in (shapes | {"bias": (2, 4 * hidden)}).items():
-      made[f"lstm{i}_{name}"] = uniform(f"lstm{i}_{name}", shape, hidden)
+      arrays[f"lstm{i}_{name}"] = uniform(f"lstm{i}_{name}", shape, hidden)
   sizes = [2 * hidden, 2 * hidden, width] if layers else [width, hidden, hidden, width]
   for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
-    made[f"w{i}"] = uniform(f"w{i}", (inputs, outputs), inputs)
-    made[f"bias{i}"] = uniform(f"b{i}", (outputs,), inputs)
-  return made
+    arrays[f"w{i}"] = uniform(f"w{i}", (inputs, outputs), inputs)
+    arrays[f"bias{i}"] = uniform(f"b{i}", (outputs,), inputs)
+  return arrays
 
 
 def _realise(trained):
   """Makes the prompt; one that is made already stays."""
-  made = lambda arrays: {"prompt": _encode(arrays)} if "embedding" in arrays else arrays
-  return {site: made(arrays) for site, arrays in trained.items()}
+  prompt_of = lambda arrays: {"prompt": _encode(arrays)} if "embedding" in arrays else arrays
+  return {site: prompt_of(arrays) for site, arrays in trained.items()}
 
 
-def _encode(made):
-  """Runs the network on the embeddings: (P, D)."""
-  x_PF = made["embedding"]
-  for i in range(sum(name.endswith("_state") for name in made)):
-    weights = [made[f"lstm{i}_{name}"] for name in ("input", "state", "bias")]
+def _encode(arrays: dict[str, Array]) -> Float[Array, "P D"]:
+  """Runs the network on the embeddings."""
+  x_PF = arrays["embedding"]
+  for i in range(sum(name.endswith("_state") for name in arrays)):
+    weights = [arrays[f"lstm{i}_{name}"] for name in ("input", "state", "bias")]
     ahead, back = (_lstm(*(w[way] for w in weights), x_PF, way == 1) for way in (0, 1))
     x_PF = jnp.concatenate([ahead, back], -1)
-  last = sum(name.startswith("w") for name in made)
+  last = sum(name.startswith("w") for name in arrays)
   for i in range(1, last + 1):
-    x_PF = x_PF @ made[f"w{i}"] + made[f"bias{i}"][None]
+    x_PF = x_PF @ arrays[f"w{i}"] + arrays[f"bias{i}"][None]
     x_PF = jax.nn.relu(x_PF) if i < last else x_PF
   return x_PF
 
 
-def _lstm(w_input, w_state, bias, x_PF, reverse):
-  """Returns the states (P, F) of an LSTM in one direction (Hochreiter & Schmidhuber 1997)."""
+def _lstm(
+  input_IM: Float[Array, "I M"],
+  state_FM: Float[Array, "F M"],
+  bias_M: Float[Array, " M"],
+  x_PI: Float[Array, "P I"],
+  reverse: bool,
+) -> Float[Array, "P F"]:
+  """Returns the states of an LSTM in one direction, M = 4 F (Hochreiter & Schmidhuber 1997)."""
 
-  def step(carry, inputs):
-    state, cell = carry
-    i, f, g, o = jnp.split(inputs + state @ w_state, 4)
-    cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
-    state = jax.nn.sigmoid(o) * jnp.tanh(cell)
-    return (state, cell), state
+  def step(carry, inputs_M):
+    state_F, cell_F = carry
+    i_F, f_F, g_F, o_F = jnp.split(inputs_M + state_F @ state_FM, 4)
+    cell_F = jax.nn.sigmoid(f_F) * cell_F + jax.nn.sigmoid(i_F) * jnp.tanh(g_F)
+    state_F = jax.nn.sigmoid(o_F) * jnp.tanh(cell_F)
+    return (state_F, cell_F), state_F
 
-  start = jnp.zeros(w_state.shape[0])
-  return jax.lax.scan(step, (start, start), x_PF @ w_input + bias[None], reverse=reverse)[1]
+  start_F = jnp.zeros(state_FM.shape[0])
+  inputs_PM = x_PI @ input_IM + bias_M[None]
+  return jax.lax.scan(step, (start_F, start_F), inputs_PM, reverse=reverse)[1]

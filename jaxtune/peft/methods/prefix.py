@@ -17,10 +17,14 @@ Relative biases (T5): prefix keys get none, and distances between real tokens st
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from jaxtune import peft
 from jaxtune.errors import UserError
@@ -28,6 +32,7 @@ from jaxtune.schema import Natural, NonNegative, Width
 
 
 def method(
+  *,
   length: Width = 10,
   lengths: tuple[Natural, ...] | None = None,
   projection: Width | None = None,
@@ -66,12 +71,12 @@ def method(
       "method.encoder, method.decoder and method.cross are all False: expected a prefix in at "
       "least one of them"
     )
-  places = dict(encoder=encoder, decoder=decoder, cross=cross)
+  attentions = dict(encoder=encoder, decoder=decoder, cross=cross)
   make = _init_flat if projection is None else partial(_init_mlp, hidden=projection)
   numbers = dict(length=length, lengths=lengths, shift=shift, deviation=init_scale, gate=gate)
   return peft.Method(
     "prefix",
-    init=partial(_init, make=make, places=places, **numbers),
+    init=partial(_init, make=make, attentions=attentions, **numbers),
     intercept=_intercept,
     realise=_realise,
     unused=_unused,
@@ -81,18 +86,18 @@ def method(
     positions=length if shift else 0,
     options=dict(length=length, shift=shift, projection=projection, gate=gate)
     | ({} if lengths is None else {"lengths": tuple(lengths)})
-    | {place: False for place, chosen in places.items() if not chosen},
+    | {name: False for name, chosen in attentions.items() if not chosen},
   )
 
 
-def _init(key, sites, frozen, *, make, length, lengths, shift, deviation, gate, places):
+def _init(key, sites, frozen, *, make, length, lengths, shift, deviation, gate, attentions):
   attends = {
     path: site
     for path, site in peft.match(("attend",), sites, "Attend").items()
-    if places.get(_place(path), True)
+    if attentions.get(_attention(path), True)
   }
   fixed = {path: {"mask": _mask(path, s, length, lengths)} for path, s in attends.items()}
-  own = {_trunk(path) for path in attends if _place(path) != "cross"}
+  own = {_trunk(path) for path in attends if _attention(path) != "cross"}
   trained = make(key, attends, sites, length, deviation)
   for path in trained.keys() & fixed.keys():  # keys and values themselves, without an MLP
     real = fixed[path]["mask"][..., None, None]
@@ -124,7 +129,7 @@ def _unused(trained, fixed):
   return sum(2 * trained[p]["key"][0, 0].size * (~fixed[p]["mask"]).sum() for p in flat)
 
 
-def _place(path):
+def _attention(path):
   """Names the attention of a site: "cross", or its trunk ("encoder", "decoder", "trunk")."""
   return "cross" if path.endswith("/cross/attend") else _trunk(path)
 
@@ -200,22 +205,38 @@ def _realised(made):
   return found
 
 
-def _intercept(module, trained, fixed, next_fn, *args):
+def _intercept(
+  module: nn.Module,
+  trained: dict[str, Array],
+  fixed: dict[str, Array],
+  next_fn: Callable,
+  *args: Any,
+) -> Any:
+  """Moves the positions of a trunk's tokens, or puts keys and values before an attention's own."""
   if "offset" in fixed:
-    *others, positions = args
-    return next_fn(*others, positions + fixed["offset"])
-  q, k, v, mask_B1TS, *bias = args
+    x_BTD, context = args
+    return next_fn(x_BTD, context._replace(positions=context.positions + fixed["offset"]))
+  return _attend(trained, fixed["mask"], next_fn, *args)
+
+
+def _attend(
+  trained: dict[str, Array], real_P: Bool[Array, " P"], next_fn: Callable, *args: Any
+) -> Float[Array, "B T N H"]:
+  """Attends to the prefix too; `args` are q, k, v, the mask and the bias (see `Attend`)."""
+  q_BTNH, k_BSKH, v_BSKH, mask_B1TS, *biases = args
   rows = lambda x, y: jnp.broadcast_to(x, (y.shape[0], *x.shape)).astype(y.dtype)
   front = lambda x, y: jnp.concatenate([rows(x, y), y], 1)
-  prefix_mask = jnp.broadcast_to(fixed["mask"], (*mask_B1TS.shape[:-1], fixed["mask"].shape[-1]))
-  mask = jnp.concatenate([prefix_mask, mask_B1TS], -1)
-  front_of = lambda b: jnp.pad(b, ((0, 0), (0, 0), (0, 0), (prefix_mask.shape[-1], 0)))
-  bias = [None if b is None else front_of(b) for b in bias]
-  attend = lambda value: next_fn(q, front(trained["key"], k), front(value, v), mask, *bias)
-  whole = attend(trained["value"])
+  real_B1TP = jnp.broadcast_to(real_P, (*mask_B1TS.shape[:-1], real_P.shape[-1]))
+  mask_B1TM = jnp.concatenate([real_B1TP, mask_B1TS], -1)
+  unbiased = lambda b: jnp.pad(b, ((0, 0), (0, 0), (0, 0), (real_P.shape[-1], 0)))
+  biases = [None if bias is None else unbiased(bias) for bias in biases]
+  k_BMKH = front(trained["key"], k_BSKH)
+  attend = lambda value: next_fn(q_BTNH, k_BMKH, front(value, v_BSKH), mask_B1TM, *biases)
+  whole_BTNH = attend(trained["value"])
   if "gate_kernel" not in trained:
-    return whole
-  w_NH, b = (trained[name].astype(q.dtype) for name in ("gate_kernel", "gate_bias"))
-  gate_BT = jax.nn.sigmoid(jnp.einsum("btnh,nh->bt", q, w_NH) + b)
-  without = attend(jnp.zeros_like(trained["value"]))
-  return without + gate_BT[..., None, None].astype(whole.dtype) * (whole - without)
+    return whole_BTNH
+  gate_NH, bias = (trained[name].astype(q_BTNH.dtype) for name in ("gate_kernel", "gate_bias"))
+  gate_BT = jax.nn.sigmoid(jnp.einsum("btnh,nh->bt", q_BTNH, gate_NH) + bias)
+  without_BTNH = attend(jnp.zeros_like(trained["value"]))
+  gate_BT11 = gate_BT[..., None, None].astype(whole_BTNH.dtype)
+  return without_BTNH + gate_BT11 * (whole_BTNH - without_BTNH)

@@ -15,14 +15,18 @@ window count slots, so examples later in a row are further from it than they wou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune import peft
 from jaxtune.errors import UserError
+from jaxtune.models.transformer import Context
 from jaxtune.schema import Positive, Width
 
 STARTS = ("random", "vocabulary", "text")
@@ -98,64 +102,83 @@ def _ids(text, tokenize, length):
   return (ids * -(-length // len(ids)))[:length]
 
 
-def intercept(module, trained, fixed, next_fn, x_BTD, cache, index, mask_B1TS, encoded, positions):
+def intercept(
+  module: nn.Module,
+  trained: dict[str, Array],
+  fixed: dict[str, Array],
+  next_fn: Callable,
+  x_BTD: Float[Array, "B T D"],
+  context: Context,
+) -> tuple[Float[Array, "B S D"], Any]:
   """Wraps a trunk's call: puts the prompt in, or fills the slots that `generate` left for it."""
-  own_P = fixed["mask"]
+  real_P = fixed["mask"]
   if "prompt" not in trained:  # a decoder, whose encoder has read the prompt
-    states, seen_BS = encoded
-    _, inside_BS = _places(seen_BS, own_P)
-    encoded = states, inside_BS | _behind(seen_BS, own_P)
-    return next_fn(x_BTD, cache, index, mask_B1TS, encoded, positions)
+    states, seen_BS = context.encoded
+    _, inside_BS = _prompt_slots(seen_BS, real_P)
+    encoded = states, inside_BS | _behind(seen_BS, real_P)
+    return next_fn(x_BTD, context._replace(encoded=encoded))
   prompt_PD = _typed(module, trained["prompt"].astype(x_BTD.dtype))
-  fill = lambda x, j, inside: jnp.where(inside[..., None], prompt_PD[j], x)
-  real_BS = mask_B1TS.any((1, 2))
-  if cache is not None:
-    slots_T = index + jnp.arange(x_BTD.shape[1])
-    x_BTD = fill(x_BTD, *_from(real_BS.argmax(1), slots_T, own_P))
-    return next_fn(x_BTD, cache, index, mask_B1TS, encoded, positions)
-  places_BT, inside_BT = _places(real_BS, own_P)
-  first_B1 = jnp.take_along_axis(positions, real_BS.argmax(1)[:, None], 1)
-  y_BTD, cache = next_fn(
-    fill(_behind(x_BTD, own_P), places_BT, inside_BT),
-    cache,
-    index,
-    _seen(mask_B1TS, real_BS, inside_BT, own_P, module.config.causal),
-    encoded,
-    jnp.where(inside_BT, first_B1 + places_BT, _behind(positions, own_P) + own_P.sum()),
+  fill = lambda x_BTD, index_BT, inside_BT: jnp.where(
+    inside_BT[..., None], prompt_PD[index_BT], x_BTD
   )
-  return (y_BTD if module.name == "encoder" else y_BTD[:, len(own_P) :]), cache
+  real_BS = context.mask.any((1, 2))
+  if context.cache is not None:
+    slots_T = context.index + jnp.arange(x_BTD.shape[1])
+    return next_fn(fill(x_BTD, *_from(real_BS.argmax(1), slots_T, real_P)), context)
+  index_BT, inside_BT = _prompt_slots(real_BS, real_P)
+  first_B1 = jnp.take_along_axis(context.positions, real_BS.argmax(1)[:, None], 1)
+  behind_BT = _behind(context.positions, real_P) + real_P.sum()
+  y_BTD, cache = next_fn(
+    fill(_behind(x_BTD, real_P), index_BT, inside_BT),
+    context._replace(
+      mask=_seen(context.mask, real_BS, inside_BT, real_P, module.config.causal),
+      positions=jnp.where(inside_BT, first_B1 + index_BT, behind_BT),
+    ),
+  )
+  return (y_BTD if module.name == "encoder" else y_BTD[:, len(real_P) :]), cache
 
 
-def _typed(module, prompt_PD):
+def _typed(module: nn.Module, prompt_PD: Float[Array, "P D"]) -> Float[Array, "P D"]:
   """Adds BERT's embedding of the first token type, which the model adds to its tokens itself."""
   types = getattr(module.parent, "types", None)
   return prompt_PD if types is None else prompt_PD + types(jnp.zeros(len(prompt_PD), jnp.int32))
 
 
-def _behind(x_BT, own_P):
+def _behind(x_BT: Array, real_P: Bool[Array, " P"]) -> Array:
   """Pads the axis of tokens on the left by the prompt's slots."""
-  return jnp.pad(x_BT, ((0, 0), (len(own_P), 0), *[(0, 0)] * (x_BT.ndim - 2)))
+  return jnp.pad(x_BT, ((0, 0), (len(real_P), 0), *[(0, 0)] * (x_BT.ndim - 2)))
 
 
-def _places(real_BS, own_P):
-  """Returns which token of the prompt is at each of P + S slots, and whether one is, (B, P + S).
+def _prompt_slots(
+  real_BS: Bool[Array, "B S"], real_P: Bool[Array, " P"]
+) -> tuple[Int[Array, "B P+S"], Bool[Array, "B P+S"]]:
+  """Returns which token of the prompt is at each of P + S slots, and whether there is one.
 
   A prompt shorter than P ends where a longer one would, before the first real token.
   """
-  start_B = real_BS.argmax(1) + len(own_P) - own_P.sum()
-  return _from(start_B, jnp.arange(len(own_P) + real_BS.shape[1]), own_P)
+  start_B = real_BS.argmax(1) + len(real_P) - real_P.sum()
+  return _from(start_B, jnp.arange(len(real_P) + real_BS.shape[1]), real_P)
 
 
-def _from(start_B, slots_T, own_P):
-  places_BT, count = slots_T[None] - start_B[:, None], own_P.sum()
-  return jnp.clip(places_BT, 0, count - 1), (places_BT >= 0) & (places_BT < count)
+def _from(
+  start_B: Int[Array, " B"], slots_T: Int[Array, " T"], real_P: Bool[Array, " P"]
+) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
+  """Does so for slots of rows whose prompts begin at `start_B`."""
+  index_BT, count = slots_T[None] - start_B[:, None], real_P.sum()
+  return jnp.clip(index_BT, 0, count - 1), (index_BT >= 0) & (index_BT < count)
 
 
-def _seen(mask_B1TS, real_BS, inside_BT, own_P, causal):
+def _seen(
+  mask_B1TS: Bool[Array, "B 1 T T"],
+  real_BS: Bool[Array, "B T"],
+  inside_BT: Bool[Array, "B P+T"],
+  real_P: Bool[Array, " P"],
+  causal: bool,
+) -> Bool[Array, "B 1 P+T P+T"]:
   """Extends a mask: all tokens see the prompt, which sees itself and, in an encoder, all tokens."""
-  length = len(own_P)
+  length = len(real_P)
   mask_B1TS = jnp.pad(mask_B1TS, ((0, 0), (0, 0), (length, 0), (length, 0)))
-  keys, queries = inside_BT[:, None, None], inside_BT[:, None, :, None]
+  keys_B11S, queries_B1T1 = inside_BT[:, None, None], inside_BT[:, None, :, None]
   if causal:
-    return mask_B1TS | keys & jnp.tril(jnp.ones(mask_B1TS.shape[2:], bool))[None, None]
-  return mask_B1TS | keys | queries & _behind(real_BS, own_P)[:, None, None]
+    return mask_B1TS | keys_B11S & jnp.tril(jnp.ones(mask_B1TS.shape[2:], bool))[None, None]
+  return mask_B1TS | keys_B11S | queries_B1T1 & _behind(real_BS, real_P)[:, None, None]

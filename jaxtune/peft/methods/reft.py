@@ -9,11 +9,14 @@ is edited, those that are generated too, or the first n of each text.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune import peft
 from jaxtune.errors import UserError
@@ -51,7 +54,7 @@ def method(
   return peft.Method(
     "reft",
     init=partial(_init, rank=rank, layers=layers, first=first, targets=targets),
-    intercept=partial(_intercept, variant == "loreft"),
+    intercept=partial(_intercept, difference=variant == "loreft"),
     realise=_realise if variant == "loreft" else lambda trained: trained,
     unused=_unused,
     numbers=("rank", "first"),
@@ -89,7 +92,7 @@ def _init(key, sites, frozen, *, rank, layers, first, targets):
   return trained, fixed
 
 
-def orthonormal(a_LDR):
+def orthonormal(a_LDR: Float[Array, "*L D R"]) -> Float[Array, "*L D R"]:
   """Returns the Q of each QR decomposition whose R has a positive diagonal; zero columns stay zero.
 
   As A chol(A^T A)^-T, it is smooth where the columns are independent, and column i depends on those
@@ -108,18 +111,27 @@ def _realise(trained):
   }
 
 
-def _intercept(difference, module, trained, fixed, next_fn, x, cache, flags, shared):
-  h_BTD, cache = next_fn(x, cache, flags, shared)
-  rotate, kernel = trained["rotate"], trained["learned_kernel"]
-  kernel = (kernel - rotate if difference else kernel).astype(h_BTD.dtype)  # W h - R h at once
-  low_BTR = h_BTD @ kernel
+def _intercept(
+  module: nn.Module,
+  trained: dict[str, Array],
+  fixed: dict[str, Array],
+  next_fn: Callable,
+  *args: Any,
+  difference: bool,
+) -> tuple[Float[Array, "B T D"], Any]:
+  """Edits the states that a layer returns beside its cache; the last of `args` is `Shared`."""
+  h_BTD, cache = next_fn(*args)
+  rotate_DR, kernel_DR = trained["rotate"], trained["learned_kernel"]
+  if difference:  # W h - R h at once
+    kernel_DR = kernel_DR - rotate_DR
+  low_BTR = h_BTD @ kernel_DR.astype(h_BTD.dtype)
   low_BTR = low_BTR + lift(trained["learned_bias"].astype(h_BTD.dtype), low_BTR)
-  edit_BTD = low_BTR @ rotate.T.astype(h_BTD.dtype)
-  chosen_BT = fixed["edited"] & (_positions(module, shared.mask) < fixed["first"])
+  edit_BTD = low_BTR @ rotate_DR.T.astype(h_BTD.dtype)
+  chosen_BT = fixed["edited"] & (_positions(module, args[-1].mask) < fixed["first"])
   return h_BTD + jnp.where(chosen_BT[..., None], edit_BTD, 0), cache
 
 
-def _positions(module, mask_B1TS):
+def _positions(module: nn.Module, mask_B1TS: Bool[Array, "B 1 T S"]) -> Int[Array, "B T"]:
   """Returns the place (B, T) of each token in its text, the same with and without a cache."""
   if module.config.causal:
     return mask_B1TS[:, 0].sum(-1) - 1

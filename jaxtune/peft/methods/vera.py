@@ -5,10 +5,13 @@ One pair A, B serves every target: a smaller site reads the first rows of A and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
@@ -17,6 +20,7 @@ from jaxtune.schema import Finite, Width
 
 
 def method(
+  *,
   rank: Width = 256,
   d_initial: Finite = 0.1,
   targets: tuple[str, ...] = ("q_proj", "v_proj"),
@@ -46,30 +50,37 @@ def method(
 
 
 def _init(key, sites, frozen, *, rank, d_initial, targets):
-  found = peft.match(targets, sites, "Linear")
-  width = max(site.inputs[0][-1] for site in found.values())
-  a = _draw(peft.site_key(key, "a"), width, rank, (6 / width) ** 0.5)
-  b = _draw(peft.site_key(key, "b"), max(s.output for s in found.values()), rank, (6 / rank) ** 0.5)
+  chosen = peft.match(targets, sites, "Linear")
+  inputs = max(site.inputs[0][-1] for site in chosen.values())
+  outputs = max(site.output for site in chosen.values())
+  a_IR = _draw(peft.site_key(key, "a"), inputs, rank, (6 / inputs) ** 0.5)
+  b_OR = _draw(peft.site_key(key, "b"), outputs, rank, (6 / rank) ** 0.5)
   trained, fixed = {}, {}
-  for path, site in found.items():
+  for path, site in chosen.items():
     trained[path] = {
       "d": jnp.full((*site.lead, rank), d_initial, jnp.float32),
       "b": jnp.zeros((*site.lead, site.output)),
     }
-    fixed[path] = {"shared:a": a[: site.inputs[0][-1]], "shared:b": b[: site.output].T}
+    fixed[path] = {"shared:a": a_IR[: site.inputs[0][-1]], "shared:b": b_OR[: site.output].T}
   return trained, fixed
 
 
-def _draw(key, size, rank, bound):
+def _draw(key: Array, size: int, rank: int, bound: float) -> Float[Array, "M R"]:
   sample = lambda k: jax.random.uniform(k, (size,), minval=-bound, maxval=bound)
   return peft.draw_columns(sample, key, rank)
 
 
-def _intercept(module, trained, fixed, next_fn, x):
-  w = jax.tree.map(lambda array: array.astype(x.dtype), trained | fixed)
-  inner = x @ w["shared:a"]
-  delta = (inner * lift(w["d"], inner)) @ w["shared:b"]
-  return next_fn(x) + delta * lift(w["b"], delta)
+def _intercept(
+  module: nn.Module,
+  trained: dict[str, Array],
+  fixed: dict[str, Array],
+  next_fn: Callable,
+  x_BTI: Float[Array, "*BT I"],
+) -> Float[Array, "*BT O"]:
+  w = jax.tree.map(lambda array: array.astype(x_BTI.dtype), trained | fixed)
+  low_BTR = x_BTI @ w["shared:a"]
+  delta_BTO = (low_BTR * lift(w["d"], low_BTR)) @ w["shared:b"]
+  return next_fn(x_BTI) + delta_BTO * lift(w["b"], delta_BTO)
 
 
 def _merge(params, trained, fixed):

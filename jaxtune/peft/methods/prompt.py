@@ -170,15 +170,15 @@ def _from(
 
 def _seen(
   mask_B1TS: Bool[Array, "B 1 T T"],
-  real_BS: Bool[Array, "B T"],
-  inside_BT: Bool[Array, "B P+T"],
+  real_BT: Bool[Array, "B T"],
+  inside_BS: Bool[Array, "B S"],
   real_P: Bool[Array, " P"],
   causal: bool,
-) -> Bool[Array, "B 1 P+T P+T"]:
+) -> Bool[Array, "B 1 S S"]:
   """Extends a mask: all tokens see the prompt, which sees itself and, in an encoder, all tokens."""
   length = len(real_P)
   mask_B1TS = jnp.pad(mask_B1TS, ((0, 0), (0, 0), (length, 0), (length, 0)))
-  keys_B11S, queries_B1T1 = inside_BT[:, None, None], inside_BT[:, None, :, None]
+  keys_B11S, queries_B1T1 = inside_BS[:, None, None], inside_BS[:, None, :, None]
   if causal:
     return mask_B1TS | keys_B11S & jnp.tril(jnp.ones(mask_B1TS.shape[2:], bool))[None, None]
-  return mask_B1TS | keys_B11S | queries_B1T1 & _behind(real_BS, real_P)[:, None, None]
+  return mask_B1TS | keys_B11S | queries_B1T1 & _behind(real_BT, real_P)[:, None, None]

@@ -68,11 +68,12 @@ class Harness:
     shutil.rmtree(self.place, ignore_errors=True)
     self.place.mkdir(parents=True)
     code = (
-      "import conftest, small, sys; from pathlib import Path; place = Path(sys.argv[1]);"
-      "print(small.base(place, 'llama'));"
+      "import conftest, sys; from pathlib import Path; from support import folders;"
+      "place = Path(sys.argv[1]);"
+      "print(folders.base(place, 'llama'));"
       "rows = lambda a, n: [{'prompt': f'a{i % 10} b{i // 10} :', 'completion': f'c{i % 10}'}"
       " for i in range(a, a + n)];"
-      "[small.write(place, f'{x}.jsonl', rows(a, n))"
+      "[folders.write(place, f'{x}.jsonl', rows(a, n))"
       " for x, a, n in (('train', 0, 12), ('val', 12, 4), ('test', 16, 4))]"
     )
     paths = {"PYTHONPATH": f"{faulty.ROOT}:{faulty.ROOT}/tests"}

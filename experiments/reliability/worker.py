@@ -62,7 +62,7 @@ def warm(work: Path) -> None:
   }  # fmt: skip
   sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
   sys.dont_write_bytecode = True
-  for name in (*WARM, "conftest", "readers"):
+  for name in (*WARM, "conftest", "support.readers"):
     importlib.import_module(name)
   gc.freeze()
 

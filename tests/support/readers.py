@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxtune import data, formats, schema
+from jaxtune import data, formats, objectives, schema
 from jaxtune.api.export import export
 from jaxtune.data import sources, templates
 from jaxtune.data.templates import library
@@ -109,13 +109,14 @@ def read_tokenizer(folder: Path) -> object:
   return data.load(tokenizer, sft, options, start, vocabulary)
 
 
-def rows(name: str, write: Callable[[Path], None], **options) -> Reader:
+def rows(name: str, write: Callable[[Path], None], objective: str = "sft") -> Reader:
   """A file of data, read whole and as a stream, and made into examples."""
 
   def read(folder: Path) -> object:
     path = str(folder / name)
     list(sources.stream(path))
-    return data.load(tokenizer(), sft, data.DataOptions(train=path, overlap="allow", **options))
+    options = data.DataOptions(train=path, overlap="allow")
+    return data.load(tokenizer(), objectives.module(objective), options)
 
   return Reader(lambda folder: write(folder / name), read)
 

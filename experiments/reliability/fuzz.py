@@ -3,10 +3,10 @@
   python experiments/reliability/fuzz.py [--seconds N] [--target NAME ...] [--keep] [--replay]
 
 Each reader of tests/support/readers.py gets valid folders with changes, in a process of its own.
-Reading may succeed or raise UserError; a stack trace, a signal, 20 s of CPU, a gigabyte of memory, anything
-written outside the folder, a program or a connection is a finding. Findings are made small and kept
-in tests/corpus, where test_corpus replays them; with --keep the figures are added to fuzz.csv. With
---replay only the corpus is read.
+Reading may succeed or raise UserError; a stack trace, a signal, 20 s of CPU, a gigabyte of memory,
+anything written outside the folder, a program or a connection is a finding. Findings are made small
+and kept in tests/corpus, where test_corpus replays them; with --keep the figures are added to
+fuzz.csv. With --replay only the corpus is read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finished adapters: loaded together, composed, imported from other libraries and exported."""
+"""Makes one adapter of several finished runs."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def compose_runs(
     how: "stack" lays them over each other; "average" takes the mean of their arrays; "cat" adds
       LoRAs exactly, by concatenation; "linear", "ties", "dare" and "dare_ties" combine what they
       change of the weights into a LoRA of `rank`; see `compose.deltas`.
-    weights: of each, by default 1 for "cat", which so is the sum, and 1 / n for the others; "stack"
-      takes none.
+    weights: of each run; by default 1 for "cat", whose result is the sum, and 1 / n for the others.
+      "stack" takes none.
     rank, density, seed: see `compose.deltas`.
 
   Returns:
@@ -46,15 +46,17 @@ def compose_runs(
   if how == "stack" and weights is not None:
     raise UserError("'stack' takes no weights: it lays adapters over each other as they are")
   check_free(folder)
-  kept: dict[str, float] = {}
-  if how == "stack":
-    made = compose.stack(runs)
-  elif how == "average":
-    made = compose.average(runs, weights)
-  elif how == "cat":
-    made = low_rank.concatenate(runs, weights)
+  if how in deltas.WAYS:
+    composed, kept = deltas.merge(runs, rank, weights, how, density=density, seed=seed)
   else:
-    made, kept = deltas.merge(runs, rank, weights, how, density=density, seed=seed)
+    composed, kept = _combine(runs, how, weights), {}
   stops = tuple(dict.fromkeys(stop for run in runs for stop in run.stop_tokens))
-  keep(made._replace(stop_tokens=stops), folder)
+  keep(composed._replace(stop_tokens=stops), folder)
   return kept
+
+
+def _combine(runs: Sequence[Run], how: str, weights: Sequence[float] | None) -> Run:
+  """Combines the arrays of runs, without a change of rank."""
+  if how == "stack":
+    return compose.stack(runs)
+  return (compose.average if how == "average" else low_rank.concatenate)(runs, weights)

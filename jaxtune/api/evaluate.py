@@ -45,7 +45,7 @@ def knock_out(run: Run, overrides: dict[str, Any] | None = None) -> dict[str, di
   Returns:
     {"all": metrics, "without NAME": metrics, ..., "base": metrics}, on the same examples.
   """
-  names = knockout.parts(run)
+  names = knockout.removable(run)
   trial = _trial(run, overrides)
   ways = {"all": run} | {f"without {name}": knockout.without(run, name) for name in names}
   found = {}

@@ -1,4 +1,4 @@
-"""Finished adapters: loaded together, composed, imported from other libraries and exported."""
+"""Makes a LoRA of the difference between a fine-tuned checkpoint and its base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finished adapters: loaded together, composed, imported from other libraries and exported."""
+"""Makes a run of an adapter in PEFT's or AdapterHub's format."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def import_adapter(config: Any, adapter: str | Path, folder: str | Path) -> Run:
   """
   check_free(folder)
   run = untrained(config, folder)
-  found = formats.read(adapter, run.pretrained)
-  overlay = formats.adapt(found, run.pretrained).overlay
-  run = compose.remade(run, found.section, overlay)
-  run = run._replace(labels=tuple(found.labels) or run.labels)
+  imported = formats.read(adapter, run.pretrained)
+  overlay = formats.adapt(imported, run.pretrained).overlay
+  run = compose.with_method(run, imported.section, overlay)
+  run = run._replace(labels=tuple(imported.labels) or run.labels)
   keep(run, folder)
   return run

@@ -1,4 +1,4 @@
-"""What is done with trained adapters afterwards: stacked, averaged, merged, cut and taken apart.
+"""Adapters made of trained adapters: stacked, averaged, merged, cut and taken apart.
 
 Each function takes finished runs over one base and returns a run, which is evaluated, generated
 from, exported and trained on as any other. `deltas` works on the change of the weights, whatever
@@ -50,13 +50,13 @@ def check_weights(weights: Sequence[float] | None, count: int, default: float) -
   return [float(weight) for weight in weights]
 
 
-def parts(run: Run) -> dict[str, dict]:
+def sections(run: Run) -> dict[str, dict]:
   """Returns the config sections of a run's methods by name: one, or those of a stack."""
   return peft.sections(run.config["method"])
 
 
 def calls(run: Run) -> list[tuple]:
-  """Lists what tells the programs of two runs apart where their arrays do not."""
+  """Lists what two runs must have in common, beside the shapes of arrays, to be one program."""
   plain = lambda f: (f.func, f.args, f.keywords) if isinstance(f, partial) else f
   return [(m.name, m.kind, plain(m.intercept)) for m in run.adapted.methods]
 
@@ -68,14 +68,14 @@ def stack(runs: Sequence[Run]) -> Run:
     UserError: where two of them train the same weights, or cannot be laid over each other.
   """
   check_bases(runs)
-  sections, deltas, hyper, params = {}, {}, {}, {}
+  stacked, deltas, hyper, params = {}, {}, {}, {}
   for run in runs:
-    for name, section in parts(run).items():
+    for name, section in sections(run).items():
       free = (f"{name}_{n}" for n in itertools.count(2))
-      new = next(n for n in itertools.chain([name], free) if n not in sections)
+      new = next(n for n in itertools.chain([name], free) if n not in stacked)
       method = peft.build(section)[0]._replace(name=name)
       renamed = method._replace(name=new)
-      sections[new] = section
+      stacked[new] = section
       deltas |= peft.by_path(renamed, peft.arrays_of(method, run.adapted.tuned["peft"]))
       hyper |= peft.by_path(renamed, peft.arrays_of(method, run.adapted.hyper))
     moved = tree.flatten(run.adapted.tuned["params"])
@@ -85,7 +85,9 @@ def stack(runs: Sequence[Run]) -> Run:
       )
     params |= moved
   tuned = {"params": tree.unflatten(params), "peft": tree.unflatten(deltas)}
-  return remade(runs[0], {"name": "stack", **sections}, peft.Overlay(tuned, tree.unflatten(hyper)))
+  return with_method(
+    runs[0], {"name": "stack", **stacked}, peft.Overlay(tuned, tree.unflatten(hyper))
+  )
 
 
 def average(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
@@ -112,7 +114,7 @@ def average(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
   mean = lambda *leaves: sum(w * x for w, x in zip(weights, leaves, strict=True))
   tuned = jax.tree.map(mean, *(run.adapted.tuned for run in runs))
   overlay = peft.Overlay(tuned, runs[0].adapted.hyper)
-  return remade(runs[0], runs[0].config["method"], overlay)
+  return with_method(runs[0], runs[0].config["method"], overlay)
 
 
 def check_alike(one: Run, other: Run) -> None:
@@ -135,8 +137,8 @@ def check_alike(one: Run, other: Run) -> None:
       raise UserError(f"{path} differs between {one.folder} and {other.folder}: expected the same")
 
 
-def remade(run: Run, section: dict, overlay: peft.Overlay) -> Run:
-  """Returns a run over the same base with another method and its arrays, without noise."""
+def with_method(run: Run, section: dict, overlay: peft.Overlay) -> Run:
+  """Returns a run over the same base with another method and its arrays, without regularisation."""
   changed = run.config | {"method": config.complete_method(section)}
   changed["regularize"] = dict.fromkeys(run.config["regularize"], 0.0)
   methods = make_methods(changed, run.pretrained.fresh)

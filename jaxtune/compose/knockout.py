@@ -1,4 +1,4 @@
-"""What each part of a stack is worth: its metrics with that part left out."""
+"""A stack without one of its methods, to measure what that method contributes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def without(run: Run, name: str) -> Run:
 
   Weights that this method alone trained in place are the base's again.
   """
-  known = compose.parts(run)
+  known = compose.sections(run)
   if name not in known:
     raise UserError(f"{run.folder} has no method {name!r}; its methods are {', '.join(known)}")
   rest = tuple(m for m in run.adapted.methods if m.name != name)
@@ -25,13 +25,13 @@ def without(run: Run, name: str) -> Run:
   return run._replace(adapted=run.adapted._replace(methods=rest, base=base, tuned=tuned))
 
 
-def parts(run: Run) -> list[str]:
+def removable(run: Run) -> list[str]:
   """Lists the methods that can be left out.
 
   Raises:
     UserError: for a single method, without which there is the base alone.
   """
-  names = list(compose.parts(run))
+  names = list(compose.sections(run))
   if len(names) < 2:
     raise UserError(
       f"{run.folder} has one method, {names[0]}: without it there is the base, beside which "

@@ -5,7 +5,7 @@ Every result is an ordinary LoRA with scale 1: sites in `targets`, a (L, in, R),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def concatenate(runs: Sequence[Run], weights: Sequence[float] | None = None) -> 
     b = np.concatenate([b for *_, b in have], -2)
     side = min(a.shape[-2], b.shape[-1])
     made[site] = (a, b) if a.shape[-1] <= side else _cut(*spectrum(a, b), side, site)[0]
-  return as_run(runs[0], made, _add_heads(runs, weights))
+  return with_lora(runs[0], made, _add_heads(runs, weights))
 
 
 def _add_heads(runs: Sequence[Run], weights: Sequence[float]) -> dict[str, np.ndarray]:
@@ -59,7 +59,7 @@ def factors(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   Raises:
     UserError: for a run whose delta is no product of two factors.
   """
-  (method,) = peft.build(run.config["method"]) if len(compose.parts(run)) == 1 else (None,)
+  (method,) = peft.build(run.config["method"]) if len(compose.sections(run)) == 1 else (None,)
   plain = method is not None and method.kind == "lora"
   if not plain or method.options["dora"] or method.options["gate"]:
     raise UserError(
@@ -87,7 +87,7 @@ def truncate(run: Run, rank: int) -> tuple[Run, dict[str, float]]:
   made, kept = {}, {}
   for site, (a, b) in factors(run).items():
     made[site], kept[site] = _cut(*spectrum(a, b), rank, site)
-  return as_run(run, made), kept
+  return with_lora(run, made), kept
 
 
 def spectrum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -122,7 +122,7 @@ def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, di
     made[site], kept[site] = _cut(u, s, v, min(rank, s.shape[-1]), site)
   if not made:
     raise UserError("the weights are equal: there is no difference to write as a LoRA")
-  return as_run(run, made, heads), kept
+  return with_lora(run, made, heads), kept
 
 
 def extract(run: Run, folder: str, rank: int) -> tuple[Run, dict[str, float]]:
@@ -150,8 +150,11 @@ def extract(run: Run, folder: str, rank: int) -> tuple[Run, dict[str, float]]:
   return of_delta(run, delta, rank)
 
 
-def check_untied(run: Run, changed, where) -> None:
-  """Refuses a change of embeddings that score logits too: a LoRA of them is of the lookup alone."""
+def check_untied(run: Run, changed: Collection[str], where: str | Path) -> None:
+  """Raises UserError for a change of embeddings that score the logits too.
+
+  A LoRA of embeddings changes their lookup alone.
+  """
   if run.pretrained.model.config.tied and "embed/embedding" in changed:
     raise UserError(
       f"{where} changes the embeddings, which score the logits too: no LoRA can hold that; "
@@ -160,10 +163,13 @@ def check_untied(run: Run, changed, where) -> None:
 
 
 def shapes(flat: dict) -> dict:
+  """Returns {path: shape} of a flat tree."""
   return {path: x.shape for path, x in flat.items()}
 
 
-def _cut(u, s, v, rank: int, site: str):
+def _cut(
+  u: np.ndarray, s: np.ndarray, v: np.ndarray, rank: int, site: str
+) -> tuple[tuple[np.ndarray, np.ndarray], float]:
   """Keeps the largest singular values: returns ((a, b), the share of the squared norm)."""
   if not 1 <= rank <= s.shape[-1]:
     raise UserError(f"rank is {rank}, expected 1 to {s.shape[-1]}, the rank of {site}")
@@ -172,7 +178,7 @@ def _cut(u, s, v, rank: int, site: str):
   return pair, float((s[..., :rank] ** 2).sum() / max((s**2).sum(), 1e-30))
 
 
-def as_run(
+def with_lora(
   run: Run, made: dict[str, tuple[np.ndarray, np.ndarray]], params: dict | None = None
 ) -> Run:
   """Returns a run over the same base whose method is a LoRA of the given factors.
@@ -197,4 +203,4 @@ def as_run(
     moved = tree.unflatten({path: jnp.asarray(x, jnp.float32) for path, x in params.items()})
   tuned = {"params": moved, "peft": tree.unflatten(peft.by_path(method, trained))}
   hyper = tree.unflatten(peft.by_path(method, fixed))
-  return compose.remade(run, section, peft.Overlay(tuned, hyper))
+  return compose.with_method(run, section, peft.Overlay(tuned, hyper))

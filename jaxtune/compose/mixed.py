@@ -58,7 +58,7 @@ def apart(one: Run, other: Run) -> str:
 
 
 def _names(run: Run) -> str:
-  return " + ".join(compose.parts(run))
+  return " + ".join(compose.sections(run))
 
 
 def forward(model, adapted: peft.Adapted, which_B, **inputs):

@@ -94,7 +94,7 @@ def test_composed_runs_are_runs(place, how):
   rank = 6 if how in deltas.WAYS else None
   kept = jaxtune.compose_runs(runs, folder / f"by {how}", how, rank=rank)
   run = jaxtune.load_run(folder / f"by {how}")
-  found = compose.parts(run)
+  found = compose.sections(run)
   assert list(found) == (["lora", "lora_2"] if how == "stack" else ["lora"])
   if how in ("linear", "ties"):
     assert kept and all(0 < share <= 1.0001 for share in kept.values())
@@ -119,7 +119,9 @@ def test_what_cannot_be_composed_is_said(place):
   with pytest.raises(UserError, match="llama is no run's folder, and its config.json would be"):
     jaxtune.compose_runs(runs, runs[0].pretrained.folder, "cat")
   prompt = {"name": "prompt", "length": 2}
-  two = compose.remade(runs[0], {"name": "stack", "a": prompt, "b": prompt}, peft.Overlay({}, {}))
+  two = compose.with_method(
+    runs[0], {"name": "stack", "a": prompt, "b": prompt}, peft.Overlay({}, {})
+  )
   with pytest.raises(UserError, match="two prompts"):
     finished.keep(two, place[0] / "x")
   assert not (place[0] / "x").exists()

@@ -32,7 +32,7 @@ def changed(run: Run, delta: dict) -> np.ndarray:
 def test_stacked_loras_add_up(llama):
   runs = [make(llama, LORA, seed) for seed in (0, 1)]
   both = compose.stack(runs)
-  assert list(compose.parts(both)) == ["lora", "lora_2"]
+  assert list(compose.sections(both)) == ["lora", "lora_2"]
   sums = {path: x + deltas.of(runs[1])[path] for path, x in deltas.of(runs[0]).items()}
   close(logits(both), changed(runs[0], sums))
 
@@ -40,7 +40,7 @@ def test_stacked_loras_add_up(llama):
 def test_a_stack_on_a_stack_keeps_every_part(llama):
   runs = [make(llama, LORA, seed) for seed in range(3)]
   every = compose.stack([compose.stack(runs[:2]), runs[2]])
-  assert list(compose.parts(every)) == ["lora", "lora_2", "lora_3"]
+  assert list(compose.sections(every)) == ["lora", "lora_2", "lora_3"]
   parts = list(map(deltas.of, runs))
   close(logits(every), changed(runs[0], {path: sum(x[path] for x in parts) for path in parts[0]}))
 
@@ -84,7 +84,7 @@ def test_heads_are_added_as_deltas_are(how):
     made, _ = deltas.merge(runs, 32, [0.5, 0.25])
   parts = list(map(deltas.of, runs))
   sums = {path: 0.5 * parts[0][path] + 0.25 * parts[1][path] for path in parts[0]}
-  assert "head/out/kernel" in sums and "lora" in compose.parts(made)
+  assert "head/out/kernel" in sums and "lora" in compose.sections(made)
   assert not any("head" in path for path in tree.flatten(made.adapted.tuned["peft"]))
   close(logits(made), changed(made, sums), 2e-4)
 
@@ -113,7 +113,7 @@ def test_a_sum_of_more_ranks_than_a_weight_has_is_exact(llama):
   runs = [make(llama, wide, 0), make(llama, wide, 1)]
   made = low_rank.concatenate(runs, [1, 1])
   parts = list(map(deltas.of, runs))
-  assert compose.parts(made)["lora"]["rank"] == 16
+  assert compose.sections(made)["lora"]["rank"] == 16
   close(logits(made), changed(made, {path: parts[0][path] + parts[1][path] for path in parts[0]}))
 
 
@@ -203,7 +203,7 @@ def test_concatenation_is_the_exact_sum(llama):
   """Of LoRAs with other ranks, scales, targets and starts."""
   runs = [make(llama, LORA), make(llama, {"name": "lora", "rank": 2, "initialise": "pissa"}, 1)]
   made = low_rank.concatenate(runs, [0.5, -2.0])
-  assert compose.parts(made)["lora"]["ranks"]
+  assert compose.sections(made)["lora"]["ranks"]
   one, two = map(deltas.of, runs)
   sums = {p: 0.5 * one.get(p, 0) - 2.0 * two.get(p, 0) for p in one.keys() | two.keys()}
   close(logits(made), changed(made, sums))
@@ -351,7 +351,7 @@ def test_a_change_of_norms_is_no_lora(llama):
 
 def test_a_part_knocked_out_is_not_there(gpt2):
   run = make(gpt2, {"name": "stack", "lora": LORA, "bitfit": {}, "prefix": {"length": 2}})
-  assert knockout.parts(run) == ["bitfit", "lora", "prefix"]
+  assert knockout.removable(run) == ["bitfit", "lora", "prefix"]
   rest = knockout.without(run, "bitfit")
   assert not tree.flatten(rest.adapted.tuned["params"])
   stack = {"name": "stack", "lora": LORA, "prefix": {"length": 2}}
@@ -362,4 +362,4 @@ def test_a_part_knocked_out_is_not_there(gpt2):
   with pytest.raises(UserError, match="no method 'lorra'"):
     knockout.without(run, "lorra")
   with pytest.raises(UserError, match="one method"):
-    knockout.parts(make(gpt2, LORA))
+    knockout.removable(make(gpt2, LORA))

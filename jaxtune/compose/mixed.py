@@ -61,7 +61,7 @@ def _names(run: Run) -> str:
   return " + ".join(compose.sections(run))
 
 
-def forward(model, adapted: peft.Adapted, which_B, **inputs):
+def forward(model, adapted: peft.Adapted, which_B: jax.typing.ArrayLike, **inputs):
   """Runs a model with adapter which_B[i] for row i.
 
   Args:
@@ -78,7 +78,16 @@ def forward(model, adapted: peft.Adapted, which_B, **inputs):
   return jax.vmap(row)(pick(adapted.tuned), pick(adapted.hyper), inputs)
 
 
-def complete(model, adapted: peft.Adapted, which_B, prompts_BT, mask_BT, *, key, **options):
+def complete(
+  model,
+  adapted: peft.Adapted,
+  which_B: jax.typing.ArrayLike,
+  prompts_BT,
+  mask_BT,
+  *,
+  key,
+  **options,
+):
   """Continues row i with adapter which_B[i]; see `generate.generate` for the rest."""
 
   def row(tuned, hyper, prompt, mask, key):

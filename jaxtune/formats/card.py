@@ -123,7 +123,9 @@ def write(
   (folder / "README.md").write_text(text)
 
 
-def front(form: str, pretrained, methods, base_name, result: dict) -> str:
+def front(
+  form: str, pretrained: hf.Pretrained, methods: Sequence[peft.Method], base_name, result: dict
+) -> str:
   """Returns the YAML that the hub reads: JSON values are YAML too."""
   head = pretrained.model.config.head
   entries: dict[str, Any] = {"library_name": LIBRARIES[form]}
@@ -170,7 +172,7 @@ def snippet(
   return text + CALLS[kind].format(stops=stops)
 
 
-def _arguments(options: dict, labels) -> str:
+def _arguments(options: dict, labels: Sequence[str]) -> str:
   """Writes the options as arguments of a call; names of the labels say how many there are, too."""
   if labels and "num_labels" in options:
     options = {name: x for name, x in options.items() if name != "num_labels"}
@@ -186,7 +188,9 @@ def _section(title: str, columns: tuple[str, ...], rows) -> str:
   return f"## {title}\n\n{cells(columns)}{cells(['---'] * len(columns))}{rows}\n" if rows else ""
 
 
-def _recipe(methods, config: dict, result: dict) -> Iterator[tuple[str, str]]:
+def _recipe(
+  methods: Sequence[peft.Method], config: dict, result: dict
+) -> Iterator[tuple[str, str]]:
   """Lists how it was trained; without a run, the methods alone."""
   for name, kind, options in _methods(methods, config.get("method")):
     yield "method" if name == kind else f"method {name}", f"{kind}: {_listed(options)}"
@@ -219,7 +223,9 @@ def _recipe(methods, config: dict, result: dict) -> Iterator[tuple[str, str]]:
     yield "of the data", _listed(options)
 
 
-def _methods(methods, section: dict | None) -> Iterator[tuple[str, str, dict]]:
+def _methods(
+  methods: Sequence[peft.Method], section: dict | None
+) -> Iterator[tuple[str, str, dict]]:
   """Lists (name, kind, options) of every method: of a run, all options of its config."""
   if not section:
     yield from ((m.name, m.kind, m.options) for m in methods)

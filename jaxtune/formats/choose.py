@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtune import peft, tree
 from jaxtune.errors import UserError, check_known
 from jaxtune.formats.peft import layout
@@ -74,7 +76,7 @@ def trained_methods(adapted: peft.Adapted) -> tuple[peft.Method, ...]:
   return tuple(m for m in adapted.methods if beyond(m) or peft.arrays_of(m, adapted.tuned["peft"]))
 
 
-def _stack_format(methods, format: str) -> str:
+def _stack_format(methods: Sequence[peft.Method], format: str) -> str:
   mam = sorted(m.kind for m in methods) == ["adapter", "prefix"]
   if mam and format in ("auto", "adapterhub") and {*map(own_format, methods)} == {"adapterhub"}:
     return "adapterhub"

@@ -12,7 +12,7 @@ def auto_class(config) -> str:
   return "AutoModelForCausalLM" if config.encoder is None else "AutoModelForSeq2SeqLM"
 
 
-def options(pretrained) -> dict:
+def options(pretrained: hf.Pretrained) -> dict:
   """Returns what `from_pretrained` needs beside the base's folder, which may lack the head."""
   head = pretrained.model.config.head
   if head is None or head.kind == "mlm":
@@ -26,7 +26,7 @@ def options(pretrained) -> dict:
   return made
 
 
-def reads_padding(pretrained) -> bool:
+def reads_padding(pretrained: hf.Pretrained) -> bool:
   """Says whether transformers finds the last real token by the id of the padding.
 
   A decoder's classifier does; without such an id it takes no more than one row.
@@ -35,7 +35,7 @@ def reads_padding(pretrained) -> bool:
   return head is not None and head.kind in heads.POOLED and head.pooling == "last"
 
 
-def pad_token(pretrained) -> int:
+def pad_token(pretrained: hf.Pretrained) -> int:
   """Returns the id that fills short rows: the config's, else the tokenizer's, else 0."""
   stated = pretrained.hf_config.get("pad_token_id")
   if stated is None:

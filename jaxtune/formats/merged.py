@@ -57,7 +57,7 @@ def write(
   return rounding(quantize.dequantised(stored.params), params, dtype)
 
 
-def _write_generation(pretrained, folder: Path, stop_tokens: Sequence[int]) -> None:
+def _write_generation(pretrained: hf.Pretrained, folder: Path, stop_tokens: Sequence[int]) -> None:
   """Writes how transformers generates: as the base does, up to the tokens of this model."""
   base = pretrained.folder and pretrained.folder / "generation_config.json"
   if base and base.exists():
@@ -71,7 +71,7 @@ def _write_generation(pretrained, folder: Path, stop_tokens: Sequence[int]) -> N
     (folder / "generation_config.json").write_text(json.dumps(stated, indent=2) + "\n")
 
 
-def fold(pretrained, adapted: peft.Adapted) -> tuple[hf.Pretrained, Any]:
+def fold(pretrained: hf.Pretrained, adapted: peft.Adapted) -> tuple[hf.Pretrained, Any]:
   """Merges deltas in fp32: returns the model that they fit, and its weights.
 
   A tied model stays tied, but where a delta changes its embeddings' lookup alone (LoRA on "embed"):

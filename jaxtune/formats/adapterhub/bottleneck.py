@@ -83,7 +83,7 @@ def _scaled(trained: dict, fixed: dict, names: set[str]) -> tuple[dict, float | 
   return trained, "channel" if by_channel else 1.0
 
 
-def _untrained(pretrained, trained: dict) -> dict[str, dict]:
+def _untrained(pretrained: hf.Pretrained, trained: dict) -> dict[str, dict]:
   """Makes adapters of zeros, which add nothing, where only one half of an encoder-decoder has any.
 
   The config asks for those of both halves at once.
@@ -98,7 +98,7 @@ def _untrained(pretrained, trained: dict) -> dict[str, dict]:
   return found
 
 
-def _widths(pretrained, trained: dict) -> dict[str, list[int]]:
+def _widths(pretrained: hf.Pretrained, trained: dict) -> dict[str, list[int]]:
   """Returns each trunk's layers' widths, without what pads a layer to the widest.
 
   All adapters of a layer have one width, as the config states one for each layer. A layer without
@@ -115,7 +115,9 @@ def _widths(pretrained, trained: dict) -> dict[str, list[int]]:
   return found
 
 
-def read(pretrained, config: dict, name: str, found: dict) -> tuple[dict, dict, dict]:
+def read(
+  pretrained: hf.Pretrained, config: dict, name: str, found: dict
+) -> tuple[dict, dict, dict]:
   """Takes an adapter's tensors out of `found`; returns (section, trained, learned scales)."""
   section = configs.section(config)
   every = _arrays(section)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from jaxtune.errors import UserError
 from jaxtune.models import hf
+from jaxtune.models.config import Config
 
 NAME = "jaxtune"  # the adapter's name, a part of every key; `load_as` renames it
 FAMILIES = ("bart", "bert", "distilbert", "gpt2", "llama", "mistral", "roberta", "t5")
@@ -51,7 +54,7 @@ PHM = {
 COPIES = {"norm_scale": "adapter_down.0.weight", "norm_bias": "adapter_down.0.bias"}
 
 
-def check_family(pretrained) -> None:
+def check_family(pretrained: hf.Pretrained) -> None:
   """Raises UserError for a model that adapters 1.3 does not know."""
   if pretrained.family not in FAMILIES:
     raise UserError(
@@ -61,20 +64,20 @@ def check_family(pretrained) -> None:
     )
 
 
-def base(pretrained) -> str:
+def base(pretrained: hf.Pretrained) -> str:
   """Returns what their names of the model without its head begin with, such as "bert."."""
   first = hf.family_module(pretrained.family).names(pretrained.model.config)[0].theirs
   return "" if pretrained.family == "t5" else first.split(".")[0] + "."
 
 
-def halves(c) -> dict[str, int]:
+def halves(c: Config) -> dict[str, int]:
   """Returns {trunk: its layers}, in the order in which they count layers."""
   if c.encoder is None:
     return {"trunk": c.layers}
   return {"encoder": c.encoder.layers, "decoder": c.layers}
 
 
-def residuals(pretrained) -> dict[str, str]:
+def residuals(pretrained: hf.Pretrained) -> dict[str, str]:
   """Returns {site: their module, "{}" for the layer} of every place of a bottleneck adapter."""
   table = hf.family_module(pretrained.family).names(pretrained.model.config)
   names = {row.ours: row.theirs for row in table}
@@ -94,7 +97,7 @@ def residuals(pretrained) -> dict[str, str]:
   return found
 
 
-def prefixes(pretrained) -> dict[str, str]:
+def prefixes(pretrained: hf.Pretrained) -> dict[str, str]:
   """Returns {site of an attention: the pool in which the prefixes of all its layers lie}."""
   if pretrained.model.config.encoder is None:
     own = "self" if pretrained.family == "distilbert" else "self_prefix"
@@ -106,17 +109,17 @@ def prefixes(pretrained) -> dict[str, str]:
   }
 
 
-def pool(pretrained, name: str) -> str:
+def pool(pretrained: hf.Pretrained, name: str) -> str:
   """Returns what their names of an adapter's prefixes begin with."""
   return f"{base(pretrained)}prefix_tuning.prefix_tunings.{name}."
 
 
-def shared(pretrained, name: str) -> str:
+def shared(pretrained: hf.Pretrained, name: str) -> str:
   """Returns their name of the A_i that all layers of a Compacter share."""
   return f"{base(pretrained)}shared_parameters.{name}.phm_rule"
 
 
-def theirs(name: str, every) -> list[tuple[str, str]]:
+def theirs(name: str, every: Collection[str]) -> list[tuple[str, str]]:
   """Returns their names of an array of ours beside `every` other, and how it lies in each."""
   named, how = (PHM if "down_left" in every else ARRAYS)[name]
   first = str(int("norm_scale" in every))  # the norm stands before it in one list of modules

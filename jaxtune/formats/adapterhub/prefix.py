@@ -53,7 +53,7 @@ def write(
   return configs.PREFIX | chosen | {"prefix_length": int(kept.sum())}, tensors
 
 
-def check_model(pretrained) -> None:
+def check_model(pretrained: hf.Pretrained) -> None:
   """Raises UserError for a model whose prefix adapters computes otherwise, or not at all."""
   c = pretrained.model.config
   if c.relative is not None:
@@ -72,7 +72,9 @@ def check_model(pretrained) -> None:
     )
 
 
-def read(pretrained, config: dict, name: str, found: dict) -> tuple[dict, dict, dict]:
+def read(
+  pretrained: hf.Pretrained, config: dict, name: str, found: dict
+) -> tuple[dict, dict, dict]:
   """Takes a prefix's tensors out of `found`; returns (section, trained, no scales)."""
   check_model(pretrained)
   for entry in ("use_gating", "leave_out"):

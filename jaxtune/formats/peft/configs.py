@@ -11,6 +11,7 @@ import numpy as np
 from jaxtune.errors import UserError
 from jaxtune.formats.peft import layout, write_weights
 from jaxtune.formats.peft.write_weights import Piece
+from jaxtune.models import hf
 from jaxtune.peft import Method
 
 
@@ -30,7 +31,9 @@ class Placed(NamedTuple):
   every: set[str]
 
 
-def make(method: Method, pretrained, pieces: dict[str, list[Piece]], fixed: dict) -> dict:
+def make(
+  method: Method, pretrained: hf.Pretrained, pieces: dict[str, list[Piece]], fixed: dict
+) -> dict:
   """Returns the entries of the config for the pieces that `write_weights.pieces` returns."""
   kind = method.kind
   every = {row.theirs.removesuffix(".weight") for row in layout.table(pretrained)}

@@ -85,12 +85,12 @@ def alpha_of(scale: float, rank: float) -> float | int:
   return whole if np.float32(whole / rank) == np.float32(scale) else alpha
 
 
-def table(pretrained) -> list[Tensor]:
+def table(pretrained: hf.Pretrained) -> list[Tensor]:
   """Lists a model's weights, here and there."""
   return hf.family_module(pretrained.family).names(pretrained.model.config)
 
 
-def modules(pretrained) -> dict[str, list[Tensor]]:
+def modules(pretrained: hf.Pretrained) -> dict[str, list[Tensor]]:
   """Returns {torch module, "{}" for the layer: its weight, or the parts of it in their order}."""
   found: dict[str, list[Tensor]] = {}
   for row in table(pretrained):

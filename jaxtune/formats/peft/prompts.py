@@ -7,12 +7,14 @@ import numpy as np
 from jaxtune.errors import UserError
 from jaxtune.formats import files, prefixes
 from jaxtune.formats.peft import layout
+from jaxtune.models import hf
+from jaxtune.models.config import Config
 
 KEY = "prompt_embeddings"
 CACHED = ("bert", "roberta")  # the encoders that take keys and values in PyTorch
 
 
-def write_prefix(pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
+def write_prefix(pretrained: hf.Pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
   """Returns the config and the keys and values (L, P, K, H) as PEFT's (P, L * 2 * K * H).
 
   Raises:
@@ -53,7 +55,7 @@ def write_prefix(pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
   return config, {KEY: flat}
 
 
-def check_family(pretrained) -> None:
+def check_family(pretrained: hf.Pretrained) -> None:
   """Raises UserError for a model that has no prefix, or another one, in PyTorch."""
   c = pretrained.model.config
   if c.encoder is not None:
@@ -70,7 +72,7 @@ def check_family(pretrained) -> None:
     )
 
 
-def seen_for(c, length: int) -> int | None:
+def seen_for(c: Config, length: int) -> int | None:
   """Returns how many tokens see all of a prefix of `length` in PyTorch; None for any number.
 
   Here every token does. There the prefix fills the first slots of the cache, and local layers see
@@ -79,7 +81,9 @@ def seen_for(c, length: int) -> int | None:
   return max(0, c.window - length) if length and c.window is not None else None
 
 
-def write_prompt(kind: str, pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
+def write_prompt(
+  kind: str, pretrained: hf.Pretrained, trained: dict, fixed: dict
+) -> tuple[dict, dict]:
   """Returns the config and the vectors (P, D) that stand before the embedded tokens.
 
   Raises:
@@ -99,7 +103,7 @@ def write_prompt(kind: str, pretrained, trained: dict, fixed: dict) -> tuple[dic
   return config | network, {KEY: flat}
 
 
-def check_head(c) -> None:
+def check_head(c: Config) -> None:
   """Raises UserError for a head that reads one state of a row."""
   if c.head is not None and c.head.kind not in ("tokens", "qa"):
     raise UserError(
@@ -109,7 +113,7 @@ def check_head(c) -> None:
     )
 
 
-def _virtual(kind: str, c, flat: np.ndarray, heads: int, width: int) -> dict:
+def _virtual(kind: str, c: Config, flat: np.ndarray, heads: int, width: int) -> dict:
   """States the type and the sizes of virtual tokens (P, ...)."""
   return {
     "peft_type": layout.TYPES[kind],
@@ -121,7 +125,7 @@ def _virtual(kind: str, c, flat: np.ndarray, heads: int, width: int) -> dict:
   }
 
 
-def read(kind: str, config: dict, rest: dict, pretrained) -> tuple[dict, dict, dict]:
+def read(kind: str, config: dict, rest: dict, pretrained: hf.Pretrained) -> tuple[dict, dict, dict]:
   """Returns (section, trained, fixed) of a prefix or a prompt.
 
   The files hold its vectors alone, also where a network made them in PyTorch.
@@ -135,7 +139,9 @@ def read(kind: str, config: dict, rest: dict, pretrained) -> tuple[dict, dict, d
   return {"name": kind, "length": length}, *reader(length, config, rest[KEY], pretrained)
 
 
-def _read_prefix(length: int, config: dict, flat: np.ndarray, pretrained) -> tuple[dict, dict]:
+def _read_prefix(
+  length: int, config: dict, flat: np.ndarray, pretrained: hf.Pretrained
+) -> tuple[dict, dict]:
   c = pretrained.model.config
   check_family(pretrained)
   files.check_shape(KEY, flat, (length, c.layers * 2 * c.kv_heads * c.head_size))
@@ -146,7 +152,9 @@ def _read_prefix(length: int, config: dict, flat: np.ndarray, pretrained) -> tup
   return {site: prefixes.unpack(packed)}, fixed
 
 
-def _read_prompt(length: int, config: dict, flat: np.ndarray, pretrained) -> tuple[dict, dict]:
+def _read_prompt(
+  length: int, config: dict, flat: np.ndarray, pretrained: hf.Pretrained
+) -> tuple[dict, dict]:
   c = pretrained.model.config
   check_head(c)
   # Of an encoder-decoder, a second half would stand before the decoder's tokens, and is not read.

@@ -15,6 +15,7 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.formats import files, options
 from jaxtune.formats.files import Imported, ImportedMethod, check_shape
 from jaxtune.formats.peft import layout, prompts, read_weights
+from jaxtune.models import hf
 from jaxtune.models.heads import is_head
 
 KINDS = {theirs: ours for ours, theirs in layout.TYPES.items()}
@@ -32,7 +33,7 @@ REFUSED = {
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # those that leave the base as it is
 
 
-def read(folder: Path, config: dict, pretrained) -> Imported:
+def read(folder: Path, config: dict, pretrained: hf.Pretrained) -> Imported:
   """Reads an adapter that PEFT, or our own export, wrote.
 
   Raises:
@@ -85,7 +86,7 @@ def _bare(key: str, kind: str) -> str:
   return next((key.removeprefix(x) for x in prefixes if key.startswith(x)), key)
 
 
-def _norms(found: dict, pretrained) -> tuple[dict, list[str]]:
+def _norms(found: dict, pretrained: hf.Pretrained) -> tuple[dict, list[str]]:
   """Names trained norms as the model does, and lists their modules here."""
   plain = {key.replace(layout.NORMS, "."): x for key, x in found.items()}
   moved = {key.replace(layout.NORMS, ".") for key in found if layout.NORMS in key}
@@ -98,7 +99,7 @@ def _norms(found: dict, pretrained) -> tuple[dict, list[str]]:
   return plain, sorted(paths)
 
 
-def _whole(found: dict, pretrained) -> tuple[dict, set[str]]:
+def _whole(found: dict, pretrained: hf.Pretrained) -> tuple[dict, set[str]]:
   """Reads the model's own weights: a head, modules_to_save, biases.
 
   Returns:
@@ -127,7 +128,7 @@ def _check_copy(key: str, ours, base) -> None:
     raise UserError(f"{key} is not the base's own: the adapter is of another base")
 
 
-def _check_head(params: dict, pretrained) -> None:
+def _check_head(params: dict, pretrained: hf.Pretrained) -> None:
   """Finds what of a task's head an adapter lacks."""
   if pretrained.model.config.head is None:
     return
@@ -140,7 +141,7 @@ def _check_head(params: dict, pretrained) -> None:
       )
 
 
-def _check_saved(config: dict, used: set[str], pretrained) -> None:
+def _check_saved(config: dict, used: set[str], pretrained: hf.Pretrained) -> None:
   """Finds modules that the config says were trained whole, without their tensors."""
   shapes = files.shapes(pretrained)
   rows = [row for row in layout.table(pretrained) if row.ours in shapes]

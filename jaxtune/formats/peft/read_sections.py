@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,9 +11,10 @@ import numpy as np
 from jaxtune import peft
 from jaxtune.formats.peft import layout
 from jaxtune.formats.peft.layout import SMALL, alpha_of
+from jaxtune.models import hf
 
 
-def complete(kind: str, config: dict, trained: dict, fixed: dict, pretrained):
+def complete(kind: str, config: dict, trained: dict, fixed: dict, pretrained: hf.Pretrained):
   """Returns (section, trained, fixed), with all fixed numbers that the method's `init` makes."""
   section = {"name": kind, **_OPTIONS[kind](config, trained, fixed)}
   if kind == "lora":
@@ -27,7 +29,7 @@ def complete(kind: str, config: dict, trained: dict, fixed: dict, pretrained):
   return section, trained, fixed
 
 
-def _drawn(section: dict, pretrained) -> dict[str, dict]:
+def _drawn(section: dict, pretrained: hf.Pretrained) -> dict[str, dict]:
   """Makes the fixed numbers of a method that has just begun."""
   methods = peft.build(section)
   sites = peft.find_sites(pretrained.model)
@@ -36,7 +38,7 @@ def _drawn(section: dict, pretrained) -> dict[str, dict]:
   return {site: {n: np.asarray(x) for n, x in xs.items()} for site, xs in drawn.items()}
 
 
-def _embeds(pretrained, site: str) -> bool:
+def _embeds(pretrained: hf.Pretrained, site: str) -> bool:
   return any(f"{site}/embedding" == row.ours for row in layout.table(pretrained))
 
 
@@ -51,7 +53,7 @@ def _sizes(trained: dict, fixed: dict, name: str) -> tuple[dict, dict]:
   return ranks, alphas
 
 
-def _common(values: dict, default):
+def _common(values: dict, default: Any):
   return Counter(values.values()).most_common(1)[0][0] if values else default
 
 

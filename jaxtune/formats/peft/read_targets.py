@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from jaxtune.errors import UserError
 from jaxtune.peft import patterns
@@ -32,7 +34,7 @@ def find(config: dict, names: list[str], outputs: tuple[str, ...]) -> list[str]:
   return found
 
 
-def pattern(given: dict | None, name: str, default):
+def pattern(given: dict | None, name: str, default: Any):
   """Returns the value of the first pattern that a module's name ends in."""
   hits = (x for key, x in (given or {}).items() if patterns.fullmatch(key, name, r"(?:.*\.)?"))
   return next(hits, default)
@@ -45,7 +47,7 @@ def scale(config: dict, name: str, rank: int) -> float:
   return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _hits(wanted, name: str) -> bool:
+def _hits(wanted: str | Sequence[str], name: str) -> bool:
   if isinstance(wanted, str):
     return patterns.fullmatch(wanted, name) is not None
   return any(name == target or name.endswith(f".{target}") for target in wanted)

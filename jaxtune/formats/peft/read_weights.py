@@ -14,7 +14,7 @@ from jaxtune import tree
 from jaxtune.errors import UserError
 from jaxtune.formats import files
 from jaxtune.formats.peft import layout, read_sections, read_targets
-from jaxtune.models import quantize
+from jaxtune.models import hf, quantize
 from jaxtune.models.names import Tensor
 from jaxtune.peft import patterns
 from jaxtune.peft.methods import lokr
@@ -22,7 +22,7 @@ from jaxtune.peft.methods import lokr
 PADDED = ("lora", "adalora", "loha")  # of these, zeros in all arrays at a rank add nothing
 
 
-def read(kind: str, config: dict, rest: dict, pretrained) -> tuple[dict, dict, dict]:
+def read(kind: str, config: dict, rest: dict, pretrained: hf.Pretrained) -> tuple[dict, dict, dict]:
   """Returns (section, trained, fixed) of an adapter over weights.
 
   Args:

@@ -5,12 +5,14 @@ A fused module (GPT-2's c_attn) has q, k and v as parts of its outputs, and one 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxtune.errors import UserError
 from jaxtune.formats.peft import layout
+from jaxtune.models import hf
 from jaxtune.models.names import Tensor
 
 BLOCKS = ("lora", "adalora")  # several of these are one of the sum of their ranks
@@ -24,7 +26,9 @@ class Piece(NamedTuple):
   scale: float = 1.0
 
 
-def pieces(kind: str, pretrained, trained: dict, fixed: dict, weight) -> dict[str, list[Piece]]:
+def pieces(
+  kind: str, pretrained: hf.Pretrained, trained: dict, fixed: dict, weight: Callable
+) -> dict[str, list[Piece]]:
   """Returns {torch module, "{}" for the layer: its piece in each layer}.
 
   Args:
@@ -66,7 +70,7 @@ def _arrays(kind: str, site: str, trained: dict, fixed: dict) -> dict[str, np.nd
   return own
 
 
-def _neutral(laid: dict, row: Tensor, weight) -> dict[str, np.ndarray]:
+def _neutral(laid: dict, row: Tensor, weight: Callable) -> dict[str, np.ndarray]:
   """Makes arrays that change nothing, for a part that was not trained; {} where none are needed."""
   others = next(iter(laid.values()))
   if "magnitude" in others:

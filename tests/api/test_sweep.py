@@ -41,7 +41,7 @@ def test_trials_that_differ_stay():
 
 @pytest.mark.parametrize("axis", ["sweep", "sweep.seed"])
 def test_a_sweep_is_no_axis(axis):
-  with pytest.raises(UserError, match=f"axis '{axis}' is no option of a trial"):
+  with pytest.raises(UserError, match=f"axis '{axis}' is not an option of a trial"):
     expand({axis: [1, 2]})
 
 

@@ -98,3 +98,13 @@ def compiled_once(tmp_path_factory):
   for name, value in before.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def reload():
+  """A PyTorch that certifies exports, started once."""
+  pytest.importorskip("peft")
+  from jaxtune import certify
+
+  with certify.reloader() as run:
+    yield run

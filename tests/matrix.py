@@ -1,6 +1,6 @@
 """Every method on every family: what holds, cell by cell, and the README's table of it.
 
-  python tests/matrix.py [--only TEXT] [--keep] [--workers 2]
+  python tests/matrix.py [--only TEXT] [--diagonal] [--keep] [--workers 2]
 
 A cell is one method over one tiny model with random weights. It passes where a gradient reaches
 every trained array in every layer, two trials in one program end as each does alone, a run that is
@@ -81,6 +81,7 @@ METHODS = {
   "NF4 base + LoRA": ({"name": "lora", "rank": 2}, {"rank": 1}),
 }  # fmt: skip
 CELLS = [(method, family) for method in METHODS for family in FAMILIES]
+DIAGONAL = [(method, FAMILIES[i % len(FAMILIES)]) for i, method in enumerate(METHODS)]
 QUANTIZED = {"int8 base + LoRA": "int8", "NF4 base + LoRA": "nf4"}
 MARKS = ("<!-- methods: written by make matrix -->", "<!-- end of methods -->")
 ROOT = Path(__file__).resolve().parents[1]
@@ -332,10 +333,14 @@ def attempt(names: tuple[str, str]) -> tuple[dict, float]:
 def main() -> int:
   arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   arguments.add_argument("--only", default="", help="cells whose 'method family' holds this")
+  arguments.add_argument(
+    "--diagonal", action="store_true", help="each method on one family, and each family with one"
+  )
   arguments.add_argument("--keep", action="store_true", help="write the table")
   arguments.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
   options, rows = arguments.parse_args(), []
-  cells = [names for names in CELLS if options.only in " ".join(names)]
+  cells = DIAGONAL if options.diagonal else CELLS
+  cells = [names for names in cells if options.only in " ".join(names)]
   with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
     for row, seconds in pool.imap(attempt, cells):
       rows.append(row)

@@ -50,7 +50,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
   file, _, argument = str(path).partition(":")
   if not os.path.isfile(file):
     folder = os.path.dirname(file) if os.path.isdir(os.path.dirname(file)) else "."
-    raise UserError(f"no config file {file!r}. {nearest(file, Path(folder).glob('*.py'))}")
+    raise UserError(f"no config file {file!r}; {nearest(file, Path(folder).glob('*.py'))}")
   return override(_run_file(file, argument), overrides or {})
 
 
@@ -183,7 +183,7 @@ def _complete_section(section: str, given: dict, owner: Any, supplied: set[str])
   allowed = {n: p for n, p in inspect.signature(owner).parameters.items() if n not in supplied}
   for key in given:
     if key not in allowed:
-      raise UserError(f"unknown config key {section}.{key}. {nearest(key, allowed)}")
+      raise UserError(f"unknown config key {section}.{key}; {nearest(key, allowed)}")
   schema.check_arguments(owner, given, f"config key {section}.")
   missing = [n for n, p in allowed.items() if p.default is p.empty and n not in given]
   if missing:

@@ -25,17 +25,17 @@ class UserError(ValueError):
 def check_known(what: str, name: str, choices: Iterable[str]) -> None:
   """Raises UserError for a name that is not among the choices."""
   if name not in choices:
-    raise UserError(f"unknown {what} {name!r}. {nearest(name, choices)}")
+    raise UserError(f"unknown {what} {name!r}; {nearest(name, choices)}")
 
 
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
   """Names the `choices` that are closest to `word`, for the end of an error message.
 
   Returns:
-    "Did you mean 'rank'?" if any is close, else "Valid choices: ...".
+    "did you mean 'rank'?" if any is close, else "valid choices: ...".
   """
   choices = sorted(set(map(str, choices)))
   close = difflib.get_close_matches(str(word), choices, n=count, cutoff=0.6)
   if close:
-    return "Did you mean " + " or ".join(map(repr, close)) + "?"
-  return "Valid choices: " + (", ".join(choices) or "none") + "."
+    return "did you mean " + " or ".join(map(repr, close)) + "?"
+  return "valid choices: " + (", ".join(choices) or "none")

@@ -164,10 +164,10 @@ def _message(name: str, value: Any, expected: Any, errors: Sequence[Any]) -> str
   if not at and type(None) in typing.get_args(expected):  # pydantic does not name it
     wanted["None"] = None
   choices = [word for error in deepest for word in re.findall("'(.*?)'", _literals(error))]
-  close = f". {nearest(value, choices)}" if isinstance(value, str) and choices else ""
+  close = f"; {nearest(value, choices)}" if isinstance(value, str) and choices else ""
   return (
     f"{name}{entry} {'has the key' if is_key else 'is'} {shown(value)} ({type(value).__name__}), "
-    f"expected {' or '.join(wanted)}{close if 'Did you' in close else ''}"
+    f"expected {' or '.join(wanted)}{close if 'did you' in close else ''}"
   )
 
 

@@ -130,16 +130,16 @@ def test_overrides_reach_the_run(place, tmp_path):
 @pytest.mark.parametrize(
   ("override", "says"),
   [
-    ("optim.lerning_rate=1", "Did you mean 'learning_rate'"),
-    ("optimizer.name=lion", "unknown config section 'optimizer'. Did you mean 'optim'"),
-    ("method.name=lorra", "unknown method 'lorra'. Did you mean 'lora'"),
+    ("optim.lerning_rate=1", "did you mean 'learning_rate'"),
+    ("optimizer.name=lion", "unknown config section 'optimizer'; did you mean 'optim'"),
+    ("method.name=lorra", "unknown method 'lorra'; did you mean 'lora'"),
     ("method.rank=two", "method.rank is 'two' (str), expected int"),
     ("method.rank=0", "method.rank is 0 (int), expected at least 1"),
     ("method.rank=33", "expected at most 32"),
-    ("method.targets=['q_prj']", "target 'q_prj' hits no Linear or Embed site. Did you mean"),
+    ("method.targets=['q_prj']", "target 'q_prj' hits no Linear or Embed site; did you mean"),
     ("method={'name': 'prefix', 'length': 60}", "exceed the model's 64 positions"),
     ("method={'name': 'adapter', 'width': 33}", "expected at most the model's width 32"),
-    ("data.train={place}/tran.jsonl", "Did you mean 'train.jsonl'"),
+    ("data.train={place}/tran.jsonl", "did you mean 'train.jsonl'"),
     ("data.train={place}/empty.jsonl", "empty.jsonl holds no rows"),
     ("data.train={place}/malformed.jsonl", "malformed.jsonl:2: malformed JSON"),
     ("data.train={place}/column.jsonl", "column.jsonl"),
@@ -263,7 +263,7 @@ def test_a_finished_run_and_what_is_asked_of_it(place, trained, tmp_path, capsys
   evaluate = lambda *rest: fails(capsys, "evaluate", "--workdir", trained, *rest)
   assert "only data and evaluate" in evaluate("--config.method.rank=4")
   assert "missing.jsonl" in evaluate(f"--config.data.test={place}/missing.jsonl")
-  assert "Did you mean 'bleu'" in evaluate(
+  assert "did you mean 'bleu'" in evaluate(
     "--config.evaluate.generate=True", "--config.evaluate.metrics=['blue']"
   )
   export = lambda *rest: fails(
@@ -311,7 +311,7 @@ def test_a_row_is_read_by_the_template_of_its_task(trained):
   assert said(run, rows, task="a") != said(run, rows, task="b")
   for given, task, says in (
     (run, None, "say by task which: a, b"),
-    (run, "c", "task is 'c', which .* does not have. Valid choices: a, b"),
+    (run, "c", "task is 'c', which .* does not have; valid choices: a, b"),
     (plain, "a", "was not trained on data.tasks of files"),
   ):
     with pytest.raises(UserError, match=says):

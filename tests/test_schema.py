@@ -58,7 +58,7 @@ def test_what_fits_passes(value, expected):
     ({"size": 1, "names": ["a", None]}, Entries, "key.names[1] is None (NoneType), expected text"),
     ({"size": 1, "share": float("inf")}, Entries, "key.share is inf"),
     (2**32, schema.Seed, "expected at most 2147483647"),
-    ("erorr", Literal["error", "skip"], "expected 'error' or 'skip'. Did you mean 'error'?"),
+    ("erorr", Literal["error", "skip"], "expected 'error' or 'skip'; did you mean 'error'?"),
     ("no", Literal["error", "skip"] | None, "expected 'error' or 'skip' or None"),
     ({"dta": 1}, dict[Literal["data"], int], "key has the key 'dta' (str), expected 'data'. Did"),
     ({"a": ["b", 1]}, dict[str, str | tuple[str, ...]], "key.a[1] is 1 (int), expected text"),

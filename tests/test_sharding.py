@@ -242,6 +242,6 @@ def test_every_method_is_here():
   known = ("adapter", "bitfit", "full", "head", "lora", "prefix")
   for name in known:
     peft.constructor(name)
-  with pytest.raises(UserError, match="unknown method '\\?'. Valid choices") as error:
+  with pytest.raises(UserError, match="unknown method '\\?'; valid choices") as error:
     peft.constructor("?")
   assert set(known) <= set(str(error.value).split(": ")[-1].rstrip(".").split(", "))

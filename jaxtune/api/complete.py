@@ -139,4 +139,4 @@ def _of_task(run: Run, o: dict, task: str | None) -> dict:
     raise UserError(
       f"{run.folder} reads each task's rows by options of its own: say by task which: {known}"
     )
-  raise UserError(f"task is {task!r}, which {run.folder} does not have. {nearest(task, tasks)}")
+  raise UserError(f"task is {task!r}, which {run.folder} does not have; {nearest(task, tasks)}")

@@ -84,4 +84,4 @@ def no_column(name: str, columns: Iterable[str]) -> str:
     return f"column {name!r} is missing; the row has no columns"
   if name in columns:
     return f"column {name!r} holds null, expected a value"
-  return f"column {name!r} is missing; there are {', '.join(columns)}. {nearest(name, columns)}"
+  return f"column {name!r} is missing; there are {', '.join(columns)}; {nearest(name, columns)}"

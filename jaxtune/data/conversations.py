@@ -94,7 +94,7 @@ def _turn(turn: object) -> dict:
     raise UserError(f"has no role, only {', '.join(map(str, turn))}; expected 'role' or 'from'")
   role = _ROLES.get(str(turn[who]))
   if role is None:
-    raise UserError(f"the role {turn[who]!r} is unknown. {nearest(turn[who], _ROLES)}")
+    raise UserError(f"the role {turn[who]!r} is unknown; {nearest(turn[who], _ROLES)}")
   calls = role == "assistant" and turn.get("tool_calls")
   text = turn.get(what)
   if what not in turn and not calls:

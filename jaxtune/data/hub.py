@@ -37,7 +37,7 @@ def open_split(source: str, split: str, streaming: bool) -> Any:
       ) from error
     raise UserError(f"{name} from the hub: {str(error).splitlines()[0]}; {advice}") from error
   if split not in data:
-    raise UserError(f"{name} has no split {split!r}. {nearest(split, data)}")
+    raise UserError(f"{name} has no split {split!r}; {nearest(split, data)}")
   return data[split]
 
 

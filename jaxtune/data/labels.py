@@ -39,7 +39,7 @@ def index(value: object, names: Sequence[str]) -> int:
     return names.index(name)
   if _whole(name) and not any(map(_whole, names)) and 0 <= int(name) < len(names):
     return int(name)
-  raise UserError(f"the label {value!r} is not in the set. {nearest(name, names)}")
+  raise UserError(f"the label {value!r} is not in the set; {nearest(name, names)}")
 
 
 def checked(

@@ -136,7 +136,7 @@ def _of_task(name: str, given: Any, o: DataOptions) -> DataOptions:
     if key in OF_MIXTURE:
       raise UserError(f"data.tasks.{name}.{key} belongs to the mixture as a whole, not to a task")
     if key not in own:
-      raise UserError(f"unknown config key data.tasks.{name}.{key}. {nearest(key, own)}")
+      raise UserError(f"unknown config key data.tasks.{name}.{key}; {nearest(key, own)}")
   of_task = o._replace(tasks=None, **given)
   check_choices(of_task)
   return of_task

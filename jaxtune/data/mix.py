@@ -90,7 +90,7 @@ def shares(
 def _given(sizes: Mapping[str, int], mixture: Mapping[str, float]) -> dict[str, float]:
   for task in mixture:
     if task not in sizes:
-      raise UserError(f"data.mixture names the task {task!r}. {nearest(task, sizes)}")
+      raise UserError(f"data.mixture names the task {task!r}; {nearest(task, sizes)}")
   if missing := [task for task in sizes if task not in mixture]:
     raise UserError(f"data.mixture has no weight for {', '.join(missing)}: 0 leaves a task out")
   if min(mixture.values()) < 0 or not sum(mixture.values()) > 0:

@@ -81,7 +81,7 @@ def read_columns(read_row: Callable, table: Table, name: str, options: DataOptio
   known = tuple(inspect.signature(read_row).parameters)[1:]
   for column in columns:
     if column not in known:
-      raise UserError(f"data.rename has {column!r}, which is not read. {nearest(column, known)}")
+      raise UserError(f"data.rename has {column!r}, which is not read; {nearest(column, known)}")
   examples, malformed = [], 0
   here = all(sandbox.is_plain(source) for source in columns.values() if isinstance(source, str))
   results = confined.each(_row_reader, table.rows, read_row, columns, here=here)

@@ -92,7 +92,7 @@ def _keep_only(table: sources.Table, wanted: dict, name: str) -> sources.Table:
     there = {str(row[column]) for row in table.rows if column in row}
     if missing := sorted(values - there):
       raise UserError(
-        f"data.only: no row of {name} has {missing[0]!r} as its {column}. "
+        f"data.only: no row of {name} has {missing[0]!r} as its {column}; "
         f"{nearest(missing[0], sorted(there)[:20])}"
       )
     kept = [i for i, row in enumerate(table.rows) if str(row.get(column)) in values]

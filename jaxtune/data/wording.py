@@ -44,7 +44,7 @@ def template(tokenizer: Tokenizer, name: str | None = None, tools: bool = False)
     if name not in named:
       raise UserError(
         "the tokenizer has several chat templates and none is the default: set data.chat_template "
-        f"to the name of one. {nearest('', named)}"
+        f"to the name of one; {nearest('', named)}"
       )
   own = named.get(name, own)
   if name is None or name in named:
@@ -64,7 +64,7 @@ def template(tokenizer: Tokenizer, name: str | None = None, tools: bool = False)
   path = os.path.expanduser(name)
   if not os.path.isfile(path):
     raise UserError(
-      f"data.chat_template is {name!r}, expected a file, Jinja or a name. "
+      f"data.chat_template is {name!r}, expected a file, Jinja or a name; "
       f"{nearest(name, ['plain', *named])}"
     )
   return sandbox.read_text(path)

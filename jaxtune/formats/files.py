@@ -123,7 +123,7 @@ def refuse_foreign(rest: Collection[str], known: Iterable[str]) -> None:
   if rest:
     key = min(rest)
     close = difflib.get_close_matches(key, list(known), 1)
-    hint = f". Did you mean {close[0]!r}?" if close else ": it is none of its targets"
+    hint = f"; did you mean {close[0]!r}?" if close else ": it is none of its targets"
     raise UserError(f"the adapter has {key}, which nothing reads{hint}")
 
 

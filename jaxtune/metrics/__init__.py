@@ -37,7 +37,7 @@ def check(metrics: Sequence[str], kind: str | None = None) -> None:
       raise UserError(f"{name} is measured on every split: leave it out of evaluate.metrics")
     if name not in METRICS:
       choices = METRICS if kind is None else of_kind(kind)
-      raise UserError(f"unknown metric {name!r}. {nearest(name, choices)}")
+      raise UserError(f"unknown metric {name!r}; {nearest(name, choices)}")
     if kind is not None and kind_of(name) != kind:
       raise UserError(_mismatch(name, f"{kind} ({KINDS[kind].EXPECTED})", [kind]))
 

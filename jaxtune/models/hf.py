@@ -64,7 +64,7 @@ def family_module(name: str, where: str = ""):
   """Imports the module of a family, or says which families there are, and where it was named."""
   known = [m.name for m in pkgutil.iter_modules(families.__path__)]
   if name not in known:
-    raise UserError(f"{where}model_type {name!r} is not supported. {nearest(name, known)}")
+    raise UserError(f"{where}model_type {name!r} is not supported; {nearest(name, known)}")
   return importlib.import_module(f"jaxtune.models.families.{name}")
 
 

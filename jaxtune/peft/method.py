@@ -128,5 +128,5 @@ def constructor(kind: str | None) -> Callable[..., Method]:
   known = [m.name for m in pkgutil.iter_modules(methods_.__path__)]
   if kind not in known:
     names = [*known, "stack", *unions.UNIONS]
-    raise UserError(f"unknown method {kind!r}. {nearest(str(kind), names)}")
+    raise UserError(f"unknown method {kind!r}; {nearest(str(kind), names)}")
   return importlib.import_module(f"jaxtune.peft.methods.{kind}").method

@@ -84,7 +84,7 @@ def match(
     if not chosen:
       names = [*candidates, *(path.rsplit("/", 1)[-1] for path in candidates)]
       raise UserError(
-        f"target {pattern!r} hits no {' or '.join(kinds)} site. {nearest(pattern, names)}"
+        f"target {pattern!r} hits no {' or '.join(kinds)} site; {nearest(pattern, names)}"
       )
     found |= chosen
   return found

@@ -57,7 +57,7 @@ def _parts(union: str, given: dict) -> dict[str, dict]:
   defaults = UNIONS[union]
   for part, options in given.items():
     if part not in defaults:
-      raise UserError(f"unknown config key method.{part}. {nearest(part, defaults)}")
+      raise UserError(f"unknown config key method.{part}; {nearest(part, defaults)}")
     if not hasattr(options, "keys"):
       raise UserError(f"method.{part} is {options!r}, expected a section of {union!r}")
   return {part: _override(options, dict(given.get(part, {}))) for part, options in defaults.items()}

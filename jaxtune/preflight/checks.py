@@ -133,12 +133,12 @@ def check_metric(metric: str, trial: Trial) -> None:
   known += [f"{names[-1]}_{kind}" for kind in judge.metric_names(options, objective)]
   if metric.partition("/")[0] not in known:
     silent = not judge.metric_names(options, objective)
-    text = " Those of text need evaluate.generate=True." if silent else ""
-    raise UserError(f"no trial will have the metric {metric!r}. {nearest(metric, known)}{text}")
+    text = "; metrics of text need evaluate.generate=True" if silent else ""
+    raise UserError(f"no trial will have the metric {metric!r}; {nearest(metric, known)}{text}")
   whole, _, task = metric.partition("/")
   tasks = getattr(trial.dataset, whole.partition("_")[0]).tasks
   if task and task not in (known := [*(tasks or ()), "mean"] if tasks else []):
-    raise UserError(f"no trial will have the metric {metric!r}. {nearest(task, set(known))}")
+    raise UserError(f"no trial will have the metric {metric!r}; {nearest(task, set(known))}")
 
 
 def _longest_completed(trial: Trial, options: EvaluateOptions) -> int:

@@ -49,7 +49,7 @@ def choose_metric(results: Sequence[dict], metric: str | None) -> str:
   if metric is None:
     return "test_loss" if "test_loss" in names or not names else names[0]
   if metric not in names:
-    raise UserError(f"no trial has the metric {metric!r}. {nearest(metric, names)}")
+    raise UserError(f"no trial has the metric {metric!r}; {nearest(metric, names)}")
   return metric
 
 

@@ -110,15 +110,15 @@ def test_general_text_is_cut_into_windows_of_the_training_width(load):
 STREAM = {"train": "train", "stream": 8, "max_length": 8}
 SPOKEN = "{% for m in messages %}c1 {{ m.content }} </s> {% endfor %}"
 MISTAKES = [
-  ({"train": "train", "turns": "lats"}, "data.turns is 'lats' .* Did you mean 'last'"),
+  ({"train": "train", "turns": "lats"}, "data.turns is 'lats' .* did you mean 'last'"),
   ({"train": "train", "malformed": "drop"}, "data.malformed is 'drop' .*, expected 'error'"),
-  ({"train": "train", "no_target": "skpi"}, "data.no_target is 'skpi' .* Did you mean 'skip'"),
+  ({"train": "train", "no_target": "skpi"}, "data.no_target is 'skpi' .* did you mean 'skip'"),
   ({"tasks": {"x": {"train": "x", "overlap": "dorp"}}}, "overlap is 'dorp' .* mean 'drop'"),
   ({}, "data.train is missing"),
-  ({"train": "train", "tasks": "tsk"}, "train.jsonl:1: data.tasks: .* Did you mean 'task'"),
+  ({"train": "train", "tasks": "tsk"}, "train.jsonl:1: data.tasks: .* did you mean 'task'"),
   ({"tasks": {}}, "data.tasks is empty"),
   ({"tasks": {"x": "x.jsonl"}}, "data.tasks.x is 'x.jsonl', expected options"),
-  ({"tasks": {"x": {"trian": "x"}}}, "unknown config key data.tasks.x.trian. Did you mean"),
+  ({"tasks": {"x": {"trian": "x"}}}, "unknown config key data.tasks.x.trian; did you mean"),
   ({"tasks": {"x": {"pack": True}}}, "data.tasks.x.pack belongs to the mixture as a whole"),
   ({"train": "train", "temperature": 2.0}, "shares of tasks: give data.tasks"),
   ({"train": "train", "mixture": {"x": 1}}, "shares of tasks: give data.tasks"),

@@ -102,9 +102,9 @@ def test_malformed_rows(objective, row, message):
 
 
 def test_options_that_a_task_does_not_read():
-  with pytest.raises(UserError, match="data.rename has 'pair', which is not read. Valid choices"):
+  with pytest.raises(UserError, match="data.rename has 'pair', which is not read; valid choices"):
     read("qa", [], [], pair="b")
-  with pytest.raises(UserError, match="data.rename has 'tag'.* Did you mean 'tags'"):
+  with pytest.raises(UserError, match="data.rename has 'tag'.* did you mean 'tags'"):
     read("tokens", [], [], tag="b")
 
 
@@ -115,9 +115,9 @@ def test_names_and_numbers_of_labels():
   assert labels.index("pos", ["neg", "pos"]) == labels.index(1, ["neg", "pos"]) == 1
   assert labels.index("1", ["neg", "pos"]) == 1 and labels.index(5.0, ["1", "5"]) == 1
   for wrong in (2, -1, "2"):
-    with pytest.raises(UserError, match="is not in the set. Valid choices: neg, pos"):
+    with pytest.raises(UserError, match="is not in the set; valid choices: neg, pos"):
       labels.index(wrong, ["neg", "pos"])
-  with pytest.raises(UserError, match="the label 'pso' is not in the set. Did you mean 'pos'"):
+  with pytest.raises(UserError, match="the label 'pso' is not in the set; did you mean 'pos'"):
     labels.index("pso", ["neg", "pos"])
   with pytest.raises(UserError, match="the label 0 is not in the set"):
     labels.index(0, ["1", "2"])  # a name that is a number is meant by it

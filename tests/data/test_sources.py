@@ -109,7 +109,7 @@ def test_cut_off_gzip(write, tmp_path):
 
 def test_missing_files_name_the_nearest(write, tmp_path, monkeypatch):
   write("train.jsonl", ROWS)
-  with pytest.raises(UserError, match="Did you mean 'train.jsonl'"):
+  with pytest.raises(UserError, match="did you mean 'train.jsonl'"):
     sources.read(str(tmp_path / "trian.jsonl"))
   with pytest.raises(UserError, match="folder .*nowhere does not exist"):
     sources.read(str(tmp_path / "nowhere" / "train.jsonl"))
@@ -136,7 +136,7 @@ def test_links_that_lead_nowhere(tmp_path):
   ):
     with pytest.raises(UserError, match=says) as error:
       sources.read(source)
-    assert "Did you mean" not in str(error.value)
+    assert "did you mean" not in str(error.value)
 
 
 def test_header_and_columns_contradict(write):

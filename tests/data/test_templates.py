@@ -46,7 +46,7 @@ def test_optional_columns_and_globals():
 
 
 REFUSED = [
-  ({"template": "{{ tilte }}", "answer": "body"}, "f.jsonl: column 'tilte' .*Did you mean 'title'"),
+  ({"template": "{{ tilte }}", "answer": "body"}, "f.jsonl: column 'tilte' .*did you mean 'title'"),
   ({"template": "{{ title }}", "answer": "boddy"}, r"f.jsonl: column 'boddy' .*title, body"),
   ({"template": "{{ title }"}, "data.answer is missing"),
   ({"template": "{{ title", "answer": "body"}, "not valid Jinja"),

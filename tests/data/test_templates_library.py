@@ -126,7 +126,7 @@ def test_rename():
     "English: Nice.\nGerman:\n"
   )
   with pytest.raises(
-    UserError, match="data.rename of 'label': column 'lable' .*Did you mean 'label"
+    UserError, match="data.rename of 'label': column 'lable' .*did you mean 'label"
   ):
     texts(rows, template="sentiment/vague", rename={"sentence": "phrase", "label": "lable"})
 
@@ -183,10 +183,10 @@ def test_the_record_is_plain_and_the_hash_tells_formats_apart():
 
 
 REFUSED = [
-  ({"template": "sentiment/vage"}, "'sentiment/vage'. Did you mean 'sentiment/vague'"),
+  ({"template": "sentiment/vage"}, "'sentiment/vage'; did you mean 'sentiment/vague'"),
   (
     {"template": "sentimant/vague"},
-    "expected a name in the library. Did you mean 'sentiment/vague'",
+    "expected a name in the library; did you mean 'sentiment/vague'",
   ),
   ({"template": "sentiment"}, "is 'sentiment', expected Jinja .* a name in the library"),
   ({"template": ()}, "data.template is empty"),
@@ -241,7 +241,7 @@ def test_files_of_ones_own(write):
   template = templates.resolve(f"{path}:short")
   assert (template.task, template.metrics, template.clarity) == ("mood", ("accuracy",), "vague")
   assert template.columns == ("label", "text")
-  with pytest.raises(UserError, match="own.yaml:shrt'. Did you mean '.*own.yaml:short'"):
+  with pytest.raises(UserError, match="own.yaml:shrt'; did you mean '.*own.yaml:short'"):
     templates.resolve(f"{path}:shrt")
 
 
@@ -249,7 +249,7 @@ def test_files_of_ones_own(write):
   ("old", "new", "message"),
   [
     ("task: mood\n", "", "own.yaml has no task"),
-    ("clarity: vague", "clarity: vage", "template 1: clarity 'vage' .*Did you mean 'vague'"),
+    ("clarity: vague", "clarity: vage", "template 1: clarity 'vage' .*did you mean 'vague'"),
     ("clarity: vague", "clearness: 1", "template 1: unknown key 'clearness'. .*clarity"),
     ("name: short, ", "", "template 1 has no name"),
     ("name: short", "name: other", "2 templates are called"),

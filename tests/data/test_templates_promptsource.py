@@ -211,7 +211,7 @@ BROKEN = [
   ("    jinja: '{{ text }} Not", "    ginja: '{{ text }} Not", "'choice and more'. has no jinja"),
   ("    name: choice and more\n", "", "template 4e6da4d3.* has no name"),
   ("{{ text }} Not a", "{{ text } Not a", ":choice and more: the template .* is not valid Jinja"),
-  ("{{ text }} Not a", "{{ tetx }} Not a", "'tetx' is missing; .*Did you mean 'text'"),
+  ("{{ text }} Not a", "{{ tetx }} Not a", "'tetx' is missing; .*did you mean 'text'"),
   ("{{ text }} Not a", "{{ text.__class__ }}", "f.jsonl:1: the template is refused"),
   ("{{ text }} Not a", "{{ more.append(1) }}", "f.jsonl:1: the template is refused"),
   ("Not a |||", "Not a", "f.jsonl:1: the template gives no '...' between prompt and answer"),

@@ -132,5 +132,5 @@ def test_what_has_no_interval():
   assert np.isnan(intervals.between(np.array([1.0] * 999 + [np.inf]))).all()
   assert np.isnan(intervals.ratio_interval([1.0, 0.0], [1, 0])).all()
   assert intervals.interval("accuracy", ["a"] * 3, ["a"] * 3) == (100, 100)
-  with pytest.raises(UserError, match="Did you mean 'bleu'"):
+  with pytest.raises(UserError, match="did you mean 'bleu'"):
     intervals.interval("blue", ["a"], [["a"]])

@@ -151,7 +151,7 @@ def test_score_names_its_metrics_in_order():
 @pytest.mark.parametrize(
   "said, true, names, message",
   [
-    (SAID, ACCEPTED, ("blue",), "Did you mean 'bleu'"),
+    (SAID, ACCEPTED, ("blue",), "did you mean 'bleu'"),
     (SAID, ACCEPTED, ("perplexity",), "measured on every split"),
     ([], [], ("bleu",), "no predictions"),
     (SAID, ACCEPTED[:1], ("bleu",), "2 predictions for 1"),
@@ -174,7 +174,7 @@ def test_metrics_are_checked_before_there_are_predictions():
   metrics.check(["bleu", "squad_f1"], "text")
   with pytest.raises(UserError, match="span_f1 judges tags.*metrics of text: exact_match"):
     metrics.check(["span_f1"], "text")
-  with pytest.raises(UserError, match="Did you mean 'span_f1'"):
+  with pytest.raises(UserError, match="did you mean 'span_f1'"):
     metrics.check(["spanf1"], "tags")
 
 

@@ -285,7 +285,7 @@ def test_what_an_output_begins_with():
 @pytest.mark.parametrize(
   ("name", "changes", "says"),
   [
-    ("t5", {"feed_forward_proj": "gated-gelo"}, "feed_forward_proj is 'gelo'.*Did you mean 'gelu'"),
+    ("t5", {"feed_forward_proj": "gated-gelo"}, "feed_forward_proj is 'gelo'.*did you mean 'gelu'"),
     ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder=False is not supported"),
     ("bart", {"normalize_before": True}, "normalize_before=True is not supported"),
     ("bart", {"activation_function": "swash"}, "activation_function is 'swash'.*'silu'"),

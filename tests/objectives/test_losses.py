@@ -227,11 +227,11 @@ def test_an_answer_of_one_token_that_only_fills_up_never_wins():
 
 
 def test_names_and_options_are_checked():
-  with pytest.raises(UserError, match="Did you mean 'classify'"):
+  with pytest.raises(UserError, match="did you mean 'classify'"):
     objectives.module("clasify")
   with pytest.raises(UserError, match="unknown objective 'mlm'"):
     config.complete({"data": {"train": "x"}, "objective": {"name": "mlm"}})
-  with pytest.raises(UserError, match="objective.label_smooting. Did you mean 'label_smoothing'"):
+  with pytest.raises(UserError, match="objective.label_smooting; did you mean 'label_smoothing'"):
     config.complete({"data": {"train": "x"}, "objective": {"label_smooting": 0.1}})
   for share in (1.0, -0.1):
     full = {"data": {"train": "x"}, "model": {"path": "x"}}

@@ -118,7 +118,7 @@ def test_two_methods_of_one_name_are_refused(llama):
 def test_a_target_that_hits_nothing_is_named_with_what_it_could_be(llama):
   sites = peft.find_sites(llama.model)
   with pytest.raises(
-    UserError, match="target 'k_prj' hits no Linear site. Did you mean .*'k_proj'"
+    UserError, match="target 'k_prj' hits no Linear site; did you mean .*'k_proj'"
   ):
     peft.match(("k_prj",), sites, "Linear")
   with pytest.raises(UserError, match="hits no Linear or Embed site"):

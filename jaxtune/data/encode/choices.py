@@ -94,7 +94,7 @@ def _right(example: Example) -> int:
   right = next((answer for answer in example.answers if answer in options), None)
   if right is None:
     said = example.answers[0] if example.answers else ""
-    raise UserError(f"the answer {said!r} is none of the choices. {nearest(said, options)}")
+    raise UserError(f"the answer {said!r} is none of the choices; {nearest(said, options)}")
   return options.index(right)
 
 

@@ -131,7 +131,7 @@ def _reader(template: Template) -> Callable[[dict], tuple[str | None, list[str],
       if choices and one.strip() and one not in choices:
         raise UserError(
           f"the answer {one!r} is none of the answer choices; a label's number becomes one by "
-          f"answer_choices[...]. {nearest(one, choices)}"
+          f"answer_choices[...]; {nearest(one, choices)}"
         )
     return prompt and prompt(row, **more), found, choices
 

@@ -90,12 +90,12 @@ def resolve(template: str | Template, answer: str | tuple[str, ...] | None = Non
   if not _NAME.fullmatch(template):
     raise UserError(
       f"data.template is {template!r}, expected Jinja ('{{{{ column }}}}'), a name in the library "
-      f"(task/name) or FILE.yaml:name. {nearest(template, _names())}"
+      f"(task/name) or FILE.yaml:name; {nearest(template, _names())}"
     )
   file = FOLDER / f"{template.partition('/')[0]}.yaml"
   if not file.is_file():
     raise UserError(
-      f"data.template is {template!r}, expected a name in the library. "
+      f"data.template is {template!r}, expected a name in the library; "
       f"{nearest(template, _names())}"
     )
   return _named(_library(file), template)
@@ -156,7 +156,7 @@ def _named(templates: list[Template], name: str) -> Template:
   named = [one for one in templates if one.name == name]
   if not named:
     # Whole names, so that what the message offers can be pasted.
-    raise UserError(f"there is no template {name!r}. {nearest(name, (t.name for t in templates))}")
+    raise UserError(f"there is no template {name!r}; {nearest(name, (t.name for t in templates))}")
   if len(named) > 1:
     raise UserError(f"{len(named)} templates are called {name!r}: rename them in the file")
   return named[0]
@@ -181,14 +181,14 @@ def _entries(document: object, path: str | Path) -> tuple[str, list[dict]]:
     entries.append({key: shared[key] for key in _SHARED[1:] if key in shared} | entry)
     _check_keys(entries[-1], _OWN, ("name", "prompt", "answer"), where)
     if (clarity := entry.get("clarity")) not in (None, *CLARITY):
-      raise UserError(f"{where}: clarity {shown(clarity)} is unknown. {nearest(clarity, CLARITY)}")
+      raise UserError(f"{where}: clarity {shown(clarity)} is unknown; {nearest(clarity, CLARITY)}")
   return shared["task"], entries
 
 
 def _check_keys(entry: dict, known: tuple[str, ...], needed: tuple[str, ...], where: str) -> None:
   for key in entry:
     if key not in known:
-      raise UserError(f"{where}: unknown key {shown(key)}. {nearest(str(key), known)}")
+      raise UserError(f"{where}: unknown key {shown(key)}; {nearest(str(key), known)}")
   for key in needed:
     if not entry.get(key):
       raise UserError(f"{where} has no {key}")

@@ -53,7 +53,7 @@ class Choices(list):
       return named[0]
     raise UserError(
       f"label {label!r} is outside the answer choices: expected 0 to {len(self) - 1} "
-      f"or one of {', '.join(self)}. {nearest(str(label), self)}"
+      f"or one of {', '.join(self)}; {nearest(str(label), self)}"
     )
 
 

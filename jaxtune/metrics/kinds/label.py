@@ -165,7 +165,7 @@ def _classes(
   if labels is None:
     return sorted(occurring)
   for label in sorted(occurring - set(labels)):
-    raise UserError(f"the label {label!r} is not among the classes. {nearest(label, labels)}")
+    raise UserError(f"the label {label!r} is not among the classes; {nearest(label, labels)}")
   return list(labels)
 
 

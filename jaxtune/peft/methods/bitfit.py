@@ -24,7 +24,7 @@ def method(targets: tuple[str, ...] = (".*",)) -> peft.Method:
       if not any(peft.hits(target, site) for site in biased):
         names = [*biased, *(site.rsplit("/", 1)[-1] for site in biased)]
         raise UserError(
-          f"target {target!r} of bitfit hits no module with a bias. {nearest(target, names)}"
+          f"target {target!r} of bitfit hits no module with a bias; {nearest(target, names)}"
         )
     return {}, {}
 

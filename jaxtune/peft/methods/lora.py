@@ -154,7 +154,7 @@ def _check_patterns(sizes: Sizes, chosen: dict) -> None:
       if not any(peft.hits(pattern, path) for path in chosen):
         names = [*chosen, *(path.rsplit("/", 1)[-1] for path in chosen)]
         raise UserError(
-          f"method.{option} has {pattern!r}, which hits no target. {nearest(pattern, names)}"
+          f"method.{option} has {pattern!r}, which hits no target; {nearest(pattern, names)}"
         )
 
 

@@ -190,7 +190,7 @@ def test_the_plain_template(talker, tmp_path):
   from_file, again = run(talker, ROWS, chat_template=str(tmp_path / "talk.jinja"))
   assert again == counts and (from_file.arrays["tokens"] == split.arrays["tokens"]).all()
   with pytest.raises(
-    UserError, match="'plane', expected a file, Jinja or a name. Did you mean 'plain'"
+    UserError, match="'plane', expected a file, Jinja or a name; did you mean 'plain'"
   ):
     run(talker, ROWS, chat_template="plane")
 
@@ -357,7 +357,7 @@ def test_a_stop_token_that_only_the_whole_has_is_trained_once(speaker):
     (openai("a", ""), "turn 2: the assistant's text is empty"),
     (
       {"messages": [{"role": "usr", "content": "a"}]},
-      "turn 1: the role 'usr' is unknown. Did you mean 'use",
+      "turn 1: the role 'usr' is unknown; did you mean 'use",
     ),
     ({"messages": [{"role": ["user"], "content": "a"}]}, "turn 1: the role .* is unknown"),
     ({"messages": openai("a", "b")["messages"][1:]}, "turn 1: 'assistant' is out of order here, e"),

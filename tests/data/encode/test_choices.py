@@ -69,7 +69,7 @@ def test_too_long(make_tokenizer):
 @pytest.mark.parametrize(
   ("row", "message"),
   [
-    (example("a", "grate"), "the answer 'grate' is none of the choices. Did you mean 'great'"),
+    (example("a", "grate"), "the answer 'grate' is none of the choices; did you mean 'great'"),
     (example("a", "", ["", "b"]), r"one of the choices \['', 'b'\] is empty"),
     (example("a", "b", ["b"]), "1 answer choices, expected two or more"),
     (example("a", "b", ["b", "b"]), "the choice 'b' comes twice"),

@@ -95,7 +95,7 @@ def test_too_long(wordpiece, decoder):
 
 def test_labels_outside_the_set(wordpiece):
   with pytest.raises(
-    UserError, match="f:2: the label 'neg' is not in the set. Did you mean 'nega'"
+    UserError, match="f:2: the label 'neg' is not in the set; did you mean 'nega'"
   ):
     classify.encode(wordpiece, read(), EncodeOptions(labels=("nega", "pos")))
   split, counts = classify.encode(

@@ -165,7 +165,7 @@ def test_special_tokens_that_come_once(make_tokenizer):
 
 
 def test_refused_options(tokenizer, make_tokenizer):
-  with pytest.raises(UserError, match="too_long is 'chunks'.*Did you mean 'chunk'"):
+  with pytest.raises(UserError, match="too_long is 'chunks'.*did you mean 'chunk'"):
     text.encode(tokenizer, [], EncodeOptions(too_long="chunks"))
   with pytest.raises(UserError, match="no eos token"):
     text.encode(make_tokenizer(eos=False), [example("a", "b")], EncodeOptions())

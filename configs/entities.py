@@ -4,6 +4,10 @@
 
 FOLDER holds all-MiniLM-L6-v2. The data are WNUT-17's train.jsonl, dev.jsonl and test.jsonl: tokens
 and IOB2 tags. Cost and scores: experiments/entities/README.md.
+
+Cost and score, written by experiments/keep.py:
+entities: 5 trials, 12 minutes one after another; test span F1 (%) 36.71 with lora rank=8
+  learning_rate=0.001 steps=300, 1.51 untuned.
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,10 @@
   jaxtune sweep --config configs/prefix_length.py:DATA --workdir runs/prefix_length
 
 Cost and scores: experiments/prefix_length/README.md.
+
+Cost and score, written by experiments/keep.py:
+prefix_length: 24 trials, 11 minutes one after another; test loss (nats/token) 2.864 ± 0.135 with
+  prefix length=32 learning_rate=0.3, 5.989 untuned.
 """
 
 from pathlib import Path

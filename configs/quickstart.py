@@ -1,6 +1,10 @@
 """Compares LoRA ranks, prefix lengths, an adapter and full fine-tuning on the bundled base.
 
 jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
+
+Cost and score, written by experiments/keep.py:
+quickstart: 14 trials, 4 minutes one after another; test loss 1.273 ± 0.240 with full
+  learning_rate=0.001, 6.206 untuned.
 """
 
 from ml_collections import ConfigDict

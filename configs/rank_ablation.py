@@ -5,6 +5,10 @@
 DATA is a folder with E2E's train.jsonl.gz, valid.jsonl.gz (columns mr, ref) and test_grouped.jsonl
 (mr, refs). The scale of the delta is fixed, so that the rank is all that a rank changes. Cost and
 scores: experiments/rank_ablation/README.md.
+
+Cost and score, written by experiments/keep.py:
+rank_ablation: 24 trials, 11 minutes one after another; test loss (nats/token) 2.893 ± 0.067 with
+  lora rank=8 learning_rate=0.01, 5.989 untuned.
 """
 
 from ml_collections import ConfigDict

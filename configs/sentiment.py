@@ -5,6 +5,10 @@
 FOLDER holds all-MiniLM-L6-v2. The data are SST-2's train.tsv and test.tsv: sentence and 0 or 1,
 without a header. Each method's rate was chosen on dev.tsv by configs/sentiment_rates.py; here the
 last weights are judged, on test alone. Cost and scores: experiments/sentiment/README.md.
+
+Cost and score, written by experiments/keep.py:
+sentiment: 18 trials, 22 minutes one after another; test accuracy (%) 84.67 ± 1.56 with full
+  learning_rate=0.0001, 51.75 untuned.
 """
 
 from ml_collections import ConfigDict

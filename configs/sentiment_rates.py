@@ -1,6 +1,10 @@
 """Learning rates of each method of configs/sentiment.py: one seed, judged on validation alone.
 
 jaxtune sweep --config configs/sentiment_rates.py:FOLDER --workdir runs/sentiment_rates
+
+Cost and score, written by experiments/keep.py:
+sentiment_rates: 21 trials, 24 minutes one after another; validation loss 0.392 with adapter
+  width=16 learning_rate=0.01, 0.693 untuned.
 """
 
 from pathlib import Path

@@ -6,6 +6,12 @@
 DATA holds reviews (columns title, text), dialogsum (dialogue, summary; test: three summaries) and
 corpus, on which forgetting is measured. Examples that do not fit max_length are left out, the same
 ones in every row of the table. Cost and scores: experiments/titles and experiments/dialogues.
+
+Cost and score, written by experiments/keep.py:
+dialogues: 2 trials, 5 minutes one after another; test loss 3.044 [2.891, 3.218] with full
+  learning_rate=0.001, 6.893 untuned.
+titles: 8 trials, 5 minutes one after another; test loss 4.805 ± 0.265 with full
+  learning_rate=0.001, 6.420 untuned.
 """
 
 from ml_collections import ConfigDict

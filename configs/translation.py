@@ -7,6 +7,10 @@ r"""English to German by an encoder-decoder from scratch: Multi30k captions, tes
 DATA is a folder with Multi30k's train.jsonl.gz, val.jsonl.gz and test_2016_flickr.jsonl.gz (columns
 en, de). No pretrained encoder-decoder is involved: a T5 v1.1 of random weights is trained by the
 `full` method. Cost and scores: experiments/translation/README.md.
+
+Cost and score, written by experiments/keep.py:
+translation: 1 trial, 26 minutes one after another; test loss 3.158 [3.099, 3.224] with full,
+  8.309 untuned.
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,7 @@
 The certificates, the parity table and the matrix are run by `make check` as they are.
 """
 
+import importlib.util
 import os
 import re
 import shlex
@@ -31,6 +32,17 @@ def test_commands_of_pages_and_configs_parse(command):
     assert all(word.startswith("--config.") for word in rest)
   for path in re.findall(r"(?<![\w/])(?:configs|experiments)/[\w/]+\.py", command):
     assert (tiny.ROOT / path).exists(), path
+
+
+def test_configs_say_what_their_experiments_cost_and_score():
+  place = tiny.ROOT / "experiments" / "keep.py"
+  spec = importlib.util.spec_from_file_location("keep", place)
+  keep = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(keep)
+  texts = keep.describe_all()
+  assert len(texts) > 5
+  for config, text in texts.items():
+    assert config.read_text() == text, config
 
 
 def run(*arguments):

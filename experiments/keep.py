@@ -58,10 +58,11 @@ def expectation(experiment: Path) -> str:
   with (experiment / "results.csv").open() as file:
     seconds = [float(row["seconds"]) for row in csv.DictReader(file) if row["seconds"]]
   metric = table[0][column][:-1].strip()
-  best_score, trials = best[column].removesuffix(" ± -"), "trials" if len(seconds) > 1 else "trial"
+  score, minutes = best[column].removesuffix(" ± -"), sum(seconds) / 60
+  trials = f"{len(seconds)} trial{'s'[: len(seconds) - 1]}"
   return (
-    f"{experiment.name}: {len(seconds)} {trials}, {sum(seconds) / 60:.0f} minutes one after another; "
-    f"{metric} {best_score} with {best[0]}, {base[column]} untuned."
+    f"{experiment.name}: {trials}, {minutes:.0f} minutes one after another; "
+    f"{metric} {score} with {best[0]}, {base[column]} untuned."
   )
 
 

@@ -119,7 +119,7 @@ def test_a_rejected_export_leaves_the_earlier_one(bases, tmp_path, reload, monke
   model, made = bases["gpt2"], laid(bases["gpt2"], LORA)
   folder = export(model, peft.Adapted(*made), tmp_path / "x").folder
   before = (folder / "adapter_model.safetensors").read_bytes()
-  monkeypatch.setattr("jaxtune.formats.peft.configs.alpha_of", lambda scale, rank: scale * rank * 2)
+  monkeypatch.setattr("jaxtune.formats.peft.layout.alpha_of", lambda scale, rank: scale * rank * 2)
   with pytest.raises(UserError, match="x.rejected"):
     export(model, peft.Adapted(*made), folder, certify=True, reload=reload)
   assert (folder / "adapter_model.safetensors").read_bytes() == before

@@ -116,7 +116,7 @@ def test_a_run_is_certified_on_its_texts(made, tmp_path, monkeypatch):
   given = {}
   monkeypatch.setattr("jaxtune.api.export.export", lambda *args, **how: given.update(how))
   jaxtune.export_run(run, tmp_path / "x", certify=True)
-  assert given["labels"] == NAMES
+  assert given["facts"].labels == NAMES
   assert given["prompts"] == [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
 
 

@@ -98,6 +98,14 @@ def test_files_are_short():
   assert not {module: count for module, count in lines.items() if count > 300}
 
 
+def test_functions_are_short():
+  assert not {place: length(f) for place, f in functions() if length(f) > 40}
+
+
+def test_functions_have_few_positional_parameters():
+  assert not {place: positional(f) for place, f in functions() if len(positional(f)) > 6}
+
+
 if __name__ == "__main__":
   graph = rooms()
   for room, floor in sorted(floors(graph).items(), key=lambda item: (-item[1], item[0])):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune import peft, schema
 from jaxtune.errors import UserError
@@ -15,19 +17,19 @@ from jaxtune.schema import Count, NonNegative, Share
 
 
 def generate(
-  model,
+  model: nn.Module,
   adapted: peft.Adapted,
-  prompts_BT,
-  mask_BT,
+  prompts_BT: Int[Array, "B T"],
+  mask_BT: Bool[Array, "B T"],
   *,
   max_new_tokens: int,
   stop_tokens: tuple[int, ...],
   temperature: float = 0.0,
   top_k: int | None = None,
   top_p: float | None = None,
-  key: Any = None,
-  rows_B: Any = None,
-):
+  key: Array | None = None,
+  rows_B: Int[Array, " B"] | None = None,
+) -> Int[Array, "B new"]:
   """Continues left-padded prompts, or answers them; pure, to be jitted by the caller.
 
   An encoder-decoder reads the prompts in its encoder and begins its output with `config.start`,
@@ -53,12 +55,7 @@ def generate(
   rows_B = jnp.arange(batch) if rows_B is None else rows_B
   keys_B = jax.vmap(partial(jax.random.fold_in, key))(rows_B) if temperature else None
 
-  def draw(logits_BV, n):
-    if not temperature:
-      return logits_BV.argmax(-1).astype(jnp.int32)
-    keys = jax.vmap(lambda k: jax.random.fold_in(k, n))(keys_B)
-    kept_BV = restrict(logits_BV / temperature, top_k, top_p)
-    return jax.vmap(jax.random.categorical)(keys, kept_BV).astype(jnp.int32)
+  draw = lambda logits_BV, n: _draw(logits_BV, n, keys_B, temperature, top_k, top_p)
 
   def body(carry):
     n, done_B, last_B, out_BT, cache = carry
@@ -77,7 +74,25 @@ def generate(
   return jnp.where(jnp.arange(max_new_tokens) < n, out_BT, last_B[:, None])
 
 
-def make_room(adapted: peft.Adapted, prompts_BT, mask_BT):
+def _draw(
+  logits_BV: Float[Array, "B V"],
+  n: int | Array,
+  keys_B: Array | None,
+  temperature: float,
+  top_k: int | None,
+  top_p: float | None,
+) -> Int[Array, " B"]:
+  """Draws token n of each row with the row's own key; greedily where the temperature is 0."""
+  if not temperature:
+    return logits_BV.argmax(-1).astype(jnp.int32)
+  keys = jax.vmap(lambda k: jax.random.fold_in(k, n))(keys_B)
+  kept_BV = restrict(logits_BV / temperature, top_k, top_p)
+  return jax.vmap(jax.random.categorical)(keys, kept_BV).astype(jnp.int32)
+
+
+def make_room(
+  adapted: peft.Adapted, prompts_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
+) -> tuple[Array, Array]:
   """Adds slots before each row's first token, for methods that put a prompt of theirs there."""
   for method in adapted.methods:
     own_P = None if method.slots is None else method.slots(peft.arrays_of(method, adapted.hyper))
@@ -88,7 +103,9 @@ def make_room(adapted: peft.Adapted, prompts_BT, mask_BT):
   return prompts_BT, mask_BT
 
 
-def restrict(logits_BV, top_k: int | None, top_p: float | None):
+def restrict(
+  logits_BV: Float[Array, "B V"], top_k: int | None, top_p: float | None
+) -> Float[Array, "B V"]:
   """Sets the logits of tokens outside the top k, or outside the nucleus of mass p, to -inf.
 
   The nucleus is that of the top k, where both are given. Of equally likely tokens the first ones

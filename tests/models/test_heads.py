@@ -209,7 +209,7 @@ def bert(tmp_path_factory):
     ({"head": "regression"}, ("3 labels", "1")),
     ({"head": "tokens"}, ("model.labels", "tokens")),
     ({"head": "tokens", "labels": 0}, ("model.labels is 0",)),
-    ({"head": "qa", "labels": 3}, ("3", "'qa' has 2")),
+    ({"head": "qa", "labels": 3}, ("is 3, expected 2", "head 'qa'")),
   ],
 )
 def test_heads_refused(bert, options, words):

@@ -257,7 +257,7 @@ def test_starts_from_embeddings(family):
   def start(seed=0, **options):
     methods = peft.build({"name": "prompt"} | options)
     key = jax.random.key(seed)
-    return prompt_of((methods, *peft.init(key, methods, sites, pretrained.params, ids.get)))
+    return prompt_of(peft.init(key, methods, sites, pretrained.params, ids.get))
 
   for length in (1, 2, 5):
     text = start(length=length, initialise="text", text="a b")

@@ -150,7 +150,7 @@ def test_overrides_reach_the_run(place, tmp_path):
     ("model.path={place}/nothing", "nothing"),
     ("model.path={place}", "is not a model folder"),
     ("model.path={place}/truncated", "is damaged or truncated"),
-    ("model.path=nobody/nothing", "Check the spelling and the network"),
+    ("model.path=nobody/nothing", "check the spelling and the network"),
     ("model.dtype=float16", "model.dtype is 'float16' (str), expected 'float32' or 'bfloat16'"),
     ("train.batch_size=0", "train.batch_size is 0"),
     ("train.mesh={'data': 4}", "do not divide over 4 devices"),

@@ -60,7 +60,7 @@ def test_what_fits_passes(value, expected):
     (2**32, schema.Seed, "expected at most 2147483647"),
     ("erorr", Literal["error", "skip"], "expected 'error' or 'skip'; did you mean 'error'?"),
     ("no", Literal["error", "skip"] | None, "expected 'error' or 'skip' or None"),
-    ({"dta": 1}, dict[Literal["data"], int], "key has the key 'dta' (str), expected 'data'. Did"),
+    ({"dta": 1}, dict[Literal["data"], int], "key has the key 'dta' (str), expected 'data'; did"),
     ({"a": ["b", 1]}, dict[str, str | tuple[str, ...]], "key.a[1] is 1 (int), expected text"),
   ],
 )

@@ -1,4 +1,4 @@
-"""Pretrains the bundled base: a Llama of 3.3 M parameters, from scratch, by the `full` method.
+"""Pretrains the bundled base: a Llama of 3.2 M parameters, from scratch, by the `full` method.
 
 python experiments/pretrain_tiny/prepare.py --corpus CORPUS --out runs/pretrain_tiny
 jaxtune train --config configs/pretrain_tiny.py --workdir runs/pretrain_tiny/run

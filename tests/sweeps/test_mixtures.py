@@ -96,7 +96,7 @@ def test_each_task_alone_is_judged_on_its_own_examples(place, config):
 
 
 def test_rows_to_keep_are_named(place, config):
-  with pytest.raises(UserError, match="data.only: no row of train has 'shirt' as its task. Did"):
+  with pytest.raises(UserError, match="data.only: no row of train has 'shirt' as its task; did"):
     load_data(sweeps.expand(config | {"sweep": ({"data.only": [{"task": "shirt"}]},)})[2][0])
   (one,) = sweeps.expand(config | {"sweep": ({"data.only": [{"task": ["long", "short"]}]},)})[2]
   assert load_data(one).train.examples == 12

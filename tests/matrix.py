@@ -225,7 +225,7 @@ def check_generated(pretrained, methods, tuned, hyper, base) -> bool | str:
   go = jax.jit(lambda overlay, *args: generate.generate(
     pretrained.model, adapted(overlay), *args, max_new_tokens=NEW, stop_tokens=stop))  # fmt: skip
   drawn = np.asarray(go((tuned, hyper), tokens, mask))
-  ahead = np.asarray(c.start or ()).astype(np.int32)
+  ahead = np.asarray(c.decoder_start or ()).astype(np.int32)
   front = np.tile(ahead, (len(prompts), 1)) if len(ahead) else np.asarray(tokens)
   seen = np.ones_like(front, bool) if len(ahead) else np.asarray(mask)
   whole = {"tokens": np.concatenate([front, drawn], 1)}

@@ -50,7 +50,7 @@ def arrange(config: Config, tokens: np.ndarray, mask: np.ndarray) -> dict[str, n
   """
   if config.encoder is None:
     return dict(tokens=tokens, mask=mask)
-  start = np.tile(np.array(config.start), (len(tokens), 1))
+  start = np.tile(np.array(config.decoder_start), (len(tokens), 1))
   behind = lambda first, rest: np.concatenate([first, rest], 1)[:, : rest.shape[1]]
   outputs, real = behind(start, tokens), behind(np.ones_like(start), mask)
   return dict(tokens=outputs, mask=real, inputs=tokens, inputs_mask=mask)

@@ -32,8 +32,8 @@ def generate(
 ) -> Int[Array, "B new"]:
   """Continues left-padded prompts, or answers them; pure, to be jitted by the caller.
 
-  An encoder-decoder reads the prompts in its encoder and begins its output with `config.start`,
-  which is not returned.
+  An encoder-decoder reads the prompts in its encoder and begins its output with
+  `config.decoder_start`, which is not returned.
 
   Args:
     prompts_BT, mask_BT: token ids and which of them are real; padding is on the left.
@@ -65,7 +65,7 @@ def generate(
     return n + 1, done_B | jnp.isin(new_B, stops), new_B, out_BT, cache
 
   prompts_BT, mask_BT = make_room(adapted, prompts_BT, mask_BT)
-  logits_BV, cache = step(*call(model.start, prompts_BT, mask_BT, max_new_tokens))
+  logits_BV, cache = step(*call(model.begin_decoding, prompts_BT, mask_BT, max_new_tokens))
   first_B = draw(logits_BV, 0)
   out_BT = jnp.broadcast_to(first_B[:, None], (batch, max_new_tokens))
   carry = (jnp.asarray(1), jnp.isin(first_B, stops), first_B, out_BT, cache)

@@ -43,7 +43,7 @@ class Config:
     types: how many token types are embedded (BERT: 2).
     tied: logits are scored by the embeddings.
     encoder: of an encoder-decoder, its other half; the rest then describes the decoder.
-    start: of an encoder-decoder, the tokens that every output begins with.
+    decoder_start: of an encoder-decoder, the tokens that every output begins with.
     head: what stands in place of the language model's head; see `heads`.
     dtype: of activations and matrix products; softmax, norms and logits are fp32.
     remat: recompute each block's activations in the backward pass instead of storing them.
@@ -89,7 +89,7 @@ class Config:
   types: int = 0
   tied: bool = True
   encoder: Config | None = None
-  start: tuple[int, ...] = ()
+  decoder_start: tuple[int, ...] = ()
   head: Any = None
   dtype: Any = jnp.float32
   remat: bool = False

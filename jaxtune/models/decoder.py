@@ -90,7 +90,7 @@ class Decoder(nn.Module):
     cache = cache._replace(layers=layers, index=cache.index + tokens_BT.shape[1])
     return self.logits(x_BTD[:, -1:])[:, 0], cache
 
-  def start(self, prompts_BT, mask_BT, new_tokens: int):
+  def begin_decoding(self, prompts_BT, mask_BT, new_tokens: int):
     """Returns what `decode` reads first, the left-padded prompts, and a cache with room."""
     return prompts_BT, new_cache(self.config, mask_BT, prompts_BT.shape[1] + new_tokens)
 

@@ -169,7 +169,7 @@ def language(
   config = _model_config(source.family, source.hf_config, dtype=DTYPES[dtype], **computation)
   if config.attention is not None:
     abstract(source.family.MODEL(config))
-  return tokenizers.load(tokenizer, source.folder), config.start, config.vocabulary
+  return tokenizers.load(tokenizer, source.folder), config.decoder_start, config.vocabulary
 
 
 def _source(path: str | None, architecture: dict | None) -> Source:
@@ -228,10 +228,10 @@ def _model_config(family, hf_config: dict, **overrides) -> Config:
     )
   if config.positions < 1:
     raise UserError(f"config.json: the model has {config.positions} positions, expected 1 or more")
-  if max(config.start, default=0) >= config.vocabulary:
+  if max(config.decoder_start, default=0) >= config.vocabulary:
     raise UserError(
-      f"config.json: outputs begin with the tokens {config.start}, beyond the vocabulary of "
-      f"{config.vocabulary}"
+      f"config.json: outputs begin with the tokens {config.decoder_start}, beyond the vocabulary "
+      f"of {config.vocabulary}"
     )
   return config
 

@@ -17,8 +17,8 @@ class Seq2Seq(nn.Module):
 
   `model.apply(variables, tokens, mask, inputs, inputs_mask)` gives logits (B, T, V) in fp32.
   `inputs` (B, S) are the encoder's tokens; `tokens` (B, T) the decoder's own input, which begins
-  with `config.start`, so that logits at t score token t + 1. Each mask is true on real tokens, with
-  padding on either side; a row's real tokens are at positions 0, 1, ...
+  with `config.decoder_start`, so that logits at t score token t + 1. Each mask is true on real
+  tokens, with padding on either side; a row's real tokens are at positions 0, 1, ...
 
   `config` is the decoder's, `config.encoder` the encoder's; they share one table of embeddings.
   """
@@ -53,9 +53,9 @@ class Seq2Seq(nn.Module):
     x_BSD, _ = self.encoder(self._embed(inputs_BS), Context(seen_B1SS, positions_BS))
     return x_BSD, mask_BS
 
-  def start(self, prompts_BS, mask_BS, new_tokens: int):
-    """Encodes prompts: returns what `decode` reads first, `config.start`, and a cache."""
-    start = self.config.start
+  def begin_decoding(self, prompts_BS, mask_BS, new_tokens: int):
+    """Encodes prompts: returns what `decode` reads first, `config.decoder_start`, and a cache."""
+    start = self.config.decoder_start
     tokens_BT = jnp.broadcast_to(jnp.asarray(start)[None], (prompts_BS.shape[0], len(start)))
     cache = new_cache(self.config, jnp.ones(tokens_BT.shape, bool), len(start) + new_tokens)
     return tokens_BT, cache._replace(encoded=self.encode(prompts_BS, mask_BS))

@@ -162,4 +162,4 @@ def _longest_completed(trial: Trial, options: EvaluateOptions) -> int:
     )
   longest, c = max(map(len, split.prompts)), trial.pretrained.model.config
   together = max if c.encoder is not None else int.__add__
-  return together(longest, len(c.start) + options.max_new_tokens)
+  return together(longest, len(c.decoder_start) + options.max_new_tokens)

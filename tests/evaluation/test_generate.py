@@ -102,7 +102,7 @@ def test_greedy_equals_transformers(family, tmp_path):
   )  # fmt: skip
   theirs.save_pretrained(tmp_path)
   ours = hf.load(str(tmp_path))
-  start = ours.model.config.start
+  start = ours.model.config.decoder_start
   assert start == {"t5": (0,), "bart": (2, 3)}[family]
   tokens, mask = generate.pad_left(PROMPTS, 1, LENGTH)
   if family == "bart":  # whose positions count padding on the left, there
@@ -127,7 +127,7 @@ def test_greedy_answers_equal_teacher_forcing(family):
   pretrained = tiny.make(family)
   methods, tuned, hyper, base = laid = tiny.lay(pretrained, METHODS["stack"], noise=0.3)
   made = run(pretrained, laid, stops=(tiny.VOCABULARY,))
-  model, start = pretrained.model, pretrained.model.config.start
+  model, start = pretrained.model, pretrained.model.config.decoder_start
   prompts, mask = generate.pad_left(PROMPTS, 0, LENGTH)
   tokens = np.concatenate([np.repeat([start], len(made), 0), made], 1).astype(np.int32)
   call = jax.jit(lambda *args: peft.apply(model, peft.Adapted(methods, tuned, hyper, base), *args))

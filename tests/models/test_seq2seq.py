@@ -95,7 +95,7 @@ def test_the_loss_equals_that_of_transformers(pair):
   theirs, ours, _ = pair
   tokens, mask = tiny.batch(length=9, side="right")
   inputs, inputs_mask = tiny.batch(length=14, seed=1, side="right")
-  tokens[:, 0] = ours.model.config.start[0]
+  tokens[:, 0] = ours.model.config.decoder_start[0]
   labels = torch.tensor(np.where(mask, tokens, -100)[:, 1:]).long()
   with torch.no_grad():
     expected = theirs(
@@ -235,7 +235,7 @@ def call(moved):
 def test_decoding_equals_teacher_forcing(moved, call):
   """The start and three tokens more at once, then one by one; inputs are padded on the left."""
   pretrained, (methods, tuned, hyper, base) = moved
-  model, start = pretrained.model, pretrained.model.config.start
+  model, start = pretrained.model, pretrained.model.config.decoder_start
   tokens, _ = tiny.batch(length=len(start) + 6)
   tokens[:, : len(start)] = start
   inputs, inputs_mask = tiny.batch(length=7, seed=1, side="left")
@@ -243,7 +243,7 @@ def test_decoding_equals_teacher_forcing(moved, call):
   run = lambda method: (
     lambda *a: peft.apply(model, peft.Adapted(methods, tuned, hyper, base), *a, method=method)
   )
-  first, cache = jax.jit(lambda *a: run(model.start)(*a, 6))(inputs, inputs_mask)
+  first, cache = jax.jit(lambda *a: run(model.begin_decoding)(*a, 6))(inputs, inputs_mask)
   np.testing.assert_array_equal(first, tokens[:, : len(start)])
   assert cache.mask.shape == tokens.shape and cache.encoded[0].shape[:2] == inputs.shape
   step = jax.jit(run(model.decode))
@@ -255,7 +255,7 @@ def test_decoding_equals_teacher_forcing(moved, call):
 
 
 def test_content_of_padding_does_not_matter(moved, call):
-  length = len(moved[0].model.config.start) + 6
+  length = len(moved[0].model.config.decoder_start) + 6
   tokens, mask = tiny.batch(length=length, side="right")
   inputs, inputs_mask = tiny.batch(length=7, seed=1, side="left")
   other = lambda x, m: np.where(m, x, (x + 7) % tiny.VOCABULARY)

@@ -36,7 +36,7 @@ def config(hf: dict, **overrides) -> Config:
   )
   encoder = Config(**fields | _half_of(hf, "encoder") | dict(causal=False) | overrides)
   start = start_tokens(hf, 2)
-  decoder = _half_of(hf, "decoder") | dict(encoder=encoder, start=start, logit_bias=True)
+  decoder = _half_of(hf, "decoder") | dict(encoder=encoder, decoder_start=start, logit_bias=True)
   return Config(**fields | decoder | overrides)
 
 

@@ -55,7 +55,7 @@ def config(hf: dict, **overrides) -> Config:
   decoder = dict(
     layers=hf.get("num_decoder_layers") or layers,
     encoder=encoder,
-    start=start_tokens(hf, hf.get("pad_token_id", 0)),
+    decoder_start=start_tokens(hf, hf.get("pad_token_id", 0)),
     logit_scale=hf["d_model"] ** -0.5 if tied else 1.0,
   )
   return Config(**fields | decoder | overrides)

@@ -69,7 +69,9 @@ def test_decoding_equals_teacher_forcing(llama):
   section = {"name": "reft", "first": 4}
   laid = tiny.lay(llama, section, noise=0.3)
   whole = np.asarray(tiny.forward(llama, laid, tokens, mask))
-  start, cache = llama.model.start(jnp.asarray(tokens[:, :half]), jnp.asarray(mask[:, :half]), 4)
+  start, cache = llama.model.begin_decoding(
+    jnp.asarray(tokens[:, :half]), jnp.asarray(mask[:, :half]), 4
+  )
   run = partial(peft.apply, llama.model, method=type(llama.model).decode)
   decode = jax.jit(lambda overlay, *args: run(laid._replace(**overlay._asdict()), *args))
   made, cache = decode(laid.overlay, start, cache)

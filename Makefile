@@ -4,7 +4,7 @@ VENV ?= .venv
 ADAPTERS_VENV ?= .venv-adapters
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check certify parity matrix reliability speed format clean
+.PHONY: quickstart test cases check certify parity matrix reliability speed format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
@@ -18,13 +18,17 @@ test: $(VENV)/.installed-test
 
 # All that `make test` runs representatives of; of the matrix each method and each family, as the whole
 # takes half an hour (`make matrix`). Nothing that is committed is written.
-check: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
-	$(BIN)/python -m pytest -n auto -m full
+cases: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
+	$(BIN)/python -m pytest -n auto -m "full and not measurement"
 	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python \
 	  $(BIN)/python experiments/certify/run.py --workers 2
-	$(BIN)/python experiments/parity/run.py --workers 2
 	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python \
 	  $(BIN)/python tests/matrix.py --diagonal --workers 2
+
+# The cases, every measurement at its smallest size, and every family's logits beside PyTorch's.
+check: cases
+	$(BIN)/python -m pytest -n auto -m measurement
+	$(BIN)/python experiments/parity/run.py --workers 2
 
 # Every export format, reloaded in real PyTorch. adapters 1.3 cannot live with transformers 5,
 # so it has an environment of its own.

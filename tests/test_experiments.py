@@ -1,6 +1,6 @@
 """Every measurement in experiments/ runs, at its smallest size and into a folder of its own.
 
-The certificates, the parity table and the matrix are run by `make check` as they are.
+The certificates, the parity table and the matrix are run by `make cases` and `make check` as they are.
 """
 
 import importlib.util
@@ -54,18 +54,21 @@ def run(*arguments):
 
 
 @pytest.mark.full
+@pytest.mark.measurement
 def test_speed(tmp_path):
   run("experiments/speed/run.py", "--tiny", "--out", tmp_path)
   assert "| LoRA update" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.full
+@pytest.mark.measurement
 def test_quantisation(tmp_path):
   run("experiments/quantisation/run.py", "--tiny", "--out", tmp_path)
   assert "NF4" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.full
+@pytest.mark.measurement
 def test_a_sweep_is_kept_with_its_answers(tmp_path):
   keys = {
     "train.steps": 2,
@@ -82,6 +85,7 @@ def test_a_sweep_is_kept_with_its_answers(tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.measurement
 def test_a_tokenizer_is_trained_on_pairs(tmp_path):
   pairs = "".join(f'{{"en": "a boy {i} runs", "de": "ein Junge {i} rennt"}}\n' for i in range(50))
   (tmp_path / "train.jsonl").write_text(pairs)
@@ -91,12 +95,14 @@ def test_a_tokenizer_is_trained_on_pairs(tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.measurement
 def test_short_reviews_are_kept(shared, tmp_path):
   run("experiments/star_ratings/prepare.py", shared / "data" / "reviews", tmp_path)
   assert (tmp_path / "train.jsonl").stat().st_size > 0
 
 
 @pytest.mark.full
+@pytest.mark.measurement
 def test_the_page_of_reliability_is_written(tmp_path):
   run("experiments/reliability/report.py", tmp_path)
   assert "## Mutants" in (tmp_path / "README.md").read_text()

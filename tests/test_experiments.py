@@ -1,6 +1,6 @@
 """Every measurement in experiments/ runs, at its smallest size and into a folder of its own.
 
-The certificates, the parity table and the matrix are run by `make cases` and `make check` as they are.
+The certificates, the matrix and the parity table are run by `make cases` and `make check`.
 """
 
 import importlib.util

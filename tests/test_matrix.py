@@ -1,4 +1,4 @@
-"""The README's table is that of the matrix of methods and families, which `make check` runs."""
+"""The README's table is that of the matrix of methods and families, which `make matrix` runs whole."""
 
 import matrix
 from support import tiny

@@ -1,7 +1,7 @@
 """What `make test` runs of each cross product: the cases that represent a mechanism.
 
-`make cases` runs the rest, which is marked `full`, and then the certificates and each method and family
-of the matrix; `make check` the parity table too.
+`make cases` runs the rest, which is marked `full`, and then the certificates and each method and
+family of the matrix; `make check` the parity table too.
 """
 
 from __future__ import annotations

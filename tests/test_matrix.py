@@ -1,4 +1,4 @@
-"""The README's table is that of the matrix of methods and families, which `make matrix` runs whole."""
+"""The README's table is that of all cells, which `make matrix` runs."""
 
 import matrix
 from support import tiny

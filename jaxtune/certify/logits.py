@@ -27,15 +27,17 @@ def our_logits(
   model = model.clone(config=dataclasses.replace(model.config, dtype=dtype, attention=None))
   base = jax.tree.map(lambda x: jnp.asarray(x, dtype), quantize.dequantised(adapted.base))
   if adapted.methods:
-    apply = lambda base, **batch: peft.apply(model, adapted._replace(base=base), **batch)
-    run = jax.jit(apply)
+    apply = lambda arrays, **batch: peft.apply(
+      model, peft.Adapted(adapted.methods, *arrays), **batch
+    )
+    run = partial(jax.jit(apply), (*adapted.overlay, base))
   else:
-    run = partial(_plain_logits, model)
+    run = partial(_plain_logits, model, base)
   cast = lambda batch: {
     name: x.astype(bool if "mask" in name else np.int32) for name, x in batch.items()
   }
   with jax.default_matmul_precision("highest"):
-    logits = [run(base, **cast(batch)) for batch in batches]
+    logits = [run(**cast(batch)) for batch in batches]
   return [np.asarray(x.astype(jnp.float32)) for x in logits]
 
 

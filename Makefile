@@ -21,24 +21,24 @@ test: $(VENV)/.installed-test
 cases: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
 	$(BIN)/python -m pytest -n auto -m "full and not measurement"
 	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python \
-	  $(BIN)/python experiments/certify/run.py --workers 2
+	  $(BIN)/python tests/certificates.py --workers 2
 	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python \
 	  $(BIN)/python tests/matrix.py --diagonal --workers 2
 
 # The cases, every measurement at its smallest size, and every family's logits beside PyTorch's.
 check: cases
 	$(BIN)/python -m pytest -n auto -m measurement
-	$(BIN)/python experiments/parity/run.py --workers 2
+	$(BIN)/python tests/parity.py --workers 2
 
 # Every export format, reloaded in real PyTorch. adapters 1.3 cannot live with transformers 5,
 # so it has an environment of its own.
 certify: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
 	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python \
-	  $(BIN)/python experiments/certify/run.py --out experiments/certify/results.csv
+	  $(BIN)/python tests/certificates.py --out experiments/certify/results.csv
 
 # Every family's logits beside PyTorch's, in fp32 and bf16: writes experiments/parity.
 parity: $(VENV)/.installed-test
-	$(BIN)/python experiments/parity/run.py --keep
+	$(BIN)/python tests/parity.py --keep
 
 # Every method on every family: writes experiments/matrix/results.csv and the README's table.
 matrix: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed

@@ -20,6 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+import psutil
 import pytest
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
@@ -38,16 +39,22 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-  """Spares the collector what was imported, millions of objects that stay."""
+  """Spares the collector the millions of objects that were imported, and lets it run rarely."""
   gc.collect()
   gc.freeze()
+  gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forgotten():
-  """Forgets a file's compiled programs behind it: a worker would grow to gigabytes."""
+  """Forgets compiled programs where a worker has grown to gigabytes.
+
+  Not behind every file: that takes half a second, and what all files use is compiled again.
+  """
   yield
-  jax.clear_caches()
+  if psutil.Process().memory_info().rss > 3 * 2**30:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from support import tiny
+from support.methods import METHODS
 
 from jaxtune import certify, objectives, peft, tree
 from jaxtune.api import export
@@ -40,49 +41,9 @@ from jaxtune.peft.methods import head
 from jaxtune.training import checkpoint, optim
 from jaxtune.training import step as update
 
-FAMILIES = (
-  "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2",
-  "gpt_neox", "bert", "roberta", "distilbert", "modernbert", "t5", "bart",
-)  # fmt: skip
-# method: its section, and how a second trial of the same program differs
-METHODS = {
-  "LoRA": ({"name": "lora", "rank": 3}, {"rank": 2, "alpha": 4.0}),
-  "LoRA+": ({"name": "lora", "rank": 2, "b_rate": 4.0}, {"b_rate": 2.0}),
-  "LoRA-FA": ({"name": "lora", "rank": 2, "train_a": False}, {"rank": 1}),
-  "rsLoRA, all linear": (
-    {"name": "lora", "rank": 3, "rslora": True, "targets": (".*_proj",)}, {"rank": 2},
-  ),
-  "LoRA of embeddings": ({"name": "lora", "rank": 2, "targets": ("embed", "q_proj")}, {"rank": 1}),
-  "DoRA": ({"name": "lora", "rank": 3, "dora": True}, {"rank": 2}),
-  "PiSSA": ({"name": "lora", "rank": 3, "initialise": "pissa"}, {"rank": 2}),
-  "OLoRA": ({"name": "lora", "rank": 3, "initialise": "olora"}, {"rank": 2}),
-  "VeRA": ({"name": "vera", "rank": 6}, {"rank": 4}),
-  "AdaLoRA": ({"name": "adalora"}, {}),
-  "LoHa": ({"name": "loha", "rank": 3}, {"rank": 2}),
-  "LoKr": ({"name": "lokr", "rank": 2}, {}),
-  "adapter, Pfeiffer": ({"name": "adapter", "width": 5}, {"width": 3}),
-  "adapter, Houlsby": ({"name": "adapter", "width": 4, "placement": "houlsby"}, {"width": 3}),
-  "adapter, parallel": ({"name": "adapter", "width": 4, "placement": "parallel"}, {"scale": 2.0}),
-  "AdapterPlus": ({"name": "adapter", "width": 4, "placement": "plus"}, {"width": 3}),
-  "Compacter": ({"name": "compacter", "width": 4, "n": 2}, {}),
-  "prefix": ({"name": "prefix", "length": 3}, {"length": 2}),
-  "prefix, MLP": ({"name": "prefix", "length": 3, "projection": 6}, {"length": 2}),
-  "prompt": ({"name": "prompt", "length": 3}, {"length": 2}),
-  "P-tuning": ({"name": "p_tuning", "length": 3}, {"length": 2}),
-  "IA3": ({"name": "ia3"}, {}),
-  "BitFit": ({"name": "bitfit"}, {}),
-  "norms": ({"name": "norms"}, {}),
-  "last layers": ({"name": "last_layers", "layers": 1}, {}),
-  "LoReFT": ({"name": "reft", "rank": 2}, {}),
-  "MAM": ({"name": "mam"}, {}),
-  "UniPELT": ({"name": "unipelt"}, {}),
-  "full": ({"name": "full"}, {}),
-  "int8 base + LoRA": ({"name": "lora", "rank": 2}, {"rank": 1}),
-  "NF4 base + LoRA": ({"name": "lora", "rank": 2}, {"rank": 1}),
-}  # fmt: skip
+FAMILIES = ("gpt2", "llama", *tiny.DECODERS, *tiny.ENCODERS, "t5", "bart")
 CELLS = [(method, family) for method in METHODS for family in FAMILIES]
 DIAGONAL = [(method, FAMILIES[i % len(FAMILIES)]) for i, method in enumerate(METHODS)]
-QUANTIZED = {"int8 base + LoRA": "int8", "NF4 base + LoRA": "nf4"}
 MARKS = ("<!-- methods: written by make matrix -->", "<!-- end of methods -->")
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "matrix" / "results.csv"
@@ -145,9 +106,9 @@ def cell(method: str, family: str, reloads: dict, scratch: Path) -> dict:
   Trials of other sizes are grouped, and states saved, on the first family of each kind alone: that
   compiles more, and hangs on the method.
   """
-  section, change = METHODS[method]
+  section, change, quantize = METHODS[method]
   first_of_kind = family in ("gpt2", "bert", "t5")
-  pretrained = model(family, QUANTIZED.get(method))
+  pretrained = model(family, quantize)
   try:
     methods, state, base = lay(pretrained, section)
     other = lay(pretrained, section | change if first_of_kind else section, seed=1)[1]

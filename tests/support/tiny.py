@@ -99,12 +99,15 @@ def make(name: str, **changes) -> hf.Pretrained:
 
 def perturb(arrays, seed: int, deviation: float = 0.05):
   """Adds normal noise to every floating leaf; a leaf's noise depends on its path alone."""
-  rng = lambda path: np.random.default_rng([seed, zlib.crc32(path.encode())])
-  return tree.unflatten({
-    path: leaf + jnp.asarray(deviation * rng(path).standard_normal(leaf.shape), leaf.dtype)
-    if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-    for path, leaf in tree.flatten(arrays).items()
-  })  # fmt: skip
+
+  def moved(path: str, leaf):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      return leaf
+    rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    noise = (deviation * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+    return jnp.asarray(np.asarray(leaf) + noise)  # in numpy, which compiles nothing
+
+  return tree.unflatten({path: moved(path, leaf) for path, leaf in tree.flatten(arrays).items()})
 
 
 find_sites = functools.cache(peft.find_sites)

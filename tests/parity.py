@@ -1,13 +1,13 @@
 """Compares every family's logits with PyTorch's: plain, with LoRA and with a prefix.
 
   make parity
-  python experiments/parity/run.py [--only TEXT] [--keep] [--workers 2]
+  python tests/parity.py [--only TEXT] [--keep] [--workers 2]
 
 Models are small, with random weights whose every number is a bf16 number, so that both libraries
 start from the same weights in either type. LoRA and prefix are exported in PEFT's format and loaded
-by peft; a prefix that PEFT cannot express is laid into PyTorch's attention by `hand`. `--keep`
-writes results.csv and README.md beside this file. Exits with 1 if a cell exceeds its bound. Costs
-about six minutes on 2 cores.
+by peft; a prefix that PEFT cannot express is laid into PyTorch's attention by
+`support/prefix_by_hand.py`. `--keep` writes experiments/parity. Exits with 1 if a cell exceeds its
+bound. Costs about six minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -25,25 +25,97 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-import hand
+import conftest  # noqa: F401  cheap compilation
 import jax
 import jax.numpy as jnp
 import numpy as np
 import peft as torch_peft
 import torch
 import transformers
-from families import FAMILIES, PREFIX, TOKENS, VOCABULARY, WINDOW, Family
-from transformers import AutoConfig
+from support import prefix_by_hand, tiny
 
 from jaxtune import peft, tree
 from jaxtune.api.export import export
 from jaxtune.models import hf
 
-HERE = Path(__file__).parent
+OUT = tiny.ROOT / "experiments" / "parity"
 FP32_BOUND = 1e-4  # of the largest difference
 BF16_BOUND = 1.5  # of our root mean square error, in units of PyTorch's own
-ROWS = 4
+ROWS, TOKENS, PREFIX = 4, 24, 4
 
+# Frequencies that depend on a length: here one below the text's, so that all rows are beyond it.
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=8)
+LONGROPE = dict(
+  rope_type="longrope", short_factor=[1.0, 1.3, 1.6, 2.5], long_factor=[1.2, 2.0, 3.0, 9.0]
+)
+DYNAMIC = dict(rope_type="dynamic", factor=3.0)
+# Windows are shorter than the text, but for the prefix: see the note on windows in README.md.
+WIDE = dict(sliding_window=TOKENS + PREFIX)
+WHOLE = dict(partial_rotary_factor=1.0)
+T5_RELU = dict(feed_forward_proj="relu", tie_word_embeddings=True)
+
+
+class Family(NamedTuple):
+  """One line of the table.
+
+  Attributes:
+    name: of the line.
+    model: the tiny model's name.
+    changes: entries of its config.json that are replaced.
+    prefix: entries that are replaced where a prefix is laid over it.
+    by_hand: whether PEFT cannot express its prefix.
+    even: whether only rows of one length are compared: transformers lets the longest decide on all.
+  """
+
+  name: str
+  model: str
+  changes: dict = {}
+  prefix: dict = {}
+  by_hand: bool = False
+  even: bool = False
+
+  @property
+  def kind(self) -> str:
+    if self.model in tiny.ENCODERS:
+      return "encoder"
+    return "encoder-decoder" if self.model in ("t5", "bart") else "decoder"
+
+
+FAMILIES = [
+  Family("gpt2", "gpt2"),
+  Family("llama", "llama"),
+  Family("llama, RoPE of Llama 3", "llama3"),
+  Family("llama, YaRN", "llama", dict(rope_parameters=YARN)),
+  Family("llama, as SmolLM", "llama", dict(
+    hidden_size=48, num_attention_heads=3, num_key_value_heads=1, tie_word_embeddings=True,
+  )),
+  Family("mistral", "mistral", prefix=WIDE),
+  Family("qwen2", "qwen2", prefix=WIDE),
+  Family("qwen3", "qwen3"),
+  Family("gemma", "gemma"),
+  Family("gemma2", "gemma2", prefix=WIDE),
+  Family("gemma3_text", "gemma3_text", prefix=WIDE),
+  Family("phi3", "phi3", WHOLE, WIDE),
+  Family("phi3, partly rotated", "phi3", prefix=WIDE),
+  Family("phi3, longrope", "phi3", WHOLE | dict(
+    sliding_window=None, original_max_position_embeddings=8, rope_parameters=LONGROPE,
+  )),
+  Family("olmo2", "olmo2"),
+  Family("gpt_neox", "gpt_neox"),
+  Family("gpt_neox, sequential", "gpt_neox", dict(
+    use_parallel_residual=False, tie_word_embeddings=True,
+  )),
+  Family("gpt_neox, dynamic RoPE", "gpt_neox", dict(
+    max_position_embeddings=8, rope_parameters=DYNAMIC,
+  ), even=True),
+  Family("bert", "bert"),
+  Family("roberta", "roberta"),
+  Family("distilbert", "distilbert", by_hand=True),
+  Family("modernbert", "modernbert", by_hand=True),
+  Family("t5, v1.0", "t5", T5_RELU, by_hand=True),
+  Family("t5, v1.1", "t5", dict(initializer_factor=0.4), by_hand=True),
+  Family("bart", "bart", by_hand=True),
+]  # fmt: skip
 METHODS = {
   "plain": None,
   "LoRA": dict(name="lora", rank=3, targets=(".*_proj",)),
@@ -82,14 +154,14 @@ COLUMNS = (
 def inputs(kind: str, side: str) -> tuple[dict, dict, np.ndarray]:
   """Makes a batch: what our model takes, what PyTorch's takes, and which outputs are compared."""
   random = np.random.default_rng(0)
-  tokens = random.integers(3, VOCABULARY, (ROWS, TOKENS)).astype(np.int32)
+  tokens = random.integers(3, tiny.VOCABULARY, (ROWS, TOKENS)).astype(np.int32)
   mask = np.ones((ROWS, TOKENS), bool)
   for i in range(ROWS if side != "none" else 0):
     mask[i, : 3 * i] = False
   mask = mask[:, ::-1].copy() if side == "right" else mask
   theirs = dict(input_ids=torch.tensor(tokens).long(), attention_mask=torch.tensor(mask).long())
   if kind == "encoder-decoder":
-    outputs = random.integers(3, VOCABULARY, (ROWS, 9)).astype(np.int32)
+    outputs = random.integers(3, tiny.VOCABULARY, (ROWS, 9)).astype(np.int32)
     theirs["decoder_input_ids"] = torch.tensor(outputs).long()
     seen = np.ones_like(outputs, bool)
     return dict(inputs=tokens, inputs_mask=mask, tokens=outputs, mask=seen), theirs, seen
@@ -111,11 +183,11 @@ def bf16(x):
   return x.astype(jnp.bfloat16).astype(jnp.float32)
 
 
-def make_twin(family: Family, config: dict, folder: Path) -> None:
+def make_twin(family: Family, config, folder: Path) -> None:
   """Saves a random PyTorch model, no parameter of which keeps its plain start."""
   torch.manual_seed(0)
   auto = getattr(transformers, KINDS[family.kind].auto)
-  model = auto.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
+  model = auto.from_config(config, attn_implementation="eager")
   with torch.no_grad():
     for parameter in model.parameters():
       moved = parameter + 0.1 * torch.randn_like(parameter)
@@ -146,15 +218,16 @@ def their_logits(family: Family, base: Path, dtype: str, theirs: list[dict], ada
   if adapter:
     model = torch_peft.PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
   model = model.to(DTYPES[dtype]).eval()
-  with torch.no_grad(), hand.prefix(model, *laid) if laid else nullcontext():
+  with torch.no_grad(), prefix_by_hand.prefix(model, *laid) if laid else nullcontext():
     return [model(**batch).logits.float().numpy() for batch in theirs]
 
 
 def cells(family: Family, method: str, scratch: Path):
   """Yields the table's rows of one family and method."""
-  config = family.config | (family.prefix if method == "prefix" else {})
+  changes = family.changes | (family.prefix if method == "prefix" else {})
+  labels = {"num_labels": 5} if family.kind == "encoder" else {}
   folder, lays = scratch / "base", {}
-  make_twin(family, config, folder)
+  make_twin(family, tiny.torch_config(family.model, **changes, **labels), folder)
   batches = [inputs(family.kind, side) for side in sides(family, method)]
   ours, theirs, kept = zip(*batches, strict=True)
   made = {}
@@ -180,7 +253,7 @@ def route(lays: dict) -> str:
 
 
 def by_hand(family: Family, pretrained, laid, method: str) -> dict:
-  """Returns what `hand.prefix` lays where PEFT cannot; {} elsewhere."""
+  """Returns what `prefix_by_hand.prefix` lays where PEFT cannot; {} elsewhere."""
   if method != "prefix" or not family.by_hand:
     return {}
   methods, tuned, _, _ = laid
@@ -225,11 +298,11 @@ Encoders are compared by the scores of a head for tokens.
 LoRA and prefixes are exported in PEFT's format and loaded by peft, but for prefixes that it cannot
 express, marked "by hand" (`theirs` in `results.csv`): DistilBERT's and ModernBERT's, and those of
 encoder-decoders, which here have one in the encoder, in the decoder and over the encoder's states,
-in every layer. `hand.py` puts their keys and values in front of those that transformers itself
-computed, in its own attention, and moves the positions of real tokens. These rows show that ours
-reach the right heads, layers and masks. What a prefix is (seen by every token, not rotated, without
-T5's relative bias, real tokens behind it) is our own definition, which that file states once more
-in PyTorch.
+in every layer. `tests/support/prefix_by_hand.py` puts their keys and values in front of those that
+transformers itself computed, in its own attention, and moves the positions of real tokens. These
+rows show that ours reach the right heads, layers and masks. What a prefix is (seen by every token,
+not rotated, without T5's relative bias, real tokens behind it) is our own definition, which that
+file states once more in PyTorch.
 
 Below, each family's worst cell (a dash: not compared). `results.csv` has all {count}; {failed} of
 them exceed their bound.
@@ -244,7 +317,8 @@ them exceed their bound.
 **Prefixes and windows.** In PyTorch a prefix occupies the first slots of the cache, so that where
 prefix and text together exceed `sliding_window`, far tokens of local layers no longer see it; here
 every token does. Rows of decoders with a prefix therefore use a window that holds both, the others
-one of {window} tokens. The card of an exported prefix names the length up to which both agree.
+one that is shorter than the text. The card of an exported prefix names the length up to which both
+agree.
 
 **RoPE by length.** YaRN, longrope and dynamic scaling are compared beyond the length of the
 pretraining, 8 tokens here. Where the frequencies depend on the length, each row here goes by its
@@ -274,7 +348,6 @@ def readme(table: list[dict]) -> str:
     date=datetime.date.today(), count=len(table), table="\n".join(lines), fp32=FP32_BOUND,
     versions=", ".join(f"{name} {importlib.metadata.version(name)}" for name in names),
     failed=sum(row["verdict"] != "passed" for row in table), bf16=BF16_BOUND,
-    window=WINDOW["sliding_window"],
   )  # fmt: skip
 
 
@@ -304,11 +377,11 @@ def main() -> int:
   failed = sum(row["verdict"] != "passed" for row in table)
   print(f"{len(table)} cells, {failed} failed")
   if options.keep:
-    with (HERE / "results.csv").open("w", newline="") as file:
+    with (OUT / "results.csv").open("w", newline="") as file:
       writer = csv.DictWriter(file, COLUMNS)
       writer.writeheader()
       writer.writerows(table)
-    (HERE / "README.md").write_text(readme(table))
+    (OUT / "README.md").write_text(readme(table))
   return int(failed > 0 or not table)
 
 

@@ -7,13 +7,17 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 from support import tiny
+from transformers import AutoTokenizer
 
+from jaxtune.assets import TINY
 from jaxtune.main import parser
+from jaxtune.models import hf
 
 PAGES = [*tiny.ROOT.glob("experiments/*/README.md"), *tiny.ROOT.glob("configs/*.py")]
 COMMANDS = sorted({
@@ -45,11 +49,11 @@ def test_configs_say_what_their_experiments_cost_and_score():
     assert config.read_text() == text, config
 
 
-def run(*arguments):
+def run(*arguments, folder=tiny.ROOT):
   environment = os.environ | {"PYTHONPATH": str(tiny.ROOT)}
   environment.pop("XLA_FLAGS")  # tests' cheap compilation trains a real model slowly
   command = [sys.executable, *map(str, arguments)]
-  done = subprocess.run(command, cwd=tiny.ROOT, env=environment, capture_output=True, text=True)
+  done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -67,38 +71,81 @@ def test_quantisation(tmp_path):
   assert "NF4" in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.full
-@pytest.mark.measurement
-def test_a_sweep_is_kept_with_its_answers(tmp_path):
-  keys = {
-    "train.steps": 2,
-    "train.batch_size": 2,
-    "evaluate.limit": 8,
-    "evaluate.max_new_tokens": 4,
-  }
-  small = [f"--config.{key}={value}" for key, value in keys.items()]
-  sweep = ("sweep", "--config", "configs/quickstart.py", "--workdir", tmp_path / "quickstart")
-  run("-m", "jaxtune.main", *sweep, *small)
-  run("experiments/quickstart/answers.py", tmp_path / "quickstart")
-  run("experiments/keep.py", tmp_path / "quickstart", tmp_path / "kept")
-  assert "rank" in (tmp_path / "kept" / "README.md").read_text()
+# The smallest size of every sweep, whatever its config asks for.
+SMALL = {
+  "data.eval_limit": 12, "optim.warmup": 0, "train.steps": 1, "train.batch_size": 2,
+  "train.eval_every": 1, "train.checkpoint_every": 1, "evaluate.limit": 6, "evaluate.batch_size": 6,
+}  # fmt: skip
+
+
+@pytest.fixture
+def copy(tmp_path):
+  """A copy of what the commands of pages read and write, with the data sets beside it."""
+  checkout = tmp_path / "checkout"
+  for folder in ("configs", "experiments"):
+    shutil.copytree(tiny.ROOT / folder, checkout / folder)
+  shutil.copy(tiny.ROOT / "README.md", checkout)
+  (tmp_path / "shared").symlink_to(tiny.ROOT.parent / "shared")
+  return checkout
+
+
+def commands(page):
+  """Lists the commands of a page's first block, with its loop unrolled."""
+  block = page.read_text().split("```")[1].replace("\\\n", " ")
+  if loop := re.search(r"for (\w+) in (.*); do\n(.*)\ndone", block):
+    name, values, body = loop.groups()
+    block = block.replace(loop[0], "\n".join(body.replace(f"${name}", v) for v in values.split()))
+  return [line.strip() for line in block.splitlines() if line.strip()]
+
+
+def a_bert(folder):
+  """Makes a small random BERT that has the bundled tokenizer."""
+  fields = tiny.ENCODERS["bert"] | dict(vocab_size=AutoTokenizer.from_pretrained(TINY).vocab_size)
+  pretrained = hf.load(architecture=fields | dict(pad_token_id=0))
+  hf.save(pretrained, pretrained.params, folder)
+  for name in ("tokenizer.json", "tokenizer_config.json"):
+    shutil.copy(TINY / name, folder)
+
+
+PLACES = {"translation": "../shared/data/multi30k"}  # where DATA is not that of E2E
 
 
 @pytest.mark.full
 @pytest.mark.measurement
-def test_a_tokenizer_is_trained_on_pairs(tmp_path):
-  pairs = "".join(f'{{"en": "a boy {i} runs", "de": "ein Junge {i} rennt"}}\n' for i in range(50))
-  (tmp_path / "train.jsonl").write_text(pairs)
-  script = "experiments/translation/tokenizer.py"
-  run(script, "--train", tmp_path / "train.jsonl", "--out", tmp_path / "made", "--size", 300)
-  assert (tmp_path / "made" / "tokenizer.json").exists()
+@pytest.mark.parametrize("name", [
+  "dialogues", "entities", "method_comparison", "prefix_length", "rank_ablation", "sentiment",
+  "sentiment_rates", "star_ratings", "task_mixture", "titles", "translation",
+])  # fmt: skip
+def test_the_commands_of_a_page_run(name, shared, copy):
+  """At the smallest size, one after another, in a copy of the repository."""
+  page = copy / "experiments" / name / "README.md"
+  lines = commands(page)
+  page.write_text("")
+  if "FOLDER" in " ".join(lines):
+    a_bert(copy / "runs" / "bert")
+  for line in lines:
+    line = line.replace("DATA", PLACES.get(name, "../shared/data/e2e"))
+    words = shlex.split(line.replace("FOLDER", "runs/bert"))
+    if words[0] == "jaxtune":
+      given = [f"--config.{key}={value}" for key, value in SMALL.items()]
+      run("-m", "jaxtune.main", *words[1:], *given, folder=copy)
+    else:
+      trials = sorted(copy.glob(f"runs/{name}/trials/*"))
+      words = [str(trials[0]) if word.endswith("TRIAL") else word for word in words]
+      run(*words[1:], folder=copy)
+  if any("report.py" in line or "keep.py" in line for line in lines):
+    assert "| " in page.read_text()
 
 
 @pytest.mark.full
 @pytest.mark.measurement
-def test_short_reviews_are_kept(shared, tmp_path):
-  run("experiments/star_ratings/prepare.py", shared / "data" / "reviews", tmp_path)
-  assert (tmp_path / "train.jsonl").stat().st_size > 0
+def test_the_quickstart_is_kept_with_its_answers(copy):
+  given = [f"--config.{key}={value}" for key, value in SMALL.items()]
+  sweep = ("sweep", "--config", "configs/quickstart.py", "--workdir", "runs/quickstart")
+  run("-m", "jaxtune.main", *sweep, *given, folder=copy)
+  run("experiments/quickstart/answers.py", "runs/quickstart", folder=copy)
+  run("experiments/keep.py", "runs/quickstart", "experiments/quickstart", folder=copy)
+  assert "rank" in (copy / "experiments" / "quickstart" / "README.md").read_text()
 
 
 @pytest.mark.full

@@ -22,22 +22,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxtune.data import cells, conversations, ids, mix, templates
-from jaxtune.data.batches import arrange, batch, batches, join, sample, shapes, walk
+from jaxtune.data.batches import arrange, batch, batches, join, sample
 from jaxtune.data.encode import chat
 from jaxtune.data.encode.choices import alike
-from jaxtune.data.load import Data, check_order, load
+from jaxtune.data.load import load
 from jaxtune.data.options import DataOptions, EncodeOptions
-from jaxtune.data.padding import grow
+from jaxtune.data.padding import to_widest
 from jaxtune.data.prompts import encode_prompts
 from jaxtune.data.shots import check_shots, shots
 from jaxtune.data.split import Split
+from jaxtune.data.task import Data
 from jaxtune.data.templates import render_prompts
 from jaxtune.errors import UserError
 
 __all__ = [
   "Data", "DataOptions", "EncodeOptions", "Split", "align", "arrange", "batch", "batches", "cells",
-  "chat", "check_order", "check_shots", "conversations", "describe", "encode_prompts", "identity",
-  "ids", "join", "load", "mix", "render_prompts", "sample", "shapes", "shots", "templates", "walk",
+  "chat", "check_shots", "conversations", "describe", "encode_prompts", "identity",
+  "ids", "join", "load", "mix", "render_prompts", "sample", "shots", "templates",
 ]  # fmt: skip
 
 
@@ -74,12 +75,8 @@ def _align(name: str, splits: Sequence[Split]) -> list[Split]:
   splits = alike(splits)
   if any({*split.arrays} != {*splits[0].arrays} for split in splits):
     raise UserError(f"trials of one sweep have {name} splits of one text and of pairs: run two")
-  shapes = {key: [s.arrays[key].shape[1:] for s in splits] for key in splits[0].arrays}
-  widest = {key: tuple(map(max, zip(*sizes, strict=True))) for key, sizes in shapes.items()}
-  return [
-    split._replace(arrays={key: grow(x, widest[key]) for key, x in split.arrays.items()})
-    for split in splits
-  ]
+  padded = to_widest([split.arrays for split in splits])
+  return [split._replace(arrays=arrays) for split, arrays in zip(splits, padded, strict=True)]
 
 
 def identity(report: dict) -> dict:

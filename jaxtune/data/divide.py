@@ -8,10 +8,12 @@ on the same examples.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import unicodedata
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
+from jaxtune.data.split import SPLITS
 from jaxtune.data.templates import Example
 from jaxtune.errors import UserError
 
@@ -28,20 +30,18 @@ def draw(
     (the rest, the drawn), both in the order given.
 
   Raises:
-    UserError: a size that is neither, or that leaves one of the two empty.
+    UserError: a size that leaves one of the two empty.
   """
-  if isinstance(size, bool) or size <= 0 or (size >= 1 and size != int(size)):
-    raise UserError(f"data.{name} is {size}, expected a file, a fraction below 1, or a whole count")
   if size >= len(examples):
     raise UserError(
       f"data.{name} is {size}, expected less than the {len(examples)} examples of train"
     )
   hashes = [_position(example, f"{seed}:{name}") for example in examples]
   bound = int(size * 2**64) if size < 1 else sorted(hashes)[int(size) - 1] + 1
-  rest = [one for one, position in zip(examples, hashes, strict=True) if position >= bound]
-  drawn = [one for one, position in zip(examples, hashes, strict=True) if position < bound]
-  for kind, examples_left in (("train", rest), (name, drawn)):
-    if not examples_left:
+  rest = list(itertools.compress(examples, [position >= bound for position in hashes]))
+  drawn = list(itertools.compress(examples, [position < bound for position in hashes]))
+  for kind, part in (("train", rest), (name, drawn)):
+    if not part:
       raise UserError(
         f"the {kind} split is empty with data.{name}={size} of {len(examples)} examples: give a "
         "larger file, or a count"
@@ -60,18 +60,12 @@ def limited(
   """
   if limit is None or limit >= len(examples):
     return list(examples)
-  if limit < 1:
-    raise UserError(f"data.limit is {limit}, expected at least 1")
   hashes = [_position(example, f"{seed}:limit") for example in examples]
   order = sorted(range(len(examples)), key=lambda row: (hashes[row], row))
   if tasks is not None:
-    before: Counter = Counter()
-    turns = {}
-    for row in order:
-      task = str(examples[row].row.get(tasks))
-      turns[row] = before[task]
-      before[task] += 1
-    order.sort(key=turns.__getitem__)
+    turns = defaultdict(itertools.count)  # for each task, how many of it come before a row
+    turn = {row: next(turns[str(examples[row].row.get(tasks))]) for row in order}
+    order.sort(key=turn.__getitem__)
   return [examples[row] for row in sorted(order[:limit])]
 
 
@@ -91,22 +85,32 @@ def separate(
     UserError: where they share and `overlap` is "error", naming file and line of both.
   """
   splits, report = dict(splits), {}
-  for left, right in (("train", "validation"), ("train", "test"), ("validation", "test")):
-    if left not in splits or right not in splits:
-      continue
-    there = {key: example for example in reversed(splits[right]) for key in _texts(example)}
-    twin = lambda example, there=there: next(filter(None, map(there.get, _texts(example))), None)
-    shared = [(example, b) for example in splits[left] if (b := twin(example)) is not None]
+  for left, right in itertools.combinations([name for name in SPLITS if name in splits], 2):
+    by_text = {key: example for example in reversed(splits[right]) for key in _texts(example)}
+    twins = [
+      next((by_text[key] for key in _texts(example) if key in by_text), None)
+      for example in splits[left]
+    ]
+    shared = [pair for pair in zip(splits[left], twins, strict=True) if pair[1] is not None]
     if shared and overlap == "error":
-      raise UserError(_message(left, right, shared))
+      pairs = "; ".join(f"{example.where} = {twin.where}" for example, twin in shared[:3])
+      more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+      side = "training side" if left == "train" else f"{left} side"
+      raise UserError(
+        f"{len(shared)} examples of {left} are in {right} too: {pairs}{more}: mend the files, or "
+        f"set data.overlap='drop' (takes them from the {side}) or 'allow'"
+      )
     if shared and overlap == "drop":
-      splits[left] = [example for example in splits[left] if twin(example) is None]
+      splits[left] = list(itertools.compress(splits[left], [twin is None for twin in twins]))
       if not splits[left]:
         raise UserError(f"the {left} split is empty: all of it is in {right} too")
+    prompts = {normalise(one.prompt) for one in splits[right] if one.prompt is not None}
     report[f"{left}/{right}"] = {
       "shared": len(shared),
       "dropped": len(shared) if overlap == "drop" else 0,
-      "same_prompt": _same_prompts(splits[left], splits[right]),
+      "same_prompt": sum(
+        one.prompt is not None and normalise(one.prompt) in prompts for one in splits[left]
+      ),
     }
   return splits, report
 
@@ -140,18 +144,3 @@ def _texts(example: Example) -> list[bytes]:
     hashlib.blake2b(f"{prompt}\x1d{normalise(answer)}".encode(), digest_size=16).digest()
     for answer in example.answers
   ]
-
-
-def _same_prompts(left: Sequence[Example], right: Sequence[Example]) -> int:
-  there = {normalise(one.prompt) for one in right if one.prompt is not None}
-  return sum(one.prompt is not None and normalise(one.prompt) in there for one in left)
-
-
-def _message(left: str, right: str, shared: Sequence[tuple[Example, Example]]) -> str:
-  pairs = "; ".join(f"{a.where} = {b.where}" for a, b in shared[:3])
-  more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
-  side = "training side" if left == "train" else f"{left} side"
-  return (
-    f"{len(shared)} examples of {left} are in {right} too: {pairs}{more}: mend the files, or set "
-    f"data.overlap='drop' (takes them from the {side}) or 'allow'"
-  )

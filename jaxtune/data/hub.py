@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from jaxtune.errors import UserError, nearest
 
 
-def open_split(source: str, split: str, streaming: bool) -> Any:
-  """Opens a hub data set; out of the cache, which lies on disk and not in memory, when offline."""
+def open_split(source: str, split: str, streaming: bool) -> Iterable[dict]:
+  """Reads the rows of a hub data set; out of the cache when the hub cannot be reached.
+
+  With `streaming` they are not held in memory: they come from the network, or the cache on disk.
+  """
   import datasets
   import huggingface_hub
 
@@ -38,7 +40,7 @@ def open_split(source: str, split: str, streaming: bool) -> Any:
     raise UserError(f"{name} from the hub: {str(error).splitlines()[0]}; {advice}") from error
   if split not in data:
     raise UserError(f"{name} has no split {split!r}; {nearest(split, data)}")
-  return data[split]
+  return data[split] if streaming else data[split].to_list()
 
 
 @contextlib.contextmanager

@@ -7,16 +7,13 @@ the same for every seed: trials with different seeds run in one compiled step.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxtune import schema
 from jaxtune.errors import UserError, nearest
-
-MIXTURES = ("proportional", "capped", "equal")
-BATCHES = ("mixed", "task")
 
 
 class Pool(NamedTuple):
@@ -68,34 +65,27 @@ def shares(
     cap: for "capped".
 
   Raises:
-    UserError: options that are unknown, out of range or contradict each other.
+    UserError: a cap without "capped" or the other way round; weights of other tasks than there are.
   """
-  if temperature <= 0:
-    raise UserError(f"data.temperature is {temperature}, expected above 0 (1 is proportional)")
-  if (cap is not None) != (mixture == "capped") or (cap is not None and cap < 1):
+  if (cap is not None) != (mixture == "capped"):
     raise UserError(
-      f"data.cap is {cap} with data.mixture={mixture!r}, expected 1 or more (the most examples "
-      "that a task counts for) with 'capped', and None with any other"
+      f"data.cap is {cap} with data.mixture={mixture!r}, expected the most examples that a task "
+      "counts for with 'capped', and None with any other"
     )
   if isinstance(mixture, Mapping):
-    weights = _given(sizes, mixture)
+    for task in mixture:
+      if task not in sizes:
+        raise UserError(f"data.mixture names the task {task!r}; {nearest(task, sizes)}")
+    if missing := [task for task in sizes if task not in mixture]:
+      raise UserError(f"data.mixture has no weight for {', '.join(missing)}: 0 leaves a task out")
+    if not any(mixture.values()):
+      raise UserError(f"data.mixture is {dict(mixture)}, expected a weight above 0")
+    weights = {task: float(mixture[task]) for task in sizes}
   else:
-    schema.check("data.mixture", mixture, Literal[*MIXTURES])
     most = {"proportional": max(sizes.values()), "capped": cap, "equal": 1}[mixture]
     weights = {task: min(size, most) ** (1 / temperature) for task, size in sizes.items()}
   total = sum(weights.values())
   return {task: weight / total for task, weight in weights.items()}
-
-
-def _given(sizes: Mapping[str, int], mixture: Mapping[str, float]) -> dict[str, float]:
-  for task in mixture:
-    if task not in sizes:
-      raise UserError(f"data.mixture names the task {task!r}; {nearest(task, sizes)}")
-  if missing := [task for task in sizes if task not in mixture]:
-    raise UserError(f"data.mixture has no weight for {', '.join(missing)}: 0 leaves a task out")
-  if min(mixture.values()) < 0 or not sum(mixture.values()) > 0:
-    raise UserError(f"data.mixture is {dict(mixture)}, expected weights of 0 or more, one above 0")
-  return {task: float(mixture[task]) for task in sizes}
 
 
 def order(
@@ -115,23 +105,21 @@ def order(
       for the device shows at the first step.
     batches: "mixed": a batch holds all tasks by their shares; "task": a batch holds one.
   """
-  schema.check("data.mixture_batches", batches, Literal[*BATCHES])
   names, task_N = np.unique(np.asarray(tasks), return_inverse=True)
-  size_W = np.bincount(task_N)
-  pools = []  # (bucket, pool, share of all draws)
-  for bucket in range(len(widths)):
+  kinds, keys = [], itertools.count()
+  for bucket, cropped in enumerate(widths):
+    pools, weights = [], []  # a weight is a pool's share of all draws
     for t, name in enumerate(map(str, names)):
-      here = np.flatnonzero((buckets_N == bucket) & (task_N == t))
-      if len(here):
-        weight = float(share[name] * len(here) / size_W[t])
-        pools.append((bucket, Pool(name, len(pools), rows_NK[here]), weight))
-  kinds = []
-  for bucket in range(len(widths)):
-    ones = [(pool, weight) for at, pool, weight in pools if at == bucket]
-    for group in [ones] if batches == "mixed" else [[one] for one in ones]:
-      total = sum(weight for _, weight in group)
-      inner = tuple(weight / total if total else 0.0 for _, weight in group)
-      kinds.append(BatchKind(total, tuple(pool for pool, _ in group), inner, widths[bucket]))
+      members = np.flatnonzero((buckets_N == bucket) & (task_N == t))
+      if len(members):
+        pools.append(Pool(name, next(keys), rows_NK[members]))
+        weights.append(float(share[name] * len(members) / np.sum(task_N == t)))
+    size = len(pools) if batches == "mixed" else 1  # pools of one kind of batch
+    for at in range(0, len(pools), size):
+      group = slice(at, at + size)
+      total = sum(weights[group])
+      inner = tuple(weight / total if total else 0.0 for weight in weights[group])
+      kinds.append(BatchKind(total, tuple(pools[group]), inner, cropped))
   return tuple(kinds)
 
 
@@ -145,11 +133,6 @@ def draw(order: Order, seed: int, step: int, batch_size: int) -> tuple[BatchKind
     here_B = pool_B == k
     rows_B[here_B] = _rows(kind.pools[k], seed, position_B[here_B])
   return kind, rows_B
-
-
-def schedule(order: Order) -> tuple:
-  """Returns what the shape of every batch depends on; trials of equal schedules share a program."""
-  return tuple((kind.share, *sorted(kind.widths.items())) for kind in order)
 
 
 def permuted(count: int, seed: int, draws_B: np.ndarray, key: int = 0) -> tuple[np.ndarray, ...]:
@@ -218,8 +201,8 @@ def counts(order: Order, steps: int, batch_size: int) -> dict[str, dict]:
 
 
 def check(order: Order, steps: int, batch_size: int) -> None:
-  """Raises UserError where a task of the mixture would never be drawn."""
-  tasks = counts(order, steps, batch_size)
+  """Raises UserError where a task of the mixture would never be drawn; () is no mixture."""
+  tasks = counts(order, steps, batch_size) if order else {}
   starved = {name: task for name, task in tasks.items() if task["share"] > 0 and not task["drawn"]}
   if starved:
     listed = ", ".join(f"{name} ({100 * task['share']:.3g}%)" for name, task in starved.items())

@@ -8,8 +8,6 @@ from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Ge, Le
 
-from jaxtune import schema
-from jaxtune.data.mix import BATCHES, MIXTURES
 from jaxtune.schema import LARGEST, Count, Fraction, Natural, NonNegative, Positive, Seed, Width
 
 Policy = Literal["error", "skip"]
@@ -111,10 +109,10 @@ class DataOptions(NamedTuple):
   overlap: Literal["error", "drop", "allow"] = "error"
   limit: Count | None = None
   eval_limit: Count | None = None
-  mixture: Literal[*MIXTURES] | dict[str, NonNegative] = "proportional"
+  mixture: Literal["proportional", "capped", "equal"] | dict[str, NonNegative] = "proportional"
   temperature: Positive = 1.0
   cap: Count | None = None
-  mixture_batches: Literal[*BATCHES] = "mixed"
+  mixture_batches: Literal["mixed", "task"] = "mixed"
   resample: bool = False
   buckets: Width = 1
   pack: bool = False
@@ -138,10 +136,3 @@ OF_MIXTURE = (
   "general", "tasks", "mixture", "temperature", "cap", "mixture_batches", "resample", "buckets",
   "pack", "stream", "seed",
 )  # fmt: skip
-
-
-def check_choices(options: DataOptions) -> None:
-  """Raises UserError for an option that is none of its choices, and names the nearest."""
-  for name, expected in typing.get_type_hints(DataOptions).items():
-    if typing.get_origin(expected) is Literal:
-      schema.check(f"data.{name}", getattr(options, name), expected)

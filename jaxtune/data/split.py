@@ -9,6 +9,8 @@ import numpy as np
 
 from jaxtune.data import mix
 
+SPLITS = ("train", "validation", "test")
+
 
 class Split(NamedTuple):
   """Tokenised examples, padded on the right.
@@ -39,6 +41,16 @@ class Split(NamedTuple):
   def examples(self) -> int:
     """N: the rows of the arrays."""
     return len(self.arrays["tokens"])
+
+  @property
+  def lengths(self) -> dict[str, np.ndarray]:
+    """How many real "tokens" each example has, (N,), and "inputs" of an encoder-decoder.
+
+    Of several answers to choose from, the longest counts.
+    """
+    masks = {"tokens": "mask", "inputs": "inputs_mask"}
+    counts = {key: self.arrays[mask].sum(-1) for key, mask in masks.items() if mask in self.arrays}
+    return {key: x.max(-1) if x.ndim == 2 else x for key, x in counts.items()}
 
   @property
   def width(self) -> int:

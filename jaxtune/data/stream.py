@@ -18,7 +18,6 @@ from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError
 
 Arrays = dict[str, np.ndarray]
-_MEGABYTE = 2**20
 
 
 class Stream:
@@ -30,8 +29,11 @@ class Stream:
   Attributes:
     width: tokens of a row.
     examples: rows of the source; None until its end was reached for the first time.
+    order: as in a split; () always.
     counts: of the rows tokenised so far: read, trained_tokens, truncated and skipped by reason.
   """
+
+  order: mix.Order = ()
 
   def __init__(
     self,
@@ -93,17 +95,17 @@ class Stream:
 
 def stamps(source: str | Sequence[str]) -> dict[str, str]:
   """Hashes size, first and last megabyte of each file, as "ends:HASH": the whole may take hours."""
-  hashes = {}
-  for name in [source] if isinstance(source, (str, Path)) else source:
+  megabyte, hashes = 2**20, {}
+  for name in sources.names(source):
     path = Path(name).expanduser()
     if path.is_file():  # else a hub name
       with path.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(max(size - _MEGABYTE, 0))
-        end = file.read(_MEGABYTE)
+        file.seek(max(size - megabyte, 0))
+        end = file.read(megabyte)
         file.seek(0)
-        whole = str(size).encode() + file.read(_MEGABYTE) + end
-      hashes[str(name)] = "ends:" + hashlib.sha256(whole).hexdigest()
+        ends = str(size).encode() + file.read(megabyte) + end
+      hashes[name] = "ends:" + hashlib.sha256(ends).hexdigest()
   return hashes
 
 
@@ -125,8 +127,6 @@ def load(
   check_too_long(options.too_long, ("skip", "truncate"))
   if options.max_length is None:
     raise UserError("data.stream needs data.max_length: the rows to come are not known")
-  if options.stream < 1:
-    raise UserError(f"data.stream is {options.stream}, expected at least 1 row")
   rows = lambda: sources.stream(options.train, "train", options.columns)
   first = list(islice(rows(), min(options.stream, 100)))
   columns = sources.Table([row for _, row in first], [], {}).columns

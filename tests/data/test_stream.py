@@ -156,8 +156,6 @@ def test_hub_names_stream_where_the_hub_is_reached_and_read_the_cache_elsewhere(
 def test_wrong_options_fail_before_anything_is_tokenised(tokenizer, path, tmp_path):
   with pytest.raises(UserError, match="did you mean 'skip'"):
     load(tokenizer, path, too_long="skpi")
-  with pytest.raises(UserError, match="data.stream is 0, expected"):
-    load(tokenizer, path, block=0)
   with pytest.raises(UserError, match="no data files|no file"):
     load(tokenizer, str(tmp_path / "none.jsonl"))
   with pytest.raises(UserError, match="column"):

@@ -14,7 +14,9 @@ the order in which data pass through them:
   stream               training data that are too large for memory
   shots                few-shot prompts for evaluation
   show, views          examples as people see them
-  confined, speaker    another process, which renders templates within limits
+  conversations, wording
+                       conversations, and their text by a chat template
+  confined             another process, which renders templates within limits
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.padding import to_widest
 from jaxtune.data.prompts import encode_prompts
 from jaxtune.data.shots import check_shots, shots
-from jaxtune.data.split import Split
+from jaxtune.data.split import SPLITS, Split
 from jaxtune.data.task import Data
 from jaxtune.data.templates import render_prompts
 from jaxtune.errors import UserError
@@ -60,23 +62,17 @@ def align(datasets: Sequence[Data]) -> list[Data]:
         f"{list(datasets[0].stop_tokens)} and {list(dataset.stop_tokens)}: run two"
       )
   aligned = list(datasets)
-  for name in ("train", "validation", "test", "general"):
-    splits = [getattr(dataset, name) for dataset in datasets]
-    if len(splits) > 1 and all(isinstance(split, Split) for split in splits):
-      aligned = [
-        dataset._replace(**{name: split})
-        for dataset, split in zip(aligned, _align(name, splits), strict=True)
-      ]
+  for name in (*SPLITS, "general"):
+    splits = [getattr(dataset, name) for dataset in aligned]
+    if len(splits) == 1 or not all(isinstance(split, Split) for split in splits):
+      continue
+    splits = alike(splits)
+    if any({*split.arrays} != {*splits[0].arrays} for split in splits):
+      raise UserError(f"trials of one sweep have {name} splits of one text and of pairs: run two")
+    padded = to_widest([split.arrays for split in splits])
+    for at, (split, arrays) in enumerate(zip(splits, padded, strict=True)):
+      aligned[at] = aligned[at]._replace(**{name: split._replace(arrays=arrays)})
   return aligned
-
-
-def _align(name: str, splits: Sequence[Split]) -> list[Split]:
-  """Pads the splits of one name to the widest."""
-  splits = alike(splits)
-  if any({*split.arrays} != {*splits[0].arrays} for split in splits):
-    raise UserError(f"trials of one sweep have {name} splits of one text and of pairs: run two")
-  padded = to_widest([split.arrays for split in splits])
-  return [split._replace(arrays=arrays) for split, arrays in zip(splits, padded, strict=True)]
 
 
 def identity(report: dict) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxtune.data import labels
 from jaxtune.data.templates import Example
 from jaxtune.errors import UserError, nearest
 
@@ -37,17 +38,14 @@ def read(
     UserError: a conversation that is malformed or whose roles are out of order, with file, line and
       turn, unless `malformed` is "skip".
   """
-  examples, bad = [], 0
-  for row, place in zip(rows, where, strict=True):
-    try:
-      *before, last = turns(row)
-    except UserError as error:
-      if malformed == "error":
-        raise UserError(f"{place}: {error}") from error
-      bad += 1
-      continue
+  unread = [
+    Example(None, [], row, place, conversation=True) for row, place in zip(rows, where, strict=True)
+  ]
+  pairs, bad = labels.checked(unread, lambda example: turns(example.row), malformed)
+  examples = []
+  for example, (*before, last) in pairs:
     prompt = "\n".join(f"{turn['role']}: {_text(turn)}" for turn in before)
-    examples.append(Example(prompt, [_text(last)], row, place, conversation=True))
+    examples.append(example._replace(prompt=prompt, answers=[_text(last)]))
   return examples, {"malformed": bad} if bad else {}
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -30,7 +29,6 @@ class Stream:
     width: tokens of a row.
     examples: rows of the source; None until its end was reached for the first time.
     order: as in a split; () always.
-    counts: of the rows tokenised so far: read, trained_tokens, truncated and skipped by reason.
   """
 
   order: mix.Order = ()
@@ -38,16 +36,15 @@ class Stream:
   def __init__(
     self,
     rows: Callable[[], Iterator[tuple[str, dict]]],
-    encode: Callable[[list[dict], list[str]], tuple[Arrays, dict]],
+    encode: Callable[[list[dict], list[str]], Arrays],
     width: int,
     block: int,
   ):
     """Takes (place, row) pairs from `rows()`, and arrays of the same rows from `encode`."""
-    self.width, self.examples, self.counts = width, None, Counter()
+    self.width, self.examples = width, None
     self._rows, self._encode, self._size = rows, encode, block
-    self._reader, self._next = rows(), 0
+    self._reader, self._next = rows(), 0  # the number of the block that the reader is at
     self._blocks: dict[int, Arrays] = {}
-    self._counted = 0
 
   def batch(self, seed: int, step: int, batch_size: int) -> Arrays:
     """Takes training batch number `step`; see `batches.batch`."""
@@ -70,27 +67,17 @@ class Stream:
       return self._blocks[number]
     if number < self._next:
       self._reader, self._next = self._rows(), 0
-    while self._next < number:
-      if self._pull(islice(self._reader, self._size)) < self._size:
-        return None
-    pairs = list(islice(self._reader, self._size))
-    if not self._pull(pairs):
-      return None
-    arrays, counts = self._encode([row for _, row in pairs], [place for place, _ in pairs])
-    if number >= self._counted:
-      self._counted = number + 1
-      self.counts.update({"read": len(pairs), **counts})
+    pairs = []
+    while self._next <= number:
+      pairs = list(islice(self._reader, self._size))
+      self._next += 1
+      if len(pairs) < self._size:
+        self.examples = (self._next - 1) * self._size + len(pairs)
+        if not pairs or self._next <= number:
+          return None
+    arrays = self._encode([row for _, row in pairs], [place for place, _ in pairs])
     self._blocks = dict([*self._blocks.items()][-1:]) | {number: arrays}
     return arrays
-
-  def _pull(self, pairs: Iterable[tuple[str, dict]]) -> int:
-    count = sum(1 for _ in pairs)
-    if count < self._size:
-      self.examples = self._next * self._size + count
-      if not self.examples:
-        raise UserError("the streamed train data holds no rows: expected at least one example")
-    self._next += 1
-    return count
 
 
 def stamps(source: str | Sequence[str]) -> dict[str, str]:
@@ -134,26 +121,23 @@ def load(
   if len(form.templates) > 1:
     raise UserError("data.stream reads rows by one template: give one, or load the data whole")
 
-  def encode_block(rows: list[dict], where: list[str]) -> tuple[Arrays, dict]:
-    split, counts = encode(templates.render(form, rows, where))
-    arrays = _aligned(split, where, options.max_length, pad_token(tokenizer))
-    shown = {name: counts[name] for name in ("trained_tokens", "truncated")}
-    return arrays, shown | counts["skipped"]
+  def encode_block(rows: list[dict], where: list[str]) -> Arrays:
+    split, _ = encode(templates.render(form, rows, where))
+    return _aligned(split, where, options.max_length, pad_token(tokenizer))
 
   return Stream(rows, encode_block, options.max_length, options.stream)
 
 
 def _aligned(split: Split, where: Sequence[str], width: int, pad: int) -> Arrays:
   """Gives every row read a row of the arrays: what was skipped is a copy of another, weight 0."""
-  at = {place: row for row, place in enumerate(split.where)}
-  if not at:
+  row_of = {place: row for row, place in enumerate(split.where)}
+  if not row_of:
     raise UserError(f"{where[0]} to {where[-1]}: all {len(where)} rows of the block were skipped")
-  rows_N = np.array([at.get(place, 0) for place in where])
-  kept_N = np.array([place in at for place in where])
-  gap = (0, width - split.width)
-  fill = lambda name: pad if name == "tokens" else 0
+  rows_N = np.array([row_of.get(place, 0) for place in where])
+  kept_N = np.array([place in row_of for place in where], np.float32)
+  missing = [(0, 0), (0, width - split.width)]
   arrays = {
-    name: np.pad(x[rows_N], [(0, 0), gap], constant_values=fill(name))
+    name: np.pad(x[rows_N], missing, constant_values=pad if name == "tokens" else 0)
     for name, x in split.arrays.items()
   }
-  return arrays | {"weights": arrays["weights"] * kept_N[:, None].astype(np.float32)}
+  return arrays | {"weights": arrays["weights"] * kept_N[:, None]}

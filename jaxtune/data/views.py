@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -103,14 +104,6 @@ def _windows(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
   return "\n".join([*lines, f"answers: {answers or 'none'}"])
 
 
-def _classes(split: Split) -> list[str]:
-  return _frequencies("examples by label:", (references[0] for references in split.references))
-
-
-def _tags(split: Split) -> list[str]:
-  return _frequencies("words by tag:", itertools.chain.from_iterable(split.references))
-
-
 def _range(split: Split) -> list[str]:
   labels_N = split.arrays["labels"].astype(np.float64)
   return [f"labels: {labels_N.min():g} to {labels_N.max():g}, mean {labels_N.mean():.4g}"]
@@ -121,9 +114,9 @@ def _unanswered(split: Split) -> list[str]:
   return [f"without an answer: {none:,} of {len(split.references):,}"]
 
 
-def _frequencies(title: str, names: Iterable[str]) -> list[str]:
-  counts = Counter(names)
-  total, wide = counts.total(), max(map(len, counts), default=0)
+def _frequencies(title: str, split: Split) -> list[str]:
+  counts = Counter(itertools.chain.from_iterable(split.references))
+  total, wide = counts.total(), max(map(len, counts))
   rows = counts.most_common()
   return [title, *(f"  {name:<{wide}}  {n:,} ({100 * n / total:.1f} %)" for name, n in rows)]
 
@@ -146,8 +139,8 @@ def _safe(text: str) -> str:
 
 
 TEXT = View(_texts, _tokens)
-CLASSES = View(_texts, _labelled, _classes)
+CLASSES = View(_texts, _labelled, partial(_frequencies, "examples by label:"))
 NUMBERS = View(_texts, _labelled, _range)
-WORDS = View(_texts, _words, _tags)
-CHOICES = View(_prompts, _choices, _classes)
+WORDS = View(_texts, _words, partial(_frequencies, "words by tag:"))
+CHOICES = View(_prompts, _choices, partial(_frequencies, "examples by label:"))
 ANSWERS = View(_questions, _windows, _unanswered)

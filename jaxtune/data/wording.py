@@ -1,4 +1,4 @@
-"""Conversations to text: finds the chat template of a tokenizer, and renders it."""
+"""Conversations to text: finds the chat template of a tokenizer, and renders it in `confined`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ _BOS = "{{ bos_token }}"
 
 
 class Job(NamedTuple):
-  """A conversation, and which prefixes of it are to be rendered; see `speaker`."""
+  """A conversation, and which prefixes of it are to be rendered.
+
+  Attributes:
+    prefixes: for each, how many turns, and whether the prompt of the next turn follows them.
+  """
 
   turns: list[dict]
   tools: list | None

@@ -11,8 +11,6 @@ from typing import Any
 from jaxtune import schema
 from jaxtune.errors import UserError, nearest
 
-_TEXTS = (str, int, float, decimal.Decimal, datetime.date, datetime.time)
-
 
 def is_text(value: object) -> bool:
   """Tells what has one form as text: text itself, finite numbers, dates and times.
@@ -21,7 +19,8 @@ def is_text(value: object) -> bool:
   store a missing text, true is "True" to Python and "true" to JSON, and lists, objects and bytes
   have no form beside Python's own.
   """
-  if isinstance(value, bool) or not isinstance(value, _TEXTS):
+  texts = (str, int, float, decimal.Decimal, datetime.date, datetime.time)
+  if isinstance(value, bool) or not isinstance(value, texts):
     return False
   return not isinstance(value, float | decimal.Decimal) or math.isfinite(value)
 

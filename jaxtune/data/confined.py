@@ -34,7 +34,6 @@ except ImportError:  # native Windows: there is no such process, see `each`
 SECONDS = 10.0  # of computing for one item; what other programs take does not count
 MEMORY = 2**30  # bytes beyond those that the process holds before it begins
 OUTPUT = 1_000_000  # bytes of one item's result, beyond ten for each byte of the item
-BATCH = 256  # items that are sent at a time
 
 _WATCHED = sys.platform != "linux"  # only Linux enforces a limit on memory by itself
 
@@ -66,8 +65,9 @@ def each(
     run = make(*shared)
     yield from (_attempt(run, item) for item in items)
     return
-  for start in range(0, len(items), BATCH):
-    results = _ask(make, items[start : start + BATCH], shared)
+  at_a_time = 256
+  for start in range(0, len(items), at_a_time):
+    results = _ask(make, items[start : start + at_a_time], shared)
     yield from results
     if isinstance(results[-1], Exceeded):
       return
@@ -90,8 +90,10 @@ def _ask(make: Callable[..., Callable], items: Sequence, shared: tuple) -> list:
     results = _running.ask(make, items, shared)
   if len(items) > 1 and isinstance(results[-1], Exceeded):
     results = []
-    while len(results) < len(items) and not (results and isinstance(results[-1], Exceeded)):
-      results += _ask(make, items[len(results) :][:1], shared)
+    for item in items:
+      results += _ask(make, [item], shared)
+      if isinstance(results[-1], Exceeded):
+        break
   return results
 
 
@@ -108,8 +110,10 @@ class _Process:
       pass_fds=[theirs.fileno()], env=os.environ | more,
     )  # fmt: skip
     theirs.close()
+    atexit.register(self.stop)
 
   def alive(self) -> bool:
+    """Tells whether it can be asked, and not by a fork of the process that started it."""
     return self.owner == os.getpid() and self.process.poll() is None
 
   def ask(self, make: FunctionType, items: Sequence, shared: tuple) -> list:
@@ -129,30 +133,25 @@ class _Process:
     except BaseException:  # an interrupt: what is still under way must not answer the next call
       self.stop()
       raise
-    kinds = {"UserError": UserError, "Exceeded": Exceeded}
-    found = [text if kind is None else kinds[kind](text) for kind, text in answers]
-    if isinstance(found[-1], Exceeded):
+    errors = {"UserError": UserError, "Exceeded": Exceeded}
+    results = [errors[kind](result) if kind else result for kind, result in answers]
+    if isinstance(results[-1], Exceeded):
       self.stop()
-    return found
+    return results
 
   def stop(self) -> None:
+    """Ends the process, unless this is a fork of the one that started it."""
     if self.owner == os.getpid():
       self.pipe.close()
       self.process.kill()
       self.process.wait()
 
 
-@atexit.register
-def _stop() -> None:
-  if _running is not None:
-    _running.stop()
-
-
 def _resident(process: int) -> int:
   """Counts the bytes of memory that a process holds."""
   command = ["ps", "-o", "rss=", "-p", str(process)]
-  found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-  return int(found or 0) * 1024
+  kilobytes = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+  return int(kilobytes or 0) * 1024
 
 
 def _reason(code: int) -> str:
@@ -218,12 +217,12 @@ def _answers(run: Callable | UserError, items: Sequence[bytes | UserError]) -> I
   """Writes each item's result, or its error, as JSON, up to the first that exceeds a limit."""
   for item in items:
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    found = _attempt(_result, run, item)
-    if isinstance(found, UserError):
-      yield json.dumps([type(found).__name__, str(found)]).encode()
-    else:
-      yield found
-    if isinstance(found, Exceeded):
+    result = _attempt(_result, run, item)
+    if not isinstance(result, UserError):
+      yield result
+      continue
+    yield json.dumps([type(result).__name__, str(result)]).encode()
+    if isinstance(result, Exceeded):
       return
 
 
@@ -232,7 +231,8 @@ def _result(run: Callable | UserError, item: bytes | UserError) -> bytes:
     raise item
   if isinstance(run, UserError):
     raise run
-  found = json.dumps([None, run(pickle.loads(item))], ensure_ascii=False).encode()
-  if len(found) > (most := OUTPUT + 10 * len(item)):
+  content = json.dumps([None, run(pickle.loads(item))], ensure_ascii=False).encode()
+  most = OUTPUT + 10 * len(item)
+  if len(content) > most:
     raise Exceeded(f"the template wrote more than {most:,} bytes for one row")
-  return found
+  return content

@@ -69,8 +69,6 @@ def _check(o: DataOptions, objective: Any, decoder_start: tuple[int, ...]) -> No
   if o.tasks == {}:
     raise UserError("data.tasks is empty: expected {name: options}")
   writes_text, name = not hasattr(objective, "decode"), objective.__name__.rpartition(".")[2]
-  if o.stream is not None and o.tasks is not None:
-    raise UserError("data.stream reads one task's rows in their order: not with data.tasks")
   if o.tasks is None and (o.mixture, o.temperature, o.cap) != ("proportional", 1.0, None):
     raise UserError("data.mixture, temperature and cap are shares of tasks: give data.tasks")
   if o.general is not None and (not writes_text or decoder_start):
@@ -80,7 +78,7 @@ def _check(o: DataOptions, objective: Any, decoder_start: tuple[int, ...]) -> No
       f"objective {name!r}: not for encoder-decoders, which are trained by 'sft' on prompts"
     )
   if o.stream is not None:
-    used = [f"data.{key}" for key in ("pack", "resample", "limit") if getattr(o, key)]
+    used = [f"data.{key}" for key in ("tasks", "pack", "resample", "limit") if getattr(o, key)]
     used += ["data.buckets"] * (o.buckets > 1) + ["an encoder-decoder"] * bool(decoder_start)
     used += [f"objective {name!r}"] * (not writes_text)
     if used:

@@ -188,9 +188,8 @@ def counts(order: Order, steps: int, batch_size: int) -> dict[str, dict]:
     for pool, share, times in zip(kind.pools, kind.shares, drawn, strict=True):
       size = len(pool.rows)
       fewest, most = times // size, -(-times // size)
-      task = tasks.setdefault(
-        pool.task, {"share": 0.0, "examples": 0, "drawn": 0, "fewest": fewest, "most": most}
-      )
+      nothing = {"share": 0.0, "examples": 0, "drawn": 0, "fewest": fewest, "most": most}
+      task = tasks.setdefault(pool.task, nothing)
       task["share"] += kind.share * share
       task["examples"] += size
       task["drawn"] += times

@@ -82,19 +82,18 @@ def read_columns(read_row: Callable, table: Table, name: str, options: DataOptio
   for column in columns:
     if column not in known:
       raise UserError(f"data.rename has {column!r}, which is not read; {nearest(column, known)}")
-  examples, malformed = [], 0
   here = all(sandbox.is_plain(source) for source in columns.values() if isinstance(source, str))
   results = confined.each(_row_reader, table.rows, read_row, columns, here=here)
+  groups, malformed = [], 0
   for row, place, result in zip(table.rows, table.where, results, strict=True):
-    if isinstance(result, UserError):
-      if options.malformed == "error" or isinstance(result, confined.Exceeded):
-        raise UserError(f"{place}: {result}") from result
+    if not isinstance(result, UserError):
+      fields, prompt, answers = result
+      groups.append([Example(prompt, answers, row | fields, place, source=row)])
+    elif options.malformed == "error" or isinstance(result, confined.Exceeded):
+      raise UserError(f"{place}: {result}") from result
+    else:
       malformed += 1
-      continue
-    fields, prompt, answers = result
-    examples.append(Example(prompt, answers, row | fields, place, source=row))
-  skipped = {"malformed": malformed} if malformed else {}
-  return Reading([[example] for example in examples], {"fields": columns}, skipped)
+  return Reading(groups, {"fields": columns}, {"malformed": malformed} if malformed else {})
 
 
 def _row_reader(read_row: Callable, columns: dict) -> Callable[[dict], tuple]:

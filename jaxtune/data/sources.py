@@ -186,12 +186,10 @@ def _json(path: Path) -> Iterator[tuple[int | str, Any]]:
 
 
 def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, dict]]:
-  quoting = csv.QUOTE_NONE if kind(path.name) == "tsv" else csv.QUOTE_MINIMAL
-  delimiter = "\t" if kind(path.name) == "tsv" else ","
+  tabs = kind(path.name) == "tsv"
+  dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
   limit = csv.field_size_limit(sys.maxsize)  # its default refuses fields above 128 kB
-  reader = csv.reader(
-    (line for _, line in _lines(path)), delimiter=delimiter, quoting=quoting, strict=True
-  )
+  reader = csv.reader((line for _, line in _lines(path)), strict=True, **dialect)
   names = list(columns) if columns else None
   start = 1
   try:

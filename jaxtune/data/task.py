@@ -78,8 +78,7 @@ def read(
     "file_rows": file_rows,
     "format": {name: reading.form for name, reading in readings.items()},
   }
-  has_labels = any("labels" in one for one in counts.values())
-  return Data(**splits, report=report, labels=tuple(encoding.labels) if has_labels else ())
+  return Data(**splits, report=report, labels=tuple(counts.get("train", {}).get("labels", ())))
 
 
 def _read_files(

@@ -88,11 +88,11 @@ def stamps(source: str | Sequence[str]) -> dict[str, str]:
     if path.is_file():  # else a hub name
       with path.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(max(size - megabyte, 0))
-        end = file.read(megabyte)
-        file.seek(0)
-        ends = str(size).encode() + file.read(megabyte) + end
-      hashes[name] = "ends:" + hashlib.sha256(ends).hexdigest()
+        digest = hashlib.sha256(str(size).encode())
+        for start in (0, max(size - megabyte, 0)):
+          file.seek(start)
+          digest.update(file.read(megabyte))
+      hashes[name] = "ends:" + digest.hexdigest()
   return hashes
 
 

@@ -78,7 +78,7 @@ def test_a_column_and_files_make_the_same_mixture(load, files):
   assert place(column) == place(joined) and len(joined.tasks) == 24
   assert [len(pool.rows) for pool in column.order[0].pools] == [16, 8]
   uneven = load(train="train", tasks="task", mixture={"x": 1, "y": 3})
-  assert uneven.train.order[0].shares == (0.25, 0.75)
+  assert [pool.share for pool in uneven.train.order[0].pools] == [0.25, 0.75]
 
 
 def test_a_limit_keeps_the_rare_tasks_of_a_column(load, files):

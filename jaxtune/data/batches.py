@@ -1,4 +1,4 @@
-"""Batches as pure functions: resuming a run needs the step's number and nothing else."""
+"""Batches as pure functions of (seed, step): to resume a run, the step's number is enough."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from jaxtune.data.split import Split
 from jaxtune.data.stream import Stream
 from jaxtune.errors import UserError
 
-Batch = dict[str, np.ndarray]  # the split's arrays, rows (B, ...)
+Batch = dict[str, np.ndarray]  # rows of the split's arrays, each (B, ...)
 
 
 def join(splits: Mapping[str, Split]) -> Split:
   """Joins the splits of several tasks, by name, into one; its `tasks` name the task of each row.
 
   Raises:
-    UserError: splits whose arrays differ, which cannot share an objective.
+    UserError: splits whose arrays differ in name, type or axes: they are for other objectives.
   """
   names, parts = list(splits), alike(list(splits.values()))
   kinds = [{key: (x.dtype, x.ndim) for key, x in part.arrays.items()} for part in parts]
@@ -34,7 +34,7 @@ def join(splits: Mapping[str, Split]) -> Split:
   padded = to_widest([part.arrays for part in parts])
   arrays = {key: np.concatenate([part[key] for part in padded]) for key in padded[0]}
   sizes = [part.examples for part in parts]
-  if "example" in arrays:  # numbers of entries in the lists, which are joined too
+  if "example" in arrays:  # it numbers the entries of the lists, which are joined too
     before = np.cumsum([0, *(len(part.rows) for part in parts[:-1])])
     arrays["example"] += np.repeat(before, sizes)
   lists = {
@@ -60,11 +60,11 @@ def arrange(
 
   Args:
     mixture, temperature, cap: each task's share; see `mix.shares`.
-    mixture_batches: "mixed" or "task": whether a batch holds all tasks or one.
-    buckets: lengths to sort examples into, at the most; a batch is of one bucket, and as wide as
-      that. Which bucket a step takes depends on no seed.
-    variants: (N, K), rows that are K forms of one example, as `templates.variants` gives them: an
-      example comes once an epoch, every epoch in another form.
+    mixture_batches: "mixed" if a batch holds all tasks, "task" if it holds one.
+    buckets: the most groups of similar length to sort examples into. A batch is of one bucket, and
+      as wide as its longest example needs. Which bucket a step takes does not depend on the seed.
+    variants: (N, K), the rows that are K forms of each example, from `templates.variants`. An
+      example then comes once an epoch, in every epoch in another form.
 
   Raises:
     UserError: options that contradict each other, or do not name the tasks that there are.
@@ -77,11 +77,11 @@ def arrange(
 
 
 def batch(split: Split | Stream, seed: int, step: int, batch_size: int) -> Batch:
-  """Takes training batch number `step`, counted from 0.
+  """Returns training batch number `step`, counted from 0.
 
-  Every epoch is a permutation of its own, drawn from (seed, epoch); batches run on across its end.
-  No example comes twice before all have come once; in an arranged split, none of its task and
-  bucket. The batch's shapes depend on the step, never on the seed.
+  The order of every epoch is drawn from (seed, epoch), and a batch may begin in one epoch and end
+  in the next. No example comes twice before all have come once; in an arranged split, before all of
+  its task and bucket have. The batch's shapes depend on the step, never on the seed.
   """
   if isinstance(split, Stream):
     return split.batch(seed, step, batch_size)
@@ -98,16 +98,16 @@ def batch(split: Split | Stream, seed: int, step: int, batch_size: int) -> Batch
 
 
 def sample(split: Split, count: int) -> Split:
-  """Takes the arrays of `count` examples, evenly over the split."""
+  """Returns a split with the arrays of `count` examples only, spread evenly over it."""
   count = min(count, split.examples)
   rows = np.linspace(0, split.examples - 1, count).round().astype(np.int64)
   return split._replace(arrays={name: array[rows] for name, array in split.arrays.items()})
 
 
 def batches(split: Split, batch_size: int) -> Iterator[Batch]:
-  """Walks through a split once, in its order.
+  """Yields batches of one shape that hold every example of a split once, in its order.
 
-  The last batch is filled up with copies of its first example with weight 0: a row without any real
+  The last batch is filled up with copies of its first example, with weight 0. Rows without a real
   token would make attention divide 0 by 0.
   """
   for start in range(0, split.examples, batch_size):
@@ -120,7 +120,7 @@ def batches(split: Split, batch_size: int) -> Iterator[Batch]:
 
 
 def _take(split: Split, rows_B: np.ndarray, widths: Mapping[str, int]) -> Batch:
-  """Takes rows, cropped to the widths of the tokens and of an encoder's inputs where these are."""
+  """Takes rows of all arrays, cropped to `widths`: of "tokens", and of an encoder's "inputs"."""
   taken = {}
   for name, array in split.arrays.items():
     axis = "inputs" if name.startswith("inputs") else "tokens"
@@ -132,7 +132,11 @@ def _take(split: Split, rows_B: np.ndarray, widths: Mapping[str, int]) -> Batch:
 def _bucketed(
   split: Split, rows_NK: np.ndarray, buckets: int
 ) -> tuple[np.ndarray, list[dict[str, int]]]:
-  """Sorts examples into about equally many of each length: (buckets_N, widths), widest first."""
+  """Sorts examples by length into buckets of about equally many.
+
+  Returns:
+    (the bucket of each example, the widths of each bucket, the widest first).
+  """
   if buckets == 1:
     return np.zeros(len(rows_NK), np.int64), [{}]
   lengths = split.lengths

@@ -1,10 +1,10 @@
 """Renders templates in another process, which has limits and can be stopped.
 
 A template may loop for days or fill the memory within a single operation, which nothing in the same
-process can interrupt. The other process is started when it is first needed and serves this one to
-its end. It imports no jax. The kernel ends it when its computing time has run out, whatever it is
-doing then; it ends by itself once this process is gone. Back come texts and lists as JSON, never
-pickled objects.
+process can interrupt. The other process is started when it is first needed, and serves until this
+one ends. It imports no jax. The kernel ends it when its computing time is used up, whatever it is
+doing. It also ends when this process is gone. It answers with texts and lists as JSON, and never
+with pickled objects, which could run code here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ try:
 except ImportError:  # native Windows: there is no such process, see `each`
   resource = None
 
-SECONDS = 10.0  # of computing for one item; what other programs take does not count
+SECONDS = 10.0  # the processor's time for one item
 MEMORY = 2**30  # bytes beyond those that the process holds before it begins
 OUTPUT = 1_000_000  # bytes of one item's result, beyond ten for each byte of the item
 
@@ -49,17 +49,17 @@ class Exceeded(UserError):
 def each(
   make: Callable[..., Callable], items: Sequence, *shared: Any, here: bool = False
 ) -> Iterator[Any]:
-  """Calls `make(*shared)` in the other process, and what it returns with each of the items.
+  """Calls `make(*shared)` in the other process, and the function that this returns with each item.
 
   Args:
     make: a function at the top of a module.
     items, shared: what can be pickled.
-    here: does it in this process, for templates that cannot reach a limit. Where the system knows
-      no limits (native Windows) everything is done in this process, without any.
+    here: whether to do it in this process, for templates that cannot reach a limit. Where the
+      system knows no limits (native Windows) everything is done in this process, without limits.
 
   Yields:
-    For each item the result, plain data that JSON keeps, or the UserError that it ended in. An
-    `Exceeded` is the last.
+    For each item the result, plain data that JSON keeps, or the UserError that it ended in. After
+    an `Exceeded` nothing follows.
   """
   if here or inside or resource is None:
     run = make(*shared)
@@ -74,7 +74,7 @@ def each(
 
 
 def one(make: Callable[..., Callable], item: Any, *shared: Any) -> Any:
-  """Does what `each` does for a single item, and raises its error."""
+  """Does what `each` does for a single item, and raises its error if it ends in one."""
   (result,) = each(make, [item], *shared)
   if isinstance(result, UserError):
     raise result
@@ -82,7 +82,10 @@ def one(make: Callable[..., Callable], item: Any, *shared: Any) -> Any:
 
 
 def _ask(make: Callable[..., Callable], items: Sequence, shared: tuple) -> list:
-  """Lets the other process answer some items, one by one where a limit was reached among them."""
+  """Returns the other process's results; where a limit is reached, it is asked item by item.
+
+  When the kernel ends it, the results that it had are lost, and so is which item was at fault.
+  """
   global _running
   with _lock:
     if _running is None or not _running.alive():
@@ -155,6 +158,7 @@ def _resident(process: int) -> int:
 
 
 def _reason(code: int) -> str:
+  """Says why the process ended, by its exit code."""
   if code == -signal.SIGPROF:
     return f"the template took more than {SECONDS:g} seconds of computing, and was stopped"
   what = signal.Signals(-code).name if code < 0 else f"code {code}"
@@ -214,7 +218,10 @@ def _limit_memory() -> None:
 
 
 def _answers(run: Callable | UserError, items: Sequence[bytes | UserError]) -> Iterator[bytes]:
-  """Writes each item's result, or its error, as JSON, up to the first that exceeds a limit."""
+  """Writes as JSON each item's result, [null, result], or its error, [its class, its message].
+
+  The first item that exceeds a limit is the last.
+  """
   for item in items:
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     result = _attempt(_result, run, item)

@@ -1,8 +1,8 @@
-"""Divides examples into train, validation and test, and checks that no two of them share any.
+"""Divides examples into train, validation and test, and checks that no two of these share any.
 
-To which split a row belongs depends on a hash of all its columns as they are in the file. So it
-survives shuffling, equal rows stay together, and templates that read different columns are compared
-on the same examples.
+A hash of all columns of a row, as they are in the file, decides to which split it belongs. So the
+order of the file does not matter, equal rows stay together, and templates that read different
+columns are compared on the same examples.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from jaxtune.errors import UserError
 def draw(
   examples: Sequence[Example], size: int | float, name: str, seed: int
 ) -> tuple[list[Example], list[Example]]:
-  """Splits off `size` examples: a fraction when below 1 (approximately), else a count.
+  """Splits off `size` examples: if below 1 about this fraction of them, else so many.
 
   Rows whose columns are equal but for case and whitespace stay together, so that a few more than
   `size` may be drawn.
 
   Returns:
-    (the rest, the drawn), both in the order given.
+    (the examples that remain, those that were drawn), both in the order given.
 
   Raises:
     UserError: a size that leaves one of the two empty.
@@ -52,7 +52,7 @@ def draw(
 def limited(
   examples: Sequence[Example], limit: int | None, seed: int, tasks: str | None = None
 ) -> list[Example]:
-  """Keeps `limit` examples, chosen by hash and not by place in the file, in their order.
+  """Returns `limit` of the examples in their order, chosen by hash and not by place in the file.
 
   Args:
     tasks: the column that names an example's task. Equally many are kept of each task; if one has
@@ -63,7 +63,7 @@ def limited(
   hashes = [_position(example, f"{seed}:limit") for example in examples]
   order = sorted(range(len(examples)), key=lambda row: (hashes[row], row))
   if tasks is not None:
-    turns = defaultdict(itertools.count)  # for each task, how many of it come before a row
+    turns = defaultdict(itertools.count)  # counts the rows of each task
     turn = {row: next(turns[str(examples[row].row.get(tasks))]) for row in order}
     order.sort(key=turn.__getitem__)
   return [examples[row] for row in sorted(order[:limit])]
@@ -74,15 +74,16 @@ def separate(
 ) -> tuple[dict[str, list[Example]], dict]:
   """Refuses, drops or allows examples that two splits share.
 
-  Two examples are shared when prompt and any accepted answer are equal but for case, width and
-  whitespace. "drop" takes them out of the training side (of validation, for validation and test).
+  Two splits share an example if they have a prompt with an accepted answer that are equal but for
+  case, width and whitespace. "drop" takes it out of train (out of validation, if validation and
+  test share it).
 
   Returns:
-    The splits, and counts by pair: {"train/test": {"shared": 2, "dropped": 2, "same_prompt": 5}};
-    an equal prompt with another answer is counted, among what is left, but never refused.
+    The splits, and counts by pair: {"train/test": {"shared": 2, "dropped": 2, "same_prompt": 5}}.
+    "same_prompt" counts the examples left of which the other split has the prompt, with any answer.
 
   Raises:
-    UserError: where they share and `overlap` is "error", naming file and line of both.
+    UserError: if two splits share examples and `overlap` is "error"; names file and line of both.
   """
   splits, report = dict(splits), {}
   for left, right in itertools.combinations([name for name in SPLITS if name in splits], 2):
@@ -116,12 +117,12 @@ def separate(
 
 
 def normalise(text: str) -> str:
-  """Folds case, Unicode width and whitespace."""
+  """Returns a text by which texts are compared: without differences of case, width and space."""
   return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _position(example: Example, salt: str) -> int:
-  """Hashes a row's columns in any order; a column that is null counts as missing."""
+  """Hashes a row to 64 bits; neither the order of its columns nor null columns count."""
   row = example.row if example.source is None else example.source
   cells = sorted((name, cell) for name, cell in row.items() if cell is not None)
   content = "\x1f".join(f"{name}\x1e{_plain(cell)}" for name, cell in cells)
@@ -130,7 +131,7 @@ def _position(example: Example, salt: str) -> int:
 
 
 def _plain(value: object) -> str:
-  """Writes a cell as text, in which the borders between the items of a list show."""
+  """Writes a cell as text, in which lists of other items look different."""
   if isinstance(value, dict):
     value = [part for key in sorted(value, key=str) for part in (key, value[key])]
   if isinstance(value, (list, tuple)):
@@ -139,6 +140,7 @@ def _plain(value: object) -> str:
 
 
 def _texts(example: Example) -> list[bytes]:
+  """Hashes an example's prompt with each of its answers."""
   prompt = normalise(example.prompt or "")
   return [
     hashlib.blake2b(f"{prompt}\x1d{normalise(answer)}".encode(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Ragged rows to arrays, and the policy for rows that are too long."""
+"""Rows of different lengths to arrays, and what happens to rows that are too long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAD_TO = 8
 
 
 def pad(rows: Sequence[Sequence], width: int, fill: Any = 0, dtype: Any = np.int32) -> np.ndarray:
-  """Pads rows on the right: (N, width), or (N, width, ...) where the entries are sequences."""
+  """Pads rows on the right: to (N, width), or to (N, width, ...) if the entries are sequences."""
   inner = next((np.shape(row[0]) for row in rows if len(row)), ())
   array = np.full((len(rows), width, *inner), fill, dtype)
   for at, row in enumerate(rows):
@@ -36,13 +36,13 @@ def pad_tokens(
 
 
 def to_widest(splits: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-  """Pads the arrays of each name with zeros to one shape, the largest, but for the first axis."""
+  """Pads arrays of equal names with zeros to the largest size of each axis but the first."""
   padded: list[dict[str, np.ndarray]] = [{} for _ in splits]
   for name in splits[0]:
     largest = np.max([arrays[name].shape for arrays in splits], axis=0)
-    for arrays, into in zip(splits, padded, strict=True):
+    for arrays, out in zip(splits, padded, strict=True):
       missing = [(0, 0), *((0, n) for n in (largest - arrays[name].shape)[1:])]
-      into[name] = np.pad(arrays[name], missing) if np.any(missing) else arrays[name]
+      out[name] = np.pad(arrays[name], missing) if np.any(missing) else arrays[name]
   return padded
 
 
@@ -64,14 +64,14 @@ def find_too_long(
   options: EncodeOptions,
   policies: Sequence[str] = ("skip", "truncate"),
 ) -> list[int]:
-  """Lists the examples of more than max_length tokens.
+  """Lists the numbers of the examples that have more than max_length tokens.
 
   Args:
-    lengths, where: tokens and place of each example.
-    policies: what data.too_long can be beside "error".
+    lengths, where: the tokens and the place of each example.
+    policies: the values that data.too_long may have beside "error".
 
   Raises:
-    UserError: if there are any and too_long is "error"; or if too_long is none of the policies.
+    UserError: if there are any and too_long is "error"; if too_long is none of the policies.
   """
   check_too_long(options.too_long, policies)
   most = options.max_length
@@ -87,5 +87,5 @@ def find_too_long(
 
 
 def check_too_long(policy: str, policies: Sequence[str]) -> None:
-  """Raises UserError unless `policy` is "error" or one of the policies that an encoder knows."""
+  """Raises UserError unless `policy` is "error" or one of `policies`."""
   schema.check("data.too_long", policy, Literal["error", *policies])

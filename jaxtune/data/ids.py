@@ -1,4 +1,4 @@
-"""Whether a model has an embedding for every token: beyond the last, jax takes the last."""
+"""Checks that a model has an embedding for every token: jax takes the last for any beyond it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtune.errors import UserError
 def check(
   tokenizer: Tokenizer, rows: Iterable[Iterable[int]], size: int, where: Iterable[str]
 ) -> None:
-  """Raises UserError for an id of `size` or more in any row; `where` names the rows' places."""
+  """Raises UserError for an id of `size` or more in any row; `where` gives the rows' places."""
   for row, place in zip(rows, where, strict=True):
     highest = max(row, default=0)
     if highest >= size:
@@ -25,7 +25,7 @@ def check(
 
 
 def check_split(tokenizer: Tokenizer, split: Split, size: int) -> None:
-  """Checks all that a model will be given of a split, its prompts included."""
+  """Checks all ids of a split that a model will be given, also those of its prompts."""
   check(tokenizer, split.prompts, size, split.where)
   arrays = split.arrays
   given = [arrays["tokens"] * arrays["mask"]]

@@ -1,4 +1,4 @@
-"""From files to checked, tokenised splits: everything that is done before a run starts."""
+"""Loads a data set: from files to checked, tokenised splits, before a run starts."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ def load(
   Args:
     tokenizer: a transformers tokenizer with an eos token.
     objective: a module whose `read` and `encode` are as `jaxtune.objectives` describes.
-    decoder_start: of an encoder-decoder, the tokens that every output begins with; () of other
-      models.
-    vocabulary: tokens that the model has embeddings for, where ids are to be checked against it.
+    decoder_start: the tokens that every output of an encoder-decoder begins with; () for a decoder.
+    vocabulary: how many tokens the model has embeddings for; None to leave ids unchecked.
 
   Raises:
-    UserError: whatever is wrong with the options or the data, with file and line.
+    UserError: for any mistake in the options or the data, with file and line.
   """
   _check(options, objective, decoder_start)
   read = lambda options: task.read(tokenizer, objective, options, decoder_start, vocabulary)
@@ -64,7 +63,7 @@ def load(
 
 
 def _check(o: DataOptions, objective: Any, decoder_start: tuple[int, ...]) -> None:
-  """Raises UserError for options that are none, or contradict each other, objective or model."""
+  """Raises UserError for options out of range, or that contradict others, objective or model."""
   schema.check_arguments(DataOptions, o._asdict(), "data.")
   if o.tasks == {}:
     raise UserError("data.tasks is empty: expected {name: options}")
@@ -122,14 +121,14 @@ def _of_task(name: str, given: dict, o: DataOptions) -> DataOptions:
 
 
 def _stop_tokens(tokenizer: Tokenizer, report: dict) -> tuple[int, ...]:
-  """Lists what ends an answer, of every task of a mixture."""
+  """Lists the ids that end an answer: eos first, then those of the chat templates of all tasks."""
   trained = [one["splits"].get("train", {}) for one in report.get("tasks", {"": report}).values()]
   ends = {stop for counts in trained for stop in counts.get("stop_tokens", ())}
   return tuple(dict.fromkeys((tokenizer.eos_token_id, *sorted(ends))))
 
 
 def _summed(reports: dict[str, dict]) -> dict:
-  """Adds the tasks' counts up, for the tables that show whole splits."""
+  """Returns the counts of whole splits, the sums of those of the tasks."""
   totals = {}
   for name in SPLITS:
     counts = [one["splits"][name] for one in reports.values() if name in one["splits"]]
@@ -143,7 +142,7 @@ def _summed(reports: dict[str, dict]) -> dict:
 
 
 def _name_tasks(split: Split, column: str) -> Split:
-  """Reads each example's task from its row."""
+  """Returns a split with each example's task, which a column names."""
   tasks = []
   for row, where in zip(split.rows, split.where, strict=True):
     try:
@@ -155,7 +154,11 @@ def _name_tasks(split: Split, column: str) -> Split:
 
 
 def _arrange(split: Split, o: DataOptions) -> tuple[Split, dict]:
-  """Packs the training split, or lays out in which order it is drawn."""
+  """Packs the training split if it is to be, and arranges the order in which it is drawn.
+
+  Returns:
+    The split, and {"packing": the report of `pack`} if it is packed, else {}.
+  """
   report, variants = {}, templates.variants(split.rows) if o.resample else None
   if o.pack:
     if o.resample or o.buckets > 1:
@@ -168,7 +171,7 @@ def _arrange(split: Split, o: DataOptions) -> tuple[Split, dict]:
 
 
 def _read_general(tokenizer: Tokenizer, width: int, o: DataOptions) -> tuple[Split, dict]:
-  """Reads plain text, in windows as long as the training examples."""
+  """Reads the general text, in windows as long as the training examples: the split, its report."""
   table = sources.read(o.general, "general")
   form = templates.choose(table.columns, where=str(o.general), text="text")
   examples = templates.render(form, table.rows, table.where)
@@ -177,6 +180,6 @@ def _read_general(tokenizer: Tokenizer, width: int, o: DataOptions) -> tuple[Spl
     examples,
     EncodeOptions(o.max_length or width, too_long="chunk", special_tokens=o.special_tokens),
   )
-  if o.eval_limit is not None:  # of windows: a book is one document
+  if o.eval_limit is not None:  # it counts windows, as one document may be a whole book
     split = sample(split, o.eval_limit)
   return split, counts | {"kept": split.examples, "files": table.hashes} | measures(split)

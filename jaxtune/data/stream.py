@@ -1,4 +1,4 @@
-"""Data sets too large for memory: read and tokenised block by block, as steps need them."""
+"""Data sets that are too large for memory, read and tokenised in blocks when steps need them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ Arrays = dict[str, np.ndarray]
 
 
 class Stream:
-  """Rows in blocks, shuffled within each block; a batch is a function of (seed, step) all the same.
+  """Training data in blocks of rows; a batch is a function of (seed, step), as that of a split.
 
-  Blocks come in the order of the source, every epoch anew, so sort no source by its label. Memory
-  holds two blocks at a time. Passing over blocks, as resuming does, reads them untokenised.
+  Blocks come in the order of the source, in every epoch again, and the rows of each are shuffled.
+  So a source must not be sorted by its label. Memory holds two blocks at a time. A resumed run
+  reads the blocks before its step, but does not tokenise them.
 
   Attributes:
-    width: tokens of a row.
-    examples: rows of the source; None until its end was reached for the first time.
-    order: as in a split; () always.
+    width: the tokens of a row.
+    examples: the rows of the source; None until its end was reached for the first time.
+    order: always (), since the examples of a stream are not arranged.
   """
 
   order: mix.Order = ()
@@ -40,21 +41,27 @@ class Stream:
     width: int,
     block: int,
   ):
-    """Takes (place, row) pairs from `rows()`, and arrays of the same rows from `encode`."""
+    """Makes a stream of blocks of rows.
+
+    Args:
+      rows: () -> (place, row) of each row of the source.
+      encode: (rows, places) -> arrays with a row for each.
+      block: the rows of a block.
+    """
     self.width, self.examples = width, None
     self._rows, self._encode, self._size = rows, encode, block
     self._reader, self._next = rows(), 0  # the number of the block that the reader is at
     self._blocks: dict[int, Arrays] = {}
 
   def batch(self, seed: int, step: int, batch_size: int) -> Arrays:
-    """Takes training batch number `step`; see `batches.batch`."""
+    """Returns training batch number `step`; see `batches.batch`."""
     draw, stop, pieces = step * batch_size, (step + 1) * batch_size, []
     while draw < stop:
       epoch, place = divmod(draw, self.examples) if self.examples else (0, draw)
       number, offset = divmod(place, self._size)
       block = self._block(number)
       if block is None or offset >= len(block["tokens"]):
-        continue  # beyond the end, which is now known
+        continue  # it is beyond the end of the source, which is known now
       order_N = mix.permutation(len(block["tokens"]), seed, epoch, number)
       rows = order_N[offset : offset + stop - draw]
       pieces.append({name: array[rows] for name, array in block.items()})
@@ -62,7 +69,7 @@ class Stream:
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
   def _block(self, number: int) -> Arrays | None:
-    """Tokenises a block, or finds it among the last two; None where the source ends before."""
+    """Returns a block, tokenised if it is none of the last two; None if the source ends before."""
     if number in self._blocks:
       return self._blocks[number]
     if number < self._next:
@@ -81,7 +88,11 @@ class Stream:
 
 
 def stamps(source: str | Sequence[str]) -> dict[str, str]:
-  """Hashes size, first and last megabyte of each file, as "ends:HASH": the whole may take hours."""
+  """Hashes the size, the first and the last megabyte of each file, as to hash it all takes long.
+
+  Returns:
+    {file: "ends:HASH"}; hub names are left out.
+  """
   megabyte, hashes = 2**20, {}
   for name in sources.names(source):
     path = Path(name).expanduser()
@@ -104,9 +115,9 @@ def load(
   """Opens data.train as a stream of prompts and answers; only its first rows are read yet.
 
   Args:
-    options: max_length is the tokens of every row; a row that too_long="skip" or no_target="skip"
-      leaves out keeps its place, with weight 0.
-    encode: makes arrays of a block's examples.
+    options: every row has max_length tokens. A row that too_long="skip" or no_target="skip" leaves
+      out keeps its place, with weight 0.
+    encode: (examples) -> (split, counts).
 
   Raises:
     UserError: options that contradict each other, a source that is missing or broken.
@@ -129,7 +140,10 @@ def load(
 
 
 def _aligned(split: Split, where: Sequence[str], width: int, pad: int) -> Arrays:
-  """Gives every row read a row of the arrays: what was skipped is a copy of another, weight 0."""
+  """Returns arrays with a row for each place in `where`, `width` tokens wide.
+
+  Where an example was skipped the row is a copy of another with weight 0.
+  """
   row_of = {place: row for row, place in enumerate(split.where)}
   if not row_of:
     raise UserError(f"{where[0]} to {where[-1]}: all {len(where)} rows of the block were skipped")

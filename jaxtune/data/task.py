@@ -1,4 +1,4 @@
-"""One task's files to tokenised splits: read, divided, checked against each other, encoded."""
+"""The files of one task to tokenised splits: reads, divides, compares and encodes them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from jaxtune.errors import UserError, nearest
 
 
 class Data(NamedTuple):
-  """The splits of one data set, and the record of how they came about.
+  """The splits of a data set, or of one task of it, and how they were made.
 
   Attributes:
     report: counts and hashes by split, overlap, files, format and tokenizer.
-    labels: names of the classes or tags, in the order of their numbers.
-    general: plain text on other subjects, on which the loss shows what a model forgets.
-    stop_tokens: ids that end an answer: the tokenizer's eos, and those that the chat templates of
-      the training data end a turn with.
+    labels: the names of the classes or tags, in the order of their numbers.
+    general: plain text on other subjects, whose loss shows how much a model forgets.
+    stop_tokens: the ids that end an answer: the tokenizer's eos, and those with which the chat
+      templates of the training data end a turn.
   """
 
   train: Split | stream.Stream
@@ -37,7 +37,7 @@ class Data(NamedTuple):
 
   @property
   def splits(self) -> dict[str, Any]:
-    """Those of train, validation and test that there are, by name."""
+    """The splits that there are of train, validation and test, by name."""
     return {name: getattr(self, name) for name in SPLITS if getattr(self, name) is not None}
 
 
@@ -103,11 +103,11 @@ def _keep_only(table: sources.Table, wanted: dict, name: str) -> sources.Table:
   """Keeps the rows whose columns have the wanted values, compared as text."""
   for column, values in wanted.items():
     values = set(map(str, values if isinstance(values, (list, tuple)) else [values]))
-    there = {str(row[column]) for row in table.rows if column in row}
-    if missing := sorted(values - there):
+    present = {str(row[column]) for row in table.rows if column in row}
+    if missing := sorted(values - present):
       raise UserError(
         f"data.only: no row of {name} has {missing[0]!r} as its {column}; "
-        f"{nearest(missing[0], sorted(there)[:20])}"
+        f"{nearest(missing[0], sorted(present)[:20])}"
       )
     keeps = [str(row.get(column)) in values for row in table.rows]
     rows, where = (list(compress(items, keeps)) for items in (table.rows, table.where))
@@ -116,9 +116,9 @@ def _keep_only(table: sources.Table, wanted: dict, name: str) -> sources.Table:
 
 
 def _divide(readings: dict[str, Reading], options: DataOptions) -> dict[str, Reading]:
-  """Draws the splits that have no file of their own out of train, and limits all of them."""
+  """Draws the splits that have no file of their own from train, and limits all splits."""
   readings = dict(readings)
-  # Test before validation: what is held out longest depends on the fewest other settings.
+  # Test is drawn before validation, so that it does not depend on the size of validation.
   for name in ("test", "validation"):
     size = getattr(options, name)
     if isinstance(size, (int, float)):
@@ -131,17 +131,22 @@ def _divide(readings: dict[str, Reading], options: DataOptions) -> dict[str, Rea
       readings["train"], held = train.keep(rest), train.keep(drawn)
       readings[name] = held._replace(groups=[group[:1] for group in held.groups])
   for name, reading in readings.items():
-    # A test of a mixture holds its rare tasks; what is trained on keeps the shares of the file.
-    train = name == "train"
-    most, tasks = (options.limit, None) if train else (options.eval_limit, options.tasks)
-    readings[name] = reading.keep(divide.limited(reading.heads, most, options.seed, tasks))
+    if name == "train":  # it keeps the shares that the tasks have in the file
+      kept = divide.limited(reading.heads, options.limit, options.seed)
+    else:  # it holds the rare tasks too
+      kept = divide.limited(reading.heads, options.eval_limit, options.seed, options.tasks)
+    readings[name] = reading.keep(kept)
   return readings
 
 
 def _with_lost(
   name: str, counts: dict, reading: Reading, before: Sequence[Example], after: Sequence[Example]
 ) -> dict:
-  """Adds to the counts of a split what was left out of it before it was encoded."""
+  """Returns the counts of an encoded split with the rows that were left out before.
+
+  Args:
+    before, after: its examples with, and without, those that another split has too.
+  """
   skipped = reading.skipped | counts["skipped"]
   if not counts["kept"]:
     raise UserError(

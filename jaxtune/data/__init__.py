@@ -1,22 +1,21 @@
 """Examples for training and evaluation: rows, text, tokens, splits and batches.
 
-`load` reads and checks everything before a run starts; `batch` and `batches` then only index. In
-the order in which data pass through them:
+`load` reads and checks everything before a run starts. `batch` and `batches` then only take rows of
+arrays. The modules, in the order in which data pass through them:
 
-  options              the `data` section of a config
-  load, task           a whole data set, and one task of it
-  sources, hub         files to rows
-  reading              rows to examples, by an objective's reader: templates, conversations or the
-                       columns of labelled rows (cells, labels)
-  divide               examples to train, validation and test
-  encode               examples to the arrays of a split, by an objective's encoder
-  mix, batches, pack   the order in which training draws the rows of a split
-  stream               training data that are too large for memory
-  shots                few-shot prompts for evaluation
-  show, views          examples as people see them
-  conversations, wording
-                       conversations, and their text by a chat template
-  confined             another process, which renders templates within limits
+  options                  the `data` section of a config
+  load, task               a whole data set, and one task of it
+  sources, hub             files to rows
+  reading                  rows to examples, as an objective reads them: by templates, as
+                           conversations, or by the columns of labelled rows (cells, labels)
+  divide                   examples to train, validation and test
+  encode                   examples to the arrays of a split, as an objective encodes them
+  mix, batches, pack       the order in which training draws the rows of a split
+  stream                   training data that are too large for memory
+  shots                    few-shot prompts for evaluation
+  show, views              examples as they are shown to people
+  conversations, wording   conversations, and their text by a chat template
+  confined, speaker        another process, which renders templates within limits
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ __all__ = [
 
 
 def align(datasets: Sequence[Data]) -> list[Data]:
-  """Pads the splits of several data sets to equal shapes of an example, for one program.
+  """Pads the splits of several data sets so that their examples have equal shapes, for one program.
 
   Raises:
     UserError: data sets of different labels, stop tokens or inputs.
@@ -76,11 +75,11 @@ def align(datasets: Sequence[Data]) -> list[Data]:
 
 
 def identity(report: dict) -> dict:
-  """Picks the hashes of files and splits out of a data set's report, to compare data sets.
+  """Returns the hashes of files and splits in a data set's report, to compare data sets.
 
   Returns:
-    {"files": {path: hash}, "splits": {name: hash}, "tokenizer": hash}, of a mixture for each task
-    beside that ("tasks"), of general text too ("general"); hashes are cut to 16 digits.
+    {"files": {path: hash}, "splits": {name: hash}, "tokenizer": hash, "tasks": {name: the same of
+    each task of a mixture}, "general": {"text": hash, path: hash}}, with hashes of 16 digits.
   """
   short = lambda hashes: {name: str(h)[:16] for name, h in hashes.items() if h is not None}
   splits = {name: (s or {}).get("sha256") for name, s in report.get("splits", {}).items()}
@@ -95,7 +94,7 @@ def identity(report: dict) -> dict:
 
 
 def describe(data: Data) -> str:
-  """Lays the counts of every split out as a table."""
+  """Writes the counts of every split as a table."""
   heads = ("split", "read", "kept", "tokens", "trained", "longest", "skipped")
   lines = [heads]
   for name, counts in data.report["splits"].items():

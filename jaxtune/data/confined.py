@@ -189,32 +189,28 @@ def said(error: Exception | str) -> str:
 
 
 def serve(number: int) -> None:
-  """Does what is asked for at the other end of a pipe, until that is closed."""
+  """Answers what is asked at the other end of a pipe, until that is closed."""
   global inside, SECONDS, MEMORY, OUTPUT
   inside, pipe = True, Connection(number)
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is meant for the process that asks
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the process that asks
   signal.signal(signal.SIGPROF, signal.SIG_DFL)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  _, hard = resource.getrlimit(resource.RLIMIT_AS)
   while True:
     try:
       module, name, shared, items, (SECONDS, MEMORY, OUTPUT) = pipe.recv()
       signal.setitimer(signal.ITIMER_PROF, 0)
       make = getattr(importlib.import_module(module), name)
       if not _WATCHED:
-        _limit_memory()
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        soft = size + MEMORY if hard == resource.RLIM_INFINITY else min(size + MEMORY, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
       signal.setitimer(signal.ITIMER_PROF, SECONDS)
       run = _attempt(make, *shared)
       pipe.send_bytes(b"[" + b",".join(_answers(run, items)) + b"]")
     except (EOFError, ConnectionError):
       return
-
-
-def _limit_memory() -> None:
-  size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-  _, hard = resource.getrlimit(resource.RLIMIT_AS)
-  soft = size + MEMORY if hard == resource.RLIM_INFINITY else min(size + MEMORY, hard)
-  resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _answers(run: Callable | UserError, items: Sequence[bytes | UserError]) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
-"""Several short examples in one row, which the model must not see each other through.
+"""Packs several short examples into one row, in which no example sees another.
 
-"segments" numbers a row's examples from 1: attention and positions stay within a segment, and no
-segment's first token is a target, since what comes before it belongs to another example.
+"segments" numbers a row's examples from 1. Attention and positions stay within a segment, and the
+first token of a segment is no target, since the token before it belongs to another example.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from jaxtune.errors import UserError
 def pack(split: Split, max_length: int | None = None) -> tuple[Split, dict]:
   """Packs examples into rows of max_length, the longest first, each where the least room is left.
 
-  Rows hold examples of one task. An example of the packed split is a row: its `rows` are
-  {"examples": numbers in `split`, in the order of their segments}, its `where` their places, its
-  `references` the answers that they train on.
+  A row holds examples of one task, and is one example of the packed split. Its entry in `rows` is
+  {"examples": their numbers in `split`, in the order of their segments}, that in `where` names
+  their places, and that in `references` holds the answers that they train on.
 
   Args:
-    max_length: tokens of a row; None for as many as the split is wide.
+    max_length: the tokens of a row; None for as many as the split is wide.
 
   Returns:
     The packed split, and {"examples", "rows", "tokens", "efficiency": tokens / (rows x
-    max_length), "unpacked": what that was}.
+    max_length), "unpacked": the efficiency of `split`}.
 
   Raises:
     UserError: an objective that does not predict tokens; an example longer than a row.
@@ -63,7 +63,7 @@ def pack(split: Split, max_length: int | None = None) -> tuple[Split, dict]:
 
 
 def _best_fit(lengths: Sequence[int], chosen: Sequence[int], width: int) -> list[list[int]]:
-  """Decides which examples share a row: best fit, decreasing."""
+  """Returns the examples of each row, by the algorithm best fit decreasing."""
   rows: list[list[int]] = []
   by_room: dict[int, list[int]] = {}  # tokens left: rows that have so many, the newest last
   rooms: list[int] = []  # the keys of it, sorted

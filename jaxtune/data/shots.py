@@ -30,21 +30,22 @@ def shots(
 ) -> tuple[Split, dict]:
   """Puts `count` demonstrations, prompt and answer, in front of each example of a split.
 
-  Examples, their order and their targets stay as they are. All examples get the same
-  demonstrations. If not all of them fit, those farthest from the question are left out.
+  The examples, their order and their targets stay as they are. All get the same demonstrations. If
+  not all of these fit, those that are farthest from the question are left out.
 
   Args:
-    train: the split that they are drawn from, tokenised by the same tokenizer. Each class, or each
-      answer where an example's is one of several choices, is drawn about equally often.
+    train: the split that they are drawn from, tokenised by the same tokenizer. If its examples have
+      classes, or answers that are one of several choices, each is drawn about equally often.
     positions: the most tokens that the model takes.
-    new_tokens: of those, what generation needs; an example's own answer has room in any case.
+    new_tokens: how many of them to keep for generation; an example's own answer always has room.
 
   Returns:
     The split with its demonstrations, and {"shots": count, "used": {how many an example has: how
-    many examples}, "demonstrations": places of those drawn, nearest the question last}.
+    many examples}, "demonstrations": the places of those drawn, with the one next to the question
+    last}.
 
   Raises:
-    UserError: no prompts to put them before, or too few examples to draw from.
+    UserError: if there are no prompts to put them before, or too few examples to draw from.
   """
   check_shots(split, train, count)
   drawn = _draw(train, count, seed)
@@ -68,7 +69,7 @@ def shots(
 
 
 def check_shots(split: Split, train: Split, count: int) -> None:
-  """Raises UserError where there are no prompts, or too few examples to draw from."""
+  """Raises UserError if there are no prompts, or too few examples to draw from."""
   if not any(split.prompts) or not any(train.prompts) or "inputs" in split.arrays:
     raise UserError(
       "evaluate.shots needs a decoder, and prompts with answers in both the training and the "
@@ -79,7 +80,7 @@ def check_shots(split: Split, train: Split, count: int) -> None:
 
 
 def _draw(train: Split, count: int, seed: int) -> list[int]:
-  """Draws rows without repetition; of classes in turn, as long as each has any left."""
+  """Draws rows without repetition, in turn from each class that has any left."""
   rng = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, 0], np.uint64)))
   order = rng.permutation(train.examples)
   labels = train.arrays.get("labels")
@@ -89,13 +90,13 @@ def _draw(train: Split, count: int, seed: int) -> list[int]:
     classes = [answers[0] for answers in train.references]
   else:
     return order[:count].tolist()
-  turns = defaultdict(itertools.count)  # for each class, how many of it come before a row
+  turns = defaultdict(itertools.count)  # counts the rows of each class
   turn_N = [next(turns[classes[row]]) for row in order]
   return rng.permutation(order[np.argsort(turn_N, kind="stable")[:count]]).tolist()
 
 
 def _text(train: Split, row: int, front: int, eos: int) -> list[int]:
-  """Takes an example's prompt and right answer, without what starts and ends a text."""
+  """Returns the ids of an example's prompt and right answer, without BOS and EOS around them."""
   tokens, mask = train.arrays["tokens"][row], train.arrays["mask"][row]
   if tokens.ndim == 2:  # one row for each answer there is to choose from
     label = train.arrays["labels"][row] if len(tokens) > 1 else 0
@@ -105,13 +106,14 @@ def _text(train: Split, row: int, front: int, eos: int) -> list[int]:
 
 
 def _insert(row: list, front: int, values: list) -> list:
+  """Returns a row with values after the special tokens at its front."""
   return row[:front] + values + row[front:]
 
 
 def _prepended(
   tokenizer: Tokenizer, split: Split, before: Sequence[list[int]], front: int, positions: int
 ) -> dict[str, np.ndarray]:
-  """Puts the demonstrations before the tokens, of every answer where there are several."""
+  """Returns the tokens with the demonstrations before them, for each answer to choose from."""
   *shape, width = split.arrays["mask"].shape
   answers = int(np.prod(shape[1:]))
   flat = {name: split.arrays[name].reshape(-1, width) for name in ("tokens", "mask", "weights")}

@@ -1,4 +1,4 @@
-"""Data as a model sees them, for people: examples with what is trained marked, counts, doubles."""
+"""Shows data as a model sees them: examples with what is trained marked, counts, duplicates."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def show(
 
 
 def _lengths(split: Split) -> np.ndarray:
-  """Counts the tokens of each example, also of each of a packed row's."""
+  """Returns the number of tokens of each example, also of those in packed rows."""
   if "segments" in split.arrays:
     return np.concatenate([np.bincount(row)[1:] for row in split.arrays["segments"]])
   return sum(split.lengths.values())

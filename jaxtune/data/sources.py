@@ -1,9 +1,9 @@
-"""Rows from files and from the Hugging Face hub, each with the place it came from.
+"""Reads rows from files and from the Hugging Face hub, each with its place.
 
-Text formats are parsed here, line by line, and not by `datasets`: its JSON and CSV readers turn
-"2020-01-01" into a date and "NA" into nothing, give every row the columns of every other, refuse a
-column that is a string in one row and a list in the next, and cannot say on which line a file is
-broken. Parquet files and hub names go through `datasets`.
+Text formats are parsed here, line by line, and not by `datasets`. Its readers of JSON and CSV turn
+"2020-01-01" into a date and "NA" into nothing, give every row the columns of all rows, refuse a
+column that is a string in one row and a list in the next, and do not say which line of a file is
+malformed. Parquet files and data sets of the hub are read by `datasets`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,20 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
 class Table(NamedTuple):
-  """Rows in the order of their file."""
+  """Rows in the order of their file.
+
+  Attributes:
+    where: the place of each row, "file:line", or "file:row N" for formats without lines (N from 1).
+    hashes: {source: sha256 of the file, or of the rows of a hub name}.
+  """
 
   rows: list[dict]
-  where: list[str]  # "file:line", or "file:row N" where a format has no lines (N from 1)
-  hashes: dict[str, str]  # source -> sha256 of the file (of the rows, for a hub name)
+  where: list[str]
+  hashes: dict[str, str]
 
   @property
   def columns(self) -> list[str]:
-    """The columns of all rows, in the order of their first."""
+    """The columns of all rows, in the order in which they first come."""
     return list(dict.fromkeys(column for row in self.rows for column in row))
 
 
@@ -51,8 +56,8 @@ def read(
 
   JSON lines (.jsonl, .json; a .json file may also be one array of objects), CSV (quoted as in
   RFC 4180), TSV (quotes are ordinary characters) and any of these as .gz; Parquet; and
-  "owner/name" or "owner/name:configuration" on the hub where no such file exists. CSV and TSV
-  values stay text, exactly as written. Code that a hub repository brings is never run.
+  "owner/name" or "owner/name:configuration" on the hub if no such file exists. CSV and TSV values
+  stay text, exactly as written. Code in a repository of the hub is never run.
 
   Args:
     split: the hub data set's split; files have none.
@@ -78,9 +83,9 @@ def read(
 def stream(
   source: str | Sequence[str], split: str = "train", columns: Sequence[str] | None = None
 ) -> Iterator[tuple[str, dict]]:
-  """Yields (place, row) one by one, of the same sources as `read` and without holding them.
+  """Yields (place, row) one by one from the sources that `read` reads, and does not hold them.
 
-  Only a .json file that is one array must be read whole.
+  Only a .json file that is one array is read whole.
   """
   for name in names(source, split):
     yield from _pairs(name, _find(name), split, columns, streaming=True)
@@ -100,7 +105,7 @@ def names(source: str | Sequence[str], split: str = "train") -> list[str]:
 
 
 def _find(source: str) -> Path | None:
-  """Checks a file before it is opened; None for what can only be a hub name."""
+  """Returns the path of a file that can be read; None if the source can only be a hub name."""
   path = Path(source)
   try:
     path = path.expanduser()
@@ -144,11 +149,12 @@ def _pairs(
 
 
 def _numbered(rows: Iterable) -> Iterator[tuple[str, Any]]:
-  """Numbers rows of a format that has no lines."""
+  """Numbers the rows of a format without lines: "row 1" and so on."""
   return ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _missing(path: Path) -> str:
+  """Words the error for a file that does not exist."""
   folder = path.parent
   if path.is_symlink():
     return f"{path} is a link to {path.readlink()}, which does not exist"
@@ -162,6 +168,7 @@ def _missing(path: Path) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
+  """Yields (number from 1, line) of a text file, also of a gzipped one."""
   number = 0
   try:
     with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
@@ -176,6 +183,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _json(path: Path) -> Iterator[tuple[int | str, Any]]:
+  """Yields (line or row, value) of JSON lines, or of a file that is one array."""
   lines = _lines(path)
   for number, line in lines:
     if number == 1 and line.lstrip().startswith("["):
@@ -186,6 +194,7 @@ def _json(path: Path) -> Iterator[tuple[int | str, Any]]:
 
 
 def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, dict]]:
+  """Yields (line, row); a quoted row may have several lines, of which the first counts."""
   tabs = kind(path.name) == "tsv"
   dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
   limit = csv.field_size_limit(sys.maxsize)  # its default refuses fields above 128 kB
@@ -213,6 +222,7 @@ def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, dict]
 
 
 def _header(path: Path, line: int, fields: list[str]) -> list[str]:
+  """Returns the names of a header line, and checks that all differ."""
   if len(set(fields)) < len(fields) or not all(name.strip() for name in fields):
     raise UserError(
       f"{path}:{line}: the header {fields} has an empty or repeated name; "

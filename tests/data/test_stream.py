@@ -9,9 +9,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from jaxtune.data import DataOptions, EncodeOptions, batch, sources, stream, templates
+from jaxtune import data
+from jaxtune.data import DataOptions, EncodeOptions, batch, sources, stream, templates, views
 from jaxtune.data.encode import text
+from jaxtune.data.show import show
 from jaxtune.errors import UserError
+from jaxtune.objectives import sft
 
 ROWS = [{"prompt": f"question {n}\n", "completion": "x" * (n % 9 + 1)} for n in range(23)]
 WIDTH = 24
@@ -165,3 +168,15 @@ def test_wrong_options_fail_before_anything_is_tokenised(tokenizer, path, tmp_pa
     load(tokenizer, str(tmp_path / "none.jsonl"))
   with pytest.raises(UserError, match="column"):
     load(tokenizer, path, template="{{ promt }}", answer="completion")
+
+
+def test_a_streamed_config_is_loaded_and_shown_without_its_training_data(tokenizer, path, write):
+  """Its file may also be CSV without a header line."""
+  bare = write("bare.csv", "".join(f"question {n},{n}\n" for n in range(23)))
+  streamed = {"train": bare, "columns": ("prompt", "completion"), "stream": 5, "max_length": WIDTH}
+  loaded = data.load(tokenizer, sft, DataOptions(**streamed))
+  assert len(batch(loaded.train, 0, 0, 4)["tokens"]) == 4
+  assert "==" not in show(loaded, views.TEXT, tokenizer)
+  streamed |= {"train": path, "columns": None, "validation": path}
+  text = show(data.load(tokenizer, sft, DataOptions(**streamed)), views.TEXT, tokenizer)
+  assert "== validation ==\n23 examples" in text and "== train ==" not in text

@@ -38,15 +38,15 @@ def draw(
     )
   hashes = [_position(example, f"{seed}:{name}") for example in examples]
   bound = int(size * 2**64) if size < 1 else sorted(hashes)[int(size) - 1] + 1
-  rest = list(itertools.compress(examples, [position >= bound for position in hashes]))
+  remaining = list(itertools.compress(examples, [position >= bound for position in hashes]))
   drawn = list(itertools.compress(examples, [position < bound for position in hashes]))
-  for kind, part in (("train", rest), (name, drawn)):
+  for kind, part in (("train", remaining), (name, drawn)):
     if not part:
       raise UserError(
         f"the {kind} split is empty with data.{name}={size} of {len(examples)} examples: give a "
         "larger file, or a count"
       )
-  return rest, drawn
+  return remaining, drawn
 
 
 def limited(

@@ -110,12 +110,12 @@ def _join(tasks: dict[str, Data]) -> Data:
 
 def _of_task(name: str, given: dict, o: DataOptions) -> DataOptions:
   """Returns the options of one task of a mixture."""
-  own = [key for key in o._fields if key not in OF_MIXTURE]
+  known = [key for key in o._fields if key not in OF_MIXTURE]
   for key in given:
     if key in OF_MIXTURE:
       raise UserError(f"data.tasks.{name}.{key} belongs to the mixture as a whole, not to a task")
-    if key not in own:
-      raise UserError(f"unknown config key data.tasks.{name}.{key}; {nearest(key, own)}")
+    if key not in known:
+      raise UserError(f"unknown config key data.tasks.{name}.{key}; {nearest(key, known)}")
   schema.check_arguments(DataOptions, given, f"data.tasks.{name}.")
   return o._replace(tasks=None, **given)
 

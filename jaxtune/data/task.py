@@ -127,8 +127,8 @@ def _divide(readings: dict[str, Reading], options: DataOptions) -> dict[str, Rea
           f"data.{name} is {size}, expected a file: nothing can be drawn from a stream"
         )
       train = readings["train"]
-      rest, drawn = divide.draw(train.heads, size, name, options.seed)
-      readings["train"], held = train.keep(rest), train.keep(drawn)
+      remaining, drawn = divide.draw(train.heads, size, name, options.seed)
+      readings["train"], held = train.keep(remaining), train.keep(drawn)
       readings[name] = held._replace(groups=[group[:1] for group in held.groups])
   for name, reading in readings.items():
     if name == "train":  # it keeps the shares that the tasks have in the file

@@ -50,7 +50,7 @@ def complete(
   schema.check_arguments(complete, {"seed": seed})
   generate.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
   ids = _encode_each([runs[i] for i in which] or runs[:1], prompts, task)
-  data.ids.check_rows(tokenizer, ids, c.vocabulary)
+  data.ids.check(tokenizer, ids, c.vocabulary, [f"prompt {n + 1}" for n in range(len(ids))])
   _check_room(runs, max(map(len, ids)), max_new_tokens)
   tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id, max(map(len, ids)))
   stops = run.stop_tokens

@@ -1,20 +1,21 @@
 """Examples for training and evaluation: rows, text, tokens, splits and batches.
 
-`load` reads and checks everything before a run starts; `batch` and `batches` then only index. In
-the order in which data pass through them:
+`load` reads and checks everything before a run starts. `batch` and `batches` then only take rows of
+arrays. The modules, in the order in which data pass through them:
 
-  options              the `data` section of a config
-  load, task           a whole data set, and one task of it
-  sources, hub         files to rows
-  reading              rows to examples, by an objective's reader: templates, conversations or the
-                       columns of labelled rows (cells, labels)
-  divide               examples to train, validation and test
-  encode               examples to the arrays of a split, by an objective's encoder
-  mix, batches, pack   the order in which training draws the rows of a split
-  stream               training data that are too large for memory
-  shots                few-shot prompts for evaluation
-  show, views          examples as people see them
-  confined, speaker    another process, which renders templates within limits
+  options                  the `data` section of a config
+  load, task               a whole data set, and one task of it
+  sources, hub             files to rows
+  reading                  rows to examples, as an objective reads them: by templates, as
+                           conversations, or by the columns of labelled rows (cells, labels)
+  divide                   examples to train, validation and test
+  encode                   examples to the arrays of a split, as an objective encodes them
+  mix, batches, pack       the order in which training draws the rows of a split
+  stream                   training data that are too large for memory
+  shots                    few-shot prompts for evaluation
+  show, views              examples as they are shown to people
+  conversations, wording   conversations, and their text by a chat template
+  confined, speaker        another process, which renders templates within limits
 """
 
 from __future__ import annotations
@@ -22,27 +23,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxtune.data import cells, conversations, ids, mix, templates
-from jaxtune.data.batches import arrange, batch, batches, join, sample, shapes, walk
+from jaxtune.data.batches import arrange, batch, batches, join, sample
 from jaxtune.data.encode import chat
 from jaxtune.data.encode.choices import alike
-from jaxtune.data.load import Data, check_order, load
+from jaxtune.data.load import load
 from jaxtune.data.options import DataOptions, EncodeOptions
-from jaxtune.data.padding import grow
+from jaxtune.data.padding import to_widest
 from jaxtune.data.prompts import encode_prompts
 from jaxtune.data.shots import check_shots, shots
-from jaxtune.data.split import Split
+from jaxtune.data.split import SPLITS, Split
+from jaxtune.data.task import Data
 from jaxtune.data.templates import render_prompts
 from jaxtune.errors import UserError
 
 __all__ = [
   "Data", "DataOptions", "EncodeOptions", "Split", "align", "arrange", "batch", "batches", "cells",
-  "chat", "check_order", "check_shots", "conversations", "describe", "encode_prompts", "identity",
-  "ids", "join", "load", "mix", "render_prompts", "sample", "shapes", "shots", "templates", "walk",
+  "chat", "check_shots", "conversations", "describe", "encode_prompts", "identity",
+  "ids", "join", "load", "mix", "render_prompts", "sample", "shots", "templates",
 ]  # fmt: skip
 
 
 def align(datasets: Sequence[Data]) -> list[Data]:
-  """Pads the splits of several data sets to equal shapes of an example, for one program.
+  """Pads the splits of several data sets so that their examples have equal shapes, for one program.
 
   Raises:
     UserError: data sets of different labels, stop tokens or inputs.
@@ -59,35 +61,25 @@ def align(datasets: Sequence[Data]) -> list[Data]:
         f"{list(datasets[0].stop_tokens)} and {list(dataset.stop_tokens)}: run two"
       )
   aligned = list(datasets)
-  for name in ("train", "validation", "test", "general"):
-    splits = [getattr(dataset, name) for dataset in datasets]
-    if len(splits) > 1 and all(isinstance(split, Split) for split in splits):
-      aligned = [
-        dataset._replace(**{name: split})
-        for dataset, split in zip(aligned, _align(name, splits), strict=True)
-      ]
+  for name in (*SPLITS, "general"):
+    splits = [getattr(dataset, name) for dataset in aligned]
+    if len(splits) == 1 or not all(isinstance(split, Split) for split in splits):
+      continue
+    splits = alike(splits)
+    if any({*split.arrays} != {*splits[0].arrays} for split in splits):
+      raise UserError(f"trials of one sweep have {name} splits of one text and of pairs: run two")
+    padded = to_widest([split.arrays for split in splits])
+    for at, (split, arrays) in enumerate(zip(splits, padded, strict=True)):
+      aligned[at] = aligned[at]._replace(**{name: split._replace(arrays=arrays)})
   return aligned
 
 
-def _align(name: str, splits: Sequence[Split]) -> list[Split]:
-  """Pads the splits of one name to the widest."""
-  splits = alike(splits)
-  if any({*split.arrays} != {*splits[0].arrays} for split in splits):
-    raise UserError(f"trials of one sweep have {name} splits of one text and of pairs: run two")
-  shapes = {key: [s.arrays[key].shape[1:] for s in splits] for key in splits[0].arrays}
-  widest = {key: tuple(map(max, zip(*sizes, strict=True))) for key, sizes in shapes.items()}
-  return [
-    split._replace(arrays={key: grow(x, widest[key]) for key, x in split.arrays.items()})
-    for split in splits
-  ]
-
-
 def identity(report: dict) -> dict:
-  """Picks the hashes of files and splits out of a data set's report, to compare data sets.
+  """Returns the hashes of files and splits in a data set's report, to compare data sets.
 
   Returns:
-    {"files": {path: hash}, "splits": {name: hash}, "tokenizer": hash}, of a mixture for each task
-    beside that ("tasks"), of general text too ("general"); hashes are cut to 16 digits.
+    {"files": {path: hash}, "splits": {name: hash}, "tokenizer": hash, "tasks": {name: the same of
+    each task of a mixture}, "general": {"text": hash, path: hash}}, with hashes of 16 digits.
   """
   short = lambda hashes: {name: str(h)[:16] for name, h in hashes.items() if h is not None}
   splits = {name: (s or {}).get("sha256") for name, s in report.get("splits", {}).items()}
@@ -102,7 +94,7 @@ def identity(report: dict) -> dict:
 
 
 def describe(data: Data) -> str:
-  """Lays the counts of every split out as a table."""
+  """Writes the counts of every split as a table."""
   heads = ("split", "read", "kept", "tokens", "trained", "longest", "skipped")
   lines = [heads]
   for name, counts in data.report["splits"].items():

@@ -1,4 +1,4 @@
-"""What a cell of a row may hold where a text, a class or a name is expected."""
+"""Checks the cells of a row: texts, classes and the names of columns."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from typing import Any
 from jaxtune import schema
 from jaxtune.errors import UserError, nearest
 
-_TEXTS = (str, int, float, decimal.Decimal, datetime.date, datetime.time)
-
 
 def is_text(value: object) -> bool:
-  """Tells what has one form as text: text itself, finite numbers, dates and times.
+  """Tells whether a value can be written as text in one way: text, finite numbers, dates, times.
 
-  Of the rest nobody knows what the data's author would have written: NaN is how some libraries
-  store a missing text, true is "True" to Python and "true" to JSON, and lists, objects and bytes
-  have no form beside Python's own.
+  Of other values it is not known what the data's author would have written. Some libraries store a
+  missing text as NaN, true is "True" in Python and "true" in JSON, and lists, objects and bytes
+  have no form but Python's.
   """
-  if isinstance(value, bool) or not isinstance(value, _TEXTS):
+  texts = (str, int, float, decimal.Decimal, datetime.date, datetime.time)
+  if isinstance(value, bool) or not isinstance(value, texts):
     return False
   return not isinstance(value, float | decimal.Decimal) or math.isfinite(value)
 
@@ -37,7 +36,7 @@ def check_text(column: str, row: dict) -> str:
   """Returns a cell as text.
 
   Raises:
-    UserError: for a column that is missing, null or holds what is no text.
+    UserError: for a column that is missing or null, or that holds no text.
   """
   value = check_column(column, row)
   if not is_text(value):
@@ -62,7 +61,7 @@ def check_class(column: str, row: dict) -> str | int:
 
 
 def check_characters(what: str, text: str) -> None:
-  """Raises UserError for half of a surrogate pair, which no tokenizer takes."""
+  """Raises UserError if a text holds half of a surrogate pair, which no tokenizer accepts."""
   try:
     text.encode()
   except UnicodeEncodeError as error:
@@ -70,7 +69,7 @@ def check_characters(what: str, text: str) -> None:
 
 
 def no_text(what: str, value: object) -> str:
-  """Says that a value is no text; `what` are the words before it, such as "the template prints"."""
+  """Words the error for a value that is no text; `what` begins it: "the template prints"."""
   return (
     f"{what} {schema.shown(value)} ({type(value).__name__}), expected text or a number; a Jinja "
     "template can make one of it"
@@ -78,7 +77,7 @@ def no_text(what: str, value: object) -> str:
 
 
 def no_column(name: str, columns: Iterable[str]) -> str:
-  """Says that a column is missing, or null, and what there is."""
+  """Words the error for a column that is missing or null; it names the columns that there are."""
   columns = list(columns)
   if not columns:
     return f"column {name!r} is missing; the row has no columns"

@@ -1,10 +1,10 @@
 """Renders templates in another process, which has limits and can be stopped.
 
 A template may loop for days or fill the memory within a single operation, which nothing in the same
-process can interrupt. The other process is started when it is first needed and serves this one to
-its end. It imports no jax. The kernel ends it when its computing time has run out, whatever it is
-doing then; it ends by itself once this process is gone. Back come texts and lists as JSON, never
-pickled objects.
+process can interrupt. The other process is started when it is first needed, and serves until this
+one ends. It imports no jax. The kernel ends it when its computing time is used up, whatever it is
+doing. It also ends when this process is gone. It answers with texts and lists as JSON, and never
+with pickled objects, which could run code here.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ try:
 except ImportError:  # native Windows: there is no such process, see `each`
   resource = None
 
-SECONDS = 10.0  # of computing for one item; what other programs take does not count
+SECONDS = 10.0  # the processor's time for one item
 MEMORY = 2**30  # bytes beyond those that the process holds before it begins
 OUTPUT = 1_000_000  # bytes of one item's result, beyond ten for each byte of the item
-BATCH = 256  # items that are sent at a time
 
 _WATCHED = sys.platform != "linux"  # only Linux enforces a limit on memory by itself
 
@@ -50,31 +49,32 @@ class Exceeded(UserError):
 def each(
   make: Callable[..., Callable], items: Sequence, *shared: Any, here: bool = False
 ) -> Iterator[Any]:
-  """Calls `make(*shared)` in the other process, and what it returns with each of the items.
+  """Calls `make(*shared)` in the other process, and the function that this returns with each item.
 
   Args:
     make: a function at the top of a module.
     items, shared: what can be pickled.
-    here: does it in this process, for templates that cannot reach a limit. Where the system knows
-      no limits (native Windows) everything is done in this process, without any.
+    here: whether to do it in this process, for templates that cannot reach a limit. Where the
+      system knows no limits (native Windows) everything is done in this process, without limits.
 
   Yields:
-    For each item the result, plain data that JSON keeps, or the UserError that it ended in. An
-    `Exceeded` is the last.
+    For each item the result, plain data that JSON keeps, or the UserError that it ended in. After
+    an `Exceeded` nothing follows.
   """
   if here or inside or resource is None:
     run = make(*shared)
     yield from (_attempt(run, item) for item in items)
     return
-  for start in range(0, len(items), BATCH):
-    results = _ask(make, items[start : start + BATCH], shared)
+  at_a_time = 256
+  for start in range(0, len(items), at_a_time):
+    results = _ask(make, items[start : start + at_a_time], shared)
     yield from results
     if isinstance(results[-1], Exceeded):
       return
 
 
 def one(make: Callable[..., Callable], item: Any, *shared: Any) -> Any:
-  """Does what `each` does for a single item, and raises its error."""
+  """Does what `each` does for a single item, and raises its error if it ends in one."""
   (result,) = each(make, [item], *shared)
   if isinstance(result, UserError):
     raise result
@@ -82,7 +82,10 @@ def one(make: Callable[..., Callable], item: Any, *shared: Any) -> Any:
 
 
 def _ask(make: Callable[..., Callable], items: Sequence, shared: tuple) -> list:
-  """Lets the other process answer some items, one by one where a limit was reached among them."""
+  """Returns the other process's results; where a limit is reached, it is asked item by item.
+
+  When the kernel ends it, the results that it had are lost, and so is which item was at fault.
+  """
   global _running
   with _lock:
     if _running is None or not _running.alive():
@@ -90,8 +93,10 @@ def _ask(make: Callable[..., Callable], items: Sequence, shared: tuple) -> list:
     results = _running.ask(make, items, shared)
   if len(items) > 1 and isinstance(results[-1], Exceeded):
     results = []
-    while len(results) < len(items) and not (results and isinstance(results[-1], Exceeded)):
-      results += _ask(make, items[len(results) :][:1], shared)
+    for item in items:
+      results += _ask(make, [item], shared)
+      if isinstance(results[-1], Exceeded):
+        break
   return results
 
 
@@ -108,8 +113,10 @@ class _Process:
       pass_fds=[theirs.fileno()], env=os.environ | more,
     )  # fmt: skip
     theirs.close()
+    atexit.register(self.stop)
 
   def alive(self) -> bool:
+    """Tells whether it can be asked, and not by a fork of the process that started it."""
     return self.owner == os.getpid() and self.process.poll() is None
 
   def ask(self, make: FunctionType, items: Sequence, shared: tuple) -> list:
@@ -129,33 +136,29 @@ class _Process:
     except BaseException:  # an interrupt: what is still under way must not answer the next call
       self.stop()
       raise
-    kinds = {"UserError": UserError, "Exceeded": Exceeded}
-    found = [text if kind is None else kinds[kind](text) for kind, text in answers]
-    if isinstance(found[-1], Exceeded):
+    errors = {"UserError": UserError, "Exceeded": Exceeded}
+    results = [errors[kind](result) if kind else result for kind, result in answers]
+    if isinstance(results[-1], Exceeded):
       self.stop()
-    return found
+    return results
 
   def stop(self) -> None:
+    """Ends the process, unless this is a fork of the one that started it."""
     if self.owner == os.getpid():
       self.pipe.close()
       self.process.kill()
       self.process.wait()
 
 
-@atexit.register
-def _stop() -> None:
-  if _running is not None:
-    _running.stop()
-
-
 def _resident(process: int) -> int:
   """Counts the bytes of memory that a process holds."""
   command = ["ps", "-o", "rss=", "-p", str(process)]
-  found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-  return int(found or 0) * 1024
+  kilobytes = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+  return int(kilobytes or 0) * 1024
 
 
 def _reason(code: int) -> str:
+  """Says why the process ended, by its exit code."""
   if code == -signal.SIGPROF:
     return f"the template took more than {SECONDS:g} seconds of computing, and was stopped"
   what = signal.Signals(-code).name if code < 0 else f"code {code}"
@@ -186,20 +189,23 @@ def said(error: Exception | str) -> str:
 
 
 def serve(number: int) -> None:
-  """Does what is asked for at the other end of a pipe, until that is closed."""
+  """Answers what is asked at the other end of a pipe, until that is closed."""
   global inside, SECONDS, MEMORY, OUTPUT
   inside, pipe = True, Connection(number)
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is meant for the process that asks
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the process that asks
   signal.signal(signal.SIGPROF, signal.SIG_DFL)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  _, hard = resource.getrlimit(resource.RLIMIT_AS)
   while True:
     try:
       module, name, shared, items, (SECONDS, MEMORY, OUTPUT) = pipe.recv()
       signal.setitimer(signal.ITIMER_PROF, 0)
       make = getattr(importlib.import_module(module), name)
       if not _WATCHED:
-        _limit_memory()
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        soft = size + MEMORY if hard == resource.RLIM_INFINITY else min(size + MEMORY, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
       signal.setitimer(signal.ITIMER_PROF, SECONDS)
       run = _attempt(make, *shared)
       pipe.send_bytes(b"[" + b",".join(_answers(run, items)) + b"]")
@@ -207,23 +213,19 @@ def serve(number: int) -> None:
       return
 
 
-def _limit_memory() -> None:
-  size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-  _, hard = resource.getrlimit(resource.RLIMIT_AS)
-  soft = size + MEMORY if hard == resource.RLIM_INFINITY else min(size + MEMORY, hard)
-  resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
 def _answers(run: Callable | UserError, items: Sequence[bytes | UserError]) -> Iterator[bytes]:
-  """Writes each item's result, or its error, as JSON, up to the first that exceeds a limit."""
+  """Writes as JSON each item's result, [null, result], or its error, [its class, its message].
+
+  The first item that exceeds a limit is the last.
+  """
   for item in items:
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    found = _attempt(_result, run, item)
-    if isinstance(found, UserError):
-      yield json.dumps([type(found).__name__, str(found)]).encode()
-    else:
-      yield found
-    if isinstance(found, Exceeded):
+    result = _attempt(_result, run, item)
+    if not isinstance(result, UserError):
+      yield result
+      continue
+    yield json.dumps([type(result).__name__, str(result)]).encode()
+    if isinstance(result, Exceeded):
       return
 
 
@@ -232,7 +234,8 @@ def _result(run: Callable | UserError, item: bytes | UserError) -> bytes:
     raise item
   if isinstance(run, UserError):
     raise run
-  found = json.dumps([None, run(pickle.loads(item))], ensure_ascii=False).encode()
-  if len(found) > (most := OUTPUT + 10 * len(item)):
+  content = json.dumps([None, run(pickle.loads(item))], ensure_ascii=False).encode()
+  most = OUTPUT + 10 * len(item)
+  if len(content) > most:
     raise Exceeded(f"the template wrote more than {most:,} bytes for one row")
-  return found
+  return content

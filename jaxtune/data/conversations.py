@@ -1,9 +1,10 @@
-"""Conversations as data sets write them: their turns, and whether the roles make sense."""
+"""Reads conversations as data sets write them, and checks the order of their roles."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxtune.data import labels
 from jaxtune.data.templates import Example
 from jaxtune.errors import UserError, nearest
 
@@ -20,44 +21,42 @@ _FOLLOWS = {
 
 
 def column(columns: Sequence[str]) -> str | None:
-  """Names the column that holds conversations; None where there is none."""
+  """Returns the name of the column that holds conversations; None if there is none."""
   return next((name for name in COLUMNS if name in columns), None)
 
 
 def read(
   rows: Sequence[dict], where: Sequence[str], malformed: str = "error"
 ) -> tuple[list[Example], dict[str, int]]:
-  """Checks conversations, OpenAI's (`messages`) or ShareGPT's (`conversations`).
+  """Reads conversations in the form of OpenAI (`messages`) or of ShareGPT (`conversations`).
 
   Returns:
-    Examples whose prompt is the text of all turns but the last and whose answer is the last one's
-    (for comparing splits; what is trained comes from `encode.chat`), and counts of skipped rows.
+    (examples, how many rows were skipped by reason). The prompt of an example is the text of all
+    turns but the last, and its answer is the text of the last. Splits are compared by these;
+    `encode.chat` makes what is trained.
 
   Raises:
     UserError: a conversation that is malformed or whose roles are out of order, with file, line and
       turn, unless `malformed` is "skip".
   """
-  examples, bad = [], 0
-  for row, place in zip(rows, where, strict=True):
-    try:
-      *before, last = turns(row)
-    except UserError as error:
-      if malformed == "error":
-        raise UserError(f"{place}: {error}") from error
-      bad += 1
-      continue
+  unread = [
+    Example(None, [], row, place, conversation=True) for row, place in zip(rows, where, strict=True)
+  ]
+  pairs, bad = labels.checked(unread, lambda example: turns(example.row), malformed)
+  examples = []
+  for example, (*before, last) in pairs:
     prompt = "\n".join(f"{turn['role']}: {_text(turn)}" for turn in before)
-    examples.append(Example(prompt, [_text(last)], row, place, conversation=True))
+    examples.append(example._replace(prompt=prompt, answers=[_text(last)]))
   return examples, {"malformed": bad} if bad else {}
 
 
 def turns(row: dict, answered: bool = True) -> list[dict]:
-  """Checks one row's turns and names their roles system, user, assistant and tool.
+  """Returns a row's turns with the roles system, user, assistant and tool, and checks them.
 
-  The order is: system (or not), then user and assistant by turns, with the results of tools, each
-  answered by the assistant, in between. An assistant's turn may have `tool_calls` in place of text;
-  `weight` 0 leaves it untrained. Keys that chat templates read beside these are kept. The last turn
-  is the assistant's, or, where it is not `answered` yet, the one before.
+  The order is: one system turn or none, then user and assistant in turn. The results of tools stand
+  between, and the assistant answers each. An assistant's turn may have `tool_calls` in place of a
+  text; with `weight` 0 it is not trained. Other keys are kept, as chat templates may read them. The
+  last turn is the assistant's, or, if it is not `answered` yet, a user's or a tool's.
   """
   name = column(tuple(row))
   if name is None:

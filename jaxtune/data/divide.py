@@ -1,17 +1,19 @@
-"""Divides examples into train, validation and test, and checks that no two of them share any.
+"""Divides examples into train, validation and test, and checks that no two of these share any.
 
-To which split a row belongs depends on a hash of all its columns as they are in the file. So it
-survives shuffling, equal rows stay together, and templates that read different columns are compared
-on the same examples.
+A hash of all columns of a row, as they are in the file, decides to which split it belongs. So the
+order of the file does not matter, equal rows stay together, and templates that read different
+columns are compared on the same examples.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import unicodedata
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
+from jaxtune.data.split import SPLITS
 from jaxtune.data.templates import Example
 from jaxtune.errors import UserError
 
@@ -19,40 +21,38 @@ from jaxtune.errors import UserError
 def draw(
   examples: Sequence[Example], size: int | float, name: str, seed: int
 ) -> tuple[list[Example], list[Example]]:
-  """Splits off `size` examples: a fraction when below 1 (approximately), else a count.
+  """Splits off `size` examples: if below 1 about this fraction of them, else so many.
 
   Rows whose columns are equal but for case and whitespace stay together, so that a few more than
   `size` may be drawn.
 
   Returns:
-    (the rest, the drawn), both in the order given.
+    (the examples that remain, those that were drawn), both in the order given.
 
   Raises:
-    UserError: a size that is neither, or that leaves one of the two empty.
+    UserError: a size that leaves one of the two empty.
   """
-  if isinstance(size, bool) or size <= 0 or (size >= 1 and size != int(size)):
-    raise UserError(f"data.{name} is {size}, expected a file, a fraction below 1, or a whole count")
   if size >= len(examples):
     raise UserError(
       f"data.{name} is {size}, expected less than the {len(examples)} examples of train"
     )
   hashes = [_position(example, f"{seed}:{name}") for example in examples]
   bound = int(size * 2**64) if size < 1 else sorted(hashes)[int(size) - 1] + 1
-  rest = [one for one, position in zip(examples, hashes, strict=True) if position >= bound]
-  drawn = [one for one, position in zip(examples, hashes, strict=True) if position < bound]
-  for kind, examples_left in (("train", rest), (name, drawn)):
-    if not examples_left:
+  remaining = list(itertools.compress(examples, [position >= bound for position in hashes]))
+  drawn = list(itertools.compress(examples, [position < bound for position in hashes]))
+  for kind, part in (("train", remaining), (name, drawn)):
+    if not part:
       raise UserError(
         f"the {kind} split is empty with data.{name}={size} of {len(examples)} examples: give a "
         "larger file, or a count"
       )
-  return rest, drawn
+  return remaining, drawn
 
 
 def limited(
   examples: Sequence[Example], limit: int | None, seed: int, tasks: str | None = None
 ) -> list[Example]:
-  """Keeps `limit` examples, chosen by hash and not by place in the file, in their order.
+  """Returns `limit` of the examples in their order, chosen by hash and not by place in the file.
 
   Args:
     tasks: the column that names an example's task. Equally many are kept of each task; if one has
@@ -60,18 +60,12 @@ def limited(
   """
   if limit is None or limit >= len(examples):
     return list(examples)
-  if limit < 1:
-    raise UserError(f"data.limit is {limit}, expected at least 1")
   hashes = [_position(example, f"{seed}:limit") for example in examples]
   order = sorted(range(len(examples)), key=lambda row: (hashes[row], row))
   if tasks is not None:
-    before: Counter = Counter()
-    turns = {}
-    for row in order:
-      task = str(examples[row].row.get(tasks))
-      turns[row] = before[task]
-      before[task] += 1
-    order.sort(key=turns.__getitem__)
+    turns = defaultdict(itertools.count)  # counts the rows of each task
+    turn = {row: next(turns[str(examples[row].row.get(tasks))]) for row in order}
+    order.sort(key=turn.__getitem__)
   return [examples[row] for row in sorted(order[:limit])]
 
 
@@ -80,44 +74,55 @@ def separate(
 ) -> tuple[dict[str, list[Example]], dict]:
   """Refuses, drops or allows examples that two splits share.
 
-  Two examples are shared when prompt and any accepted answer are equal but for case, width and
-  whitespace. "drop" takes them out of the training side (of validation, for validation and test).
+  Two splits share an example if they have a prompt with an accepted answer that are equal but for
+  case, width and whitespace. "drop" takes it out of train (out of validation, if validation and
+  test share it).
 
   Returns:
-    The splits, and counts by pair: {"train/test": {"shared": 2, "dropped": 2, "same_prompt": 5}};
-    an equal prompt with another answer is counted, among what is left, but never refused.
+    The splits, and counts by pair: {"train/test": {"shared": 2, "dropped": 2, "same_prompt": 5}}.
+    "same_prompt" counts the examples left of which the other split has the prompt, with any answer.
 
   Raises:
-    UserError: where they share and `overlap` is "error", naming file and line of both.
+    UserError: if two splits share examples and `overlap` is "error"; names file and line of both.
   """
   splits, report = dict(splits), {}
-  for left, right in (("train", "validation"), ("train", "test"), ("validation", "test")):
-    if left not in splits or right not in splits:
-      continue
-    there = {key: example for example in reversed(splits[right]) for key in _texts(example)}
-    twin = lambda example, there=there: next(filter(None, map(there.get, _texts(example))), None)
-    shared = [(example, b) for example in splits[left] if (b := twin(example)) is not None]
+  for left, right in itertools.combinations([name for name in SPLITS if name in splits], 2):
+    by_text = {key: example for example in reversed(splits[right]) for key in _texts(example)}
+    twins = [
+      next((by_text[key] for key in _texts(example) if key in by_text), None)
+      for example in splits[left]
+    ]
+    shared = [pair for pair in zip(splits[left], twins, strict=True) if pair[1] is not None]
     if shared and overlap == "error":
-      raise UserError(_message(left, right, shared))
+      pairs = "; ".join(f"{example.where} = {twin.where}" for example, twin in shared[:3])
+      more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+      side = "training side" if left == "train" else f"{left} side"
+      raise UserError(
+        f"{len(shared)} examples of {left} are in {right} too: {pairs}{more}: mend the files, or "
+        f"set data.overlap='drop' (takes them from the {side}) or 'allow'"
+      )
     if shared and overlap == "drop":
-      splits[left] = [example for example in splits[left] if twin(example) is None]
+      splits[left] = list(itertools.compress(splits[left], [twin is None for twin in twins]))
       if not splits[left]:
         raise UserError(f"the {left} split is empty: all of it is in {right} too")
+    prompts = {normalise(one.prompt) for one in splits[right] if one.prompt is not None}
     report[f"{left}/{right}"] = {
       "shared": len(shared),
       "dropped": len(shared) if overlap == "drop" else 0,
-      "same_prompt": _same_prompts(splits[left], splits[right]),
+      "same_prompt": sum(
+        one.prompt is not None and normalise(one.prompt) in prompts for one in splits[left]
+      ),
     }
   return splits, report
 
 
 def normalise(text: str) -> str:
-  """Folds case, Unicode width and whitespace."""
+  """Returns a text by which texts are compared: without differences of case, width and space."""
   return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _position(example: Example, salt: str) -> int:
-  """Hashes a row's columns in any order; a column that is null counts as missing."""
+  """Hashes a row to 64 bits; neither the order of its columns nor null columns count."""
   row = example.row if example.source is None else example.source
   cells = sorted((name, cell) for name, cell in row.items() if cell is not None)
   content = "\x1f".join(f"{name}\x1e{_plain(cell)}" for name, cell in cells)
@@ -126,7 +131,7 @@ def _position(example: Example, salt: str) -> int:
 
 
 def _plain(value: object) -> str:
-  """Writes a cell as text, in which the borders between the items of a list show."""
+  """Writes a cell as text, in which lists of other items look different."""
   if isinstance(value, dict):
     value = [part for key in sorted(value, key=str) for part in (key, value[key])]
   if isinstance(value, (list, tuple)):
@@ -135,23 +140,9 @@ def _plain(value: object) -> str:
 
 
 def _texts(example: Example) -> list[bytes]:
+  """Hashes an example's prompt with each of its answers."""
   prompt = normalise(example.prompt or "")
   return [
     hashlib.blake2b(f"{prompt}\x1d{normalise(answer)}".encode(), digest_size=16).digest()
     for answer in example.answers
   ]
-
-
-def _same_prompts(left: Sequence[Example], right: Sequence[Example]) -> int:
-  there = {normalise(one.prompt) for one in right if one.prompt is not None}
-  return sum(one.prompt is not None and normalise(one.prompt) in there for one in left)
-
-
-def _message(left: str, right: str, shared: Sequence[tuple[Example, Example]]) -> str:
-  pairs = "; ".join(f"{a.where} = {b.where}" for a, b in shared[:3])
-  more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
-  side = "training side" if left == "train" else f"{left} side"
-  return (
-    f"{len(shared)} examples of {left} are in {right} too: {pairs}{more}: mend the files, or set "
-    f"data.overlap='drop' (takes them from the {side}) or 'allow'"
-  )

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from jaxtune.errors import UserError, nearest
 
 
-def open_split(source: str, split: str, streaming: bool) -> Any:
-  """Opens a hub data set; out of the cache, which lies on disk and not in memory, when offline."""
+def open_split(source: str, split: str, streaming: bool) -> Iterable[dict]:
+  """Returns the rows of a hub data set, from the cache if the hub cannot be reached.
+
+  With `streaming` they come one by one from the network or from the disk, and memory does not hold
+  them all.
+  """
   import datasets
   import huggingface_hub
 
   name, _, configuration = source.partition(":")
   advice = f"download it (`hf download {name} --repo-type dataset`) and give a file's path instead"
-  try:  # one short request: the library itself retries for half a minute
+  try:  # one short request, as the library would try again for half a minute
     huggingface_hub.HfApi().dataset_info(name, timeout=5)
     online = True
   except huggingface_hub.errors.GatedRepoError as error:
     raise UserError(f"{name} is gated: accept its terms on the hub and `hf auth login`") from error
   except huggingface_hub.errors.RepositoryNotFoundError as error:
     raise UserError(f"no file {name} here, and no data set {name} on the hub") from error
-  except Exception:  # no network looks different to every transport
+  except Exception:  # without a network the kind of the error depends on the system
     online = False
   options = {"streaming": True} if streaming and online else {}
   try:
@@ -38,12 +41,12 @@ def open_split(source: str, split: str, streaming: bool) -> Any:
     raise UserError(f"{name} from the hub: {str(error).splitlines()[0]}; {advice}") from error
   if split not in data:
     raise UserError(f"{name} has no split {split!r}; {nearest(split, data)}")
-  return data[split]
+  return data[split] if streaming else data[split].to_list()
 
 
 @contextlib.contextmanager
 def _offline(enabled: bool) -> Iterator[None]:
-  """Tells the hub libraries that there is no network, so that they look in their caches at once."""
+  """Tells the hub's libraries that there is no network: they then read their caches at once."""
   import datasets.config
   import huggingface_hub.constants
 

@@ -12,10 +12,12 @@ Checked = TypeVar("Checked")
 
 
 def names(values: Iterable, labels: Sequence[str] | None) -> list[str]:
-  """Lists the classes in order: `labels`, or those that occur, sorted (whole numbers as such).
+  """Lists the names of the classes: `labels`, or those that occur, sorted.
+
+  They are sorted as numbers if all are whole numbers.
 
   Raises:
-    UserError: a name twice, or fewer than two that occur.
+    UserError: if a name comes twice in `labels`, or if fewer than two occur.
   """
   if labels is not None:
     listed = list(map(str, labels))
@@ -33,7 +35,7 @@ def names(values: Iterable, labels: Sequence[str] | None) -> list[str]:
 
 
 def index(value: object, names: Sequence[str]) -> int:
-  """Numbers a label, given by its name, or by its number where no name is one."""
+  """Returns the number of a label, given by its name, or by its number if no name is a number."""
   name = _name(value)
   if name in names:
     return names.index(name)
@@ -48,10 +50,10 @@ def checked(
   """Applies `check` to every example.
 
   Returns:
-    Examples with what `check` returned of them, and how many it refused.
+    ([(example, what `check` returned)], for how many examples it raised UserError).
 
   Raises:
-    UserError: an example that it refuses, with its place, if `malformed` is "error".
+    UserError: if `check` raises it and `malformed` is "error"; it names the example's place.
   """
   pairs = []
   for example in examples:

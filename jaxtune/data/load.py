@@ -1,40 +1,22 @@
-"""From files to checked, tokenised splits: everything that is done before a run starts."""
+"""Loads a data set: from files to checked, tokenised splits, before a run starts."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
-from jaxtune.data import cells, ids, mix, sources, task, templates
+from jaxtune import schema
+from jaxtune.data import cells, ids, sources, task, templates
 from jaxtune.data.batches import arrange, join, sample
 from jaxtune.data.encode import text
-from jaxtune.data.options import OF_MIXTURE, DataOptions, EncodeOptions, check_choices
+from jaxtune.data.options import OF_MIXTURE, DataOptions, EncodeOptions
 from jaxtune.data.pack import pack
-from jaxtune.data.split import Split, measures
-from jaxtune.data.stream import Stream
+from jaxtune.data.split import SPLITS, Split, measures
+from jaxtune.data.task import Data
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError, nearest
-
-
-class Data(NamedTuple):
-  """The splits of one data set, and the record of how they came about.
-
-  Attributes:
-    report: counts and hashes by split, overlap, files, format and tokenizer.
-    labels: names of the classes or tags, in the order of their numbers.
-    general: plain text on other subjects, on which the loss shows what a model forgets.
-    stop_tokens: ids that end an answer: the tokenizer's eos, and those that the chat templates of
-      the training data end a turn with.
-  """
-
-  train: Split | Stream
-  validation: Split | None
-  test: Split | None
-  report: dict
-  labels: tuple[str, ...] = ()
-  general: Split | None = None
-  stop_tokens: tuple[int, ...] = ()
 
 
 def load(
@@ -49,42 +31,43 @@ def load(
   Args:
     tokenizer: a transformers tokenizer with an eos token.
     objective: a module whose `read` and `encode` are as `jaxtune.objectives` describes.
-    decoder_start: of an encoder-decoder, the tokens that every output begins with; () of other
-      models.
-    vocabulary: tokens that the model has embeddings for, where ids are to be checked against it.
+    decoder_start: the tokens that every output of an encoder-decoder begins with; () for a decoder.
+    vocabulary: how many tokens the model has embeddings for; None to leave ids unchecked.
 
   Raises:
-    UserError: whatever is wrong with the options or the data, with file and line.
+    UserError: for any mistake in the options or the data, with file and line.
   """
   _check(options, objective, decoder_start)
   read = lambda options: task.read(tokenizer, objective, options, decoder_start, vocabulary)
   if isinstance(options.tasks, Mapping):
-    splits, report, labels = _read_tasks(read, options)
+    tasks = {name: read(_of_task(name, given, options)) for name, given in options.tasks.items()}
+    dataset = _join(tasks)
   else:
-    splits, report, labels = read(options)
+    dataset = read(options)
     if options.tasks is not None:
-      splits = {name: _name_tasks(split, options.tasks) for name, split in splits.items()}
+      named = {name: _name_tasks(split, options.tasks) for name, split in dataset.splits.items()}
+      dataset = dataset._replace(**named)
+  report = dataset.report
   if options.stream is None:
-    splits["train"], packing = _arrange(splits["train"], options)
-    report |= packing
+    train, packing = _arrange(dataset.train, options)
+    dataset, report = dataset._replace(train=train), report | packing
   if options.general is not None:
-    width = splits["train"].width
-    splits["general"], report["general"] = _read_general(tokenizer, width, options)
+    general, report["general"] = _read_general(tokenizer, dataset.train.width, options)
+    dataset = dataset._replace(general=general)
     if vocabulary is not None:
-      ids.check_split(tokenizer, splits["general"], vocabulary)
-  report["tokenizer"] = _tokenizer_hash(tokenizer)
-  return Data(
-    splits["train"], splits.get("validation"), splits.get("test"), report, tuple(labels),
-    splits.get("general"), _stop_tokens(tokenizer, report),
-  )  # fmt: skip
+      ids.check_split(tokenizer, general, vocabulary)
+  # A slow tokenizer has no single description to hash.
+  backend = getattr(tokenizer, "backend_tokenizer", None)
+  report["tokenizer"] = backend and hashlib.sha256(backend.to_str().encode()).hexdigest()
+  return dataset._replace(report=report, stop_tokens=_stop_tokens(tokenizer, report))
 
 
 def _check(o: DataOptions, objective: Any, decoder_start: tuple[int, ...]) -> None:
-  """Raises UserError for options that contradict each other, the objective or the model."""
-  check_choices(o)
+  """Raises UserError for options out of range, or that contradict others, objective or model."""
+  schema.check_arguments(DataOptions, o._asdict(), "data.")
+  if o.tasks == {}:
+    raise UserError("data.tasks is empty: expected {name: options}")
   writes_text, name = not hasattr(objective, "decode"), objective.__name__.rpartition(".")[2]
-  if o.stream is not None and o.tasks is not None:
-    raise UserError("data.stream reads one task's rows in their order: not with data.tasks")
   if o.tasks is None and (o.mixture, o.temperature, o.cap) != ("proportional", 1.0, None):
     raise UserError("data.mixture, temperature and cap are shares of tasks: give data.tasks")
   if o.general is not None and (not writes_text or decoder_start):
@@ -94,7 +77,7 @@ def _check(o: DataOptions, objective: Any, decoder_start: tuple[int, ...]) -> No
       f"objective {name!r}: not for encoder-decoders, which are trained by 'sft' on prompts"
     )
   if o.stream is not None:
-    used = [f"data.{key}" for key in ("pack", "resample", "limit") if getattr(o, key)]
+    used = [f"data.{key}" for key in ("tasks", "pack", "resample", "limit") if getattr(o, key)]
     used += ["data.buckets"] * (o.buckets > 1) + ["an encoder-decoder"] * bool(decoder_start)
     used += [f"objective {name!r}"] * (not writes_text)
     if used:
@@ -103,68 +86,63 @@ def _check(o: DataOptions, objective: Any, decoder_start: tuple[int, ...]) -> No
       )
 
 
-def _read_tasks(read: Callable[[DataOptions], task.Loaded], o: DataOptions) -> task.Loaded:
-  """Reads every task of a mixture by itself, and joins their splits."""
-  tasks = {name: read(_of_task(name, given, o)) for name, given in o.tasks.items()}
-  if not tasks:
-    raise UserError("data.tasks is empty: expected {name: options}")
-  labels = [loaded.labels for loaded in tasks.values()]
-  for name, loaded in tasks.items():
-    if tuple(loaded.labels) != tuple(labels[0]):
+def _join(tasks: dict[str, Data]) -> Data:
+  """Joins the splits of a mixture's tasks."""
+  first, *others = tasks
+  labels = tasks[first].labels
+  for name in others:
+    if tasks[name].labels != labels:
       raise UserError(
-        f"the tasks of data.tasks have different labels, {name!r} {', '.join(loaded.labels)}: set "
-        "data.labels to all of them"
+        "the tasks of data.tasks have different labels, "
+        f"{name!r} {', '.join(tasks[name].labels)}: set data.labels to all of them"
       )
-  joined = {}
-  for split in task.SPLITS:
-    with_it = {name: one.splits[split] for name, one in tasks.items() if split in one.splits}
-    if with_it and len(with_it) < len(tasks):
-      lacking = ", ".join(name for name in tasks if name not in with_it)
+  joined = dict.fromkeys(SPLITS)
+  for split in SPLITS:
+    parts = {name: one.splits[split] for name, one in tasks.items() if split in one.splits}
+    if parts and len(parts) < len(tasks):
+      lacking = ", ".join(name for name in tasks if name not in parts)
       raise UserError(f"data.tasks: {lacking} has no {split} split, and other tasks have one")
-    if with_it:
-      joined[split] = join(with_it)
-  reports = {name: loaded.report for name, loaded in tasks.items()}
-  return task.Loaded(joined, {"tasks": reports, "splits": _summed(reports)}, labels[0])
+    if parts:
+      joined[split] = join(parts)
+  reports = {name: one.report for name, one in tasks.items()}
+  return Data(**joined, report={"tasks": reports, "splits": _summed(reports)}, labels=labels)
 
 
-def _of_task(name: str, given: Any, o: DataOptions) -> DataOptions:
+def _of_task(name: str, given: dict, o: DataOptions) -> DataOptions:
   """Returns the options of one task of a mixture."""
-  own = [key for key in o._fields if key not in OF_MIXTURE]
-  if not isinstance(given, Mapping):
-    raise UserError(f"data.tasks.{name} is {given!r}, expected options such as {{'train': FILE}}")
+  known = [key for key in o._fields if key not in OF_MIXTURE]
   for key in given:
     if key in OF_MIXTURE:
       raise UserError(f"data.tasks.{name}.{key} belongs to the mixture as a whole, not to a task")
-    if key not in own:
-      raise UserError(f"unknown config key data.tasks.{name}.{key}; {nearest(key, own)}")
-  of_task = o._replace(tasks=None, **given)
-  check_choices(of_task)
-  return of_task
+    if key not in known:
+      raise UserError(f"unknown config key data.tasks.{name}.{key}; {nearest(key, known)}")
+  schema.check_arguments(DataOptions, given, f"data.tasks.{name}.")
+  return o._replace(tasks=None, **given)
 
 
 def _stop_tokens(tokenizer: Tokenizer, report: dict) -> tuple[int, ...]:
-  """Lists what ends an answer, of every task of a mixture."""
+  """Lists the ids that end an answer: eos first, then those of the chat templates of all tasks."""
   trained = [one["splits"].get("train", {}) for one in report.get("tasks", {"": report}).values()]
   ends = {stop for counts in trained for stop in counts.get("stop_tokens", ())}
   return tuple(dict.fromkeys((tokenizer.eos_token_id, *sorted(ends))))
 
 
 def _summed(reports: dict[str, dict]) -> dict:
-  """Adds the tasks' counts up, for the tables that show whole splits."""
-  totals: dict[str, dict] = {}
-  for report in reports.values():
-    for name, counts in report["splits"].items():
-      total = totals.setdefault(name, {"skipped": {}, "longest": 0})
-      for key in ("read", "kept", "truncated", "tokens", "trained_tokens"):
-        total[key] = total.get(key, 0) + counts[key]
-      total["longest"] = max(total["longest"], counts["longest"])
-      for reason, count in counts["skipped"].items():
-        total["skipped"][reason] = total["skipped"].get(reason, 0) + count
+  """Returns the counts of whole splits, the sums of those of the tasks."""
+  totals = {}
+  for name in SPLITS:
+    counts = [one["splits"][name] for one in reports.values() if name in one["splits"]]
+    if counts:
+      keys = ("read", "kept", "truncated", "tokens", "trained_tokens")
+      totals[name] = {key: sum(one[key] for one in counts) for key in keys} | {
+        "longest": max(one["longest"] for one in counts),
+        "skipped": dict(sum((Counter(one["skipped"]) for one in counts), Counter())),
+      }
   return totals
 
 
 def _name_tasks(split: Split, column: str) -> Split:
-  """Reads each example's task from its row."""
+  """Returns a split with each example's task, which a column names."""
   tasks = []
   for row, where in zip(split.rows, split.where, strict=True):
     try:
@@ -176,7 +154,11 @@ def _name_tasks(split: Split, column: str) -> Split:
 
 
 def _arrange(split: Split, o: DataOptions) -> tuple[Split, dict]:
-  """Packs the training split, or lays out in which order it is drawn."""
+  """Packs the training split if it is to be, and arranges the order in which it is drawn.
+
+  Returns:
+    The split, and {"packing": the report of `pack`} if it is packed, else {}.
+  """
   report, variants = {}, templates.variants(split.rows) if o.resample else None
   if o.pack:
     if o.resample or o.buckets > 1:
@@ -189,7 +171,7 @@ def _arrange(split: Split, o: DataOptions) -> tuple[Split, dict]:
 
 
 def _read_general(tokenizer: Tokenizer, width: int, o: DataOptions) -> tuple[Split, dict]:
-  """Reads plain text, in windows as long as the training examples."""
+  """Reads the general text, in windows as long as the training examples: the split, its report."""
   table = sources.read(o.general, "general")
   form = templates.choose(table.columns, where=str(o.general), text="text")
   examples = templates.render(form, table.rows, table.where)
@@ -198,18 +180,6 @@ def _read_general(tokenizer: Tokenizer, width: int, o: DataOptions) -> tuple[Spl
     examples,
     EncodeOptions(o.max_length or width, too_long="chunk", special_tokens=o.special_tokens),
   )
-  if o.eval_limit is not None:  # of windows: a book is one document
+  if o.eval_limit is not None:  # it counts windows, as one document may be a whole book
     split = sample(split, o.eval_limit)
   return split, counts | {"kept": split.examples, "files": table.hashes} | measures(split)
-
-
-def check_order(split: Split, steps: int, batch_size: int) -> None:
-  """Raises UserError where a task of a mixture would get no example in a run."""
-  if getattr(split, "order", ()):
-    mix.check(split.order, steps, batch_size)
-
-
-def _tokenizer_hash(tokenizer: Tokenizer) -> str | None:
-  """Hashes a fast tokenizer whole; None for the slow ones, which have no single description."""
-  backend = getattr(tokenizer, "backend_tokenizer", None)
-  return backend and hashlib.sha256(backend.to_str().encode()).hexdigest()

@@ -7,29 +7,28 @@ the same for every seed: trials with different seeds run in one compiled step.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxtune import schema
 from jaxtune.errors import UserError, nearest
-
-MIXTURES = ("proportional", "capped", "equal")
-BATCHES = ("mixed", "task")
 
 
 class Pool(NamedTuple):
-  """Examples of one task, drawn in permutations of their own.
+  """Examples of one task in one bucket, drawn in permutations of their own.
 
   Attributes:
     task: its name.
-    key: tells its permutations from those of other pools.
+    key: its number, from which its permutations are drawn.
+    share: its part of the rows of its kind of batch.
     rows: (M, K), the rows of the split that are the K variants of each of M examples.
   """
 
   task: str
   key: int
+  share: float
   rows: np.ndarray
 
 
@@ -37,14 +36,13 @@ class BatchKind(NamedTuple):
   """Batches of one shape.
 
   Attributes:
-    share: of the steps.
-    pools: what its rows are drawn from, and shares: of each pool in the kind's draws.
-    widths: what the arrays are cropped to: {"tokens": T, ...}; {} for no cropping.
+    share: their part of the steps.
+    pools: what their rows are drawn from.
+    widths: what their arrays are cropped to, {"tokens": T, ...}; {} for no cropping.
   """
 
   share: float
   pools: tuple[Pool, ...]
-  shares: tuple[float, ...]
   widths: dict[str, int]
 
 
@@ -57,45 +55,39 @@ def shares(
   temperature: float = 1.0,
   cap: int | None = None,
 ) -> dict[str, float]:
-  """Decides each task's share of the draws; they sum to 1.
+  """Returns each task's share of the draws; the shares sum to 1.
 
   Args:
-    sizes: examples of each task, n.
-    mixture: "proportional": n; "capped": min(n, cap); "equal"; or a weight for every task, where 0
-      leaves a task out.
-    temperature: T, which raises these to 1/T: 1 as they are, large towards equal (Raffel et al.
-      2020, section 3.5.2). Not for given weights.
-    cap: for "capped".
+    sizes: the number of examples of each task, n.
+    mixture: what the shares are proportional to: "proportional" to n, "capped" to min(n, cap),
+      "equal" to 1; or a weight for every task, where 0 leaves a task out.
+    temperature: T, the numbers are raised to 1/T. 1 leaves them as they are, and the larger T is,
+      the more equal the shares are (Raffel et al. 2020, section 3.5.2). Weights are not raised.
+    cap: the most examples that a task counts for with "capped"; else None.
 
   Raises:
-    UserError: options that are unknown, out of range or contradict each other.
+    UserError: a cap without "capped", or "capped" without a cap; weights that do not name each
+      task, or that are all 0.
   """
-  if temperature <= 0:
-    raise UserError(f"data.temperature is {temperature}, expected above 0 (1 is proportional)")
-  if (cap is not None) != (mixture == "capped") or (cap is not None and cap < 1):
+  if (cap is not None) != (mixture == "capped"):
     raise UserError(
-      f"data.cap is {cap} with data.mixture={mixture!r}, expected 1 or more (the most examples "
-      "that a task counts for) with 'capped', and None with any other"
+      f"data.cap is {cap} with data.mixture={mixture!r}, expected the most examples that a task "
+      "counts for with 'capped', and None with any other"
     )
   if isinstance(mixture, Mapping):
-    weights = _given(sizes, mixture)
+    for task in mixture:
+      if task not in sizes:
+        raise UserError(f"data.mixture names the task {task!r}; {nearest(task, sizes)}")
+    if missing := [task for task in sizes if task not in mixture]:
+      raise UserError(f"data.mixture has no weight for {', '.join(missing)}: 0 leaves a task out")
+    if not any(mixture.values()):
+      raise UserError(f"data.mixture is {dict(mixture)}, expected a weight above 0")
+    weights = {task: float(mixture[task]) for task in sizes}
   else:
-    schema.check("data.mixture", mixture, Literal[*MIXTURES])
     most = {"proportional": max(sizes.values()), "capped": cap, "equal": 1}[mixture]
     weights = {task: min(size, most) ** (1 / temperature) for task, size in sizes.items()}
   total = sum(weights.values())
   return {task: weight / total for task, weight in weights.items()}
-
-
-def _given(sizes: Mapping[str, int], mixture: Mapping[str, float]) -> dict[str, float]:
-  for task in mixture:
-    if task not in sizes:
-      raise UserError(f"data.mixture names the task {task!r}; {nearest(task, sizes)}")
-  if missing := [task for task in sizes if task not in mixture]:
-    raise UserError(f"data.mixture has no weight for {', '.join(missing)}: 0 leaves a task out")
-  if min(mixture.values()) < 0 or not sum(mixture.values()) > 0:
-    raise UserError(f"data.mixture is {dict(mixture)}, expected weights of 0 or more, one above 0")
-  return {task: float(mixture[task]) for task in sizes}
 
 
 def order(
@@ -106,64 +98,67 @@ def order(
   widths: Sequence[dict[str, int]],
   batches: str = "mixed",
 ) -> Order:
-  """Lays out pools by task and bucket.
+  """Divides examples into pools by task and bucket, and pools into kinds of batches.
 
   Args:
-    rows_NK: the K variants of each example.
-    tasks: of each example; share: of each task, from `shares`.
-    buckets_N: of each example; widths: of each bucket, the widest first, so that a batch too large
-      for the device shows at the first step.
-    batches: "mixed": a batch holds all tasks by their shares; "task": a batch holds one.
+    rows_NK: the rows of the split that are the K variants of each example.
+    tasks: the task of each example.
+    share: the share of each task, from `shares`.
+    buckets_N: the bucket of each example.
+    widths: what each bucket is cropped to, the widest first, so that a batch that is too large for
+      the device fails at the first step.
+    batches: "mixed" for batches that hold all tasks by their shares, "task" for one task in each.
   """
-  schema.check("data.mixture_batches", batches, Literal[*BATCHES])
   names, task_N = np.unique(np.asarray(tasks), return_inverse=True)
-  size_W = np.bincount(task_N)
-  pools = []  # (bucket, pool, share of all draws)
-  for bucket in range(len(widths)):
+  kinds, keys = [], itertools.count()
+  for bucket, cropped in enumerate(widths):
+    pools = []  # with their shares of all draws, until they are in a kind
     for t, name in enumerate(map(str, names)):
-      here = np.flatnonzero((buckets_N == bucket) & (task_N == t))
-      if len(here):
-        weight = float(share[name] * len(here) / size_W[t])
-        pools.append((bucket, Pool(name, len(pools), rows_NK[here]), weight))
-  kinds = []
-  for bucket in range(len(widths)):
-    ones = [(pool, weight) for at, pool, weight in pools if at == bucket]
-    for group in [ones] if batches == "mixed" else [[one] for one in ones]:
-      total = sum(weight for _, weight in group)
-      inner = tuple(weight / total if total else 0.0 for _, weight in group)
-      kinds.append(BatchKind(total, tuple(pool for pool, _ in group), inner, widths[bucket]))
+      members = np.flatnonzero((buckets_N == bucket) & (task_N == t))
+      if len(members):
+        part = float(share[name] * len(members) / np.sum(task_N == t))
+        pools.append(Pool(name, next(keys), part, rows_NK[members]))
+    for group in [pools] if batches == "mixed" else [[pool] for pool in pools]:
+      total = sum(pool.share for pool in group)
+      inner = [pool._replace(share=pool.share / total if total else 0.0) for pool in group]
+      kinds.append(BatchKind(total, tuple(inner), cropped))
   return tuple(kinds)
 
 
 def draw(order: Order, seed: int, step: int, batch_size: int) -> tuple[BatchKind, np.ndarray]:
   """Returns the kind of the batch of a step, and its rows (B,)."""
-  (which,), (turn,) = spread(tuple(kind.share for kind in order), step, 1)
-  kind = order[which]
-  pool_B, position_B = spread(kind.shares, int(turn) * batch_size, batch_size)
+  (number,), (turn,) = spread(_shares(order), step, 1)
+  kind = order[number]
+  pool_B, position_B = spread(_shares(kind.pools), int(turn) * batch_size, batch_size)
   rows_B = np.empty(batch_size, np.int64)
-  for k in np.unique(pool_B):
-    here_B = pool_B == k
-    rows_B[here_B] = _rows(kind.pools[k], seed, position_B[here_B])
+  for pool in np.unique(pool_B):
+    chosen_B = pool_B == pool
+    rows_B[chosen_B] = _rows(kind.pools[pool], seed, position_B[chosen_B])
   return kind, rows_B
 
 
-def schedule(order: Order) -> tuple:
-  """Returns what the shape of every batch depends on; trials of equal schedules share a program."""
-  return tuple((kind.share, *sorted(kind.widths.items())) for kind in order)
+def _shares(parts: Sequence[BatchKind] | Sequence[Pool]) -> tuple[float, ...]:
+  return tuple(part.share for part in parts)
 
 
 def permuted(count: int, seed: int, draws_B: np.ndarray, key: int = 0) -> tuple[np.ndarray, ...]:
-  """Reads draws from permutations of `count` examples, one an epoch: (epoch_B, example_B)."""
+  """Draws from `count` examples, in every epoch in another order: (epoch_B, example_B).
+
+  Args:
+    draws_B: the numbers of the draws, counted from the first of the run.
+    key: of draws from several sets of examples, the number of the set.
+  """
   epoch_B, position_B = np.divmod(draws_B, count)
   example_B = np.empty(len(draws_B), np.int64)
   for epoch in np.unique(epoch_B):
-    here_B = epoch_B == epoch
-    example_B[here_B] = permutation(count, seed, int(epoch), key)[position_B[here_B]]
+    chosen_B = epoch_B == epoch
+    example_B[chosen_B] = permutation(count, seed, int(epoch), key)[position_B[chosen_B]]
   return epoch_B, example_B
 
 
 @functools.lru_cache(maxsize=128)
 def permutation(count: int, seed: int, epoch: int, key: int = 0) -> np.ndarray:
+  """Returns the order of `count` examples in an epoch, (N,) int32, which cannot be written to."""
   order_N = _generator(seed, epoch, key).permutation(count).astype(np.int32)
   order_N.flags.writeable = False
   return order_N
@@ -171,44 +166,40 @@ def permutation(count: int, seed: int, epoch: int, key: int = 0) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def spread(shares: tuple[float, ...], start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-  """Assigns each of the turns start .. start + count - 1 to a share.
+  """Gives each of the turns start .. start + count - 1 to one of W shares.
 
-  Turn i falls at the fraction i / golden ratio of the unit interval, which the shares divide: after
-  any number of turns each has had its part of them but for a few.
+  The shares divide the interval from 0 to 1, and turn i belongs to the share in which the
+  fractional part of i / golden ratio lies. So after any number of turns, the number of those that a
+  share has had differs from its part by a few at most.
 
   Returns:
-    (whose_B, the share that each turn belongs to; before_B, how many turns it had before).
+    (whose_B, the number of the share that a turn belongs to; before_B, how many of the turns before
+    it belong to the same share).
   """
-  bounds = _bounds(shares)
   turns_B = np.arange(start, start + count, dtype=np.uint64)
-  inner = np.array(bounds[:-1], np.uint64)
+  inner = np.array(_bounds(shares)[:-1], np.uint64)
   whose_B = np.searchsorted(inner, turns_B * np.uint64(_GOLDEN), side="right")
-  before_B = np.empty(count, np.int64)
-  had = _dealt(bounds, start)
-  for k in np.unique(whose_B):
-    here_B = whose_B == k
-    before_B[here_B] = had[k] + np.arange(here_B.sum())
-  return whose_B, before_B
+  had_BW = _dealt(shares, start) + np.cumsum(whose_B[:, None] == np.arange(len(shares)), axis=0)
+  return whose_B, had_BW[np.arange(count), whose_B] - 1
 
 
 def counts(order: Order, steps: int, batch_size: int) -> dict[str, dict]:
   """Counts what a run of so many steps draws of each task.
 
   Returns:
-    {task: {"share": wanted, "examples", "drawn", "epochs", "fewest" and "most" times an example
-    is drawn}}.
+    {task: {"share": of the draws, as it should be, "examples": how many the task has, "drawn": how
+    many are drawn, "epochs": drawn / examples, "fewest" and "most": times that an example is
+    drawn}}.
   """
   tasks: dict[str, dict] = {}
-  turns = _dealt(_bounds(tuple(kind.share for kind in order)), steps)
-  for kind, turn in zip(order, turns, strict=True):
-    drawn = _dealt(_bounds(kind.shares), turn * batch_size)
-    for pool, share, times in zip(kind.pools, kind.shares, drawn, strict=True):
+  for kind, turns in zip(order, _dealt(_shares(order), steps), strict=True):
+    drawn = _dealt(_shares(kind.pools), turns * batch_size)
+    for pool, times in zip(kind.pools, drawn, strict=True):
       size = len(pool.rows)
       fewest, most = times // size, -(-times // size)
-      task = tasks.setdefault(
-        pool.task, {"share": 0.0, "examples": 0, "drawn": 0, "fewest": fewest, "most": most}
-      )
-      task["share"] += kind.share * share
+      nothing = {"share": 0.0, "examples": 0, "drawn": 0, "fewest": fewest, "most": most}
+      task = tasks.setdefault(pool.task, nothing)
+      task["share"] += kind.share * pool.share
       task["examples"] += size
       task["drawn"] += times
       task["fewest"], task["most"] = min(task["fewest"], fewest), max(task["most"], most)
@@ -218,8 +209,8 @@ def counts(order: Order, steps: int, batch_size: int) -> dict[str, dict]:
 
 
 def check(order: Order, steps: int, batch_size: int) -> None:
-  """Raises UserError where a task of the mixture would never be drawn."""
-  tasks = counts(order, steps, batch_size)
+  """Raises UserError if a task of a mixture would never be drawn; of no mixture the order is ()."""
+  tasks = counts(order, steps, batch_size) if order else {}
   starved = {name: task for name, task in tasks.items() if task["share"] > 0 and not task["drawn"]}
   if starved:
     listed = ", ".join(f"{name} ({100 * task['share']:.3g}%)" for name, task in starved.items())
@@ -231,7 +222,10 @@ def check(order: Order, steps: int, batch_size: int) -> None:
 
 
 def _rows(pool: Pool, seed: int, draws_B: np.ndarray) -> np.ndarray:
-  """Takes another variant of each example in every epoch, until all K have come."""
+  """Returns the rows of draws from a pool: in every epoch another of the K variants of an example.
+
+  The variant of the first epoch is drawn, and the others follow in turn.
+  """
   count, variants = pool.rows.shape
   epoch_B, example_B = permuted(count, seed, draws_B, pool.key)
   if variants == 1:
@@ -255,22 +249,22 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
 
 
 def _bounds(shares: tuple[float, ...]) -> tuple[int, ...]:
-  """Divides 2^64 by shares, which need not sum to 1."""
+  """Divides 0 .. 2^64 by shares, which need not sum to 1; returns where each of them ends."""
   running = np.cumsum(shares)
   inner = (min(int(x / running[-1] * 2**64), 2**64 - 1) for x in running[:-1].tolist())
   return (*inner, 2**64)
 
 
-def _dealt(bounds: tuple[int, ...], turns: int) -> list[int]:
-  """Counts how many of the first `turns` each has had."""
+def _dealt(shares: tuple[float, ...], turns: int) -> list[int]:
+  """Counts how many of the first `turns` each share has had."""
   # i * G mod M < bound exactly where floor(iG / M) exceeds floor((iG - bound) / M).
   whole = _floor_sum(turns, 2**64, _GOLDEN, 0)
-  below = [0] + [whole - _floor_sum(turns, 2**64, _GOLDEN, -bound) for bound in bounds]
-  return [high - low for low, high in zip(below, below[1:], strict=False)]
+  below = [whole - _floor_sum(turns, 2**64, _GOLDEN, -bound) for bound in _bounds(shares)]
+  return np.diff(below, prepend=0).tolist()
 
 
 def _floor_sum(n: int, m: int, a: int, b: int) -> int:
-  """Sums floor((a i + b) / m) over i < n, as Euclid's algorithm would."""
+  """Returns the sum of floor((a i + b) / m) over 0 <= i < n, in as many steps as Euclid's gcd."""
   total = 0
   while n:
     total += n * (n - 1) // 2 * (a // m) + n * (b // m)

@@ -1,7 +1,7 @@
-"""Several short examples in one row, which the model must not see each other through.
+"""Packs several short examples into one row, in which no example sees another.
 
-"segments" numbers a row's examples from 1: attention and positions stay within a segment, and no
-segment's first token is a target, since what comes before it belongs to another example.
+"segments" numbers a row's examples from 1. Attention and positions stay within a segment, and the
+first token of a segment is no target, since the token before it belongs to another example.
 """
 
 from __future__ import annotations
@@ -11,36 +11,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxtune.data.padding import pad
 from jaxtune.data.split import Split
 from jaxtune.errors import UserError
-
-_ARRAYS = {"tokens", "mask", "weights"}
 
 
 def pack(split: Split, max_length: int | None = None) -> tuple[Split, dict]:
   """Packs examples into rows of max_length, the longest first, each where the least room is left.
 
-  Rows hold examples of one task. An example of the packed split is a row: its `rows` are
-  {"examples": numbers in `split`, in the order of their segments}, its `where` their places, its
-  `references` the answers that they train on.
+  A row holds examples of one task, and is one example of the packed split. Its entry in `rows` is
+  {"examples": their numbers in `split`, in the order of their segments}, that in `where` names
+  their places, and that in `references` holds the answers that they train on.
 
   Args:
-    max_length: tokens of a row; None for as many as the split is wide.
+    max_length: the tokens of a row; None for as many as the split is wide.
 
   Returns:
     The packed split, and {"examples", "rows", "tokens", "efficiency": tokens / (rows x
-    max_length), "unpacked": what that was}.
+    max_length), "unpacked": the efficiency of `split`}.
 
   Raises:
     UserError: an objective that does not predict tokens; an example longer than a row.
   """
-  if set(split.arrays) != _ARRAYS or split.arrays["weights"].ndim != 2:
+  if {*split.arrays} != {"tokens", "mask", "weights"} or split.arrays["weights"].ndim != 2:
     raise UserError(
       "data.pack is for objective 'sft' of decoders: its examples are tokens, mask and weights, "
       f"these are {', '.join(split.arrays)}"
     )
   width = max_length or split.width
-  lengths = split.arrays["mask"].sum(1).tolist()
+  lengths = split.lengths["tokens"].tolist()
   if max(lengths) > width:
     longest = int(np.argmax(lengths))
     raise UserError(
@@ -64,10 +63,10 @@ def pack(split: Split, max_length: int | None = None) -> tuple[Split, dict]:
 
 
 def _best_fit(lengths: Sequence[int], chosen: Sequence[int], width: int) -> list[list[int]]:
-  """Decides which examples share a row: best fit, decreasing."""
+  """Returns the examples of each row, by the algorithm best fit decreasing."""
   rows: list[list[int]] = []
-  open_rows: dict[int, list[int]] = {}  # room left: rows with that much, the oldest last
-  rooms: list[int] = []  # its keys, sorted
+  by_room: dict[int, list[int]] = {}  # tokens left: rows that have so many, the newest last
+  rooms: list[int] = []  # the keys of it, sorted
   for example in sorted(chosen, key=lambda n: (-lengths[n], n)):
     length = lengths[example]
     at = bisect.bisect_left(rooms, length)
@@ -76,39 +75,34 @@ def _best_fit(lengths: Sequence[int], chosen: Sequence[int], width: int) -> list
       rows.append([])
     else:
       room = rooms[at]
-      row = open_rows[room].pop()
-      if not open_rows[room]:
-        del open_rows[room], rooms[at]
+      row = by_room[room].pop()
+      if not by_room[room]:
+        del by_room[room], rooms[at]
     rows[row].append(example)
-    left = room - length
-    if left not in open_rows:
-      open_rows[left] = []
-      bisect.insort(rooms, left)
-    open_rows[left].append(row)
+    if room - length not in by_room:
+      bisect.insort(rooms, room - length)
+    by_room.setdefault(room - length, []).append(row)
   return rows
 
 
 def _packed(split: Split, members: Sequence[Sequence[int]], width: int) -> Split:
-  padding = split.arrays["tokens"][~split.arrays["mask"]]
-  fill = padding[0] if len(padding) else 0
-  arrays = {
-    "tokens": np.full((len(members), width), fill, np.int32),
-    "mask": np.zeros((len(members), width), bool),
-    "weights": np.zeros((len(members), width), np.float32),
-    "segments": np.zeros((len(members), width), np.int32),
-  }
-  for row, examples in enumerate(members):
-    start = 0
-    for segment, example in enumerate(examples, 1):
-      real_T = split.arrays["mask"][example]
-      here = slice(start, start + int(real_T.sum()))
-      for name in _ARRAYS:
-        arrays[name][row, here] = split.arrays[name][example, real_T]
-      arrays["segments"][row, here] = segment
-      arrays["weights"][row, start] = 0.0
-      start = here.stop
+  """Makes a row of each list of examples, which follow each other without a gap."""
+  tokens_NT, mask_NT = split.arrays["tokens"], split.arrays["mask"]
+  weights_NT = split.arrays["weights"].copy()
+  weights_NT[:, 0] = 0.0
+  lengths_N = mask_NT.sum(1)
+  tokens = [tokens_NT[examples][mask_NT[examples]] for examples in members]
+  weights = [weights_NT[examples][mask_NT[examples]] for examples in members]
+  segments = [np.arange(1, len(row) + 1).repeat(lengths_N[row]) for row in members]
+  fill = next(iter(tokens_NT[~mask_NT]), 0)
+  segments_NT = pad(segments, width)
   return Split(
-    arrays,
+    {
+      "tokens": pad(tokens, width, fill),
+      "mask": segments_NT > 0,
+      "weights": pad(weights, width, 0, np.float32),
+      "segments": segments_NT,
+    },
     prompts=[[] for _ in members],
     references=[[one for n in examples for one in split.references[n][:1]] for examples in members],
     rows=[{"examples": list(examples)} for examples in members],

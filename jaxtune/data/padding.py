@@ -1,8 +1,8 @@
-"""Ragged rows to arrays, and the policy for rows that are too long."""
+"""Rows of different lengths to arrays, and what happens to rows that are too long."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ PAD_TO = 8
 
 
 def pad(rows: Sequence[Sequence], width: int, fill: Any = 0, dtype: Any = np.int32) -> np.ndarray:
-  """Pads rows on the right: (N, width), or (N, width, ...) where the entries are sequences."""
+  """Pads rows on the right: to (N, width), or to (N, width, ...) if the entries are sequences."""
   inner = next((np.shape(row[0]) for row in rows if len(row)), ())
   array = np.full((len(rows), width, *inner), fill, dtype)
   for at, row in enumerate(rows):
@@ -29,27 +29,33 @@ def pad_tokens(
   tokenizer: Tokenizer, rows: Sequence[Sequence[int]], max_length: int | None
 ) -> dict[str, np.ndarray]:
   """Pads rows of token ids to "tokens" (N, T) int32 and "mask" (N, T) bool, true on real tokens."""
-  tokens_NT = pad(rows, width(rows, max_length), pad_token(tokenizer))
   lengths_N = np.array([len(row) for row in rows], np.int64)
+  longest = int(lengths_N.max(initial=0))
+  tokens_NT = pad(rows, width(longest, max_length), pad_token(tokenizer))
   return {"tokens": tokens_NT, "mask": np.arange(tokens_NT.shape[1]) < lengths_N[:, None]}
 
 
-def grow(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-  """Pads the axes after the first with zeros, up to a shape."""
-  more = [n - m for m, n in zip(array.shape[1:], shape, strict=True)]
-  return np.pad(array, [(0, 0), *((0, n) for n in more)]) if any(more) else array
+def to_widest(splits: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+  """Pads arrays of equal names with zeros to the largest size of each axis but the first."""
+  padded: list[dict[str, np.ndarray]] = [{} for _ in splits]
+  for name in splits[0]:
+    largest = np.max([arrays[name].shape for arrays in splits], axis=0)
+    for arrays, out in zip(splits, padded, strict=True):
+      missing = [(0, 0), *((0, n) for n in (largest - arrays[name].shape)[1:])]
+      out[name] = np.pad(arrays[name], missing) if np.any(missing) else arrays[name]
+  return padded
 
 
-def width(rows: Sequence[Sequence], max_length: int | None) -> int:
-  """Takes the longest row, rounded up to a multiple of 8 but never beyond max_length."""
-  longest = -(-max(map(len, rows), default=0) // PAD_TO) * PAD_TO
-  return longest if max_length is None else min(longest, max_length)
+def width(longest: int, most: int | None) -> int:
+  """Rounds the length of the longest row up to a multiple of 8, but never beyond `most`."""
+  rounded = -(-longest // PAD_TO) * PAD_TO
+  return rounded if most is None else min(rounded, most)
 
 
 def pad_token(tokenizer: Tokenizer) -> int:
-  """Names the id that fills rows up; masked, so any id would do where there is none."""
+  """Returns the id that fills rows up: padding's, else eos's, else 0 (the mask hides it)."""
   choices = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-  return next(one for one in choices if one is not None)
+  return next(token for token in choices if token is not None)
 
 
 def find_too_long(
@@ -58,14 +64,14 @@ def find_too_long(
   options: EncodeOptions,
   policies: Sequence[str] = ("skip", "truncate"),
 ) -> list[int]:
-  """Lists the examples of more than max_length tokens.
+  """Lists the numbers of the examples that have more than max_length tokens.
 
   Args:
-    lengths, where: tokens and place of each example.
-    policies: what data.too_long can be beside "error".
+    lengths, where: the tokens and the place of each example.
+    policies: the values that data.too_long may have beside "error".
 
   Raises:
-    UserError: if there are any and too_long is "error"; or if too_long is none of the policies.
+    UserError: if there are any and too_long is "error"; if too_long is none of the policies.
   """
   check_too_long(options.too_long, policies)
   most = options.max_length
@@ -81,5 +87,5 @@ def find_too_long(
 
 
 def check_too_long(policy: str, policies: Sequence[str]) -> None:
-  """Raises UserError unless `policy` is "error" or one of the policies that an encoder knows."""
+  """Raises UserError unless `policy` is "error" or one of `policies`."""
   schema.check("data.too_long", policy, Literal["error", *policies])

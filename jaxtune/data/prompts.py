@@ -1,4 +1,4 @@
-"""The ids of prompts, as training and generation see them."""
+"""Tokenises prompts, for training and for generation alike."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def encode_prompts(
   special_tokens: str = "allow",
   where: Sequence[str] | None = None,
 ) -> list[list[int]]:
-  """Tokenises prompts as training does: special tokens in front, no stop token behind.
+  """Tokenises prompts with special tokens in front of them and without a stop token behind.
 
   Args:
-    whole: as an encoder reads them: with all special tokens that the tokenizer adds.
-    special_tokens: for prompts that hold these tokens themselves; see `EncodeOptions`.
-    where: places of the prompts, for errors.
+    whole: whether to keep all special tokens that the tokenizer adds, as an encoder needs them.
+    special_tokens: what happens to prompts that hold these tokens; see `EncodeOptions`.
+    where: the places of the prompts, for errors.
   """
   ids = token_ids(tokenizer, prompts, special=True)
   ids = ids if whole else _without_stop(tokenizer, ids)
@@ -36,7 +36,7 @@ def encode_prompts(
 
 
 def _without_stop(tokenizer: Tokenizer, ids: list[list[int]]) -> list[list[int]]:
-  """Keeps of the special tokens around texts those in front, as an answer is to follow."""
+  """Takes off the stop token behind texts, as an answer will follow, and adds a missing BOS."""
   around = tokenizer("a").input_ids
   stops = around[-1:] == [tokenizer.eos_token_id]
   missing = getattr(tokenizer, "add_bos_token", False) and around[:1] != [tokenizer.bos_token_id]

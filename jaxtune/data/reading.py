@@ -1,4 +1,4 @@
-"""Rows of a file to examples: as text, as a conversation, or as the columns of a labelled task.
+"""Rows of a file to examples: text, conversations, or the columns of a labelled task.
 
 An objective's `read(table, name, options) -> Reading` is one of these functions.
 """
@@ -20,7 +20,7 @@ class Reading(NamedTuple):
   """The examples of a split before they are encoded.
 
   Attributes:
-    groups: for each row its examples, one for each template.
+    groups: the examples of each row, one for each template.
     form: how the rows were read, for the report.
     skipped: how many rows were left out, by reason.
   """
@@ -31,17 +31,17 @@ class Reading(NamedTuple):
 
   @property
   def heads(self) -> list[Example]:
-    """The first example of each row, which stands for it."""
+    """The first example of each row."""
     return [group[0] for group in self.groups]
 
   def keep(self, heads: Sequence[Example]) -> Reading:
-    """Keeps the rows whose first example is among these."""
-    chosen = {id(example) for example in heads}
-    return self._replace(groups=[group for group in self.groups if id(group[0]) in chosen])
+    """Returns the reading of the rows whose first example is one of these."""
+    kept = {id(example) for example in heads}
+    return self._replace(groups=[group for group in self.groups if id(group[0]) in kept])
 
 
 def read_text(table: Table, name: str, options: DataOptions) -> Reading:
-  """Reads conversations where a column holds them and no template is given, else prompts."""
+  """Reads conversations if a column holds them and no template is given, else prompts."""
   column = conversations.column(table.columns)
   if not column or options.template is not None or options.text is not None:
     return read_prompts(table, name, options)
@@ -50,7 +50,7 @@ def read_text(table: Table, name: str, options: DataOptions) -> Reading:
 
 
 def read_prompts(table: Table, name: str, options: DataOptions) -> Reading:
-  """Renders the templates that `templates.choose` finds; only the first, but for train."""
+  """Renders the templates that `templates.choose` finds: all for train, else the first alone."""
   source = getattr(options, name)
   where = source if isinstance(source, str) else ", ".join(map(str, source))
   form = templates.choose(table.columns, where=where, **options.wording())
@@ -66,8 +66,7 @@ def read_columns(read_row: Callable, table: Table, name: str, options: DataOptio
 
   Args:
     read_row: (row, **columns) -> (fields, prompt, answers), a function at the top of a module. The
-      fields are added to the example's `row`; prompt and answers are what two splits are compared
-      by.
+      fields are added to the example's `row`; two splits are compared by prompt and answers.
 
   Raises:
     UserError: with file and line, unless malformed is "skip".
@@ -82,21 +81,20 @@ def read_columns(read_row: Callable, table: Table, name: str, options: DataOptio
   for column in columns:
     if column not in known:
       raise UserError(f"data.rename has {column!r}, which is not read; {nearest(column, known)}")
-  examples, malformed = [], 0
   here = all(sandbox.is_plain(source) for source in columns.values() if isinstance(source, str))
   results = confined.each(_row_reader, table.rows, read_row, columns, here=here)
+  groups, malformed = [], 0
   for row, place, result in zip(table.rows, table.where, results, strict=True):
-    if isinstance(result, UserError):
-      if options.malformed == "error" or isinstance(result, confined.Exceeded):
-        raise UserError(f"{place}: {result}") from result
+    if not isinstance(result, UserError):
+      fields, prompt, answers = result
+      groups.append([Example(prompt, answers, row | fields, place, source=row)])
+    elif options.malformed == "error" or isinstance(result, confined.Exceeded):
+      raise UserError(f"{place}: {result}") from result
+    else:
       malformed += 1
-      continue
-    fields, prompt, answers = result
-    examples.append(Example(prompt, answers, row | fields, place, source=row))
-  skipped = {"malformed": malformed} if malformed else {}
-  return Reading([[example] for example in examples], {"fields": columns}, skipped)
+  return Reading(groups, {"fields": columns}, {"malformed": malformed} if malformed else {})
 
 
 def _row_reader(read_row: Callable, columns: dict) -> Callable[[dict], tuple]:
-  """Makes the function of a row that the other process calls; see `confined.each`."""
+  """Makes the function that reads a row; see `confined.each`."""
   return lambda row: read_row(row, **columns)

@@ -1,7 +1,8 @@
-"""Data as a model sees them, for people: examples with what is trained marked, counts, doubles."""
+"""Shows data as a model sees them: examples with what is trained marked, counts, duplicates."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections import defaultdict
@@ -15,17 +16,14 @@ from jaxtune.data.split import Split
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.data.views import View
 
-_BINS = 8
-_BAR = 40  # characters of the longest bar
-
 
 def show(
   data: Data, view: View, tokenizer: Tokenizer, count: int = 3, colour: bool | None = None
 ) -> str:
-  """Prints the counts of every split, its lengths, doubles and classes, and its first examples.
+  """Writes the counts of every split, its lengths, duplicates and labels, and its first examples.
 
   What is trained is green where `colour` is on, else in [[double brackets]]; None: on when the
-  output is a terminal and NO_COLOR is not set.
+  output is a terminal and NO_COLOR is not set. Of streamed training data nothing is shown.
 
   Args:
     view: how the objective's examples are shown.
@@ -34,16 +32,22 @@ def show(
   if colour is None:
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
   mark = (lambda text: f"\033[1;32m{text}\033[0m") if colour else (lambda text: f"[[{text}]]")
-  splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
-  splits = {name: split for name, split in splits.items() if split is not None}
+  splits = {name: split for name, split in data.splits.items() if isinstance(split, Split)}
   texts = {name: list(map(normalise, view.texts(s, tokenizer))) for name, s in splits.items()}
   paragraphs = [describe(data)]
   for name, split in splits.items():
-    lines = [f"== {name} ==", *_histogram(_lengths(split)), *_duplicates(texts[name])]
+    again = len(texts[name]) - len(set(texts[name]))
+    lines = [f"== {name} ==", *_histogram(_lengths(split))]
+    lines.append(f"duplicates: {again:,} (text equal but for case, width and whitespace)")
     if view.labels is not None:
       lines += [*_contradictions(split, texts[name]), *view.labels(split)]
     paragraphs.append("\n".join(lines))
-  paragraphs.append("\n".join(_overlap(texts)))
+  overlap = []
+  for left, right in itertools.combinations(texts, 2):
+    right_texts = set(texts[right])
+    shared = sum(text in right_texts for text in texts[left])
+    overlap.append(f"overlap: {shared:,} of {left} are in {right} too")
+  paragraphs.append("\n".join(overlap))
   for name, split in splits.items():
     for at in range(min(count, len(split.where))):
       paragraphs.append(
@@ -53,38 +57,29 @@ def show(
 
 
 def _lengths(split: Split) -> np.ndarray:
-  """Counts the tokens of each example, of its longest choice, or of each packed example."""
+  """Returns the number of tokens of each example, also of those in packed rows."""
   if "segments" in split.arrays:
-    counts = [np.bincount(row)[1:] for row in split.arrays["segments"]]
-    return np.concatenate(counts) if counts else np.zeros(0, int)
-  lengths = split.arrays["mask"].sum(-1)
-  lengths = lengths.max(-1) if lengths.ndim == 2 else lengths
-  return lengths + split.arrays["inputs_mask"].sum(-1) if "inputs" in split.arrays else lengths
+    return np.concatenate([np.bincount(row)[1:] for row in split.arrays["segments"]])
+  return sum(split.lengths.values())
 
 
 def _histogram(lengths: np.ndarray) -> list[str]:
-  if not lengths.size:
-    return ["no examples"]
+  """Draws how many examples have how many tokens, in up to 8 bars of up to 40 characters."""
   low, high = int(lengths.min()), int(lengths.max())
   middle, most = (int(np.percentile(lengths, q, method="nearest")) for q in (50, 95))
   lines = [
     f"{lengths.size:,} examples; tokens of each: {low} to {high}, median {middle}, "
     f"95 % up to {most}"
   ]
-  step = -(-(high - low + 1) // _BINS)
+  step = -(-(high - low + 1) // 8)
   counts = np.bincount((lengths - low) // step)
   wide = len(str(high))
   for number, count in enumerate(counts):
     first = low + number * step
-    bar = "#" * -(-_BAR * int(count) // int(counts.max()))
+    bar = "#" * -(-40 * int(count) // int(counts.max()))
     last = min(first + step - 1, high)
-    lines.append(f"  {first:>{wide}} to {last:>{wide}}  {bar:<{_BAR}} {count:,}")
+    lines.append(f"  {first:>{wide}} to {last:>{wide}}  {bar:<40} {count:,}")
   return lines
-
-
-def _duplicates(texts: Sequence[str]) -> list[str]:
-  again = len(texts) - len(set(texts))
-  return [f"duplicates: {again:,} (text equal but for case, width and whitespace)"]
 
 
 def _contradictions(split: Split, texts: Sequence[str]) -> list[str]:
@@ -94,13 +89,3 @@ def _contradictions(split: Split, texts: Sequence[str]) -> list[str]:
     labels[text].add(tuple(references))
   several = sum(len(different) > 1 for different in labels.values())
   return [f"texts with more than one label: {several:,}"] if several else []
-
-
-def _overlap(texts: dict[str, list[str]]) -> list[str]:
-  lines = []
-  for left, right in (("train", "validation"), ("train", "test"), ("validation", "test")):
-    if left in texts and right in texts:
-      there = set(texts[right])
-      shared = sum(text in there for text in texts[left])
-      lines.append(f"overlap: {shared:,} of {left} are in {right} too")
-  return lines

@@ -1,15 +1,14 @@
-"""Rows from files and from the Hugging Face hub, each with the place it came from.
+"""Reads rows from files and from the Hugging Face hub, each with its place.
 
-Text formats are parsed here, line by line, and not by `datasets`: its JSON and CSV readers turn
-"2020-01-01" into a date and "NA" into nothing, give every row the columns of every other, refuse a
-column that is a string in one row and a list in the next, and cannot say on which line a file is
-broken. Parquet files and hub names go through `datasets`.
+Text formats are parsed here, line by line, and not by `datasets`. Its readers of JSON and CSV turn
+"2020-01-01" into a date and "NA" into nothing, give every row the columns of all rows, refuse a
+column that is a string in one row and a list in the next, and do not say which line of a file is
+malformed. Parquet files and data sets of the hub are read by `datasets`.
 """
 
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import hashlib
 import json
@@ -17,10 +16,9 @@ import re
 import stat
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtune import files, schema
 from jaxtune.data import hub
@@ -34,15 +32,20 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
 class Table(NamedTuple):
-  """Rows in the order of their file."""
+  """Rows in the order of their file.
+
+  Attributes:
+    where: the place of each row, "file:line", or "file:row N" for formats without lines (N from 1).
+    hashes: {source: sha256 of the file, or of the rows of a hub name}.
+  """
 
   rows: list[dict]
-  where: list[str]  # "file:line", or "file:row N" where a format has no lines (N from 1)
-  hashes: dict[str, str]  # source -> sha256 of the file (of the rows, for a hub name)
+  where: list[str]
+  hashes: dict[str, str]
 
   @property
   def columns(self) -> list[str]:
-    """The columns of all rows, in the order of their first."""
+    """The columns of all rows, in the order in which they first come."""
     return list(dict.fromkeys(column for row in self.rows for column in row))
 
 
@@ -53,8 +56,8 @@ def read(
 
   JSON lines (.jsonl, .json; a .json file may also be one array of objects), CSV (quoted as in
   RFC 4180), TSV (quotes are ordinary characters) and any of these as .gz; Parquet; and
-  "owner/name" or "owner/name:configuration" on the hub where no such file exists. CSV and TSV
-  values stay text, exactly as written. Code that a hub repository brings is never run.
+  "owner/name" or "owner/name:configuration" on the hub if no such file exists. CSV and TSV values
+  stay text, exactly as written. Code in a repository of the hub is never run.
 
   Args:
     split: the hub data set's split; files have none.
@@ -63,50 +66,52 @@ def read(
   Raises:
     UserError: a missing, empty, damaged or malformed file, named with its line.
   """
-  sources = [source] if isinstance(source, (str, Path)) else list(source)
-  if not sources:
-    raise UserError(f"the {split} data names no file: give a path or a hub name")
   rows, where, hashes = [], [], {}
-  for one in map(str, sources):
-    table = _read_one(one, split, columns)
-    if not table.rows:
-      raise UserError(f"{one} holds no rows: expected at least one example")
-    rows += table.rows
-    where += table.where
-    hashes |= table.hashes
+  for name in names(source, split):
+    path = _find(name)
+    pairs = list(_pairs(name, path, split, columns))
+    where += [place for place, _ in pairs]
+    rows += [row for _, row in pairs]
+    if path:
+      hashes[name] = files.digest(path)
+    else:
+      content = json.dumps([row for _, row in pairs], default=str, sort_keys=True)
+      hashes[f"{name}[{split}]"] = hashlib.sha256(content.encode()).hexdigest()
   return Table(rows, where, hashes)
-
-
-def kind(source: str) -> str | None:
-  """Names a source's format by its ending: json, csv, tsv, parquet, or None."""
-  return _KINDS.get(Path(source.lower().removesuffix(".gz")).suffix)
 
 
 def stream(
   source: str | Sequence[str], split: str = "train", columns: Sequence[str] | None = None
 ) -> Iterator[tuple[str, dict]]:
-  """Yields (place, row) one by one, of the same sources as `read` and without holding them.
+  """Yields (place, row) one by one from the sources that `read` reads, and does not hold them.
 
-  Only a .json file that is one array must be read whole.
+  Only a .json file that is one array is read whole.
   """
-  for one in [source] if isinstance(source, (str, Path)) else map(str, source):
-    path, empty = _find(one), True
-    for place, row in _rows(path, columns) if path else _hub_rows(one, split):
-      empty = False
-      yield place, row
-    if empty:
-      raise UserError(f"{one} holds no rows: expected at least one example")
+  for name in names(source, split):
+    yield from _pairs(name, _find(name), split, columns, streaming=True)
+
+
+def kind(source: str) -> str | None:
+  """Returns a source's format, by its ending: json, csv, tsv, parquet, or None."""
+  return _KINDS.get(Path(source.lower().removesuffix(".gz")).suffix)
+
+
+def names(source: str | Sequence[str], split: str = "train") -> list[str]:
+  """Lists the files or hub names of a split's data, of which there must be one at least."""
+  listed = [source] if isinstance(source, (str, Path)) else list(source)
+  if not listed:
+    raise UserError(f"the {split} data names no file: give a path or a hub name")
+  return list(map(str, listed))
 
 
 def _find(source: str) -> Path | None:
-  """Checks a file before it is opened; None for what can only be a hub name."""
+  """Returns the path of a file that can be read; None if the source can only be a hub name."""
   path = Path(source)
   try:
     path = path.expanduser()
     mode = path.stat().st_mode
   except (FileNotFoundError, NotADirectoryError) as error:
-    local = kind(source) or source[:1] in ("", ".", "/", "~") or path.parent.is_dir()
-    if _HUB_NAME.fullmatch(source) and (not local or _nowhere(path)):
+    if _HUB_NAME.fullmatch(source) and not kind(source) and not path.parent.is_dir():
       return None
     raise UserError(_missing(path)) from error
   except (OSError, ValueError, RuntimeError) as error:  # links in a circle, a NUL, no such user
@@ -122,42 +127,48 @@ def _find(source: str) -> Path | None:
   return path
 
 
-def _rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[str, dict]]:
-  read_csv = partial(_csv, columns=columns)
-  readers = {"json": _json, "csv": read_csv, "tsv": read_csv, "parquet": _parquet}
-  for at, row in readers[kind(str(path))](path):
-    yield f"{path}:{at}", row
-
-
-def _read_one(source: str, split: str, columns: Sequence[str] | None) -> Table:
-  path = _find(source)
+def _pairs(
+  name: str, path: Path | None, split: str, columns: Sequence[str] | None, streaming: bool = False
+) -> Iterator[tuple[str, dict]]:
+  """Yields (place, row) of one source: of the file at `path`, else of the hub's data set."""
   if path is None:
-    return _read_hub(source, split)
-  content_hash = files.digest(path)
-  pairs = list(_rows(path, columns))
-  return Table([row for _, row in pairs], [place for place, _ in pairs], {source: content_hash})
+    place = f"{name}[{split}]"
+    rows = _numbered(hub.open_split(name, split, streaming))
+  else:
+    place, format = path, kind(name)
+    readers = {"json": _json, "parquet": _parquet}
+    rows = readers[format](path) if format in readers else _csv(path, columns)
+  empty = True
+  for at, row in rows:
+    if not isinstance(row, dict):
+      raise UserError(f"{place}:{at}: expected an object, got {type(row).__name__}")
+    empty = False
+    yield f"{place}:{at}", row
+  if empty:
+    raise UserError(f"{name} holds no rows: expected at least one example")
 
 
-def _nowhere(path: Path) -> bool:
-  """Says that "owner/name" cannot have meant a file: no data ending, no such folder."""
-  return kind(path.name) is None and not path.parent.is_dir()
+def _numbered(rows: Iterable) -> Iterator[tuple[str, Any]]:
+  """Numbers the rows of a format without lines: "row 1" and so on."""
+  return ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _missing(path: Path) -> str:
+  """Words the error for a file that does not exist."""
   folder = path.parent
   if path.is_symlink():
     return f"{path} is a link to {path.readlink()}, which does not exist"
   if not folder.is_dir():
     return f"no file {path}: the folder {folder} does not exist (looked from {Path.cwd()})"
   names = [p.name for p in folder.iterdir() if kind(p.name)]
-  close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4)
   hub = "" if kind(path.name) else " (a hub name has the form owner/name)"
   if not names:
     return f"no file {path}{hub}: there are no data files in {folder.resolve()}"
-  return f"no file {path}{hub}. In {folder.resolve()}: {nearest(path.name, close or names)}"
+  return f"no file {path}{hub}. In {folder.resolve()}: {nearest(path.name, names)}"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
+  """Yields (number from 1, line) of a text file, also of a gzipped one."""
   number = 0
   try:
     with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
@@ -171,35 +182,23 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     ) from error
 
 
-def _json(path: Path) -> Iterator[tuple[int | str, dict]]:
+def _json(path: Path) -> Iterator[tuple[int | str, Any]]:
+  """Yields (line or row, value) of JSON lines, or of a file that is one array."""
   lines = _lines(path)
   for number, line in lines:
-    if not line.strip():
-      continue
     if number == 1 and line.lstrip().startswith("["):
-      yield from _json_array(path, line + "".join(rest for _, rest in lines))
-      return
-    row = schema.parse_json(line, f"{path}:{number}")
-    if not isinstance(row, dict):
-      raise UserError(f"{path}:{number}: expected an object, got {type(row).__name__}")
-    yield number, row
-
-
-def _json_array(path: Path, text: str) -> Iterator[tuple[str, dict]]:
-  rows = schema.parse_json(text, path)
-  for number, row in enumerate(rows, 1):
-    if not isinstance(row, dict):
-      raise UserError(f"{path}:row {number}: expected an object, got {type(row).__name__}")
-    yield f"row {number}", row
+      whole = line + "".join(rest for _, rest in lines)
+      yield from _numbered(schema.parse_json(whole, path))
+    elif line.strip():
+      yield number, schema.parse_json(line, f"{path}:{number}")
 
 
 def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, dict]]:
-  quoting = csv.QUOTE_NONE if kind(path.name) == "tsv" else csv.QUOTE_MINIMAL
-  delimiter = "\t" if kind(path.name) == "tsv" else ","
+  """Yields (line, row); a quoted row may have several lines, of which the first counts."""
+  tabs = kind(path.name) == "tsv"
+  dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
   limit = csv.field_size_limit(sys.maxsize)  # its default refuses fields above 128 kB
-  reader = csv.reader(
-    (line for _, line in _lines(path)), delimiter=delimiter, quoting=quoting, strict=True
-  )
+  reader = csv.reader((line for _, line in _lines(path)), strict=True, **dialect)
   names = list(columns) if columns else None
   start = 1
   try:
@@ -223,6 +222,7 @@ def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, dict]
 
 
 def _header(path: Path, line: int, fields: list[str]) -> list[str]:
+  """Returns the names of a header line, and checks that all differ."""
   if len(set(fields)) < len(fields) or not all(name.strip() for name in fields):
     raise UserError(
       f"{path}:{line}: the header {fields} has an empty or repeated name; "
@@ -235,20 +235,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
   import datasets
 
   try:
-    for number, row in enumerate(datasets.IterableDataset.from_parquet(str(path)), 1):
-      yield f"row {number}", row
+    yield from _numbered(datasets.IterableDataset.from_parquet(str(path)))
   except Exception as error:  # pyarrow and datasets wrap each other's errors in many classes
     cause = str(error.__cause__ or error).splitlines()[0]
     raise UserError(f"{path}: not a readable Parquet file ({cause})") from error
-
-
-def _read_hub(source: str, split: str) -> Table:
-  rows = hub.open_split(source, split, streaming=False).to_list()
-  digest = hashlib.sha256(json.dumps(rows, default=str, sort_keys=True).encode()).hexdigest()
-  where = [f"{source}[{split}]:row {number}" for number in range(1, len(rows) + 1)]
-  return Table(rows, where, {f"{source}[{split}]": digest})
-
-
-def _hub_rows(source: str, split: str) -> Iterator[tuple[str, dict]]:
-  for number, row in enumerate(hub.open_split(source, split, streaming=True), 1):
-    yield f"{source}[{split}]:row {number}", row

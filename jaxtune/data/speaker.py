@@ -1,4 +1,8 @@
-"""What `confined` runs for `wording`: a conversation becomes text as transformers renders it."""
+"""A conversation becomes text, as transformers renders it, in the process of `confined`.
+
+This is a module of its own so that the process has imported transformers, which takes seconds,
+before it starts to measure the time of a template.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,16 @@ from jaxtune.data import confined
 from jaxtune.errors import UserError
 
 
-def speaker(
-  sources: tuple[str, str], tokens: Mapping
-) -> Callable[[tuple[list, list | None, list]], list]:
-  """Makes the function of a conversation that renders prefixes of it.
+def speaker(sources: tuple[str, str], tokens: Mapping) -> Callable[[tuple], list[str | int]]:
+  """Makes the function that renders the prefixes of a `wording.Job`, given as a tuple.
 
   Args:
     sources: the template, and the one for conversations with tools.
     tokens: the special tokens, which templates read by their names.
 
   Returns:
-    (turns, tools, prefixes) -> texts; a prefix is (how many turns, whether the prompt of the next
-    one follows). A text with which the last one begins is given by its length: histories are long.
+    (turns, tools, prefixes) -> texts. A text with which the last one begins is given by its length,
+    since histories are long.
   """
   tokenizer = PreTrainedTokenizerBase()
 
@@ -40,10 +42,9 @@ def speaker(
         f"turn {len(turns)}: the chat template fails on it: {confined.said(error)}"
       ) from error
 
-  def run(item: tuple[list, list | None, list]) -> list[str | int]:
-    turns, tools, prefixes = item
-    texts = [render(turns[:count], tools, prompt) for count, prompt in prefixes]
-    *before, last = texts
+  def run(job: tuple[list, list | None, list]) -> list[str | int]:
+    turns, tools, prefixes = job
+    *before, last = [render(turns[:count], tools, prompt) for count, prompt in prefixes]
     return [len(text) if last.startswith(text) else text for text in before] + [last]
 
   return run

@@ -1,8 +1,8 @@
-"""Special tokens that come twice: the text holds what jaxtune or the tokenizer adds to it anyway.
+"""Special tokens that come twice: a text holds BOS or EOS, which are added to it anyway.
 
-If a text begins with BOS and the tokenizer adds another one, the model gets a start that it has
-never seen. An answer that holds EOS stops there when it is generated: what follows is never
-generated, and the answer never equals its reference, which holds the token's letters.
+If a text begins with BOS and the tokenizer adds another one, the model gets a beginning that it has
+never seen. If an answer holds EOS, generation stops there: the rest is never generated, and the
+answer never equals its reference, which holds the token as text.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from jaxtune.errors import UserError
 def doubled(
   tokenizer: Tokenizer, prompt: list[int], answer: list[int], plain: bool = False
 ) -> list[str]:
-  """Names what comes twice in an example: "bos", "eos", or both.
+  """Lists which special tokens come twice in an example: "bos", "eos", both or none.
 
   Args:
-    prompt: ids of all that stands before the answer, with the tokenizer's own special tokens.
-    answer: ids of the answer, without the EOS that follows it.
-    plain: whether prompt and answer are one text, which may hold EOS between its documents.
+    prompt: the ids before the answer, with the special tokens that the tokenizer adds.
+    answer: the ids of the answer, without the EOS that follows it.
+    plain: whether prompt and answer are one plain text, which may hold EOS between its documents.
   """
   bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
   begins = bos is not None and (prompt + answer)[:2] == [bos, bos]
@@ -31,9 +31,9 @@ def doubled(
 
 
 def stripped(tokenizer: Tokenizer, example: Example, whole: bool) -> Example:
-  """Takes BOS off the beginning of an example's text, and cuts its answers at their first EOS.
+  """Returns an example without BOS at the beginning of its text, its answers cut at their EOS.
 
-  Plain text, and with `whole` an encoder's prompt, loses the EOS at its end.
+  Of plain text, and with `whole` of an encoder's prompt, only an EOS at the end is taken off.
   """
   eos = tokenizer.eos_token
   if example.prompt is None:
@@ -43,7 +43,7 @@ def stripped(tokenizer: Tokenizer, example: Example, whole: bool) -> Example:
 
 
 def bare(tokenizer: Tokenizer, text: str, whole: bool) -> str:
-  """Takes BOS off the beginning of a text, and of a whole one EOS off its end."""
+  """Returns a text without BOS at its beginning, and with `whole` without EOS at its end."""
   bos, eos = tokenizer.bos_token, tokenizer.eos_token
   while bos and text.startswith(bos):
     text = text[len(bos) :]
@@ -53,7 +53,7 @@ def bare(tokenizer: Tokenizer, text: str, whole: bool) -> str:
 
 
 def refuse(tokenizer: Tokenizer, found: Sequence[str], what: str, more: str = "") -> UserError:
-  """Makes the error for what comes twice; `what` is the example's place or the prompt."""
+  """Makes the error for tokens that come twice; `what` names the example's place or the prompt."""
   if "bos" in found:
     said = f"the text begins with {tokenizer.bos_token!r}, which the tokenizer adds there itself"
   else:

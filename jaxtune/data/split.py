@@ -1,4 +1,4 @@
-"""Tokenised examples, and what is counted of them."""
+"""Tokenised examples, and the counts of them that stand in a report."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import numpy as np
 
 from jaxtune.data import mix
 
+SPLITS = ("train", "validation", "test")
+
 
 class Split(NamedTuple):
   """Tokenised examples, padded on the right.
 
   Attributes:
-    arrays: what a batch is cut from, by name; the first axis is the example, N. For sft: "tokens"
-      (N, T) int32, "mask" (N, T) bool, true on real tokens, and "weights" (N, T) float32, 1 where
-      the token is a target (the objective shifts, not we).
-    prompts: ids up to the answer; [] for plain text.
-    references: accepted answers, the trained one first; [] for plain text.
-    rows: as they were read.
-    where: file and line of each.
+    arrays: the arrays of which batches are made, by name; the first axis is the example, N. For
+      sft: "tokens" (N, T) int32, "mask" (N, T) bool, true on real tokens, and "weights" (N, T)
+      float32, 1 where the token is a target (the objective shifts them).
+    prompts: the ids of each example up to its answer; [] for plain text.
+    references: the accepted answers, the trained one first; [] for plain text.
+    rows: the rows as they were read.
+    where: the file and line of each.
     tasks: of a mixture, the name of each example's task (as long as the arrays).
     choices: the answers that each example's answer is chosen from, where there are any.
-    order: in which training draws them, from `batches.arrange`; () for all alike.
+    order: how training draws them, from `batches.arrange`; () if all are drawn alike.
   """
 
   arrays: dict[str, np.ndarray]
@@ -37,17 +39,27 @@ class Split(NamedTuple):
 
   @property
   def examples(self) -> int:
-    """N: the rows of the arrays."""
+    """The number of rows of the arrays, N."""
     return len(self.arrays["tokens"])
 
   @property
+  def lengths(self) -> dict[str, np.ndarray]:
+    """The number of real "tokens" of each example, (N,), and of "inputs" for an encoder-decoder.
+
+    Of several answers to choose from, the longest counts.
+    """
+    masks = {"tokens": "mask", "inputs": "inputs_mask"}
+    counts = {key: self.arrays[mask].sum(-1) for key, mask in masks.items() if mask in self.arrays}
+    return {key: x.max(-1) if x.ndim == 2 else x for key, x in counts.items()}
+
+  @property
   def width(self) -> int:
-    """T: the tokens of a padded row."""
+    """The number of tokens of a padded row, T."""
     return self.arrays["tokens"].shape[-1]
 
 
 def measures(split: Split) -> dict[str, Any]:
-  """Counts the tokens of a split and hashes its arrays."""
+  """Returns the number of "tokens", of "trained_tokens" and of the "longest", and a "sha256"."""
   digest = hashlib.sha256()
   for name, array in sorted(split.arrays.items()):
     digest.update(repr((name, array.shape, array.dtype.str)).encode())
@@ -61,10 +73,11 @@ def measures(split: Split) -> dict[str, Any]:
 
 
 def counts(split: Split, skipped: dict[str, int], truncated: int = 0, **more: Any) -> dict:
-  """Records what became of a split's examples.
+  """Returns what a report says of a split's examples.
 
   Returns:
-    {"kept": examples, "skipped": {reason: how many}, "truncated", the `measures`, and `more`}.
+    {"kept": examples, "skipped": {reason: how many}, "truncated": how many, and all of `measures`
+    and of `more`}.
   """
   return {
     "kept": len(split.where),

@@ -1,28 +1,44 @@
-"""One task's files to tokenised splits: read, divided, checked against each other, encoded."""
+"""The files of one task to tokenised splits: reads, divides, compares and encodes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain, compress
 from typing import Any, NamedTuple
 
 from jaxtune.data import divide, ids, sources, stream
 from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.reading import Reading
-from jaxtune.data.split import Split
+from jaxtune.data.split import SPLITS, Split
 from jaxtune.data.templates import Example
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError, nearest
 
-SPLITS = ("train", "validation", "test")
 
+class Data(NamedTuple):
+  """The splits of a data set, or of one task of it, and how they were made.
 
-class Loaded(NamedTuple):
-  """The splits of a task, the record of how they came about, and the names of its labels."""
+  Attributes:
+    report: counts and hashes by split, overlap, files, format and tokenizer.
+    labels: the names of the classes or tags, in the order of their numbers.
+    general: plain text on other subjects, whose loss shows how much a model forgets.
+    stop_tokens: the ids that end an answer: the tokenizer's eos, and those with which the chat
+      templates of the training data end a turn.
+  """
 
-  splits: dict[str, Split | stream.Stream]
+  train: Split | stream.Stream
+  validation: Split | None
+  test: Split | None
   report: dict
-  labels: Sequence[str]
+  labels: tuple[str, ...] = ()
+  general: Split | None = None
+  stop_tokens: tuple[int, ...] = ()
+
+  @property
+  def splits(self) -> dict[str, Any]:
+    """The splits that there are of train, validation and test, by name."""
+    return {name: getattr(self, name) for name in SPLITS if getattr(self, name) is not None}
 
 
 def read(
@@ -31,28 +47,30 @@ def read(
   options: DataOptions,
   decoder_start: tuple[int, ...],
   vocabulary: int | None,
-) -> Loaded:
+) -> Data:
   """Reads the splits of one task; the arguments are those of `load.load`."""
   if options.train is None:
     raise UserError("data.train is missing: expected a file, several, or a hub name")
-  if isinstance(options.train, (int, float)):
-    raise UserError(f"data.train is {options.train}, expected a file or a hub name")
-  encode = partial(_encode, tokenizer, objective.encode, vocabulary)
-  splits, counts, encoding = {}, {}, options.encoding(decoder_start)
+
+  def encode(examples: list[Example], encoding: EncodeOptions) -> tuple[Split, dict]:
+    split, counts = objective.encode(tokenizer, examples, encoding)
+    if vocabulary is not None and counts["kept"]:
+      ids.check_split(tokenizer, split, vocabulary)
+    return split, counts
+
+  splits, counts = dict.fromkeys(SPLITS), {}
+  encoding = options.encoding(decoder_start)
   if options.stream is not None:
-    splits["train"] = stream.load(tokenizer, options, partial(encode, options=encoding))
+    splits["train"] = stream.load(tokenizer, options, partial(encode, encoding=encoding))
   readings, files = _read_files(objective.read, options)
   file_rows = {name: len(reading.groups) for name, reading in readings.items()}
-  readings = _limit(_draw(readings, options), options)
-  examples = {
-    name: [example for group in reading.groups for example in group]
-    for name, reading in readings.items()
-  }
+  readings = _divide(readings, options)
+  examples = {name: list(chain.from_iterable(r.groups)) for name, r in readings.items()}
   remaining, overlap = divide.separate(examples, options.overlap)
   for name, reading in readings.items():  # train first: its labels are the others' too
-    splits[name], counts[name] = encode(remaining[name], encoding)
-    encoding = encoding._replace(labels=counts[name].get("labels", encoding.labels))
-    counts[name] = _with_lost(name, counts[name], reading, examples[name], remaining[name])
+    splits[name], encoded = encode(remaining[name], encoding)
+    encoding = encoding._replace(labels=encoded.get("labels", encoding.labels))
+    counts[name] = _with_lost(name, encoded, reading, examples[name], remaining[name])
   report = {
     "splits": {name: counts[name] for name in SPLITS if name in counts},
     "overlap": overlap,
@@ -60,8 +78,7 @@ def read(
     "file_rows": file_rows,
     "format": {name: reading.form for name, reading in readings.items()},
   }
-  has_labels = any("labels" in one for one in counts.values())
-  return Loaded(splits, report, encoding.labels if has_labels else ())
+  return Data(**splits, report=report, labels=tuple(counts.get("train", {}).get("labels", ())))
 
 
 def _read_files(
@@ -69,42 +86,39 @@ def _read_files(
 ) -> tuple[dict[str, Reading], dict[str, str]]:
   """Reads the splits that have files of their own, and hashes the files."""
   streamed = options.stream is not None
-  readings, files = {}, stream.stamps(options.train) if streamed else {}
-  read_whole = {}
+  readings, hashes = {}, stream.stamps(options.train) if streamed else {}
   for name in SPLITS[streamed:]:
     source = getattr(options, name)
     if source is None or isinstance(source, (int, float)):
       continue
     table = sources.read(source, name, options.columns)
-    table = _keep_only(table, options.only or {}, name)
-    readings[name] = read(table, name, options)
-    read_whole |= table.hashes
-  csv = any(sources.kind(path) in ("csv", "tsv") for path in read_whole)
-  if options.columns and not csv:
+    readings[name] = read(_keep_only(table, options.only or {}, name), name, options)
+    hashes |= table.hashes
+  if options.columns and not any(sources.kind(path) in ("csv", "tsv") for path in hashes):
     raise UserError("data.columns names the columns of CSV or TSV files, and there are none")
-  return readings, files | read_whole
+  return readings, hashes
 
 
 def _keep_only(table: sources.Table, wanted: dict, name: str) -> sources.Table:
   """Keeps the rows whose columns have the wanted values, compared as text."""
   for column, values in wanted.items():
     values = set(map(str, values if isinstance(values, (list, tuple)) else [values]))
-    there = {str(row[column]) for row in table.rows if column in row}
-    if missing := sorted(values - there):
+    present = {str(row[column]) for row in table.rows if column in row}
+    if missing := sorted(values - present):
       raise UserError(
         f"data.only: no row of {name} has {missing[0]!r} as its {column}; "
-        f"{nearest(missing[0], sorted(there)[:20])}"
+        f"{nearest(missing[0], sorted(present)[:20])}"
       )
-    kept = [i for i, row in enumerate(table.rows) if str(row.get(column)) in values]
-    pick = lambda items, kept=kept: [items[i] for i in kept]
-    table = table._replace(rows=pick(table.rows), where=pick(table.where))
+    keeps = [str(row.get(column)) in values for row in table.rows]
+    rows, where = (list(compress(items, keeps)) for items in (table.rows, table.where))
+    table = table._replace(rows=rows, where=where)
   return table
 
 
-def _draw(readings: dict[str, Reading], options: DataOptions) -> dict[str, Reading]:
-  """Draws the splits that have no file of their own out of train."""
+def _divide(readings: dict[str, Reading], options: DataOptions) -> dict[str, Reading]:
+  """Draws the splits that have no file of their own from train, and limits all splits."""
   readings = dict(readings)
-  # Test before validation: what is held out longest depends on the fewest other settings.
+  # Test is drawn before validation, so that it does not depend on the size of validation.
   for name in ("test", "validation"):
     size = getattr(options, name)
     if isinstance(size, (int, float)):
@@ -113,41 +127,26 @@ def _draw(readings: dict[str, Reading], options: DataOptions) -> dict[str, Readi
           f"data.{name} is {size}, expected a file: nothing can be drawn from a stream"
         )
       train = readings["train"]
-      rest, drawn = divide.draw(train.heads, size, name, options.seed)
-      readings["train"], held = train.keep(rest), train.keep(drawn)
+      remaining, drawn = divide.draw(train.heads, size, name, options.seed)
+      readings["train"], held = train.keep(remaining), train.keep(drawn)
       readings[name] = held._replace(groups=[group[:1] for group in held.groups])
-  return readings
-
-
-def _limit(readings: dict[str, Reading], options: DataOptions) -> dict[str, Reading]:
-  """Applies data.limit and data.eval_limit."""
-  limited = {}
   for name, reading in readings.items():
-    # A test of a mixture holds its rare tasks; what is trained on keeps the shares of the file.
-    train = name == "train"
-    most, tasks = (options.limit, None) if train else (options.eval_limit, options.tasks)
-    limited[name] = reading.keep(divide.limited(reading.heads, most, options.seed, tasks))
-  return limited
-
-
-def _encode(
-  tokenizer: Tokenizer,
-  encode: Callable[[Tokenizer, list[Example], EncodeOptions], tuple[Split, dict]],
-  vocabulary: int | None,
-  examples: list[Example],
-  options: EncodeOptions,
-) -> tuple[Split, dict]:
-  """Encodes examples, and checks that the model has an embedding for each of their tokens."""
-  split, counts = encode(tokenizer, examples, options)
-  if vocabulary is not None and counts["kept"]:
-    ids.check_split(tokenizer, split, vocabulary)
-  return split, counts
+    if name == "train":  # it keeps the shares that the tasks have in the file
+      kept = divide.limited(reading.heads, options.limit, options.seed)
+    else:  # it holds the rare tasks too
+      kept = divide.limited(reading.heads, options.eval_limit, options.seed, options.tasks)
+    readings[name] = reading.keep(kept)
+  return readings
 
 
 def _with_lost(
   name: str, counts: dict, reading: Reading, before: Sequence[Example], after: Sequence[Example]
 ) -> dict:
-  """Adds to the counts of a split what was left out of it before it was encoded."""
+  """Returns the counts of an encoded split with the rows that were left out before.
+
+  Args:
+    before, after: its examples with, and without, those that another split has too.
+  """
   skipped = reading.skipped | counts["skipped"]
   if not counts["kept"]:
     raise UserError(

@@ -1,4 +1,4 @@
-"""What is asked of every tokenizer."""
+"""Calls of a transformers tokenizer that several modules need."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Tokenizer = Any  # a transformers tokenizer; importing transformers here would t
 
 
 def token_ids(tokenizer: Tokenizer, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-  """Tokenises texts.
+  """Tokenises texts: a list of ids for each.
 
   Args:
-    special: whether with the special tokens that the tokenizer adds to a text.
+    special: whether to add the special tokens that the tokenizer puts around a text.
   """
   if not texts:
     return []
@@ -23,5 +23,5 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[str], special: bool = False)
 
 
 def ends_texts(tokenizer: Tokenizer) -> bool:
-  """Tells whether a tokenizer adds a special token of its own at the end of a text."""
+  """Tells whether a tokenizer puts a special token at the end of a text by itself."""
   return tokenizer("a").input_ids[-1] in tokenizer.all_special_ids

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,16 +14,16 @@ from jaxtune.data.encode.choices import unfold
 from jaxtune.data.split import Split
 from jaxtune.data.tokenizer import Tokenizer
 
-Mark = Callable[[str], str]  # marks a text that is trained
+Mark = Callable[[str], str]  # (a text that is trained) -> the text with marks around it
 
 
 class View(NamedTuple):
   """How the examples of an objective are shown.
 
   Attributes:
-    texts: yields what tells two examples apart: their text, without the label if they have one.
-    example: lays out the example of a number, with what is trained marked.
-    labels: lines that count the labels of a split; None where examples have no label.
+    texts: yields the text of each example without its label; two examples of one text are doubles.
+    example: writes the example with a number, with what is trained marked.
+    labels: writes lines that count a split's labels; None if its examples have no label.
   """
 
   texts: Callable[[Split, Tokenizer], Iterator[str]]
@@ -32,15 +33,17 @@ class View(NamedTuple):
 
 def _texts(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
   """Yields the text of each row, or of each example of a packed row."""
-  inputs = split.arrays.get("inputs")
-  rows = zip(split.arrays["tokens"], split.arrays["mask"], strict=True)
-  for at, (tokens, mask) in enumerate(rows):
-    source = "" if inputs is None else tokenizer.decode(
-      inputs[at][split.arrays["inputs_mask"][at]]
-    ) + "\n"  # fmt: skip
-    segments = split.arrays["segments"][at] if "segments" in split.arrays else mask.astype(int)
-    for number in range(1, segments.max(initial=0) + 1):
-      yield source + tokenizer.decode(tokens[segments == number])
+  segments = split.arrays.get("segments", split.arrays["mask"].astype(int))
+  for at, (tokens, segments_T) in enumerate(zip(split.arrays["tokens"], segments, strict=True)):
+    for number in range(1, segments_T.max(initial=0) + 1):
+      yield _inputs(split, tokenizer, at) + tokenizer.decode(tokens[segments_T == number])
+
+
+def _inputs(split: Split, tokenizer: Tokenizer, at: int) -> str:
+  """Returns the text that an encoder reads, with a line break; "" for a decoder."""
+  if "inputs" not in split.arrays:
+    return ""
+  return tokenizer.decode(split.arrays["inputs"][at][split.arrays["inputs_mask"][at]]) + "\n"
 
 
 def _prompts(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
@@ -52,24 +55,20 @@ def _questions(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _tokens(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
-  """Lays out an example of `encode.text` or `encode.chat`."""
-  arrays = split.arrays
-  mask = arrays["mask"][at]
-  text = _marked(tokenizer, arrays["tokens"][at][mask], arrays["weights"][at][mask], mark)
-  if "inputs" not in arrays:
-    return text
-  source = tokenizer.decode(arrays["inputs"][at][arrays["inputs_mask"][at]])
-  return f"{_safe(source)}\n{text}"
+  """Writes an example of `encode.text` or `encode.chat`."""
+  tokens, mask, weights = (split.arrays[name][at] for name in ("tokens", "mask", "weights"))
+  text = _marked(tokenizer, tokens[mask], weights[mask], mark)
+  return _safe(_inputs(split, tokenizer, at)) + text
 
 
 def _labelled(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
-  """Lays out a text, and its label."""
+  """Writes a text and its label."""
   text = tokenizer.decode(split.arrays["tokens"][at][split.arrays["mask"][at]])
   return f"{_safe(text)}\nlabel: {mark(_safe(split.references[at][0]))}"
 
 
 def _choices(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
-  """Lays out a prompt with each of its answers, a star before the right one."""
+  """Writes a prompt with each of its answers, a star before the right one."""
   arrays = unfold({name: x[at : at + 1] for name, x in split.arrays.items()})
   right = arrays["labels"][0]
   rows = zip(*(arrays[name][0] for name in ("tokens", "mask", "weights")), strict=True)
@@ -81,7 +80,7 @@ def _choices(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
 
 
 def _words(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
-  """Lays out words, those that are trained marked, with their tags but "O"."""
+  """Writes words with their tags (but not "O"); those are marked that are trained."""
   seen = set(split.arrays["words"][at].tolist())
   pairs = zip(split.rows[at]["words"], split.references[at], strict=True)
   words = [_safe(word) if tag == "O" else _safe(f"{word}/{tag}") for word, tag in pairs]
@@ -91,7 +90,7 @@ def _words(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
 
 
 def _windows(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
-  """Lays out the windows of a question, the answer marked."""
+  """Writes the windows of a question with the answer marked."""
   lines = []
   for row in np.flatnonzero(split.arrays["example"] == at):
     mask = split.arrays["mask"][row]
@@ -101,14 +100,6 @@ def _windows(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
     lines.append(_marked(tokenizer, split.arrays["tokens"][row][mask], answer, mark))
   answers = " or ".join(repr(answer) for answer in split.references[at] if answer)
   return "\n".join([*lines, f"answers: {answers or 'none'}"])
-
-
-def _classes(split: Split) -> list[str]:
-  return _frequencies("examples by label:", (references[0] for references in split.references))
-
-
-def _tags(split: Split) -> list[str]:
-  return _frequencies("words by tag:", itertools.chain.from_iterable(split.references))
 
 
 def _range(split: Split) -> list[str]:
@@ -121,17 +112,18 @@ def _unanswered(split: Split) -> list[str]:
   return [f"without an answer: {none:,} of {len(split.references):,}"]
 
 
-def _frequencies(title: str, names: Iterable[str]) -> list[str]:
-  counts = Counter(names)
-  total, wide = counts.total(), max(map(len, counts), default=0)
+def _frequencies(title: str, split: Split) -> list[str]:
+  counts = Counter(itertools.chain.from_iterable(split.references))
+  total, wide = counts.total(), max(map(len, counts))
   rows = counts.most_common()
   return [title, *(f"  {name:<{wide}}  {n:,} ({100 * n / total:.1f} %)" for name, n in rows)]
 
 
 def _marked(tokenizer: Tokenizer, ids_T: np.ndarray, trained_T: np.ndarray, mark: Mark) -> str:
-  """Decodes tokens, the runs that are trained marked."""
+  """Decodes tokens, with marks around those that are trained."""
   borders = [0, *(np.flatnonzero(np.diff(trained_T > 0)) + 1), len(ids_T)]
-  # A run decoded by itself would lose the space in front: take what it adds to the text so far.
+  # Tokens decoded by themselves lose the space in front of them, so each piece of the text is what
+  # its tokens add to the text before.
   texts = [tokenizer.decode(ids_T[:border]) for border in borders]
   pieces = []
   for begin, before, text in zip(borders, texts, texts[1:], strict=False):
@@ -141,13 +133,13 @@ def _marked(tokenizer: Tokenizer, ids_T: np.ndarray, trained_T: np.ndarray, mark
 
 
 def _safe(text: str) -> str:
-  """Writes out what would steer a terminal."""
+  """Replaces characters that would control a terminal by their escapes."""
   return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 TEXT = View(_texts, _tokens)
-CLASSES = View(_texts, _labelled, _classes)
+CLASSES = View(_texts, _labelled, partial(_frequencies, "examples by label:"))
 NUMBERS = View(_texts, _labelled, _range)
-WORDS = View(_texts, _words, _tags)
-CHOICES = View(_prompts, _choices, _classes)
+WORDS = View(_texts, _words, partial(_frequencies, "words by tag:"))
+CHOICES = View(_prompts, _choices, partial(_frequencies, "examples by label:"))
 ANSWERS = View(_questions, _windows, _unanswered)

@@ -1,4 +1,4 @@
-"""Conversations to text: finds the chat template of a tokenizer, and renders it."""
+"""Conversations to text: finds the chat template of a tokenizer, and renders it in `confined`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtune.data.templates import sandbox
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError, nearest
 
-# For tokenizers that have no template: a line with the role, then the text.
+# For tokenizers without a template: a line with the role, then the text.
 PLAIN = (
   "{% for message in messages %}{{ message.role | capitalize }}:{{ '\\n' }}"
   "{{ message.content | trim }}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}"
@@ -22,7 +22,11 @@ _BOS = "{{ bos_token }}"
 
 
 class Job(NamedTuple):
-  """A conversation, and which prefixes of it are to be rendered; see `speaker`."""
+  """A conversation, and which prefixes of it are to be rendered.
+
+  Attributes:
+    prefixes: for each, how many turns, and whether the prompt of the next turn follows them.
+  """
 
   turns: list[dict]
   tools: list | None
@@ -30,12 +34,12 @@ class Job(NamedTuple):
 
 
 def template(tokenizer: Tokenizer, name: str | None = None, tools: bool = False) -> str:
-  """Finds the chat template.
+  """Returns a chat template.
 
   Args:
-    name: None for the tokenizer's own; a file, Jinja text, "plain" (ours), or of a tokenizer that
-      has several the name of one.
-    tools: whether for conversations with tools, for which a tokenizer may have one of its own.
+    name: None for the tokenizer's own, the name of one if the tokenizer has several, "plain" for
+      `PLAIN`, a file, or Jinja text.
+    tools: whether it is for conversations with tools. A tokenizer may have another one for these.
   """
   own = getattr(tokenizer, "chat_template", None)
   named = own if isinstance(own, dict) else {}
@@ -71,17 +75,17 @@ def template(tokenizer: Tokenizer, name: str | None = None, tools: bool = False)
 
 
 def sources(tokenizer: Tokenizer, name: str | None) -> tuple[str, str]:
-  """Finds the templates for conversations without tools and with them, mostly the same."""
+  """Returns the template for conversations without tools, and the one for those with tools."""
   return template(tokenizer, name), template(tokenizer, name, tools=True)
 
 
 def special(tokenizer: Tokenizer) -> dict[int, str]:
-  """Finds the special tokens, which no text of a conversation may hold."""
+  """Returns the special tokens by id, which no text of a conversation may hold."""
   marks = {
     id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special
   }
   marks |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-  marks.pop(tokenizer.unk_token_id, None)  # it stands for text
+  marks.pop(tokenizer.unk_token_id, None)  # ordinary text becomes this one too
   return marks
 
 
@@ -90,8 +94,8 @@ def job(row: dict, marks: Collection[str], turns: str | None) -> Job:
 
   Args:
     marks: the special tokens, which none of its texts may hold.
-    turns: "all" asks for the prompt of each answer and for the text up to its end, "last" for those
-      of the last one, None for the prompt of the answer to come.
+    turns: "all" to render the prompt of each answer and the text up to its end, "last" to render
+      those of the last answer, None to render the prompt of the answer that is to come.
   """
   conversation, tools = conversations.turns(row, answered=turns is not None), row.get("tools")
   if tools is not None and not isinstance(tools, list):
@@ -118,18 +122,18 @@ def render(
   jobs: Sequence[Job | UserError],
   where: Sequence[str],
 ) -> Iterator[list[str] | UserError]:
-  """Yields the texts of every job, or what is wrong with it and where.
+  """Yields the texts of every job, or a UserError that names its place.
 
   Raises:
-    UserError: a limit that the template exceeds; see `confined`.
+    UserError: if the template exceeds a limit; see `confined`.
   """
   from jaxtune.data.speaker import speaker
 
   good = [tuple(job) for job in jobs if isinstance(job, Job)]
-  ours = {PLAIN, _BOS + PLAIN}.issuperset(sources)
-  spoken = confined.each(speaker, good, sources, dict(tokenizer.special_tokens_map), here=ours)
+  plain = {PLAIN, _BOS + PLAIN}.issuperset(sources)
+  results = confined.each(speaker, good, sources, dict(tokenizer.special_tokens_map), here=plain)
   for job, place in zip(jobs, where, strict=True):
-    result = job if isinstance(job, UserError) else next(spoken)
+    result = job if isinstance(job, UserError) else next(results)
     if isinstance(result, confined.Exceeded):
       raise UserError(f"{place}: {result}")
     if isinstance(result, UserError):

@@ -52,7 +52,7 @@ def check(trial: Trial) -> None:
   if options.patience is not None and dataset.validation is None:
     raise UserError("train.patience needs a validation split: give data.validation")
   _check_batches(config, dataset)
-  data.check_order(dataset.train, options.steps, options.batch_size)
+  data.mix.check(dataset.train.order, options.steps, options.batch_size)
   _check_lengths(trial, _check_evaluation(trial))
   tokenize = tokenizing(trial.pretrained)
   make = lambda params: (

@@ -112,7 +112,7 @@ def tokenizing(pretrained: hf.Pretrained) -> Callable | None:
 
   def tokenize(text: str) -> list[int]:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    data.ids.check(tokenizer, ids, size, f"the text {text!r}")
+    data.ids.check(tokenizer, [ids], size, [f"the text {text!r}"])
     return ids
 
   return tokenize

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxtune.data import batch, batches, mix
-from jaxtune.data.batches import arrange, indices, shapes, walk
+from jaxtune.data.batches import arrange
 from jaxtune.data.split import Split
 from jaxtune.errors import UserError
 
@@ -21,8 +21,9 @@ def make_split(count, width=4):
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (7, 7), (5, 12), (1, 4), (64, 8), (13, 1)])
 @pytest.mark.parametrize("seed", [0, 3])
 def test_no_example_comes_twice_before_all_have_come(count, size, seed):
-  steps = 3 * count // size + 3
-  order = np.concatenate([indices(count, seed, step, size) for step in range(steps)])
+  steps, split = 3 * count // size + 3, make_split(count)
+  taken = [batch(split, seed, step, size)["tokens"][:, 0] for step in range(steps)]
+  order = np.concatenate(taken) - 1
   for start in range(0, len(order) - count + 1, count):
     assert sorted(order[start : start + count]) == list(range(count))
 
@@ -44,7 +45,8 @@ def test_a_batch_depends_on_its_arguments_alone():
 
 
 def test_epochs_differ():
-  assert not np.array_equal(indices(50, 0, 0, 50), indices(50, 0, 1, 50))
+  first, second = (batch(make_split(50), 0, step, 50)["tokens"] for step in (0, 1))
+  assert not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 4), (8, 4), (3, 8)])
@@ -60,7 +62,7 @@ def test_evaluation_sees_every_example_once_in_one_shape(count, size):
 
 def test_nothing_to_draw_from():
   with pytest.raises(UserError, match="from 0 examples"):
-    indices(0, 0, 0, 4)
+    batch(make_split(0), 0, 0, 4)
 
 
 def make_ragged(count=150, width=64, seed=0, **more):
@@ -74,7 +76,6 @@ def make_ragged(count=150, width=64, seed=0, **more):
 
 def test_buckets_crop_to_few_widths_that_no_seed_changes():
   labels = np.arange(150, dtype=np.int32)
-  others = [arrange(make_ragged(seed=seed), buckets=4) for seed in (0, 1)]
   split = arrange(make_ragged(labels=labels, types=np.zeros((150, 64), np.int32)), buckets=4)
   steps = {seed: [batch(split, seed, step, 8) for step in range(60)] for seed in (0, 7)}
   widths = [taken["tokens"].shape[1] for taken in steps[0]]
@@ -86,17 +87,9 @@ def test_buckets_crop_to_few_widths_that_no_seed_changes():
     assert {taken[n].shape for n in ("tokens", "mask", "weights", "types")} == {taken["mask"].shape}
     np.testing.assert_array_equal(taken["mask"].sum(1), split.arrays["mask"].sum(1)[rows])
     np.testing.assert_array_equal(taken["tokens"][:, 0], rows + 1)
-  same = [mix.schedule(one.order) == mix.schedule(split.order) for one in others]
-  assert same == [True, False]
-  found = shapes(split)
-  assert sum(one["examples"] for one in found) == 150
-  assert sum(one["share"] for one in found) == pytest.approx(1)
-  assert {one["widths"]["tokens"] for one in found} == set(widths)
-  real = sum(one["share"] * one["real"] * one["widths"]["tokens"] for one in found)
-  assert real == pytest.approx(split.arrays["mask"].sum(1).mean())
-  whole = shapes(arrange(make_ragged()))[0]
-  assert whole["real"] == pytest.approx(split.arrays["mask"].sum(1).mean() / 64)
-  assert min(one["real"] for one in found) > whole["real"]
+  assert sum(len(pool.rows) for kind in split.order for pool in kind.pools) == 150
+  assert sum(kind.share for kind in split.order) == pytest.approx(1)
+  assert {kind.widths["tokens"] for kind in split.order} == set(widths)
 
 
 def test_in_buckets_every_example_comes_equally_often():
@@ -131,23 +124,3 @@ def test_encoder_decoders_are_cropped_on_both_sides():
     for name, mask in (("tokens", "mask"), ("inputs", "inputs_mask")):
       assert taken[name].shape == taken[mask].shape
       np.testing.assert_array_equal(taken[mask].sum(1), split.arrays[mask].sum(1)[rows])
-
-
-@pytest.mark.parametrize("size", [4, 7, 200])
-def test_sorted_evaluation_gives_every_row_once_and_says_which(size):
-  split = make_ragged()
-  seen, widths = [], []
-  for rows, taken in walk(split, size, buckets=3):
-    real = rows >= 0
-    assert len(rows) == len(taken["tokens"]) == size
-    np.testing.assert_array_equal(taken["tokens"][real, 0], rows[real] + 1)
-    np.testing.assert_array_equal(
-      taken["mask"].sum(1)[real], split.arrays["mask"].sum(1)[rows[real]]
-    )
-    assert not taken["weights"][~real].any() and taken["mask"].any(1).all()
-    seen += rows[real].tolist()
-    widths.append(taken["tokens"].shape[1])
-  assert sorted(seen) == list(range(150))
-  assert len(set(widths)) <= 3 and widths == sorted(widths, reverse=True)
-  in_order = [rows for rows, _ in walk(split, size)]
-  np.testing.assert_array_equal(np.concatenate(in_order)[:150], np.arange(150))

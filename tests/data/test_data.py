@@ -114,7 +114,7 @@ BAD = [
   ({"validation": 0.00001}, "validation split is empty"),
   ({"max_length": 8, "too_long": "skip"}, "train split is empty.*too_long"),
   ({"max_length": 8}, r"a.jsonl:1: 12 tokens, more than max_length=8"),
-  ({"train": 0.5}, "data.train is 0.5, expected a file"),
+  ({"train": 0.5}, "data.train is 0.5 .*, expected text or list"),
   ({"train": ()}, "names no file"),
 ]
 

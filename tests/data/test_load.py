@@ -78,7 +78,7 @@ def test_a_column_and_files_make_the_same_mixture(load, files):
   assert place(column) == place(joined) and len(joined.tasks) == 24
   assert [len(pool.rows) for pool in column.order[0].pools] == [16, 8]
   uneven = load(train="train", tasks="task", mixture={"x": 1, "y": 3})
-  assert uneven.train.order[0].shares == (0.25, 0.75)
+  assert [pool.share for pool in uneven.train.order[0].pools] == [0.25, 0.75]
 
 
 def test_a_limit_keeps_the_rare_tasks_of_a_column(load, files):
@@ -113,11 +113,21 @@ MISTAKES = [
   ({"train": "train", "turns": "lats"}, "data.turns is 'lats' .* did you mean 'last'"),
   ({"train": "train", "malformed": "drop"}, "data.malformed is 'drop' .*, expected 'error'"),
   ({"train": "train", "no_target": "skpi"}, "data.no_target is 'skpi' .* did you mean 'skip'"),
+  ({"train": "train", "buckets": 0}, "data.buckets is 0 .*, expected at least 1"),
+  ({"train": "train", "limit": 0}, "data.limit is 0 .*, expected at least 1"),
+  ({"train": "train", "stream": 0}, "data.stream is 0 .*, expected at least 1"),
+  ({"train": "train", "cap": 0}, "data.cap is 0 .*, expected at least 1"),
+  ({"train": "train", "temperature": 0.0}, "data.temperature is 0.0 .*, expected above 0"),
+  ({"train": "train", "mixture": "propotional"}, "data.mixture is .* did you mean 'proportional'"),
+  ({"train": "train", "mixture": {"x": -1}}, "data.mixture.x is -1 .*, expected at least 0"),
+  ({"train": "train", "mixture_batches": "taks"}, "mixture_batches is .* did you mean 'task'"),
+  *(({"train": "train", "test": size}, "data.test is ") for size in (0, -0.1, 1.5, True)),
   ({"tasks": {"x": {"train": "x", "overlap": "dorp"}}}, "overlap is 'dorp' .* mean 'drop'"),
   ({}, "data.train is missing"),
   ({"train": "train", "tasks": "tsk"}, "train.jsonl:1: data.tasks: .* did you mean 'task'"),
   ({"tasks": {}}, "data.tasks is empty"),
-  ({"tasks": {"x": "x.jsonl"}}, "data.tasks.x is 'x.jsonl', expected options"),
+  ({"tasks": {"x": "x.jsonl"}}, "data.tasks.x is 'x.jsonl' .*, expected dict"),
+  ({"tasks": {"x": {"train": "x", "limit": 0}}}, "data.tasks.x.limit is 0 .*, expected at least 1"),
   ({"tasks": {"x": {"trian": "x"}}}, "unknown config key data.tasks.x.trian; did you mean"),
   ({"tasks": {"x": {"pack": True}}}, "data.tasks.x.pack belongs to the mixture as a whole"),
   ({"train": "train", "temperature": 2.0}, "shares of tasks: give data.tasks"),

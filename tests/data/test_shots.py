@@ -43,18 +43,6 @@ def test_the_text_is_what_one_would_write_by_hand(make_tokenizer, options):
   assert shots(test, train, tokenizer, 3, positions=200, seed=5)[0].prompts != few.prompts
 
 
-def test_each_example_may_have_demonstrations_of_its_own(tokenizer):
-  train, test = make(tokenizer, TRAIN), make(tokenizer, [*TEST, *TEST])
-  few, report = shots(test, train, tokenizer, 4, positions=200, each=True)
-  assert len(report["demonstrations"]) == 4
-  assert len({tuple(places) for places in report["demonstrations"]}) == 4
-  first, _ = shots(
-    test._replace(arrays={k: v[:1] for k, v in test.arrays.items()}, prompts=test.prompts[:1]),
-    train, tokenizer, 4, positions=200, each=True,
-  )  # fmt: skip
-  assert first.prompts[0] == few.prompts[0]  # whatever comes after it
-
-
 def test_what_does_not_fit_is_left_out_from_the_far_end_and_counted(tokenizer):
   train, test = make(tokenizer, TRAIN[:10]), make(tokenizer, [("w\n", "yes"), ("w" * 20, "no")])
   one = len("Q1\nA: a1\n\n")
@@ -80,8 +68,8 @@ def test_classes_are_shown_equally_often(tokenizer):
     _, report = shots(test, labelled, tokenizer, 6, positions=200, seed=seed)
     rows = [int(place.split(":")[1]) - 1 for place in report["demonstrations"]]
     assert Counter(labels[rows].tolist()) == {0: 3, 1: 2, 2: 1}
-    words = [str(n % 2) for n in range(12)]
-    _, report = shots(test, train, tokenizer, 4, positions=200, seed=seed, classes=words)
+    words = train._replace(choices=[["0", "1"]] * 12, references=[[str(n % 2)] for n in range(12)])
+    _, report = shots(test, words, tokenizer, 4, positions=200, seed=seed)
     rows = [int(place.split(":")[1]) - 1 for place in report["demonstrations"]]
     assert sorted(n % 2 for n in rows) == [0, 0, 1, 1]
 

@@ -44,7 +44,8 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset) -> d
     "differences": {"base": differences(judged, untuned.base, names, resamples)},
     "chance": chance(judged, names, seen),
   }
-  found |= _classes(judged, evaluator.objective.KIND, dataset.labels or None)
+  kind = metrics.kind_of(evaluator.objective.METRICS[0])
+  found |= _classes(judged, kind, dataset.labels or None)
   if untuned.shots is not None:
     found["differences"]["shots"] = differences(judged, untuned.shots, names, resamples)
     found["shots"] = untuned.shots.metrics

@@ -118,14 +118,14 @@ def measure(
   parts = evaluator.parallel.batch_shards
   size = -(-evaluator.options.batch_size // parts) * parts  # rows are added without weight
   distinct = {id(split): split for split in splits}
-  walks = {key: list(data.batches(split, size)) for key, split in distinct.items()}
-  found = []
-  for i in tqdm(range(max(map(len, walks.values()))), "judging", leave=False, disable=None):
-    here = {key: walk[min(i, len(walk) - 1)] for key, walk in walks.items()}
-    batch = stack([here[id(split)] for split in splits])
+  batches = {key: list(data.batches(split, size)) for key, split in distinct.items()}
+  own = [batches[id(split)] for split in splits]
+  measured = []
+  for i in tqdm(range(max(map(len, own))), "judging", leave=False, disable=None):
+    batch = stack([walk[min(i, len(walk) - 1)] for walk in own])
     out = evaluator.rows(overlays, base, evaluator.parallel.put_batch(batch))
-    found.append(jax.tree.map(np.asarray, out))
-  joined = jax.tree.map(lambda *parts: np.concatenate(parts, 1), *found)
+    measured.append(jax.tree.map(np.asarray, out))
+  joined = jax.tree.map(lambda *parts: np.concatenate(parts, 1), *measured)
   return [
     {name: x[e, : split.examples] for name, x in joined.items()} for e, split in enumerate(splits)
   ]
@@ -168,23 +168,20 @@ def completions(
   stops, count = evaluator.stop_tokens, max(map(len, prompts))
   size = min(evaluator.options.batch_size, count)
   longest = max(len(prompt) for own in prompts for prompt in own)  # one shape, compiled once
+  decode = partial(evaluator.tokenizer.decode, skip_special_tokens=True)
   texts: list[list[str]] = [[] for _ in prompts]
   for start in tqdm(range(0, count, size), "generating", leave=False, disable=None):
-    made = {}
-    for own in prompts:
-      rows = own[start : start + size]
-      filled = rows + [own[0]] * (size - len(rows))
-      if id(own) not in made:
-        tokens, mask = generate.pad_left(filled, stops[0], longest)
-        made[id(own)] = {"tokens": tokens, "mask": mask}
-    batch = jax.tree.map(lambda *x: np.stack(x), *(made[id(own)] for own in prompts))
+    parts = [own[start : start + size] for own in prompts]
+    filled = [part + own[:1] * (size - len(part)) for part, own in zip(parts, prompts, strict=True)]
+    padded = [generate.pad_left(rows, stops[0], longest) for rows in filled]
+    tokens_EBT, mask_EBT = map(np.stack, zip(*padded, strict=True))
+    rows_EB = np.broadcast_to(np.arange(start, start + size), (len(prompts), size))
+    batch = {"tokens": tokens_EBT, "mask": mask_EBT, "rows": rows_EB}
     batch["seed"] = np.asarray(seeds, np.int32)
-    batch["rows"] = np.broadcast_to(np.arange(start, start + size), (len(prompts), size))
-    ids = np.asarray(evaluator.complete(overlays, base, batch))
-    for e, own in enumerate(prompts):
-      for row in range(len(own[start : start + size])):
-        kept = generate.until_stop(ids[e, row], stops)
-        texts[e].append(evaluator.tokenizer.decode(kept, skip_special_tokens=True).strip())
+    ids_EBT = np.asarray(evaluator.complete(overlays, base, batch))
+    for e, part in enumerate(parts):
+      kept = [generate.until_stop(ids_T, stops) for ids_T in ids_EBT[e, : len(part)]]
+      texts[e] += [decode(ids).strip() for ids in kept]
   return texts
 
 
@@ -214,27 +211,27 @@ def judge_splits(
   return _predicted(evaluator, overlays, base, datasets, found, seeds or [0] * len(datasets))
 
 
-def _predicted(evaluator, overlays, base, datasets, found: list[Judged], seeds) -> list[Judged]:
-  """Adds predictions and their metrics."""
-  name, objective = found[0].split, evaluator.objective
+def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], seeds):
+  """Adds to each judgement of a split its predictions and their metrics."""
+  name, objective = judgements[0].split, evaluator.objective
   splits = [getattr(dataset, name) for dataset in datasets]
   predicts = hasattr(objective, "decode")
-  limit = None if predicts else evaluator.options.limit
-  numbers = {id(split): completed(split, limit) for split in splits}
+  numbers = [completed(split, None if predicts else evaluator.options.limit) for split in splits]
   if predicts:
-    rows = [judged.rows for judged in found]
+    rows = [judged.rows for judged in judgements]
     predictions = [objective.decode(*three) for three in zip(datasets, splits, rows, strict=True)]
   else:
-    asked = {id(split): [split.prompts[n] for n in numbers[id(split)]] for split in splits}
-    own = [asked[id(split)] for split in splits]
-    predictions = completions(evaluator, overlays, base, own, seeds)
+    pairs = zip(splits, numbers, strict=True)
+    prompts = [[split.prompts[n] for n in chosen] for split, chosen in pairs]
+    predictions = completions(evaluator, overlays, base, prompts, seeds)
   done = []
-  for judged, dataset, split, said in zip(found, datasets, splits, predictions, strict=True):
-    true, tasks, here = objective.references(dataset, split), _tasks(split), numbers[id(split)]
-    true, tasks = [true[n] for n in here], tasks and [tasks[n] for n in here]
-    scores = by_task(partial(_scores, evaluator.metrics, said, true), tasks, name)
+  for e, (judged, split, chosen) in enumerate(zip(judgements, splits, numbers, strict=True)):
+    true, tasks = objective.references(datasets[e], split), _tasks(split)
+    true, tasks = [true[n] for n in chosen], tasks and [tasks[n] for n in chosen]
+    scores = partial(_scores, evaluator.metrics, predictions[e], true)
+    found = judged.metrics | by_task(scores, tasks, name)
     sums = {key: judged.rows[key] for key in ("loss", "weight", "correct")}
-    done.append(Judged(judged.metrics | scores, name, sums, said, true, here))
+    done.append(Judged(found, name, sums, predictions[e], true, chosen))
   return done
 
 
@@ -279,17 +276,15 @@ def by_task(scores: Callable, tasks: Sequence[str] | None, prefix: str) -> dict:
   Returns:
     {"test_loss": ..., "test_loss/mean": ..., "test_loss/TASK": ...}.
   """
-  found = scores(prefix)
+  whole = scores(prefix)
   if tasks is None:
-    return found
-  names = np.asarray(tasks)
-  each = {task: scores(prefix, np.flatnonzero(names == task)) for task in dict.fromkeys(names)}
-  means = {
-    f"{metric}/mean": float(np.mean([values[metric] for values in each.values()]))
-    for metric in found
-  }
+    return whole
+  of_rows = np.asarray(tasks)
+  each = {task: scores(prefix, np.flatnonzero(of_rows == task)) for task in dict.fromkeys(tasks)}
+  mean = lambda metric: float(np.mean([values[metric] for values in each.values()]))
+  means = {f"{metric}/mean": mean(metric) for metric in whole}
   return (
-    found
+    whole
     | means
-    | {f"{metric}/{task}": values[metric] for task, values in each.items() for metric in found}
+    | {f"{metric}/{task}": values[metric] for task, values in each.items() for metric in whole}
   )

@@ -186,7 +186,7 @@ REFUSED = [
   ({"template": "sentiment/vage"}, "'sentiment/vage'; did you mean 'sentiment/vague'"),
   (
     {"template": "sentimant/vague"},
-    "expected a name in the library; did you mean 'sentiment/vague'",
+    "a name in the library .* or FILE.yaml:name; did you mean 'sentiment/vague'",
   ),
   ({"template": "sentiment"}, "is 'sentiment', expected Jinja .* a name in the library"),
   ({"template": ()}, "data.template is empty"),
@@ -249,14 +249,14 @@ def test_files_of_ones_own(write):
   ("old", "new", "message"),
   [
     ("task: mood\n", "", "own.yaml has no task"),
-    ("clarity: vague", "clarity: vage", "template 1: clarity 'vage' .*did you mean 'vague'"),
+    ("clarity: vague", "clarity: vage", "template 1: clarity is 'vage' .*did you mean 'vague'"),
     ("clarity: vague", "clearness: 1", "template 1: unknown key 'clearness'. .*clarity"),
     ("name: short, ", "", "template 1 has no name"),
     ("name: short", "name: other", "2 templates are called"),
     ("[sad, glad]", "[no, yes]", r"answer_choices is \[False, True\], expected .*quote yes, no"),
     ("metrics: [accuracy]", "metrics: accuracy", "metrics is 'accuracy', expected a list"),
     ('"{{ text }}!', '"{{ text !', "own.yaml:other: the template .* is not valid Jinja"),
-    ('prompt: "{{ text }}!\\n"', "prompt: 3", "own.yaml:other: prompt is 3, expected text"),
+    ('prompt: "{{ text }}!\\n"', "prompt: 3", "own.yaml:other: prompt is 3 .int., expected text"),
     ("templates:", "templates", r"own.yaml:\d: "),
   ],
 )

@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxtune.data import padding, wording
+from jaxtune.data.encode.shared import drop_untrained, in_batches, to_split
 from jaxtune.data.options import EncodeOptions
 from jaxtune.data.split import Split, counts
 from jaxtune.data.templates import Example
@@ -23,7 +23,6 @@ from jaxtune.data.tokenizer import Tokenizer, token_ids
 from jaxtune.errors import UserError
 
 Result = TypeVar("Result")
-_BATCH = 1000
 
 
 class _Turn(NamedTuple):
@@ -83,16 +82,18 @@ def encode(
     [len(item.ids) for item in items], [item.example.where for item in items], options
   )
   cut = options.too_long == "truncate"
-  items = _shorten(items, options.max_length, cut)
-  empty = [item.example.where for item in items if not any(item.trained)]
-  if empty and options.no_target == "error":
-    raise UserError(
-      f"{', '.join(empty[:3])}: no token to train on within max_length={options.max_length}; "
-      f"{len(empty)} of {len(items)} examples: raise it, or set data.no_target='skip'"
-    )
-  items = [item for item in items if any(item.trained)]
-  skipped = {"template": bad, "too_long": len(long) * (not cut), "no_target": len(empty)}
-  split = _to_split(tokenizer, items, options.max_length)
+  if cut:
+    within = slice(options.max_length)
+    items = [item._replace(ids=item.ids[within], trained=item.trained[within]) for item in items]
+  else:
+    out = {*long}
+    items = [item for at, item in enumerate(items) if at not in out]
+  items, empty = drop_untrained(items, [any(item.trained) for item in items], options)
+  skipped = {"template": bad, "too_long": len(long) * (not cut), "no_target": empty}
+  arrays = padding.pad_tokens(tokenizer, [item.ids for item in items], options.max_length)
+  width = arrays["tokens"].shape[1]
+  arrays["weights"] = padding.pad([item.trained for item in items], width, 0, np.float32)
+  split = to_split(arrays, [item.example for item in items], [item.prompt for item in items])
   return split, counts(
     split, skipped, len(long) * cut,
     turns=sum(item.turns for item in items),
@@ -125,24 +126,19 @@ def _encode(
 ) -> Iterator[_Item | UserError]:
   """Yields every example's tokens, or what is wrong with it."""
   marks = wording.special(tokenizer)
-  with tqdm(
-    total=len(examples), desc="Tokenising", unit=" rows", disable=len(examples) < 10_000
-  ) as bar:
-    for start in range(0, len(examples), _BATCH):
-      some = examples[start : start + _BATCH]
-      jobs = [_attempt(wording.job, example.row, marks.values(), turns) for example in some]
-      results = list(wording.render(tokenizer, sources, jobs, [example.where for example in some]))
-      texts = [text for job in results if isinstance(job, list) for text in job]
-      ids = iter(token_ids(tokenizer, texts))
-      for example, job, texts in zip(some, jobs, results, strict=True):
-        if isinstance(texts, UserError):
-          yield texts
-          continue
-        numbers = [count for count, prompt in job.prefixes if not prompt]
-        weights = [bool(job.turns[n - 1].get("weight", 1)) for n in numbers]
-        answers = [_Turn(n, w, next(ids), next(ids)) for n, w in zip(numbers, weights, strict=True)]
-        yield _attempt(_mask, tokenizer, marks, example, answers)
-      bar.update(len(some))
+  for batch in in_batches(examples):
+    jobs = [_attempt(wording.job, example.row, marks.values(), turns) for example in batch]
+    results = list(wording.render(tokenizer, sources, jobs, [example.where for example in batch]))
+    texts = [text for texts in results if isinstance(texts, list) for text in texts]
+    ids = iter(token_ids(tokenizer, texts))
+    for example, job, result in zip(batch, jobs, results, strict=True):
+      if isinstance(result, UserError):
+        yield result
+        continue
+      numbers = [count for count, prompt in job.prefixes if not prompt]
+      weights = [bool(job.turns[n - 1].get("weight", 1)) for n in numbers]
+      answers = [_Turn(n, w, next(ids), next(ids)) for n, w in zip(numbers, weights, strict=True)]
+      yield _attempt(_mask, tokenizer, marks, example, answers)
 
 
 def _attempt(function: Callable[..., Result], *args: Any) -> Result | UserError:
@@ -210,24 +206,3 @@ def _alike(left: Sequence[int], right: Sequence[int]) -> int:
 def _differ(tokenizer: Tokenizer, alone: Sequence[int], whole: Sequence[int], at: int) -> str:
   said = [repr(tokenizer.decode(ids[at : at + 8])) for ids in (alone, whole)]
   return f"from token {at + 1} on it has {said[0]}, the whole {said[1]}"
-
-
-def _shorten(items: list[_Item], max_length: int | None, cut: bool) -> list[_Item]:
-  """Cuts what is too long at max_length, or leaves it out."""
-  if cut:
-    within = slice(max_length)
-    return [one._replace(ids=one.ids[within], trained=one.trained[within]) for one in items]
-  return [one for one in items if max_length is None or len(one.ids) <= max_length]
-
-
-def _to_split(tokenizer: Tokenizer, items: Sequence[_Item], max_length: int | None) -> Split:
-  arrays = padding.pad_tokens(tokenizer, [item.ids for item in items], max_length)
-  width = arrays["tokens"].shape[1]
-  arrays["weights"] = padding.pad([item.trained for item in items], width, 0, np.float32)
-  return Split(
-    arrays,
-    prompts=[item.prompt for item in items],
-    references=[item.example.answers for item in items],
-    rows=[item.example.row for item in items],
-    where=[item.example.where for item in items],
-  )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxtune.data import cells, labels, padding
+from jaxtune.data.encode.shared import in_batches, to_split
 from jaxtune.data.encode.whole_texts import read_text
 from jaxtune.data.options import EncodeOptions
 from jaxtune.data.split import Split, counts
@@ -15,24 +16,16 @@ from jaxtune.data.templates import Example
 from jaxtune.data.tokenizer import Tokenizer, ends_texts, token_ids
 from jaxtune.errors import UserError
 
-_BATCH = 1000
-
 
 class _Window(NamedTuple):
-  """A question with a stretch of its context."""
+  """A question with a part of its context, and the tokens of the answer there."""
 
   ids: list[int]
   types: list[int] | None
   context: list[bool]  # whether a token is the context's
   offsets: list[tuple[int, int]]  # its characters there
-
-
-class _Answer(NamedTuple):
-  """The first and the last token of an answer in a window; 0 and 0 where it is not there whole."""
-
-  window: _Window
-  first: int
-  last: int
+  first: int = 0  # the first and the last token of the answer; 0 and 0 if it is not there whole
+  last: int = 0
 
 
 def read_row(
@@ -121,14 +114,15 @@ def encode(
   windows = dict(zip(map(id, fitting), _windows(tokenizer, fitting, options), strict=True))
   locate = lambda example: _locate(example.row["spans"], windows[id(example)])
   pairs, silent = labels.checked(fitting, locate, options.malformed)
-  split = _to_split(tokenizer, pairs, options.max_length)
-  answered = [answers for example, answers in pairs if example.row["spans"]]
+  arrays = _arrays(tokenizer, [located for _, located in pairs], options.max_length)
+  split = to_split(arrays, [example for example, _ in pairs])
+  answered = [located for example, located in pairs if example.row["spans"]]
   skipped = {"too_long": len(examples) - len(fitting), "no_token": silent}
   return split, counts(
     split, skipped,
     windows=split.examples,
     unanswerable=len(pairs) - len(answered),
-    cut_answers=sum(all(answer.last == 0 for answer in answers) for answers in answered),
+    cut_answers=sum(not any(window.last for window in located) for located in answered),
   )  # fmt: skip
 
 
@@ -199,36 +193,35 @@ def _with_room(
 def _windows(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> list[list[_Window]]:
-  """Tokenises questions with contexts; the windows of each example."""
+  """Tokenises questions with contexts; returns the windows of each example."""
   cut = {} if options.max_length is None else {
     "truncation": "only_second", "max_length": options.max_length, "stride": options.stride,
   }  # fmt: skip
-  windows: list[list[_Window]] = [[] for _ in examples]
-  for begin in range(0, len(examples), _BATCH):
-    some = examples[begin : begin + _BATCH]
+  windows: list[list[_Window]] = []
+  for batch in in_batches(examples):
     out = tokenizer(
-      [_question(tokenizer, one) for one in some], [one.row["context"] for one in some],
+      [_question(tokenizer, one) for one in batch], [one.row["context"] for one in batch],
       return_overflowing_tokens=True, return_offsets_mapping=True, verbose=False, **cut,
     )  # fmt: skip
     typed = "token_type_ids" in out and any(map(any, out["token_type_ids"]))
     typed = typed and ends_texts(tokenizer)
+    of_batch: list[list[_Window]] = [[] for _ in batch]
     for row, at in enumerate(out["overflow_to_sample_mapping"]):
       context = [number == 1 for number in out.sequence_ids(row)]
-      spans = [span if here else (0, 0) for here, span in zip(
-        context, out["offset_mapping"][row], strict=True
-      )]  # fmt: skip
+      pairs = zip(context, out["offset_mapping"][row], strict=True)
+      offsets = [span if inside else (0, 0) for inside, span in pairs]
       types = out["token_type_ids"][row] if typed else None
-      windows[begin + at].append(_Window(out["input_ids"][row], types, context, spans))
+      of_batch[at].append(_Window(out["input_ids"][row], types, context, offsets))
+    windows += of_batch
   return windows
 
 
-def _locate(spans: Sequence[tuple[int, int]], windows: Sequence[_Window]) -> list[_Answer]:
-  """Finds the first answer's tokens in every window."""
+def _locate(spans: Sequence[tuple[int, int]], windows: Sequence[_Window]) -> list[_Window]:
+  """Finds the tokens of the first answer in every window that holds it whole."""
   if not spans:
-    return [_Answer(window, 0, 0) for window in windows]
-  answers, touched = [], False
+    return list(windows)
+  (start, end), located, touched = spans[0], [], False
   for number, window in enumerate(windows):
-    start, end = spans[0]
     real = [at for at, (a, b) in enumerate(window.offsets) if window.context[at] and a < b]
     first = next((at for at in real if window.offsets[at][1] > start), None)
     last = next((at for at in reversed(real) if window.offsets[at][0] < end), None)
@@ -238,35 +231,27 @@ def _locate(spans: Sequence[tuple[int, int]], windows: Sequence[_Window]) -> lis
     cut_left = inside and number > 0 and first == real[0] and window.offsets[first][0] > start
     behind = inside and number < len(windows) - 1 and last == real[-1]
     whole = inside and not cut_left and not (behind and window.offsets[last][1] < end)
-    answers.append(_Answer(window, first, last) if whole else _Answer(window, 0, 0))
+    located.append(window._replace(first=first, last=last) if whole else window)
   if not touched:
     raise UserError("the tokenizer leaves no token of the answer")
-  return answers
+  return located
 
 
-def _to_split(
-  tokenizer: Tokenizer, pairs: Sequence[tuple[Example, list[_Answer]]], max_length: int | None
-) -> Split:
-  answers = [answer for _, located in pairs for answer in located]
-  windows = [answer.window for answer in answers]
+def _arrays(
+  tokenizer: Tokenizer, located: Sequence[Sequence[_Window]], max_length: int | None
+) -> dict[str, np.ndarray]:
+  """Makes the arrays of the windows, given those of each example."""
+  windows = [window for several in located for window in several]
   arrays = padding.pad_tokens(tokenizer, [window.ids for window in windows], max_length)
   width = arrays["tokens"].shape[1]
-  numbers = [number for number, (_, located) in enumerate(pairs) for _ in located]
   arrays |= {
     "weights": np.ones(len(windows), np.float32),
-    "starts": np.array([answer.first for answer in answers], np.int32),
-    "ends": np.array([answer.last for answer in answers], np.int32),
+    "starts": np.array([window.first for window in windows], np.int32),
+    "ends": np.array([window.last for window in windows], np.int32),
     "context": padding.pad([window.context for window in windows], width, False, bool),
     "offsets": padding.pad([window.offsets for window in windows], width),
-    "example": np.array(numbers, np.int32),
+    "example": np.repeat(np.arange(len(located), dtype=np.int32), [len(one) for one in located]),
   }
   if any(window.types is not None for window in windows):
     arrays["types"] = padding.pad([window.types for window in windows], width)
-  examples = [example for example, _ in pairs]
-  return Split(
-    arrays,
-    prompts=[[] for _ in examples],
-    references=[example.answers for example in examples],
-    rows=[example.row for example in examples],
-    where=[example.where for example in examples],
-  )
+  return arrays

@@ -23,12 +23,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtune.data import confined
 from jaxtune.data.templates import promptsource, sandbox
 from jaxtune.errors import UserError, nearest
-from jaxtune.schema import shown
+from jaxtune.schema import check, shown
 
 CLARITY = ("vague", "specific", "context")
 FOLDER = Path(__file__).parent
@@ -87,16 +87,11 @@ def resolve(template: str | Template, answer: str | tuple[str, ...] | None = Non
     return Template(template, answer)
   if match := _FILE.fullmatch(template):
     return _named(read(match["path"]), template)
-  if not _NAME.fullmatch(template):
+  file = FOLDER / f"{template.partition('/')[0]}.yaml"
+  if not _NAME.fullmatch(template) or not file.is_file():
     raise UserError(
       f"data.template is {template!r}, expected Jinja ('{{{{ column }}}}'), a name in the library "
-      f"(task/name) or FILE.yaml:name; {nearest(template, _names())}"
-    )
-  file = FOLDER / f"{template.partition('/')[0]}.yaml"
-  if not file.is_file():
-    raise UserError(
-      f"data.template is {template!r}, expected a name in the library; "
-      f"{nearest(template, _names())}"
+      f"(task/name) or FILE.yaml:name; {nearest(template, (row['name'] for row in rows()))}"
     )
   return _named(_library(file), template)
 
@@ -148,10 +143,6 @@ def _library(file: Path) -> list[Template]:
   return [one._replace(name=f"{one.task}/{one.name.rpartition(':')[2]}") for one in read(file)]
 
 
-def _names() -> list[str]:
-  return [row["name"] for row in rows()]
-
-
 def _named(templates: list[Template], name: str) -> Template:
   named = [one for one in templates if one.name == name]
   if not named:
@@ -180,8 +171,7 @@ def _entries(document: object, path: str | Path) -> tuple[str, list[dict]]:
       raise UserError(f"{where} is {shown(entry)}, expected name, clarity and prompt")
     entries.append({key: shared[key] for key in _SHARED[1:] if key in shared} | entry)
     _check_keys(entries[-1], _OWN, ("name", "prompt", "answer"), where)
-    if (clarity := entry.get("clarity")) not in (None, *CLARITY):
-      raise UserError(f"{where}: clarity {shown(clarity)} is unknown; {nearest(clarity, CLARITY)}")
+    check(f"{where}: clarity", entry.get("clarity"), Literal[*CLARITY] | None)
   return shared["task"], entries
 
 
@@ -197,17 +187,17 @@ def _check_keys(entry: dict, known: tuple[str, ...], needed: tuple[str, ...], wh
 def _template(entry: dict, path: str | Path) -> Template:
   where = f"{path}:{entry['name']}"
   for key in ("name", "task", "prompt", "answer"):
-    if not isinstance(entry[key], str | None):
-      raise UserError(f"{where}: {key} is {shown(entry[key])}, expected text")
+    check(f"{where}: {key}", entry[key], str | None)
   lists = {key: entry.get(key) or () for key in _LISTS}
   for key, value in lists.items():
     if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
       raise UserError(
         f"{where}: {key} is {shown(value)}, expected a list of text (quote yes, no and numbers)"
       )
-  made = Template(**entry | {key: tuple(value) for key, value in lists.items()} | {"name": where})
+  entry = entry | {key: tuple(value) for key, value in lists.items()}
+  template = Template(**entry | {"name": where})
   try:
-    made.variables()
+    template.variables()
   except UserError as error:
     raise UserError(f"{where}: {error}") from error
-  return made
+  return template

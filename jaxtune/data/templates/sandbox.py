@@ -134,9 +134,10 @@ def _compiled(source: str) -> Callable[..., str]:
         raise UserError(cells.no_column(missing[0], row)) from error
       raise UserError(f"the template failed: {confined.said(error)}") from error
     except _NoText as error:
-      held = [name for name in sorted(needed - set(more)) if row.get(name) is error.value]
+      (value,) = error.args
+      held = [name for name in sorted(needed - set(more)) if row.get(name) is value]
       what = f"column {held[0]!r} holds" if held else "the template prints"
-      raise UserError(cells.no_text(what, error.value)) from error
+      raise UserError(cells.no_text(what, value)) from error
     except jinja2.sandbox.SecurityError as error:
       raise UserError(f"the template is refused: {confined.said(error)}") from error
     except Exception as error:
@@ -204,11 +205,7 @@ def _choice(context: jinja2.runtime.Context, items: Iterable) -> object:
 
 
 class _NoText(Exception):
-  """What a template prints is no text."""
-
-  def __init__(self, value: object):
-    super().__init__(value)
-    self.value = value
+  """Holds a value that a template prints and that is no text."""
 
 
 def _printable(value: object) -> object:

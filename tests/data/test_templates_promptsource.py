@@ -265,7 +265,7 @@ ONE = "task: t\ntemplates:\n- {name: x, prompt: p, answer: b, metrics: %s}\n"
       LAUGHS + "templates: {1: {name: x, jinja: a, metadata: {metrics: *i}}}",
       "metrics is .*, expected a list of text",
     ),
-    (MERGES, "the template took more than 0.3 seconds|the template needed more than"),
+    (MERGES, "expected a mapping|the template took more than 0.3 seconds|the template needed more"),
     ("&a [*a]", "expected a mapping with task"),
     ("task: t\ntemplates: &a [*a]", r"template 1 is \[\[.*, expected name, clarity and prompt"),
     ("[" * 900, "YAML nested too deeply"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
+from support.shapes import checked
 
 from jaxtune import metrics
 from jaxtune.errors import UserError
@@ -12,11 +13,11 @@ WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "moon", "barks", "loudly"
 
 
 def interval(metric, said, true, **options):
-  return intervals.between(intervals.draws(metric, said, true, **options))
+  return checked(intervals.between)(checked(intervals.draws)(metric, said, true, **options))
 
 
 def ratio_interval(sums, weights):
-  return intervals.between(intervals.ratio_draws(sums, weights))
+  return checked(intervals.between)(checked(intervals.ratio_draws)(sums, weights))
 
 
 def noisy(rng, true, choices, share):
@@ -47,7 +48,7 @@ def examples(kind, count, seed=0, share=0.4):
 def test_a_resample_is_what_the_library_says_of_its_examples(metric, count):
   found = metrics.METRICS[metric]
   said, true = examples(metrics.kind_of(metric), count)
-  statistics = found.statistics(said, true)
+  statistics = checked(found.statistics)(said, true)
   rng = np.random.default_rng(1)
   chosen = [np.arange(count), np.full(count, 2), *rng.integers(count, size=(6, count))]
   counts_ZX = np.stack([np.bincount(one, minlength=count) for one in chosen]).astype(float)
@@ -55,7 +56,8 @@ def test_a_resample_is_what_the_library_says_of_its_examples(metric, count):
     metrics.score([said[i] for i in one], [true[i] for i in one], [metric])[metric]
     for one in chosen
   ]
-  np.testing.assert_allclose(found.combine(counts_ZX, statistics), expected, rtol=1e-9, atol=1e-9)
+  values_Z = checked(found.combine)(counts_ZX, statistics)
+  np.testing.assert_allclose(values_Z, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_the_interval_of_a_mean_is_scipys():

@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune import metrics
+from jaxtune.metrics.metric import Counts, Draws
 
 _CELLS = 2**20  # how many counts are in memory at a time
 
 
 def draws(
   metric: str, predictions: Sequence, references: Sequence, seed: int = 0, resamples: int = 1000
-) -> Float[np.ndarray, " Z"]:
+) -> Draws:
   """Returns the metric of each resample.
 
   The same seed draws the same examples for every metric and system, so the differences of two
@@ -36,8 +37,11 @@ def draws(
 
 
 def ratio_draws(
-  sums: Sequence, weights: Sequence, seed: int = 0, resamples: int = 1000
-) -> Float[np.ndarray, " Z"]:
+  sums: np.ndarray | Sequence[float],
+  weights: np.ndarray | Sequence[float],
+  seed: int = 0,
+  resamples: int = 1000,
+) -> Draws:
   """Returns sum(sums) / sum(weights) of each resample: the loss per token, say.
 
   Args:
@@ -47,7 +51,7 @@ def ratio_draws(
   return _resampled(_ratio, pairs_X2, seed, resamples)
 
 
-def between(draws_Z: Float[np.ndarray, " Z"]) -> tuple[float, float]:
+def between(draws_Z: Draws) -> tuple[float, float]:
   """Returns the 2.5th and the 97.5th percentile, the 95 % interval; NaN if a draw is not finite."""
   if not np.isfinite(draws_Z).all():
     return np.nan, np.nan
@@ -55,9 +59,7 @@ def between(draws_Z: Float[np.ndarray, " Z"]) -> tuple[float, float]:
   return float(low), float(high)
 
 
-def _resampled(
-  combine: Callable, statistics: np.ndarray, seed: int, resamples: int
-) -> Float[np.ndarray, " Z"]:
+def _resampled(combine: Callable, statistics: np.ndarray, seed: int, resamples: int) -> Draws:
   """Combines the statistics of the examples, (X, ...), in each resample."""
   if len(statistics) < 2:  # one example does not show how much others differ
     return np.full(resamples, np.nan)
@@ -65,7 +67,7 @@ def _resampled(
   return np.concatenate([combine(counts_ZX, statistics) for counts_ZX in blocks])
 
 
-def _counts(examples: int, seed: int, resamples: int) -> Iterator[Float[np.ndarray, "Z X"]]:
+def _counts(examples: int, seed: int, resamples: int) -> Iterator[Counts]:
   """Yields how often each resample has each example, in blocks of some resamples."""
   rng = np.random.default_rng(seed)
   rows = max(1, _CELLS // examples)
@@ -77,9 +79,7 @@ def _counts(examples: int, seed: int, resamples: int) -> Iterator[Float[np.ndarr
     yield counts.reshape(size, examples).astype(np.float64)
 
 
-def _ratio(
-  counts_ZX: Float[np.ndarray, "Z X"], pairs_X2: Float[np.ndarray, "X 2"]
-) -> Float[np.ndarray, " Z"]:
+def _ratio(counts_ZX: Counts, pairs_X2: Float[np.ndarray, "X 2"]) -> Draws:
   # NaN where a sum is not finite, or where all the weights in a resample are 0.
   with np.errstate(divide="ignore", invalid="ignore"):
     sums_Z2 = counts_ZX @ pairs_X2

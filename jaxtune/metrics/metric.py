@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+Counts = Float[np.ndarray, "Z X"]  # how often each resample has each example
+Draws = Float[np.ndarray, " Z"]  # a number for each resample
+
 
 class Metric(NamedTuple):
   """A metric of predictions against references, one of each for every example.
@@ -29,7 +32,7 @@ class Metric(NamedTuple):
   title: str
   score: Callable[[Sequence[Any], Sequence[Any]], float]
   statistics: Callable[[Sequence[Any], Sequence[Any]], Float[np.ndarray, "X ..."]]
-  combine: Callable[[Float[np.ndarray, "Z X"], np.ndarray], Float[np.ndarray, " Z"]]
+  combine: Callable[[Counts, np.ndarray], Draws]
   low: float = 0.0
   high: float = 100.0
   higher_is_better: bool = True

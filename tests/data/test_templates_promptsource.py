@@ -147,7 +147,7 @@ def test_renders_as_plain_jinja(path, name, choices):
 
 def test_what_is_read_of_a_file(path):
   found = [templates.resolve(f"{path}:{name}") for name in NAMES]
-  assert found[1].columns == ("label", "more", "text")
+  assert found[1].columns == {"label", "more", "text"}
   assert found[1].metrics == ("accuracy", "squad_exact_match", "squad_f1", "Other")
   assert found[2].metrics == ("rouge1", "rouge2", "rougeL")
   assert {one.task for one in found} == {"town_news"}

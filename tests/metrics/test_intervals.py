@@ -138,9 +138,9 @@ def test_ratios():
 
 def test_what_has_no_interval():
   assert np.isnan(interval("accuracy", ["a"], ["a"])).all()
-  assert np.isnan(ratio_interval([np.inf, 1.0], [1, 1])).all()
+  assert np.isnan(ratio_interval([np.inf, 1.0], [1.0, 1.0])).all()
   assert np.isnan(intervals.between(np.array([1.0] * 999 + [np.inf]))).all()
-  assert np.isnan(ratio_interval([1.0, 0.0], [1, 0])).all()
+  assert np.isnan(ratio_interval([1.0, 0.0], [1.0, 0.0])).all()
   assert interval("accuracy", ["a"] * 3, ["a"] * 3) == (100, 100)
   with pytest.raises(UserError, match="did you mean 'bleu'"):
     interval("blue", ["a"], [["a"]])

@@ -13,4 +13,5 @@ def checked(function: Callable) -> Callable:
   """Returns a function, or a partial one, that checks arguments and result at every call."""
   if isinstance(function, partial):
     return partial(checked(function.func), *function.args, **function.keywords)
-  return jaxtyped(typechecker=beartype)(function)
+  stated = function.__annotations__  # a lambda has none
+  return jaxtyped(typechecker=beartype)(function) if stated else function

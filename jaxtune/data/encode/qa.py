@@ -222,7 +222,7 @@ def _locate(spans: Sequence[tuple[int, int]], windows: Sequence[_Window]) -> lis
     return list(windows)
   (start, end), located, touched = spans[0], [], False
   for number, window in enumerate(windows):
-    real = [at for at, (a, b) in enumerate(window.offsets) if window.context[at] and a < b]
+    real = [at for at, (a, b) in enumerate(window.offsets) if a < b]  # in the context alone
     first = next((at for at in real if window.offsets[at][1] > start), None)
     last = next((at for at in reversed(real) if window.offsets[at][0] < end), None)
     inside = first is not None and last is not None and first <= last

@@ -84,7 +84,7 @@ def choose(
   there = {*columns, *sources}
   chosen = [_answerable(one, there) for one in chosen]
   for one in chosen:
-    for name in sorted(one.variables()[0] - there):
+    for name in sorted(one.columns - there):
       raise UserError(f"{where}: {_lacking(one, name, columns)}")
   return Format(tuple(chosen), sources)
 
@@ -151,7 +151,7 @@ def _alternatives(source: str | Sequence) -> list[str | tuple[str, ...]]:
 def _needs(source: str | tuple[str, ...]) -> set[str]:
   """Lists the columns that a renamed one needs."""
   if isinstance(source, str) and sandbox.is_template(source):
-    return sandbox.variables(source)[0]
+    return set(sandbox.variables(source))
   return {source} if isinstance(source, str) else set(source)
 
 
@@ -160,7 +160,7 @@ def _answerable(template: Template, there: set[str]) -> Template:
   if template.answer is None or isinstance(template.answer, str):
     return template
   options = [template._replace(answer=one) for one in template.answer]
-  fits = [one for one in options if one.variables()[0] <= there]
+  fits = [one for one in options if one.columns <= there]
   return (fits or options)[0]
 
 

@@ -50,20 +50,14 @@ class Template(NamedTuple):
   clarity: str | None = None
 
   @property
-  def columns(self) -> tuple[str, ...]:
+  def columns(self) -> set[str]:
     """The columns that a row must have, by the names that the template uses."""
-    return tuple(sorted(self.variables()[0]))
-
-  def variables(self) -> tuple[set[str], set[str]]:
-    """Lists the columns that it needs, and all that it reads."""
     texts = [text for text in (self.prompt, *self.answer_choices) if text is not None]
-    pairs = [sandbox.variables(text) for text in texts]
+    needed = {name for text in texts for name in sandbox.variables(text)}
     if self.answer is not None:
       answer = self.answer if isinstance(self.answer, str) else self.answer[0]
-      pairs.append(sandbox.variables(answer) if sandbox.is_template(answer) else ({answer},) * 2)
-    ours = {"answer_choices"} if self.answer_choices else set()
-    needed, read = (set().union(*sets) - ours for sets in zip(*pairs, strict=True))
-    return needed, read
+      needed |= sandbox.variables(answer) if sandbox.is_template(answer) else {answer}
+    return needed - ({"answer_choices"} if self.answer_choices else set())
 
 
 def resolve(template: str | Template, answer: str | tuple[str, ...] | None = None) -> Template:
@@ -87,13 +81,13 @@ def resolve(template: str | Template, answer: str | tuple[str, ...] | None = Non
     return Template(template, answer)
   if match := _FILE.fullmatch(template):
     return _named(read(match["path"]), template)
-  file = FOLDER / f"{template.partition('/')[0]}.yaml"
-  if not _NAME.fullmatch(template) or not file.is_file():
+  file = f"{template.partition('/')[0]}.yaml"
+  if not _NAME.fullmatch(template) or not (FOLDER / file).is_file():
     raise UserError(
       f"data.template is {template!r}, expected Jinja ('{{{{ column }}}}'), a name in the library "
-      f"(task/name) or FILE.yaml:name; {nearest(template, (row['name'] for row in rows()))}"
+      f"(task/name) or FILE.yaml:name; {nearest(template, (one.name for one in bundled()))}"
     )
-  return _named(_library(file), template)
+  return _named(bundled(file), template)
 
 
 def read(path: str | Path) -> list[Template]:
@@ -123,24 +117,13 @@ def _reading(path: str) -> Callable[[str], list[dict]]:
   return run
 
 
-def rows() -> list[dict]:
-  """Lists the library: name, task, clarity, columns, answer choices and metrics of each."""
+def bundled(pattern: str = "*.yaml") -> list[Template]:
+  """Reads the library, or those of its files that a pattern names."""
   return [
-    {
-      "name": one.name,
-      "task": one.task,
-      "clarity": one.clarity,
-      "columns": list(one.columns),
-      "answer_choices": list(one.answer_choices),
-      "metrics": list(one.metrics),
-    }
-    for file in sorted(FOLDER.glob("*.yaml"))
-    for one in _library(file)
+    template._replace(name=f"{template.task}/{template.name.rpartition(':')[2]}")
+    for file in sorted(FOLDER.glob(pattern))
+    for template in read(file)
   ]
-
-
-def _library(file: Path) -> list[Template]:
-  return [one._replace(name=f"{one.task}/{one.name.rpartition(':')[2]}") for one in read(file)]
 
 
 def _named(templates: list[Template], name: str) -> Template:
@@ -197,7 +180,7 @@ def _template(entry: dict, path: str | Path) -> Template:
   entry = entry | {key: tuple(value) for key, value in lists.items()}
   template = Template(**entry | {"name": where})
   try:
-    template.variables()
+    _ = template.columns  # This reads the template's Jinja.
   except UserError as error:
     raise UserError(f"{where}: {error}") from error
   return template

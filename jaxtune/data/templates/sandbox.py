@@ -82,20 +82,19 @@ def read_text(path: str | Path) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def variables(source: str) -> tuple[frozenset[str], frozenset[str]]:
-  """Lists the variables a template needs, and all that it reads.
+def variables(source: str) -> frozenset[str]:
+  """Lists the variables that a template needs.
 
-  `x is defined` and `x | default(...)` make a column optional.
+  Those of `x is defined` and `x | default(...)` are optional.
 
   Raises:
     UserError: what is no Jinja, or takes too much to read; the place is the caller's to add.
   """
   here = confined.inside or is_plain(source)
   try:
-    needed, read = _find_variables(source) if here else confined.one(_variables, source)
+    return frozenset(_find_variables(source) if here else confined.one(_variables, source))
   except confined.Exceeded as error:
     raise confined.Exceeded(f"{error}: {source!r}") from error
-  return frozenset(needed), frozenset(read)
 
 
 @functools.lru_cache(maxsize=256)
@@ -118,7 +117,7 @@ def _rendering(source: str) -> Callable[[tuple[dict, dict]], str]:
 
 @functools.lru_cache(maxsize=256)
 def _compiled(source: str) -> Callable[..., str]:
-  needed, _ = variables(source)
+  needed = variables(source)
   template = _ENVIRONMENT.from_string(source)
 
   def run(row: dict, **more) -> str:
@@ -146,11 +145,12 @@ def _compiled(source: str) -> Callable[..., str]:
   return run
 
 
-def _variables() -> Callable[[str], tuple[list[str], list[str]]]:
+def _variables() -> Callable[[str], list[str]]:
+  """Makes the function that the other process calls; see `confined.one`."""
   return _find_variables
 
 
-def _find_variables(source: str) -> tuple[list[str], list[str]]:
+def _find_variables(source: str) -> list[str]:
   try:
     tree = _ENVIRONMENT.parse(source)
     _ENVIRONMENT.from_string(source)
@@ -164,7 +164,7 @@ def _find_variables(source: str) -> tuple[list[str], list[str]]:
   optional = [t.node for t in tree.find_all(jinja2.nodes.Test) if t.name == "defined"]
   optional += [f.node for f in tree.find_all(jinja2.nodes.Filter) if f.name in ("default", "d")]
   names = {node.name for node in optional if isinstance(node, jinja2.nodes.Name)}
-  return list(read - names - {"row"} - set(_ENVIRONMENT.globals)), list(read)
+  return list(read - names - {"row"} - set(_ENVIRONMENT.globals))
 
 
 def spans(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from jaxtune import libraries
 from jaxtune.errors import UserError, nearest
-from jaxtune.metrics.metric import Metric, mean
+from jaxtune.metrics.metric import Counts, Draws, Metric, mean
 
 sklearn = libraries.Lazy("sklearn.metrics")
 
@@ -80,9 +80,7 @@ def counts_XJ(predictions: Labels, references: Labels) -> Float[np.ndarray, "X J
   return np.concatenate([predicted_XC & true_XC, predicted_XC, true_XC], 1).astype(np.float64)
 
 
-def _combine(
-  of_counts: Callable, counts_ZX: Float[np.ndarray, "Z X"], statistics_XJ: Float[np.ndarray, "X J"]
-) -> Float[np.ndarray, " Z"]:
+def _combine(of_counts: Callable, counts_ZX: Counts, statistics_XJ: np.ndarray) -> Draws:
   """Applies a function of the three counts of `counts_XJ` to each resample, in percent."""
   return 100 * of_counts(*np.split(counts_ZX @ statistics_XJ, 3, axis=1))
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune import libraries
-from jaxtune.metrics.metric import Metric, mean
+from jaxtune.metrics.metric import Counts, Draws, Metric, mean
 
 stats, sklearn = libraries.Lazy("scipy.stats"), libraries.Lazy("sklearn.metrics")
 
@@ -56,9 +56,7 @@ def _correlation(measure: str, predictions: Numbers, references: Numbers) -> flo
   return 100 * float(getattr(stats, measure)(x_X, y_X).statistic)
 
 
-def _ranks(
-  counts_ZX: Float[np.ndarray, "Z X"], x_X: Float[np.ndarray, " X"]
-) -> Float[np.ndarray, "Z X"]:
+def _ranks(counts_ZX: Counts, x_X: np.ndarray) -> Float[np.ndarray, "Z X"]:
   """Returns each example's rank, averaged over ties, among counts_ZX copies of all examples.
 
   U is the distinct numbers.
@@ -70,9 +68,7 @@ def _ranks(
   return ranks_ZU[:, group_X][:, np.argsort(order_X)]
 
 
-def _resampled_correlation(
-  ranked: bool, counts_ZX: Float[np.ndarray, "Z X"], pairs_X2: Float[np.ndarray, "X 2"]
-) -> Float[np.ndarray, " Z"]:
+def _resampled(ranked: bool, counts_ZX: Counts, pairs_X2: np.ndarray) -> Draws:
   """Returns the correlation of each resample: of the numbers, or of their ranks within it."""
   x_ZX, y_ZX = (_ranks(counts_ZX, x_X) if ranked else x_X[None] for x_X in pairs_X2.T)
   total_Z1 = counts_ZX.sum(1, keepdims=True)
@@ -86,7 +82,7 @@ def _resampled_correlation(
 
 
 def _of_correlation(title: str, measure: str, ranked: bool) -> Metric:
-  score, combine = partial(_correlation, measure), partial(_resampled_correlation, ranked)
+  score, combine = partial(_correlation, measure), partial(_resampled, ranked)
   return Metric(title, score, pairs_X2, combine, low=-100.0)
 
 

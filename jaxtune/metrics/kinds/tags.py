@@ -18,7 +18,7 @@ from jaxtyping import Float
 from jaxtune import libraries
 from jaxtune.errors import UserError
 from jaxtune.metrics.kinds.label import Class, table
-from jaxtune.metrics.metric import Metric
+from jaxtune.metrics.metric import Counts, Draws, Metric
 
 EXPECTED = "a list of IOB2 tags against another"
 Tags = Sequence[Sequence[str]]
@@ -67,9 +67,7 @@ def counts_XJ(predictions: Tags, references: Tags) -> Float[np.ndarray, "X J"]:
   )
 
 
-def _resampled(
-  share: str, counts_ZX: Float[np.ndarray, "Z X"], spans_XJ: Float[np.ndarray, "X J"]
-) -> Float[np.ndarray, " Z"]:
+def _resampled(share: str, counts_ZX: Counts, spans_XJ: np.ndarray) -> Draws:
   right_Z, said_Z, true_Z = (counts_ZX @ spans_XJ).T
   of_Z = {"precision": said_Z, "recall": true_Z, "f1": (said_Z + true_Z) / 2}[share]
   return 100 * right_Z / np.where(of_Z > 0, of_Z, 1)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from jaxtune import libraries
 from jaxtune.errors import UserError
-from jaxtune.metrics.metric import Metric, mean
+from jaxtune.metrics.metric import Counts, Draws, Metric, mean
 
 rouge_scorer = libraries.Lazy("rouge_score.rouge_scorer")
 EXPECTED = "a string against a list of accepted strings"
@@ -122,9 +122,7 @@ def _of_corpus(title: str, metric: Any) -> Metric:
     counts = metric._extract_corpus_statistics(list(predictions), _streams(references))
     return np.array(counts, np.float64)
 
-  def combine(
-    counts_ZX: Float[np.ndarray, "Z X"], statistics_XJ: Float[np.ndarray, "X J"]
-  ) -> Float[np.ndarray, " Z"]:
+  def combine(counts_ZX: Counts, statistics_XJ: np.ndarray) -> Draws:
     sums_ZJ = np.rint(counts_ZX @ statistics_XJ).astype(int).tolist()
     return np.array([metric._compute_score_from_stats(sums).score for sums in sums_ZJ])
 

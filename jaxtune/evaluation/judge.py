@@ -1,4 +1,4 @@
-"""Judges a group of trials: losses, and predictions and their metrics."""
+"""Judges a group of trials: measures their losses, and scores their predictions."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def make(
   tokenizer: Any,
   stop_tokens: tuple[int, ...] = (),
 ) -> Evaluator:
-  """Gathers compiled judgement; jit compiles it at the first call of each shape.
+  """Makes an evaluator; its functions are compiled at the first call with each shape.
 
   Args:
     objective: the objective's module.
@@ -105,7 +105,7 @@ def make(
 
 
 def metric_names(options: EvaluateOptions, objective: Any) -> tuple[str, ...]:
-  """Names the metrics that predictions are judged by; none where nothing is predicted."""
+  """Returns the names of the metrics that score predictions; none if nothing is predicted."""
   if not options.generate and not hasattr(objective, "decode"):
     return ()
   return objective.METRICS if options.metrics is None else tuple(options.metrics)
@@ -132,7 +132,7 @@ def measure(
 
 
 def stack(batches: Sequence[dict]) -> dict:
-  """Stacks the trials' batches to (E, 1, B, ...); equal ones take no memory of their own."""
+  """Stacks the trials' batches to (E, 1, B, ...), without a copy where all are the same one."""
   first, count = batches[0], len(batches)
   if all(batch is first for batch in batches):
     return {name: np.broadcast_to(x, (count, 1, *x.shape)) for name, x in first.items()}
@@ -140,7 +140,13 @@ def stack(batches: Sequence[dict]) -> dict:
 
 
 def totals(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = slice(None)) -> dict:
-  """Returns those of {prefix_loss (nats a target), prefix_perplexity, prefix_accuracy (%)}."""
+  """Returns measures of a split by name, such as {"test_loss": ..., "test_accuracy": ...}.
+
+  Args:
+    measures: some of "loss" (nats a target), "perplexity" and "accuracy" (of targets, in %).
+    rows: sums of each example, "loss", "correct" and "weight".
+    chosen: the examples that count; default all.
+  """
   loss, correct, weight = (
     float(rows[name][chosen].sum(dtype=np.float64)) for name in ("loss", "correct", "weight")
   )
@@ -163,7 +169,7 @@ def completions(
   """Completes every trial's own prompts; returns the texts, (trial, prompt).
 
   Args:
-    seeds: of each trial's draws; a draw hangs on the seed and the prompt's number alone.
+    seeds: of each trial's draws; a draw depends on the seed and on the prompt's number alone.
   """
   stops, count = evaluator.stop_tokens, max(map(len, prompts))
   size = min(evaluator.options.batch_size, count)
@@ -195,7 +201,7 @@ def judge_splits(
   """Judges every trial on its data: general text, validation and test; predicts on the last.
 
   Args:
-    seeds: of each trial, for text that is drawn; by default 0, as for the untuned base.
+    seeds: of each trial, for text that is drawn at random; default 0, as for the untuned base.
   """
   found = [Judged({}) for _ in datasets]
   for name in ("general", "validation", "test"):
@@ -236,9 +242,9 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
 
 
 def completed(split: data.Split, limit: int | None) -> list[int]:
-  """Numbers the examples that predictions are made for, in order: of every task equally many.
+  """Returns the numbers of the examples that predictions are made for, in order.
 
-  A task with fewer examples than its part leaves the rest to the others.
+  Every task has equally many; where one has fewer, the others have more.
   """
   if limit is None or split.tasks is None:
     return list(range(len(split.references)))[:limit]
@@ -259,7 +265,7 @@ def _scores(names: Sequence[str], predictions: list, references: list, prefix: s
 
 
 def _tasks(split: data.Split) -> list[str] | None:
-  """Names the task of each example; where one has several windows, that of its first."""
+  """Returns the task of each example; of one with several windows, that of the first."""
   if split.tasks is None or "example" not in split.arrays:
     return split.tasks
   _, first = np.unique(split.arrays["example"], return_index=True)

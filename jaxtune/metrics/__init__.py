@@ -21,7 +21,7 @@ _LOSSES = ("loss", "perplexity")  # measured on every split, without predictions
 
 
 def of_kind(kind: str) -> list[str]:
-  """Lists the metrics that judge `kind`."""
+  """Returns the names of the metrics that judge `kind`."""
   return list(KINDS[kind].METRICS)
 
 
@@ -65,7 +65,7 @@ def score(
 def baseline(
   references: Sequence, metrics: Sequence[str], seen: Sequence | None = None
 ) -> dict[str, float]:
-  """Scores one answer given to every example: what a model has to beat.
+  """Scores the same answer to every example, which a model has to beat.
 
   The answer is the most frequent label, the most frequent (first) accepted text, the mean of the
   numbers, or "O" for every word.
@@ -137,7 +137,7 @@ def check_examples(
 
 
 def _mismatch(name: str, given: str, kinds: Sequence[str]) -> str:
-  """Words the error of a metric that does not judge what is given, with those that do."""
+  """Words the error of a metric that does not judge what is given, and names those that do."""
   kind = kind_of(name)
   wrong = f"{name} judges {kind}, expected {KINDS[kind].EXPECTED}, not {given}"
   return "; ".join([wrong, *(f"metrics of {k}: {', '.join(of_kind(k))}" for k in kinds)])

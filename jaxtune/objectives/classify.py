@@ -41,10 +41,10 @@ def predict(forward: Forward, batch: Batch) -> Batch:
 
 
 def decode(dataset: Data, split: Split, arrays: dict[str, np.ndarray]) -> list[str]:
-  """Names the predicted labels."""
+  """Returns the names of the predicted labels."""
   return [dataset.labels[label] for label in arrays["labels"]]
 
 
 def references(dataset: Data, split: Split) -> list[str]:
-  """Names the true labels."""
+  """Returns the names of the true labels."""
   return decode(dataset, split, split.arrays)

@@ -1,4 +1,4 @@
-"""Extractive question answering: the first and the last token of the answer in its context."""
+"""Extractive question answering: predicts the first and the last token of the answer."""
 
 from __future__ import annotations
 

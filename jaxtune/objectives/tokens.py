@@ -22,7 +22,7 @@ loss, predict = classify.loss, classify.predict
 
 
 def decode(dataset: Data, split: Split, arrays: dict[str, np.ndarray]) -> list[list[str]]:
-  """Gives every word its tag; "O" where truncation cut it off."""
+  """Returns the tag of every word; "O" for a word that truncation cut off."""
   return tokens.word_tags(split, arrays["labels"], dataset.labels)
 
 

@@ -1,8 +1,8 @@
-"""Conversations to tokens through the tokenizer's own chat template, trained on what is answered.
+"""Encodes conversations by a chat template; the assistant's turns are trained on.
 
-To find which tokens are the assistant's, the conversation is rendered up to each of its turns, as
-inference would, and the ids are compared: marks in the template (`{% generation %}`) are not
-needed. If the prompt that inference sees is not the beginning of the whole, no mask is right, and
+To find the tokens of these turns, the conversation is rendered up to each of them, as inference
+would render it, and the ids are compared. So the template needs no marks (`{% generation %}`). If
+the prompt that inference sees is not how the whole conversation begins, no mask would be right, and
 the conversation is refused.
 """
 
@@ -46,23 +46,23 @@ class _Item(NamedTuple):
 def encode(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> tuple[Split, dict]:
-  """Tokenises conversations; trained are the assistant's turns, each with the token that ends it.
+  """Encodes conversations; the assistant's turns and the tokens that end them are trained on.
 
   The ids are those that `apply_chat_template` gives for the whole conversation.
 
   Args:
     examples: from `conversations.read`.
-    options: turns="last" trains on the last turn alone, which a template that rewrites its history
-      needs; malformed is for conversations of which the template allows no right mask; too_long can
-      be "skip" or "truncate", which cuts the end.
+    options: turns="last" trains on the last turn alone, as a template needs that rewrites earlier
+      turns; malformed is for conversations for which the template allows no right mask; too_long
+      can be "skip" or "truncate", which cuts the end.
 
   Returns:
-    The split (prompts end in the generation prompt of the last turn), and counts with "turns"
-    (trained), "stop_tokens" (ids that end a turn: generation should stop at them) and
+    The split, whose prompts end in the generation prompt of the last turn; and counts with "turns"
+    (trained), "stop_tokens" (ids that end a turn, at which generation should stop) and
     "chat_template" (its sha256).
 
   Raises:
-    UserError: with file and line, and the turn if one of them is at fault.
+    UserError: with file and line, and with the turn that is wrong.
   """
   padding.check_too_long(options.too_long, ("skip", "truncate"))
   if options.decoder_start:
@@ -105,7 +105,7 @@ def encode(
 def prompts(
   tokenizer: Tokenizer, rows: Sequence[dict], chat_template: str | None = None
 ) -> list[list[int]]:
-  """Encodes what the model sees before it answers, as `encode` does for training.
+  """Encodes what the model sees before it answers, just as `encode` does for training.
 
   Args:
     rows: conversations that end in a user's turn or in a tool's result, with `tools` or without.
@@ -124,7 +124,7 @@ def prompts(
 def _encode(
   tokenizer: Tokenizer, sources: tuple[str, str], examples: Sequence[Example], turns: str
 ) -> Iterator[_Item | UserError]:
-  """Yields every example's tokens, or what is wrong with it."""
+  """Yields the tokens of every example, or the error that says what is wrong with it."""
   marks = wording.special(tokenizer)
   for batch in in_batches(examples):
     jobs = [_attempt(wording.job, example.row, marks.values(), turns) for example in batch]
@@ -151,7 +151,7 @@ def _attempt(function: Callable[..., Result], *args: Any) -> Result | UserError:
 def _mask(
   tokenizer: Tokenizer, marks: Collection[int], example: Example, turns: list[_Turn]
 ) -> _Item:
-  """Finds the tokens of each turn in the whole conversation, the last turn's `answered`."""
+  """Finds the tokens of each turn in the whole conversation, the `answered` of the last turn."""
   whole = turns[-1].answered
   trained, stops = [False] * len(whole), []
   blank = lambda token: token in marks or not tokenizer.decode([token]).strip()
@@ -189,7 +189,7 @@ def _mask(
 def _stop(
   whole: list[int], begin: int, end: int, marks: Collection[int], blank: Callable[[int], bool]
 ) -> int | None:
-  """Finds the token that ends a turn: the first special one with no text behind it."""
+  """Finds the token that ends a turn: the first special one after which no text follows."""
   stop = None
   while end > begin and blank(whole[end - 1]):
     end -= 1

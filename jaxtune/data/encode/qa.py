@@ -1,4 +1,4 @@
-"""Extractive question answering: characters to tokens, long contexts to windows, and back."""
+"""Extractive question answering: finds an answer's tokens in windows of its context, and back."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def read_row(
 ) -> tuple[dict, str, list[str]]:
   """Reads a question, its context and the places of its answers there.
 
-  `answers` are {"text": [...], "answer_start": [...]} in characters as in SQuAD, or a list of such
-  pairs; none at all is a question without an answer.
+  `answers` are {"text": [...], "answer_start": [...]}, in characters, as in SQuAD, or a list of
+  such pairs; an empty one is a question without an answer.
   """
   asked, passage = read_text(row, question).strip(), read_text(row, context)
   if answers not in row:
@@ -87,8 +87,8 @@ def encode(
   """Encodes questions with their contexts; a context longer than a row becomes several windows.
 
   Arrays, for N windows: starts, ends (N,) int32, the first and the last token of the first answer
-  (0, 0 where a window lacks it or there is none); context (N, T) bool; offsets (N, T, 2) int32, the
-  characters of the context; example (N,) int32, the place of the window's example in the lists.
+  (0 and 0 if a window lacks it or there is none); context (N, T) bool; offsets (N, T, 2) int32, the
+  characters of the context; example (N,) int32, the number of the window's example in the lists.
 
   Args:
     options: max_length is the most tokens of a window; None: contexts are not divided. too_long can
@@ -96,12 +96,12 @@ def encode(
       without a token.
 
   Returns:
-    The split, whose lists (references, rows, where) have one entry an *example*, and counts with
-    "windows", "unanswerable" (examples) and "cut_answers" (examples whose answer no window holds
-    whole).
+    The split, whose lists (references, rows, where) have one entry for each *example*; and counts
+    with "windows", "unanswerable" (examples) and "cut_answers" (examples whose answer is whole in
+    no window).
 
   Raises:
-    UserError: with file and line; a tokenizer that cannot say where its tokens stand.
+    UserError: with file and line; or for a tokenizer that cannot say where its tokens stand.
   """
   if not tokenizer.is_fast:
     raise UserError(
@@ -133,12 +133,12 @@ def answer_texts(
   n_best: int = 20,
   max_tokens: int = 30,
 ) -> list[str]:
-  """Takes the likeliest span of every example out of its context.
+  """Returns the likeliest answer to every example, a part of its context.
 
-  Among the `n_best` starts and ends of each window, in context only, the pair of the highest sum of
-  logits that is at most `max_tokens` long; over an example's windows, the best of theirs. Where the
-  data have questions without an answer, "" if the first token's sum is higher, in the window where
-  it is lowest (Devlin et al. 2019, section 4.3).
+  Of the `n_best` starts and the `n_best` ends in a window's context, it is the pair with the
+  highest sum of logits that is at most `max_tokens` long; of several windows, the best. If the data
+  have questions without an answer, the answer is "" where the sum of the first token, in the window
+  where it is lowest, is higher (Devlin et al. 2019, section 4.3).
 
   Returns:
     A text for each of the split's references.
@@ -165,14 +165,14 @@ def answer_texts(
 
 
 def _question(tokenizer: Tokenizer, example: Example) -> str:
-  # Where no special token divides the two, a line does.
+  # If no special token divides question and context, a new line does.
   return example.row["question"] + ("" if ends_texts(tokenizer) else "\n")
 
 
 def _with_room(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> list[Example]:
-  """Leaves out, or refuses, questions that fill a window."""
+  """Applies the policy to questions that leave no room for their context."""
   if options.max_length is None or not examples:
     return list(examples)
   if options.stride < 0:
@@ -227,7 +227,7 @@ def _locate(spans: Sequence[tuple[int, int]], windows: Sequence[_Window]) -> lis
     last = next((at for at in reversed(real) if window.offsets[at][0] < end), None)
     inside = first is not None and last is not None and first <= last
     touched |= inside
-    # A border that no token reaches is text without tokens, unless the window ends there.
+    # If no token reaches a border of the answer, the text there has no tokens, or the window ends.
     cut_left = inside and number > 0 and first == real[0] and window.offsets[first][0] > start
     behind = inside and number < len(windows) - 1 and last == real[-1]
     whole = inside and not cut_left and not (behind and window.offsets[last][1] < end)

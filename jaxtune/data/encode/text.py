@@ -36,11 +36,11 @@ class _Item(NamedTuple):
 def encode(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> tuple[Split, dict]:
-  """Tokenises prompt, answer and stop token.
+  """Encodes prompts, answers and stop tokens.
 
-  A beginning-of-sequence token comes first where the tokenizer adds one itself; the stop token is
-  the tokenizer's eos. Trained on are the answer and the stop token; of plain text every token but
-  the first.
+  A beginning-of-sequence token comes first if the tokenizer adds one itself; the stop token is the
+  tokenizer's eos. The answer and the stop token are trained on; of plain text, every token but the
+  first.
 
   For an encoder-decoder, the prompt, with the special tokens that the tokenizer adds to a text, is
   "inputs" (N, S) with "inputs_mask"; "tokens" are decoder_start, the answer and the stop token.
@@ -50,10 +50,10 @@ def encode(
       consecutive windows of max_length, the last of which is kept from 16 tokens on.
 
   Returns:
-    The split, and counts; of examples whose texts hold "bos" or "eos", also special_tokens.
+    The split, and counts; if texts hold "bos" or "eos" themselves, also "special_tokens".
 
   Raises:
-    UserError: by the policies, with file and line; or a tokenizer without a stop token.
+    UserError: with file and line, by the policies; or for a tokenizer without eos.
   """
   if options.max_length is not None and options.max_length < 2:
     raise UserError(f"data.max_length is {options.max_length}, expected 2 or more tokens")
@@ -97,7 +97,7 @@ def _tokenise(
 def _settle_specials(
   tokenizer: Tokenizer, items: list[_Item], options: EncodeOptions
 ) -> tuple[list[_Item], dict]:
-  """Applies the policy to special tokens that come twice, and counts them."""
+  """Applies the policy to special tokens that come twice; returns how often each does."""
   count = Counter(name for item in items for name in item.doubled)
   if count and options.special_tokens == "strip":
     whole = bool(options.decoder_start)
@@ -113,7 +113,7 @@ def _settle_specials(
 
 
 def _shorten(items: list[_Item], options: EncodeOptions) -> tuple[list[_Item], int]:
-  """Applies the policy to what is too long; also counts the chunks too short to keep."""
+  """Applies the policy to items that are too long; also counts the chunks too short to keep."""
   most = options.max_length
   if most is None:
     return items, 0

@@ -1,8 +1,8 @@
 """Words with a tag each (named entities, parts of speech), aligned with the tokens of their text.
 
-The words are joined by spaces and tokenised as any text is; characters say which token is whose. So
-the tokens are such as the model was pretrained on, also where the tokenizer is byte-level and would
-glue words together that are given to it one by one.
+The words are joined by spaces and tokenised like any text; the characters of a token say which word
+it belongs to. So the tokens are those that the model was pretrained on, also for a byte-level
+tokenizer, which would glue words together if it got them one by one.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def read_row(
 def encode(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> tuple[Split, dict]:
-  """Encodes tagged words: labels (N, T) int32, where weights (N, T) are 1: at first subwords.
+  """Encodes tagged words: labels (N, T) int32, which count where weights (N, T) are 1.
 
-  `words` (N, T) int32 numbers, from 1, the word that a token is the first of, 0 for none: for
-  `word_tags`.
+  Weights are 1 at the first subword of each word. `words` (N, T) int32 is the number of that word,
+  from 1, and 0 at all other tokens; `word_tags` reads it.
 
   Args:
     options: too_long can be "skip" or "truncate", which cuts words off the end; malformed is for a
@@ -56,11 +56,11 @@ def encode(
 
   Returns:
     The split, whose references are the tags of all words, also of those cut off; and counts with
-    "labels" (names in order), "classes" (words by tag), "words", "cut_words" and "silent_words" (of
-    which the tokenizer leaves no token).
+    "labels" (names in order), "classes" (words by tag), "words", "cut_words" and "silent_words"
+    (those of which the tokenizer leaves no token).
 
   Raises:
-    UserError: with file and line; a tokenizer that cannot say where its tokens stand.
+    UserError: with file and line; or for a tokenizer that cannot say where its tokens stand.
   """
   if not tokenizer.is_fast:
     raise UserError(
@@ -97,7 +97,7 @@ def encode(
 
 
 def word_tags(split: Split, labels_NT: np.ndarray, names: Sequence[str]) -> list[list[str]]:
-  """Gives every word the tag of its first subword, and "O" where that was cut off.
+  """Returns for every word the tag of its first subword, and "O" if that was cut off.
 
   Returns:
     As many tags for each example as its references have.
@@ -112,7 +112,7 @@ def word_tags(split: Split, labels_NT: np.ndarray, names: Sequence[str]) -> list
 def _tokenise(
   tokenizer: Tokenizer, examples: Sequence[Example], max_length: int | None
 ) -> list[Row]:
-  """Tokenises texts, cut at max_length; marks are `_words`, and words are counted."""
+  """Tokenises texts, cut at max_length; the marks of the rows are `_words`."""
   texts = [" ".join(example.row["words"]) for example in examples]
   cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
   out = tokenizer(texts, return_offsets_mapping=True, verbose=False, **cut)
@@ -124,7 +124,7 @@ def _tokenise(
 
 
 def _words(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int]:
-  """Numbers, from 1, the word that each token is the first of; 0 for none.
+  """Returns for each token the number, from 1, of the word that it is the first of; 0 for none.
 
   A token belongs to the first word that it has characters of.
   """

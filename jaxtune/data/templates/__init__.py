@@ -2,12 +2,12 @@
 
 A prompt template is a Jinja string, rendered in a sandbox with the row's columns as variables:
 "{{ mr }}\n" or "{% if title %}{{ title }}: {% endif %}{{ text }}\nStars: ". A column whose name is
-no Jinja name is `row["its name"]`. Whitespace counts: the answer follows the prompt directly, so
-the template ends in whatever separates the two.
+no Jinja name is written `row["its name"]`. White space matters: the answer follows the prompt
+directly, so the template ends in whatever separates the two.
 
   library       templates by name, one file a task beside this one; `bundled` lists them
   promptsource  YAML files, read safely
-  sandbox       Jinja, and what it is given beyond its own
+  sandbox       Jinja, and the filters that are added to it
   formats       which templates a split is read by, and what its columns are called there
   examples      rows to examples
 """

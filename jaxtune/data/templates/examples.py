@@ -1,4 +1,4 @@
-"""Rows to examples: prompt, accepted answers, answer choices."""
+"""Makes examples of rows: prompt, accepted answers and answer choices."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ class Example(NamedTuple):
 
   Attributes:
     prompt: None for plain text, which is `answers[0]`.
-    choices: the answers to choose from, where the template lists them.
-    source: the row as it was read, where `row` holds more.
-    conversation: whether `row` holds turns, which a chat template makes into text.
+    answers: all that are accepted; the first is trained on.
+    where: file and line of the row, for errors.
+    choices: the answers to choose from, if the template lists them.
+    source: the row as it was read, if `row` holds more.
+    conversation: whether `row` holds turns, which a chat template turns into text.
   """
 
   prompt: str | None
@@ -99,11 +101,11 @@ def _answers(answer: str, row: dict, more: dict) -> list[str]:
 
 
 def variants(rows: Sequence[dict]) -> np.ndarray:
-  """Numbers the examples of each row, given the row of every example.
+  """Returns the numbers of the examples of each row, given the row of every example.
 
   Returns:
-    (N, K) int64: K examples for each of N rows. Where some of a row's were skipped, what is left
-    is repeated.
+    (N, K) int64: K examples for each of N rows. If some examples of a row were skipped, the others
+    are repeated.
   """
   # Equal rows may be two rows, so they are told apart by identity.
   runs = itertools.groupby(range(len(rows)), key=lambda number: id(rows[number]))
@@ -118,12 +120,11 @@ def render_prompts(
   rename: Mapping | None = None,
   choices: Sequence[str] | None = None,
 ) -> list[str]:
-  """Makes the prompts of rows that have no answer yet, as `choose` and `render` would in training.
+  """Makes the prompts of rows that have no answer, as `choose` and `render` do in training.
 
   Args:
-    template: the training data's, where it had one (of several, the first); else the rows' columns
-      decide.
-    rename, choices: the training data's.
+    template: that of the training data (of several, the first); None: the columns decide.
+    rename, choices: those of the training data.
   """
   if template is not None and not isinstance(template, (str, Template)):
     template = template[0]
@@ -142,7 +143,7 @@ def render_prompts(
 
 
 def _more(template: Template, row: dict) -> dict:
-  """Renders the answer choices, for the templates to see."""
+  """Renders the answer choices, which templates read as a variable."""
   if not template.answer_choices:
     return {}
   texts = [
@@ -156,7 +157,7 @@ def _more(template: Template, row: dict) -> dict:
 
 
 def _split(template: Template, row: dict) -> tuple[str, list[str], list[str]]:
-  """Reads promptsource's form: one text, whose prompt ends where "|||" stands."""
+  """Reads a row by a template in promptsource's form, one text in which "|||" ends the prompt."""
   more = _guarded(_more(template, row))
   text = sandbox.renderer(template.prompt)(_guarded(row), **more)
   prompt, *answers = (_unguarded(part).strip() for part in text.split(promptsource.BAR))
@@ -174,13 +175,13 @@ def _prompt(template: Template, row: dict) -> str:
   try:
     sandbox.variables(front)
   except UserError:
-    return _split(template, row)[0]  # The border is inside an {% if %}: all of it must render.
+    return _split(template, row)[0]  # The "|||" stands inside an {% if %}: all of it must render.
   more = _guarded(_more(template, row))
   return _unguarded(sandbox.renderer(front)(_guarded(row), **more)).strip() + "\n"
 
 
 def _guarded(value: Any) -> Any:
-  """Hides the "|||" in a row's own text from splitting."""
+  """Replaces the "|||" in a row's own text, so that the text is not split there."""
   if isinstance(value, str):
     return value.replace(promptsource.BAR, _BARS)
   if isinstance(value, dict):

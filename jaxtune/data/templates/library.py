@@ -1,6 +1,6 @@
-"""Prompt templates by name: the library's, one file a task beside this one, and files of one's own.
+"""Prompt templates by name: those of the library, a file for each task, and those of other files.
 
-A file gives `task` and a list of `templates`; what they share stands once, at the top:
+A file holds `task` and a list of `templates`. What the templates share stands once, at the top:
 
   task: sentiment
   answer: "{{ answer_choices[label] }}"     # or a column, whose list gives several accepted answers
@@ -13,9 +13,9 @@ A file gives `task` and a list of `templates`; what they share stands once, at t
         {{ sentence }}
         Feeling:
 
-`clarity` says how much the wording tells: "vague" hardly names the task, "specific" asks for it and
-names the possible answers, "context" adds what the text is and the form of the answer. Templates of
-one file differ in wording alone: they need the same columns and give the same answers.
+`clarity` says how much the wording explains: "vague" hardly names the task, "specific" asks for it
+and names the possible answers, "context" adds what the text is and the form of the answer. The
+templates of a file differ in wording alone: they need the same columns and give the same answers.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _NAME = re.compile(r"[\w-]+/[\w-]+")
 
 
 class Template(NamedTuple):
-  """A wording: how a row becomes prompt, answers and answer choices."""
+  """How a row becomes a prompt, answers and answer choices."""
 
   prompt: str | None  # Jinja; None for plain text
-  # A column or Jinja; of several the first whose columns are there; None: it is in the prompt,
-  # behind "|||".
+  # A column or Jinja; of several, the first whose columns the data have. None: the answer stands in
+  # the prompt, after "|||".
   answer: str | tuple[str, ...] | None
   answer_choices: tuple[str, ...] = ()  # text or Jinja
-  name: str | None = None  # "sentiment/vague", "FILE.yaml:name"; None where a config spells it out
+  name: str | None = None  # "sentiment/vague", "FILE.yaml:name"; None if it is written in a config
   task: str | None = None
   metrics: tuple[str, ...] = ()
   clarity: str | None = None
@@ -61,14 +61,14 @@ class Template(NamedTuple):
 
 
 def resolve(template: str | Template, answer: str | tuple[str, ...] | None = None) -> Template:
-  """Finds a template by what `data.template` holds.
+  """Finds the template that `data.template` names or writes out.
 
   Args:
     template: Jinja; the library's "task/name"; or "FILE.yaml:name".
     answer: of Jinja, which has none of its own.
 
   Raises:
-    UserError: a name that is not there, with the nearest; an answer missing, or one too many.
+    UserError: for an unknown name, with the nearest, or for Jinja without an answer.
   """
   if isinstance(template, Template):
     return template
@@ -91,10 +91,10 @@ def resolve(template: str | Template, answer: str | tuple[str, ...] | None = Non
 
 
 def read(path: str | Path) -> list[Template]:
-  """Reads a file of templates, our own or promptsource's; each is named "path:name".
+  """Reads a file of templates, in our form or in promptsource's; each is named "path:name".
 
   Raises:
-    UserError: what is not as this module or `promptsource` describes, with file and template.
+    UserError: with file and template, for a file of neither form.
   """
   ours = Path(path).parent == FOLDER
   (entries,) = confined.each(_reading, [sandbox.read_text(path)], str(path), here=ours)
@@ -129,7 +129,7 @@ def bundled(pattern: str = "*.yaml") -> list[Template]:
 def _named(templates: list[Template], name: str) -> Template:
   named = [one for one in templates if one.name == name]
   if not named:
-    # Whole names, so that what the message offers can be pasted.
+    # Whole names, so that one can be copied from the message.
     raise UserError(f"there is no template {name!r}; {nearest(name, (t.name for t in templates))}")
   if len(named) > 1:
     raise UserError(f"{len(named)} templates are called {name!r}: rename them in the file")
@@ -142,7 +142,7 @@ _OWN = ("name", "clarity", "prompt", *_SHARED[1:])
 
 
 def _entries(document: object, path: str | Path) -> tuple[str, list[dict]]:
-  """Checks the form of a file of our own, and spreads what its templates share."""
+  """Checks a file in our form; returns its task, and its templates with what they share."""
   if not isinstance(document, dict) or not isinstance(document.get("templates"), list):
     raise UserError(f"{path}: expected a mapping with task and a list of templates")
   shared = {key: value for key, value in document.items() if key != "templates"}

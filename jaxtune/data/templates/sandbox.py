@@ -1,9 +1,9 @@
-"""The sandbox that templates run in: Jinja, and the few filters it has beyond Jinja's own.
+"""The sandbox that templates run in: Jinja, and the few filters that are added to Jinja's own.
 
 spans          {% for text, kind in tokens | spans(ner_tags) %}: the entities of BIO tags
-choice, random one of a list, drawn by the row's content: the same row always draws the same
+choice, random one item of a list, chosen by a hash of the row: a row always gets the same one
 most_frequent  the items of a list that come most often
-highlight      nothing (promptsource marks variables with it on screen)
+highlight      the text as it is (promptsource marks variables with it on screen)
 
 A template that only prints cells renders here. What loops, calls or computes renders in another
 process, with limits on time, memory and text; see `confined`.
@@ -30,10 +30,11 @@ from jaxtune.errors import UserError, nearest
 
 
 class Choices(list):
-  """The answers that a row allows, by the label's number or its name.
+  """The answers that a row allows, by the number of the label or by its name.
 
-  A list, but that "1" out of a text file is number 1, that -1, which data sets put where nobody
-  judged, is not the last, and that a label beyond the end is an error instead of nothing.
+  It differs from a list in three ways. The text "1" is number 1. The label -1, which data sets
+  write where nobody judged, is not the last one. A label beyond the end is an error, where Jinja
+  would print nothing.
   """
 
   def __getitem__(self, label: object) -> Any:
@@ -58,7 +59,7 @@ class Choices(list):
 
 
 def is_template(text: str) -> bool:
-  """Tells Jinja from the name of a column."""
+  """Returns whether a text is Jinja; else it is the name of a column."""
   return "{{" in text or "{%" in text
 
 
@@ -88,7 +89,7 @@ def variables(source: str) -> frozenset[str]:
   Those of `x is defined` and `x | default(...)` are optional.
 
   Raises:
-    UserError: what is no Jinja, or takes too much to read; the place is the caller's to add.
+    UserError: if it is not Jinja, or takes too long to read; the caller adds where it stands.
   """
   here = confined.inside or is_plain(source)
   try:
@@ -102,7 +103,7 @@ def renderer(source: str) -> Callable[..., str]:
   """Compiles a template to (row, **more variables) -> text.
 
   Raises:
-    UserError: what is wrong with template or row; the place is the caller's to add.
+    UserError: if the template or the row is wrong; the caller adds where they stand.
   """
   variables(source)
   if confined.inside or is_plain(source):
@@ -157,7 +158,7 @@ def _find_variables(source: str) -> list[str]:
     read = jinja2.meta.find_undeclared_variables(tree)
   except MemoryError:
     raise
-  except Exception as error:  # Jinja's, and those of Python for what is nested too deeply, say
+  except Exception as error:  # of Jinja, or of Python for a template that is nested too deeply
     raise UserError(
       f"the template {source!r} is not valid Jinja: {confined.said(error)}"
     ) from error
@@ -170,7 +171,7 @@ def _find_variables(source: str) -> list[str]:
 def spans(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]:
   """Joins the tokens of every entity: [("Redondo Beach", "location"), ...], in order.
 
-  Read as conlleval does: an I- that continues nothing of its kind begins an entity too.
+  Tags are read as conlleval reads them: an I- that continues no entity of its kind begins one.
   """
   if len(tokens) != len(tags):
     raise UserError(f"{len(tokens)} tokens have {len(tags)} tags: expected one tag a token")
@@ -188,14 +189,14 @@ def spans(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def most_frequent(items: Iterable) -> list:
-  """Lists the items that come most often, in the order of their first."""
+  """Returns the items that come most often, in the order in which each comes first."""
   counts = collections.Counter(items)
   return [item for item, count in counts.items() if count == max(counts.values())]
 
 
 @jinja2.pass_context
 def _choice(context: jinja2.runtime.Context, items: Iterable) -> object:
-  """Draws one of `items`, by the row's content and how many were drawn for it before."""
+  """Chooses one of `items` by a hash of the row and of how many were chosen for it before."""
   items = list(items)
   if not items:
     raise UserError("choice: the list to choose from is empty")
@@ -222,10 +223,10 @@ def _printable(value: object) -> object:
 
 @functools.lru_cache(maxsize=256)
 def is_plain(source: str) -> bool:
-  """Tells a template that only prints cells, some of them under conditions.
+  """Returns whether a template only prints cells, some of them under conditions.
 
-  It has no loop, call, product or variable of its own, so what it takes and what it writes are
-  bounded by its own length times the row's, and it may run here.
+  Such a template has no loop, call, product or variable of its own. Its time and its output are
+  bounded by its length times that of the row, so that it may run in this process.
   """
   try:
     nodes = list(_ENVIRONMENT.parse(source[:_LONG]).find_all(jinja2.nodes.Node))

@@ -39,30 +39,30 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset) -> d
   names, resamples = evaluator.metrics, evaluator.options.resamples
   train = dataset.train  # The answers of a stream are not known beforehand.
   seen = evaluator.objective.references(dataset, train) if isinstance(train, Split) else ()
-  found = {
+  result = {
     "intervals": spreads(judged, names, resamples),
     "differences": {"base": differences(judged, untuned.base, names, resamples)},
     "chance": chance(judged, names, seen),
   }
   kind = metrics.kind_of(evaluator.objective.METRICS[0])
-  found |= _classes(judged, kind, dataset.labels or None)
+  result |= _classes(judged, kind, dataset.labels or None)
   if untuned.shots is not None:
-    found["differences"]["shots"] = differences(judged, untuned.shots, names, resamples)
-    found["shots"] = untuned.shots.metrics
-    found["demonstrations"] = untuned.drawn
-  return found
+    result["differences"]["shots"] = differences(judged, untuned.shots, names, resamples)
+    result["shots"] = untuned.shots.metrics
+    result["demonstrations"] = untuned.drawn
+  return result
 
 
 def _classes(judged: Judged, kind: str, names: Sequence[str] | None) -> dict:
   """Makes the table of the classes, or of the types of span, and the confusion matrix."""
   if judged.predictions is None or kind not in ("label", "tags"):
     return {}
-  said, true = judged.predictions, judged.references
+  predictions, references = judged.predictions, judged.references
   if kind == "tags":
-    return {"classes": [row._asdict() for row in tags.per_class(said, true)]}
-  confusion = label.confusion(said, true, names)
+    return {"classes": [row._asdict() for row in tags.per_class(predictions, references)]}
+  confusion = label.confusion(predictions, references, names)
   return {
-    "classes": [row._asdict() for row in label.per_class(said, true, names)],
+    "classes": [row._asdict() for row in label.per_class(predictions, references, names)],
     "confusion": {"labels": list(confusion.labels), "counts": confusion.counts_CC.tolist()},
   }
 
@@ -94,22 +94,22 @@ def differences(
 
 def _draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np.ndarray]:
   """Returns each metric of the judged split on resamples, which are the same for every metric."""
-  found: dict[str, np.ndarray] = {}
+  draws: dict[str, np.ndarray] = {}
   if not judged.split or not resamples:
-    return found
+    return draws
   rows, loss = judged.rows, f"{judged.split}_loss"
-  found[loss] = intervals.ratio_draws(rows["loss"], rows["weight"], resamples=resamples)
+  draws[loss] = intervals.ratio_draws(rows["loss"], rows["weight"], resamples=resamples)
   if f"{judged.split}_perplexity" in judged.metrics:
-    found[f"{judged.split}_perplexity"] = np.exp(found[loss])
+    draws[f"{judged.split}_perplexity"] = np.exp(draws[loss])
   if f"{judged.split}_accuracy" in judged.metrics:  # of tokens; of labels, see below
     right = intervals.ratio_draws(rows["correct"], rows["weight"], resamples=resamples)
-    found[f"{judged.split}_accuracy"] = 100 * right
+    draws[f"{judged.split}_accuracy"] = 100 * right
   if judged.predictions is not None:
     for name in names:
-      found[f"{judged.split}_{name}"] = intervals.draws(
+      draws[f"{judged.split}_{name}"] = intervals.draws(
         name, judged.predictions, judged.references, resamples=resamples
       )
-  return found
+  return draws
 
 
 def chance(judged: Judged, names: Sequence[str], seen: Sequence[Any]) -> dict[str, float]:

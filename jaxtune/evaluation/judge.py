@@ -119,10 +119,10 @@ def measure(
   size = -(-evaluator.options.batch_size // parts) * parts  # rows are added without weight
   distinct = {id(split): split for split in splits}
   batches = {key: list(data.batches(split, size)) for key, split in distinct.items()}
-  own = [batches[id(split)] for split in splits]
+  walks = [batches[id(split)] for split in splits]
   measured = []
-  for i in tqdm(range(max(map(len, own))), "judging", leave=False, disable=None):
-    batch = stack([walk[min(i, len(walk) - 1)] for walk in own])
+  for i in tqdm(range(max(map(len, walks))), "judging", leave=False, disable=None):
+    batch = stack([walk[min(i, len(walk) - 1)] for walk in walks])
     out = evaluator.rows(overlays, base, evaluator.parallel.put_batch(batch))
     measured.append(jax.tree.map(np.asarray, out))
   joined = jax.tree.map(lambda *parts: np.concatenate(parts, 1), *measured)
@@ -173,12 +173,14 @@ def completions(
   """
   stops, count = evaluator.stop_tokens, max(map(len, prompts))
   size = min(evaluator.options.batch_size, count)
-  longest = max(len(prompt) for own in prompts for prompt in own)  # one shape, compiled once
+  longest = max(len(prompt) for asked in prompts for prompt in asked)  # one shape, compiled once
   decode = partial(evaluator.tokenizer.decode, skip_special_tokens=True)
   texts: list[list[str]] = [[] for _ in prompts]
   for start in tqdm(range(0, count, size), "generating", leave=False, disable=None):
-    parts = [own[start : start + size] for own in prompts]
-    filled = [part + own[:1] * (size - len(part)) for part, own in zip(parts, prompts, strict=True)]
+    parts = [asked[start : start + size] for asked in prompts]
+    filled = [
+      part + asked[:1] * (size - len(part)) for part, asked in zip(parts, prompts, strict=True)
+    ]
     padded = [generate.pad_left(rows, stops[0], longest) for rows in filled]
     tokens_EBT, mask_EBT = map(np.stack, zip(*padded, strict=True))
     rows_EB = np.broadcast_to(np.arange(start, start + size), (len(prompts), size))
@@ -203,7 +205,7 @@ def judge_splits(
   Args:
     seeds: of each trial, for text that is drawn at random; default 0, as for the untuned base.
   """
-  found = [Judged({}) for _ in datasets]
+  judgements = [Judged({}) for _ in datasets]
   for name in ("general", "validation", "test"):
     splits = [getattr(dataset, name) for dataset in datasets]
     if splits[0] is None:
@@ -211,10 +213,10 @@ def judge_splits(
     measured = measure(evaluator, overlays, base, splits)
     for e, (rows, split) in enumerate(zip(measured, splits, strict=True)):
       scores = by_task(partial(totals, evaluator.objective.MEASURES, rows), split.tasks, name)
-      found[e] = Judged(found[e].metrics | scores, name, rows)
-  if found[0].split not in ("validation", "test") or not evaluator.metrics:
-    return found
-  return _predicted(evaluator, overlays, base, datasets, found, seeds or [0] * len(datasets))
+      judgements[e] = Judged(judgements[e].metrics | scores, name, rows)
+  if judgements[0].split not in ("validation", "test") or not evaluator.metrics:
+    return judgements
+  return _predicted(evaluator, overlays, base, datasets, judgements, seeds or [0] * len(datasets))
 
 
 def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], seeds):
@@ -230,15 +232,15 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
     pairs = zip(splits, numbers, strict=True)
     prompts = [[split.prompts[n] for n in chosen] for split, chosen in pairs]
     predictions = completions(evaluator, overlays, base, prompts, seeds)
-  done = []
+  predicted = []
   for e, (judged, split, chosen) in enumerate(zip(judgements, splits, numbers, strict=True)):
     true, tasks = objective.references(datasets[e], split), _tasks(split)
     true, tasks = [true[n] for n in chosen], tasks and [tasks[n] for n in chosen]
     scores = partial(_scores, evaluator.metrics, predictions[e], true)
-    found = judged.metrics | by_task(scores, tasks, name)
+    scored = judged.metrics | by_task(scores, tasks, name)
     sums = {key: judged.rows[key] for key in ("loss", "weight", "correct")}
-    done.append(Judged(found, name, sums, predictions[e], true, chosen))
-  return done
+    predicted.append(Judged(scored, name, sums, predictions[e], true, chosen))
+  return predicted
 
 
 def completed(split: data.Split, limit: int | None) -> list[int]:
@@ -286,11 +288,11 @@ def by_task(scores: Callable, tasks: Sequence[str] | None, prefix: str) -> dict:
   if tasks is None:
     return whole
   of_rows = np.asarray(tasks)
-  each = {task: scores(prefix, np.flatnonzero(of_rows == task)) for task in dict.fromkeys(tasks)}
-  mean = lambda metric: float(np.mean([values[metric] for values in each.values()]))
+  by_name = {task: scores(prefix, np.flatnonzero(of_rows == task)) for task in dict.fromkeys(tasks)}
+  mean = lambda metric: float(np.mean([values[metric] for values in by_name.values()]))
   means = {f"{metric}/mean": mean(metric) for metric in whole}
   return (
     whole
     | means
-    | {f"{metric}/{task}": values[metric] for task, values in each.items() for metric in whole}
+    | {f"{metric}/{task}": values[metric] for task, values in by_name.items() for metric in whole}
   )

@@ -74,8 +74,8 @@ def _counts(examples: int, seed: int, resamples: int) -> Iterator[Counts]:
   for done in range(0, resamples, rows):
     size = min(rows, resamples - done)
     drawn_ZX = rng.integers(examples, size=(size, examples))
-    cells = drawn_ZX + examples * np.arange(size)[:, None]
-    counts = np.bincount(cells.ravel(), minlength=size * examples)
+    cells_ZX = drawn_ZX + examples * np.arange(size)[:, None]
+    counts = np.bincount(cells_ZX.ravel(), minlength=size * examples)
     yield counts.reshape(size, examples).astype(np.float64)
 
 

@@ -114,10 +114,10 @@ def prompts(
   where, marks = [f"row {i}" for i in range(len(rows))], wording.special(tokenizer)
   jobs = [_attempt(wording.job, row, marks.values(), None) for row in rows]
   texts = []
-  for found in wording.render(tokenizer, wording.sources(tokenizer, chat_template), jobs, where):
-    if isinstance(found, UserError):
-      raise found
-    texts += found
+  for result in wording.render(tokenizer, wording.sources(tokenizer, chat_template), jobs, where):
+    if isinstance(result, UserError):
+      raise result
+    texts += result
   return token_ids(tokenizer, texts)
 
 

@@ -49,11 +49,11 @@ def render(form: Format, rows: Sequence[dict], where: Sequence[str]) -> list[Exa
   sources = [text for text in (*texts, *form.rename.values()) if isinstance(text, str)]
   results = confined.each(_reader, rows, form, here=all(map(sandbox.is_plain, sources)))
   examples = []
-  for row, place, result in zip(rows, where, results, strict=True):
+  for row, line, result in zip(rows, where, results, strict=True):
     if isinstance(result, UserError):
-      raise UserError(f"{place}: {result}") from result
+      raise UserError(f"{line}: {result}") from result
     for prompt, answers, choices in result:
-      examples.append(Example(prompt, answers, row, place, choices))
+      examples.append(Example(prompt, answers, row, line, choices))
   return examples
 
 

@@ -92,15 +92,15 @@ def choose(
 
 def renamed(row: dict, rename: Mapping[str, str | tuple[str, ...]]) -> dict:
   """Adds to a row the columns that a template knows by other names, if the row has them."""
-  found = {}
+  columns = {}
   for name, source in rename.items():
     if isinstance(source, tuple):
-      found[name] = [row[column] for column in source if row.get(column) is not None]
+      columns[name] = [row[column] for column in source if row.get(column) is not None]
     elif sandbox.is_template(source):
-      found[name] = sandbox.renderer(source)(row)
+      columns[name] = sandbox.renderer(source)(row)
     elif source in row:
-      found[name] = row[source]
-  return row | found
+      columns[name] = row[source]
+  return row | columns
 
 
 def picked(rename: Mapping, columns: Sequence[str]) -> dict[str, str | tuple[str, ...]]:

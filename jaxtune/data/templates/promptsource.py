@@ -61,8 +61,8 @@ def parse(document: str, path: str | Path) -> Any:
 
 def is_one(document: object) -> bool:
   """Returns whether a file has promptsource's form; in our own, templates are a list."""
-  found = isinstance(document, dict) and document.get("templates")
-  return bool(found) and not isinstance(found, list)
+  entries = isinstance(document, dict) and document.get("templates")
+  return bool(entries) and not isinstance(entries, list)
 
 
 def templates(document: dict, path: str | Path) -> list[dict]:

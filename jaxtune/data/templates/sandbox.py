@@ -43,13 +43,13 @@ class Choices(list):
     named = [choice for choice in self if choice.casefold() == str(label).strip().casefold()]
     numbered = isinstance(label, bool) or str(label).strip().isdecimal()
     if numbered and int(label) < len(self):
-      found = super().__getitem__(int(label))
-      if named and isinstance(label, str | bool) and named[0] != found:
+      choice = super().__getitem__(int(label))
+      if named and isinstance(label, str | bool) and named[0] != choice:
         raise UserError(
           f"label {label!r} is the name of one answer choice and the number of another: write the "
           "answer without answer_choices[...]"
         )
-      return found
+      return choice
     if named:
       return named[0]
     raise UserError(
@@ -175,17 +175,17 @@ def spans(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]:
   """
   if len(tokens) != len(tags):
     raise UserError(f"{len(tokens)} tokens have {len(tags)} tags: expected one tag a token")
-  found, last = [], None
+  entities, last = [], None
   for token, tag in zip(tokens, tags, strict=True):
     head, _, kind = str(tag).partition("-")
     if head not in ("B", "I", "O") or (head != "O") != bool(kind):
       raise UserError(f"tag {tag!r} is not BIO: expected O, B-kind or I-kind")
     if head == "I" and kind == last:
-      found[-1] = (f"{found[-1][0]} {token}", kind)
+      entities[-1] = (f"{entities[-1][0]} {token}", kind)
     elif kind:
-      found.append((token, kind))
+      entities.append((token, kind))
     last = kind
-  return found
+  return entities
 
 
 def most_frequent(items: Iterable) -> list:

@@ -86,21 +86,21 @@ def _combine(of_counts: Callable, counts_ZX: Counts, statistics_XJ: np.ndarray) 
 
 
 def _recall(right_ZC: np.ndarray, _: np.ndarray, true_ZC: np.ndarray) -> np.ndarray:
-  present = true_ZC > 0
-  return (right_ZC / np.maximum(true_ZC, 1)).sum(1) / present.sum(1)
+  present_ZC = true_ZC > 0
+  return (right_ZC / np.maximum(true_ZC, 1)).sum(1) / present_ZC.sum(1)
 
 
 def _f1(right_ZC: np.ndarray, predicted_ZC: np.ndarray, true_ZC: np.ndarray) -> np.ndarray:
-  either = predicted_ZC + true_ZC
-  return (2 * right_ZC / np.maximum(either, 1)).sum(1) / (either > 0).sum(1)
+  either_ZC = predicted_ZC + true_ZC
+  return (2 * right_ZC / np.maximum(either_ZC, 1)).sum(1) / (either_ZC > 0).sum(1)
 
 
 def _matthews(right_ZC: np.ndarray, predicted_ZC: np.ndarray, true_ZC: np.ndarray) -> np.ndarray:
-  total = true_ZC.sum(1)
-  covariance = lambda a, b: total**2 - (a * b).sum(1)
-  both = covariance(predicted_ZC, predicted_ZC) * covariance(true_ZC, true_ZC)
-  joint = right_ZC.sum(1) * total - (predicted_ZC * true_ZC).sum(1)
-  return np.where(both > 0, joint / np.sqrt(np.where(both > 0, both, 1)), 0)
+  total_Z = true_ZC.sum(1)
+  covariance = lambda a, b: total_Z**2 - (a * b).sum(1)
+  product_Z = covariance(predicted_ZC, predicted_ZC) * covariance(true_ZC, true_ZC)
+  joint_Z = right_ZC.sum(1) * total_Z - (predicted_ZC * true_ZC).sum(1)
+  return np.where(product_Z > 0, joint_Z / np.sqrt(np.where(product_Z > 0, product_Z, 1)), 0)
 
 
 def per_class(

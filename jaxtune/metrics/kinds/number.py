@@ -77,8 +77,8 @@ def _resampled(ranked: bool, counts_ZX: Counts, pairs_X2: np.ndarray) -> Draws:
   spread = np.sqrt([product(x, x) for x in centred])
   # The spread of a single number, drawn repeatedly, is not 0 but a rounding error.
   rounding = [1e-13 * np.sqrt((counts_ZX * x**2).sum(1)) for x in (x_ZX, y_ZX)]
-  both = (spread > rounding).all(0)
-  return 100 * np.where(both, product(*centred) / np.where(both, spread.prod(0), 1), 0)
+  varied_Z = (spread > rounding).all(0)
+  return 100 * np.where(varied_Z, product(*centred) / np.where(varied_Z, spread.prod(0), 1), 0)
 
 
 def _of_correlation(title: str, measure: str, ranked: bool) -> Metric:

@@ -166,11 +166,12 @@ def _data(options: Namespace, rest: list[str]) -> None:
 
 
 def _templates(options: Namespace, rest: list[str]) -> None:
-  from jaxtune.data.templates import rows
+  from jaxtune.data.templates import bundled
 
   _refuse(rest)
-  for row in rows():
-    print(f"{row['name']:28} {row['clarity'] or '-':10} {', '.join(row['columns'])}")
+  for template in bundled():
+    columns = ", ".join(sorted(template.columns))
+    print(f"{template.name:28} {template.clarity or '-':10} {columns}")
 
 
 def _plan(options: Namespace, rest: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What is bundled: a small pretrained model and a small instruction data set."""
+"""Folders of the bundled model and of the bundled instruction data."""
 
 from __future__ import annotations
 

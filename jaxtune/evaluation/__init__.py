@@ -1,1 +1,1 @@
-"""Measures of a tuned model: loss, generation and the metrics of text."""
+"""Judges models: losses, generated text, predictions and their metrics, and comparisons."""

@@ -1,4 +1,4 @@
-"""One judgement against another on the same examples: intervals, differences, classes, chance."""
+"""Compares judgements on the same examples: intervals, differences, classes, a constant answer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Untuned(NamedTuple):
   """What the base scored before any training, on the examples that trials are judged by.
 
   Attributes:
-    base: as it is.
-    shots: with demonstrations in its prompts; None where none were asked for.
-    drawn: which demonstrations those were, see `data.shots`.
+    base: its judgement.
+    shots: its judgement with demonstrations in the prompts; None if the config asks for none.
+    drawn: which demonstrations these are, see `data.shots`.
   """
 
   base: Judged
@@ -29,7 +29,7 @@ class Untuned(NamedTuple):
 
 
 def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset) -> dict:
-  """Gathers what a result says beside its metrics.
+  """Gathers what a result holds beside its metrics.
 
   Returns:
     "intervals" {metric: [low, high]}, "differences" {"base" and "shots": {metric: [difference,
@@ -37,31 +37,32 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset) -> d
     labels or tags "classes" and "confusion".
   """
   names, resamples = evaluator.metrics, evaluator.options.resamples
-  train = dataset.train  # of a stream, nobody knows all answers
+  train = dataset.train  # The answers of a stream are not known beforehand.
   seen = evaluator.objective.references(dataset, train) if isinstance(train, Split) else ()
-  found = {
+  result = {
     "intervals": spreads(judged, names, resamples),
     "differences": {"base": differences(judged, untuned.base, names, resamples)},
     "chance": chance(judged, names, seen),
   }
-  found |= _classes(judged, evaluator.objective.KIND, dataset.labels or None)
+  kind = metrics.kind_of(evaluator.objective.METRICS[0])
+  result |= _classes(judged, kind, dataset.labels or None)
   if untuned.shots is not None:
-    found["differences"]["shots"] = differences(judged, untuned.shots, names, resamples)
-    found["shots"] = untuned.shots.metrics
-    found["demonstrations"] = untuned.drawn
-  return found
+    result["differences"]["shots"] = differences(judged, untuned.shots, names, resamples)
+    result["shots"] = untuned.shots.metrics
+    result["demonstrations"] = untuned.drawn
+  return result
 
 
 def _classes(judged: Judged, kind: str, names: Sequence[str] | None) -> dict:
-  """Counts what became of each class, or of each type of span."""
+  """Makes the table of the classes, or of the types of span, and the confusion matrix."""
   if judged.predictions is None or kind not in ("label", "tags"):
     return {}
-  said, true = judged.predictions, judged.references
+  predictions, references = judged.predictions, judged.references
   if kind == "tags":
-    return {"classes": [row._asdict() for row in tags.per_class(said, true)]}
-  confusion = label.confusion(said, true, names)
+    return {"classes": [row._asdict() for row in tags.per_class(predictions, references)]}
+  confusion = label.confusion(predictions, references, names)
   return {
-    "classes": [row._asdict() for row in label.per_class(said, true, names)],
+    "classes": [row._asdict() for row in label.per_class(predictions, references, names)],
     "confusion": {"labels": list(confusion.labels), "counts": confusion.counts_CC.tolist()},
   }
 
@@ -92,29 +93,31 @@ def differences(
 
 
 def _draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np.ndarray]:
-  """Draws every metric of the judged split anew, with the same examples each time."""
-  found: dict[str, np.ndarray] = {}
+  """Returns each metric of the judged split on resamples, which are the same for every metric."""
+  draws: dict[str, np.ndarray] = {}
   if not judged.split or not resamples:
-    return found
+    return draws
   rows, loss = judged.rows, f"{judged.split}_loss"
-  found[loss] = intervals.ratio_draws(rows["loss"], rows["weight"], resamples=resamples)
+  draws[loss] = intervals.ratio_draws(rows["loss"], rows["weight"], resamples=resamples)
   if f"{judged.split}_perplexity" in judged.metrics:
-    found[f"{judged.split}_perplexity"] = np.exp(found[loss])
+    draws[f"{judged.split}_perplexity"] = np.exp(draws[loss])
   if f"{judged.split}_accuracy" in judged.metrics:  # of tokens; of labels, see below
     right = intervals.ratio_draws(rows["correct"], rows["weight"], resamples=resamples)
-    found[f"{judged.split}_accuracy"] = 100 * right
+    draws[f"{judged.split}_accuracy"] = 100 * right
   if judged.predictions is not None:
     for name in names:
-      found[f"{judged.split}_{name}"] = intervals.draws(
+      draws[f"{judged.split}_{name}"] = intervals.draws(
         name, judged.predictions, judged.references, resamples=resamples
       )
-  return found
+  return draws
 
 
 def chance(judged: Judged, names: Sequence[str], seen: Sequence[Any]) -> dict[str, float]:
-  """Scores the one answer that is the most frequent in training: {test_accuracy: 52.1, ...}.
+  """Scores the most frequent answer of the training data, given to every example.
 
-  {} where training has no answers (plain text), or they are not known (a stream).
+  Returns:
+    {"test_accuracy": 52.1, ...}; {} if the training data have no answers (plain text), or if they
+    are not known (a stream).
   """
   seen = [one for one in seen if one != []]  # plain text has no answers
   if judged.predictions is None or not seen:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxtune import peft, schema
 from jaxtune.errors import UserError
@@ -27,7 +28,7 @@ def generate(
   temperature: float = 0.0,
   top_k: int | None = None,
   top_p: float | None = None,
-  key: Array | None = None,
+  key: Key[Array, ""] | None = None,
   rows_B: Int[Array, " B"] | None = None,
 ) -> Int[Array, "B new"]:
   """Continues left-padded prompts, or answers them; pure, to be jitted by the caller.
@@ -38,12 +39,13 @@ def generate(
   Args:
     prompts_BT, mask_BT: token ids and which of them are real; padding is on the left.
     max_new_tokens: how many tokens at most.
-    stop_tokens: a row ends with the first of these that it draws.
+    stop_tokens: a row ends with the first token that it draws of these.
     temperature: 0 is greedy; then the other options are not used.
     top_k: draw among the k likeliest tokens.
     top_p: draw among the likeliest tokens that together reach probability p.
-    key: of the draws; each row has a key of its own, so its neighbours do not matter.
-    rows_B: numbers of the rows, from which and `key` their keys are made; default 0, 1, 2, ...
+    key: of the draws. Each row draws by a key of its own, which is made of `key` and the row's
+      number, so that it does not depend on the rows beside it.
+    rows_B: numbers of the rows; default 0, 1, 2, ...
 
   Returns:
     (B, max_new_tokens) token ids; every token after a row's stop token repeats it.
@@ -54,8 +56,7 @@ def generate(
   stops = jnp.asarray(stop_tokens)
   rows_B = jnp.arange(batch) if rows_B is None else rows_B
   keys_B = jax.vmap(partial(jax.random.fold_in, key))(rows_B) if temperature else None
-
-  draw = lambda logits_BV, n: _draw(logits_BV, n, keys_B, temperature, top_k, top_p)
+  draw = partial(_draw, keys_B=keys_B, temperature=temperature, top_k=top_k, top_p=top_p)
 
   def body(carry):
     n, done_B, last_B, out_BT, cache = carry
@@ -69,15 +70,15 @@ def generate(
   first_B = draw(logits_BV, 0)
   out_BT = jnp.broadcast_to(first_B[:, None], (batch, max_new_tokens))
   carry = (jnp.asarray(1), jnp.isin(first_B, stops), first_B, out_BT, cache)
-  going = lambda carry: (carry[0] < max_new_tokens) & ~carry[1].all()
-  n, _, last_B, out_BT, _ = jax.lax.while_loop(going, body, carry)
+  unfinished = lambda carry: (carry[0] < max_new_tokens) & ~carry[1].all()
+  n, _, last_B, out_BT, _ = jax.lax.while_loop(unfinished, body, carry)
   return jnp.where(jnp.arange(max_new_tokens) < n, out_BT, last_B[:, None])
 
 
 def _draw(
   logits_BV: Float[Array, "B V"],
   n: int | Array,
-  keys_B: Array | None,
+  keys_B: Key[Array, " B"] | None,
   temperature: float,
   top_k: int | None,
   top_p: float | None,
@@ -85,20 +86,21 @@ def _draw(
   """Draws token n of each row with the row's own key; greedily where the temperature is 0."""
   if not temperature:
     return logits_BV.argmax(-1).astype(jnp.int32)
-  keys = jax.vmap(lambda k: jax.random.fold_in(k, n))(keys_B)
+  keys_B = jax.vmap(lambda key: jax.random.fold_in(key, n))(keys_B)
   kept_BV = restrict(logits_BV / temperature, top_k, top_p)
-  return jax.vmap(jax.random.categorical)(keys, kept_BV).astype(jnp.int32)
+  return jax.vmap(jax.random.categorical)(keys_B, kept_BV).astype(jnp.int32)
 
 
 def make_room(
   adapted: peft.Adapted, prompts_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
-) -> tuple[Array, Array]:
-  """Adds slots before each row's first token, for methods that put a prompt of theirs there."""
+) -> tuple[Int[Array, "B T_and_P"], Bool[Array, "B T_and_P"]]:
+  """Adds positions before each row's first token, for methods that put a prompt there."""
   for method in adapted.methods:
-    own_P = None if method.slots is None else method.slots(peft.arrays_of(method, adapted.hyper))
-    if own_P is not None:
-      prompts_BT = jnp.pad(prompts_BT, ((0, 0), (len(own_P), 0)))
-      padding_B1 = prompts_BT.shape[1] - own_P.sum() - mask_BT.sum(1, keepdims=True)
+    fixed = peft.arrays_of(method, adapted.hyper)
+    slots_P = None if method.slots is None else method.slots(fixed)
+    if slots_P is not None:
+      prompts_BT = jnp.pad(prompts_BT, ((0, 0), (len(slots_P), 0)))
+      padding_B1 = prompts_BT.shape[1] - slots_P.sum() - mask_BT.sum(1, keepdims=True)
       mask_BT = jnp.arange(prompts_BT.shape[1])[None] >= padding_B1
   return prompts_BT, mask_BT
 
@@ -138,8 +140,10 @@ def check_options(
     raise UserError(f"top_k is {top_k}, expected at most the vocabulary's {vocabulary}")
 
 
-def pad_left(prompts: list[list[int]], pad: int, length: int) -> tuple[Any, Any]:
-  """Packs prompts, each of at most `length` tokens, into (B, T) ids and mask."""
+def pad_left(
+  prompts: list[list[int]], pad: int, length: int
+) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+  """Pads prompts of at most `length` tokens on the left; returns ids and mask, true on tokens."""
   tokens_BT = np.full((len(prompts), length), pad, np.int32)
   mask_BT = np.zeros((len(prompts), length), bool)
   for i, prompt in enumerate(prompts):
@@ -148,11 +152,6 @@ def pad_left(prompts: list[list[int]], pad: int, length: int) -> tuple[Any, Any]
   return tokens_BT, mask_BT
 
 
-def until_stop(tokens: Any, stop_tokens: tuple[int, ...]) -> list[int]:
-  """Cuts a row of generated ids before its first stop token."""
-  found = []
-  for token in map(int, tokens):
-    if token in stop_tokens:
-      break
-    found.append(token)
-  return found
+def until_stop(tokens: Iterable[int], stop_tokens: tuple[int, ...]) -> list[int]:
+  """Returns the generated ids of a row before its first stop token."""
+  return list(itertools.takewhile(lambda token: token not in stop_tokens, map(int, tokens)))

@@ -1,4 +1,4 @@
-"""Judges a group of trials: losses, and predictions and their metrics."""
+"""Judges a group of trials: measures their losses, and scores their predictions."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def make(
   tokenizer: Any,
   stop_tokens: tuple[int, ...] = (),
 ) -> Evaluator:
-  """Gathers compiled judgement; jit compiles it at the first call of each shape.
+  """Makes an evaluator; its functions are compiled at the first call with each shape.
 
   Args:
     objective: the objective's module.
@@ -105,7 +105,7 @@ def make(
 
 
 def metric_names(options: EvaluateOptions, objective: Any) -> tuple[str, ...]:
-  """Names the metrics that predictions are judged by; none where nothing is predicted."""
+  """Returns the names of the metrics that score predictions; none if nothing is predicted."""
   if not options.generate and not hasattr(objective, "decode"):
     return ()
   return objective.METRICS if options.metrics is None else tuple(options.metrics)
@@ -118,21 +118,21 @@ def measure(
   parts = evaluator.parallel.batch_shards
   size = -(-evaluator.options.batch_size // parts) * parts  # rows are added without weight
   distinct = {id(split): split for split in splits}
-  walks = {key: list(data.batches(split, size)) for key, split in distinct.items()}
-  found = []
-  for i in tqdm(range(max(map(len, walks.values()))), "judging", leave=False, disable=None):
-    here = {key: walk[min(i, len(walk) - 1)] for key, walk in walks.items()}
-    batch = stack([here[id(split)] for split in splits])
+  batches = {key: list(data.batches(split, size)) for key, split in distinct.items()}
+  walks = [batches[id(split)] for split in splits]
+  measured = []
+  for i in tqdm(range(max(map(len, walks))), "judging", leave=False, disable=None):
+    batch = stack([walk[min(i, len(walk) - 1)] for walk in walks])
     out = evaluator.rows(overlays, base, evaluator.parallel.put_batch(batch))
-    found.append(jax.tree.map(np.asarray, out))
-  joined = jax.tree.map(lambda *parts: np.concatenate(parts, 1), *found)
+    measured.append(jax.tree.map(np.asarray, out))
+  joined = jax.tree.map(lambda *parts: np.concatenate(parts, 1), *measured)
   return [
     {name: x[e, : split.examples] for name, x in joined.items()} for e, split in enumerate(splits)
   ]
 
 
 def stack(batches: Sequence[dict]) -> dict:
-  """Stacks the trials' batches to (E, 1, B, ...); equal ones take no memory of their own."""
+  """Stacks the trials' batches to (E, 1, B, ...), without a copy where all are the same one."""
   first, count = batches[0], len(batches)
   if all(batch is first for batch in batches):
     return {name: np.broadcast_to(x, (count, 1, *x.shape)) for name, x in first.items()}
@@ -140,7 +140,13 @@ def stack(batches: Sequence[dict]) -> dict:
 
 
 def totals(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = slice(None)) -> dict:
-  """Returns those of {prefix_loss (nats a target), prefix_perplexity, prefix_accuracy (%)}."""
+  """Returns measures of a split by name, such as {"test_loss": ..., "test_accuracy": ...}.
+
+  Args:
+    measures: some of "loss" (nats a target), "perplexity" and "accuracy" (of targets, in %).
+    rows: sums of each example, "loss", "correct" and "weight".
+    chosen: the examples that count; default all.
+  """
   loss, correct, weight = (
     float(rows[name][chosen].sum(dtype=np.float64)) for name in ("loss", "correct", "weight")
   )
@@ -163,28 +169,27 @@ def completions(
   """Completes every trial's own prompts; returns the texts, (trial, prompt).
 
   Args:
-    seeds: of each trial's draws; a draw hangs on the seed and the prompt's number alone.
+    seeds: of each trial's draws; a draw depends on the seed and on the prompt's number alone.
   """
   stops, count = evaluator.stop_tokens, max(map(len, prompts))
   size = min(evaluator.options.batch_size, count)
-  longest = max(len(prompt) for own in prompts for prompt in own)  # one shape, compiled once
+  longest = max(len(prompt) for asked in prompts for prompt in asked)  # one shape, compiled once
+  decode = partial(evaluator.tokenizer.decode, skip_special_tokens=True)
   texts: list[list[str]] = [[] for _ in prompts]
   for start in tqdm(range(0, count, size), "generating", leave=False, disable=None):
-    made = {}
-    for own in prompts:
-      rows = own[start : start + size]
-      filled = rows + [own[0]] * (size - len(rows))
-      if id(own) not in made:
-        tokens, mask = generate.pad_left(filled, stops[0], longest)
-        made[id(own)] = {"tokens": tokens, "mask": mask}
-    batch = jax.tree.map(lambda *x: np.stack(x), *(made[id(own)] for own in prompts))
+    parts = [asked[start : start + size] for asked in prompts]
+    filled = [
+      part + asked[:1] * (size - len(part)) for part, asked in zip(parts, prompts, strict=True)
+    ]
+    padded = [generate.pad_left(rows, stops[0], longest) for rows in filled]
+    tokens_EBT, mask_EBT = map(np.stack, zip(*padded, strict=True))
+    rows_EB = np.broadcast_to(np.arange(start, start + size), (len(prompts), size))
+    batch = {"tokens": tokens_EBT, "mask": mask_EBT, "rows": rows_EB}
     batch["seed"] = np.asarray(seeds, np.int32)
-    batch["rows"] = np.broadcast_to(np.arange(start, start + size), (len(prompts), size))
-    ids = np.asarray(evaluator.complete(overlays, base, batch))
-    for e, own in enumerate(prompts):
-      for row in range(len(own[start : start + size])):
-        kept = generate.until_stop(ids[e, row], stops)
-        texts[e].append(evaluator.tokenizer.decode(kept, skip_special_tokens=True).strip())
+    ids_EBT = np.asarray(evaluator.complete(overlays, base, batch))
+    for e, part in enumerate(parts):
+      kept = [generate.until_stop(ids_T, stops) for ids_T in ids_EBT[e, : len(part)]]
+      texts[e] += [decode(ids).strip() for ids in kept]
   return texts
 
 
@@ -198,9 +203,9 @@ def judge_splits(
   """Judges every trial on its data: general text, validation and test; predicts on the last.
 
   Args:
-    seeds: of each trial, for text that is drawn; by default 0, as for the untuned base.
+    seeds: of each trial, for text that is drawn at random; default 0, as for the untuned base.
   """
-  found = [Judged({}) for _ in datasets]
+  judgements = [Judged({}) for _ in datasets]
   for name in ("general", "validation", "test"):
     splits = [getattr(dataset, name) for dataset in datasets]
     if splits[0] is None:
@@ -208,40 +213,40 @@ def judge_splits(
     measured = measure(evaluator, overlays, base, splits)
     for e, (rows, split) in enumerate(zip(measured, splits, strict=True)):
       scores = by_task(partial(totals, evaluator.objective.MEASURES, rows), split.tasks, name)
-      found[e] = Judged(found[e].metrics | scores, name, rows)
-  if found[0].split not in ("validation", "test") or not evaluator.metrics:
-    return found
-  return _predicted(evaluator, overlays, base, datasets, found, seeds or [0] * len(datasets))
+      judgements[e] = Judged(judgements[e].metrics | scores, name, rows)
+  if judgements[0].split not in ("validation", "test") or not evaluator.metrics:
+    return judgements
+  return _predicted(evaluator, overlays, base, datasets, judgements, seeds or [0] * len(datasets))
 
 
-def _predicted(evaluator, overlays, base, datasets, found: list[Judged], seeds) -> list[Judged]:
-  """Adds predictions and their metrics."""
-  name, objective = found[0].split, evaluator.objective
+def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], seeds):
+  """Adds to each judgement of a split its predictions and their metrics."""
+  name, objective = judgements[0].split, evaluator.objective
   splits = [getattr(dataset, name) for dataset in datasets]
   predicts = hasattr(objective, "decode")
-  limit = None if predicts else evaluator.options.limit
-  numbers = {id(split): completed(split, limit) for split in splits}
+  numbers = [completed(split, None if predicts else evaluator.options.limit) for split in splits]
   if predicts:
-    rows = [judged.rows for judged in found]
+    rows = [judged.rows for judged in judgements]
     predictions = [objective.decode(*three) for three in zip(datasets, splits, rows, strict=True)]
   else:
-    asked = {id(split): [split.prompts[n] for n in numbers[id(split)]] for split in splits}
-    own = [asked[id(split)] for split in splits]
-    predictions = completions(evaluator, overlays, base, own, seeds)
-  done = []
-  for judged, dataset, split, said in zip(found, datasets, splits, predictions, strict=True):
-    true, tasks, here = objective.references(dataset, split), _tasks(split), numbers[id(split)]
-    true, tasks = [true[n] for n in here], tasks and [tasks[n] for n in here]
-    scores = by_task(partial(_scores, evaluator.metrics, said, true), tasks, name)
+    pairs = zip(splits, numbers, strict=True)
+    prompts = [[split.prompts[n] for n in chosen] for split, chosen in pairs]
+    predictions = completions(evaluator, overlays, base, prompts, seeds)
+  predicted = []
+  for e, (judged, split, chosen) in enumerate(zip(judgements, splits, numbers, strict=True)):
+    true, tasks = objective.references(datasets[e], split), _tasks(split)
+    true, tasks = [true[n] for n in chosen], tasks and [tasks[n] for n in chosen]
+    scores = partial(_scores, evaluator.metrics, predictions[e], true)
+    scored = judged.metrics | by_task(scores, tasks, name)
     sums = {key: judged.rows[key] for key in ("loss", "weight", "correct")}
-    done.append(Judged(judged.metrics | scores, name, sums, said, true, here))
-  return done
+    predicted.append(Judged(scored, name, sums, predictions[e], true, chosen))
+  return predicted
 
 
 def completed(split: data.Split, limit: int | None) -> list[int]:
-  """Numbers the examples that predictions are made for, in order: of every task equally many.
+  """Returns the numbers of the examples that predictions are made for, in order.
 
-  A task with fewer examples than its part leaves the rest to the others.
+  Every task has equally many; where one has fewer, the others have more.
   """
   if limit is None or split.tasks is None:
     return list(range(len(split.references)))[:limit]
@@ -262,7 +267,7 @@ def _scores(names: Sequence[str], predictions: list, references: list, prefix: s
 
 
 def _tasks(split: data.Split) -> list[str] | None:
-  """Names the task of each example; where one has several windows, that of its first."""
+  """Returns the task of each example; of one with several windows, that of the first."""
   if split.tasks is None or "example" not in split.arrays:
     return split.tasks
   _, first = np.unique(split.arrays["example"], return_index=True)
@@ -279,17 +284,15 @@ def by_task(scores: Callable, tasks: Sequence[str] | None, prefix: str) -> dict:
   Returns:
     {"test_loss": ..., "test_loss/mean": ..., "test_loss/TASK": ...}.
   """
-  found = scores(prefix)
+  whole = scores(prefix)
   if tasks is None:
-    return found
-  names = np.asarray(tasks)
-  each = {task: scores(prefix, np.flatnonzero(names == task)) for task in dict.fromkeys(names)}
-  means = {
-    f"{metric}/mean": float(np.mean([values[metric] for values in each.values()]))
-    for metric in found
-  }
+    return whole
+  of_rows = np.asarray(tasks)
+  by_name = {task: scores(prefix, np.flatnonzero(of_rows == task)) for task in dict.fromkeys(tasks)}
+  mean = lambda metric: float(np.mean([values[metric] for values in by_name.values()]))
+  means = {f"{metric}/mean": mean(metric) for metric in whole}
   return (
-    found
+    whole
     | means
-    | {f"{metric}/{task}": values[metric] for task, values in each.items() for metric in found}
+    | {f"{metric}/{task}": values[metric] for task, values in by_name.items() for metric in whole}
   )

@@ -14,7 +14,7 @@ class EvaluateOptions(NamedTuple):
 
   Attributes:
     batch_size: examples at a time.
-    metrics: of what is predicted; None for the objective's own. See `evaluators.metrics`.
+    metrics: of what is predicted; None for the objective's own.
     generate: whether the test split's prompts are completed and judged by `metrics` (objective
       "sft"; the others always predict).
     max_new_tokens: longest completion.

@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from typing import Any
 
+from jaxtune import schema
 from jaxtune.errors import UserError, nearest
 from jaxtune.metrics import kinds
 
@@ -21,7 +21,7 @@ _LOSSES = ("loss", "perplexity")  # measured on every split, without predictions
 
 
 def of_kind(kind: str) -> list[str]:
-  """Lists the metrics that judge `kind`."""
+  """Returns the names of the metrics that judge `kind`."""
   return list(KINDS[kind].METRICS)
 
 
@@ -65,7 +65,7 @@ def score(
 def baseline(
   references: Sequence, metrics: Sequence[str], seen: Sequence | None = None
 ) -> dict[str, float]:
-  """Scores one answer given to every example: what a model has to beat.
+  """Scores the same answer to every example, which a model has to beat.
 
   The answer is the most frequent label, the most frequent (first) accepted text, the mean of the
   numbers, or "O" for every word.
@@ -104,6 +104,13 @@ def title(metric: str) -> str:
   return split + (METRICS[name].title if name in METRICS else name) + of_task
 
 
+def _base_name(metric: str) -> str:
+  """Returns the longest known name that a metric ends in, "bleu" for "test_bleu/TASK", or ""."""
+  whole = metric.partition("/")[0]
+  known = [name for name in (*METRICS, *_LOSSES) if f"_{whole}".endswith(f"_{name}")]
+  return max(known, key=len, default="")
+
+
 def check_examples(
   kind: str, predictions: Sequence, references: Sequence, metrics: Sequence[str] = ()
 ) -> None:
@@ -115,32 +122,22 @@ def check_examples(
     )
   if not len(predictions):
     raise UserError("no predictions to score: the split is empty")
+  judge = KINDS[kind]
   for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-    if not KINDS[kind].fits(prediction, reference):
+    if not judge.fits(prediction, reference):
       name = next((name for name in metrics if kind_of(name) == kind), of_kind(kind)[0])
       fitting = [other for other in KINDS if KINDS[other].fits(prediction, reference)]
-      pair = f"{_short(prediction)} against {_short(reference)}"
+      pair = f"{schema.shown(prediction)} against {schema.shown(reference)}"
       raise UserError(_mismatch(name, f"example {i}, {pair}", fitting))
     try:
-      KINDS[kind].check(prediction, reference)
+      if hasattr(judge, "check"):
+        judge.check(prediction, reference)
     except UserError as error:
       raise UserError(f"example {i} {error}") from error
 
 
 def _mismatch(name: str, given: str, kinds: Sequence[str]) -> str:
-  """Words the error of a metric that does not judge what is given, with those that do."""
+  """Words the error of a metric that does not judge what is given, and names those that do."""
   kind = kind_of(name)
   wrong = f"{name} judges {kind}, expected {KINDS[kind].EXPECTED}, not {given}"
   return "; ".join([wrong, *(f"metrics of {k}: {', '.join(of_kind(k))}" for k in kinds)])
-
-
-def _short(value: Any) -> str:
-  shown = repr(value)
-  return shown if len(shown) <= 40 else shown[:39] + "…"
-
-
-def _base_name(metric: str) -> str:
-  """Returns the longest known name that a metric ends in, "bleu" for "test_bleu/TASK", or ""."""
-  whole = metric.partition("/")[0]
-  known = [name for name in (*METRICS, *_LOSSES) if f"_{whole}".endswith(f"_{name}")]
-  return max(known, key=len, default="")

@@ -7,10 +7,13 @@ that an example contributes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
+
+Counts = Float[np.ndarray, "Z X"]  # how often each resample has each example
+Draws = Float[np.ndarray, " Z"]  # a number for each resample
 
 
 class Metric(NamedTuple):
@@ -28,21 +31,17 @@ class Metric(NamedTuple):
 
   title: str
   score: Callable[[Sequence[Any], Sequence[Any]], float]
-  statistics: Callable[[Sequence[Any], Sequence[Any]], np.ndarray]
-  combine: Callable[[np.ndarray, np.ndarray], np.ndarray]
+  statistics: Callable[[Sequence[Any], Sequence[Any]], Float[np.ndarray, "X ..."]]
+  combine: Callable[[Counts, np.ndarray], Draws]
   low: float = 0.0
   high: float = 100.0
   higher_is_better: bool = True
 
 
-def mean(title: str, values: Callable[[Sequence[Any], Sequence[Any]], np.ndarray]) -> Metric:
+def mean(
+  title: str, values: Callable[[Sequence[Any], Sequence[Any]], Float[np.ndarray, " X"]]
+) -> Metric:
   """Returns the metric that is the mean of one value for each example."""
-  return Metric(title, partial(_mean, values), values, _resampled_mean)
-
-
-def _mean(values: Callable, predictions: Sequence[Any], references: Sequence[Any]) -> float:
-  return float(np.mean(values(predictions, references)))
-
-
-def _resampled_mean(counts_ZX: np.ndarray, values_X: np.ndarray) -> np.ndarray:
-  return counts_ZX @ values_X / counts_ZX.sum(1)
+  score = lambda predictions, references: float(np.mean(values(predictions, references)))
+  combine = lambda counts_ZX, values_X: counts_ZX @ values_X / counts_ZX.sum(1)
+  return Metric(title, score, values, combine)

@@ -1,21 +1,22 @@
-"""What is minimised. An objective is one module here, found by its name in the config.
+"""What training minimises. An objective is one module here, found by its name in the config.
 
 Its data:
-  read(table, name, options): rows of the split `name` to a `reading.Reading` of examples.
-  encode(tokenizer, examples, options): examples to (Split, counts); see `data.encode`.
-  VIEW: how `jaxtune show` lays its examples out; one of `data.views`.
+  read(table, name, options): makes a `reading.Reading`, examples, of the rows of the split `name`.
+  encode(tokenizer, examples, options): makes (Split, counts) of examples; see `data.encode`.
+  VIEW: how `jaxtune data show` lays its examples out; one of `data.views`.
 
 Its model and its loss:
   HEAD: the head that the model needs, as `models.heads` names it ("lm", "classify", ...).
-  loss(forward, batch, **options): sums of each row, (losses (B,), {"weight": (B,), ...}).
+  loss(forward, batch, **options): sums for each row, (losses (B,), {"weight": the weights of its
+    targets, "correct": the weights of those that the model gets right}, each (B,)).
 
 Its evaluation:
   MEASURES: what its losses say of a split: "loss", "perplexity", "accuracy" (of targets, in %).
-  KIND: what its predictions are, of `metrics.KINDS`: "text", "label", "number" or "tags".
-  METRICS: names of the metrics that its predictions are judged by.
-  predict(forward, batch), decode(dataset, split, arrays): arrays (B, ...), and from them what each
-    example is predicted to be. An objective without them is judged by the text it generates.
-  references(dataset, split): what each example truly is.
+  METRICS: names of the metrics that its predictions are judged by, all of one of `metrics.KINDS`.
+  predict(forward, batch): the arrays that predictions are read from, (B, ...) by name.
+  decode(dataset, split, arrays): the prediction for each example, read from these arrays. An
+    objective without `predict` and `decode` is judged by the text that the model generates.
+  references(dataset, split): the true answer to each example, in the form of the predictions.
 
 `forward(batch)` is the model with its methods, on the inputs that the batch holds.
 """
@@ -30,7 +31,7 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxtune.errors import check_known
 
@@ -40,16 +41,30 @@ Sums = dict[str, Float[Array, " B"]]  # by name, of each row
 
 
 def module(name: str) -> ModuleType:
-  """Imports an objective by name, or says which there are."""
+  """Imports an objective by its name.
+
+  Raises:
+    UserError: an unknown name, with the nearest.
+  """
   known = [m.name for m in pkgutil.iter_modules(__path__)]
   check_known("objective", name, known)
   return importlib.import_module(f"jaxtune.objectives.{name}")
 
 
+def weigh(
+  losses: Float[Array, "B ..."],
+  correct: Shaped[Array, "B ..."],
+  weights: Float[Array, "B ..."],
+) -> tuple[Float[Array, " B"], Sums]:
+  """Adds up the losses of each row and its targets that are right, times their weights."""
+  total = lambda x: x.sum(tuple(range(1, x.ndim)))
+  return total(losses * weights), {"weight": total(weights), "correct": total(correct * weights)}
+
+
 def cross_entropy(
   logits: Float[Array, "*rows C"], targets: Int[Array, "*rows"], label_smoothing: float = 0.0
 ) -> tuple[Float[Array, "*rows"], Bool[Array, "*rows"]]:
-  """Scores logits against target classes: (losses in nats, whether the argmax is right).
+  """Returns the losses of target classes in nats, and for each whether it has the largest logit.
 
   With `label_smoothing` s, a share s of the target's probability is spread evenly over all C
   classes (Szegedy et al. 2016).

@@ -1,4 +1,4 @@
-"""Classification by a language model: the answer among several that it finds the likeliest.
+"""Classification by a language model, which chooses the likeliest of several answers.
 
 The model scores each of an example's C possible answers after the same prompt, and is trained to
 prefer the right one; the untuned model can be judged the same way, since nothing new is added to it
@@ -14,11 +14,10 @@ from jaxtyping import Array, Float
 
 from jaxtune.data import Data, Split, reading, views
 from jaxtune.data.encode import choices
-from jaxtune.objectives import Batch, Forward, Sums, cross_entropy, sft
+from jaxtune.objectives import Batch, Forward, Sums, cross_entropy, sft, weigh
 
 HEAD = "lm"
 MEASURES = ("loss",)
-KIND = "label"
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "matthews")
 VIEW = views.CHOICES
 
@@ -34,14 +33,15 @@ def loss(
   Args:
     forward: (batch) -> logits (B, T, V) in fp32.
     batch: tokens, mask and weights, each (B, C, T), with weights on the tokens of the answer; and
-      labels (B,), the right answer's place. Answers without weights pad rows that have fewer.
-      Or answers (B, C, 1), tokens + 1 and 0 for none, with one row: tokens (B, 1, T) and so on.
+      labels (B,), the number of the right answer. Answers without weights fill up an example that
+      has fewer. Where every answer is one token: answers (B, C, 1), the tokens + 1 and 0 for none,
+      and tokens, mask and weights (B, 1, T) of the right answer alone.
     normalise: score answers by their mean log-probability a token, not by its sum.
   """
   scores_BC = _scores(forward, batch, normalise)
   losses_B, correct_B = cross_entropy(scores_BC, batch["labels"])
   weights_B = (batch["weights"].sum((1, 2)) > 0).astype(jnp.float32)
-  return losses_B * weights_B, {"weight": weights_B, "correct": correct_B * weights_B}
+  return weigh(losses_B, correct_B, weights_B)
 
 
 def predict(forward: Forward, batch: Batch, normalise: bool = False) -> Batch:
@@ -69,7 +69,7 @@ def _scores(forward: Forward, batch: Batch, normalise: bool) -> Float[Array, "B 
 
 
 def _scores_of_tokens(forward: Forward, batch: Batch) -> Float[Array, "B C"]:
-  """Scores answers of one token: one pass over the prompt gives the scores of all."""
+  """Scores answers of one token each, all of them by one pass over the prompt."""
   flat = {name: x[:, 0] for name, x in batch.items() if name not in ("labels", "answers")}
   before_B11 = (flat["weights"].argmax(-1) - 1)[:, None, None]
   logits_BV = jnp.take_along_axis(forward(flat), before_B11, 1)[:, 0]

@@ -1,4 +1,4 @@
-"""Extractive question answering: the first and the last token of the answer in its context."""
+"""Extractive question answering: predicts the first and the last token of the answer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from jaxtyping import Array, Float
 
 from jaxtune.data import Data, Split, reading, views
 from jaxtune.data.encode import qa
-from jaxtune.objectives import Batch, Forward, Sums, cross_entropy
+from jaxtune.objectives import Batch, Forward, Sums, cross_entropy, weigh
 
 HEAD = "qa"
 MEASURES = ("loss",)
-KIND = "text"
 METRICS = ("squad_exact_match", "squad_f1")
 VIEW = views.ANSWERS
 
@@ -32,11 +31,7 @@ def loss(forward: Forward, batch: Batch) -> tuple[Float[Array, " B"], Sums]:
   starts_BT, ends_BT = _logits(forward, batch)
   first_B, right_first_B = cross_entropy(starts_BT, batch["starts"])
   last_B, right_last_B = cross_entropy(ends_BT, batch["ends"])
-  weights_B = batch["weights"]
-  return (first_B + last_B) / 2 * weights_B, {
-    "weight": weights_B,
-    "correct": (right_first_B & right_last_B) * weights_B,
-  }
+  return weigh((first_B + last_B) / 2, right_first_B & right_last_B, batch["weights"])
 
 
 def predict(forward: Forward, batch: Batch) -> Batch:

@@ -10,11 +10,10 @@ from jaxtyping import Array, Float
 
 from jaxtune.data import Data, Split, reading, views
 from jaxtune.data.encode import regression
-from jaxtune.objectives import Batch, Forward, Sums
+from jaxtune.objectives import Batch, Forward, Sums, weigh
 
 HEAD = "regression"
 MEASURES = ("loss",)
-KIND = "number"
 METRICS = ("pearson", "spearman", "mse")
 VIEW = views.NUMBERS
 
@@ -29,21 +28,20 @@ def loss(forward: Forward, batch: Batch) -> tuple[Float[Array, " B"], Sums]:
     forward: (batch) -> values (B,) in fp32.
     batch: labels and weights, each (B,).
   """
-  weights_B = batch["weights"]
-  losses_B = (forward(batch) - batch["labels"]) ** 2 * weights_B
-  return losses_B, {"weight": weights_B, "correct": jnp.zeros_like(weights_B)}
+  squares_B = (forward(batch) - batch["labels"]) ** 2
+  return weigh(squares_B, jnp.zeros_like(squares_B), batch["weights"])
 
 
 def predict(forward: Forward, batch: Batch) -> Batch:
-  """Returns "values" (B,)."""
-  return {"values": forward(batch)}
+  """Returns the predicted "labels" (B,)."""
+  return {"labels": forward(batch)}
 
 
 def decode(dataset: Data, split: Split, arrays: dict[str, np.ndarray]) -> list[float]:
   """Returns the predicted numbers."""
-  return [float(value) for value in arrays["values"]]
+  return [float(label) for label in arrays["labels"]]
 
 
 def references(dataset: Data, split: Split) -> list[float]:
   """Returns the true numbers."""
-  return [float(value) for value in split.arrays["labels"]]
+  return decode(dataset, split, split.arrays)

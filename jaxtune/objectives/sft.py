@@ -11,12 +11,11 @@ from jaxtune.data import Data, EncodeOptions, Split, reading, views
 from jaxtune.data.encode import chat, text
 from jaxtune.data.templates import Example
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.objectives import Batch, Forward, Sums, cross_entropy
+from jaxtune.objectives import Batch, Forward, Sums, cross_entropy, weigh
 from jaxtune.schema import Rate
 
 HEAD = "lm"
 MEASURES = ("loss", "perplexity", "accuracy")
-KIND = "text"
 METRICS = ("exact_match", "bleu", "rougeL")
 VIEW = views.TEXT
 
@@ -40,22 +39,16 @@ def loss(
     forward: (batch) -> logits (B, T, V) in fp32.
     batch: tokens and weights, each (B, T); the weight at t is that of token t as a target.
     label_smoothing: share of the target's probability that is spread over the vocabulary.
-
-  Returns:
-    (sums (B,), {"weight": sums of weights, "correct": of the weights where the argmax is right}).
   """
-  # The last position predicts nothing: shifting targets leaves the large array as it is.
+  # Targets are shifted, not the logits, which are much larger. The last position predicts nothing.
   targets_BT = jnp.roll(batch["tokens"], -1, 1)
   weights_BT = jnp.roll(batch["weights"], -1, 1).at[:, -1].set(0.0)
   losses_BT, correct_BT = cross_entropy(forward(batch), targets_BT, label_smoothing)
-  return (losses_BT * weights_BT).sum(1), {
-    "weight": weights_BT.sum(1),
-    "correct": (correct_BT * weights_BT).sum(1),
-  }
+  return weigh(losses_BT, correct_BT, weights_BT)
 
 
 def references(dataset: Data, split: Split) -> list[list[str]]:
-  """Returns the accepted answers of each example; of packed ones the answers that they train on."""
+  """Returns the accepted answers of each example; of packed ones, the answer that is trained on."""
   if "segments" in split.arrays:
     return [[answer] for answers in split.references for answer in answers]
   return split.references

@@ -68,7 +68,7 @@ def check(trial: Trial) -> None:
 def _check_evaluation(trial: Trial) -> int:
   """Checks the `evaluate` section; returns the longest prompt with its completion, or 0."""
   options, objective = EvaluateOptions(**trial.config["evaluate"]), trial.objective
-  metrics.check(options.metrics or (), objective.KIND)
+  metrics.check(options.metrics or (), metrics.kind_of(objective.METRICS[0]))
   if options.shots:
     _check_shots(trial, options)
   predicts = hasattr(objective, "decode")

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jinja2 import Environment, meta
 
 from jaxtune import data, metrics
 from jaxtune.data import sources, templates
-from jaxtune.data.templates import library, sandbox
+from jaxtune.data.templates import library
 from jaxtune.errors import UserError
 from jaxtune.objectives import sft
 
 SHARED = Path(__file__).parents[3] / "shared/data"
-LIBRARY = templates.rows()
-NAMES = [row["name"] for row in LIBRARY]
-TASKS = sorted({row["task"] for row in LIBRARY})
+LIBRARY = templates.bundled()
+NAMES = [template.name for template in LIBRARY]
+TASKS = sorted({template.task for template in LIBRARY})
 # A row for each task, and the answers that its templates must give.
 ROWS = {
   "data_to_text": ({"data": "name : Aida", "reference": ["SECRET", "B"]}, ["SECRET", "B"]),
@@ -44,31 +45,35 @@ def texts(rows, **options):
   return templates.render(form, rows, [f"f.jsonl:{n}" for n in range(1, len(rows) + 1)])
 
 
+def reads(jinja):
+  """The variables of a template, also those that may be missing."""
+  return meta.find_undeclared_variables(Environment().parse(jinja))
+
+
 def test_what_every_template_has():
   assert set(TASKS) == set(ROWS)
   assert len(set(NAMES)) == len(NAMES)
-  for row in LIBRARY:
-    assert row["clarity"] in library.CLARITY
-    assert row["metrics"]
-    metrics.check(row["metrics"])
-    template = templates.resolve(row["name"])
-    assert template.name == row["name"]
+  for template in LIBRARY:
+    assert template.clarity in library.CLARITY
+    assert template.metrics
+    metrics.check(template.metrics)
+    assert templates.resolve(template.name) == template
     assert template.prompt.endswith("\n") and not template.prompt.endswith("\n\n")
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_templates_of_a_task_differ_in_wording_alone(task):
   row, answers = ROWS[task]
-  mine = [one for one in LIBRARY if one["task"] == task]
-  assert {one["clarity"] for one in mine} == set(library.CLARITY)
-  assert {one["name"] for one in mine} >= {f"{task}/{clarity}" for clarity in library.CLARITY}
+  mine = [one for one in LIBRARY if one.task == task]
+  assert {one.clarity for one in mine} == set(library.CLARITY)
+  assert {one.name for one in mine} >= {f"{task}/{clarity}" for clarity in library.CLARITY}
   for key in ("columns", "answer_choices", "metrics"):
-    assert all(one[key] == mine[0][key] for one in mine)
-  examples = texts([row], template=[one["name"] for one in mine])
+    assert all(getattr(one, key) == getattr(mine[0], key) for one in mine)
+  examples = texts([row], template=[one.name for one in mine])
   assert [one.answers for one in examples] == [answers] * len(mine)
-  assert all(list(one.choices) == mine[0]["answer_choices"] for one in examples)
+  assert all(tuple(one.choices) == mine[0].answer_choices for one in examples)
   assert len({one.prompt for one in examples}) == len(mine)
-  shown = [sandbox.variables(templates.resolve(one["name"]).prompt)[1] & set(row) for one in mine]
+  shown = [reads(one.prompt) & set(row) for one in mine]
   assert all(columns == shown[0] for columns in shown)
   hidden = set(row) - shown[0]
   assert len(hidden) == 1 and "SECRET" not in "".join(one.prompt for one in examples)
@@ -160,11 +165,9 @@ def test_variants_of_rows_that_lost_some():
 def test_prompts_without_answers_are_those_of_training(name):
   row, _ = ROWS[name.partition("/")[0]]
   template = templates.resolve(name)
-  known = templates.resolve(name).variables()[1]
   trained = texts([row], template=name)[0].prompt
-  reads = sandbox.variables(template.prompt)[1]
-  bare = {column: value for column, value in row.items() if column in reads}
-  assert len(bare) < len(row) and set(bare) <= known
+  bare = {column: row[column] for column in row if column in reads(template.prompt)}
+  assert len(bare) < len(row)
   assert templates.render_prompts([bare], name) == [trained]
   made_again = library.Template(**template._asdict())
   assert templates.render_prompts([bare], (made_again,)) == [trained]
@@ -186,7 +189,7 @@ REFUSED = [
   ({"template": "sentiment/vage"}, "'sentiment/vage'; did you mean 'sentiment/vague'"),
   (
     {"template": "sentimant/vague"},
-    "expected a name in the library; did you mean 'sentiment/vague'",
+    "a name in the library .* or FILE.yaml:name; did you mean 'sentiment/vague'",
   ),
   ({"template": "sentiment"}, "is 'sentiment', expected Jinja .* a name in the library"),
   ({"template": ()}, "data.template is empty"),
@@ -240,7 +243,7 @@ def test_files_of_ones_own(write):
   )
   template = templates.resolve(f"{path}:short")
   assert (template.task, template.metrics, template.clarity) == ("mood", ("accuracy",), "vague")
-  assert template.columns == ("label", "text")
+  assert template.columns == {"label", "text"}
   with pytest.raises(UserError, match="own.yaml:shrt'; did you mean '.*own.yaml:short'"):
     templates.resolve(f"{path}:shrt")
 
@@ -249,14 +252,14 @@ def test_files_of_ones_own(write):
   ("old", "new", "message"),
   [
     ("task: mood\n", "", "own.yaml has no task"),
-    ("clarity: vague", "clarity: vage", "template 1: clarity 'vage' .*did you mean 'vague'"),
+    ("clarity: vague", "clarity: vage", "template 1: clarity is 'vage' .*did you mean 'vague'"),
     ("clarity: vague", "clearness: 1", "template 1: unknown key 'clearness'. .*clarity"),
     ("name: short, ", "", "template 1 has no name"),
     ("name: short", "name: other", "2 templates are called"),
     ("[sad, glad]", "[no, yes]", r"answer_choices is \[False, True\], expected .*quote yes, no"),
     ("metrics: [accuracy]", "metrics: accuracy", "metrics is 'accuracy', expected a list"),
     ('"{{ text }}!', '"{{ text !', "own.yaml:other: the template .* is not valid Jinja"),
-    ('prompt: "{{ text }}!\\n"', "prompt: 3", "own.yaml:other: prompt is 3, expected text"),
+    ('prompt: "{{ text }}!\\n"', "prompt: 3", "own.yaml:other: prompt is 3 .int., expected text"),
     ("templates:", "templates", r"own.yaml:\d: "),
   ],
 )

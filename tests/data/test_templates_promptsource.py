@@ -147,7 +147,7 @@ def test_renders_as_plain_jinja(path, name, choices):
 
 def test_what_is_read_of_a_file(path):
   found = [templates.resolve(f"{path}:{name}") for name in NAMES]
-  assert found[1].columns == ("label", "more", "text")
+  assert found[1].columns == {"label", "more", "text"}
   assert found[1].metrics == ("accuracy", "squad_exact_match", "squad_f1", "Other")
   assert found[2].metrics == ("rouge1", "rouge2", "rougeL")
   assert {one.task for one in found} == {"town_news"}
@@ -265,7 +265,7 @@ ONE = "task: t\ntemplates:\n- {name: x, prompt: p, answer: b, metrics: %s}\n"
       LAUGHS + "templates: {1: {name: x, jinja: a, metadata: {metrics: *i}}}",
       "metrics is .*, expected a list of text",
     ),
-    (MERGES, "the template took more than 0.3 seconds|the template needed more than"),
+    (MERGES, "expected a mapping|the template took more than 0.3 seconds|the template needed more"),
     ("&a [*a]", "expected a mapping with task"),
     ("task: t\ntemplates: &a [*a]", r"template 1 is \[\[.*, expected name, clarity and prompt"),
     ("[" * 900, "YAML nested too deeply"),

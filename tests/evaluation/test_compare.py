@@ -44,9 +44,8 @@ def test_differences_are_paired_and_have_a_sign():
   np.testing.assert_allclose(back["test_accuracy"], -np.array(found["test_accuracy"])[[0, 2, 1]])
   alone = compare.spreads(after, ("accuracy",), 500)
   assert alone["test_loss"][1] - alone["test_loss"][0] > 1.0
-  assert alone["test_accuracy"] == list(
-    intervals.interval("accuracy", after.predictions, TRUE, resamples=500)
-  )
+  drawn = intervals.draws("accuracy", after.predictions, TRUE, resamples=500)
+  assert alone["test_accuracy"] == list(intervals.between(drawn))
 
 
 def test_measures_of_tokens_have_intervals_in_their_own_units():
@@ -55,7 +54,8 @@ def test_measures_of_tokens_have_intervals_in_their_own_units():
   measured = {"test_loss": 0.0, "test_perplexity": 0.0, "test_accuracy": 0.0}
   rows = {"loss": losses, "weight": weights, "correct": right}
   found = compare.spreads(judge.Judged(measured, "test", rows), (), 300)
-  loss, share = (intervals.ratio_interval(x, weights, resamples=300) for x in (losses, right))
+  drawn = (intervals.ratio_draws(x, weights, resamples=300) for x in (losses, right))
+  loss, share = map(intervals.between, drawn)
   np.testing.assert_allclose(found["test_loss"], loss)
   assert found["test_perplexity"] == pytest.approx(np.exp(loss), rel=1e-2)
   np.testing.assert_allclose(found["test_accuracy"], 100 * np.array(share))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 from support import tiny
+from support.shapes import checked
 from transformers import BartConfig, T5Config
 
 from jaxtune import peft, sharding, tree
@@ -29,9 +30,18 @@ METHODS = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def shapes():
+  """Checks the shapes that the parts of generation state, in every test."""
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("_draw", "make_room", "restrict"):
+      patch.setattr(generate, name, checked(getattr(generate, name)))
+    yield
+
+
 def compiled(pretrained, methods, stops=(0,), **options):
   def go(base, tuned, hyper, tokens, mask, key):
-    return generate.generate(
+    return checked(generate.generate)(
       pretrained.model, peft.Adapted(methods, tuned, hyper, base), tokens, mask, max_new_tokens=NEW,
       stop_tokens=stops, key=key, **options,
     )  # fmt: skip
@@ -41,7 +51,7 @@ def compiled(pretrained, methods, stops=(0,), **options):
 
 def run(pretrained, laid, prompts=PROMPTS, seed=0, go=None, **options):
   methods, tuned, hyper, base = laid
-  tokens, mask = generate.pad_left(prompts, 0, LENGTH)
+  tokens, mask = checked(generate.pad_left)(prompts, 0, LENGTH)
   go = go or compiled(pretrained, methods, **options)
   return np.asarray(go(base, tuned, hyper, tokens, mask, jax.random.key(seed)))
 

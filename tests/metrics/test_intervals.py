@@ -3,12 +3,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
+from support.shapes import checked
 
 from jaxtune import metrics
 from jaxtune.errors import UserError
 from jaxtune.metrics import intervals
 
 WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "moon", "barks", "loudly", "in", "town"]
+
+
+def interval(metric, said, true, **options):
+  return checked(intervals.between)(checked(intervals.draws)(metric, said, true, **options))
+
+
+def ratio_interval(sums, weights):
+  return checked(intervals.between)(checked(intervals.ratio_draws)(sums, weights))
 
 
 def noisy(rng, true, choices, share):
@@ -39,7 +48,7 @@ def examples(kind, count, seed=0, share=0.4):
 def test_a_resample_is_what_the_library_says_of_its_examples(metric, count):
   found = metrics.METRICS[metric]
   said, true = examples(metrics.kind_of(metric), count)
-  statistics = found.statistics(said, true)
+  statistics = checked(found.statistics)(said, true)
   rng = np.random.default_rng(1)
   chosen = [np.arange(count), np.full(count, 2), *rng.integers(count, size=(6, count))]
   counts_ZX = np.stack([np.bincount(one, minlength=count) for one in chosen]).astype(float)
@@ -47,7 +56,8 @@ def test_a_resample_is_what_the_library_says_of_its_examples(metric, count):
     metrics.score([said[i] for i in one], [true[i] for i in one], [metric])[metric]
     for one in chosen
   ]
-  np.testing.assert_allclose(found.combine(counts_ZX, statistics), expected, rtol=1e-9, atol=1e-9)
+  values_Z = checked(found.combine)(counts_ZX, statistics)
+  np.testing.assert_allclose(values_Z, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_the_interval_of_a_mean_is_scipys():
@@ -56,7 +66,7 @@ def test_the_interval_of_a_mean_is_scipys():
   theirs = stats.bootstrap(
     (right,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(7)
   ).confidence_interval
-  assert intervals.interval("accuracy", said, true, seed=7) == pytest.approx(tuple(theirs))
+  assert interval("accuracy", said, true, seed=7) == pytest.approx(tuple(theirs))
 
 
 @pytest.mark.parametrize("metric", ["bleu", "macro_f1", "pearson", "span_f1"])
@@ -65,7 +75,7 @@ def test_intervals_contain_the_score_and_shrink(metric):
   widths = []
   for count in (40, 640):
     said, true = examples(kind, count)
-    low, high = intervals.interval(metric, said, true, resamples=300)
+    low, high = interval(metric, said, true, resamples=300)
     assert low < metrics.score(said, true, [metric])[metric] < high
     widths.append(high - low)
   assert 2.5 < widths[0] / widths[1] < 6.5  # as the root of 16
@@ -76,22 +86,22 @@ def test_95_of_100_intervals_contain_the_truth():
   hits = 0
   for trial in range(300):
     said = noisy(rng, ["x"] * 60, ["y"], 0.3)
-    low, high = intervals.interval("accuracy", said, ["x"] * 60, seed=trial, resamples=300)
+    low, high = interval("accuracy", said, ["x"] * 60, seed=trial, resamples=300)
     hits += low <= 70 <= high
   assert 0.90 < hits / 300 < 0.99
 
 
 def test_a_difference_is_paired():
   said, true = examples("text", 60, share=0.5)
-  same = intervals.paired_difference("chrf", said, said, true)
-  assert same == (0, 0, 0)
   better = [true[3][0] if i == 3 else one for i, one in enumerate(said)]
-  difference, low, high = intervals.paired_difference("chrf", better, said, true)
   scores = [metrics.score(one, true, ["chrf"])["chrf"] for one in (better, said)]
-  assert difference == pytest.approx(scores[0] - scores[1])
+  difference = scores[0] - scores[1]
+  drawn = [intervals.draws("chrf", one, true) for one in (better, said, said)]
+  assert intervals.between(drawn[2] - drawn[1]) == (0, 0)
+  low, high = intervals.between(drawn[0] - drawn[1])
   # The draws without example 3 differ in nothing; those with it, in favour of `better`.
   assert low == 0 < difference < high
-  alone = intervals.interval("chrf", said, true)
+  alone = interval("chrf", said, true)
   assert high - low < 0.5 * (alone[1] - alone[0])
 
 
@@ -113,24 +123,24 @@ def test_ratios():
   rng = np.random.default_rng(0)
   weights = rng.integers(1, 20, 400)
   sums = weights * 2.0 + rng.normal(size=400)
-  low, high = intervals.ratio_interval(sums, weights)
+  low, high = ratio_interval(sums, weights)
   assert low < sums.sum() / weights.sum() < high
   # The delta method: the spread of the residuals over the mean weight.
   residuals = sums - weights * sums.sum() / weights.sum()
   half_width = 1.96 * residuals.std() / weights.mean() / np.sqrt(400)
   assert (high - low) / 2 == pytest.approx(half_width, rel=0.15)
-  difference, low, high = intervals.ratio_difference((sums + weights, weights), (sums, weights))
-  assert (difference, low, high) == pytest.approx((1, 1, 1))
+  drawn = [intervals.ratio_draws(x, weights) for x in (sums + weights, sums)]
+  assert intervals.between(drawn[0] - drawn[1]) == pytest.approx((1, 1))
   equal = intervals.ratio_draws(100.0 * (sums > 8), np.ones(400), resamples=20)
   label = intervals.draws("accuracy", (sums > 8).tolist(), [True] * 400, resamples=20)
   np.testing.assert_allclose(equal, label)
 
 
 def test_what_has_no_interval():
-  assert np.isnan(intervals.interval("accuracy", ["a"], ["a"])).all()
-  assert np.isnan(intervals.ratio_interval([np.inf, 1.0], [1, 1])).all()
+  assert np.isnan(interval("accuracy", ["a"], ["a"])).all()
+  assert np.isnan(ratio_interval([np.inf, 1.0], [1.0, 1.0])).all()
   assert np.isnan(intervals.between(np.array([1.0] * 999 + [np.inf]))).all()
-  assert np.isnan(intervals.ratio_interval([1.0, 0.0], [1, 0])).all()
-  assert intervals.interval("accuracy", ["a"] * 3, ["a"] * 3) == (100, 100)
+  assert np.isnan(ratio_interval([1.0, 0.0], [1.0, 0.0])).all()
+  assert interval("accuracy", ["a"] * 3, ["a"] * 3) == (100, 100)
   with pytest.raises(UserError, match="did you mean 'bleu'"):
-    intervals.interval("blue", ["a"], [["a"]])
+    interval("blue", ["a"], [["a"]])

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jaxtyping import TypeCheckError
+from support.shapes import checked
 from torch.nn import functional
 
 from jaxtune import config, metrics, objectives
@@ -17,8 +19,7 @@ from jaxtune.objectives import choices, classify, qa, regression, sft, tokens
 
 @pytest.mark.parametrize("objective", [choices, classify, qa, regression, sft, tokens])
 def test_an_objective_is_judged_by_metrics_of_its_kind(objective):
-  assert objective.METRICS and objective.KIND in metrics.KINDS
-  metrics.check(objective.METRICS, objective.KIND)
+  metrics.check(objective.METRICS, metrics.kind_of(objective.METRICS[0]))
 
 
 ROWS, LENGTH, CLASSES = 5, 7, 6
@@ -38,11 +39,11 @@ def on_device(forward, batch):
 
 
 def loss(objective, forward, batch, *options, **named):
-  return objective.loss(*on_device(forward, batch), *options, **named)
+  return checked(objective.loss)(*on_device(forward, batch), *options, **named)
 
 
 def predict(objective, forward, batch, *options):
-  return objective.predict(*on_device(forward, batch), *options)
+  return checked(objective.predict)(*on_device(forward, batch), *options)
 
 
 def torch_cross_entropy(logits, targets, smoothing=0.0):
@@ -106,9 +107,21 @@ def test_ties_are_right_once(dtype):
   right = torch.tensor(np.asarray(logits)).argmax(-1).numpy()
   ties = np.asarray(logits == logits.max(-1, keepdims=True))
   assert dtype == "float32" or (ties[:400].sum(-1) > 1).any()
-  hits = [objectives.cross_entropy(logits, jnp.full(403, c, jnp.int32))[1] for c in range(50)]
+  compare = checked(objectives.cross_entropy)
+  hits = [compare(logits, jnp.full(403, c, jnp.int32))[1] for c in range(50)]
   np.testing.assert_array_equal(np.stack(hits).argmax(0), right)
   np.testing.assert_array_equal(np.stack(hits).sum(0), 1)
+
+
+def test_a_wrong_shape_is_seen():
+  """Each axis has one size in a call."""
+  rows, more = jnp.zeros(ROWS), jnp.zeros(ROWS + 1)
+  with pytest.raises(TypeCheckError):
+    checked(objectives.cross_entropy)(jnp.zeros((ROWS, CLASSES)), more.astype(jnp.int32))
+  with pytest.raises(TypeCheckError):
+    checked(objectives.weigh)(rows, rows > 0, more)
+  found, sums = checked(objectives.weigh)(rows + 2, rows == 0, rows + 0.5)
+  assert found.tolist() == [1.0] * ROWS and sums["correct"].tolist() == [0.5] * ROWS
 
 
 def test_numbers():

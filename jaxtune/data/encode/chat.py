@@ -1,8 +1,8 @@
-"""Conversations to tokens through the tokenizer's own chat template, trained on what is answered.
+"""Encodes conversations by a chat template; the assistant's turns are trained on.
 
-To find which tokens are the assistant's, the conversation is rendered up to each of its turns, as
-inference would, and the ids are compared: marks in the template (`{% generation %}`) are not
-needed. If the prompt that inference sees is not the beginning of the whole, no mask is right, and
+To find the tokens of these turns, the conversation is rendered up to each of them, as inference
+would render it, and the ids are compared. So the template needs no marks (`{% generation %}`). If
+the prompt that inference sees is not how the whole conversation begins, no mask would be right, and
 the conversation is refused.
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxtune.data import padding, wording
+from jaxtune.data.encode.shared import drop_untrained, in_batches, to_split
 from jaxtune.data.options import EncodeOptions
 from jaxtune.data.split import Split, counts
 from jaxtune.data.templates import Example
@@ -23,7 +23,6 @@ from jaxtune.data.tokenizer import Tokenizer, token_ids
 from jaxtune.errors import UserError
 
 Result = TypeVar("Result")
-_BATCH = 1000
 
 
 class _Turn(NamedTuple):
@@ -47,23 +46,23 @@ class _Item(NamedTuple):
 def encode(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> tuple[Split, dict]:
-  """Tokenises conversations; trained are the assistant's turns, each with the token that ends it.
+  """Encodes conversations; the assistant's turns and the tokens that end them are trained on.
 
   The ids are those that `apply_chat_template` gives for the whole conversation.
 
   Args:
     examples: from `conversations.read`.
-    options: turns="last" trains on the last turn alone, which a template that rewrites its history
-      needs; malformed is for conversations of which the template allows no right mask; too_long can
-      be "skip" or "truncate", which cuts the end.
+    options: turns="last" trains on the last turn alone, as a template needs that rewrites earlier
+      turns; malformed is for conversations for which the template allows no right mask; too_long
+      can be "skip" or "truncate", which cuts the end.
 
   Returns:
-    The split (prompts end in the generation prompt of the last turn), and counts with "turns"
-    (trained), "stop_tokens" (ids that end a turn: generation should stop at them) and
+    The split, whose prompts end in the generation prompt of the last turn; and counts with "turns"
+    (trained), "stop_tokens" (ids that end a turn, at which generation should stop) and
     "chat_template" (its sha256).
 
   Raises:
-    UserError: with file and line, and the turn if one of them is at fault.
+    UserError: with file and line, and with the turn that is wrong.
   """
   padding.check_too_long(options.too_long, ("skip", "truncate"))
   if options.decoder_start:
@@ -83,16 +82,18 @@ def encode(
     [len(item.ids) for item in items], [item.example.where for item in items], options
   )
   cut = options.too_long == "truncate"
-  items = _shorten(items, options.max_length, cut)
-  empty = [item.example.where for item in items if not any(item.trained)]
-  if empty and options.no_target == "error":
-    raise UserError(
-      f"{', '.join(empty[:3])}: no token to train on within max_length={options.max_length}; "
-      f"{len(empty)} of {len(items)} examples: raise it, or set data.no_target='skip'"
-    )
-  items = [item for item in items if any(item.trained)]
-  skipped = {"template": bad, "too_long": len(long) * (not cut), "no_target": len(empty)}
-  split = _to_split(tokenizer, items, options.max_length)
+  if cut:
+    within = slice(options.max_length)
+    items = [item._replace(ids=item.ids[within], trained=item.trained[within]) for item in items]
+  else:
+    out = {*long}
+    items = [item for at, item in enumerate(items) if at not in out]
+  items, empty = drop_untrained(items, [any(item.trained) for item in items], options)
+  skipped = {"template": bad, "too_long": len(long) * (not cut), "no_target": empty}
+  arrays = padding.pad_tokens(tokenizer, [item.ids for item in items], options.max_length)
+  width = arrays["tokens"].shape[1]
+  arrays["weights"] = padding.pad([item.trained for item in items], width, 0, np.float32)
+  split = to_split(arrays, [item.example for item in items], [item.prompt for item in items])
   return split, counts(
     split, skipped, len(long) * cut,
     turns=sum(item.turns for item in items),
@@ -104,7 +105,7 @@ def encode(
 def prompts(
   tokenizer: Tokenizer, rows: Sequence[dict], chat_template: str | None = None
 ) -> list[list[int]]:
-  """Encodes what the model sees before it answers, as `encode` does for training.
+  """Encodes what the model sees before it answers, just as `encode` does for training.
 
   Args:
     rows: conversations that end in a user's turn or in a tool's result, with `tools` or without.
@@ -113,36 +114,31 @@ def prompts(
   where, marks = [f"row {i}" for i in range(len(rows))], wording.special(tokenizer)
   jobs = [_attempt(wording.job, row, marks.values(), None) for row in rows]
   texts = []
-  for found in wording.render(tokenizer, wording.sources(tokenizer, chat_template), jobs, where):
-    if isinstance(found, UserError):
-      raise found
-    texts += found
+  for result in wording.render(tokenizer, wording.sources(tokenizer, chat_template), jobs, where):
+    if isinstance(result, UserError):
+      raise result
+    texts += result
   return token_ids(tokenizer, texts)
 
 
 def _encode(
   tokenizer: Tokenizer, sources: tuple[str, str], examples: Sequence[Example], turns: str
 ) -> Iterator[_Item | UserError]:
-  """Yields every example's tokens, or what is wrong with it."""
+  """Yields the tokens of every example, or the error that says what is wrong with it."""
   marks = wording.special(tokenizer)
-  with tqdm(
-    total=len(examples), desc="Tokenising", unit=" rows", disable=len(examples) < 10_000
-  ) as bar:
-    for start in range(0, len(examples), _BATCH):
-      some = examples[start : start + _BATCH]
-      jobs = [_attempt(wording.job, example.row, marks.values(), turns) for example in some]
-      results = list(wording.render(tokenizer, sources, jobs, [example.where for example in some]))
-      texts = [text for job in results if isinstance(job, list) for text in job]
-      ids = iter(token_ids(tokenizer, texts))
-      for example, job, texts in zip(some, jobs, results, strict=True):
-        if isinstance(texts, UserError):
-          yield texts
-          continue
-        numbers = [count for count, prompt in job.prefixes if not prompt]
-        weights = [bool(job.turns[n - 1].get("weight", 1)) for n in numbers]
-        answers = [_Turn(n, w, next(ids), next(ids)) for n, w in zip(numbers, weights, strict=True)]
-        yield _attempt(_mask, tokenizer, marks, example, answers)
-      bar.update(len(some))
+  for batch in in_batches(examples):
+    jobs = [_attempt(wording.job, example.row, marks.values(), turns) for example in batch]
+    results = list(wording.render(tokenizer, sources, jobs, [example.where for example in batch]))
+    texts = [text for texts in results if isinstance(texts, list) for text in texts]
+    ids = iter(token_ids(tokenizer, texts))
+    for example, job, result in zip(batch, jobs, results, strict=True):
+      if isinstance(result, UserError):
+        yield result
+        continue
+      numbers = [count for count, prompt in job.prefixes if not prompt]
+      weights = [bool(job.turns[n - 1].get("weight", 1)) for n in numbers]
+      answers = [_Turn(n, w, next(ids), next(ids)) for n, w in zip(numbers, weights, strict=True)]
+      yield _attempt(_mask, tokenizer, marks, example, answers)
 
 
 def _attempt(function: Callable[..., Result], *args: Any) -> Result | UserError:
@@ -155,7 +151,7 @@ def _attempt(function: Callable[..., Result], *args: Any) -> Result | UserError:
 def _mask(
   tokenizer: Tokenizer, marks: Collection[int], example: Example, turns: list[_Turn]
 ) -> _Item:
-  """Finds the tokens of each turn in the whole conversation, the last turn's `answered`."""
+  """Finds the tokens of each turn in the whole conversation, the `answered` of the last turn."""
   whole = turns[-1].answered
   trained, stops = [False] * len(whole), []
   blank = lambda token: token in marks or not tokenizer.decode([token]).strip()
@@ -193,7 +189,7 @@ def _mask(
 def _stop(
   whole: list[int], begin: int, end: int, marks: Collection[int], blank: Callable[[int], bool]
 ) -> int | None:
-  """Finds the token that ends a turn: the first special one with no text behind it."""
+  """Finds the token that ends a turn: the first special one after which no text follows."""
   stop = None
   while end > begin and blank(whole[end - 1]):
     end -= 1
@@ -210,24 +206,3 @@ def _alike(left: Sequence[int], right: Sequence[int]) -> int:
 def _differ(tokenizer: Tokenizer, alone: Sequence[int], whole: Sequence[int], at: int) -> str:
   said = [repr(tokenizer.decode(ids[at : at + 8])) for ids in (alone, whole)]
   return f"from token {at + 1} on it has {said[0]}, the whole {said[1]}"
-
-
-def _shorten(items: list[_Item], max_length: int | None, cut: bool) -> list[_Item]:
-  """Cuts what is too long at max_length, or leaves it out."""
-  if cut:
-    within = slice(max_length)
-    return [one._replace(ids=one.ids[within], trained=one.trained[within]) for one in items]
-  return [one for one in items if max_length is None or len(one.ids) <= max_length]
-
-
-def _to_split(tokenizer: Tokenizer, items: Sequence[_Item], max_length: int | None) -> Split:
-  arrays = padding.pad_tokens(tokenizer, [item.ids for item in items], max_length)
-  width = arrays["tokens"].shape[1]
-  arrays["weights"] = padding.pad([item.trained for item in items], width, 0, np.float32)
-  return Split(
-    arrays,
-    prompts=[item.prompt for item in items],
-    references=[item.example.answers for item in items],
-    rows=[item.example.row for item in items],
-    where=[item.example.where for item in items],
-  )

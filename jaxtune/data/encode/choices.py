@@ -1,4 +1,4 @@
-"""Label words: the answers of each example, whose likelihoods a language model compares."""
+"""Prompts with several answers each, whose likelihoods a language model compares."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxtune.data import labels, padding
+from jaxtune.data.encode.shared import to_split
 from jaxtune.data.options import EncodeOptions
 from jaxtune.data.prompts import encode_prompts
 from jaxtune.data.split import Split, counts
@@ -33,9 +34,10 @@ def encode(
 ) -> tuple[Split, dict]:
   """Encodes every prompt with each of its answers: tokens, mask and weights (N, C, T).
 
-  Weights are 1 on the tokens of the answer alone. C is the most choices that an example has; where
-  one has fewer, copies of its first stand in with weight 0. labels (N,) int32 is the right one.
-  If every answer of the split is a single token, the rows are folded: see `fold`.
+  Weights are 1 on the tokens of the answer alone. C is the most choices that an example has; an
+  example with fewer is filled up by copies of its first, with weight 0. labels (N,) int32 is the
+  number of the right answer. If every answer of the split is a single token, the rows are folded:
+  see `fold`.
 
   Args:
     examples: from `templates.render`, with a prompt and `choices`; the first of `answers` is right.
@@ -58,9 +60,9 @@ def encode(
   long = padding.find_too_long([item.length for item in items], where, options)
   if long:
     front = len(encode_prompts(tokenizer, [""])[0])
-    items = [one for item in items if (one := _fit(item, front, options)) is not None]
+    items = [fitted for item in items if (fitted := _fit(item, front, options)) is not None]
   split = _to_split(tokenizer, items, options.max_length)
-  classes = Counter(item.example.choices[item.label] for item in items)
+  classes = Counter(reference for (reference,) in split.references)
   lost = len(pairs) - len(items)
   skipped = {"label": bad, "too_long": lost}
   return split, counts(split, skipped, len(long) - lost, classes=dict(classes))
@@ -81,6 +83,7 @@ def _fit(item: _Item, front: int, options: EncodeOptions) -> _Item | None:
 
 
 def _right(example: Example) -> int:
+  """Returns the number of the right answer among an example's choices."""
   if example.prompt is None:
     raise UserError("plain text has no prompt to choose an answer to")
   options = list(example.choices)
@@ -111,21 +114,20 @@ def _to_split(tokenizer: Tokenizer, items: Sequence[_Item], max_length: int | No
   arrays["weights"] = padding.pad(weights, width, 0, np.float32)
   arrays = {name: x.reshape(len(items), most, width) for name, x in arrays.items()}
   labels_N = np.array([item.label for item in items], np.int32)
-  return Split(
+  return to_split(
     fold(arrays | {"labels": labels_N}),
-    prompts=[item.prompt for item in items],
-    references=[[item.example.choices[item.label]] for item in items],
-    rows=[item.example.row for item in items],
-    where=[item.example.where for item in items],
-    choices=[list(item.example.choices) for item in items],
+    [item.example for item in items],
+    [item.prompt for item in items],
+    [[item.example.choices[item.label]] for item in items],
+    [list(item.example.choices) for item in items],
   )
 
 
 def fold(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Keeps the right answer's row alone where every answer is a single token.
+  """Keeps of each example only the row of the right answer, if every answer is a single token.
 
-  The rows of an example are equal up to there. tokens, mask and weights are then (N, 1, T), and
-  "answers" (N, C, 1) int32 the answers' tokens + 1, 0 where there is none.
+  The rows of an example differ in that token alone. tokens, mask and weights become (N, 1, T), and
+  "answers" (N, C, 1) int32 holds the answers' tokens + 1, and 0 where there is no answer.
   """
   weights_NCT, labels_N = arrays["weights"], arrays["labels"]
   if not len(labels_N) or weights_NCT.sum(-1).max() > 1:
@@ -137,20 +139,21 @@ def fold(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def unfold(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Undoes `fold`: a row for each answer."""
+  """Undoes `fold`: makes a row for each answer again."""
   if "answers" not in arrays:
     return arrays
-  rest = {name: x for name, x in arrays.items() if name != "answers"}
-  answers_NC1 = arrays["answers"]
+  unfolded = dict(arrays)
+  answers_NC1 = unfolded.pop("answers")
   real_NC1 = answers_NC1 > 0
   ids_NC1 = np.where(real_NC1, answers_NC1, answers_NC1[:, :1]) - 1
-  rest["tokens"] = np.where(rest["weights"] > 0, ids_NC1, rest["tokens"]).astype(np.int32)
-  rest["mask"] = np.repeat(rest["mask"], answers_NC1.shape[1], 1)
-  return rest | {"weights": rest["weights"] * real_NC1.astype(np.float32)}
+  unfolded["tokens"] = np.where(arrays["weights"] > 0, ids_NC1, arrays["tokens"]).astype(np.int32)
+  unfolded["mask"] = np.repeat(arrays["mask"], answers_NC1.shape[1], 1)
+  unfolded["weights"] = arrays["weights"] * real_NC1.astype(np.float32)
+  return unfolded
 
 
 def alike(splits: Sequence[Split]) -> list[Split]:
-  """Unfolds all splits where some are."""
+  """Unfolds all splits if some of them are not folded."""
   folded = ["answers" in split.arrays for split in splits]
   if all(folded) or not any(folded):
     return list(splits)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtune.data import cells, labels
 from jaxtune.data.encode import whole_texts
 from jaxtune.data.options import EncodeOptions
-from jaxtune.data.split import Split, counts
+from jaxtune.data.split import Split
 from jaxtune.data.templates import Example
 from jaxtune.data.tokenizer import Tokenizer
 
@@ -36,17 +36,14 @@ def encode(
     The split (references are the labels' names), and counts with "labels" (names in order) and
     "classes" (examples by name).
   """
-  names = labels.names((one.row["label"] for one in examples), options.labels)
+  names = labels.names((example.row["label"] for example in examples), options.labels)
   number = lambda example: labels.index(example.row["label"], names)
   pairs, unknown = labels.checked(examples, number, options.malformed)
-  split, kept, skipped, truncated = whole_texts.encode(
-    tokenizer, [example for example, _ in pairs], options
+  labels_N = np.array([number for _, number in pairs], np.int32)
+  split, counted = whole_texts.encode(
+    tokenizer, [example for example, _ in pairs], labels_N, options, {"label": unknown}
   )
-  labels_N = np.array([pairs[at][1] for at in kept], np.int32)
-  split = split._replace(
-    arrays=split.arrays | {"labels": labels_N}, references=[[names[label]] for label in labels_N]
-  )
-  present = Counter(labels_N.tolist())
-  classes = {name: present[at] for at, name in enumerate(names)}
-  skipped["label"] = unknown
-  return split, counts(split, skipped, truncated, labels=names, classes=classes)
+  references = [[names[label]] for label in split.arrays["labels"]]
+  present = Counter(name for (name,) in references)
+  classes = {name: present[name] for name in names}
+  return split._replace(references=references), counted | {"labels": names, "classes": classes}

@@ -1,4 +1,4 @@
-"""Extractive question answering: characters to tokens, long contexts to windows, and back."""
+"""Extractive question answering: finds an answer's tokens in windows of its context, and back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxtune.data import cells, labels, padding
+from jaxtune.data.encode.shared import in_batches, to_split
 from jaxtune.data.encode.whole_texts import read_text
 from jaxtune.data.options import EncodeOptions
 from jaxtune.data.split import Split, counts
@@ -15,24 +16,16 @@ from jaxtune.data.templates import Example
 from jaxtune.data.tokenizer import Tokenizer, ends_texts, token_ids
 from jaxtune.errors import UserError
 
-_BATCH = 1000
-
 
 class _Window(NamedTuple):
-  """A question with a stretch of its context."""
+  """A question with a part of its context, and the tokens of the answer there."""
 
   ids: list[int]
   types: list[int] | None
   context: list[bool]  # whether a token is the context's
   offsets: list[tuple[int, int]]  # its characters there
-
-
-class _Answer(NamedTuple):
-  """The first and the last token of an answer in a window; 0 and 0 where it is not there whole."""
-
-  window: _Window
-  first: int
-  last: int
+  first: int = 0  # the first and the last token of the answer; 0 and 0 if it is not there whole
+  last: int = 0
 
 
 def read_row(
@@ -40,8 +33,8 @@ def read_row(
 ) -> tuple[dict, str, list[str]]:
   """Reads a question, its context and the places of its answers there.
 
-  `answers` are {"text": [...], "answer_start": [...]} in characters as in SQuAD, or a list of such
-  pairs; none at all is a question without an answer.
+  `answers` are {"text": [...], "answer_start": [...]}, in characters, as in SQuAD, or a list of
+  such pairs; an empty one is a question without an answer.
   """
   asked, passage = read_text(row, question).strip(), read_text(row, context)
   if answers not in row:
@@ -94,8 +87,8 @@ def encode(
   """Encodes questions with their contexts; a context longer than a row becomes several windows.
 
   Arrays, for N windows: starts, ends (N,) int32, the first and the last token of the first answer
-  (0, 0 where a window lacks it or there is none); context (N, T) bool; offsets (N, T, 2) int32, the
-  characters of the context; example (N,) int32, the place of the window's example in the lists.
+  (0 and 0 if a window lacks it or there is none); context (N, T) bool; offsets (N, T, 2) int32, the
+  characters of the context; example (N,) int32, the number of the window's example in the lists.
 
   Args:
     options: max_length is the most tokens of a window; None: contexts are not divided. too_long can
@@ -103,12 +96,12 @@ def encode(
       without a token.
 
   Returns:
-    The split, whose lists (references, rows, where) have one entry an *example*, and counts with
-    "windows", "unanswerable" (examples) and "cut_answers" (examples whose answer no window holds
-    whole).
+    The split, whose lists (references, rows, where) have one entry for each *example*; and counts
+    with "windows", "unanswerable" (examples) and "cut_answers" (examples whose answer is whole in
+    no window).
 
   Raises:
-    UserError: with file and line; a tokenizer that cannot say where its tokens stand.
+    UserError: with file and line; or for a tokenizer that cannot say where its tokens stand.
   """
   if not tokenizer.is_fast:
     raise UserError(
@@ -121,14 +114,15 @@ def encode(
   windows = dict(zip(map(id, fitting), _windows(tokenizer, fitting, options), strict=True))
   locate = lambda example: _locate(example.row["spans"], windows[id(example)])
   pairs, silent = labels.checked(fitting, locate, options.malformed)
-  split = _to_split(tokenizer, pairs, options.max_length)
-  answered = [answers for example, answers in pairs if example.row["spans"]]
+  arrays = _arrays(tokenizer, [located for _, located in pairs], options.max_length)
+  split = to_split(arrays, [example for example, _ in pairs])
+  answered = [located for example, located in pairs if example.row["spans"]]
   skipped = {"too_long": len(examples) - len(fitting), "no_token": silent}
   return split, counts(
     split, skipped,
     windows=split.examples,
     unanswerable=len(pairs) - len(answered),
-    cut_answers=sum(all(answer.last == 0 for answer in answers) for answers in answered),
+    cut_answers=sum(not any(window.last for window in located) for located in answered),
   )  # fmt: skip
 
 
@@ -139,12 +133,12 @@ def answer_texts(
   n_best: int = 20,
   max_tokens: int = 30,
 ) -> list[str]:
-  """Takes the likeliest span of every example out of its context.
+  """Returns the likeliest answer to every example, a part of its context.
 
-  Among the `n_best` starts and ends of each window, in context only, the pair of the highest sum of
-  logits that is at most `max_tokens` long; over an example's windows, the best of theirs. Where the
-  data have questions without an answer, "" if the first token's sum is higher, in the window where
-  it is lowest (Devlin et al. 2019, section 4.3).
+  Of the `n_best` starts and the `n_best` ends in a window's context, it is the pair with the
+  highest sum of logits that is at most `max_tokens` long; of several windows, the best. If the data
+  have questions without an answer, the answer is "" where the sum of the first token, in the window
+  where it is lowest, is higher (Devlin et al. 2019, section 4.3).
 
   Returns:
     A text for each of the split's references.
@@ -171,14 +165,14 @@ def answer_texts(
 
 
 def _question(tokenizer: Tokenizer, example: Example) -> str:
-  # Where no special token divides the two, a line does.
+  # If no special token divides question and context, a new line does.
   return example.row["question"] + ("" if ends_texts(tokenizer) else "\n")
 
 
 def _with_room(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> list[Example]:
-  """Leaves out, or refuses, questions that fill a window."""
+  """Applies the policy to questions that leave no room for their context."""
   if options.max_length is None or not examples:
     return list(examples)
   if options.stride < 0:
@@ -199,74 +193,65 @@ def _with_room(
 def _windows(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> list[list[_Window]]:
-  """Tokenises questions with contexts; the windows of each example."""
+  """Tokenises questions with contexts; returns the windows of each example."""
   cut = {} if options.max_length is None else {
     "truncation": "only_second", "max_length": options.max_length, "stride": options.stride,
   }  # fmt: skip
-  windows: list[list[_Window]] = [[] for _ in examples]
-  for begin in range(0, len(examples), _BATCH):
-    some = examples[begin : begin + _BATCH]
+  windows: list[list[_Window]] = []
+  for batch in in_batches(examples):
     out = tokenizer(
-      [_question(tokenizer, one) for one in some], [one.row["context"] for one in some],
+      [_question(tokenizer, one) for one in batch], [one.row["context"] for one in batch],
       return_overflowing_tokens=True, return_offsets_mapping=True, verbose=False, **cut,
     )  # fmt: skip
     typed = "token_type_ids" in out and any(map(any, out["token_type_ids"]))
     typed = typed and ends_texts(tokenizer)
+    of_batch: list[list[_Window]] = [[] for _ in batch]
     for row, at in enumerate(out["overflow_to_sample_mapping"]):
       context = [number == 1 for number in out.sequence_ids(row)]
-      spans = [span if here else (0, 0) for here, span in zip(
-        context, out["offset_mapping"][row], strict=True
-      )]  # fmt: skip
+      pairs = zip(context, out["offset_mapping"][row], strict=True)
+      offsets = [span if inside else (0, 0) for inside, span in pairs]
       types = out["token_type_ids"][row] if typed else None
-      windows[begin + at].append(_Window(out["input_ids"][row], types, context, spans))
+      of_batch[at].append(_Window(out["input_ids"][row], types, context, offsets))
+    windows += of_batch
   return windows
 
 
-def _locate(spans: Sequence[tuple[int, int]], windows: Sequence[_Window]) -> list[_Answer]:
-  """Finds the first answer's tokens in every window."""
+def _locate(spans: Sequence[tuple[int, int]], windows: Sequence[_Window]) -> list[_Window]:
+  """Finds the tokens of the first answer in every window that holds it whole."""
   if not spans:
-    return [_Answer(window, 0, 0) for window in windows]
-  answers, touched = [], False
+    return list(windows)
+  (start, end), located, touched = spans[0], [], False
   for number, window in enumerate(windows):
-    start, end = spans[0]
-    real = [at for at, (a, b) in enumerate(window.offsets) if window.context[at] and a < b]
+    real = [at for at, (a, b) in enumerate(window.offsets) if a < b]  # in the context alone
     first = next((at for at in real if window.offsets[at][1] > start), None)
     last = next((at for at in reversed(real) if window.offsets[at][0] < end), None)
     inside = first is not None and last is not None and first <= last
     touched |= inside
-    # A border that no token reaches is text without tokens, unless the window ends there.
+    # If no token reaches a border of the answer, the text there has no tokens, or the window ends.
     cut_left = inside and number > 0 and first == real[0] and window.offsets[first][0] > start
     behind = inside and number < len(windows) - 1 and last == real[-1]
     whole = inside and not cut_left and not (behind and window.offsets[last][1] < end)
-    answers.append(_Answer(window, first, last) if whole else _Answer(window, 0, 0))
+    located.append(window._replace(first=first, last=last) if whole else window)
   if not touched:
     raise UserError("the tokenizer leaves no token of the answer")
-  return answers
+  return located
 
 
-def _to_split(
-  tokenizer: Tokenizer, pairs: Sequence[tuple[Example, list[_Answer]]], max_length: int | None
-) -> Split:
-  answers = [answer for _, located in pairs for answer in located]
-  windows = [answer.window for answer in answers]
+def _arrays(
+  tokenizer: Tokenizer, located: Sequence[Sequence[_Window]], max_length: int | None
+) -> dict[str, np.ndarray]:
+  """Makes the arrays of the windows, given those of each example."""
+  windows = [window for several in located for window in several]
   arrays = padding.pad_tokens(tokenizer, [window.ids for window in windows], max_length)
   width = arrays["tokens"].shape[1]
-  numbers = [number for number, (_, located) in enumerate(pairs) for _ in located]
   arrays |= {
     "weights": np.ones(len(windows), np.float32),
-    "starts": np.array([answer.first for answer in answers], np.int32),
-    "ends": np.array([answer.last for answer in answers], np.int32),
+    "starts": np.array([window.first for window in windows], np.int32),
+    "ends": np.array([window.last for window in windows], np.int32),
     "context": padding.pad([window.context for window in windows], width, False, bool),
     "offsets": padding.pad([window.offsets for window in windows], width),
-    "example": np.array(numbers, np.int32),
+    "example": np.repeat(np.arange(len(located), dtype=np.int32), [len(one) for one in located]),
   }
   if any(window.types is not None for window in windows):
     arrays["types"] = padding.pad([window.types for window in windows], width)
-  examples = [example for example, _ in pairs]
-  return Split(
-    arrays,
-    prompts=[[] for _ in examples],
-    references=[example.answers for example in examples],
-    rows=[example.row for example in examples],
-    where=[example.where for example in examples],
-  )
+  return arrays

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtune.data import cells
 from jaxtune.data.encode import whole_texts
 from jaxtune.data.options import EncodeOptions
-from jaxtune.data.split import Split, counts
+from jaxtune.data.split import Split
 from jaxtune.data.templates import Example
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError
@@ -39,8 +39,8 @@ def encode(
   Returns:
     The split, and counts with "range", the smallest and the largest label.
   """
-  split, kept, skipped, truncated = whole_texts.encode(tokenizer, examples, options)
-  labels_N = np.array([examples[at].row["label"] for at in kept], np.float32)
-  split = split._replace(arrays=split.arrays | {"labels": labels_N})
-  ends = [float(labels_N.min()), float(labels_N.max())] if len(labels_N) else None
-  return split, counts(split, skipped, truncated, range=ends)
+  labels_N = np.array([example.row["label"] for example in examples], np.float32)
+  split, counted = whole_texts.encode(tokenizer, examples, labels_N, options, {})
+  kept_N = split.arrays["labels"]
+  ends = [float(kept_N.min()), float(kept_N.max())] if len(kept_N) else None
+  return split, counted | {"range": ends}

@@ -1,8 +1,8 @@
 """Prompts with answers, and plain text.
 
 Prompt and answer are tokenised apart and their ids joined, so that the prompt's ids in training are
-those that generation will see. A merge across the border is never learnt: a template ends in the
-newline or space that separates the two.
+those that generation will see. No token reaches across the border: a template ends in the newline
+or the space that separates the two.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxtune.data import padding, specials
+from jaxtune.data.encode.shared import drop_untrained, in_batches, to_split
 from jaxtune.data.options import EncodeOptions
 from jaxtune.data.prompts import encode_prompts
 from jaxtune.data.split import Split, counts
@@ -23,7 +23,6 @@ from jaxtune.data.tokenizer import Tokenizer, token_ids
 from jaxtune.errors import UserError
 
 SHORTEST_TAIL = 16  # a document's last chunk is kept from this many tokens on
-_BATCH = 1000
 
 
 class _Item(NamedTuple):
@@ -37,11 +36,11 @@ class _Item(NamedTuple):
 def encode(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> tuple[Split, dict]:
-  """Tokenises prompt, answer and stop token.
+  """Encodes prompts, answers and stop tokens.
 
-  A beginning-of-sequence token comes first where the tokenizer adds one itself; the stop token is
-  the tokenizer's eos. Trained on are the answer and the stop token; of plain text every token but
-  the first.
+  A beginning-of-sequence token comes first if the tokenizer adds one itself; the stop token is the
+  tokenizer's eos. The answer and the stop token are trained on; of plain text, every token but the
+  first.
 
   For an encoder-decoder, the prompt, with the special tokens that the tokenizer adds to a text, is
   "inputs" (N, S) with "inputs_mask"; "tokens" are decoder_start, the answer and the stop token.
@@ -51,10 +50,10 @@ def encode(
       consecutive windows of max_length, the last of which is kept from 16 tokens on.
 
   Returns:
-    The split, and counts; of examples whose texts hold "bos" or "eos", also special_tokens.
+    The split, and counts; if texts hold "bos" or "eos" themselves, also "special_tokens".
 
   Raises:
-    UserError: by the policies, with file and line; or a tokenizer without a stop token.
+    UserError: with file and line, by the policies; or for a tokenizer without eos.
   """
   if options.max_length is not None and options.max_length < 2:
     raise UserError(f"data.max_length is {options.max_length}, expected 2 or more tokens")
@@ -66,17 +65,11 @@ def encode(
   where = [item.example.where for item in items]
   long = padding.find_too_long(lengths, where, options, ("skip", "truncate", "chunk"))
   items, short_tails = _shorten(items, options)
-  targets = [item for item in items if item.trained_from < len(item.ids)]
-  empty = len(items) - len(targets)
-  if empty and options.no_target == "error":
-    without = [item.example.where for item in items if item.trained_from >= len(item.ids)]
-    raise UserError(
-      f"{', '.join(without[:3])}: no token to train on (the answer is empty, or was cut off); "
-      f"{empty} of {len(items)} examples: mend them, or set data.no_target='skip'"
-    )
+  trained = [item.trained_from < len(item.ids) for item in items]
+  items, empty = drop_untrained(items, trained, options)
   skips = options.too_long == "skip"
   skipped = {"too_long": len(long) * skips, "no_target": empty, "short_tail": short_tails}
-  split = _to_split(tokenizer, targets, options)
+  split = _to_split(tokenizer, items, options)
   return split, counts(split, skipped, len(long) * (not skips), **doubled)
 
 
@@ -84,28 +77,27 @@ def _tokenise(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> Iterator[_Item]:
   start = options.decoder_start
-  bar = tqdm(total=len(examples), desc="Tokenising", unit=" rows", disable=len(examples) < 10_000)
-  with bar:
-    for at in range(0, len(examples), _BATCH):
-      some = examples[at : at + _BATCH]
-      prompts = encode_prompts(tokenizer, [one.prompt or "" for one in some], whole=bool(start))
-      texts = [one.answers[0] if one.answers else "" for one in some]
-      answers = token_ids(tokenizer, texts)
-      for example, text, prompt, answer in zip(some, texts, prompts, answers, strict=True):
-        if start and example.prompt is None:
-          raise UserError(f"{example.where}: plain text has no prompt, which an encoder needs")
-        ids = [*(start or prompt), *answer, tokenizer.eos_token_id]
-        # The first token has nothing before it to be predicted from.
-        trained_from = 1 if example.prompt is None else max(len(start or prompt), 1)
-        doubled = specials.doubled(tokenizer, prompt, answer, example.prompt is None)
-        yield _Item(ids, trained_from if text.strip() else len(ids), prompt, example, doubled)
-      bar.update(len(some))
+  for batch in in_batches(examples):
+    prompts = [example.prompt or "" for example in batch]
+    texts = [example.answers[0] if example.answers else "" for example in batch]
+    ids = zip(
+      encode_prompts(tokenizer, prompts, bool(start)), token_ids(tokenizer, texts), strict=True
+    )
+    for example, text, (prompt, answer) in zip(batch, texts, ids, strict=True):
+      plain = example.prompt is None
+      if start and plain:
+        raise UserError(f"{example.where}: plain text has no prompt, which an encoder needs")
+      ids = [*(start or prompt), *answer, tokenizer.eos_token_id]
+      # The first token has nothing before it to be predicted from.
+      trained_from = 1 if plain else max(len(start or prompt), 1)
+      doubled = specials.doubled(tokenizer, prompt, answer, plain)
+      yield _Item(ids, trained_from if text.strip() else len(ids), prompt, example, doubled)
 
 
 def _settle_specials(
   tokenizer: Tokenizer, items: list[_Item], options: EncodeOptions
 ) -> tuple[list[_Item], dict]:
-  """Applies the policy to special tokens that come twice, and counts them."""
+  """Applies the policy to special tokens that come twice; returns how often each does."""
   count = Counter(name for item in items for name in item.doubled)
   if count and options.special_tokens == "strip":
     whole = bool(options.decoder_start)
@@ -121,7 +113,7 @@ def _settle_specials(
 
 
 def _shorten(items: list[_Item], options: EncodeOptions) -> tuple[list[_Item], int]:
-  """Applies the policy to what is too long; also counts the chunks too short to keep."""
+  """Applies the policy to items that are too long; also counts the chunks too short to keep."""
   most = options.max_length
   if most is None:
     return items, 0
@@ -155,11 +147,7 @@ def _to_split(tokenizer: Tokenizer, items: Sequence[_Item], options: EncodeOptio
   if options.decoder_start:
     inputs = padding.pad_tokens(tokenizer, [item.prompt for item in items], options.max_length)
     arrays |= {"inputs": inputs["tokens"], "inputs_mask": inputs["mask"]}
-  plain = [item.example.prompt is None for item in items]
-  return Split(
-    arrays,
-    prompts=[[] if p else item.prompt for p, item in zip(plain, items, strict=True)],
-    references=[[] if p else item.example.answers for p, item in zip(plain, items, strict=True)],
-    rows=[item.example.row for item in items],
-    where=[item.example.where for item in items],
-  )
+  examples = [item.example for item in items]
+  prompts = [[] if item.example.prompt is None else item.prompt for item in items]
+  references = [[] if example.prompt is None else example.answers for example in examples]
+  return to_split(arrays, examples, prompts, references)

@@ -1,19 +1,21 @@
 """Words with a tag each (named entities, parts of speech), aligned with the tokens of their text.
 
-The words are joined by spaces and tokenised as any text is; characters say which token is whose. So
-the tokens are such as the model was pretrained on, also where the tokenizer is byte-level and would
-glue words together that are given to it one by one.
+The words are joined by spaces and tokenised like any text; the characters of a token say which word
+it belongs to. So the tokens are those that the model was pretrained on, also for a byte-level
+tokenizer, which would glue words together if it got them one by one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 
+from jaxtune import schema
 from jaxtune.data import cells, labels, padding
+from jaxtune.data.encode.shared import Row, fit, to_split
 from jaxtune.data.options import EncodeOptions
 from jaxtune.data.split import Split, counts
 from jaxtune.data.templates import Example
@@ -23,21 +25,12 @@ from jaxtune.errors import UserError
 OUTSIDE = "O"
 
 
-class _Item(NamedTuple):
-  example: Example
-  tags: list[int]
-  ids: list[int]
-  words: list[int]  # for each token of `ids` the word that it is the first of, from 1; 0 for none
-  cut_words: int
-
-
 def read_row(
   row: dict, words: str = "tokens", tags: str = "ner_tags"
 ) -> tuple[dict, str, list[str]]:
   """Reads two lists of one length: the words, and the name or number of each one's tag."""
-  for name in (words, tags):
-    if not isinstance(cells.check_column(name, row), (list, tuple)):
-      raise UserError(f"column {name!r} holds {type(row[name]).__name__}, expected a list")
+  for name, expected in ((words, tuple[str, ...]), (tags, tuple[str | int, ...])):
+    schema.check(f"column {name!r}", cells.check_column(name, row), expected)
   if not row[words]:
     raise UserError(f"column {words!r} has no words")
   if len(row[words]) != len(row[tags]):
@@ -45,11 +38,6 @@ def read_row(
       f"{len(row[words])} words in {words!r} and {len(row[tags])} tags in {tags!r}: expected one "
       "tag a word"
     )
-  for number, (word, tag) in enumerate(zip(row[words], row[tags], strict=True), 1):
-    if not isinstance(word, str):
-      raise UserError(f"word {number} is {word!r}, expected text")
-    if isinstance(tag, bool) or not isinstance(tag, (str, int)):
-      raise UserError(f"tag {number} is {tag!r}, expected a label's name or number")
   fields = {"words": list(row[words]), "tags": list(row[tags])}
   return fields, " ".join(row[words]), [" ".join(map(str, row[tags]))]
 
@@ -57,10 +45,10 @@ def read_row(
 def encode(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> tuple[Split, dict]:
-  """Encodes tagged words: labels (N, T) int32, where weights (N, T) are 1: at first subwords.
+  """Encodes tagged words: labels (N, T) int32, which count where weights (N, T) are 1.
 
-  `words` (N, T) int32 numbers, from 1, the word that a token is the first of, 0 for none: for
-  `word_tags`.
+  Weights are 1 at the first subword of each word. `words` (N, T) int32 is the number of that word,
+  from 1, and 0 at all other tokens; `word_tags` reads it.
 
   Args:
     options: too_long can be "skip" or "truncate", which cuts words off the end; malformed is for a
@@ -68,56 +56,48 @@ def encode(
 
   Returns:
     The split, whose references are the tags of all words, also of those cut off; and counts with
-    "labels" (names in order), "classes" (words by tag), "words", "cut_words" and "silent_words" (of
-    which the tokenizer leaves no token).
+    "labels" (names in order), "classes" (words by tag), "words", "cut_words" and "silent_words"
+    (those of which the tokenizer leaves no token).
 
   Raises:
-    UserError: with file and line; a tokenizer that cannot say where its tokens stand.
+    UserError: with file and line; or for a tokenizer that cannot say where its tokens stand.
   """
   if not tokenizer.is_fast:
     raise UserError(
       "tagging words needs a fast tokenizer: this one does not say where tokens stand"
     )
-  names = labels.names((tag for one in examples for tag in one.row["tags"]), options.labels)
+  names = labels.names((tag for example in examples for tag in example.row["tags"]), options.labels)
   numbers = lambda example: [labels.index(tag, names) for tag in example.row["tags"]]
   pairs, unknown = labels.checked(examples, numbers, options.malformed)
+  special = tokenizer.num_special_tokens_to_add()
   tagged = [example for example, _ in pairs]
-  ids, words = _tokenise(tokenizer, tagged, None)
-  seen = list(map(_count, words))
-  where = [example.where for example in tagged]
-  long = padding.find_too_long([len(row) for row in ids], where, options)
-  cut = options.too_long == "truncate"
-  if long and cut:
-    shortened = _tokenise(tokenizer, [tagged[at] for at in long], options.max_length)
-    for at, short_ids, short_words in zip(long, *shortened, strict=True):
-      ids[at], words[at] = short_ids, short_words
-  silent = [at for at, count in enumerate(seen) if not count]
-  if silent and options.malformed == "error":
-    raise UserError(f"{where[silent[0]]}: the tokenizer leaves no token of the words")
-  out = {*silent} | (set() if cut else {*long})
-  items = [
-    _Item(*pairs[at], ids[at], words[at], seen[at] - _count(words[at]))
-    for at in range(len(pairs)) if at not in out
-  ]  # fmt: skip
-  skipped = {"label": unknown, "too_long": len(long) * (not cut), "no_token": len(silent)}
-  split = _to_split(tokenizer, items, names, options.max_length)
-  return split, counts(split, skipped, len(long) * cut, **_count_words(items, names))
-
-
-def _count_words(items: Sequence[_Item], names: list[str]) -> dict:
-  tags = Counter(tag for item in items for tag in item.tags)
-  cut = sum(item.cut_words for item in items)
-  return {
-    "labels": names,
-    "classes": {name: tags[at] for at, name in enumerate(names)},
-    "words": tags.total(),
-    "cut_words": cut,
-    "silent_words": tags.total() - cut - sum(_count(item.words) for item in items),
-  }
+  rows, unfit, truncated = fit(tagged, partial(_tokenise, tokenizer), special, options)
+  kept = [pairs[at] for at in rows]
+  arrays = padding.pad_tokens(tokenizer, [row.ids for row in rows.values()], options.max_length)
+  words_NT = padding.pad([row.marks for row in rows.values()], arrays["tokens"].shape[1])
+  labels_NT = np.zeros_like(words_NT)
+  for labels_T, words_T, (_, tags) in zip(labels_NT, words_NT, kept, strict=True):
+    labels_T[words_T > 0] = np.array(tags)[words_T[words_T > 0] - 1]
+  weights_NT = (words_NT > 0).astype(np.float32)
+  split = to_split(
+    arrays | {"weights": weights_NT, "labels": labels_NT, "words": words_NT},
+    [example for example, _ in kept],
+    references=[[names[tag] for tag in tags] for _, tags in kept],
+  )
+  classes = Counter(tag for references in split.references for tag in references)
+  seen = sum(row.seen for row in rows.values())
+  return split, counts(
+    split, {"label": unknown} | unfit, truncated,
+    labels=names,
+    classes={name: classes[name] for name in names},
+    words=classes.total(),
+    cut_words=seen - int(weights_NT.sum()),
+    silent_words=classes.total() - seen,
+  )  # fmt: skip
 
 
 def word_tags(split: Split, labels_NT: np.ndarray, names: Sequence[str]) -> list[list[str]]:
-  """Gives every word the tag of its first subword, and "O" where that was cut off.
+  """Returns for every word the tag of its first subword, and "O" if that was cut off.
 
   Returns:
     As many tags for each example as its references have.
@@ -131,23 +111,20 @@ def word_tags(split: Split, labels_NT: np.ndarray, names: Sequence[str]) -> list
 
 def _tokenise(
   tokenizer: Tokenizer, examples: Sequence[Example], max_length: int | None
-) -> tuple[list[list[int]], list[list[int]]]:
-  """Tokenises texts, cut at max_length; returns ids, and `_words` of them."""
-  if not examples:
-    return [], []
-  if max_length is not None and max_length <= tokenizer.num_special_tokens_to_add():
-    raise UserError(
-      f"data.max_length is {max_length}, expected more than the special tokens of a row"
-    )
-  texts = [" ".join(one.row["words"]) for one in examples]
+) -> list[Row]:
+  """Tokenises texts, cut at max_length; the marks of the rows are `_words`."""
+  texts = [" ".join(example.row["words"]) for example in examples]
   cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
   out = tokenizer(texts, return_offsets_mapping=True, verbose=False, **cut)
-  pairs = zip(examples, out["offset_mapping"], strict=True)
-  return list(out["input_ids"]), [_words(one.row["words"], spans) for one, spans in pairs]
+  rows = []
+  for example, ids, spans in zip(examples, out["input_ids"], out["offset_mapping"], strict=True):
+    words = _words(example.row["words"], spans)
+    rows.append(Row(ids, int(np.count_nonzero(words)), words))
+  return rows
 
 
 def _words(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int]:
-  """Numbers, from 1, the word that each token is the first of; 0 for none.
+  """Returns for each token the number, from 1, of the word that it is the first of; 0 for none.
 
   A token belongs to the first word that it has characters of.
   """
@@ -160,26 +137,3 @@ def _words(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int]:
     firsts.append(word + 1 if here and word >= last else 0)
     last = max(last, firsts[-1])
   return firsts
-
-
-def _count(words: Sequence[int]) -> int:
-  return sum(word > 0 for word in words)
-
-
-def _to_split(
-  tokenizer: Tokenizer, items: Sequence[_Item], names: Sequence[str], max_length: int | None
-) -> Split:
-  arrays = padding.pad_tokens(tokenizer, [item.ids for item in items], max_length)
-  words_NT = padding.pad([item.words for item in items], arrays["tokens"].shape[1])
-  labels_NT = np.zeros_like(words_NT)
-  for row, item in enumerate(items):
-    first_T = words_NT[row] > 0
-    labels_NT[row, first_T] = np.array(item.tags)[words_NT[row, first_T] - 1]
-  weights_NT = (words_NT > 0).astype(np.float32)
-  return Split(
-    arrays | {"weights": weights_NT, "labels": labels_NT, "words": words_NT},
-    prompts=[[] for _ in items],
-    references=[[names[tag] for tag in item.tags] for item in items],
-    rows=[item.example.row for item in items],
-    where=[item.example.where for item in items],
-  )

@@ -2,21 +2,21 @@
 
 A prompt template is a Jinja string, rendered in a sandbox with the row's columns as variables:
 "{{ mr }}\n" or "{% if title %}{{ title }}: {% endif %}{{ text }}\nStars: ". A column whose name is
-no Jinja name is `row["its name"]`. Whitespace counts: the answer follows the prompt directly, so
-the template ends in whatever separates the two.
+no Jinja name is written `row["its name"]`. White space matters: the answer follows the prompt
+directly, so the template ends in whatever separates the two.
 
-  library       templates by name, one file a task beside this one; `rows` lists them
+  library       templates by name, one file a task beside this one; `bundled` lists them
   promptsource  YAML files, read safely
-  sandbox       Jinja, and what it is given beyond its own
+  sandbox       Jinja, and the filters that are added to it
   formats       which templates a split is read by, and what its columns are called there
   examples      rows to examples
 """
 
 from jaxtune.data.templates.examples import Example, render, render_prompts, variants
 from jaxtune.data.templates.formats import INSTRUCTION, Format, choose
-from jaxtune.data.templates.library import Template, resolve, rows
+from jaxtune.data.templates.library import Template, bundled, resolve
 
 __all__ = [
-  "INSTRUCTION", "Example", "Format", "Template", "choose", "render", "render_prompts", "resolve",
-  "rows", "variants",
+  "INSTRUCTION", "Example", "Format", "Template", "bundled", "choose", "render", "render_prompts",
+  "resolve", "variants",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
-"""Rows to examples: prompt, accepted answers, answer choices."""
+"""Makes examples of rows: prompt, accepted answers and answer choices."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,9 +22,11 @@ class Example(NamedTuple):
 
   Attributes:
     prompt: None for plain text, which is `answers[0]`.
-    choices: the answers to choose from, where the template lists them.
-    source: the row as it was read, where `row` holds more.
-    conversation: whether `row` holds turns, which a chat template makes into text.
+    answers: all that are accepted; the first is trained on.
+    where: file and line of the row, for errors.
+    choices: the answers to choose from, if the template lists them.
+    source: the row as it was read, if `row` holds more.
+    conversation: whether `row` holds turns, which a chat template turns into text.
   """
 
   prompt: str | None
@@ -39,49 +42,74 @@ def render(form: Format, rows: Sequence[dict], where: Sequence[str]) -> list[Exa
   """Renders every row by every template, row by row; `variants` finds those of one row again.
 
   Raises:
-    UserError: a row that lacks a column, holds nothing in it, breaks the template, or has a label
-      outside the answer choices; with line.
+    UserError: with file and line, for a row that lacks a column or holds null in it, that the
+      template cannot render, or whose label is none of the answer choices.
   """
-  results = confined.each(_readings, rows, form, here=all(map(sandbox.is_plain, _sources(form))))
+  texts = [text for one in form.templates for text in (one.prompt, one.answer, *one.answer_choices)]
+  sources = [text for text in (*texts, *form.rename.values()) if isinstance(text, str)]
+  results = confined.each(_reader, rows, form, here=all(map(sandbox.is_plain, sources)))
   examples = []
-  for row, place, found in zip(rows, where, results, strict=True):
-    if isinstance(found, UserError):
-      raise UserError(f"{place}: {found}") from found
-    for prompt, answers, choices in found:
-      examples.append(Example(prompt, answers, row, place, choices))
+  for row, line, result in zip(rows, where, results, strict=True):
+    if isinstance(result, UserError):
+      raise UserError(f"{line}: {result}") from result
+    for prompt, answers, choices in result:
+      examples.append(Example(prompt, answers, row, line, choices))
   return examples
 
 
-def _sources(form: Format) -> list[str]:
-  """Lists all that may be Jinja."""
-  texts = [text for one in form.templates for text in (one.prompt, one.answer, *one.answer_choices)]
-  return [text for text in (*texts, *form.rename.values()) if isinstance(text, str)]
-
-
-def _readings(form: Format) -> Callable[[dict], list[tuple[str | None, list[str], list[str]]]]:
+def _reader(form: Format) -> Callable[[dict], list[tuple[str | None, list[str], list[str]]]]:
   """Makes the function of a row that reads it by every template."""
-  readers = [_reader(template) for template in form.templates]
 
   def read(row: dict) -> list[tuple[str | None, list[str], list[str]]]:
     seen = renamed(row, form.rename)
-    return [reader(seen) for reader in readers]
+    return [_read(template, seen) for template in form.templates]
 
   return read
 
 
+def _read(template: Template, row: dict) -> tuple[str | None, list[str], list[str]]:
+  """Reads prompt, accepted answers and answer choices out of a row."""
+  if template.answer is None:
+    return _split(template, row)
+  more = _more(template, row)
+  answers = _answers(template.answer, row, more)
+  choices = list(more.get("answer_choices", ()))
+  for answer in answers:
+    if choices and answer.strip() and answer not in choices:
+      raise UserError(
+        f"the answer {answer!r} is none of the answer choices; a label's number becomes one by "
+        f"answer_choices[...]; {nearest(answer, choices)}"
+      )
+  prompt = template.prompt and sandbox.renderer(template.prompt)(row, **more)
+  return prompt, answers, choices
+
+
+def _answers(answer: str, row: dict, more: dict) -> list[str]:
+  """Renders an answer in Jinja, or reads a column of one or of several accepted answers."""
+  if sandbox.is_template(answer):
+    return [sandbox.renderer(answer)(row, **more)]
+  if answer not in row:
+    raise UserError(cells.no_column(answer, row))
+  value = row[answer]
+  if isinstance(value, dict) and "text" in value:  # SQuAD's {"text": [...], "answer_start": ...}
+    value = value["text"]
+  values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+  for one in values:
+    if not cells.is_text(one):
+      raise UserError(cells.no_text(f"column {answer!r} holds", one))
+  return [str(one) for one in values]
+
+
 def variants(rows: Sequence[dict]) -> np.ndarray:
-  """Numbers the examples of each row, given the row of every example.
+  """Returns the numbers of the examples of each row, given the row of every example.
 
   Returns:
-    (N, K) int64: K examples for each of N rows. Where some of a row's were skipped, what is left
-    is repeated.
+    (N, K) int64: K examples for each of N rows. If some examples of a row were skipped, the others
+    are repeated.
   """
-  groups: list[list[int]] = []
-  for number, row in enumerate(rows):
-    if groups and row is rows[groups[-1][-1]]:
-      groups[-1].append(number)
-    else:
-      groups.append([number])
+  # Equal rows may be two rows, so they are told apart by identity.
+  runs = itertools.groupby(range(len(rows)), key=lambda number: id(rows[number]))
+  groups = [list(numbers) for _, numbers in runs]
   most = max(map(len, groups), default=1)
   return np.array([np.resize(group, most) for group in groups], np.int64).reshape(-1, most)
 
@@ -92,21 +120,19 @@ def render_prompts(
   rename: Mapping | None = None,
   choices: Sequence[str] | None = None,
 ) -> list[str]:
-  """Makes the prompts of rows that have no answer yet, as `choose` and `render` would in training.
+  """Makes the prompts of rows that have no answer, as `choose` and `render` do in training.
 
   Args:
-    template: the training data's, where it had one (of several, the first); else the rows' columns
-      decide.
-    rename, choices: the training data's.
+    template: that of the training data (of several, the first); None: the columns decide.
+    rename, choices: those of the training data.
   """
   if template is not None and not isinstance(template, (str, Template)):
     template = template[0]
-  # The answer is not asked for, so any will do.
+  # A template needs an answer, which prompts do not show.
   given = resolve(template, answer="") if template else None
   prompts = []
   for i, row in enumerate(rows):
-    known = INSTRUCTION if "instruction" in row else "{{ prompt }}"
-    chosen = given or Template(known, "")
+    chosen = given or Template(INSTRUCTION if "instruction" in row else "{{ prompt }}", "")
     if choices is not None:
       chosen = chosen._replace(answer_choices=tuple(choices))
     try:
@@ -116,30 +142,8 @@ def render_prompts(
   return prompts
 
 
-def _reader(template: Template) -> Callable[[dict], tuple[str | None, list[str], list[str]]]:
-  """Makes the function of a row that gives prompt, accepted answers and answer choices."""
-  if template.answer is None:
-    return lambda row: _split(template, row)
-  answers = _answers(template.answer)
-  prompt = None if template.prompt is None else sandbox.renderer(template.prompt)
-
-  def read(row: dict) -> tuple[str | None, list[str], list[str]]:
-    more = _more(template, row)
-    found = answers(row, more)
-    choices = list(more.get("answer_choices", ()))
-    for one in found:
-      if choices and one.strip() and one not in choices:
-        raise UserError(
-          f"the answer {one!r} is none of the answer choices; a label's number becomes one by "
-          f"answer_choices[...]; {nearest(one, choices)}"
-        )
-    return prompt and prompt(row, **more), found, choices
-
-  return read
-
-
 def _more(template: Template, row: dict) -> dict:
-  """Renders the answer choices, for the templates to see."""
+  """Renders the answer choices, which templates read as a variable."""
   if not template.answer_choices:
     return {}
   texts = [
@@ -153,7 +157,7 @@ def _more(template: Template, row: dict) -> dict:
 
 
 def _split(template: Template, row: dict) -> tuple[str, list[str], list[str]]:
-  """Reads promptsource's form: one text, whose prompt ends where "|||" stands."""
+  """Reads a row by a template in promptsource's form, one text in which "|||" ends the prompt."""
   more = _guarded(_more(template, row))
   text = sandbox.renderer(template.prompt)(_guarded(row), **more)
   prompt, *answers = (_unguarded(part).strip() for part in text.split(promptsource.BAR))
@@ -171,13 +175,13 @@ def _prompt(template: Template, row: dict) -> str:
   try:
     sandbox.variables(front)
   except UserError:
-    return _split(template, row)[0]  # The border is inside an {% if %}: all of it must render.
+    return _split(template, row)[0]  # The "|||" stands inside an {% if %}: all of it must render.
   more = _guarded(_more(template, row))
   return _unguarded(sandbox.renderer(front)(_guarded(row), **more)).strip() + "\n"
 
 
 def _guarded(value: Any) -> Any:
-  """Hides the "|||" in a row's own text from splitting."""
+  """Replaces the "|||" in a row's own text, so that the text is not split there."""
   if isinstance(value, str):
     return value.replace(promptsource.BAR, _BARS)
   if isinstance(value, dict):
@@ -190,23 +194,3 @@ def _guarded(value: Any) -> Any:
 
 def _unguarded(text: str) -> str:
   return text.replace(_BARS, promptsource.BAR)
-
-
-def _answers(answer: str) -> Callable[[dict, dict], list[str]]:
-  if sandbox.is_template(answer):
-    run = sandbox.renderer(answer)
-    return lambda row, more: [run(row, **more)]
-
-  def take(row: dict, more: dict) -> list[str]:
-    if answer not in row:
-      raise UserError(cells.no_column(answer, row))
-    value = row[answer]
-    if isinstance(value, dict) and "text" in value:  # SQuAD's {"text": [...], "answer_start": ...}
-      value = value["text"]
-    values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-    for one in values:
-      if not cells.is_text(one):
-        raise UserError(cells.no_text(f"column {answer!r} holds", one))
-    return [str(one) for one in values]
-
-  return take

@@ -25,19 +25,19 @@ _KNOWN = (
 
 
 class Format(NamedTuple):
-  """How the rows of one split become text."""
+  """How the rows of a split become text."""
 
   templates: tuple[Template, ...]  # each gives an example of every row
   rename: dict[str, str | tuple[str, ...]]  # a template's column: the data's; see `choose`
 
   @property
   def sha256(self) -> str:
-    """The hash that tells whether two runs showed the model the same text."""
+    """A hash, equal for two runs only if they make the same text of a row."""
     texts = [(one.prompt, one.answer, one.answer_choices) for one in self.templates]
     return hashlib.sha256(repr((texts, sorted(self.rename.items()))).encode()).hexdigest()
 
   def record(self) -> dict:
-    """Says all of it in plain data, of which `Template(**one)` makes the templates again."""
+    """Returns the format as plain data; `Template(**entry)` makes its templates again."""
     templates = [one._asdict() for one in self.templates]
     return self._asdict() | {"templates": templates, "sha256": self.sha256}
 
@@ -52,9 +52,10 @@ def choose(
   rename: Mapping | None = None,
   choices: Sequence[str] | None = None,
 ) -> Format:
-  """Decides how rows with these columns are read.
+  """Chooses how rows with these columns are read.
 
-  Without options: instruction (+ input) + output, else prompt + completion, else text.
+  Without options the columns decide: instruction (and input) and output, else prompt and
+  completion, else text.
 
   Args:
     where: the file, for errors.
@@ -71,7 +72,7 @@ def choose(
     choices: the answers to choose from, in place of the templates' own.
 
   Raises:
-    UserError: options that contradict each other, a column that is not there, a broken template.
+    UserError: for options that contradict each other, a missing column or a broken template.
   """
   chosen = _templates(columns, where, template, answer, text)
   if choices is not None:
@@ -84,26 +85,26 @@ def choose(
   there = {*columns, *sources}
   chosen = [_answerable(one, there) for one in chosen]
   for one in chosen:
-    for name in sorted(one.variables()[0] - there):
+    for name in sorted(one.columns - there):
       raise UserError(f"{where}: {_lacking(one, name, columns)}")
   return Format(tuple(chosen), sources)
 
 
 def renamed(row: dict, rename: Mapping[str, str | tuple[str, ...]]) -> dict:
-  """Adds to a row the columns that a template knows by other names; those it lacks stay away."""
-  found = {}
+  """Adds to a row the columns that a template knows by other names, if the row has them."""
+  columns = {}
   for name, source in rename.items():
     if isinstance(source, tuple):
-      found[name] = [row[column] for column in source if row.get(column) is not None]
+      columns[name] = [row[column] for column in source if row.get(column) is not None]
     elif sandbox.is_template(source):
-      found[name] = sandbox.renderer(source)(row)
+      columns[name] = sandbox.renderer(source)(row)
     elif source in row:
-      found[name] = row[source]
-  return row | found
+      columns[name] = row[source]
+  return row | columns
 
 
 def picked(rename: Mapping, columns: Sequence[str]) -> dict[str, str | tuple[str, ...]]:
-  """Picks of each renamed column's alternatives the first that these columns have, if any."""
+  """Returns for each renamed column the first of its alternatives that these columns have."""
   sources = {}
   for name, source in rename.items():
     fits = [one for one in _alternatives(source) if _needs(one) <= set(columns)]
@@ -149,18 +150,18 @@ def _alternatives(source: str | Sequence) -> list[str | tuple[str, ...]]:
 
 
 def _needs(source: str | tuple[str, ...]) -> set[str]:
-  """Lists the columns that a renamed one needs."""
+  """Returns the columns that the source of a renamed column needs."""
   if isinstance(source, str) and sandbox.is_template(source):
-    return sandbox.variables(source)[0]
+    return set(sandbox.variables(source))
   return {source} if isinstance(source, str) else set(source)
 
 
 def _answerable(template: Template, there: set[str]) -> Template:
-  """Settles which of several answers these columns can give."""
+  """Chooses of several answers the first that these columns can give."""
   if template.answer is None or isinstance(template.answer, str):
     return template
   options = [template._replace(answer=one) for one in template.answer]
-  fits = [one for one in options if one.variables()[0] <= there]
+  fits = [one for one in options if one.columns <= there]
   return (fits or options)[0]
 
 

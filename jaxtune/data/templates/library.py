@@ -1,6 +1,6 @@
-"""Prompt templates by name: the library's, one file a task beside this one, and files of one's own.
+"""Prompt templates by name: those of the library, a file for each task, and those of other files.
 
-A file gives `task` and a list of `templates`; what they share stands once, at the top:
+A file holds `task` and a list of `templates`. What the templates share stands once, at the top:
 
   task: sentiment
   answer: "{{ answer_choices[label] }}"     # or a column, whose list gives several accepted answers
@@ -13,9 +13,9 @@ A file gives `task` and a list of `templates`; what they share stands once, at t
         {{ sentence }}
         Feeling:
 
-`clarity` says how much the wording tells: "vague" hardly names the task, "specific" asks for it and
-names the possible answers, "context" adds what the text is and the form of the answer. Templates of
-one file differ in wording alone: they need the same columns and give the same answers.
+`clarity` says how much the wording explains: "vague" hardly names the task, "specific" asks for it
+and names the possible answers, "context" adds what the text is and the form of the answer. The
+templates of a file differ in wording alone: they need the same columns and give the same answers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtune.data import confined
 from jaxtune.data.templates import promptsource, sandbox
 from jaxtune.errors import UserError, nearest
-from jaxtune.schema import shown
+from jaxtune.schema import check, shown
 
 CLARITY = ("vague", "specific", "context")
 FOLDER = Path(__file__).parent
@@ -37,44 +37,38 @@ _NAME = re.compile(r"[\w-]+/[\w-]+")
 
 
 class Template(NamedTuple):
-  """A wording: how a row becomes prompt, answers and answer choices."""
+  """How a row becomes a prompt, answers and answer choices."""
 
   prompt: str | None  # Jinja; None for plain text
-  # A column or Jinja; of several the first whose columns are there; None: it is in the prompt,
-  # behind "|||".
+  # A column or Jinja; of several, the first whose columns the data have. None: the answer stands in
+  # the prompt, after "|||".
   answer: str | tuple[str, ...] | None
   answer_choices: tuple[str, ...] = ()  # text or Jinja
-  name: str | None = None  # "sentiment/vague", "FILE.yaml:name"; None where a config spells it out
+  name: str | None = None  # "sentiment/vague", "FILE.yaml:name"; None if it is written in a config
   task: str | None = None
   metrics: tuple[str, ...] = ()
   clarity: str | None = None
 
   @property
-  def columns(self) -> tuple[str, ...]:
+  def columns(self) -> set[str]:
     """The columns that a row must have, by the names that the template uses."""
-    return tuple(sorted(self.variables()[0]))
-
-  def variables(self) -> tuple[set[str], set[str]]:
-    """Lists the columns that it needs, and all that it reads."""
     texts = [text for text in (self.prompt, *self.answer_choices) if text is not None]
-    pairs = [sandbox.variables(text) for text in texts]
+    needed = {name for text in texts for name in sandbox.variables(text)}
     if self.answer is not None:
       answer = self.answer if isinstance(self.answer, str) else self.answer[0]
-      pairs.append(sandbox.variables(answer) if sandbox.is_template(answer) else ({answer},) * 2)
-    ours = {"answer_choices"} if self.answer_choices else set()
-    needed, read = (set().union(*sets) - ours for sets in zip(*pairs, strict=True))
-    return needed, read
+      needed |= sandbox.variables(answer) if sandbox.is_template(answer) else {answer}
+    return needed - ({"answer_choices"} if self.answer_choices else set())
 
 
 def resolve(template: str | Template, answer: str | tuple[str, ...] | None = None) -> Template:
-  """Finds a template by what `data.template` holds.
+  """Finds the template that `data.template` names or writes out.
 
   Args:
     template: Jinja; the library's "task/name"; or "FILE.yaml:name".
     answer: of Jinja, which has none of its own.
 
   Raises:
-    UserError: a name that is not there, with the nearest; an answer missing, or one too many.
+    UserError: for an unknown name, with the nearest, or for Jinja without an answer.
   """
   if isinstance(template, Template):
     return template
@@ -87,25 +81,20 @@ def resolve(template: str | Template, answer: str | tuple[str, ...] | None = Non
     return Template(template, answer)
   if match := _FILE.fullmatch(template):
     return _named(read(match["path"]), template)
-  if not _NAME.fullmatch(template):
+  file = f"{template.partition('/')[0]}.yaml"
+  if not _NAME.fullmatch(template) or not (FOLDER / file).is_file():
     raise UserError(
       f"data.template is {template!r}, expected Jinja ('{{{{ column }}}}'), a name in the library "
-      f"(task/name) or FILE.yaml:name; {nearest(template, _names())}"
+      f"(task/name) or FILE.yaml:name; {nearest(template, (one.name for one in bundled()))}"
     )
-  file = FOLDER / f"{template.partition('/')[0]}.yaml"
-  if not file.is_file():
-    raise UserError(
-      f"data.template is {template!r}, expected a name in the library; "
-      f"{nearest(template, _names())}"
-    )
-  return _named(_library(file), template)
+  return _named(bundled(file), template)
 
 
 def read(path: str | Path) -> list[Template]:
-  """Reads a file of templates, our own or promptsource's; each is named "path:name".
+  """Reads a file of templates, in our form or in promptsource's; each is named "path:name".
 
   Raises:
-    UserError: what is not as this module or `promptsource` describes, with file and template.
+    UserError: with file and template, for a file of neither form.
   """
   ours = Path(path).parent == FOLDER
   (entries,) = confined.each(_reading, [sandbox.read_text(path)], str(path), here=ours)
@@ -128,34 +117,19 @@ def _reading(path: str) -> Callable[[str], list[dict]]:
   return run
 
 
-def rows() -> list[dict]:
-  """Lists the library: name, task, clarity, columns, answer choices and metrics of each."""
+def bundled(pattern: str = "*.yaml") -> list[Template]:
+  """Reads the library, or those of its files that a pattern names."""
   return [
-    {
-      "name": one.name,
-      "task": one.task,
-      "clarity": one.clarity,
-      "columns": list(one.columns),
-      "answer_choices": list(one.answer_choices),
-      "metrics": list(one.metrics),
-    }
-    for file in sorted(FOLDER.glob("*.yaml"))
-    for one in _library(file)
+    template._replace(name=f"{template.task}/{template.name.rpartition(':')[2]}")
+    for file in sorted(FOLDER.glob(pattern))
+    for template in read(file)
   ]
-
-
-def _library(file: Path) -> list[Template]:
-  return [one._replace(name=f"{one.task}/{one.name.rpartition(':')[2]}") for one in read(file)]
-
-
-def _names() -> list[str]:
-  return [row["name"] for row in rows()]
 
 
 def _named(templates: list[Template], name: str) -> Template:
   named = [one for one in templates if one.name == name]
   if not named:
-    # Whole names, so that what the message offers can be pasted.
+    # Whole names, so that one can be copied from the message.
     raise UserError(f"there is no template {name!r}; {nearest(name, (t.name for t in templates))}")
   if len(named) > 1:
     raise UserError(f"{len(named)} templates are called {name!r}: rename them in the file")
@@ -168,7 +142,7 @@ _OWN = ("name", "clarity", "prompt", *_SHARED[1:])
 
 
 def _entries(document: object, path: str | Path) -> tuple[str, list[dict]]:
-  """Checks the form of a file of our own, and spreads what its templates share."""
+  """Checks a file in our form; returns its task, and its templates with what they share."""
   if not isinstance(document, dict) or not isinstance(document.get("templates"), list):
     raise UserError(f"{path}: expected a mapping with task and a list of templates")
   shared = {key: value for key, value in document.items() if key != "templates"}
@@ -180,8 +154,7 @@ def _entries(document: object, path: str | Path) -> tuple[str, list[dict]]:
       raise UserError(f"{where} is {shown(entry)}, expected name, clarity and prompt")
     entries.append({key: shared[key] for key in _SHARED[1:] if key in shared} | entry)
     _check_keys(entries[-1], _OWN, ("name", "prompt", "answer"), where)
-    if (clarity := entry.get("clarity")) not in (None, *CLARITY):
-      raise UserError(f"{where}: clarity {shown(clarity)} is unknown; {nearest(clarity, CLARITY)}")
+    check(f"{where}: clarity", entry.get("clarity"), Literal[*CLARITY] | None)
   return shared["task"], entries
 
 
@@ -197,17 +170,17 @@ def _check_keys(entry: dict, known: tuple[str, ...], needed: tuple[str, ...], wh
 def _template(entry: dict, path: str | Path) -> Template:
   where = f"{path}:{entry['name']}"
   for key in ("name", "task", "prompt", "answer"):
-    if not isinstance(entry[key], str | None):
-      raise UserError(f"{where}: {key} is {shown(entry[key])}, expected text")
+    check(f"{where}: {key}", entry[key], str | None)
   lists = {key: entry.get(key) or () for key in _LISTS}
   for key, value in lists.items():
     if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
       raise UserError(
         f"{where}: {key} is {shown(value)}, expected a list of text (quote yes, no and numbers)"
       )
-  made = Template(**entry | {key: tuple(value) for key, value in lists.items()} | {"name": where})
+  entry = entry | {key: tuple(value) for key, value in lists.items()}
+  template = Template(**entry | {"name": where})
   try:
-    made.variables()
+    _ = template.columns  # This reads the template's Jinja.
   except UserError as error:
     raise UserError(f"{where}: {error}") from error
-  return made
+  return template

@@ -1,8 +1,8 @@
-"""Template files: YAML read safely, and the form in which promptsource writes it.
+"""Template files: reads YAML safely, and the form of promptsource's templates.
 
-Bach et al. 2022 (arXiv:2202.01279). There a template is one Jinja text, "prompt ||| answer", and
-its answer choices are a list or a text with "|||" between them. A text that renders to nothing
-leaves its row out; several answers behind one prompt are all accepted.
+In promptsource (Bach et al. 2022, arXiv:2202.01279) a template is one Jinja text, "prompt |||
+answer", and its answer choices are a list or a text with "|||" between them. If the text renders to
+nothing, the row is left out. If several answers follow a prompt, all are accepted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _METRICS = {
 
 
 class _Loader(yaml.SafeLoader):
-  """Plain data, and two tags that are read as the mappings they mark."""
+  """Reads plain data, and the two tags of promptsource as mappings."""
 
 
 def _refuse(loader: _Loader, node: yaml.Node) -> None:
@@ -43,7 +43,7 @@ def parse(document: str, path: str | Path) -> Any:
   """Reads one YAML document; tags other than promptsource's two are refused, never built.
 
   Raises:
-    UserError: what is not YAML or nested too deeply, with its line.
+    UserError: with the line, for a text that is not YAML or is nested too deeply.
   """
   try:
     return yaml.load(document, _Loader)
@@ -55,21 +55,21 @@ def parse(document: str, path: str | Path) -> Any:
     raise UserError(f"{path}: YAML nested too deeply to be read") from error
   except MemoryError:
     raise
-  except Exception as error:  # a date that is none, a number of too many digits, an unhashable key
+  except Exception as error:  # an impossible date, a number of too many digits, an unhashable key
     raise UserError(f"{path}: not readable as YAML: {confined.said(error)}") from error
 
 
 def is_one(document: object) -> bool:
-  """Tells promptsource's form from our own, which lists its templates."""
-  found = isinstance(document, dict) and document.get("templates")
-  return bool(found) and not isinstance(found, list)
+  """Returns whether a file has promptsource's form; in our own, templates are a list."""
+  entries = isinstance(document, dict) and document.get("templates")
+  return bool(entries) and not isinstance(entries, list)
 
 
 def templates(document: dict, path: str | Path) -> list[dict]:
-  """Lists the file's templates by our names of their parts; the answer is None, in the prompt.
+  """Returns the templates with our names for their parts; the answer is None, as the prompt has it.
 
   Raises:
-    UserError: an entry that lacks name or jinja.
+    UserError: for an entry without name or jinja.
   """
   entries = document["templates"]
   if not isinstance(entries, dict):
@@ -86,7 +86,7 @@ def _template(entry: object, where: str) -> dict:
     raise UserError(f"{named} has no jinja, the text of prompt and answer")
   choices = entry.get("answer_choices") or ()
   if isinstance(choices, str):
-    # A text with Jinja can hold bars that are no borders until it is rendered.
+    # Of a text with Jinja the bars count only once it is rendered.
     choices = [choices] if "{" in choices else [one.strip() for one in choices.split(BAR)]
   metadata = entry.get("metadata") or {}
   metrics = metadata.get("metrics") or () if isinstance(metadata, dict) else ()

@@ -1,9 +1,9 @@
-"""The sandbox that templates run in: Jinja, and the few filters it has beyond Jinja's own.
+"""The sandbox that templates run in: Jinja, and the few filters that are added to Jinja's own.
 
 spans          {% for text, kind in tokens | spans(ner_tags) %}: the entities of BIO tags
-choice, random one of a list, drawn by the row's content: the same row always draws the same
+choice, random one item of a list, chosen by a hash of the row: a row always gets the same one
 most_frequent  the items of a list that come most often
-highlight      nothing (promptsource marks variables with it on screen)
+highlight      the text as it is (promptsource marks variables with it on screen)
 
 A template that only prints cells renders here. What loops, calls or computes renders in another
 process, with limits on time, memory and text; see `confined`.
@@ -30,10 +30,11 @@ from jaxtune.errors import UserError, nearest
 
 
 class Choices(list):
-  """The answers that a row allows, by the label's number or its name.
+  """The answers that a row allows, by the number of the label or by its name.
 
-  A list, but that "1" out of a text file is number 1, that -1, which data sets put where nobody
-  judged, is not the last, and that a label beyond the end is an error instead of nothing.
+  It differs from a list in three ways. The text "1" is number 1. The label -1, which data sets
+  write where nobody judged, is not the last one. A label beyond the end is an error, where Jinja
+  would print nothing.
   """
 
   def __getitem__(self, label: object) -> Any:
@@ -42,13 +43,13 @@ class Choices(list):
     named = [choice for choice in self if choice.casefold() == str(label).strip().casefold()]
     numbered = isinstance(label, bool) or str(label).strip().isdecimal()
     if numbered and int(label) < len(self):
-      found = super().__getitem__(int(label))
-      if named and isinstance(label, str | bool) and named[0] != found:
+      choice = super().__getitem__(int(label))
+      if named and isinstance(label, str | bool) and named[0] != choice:
         raise UserError(
           f"label {label!r} is the name of one answer choice and the number of another: write the "
           "answer without answer_choices[...]"
         )
-      return found
+      return choice
     if named:
       return named[0]
     raise UserError(
@@ -58,7 +59,7 @@ class Choices(list):
 
 
 def is_template(text: str) -> bool:
-  """Tells Jinja from the name of a column."""
+  """Returns whether a text is Jinja; else it is the name of a column."""
   return "{{" in text or "{%" in text
 
 
@@ -82,20 +83,19 @@ def read_text(path: str | Path) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def variables(source: str) -> tuple[frozenset[str], frozenset[str]]:
-  """Lists the variables a template needs, and all that it reads.
+def variables(source: str) -> frozenset[str]:
+  """Lists the variables that a template needs.
 
-  `x is defined` and `x | default(...)` make a column optional.
+  Those of `x is defined` and `x | default(...)` are optional.
 
   Raises:
-    UserError: what is no Jinja, or takes too much to read; the place is the caller's to add.
+    UserError: if it is not Jinja, or takes too long to read; the caller adds where it stands.
   """
   here = confined.inside or is_plain(source)
   try:
-    needed, read = _find_variables(source) if here else confined.one(_variables, source)
+    return frozenset(_find_variables(source) if here else confined.one(_variables, source))
   except confined.Exceeded as error:
     raise confined.Exceeded(f"{error}: {source!r}") from error
-  return frozenset(needed), frozenset(read)
 
 
 @functools.lru_cache(maxsize=256)
@@ -103,7 +103,7 @@ def renderer(source: str) -> Callable[..., str]:
   """Compiles a template to (row, **more variables) -> text.
 
   Raises:
-    UserError: what is wrong with template or row; the place is the caller's to add.
+    UserError: if the template or the row is wrong; the caller adds where they stand.
   """
   variables(source)
   if confined.inside or is_plain(source):
@@ -118,7 +118,7 @@ def _rendering(source: str) -> Callable[[tuple[dict, dict]], str]:
 
 @functools.lru_cache(maxsize=256)
 def _compiled(source: str) -> Callable[..., str]:
-  needed, _ = variables(source)
+  needed = variables(source)
   template = _ENVIRONMENT.from_string(source)
 
   def run(row: dict, **more) -> str:
@@ -134,9 +134,10 @@ def _compiled(source: str) -> Callable[..., str]:
         raise UserError(cells.no_column(missing[0], row)) from error
       raise UserError(f"the template failed: {confined.said(error)}") from error
     except _NoText as error:
-      held = [name for name in sorted(needed - set(more)) if row.get(name) is error.value]
+      (value,) = error.args
+      held = [name for name in sorted(needed - set(more)) if row.get(name) is value]
       what = f"column {held[0]!r} holds" if held else "the template prints"
-      raise UserError(cells.no_text(what, error.value)) from error
+      raise UserError(cells.no_text(what, value)) from error
     except jinja2.sandbox.SecurityError as error:
       raise UserError(f"the template is refused: {confined.said(error)}") from error
     except Exception as error:
@@ -145,56 +146,57 @@ def _compiled(source: str) -> Callable[..., str]:
   return run
 
 
-def _variables() -> Callable[[str], tuple[list[str], list[str]]]:
+def _variables() -> Callable[[str], list[str]]:
+  """Makes the function that the other process calls; see `confined.one`."""
   return _find_variables
 
 
-def _find_variables(source: str) -> tuple[list[str], list[str]]:
+def _find_variables(source: str) -> list[str]:
   try:
     tree = _ENVIRONMENT.parse(source)
     _ENVIRONMENT.from_string(source)
     read = jinja2.meta.find_undeclared_variables(tree)
   except MemoryError:
     raise
-  except Exception as error:  # Jinja's, and those of Python for what is nested too deeply, say
+  except Exception as error:  # of Jinja, or of Python for a template that is nested too deeply
     raise UserError(
       f"the template {source!r} is not valid Jinja: {confined.said(error)}"
     ) from error
   optional = [t.node for t in tree.find_all(jinja2.nodes.Test) if t.name == "defined"]
   optional += [f.node for f in tree.find_all(jinja2.nodes.Filter) if f.name in ("default", "d")]
   names = {node.name for node in optional if isinstance(node, jinja2.nodes.Name)}
-  return list(read - names - {"row"} - set(_ENVIRONMENT.globals)), list(read)
+  return list(read - names - {"row"} - set(_ENVIRONMENT.globals))
 
 
 def spans(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]:
   """Joins the tokens of every entity: [("Redondo Beach", "location"), ...], in order.
 
-  Read as conlleval does: an I- that continues nothing of its kind begins an entity too.
+  Tags are read as conlleval reads them: an I- that continues no entity of its kind begins one.
   """
   if len(tokens) != len(tags):
     raise UserError(f"{len(tokens)} tokens have {len(tags)} tags: expected one tag a token")
-  found, last = [], None
+  entities, last = [], None
   for token, tag in zip(tokens, tags, strict=True):
     head, _, kind = str(tag).partition("-")
     if head not in ("B", "I", "O") or (head != "O") != bool(kind):
       raise UserError(f"tag {tag!r} is not BIO: expected O, B-kind or I-kind")
     if head == "I" and kind == last:
-      found[-1] = (f"{found[-1][0]} {token}", kind)
+      entities[-1] = (f"{entities[-1][0]} {token}", kind)
     elif kind:
-      found.append((token, kind))
+      entities.append((token, kind))
     last = kind
-  return found
+  return entities
 
 
 def most_frequent(items: Iterable) -> list:
-  """Lists the items that come most often, in the order of their first."""
+  """Returns the items that come most often, in the order in which each comes first."""
   counts = collections.Counter(items)
   return [item for item, count in counts.items() if count == max(counts.values())]
 
 
 @jinja2.pass_context
 def _choice(context: jinja2.runtime.Context, items: Iterable) -> object:
-  """Draws one of `items`, by the row's content and how many were drawn for it before."""
+  """Chooses one of `items` by a hash of the row and of how many were chosen for it before."""
   items = list(items)
   if not items:
     raise UserError("choice: the list to choose from is empty")
@@ -204,11 +206,7 @@ def _choice(context: jinja2.runtime.Context, items: Iterable) -> object:
 
 
 class _NoText(Exception):
-  """What a template prints is no text."""
-
-  def __init__(self, value: object):
-    super().__init__(value)
-    self.value = value
+  """Holds a value that a template prints and that is no text."""
 
 
 def _printable(value: object) -> object:
@@ -225,10 +223,10 @@ def _printable(value: object) -> object:
 
 @functools.lru_cache(maxsize=256)
 def is_plain(source: str) -> bool:
-  """Tells a template that only prints cells, some of them under conditions.
+  """Returns whether a template only prints cells, some of them under conditions.
 
-  It has no loop, call, product or variable of its own, so what it takes and what it writes are
-  bounded by its own length times the row's, and it may run here.
+  Such a template has no loop, call, product or variable of its own. Its time and its output are
+  bounded by its length times that of the row, so that it may run in this process.
   """
   try:
     nodes = list(_ENVIRONMENT.parse(source[:_LONG]).find_all(jinja2.nodes.Node))

@@ -8,15 +8,16 @@ from __future__ import annotations
 import numbers
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from jaxtune import libraries
 from jaxtune.errors import UserError, nearest
-from jaxtune.metrics.metric import Metric, mean
+from jaxtune.metrics.metric import Counts, Draws, Metric, mean
 
 sklearn = libraries.Lazy("sklearn.metrics")
 
@@ -38,10 +39,10 @@ class Confusion(NamedTuple):
   """How often each class was predicted for each class: rows are references, columns predictions."""
 
   labels: tuple[str | int, ...]
-  counts_CC: np.ndarray  # int
+  counts_CC: Int[np.ndarray, "C C"]
 
   @property
-  def shares_CC(self) -> np.ndarray:
+  def shares_CC(self) -> Float[np.ndarray, "C C"]:
     """Shares of each row, from 0 to 1; the row of a class without references has zeros."""
     return self.counts_CC / np.maximum(self.counts_CC.sum(1, keepdims=True), 1)
 
@@ -53,46 +54,25 @@ def fits(prediction: Any, reference: Any) -> bool:
   )
 
 
-def check(prediction: Any, reference: Any) -> None:
-  """Accepts every pair of labels."""
-
-
 def baseline(references: Labels, seen: Labels) -> list[str | int]:
   """Returns the most frequent label for every reference."""
   return [Counter(seen).most_common(1)[0][0]] * len(references)
 
 
-def accuracy(predictions: Labels, references: Labels) -> float:
-  return _percent(sklearn.accuracy_score, predictions, references)
+def _percent(score: str, predictions: Labels, references: Labels, **options: Any) -> float:
+  """Returns a score by its name in scikit-learn, in percent."""
+  with warnings.catch_warnings():  # of classes that only the predictions have, or a single one
+    warnings.simplefilter("ignore", UserWarning)
+    return 100 * float(getattr(sklearn, score)(references, predictions, **options))
 
 
-def balanced_accuracy(predictions: Labels, references: Labels) -> float:
-  """Returns the mean recall of the classes that the references have."""
-  return _percent(sklearn.balanced_accuracy_score, predictions, references)
-
-
-def macro_f1(predictions: Labels, references: Labels) -> float:
-  """Returns the mean F1 of the classes that the references or the predictions have."""
-  return _percent(sklearn.f1_score, predictions, references, average="macro", zero_division=0)
-
-
-def micro_f1(predictions: Labels, references: Labels) -> float:
-  """Returns the F1 of all decisions pooled, which is the accuracy where each has one label."""
-  return _percent(sklearn.f1_score, predictions, references, average="micro", zero_division=0)
-
-
-def matthews(predictions: Labels, references: Labels) -> float:
-  """Returns Matthews' correlation (Gorodkin 2004 for many classes); a constant gets 0."""
-  return _percent(sklearn.matthews_corrcoef, predictions, references)
-
-
-def hits_X(predictions: Labels, references: Labels) -> np.ndarray:
+def hits_X(predictions: Labels, references: Labels) -> Float[np.ndarray, " X"]:
   """Returns 100 where a prediction is right, else 0."""
   return 100.0 * (np.asarray(predictions) == np.asarray(references))
 
 
-def counts_XJ(predictions: Labels, references: Labels) -> np.ndarray:
-  """Returns (X, 3 C) indicators: right for a class, predicted as it, belonging to it."""
+def counts_XJ(predictions: Labels, references: Labels) -> Float[np.ndarray, "X J"]:
+  """Returns indicators of C classes, J = 3 C: right for it, predicted as it, belonging to it."""
   predicted, true = np.asarray(predictions), np.asarray(references)
   classes = np.unique(np.concatenate([predicted, true]))
   predicted_XC = np.equal.outer(predicted, classes)
@@ -100,27 +80,27 @@ def counts_XJ(predictions: Labels, references: Labels) -> np.ndarray:
   return np.concatenate([predicted_XC & true_XC, predicted_XC, true_XC], 1).astype(np.float64)
 
 
-def _combine(of_counts: Callable, counts_ZX: np.ndarray, statistics_XJ: np.ndarray) -> np.ndarray:
+def _combine(of_counts: Callable, counts_ZX: Counts, statistics_XJ: np.ndarray) -> Draws:
   """Applies a function of the three counts of `counts_XJ` to each resample, in percent."""
   return 100 * of_counts(*np.split(counts_ZX @ statistics_XJ, 3, axis=1))
 
 
 def _recall(right_ZC: np.ndarray, _: np.ndarray, true_ZC: np.ndarray) -> np.ndarray:
-  present = true_ZC > 0
-  return (right_ZC / np.maximum(true_ZC, 1)).sum(1) / present.sum(1)
+  present_ZC = true_ZC > 0
+  return (right_ZC / np.maximum(true_ZC, 1)).sum(1) / present_ZC.sum(1)
 
 
 def _f1(right_ZC: np.ndarray, predicted_ZC: np.ndarray, true_ZC: np.ndarray) -> np.ndarray:
-  either = predicted_ZC + true_ZC
-  return (2 * right_ZC / np.maximum(either, 1)).sum(1) / (either > 0).sum(1)
+  either_ZC = predicted_ZC + true_ZC
+  return (2 * right_ZC / np.maximum(either_ZC, 1)).sum(1) / (either_ZC > 0).sum(1)
 
 
 def _matthews(right_ZC: np.ndarray, predicted_ZC: np.ndarray, true_ZC: np.ndarray) -> np.ndarray:
-  total = true_ZC.sum(1)
-  covariance = lambda a, b: total**2 - (a * b).sum(1)
-  both = covariance(predicted_ZC, predicted_ZC) * covariance(true_ZC, true_ZC)
-  joint = right_ZC.sum(1) * total - (predicted_ZC * true_ZC).sum(1)
-  return np.where(both > 0, joint / np.sqrt(np.where(both > 0, both, 1)), 0)
+  total_Z = true_ZC.sum(1)
+  covariance = lambda a, b: total_Z**2 - (a * b).sum(1)
+  product_Z = covariance(predicted_ZC, predicted_ZC) * covariance(true_ZC, true_ZC)
+  joint_Z = right_ZC.sum(1) * total_Z - (predicted_ZC * true_ZC).sum(1)
+  return np.where(product_Z > 0, joint_Z / np.sqrt(np.where(product_Z > 0, product_Z, 1)), 0)
 
 
 def per_class(
@@ -138,6 +118,11 @@ def per_class(
   columns = sklearn.precision_recall_fscore_support(
     references, predictions, labels=labels, zero_division=0
   )
+  return table(labels, columns)
+
+
+def table(labels: Sequence[str | int], columns: Iterable[np.ndarray]) -> list[Class]:
+  """Makes rows of the columns precision, recall, F1 (shares, from 0 to 1) and support."""
   return [
     Class(label, 100 * float(p), 100 * float(r), 100 * float(f), int(n))
     for label, p, r, f, n in zip(labels, *columns, strict=True)
@@ -152,12 +137,6 @@ def confusion(
   return Confusion(tuple(labels), sklearn.confusion_matrix(references, predictions, labels=labels))
 
 
-def _percent(score: Callable, predictions: Labels, references: Labels, **options) -> float:
-  with warnings.catch_warnings():  # of classes that only the predictions have, or a single one
-    warnings.simplefilter("ignore", UserWarning)
-    return 100 * float(score(references, predictions, **options))
-
-
 def _classes(
   predictions: Labels, references: Labels, labels: Sequence[str | int] | None
 ) -> list[str | int]:
@@ -169,14 +148,25 @@ def _classes(
   return list(labels)
 
 
-def _of_classes(title: str, score: Callable, of_counts: Callable, low: float = 0.0) -> Metric:
-  return Metric(title, score, counts_XJ, partial(_combine, of_counts), low)
+def _of_classes(
+  title: str, of_counts: Callable, score: str, low: float = 0.0, **options: Any
+) -> Metric:
+  """Makes a metric of the counts of each class."""
+  return Metric(
+    title, partial(_percent, score, **options), counts_XJ, partial(_combine, of_counts), low
+  )
 
 
 METRICS = {
-  "accuracy": mean("accuracy (%)", hits_X)._replace(score=accuracy),
-  "balanced_accuracy": _of_classes("balanced accuracy (%)", balanced_accuracy, _recall),
-  "macro_f1": _of_classes("macro F1 (%)", macro_f1, _f1),
-  "micro_f1": mean("micro F1 (%)", hits_X)._replace(score=micro_f1),
-  "matthews": _of_classes("Matthews correlation (%)", matthews, _matthews, -100.0),
+  "accuracy": mean("accuracy (%)", hits_X)._replace(score=partial(_percent, "accuracy_score")),
+  # The mean recall of the classes that the references have.
+  "balanced_accuracy": _of_classes("balanced accuracy (%)", _recall, "balanced_accuracy_score"),
+  # The mean F1 of the classes that the references or the predictions have.
+  "macro_f1": _of_classes("macro F1 (%)", _f1, "f1_score", average="macro", zero_division=0),
+  # The F1 of all decisions pooled, which is the accuracy where each has one label.
+  "micro_f1": mean("micro F1 (%)", hits_X)._replace(
+    score=partial(_percent, "f1_score", average="micro", zero_division=0)
+  ),
+  # Gorodkin 2004 for many classes; 0 for a constant prediction.
+  "matthews": _of_classes("Matthews correlation (%)", _matthews, "matthews_corrcoef", low=-100.0),
 }

@@ -7,13 +7,15 @@ prediction, NaN where a prediction is not finite.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxtune import libraries
-from jaxtune.metrics.metric import Metric, mean
+from jaxtune.metrics.metric import Counts, Draws, Metric, mean
 
 stats, sklearn = libraries.Lazy("scipy.stats"), libraries.Lazy("sklearn.metrics")
 
@@ -25,22 +27,9 @@ def fits(prediction: Any, reference: Any) -> bool:
   return isinstance(prediction, numbers.Real) and isinstance(reference, numbers.Real)
 
 
-def check(prediction: Any, reference: Any) -> None:
-  """Accepts every pair of numbers."""
-
-
 def baseline(references: Numbers, seen: Numbers) -> list[float]:
   """Returns the mean of the numbers for every reference."""
   return [float(np.mean(seen))] * len(references)
-
-
-def pearson(predictions: Numbers, references: Numbers) -> float:
-  return _correlation(stats.pearsonr, predictions, references)
-
-
-def spearman(predictions: Numbers, references: Numbers) -> float:
-  """Returns the correlation of ranks, tied ones averaged."""
-  return _correlation(stats.spearmanr, predictions, references)
 
 
 def mse(predictions: Numbers, references: Numbers) -> float:
@@ -49,34 +38,25 @@ def mse(predictions: Numbers, references: Numbers) -> float:
   return float(sklearn.mean_squared_error(references, predictions))
 
 
-def squares_X(predictions: Numbers, references: Numbers) -> np.ndarray:
+def squares_X(predictions: Numbers, references: Numbers) -> Float[np.ndarray, " X"]:
   return (np.asarray(predictions, np.float64) - np.asarray(references, np.float64)) ** 2
 
 
-def pairs_X2(predictions: Numbers, references: Numbers) -> np.ndarray:
+def pairs_X2(predictions: Numbers, references: Numbers) -> Float[np.ndarray, "X 2"]:
   return np.stack([np.asarray(predictions, np.float64), np.asarray(references, np.float64)], 1)
 
 
-def _resampled_pearson(counts_ZX: np.ndarray, pairs_X2: np.ndarray) -> np.ndarray:
-  """Returns Pearson's correlation of each resample."""
-  return _weighted_correlation(counts_ZX, *(x_X[None] for x_X in pairs_X2.T))
-
-
-def _resampled_spearman(counts_ZX: np.ndarray, pairs_X2: np.ndarray) -> np.ndarray:
-  """Returns Spearman's correlation of each resample, its examples ranked anew."""
-  return _weighted_correlation(counts_ZX, *(_ranks(counts_ZX, x_X) for x_X in pairs_X2.T))
-
-
-def _correlation(measure: Callable, predictions: Numbers, references: Numbers) -> float:
+def _correlation(measure: str, predictions: Numbers, references: Numbers) -> float:
+  """Returns a correlation by its name in scipy.stats, in percent; 0 where there is no spread."""
   x_X, y_X = pairs_X2(predictions, references).T
   if not np.isfinite([x_X, y_X]).all():
     return np.nan
   if len(x_X) < 2 or np.ptp(x_X) == 0 or np.ptp(y_X) == 0:
     return 0.0
-  return 100 * float(measure(x_X, y_X).statistic)
+  return 100 * float(getattr(stats, measure)(x_X, y_X).statistic)
 
 
-def _ranks(counts_ZX: np.ndarray, x_X: np.ndarray) -> np.ndarray:
+def _ranks(counts_ZX: Counts, x_X: np.ndarray) -> Float[np.ndarray, "Z X"]:
   """Returns each example's rank, averaged over ties, among counts_ZX copies of all examples.
 
   U is the distinct numbers.
@@ -88,22 +68,29 @@ def _ranks(counts_ZX: np.ndarray, x_X: np.ndarray) -> np.ndarray:
   return ranks_ZU[:, group_X][:, np.argsort(order_X)]
 
 
-def _weighted_correlation(counts_ZX: np.ndarray, x_ZX: np.ndarray, y_ZX: np.ndarray) -> np.ndarray:
+def _resampled(ranked: bool, counts_ZX: Counts, pairs_X2: np.ndarray) -> Draws:
+  """Returns the correlation of each resample: of the numbers, or of their ranks within it."""
+  x_ZX, y_ZX = (_ranks(counts_ZX, x_X) if ranked else x_X[None] for x_X in pairs_X2.T)
   total_Z1 = counts_ZX.sum(1, keepdims=True)
   centred = [x - (counts_ZX * x).sum(1, keepdims=True) / total_Z1 for x in (x_ZX, y_ZX)]
   product = lambda a, b: (counts_ZX * a * b).sum(1)
   spread = np.sqrt([product(x, x) for x in centred])
   # The spread of a single number, drawn repeatedly, is not 0 but a rounding error.
   rounding = [1e-13 * np.sqrt((counts_ZX * x**2).sum(1)) for x in (x_ZX, y_ZX)]
-  both = (spread > rounding).all(0)
-  return 100 * np.where(both, product(*centred) / np.where(both, spread.prod(0), 1), 0)
+  varied_Z = (spread > rounding).all(0)
+  return 100 * np.where(varied_Z, product(*centred) / np.where(varied_Z, spread.prod(0), 1), 0)
+
+
+def _of_correlation(title: str, measure: str, ranked: bool) -> Metric:
+  score, combine = partial(_correlation, measure), partial(_resampled, ranked)
+  return Metric(title, score, pairs_X2, combine, low=-100.0)
 
 
 METRICS = {
-  "pearson": Metric("Pearson correlation (%)", pearson, pairs_X2, _resampled_pearson, low=-100.0),
-  "spearman": Metric(
-    "Spearman correlation (%)", spearman, pairs_X2, _resampled_spearman, low=-100.0
-  ),
+  "pearson": _of_correlation("Pearson correlation (%)", "pearsonr", ranked=False),
+  "spearman": _of_correlation(
+    "Spearman correlation (%)", "spearmanr", ranked=True
+  ),  # ties share a rank
   "mse": mean("mean squared error", squares_X)._replace(
     score=mse, high=np.inf, higher_is_better=False
   ),

@@ -8,16 +8,17 @@ last word and its type are right. Scores count all spans alike, whichever exampl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxtune import libraries
 from jaxtune.errors import UserError
-from jaxtune.metrics.kinds.label import Class
-from jaxtune.metrics.metric import Metric
+from jaxtune.metrics.kinds.label import Class, table
+from jaxtune.metrics.metric import Counts, Draws, Metric
 
 EXPECTED = "a list of IOB2 tags against another"
 Tags = Sequence[Sequence[str]]
@@ -46,19 +47,13 @@ def baseline(references: Tags, seen: Tags) -> list[list[str]]:
   return [["O"] * len(tags) for tags in references]
 
 
-def f1(predictions: Tags, references: Tags) -> float:
-  return 100 * float(_strictly(seqeval.f1_score, references, predictions))
+def _percent(score: str, predictions: Tags, references: Tags) -> float:
+  """Returns a score by its name in seqeval, in percent."""
+  form = {"mode": "strict", "scheme": scheme.IOB2, "zero_division": 0}
+  return 100 * float(getattr(seqeval, score)(_lists(references), _lists(predictions), **form))
 
 
-def precision(predictions: Tags, references: Tags) -> float:
-  return 100 * float(_strictly(seqeval.precision_score, references, predictions))
-
-
-def recall(predictions: Tags, references: Tags) -> float:
-  return 100 * float(_strictly(seqeval.recall_score, references, predictions))
-
-
-def counts_XJ(predictions: Tags, references: Tags) -> np.ndarray:
+def counts_XJ(predictions: Tags, references: Tags) -> Float[np.ndarray, "X J"]:
   """Returns (X, 3): spans that are right, predicted and true."""
   said, true = (
     scheme.Entities(_lists(tags), scheme.IOB2).entities for tags in (predictions, references)
@@ -72,7 +67,7 @@ def counts_XJ(predictions: Tags, references: Tags) -> np.ndarray:
   )
 
 
-def _resampled(share: str, counts_ZX: np.ndarray, spans_XJ: np.ndarray) -> np.ndarray:
+def _resampled(share: str, counts_ZX: Counts, spans_XJ: np.ndarray) -> Draws:
   right_Z, said_Z, true_Z = (counts_ZX @ spans_XJ).T
   of_Z = {"precision": said_Z, "recall": true_Z, "f1": (said_Z + true_Z) / 2}[share]
   return 100 * right_Z / np.where(of_Z > 0, of_Z, 1)
@@ -85,25 +80,17 @@ def per_class(predictions: Tags, references: Tags) -> list[Class]:
   if not kinds:
     return []
   columns = v1.precision_recall_fscore_support(true, said, scheme=scheme.IOB2, zero_division=0)
-  return [
-    Class(kind, 100 * float(p), 100 * float(r), 100 * float(f), int(n))
-    for kind, p, r, f, n in zip(kinds, *columns, strict=True)
-  ]
-
-
-def _strictly(score: Callable, references: Tags, predictions: Tags) -> float:
-  form = {"mode": "strict", "scheme": scheme.IOB2, "zero_division": 0}
-  return score(_lists(references), _lists(predictions), **form)
+  return table(kinds, columns)
 
 
 def _lists(tags: Tags) -> list[list[str]]:
   return [list(sequence) for sequence in tags]  # seqeval accepts lists only
 
 
-METRICS = {
-  "span_f1": Metric("span F1 (%)", f1, counts_XJ, partial(_resampled, "f1")),
-  "span_precision": Metric(
-    "span precision (%)", precision, counts_XJ, partial(_resampled, "precision")
-  ),
-  "span_recall": Metric("span recall (%)", recall, counts_XJ, partial(_resampled, "recall")),
-}
+def _of_spans(share: str) -> Metric:
+  """Makes the metric of the "precision", "recall" or "f1" of spans."""
+  title = f"span {'F1' if share == 'f1' else share} (%)"
+  return Metric(title, partial(_percent, f"{share}_score"), counts_XJ, partial(_resampled, share))
+
+
+METRICS = {f"span_{share}": _of_spans(share) for share in ("f1", "precision", "recall")}

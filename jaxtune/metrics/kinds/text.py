@@ -7,6 +7,7 @@ percent.
 from __future__ import annotations
 
 import collections
+import itertools
 import re
 import string
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import sacrebleu
+from jaxtyping import Float
 
 from jaxtune import libraries
 from jaxtune.errors import UserError
-from jaxtune.metrics.metric import Metric, mean
+from jaxtune.metrics.metric import Counts, Draws, Metric, mean
 
 rouge_scorer = libraries.Lazy("rouge_score.rouge_scorer")
 EXPECTED = "a string against a list of accepted strings"
@@ -45,34 +47,55 @@ def baseline(references: References, seen: References) -> list[str]:
   return [firsts.most_common(1)[0][0]] * len(references)
 
 
-def exact_X(predictions: Sequence[str], references: References) -> np.ndarray:
-  """Returns 100 where a prediction equals one of its references, else 0.
+def exact_match(said: str, accepted: str) -> bool:
+  """Compares texts by all but white space: ends are stripped, any run of it counts as one space."""
+  return _squeeze(said) == _squeeze(accepted)
 
-  White space is stripped at the ends and any run of it counts as one space; case and punctuation
-  matter.
+
+def squad_exact_match(said: str, accepted: str) -> bool:
+  """Compares texts as SQuAD does: without case, punctuation, English articles and white space.
+
+  It is computed here as the libraries that have it need a download or PyTorch (Rajpurkar et al.
+  2016).
   """
-  return _best(lambda said, accepted: _squeeze(said) == _squeeze(accepted), predictions, references)
+  return _normal(said) == _normal(accepted)
 
 
-def squad_exact_X(predictions: Sequence[str], references: References) -> np.ndarray:
-  """Returns 100 where a prediction is a reference once both are normalised as in SQuAD, else 0.
-
-  Case, punctuation, English articles and white space do not matter (Rajpurkar et al. 2016). It is
-  computed here as the libraries that have it need a download or PyTorch.
-  """
-  return _best(lambda said, accepted: _normal(said) == _normal(accepted), predictions, references)
-
-
-def squad_f1_X(predictions: Sequence[str], references: References) -> np.ndarray:
-  """Returns the F1 of the words shared with the best reference, normalised as in SQuAD.
+def squad_f1(said: str, accepted: str) -> float:
+  """Returns the F1 of the words that two texts share, from 0 to 1, normalised as in SQuAD.
 
   An empty answer (SQuAD 2.0's unanswerable question) is right against an empty one alone.
   """
-  return _best(_overlap, predictions, references)
+  ours, theirs = _normal(said).split(), _normal(accepted).split()
+  if not ours or not theirs:
+    return float(ours == theirs)
+  shared = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
+  return 2 * shared / (len(ours) + len(theirs))
 
 
-def rouge_X(kind: str, predictions: Sequence[str], references: References) -> np.ndarray:
-  """Returns ROUGE's F-measure (Lin 2004), best over references, without stemming.
+def _squeeze(text: str) -> str:
+  return " ".join(text.split())
+
+
+def _normal(text: str) -> str:
+  bare = "".join(c for c in text.lower() if c not in string.punctuation)
+  return _squeeze(re.sub(r"\b(a|an|the)\b", " ", bare))
+
+
+def _best_X(
+  score: Callable[[str, str], float], predictions: Sequence[str], references: References
+) -> Float[np.ndarray, " X"]:
+  """Returns each prediction's best score over its references, in percent."""
+  pairs = zip(predictions, references, strict=True)
+  return 100 * np.array(
+    [max(float(score(said, text)) for text in accepted) for said, accepted in pairs]
+  )
+
+
+def rouge_X(
+  kind: str, predictions: Sequence[str], references: References
+) -> Float[np.ndarray, " X"]:
+  """Returns ROUGE's F-measure (Lin 2004) in percent, best over references, without stemming.
 
   rouge-score keeps a-z and 0-9 only: text in other scripts scores 0.
 
@@ -86,85 +109,40 @@ def rouge_X(kind: str, predictions: Sequence[str], references: References) -> np
   )
 
 
-def bleu(predictions: Sequence[str], references: References) -> float:
-  """Returns corpus BLEU (Papineni et al. 2002) as sacrebleu's defaults give it.
+def _of_corpus(title: str, metric: Any) -> Metric:
+  """Makes a metric of a whole corpus of one of sacrebleu's, with its counts as the statistics.
 
-  Cased, 13a tokenization, exponential smoothing (Post 2018).
+  sacrebleu's own significance tests use the same two methods, which have no public names.
   """
-  return sacrebleu.BLEU(force=True).corpus_score(list(predictions), _streams(references)).score
+
+  def score(predictions: Sequence[str], references: References) -> float:
+    return metric.corpus_score(list(predictions), _streams(references)).score
+
+  def statistics(predictions: Sequence[str], references: References) -> Float[np.ndarray, "X J"]:
+    counts = metric._extract_corpus_statistics(list(predictions), _streams(references))
+    return np.array(counts, np.float64)
+
+  def combine(counts_ZX: Counts, statistics_XJ: np.ndarray) -> Draws:
+    sums_ZJ = np.rint(counts_ZX @ statistics_XJ).astype(int).tolist()
+    return np.array([metric._compute_score_from_stats(sums).score for sums in sums_ZJ])
+
+  return Metric(title, score, statistics, combine)
 
 
-def chrf(predictions: Sequence[str], references: References) -> float:
-  """Returns corpus chrF2 (Popović 2015) as sacrebleu's defaults give it."""
-  return sacrebleu.CHRF().corpus_score(list(predictions), _streams(references)).score
-
-
-def bleu_XJ(predictions: Sequence[str], references: References) -> np.ndarray:
-  """Returns sacrebleu's counts: lengths, and n-grams that match and that are predicted."""
-  return _corpus_statistics(sacrebleu.BLEU(force=True), predictions, references)
-
-
-def chrf_XJ(predictions: Sequence[str], references: References) -> np.ndarray:
-  """Returns sacrebleu's counts, of each order: character n-grams predicted, accepted, matching."""
-  return _corpus_statistics(sacrebleu.CHRF(), predictions, references)
-
-
-# sacrebleu's own significance tests use these two methods, which have no public names.
-def _corpus_statistics(
-  metric: Any, predictions: Sequence[str], references: References
-) -> np.ndarray:
-  return np.array(
-    metric._extract_corpus_statistics(list(predictions), _streams(references)), np.float64
-  )
-
-
-def _resampled(metric: Any, counts_ZX: np.ndarray, statistics_XJ: np.ndarray) -> np.ndarray:
-  sums_ZJ = np.rint(counts_ZX @ statistics_XJ).astype(int).tolist()
-  return np.array([metric._compute_score_from_stats(sums).score for sums in sums_ZJ])
-
-
-def _streams(references: References) -> list[list[str | None]]:
+def _streams(references: References) -> list[tuple[str | None, ...]]:
   """Returns the first reference of every example, then the second ...; None where there is none."""
-  most = max(map(len, references))
-  return [
-    [accepted[i] if i < len(accepted) else None for accepted in references] for i in range(most)
-  ]
-
-
-def _best(
-  score: Callable[[str, str], float], predictions: Sequence[str], references: References
-) -> np.ndarray:
-  """Returns each prediction's best score over its references, in percent."""
-  pairs = zip(predictions, references, strict=True)
-  return 100 * np.array(
-    [max(float(score(said, text)) for text in accepted) for said, accepted in pairs]
-  )
-
-
-def _squeeze(text: str) -> str:
-  return " ".join(text.split())
-
-
-def _normal(text: str) -> str:
-  bare = "".join(c for c in text.lower() if c not in string.punctuation)
-  return _squeeze(re.sub(r"\b(a|an|the)\b", " ", bare))
-
-
-def _overlap(said: str, accepted: str) -> float:
-  ours, theirs = _normal(said).split(), _normal(accepted).split()
-  if not ours or not theirs:
-    return float(ours == theirs)
-  shared = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
-  return 2 * shared / (len(ours) + len(theirs))
+  return list(itertools.zip_longest(*references))
 
 
 METRICS = {
-  "exact_match": mean("exact match (%)", exact_X),
-  "bleu": Metric("BLEU", bleu, bleu_XJ, partial(_resampled, sacrebleu.BLEU(force=True))),
-  "chrf": Metric("chrF", chrf, chrf_XJ, partial(_resampled, sacrebleu.CHRF())),
+  "exact_match": mean("exact match (%)", partial(_best_X, exact_match)),
+  # As sacrebleu's defaults give them. BLEU (Papineni et al. 2002): cased, 13a tokenization,
+  # exponential smoothing (Post 2018). chrF2 (Popović 2015).
+  "bleu": _of_corpus("BLEU", sacrebleu.BLEU(force=True)),
+  "chrf": _of_corpus("chrF", sacrebleu.CHRF()),
   "rouge1": mean("ROUGE-1", partial(rouge_X, "rouge1")),
   "rouge2": mean("ROUGE-2", partial(rouge_X, "rouge2")),
   "rougeL": mean("ROUGE-L", partial(rouge_X, "rougeL")),
-  "squad_exact_match": mean("SQuAD exact match (%)", squad_exact_X),
-  "squad_f1": mean("SQuAD F1 (%)", squad_f1_X),
+  "squad_exact_match": mean("SQuAD exact match (%)", partial(_best_X, squad_exact_match)),
+  "squad_f1": mean("SQuAD F1 (%)", partial(_best_X, squad_f1)),
 }

@@ -105,9 +105,7 @@ def test_words_that_are_cut_off_stay_in_the_evaluation(wordpiece):
   assert tags[0][-2:] == ["O", "O"] and split.references[0][-2:] == ["I-place", "O"]
   _, counts = encode(wordpiece, max_length=6, too_long="skip")
   assert counts["skipped"] == {"too_long": 2}
-  with pytest.raises(
-    UserError, match="data.max_length is 2, expected more than the special tokens"
-  ):
+  with pytest.raises(UserError, match="data.max_length is 2, expected more than the 2 special tok"):
     encode(wordpiece, max_length=2, too_long="truncate")
 
 
@@ -118,7 +116,7 @@ def test_words_without_a_token_are_counted(wordpiece):
   assert tokens.word_tags(split, split.arrays["labels"], NAMES) == [["O", "O", "O", "I-place"]]
   assert split.references == [["O", "B-place", "B-place", "I-place"]]
   rows.append({"tokens": ["\u0001"], "ner_tags": [0]})
-  with pytest.raises(UserError, match="f:2: the tokenizer leaves no token of the words"):
+  with pytest.raises(UserError, match="f:2: the tokenizer leaves no token of the text"):
     encode(wordpiece, rows)
   split, counts = encode(wordpiece, rows, malformed="skip")
   assert counts["skipped"] == {"no_token": 1} and split.where == ["f:1"]

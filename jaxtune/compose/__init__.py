@@ -145,8 +145,6 @@ def with_method(run: Run, section: dict, overlay: peft.Overlay) -> Run:
   _, base = peft.split(methods, run.pretrained.params)
   tuned = {"params": {}, "peft": {}} | overlay.tuned
   owned = {m.name for m in methods}
-  hyper = {
-    path: x for path, x in tree.flatten(overlay.hyper).items() if path.split("/")[-2] in owned
-  }
-  adapted = peft.Adapted(methods, tuned, tree.unflatten(hyper), base)
+  hyper, _ = tree.partition(overlay.hyper, lambda path: path.split("/")[-2] in owned)
+  adapted = peft.Adapted(methods, tuned, hyper, base)
   return run._replace(config=changed, adapted=adapted)

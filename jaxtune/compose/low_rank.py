@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,8 +16,6 @@ from jaxtune import compose, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf, quantize
 from jaxtune.runs.finished import Run
-
-LEAVES = ("/kernel", "/embedding")
 
 
 def concatenate(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
@@ -112,7 +111,7 @@ def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, di
   for path, x in delta.items():
     if path in heads:
       continue
-    if not path.endswith(LEAVES):
+    if not path.endswith(("/kernel", "/embedding")):
       raise UserError(
         f"{path} has changed too, which no LoRA can hold: expected models that differ in linear "
         "layers, embeddings and new heads alone"
@@ -140,7 +139,7 @@ def extract(run: Run, folder: str, rank: int) -> tuple[Run, dict[str, float]]:
                   labels=labels)  # fmt: skip
   before = tree.flatten(quantize.dequantised(run.pretrained.params))
   after = tree.flatten(tuned.params)
-  if shapes(before) != shapes(after):
+  if jax.tree.map(jnp.shape, before) != jax.tree.map(jnp.shape, after):
     raise UserError(f"{folder} is another model than the base: its weights have other shapes")
   fp32 = lambda x: np.asarray(x, np.float32)
   delta = {path: fp32(x) - fp32(before[path]) for path, x in after.items()}
@@ -160,11 +159,6 @@ def check_untied(run: Run, changed: Collection[str], where: str | Path) -> None:
       f"{where} changes the embeddings, which score the logits too: no LoRA can hold that; "
       "expected a model whose embeddings are the base's"
     )
-
-
-def shapes(flat: dict) -> dict:
-  """Returns {path: shape} of a flat tree."""
-  return {path: x.shape for path, x in flat.items()}
 
 
 def _cut(

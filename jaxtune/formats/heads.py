@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxtune import peft, tree
+from jaxtune.formats import files
 from jaxtune.models import hf
 from jaxtune.models.heads import is_head
 
@@ -20,7 +21,7 @@ def saved(pretrained: hf.Pretrained, adapted: peft.Adapted) -> tuple[dict, dict]
   moved = tree.flatten(adapted.tuned["params"])
   flat = tree.flatten(adapted.base) | moved
   task, modules, tensors = pretrained.model.config.head is not None, {}, {}
-  for row in hf.family_module(pretrained.family).names(pretrained.model.config):
+  for row in files.table(pretrained):
     trained = row.ours in (*moved, *pretrained.fresh) and is_head(row.ours)
     if trained or task and is_head(row.ours, pooler=False):
       leaf = np.asarray(flat[row.ours], np.float32)

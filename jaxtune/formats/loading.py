@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtune.formats import files
 from jaxtune.models import heads, hf
 
 
@@ -18,7 +19,7 @@ def options(pretrained: hf.Pretrained) -> dict:
   if head is None or head.kind == "mlm":
     return {}
   made = {"num_labels": head.outputs}
-  table = hf.family_module(pretrained.family).names(pretrained.model.config)
+  table = files.table(pretrained)
   if {row.theirs for row in table} & {*pretrained.dropped}:  # another head under the same names
     made["ignore_mismatched_sizes"] = True
   if reads_padding(pretrained) and pretrained.hf_config.get("pad_token_id") is None:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from jaxtune.errors import UserError
+from jaxtune.formats import files
 from jaxtune.models import hf
 from jaxtune.models.config import Config
 
@@ -66,7 +67,7 @@ def check_family(pretrained: hf.Pretrained) -> None:
 
 def base(pretrained: hf.Pretrained) -> str:
   """Returns what their names of the model without its head begin with, such as "bert."."""
-  first = hf.family_module(pretrained.family).names(pretrained.model.config)[0].theirs
+  first = files.table(pretrained)[0].theirs
   return "" if pretrained.family == "t5" else first.split(".")[0] + "."
 
 
@@ -79,8 +80,7 @@ def halves(c: Config) -> dict[str, int]:
 
 def residuals(pretrained: hf.Pretrained) -> dict[str, str]:
   """Returns {site: their module, "{}" for the layer} of every place of a bottleneck adapter."""
-  table = hf.family_module(pretrained.family).names(pretrained.model.config)
-  names = {row.ours: row.theirs for row in table}
+  names = {row.ours: row.theirs for row in files.table(pretrained)}
   found = {}
   for half in halves(pretrained.model.config):
     for residual, module in MODULES.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from jaxtune import tree
@@ -79,7 +80,7 @@ def _collect(kind: str, config: dict, rest: dict, wanted: dict, shapes: dict) ->
     for key, array in arrays.items():
       if key in rest:
         shape = np.zeros(sizes[array.ours], bool)
-        files.check_shape(key, rest[key], array.write(shape).shape)
+        files.check_shape(key, rest[key].shape, array.write(shape).shape)
         found.setdefault(name, {})[array.ours] = array.read(rest[key])
   missing = known - rest.keys()
   files.refuse_foreign(rest.keys() - known, missing or known)
@@ -145,10 +146,10 @@ def _shared(
       f"vera_A is {a.shape} and vera_B {b.shape}, but {layout.site(row)} needs {inputs} inputs, "
       f"{outputs} outputs and the rank {rank}: the adapter is of another base or config"
     )
-  b = b[:outputs].T[:, layout.columns(row)]
+  b = b[:outputs].T
   return {
     "shared:a": np.ascontiguousarray(a[:, :inputs].T),
-    "shared:b": np.ascontiguousarray(b),
+    "shared:b": np.ascontiguousarray(b[:, row.part.columns] if row.part else b),
   }
 
 
@@ -161,15 +162,8 @@ def _stack(kind: str, module: str, layers: list[dict | None]) -> dict[str, np.nd
       f"the adapter lies over some layers of {module} alone, which jaxtune can hold for LoRA, "
       "AdaLoRA and LoHa only"
     )
-  stacked = {}
-  for name in some:
-    xs = [None if x is None else x[name] for x in layers]
-    sizes = [max(n) for n in zip(*(x.shape for x in xs if x is not None), strict=True)]
-    stacked[name] = np.zeros((len(layers), *sizes), np.float32)
-    for i, x in enumerate(xs):
-      if x is not None:
-        stacked[name][(i, *map(slice, x.shape))] = x
-  return stacked
+  empty = {name: np.zeros((0,) * x.ndim, np.float32) for name, x in some.items()}
+  return jax.tree.map(np.asarray, tree.stack([empty if x is None else x for x in layers]))
 
 
 def _scales(kind: str, config: dict, names: list[str | None], ranks: dict) -> np.ndarray | None:
@@ -196,7 +190,7 @@ def _split(kind: str, rows: list[Tensor], arrays: dict, weight: Callable) -> dic
     )
   outputs = {x.ours for x in layout.ARRAYS[kind] if x.axes.endswith("o")}
   cut = lambda row: {
-    name: x[..., layout.columns(row)] if name in outputs else x for name, x in arrays.items()
+    name: x[..., row.part.columns] if name in outputs else x for name, x in arrays.items()
   }
   parts = {row: cut(row) for row in rows}
   if kind == "ia3":

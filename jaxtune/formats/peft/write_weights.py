@@ -88,6 +88,7 @@ def _neutral(laid: dict, row: Tensor, weight: Callable) -> dict[str, np.ndarray]
 
 
 def _layer(row: Tensor, arrays: dict, i: int) -> Piece:
+  """Returns the piece of layer `i`."""
   take = lambda x, name: x[i] if row.stacked and "shared:" not in name else x
   arrays = {name: take(x, name) for name, x in arrays.items()}
   return Piece(row, arrays, float(arrays.pop("scale", 1.0)))
@@ -123,7 +124,7 @@ def _outputs(parts: list[Piece], axes: dict) -> dict[str, np.ndarray]:
     for name, x in p.arrays.items():
       if "o" in axes[name]:
         full = joined.setdefault(name, np.zeros((*x.shape[:-1], total), np.float32))
-        full[..., layout.columns(p.row)] = x
+        full[..., p.row.part.columns] = x
   return joined
 
 
@@ -140,10 +141,10 @@ def _blocks(parts: list[Piece], axes: dict) -> Piece:
     for name, x in p.arrays.items():
       if axes[name] == "o":
         full = joined.setdefault(name, [np.zeros(total, np.float32)])[0]
-        full[layout.columns(p.row)] = x
+        full[p.row.part.columns] = x
       elif axes[name] == "ro":
         rows = np.zeros((len(x), total), np.float32)
-        rows[:, layout.columns(p.row)] = x * ratio
+        rows[:, p.row.part.columns] = x * ratio
         joined.setdefault(name, []).append(rows)
       else:
         joined.setdefault(name, []).append(x)

@@ -10,7 +10,6 @@ from jaxtune.formats.peft import layout
 from jaxtune.models.heads import is_head
 
 FORMATS = ("auto", "peft", "adapterhub", "merged")
-ADAPTERHUB = ("adapter", "compacter")
 
 
 def own_format(method: peft.Method) -> str:
@@ -20,7 +19,7 @@ def own_format(method: peft.Method) -> str:
     UserError: for a method that no format of PyTorch's libraries holds.
   """
   unshifted = method.kind == "prefix" and not method.options.get("shift", True)
-  if method.kind in ADAPTERHUB or unshifted:
+  if method.kind in ("adapter", "compacter") or unshifted:
     return "adapterhub"
   if method.kind in layout.TYPES and method.kind != "norms":
     return "peft"

@@ -27,14 +27,16 @@ def write(
     )
   entries = {
     entry: any(site.endswith(residual) for site in trained)
-    for residual, entry in layout.ENTRIES.items()
+    for residual, (entry, _) in layout.RESIDUALS.items()
   }
   dropout = max(float(np.max(fixed[site]["dropout"])) for site in trained)
   trained, scaling = _scaled(trained, fixed, names)
   trained |= _untrained(pretrained, trained)
   if method.kind == "compacter":
     arrays = next(iter(trained.values()))
-    config = configs.compacter(method.options, arrays["down_left"].shape, bool(rules))
+    _, n, _, rank = arrays["down_left"].shape
+    config = configs.bottleneck(method.options, set()) | configs.PHM
+    config |= {"phm_dim": n, "phm_rank": rank, "shared_phm_rule": bool(rules)}
     widths = {half: [arrays["down_bias"][0].size] * layers
               for half, layers in layout.halves(pretrained.model.config).items()}  # fmt: skip
   else:
@@ -57,9 +59,9 @@ def write(
 
 
 def _scaled(trained: dict, fixed: dict, names: set[str]) -> tuple[dict, float | str]:
-  """Returns the arrays and the scale that the config holds.
+  """Returns the arrays, and the one scale that the config can hold.
 
-  It holds one; scales that differ between sites or layers go into the weights.
+  Where sites or layers differ in scale, the arrays are multiplied by it, and the config's is 1.
   """
   by_channel = "channel_scale" in names
   scales = {site: np.asarray(fixed[site]["scale"], np.float32) for site in trained}
@@ -76,18 +78,18 @@ def _scaled(trained: dict, fixed: dict, names: set[str]) -> tuple[dict, float | 
 
 
 def _untrained(pretrained: hf.Pretrained, trained: dict) -> dict[str, dict]:
-  """Makes adapters of zeros, which add nothing, where only one half of an encoder-decoder has any.
+  """Makes adapters of zeros, which add nothing, for the untrained half of an encoder-decoder.
 
-  The config asks for those of both halves at once.
+  The config cannot ask for the adapters of one half alone.
   """
-  counts, found = layout.halves(pretrained.model.config), {}
+  counts, added = layout.halves(pretrained.model.config), {}
   for site, arrays in trained.items() if len(counts) > 1 else ():
     half, _, residual = site.partition("/layers/")
     other = "decoder" if half == "encoder" else "encoder"
     if residual != "cross_residual" and f"{other}/layers/{residual}" not in trained:
       zeros = {name: np.zeros((counts[other], *x.shape[1:])) for name, x in arrays.items()}
-      found[f"{other}/layers/{residual}"] = zeros
-  return found
+      added[f"{other}/layers/{residual}"] = zeros
+  return added
 
 
 def _live_units(arrays: dict) -> np.ndarray:
@@ -96,20 +98,20 @@ def _live_units(arrays: dict) -> np.ndarray:
 
 
 def _widths(pretrained: hf.Pretrained, trained: dict) -> dict[str, list[int]]:
-  """Returns each trunk's layers' widths, without what pads a layer to the widest.
+  """Returns {trunk: the width of each layer}, without the padding to the widest layer.
 
-  All adapters of a layer have one width, as the config states one for each layer. A layer without
-  any has the widest.
+  All adapters of a layer have one width, as the config has one number for each layer. A layer whose
+  adapters are all zero gets the widest.
   """
-  found = {}
+  widths = {}
   for half, layers in layout.halves(pretrained.model.config).items():
-    own = [arrays for site, arrays in trained.items() if site.startswith(f"{half}/")]
+    sites = [arrays for site, arrays in trained.items() if site.startswith(f"{half}/")]
     widest = max(arrays["down_bias"].shape[-1] for arrays in trained.values())
-    used = [_live_units(arrays) for arrays in own]
+    used = [_live_units(arrays) for arrays in sites]
     last = [max((int(np.max(np.nonzero(u[i])[0], initial=-1)) for u in used), default=-1)
             for i in range(layers)]  # fmt: skip
-    found[half] = [i + 1 if i >= 0 else widest for i in last]
-  return found
+    widths[half] = [i + 1 if i >= 0 else widest for i in last]
+  return widths
 
 
 def read(
@@ -123,7 +125,8 @@ def read(
   names = _arrays(section)
   trained, scales = {}, {}
   for site, place in layout.residuals(pretrained).items():
-    if not config.get(layout.ENTRIES[site.rpartition("/")[2]], False):
+    entry, _ = layout.RESIDUALS[site.rpartition("/")[2]]
+    if not config.get(entry, False):
       continue
     count = layout.halves(pretrained.model.config)[site.split("/")[0]]
     modules = [f"{place.format(i)}.adapters.{adapter}" for i in range(count)]
@@ -182,7 +185,7 @@ def _layer(module: str, names: tuple[str, ...], tensors: dict) -> dict[str, np.n
 
 
 def _used_widths(trained: dict) -> int | tuple[int, ...]:
-  """Returns the width of all layers, or of each; where trunks differ in them, of the widest."""
+  """Returns one width for all layers or one for each; the widest where trunks differ in widths."""
   used = [_live_units(arrays) for arrays in trained.values()]
   widest = used[0].shape[1]
   layers = {tuple(int(np.max(np.nonzero(u)[0], initial=0)) + 1 for u in x) for x in used}

@@ -21,8 +21,8 @@ from jaxtune.runs.finished import Run
 def concatenate(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
   """Adds LoRAs exactly, sum w_i delta_i: factors side by side, with the sum of their ranks.
 
-  Where that exceeds the weight's smaller side, an SVD says the same with that rank. Heads that were
-  trained beside the LoRAs are added as their changes are.
+  Where this rank exceeds the weight's smaller side, an SVD writes the same sum with that rank. The
+  changes of heads that were trained with the LoRAs are added too.
 
   Args:
     weights: w_i of each delta, by default 1.
@@ -53,7 +53,7 @@ def _add_heads(runs: Sequence[Run], weights: Sequence[float]) -> dict[str, np.nd
 
 
 def factors(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Returns {site: (s a, b)} of a LoRA; with PiSSA's and OLoRA's start taken off.
+  """Returns {site: (s a, b)} of a LoRA; the start of PiSSA and OLoRA is subtracted.
 
   Raises:
     UserError: for a run whose delta is no product of two factors.
@@ -99,8 +99,8 @@ def spectrum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, dict[str, float]]:
   """Writes weight deltas {path: (L, in, out)} as a LoRA, by truncated SVD.
 
-  A site whose own rank is lower than `rank` keeps that. A head that the base's folder does not have
-  is kept whole.
+  A site whose delta has a lower rank than `rank` keeps its own. A head that the base's folder does
+  not have is kept whole.
 
   Raises:
     UserError: where something else than a linear layer or an embedding has changed.

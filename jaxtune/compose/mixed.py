@@ -39,7 +39,7 @@ def together(runs: Sequence[Run]) -> peft.Adapted:
 
 
 def apart(one: Run, other: Run) -> str:
-  """Says why two adapters cannot share a batch; "" where they can."""
+  """Returns why two adapters cannot share a batch, as a text; "" where they can."""
   if compose.calls(one) != compose.calls(other):
     return "they compute different things"
   first, second = compose.arrays(one), compose.arrays(other)

@@ -96,7 +96,10 @@ def tensors(folder: Path, name: str, pickled: str) -> dict[str, np.ndarray]:
   """
   path = folder / name
   if path.exists():
-    arrays = _safe(path)
+    try:
+      arrays = {key: np.asarray(x, np.float32) for key, x in load_file(path).items()}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+      raise UserError(f"{path} is damaged, truncated or of an unknown type: {error}") from error
   elif (folder / pickled).exists():
     arrays = _pickled(folder / pickled, name)
   else:
@@ -107,14 +110,8 @@ def tensors(folder: Path, name: str, pickled: str) -> dict[str, np.ndarray]:
   return arrays
 
 
-def _safe(path: Path) -> dict[str, np.ndarray]:
-  try:
-    return {key: np.asarray(x, np.float32) for key, x in load_file(path).items()}
-  except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{path} is damaged, truncated or of an unknown type: {error}") from error
-
-
 def _pickled(path: Path, name: str) -> dict[str, np.ndarray]:
+  """Reads a pickle of tensors with torch, which refuses to execute what else is in it."""
   try:
     import torch
   except ImportError as error:
@@ -130,7 +127,7 @@ def _pickled(path: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def shapes(pretrained: hf.Pretrained) -> dict[str, tuple[int, ...]]:
-  """Returns {path: shape} of a model's weights, as they are when they are not quantised."""
+  """Returns {path: shape} of a model's weights; quantised ones have the shape of the original."""
   whole = jax.eval_shape(quantize.dequantised, pretrained.params)
   return {path: leaf.shape for path, leaf in tree.flatten(whole).items()}
 

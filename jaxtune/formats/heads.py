@@ -1,4 +1,4 @@
-"""The head that was trained beside an adapter, under the names of PyTorch."""
+"""The head that was trained together with an adapter, under PyTorch's names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtune.models.heads import is_head
 def saved(pretrained: hf.Pretrained, adapted: peft.Adapted) -> tuple[dict, dict]:
   """Returns the weights of the model itself that an adapter's files must hold.
 
-  These are the whole head of a task, and what was trained of any other head.
+  These are the whole head of a task, and the trained weights of any other head.
 
   Returns:
     ({path of a leaf: the torch module it is saved with}, {torch name: array}).

@@ -22,8 +22,6 @@ from jaxtune.formats.facts import Facts
 from jaxtune.models import hf
 from jaxtune.models.heads import Head
 
-VERSION = "adapters.1.3.0"
-
 
 def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, facts: Facts) -> None:
   """Writes adapters, prefixes or both, and the head trained beside them, into an existing folder.
@@ -71,7 +69,7 @@ def _common(pretrained: hf.Pretrained, base_name: str | None) -> dict:
     "model_class": stored[0] if c.head is None and stored else expected,
     "model_name": base_name,
     "model_type": pretrained.family,
-    "version": VERSION,
+    "version": "adapters.1.3.0",
   }
 
 

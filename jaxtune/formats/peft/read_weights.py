@@ -1,7 +1,8 @@
 """Methods over weights: tensors of torch modules become arrays of our sites, stacked over layers.
 
-Of a fused module (GPT-2's c_attn), an adapter whose ranks each serve one part becomes an adapter of
-those parts, as our export writes it; any other is one adapter of all parts, which share its `a`.
+A fused module (GPT-2's c_attn) has several sites of ours. Where each rank of its adapter changes
+one of these parts, as in our own exports, every part gets its own ranks; otherwise all parts share
+one `a`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from jaxtune.models import hf, quantize
 from jaxtune.models.names import Tensor
 from jaxtune.peft import patterns
 from jaxtune.peft.methods import lokr
-
-PADDED = ("lora", "adalora", "loha")  # of these, zeros in all arrays at a rank add nothing
 
 
 def read(kind: str, config: dict, rest: dict, pretrained: hf.Pretrained) -> tuple[dict, dict, dict]:
@@ -44,11 +43,11 @@ def read(kind: str, config: dict, rest: dict, pretrained: hf.Pretrained) -> tupl
   trained, fixed = {}, {}
   for module, rows in modules.items():
     layers = shapes[rows[0].ours][0] if rows[0].stacked else 1
-    own = {names[n][1]: n for n in wanted if names[n][0] == module}
-    if not own:
+    targets = {names[n][1]: n for n in wanted if names[n][0] == module}
+    if not targets:
       continue
-    arrays = _stack(kind, module, [tensors.get(own.get(i)) for i in range(layers)])
-    scale = _scales(kind, config, [own.get(i) for i in range(layers)], ranks)
+    arrays = _stack(kind, module, [tensors.get(targets.get(i)) for i in range(layers)])
+    scale = _scales(kind, config, [targets.get(i) for i in range(layers)], ranks)
     weight = lambda path: quantize.weight(tree.flatten(pretrained.params), path)
     for row, part in _split(kind, rows, arrays, weight).items():
       first = (lambda x: x) if row.stacked else (lambda x: x[0])
@@ -156,8 +155,8 @@ def _shared(
 def _stack(kind: str, module: str, layers: list[dict | None]) -> dict[str, np.ndarray]:
   """Stacks the arrays of a module's layers; where ranks differ, zeros fill the smaller ones."""
   some = next(x for x in layers if x is not None)
-  partial = any(x is None for x in layers)
-  if partial and (kind not in PADDED or "magnitude" in some):
+  padded = kind in ("lora", "adalora", "loha") and "magnitude" not in some  # a zero rank adds 0
+  if not padded and any(x is None for x in layers):
     raise UserError(
       f"the adapter lies over some layers of {module} alone, which jaxtune can hold for LoRA, "
       "AdaLoRA and LoHa only"

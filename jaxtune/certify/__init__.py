@@ -72,9 +72,8 @@ def certify(
   batches = [arrange(config, *batch) for batch in make_batches(prompts, config, positions, pad)]
   theirs, versions = their_logits(form, pretrained, folder, batches, reload)
   untuned = our_logits(pretrained, peft.untuned(pretrained.params), batches)
-  comparison = compare(
-    _as_stored(folder, form, pretrained, adapted, batches), untuned, theirs, batches
-  )
+  ours = _as_stored(folder, form, pretrained, adapted, batches)
+  comparison = compare(ours, untuned, theirs, batches)
   narrow = None
   if form != "merged" and config.dtype == jnp.bfloat16:
     narrow = in_bfloat16(pretrained, adapted, batches, theirs)

@@ -79,13 +79,12 @@ def write(
     seen: how many tokens of text see a prefix under a sliding window; None for any number.
   """
   config, result = facts.recipe.get("config") or {}, facts.recipe.get("result") or {}
-  base_name = facts.base_name
-  base = Path(base_name).name if references.is_local(base_name) else base_name
-  base = base or "a model initialised at random"
+  base = facts.base_name or "a model initialised at random"
+  base = Path(base).name if references.is_local(base) else base
   what, packages, _ = NEEDS[form]
   main = [m.name for m in methods if m.kind not in ("head", "regularize")]
   title = f"{' + '.join(main or [m.name for m in methods])} for {Path(base).name}"
-  text = front(form, pretrained, methods, base_name, result)
+  text = front(form, pretrained, methods, facts.base_name, result)
   made = "trained" if result else "made"  # composed or imported, unless there is a result
   mark = result.get("base_fingerprint") or tree.fingerprint(pretrained.params)
   text += f"# {title}\n\n{what}, {made} with jaxtune on the base model `{base}`, "
@@ -106,10 +105,8 @@ def write(
   if not versions:
     versions = {"python": platform.python_version()} | libraries.versions("jax", "flax", "numpy")
   text += _section("Versions", ("", ""), versions.items())
-  text += (
-    "`certificate.json`, where there is one, states how far its logits in PyTorch were from those "
-    "of the model that was trained.\n"
-  )
+  text += "`certificate.json`, where there is one, states how far its logits in PyTorch were from "
+  text += "those of the model that was trained.\n"
   (folder / "README.md").write_text(text)
 
 

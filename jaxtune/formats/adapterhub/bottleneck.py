@@ -32,30 +32,35 @@ def write(
   dropout = max(float(np.max(fixed[site]["dropout"])) for site in trained)
   trained, scaling = _scaled(trained, fixed, names)
   trained |= _untrained(pretrained, trained)
+  config = configs.bottleneck(method.options, names)
   if method.kind == "compacter":
     arrays = next(iter(trained.values()))
     _, n, _, rank = arrays["down_left"].shape
-    config = configs.bottleneck(method.options, set()) | configs.PHM
-    config |= {"phm_dim": n, "phm_rank": rank, "shared_phm_rule": bool(rules)}
+    config |= configs.PHM | {"phm_dim": n, "phm_rank": rank, "shared_phm_rule": bool(rules)}
     widths = {half: [arrays["down_bias"][0].size] * layers
               for half, layers in layout.halves(pretrained.model.config).items()}  # fmt: skip
   else:
-    config, widths = configs.bottleneck(method.options, names), _widths(pretrained, trained)
+    widths = _widths(pretrained, trained)
   modules, tensors = layout.residuals(pretrained), {}
   for rule in rules:
     tensors[layout.shared(pretrained, layout.NAME)] = rule["phm_rule"]
   for site, arrays in trained.items():
     for i, width in enumerate(widths[site.split("/")[0]]):
-      layer = {name: x[i] for name, x in arrays.items()}
-      if method.kind == "adapter":  # a layer may be narrower than the widest
-        layer["down_kernel"] = layer["down_kernel"][:, :width]
-        layer |= {name: layer[name][:width] for name in ("down_bias", "up_kernel")}
+      layer = _cut({name: x[i] for name, x in arrays.items()}, width)
       tensors |= layout.tensors(f"{modules[site].format(i)}.adapters.{layout.NAME}", layer)
   every = [configs.reduction_factor(pretrained.model.config.width, w)
            for half in layout.halves(pretrained.model.config) for w in widths[half]]  # fmt: skip
   factor = every[0] if len(set(every)) == 1 else {str(i): r for i, r in enumerate(every)}
   sizes = {"scaling": scaling, "dropout": round(dropout, 6), "reduction_factor": factor}
   return config | entries | sizes, tensors
+
+
+def _cut(layer: dict, width: int) -> dict:
+  """Returns one layer's arrays without the padding beyond its width; a Compacter has none."""
+  if "down_kernel" not in layer:
+    return layer
+  units = {name: layer[name][:width] for name in ("down_bias", "up_kernel")}
+  return layer | units | {"down_kernel": layer["down_kernel"][:, :width]}
 
 
 def _scaled(trained: dict, fixed: dict, names: set[str]) -> tuple[dict, float | str]:

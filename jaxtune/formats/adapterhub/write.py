@@ -38,7 +38,9 @@ def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, fa
   for method in adapted.methods:
     writer = prefix if method.kind == "prefix" else bottleneck
     trained, fixed = adapted.overlay.arrays_of(method)
-    config, arrays = writer.write(pretrained, method, method.realise(trained), fixed)
+    if method.kind == "prefix":  # a Compacter's shared rule is written as it was trained
+      trained = method.realise(trained)
+    config, arrays = writer.write(pretrained, method, trained, fixed)
     configs.append(config)
     tensors |= arrays
   config = configs[0] if len(configs) == 1 else {"architecture": "union", "configs": configs}

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtune import files, libraries, peft, tree
 from jaxtune.certify.batches import arrange, make_batches
 from jaxtune.certify.exports import WEIGHTS as WEIGHTS
-from jaxtune.certify.exports import check_folder, stored_type
+from jaxtune.certify.exports import check_folder
 from jaxtune.certify.logits import TOLERANCE as TOLERANCE
 from jaxtune.certify.logits import Batch, compare, in_bfloat16, our_logits
 from jaxtune.certify.reloading import VARIABLE as VARIABLE
@@ -24,14 +24,13 @@ from jaxtune.certify.reloading import adapters_interpreter as adapters_interpret
 from jaxtune.certify.reloading import reloader as reloader
 from jaxtune.certify.reloading import their_logits
 from jaxtune.errors import UserError
-from jaxtune.files import write_atomically
 from jaxtune.formats import loading
 from jaxtune.formats.merged import Rounding, fold
 from jaxtune.models import hf
 
 
 class Rejected(UserError):
-  """The files give other logits than the model that was trained."""
+  """The error of an export whose logits are not those of the model that was trained."""
 
 
 def certify(
@@ -73,9 +72,8 @@ def certify(
   batches = [arrange(config, *batch) for batch in make_batches(prompts, config, positions, pad)]
   theirs, versions = their_logits(form, pretrained, folder, batches, reload)
   untuned = our_logits(pretrained, peft.untuned(pretrained.params), batches)
-  comparison = compare(
-    _as_stored(folder, form, pretrained, adapted, batches), untuned, theirs, batches
-  )
+  ours = _as_stored(folder, form, pretrained, adapted, batches)
+  comparison = compare(ours, untuned, theirs, batches)
   narrow = None
   if form != "merged" and config.dtype == jnp.bfloat16:
     narrow = in_bfloat16(pretrained, adapted, batches, theirs)
@@ -93,7 +91,9 @@ def certify(
     "versions": {**libraries.versions("jax", "flax", "numpy"), "reloaded_in": versions},
     "files": files.hashes(folder, without=("certificate.json",)),
   }
-  _write(folder / "certificate.json", certificate)
+  path = folder / "certificate.json"
+  files.write_atomically(path, json.dumps(certificate, indent=2, allow_nan=False) + "\n")
+  files.add(path)
   _check_passed(comparison, narrow)
   return certificate
 
@@ -105,34 +105,28 @@ def _as_stored(
   adapted: peft.Adapted,
   batches: list[Batch],
 ) -> list[np.ndarray]:
-  """Returns our logits with the weights as the folder holds them, rounded where it rounds them."""
-  if form != "merged" or stored_type(folder) == "float32":
+  """Returns our logits; of a merged folder in a narrow type, with the weights rounded to it."""
+  dtype = "float32"
+  if form == "merged":
+    dtype = json.loads((folder / "config.json").read_text()).get("dtype", dtype)
+  if dtype == "float32":
     return our_logits(pretrained, adapted, batches)
-  dtype = hf.DTYPES[stored_type(folder)]
   folded, params = fold(pretrained, adapted)
-  return our_logits(folded, peft.untuned(jax.tree.map(lambda x: x.astype(dtype), params)), batches)
-
-
-def _write(path: Path, certificate: dict) -> None:
-  """Writes a certificate, and adds it to the list of the files of its folder."""
-  write_atomically(path, json.dumps(certificate, indent=2, allow_nan=False) + "\n")
-  files.add(path)
+  params = jax.tree.map(lambda x: x.astype(hf.DTYPES[dtype]), params)
+  return our_logits(folded, peft.untuned(params), batches)
 
 
 def _check_passed(comparison: dict, narrow: dict | None) -> None:
   """Raises Rejected for logits that are further apart than is allowed."""
+  shown = lambda x: "no finite number" if x is None else f"{x:.3g}"
   if narrow and not narrow["passed"]:
     raise Rejected(
       f"the model as trained, in bfloat16, differs from PyTorch in float32 by "
-      f"{_shown(narrow['largest_logit_difference'])}, expected at most {narrow['band']:.3g}"
+      f"{shown(narrow['largest_logit_difference'])}, expected at most {narrow['band']:.3g}"
     )
   if not comparison["passed"]:
     raise Rejected(
       "the export does not equal the trained model: its logits in PyTorch differ by "
-      f"{_shown(comparison['largest_logit_difference'])}, expected at most "
+      f"{shown(comparison['largest_logit_difference'])}, expected at most "
       f"{comparison['tolerance']:.3g}"
     )
-
-
-def _shown(x: float | None) -> str:
-  return "no finite number" if x is None else f"{x:.3g}"

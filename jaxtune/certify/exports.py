@@ -1,8 +1,7 @@
-"""The folder of an export, before PyTorch loads it."""
+"""Checks the folder of an export before PyTorch loads it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from jaxtune import schema
 from jaxtune.errors import UserError
 from jaxtune.formats.adapterhub.layout import FILES
+from jaxtune.formats.files import adapter_config
 from jaxtune.formats.peft import layout
 
 WEIGHTS = {"peft": layout.WEIGHTS, "adapterhub": FILES["adapter"][1], "merged": "model.safetensors"}
@@ -20,22 +20,19 @@ def check_folder(folder: Path) -> str:
   """Returns the format of an export: "peft", "adapterhub" or "merged".
 
   Raises:
-    UserError: for a folder that is none, or whose weights are damaged.
+    UserError: for a folder that is no export, or whose weights are damaged.
   """
   expected = "expected adapter_config.json with its weights, or a model's config.json"
   if not folder.is_dir():
     raise UserError(f"{folder} is not a folder; {expected}")
   adapter, model = folder / "adapter_config.json", folder / "config.json"
-  path = adapter if adapter.exists() else model
-  if not path.is_file():
+  if adapter.is_file():
+    form, _ = adapter_config(adapter)
+  elif model.is_file():
+    schema.check(str(model), schema.read_json(model), dict[str, Any])
+    form = "merged"
+  else:
     raise UserError(f"{folder} is not an exported adapter or model: {expected}")
-  config = schema.read_json(path)
-  schema.check(str(path), config, dict[str, Any])
-  form = "merged" if path == model else "adapterhub" if "config" in config else "peft"
-  if form == "peft" and "peft_type" not in config:
-    raise UserError(
-      f"{path} is neither PEFT's (it has no peft_type) nor AdapterHub's (it has no config)"
-    )
   weights = folder / WEIGHTS[form]
   if not weights.exists():
     raise UserError(f"{folder} lacks {weights.name}: export again")
@@ -45,8 +42,3 @@ def check_folder(folder: Path) -> str:
   except (SafetensorError, OSError) as error:
     raise UserError(f"{weights} is damaged or truncated ({error}): export again") from error
   return form
-
-
-def stored_type(folder: Path) -> str:
-  """Returns the type that a merged folder's config.json says its weights are stored in."""
-  return json.loads((folder / "config.json").read_text()).get("dtype", "float32")

@@ -27,8 +27,6 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [place for place in sys.path if os.path.abspath(place) != HERE]
 
-LIBRARIES = ("torch", "transformers", "peft", "adapters", "safetensors")
-
 
 def load_base(auto, options, folder):
   import transformers
@@ -107,17 +105,12 @@ def compare_names(file, model):
 
 def versions():
   found = {"python": platform.python_version()}
-  for name in LIBRARIES:
+  for name in ("torch", "transformers", "peft", "adapters", "safetensors"):
     try:
       found[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       continue
   return found
-
-
-def load_export(form, auto, options, base, export):
-  load = {"peft": load_peft, "merged": load_merged, "adapterhub": load_adapterhub}[form]
-  return load(auto, options, base, export).eval()
 
 
 def write_logits(model, inputs, output):
@@ -141,15 +134,13 @@ def write_logits(model, inputs, output):
 
 
 if __name__ == "__main__":
-  answers, sys.stdout = (
-    sys.stdout,
-    sys.stderr,
-  )  # libraries print too
+  loaders = {"peft": load_peft, "merged": load_merged, "adapterhub": load_adapterhub}
+  answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
   for job in sys.stdin:
     try:
-      *export, inputs, output = json.loads(job)
-      write_logits(load_export(*export), inputs, output)
-      said = "done"
+      form, *export, inputs, output = json.loads(job)
+      write_logits(loaders[form](*export).eval(), inputs, output)
+      answer = "done"
     except (Exception, SystemExit) as error:
-      said = f"{type(error).__name__}: {error}".replace("\n", " ").removeprefix("SystemExit: ")
-    print(said, file=answers, flush=True)
+      answer = f"{type(error).__name__}: {error}".replace("\n", " ").removeprefix("SystemExit: ")
+    print(answer, file=answers, flush=True)

@@ -55,8 +55,13 @@ def sections(run: Run) -> dict[str, dict]:
   return peft.sections(run.config["method"])
 
 
+def arrays(run: Run) -> dict[str, jax.Array]:
+  """Returns {path: array} of all that a run lays over its base, under "params", "peft", "hyper"."""
+  return tree.flatten({**run.adapted.tuned, "hyper": run.adapted.hyper})
+
+
 def calls(run: Run) -> list[tuple]:
-  """Lists what two runs must have in common, beside the shapes of arrays, to be one program."""
+  """Lists the methods with their functions; runs of one program have equal lists."""
   plain = lambda f: (f.func, f.args, f.keywords) if isinstance(f, partial) else f
   return [(m.name, m.kind, plain(m.intercept)) for m in run.adapted.methods]
 
@@ -121,9 +126,7 @@ def check_alike(one: Run, other: Run) -> None:
   """Raises UserError unless two adapters have the same arrays and fixed numbers."""
   if calls(one) != calls(other):
     raise UserError(f"{one.folder} and {other.folder} are of different methods, or options of one")
-  first, second = (
-    tree.flatten({**run.adapted.tuned, "hyper": run.adapted.hyper}) for run in (one, other)
-  )
+  first, second = arrays(one), arrays(other)
   for path in sorted(first.keys() ^ second.keys()):
     raise UserError(f"{one.folder} and {other.folder} are of different methods: one has no {path}")
   for path, leaf in first.items():
@@ -145,8 +148,6 @@ def with_method(run: Run, section: dict, overlay: peft.Overlay) -> Run:
   _, base = peft.split(methods, run.pretrained.params)
   tuned = {"params": {}, "peft": {}} | overlay.tuned
   owned = {m.name for m in methods}
-  hyper = {
-    path: x for path, x in tree.flatten(overlay.hyper).items() if path.split("/")[-2] in owned
-  }
-  adapted = peft.Adapted(methods, tuned, tree.unflatten(hyper), base)
+  hyper, _ = tree.partition(overlay.hyper, lambda path: path.split("/")[-2] in owned)
+  adapted = peft.Adapted(methods, tuned, hyper, base)
   return run._replace(config=changed, adapted=adapted)

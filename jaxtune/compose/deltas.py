@@ -29,8 +29,8 @@ def of(run: Run) -> dict[str, np.ndarray]:
   low_rank.check_untied(run, tree.flatten(run.adapted.tuned["params"]), run.folder)
   merged = tree.flatten(peft.merge(run.adapted))
   base = tree.flatten(quantize.dequantised(run.pretrained.params))
-  found = {path: np.asarray(x) - np.asarray(base[path], np.float32) for path, x in merged.items()}
-  return {path: x for path, x in found.items() if x.any()}
+  delta = {path: np.asarray(x) - np.asarray(base[path], np.float32) for path, x in merged.items()}
+  return {path: x for path, x in delta.items() if x.any()}
 
 
 def combine(
@@ -59,17 +59,17 @@ def combine(
     vectors = [trim(vector, density) for vector in vectors]
   elif how.startswith("dare"):
     vectors = [drop(vector, density, seed + i) for i, vector in enumerate(vectors)]
-  found = {}
+  combined = {}
   for path in sorted(set().union(*vectors)):
     zeros = np.zeros_like(next(v[path] for v in vectors if path in v))
     tensors = [v.get(path, zeros) for v in vectors]
     with np.errstate(over="ignore", invalid="ignore"):  # which the check below names
       if how.endswith("ties"):
-        found[path] = elect(weights, tensors)
+        combined[path] = elect(weights, tensors)
       else:
-        found[path] = sum(w * x for w, x in zip(weights, tensors, strict=True))
-  tree.check_finite(found, "the sum of the adapters")
-  return found
+        combined[path] = sum(w * x for w, x in zip(weights, tensors, strict=True))
+  tree.check_finite(combined, "the sum of the adapters")
+  return combined
 
 
 def trim(vector: dict[str, np.ndarray], density: float) -> dict[str, np.ndarray]:
@@ -83,7 +83,7 @@ def trim(vector: dict[str, np.ndarray], density: float) -> dict[str, np.ndarray]
 
 
 def drop(vector: dict[str, np.ndarray], density: float, seed: int) -> dict[str, np.ndarray]:
-  """Keeps entries at random and divides them by their share, so that the mean stays."""
+  """Keeps entries at random and divides them by `density`, so that their mean stays the same."""
   draw = lambda i, x: np.random.default_rng([seed, i]).random(x.shape) < density
   items = enumerate(sorted(vector.items()))
   return {path: np.where(draw(i, x), x / np.float32(density), 0) for i, (path, x) in items}

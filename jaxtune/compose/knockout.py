@@ -8,21 +8,18 @@ from jaxtune.runs.finished import Run
 
 
 def without(run: Run, name: str) -> Run:
-  """Returns a run as it would be without one of its methods, which is trained no further.
+  """Returns a run as it would be without one of its methods, with the others' arrays as they are.
 
-  Weights that this method alone trained in place are the base's again.
+  Weights that only this method trained in place get the base's values again.
   """
   known = compose.sections(run)
   if name not in known:
     raise UserError(f"{run.folder} has no method {name!r}; its methods are {', '.join(known)}")
-  rest = tuple(m for m in run.adapted.methods if m.name != name)
-  moved, base = peft.split(rest, run.pretrained.params)
-  kept = tree.flatten(moved).keys()
-  trained = {
-    path: x for path, x in tree.flatten(run.adapted.tuned["params"]).items() if path in kept
-  }
-  tuned = run.adapted.tuned | {"params": tree.unflatten(trained)}
-  return run._replace(adapted=run.adapted._replace(methods=rest, base=base, tuned=tuned))
+  methods = tuple(m for m in run.adapted.methods if m.name != name)
+  moved, base = peft.split(methods, run.pretrained.params)
+  trained, _ = tree.partition(run.adapted.tuned["params"], tree.flatten(moved).__contains__)
+  tuned = run.adapted.tuned | {"params": trained}
+  return run._replace(adapted=run.adapted._replace(methods=methods, base=base, tuned=tuned))
 
 
 def removable(run: Run) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,14 +17,12 @@ from jaxtune.errors import UserError
 from jaxtune.models import hf, quantize
 from jaxtune.runs.finished import Run
 
-LEAVES = ("/kernel", "/embedding")
-
 
 def concatenate(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
   """Adds LoRAs exactly, sum w_i delta_i: factors side by side, with the sum of their ranks.
 
-  Where that exceeds the weight's smaller side, an SVD says the same with that rank. Heads that were
-  trained beside the LoRAs are added as their changes are.
+  Where this rank exceeds the weight's smaller side, an SVD writes the same sum with that rank. The
+  changes of heads that were trained with the LoRAs are added too.
 
   Args:
     weights: w_i of each delta, by default 1.
@@ -54,7 +53,7 @@ def _add_heads(runs: Sequence[Run], weights: Sequence[float]) -> dict[str, np.nd
 
 
 def factors(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Returns {site: (s a, b)} of a LoRA; with PiSSA's and OLoRA's start taken off.
+  """Returns {site: (s a, b)} of a LoRA; the start of PiSSA and OLoRA is subtracted.
 
   Raises:
     UserError: for a run whose delta is no product of two factors.
@@ -100,8 +99,8 @@ def spectrum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, dict[str, float]]:
   """Writes weight deltas {path: (L, in, out)} as a LoRA, by truncated SVD.
 
-  A site whose own rank is lower than `rank` keeps that. A head that the base's folder does not have
-  is kept whole.
+  A site whose delta has a lower rank than `rank` keeps its own. A head that the base's folder does
+  not have is kept whole.
 
   Raises:
     UserError: where something else than a linear layer or an embedding has changed.
@@ -112,7 +111,7 @@ def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, di
   for path, x in delta.items():
     if path in heads:
       continue
-    if not path.endswith(LEAVES):
+    if not path.endswith(("/kernel", "/embedding")):
       raise UserError(
         f"{path} has changed too, which no LoRA can hold: expected models that differ in linear "
         "layers, embeddings and new heads alone"
@@ -140,7 +139,7 @@ def extract(run: Run, folder: str, rank: int) -> tuple[Run, dict[str, float]]:
                   labels=labels)  # fmt: skip
   before = tree.flatten(quantize.dequantised(run.pretrained.params))
   after = tree.flatten(tuned.params)
-  if shapes(before) != shapes(after):
+  if jax.tree.map(jnp.shape, before) != jax.tree.map(jnp.shape, after):
     raise UserError(f"{folder} is another model than the base: its weights have other shapes")
   fp32 = lambda x: np.asarray(x, np.float32)
   delta = {path: fp32(x) - fp32(before[path]) for path, x in after.items()}
@@ -160,11 +159,6 @@ def check_untied(run: Run, changed: Collection[str], where: str | Path) -> None:
       f"{where} changes the embeddings, which score the logits too: no LoRA can hold that; "
       "expected a model whose embeddings are the base's"
     )
-
-
-def shapes(flat: dict) -> dict:
-  """Returns {path: shape} of a flat tree."""
-  return {path: x.shape for path, x in flat.items()}
 
 
 def _cut(

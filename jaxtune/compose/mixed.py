@@ -27,24 +27,22 @@ def together(runs: Sequence[Run]) -> peft.Adapted:
       differ along an axis that their method cannot pad.
   """
   compose.check_bases(runs)
+  described = lambda run: f"{run.folder} ({' + '.join(compose.sections(run))})"
   for run in runs[1:]:
     if reason := apart(runs[0], run):
       raise UserError(
-        f"{run.folder} ({_names(run)}) and {runs[0].folder} ({_names(runs[0])}) are of different "
-        f"methods, options or targets ({reason}): one batch holds adapters of one kind; give the "
-        "others a batch of their own"
+        f"{described(run)} and {described(runs[0])} are of different methods, options or targets "
+        f"({reason}): one batch holds adapters of one kind; give the others a batch of their own"
       )
   overlay = tree.stack([run.adapted.overlay for run in runs])
   return runs[0].adapted._replace(tuned=overlay.tuned, hyper=overlay.hyper)
 
 
 def apart(one: Run, other: Run) -> str:
-  """Says why two adapters cannot share a batch; "" where they can."""
+  """Returns why two adapters cannot share a batch, as a text; "" where they can."""
   if compose.calls(one) != compose.calls(other):
     return "they compute different things"
-  first, second = (
-    tree.flatten({**run.adapted.tuned, "hyper": run.adapted.hyper}) for run in (one, other)
-  )
+  first, second = compose.arrays(one), compose.arrays(other)
   if lone := first.keys() ^ second.keys():
     return f"{min(lone)} is in one of them alone"
   padded = {method.name: method.padded for method in one.adapted.methods}
@@ -55,10 +53,6 @@ def apart(one: Run, other: Run) -> str:
     if leaf.ndim != second[path].ndim or fixed(leaf) != fixed(second[path]):
       return f"{path} is {leaf.shape} in one and {second[path].shape} in the other"
   return ""
-
-
-def _names(run: Run) -> str:
-  return " + ".join(compose.sections(run))
 
 
 def forward(model, adapted: peft.Adapted, which_B: jax.typing.ArrayLike, **inputs):

@@ -1,11 +1,13 @@
 """Reads adapters that others wrote, in PEFT's and AdapterHub's formats, into our arrays.
 
-What is read is what our own training would have left: it can be trained on, compared, composed and
-exported again. Nothing in a folder is executed, and every tensor in it is accounted for.
+The arrays are those that our own training would have made: they can be trained further, compared,
+composed and exported again. Nothing in a folder is executed, and a tensor that nothing reads is an
+error.
 """
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from jaxtune.models import hf
 
 
 def read(folder: str | Path, pretrained: hf.Pretrained) -> Imported:
-  """Reads an adapter's folder, in the format that its adapter_config.json says.
+  """Reads an adapter's folder, in the format of its adapter_config.json.
 
   Raises:
     UserError: for a folder that is no adapter, is damaged, or does not fit the model.
@@ -31,21 +33,13 @@ def read(folder: str | Path, pretrained: hf.Pretrained) -> Imported:
       f"{folder} is no adapter: it has no adapter_config.json; expected a folder that PEFT, "
       "AdapterHub or `jaxtune export` wrote"
     )
-  config = schema.read_json(path)
-  if isinstance(config, dict) and "peft_type" in config:
-    from jaxtune.formats.peft.read import read as reader
-
-    expected = options.Peft
-  elif isinstance(config, dict) and isinstance(config.get("config"), dict):
-    from jaxtune.formats.adapterhub.read import read as reader
-
-    expected = options.AdapterHub
-  else:
-    raise UserError(f"{path} is neither PEFT's (it has no peft_type) nor AdapterHub's (no config)")
+  form, config = files.adapter_config(path)
+  expected = {"peft": options.Peft, "adapterhub": options.AdapterHub}[form]
   schema.check(f"{path}: options", config, expected)
   named = config.get("base_model_name_or_path") or config.get("model_name")
   files.check_base(named, pretrained)
-  return reader(folder, config, pretrained)
+  reader = importlib.import_module(f"jaxtune.formats.{form}.read")
+  return reader.read(folder, config, pretrained)
 
 
 def adapt(imported: Imported, pretrained: hf.Pretrained) -> methods_.Adapted:

@@ -14,7 +14,7 @@ from jaxtune.formats.facts import Facts
 from jaxtune.formats.merged import Rounding
 from jaxtune.models import hf
 
-# BASE and FOLDER are names of the lines, so that whoever runs them changes them in one place.
+# The lines name BASE and FOLDER, so that their reader changes each in one place.
 SNIPPETS = {
   "peft": """\
 from peft import PeftModel
@@ -37,28 +37,20 @@ from transformers import {names}
 {where}model = {auto}.from_pretrained(FOLDER)
 """,
 }
-FOLDER = 'FOLDER = "."  # where this card lies\n\n'
-BASE = "BASE = {base}  # {what}\n"
-TEXT = """\
-tokenizer = AutoTokenizer.from_pretrained({tokenizer})
-
-inputs = tokenizer({prompt}, return_tensors="pt")
-"""
 CALLS = {
   "lm": "answers = model.generate(**inputs, max_new_tokens=32{stops})\n"
   "print(tokenizer.decode(answers[0]))\n",
   "qa": "print(model(**inputs).start_logits, model(**inputs).end_logits)\n",
   None: "print(model(**inputs).logits)\n",
 }
+# What an export is, the packages that it needs, and the library of them that loads it.
 NEEDS = {
-  "peft": ("An adapter in PEFT's format", "pip install torch transformers peft"),
+  "peft": ("An adapter in PEFT's format", "torch transformers peft", "peft"),
   "adapterhub": (
-    "An adapter in the format of AdapterHub's `adapters`",
-    "pip install torch adapters==1.3.0",
+    "An adapter in the format of AdapterHub's `adapters`", "torch adapters==1.3.0", "adapters",
   ),
-  "merged": ("A whole model in transformers' format", "pip install torch transformers"),
-}
-LIBRARIES = {"peft": "peft", "adapterhub": "adapters", "merged": "transformers"}
+  "merged": ("A whole model in transformers' format", "torch transformers", "transformers"),
+}  # fmt: skip
 TASKS = {
   "classify": "text-classification", "regression": "text-classification",
   "reward": "text-classification", "tokens": "token-classification", "qa": "question-answering",
@@ -68,11 +60,6 @@ WINDOW = (
   "It equals the trained model on texts of up to {seen} tokens: beyond, the base's sliding window "
   "hides the prefix from the last tokens in PyTorch, where in training every token saw it.\n\n"
 )
-ROUNDING = (
-  "Weights are stored as {dtype}. Of the trained change, the cast loses {error:.2%} (relative "
-  "Frobenius error), and {lost:.2%} of the changed entries.\n\n"
-)
-DATA = ("answer", "text", "rename", "chat_template", "turns", "max_length", "limit")
 
 
 def write(
@@ -85,41 +72,41 @@ def write(
   rounding: Rounding | None,
   seen: int | None,
 ) -> None:
-  """Writes README.md into a folder; see `references` for what it says of this machine.
+  """Writes README.md into a folder; `references` keeps paths of this machine out of it.
 
   Args:
     rounding: what the cast of merged weights lost; None where they were not cast.
     seen: how many tokens of text see a prefix under a sliding window; None for any number.
   """
   config, result = facts.recipe.get("config") or {}, facts.recipe.get("result") or {}
-  base_name = facts.base_name
-  base = Path(base_name).name if references.is_local(base_name) else base_name
-  base = base or "a model initialised at random"
-  what, install = NEEDS[form]
+  base = facts.base_name or "a model initialised at random"
+  base = Path(base).name if references.is_local(base) else base
+  what, packages, _ = NEEDS[form]
   main = [m.name for m in methods if m.kind not in ("head", "regularize")]
   title = f"{' + '.join(main or [m.name for m in methods])} for {Path(base).name}"
-  text = front(form, pretrained, methods, base_name, result)
+  text = front(form, pretrained, methods, facts.base_name, result)
   made = "trained" if result else "made"  # composed or imported, unless there is a result
   mark = result.get("base_fingerprint") or tree.fingerprint(pretrained.params)
-  text += (
-    f"# {title}\n\n{what}, {made} with jaxtune on the base model `{base}`, whose weights have "
-  )
-  text += f"the fingerprint `{mark}`.\n\n"
+  text += f"# {title}\n\n{what}, {made} with jaxtune on the base model `{base}`, "
+  text += f"whose weights have the fingerprint `{mark}`.\n\n"
   if rounding:
-    text += ROUNDING.format(dtype=rounding.dtype, **rounding.overall._asdict())
+    error, lost = rounding.overall
+    text += f"Weights are stored as {rounding.dtype}. Of the trained change, the cast loses "
+    text += f"{error:.2%} (relative Frobenius error), and {lost:.2%} of the changed entries.\n\n"
   if seen is not None:
     text += WINDOW.format(seen=seen)
-  text += f"## Use\n\n```sh\n{install}\n```\n\n```python\n"
+  text += f"## Use\n\n```sh\npip install {packages}\n```\n\n```python\n"
   text += snippet(form, pretrained, methods, facts) + "```\n\n"
   text += _prompts(result.get("data") or {})
   text += _section("Recipe", ("", ""), _recipe(methods, config, result))
   text += _section("Metrics", ("", "base", "trained"), _metrics(result))
   text += _section("Data", ("file", "SHA-256"), _files(result.get("data") or {}))
-  text += _section("Versions", ("", ""), _versions(result).items())
-  text += (
-    "`certificate.json`, where there is one, states how far its logits in PyTorch were from those "
-    "of the model that was trained.\n"
-  )
+  versions = result.get("versions")  # of the training, else of this export
+  if not versions:
+    versions = {"python": platform.python_version()} | libraries.versions("jax", "flax", "numpy")
+  text += _section("Versions", ("", ""), versions.items())
+  text += "`certificate.json`, where there is one, states how far its logits in PyTorch were from "
+  text += "those of the model that was trained.\n"
   (folder / "README.md").write_text(text)
 
 
@@ -128,17 +115,15 @@ def front(
 ) -> str:
   """Returns the YAML that the hub reads: JSON values are YAML too."""
   head = pretrained.model.config.head
-  entries: dict[str, Any] = {"library_name": LIBRARIES[form]}
+  entries: dict[str, Any] = {"library_name": NEEDS[form][2]}
   if base_name and not references.is_local(base_name):
     entries["base_model"] = base_name
     entries["base_model_relation"] = "finetune" if form == "merged" else "adapter"
   entries["pipeline_tag"] = "text-generation" if head is None else TASKS[head.kind]
   entries["tags"] = list(dict.fromkeys(["jaxtune", *(m.kind or m.name for m in methods)]))
-  hub = [
-    name.split(":")[0] for name, _ in _files(result.get("data") or {}) if references.on_hub(name)
-  ]
-  if hub:
-    entries["datasets"] = list(dict.fromkeys(hub))
+  files = dict(_files(result.get("data") or {}))
+  if datasets := [name.split(":")[0] for name in files if references.on_hub(name)]:
+    entries["datasets"] = list(dict.fromkeys(datasets))
   lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in entries.items())
   return f"---\n{lines}---\n\n"
 
@@ -153,27 +138,31 @@ def snippet(
     options["attn_implementation"] = "eager"  # under others, adapters computes something else
   auto = loading.auto_class(pretrained.model.config)
   named = auto if pretrained.tokenizer is None else f"{auto}, AutoTokenizer"
-  local = "where the base model lies: write its folder here"
-  what = (
-    local if base_name is None or references.is_local(base_name) else "on the hub, or its folder"
-  )
-  base = "" if form == "merged" else BASE.format(base=json.dumps(base_name or "BASE"), what=what)
+  where = 'FOLDER = "."  # where this card lies\n\n'
+  if form != "merged":
+    what = "on the hub, or its folder"
+    if base_name is None or references.is_local(base_name):
+      what = "where the base model lies: write its folder here"
+    where = f"BASE = {json.dumps(base_name or 'BASE')}  # {what}\n{where}"
   text = SNIPPETS[form].format(
-    auto=auto, names=named, where=base + FOLDER, options=_arguments(options, labels)
+    auto=auto, names=named, where=where, options=_arguments(options, labels)
   )
   if pretrained.tokenizer is None:
     return text
   head = pretrained.model.config.head
   kind = "lm" if head is None else "qa" if head.kind == "qa" else None
   prompt = '"Where does she live?", "She lives in Rome."' if kind == "qa" else '"A text."'
-  text += TEXT.format(tokenizer="FOLDER" if form == "merged" else "BASE", prompt=prompt)
-  own = stop_tokens and form != "merged"  # whose generation_config.json has them
-  stops = f", eos_token_id={list(stop_tokens)}" if own else ""
+  stops = ""
+  if stop_tokens and form != "merged":  # a merged folder's generation_config.json has them
+    stops = f", eos_token_id={list(stop_tokens)}"
+  tokenizer = "FOLDER" if form == "merged" else "BASE"
+  text += f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})\n\n"
+  text += f'inputs = tokenizer({prompt}, return_tensors="pt")\n'
   return text + CALLS[kind].format(stops=stops)
 
 
 def _arguments(options: dict, labels: Sequence[str]) -> str:
-  """Writes the options as arguments of a call; names of the labels say how many there are, too."""
+  """Writes the options as arguments of a call; labels, where known, in place of their number."""
   if labels and "num_labels" in options:
     options = {name: x for name, x in options.items() if name != "num_labels"}
     options["id2label"] = dict(enumerate(map(str, labels)))
@@ -191,8 +180,13 @@ def _section(title: str, columns: tuple[str, ...], rows) -> str:
 def _recipe(
   methods: Sequence[peft.Method], config: dict, result: dict
 ) -> Iterator[tuple[str, str]]:
-  """Lists how it was trained; without a run, the methods alone."""
-  for name, kind, options in _methods(methods, config.get("method")):
+  """Lists how the model was trained; without a run, only the methods with their options."""
+  sections = [(method.name, {"name": method.kind, **method.options}) for method in methods]
+  if config.get("method"):
+    sections = peft.sections(config["method"]).items()
+  for name, section in sections:
+    options = {key: x for key, x in section.items() if key != "name"}
+    kind = section["name"]
     yield "method" if name == kind else f"method {name}", f"{kind}: {_listed(options)}"
   if result.get("trained_parameters") is not None:
     of = f"{result['trained_parameters']:,} of {result['base_parameters']:,}"
@@ -218,24 +212,14 @@ def _recipe(
   splits = (result.get("data") or {}).get("splits") or {}
   if splits:
     yield "examples", ", ".join(f"{name} {counts.get('kept')}" for name, counts in splits.items())
-  options = {key: x for key, x in (config.get("data") or {}).items() if key in DATA and x}
-  if options:
+  data = config.get("data") or {}
+  shown = ("answer", "text", "rename", "chat_template", "turns", "max_length", "limit")
+  if options := {key: x for key, x in data.items() if key in shown and x}:
     yield "of the data", _listed(options)
 
 
-def _methods(
-  methods: Sequence[peft.Method], section: dict | None
-) -> Iterator[tuple[str, str, dict]]:
-  """Lists (name, kind, options) of every method: of a run, all options of its config."""
-  if not section:
-    yield from ((m.name, m.kind, m.options) for m in methods)
-    return
-  for name, part in peft.sections(section).items():
-    yield name, part["name"], {key: x for key, x in part.items() if key != "name"}
-
-
 def _prompts(report: dict) -> str:
-  """Shows the template that made the prompts of training, as a model is to be asked by it."""
+  """Returns a section with the template of the training's prompts; nothing without one."""
   form = (report.get("format") or {}).get("train") or {}
   texts = [t["prompt"] for t in form.get("templates") or () if t.get("prompt")]
   if not texts:
@@ -245,14 +229,16 @@ def _prompts(report: dict) -> str:
 
 
 def _listed(options: dict) -> str:
-  said = {k: x for k, x in options.items() if x is not None and x not in ((), [], {})}
-  return ", ".join(f"{name} {_code(value)}" for name, value in said.items())
-
-
-def _code(value: Any) -> str:
-  if isinstance(value, str):
-    value = references.last_part(value)
-  return str(value) if isinstance(value, int | float) else f"`{json.dumps(value)}`"
+  """Writes the options that are set, such as: rank 8, targets `["q_proj"]`."""
+  parts = []
+  for name, value in options.items():
+    if value is None or value in ((), [], {}):
+      continue
+    if isinstance(value, str):
+      value = references.last_part(value)
+    shown = str(value) if isinstance(value, int | float) else f"`{json.dumps(value)}`"
+    parts.append(f"{name} {shown}")
+  return ", ".join(parts)
 
 
 def _metrics(result: dict) -> Iterator[tuple[str, str, str]]:
@@ -265,18 +251,14 @@ def _metrics(result: dict) -> Iterator[tuple[str, str, str]]:
 
 
 def _files(report: dict) -> list[tuple[str, str]]:
-  """Lists the data's files with their hashes, of all tasks of a mixture; on the hub, its names."""
-  found = dict(report.get("files") or {})
+  """Lists (name, hash) of the data's files, those of a mixture's tasks included.
+
+  A file is named without its folder; a data set on the hub by its full name there.
+  """
+  hashes = dict(report.get("files") or {})
   for part in (*(report.get("tasks") or {}).values(), report.get("general") or {}):
-    found |= part.get("files") or {}
-  named = lambda name: name if references.on_hub(name) else Path(name).name
-  files = [(named(name), f"`{value}`") for name, value in found.items()]
+    hashes |= part.get("files") or {}
+  shown = lambda name: name if references.on_hub(name) else Path(name).name
+  files = [(shown(name), f"`{value}`") for name, value in hashes.items()]
   tokenizer = report.get("tokenizer")
   return files + ([("(the tokenizer)", f"`{tokenizer}`")] if tokenizer else [])
-
-
-def _versions(result: dict) -> dict[str, str]:
-  """Returns the versions that it was trained with; without a run, those it is written with."""
-  if result.get("versions"):
-    return result["versions"]
-  return {"python": platform.python_version()} | libraries.versions("jax", "flax", "numpy")

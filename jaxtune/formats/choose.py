@@ -1,4 +1,4 @@
-"""Which format a method is exported in."""
+"""Chooses the format in which methods are exported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from jaxtune.formats.peft import layout
 from jaxtune.models.heads import is_head
 
 FORMATS = ("auto", "peft", "adapterhub", "merged")
-ADAPTERHUB = ("adapter", "compacter")
 
 
 def own_format(method: peft.Method) -> str:
@@ -20,7 +19,7 @@ def own_format(method: peft.Method) -> str:
     UserError: for a method that no format of PyTorch's libraries holds.
   """
   unshifted = method.kind == "prefix" and not method.options.get("shift", True)
-  if method.kind in ADAPTERHUB or unshifted:
+  if method.kind in ("adapter", "compacter") or unshifted:
     return "adapterhub"
   if method.kind in layout.TYPES and method.kind != "norms":
     return "peft"
@@ -33,7 +32,7 @@ def own_format(method: peft.Method) -> str:
 
 
 def _is_delta(method: peft.Method) -> bool:
-  """Says whether a method does no more than change weights."""
+  """Says whether a method only changes weights, so that it can be merged into them."""
   return any(f is not None for f in (method.moves, method.overwrite, method.merge))
 
 
@@ -49,7 +48,7 @@ def choose_format(adapted: peft.Adapted, format: str = "auto") -> str:
     return _stack_format(parts, format)
   if not parts and not tree.flatten(tuned["params"]):
     raise UserError("there is no method to export")
-  # What is left without a part is a head alone.
+  # Without a method, there is a trained head alone.
   name, own, norms = "head", "merged", False
   if parts:
     name, own, norms = parts[0].name, own_format(parts[0]), parts[0].kind == "norms"
@@ -77,6 +76,7 @@ def trained_methods(adapted: peft.Adapted) -> tuple[peft.Method, ...]:
 
 
 def _stack_format(methods: Sequence[peft.Method], format: str) -> str:
+  """Returns the format of several methods at once; raises UserError as `choose_format` does."""
   mam = sorted(m.kind for m in methods) == ["adapter", "prefix"]
   if mam and format in ("auto", "adapterhub") and {*map(own_format, methods)} == {"adapterhub"}:
     return "adapterhub"

@@ -1,4 +1,4 @@
-"""What every reader of adapters needs: their tensors, and checks that name what is wrong."""
+"""What every reader of adapters needs: its config, its tensors, and checks with clear errors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from jaxtune import tree
+from jaxtune import peft, schema, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf, quantize
+from jaxtune.models.names import Tensor
 
 
 class ImportedMethod(NamedTuple):
@@ -53,6 +54,36 @@ class Imported(NamedTuple):
     return {"name": "stack"} | {method.section["name"]: method.section for method in self.methods}
 
 
+def adapter_config(path: Path) -> tuple[str, dict]:
+  """Reads an adapter_config.json: returns its format, "peft" or "adapterhub", and its content.
+
+  Raises:
+    UserError: for a file of neither format.
+  """
+  config = schema.read_json(path)
+  if isinstance(config, dict) and "peft_type" in config:
+    return "peft", config
+  if isinstance(config, dict) and isinstance(config.get("config"), dict):
+    return "adapterhub", config
+  raise UserError(f"{path} is neither PEFT's (it has no peft_type) nor AdapterHub's (no config)")
+
+
+def initial(section: dict, pretrained: hf.Pretrained) -> tuple[peft.Arrays, peft.Arrays]:
+  """Returns what a method starts training with: (its trained arrays' shapes, its fixed numbers)."""
+  methods = peft.build(section)
+  sites, params = peft.find_sites(pretrained.model), pretrained.params
+  init = lambda key, params: peft.init(key, methods, sites, params).overlay
+  shapes = jax.eval_shape(init, jax.random.key(0), params).tuned["peft"]
+  fixed = jax.jit(lambda *inputs: init(*inputs).hyper)(jax.random.key(0), params)
+  fixed = peft.arrays_of(methods[0], jax.tree.map(np.asarray, fixed))
+  return peft.arrays_of(methods[0], shapes), fixed
+
+
+def table(pretrained: hf.Pretrained) -> list[Tensor]:
+  """Lists the model's weights: each under our path and under its name in PyTorch."""
+  return hf.family_module(pretrained.family).names(pretrained.model.config)
+
+
 def tensors(folder: Path, name: str, pickled: str) -> dict[str, np.ndarray]:
   """Reads the weights of an adapter in fp32, from safetensors or, with torch, from its pickle.
 
@@ -65,7 +96,10 @@ def tensors(folder: Path, name: str, pickled: str) -> dict[str, np.ndarray]:
   """
   path = folder / name
   if path.exists():
-    arrays = _safe(path)
+    try:
+      arrays = {key: np.asarray(x, np.float32) for key, x in load_file(path).items()}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+      raise UserError(f"{path} is damaged, truncated or of an unknown type: {error}") from error
   elif (folder / pickled).exists():
     arrays = _pickled(folder / pickled, name)
   else:
@@ -76,14 +110,8 @@ def tensors(folder: Path, name: str, pickled: str) -> dict[str, np.ndarray]:
   return arrays
 
 
-def _safe(path: Path) -> dict[str, np.ndarray]:
-  try:
-    return {key: np.asarray(x, np.float32) for key, x in load_file(path).items()}
-  except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{path} is damaged, truncated or of an unknown type: {error}") from error
-
-
 def _pickled(path: Path, name: str) -> dict[str, np.ndarray]:
+  """Reads a pickle of tensors with torch, which refuses to execute what else is in it."""
   try:
     import torch
   except ImportError as error:
@@ -99,36 +127,31 @@ def _pickled(path: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def shapes(pretrained: hf.Pretrained) -> dict[str, tuple[int, ...]]:
-  """Returns {path: shape} of a model's weights, as they are when they are not quantised."""
+  """Returns {path: shape} of a model's weights; quantised ones have the shape of the original."""
   whole = jax.eval_shape(quantize.dequantised, pretrained.params)
   return {path: leaf.shape for path, leaf in tree.flatten(whole).items()}
 
 
-def check_shape(key: str, x: np.ndarray, wanted: tuple[int, ...]) -> None:
-  """Raises UserError for a tensor of another shape, as of another base."""
-  if x.shape != tuple(wanted):
+def check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+  """Raises UserError for a tensor whose shape is not the one that the model asks for."""
+  if shape != expected:
     raise UserError(
-      f"{key} is {x.shape}, expected {tuple(wanted)}: the adapter is of another base, or its "
-      "config is not its own"
+      f"{name} is {shape}, expected {expected}: the adapter is of another base, or its "
+      "config belongs to another adapter"
     )
 
 
-def misshapen(name: str, where: str, given: tuple, expected: tuple) -> UserError:
-  """Makes the error about an array of another shape than the model asks for."""
-  return UserError(f"{name} at {where} has the shape {given}, expected {expected}: another base?")
-
-
-def refuse_foreign(rest: Collection[str], known: Iterable[str]) -> None:
-  """Raises UserError for tensors that nothing reads."""
-  if rest:
-    key = min(rest)
+def refuse_foreign(foreign: Collection[str], known: Iterable[str]) -> None:
+  """Raises UserError for tensors that nothing reads, and names the most similar known one."""
+  if foreign:
+    key = min(foreign)
     close = difflib.get_close_matches(key, list(known), 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ": it is none of its targets"
+    hint = f"; did you mean {close[0]!r}?" if close else ": its module is not a target"
     raise UserError(f"the adapter has {key}, which nothing reads{hint}")
 
 
 def refuse_missing(missing: Collection[str]) -> None:
-  """Raises UserError for tensors that the config asks for."""
+  """Raises UserError for tensors that the config asks for and the files do not hold."""
   if missing:
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     raise UserError(f"the adapter lacks {min(missing)}{more}, which its config asks for")
@@ -141,8 +164,7 @@ def check_base(named: str | None, pretrained: hf.Pretrained) -> None:
   """
   if not named or pretrained.folder is None:
     return
-  theirs, ours = _name(named), _name(pretrained.folder)
-  if theirs != ours:
+  if _name(named) != _name(pretrained.folder):
     raise UserError(
       f"the adapter was trained over {named}, but the model is {pretrained.folder}; if they are "
       "the same, write the latter into adapter_config.json (base_model_name_or_path, model_name)"
@@ -150,7 +172,7 @@ def check_base(named: str | None, pretrained: hf.Pretrained) -> None:
 
 
 def _name(path: str | Path) -> str:
-  """Returns a model's name: of the hub's cache, not that of its snapshot."""
+  """Returns the last part of a model's name; of a path in the hub's cache, the model's there."""
   parts = Path(path).parts
   cached = [part.rpartition("--")[2] for part in parts if part.startswith("models--")]
   return (cached or parts or ("",))[-1].lower()

@@ -1,10 +1,11 @@
-"""The head that was trained beside an adapter, under the names of PyTorch."""
+"""The head that was trained together with an adapter, under PyTorch's names."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from jaxtune import peft, tree
+from jaxtune.formats import files
 from jaxtune.models import hf
 from jaxtune.models.heads import is_head
 
@@ -12,7 +13,7 @@ from jaxtune.models.heads import is_head
 def saved(pretrained: hf.Pretrained, adapted: peft.Adapted) -> tuple[dict, dict]:
   """Returns the weights of the model itself that an adapter's files must hold.
 
-  These are the whole head of a task, and what was trained of any other head.
+  These are the whole head of a task, and the trained weights of any other head.
 
   Returns:
     ({path of a leaf: the torch module it is saved with}, {torch name: array}).
@@ -20,7 +21,7 @@ def saved(pretrained: hf.Pretrained, adapted: peft.Adapted) -> tuple[dict, dict]
   moved = tree.flatten(adapted.tuned["params"])
   flat = tree.flatten(adapted.base) | moved
   task, modules, tensors = pretrained.model.config.head is not None, {}, {}
-  for row in hf.family_module(pretrained.family).names(pretrained.model.config):
+  for row in files.table(pretrained):
     trained = row.ours in (*moved, *pretrained.fresh) and is_head(row.ours)
     if trained or task and is_head(row.ours, pooler=False):
       leaf = np.asarray(flat[row.ours], np.float32)

@@ -1,7 +1,8 @@
-"""What transformers is told to load a base with the head that was trained over it."""
+"""The class and the arguments with which transformers loads a base with a trained head."""
 
 from __future__ import annotations
 
+from jaxtune.formats import files
 from jaxtune.models import heads, hf
 
 
@@ -13,23 +14,23 @@ def auto_class(config) -> str:
 
 
 def options(pretrained: hf.Pretrained) -> dict:
-  """Returns what `from_pretrained` needs beside the base's folder, which may lack the head."""
+  """Returns the arguments of `from_pretrained` for a base whose folder may lack the head."""
   head = pretrained.model.config.head
   if head is None or head.kind == "mlm":
     return {}
-  made = {"num_labels": head.outputs}
-  table = hf.family_module(pretrained.family).names(pretrained.model.config)
+  arguments = {"num_labels": head.outputs}
+  table = files.table(pretrained)
   if {row.theirs for row in table} & {*pretrained.dropped}:  # another head under the same names
-    made["ignore_mismatched_sizes"] = True
+    arguments["ignore_mismatched_sizes"] = True
   if reads_padding(pretrained) and pretrained.hf_config.get("pad_token_id") is None:
-    made["pad_token_id"] = pad_token(pretrained)
-  return made
+    arguments["pad_token_id"] = pad_token(pretrained)
+  return arguments
 
 
 def reads_padding(pretrained: hf.Pretrained) -> bool:
   """Says whether transformers finds the last real token by the id of the padding.
 
-  A decoder's classifier does; without such an id it takes no more than one row.
+  A decoder's classifier does; without such an id it accepts only one row at a time.
   """
   head = pretrained.model.config.head
   return head is not None and head.kind in heads.POOLED and head.pooling == "last"

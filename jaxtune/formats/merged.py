@@ -1,4 +1,4 @@
-"""Weight deltas merged in fp32 into a plain Hugging Face folder, and what the cast then loses."""
+"""Merges weight deltas in fp32 into a plain Hugging Face folder, and measures what a cast loses."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write(
 
 
 def _write_generation(pretrained: hf.Pretrained, folder: Path, stop_tokens: Sequence[int]) -> None:
-  """Writes how transformers generates: as the base does, up to the tokens of this model."""
+  """Writes generation_config.json: the base's settings, with this model's stop tokens."""
   base = pretrained.folder and pretrained.folder / "generation_config.json"
   if base and base.exists():
     stated = schema.read_json(base)
@@ -74,8 +74,8 @@ def _write_generation(pretrained: hf.Pretrained, folder: Path, stop_tokens: Sequ
 def fold(pretrained: hf.Pretrained, adapted: peft.Adapted) -> tuple[hf.Pretrained, Any]:
   """Merges deltas in fp32: returns the model that they fit, and its weights.
 
-  A tied model stays tied, but where a delta changes its embeddings' lookup alone (LoRA on "embed"):
-  then the scores keep the table as it was, in a tensor of their own.
+  A tied model stays tied, except where a delta changes only the lookup of its embeddings (LoRA on
+  "embed"): then the old table, which computes the scores, becomes a tensor of its own.
 
   Raises:
     UserError: for a method that is no weight delta; for a masked language model to be untied.

@@ -1,4 +1,4 @@
-"""How an export names models, files and folders: nothing tells where they lay on a machine."""
+"""Names models, files and folders in an export, without their paths on this machine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def base_reference(name: str | Path | None) -> str | None:
-  """Names a base in the files of an export: by its name on the hub, or as "./" and its folder's.
+  """Returns a base's name for the files of an export: the hub's, or "./" and its folder's name.
 
-  So a card tells nothing of the machine it was written on, and nobody loads a model of the hub
-  that happens to have the name of somebody's folder.
+  The "./" keeps a reader from loading a model of the hub that has the name of somebody's folder.
   """
   if name is None:
     return None
@@ -35,14 +34,14 @@ def is_local(base_name: str | None) -> bool:
 def last_part(text: str) -> str:
   """Returns the last part of a path of this machine, and any other text as it is."""
   try:
-    place = Path(text).expanduser()
-    inside = len(place.parts) > 1 and (place.is_absolute() or place.exists())
-  except (OSError, ValueError, RuntimeError):  # a text that is none
-    inside = False
-  return place.name if inside else text
+    path = Path(text).expanduser()
+    is_path = len(path.parts) > 1 and (path.is_absolute() or path.exists())
+  except (OSError, ValueError, RuntimeError):  # a text that is no path
+    is_path = False
+  return path.name if is_path else text
 
 
 def on_hub(name: str) -> bool:
   """Says whether a data set's name is one of the hub."""
-  named = HUB_NAME.fullmatch(name.split(":")[0]) and "/" in name
-  return bool(named) and sources.kind(name) is None and not Path(name).exists()
+  like_hub = HUB_NAME.fullmatch(name.split(":")[0]) and "/" in name
+  return bool(like_hub) and sources.kind(name) is None and not Path(name).exists()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 
+from jaxtune import tree
 from jaxtune.errors import UserError
 from jaxtune.formats.adapterhub import configs, layout
-from jaxtune.formats.files import misshapen
+from jaxtune.formats.files import check_shape
 from jaxtune.models import hf
 from jaxtune.peft import Method
 
@@ -26,25 +27,27 @@ def write(
     )
   entries = {
     entry: any(site.endswith(residual) for site in trained)
-    for residual, entry in layout.ENTRIES.items()
+    for residual, (entry, _) in layout.RESIDUALS.items()
   }
   dropout = max(float(np.max(fixed[site]["dropout"])) for site in trained)
   trained, scaling = _scaled(trained, fixed, names)
   trained |= _untrained(pretrained, trained)
+  config = configs.bottleneck(method.options, names)
   if method.kind == "compacter":
     arrays = next(iter(trained.values()))
-    config = configs.compacter(method.options, arrays["down_left"].shape, bool(rules))
+    _, n, _, rank = arrays["down_left"].shape
+    config |= configs.PHM | {"phm_dim": n, "phm_rank": rank, "shared_phm_rule": bool(rules)}
     widths = {half: [arrays["down_bias"][0].size] * layers
               for half, layers in layout.halves(pretrained.model.config).items()}  # fmt: skip
   else:
-    config, widths = configs.bottleneck(method.options, names), _widths(pretrained, trained)
-  places, tensors = layout.residuals(pretrained), {}
+    widths = _widths(pretrained, trained)
+  modules, tensors = layout.residuals(pretrained), {}
   for rule in rules:
     tensors[layout.shared(pretrained, layout.NAME)] = rule["phm_rule"]
   for site, arrays in trained.items():
     for i, width in enumerate(widths[site.split("/")[0]]):
-      cut = _cut({name: x[i] for name, x in arrays.items()}, width)
-      tensors |= layout.tensors(f"{places[site].format(i)}.adapters.{layout.NAME}", cut)
+      layer = _cut({name: x[i] for name, x in arrays.items()}, width)
+      tensors |= layout.tensors(f"{modules[site].format(i)}.adapters.{layout.NAME}", layer)
   every = [configs.reduction_factor(pretrained.model.config.width, w)
            for half in layout.halves(pretrained.model.config) for w in widths[half]]  # fmt: skip
   factor = every[0] if len(set(every)) == 1 else {str(i): r for i, r in enumerate(every)}
@@ -52,22 +55,18 @@ def write(
   return config | entries | sizes, tensors
 
 
-def _cut(arrays: dict, width: int) -> dict:
-  """Returns one layer's arrays without the units beyond a width."""
-  if "down_kernel" not in arrays:
-    return arrays
-  down, bias, up = (arrays[name] for name in ("down_kernel", "down_bias", "up_kernel"))
-  return arrays | {
-    "down_kernel": down[:, :width],
-    "down_bias": bias[:width],
-    "up_kernel": up[:width],
-  }
+def _cut(layer: dict, width: int) -> dict:
+  """Returns one layer's arrays without the padding beyond its width; a Compacter has none."""
+  if "down_kernel" not in layer:
+    return layer
+  units = {name: layer[name][:width] for name in ("down_bias", "up_kernel")}
+  return layer | units | {"down_kernel": layer["down_kernel"][:, :width]}
 
 
 def _scaled(trained: dict, fixed: dict, names: set[str]) -> tuple[dict, float | str]:
-  """Returns the arrays and the scale that the config holds.
+  """Returns the arrays, and the one scale that the config can hold.
 
-  It holds one; scales that differ between sites or layers go into the weights.
+  Where sites or layers differ in scale, the arrays are multiplied by it, and the config's is 1.
   """
   by_channel = "channel_scale" in names
   scales = {site: np.asarray(fixed[site]["scale"], np.float32) for site in trained}
@@ -84,53 +83,65 @@ def _scaled(trained: dict, fixed: dict, names: set[str]) -> tuple[dict, float | 
 
 
 def _untrained(pretrained: hf.Pretrained, trained: dict) -> dict[str, dict]:
-  """Makes adapters of zeros, which add nothing, where only one half of an encoder-decoder has any.
+  """Makes adapters of zeros, which add nothing, for the untrained half of an encoder-decoder.
 
-  The config asks for those of both halves at once.
+  The config cannot ask for the adapters of one half alone.
   """
-  counts, found = layout.halves(pretrained.model.config), {}
+  counts, added = layout.halves(pretrained.model.config), {}
   for site, arrays in trained.items() if len(counts) > 1 else ():
     half, _, residual = site.partition("/layers/")
     other = "decoder" if half == "encoder" else "encoder"
     if residual != "cross_residual" and f"{other}/layers/{residual}" not in trained:
       zeros = {name: np.zeros((counts[other], *x.shape[1:])) for name, x in arrays.items()}
-      found[f"{other}/layers/{residual}"] = zeros
-  return found
+      added[f"{other}/layers/{residual}"] = zeros
+  return added
+
+
+def _live_units(arrays: dict) -> np.ndarray:
+  """Says which units (L, F) of a site's bottleneck are more than padding."""
+  return (arrays["down_kernel"] != 0).any(1) | (arrays["up_kernel"] != 0).any(2)
 
 
 def _widths(pretrained: hf.Pretrained, trained: dict) -> dict[str, list[int]]:
-  """Returns each trunk's layers' widths, without what pads a layer to the widest.
+  """Returns {trunk: the width of each layer}, without the padding to the widest layer.
 
-  All adapters of a layer have one width, as the config states one for each layer. A layer without
-  any has the widest.
+  All adapters of a layer have one width, as the config has one number for each layer. A layer whose
+  adapters are all zero gets the widest.
   """
-  found = {}
+  widths = {}
   for half, layers in layout.halves(pretrained.model.config).items():
-    own = [arrays for site, arrays in trained.items() if site.startswith(f"{half}/")]
+    sites = [arrays for site, arrays in trained.items() if site.startswith(f"{half}/")]
     widest = max(arrays["down_bias"].shape[-1] for arrays in trained.values())
-    used = [(x["down_kernel"] != 0).any(1) | (x["up_kernel"] != 0).any(2) for x in own]
+    used = [_live_units(arrays) for arrays in sites]
     last = [max((int(np.max(np.nonzero(u[i])[0], initial=-1)) for u in used), default=-1)
             for i in range(layers)]  # fmt: skip
-    found[half] = [i + 1 if i >= 0 else widest for i in last]
-  return found
+    widths[half] = [i + 1 if i >= 0 else widest for i in last]
+  return widths
 
 
 def read(
-  pretrained: hf.Pretrained, config: dict, name: str, found: dict
+  pretrained: hf.Pretrained, config: dict, adapter: str, tensors: dict
 ) -> tuple[dict, dict, dict]:
-  """Takes an adapter's tensors out of `found`; returns (section, trained, learned scales)."""
+  """Removes an adapter's tensors from `tensors`: returns (section, trained, learned scales).
+
+  Layers may differ in width: zeros pad their arrays to the widest.
+  """
   section = configs.section(config)
-  every = _arrays(section)
+  names = _arrays(section)
   trained, scales = {}, {}
   for site, place in layout.residuals(pretrained).items():
-    if not config.get(layout.ENTRIES[site.rpartition("/")[2]], False):
+    entry, _ = layout.RESIDUALS[site.rpartition("/")[2]]
+    if not config.get(entry, False):
       continue
-    layers = layout.halves(pretrained.model.config)[site.split("/")[0]]
-    modules = [f"{place.format(i)}.adapters.{name}" for i in range(layers)]
-    each = [_layer(module, every, found) for module in modules]
+    count = layout.halves(pretrained.model.config)[site.split("/")[0]]
+    modules = [f"{place.format(i)}.adapters.{adapter}" for i in range(count)]
+    layers = [_layer(module, names, tensors) for module in modules]
     if config.get("scaling") == "learned":
-      scales[site] = np.concatenate([found.pop(f"{module}.scaling") for module in modules])
-    trained[site] = {array: _stacked([x[array] for x in each], site, array) for array in every}
+      scales[site] = np.concatenate([tensors.pop(f"{module}.scaling") for module in modules])
+    for name in set(names) - {"down_kernel", "down_bias", "up_kernel"}:  # those have the width
+      for arrays in layers:
+        check_shape(f"{name} at {site}", arrays[name].shape, layers[0][name].shape)
+    trained[site] = jax.tree.map(np.asarray, tree.stack(layers))
   # Of an encoder-decoder's half that is not adapted, the format holds zeros.
   trained = {s: xs for s, xs in trained.items() if any(x.any() for x in xs.values())} or trained
   if not trained:
@@ -144,7 +155,7 @@ def read(
   n, rank = arrays["down_left"].shape[1], arrays["down_left"].shape[3]
   if section["shared"]:
     first = next(iter(trained))  # where the method keeps it
-    rule = {"phm_rule": found.pop(layout.shared(pretrained, name))}
+    rule = {"phm_rule": tensors.pop(layout.shared(pretrained, adapter))}
     trained[first.partition("/layers/")[0]] = rule
   return section | {"n": n, "rank": rank, "width": arrays["down_bias"][0].size}, trained, scales
 
@@ -160,38 +171,27 @@ def _arrays(section: dict) -> tuple[str, ...]:
   return tuple(name for name in layout.ARRAYS if name not in options or section[options[name]])
 
 
-def _layer(module: str, every: tuple[str, ...], found: dict) -> dict[str, np.ndarray]:
-  """Takes one layer's arrays out of `found`."""
+def _layer(module: str, names: tuple[str, ...], tensors: dict) -> dict[str, np.ndarray]:
+  """Removes one layer's arrays from `tensors` and returns them as ours."""
   arrays = {}
-  for name in every:
-    (named, how), *copies = layout.theirs(name, every)
-    x = found.pop(f"{module}.{named}")
+  for name in names:
+    (theirs, how), *copies = layout.theirs(name, names)
+    x = tensors.pop(f"{module}.{theirs}")
     arrays[name] = x.T if how == "transposed" else x
     for copy, _ in copies:
-      found.pop(f"{module}.{copy}", None)
+      tensors.pop(f"{module}.{copy}", None)
     if how == "flat":
       arrays[name] = x.reshape(len(arrays["down_left"]), -1)
   if "down_kernel" in arrays:
     (unit,), (features,) = arrays["down_bias"].shape, arrays["up_bias"].shape
-    for name, shape in {"down_kernel": (features, unit), "up_kernel": (unit, features)}.items():
-      if arrays[name].shape != shape:
-        raise misshapen(name, module, arrays[name].shape, shape)
+    check_shape(f"down_kernel at {module}", arrays["down_kernel"].shape, (features, unit))
+    check_shape(f"up_kernel at {module}", arrays["up_kernel"].shape, (unit, features))
   return arrays
 
 
-def _stacked(each: list[np.ndarray], site: str, name: str) -> np.ndarray:
-  """Stacks the layers' arrays; where their widths differ, padded with zeros to the widest."""
-  shape = np.max([x.shape for x in each], axis=0)
-  for x in each if name not in ("down_kernel", "down_bias", "up_kernel") else ():
-    if x.shape != tuple(shape):
-      raise misshapen(name, site, x.shape, tuple(map(int, shape)))
-  pad = lambda x: np.pad(x, [(0, n - m) for n, m in zip(shape, x.shape, strict=True)])
-  return np.stack([pad(x) for x in each])
-
-
 def _used_widths(trained: dict) -> int | tuple[int, ...]:
-  """Returns the width of all layers, or of each; where trunks differ in them, of the widest."""
-  used = [(x["down_kernel"] != 0).any(1) | (x["up_kernel"] != 0).any(2) for x in trained.values()]
+  """Returns one width for all layers or one for each; the widest where trunks differ in widths."""
+  used = [_live_units(arrays) for arrays in trained.values()]
   widest = used[0].shape[1]
   layers = {tuple(int(np.max(np.nonzero(u)[0], initial=0)) + 1 for u in x) for x in used}
   return widest if len(layers) > 1 or {*next(iter(layers))} == {widest} else layers.pop()

@@ -1,11 +1,11 @@
-"""What AdapterHub's config says of a method, and what ours says of the same: read both ways."""
+"""Translates our options of an adapter to AdapterHub's config, and its config to our options."""
 
 from __future__ import annotations
 
 from jaxtune.errors import UserError
 from jaxtune.models.layers import ACTIVATIONS
 
-# What of their config tells where an adapter stands, and how its weights are drawn anew.
+# Entries of their config: where an adapter is placed, and how a new one's weights are drawn.
 PLACEMENTS = {
   "pfeiffer": dict(is_parallel=False, original_ln_before=True, original_ln_after=True,
                    residual_before_ln=True, init_weights="bert"),
@@ -48,11 +48,10 @@ PREFIX = {
   "shared_gating": True,
   "init_weights_seed": None,
 }
-RENAMED = {"swish": "silu"}
 
 
 def bottleneck(options: dict, names: set[str]) -> dict:
-  """Returns their config of an adapter with our options and arrays, but for its sizes."""
+  """Returns their config of an adapter with our options and arrays, without its sizes."""
   config = DEFAULTS | PLACEMENTS[options["placement"]]
   return config | {
     "non_linearity": options["activation"],
@@ -61,22 +60,11 @@ def bottleneck(options: dict, names: set[str]) -> dict:
   }
 
 
-def compacter(options: dict, left: tuple[int, ...], shared: bool) -> dict:
-  """Returns their config of a Compacter, but for its width.
-
-  Args:
-    left: shape (L, n, D/n, R) of the left factors.
-    shared: whether all layers share the A_i.
-  """
-  config = bottleneck(options, set()) | PHM
-  return config | {"phm_dim": left[1], "phm_rank": left[3], "shared_phm_rule": shared}
-
-
 def section(config: dict) -> dict:
-  """Returns our options of an adapter with their config, but for its sizes and targets.
+  """Returns our options of an adapter with their config, without its sizes and targets.
 
   Raises:
-    UserError: for what an adapter of ours cannot be.
+    UserError: for an option of theirs that our adapters do not have.
   """
   refused = {
     "use_gating": "gates, averaged over all tokens, so that a token would see later ones",
@@ -106,7 +94,7 @@ def section(config: dict) -> dict:
 def activation(config: dict, default: str = "relu") -> str:
   """Returns our name of the activation in their config."""
   stated = str(config.get("non_linearity", default)).lower()
-  name = RENAMED.get(stated, stated)
+  name = "silu" if stated == "swish" else stated
   if name not in ACTIVATIONS:
     raise UserError(
       f"the adapter's non_linearity is {stated!r}; expected one of {', '.join(ACTIVATIONS)}"
@@ -115,6 +103,7 @@ def activation(config: dict, default: str = "relu") -> str:
 
 
 def _placement(config: dict) -> str:
+  """Returns our name of the placement in their config."""
   before, after = config.get("original_ln_before", False), config.get("original_ln_after", True)
   residual = config.get("residual_before_ln", True)
   if config.get("is_parallel", False):
@@ -125,7 +114,7 @@ def _placement(config: dict) -> str:
   elif before and not after and not residual:
     return "plus"
   raise UserError(
-    f"the adapter stands where jaxtune has none: original_ln_before {before}, original_ln_after "
+    f"jaxtune has no adapter with this placement: original_ln_before {before}, original_ln_after "
     f"{after}, residual_before_ln {residual}, is_parallel {config.get('is_parallel', False)}"
   )
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from jaxtune.errors import UserError
+from jaxtune.formats import files
 from jaxtune.models import hf
 from jaxtune.models.config import Config
 
@@ -17,16 +18,11 @@ FILES = {
   "adapter": ("adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"),
   "head": ("head_config.json", "model_head.safetensors", "pytorch_model_head.bin"),
 }
-# A residual, and the entry of the config that asks for its adapters.
-ENTRIES = {
-  "attn_residual": "mh_adapter",
-  "cross_residual": "cross_adapter",
-  "mlp_residual": "output_adapter",
-}
-MODULES = {
-  "attn_residual": "attention_adapters",
-  "cross_residual": "cross_attention_adapters",
-  "mlp_residual": "output_adapters",
+# A residual: the entry of the config that asks for its adapters, and the module that holds them.
+RESIDUALS = {
+  "attn_residual": ("mh_adapter", "attention_adapters"),
+  "cross_residual": ("cross_adapter", "cross_attention_adapters"),
+  "mlp_residual": ("output_adapter", "output_adapters"),
 }
 BERT = {"attn_residual": "attention.output", "mlp_residual": "output"}
 # Our array: its name in their module ("#": the place of the linear layer), and how it lies there.
@@ -66,7 +62,7 @@ def check_family(pretrained: hf.Pretrained) -> None:
 
 def base(pretrained: hf.Pretrained) -> str:
   """Returns what their names of the model without its head begin with, such as "bert."."""
-  first = hf.family_module(pretrained.family).names(pretrained.model.config)[0].theirs
+  first = files.table(pretrained)[0].theirs
   return "" if pretrained.family == "t5" else first.split(".")[0] + "."
 
 
@@ -79,11 +75,10 @@ def halves(c: Config) -> dict[str, int]:
 
 def residuals(pretrained: hf.Pretrained) -> dict[str, str]:
   """Returns {site: their module, "{}" for the layer} of every place of a bottleneck adapter."""
-  table = hf.family_module(pretrained.family).names(pretrained.model.config)
-  names = {row.ours: row.theirs for row in table}
+  names = {row.ours: row.theirs for row in files.table(pretrained)}
   found = {}
   for half in halves(pretrained.model.config):
-    for residual, module in MODULES.items():
+    for residual, (_, module) in RESIDUALS.items():
       if residual == "cross_residual" and half != "decoder":
         continue
       site = f"{half}/layers/{residual}"

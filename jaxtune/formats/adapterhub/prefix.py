@@ -15,7 +15,6 @@ from jaxtune.models import hf
 from jaxtune.models.layers import ACTIVATIONS
 from jaxtune.peft import Method
 
-POOLED_COPY = ".prefix_tuning.pool."  # every layer's view of the prefixes of all
 # A pool that the config can leave out, and our option that does.
 OPTIONAL = {"encoder_prefix": "encoder", "cross_prefix": "cross"}
 
@@ -73,15 +72,15 @@ def check_model(pretrained: hf.Pretrained) -> None:
 
 
 def read(
-  pretrained: hf.Pretrained, config: dict, name: str, found: dict
+  pretrained: hf.Pretrained, config: dict, adapter: str, tensors: dict
 ) -> tuple[dict, dict, dict]:
-  """Takes a prefix's tensors out of `found`; returns (section, trained, no scales)."""
+  """Removes a prefix's tensors from `tensors`: returns (section, trained, no scales)."""
   check_model(pretrained)
   for entry in ("use_gating", "leave_out"):
     if config.get(entry):
       raise UserError(f"the prefix has {entry} {config[entry]}, which jaxtune's has not")
-  for key in [key for key in found if POOLED_COPY in key]:
-    del found[key]
+  for key in [key for key in tensors if ".prefix_tuning.pool." in key]:
+    del tensors[key]  # every layer holds the prefixes of all layers once more
   c, length = pretrained.model.config, int(config.get("prefix_length", 30))
   trained, chosen = {}, {}
   for site, pool in layout.prefixes(pretrained).items():
@@ -90,7 +89,7 @@ def read(
       if not chosen[option]:
         continue
     half = c.encoder if site.startswith("encoder/") else c
-    values = _values(config, f"{layout.pool(pretrained, name)}{pool}", found)
+    values = _values(config, f"{layout.pool(pretrained, adapter)}{pool}", tensors)
     shape = (length, half.layers, 2, half.kv_heads, half.head_size)
     if values.size != np.prod(shape):
       raise UserError(
@@ -101,11 +100,11 @@ def read(
   return {"name": "prefix", "length": length, "shift": False, **chosen}, trained, {}
 
 
-def _values(config: dict, place: str, found: dict) -> np.ndarray:
-  """Takes the keys and values of one pool, or what the MLP makes of its embeddings."""
+def _values(config: dict, pool: str, tensors: dict) -> np.ndarray:
+  """Removes a pool's tensors: returns its keys and values, computed by its MLP if it has one."""
+  take = lambda name: tensors.pop(f"{pool}.{name}")
   if config.get("flat"):
-    return found.pop(f"{place}.control_trans")
-  take = lambda name: found.pop(f"{place}.{name}")
+    return take("control_trans")
   x, act = take("wte.weight"), ACTIVATIONS[configs.activation(config, "tanh")]
   w1, b1, w2, b2 = (take(f"control_trans.{i}.{n}") for i in (0, 2) for n in ("weight", "bias"))
   return np.asarray(act(jnp.asarray(x @ w1.T + b1[None]))) @ w2.T + b2[None]

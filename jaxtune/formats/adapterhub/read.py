@@ -8,14 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxtune import peft, schema, tree
+from jaxtune import schema, tree
 from jaxtune.errors import UserError
 from jaxtune.formats import files, options
 from jaxtune.formats.adapterhub import bottleneck, layout, prefix
-from jaxtune.formats.files import Imported, ImportedMethod, misshapen
+from jaxtune.formats.files import Imported, ImportedMethod, check_shape
 from jaxtune.models import hf
 
 READERS = {"bottleneck": bottleneck.read, "prefix_tuning": prefix.read}
@@ -42,7 +41,7 @@ def read(folder: Path, config: dict, pretrained: hf.Pretrained) -> Imported:
     raise
   except (ValueError, IndexError) as error:  # of NumPy, about shapes
     raise UserError(f"the adapter in {folder} has tensors of wrong shapes: {error}") from error
-  if tensors:  # each reader takes out those that it reads
+  if tensors:  # each reader removes the tensors that it reads
     first = ", ".join(sorted(tensors)[:3])
     raise UserError(f"{len(tensors)} foreign tensors in {folder}, which nothing reads: {first}")
   methods = tuple(_complete(pretrained, *each) for each in arrays)
@@ -82,27 +81,17 @@ def _method_configs(folder: Path, config: dict, pretrained: hf.Pretrained) -> di
 def _complete(
   pretrained: hf.Pretrained, section: dict, trained: dict, scales: dict
 ) -> ImportedMethod:
-  """Adds the method's fixed arrays, after comparing shapes with those that the method makes.
+  """Checks the shapes of a method's arrays, and adds its fixed numbers.
 
   Args:
-    scales: {site: the scale of each layer}, which was learned there and is fixed here.
+    scales: {site: the scale of each layer}, which AdapterHub learned; here it is a fixed number.
   """
-  (method,) = peft.build(section)
-  sites = peft.find_sites(pretrained.model)
-  init = lambda key: method.init(key, sites, peft.Frozen(lambda path: None))
-  expected, fixed = jax.eval_shape(init, jax.random.key(0))
+  expected, fixed = files.initial(section, pretrained)
   for site, arrays in expected.items():
     for name, x in arrays.items():
-      if trained[site][name].shape != x.shape:
-        raise misshapen(name, site, trained[site][name].shape, x.shape)
-  values = {"mask": True, "offset": 0} | section
-  fixed = {
-    site: {name: np.full(x.shape, values[name], x.dtype) for name, x in arrays.items()}
-    for site, arrays in fixed.items()
-  }
+      check_shape(f"{name} at {site}", trained[site][name].shape, x.shape)
   for site, scale in scales.items():
-    if scale.shape != fixed[site]["scale"].shape:
-      raise misshapen("scaling", site, scale.shape, fixed[site]["scale"].shape)
+    check_shape(f"scaling at {site}", scale.shape, fixed[site]["scale"].shape)
     fixed[site]["scale"] = scale
   return ImportedMethod(section, trained, fixed)
 
@@ -110,7 +99,7 @@ def _complete(
 def _head(folder: Path, pretrained: hf.Pretrained) -> tuple[dict[str, Any], tuple[str, ...]]:
   """Reads the head beside an adapter: returns ({our path: array}, names of its labels).
 
-  A language model's head is left out where it is the base's own.
+  Weights of a language model's head that equal the base's are left out.
   """
   about, safe, pickled = layout.FILES["head"]
   if not (folder / about).exists():
@@ -118,30 +107,25 @@ def _head(folder: Path, pretrained: hf.Pretrained) -> tuple[dict[str, Any], tupl
   config = schema.read_json(folder / about)
   schema.check(f"{folder / about}: options", config, options.Head)
   c, family = pretrained.model.config, hf.family_module(pretrained.family)
-  kind = "lm" if c.head is None else c.head.kind
-  if config.get("config") is not None or config.get("model_class") != family.ARCHITECTURES.get(
-    kind
-  ):
+  kind, model_class = "lm" if c.head is None else c.head.kind, config.get("model_class")
+  if config.get("config") is not None or model_class != family.ARCHITECTURES.get(kind):
     known = family.ARCHITECTURES
-    hint = next((ours for ours in known if known[ours] == config.get("model_class")), None)
+    hint = next((ours for ours in known if known[ours] == model_class), None)
     hint = f"load the model with head={hint!r}" if hint else "save it from a class of transformers"
-    raise UserError(
-      f"the head in {folder} is of {config.get('model_class')}, the model's is {kind!r}: {hint}"
-    )
-  found, table = files.tensors(folder, safe, pickled), family.names(c)
-  flat, params = tree.flatten(pretrained.params), {}
-  for row in table:
-    for key in [key for key in (row.theirs, *row.also) if key in found]:
+    raise UserError(f"the head in {folder} is of {model_class}, the model's is {kind!r}: {hint}")
+  tensors, params = files.tensors(folder, safe, pickled), {}
+  flat = tree.flatten(pretrained.params)
+  for row in family.names(c):
+    for key in [key for key in (row.theirs, *row.also) if key in tensors]:
       leaf = np.asarray(flat[row.ours], np.float32)
-      if found[key].shape != row.their_shape(leaf.shape):
-        raise misshapen(key, str(folder), found[key].shape, row.their_shape(leaf.shape))
-      x = np.ascontiguousarray(row.read(found.pop(key)))
+      check_shape(f"{key} in {folder}", tensors[key].shape, row.their_shape(leaf.shape))
+      x = np.ascontiguousarray(row.read(tensors.pop(key)))
       if row.ours in pretrained.fresh or kind != "lm" or not np.array_equal(x, leaf):
         params[row.ours] = x
   tied = np.asarray(flat["embed/embedding"], np.float32)
-  found = {key: x for key, x in found.items() if not np.array_equal(x, tied)}
-  if found:
-    raise UserError(f"foreign tensors in the head in {folder}: {', '.join(sorted(found)[:3])}")
+  foreign = sorted(key for key, x in tensors.items() if not np.array_equal(x, tied))
+  if foreign:
+    raise UserError(f"foreign tensors in the head in {folder}: {', '.join(foreign[:3])}")
   stated = config.get("label2id") or {}
   named = kind in ("classify", "tokens") and len(stated) == c.head.outputs
   return params, tuple(sorted(stated, key=stated.get)) if named else ()

@@ -22,8 +22,6 @@ from jaxtune.formats.facts import Facts
 from jaxtune.models import hf
 from jaxtune.models.heads import Head
 
-VERSION = "adapters.1.3.0"
-
 
 def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, facts: Facts) -> None:
   """Writes adapters, prefixes or both, and the head trained beside them, into an existing folder.
@@ -38,11 +36,11 @@ def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, fa
   layout.check_family(pretrained)
   configs, tensors = [], {}
   for method in adapted.methods:
-    module, trained = bottleneck, methods_.arrays_of(method, adapted.tuned["peft"])
-    if method.kind == "prefix":
-      module, trained = prefix, method.realise(trained)
-    fixed = methods_.arrays_of(method, adapted.hyper)
-    config, arrays = module.write(pretrained, method, trained, fixed)
+    writer = prefix if method.kind == "prefix" else bottleneck
+    trained, fixed = adapted.overlay.arrays_of(method)
+    if method.kind == "prefix":  # a Compacter's shared rule is written as it was trained
+      trained = method.realise(trained)
+    config, arrays = writer.write(pretrained, method, trained, fixed)
     configs.append(config)
     tensors |= arrays
   config = configs[0] if len(configs) == 1 else {"architecture": "union", "configs": configs}
@@ -50,30 +48,30 @@ def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, fa
   _store(folder, "adapter", common | {"config": config, "name": layout.NAME} | facts.extra, tensors)
   saved, weights = heads.saved(pretrained, adapted)
   if saved:
-    _store(folder, "head", common | _labelled(pretrained.model.config.head, facts.labels), weights)
+    _store(folder, "head", common | _labels(pretrained.model.config.head, facts.labels), weights)
 
 
-def _labelled(head: Head | None, labels: tuple[str, ...]) -> dict:
-  """States how many labels a head has, and their names; nothing of a language model's."""
-  stated = {"config": None, "name": None}  # the one head of a class of transformers
+def _labels(head: Head | None, labels: tuple[str, ...]) -> dict:
+  """Returns the entries about a head: its labels' names, unless it scores a vocabulary."""
+  entries = {"config": None, "name": None}  # the one head of a class of transformers
   if head is None or head.kind == "mlm":
-    return stated
-  named = list(map(str, labels)) or [f"LABEL_{i}" for i in range(head.outputs)]
-  label2id = {name: i for i, name in enumerate(named)}
-  return stated | {"num_labels": head.outputs, "label2id": label2id}
+    return entries
+  names = list(map(str, labels)) or [f"LABEL_{i}" for i in range(head.outputs)]
+  label2id = {name: i for i, name in enumerate(names)}
+  return entries | {"num_labels": head.outputs, "label2id": label2id}
 
 
 def _common(pretrained: hf.Pretrained, base_name: str | None) -> dict:
-  """States what both config files say of the model."""
+  """Returns the entries about the model, which both config files have."""
   c, stored = pretrained.model.config, pretrained.hf_config.get("architectures")
   known = hf.family_module(pretrained.family).ARCHITECTURES
-  own = known.get("lm" if c.head is None else c.head.kind)
+  expected = known.get("lm" if c.head is None else c.head.kind)
   return {
     "hidden_size": c.width,
-    "model_class": stored[0] if c.head is None and stored else own,
+    "model_class": stored[0] if c.head is None and stored else expected,
     "model_name": base_name,
     "model_type": pretrained.family,
-    "version": VERSION,
+    "version": "adapters.1.3.0",
   }
 
 

@@ -1,14 +1,15 @@
-"""What adapter_config.json says of methods over weights: targets, ranks and scales."""
+"""The entries of PEFT's adapter_config.json about methods over weights: targets, ranks, scales."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxtune.errors import UserError
+from jaxtune.formats import files
 from jaxtune.formats.peft import layout, write_weights
 from jaxtune.formats.peft.write_weights import Piece
 from jaxtune.models import hf
@@ -16,19 +17,20 @@ from jaxtune.peft import Method
 
 
 class Placed(NamedTuple):
-  """The torch modules over which a method lies.
+  """The torch modules over which a method lies; a module's name has "{}" for the layer.
 
   Attributes:
-    pieces: {torch module, "{}" for the layer: its piece in each layer}.
-    short: the shortest end of each module's name that no other module has.
-    every: the names of all modules.
+    pieces: {module: its piece in each layer}.
+    ranks: {module: the rank in each layer}; None where no array has a rank.
+    short: {module: the shortest end of its name that no other module has}.
+    names: of all modules, with and without the method.
   """
 
-  kind: str
   method: Method
   pieces: dict[str, list[Piece]]
+  ranks: dict[str, list[int | None]]
   short: dict[str, str]
-  every: set[str]
+  names: set[str]
 
 
 def make(
@@ -36,17 +38,14 @@ def make(
 ) -> dict:
   """Returns the entries of the config for the pieces that `write_weights.pieces` returns."""
   kind = method.kind
-  every = {row.theirs.removesuffix(".weight") for row in layout.table(pretrained)}
-  short = {module: layout.suffix(module, every) for module in pieces}
-  placed = Placed(kind, method, pieces, short, every)
+  names = {row.theirs.removesuffix(".weight") for row in files.table(pretrained)}
+  short = {module: layout.suffix(module, names) for module in pieces}
+  ranks = {module: [write_weights.rank_of(kind, p) for p in ps] for module, ps in pieces.items()}
+  placed = Placed(method, pieces, ranks, short, names)
   config = {"peft_type": layout.TYPES[kind], "target_modules": _targets(placed)}
   if kind in ("lora", "adalora"):
     rate = max(float(np.max(arrays["dropout"])) for arrays in fixed.values())
-    config |= {
-      "lora_dropout": round(rate, 6),
-      "bias": "none",
-      "init_lora_weights": True,
-    }
+    config |= {"lora_dropout": round(rate, 6), "bias": "none", "init_lora_weights": True}
   if kind in ("lora", "adalora", "vera", "ia3"):
     config["fan_in_fan_out"] = pretrained.family == "gpt2"  # Conv1D keeps (in, out)
   elif pretrained.family == "gpt2":
@@ -68,20 +67,20 @@ def _lora(placed: Placed) -> dict:
 
 
 def _sizes(placed: Placed) -> dict:
-  """States the commonest rank and alpha, and patterns of the modules that have others."""
-  ranks = {
-    m: [write_weights.rank_of(placed.kind, p) or None for p in ps]
-    for m, ps in placed.pieces.items()
-  }
+  """Returns the commonest rank and alpha, and patterns of the modules that have others."""
+  ranks = {module: [rank or None for rank in ranks] for module, ranks in placed.ranks.items()}
   alphas = {
-    m: [r and layout.alpha_of(p.scale, r) for p, r in zip(ps, ranks[m], strict=True)]
-    for m, ps in placed.pieces.items()
+    module: [
+      rank and layout.alpha_of(piece.scale, rank)
+      for piece, rank in zip(pieces, ranks[module], strict=True)
+    ]
+    for module, pieces in placed.pieces.items()
   }
   pairs = Counter(
-    pair
-    for m in placed.pieces
-    for pair in zip(ranks[m], alphas[m], strict=True)
-    if pair[0] is not None
+    (rank, alpha)
+    for module in ranks
+    for rank, alpha in zip(ranks[module], alphas[module], strict=True)
+    if rank is not None
   )
   rank, alpha = pairs.most_common(1)[0][0] if pairs else (1, 1)
   return {
@@ -93,51 +92,39 @@ def _sizes(placed: Placed) -> dict:
 
 
 def _adalora(placed: Placed) -> dict:
-  """States the one rank that all modules begin with, and which ranks a module has kept."""
-  ranks = {m: [write_weights.rank_of("adalora", p) for p in ps] for m, ps in placed.pieces.items()}
-  rank = max(r for per_layer in ranks.values() for r in per_layer)
-  kept = {
-    f"{m.format(i)}.lora_E": [True] * r + [False] * (rank - r)
-    for m, per_layer in ranks.items()
-    for i, r in enumerate(per_layer)
-  }
-  uneven = any(r != rank for per_layer in ranks.values() for r in per_layer)
+  """Returns the one rank that all modules begin with, and which ranks each module has kept."""
+  scales = {piece.scale for pieces in placed.pieces.values() for piece in pieces}
+  if len(scales) > 1:
+    raise UserError(
+      f"PEFT's ADALORA has one scale, these are {sorted(scales)}: use format='merged'"
+    )
+  ranks = {module.format(i): r for module, rs in placed.ranks.items() for i, r in enumerate(rs)}
+  rank = max(ranks.values())
+  kept = {f"{module}.lora_E": [True] * r + [False] * (rank - r) for module, r in ranks.items()}
   return {
     "r": 8,  # not read
     "init_r": rank,
     "target_r": min(rank, int(placed.method.options.get("target_rank", rank))),
-    "lora_alpha": layout.alpha_of(_one_scale(placed), rank + layout.SMALL),
-    "rank_pattern": kept if uneven else None,
+    "lora_alpha": layout.alpha_of(scales.pop(), rank + layout.SMALL),
+    "rank_pattern": kept if {*ranks.values()} != {rank} else None,
     "tinit": 0,
     "tfinal": 0,
     "total_step": 1,
   }
 
 
-def _one_scale(placed: Placed) -> float:
-  scales = {p.scale for pieces in placed.pieces.values() for p in pieces}
-  if len(scales) > 1:
-    raise UserError(
-      f"PEFT's {layout.TYPES[placed.kind]} has one scale, these are {sorted(scales)}: use "
-      "format='merged'"
-    )
-  return scales.pop()
-
-
 def _vera(placed: Placed) -> dict:
-  rank = write_weights.rank_of("vera", next(iter(placed.pieces.values()))[0])
+  rank = next(iter(placed.ranks.values()))[0]
   return {"r": rank, "save_projection": True, "projection_prng_key": 0, "vera_dropout": 0.0}
 
 
 def _lokr(placed: Placed) -> dict:
-  """States rank, factor and alphas; the rank is the option's where all matrices are whole."""
-  rank, factor = int(placed.method.options["rank"]), placed.method.options.get("factor")
-  shown = {write_weights.rank_of("lokr", p) for ps in placed.pieces.values() for p in ps} - {
-    None,
-    rank,
-  }
-  if shown:
-    raise UserError(f"method.rank is {rank}, expected {shown.pop()}, the rank of LoKr's arrays")
+  """Returns rank, factor and alphas; the option's rank, also where no matrix is factored."""
+  options = placed.method.options
+  rank, factor = int(options["rank"]), options.get("factor")
+  others = {r for ranks in placed.ranks.values() for r in ranks} - {None, rank}
+  if others:
+    raise UserError(f"method.rank is {rank}, expected {others.pop()}, the rank of LoKr's arrays")
   alphas = {m: [layout.alpha_of(p.scale, rank) for p in ps] for m, ps in placed.pieces.items()}
   alpha = Counter(a for ps in alphas.values() for a in ps).most_common(1)[0][0]
   return {
@@ -145,40 +132,41 @@ def _lokr(placed: Placed) -> dict:
     "alpha": alpha,
     "alpha_pattern": _patterns(placed, alphas, alpha),
     "decompose_factor": -1 if factor is None else factor,
-    "decompose_both": bool(placed.method.options.get("decompose_both", False)),
+    "decompose_both": bool(options.get("decompose_both", False)),
   }
 
 
 def _ia3(placed: Placed) -> dict:
-  inputs = {m: pieces for m, pieces in placed.pieces.items() if "l_in" in pieces[0].arrays}
-  return {"feedforward_modules": _ends(placed, inputs), "target_modules": _targets(placed, inputs)}
+  inputs = {m for m, pieces in placed.pieces.items() if "l_in" in pieces[0].arrays}
+  ends = sorted(name for module in inputs for name in _ends(placed, module))
+  return {"feedforward_modules": ends, "target_modules": _targets(placed, inputs)}
 
 
-def _targets(placed: Placed, whole: Iterable[str] = ()) -> list[str]:
-  """Lists target_modules; names those of `whole` as `_ends` does."""
-  # BERT's output.dense ends attention.output.dense too: it is told apart by its layer alone.
-  names = set(_ends(placed, whole))
-  for module, pieces in placed.pieces.items():
-    # A layer without any rank is no target; AdaLoRA's may be one.
-    used = [placed.kind == "adalora" or write_weights.rank_of(placed.kind, p) != 0 for p in pieces]
-    if module not in whole:
-      form = placed.short[module] if all(used) else module
-      names |= {form.format(i) for i, yes in enumerate(used) if yes}
-  return sorted(names)
-
-
-def _ends(placed: Placed, modules: Iterable[str]) -> list[str]:
-  """Lists ends of names, from any letter on, that these modules alone have."""
+def _targets(placed: Placed, inputs: Collection[str] = ()) -> list[str]:
+  """Lists target_modules; those of `inputs`, which IA3 scales, by the names of `_ends`."""
   names = set()
-  for module in modules:
-    short = placed.short[module]
-    form = module if any(m.endswith(short) for m in placed.every - {module}) else short
-    names |= {form.format(i) for i in range(len(placed.pieces[module]))}
+  for module, ranks in placed.ranks.items():
+    if module in inputs:
+      names |= _ends(placed, module)
+    else:  # a layer of rank 0 is no target, but AdaLoRA's may be one
+      used = [placed.method.kind == "adalora" or rank != 0 for rank in ranks]
+      form = placed.short[module] if all(used) else module
+      names |= {form.format(i) for i, is_used in enumerate(used) if is_used}
   return sorted(names)
+
+
+def _ends(placed: Placed, module: str) -> set[str]:
+  """Returns names for a module that no other module's name ends in, even within a word.
+
+  BERT's "output.dense" is also the end of "attention.output.dense": it gets a name for each layer.
+  """
+  short = placed.short[module]
+  form = module if any(m.endswith(short) for m in placed.names - {module}) else short
+  return {form.format(i) for i in range(len(placed.pieces[module]))}
 
 
 def _patterns(placed: Placed, values: dict[str, list], default: Any) -> dict:
-  """Maps modules to their values, where these are not the default; None is no value."""
+  """Returns {module: value} of those whose value is neither None nor the default."""
   patterns = {}
   for module, per_layer in values.items():
     if len(set(per_layer)) > 1:

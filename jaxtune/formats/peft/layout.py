@@ -1,4 +1,4 @@
-"""Where each of our arrays lies in PEFT's files, for the writer and the reader."""
+"""Where PEFT's files keep each of our arrays, for the writer and the reader."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxtune.formats import files
 from jaxtune.models import hf
 from jaxtune.models.names import Tensor
 
@@ -17,9 +18,9 @@ class Array(NamedTuple):
   Attributes:
     ours: its name here.
     theirs: the end of its name there, after the module's.
-    axes: of ours, without layers: "i" inputs, "r" rank, "o" outputs, "?" any other size. Theirs is
-      ours transposed.
-    shape: theirs where it has one more axis of size 1, such as (-1, 1).
+    axes: of ours, without the layers' axis: "i" inputs, "r" rank, "o" outputs, "?" any other size.
+      Theirs is ours transposed.
+    shape: of theirs, where it has one more axis of size 1, such as (-1, 1).
   """
 
   ours: str
@@ -64,7 +65,6 @@ TYPES = {
   "norms": "LN_TUNING",
 }
 VIRTUAL = ("prefix", "prompt", "p_tuning")  # those that are virtual tokens
-LEAVES = ("/kernel", "/embedding")
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 NORMS = ".ln_tuning_layers."  # between the name of a trained norm and that of its weight or bias
 PROJECTIONS = {"a": "vera_A", "b": "vera_B"}  # the frozen pair that all modules share
@@ -85,16 +85,11 @@ def alpha_of(scale: float, rank: float) -> float | int:
   return whole if np.float32(whole / rank) == np.float32(scale) else alpha
 
 
-def table(pretrained: hf.Pretrained) -> list[Tensor]:
-  """Lists a model's weights, here and there."""
-  return hf.family_module(pretrained.family).names(pretrained.model.config)
-
-
 def modules(pretrained: hf.Pretrained) -> dict[str, list[Tensor]]:
   """Returns {torch module, "{}" for the layer: its weight, or the parts of it in their order}."""
   found: dict[str, list[Tensor]] = {}
-  for row in table(pretrained):
-    if row.ours.endswith(LEAVES) and row.theirs.endswith(".weight"):
+  for row in files.table(pretrained):
+    if row.ours.endswith(("/kernel", "/embedding")) and row.theirs.endswith(".weight"):
       found.setdefault(row.theirs.removesuffix(".weight"), []).append(row)
   return {name: sorted(rows, key=lambda r: r.part or ()) for name, rows in found.items()}
 
@@ -113,11 +108,6 @@ def arrays(kind: str, row: Tensor) -> tuple[Array, ...]:
 def width(row: Tensor, outputs: int) -> int:
   """Returns how many outputs the whole module has of which ours are `outputs`."""
   return row.part.total * row.part.heads if row.part else outputs
-
-
-def columns(row: Tensor) -> slice | np.ndarray:
-  """Returns the index of our outputs among the module's."""
-  return row.part.columns if row.part else slice(None)
 
 
 def suffix(module: str, every: Iterable[str]) -> str:

@@ -11,7 +11,6 @@ from jaxtune.models import hf
 from jaxtune.models.config import Config
 
 KEY = "prompt_embeddings"
-CACHED = ("bert", "roberta")  # the encoders that take keys and values in PyTorch
 
 
 def write_prefix(pretrained: hf.Pretrained, trained: dict, fixed: dict) -> tuple[dict, dict]:
@@ -64,7 +63,7 @@ def check_family(pretrained: hf.Pretrained) -> None:
       "encoder's states, and its decoder's layer i reads the keys and values of layer 2i; train "
       "LoRA to use it in PyTorch (jaxtune evaluates and generates with the prefix)"
     )
-  if not c.causal and pretrained.family not in CACHED:
+  if not c.causal and pretrained.family not in ("bert", "roberta"):
     raise UserError(
       f"PEFT cannot express a prefix of {pretrained.family}, whose attention takes no keys and "
       "values from outside in transformers; train LoRA to use it in PyTorch (jaxtune "
@@ -144,7 +143,7 @@ def _read_prefix(
 ) -> tuple[dict, dict]:
   c = pretrained.model.config
   check_family(pretrained)
-  files.check_shape(KEY, flat, (length, c.layers * 2 * c.kv_heads * c.head_size))
+  files.check_shape(KEY, flat.shape, (length, c.layers * 2 * c.kv_heads * c.head_size))
   site = "trunk/layers/attn/attend"
   mask = np.ones((c.layers, length), bool)
   fixed = {site: {"mask": mask}, "trunk": {"offset": np.asarray(length, np.int32)}}
@@ -159,7 +158,7 @@ def _read_prompt(
   check_head(c)
   # Of an encoder-decoder, a second half would stand before the decoder's tokens, and is not read.
   halves = config.get("num_transformer_submodules") or (1 if c.encoder is None else 2)
-  files.check_shape(KEY, flat, (length * halves, c.width))
+  files.check_shape(KEY, flat.shape, (length * halves, c.width))
   trunks = ("trunk",) if c.encoder is None else ("encoder", "decoder")
   masks = {trunk: {"mask": np.ones(length, bool)} for trunk in trunks}
   return {trunks[0]: {"prompt": flat[:length]}}, masks

@@ -1,7 +1,7 @@
 """Reads PEFT's format: adapter_config.json and adapter_model.safetensors (or .bin, with torch).
 
-Every tensor must be one that the config asks for and the model has a place for; PEFT itself leaves
-others out, or at their start, with a warning at most.
+Every tensor must be one that the config asks for and that the model has; PEFT itself ignores any
+other tensor, and leaves missing ones at their start, at most with a warning.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ def read(folder: Path, config: dict, pretrained: hf.Pretrained) -> Imported:
   kind = _kind(config)
   ranks = list[bool] if kind == "adalora" else options.Size  # AdaLoRA's say which are kept
   schema.check("rank_pattern", config.get("rank_pattern") or {}, dict[str, ranks])
-  found = files.tensors(folder, layout.WEIGHTS, layout.PICKLE)
-  found = {_bare(key, kind): x for key, x in found.items()}
+  tensors = files.tensors(folder, layout.WEIGHTS, layout.PICKLE)
+  bare = lambda key: key.removeprefix(layout.prefix(kind)).removeprefix("base_model.")
+  tensors = {bare(key): x for key, x in tensors.items()}
   if kind == "norms":
-    found, targets = _norms(found, pretrained)
-  params, used = _whole(found, pretrained)
-  rest = {key: x for key, x in found.items() if key not in used}
+    tensors, targets = _norms(tensors, pretrained)
+  params, used = _whole(tensors, pretrained)
+  rest = {key: x for key, x in tensors.items() if key not in used}
   if kind == "norms":
     files.refuse_foreign(rest, used)
     section, trained, fixed = {"name": "norms", "targets": targets}, {}, {}
@@ -80,26 +81,20 @@ def _kind(config: dict) -> str:
   return kind
 
 
-def _bare(key: str, kind: str) -> str:
-  """Returns a tensor's name without what PEFT puts before it."""
-  prefixes = (layout.prefix(kind), "base_model.")
-  return next((key.removeprefix(x) for x in prefixes if key.startswith(x)), key)
-
-
-def _norms(found: dict, pretrained: hf.Pretrained) -> tuple[dict, list[str]]:
-  """Names trained norms as the model does, and lists their modules here."""
-  plain = {key.replace(layout.NORMS, "."): x for key, x in found.items()}
-  moved = {key.replace(layout.NORMS, ".") for key in found if layout.NORMS in key}
+def _norms(tensors: dict, pretrained: hf.Pretrained) -> tuple[dict, list[str]]:
+  """Returns the tensors under the model's own names, and our paths of the trained norms."""
+  plain = {key.replace(layout.NORMS, "."): x for key, x in tensors.items()}
+  moved = {key.replace(layout.NORMS, ".") for key in tensors if layout.NORMS in key}
   shapes = files.shapes(pretrained)
   paths = {
     row.ours.rpartition("/")[0]
-    for row in layout.table(pretrained)
+    for row in files.table(pretrained)
     if moved & row.their_names(shapes[row.ours]).keys()
   }
   return plain, sorted(paths)
 
 
-def _whole(found: dict, pretrained: hf.Pretrained) -> tuple[dict, set[str]]:
+def _whole(tensors: dict, pretrained: hf.Pretrained) -> tuple[dict, set[str]]:
   """Reads the model's own weights: a head, modules_to_save, biases.
 
   Returns:
@@ -107,32 +102,28 @@ def _whole(found: dict, pretrained: hf.Pretrained) -> tuple[dict, set[str]]:
   """
   shapes, flat = files.shapes(pretrained), tree.flatten(pretrained.params)
   params, used = {}, set()
-  for row in layout.table(pretrained):
+  for row in files.table(pretrained):
     for name, index in row.their_names(shapes[row.ours]).items():
-      place, _, leaf = name.rpartition(".")
-      key = next((k for k in (name, f"{place}.base_layer.{leaf}") if k in found), None)
+      module, _, leaf = name.rpartition(".")
+      key = next((k for k in (name, f"{module}.base_layer.{leaf}") if k in tensors), None)
       if key is None or row.ours not in flat:
         continue
-      check_shape(key, found[key], row.their_shape(shapes[row.ours]))
+      check_shape(key, tensors[key].shape, row.their_shape(shapes[row.ours]))
       used.add(key)
-      ours = row.read(found[key])
+      ours = row.read(tensors[key])
       if key != name and leaf == "weight":  # PEFT's copy of a base's embeddings
-        _check_copy(key, ours, flat[row.ours])
+        if not np.allclose(ours, np.asarray(flat[row.ours], np.float32), atol=1e-2, rtol=1e-2):
+          raise UserError(f"{key} is not the base's own: the adapter is of another base")
         continue
       params.setdefault(row.ours, np.array(flat[row.ours], np.float32))[index] = ours
   return params, used
 
 
-def _check_copy(key: str, ours, base) -> None:
-  if not np.allclose(ours, np.asarray(base, np.float32), atol=1e-2, rtol=1e-2):
-    raise UserError(f"{key} is not the base's own: the adapter is of another base")
-
-
 def _check_head(params: dict, pretrained: hf.Pretrained) -> None:
-  """Finds what of a task's head an adapter lacks."""
+  """Raises UserError for an adapter without the weights of the model's head."""
   if pretrained.model.config.head is None:
     return
-  for row in layout.table(pretrained):
+  for row in files.table(pretrained):
     needed = is_head(row.ours, pooler=False) or row.ours in pretrained.fresh
     if needed and row.ours not in params and row.ours in files.shapes(pretrained):
       raise UserError(
@@ -142,12 +133,12 @@ def _check_head(params: dict, pretrained: hf.Pretrained) -> None:
 
 
 def _check_saved(config: dict, used: set[str], pretrained: hf.Pretrained) -> None:
-  """Finds modules that the config says were trained whole, without their tensors."""
+  """Raises UserError for modules of the config's modules_to_save that the files do not hold."""
   shapes = files.shapes(pretrained)
-  rows = [row for row in layout.table(pretrained) if row.ours in shapes]
+  rows = [row for row in files.table(pretrained) if row.ours in shapes]
   names = {name for row in rows for name in row.their_names(shapes[row.ours])}
   for module in config.get("modules_to_save") or ():
-    own = {name for name in names if f"{module}." in name}
-    if not own and module not in layout.HEADS:
+    inside = {name for name in names if f"{module}." in name}
+    if not inside and module not in layout.HEADS:
       raise UserError(f"modules_to_save has {module!r}, which this model has not")
-    files.refuse_missing(own - used)
+    files.refuse_missing(inside - used)

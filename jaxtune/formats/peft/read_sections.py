@@ -5,45 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxtune import peft
-from jaxtune.formats.peft import layout
+from jaxtune.formats import files
 from jaxtune.formats.peft.layout import SMALL, alpha_of
 from jaxtune.models import hf
 
 
-def complete(kind: str, config: dict, trained: dict, fixed: dict, pretrained: hf.Pretrained):
+def complete(
+  kind: str, config: dict, trained: dict, fixed: dict, pretrained: hf.Pretrained
+) -> tuple[dict, dict, dict]:
   """Returns (section, trained, fixed), with all fixed numbers that the method's `init` makes."""
   section = {"name": kind, **_OPTIONS[kind](config, trained, fixed)}
-  if kind == "lora":
-    dropout = np.float32(section["dropout"])
-    for site, numbers in fixed.items():
-      numbers["dropout"] = np.full_like(numbers["scale"], dropout)
-      if not _embeds(pretrained, site):
-        numbers["rate:b"] = np.ones_like(numbers["scale"])
-  if kind == "adalora":
-    made = _drawn(section, pretrained)
-    fixed = {site: made[site] | numbers for site, numbers in fixed.items()}
+  if kind in ("lora", "adalora"):
+    _, initial = files.initial(section, pretrained)
+    fixed = {site: initial[site] | numbers for site, numbers in fixed.items()}
   return section, trained, fixed
 
 
-def _drawn(section: dict, pretrained: hf.Pretrained) -> dict[str, dict]:
-  """Makes the fixed numbers of a method that has just begun."""
-  methods = peft.build(section)
-  sites = peft.find_sites(pretrained.model)
-  make = jax.jit(lambda key, params: peft.init(key, methods, sites, params).hyper)
-  drawn = peft.arrays_of(methods[0], make(jax.random.key(0), pretrained.params))
-  return {site: {n: np.asarray(x) for n, x in xs.items()} for site, xs in drawn.items()}
-
-
-def _embeds(pretrained: hf.Pretrained, site: str) -> bool:
-  return any(f"{site}/embedding" == row.ours for row in layout.table(pretrained))
-
-
 def _sizes(trained: dict, fixed: dict, name: str) -> tuple[dict, dict]:
-  """Returns ({site: rank}, {site: alpha}), the latter of sites whose layers have one scale."""
+  """Returns ({site: rank}, {site: alpha}); a site whose layers differ in scale has no alpha."""
   ranks = {site: arrays[name].shape[-1] for site, arrays in trained.items()}
   alphas = {}
   for site, rank in ranks.items():
@@ -53,13 +34,14 @@ def _sizes(trained: dict, fixed: dict, name: str) -> tuple[dict, dict]:
   return ranks, alphas
 
 
-def _common(values: dict, default: Any):
+def _commonest(values: dict, default: Any) -> Any:
+  """Returns the value that occurs most often, or the default where there is none."""
   return Counter(values.values()).most_common(1)[0][0] if values else default
 
 
 def _lora(config: dict, trained: dict, fixed: dict) -> dict:
   ranks, alphas = _sizes(trained, fixed, "a")
-  rank, alpha = _common(ranks, 8), _common(alphas, 16)
+  rank, alpha = _commonest(ranks, 8), _commonest(alphas, 16)
   others = {
     "ranks": {site: r for site, r in ranks.items() if r != rank},
     "alphas": {site: a for site, a in alphas.items() if a != alpha},
@@ -92,16 +74,12 @@ def _adalora(config: dict, trained: dict, fixed: dict) -> dict:
 
 def _vera(config: dict, trained: dict, fixed: dict) -> dict:
   rank = next(iter(trained.values()))["d"].shape[-1]
-  return {
-    "rank": rank,
-    "d_initial": config.get("d_initial", 0.1),
-    "targets": sorted(trained),
-  }
+  return {"rank": rank, "d_initial": config.get("d_initial", 0.1), "targets": sorted(trained)}
 
 
 def _loha(config: dict, trained: dict, fixed: dict) -> dict:
   ranks, alphas = _sizes(trained, fixed, "w1_a")
-  return {"rank": _common(ranks, 8), "alpha": _common(alphas, 8), "targets": sorted(trained)}
+  return {"rank": _commonest(ranks, 8), "alpha": _commonest(alphas, 8), "targets": sorted(trained)}
 
 
 def _lokr(config: dict, trained: dict, fixed: dict) -> dict:
@@ -109,7 +87,7 @@ def _lokr(config: dict, trained: dict, fixed: dict) -> dict:
   scales = [float(np.ravel(numbers["scale"])[0]) for numbers in fixed.values()]
   return {
     "rank": rank,
-    "alpha": alpha_of(_common(dict(enumerate(scales)), 1.0), rank),
+    "alpha": alpha_of(_commonest(dict(enumerate(scales)), 1.0), rank),
     "factor": None if factor == -1 else factor,
     "decompose_both": config.get("decompose_both", False),
     "targets": sorted(trained),
@@ -121,11 +99,5 @@ def _ia3(config: dict, trained: dict, fixed: dict) -> dict:
   return {"targets": sorted(trained.keys() - inside), "feedforward": sorted(inside)}
 
 
-_OPTIONS = {
-  "lora": _lora,
-  "adalora": _adalora,
-  "vera": _vera,
-  "loha": _loha,
-  "lokr": _lokr,
-  "ia3": _ia3,
-}
+_OPTIONS = {"lora": _lora, "adalora": _adalora, "vera": _vera, "loha": _loha, "lokr": _lokr,
+            "ia3": _ia3}  # fmt: skip

@@ -1,13 +1,15 @@
 """Methods over weights: tensors of torch modules become arrays of our sites, stacked over layers.
 
-Of a fused module (GPT-2's c_attn), an adapter whose ranks each serve one part becomes an adapter of
-those parts, as our export writes it; any other is one adapter of all parts, which share its `a`.
+A fused module (GPT-2's c_attn) has several sites of ours. Where each rank of its adapter changes
+one of these parts, as in our own exports, every part gets its own ranks; otherwise all parts share
+one `a`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from jaxtune import tree
@@ -18,8 +20,6 @@ from jaxtune.models import hf, quantize
 from jaxtune.models.names import Tensor
 from jaxtune.peft import patterns
 from jaxtune.peft.methods import lokr
-
-PADDED = ("lora", "adalora", "loha")  # of these, zeros in all arrays at a rank add nothing
 
 
 def read(kind: str, config: dict, rest: dict, pretrained: hf.Pretrained) -> tuple[dict, dict, dict]:
@@ -43,11 +43,11 @@ def read(kind: str, config: dict, rest: dict, pretrained: hf.Pretrained) -> tupl
   trained, fixed = {}, {}
   for module, rows in modules.items():
     layers = shapes[rows[0].ours][0] if rows[0].stacked else 1
-    own = {names[n][1]: n for n in wanted if names[n][0] == module}
-    if not own:
+    targets = {names[n][1]: n for n in wanted if names[n][0] == module}
+    if not targets:
       continue
-    arrays = _stack(kind, module, [tensors.get(own.get(i)) for i in range(layers)])
-    scale = _scales(kind, config, [own.get(i) for i in range(layers)], ranks)
+    arrays = _stack(kind, module, [tensors.get(targets.get(i)) for i in range(layers)])
+    scale = _scales(kind, config, [targets.get(i) for i in range(layers)], ranks)
     weight = lambda path: quantize.weight(tree.flatten(pretrained.params), path)
     for row, part in _split(kind, rows, arrays, weight).items():
       first = (lambda x: x) if row.stacked else (lambda x: x[0])
@@ -79,7 +79,7 @@ def _collect(kind: str, config: dict, rest: dict, wanted: dict, shapes: dict) ->
     for key, array in arrays.items():
       if key in rest:
         shape = np.zeros(sizes[array.ours], bool)
-        files.check_shape(key, rest[key], array.write(shape).shape)
+        files.check_shape(key, rest[key].shape, array.write(shape).shape)
         found.setdefault(name, {})[array.ours] = array.read(rest[key])
   missing = known - rest.keys()
   files.refuse_foreign(rest.keys() - known, missing or known)
@@ -145,31 +145,24 @@ def _shared(
       f"vera_A is {a.shape} and vera_B {b.shape}, but {layout.site(row)} needs {inputs} inputs, "
       f"{outputs} outputs and the rank {rank}: the adapter is of another base or config"
     )
-  b = b[:outputs].T[:, layout.columns(row)]
+  b = b[:outputs].T
   return {
     "shared:a": np.ascontiguousarray(a[:, :inputs].T),
-    "shared:b": np.ascontiguousarray(b),
+    "shared:b": np.ascontiguousarray(b[:, row.part.columns] if row.part else b),
   }
 
 
 def _stack(kind: str, module: str, layers: list[dict | None]) -> dict[str, np.ndarray]:
   """Stacks the arrays of a module's layers; where ranks differ, zeros fill the smaller ones."""
   some = next(x for x in layers if x is not None)
-  partial = any(x is None for x in layers)
-  if partial and (kind not in PADDED or "magnitude" in some):
+  padded = kind in ("lora", "adalora", "loha") and "magnitude" not in some  # a zero rank adds 0
+  if not padded and any(x is None for x in layers):
     raise UserError(
       f"the adapter lies over some layers of {module} alone, which jaxtune can hold for LoRA, "
       "AdaLoRA and LoHa only"
     )
-  stacked = {}
-  for name in some:
-    xs = [None if x is None else x[name] for x in layers]
-    sizes = [max(n) for n in zip(*(x.shape for x in xs if x is not None), strict=True)]
-    stacked[name] = np.zeros((len(layers), *sizes), np.float32)
-    for i, x in enumerate(xs):
-      if x is not None:
-        stacked[name][(i, *map(slice, x.shape))] = x
-  return stacked
+  empty = {name: np.zeros((0,) * x.ndim, np.float32) for name, x in some.items()}
+  return jax.tree.map(np.asarray, tree.stack([empty if x is None else x for x in layers]))
 
 
 def _scales(kind: str, config: dict, names: list[str | None], ranks: dict) -> np.ndarray | None:
@@ -196,7 +189,7 @@ def _split(kind: str, rows: list[Tensor], arrays: dict, weight: Callable) -> dic
     )
   outputs = {x.ours for x in layout.ARRAYS[kind] if x.axes.endswith("o")}
   cut = lambda row: {
-    name: x[..., layout.columns(row)] if name in outputs else x for name, x in arrays.items()
+    name: x[..., row.part.columns] if name in outputs else x for name, x in arrays.items()
   }
   parts = {row: cut(row) for row in rows}
   if kind == "ia3":

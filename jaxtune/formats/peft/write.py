@@ -7,7 +7,7 @@ come from `hyper`, not from the options: the scale that was trained is the scale
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from jaxtune import peft as methods_
 from jaxtune import tree
 from jaxtune.errors import UserError
-from jaxtune.formats import heads
+from jaxtune.formats import files, heads
 from jaxtune.formats.facts import Facts
 from jaxtune.formats.peft import configs, layout, prompts, write_weights
 from jaxtune.formats.peft.write_weights import Piece
@@ -33,25 +33,33 @@ TASKS = {
   "tokens": "TOKEN_CLS",
   "qa": "QUESTION_ANS",
 }
-COMMON = {
-  "inference_mode": True,
-  "peft_version": VERSION,
-}
 
 
 def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, facts: Facts) -> None:
   """Writes the one method of an adapter, and the head trained beside it, into a folder."""
   (method,) = adapted.methods
   saved, weights = heads.saved(pretrained, adapted)
-  if method.kind in layout.VIRTUAL:
-    config, tensors = _virtual_tokens(pretrained, method, adapted)
+  trained, fixed = adapted.overlay.arrays_of(method)
+  trained = method.realise(trained)
+  if method.kind == "prefix":
+    config, tensors = prompts.write_prefix(pretrained, trained, fixed)
+  elif method.kind in layout.VIRTUAL:
+    config, tensors = prompts.write_prompt(method.kind, pretrained, trained, fixed)
+  elif method.kind == "norms":
+    config, tensors = _norms(pretrained, adapted)
   else:
-    norms = method.kind == "norms"
-    config, tensors = _norms(pretrained, adapted) if norms else _deltas(pretrained, adapted, saved)
+    _check_sites(pretrained, method.kind, trained, saved)
+    config, tensors = _deltas(pretrained, adapted, trained, fixed)
+  if method.kind not in layout.VIRTUAL:
     config["modules_to_save"] = sorted(set(saved.values())) or None
   tensors |= {f"{layout.prefix(method.kind)}{name}": x for name, x in weights.items()}
-  task, base = task_type(pretrained.model.config), facts.base_name
-  config = COMMON | {"task_type": task, "base_model_name_or_path": base} | config | facts.extra
+  common = {
+    "inference_mode": True,
+    "peft_version": VERSION,
+    "task_type": task_type(pretrained.model.config),
+    "base_model_name_or_path": facts.base_name,
+  }
+  config = common | config | facts.extra
   tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
   save_file(tensors, folder / layout.WEIGHTS, {"format": "pt"})
   (folder / layout.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -66,38 +74,15 @@ def task_type(c: Config) -> str:
   return TASKS[c.head.kind]
 
 
-def _arrays(adapted: methods_.Adapted) -> tuple[dict, dict]:
-  """Returns (trained, fixed) of the one method, as the forward pass reads them."""
-  (method,), tuned, hyper, _ = adapted
-  trained = methods_.arrays_of(method, methods_.realise((method,), tuned["peft"]))
-  return trained, methods_.arrays_of(method, hyper)
-
-
-def _virtual_tokens(
-  pretrained: hf.Pretrained, method: methods_.Method, adapted: methods_.Adapted
-) -> tuple[dict, dict]:
-  """Returns the config and the tensors of a prefix or a prompt."""
-  if method.kind == "prefix":
-    return prompts.write_prefix(pretrained, *_arrays(adapted))
-  return prompts.write_prompt(method.kind, pretrained, *_arrays(adapted))
-
-
-def _deltas(
-  pretrained: hf.Pretrained, adapted: methods_.Adapted, saved: Collection[str]
-) -> tuple[dict, dict]:
-  """Returns the config and the tensors of a method over weights.
+def _check_sites(
+  pretrained: hf.Pretrained, kind: str, sites: Iterable[str], saved: Collection[str]
+) -> None:
+  """Refuses a method over weights that were trained in place too, or over shared embeddings.
 
   Args:
     saved: paths of the leaves that are saved whole.
-
-  Raises:
-    UserError: for weights that were trained in place under the method, and for the embeddings of
-      an encoder-decoder, which PEFT cannot tell apart.
   """
-  (method,), trained_base = adapted.methods, tree.flatten(adapted.tuned["params"])
-  trained, fixed = _arrays(adapted)
-  kind = method.kind
-  for site in trained:
+  for site in sites:
     if f"{site}/kernel" in saved:
       raise UserError(
         f"{kind} lies over {site}, whose weights were trained themselves, which PEFT cannot "
@@ -108,7 +93,15 @@ def _deltas(
         "PEFT cannot express an adapter of the embeddings that an encoder and a decoder share: "
         "leave 'embed' out of method.targets"
       )
-  weight = partial(quantize.weight, tree.flatten(adapted.base) | trained_base)
+
+
+def _deltas(
+  pretrained: hf.Pretrained, adapted: methods_.Adapted, trained: dict, fixed: dict
+) -> tuple[dict, dict]:
+  """Returns the config and the tensors of a method over weights."""
+  (method,) = adapted.methods
+  kind = method.kind
+  weight = partial(quantize.weight, tree.flatten(methods_.weights(adapted)))
   pieces = write_weights.pieces(kind, pretrained, trained, fixed, weight)
   if kind in ("lora", "loha", "adalora"):
     pieces = {m: [write_weights.trim(kind, piece) for piece in ps] for m, ps in pieces.items()}
@@ -144,16 +137,16 @@ def _norms(pretrained: hf.Pretrained, adapted: methods_.Adapted) -> tuple[dict, 
   params = adapted.tuned["params"]
   moved = {path for path in tree.flatten(params) if not is_head(path)}
   flat = tree.flatten(tree.combine(adapted.base, params))
-  rows = layout.table(pretrained)
+  rows = files.table(pretrained)
   module = lambda row: row.theirs.rpartition(".")[0]
   chosen = {module(row) for row in rows if row.ours in moved}
-  every, tensors, targets = {module(row) for row in rows}, {}, set()
+  modules, tensors, targets = {module(row) for row in rows}, {}, set()
   for row in rows:
     if module(row) in chosen:
       leaf = np.asarray(flat[row.ours], np.float32)
       for name, index in row.their_names(leaf.shape).items():
-        place, _, end = name.rpartition(".")
-        tensors[f"{layout.prefix('norms')}{place}{layout.NORMS}{end}"] = leaf[index]
-        short = layout.suffix(module(row), every)
-        targets.add(place if "{}" in short else short)
+        norm, _, end = name.rpartition(".")
+        tensors[f"{layout.prefix('norms')}{norm}{layout.NORMS}{end}"] = leaf[index]
+        short = layout.suffix(module(row), modules)
+        targets.add(norm if "{}" in short else short)
   return {"peft_type": "LN_TUNING", "target_modules": sorted(targets)}, tensors

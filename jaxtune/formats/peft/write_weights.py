@@ -1,6 +1,7 @@
-"""Methods over weights: the arrays of each torch module, of which a fused one has several sites.
+"""Methods over weights: our arrays at each site become those of PyTorch's modules.
 
-A fused module (GPT-2's c_attn) has q, k and v as parts of its outputs, and one adapter for all.
+A fused module (GPT-2's c_attn) has q, k and v as parts of its outputs: several sites of ours, but
+one adapter.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from jaxtune.errors import UserError
 from jaxtune.formats.peft import layout
 from jaxtune.models import hf
 from jaxtune.models.names import Tensor
-
-BLOCKS = ("lora", "adalora")  # several of these are one of the sum of their ranks
 
 
 class Piece(NamedTuple):
@@ -37,21 +36,22 @@ def pieces(
   Raises:
     UserError: where a fused module cannot hold what was trained of its parts.
   """
-  found = {}
+  pieces_of = {}
   for module, rows in layout.modules(pretrained).items():
-    own = [row for row in rows if layout.site(row) in trained]
-    if not own:
+    targets = [row for row in rows if layout.site(row) in trained]
+    if not targets:
       continue
-    laid = {row: _arrays(kind, layout.site(row), trained, fixed) for row in own}
+    arrays_of = {row: _arrays(kind, layout.site(row), trained, fixed) for row in targets}
     if len(rows) > 1:
-      laid |= {row: _neutral(laid, row, weight) for row in rows if row not in own}
-    laid = {row: laid[row] for row in rows if laid.get(row)}
-    layers = len(next(iter(trained[layout.site(own[0])].values()))) if own[0].stacked else 1
-    found[module] = [
-      _join(kind, module, [_layer(row, arrays, i) for row, arrays in laid.items()], len(rows))
+      arrays_of |= {row: _neutral(arrays_of, row, weight) for row in rows if row not in targets}
+    arrays_of = {row: arrays_of[row] for row in rows if arrays_of.get(row)}
+    first = next(iter(trained[layout.site(targets[0])].values()))
+    layers = len(first) if targets[0].stacked else 1
+    pieces_of[module] = [
+      _join(kind, module, [_layer(row, arrays, i) for row, arrays in arrays_of.items()], len(rows))
       for i in range(layers)
     ]
-  return found
+  return pieces_of
 
 
 def _arrays(kind: str, site: str, trained: dict, fixed: dict) -> dict[str, np.ndarray]:
@@ -70,9 +70,13 @@ def _arrays(kind: str, site: str, trained: dict, fixed: dict) -> dict[str, np.nd
   return own
 
 
-def _neutral(laid: dict, row: Tensor, weight: Callable) -> dict[str, np.ndarray]:
-  """Makes arrays that change nothing, for a part that was not trained; {} where none are needed."""
-  others = next(iter(laid.values()))
+def _neutral(arrays_of: dict, row: Tensor, weight: Callable) -> dict[str, np.ndarray]:
+  """Makes arrays that change nothing, for a part that was not trained; {} where none are needed.
+
+  Args:
+    arrays_of: {row: arrays} of the parts that were trained.
+  """
+  others = next(iter(arrays_of.values()))
   if "magnitude" in others:
     norms = np.linalg.norm(np.asarray(weight(row.ours), np.float32), axis=-2)
     return {
@@ -88,6 +92,7 @@ def _neutral(laid: dict, row: Tensor, weight: Callable) -> dict[str, np.ndarray]
 
 
 def _layer(row: Tensor, arrays: dict, i: int) -> Piece:
+  """Returns the piece of layer `i`."""
   take = lambda x, name: x[i] if row.stacked and "shared:" not in name else x
   arrays = {name: take(x, name) for name, x in arrays.items()}
   return Piece(row, arrays, float(arrays.pop("scale", 1.0)))
@@ -106,7 +111,7 @@ def _join(kind: str, module: str, parts: list[Piece], whole: int) -> Piece:
   )
   if len(parts) == whole and kind != "lokr" and all(map(same, parts)):
     return parts[0]._replace(arrays=common(parts[0]) | _outputs(parts, axes))
-  if kind in BLOCKS:
+  if kind in ("lora", "adalora"):  # a sum of these is one of the sum of their ranks
     return _blocks(parts, axes)
   raise UserError(
     f"PEFT's {layout.TYPES[kind]} has one adapter for {module.replace('.{}', '')}, of which "
@@ -123,7 +128,7 @@ def _outputs(parts: list[Piece], axes: dict) -> dict[str, np.ndarray]:
     for name, x in p.arrays.items():
       if "o" in axes[name]:
         full = joined.setdefault(name, np.zeros((*x.shape[:-1], total), np.float32))
-        full[..., layout.columns(p.row)] = x
+        full[..., p.row.part.columns] = x
   return joined
 
 
@@ -140,10 +145,10 @@ def _blocks(parts: list[Piece], axes: dict) -> Piece:
     for name, x in p.arrays.items():
       if axes[name] == "o":
         full = joined.setdefault(name, [np.zeros(total, np.float32)])[0]
-        full[layout.columns(p.row)] = x
+        full[p.row.part.columns] = x
       elif axes[name] == "ro":
         rows = np.zeros((len(x), total), np.float32)
-        rows[:, layout.columns(p.row)] = x * ratio
+        rows[:, p.row.part.columns] = x * ratio
         joined.setdefault(name, []).append(rows)
       else:
         joined.setdefault(name, []).append(x)

@@ -97,6 +97,11 @@ class Config:
   unroll: int = 1
   attention: str | None = None
 
+  @property
+  def head_kind(self) -> str:
+    """The kind of its head: "lm", or one of `heads.Head`."""
+    return "lm" if self.head is None else self.head.kind
+
   def norm(self, features: int | None = None, centre: bool | None = None, name=None):
     """Makes a norm over `features`, by default the model's width."""
     centre = self.centre_norm if centre is None else centre

@@ -3,7 +3,8 @@
 The name of an array ends in its axes, x_BTD for (B, T, D), by one key for the whole package:
 
   B batch, T tokens, S key tokens, D model width, F width of a feed-forward or a bottleneck,
-  N heads, K key/value heads, H head size, V vocabulary, L layers, R rank, P prompt, E trials;
+  N heads, K key/value heads, H head size, h pairs of features of a head, V vocabulary, L layers,
+  R rank, P prompt, E trials;
   I inputs and O outputs of a linear layer, G groups or blocks of an axis, M members of a group;
   X examples, C classes or answer choices, U variants of an example, W windows or data sets,
   J statistics of an example, Z resamples; a digit is the size of an axis.
@@ -127,7 +128,7 @@ class Attend(nn.Module):
     q_BTNH: Float[Array, "B T N H"],
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
-    mask_B1TS: Bool[Array, "B 1 T S"],
+    mask_B1TS: Bool[Array, "B 1 #T S"],
     bias_1NTS: Float[Array, "1 N T S"] | None = None,
   ) -> Float[Array, "B T N H"]:
     if self.implementation is not None:

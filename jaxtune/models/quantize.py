@@ -43,7 +43,6 @@ def normal_levels() -> np.ndarray:
 
 
 LEVELS = normal_levels()
-MIDDLES = (LEVELS[1:] + LEVELS[:-1]) / 2
 
 
 def quantises(path: str, shape: tuple[int, ...]) -> bool:
@@ -112,7 +111,7 @@ def _nf4(w_IO: Float[Array, "I O"]) -> dict[str, Array]:
   absmax_G1O = jnp.abs(w_GMO).max(1, keepdims=True)
   x_IO = _divide(w_GMO, absmax_G1O).reshape(-1, w_IO.shape[1])[:inputs]
   codes_IO = jnp.zeros(x_IO.shape, jnp.uint8)
-  for middle in MIDDLES:
+  for middle in (LEVELS[1:] + LEVELS[:-1]) / 2:
     codes_IO += x_IO > middle
   return {"nf4": codes_IO[::2] | codes_IO[1::2] << 4, **_store_scales(absmax_G1O.ravel())}
 

@@ -1,4 +1,4 @@
-"""Reads what several families have in their `config.json`; `entries` declares its types."""
+"""Reads entries of a `config.json` that several families have; `entries` declares their types."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = {kind: kind for kind in ("default", "linear", "llama3", "yarn", "longrop
 
 
 def only(hf: dict, **supported) -> None:
-  """Refuses entries that change the model in a way that is not supported; absent ones are fine."""
+  """Raises UserError for an entry whose value is there and is not the supported one."""
   for key, value in supported.items():
     if hf.get(key, value) != value:
       family = hf.get("model_type")
@@ -72,13 +72,14 @@ def rope(
 
   Args:
     hf: config.json, with the family's own default of max_position_embeddings.
-    numbers: where a model has several ropes, the one to read.
-    theta: the base period, where `numbers` do not hold it.
-    share: of a head that is rotated, likewise; None for families that always rotate all of it.
-    kinds: those that the family has, by their names in its files.
+    numbers: the entries of the RoPE, for a model that has several.
+    theta: the base period, where `numbers` lack it.
+    share: the share of a head that is rotated, where `numbers` lack it; None for families that
+      always rotate all of it.
+    kinds: {name of a kind in the family's files: kind of `Rope`}.
 
   Raises:
-    UserError: a kind that is not supported; numbers that are missing or do not fit one another.
+    UserError: for a kind that is not supported, and for numbers that are missing or contradictory.
   """
   if numbers is None:
     numbers = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
@@ -121,7 +122,7 @@ def rope(
 
 
 def ropes(hf: dict) -> tuple[dict, dict]:
-  """Reads the numbers of two ropes, of the layers that see all tokens and of the local ones."""
+  """Returns the entries of two RoPEs: of the layers that see all tokens, and of the local ones."""
   numbers = hf.get("rope_parameters") or {}
   if extra := sorted(set(numbers) - set(LAYER_TYPES)):
     raise UserError(
@@ -176,10 +177,10 @@ def _rotated(hf: dict, whole: int, stated: float | None, share: float | None) ->
 
 
 def sliding(hf: dict, is_local: Callable[[int], bool]) -> dict:
-  """Reads which layers see the last `sliding_window` keys alone, as fields of `Config`.
+  """Reads which layers see no more than the last `sliding_window` keys, as fields of `Config`.
 
   Args:
-    is_local: says it of a layer by its index, for a config.json without layer_types.
+    is_local: (index of a layer) -> whether it is one, for a config.json without layer_types.
   """
   kinds, layers = hf.get("layer_types"), hf["num_hidden_layers"]
   if kinds is not None and len(kinds) != layers:
@@ -196,10 +197,10 @@ def sliding(hf: dict, is_local: Callable[[int], bool]) -> dict:
 
 
 def start_tokens(hf: dict, default: int | None) -> tuple[int, ...]:
-  """Reads the tokens that every output begins with, in training and in generation.
+  """Returns the tokens that every output begins with, in training and in generation.
 
-  They are `decoder_start_token_id`, or `default`, and `forced_bos_token_id`, where the model has
-  one (BART's summarisers): transformers draws it as the first token whatever the model says.
+  They are `decoder_start_token_id`, or `default`, and `forced_bos_token_id` where there is one
+  (BART's summarisers): transformers generates it first, whatever the model predicts.
   """
   start = hf.get("decoder_start_token_id")
   start = default if start is None else start

@@ -1,12 +1,13 @@
-"""Rotary positions (Su et al. 2021): the frequencies of their kinds, and the turning.
+"""Rotary positions (Su et al. 2021): the frequencies of each kind, and the rotation.
 
-Four ways of reaching beyond the length that a model was pretrained on divide the frequencies: by
-one number ("linear"); the low ones alone ("llama3", "yarn"); each by a number of its own, one for
-short and one for long sequences ("longrope"); and by more, the longer a sequence is ("dynamic").
+For sequences longer than those of the pretraining, the frequencies are divided: all by one number
+("linear"); the low ones alone ("llama3", "yarn"); each by a number of its own, one for short and one
+for long sequences ("longrope"); or by more, the longer the sequence is ("dynamic").
 
-For the last two, a sequence's own length decides, whatever else is in its batch, and while text is
-generated it is the prompt's length and that of all tokens that may be drawn: a cached key cannot
-turn any more. transformers goes by the longest row of a batch and by the tokens that are there.
+The last two go by the length of the sequence itself, and not by that of others in its batch. While
+text is generated, that is the length of the prompt and of all tokens that may be generated, as keys
+in the cache stay as they are. transformers goes by the longest row of the batch and by the tokens
+that are there so far.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from jaxtyping import Array, Float, Int
 
 
 class Rope(NamedTuple):
-  """How the features of a head turn with a token's position.
+  """How the features of a head are rotated by a token's position.
 
   Attributes:
-    theta: base period: feature pair i of n turns by theta^(-i / n) a position.
+    theta: base period: pair i of n features is rotated by theta^(-i / n) for each position.
     size: how many features of a head are rotated, the first ones (GPT-NeoX); None: all.
     kind: "default", or one of the above.
     factor: what frequencies are divided by; of "dynamic", how fast they fall with the length.
-    original_length: that the model was pretrained on.
-    low, high: the kinds that keep the fast frequencies go by the turns that a pair makes in
-      `original_length`: above `high` it keeps its frequency, below `low` it is divided.
+    original_length: the length that the model was pretrained on.
+    low, high: for "llama3" and "yarn", in turns that a pair makes in `original_length`: with more
+      than `high` a pair keeps its frequency, with fewer than `low` its frequency is divided.
     whole: whether YaRN's bounds are rounded to pairs.
-    scale: of cos and sin, so that longer texts do not blur attention (YaRN and longrope).
-    short, long: longrope's divisors of sequences up to `original_length`, and beyond.
+    scale: a factor of cos and sin, which sharpens attention over longer texts (YaRN and longrope).
+    short, long: longrope's divisors for sequences up to `original_length`, and for longer ones.
   """
 
   theta: float = 10_000.0

@@ -41,7 +41,7 @@ ACTIVATIONS = {
 
 
 def lift(array: jax.Array, like: jax.Array) -> jax.Array:
-  """Gives an array the rank of `like` by leading axes of size 1, as jax is not to do it silently."""
+  """Gives an array the rank of `like` by leading axes of size 1, as jax does not do it itself."""
   return jnp.expand_dims(array, tuple(range(like.ndim - array.ndim)))
 
 

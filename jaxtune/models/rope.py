@@ -1,8 +1,8 @@
 """Rotary positions (Su et al. 2021): the frequencies of each kind, and the rotation.
 
 For sequences longer than those of the pretraining, the frequencies are divided: all by one number
-("linear"); the low ones alone ("llama3", "yarn"); each by a number of its own, one for short and one
-for long sequences ("longrope"); or by more, the longer the sequence is ("dynamic").
+("linear"); the low ones alone ("llama3", "yarn"); each by a number of its own, one for short and
+one for long sequences ("longrope"); or by more, the longer the sequence is ("dynamic").
 
 The last two go by the length of the sequence itself, and not by that of others in its batch. While
 text is generated, that is the length of the prompt and of all tokens that may be generated, as keys

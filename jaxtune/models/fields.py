@@ -81,14 +81,7 @@ def rope(
   Raises:
     UserError: for a kind that is not supported, and for numbers that are missing or contradictory.
   """
-  if numbers is None:
-    numbers = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-    if set(LAYER_TYPES) & set(numbers):
-      raise UserError(
-        f"{hf.get('model_type')} with a RoPE for each type of layers is not supported"
-      )
-    stated = hf.get("original_max_position_embeddings")
-    numbers = numbers if stated is None else numbers | {"original_max_position_embeddings": stated}
+  numbers = _only_rope(hf) if numbers is None else numbers
   kind = numbers.get("rope_type") or numbers.get("type") or "default"
   check_known("RoPE scaling", kind, kinds)
   kind = kinds[kind]
@@ -119,6 +112,15 @@ def rope(
     result = result._replace(low=low, high=high, whole=numbers.get("truncate", True))
     return result._replace(scale=_yarn_scale(numbers, factor))
   return _longrope(numbers, result, size) if kind == "longrope" else result
+
+
+def _only_rope(hf: dict) -> dict:
+  """Returns the entries of the RoPE of a model that has one."""
+  numbers = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+  if set(LAYER_TYPES) & set(numbers):
+    raise UserError(f"{hf.get('model_type')} with a RoPE for each type of layers is not supported")
+  stated = hf.get("original_max_position_embeddings")
+  return numbers if stated is None else numbers | {"original_max_position_embeddings": stated}
 
 
 def ropes(hf: dict) -> tuple[dict, dict]:

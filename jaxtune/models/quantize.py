@@ -46,7 +46,7 @@ LEVELS = normal_levels()
 
 
 def quantises(path: str, shape: tuple[int, ...]) -> bool:
-  """Says whether a leaf can be quantised: a kernel (L, in, out) of the layers, where `in` is even."""
+  """Says whether a leaf is a kernel (L, in, out) of the layers, with an even `in`."""
   return KERNEL.fullmatch(path) is not None and len(shape) == 3 and shape[1] % 2 == 0
 
 

@@ -8,7 +8,6 @@ from jaxtune.models.fields import CLASSIC, only, sizes, start_tokens
 from jaxtune.models.names import Tensor, tensors
 
 ARCHITECTURES = {"lm": "BartForConditionalGeneration"}
-ATTENTIONS = {"attn": "self_attn", "cross": "encoder_attn"}
 
 
 def config(hf: dict, **overrides) -> Config:
@@ -45,16 +44,15 @@ def names(c: Config) -> list[Tensor]:
   return [
     *rows,
     *heads.names(c),
-    *_half(c, "encoder", "attn"),
-    *_half(c, "decoder", "attn", "cross"),
+    *_half(c, "encoder", {"attn": "self_attn"}),
+    *_half(c, "decoder", {"attn": "self_attn", "cross": "encoder_attn"}),
   ]
 
 
-def _half(c: Config, half: str, *attentions: str) -> list[Tensor]:
-  """Lists the weights of the encoder or of the decoder."""
+def _half(c: Config, half: str, attentions: dict[str, str]) -> list[Tensor]:
+  """Lists the weights of the encoder or of the decoder, with its attentions: {here: there}."""
   layer = {}
-  for slot in attentions:
-    theirs = ATTENTIONS[slot]
+  for slot, theirs in attentions.items():
     layer[f"{slot}_residual/norm"] = f"{theirs}_layer_norm"
     layer |= {f"{slot}/{p}_proj": f"{theirs}.{p}_proj" for p in "qkv"}
     layer[f"{slot}/o_proj"] = f"{theirs}.out_proj"

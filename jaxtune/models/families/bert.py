@@ -29,7 +29,7 @@ def fields(hf: dict) -> dict:
     activation=hf.get("hidden_act") or "gelu",
     types=hf.get("type_vocab_size", 2),
     tied=hf.get("tie_word_embeddings", True),
-  )  # fmt: skip
+  )
 
 
 def head(hf: dict, overrides: dict, **pooled) -> dict:

@@ -10,7 +10,6 @@ from jaxtune.models.families import llama
 from jaxtune.models.fields import rope, sliding
 
 ARCHITECTURES = heads.architectures("Phi3", "lm", *heads.POOLED, "tokens")
-KINDS = {"default": "default", "yarn": "longrope", "longrope": "longrope"}  # by either name
 FUSED = {f"attn/{p}_proj": "self_attn.qkv_proj" for p in "qkv"}
 FUSED |= {f"mlp/{p}_proj": "mlp.gate_up_proj" for p in ("gate", "up")}
 names = partial(llama.names, fused=FUSED)
@@ -24,6 +23,7 @@ def config(hf: dict, **overrides) -> Config:
   ) | hf  # fmt: skip
   share = hf.get("partial_rotary_factor", 1.0)
   theta = hf.get("rope_theta") or 10_000.0
-  fields = dict(rope=rope(hf, theta=theta, share=share, kinds=KINDS))
+  kinds = {"default": "default", "yarn": "longrope", "longrope": "longrope"}  # by either name
+  fields = dict(rope=rope(hf, theta=theta, share=share, kinds=kinds))
   fields |= sliding(hf, lambda i: hf["sliding_window"] is not None)
   return llama.config(hf, **fields | overrides)

@@ -20,15 +20,19 @@ def config(hf: dict, **overrides) -> Config:
 def fields(hf: dict) -> dict:
   """Reads what BERT and its descendants share: layers as in Vaswani et al. 2017."""
   only(hf, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-  return CLASSIC | sizes(hf) | dict(
-    positions=hf.get("max_position_embeddings", 512),
-    epsilon=hf.get("layer_norm_eps", 1e-12),
-    causal=False,
-    order="post",
-    embed_norm=True,
-    activation=hf.get("hidden_act") or "gelu",
-    types=hf.get("type_vocab_size", 2),
-    tied=hf.get("tie_word_embeddings", True),
+  return (
+    CLASSIC
+    | sizes(hf)
+    | dict(
+      positions=hf.get("max_position_embeddings", 512),
+      epsilon=hf.get("layer_norm_eps", 1e-12),
+      causal=False,
+      order="post",
+      embed_norm=True,
+      activation=hf.get("hidden_act") or "gelu",
+      types=hf.get("type_vocab_size", 2),
+      tied=hf.get("tie_word_embeddings", True),
+    )
   )
 
 

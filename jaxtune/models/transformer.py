@@ -83,7 +83,7 @@ class Attention(nn.Module):
     norm: Norm | None = None,
     tables: tuple[Array, Array] | None = None,
   ) -> Float[Array, "B T _ H"]:
-    """Splits features into heads, normalises them, all at once or head by head, and rotates them."""
+    """Splits features into heads, normalises them, all at once or by head, and rotates them."""
     if norm is not None and self.config.qk_norm == "all":
       y_BTO = norm(y_BTO)
     y_BTNH = y_BTO.reshape(*y_BTO.shape[:2], -1, self.config.head_size)

@@ -1,4 +1,4 @@
-"""The error for mistakes of the user, and the search for the nearest valid choices."""
+"""The error for a mistake of the user, which names the nearest valid choices."""
 
 from __future__ import annotations
 

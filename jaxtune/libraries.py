@@ -1,4 +1,4 @@
-"""Libraries: imported when they are first used, and their versions."""
+"""Imports libraries when they are first used, and finds their versions."""
 
 from __future__ import annotations
 

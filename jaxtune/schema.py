@@ -44,9 +44,6 @@ Fraction = Annotated[float, Gt(0), Lt(1)]
 # __pydantic_config__ to be checked in the same way; keys that it does not declare are accepted.
 STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
 
-_SHOWN = reprlib.Repr()
-_SHOWN.maxstring = _SHOWN.maxother = 80
-
 
 def check(name: str, value: Any, expected: Any) -> None:
   """Raises UserError unless a value is what an annotation says.
@@ -68,15 +65,17 @@ def check_arguments(function: Any, given: dict[str, Any], prefix: str = "") -> N
   Args:
     prefix: is put before the arguments' names in the error, such as "config key train.".
   """
-  hints = _hints(function)
+  hints = typing.get_type_hints(function, include_extras=True)
   for name, value in given.items():
     check(f"{prefix}{name}", value, hints[name])
 
 
 def shown(value: Any) -> str:
   """Writes a value for an error message, and only parts of a long one."""
+  writer = reprlib.Repr()
+  writer.maxstring = writer.maxother = 80
   try:
-    return _SHOWN.repr(value)
+    return writer.repr(value)
   except ValueError:  # a number of more digits than Python writes out
     return "a number of thousands of digits"
 
@@ -123,11 +122,6 @@ def read_json(path: Path) -> Any:
 
 
 @functools.cache
-def _hints(function: Any) -> dict[str, Any]:
-  return typing.get_type_hints(function, include_extras=True)
-
-
-@functools.cache
 def _adapter(expected: Any) -> pydantic.TypeAdapter:
   config = None if is_typeddict(expected) else STRICT
   return pydantic.TypeAdapter(_with_lists(expected), config=config)
@@ -163,16 +157,13 @@ def _message(name: str, value: Any, expected: Any, errors: Sequence[Any]) -> str
   wanted = dict.fromkeys(_wanted(error) for error in deepest)
   if not at and type(None) in typing.get_args(expected):  # pydantic does not name it
     wanted["None"] = None
-  choices = [word for error in deepest for word in re.findall("'(.*?)'", _literals(error))]
+  literals = [error["ctx"]["expected"] for error in deepest if error["type"] == "literal_error"]
+  choices = re.findall("'(.*?)'", " ".join(literals))
   close = f"; {nearest(value, choices)}" if isinstance(value, str) and choices else ""
   return (
     f"{name}{entry} {'has the key' if is_key else 'is'} {shown(value)} ({type(value).__name__}), "
     f"expected {' or '.join(wanted)}{close if 'did you' in close else ''}"
   )
-
-
-def _literals(error: Any) -> str:
-  return error["ctx"]["expected"] if error["type"] == "literal_error" else ""
 
 
 def _path(value: Any, error: Any) -> tuple:

@@ -1,4 +1,4 @@
-"""On which devices arrays are and how a step is compiled: one device, a mesh under jit, or pmap."""
+"""Puts arrays on devices and compiles a step: for one device, for a mesh under jit, or for pmap."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Parallel(NamedTuple):
     The function itself must reduce its sums over `axis`.
 
     Args:
-      function: its batch has leaves (E, A, B, ...); the gradients of the A batches are added up.
+      function: takes a batch with leaves (E, A, B, ...) and adds up the gradients of the A parts.
       donate: whether the function is a training step. Its first result then reuses the memory of
         the first argument, and has the same shardings.
     """
@@ -78,7 +78,7 @@ class Parallel(NamedTuple):
     return lambda trials, shared, batch: mapped(trials, shared, self._split(batch))
 
   def _stay(self, state: Any, *others: Any) -> tuple:
-    """Fixes the shardings of a step's state: if XLA chose others, step 2 would be recompiled."""
+    """Fixes the shardings of a step's state. If XLA chose others, step 2 would be compiled anew."""
     if self.mesh is None:
       return state, *others
     return jax.lax.with_sharding_constraint(state, shardings(self.mesh, state, "trial")), *others
@@ -92,13 +92,9 @@ class Parallel(NamedTuple):
 
     return jax.tree.map(split, batch)
 
-  def put_shared(self, tree: Any) -> Any:
-    """Puts the base on its devices by RULES."""
-    return tree if self.mesh is None else jax.device_put(tree, shardings(self.mesh, tree))
-
-  def put_trials(self, tree: Any) -> Any:
-    """Puts stacked trials on their devices by RULES, with the first axis over "trial"."""
-    return tree if self.mesh is None else jax.device_put(tree, shardings(self.mesh, tree, "trial"))
+  def put(self, tree: Any, first: str | None = None) -> Any:
+    """Puts arrays on their devices by RULES; `first` is "trial" for those of stacked trials."""
+    return tree if self.mesh is None else jax.device_put(tree, shardings(self.mesh, tree, first))
 
   def put_batch(self, batch: Any) -> Any:
     """Puts a batch (E, A, B, ...) on its devices: E over "trial", B over "data" and "fsdp"."""
@@ -164,13 +160,12 @@ def shardings(mesh: Mesh, tree: Any, first: str | None = None) -> Any:
   uncovered = []
 
   def sharding(path: tuple, leaf: Any) -> NamedSharding:
-    name = "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
     rule = next((axes for pattern, axes in RULES if re.search(pattern, name)), None)
     if rule is None:
       uncovered.append(name)
       rule = ()
-    leading = leaf.ndim - len(rule)
-    spec = [None] * leading + list(rule)
+    spec = [None] * (leaf.ndim - len(rule)) + list(rule)
     if first and leaf.ndim:
       spec[0] = first
     whole = lambda axis, size: axis is None or size % mesh.shape[axis]

@@ -121,9 +121,9 @@ def test_a_step_of_every_kind_of_model(name):
     program = programs.make_program(with_config(setup, config))
     step = parallel.compile(loop.make_step(program, 1, None), donate=True)
     progress = loop.begin(tree.stack([state]))
-    progress = parallel.put_trials(jax.tree.map(jnp.copy, progress))
+    progress = parallel.put(jax.tree.map(jnp.copy, progress), "trial")
     trial = (progress.state, progress.sums, progress.stale)
-    after, sums, _ = step(trial, parallel.put_shared(base), parallel.put_batch(batch))
+    after, sums, _ = step(trial, parallel.put(base), parallel.put_batch(batch))
     found[kind] = jax.tree.map(np.asarray, (after.tuned, sums))
   for kind in ("pmap", "mesh"):
     close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)

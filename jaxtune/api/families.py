@@ -11,7 +11,7 @@ from jaxtune import objectives
 from jaxtune.files import write_atomically
 from jaxtune.models import families, hf
 
-KINDS = {"Decoder": "decoder", "Encoder": "encoder", "Seq2Seq": "encoder-decoder"}
+KINDS = ("decoder", "encoder", "encoder-decoder")
 MARKS = ("<!-- families: written by python -m jaxtune.api.families -->", "<!-- end of families -->")
 
 
@@ -37,8 +37,13 @@ def rows() -> list[Row]:
   for name in names:
     family = hf.family_module(name)
     heads = tuple(head for head in family.ARCHITECTURES if head in trained)
-    table.append(Row(name, family.__doc__.split(":")[0], KINDS[family.MODEL.__name__], heads))
-  return sorted(table, key=lambda row: (list(KINDS.values()).index(row.kind), row.model_type))
+    if "lm" not in heads:
+      kind = "encoder"
+    else:
+      conditional = family.ARCHITECTURES["lm"].endswith("ForConditionalGeneration")
+      kind = "encoder-decoder" if conditional else "decoder"
+    table.append(Row(name, family.__doc__.split(":")[0], kind, heads))
+  return sorted(table, key=lambda row: (KINDS.index(row.kind), row.model_type))
 
 
 def markdown() -> str:

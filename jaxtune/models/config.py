@@ -1,4 +1,4 @@
-"""What tells one model from another: everything in which families and sizes differ."""
+"""The description of a model: everything in which families and sizes differ."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class Config:
   """The shape of a model, and how it is computed.
 
   Attributes:
-    positions: the longest sequence (tokens, prefix included) the model can place.
+    positions: the longest sequence of tokens, with a prefix, that the model has positions for.
     epsilon: of every norm.
-    causal: a token sees those before it and itself alone.
+    causal: whether a token sees no token after itself.
     rope: rotary positions. Without them, and without `relative`, positions are a learned table.
     position_offset: rows of that table in front of position 0 (RoBERTa and BART: 2).
     relative: learned biases by distance, as (buckets, longest distance) (T5).
     window: local layers see keys at a distance below this.
     local: which layers are local, one flag a layer; None: all of them, where there is a window.
-    local_rope: of the local layers, where it is another (Gemma 3, ModernBERT).
-    order: where a layer's norms stand. "pre": x + f(norm(x)); "post": norm(x + f(x)); "out":
+    local_rope: of the local layers, where it differs (Gemma 3, ModernBERT).
+    order: where the norms of a layer are. "pre": x + f(norm(x)); "post": norm(x + f(x)); "out":
       x + norm(f(x)); "sandwich": x + norm(f(norm(x))); "parallel": as "pre", with attention and
       feed-forward both reading the layer's input.
     first_norm: whether the first layer has a norm before attention (not in ModernBERT).
@@ -44,7 +44,7 @@ class Config:
     tied: logits are scored by the embeddings.
     encoder: of an encoder-decoder, its other half; the rest then describes the decoder.
     decoder_start: of an encoder-decoder, the tokens that every output begins with.
-    head: what stands in place of the language model's head; see `heads`.
+    head: the head that replaces the language model's; see `heads`.
     dtype: of activations and matrix products; softmax, norms and logits are fp32.
     remat: recompute each block's activations in the backward pass instead of storing them.
     quantize: how the layers' kernels are stored, None, "int8" or "nf4"; see `quantize`.
@@ -96,6 +96,11 @@ class Config:
   quantize: str | None = None
   unroll: int = 1
   attention: str | None = None
+
+  @property
+  def head_kind(self) -> str:
+    """The kind of the model's head: "lm", or that of a `heads.Head`."""
+    return "lm" if self.head is None else self.head.kind
 
   def norm(self, features: int | None = None, centre: bool | None = None, name=None):
     """Makes a norm over `features`, by default the model's width."""

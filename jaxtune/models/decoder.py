@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune.models.config import Config
+from jaxtune.models.context import Context, row_context
 from jaxtune.models.heads import TaskHead
 from jaxtune.models.layers import Embed, Linear
-from jaxtune.models.transformer import Context, Trunk
+from jaxtune.models.transformer import Trunk
 
 
 class Cache(NamedTuple):
@@ -31,16 +33,8 @@ class Cache(NamedTuple):
   index: jax.Array
   encoded: Any = None
 
-  def view(self, length: int):
-    """Returns what the next T tokens see, (B, 1, T, S), and their positions (B, T)."""
-    slots_S, queries_T = jnp.arange(self.mask.shape[1]), self.index + jnp.arange(length)
-    causal_TS = slots_S[None] <= queries_T[:, None]
-    positions_BS = jnp.maximum(jnp.cumsum(self.mask, 1) - 1, 0)
-    positions_BT = jax.lax.dynamic_slice_in_dim(positions_BS, self.index, length, 1)
-    return causal_TS[None, None] & self.mask[:, None, None, :], positions_BT
 
-
-def new_cache(config: Config, prompt_mask_BT, slots: int) -> Cache:
+def new_cache(config: Config, prompt_mask_BT: Bool[Array, "B T"], slots: int) -> Cache:
   """Makes an empty cache of `slots` tokens for left-padded prompts (B, T)."""
   batch, length = prompt_mask_BT.shape
   shape = (config.layers, batch, slots, config.kv_heads, config.head_size)
@@ -49,7 +43,65 @@ def new_cache(config: Config, prompt_mask_BT, slots: int) -> Cache:
   return Cache({"self": (empty, empty)}, mask, jnp.zeros((), jnp.int32))
 
 
-class Decoder(nn.Module):
+class LanguageModel(nn.Module):
+  """What decoders and encoder-decoders share: embeddings, a head, and decoding with a cache.
+
+  A subclass adds `trunk`, the layers whose states the logits are made of.
+  """
+
+  config: Config
+
+  def setup(self):
+    c = self.config
+    self.embed = Embed(c.vocabulary, c.width, c.dtype)
+    if c.head is not None:
+      self.head: Any = TaskHead(c)
+    elif not c.tied:
+      self.head = Linear(c.width, c.vocabulary, dtype=c.dtype)
+    if c.logit_bias:
+      self.logit_bias = self.param("logit_bias", nn.initializers.zeros, (1, c.vocabulary))
+
+  def decode(self, tokens_BT: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+    """Continues a `Cache` by T tokens: returns the last token's logits (B, V) and the cache.
+
+    The first call turns an encoder's states into the cache's keys and values of cross-attention.
+    """
+    index, length = cache.index, tokens_BT.shape[1]
+    slots_S, queries_T = jnp.arange(cache.mask.shape[1]), index + jnp.arange(length)
+    seen_B1TS = (slots_S[None] <= queries_T[:, None])[None, None] & cache.mask[:, None, None, :]
+    positions_BS = jnp.maximum(jnp.cumsum(cache.mask, 1) - 1, 0)
+    positions_BT = jax.lax.dynamic_slice_in_dim(positions_BS, index, length, 1)
+    context = Context(seen_B1TS, positions_BT, cache.layers, index, cache.encoded)
+    x_BTD, layers = self.trunk(self.embed_tokens(tokens_BT), context)
+    cache = cache._replace(
+      layers=layers,
+      index=index + length,
+      encoded=None if cache.encoded is None else (None, cache.encoded[1]),
+    )
+    return self.logits(x_BTD[:, -1:])[:, 0], cache
+
+  def embed_tokens(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Returns the embeddings of tokens, times the factor that the family has."""
+    x_BTD = self.embed(tokens_BT)
+    return x_BTD * jnp.asarray(self.config.embed_scale, x_BTD.dtype)
+
+  def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Scores states against the vocabulary, in fp32."""
+    c = self.config
+    x_BTD = x_BTD * jnp.asarray(c.logit_scale, x_BTD.dtype)
+    y_BTV = (self.embed.attend(x_BTD) if c.tied else self.head(x_BTD)).astype(jnp.float32)
+    if c.logit_softcap is not None:
+      y_BTV = c.logit_softcap * jnp.tanh(y_BTV / c.logit_softcap)
+    return y_BTV + self.logit_bias.astype(jnp.float32)[None] if c.logit_bias else y_BTV
+
+  @nn.nowrap
+  def trace_inputs(self) -> dict[str, Int[Array, "B T"]]:
+    """Returns the smallest inputs that reach every module of the model."""
+    names = ("tokens",) if self.config.encoder is None else ("tokens", "inputs")
+    return {name: jnp.zeros((1, 2), jnp.int32) for name in names}
+
+
+class Decoder(LanguageModel):
   """A causal transformer with a language model's head, or a task's (see `heads`).
 
   `model.apply(variables, tokens, mask)` gives logits (B, T, V) in fp32, where mask (B, T) is true
@@ -58,54 +110,28 @@ class Decoder(nn.Module):
   another, and each starts at position 0.
   """
 
-  config: Config
-
   def setup(self):
-    c = self.config
-    self.embed = Embed(c.vocabulary, c.width, c.dtype)
-    self.trunk = Trunk(c)
-    if c.head is not None:
-      self.head: Any = TaskHead(c)
-    elif not c.tied:
-      self.head = Linear(c.width, c.vocabulary, dtype=c.dtype)
+    super().setup()
+    self.trunk = Trunk(self.config)
 
-  def __call__(self, tokens, mask=None, segments=None):
-    if mask is None:
-      mask = jnp.ones(tokens.shape, bool)
-    length = tokens.shape[1]
-    seen_B1TS = jnp.tril(jnp.ones((length, length), bool))[None, None] & mask[:, None, None, :]
-    positions_BT = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
+  def __call__(
+    self,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"] | None = None,
+    segments: Int[Array, "B T"] | None = None,
+  ) -> Float[Array, "B ..."]:
+    mask_BT = jnp.ones(tokens.shape, bool) if mask is None else mask
+    context = row_context(mask_BT, causal=True)
     if segments is not None:
-      seen_B1TS &= (segments[:, :, None] == segments[:, None, :])[:, None]
+      same_BTT = segments[:, :, None] == segments[:, None, :]
       starts_BT = jnp.diff(segments, axis=1, prepend=segments[:, :1]) != 0
-      first_BT = jax.lax.cummax(jnp.where(starts_BT, positions_BT, 0), axis=1)
-      positions_BT = positions_BT - first_BT
-    x_BTD, _ = self.trunk(self._embed(tokens), Context(seen_B1TS, positions_BT))
-    return self.logits(x_BTD) if self.config.head is None else self.head(x_BTD, mask)
+      first_BT = jax.lax.cummax(jnp.where(starts_BT, context.positions, 0), axis=1)
+      context = Context(context.mask & same_BTT[:, None], context.positions - first_BT)
+    x_BTD, _ = self.trunk(self.embed_tokens(tokens), context)
+    return self.logits(x_BTD) if self.config.head is None else self.head(x_BTD, mask_BT)
 
-  def decode(self, tokens_BT, cache):
-    """Continues a `Cache` by T tokens: returns the last token's logits (B, V) and the cache."""
-    context = Context(*cache.view(tokens_BT.shape[1]), cache.layers, cache.index)
-    x_BTD, layers = self.trunk(self._embed(tokens_BT), context)
-    cache = cache._replace(layers=layers, index=cache.index + tokens_BT.shape[1])
-    return self.logits(x_BTD[:, -1:])[:, 0], cache
-
-  def begin_decoding(self, prompts_BT, mask_BT, new_tokens: int):
+  def begin_decoding(
+    self, prompts_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"], new_tokens: int
+  ) -> tuple[Int[Array, "B T"], Cache]:
     """Returns what `decode` reads first, the left-padded prompts, and a cache with room."""
     return prompts_BT, new_cache(self.config, mask_BT, prompts_BT.shape[1] + new_tokens)
-
-  @staticmethod
-  def trace_inputs() -> dict:
-    """Returns the smallest inputs that reach every module of the model."""
-    return {"tokens": jnp.zeros((1, 2), jnp.int32)}
-
-  def _embed(self, tokens_BT):
-    x_BTD = self.embed(tokens_BT)
-    return x_BTD * jnp.asarray(self.config.embed_scale, x_BTD.dtype)
-
-  def logits(self, x_BTD):
-    """Scores hidden states against the vocabulary: (B, T, V) in fp32."""
-    c = self.config
-    x_BTD = x_BTD * jnp.asarray(c.logit_scale, x_BTD.dtype)
-    y = (self.embed.attend(x_BTD) if c.tied else self.head(x_BTD)).astype(jnp.float32)
-    return y if c.logit_softcap is None else c.logit_softcap * jnp.tanh(y / c.logit_softcap)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune.models.config import Config
+from jaxtune.models.context import row_context
 from jaxtune.models.heads import Pooler, TaskHead
 from jaxtune.models.layers import Embed
-from jaxtune.models.transformer import Context, Trunk
+from jaxtune.models.transformer import Trunk
 
 
 class Encoder(nn.Module):
@@ -32,21 +34,23 @@ class Encoder(nn.Module):
       if c.head.pooler:
         self.pooler = Pooler(c.width, c.dtype)
 
-  def __call__(self, tokens, mask=None, types=None):
+  def __call__(
+    self,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"] | None = None,
+    types: Int[Array, "B T"] | None = None,
+  ) -> Float[Array, "B ..."]:
     c = self.config
-    if mask is None:
-      mask = jnp.ones(tokens.shape, bool)
-    x_BTD = self.embed(tokens) * jnp.asarray(c.embed_scale, c.dtype)
+    mask_BT = jnp.ones(tokens.shape, bool) if mask is None else mask
+    x_BTD = self.embed(tokens)
     if c.types:
       x_BTD += self.types(jnp.zeros_like(tokens) if types is None else types)
-    seen_B1TS = jnp.broadcast_to(mask[:, None, None, :], (len(mask), 1, *mask.shape[1:] * 2))
-    positions_BT = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
-    x_BTD, _ = self.trunk(x_BTD, Context(seen_B1TS, positions_BT))
+    x_BTD, _ = self.trunk(x_BTD, row_context(mask_BT, causal=False))
     if c.head is None:
       return x_BTD
-    return self.head(x_BTD, mask, self.pooler if c.head.pooler else None, self.embed.attend)
+    return self.head(x_BTD, mask_BT, self.pooler if c.head.pooler else None, self.embed.attend)
 
   @staticmethod
-  def trace_inputs() -> dict:
+  def trace_inputs() -> dict[str, Int[Array, "B T"]]:
     """Returns the smallest inputs that reach every module of the model."""
     return {"tokens": jnp.zeros((1, 2), jnp.int32)}

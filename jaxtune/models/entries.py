@@ -1,6 +1,6 @@
-"""What a `config.json` may hold: every entry that any family reads, by type and range.
+"""The entries of a `config.json` that families read, with their types and ranges.
 
-One name means the same in all families. `hf` checks a file before a family reads anything of it.
+A name means the same in all families. `hf` checks a file before a family reads it.
 """
 
 from __future__ import annotations

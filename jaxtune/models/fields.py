@@ -1,31 +1,63 @@
-"""Reads what several families have in their `config.json`; `entries` declares its types."""
+"""Reads entries of a `config.json` that several families have; `entries` declares their types."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from jaxtune.errors import UserError, check_known
 from jaxtune.models.entries import LAYER_TYPES
 from jaxtune.models.rope import Rope
 
+# What GPT-2, BERT and BART have in common: LayerNorm, a feed-forward without a gate, and biases.
+CLASSIC: dict[str, Any] = dict(
+  rope=None, centre_norm=True, gated=False, qkv_bias=True, o_bias=True, ffn_bias=True
+)
 KINDS = {kind: kind for kind in ("default", "linear", "llama3", "yarn", "longrope", "dynamic")}
 
 
 def only(hf: dict, **supported) -> None:
-  """Refuses entries that change the model in a way that is not supported; absent ones are fine."""
+  """Raises UserError for an entry whose value is there and is not the supported one."""
   for key, value in supported.items():
     if hf.get(key, value) != value:
       family = hf.get("model_type")
       raise UserError(f"{family} with {key}={hf[key]!r} is not supported, only with {value!r}")
 
 
-def head_size(hf: dict, width: str = "hidden_size", count: str = "num_attention_heads") -> int:
-  """Reads how many features a head of attention has: those of the model, shared out."""
-  if hf[width] % hf[count]:
+def sizes(
+  hf: dict,
+  *,
+  width: str = "hidden_size",
+  layers: str = "num_hidden_layers",
+  heads: str = "num_attention_heads",
+  ffn: str = "intermediate_size",
+  head_size: int | None = None,
+) -> dict:
+  """Reads how large a stack of layers is, as fields of `Config`.
+
+  Args:
+    width, layers, heads, ffn: the names that the family's files have for these sizes.
+    head_size: features of a head of attention; None: those of the model, shared out.
+  """
+  return dict(
+    vocabulary=hf["vocab_size"],
+    width=hf[width],
+    layers=hf[layers],
+    heads=hf[heads],
+    kv_heads=hf[heads],
+    head_size=head_size or _shared_out(hf, width, heads),
+    ffn=hf[ffn],
+  )
+
+
+def _shared_out(hf: dict, width: str = "hidden_size", heads: str = "num_attention_heads") -> int:
+  """Returns how many features of the model each head of attention has."""
+  if hf[width] % hf[heads]:
     raise UserError(
-      f"config.json: {count} is {hf[count]}, expected a divisor of {width} {hf[width]}"
+      f"config.json: {heads} is {hf[heads]}, expected a divisor of {width} {hf[width]}"
     )
-  return hf[width] // hf[count]
+  return hf[width] // hf[heads]
 
 
 def rope(
@@ -40,50 +72,59 @@ def rope(
 
   Args:
     hf: config.json, with the family's own default of max_position_embeddings.
-    numbers: where a model has several ropes, the one to read.
-    theta: the base period, where `numbers` do not hold it.
-    share: of a head that is rotated, likewise; None for families that always rotate all of it.
-    kinds: those that the family has, by their names in its files.
+    numbers: the entries of the RoPE, for a model that has several.
+    theta: the base period, where `numbers` lack it.
+    share: the share of a head that is rotated, where `numbers` lack it; None for families that
+      always rotate all of it.
+    kinds: {name of a kind in the family's files: kind of `Rope`}.
 
   Raises:
-    UserError: a kind that is not supported; numbers that are missing or do not fit one another.
+    UserError: for a kind that is not supported, and for numbers that are missing or contradictory.
   """
-  if numbers is None:
-    numbers = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-    if set(LAYER_TYPES) & set(numbers):
-      raise UserError(
-        f"{hf.get('model_type')} with a RoPE for each type of layers is not supported"
-      )
-    stated = hf.get("original_max_position_embeddings")
-    numbers = numbers if stated is None else numbers | {"original_max_position_embeddings": stated}
+  numbers = _only_rope(hf) if numbers is None else numbers
   kind = numbers.get("rope_type") or numbers.get("type") or "default"
   check_known("RoPE scaling", kind, kinds)
-  size = _rotated(hf, numbers.get("partial_rotary_factor"), share)
   kind = kinds[kind]
-  made = Rope(numbers.get("rope_theta") or theta, size, kind)
+  whole = hf.get("head_dim") or _shared_out(hf)
+  size = _rotated(hf, whole, numbers.get("partial_rotary_factor"), share)
+  result = Rope(numbers.get("rope_theta") or theta, None if size == whole else size, kind)
   if kind == "default":
-    return made
+    return result
   longest = hf["max_position_embeddings"]
   original = numbers.get("original_max_position_embeddings") or longest
   if kind == "dynamic":
     original = longest  # which these files leave as it was
-    if (size or _whole(hf)) < 4:
+    if size < 4:
       raise UserError("config.json: dynamic RoPE needs 4 rotated features of a head, or more")
-  made = made._replace(original_length=original, factor=_factor(numbers, kind, longest / original))
+  # Longrope's factor, and YaRN's where it is null, is the ratio of lengths.
+  if kind == "longrope" or (kind == "yarn" and "factor" in numbers):
+    factor = numbers.get("factor") or longest / original
+  else:
+    factor = _stated(numbers, "factor")
+  result = result._replace(original_length=original, factor=factor)
   if kind == "llama3":
     low, high = (_stated(numbers, f"{name}_freq_factor") for name in ("low", "high"))
     if high <= low:
       raise UserError(f"config.json: high_freq_factor is {high}, expected more than the low {low}")
-    return made._replace(low=low, high=high)
+    return result._replace(low=low, high=high)
   if kind == "yarn":
     low, high = numbers.get("beta_slow") or 1.0, numbers.get("beta_fast") or 32.0
-    whole = numbers.get("truncate", True)
-    return made._replace(low=low, high=high, whole=whole, scale=_yarn_scale(numbers, made.factor))
-  return _longrope(numbers, made, size or _whole(hf)) if kind == "longrope" else made
+    result = result._replace(low=low, high=high, whole=numbers.get("truncate", True))
+    return result._replace(scale=_yarn_scale(numbers, factor))
+  return _longrope(numbers, result, size) if kind == "longrope" else result
+
+
+def _only_rope(hf: dict) -> dict:
+  """Returns the entries of the RoPE of a model that has one."""
+  numbers = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+  if set(LAYER_TYPES) & set(numbers):
+    raise UserError(f"{hf.get('model_type')} with a RoPE for each type of layers is not supported")
+  stated = hf.get("original_max_position_embeddings")
+  return numbers if stated is None else numbers | {"original_max_position_embeddings": stated}
 
 
 def ropes(hf: dict) -> tuple[dict, dict]:
-  """Reads the numbers of two ropes, of the layers that see all tokens and of the local ones."""
+  """Returns the entries of two RoPEs: of the layers that see all tokens, and of the local ones."""
   numbers = hf.get("rope_parameters") or {}
   if extra := sorted(set(numbers) - set(LAYER_TYPES)):
     raise UserError(
@@ -98,13 +139,6 @@ def _stated(numbers: dict, name: str):
   return numbers[name]
 
 
-def _factor(numbers: dict, kind: str, ratio: float) -> float:
-  """Reads `factor`; that of longrope, and one that is null for YaRN, is the ratio of lengths."""
-  if kind == "longrope" or (kind == "yarn" and "factor" in numbers):
-    return numbers.get("factor") or ratio
-  return _stated(numbers, "factor")
-
-
 def _yarn_scale(numbers: dict, factor: float) -> float:
   """Reads YaRN's factor of cos and sin: by default 0.1 ln(factor) + 1 (Peng et al. 2023)."""
   if numbers.get("attention_factor") is not None:
@@ -114,7 +148,8 @@ def _yarn_scale(numbers: dict, factor: float) -> float:
   return of(above) / of(below) if above and below else of(1)
 
 
-def _longrope(numbers: dict, made: Rope, rotated: int) -> Rope:
+def _longrope(numbers: dict, rope: Rope, rotated: int) -> Rope:
+  """Adds longrope's divisors and its factor of cos and sin."""
   short, long = (tuple(_stated(numbers, f"{name}_factor")) for name in ("short", "long"))
   for name, divisors in (("short", short), ("long", long)):
     if len(divisors) != rotated // 2:
@@ -122,47 +157,58 @@ def _longrope(numbers: dict, made: Rope, rotated: int) -> Rope:
         f"config.json: {name}_factor has {len(divisors)} numbers, expected {rotated // 2}, one for "
         "each pair of rotated features"
       )
-  grown = math.log(made.factor) / math.log(made.original_length)
-  scale = numbers.get("attention_factor") or (math.sqrt(1 + grown) if made.factor > 1 else 1.0)
-  return made._replace(short=short, long=long, scale=scale)
+  grown = math.log(rope.factor) / math.log(rope.original_length)
+  scale = numbers.get("attention_factor") or (math.sqrt(1 + grown) if rope.factor > 1 else 1.0)
+  return rope._replace(short=short, long=long, scale=scale)
 
 
-def _whole(hf: dict) -> int:
-  return hf.get("head_dim") or head_size(hf)
-
-
-def _rotated(hf: dict, stated: float | None, share: float | None) -> int | None:
-  """Returns how many features of a head are rotated; None for all."""
+def _rotated(hf: dict, whole: int, stated: float | None, share: float | None) -> int:
+  """Returns how many of a head's `whole` features are rotated."""
   if share is None and stated not in (None, 1):
     raise UserError(
       f"{hf.get('model_type')} with partial_rotary_factor={stated} is not supported, only with 1"
     )
-  share = (1 if share is None else share) if stated is None else stated
-  whole = _whole(hf)
+  share = stated or share or 1
   size = int(whole * share)
   if not size or size % 2:
     raise UserError(
       f"config.json: a share {share} of a head's {whole} features is rotated, that is {size}; "
       "expected an even number of them"
     )
-  return None if size == whole else size
+  return size
 
 
-def sliding(hf: dict, local: list[bool]) -> dict:
-  """Reads which layers see the last `sliding_window` keys alone, as fields of `Config`.
+def sliding(hf: dict, is_local: Callable[[int], bool]) -> dict:
+  """Reads which layers see no more than the last `sliding_window` keys, as fields of `Config`.
 
   Args:
-    local: the family's own pattern, for a config.json without layer_types.
+    is_local: (index of a layer) -> whether it is one, for a config.json without layer_types.
   """
-  kinds = hf.get("layer_types")
-  if kinds is not None:
-    if len(kinds) != hf["num_hidden_layers"]:
-      raise UserError(
-        f"config.json lists {len(kinds)} layer_types for {hf['num_hidden_layers']} layers"
-      )
-    local = [kind == "sliding_attention" for kind in kinds]
+  kinds, layers = hf.get("layer_types"), hf["num_hidden_layers"]
+  if kinds is not None and len(kinds) != layers:
+    raise UserError(f"config.json lists {len(kinds)} layer_types for {layers} layers")
+  if kinds is None:
+    local = tuple(map(is_local, range(layers)))
+  else:
+    local = tuple(kind == "sliding_attention" for kind in kinds)
   if not any(local):
     return {}
   if not hf.get("sliding_window"):
     raise UserError("config.json has sliding_attention layers, but no sliding_window")
-  return {"window": hf["sliding_window"], "local": tuple(local)}
+  return {"window": hf["sliding_window"], "local": local}
+
+
+def start_tokens(hf: dict, default: int | None) -> tuple[int, ...]:
+  """Returns the tokens that every output begins with, in training and in generation.
+
+  They are `decoder_start_token_id`, or `default`, and `forced_bos_token_id` where there is one
+  (BART's summarisers): transformers generates it first, whatever the model predicts.
+  """
+  start = hf.get("decoder_start_token_id")
+  start = default if start is None else start
+  if start is None:
+    raise UserError("config.json has no decoder_start_token_id, which every output begins with")
+  forced = hf.get("forced_bos_token_id")
+  if forced is None and hf.get("force_bos_token_to_be_generated"):  # the older name of the same
+    forced = hf.get("bos_token_id", 0)
+  return (start,) if forced is None else (start, forced)

@@ -1,7 +1,7 @@
-"""Task heads: what is scored in place of the next token, and how Hugging Face names it.
+"""Task heads, which score something else than the next token, and their names in Hugging Face.
 
-A head lies under `head/`: `dense` and `norm` where the family has them, and `out`. BERT's pooler,
-which belongs to the model, lies at `pooler/dense`.
+The parameters of a head are under `head/`: `dense` and `norm` where the family has them, and `out`.
+BERT's pooler, which is a part of the model, is at `pooler/dense`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from jaxtune.errors import UserError
 from jaxtune.models.layers import ACTIVATIONS, Linear, lift
-from jaxtune.models.names import Tensor
+from jaxtune.models.names import Tensor, tensors
 
 CLASSES = {
+  "lm": "ForCausalLM",
   "classify": "ForSequenceClassification",
   "regression": "ForSequenceClassification",
   "reward": "ForSequenceClassification",
@@ -24,24 +26,25 @@ CLASSES = {
   "qa": "ForQuestionAnswering",
   "mlm": "ForMaskedLM",
 }
-DECODERS = ("classify", "regression", "reward", "tokens", "qa")
+ENCODERS = ("classify", "regression", "reward", "tokens", "qa", "mlm")
 POOLED = ("classify", "regression", "reward")  # one vector for a row of tokens
 
 
 def is_head(path: str, pooler: bool = True) -> bool:
-  """Says whether a leaf is of a head, or of BERT's `pooler`, which a head reads."""
+  """Says whether a leaf belongs to a head, or to BERT's `pooler`, which a head reads."""
   return path.startswith(("head/", "pooler/") if pooler else "head/")
 
 
 @dataclass(frozen=True)
 class Head:
-  """What stands in place of the language model's head; by default as decoders have it.
+  """A head that replaces the language model's; the defaults are those of decoders.
 
   Attributes:
     kind: "classify", "tokens", "qa" (start and end), "regression", "reward", or "mlm" (masked
       language model, scored by the embeddings).
-    outputs: labels; 1 for regression and reward, 2 for qa, the vocabulary's size for mlm.
-    pooling: which state stands for the row: of its "first" or "last" real token, or the "mean".
+    outputs: how many scores it has: labels; 1 for regression and reward, 2 for qa, the vocabulary's
+      size for mlm.
+    pooling: which state represents a row: that of its "first" or "last" real token, or the "mean".
     pooler: tanh of a dense layer over that state, pretrained with the model (BERT).
     hidden: activation of a dense layer before the scores; None: no such layer.
     hidden_bias: whether that layer has a bias.
@@ -68,7 +71,7 @@ class Pooler(nn.Module):
   def setup(self):
     self.dense = Linear(self.width, self.width, True, self.dtype)
 
-  def __call__(self, x_BD):
+  def __call__(self, x_BD: Float[Array, "B D"]) -> Float[Array, "B D"]:
     return jnp.tanh(self.dense(x_BD))
 
 
@@ -92,24 +95,33 @@ class TaskHead(nn.Module):
     elif head.bias:
       self.bias = self.param("bias", nn.initializers.zeros, (head.outputs,))
 
-  def __call__(self, x_BTD, mask_BT, pooler: Any = None, attend: Any = None):
+  def __call__(
+    self,
+    x_BTD: Float[Array, "B T D"],
+    mask_BT: Bool[Array, "B T"],
+    pooler: Any = None,
+    attend: Any = None,
+  ) -> Float[Array, "B ..."]:
     head = self.config.head
-    x = pool(x_BTD, mask_BT, head.pooling) if head.kind in POOLED else x_BTD
+    if head.kind in POOLED:
+      x_BTD = pool(x_BTD, mask_BT, head.pooling)  # (B, D) from here on
     if head.pooler:
-      x = pooler(x)
+      x_BTD = pooler(x_BTD)
     if head.hidden is not None:
-      x = ACTIVATIONS[head.hidden](self.dense(x))
+      x_BTD = ACTIVATIONS[head.hidden](self.dense(x_BTD))
     if head.norm:
-      x = self.norm(x)
+      x_BTD = self.norm(x_BTD)
     if head.kind != "mlm":
-      y = self.out(x).astype(jnp.float32)
-      return y[..., 0] if head.kind in ("regression", "reward") else y
-    y = attend(x).astype(jnp.float32)
-    return y + lift(self.bias.astype(jnp.float32), y) if head.bias else y
+      y_BTC = self.out(x_BTD).astype(jnp.float32)
+      return y_BTC[..., 0] if head.kind in ("regression", "reward") else y_BTC
+    y_BTV = attend(x_BTD).astype(jnp.float32)
+    return y_BTV + lift(self.bias.astype(jnp.float32), y_BTV) if head.bias else y_BTV
 
 
-def pool(x_BTD, mask_BT, pooling: str):
-  """Returns one state (B, D) of each row, whichever side its padding is on."""
+def pool(
+  x_BTD: Float[Array, "B T D"], mask_BT: Bool[Array, "B T"], pooling: str
+) -> Float[Array, "B D"]:
+  """Returns one state of each row, whichever side its padding is on."""
   if pooling == "mean":
     weights_BT1 = mask_BT[..., None].astype(jnp.float32)
     total_BD = (x_BTD.astype(jnp.float32) * weights_BT1).sum(1)
@@ -120,30 +132,37 @@ def pool(x_BTD, mask_BT, pooling: str):
 
 
 def architectures(family: str, *kinds: str) -> dict[str, str]:
-  """Maps kinds of heads to classes of transformers, such as BertForTokenClassification."""
-  return {kind: family + CLASSES[kind] for kind in kinds or DECODERS}
+  """Maps kinds of heads, by default a decoder's, to classes such as BertForTokenClassification."""
+  kinds = kinds or tuple(kind for kind in CLASSES if kind != "mlm")
+  return {kind: family + CLASSES[kind] for kind in kinds}
 
 
-def choose(known: dict, hf: dict, kind: str, labels: int | None, own: bool) -> Head | None:
-  """Makes the head of a kind, None for "lm"; the family adds what else it has.
+def choose(known: dict, hf: dict, kind: str, labels: int | None, random: bool) -> Head | None:
+  """Makes a head of a kind, or returns None for "lm". The family then completes it.
 
   Args:
     known: the family's ARCHITECTURES.
     hf: config.json.
-    labels: how many labels are wanted, None for as many as config.json says.
-    own: whether what config.json says of labels is about a head of this kind.
+    labels: how many labels are wanted; None for as many as config.json says.
+    random: whether the model is made without a folder, so that config.json is about this head.
 
   Raises:
-    UserError: a kind that the family does not have, a number of labels that does not agree.
+    UserError: for a kind that the family or the folder does not have, and for a number of labels
+      that contradicts them.
   """
   if kind not in known:
     raise UserError(
       f"a {hf.get('model_type')} model has no head {kind!r}, which objective.name asks for; it has "
       f"{', '.join(known)}"
     )
+  architectures = hf.get("architectures") or []
+  for name in architectures if kind == "lm" else ():
+    if not name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+      raise UserError(f"architecture {name!r} has no language model's head, expected {known['lm']}")
   if kind == "lm" and labels is None:
     return None
   stored = hf.get("num_labels") or len(hf.get("id2label") or ()) or None
+  own = random or known[kind] in architectures
   stored = stored if own and kind in ("tokens", *POOLED) else None
   fixed = {"lm": 0, "mlm": hf.get("vocab_size"), "qa": 2, "regression": 1, "reward": 1}.get(kind)
   for count, owner in ((fixed, f"a head {kind!r}"), (stored, "the head of the checkpoint")):
@@ -159,36 +178,18 @@ def choose(known: dict, hf: dict, kind: str, labels: int | None, own: bool) -> H
   return Head(kind, outputs, bias=kind not in POOLED)
 
 
-def names(c, tokens: str = "score", lm: str = "lm_head") -> list[Tensor]:
-  """Lists the weights of a decoder's head; `tokens` is its module in ...ForTokenClassification."""
+def names(c: Any, tokens: str = "score", lm: str = "lm_head") -> list[Tensor]:
+  """Lists the names of a decoder's head; `tokens` and `lm` are those of its module by kind."""
   if c.head is None:
-    return [] if c.tied else [Tensor("head/kernel", f"{lm}.weight", transpose=True)]
-  module = {"tokens": tokens, "qa": "qa_outputs"}.get(c.head.kind, "score")
-  return linear("head/out", module, c.head.bias)
-
-
-def scoring(c, embed: Tensor, copies: tuple[str, ...]) -> Tensor:
-  """Adds the names of a masked language model's scores, which are copies of its embeddings."""
-  return embed._replace(also=copies) if c.head is not None and c.head.kind == "mlm" else embed
-
-
-def linear(ours: str, theirs: str, bias: bool = True) -> list[Tensor]:
-  """Lists a linear layer's weights."""
-  rows = [Tensor(f"{ours}/kernel", f"{theirs}.weight", transpose=True)]
-  return rows + [Tensor(f"{ours}/bias", f"{theirs}.bias")] * bias
-
-
-def norm(ours: str, theirs: str, bias: bool = True) -> list[Tensor]:
-  """Lists a norm's weights."""
-  rows = [Tensor(f"{ours}/scale", f"{theirs}.weight")]
-  return rows + [Tensor(f"{ours}/bias", f"{theirs}.bias")] * bias
+    return [] if c.tied else tensors(c, {"head": lm})
+  return tensors(c, {"head/out": {"tokens": tokens, "qa": "qa_outputs"}.get(c.head.kind, "score")})
 
 
 def write(hf: dict, head: Head | None, labels: tuple[str, ...] | None = None) -> dict:
-  """Returns config.json with what a head adds to it: its labels and the kind of problem.
+  """Returns config.json with the labels of a head and its kind of problem.
 
   Raises:
-    UserError: for another number of names than of labels.
+    UserError: if there are not as many names as labels.
   """
   if head is None or head.kind == "mlm":
     return hf

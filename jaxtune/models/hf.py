@@ -21,7 +21,9 @@ from jaxtune.models import entries, families, heads, hub, weights
 from jaxtune.models import tokenizer as tokenizers
 from jaxtune.models.config import Config
 from jaxtune.models.decoder import Decoder
+from jaxtune.models.encoder import Encoder
 from jaxtune.models.quantize import FORMS, quantised
+from jaxtune.models.seq2seq import Seq2Seq
 from jaxtune.schema import Count, Seed, Text
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -37,9 +39,9 @@ class Pretrained(NamedTuple):
     family: the `model_type`, the name of the family's module in jaxtune.models.
     hf_config: the folder's `config.json` as it stands.
     folder: where it came from; None for a randomly initialised model.
-    fresh: paths of the leaves that were drawn because the folder has none (a new head, and BERT's
-      pooler where it lacks one).
-    dropped: names of the tensors that were left in the folder: those of another head.
+    fresh: paths of the leaves that were drawn because the folder lacks them (a new head, and BERT's
+      pooler where there is none).
+    dropped: names of the tensors in the folder that were not read: those of another head.
   """
 
   model: nn.Module
@@ -52,16 +54,12 @@ class Pretrained(NamedTuple):
   dropped: tuple[str, ...] = ()
 
 
-class Source(NamedTuple):
-  """What a model is made of: its folder, if it has one, its config.json and its family's module."""
-
-  folder: Path | None
-  hf_config: dict
-  family: Any
-
-
 def family_module(name: str, where: str = ""):
-  """Imports the module of a family, or says which families there are, and where it was named."""
+  """Imports the module of a family.
+
+  Args:
+    where: begins the error for a family that is not supported, such as the name of a file.
+  """
   known = [m.name for m in pkgutil.iter_modules(families.__path__)]
   if name not in known:
     raise UserError(f"{where}model_type {name!r} is not supported; {nearest(name, known)}")
@@ -88,8 +86,8 @@ def load(
     path: a Hugging Face folder (config.json, single or sharded safetensors) or a hub name.
     architecture: instead of `path`: the fields of a config.json, for a random initialisation.
     tokenizer: folder or hub name of the tokenizer, where it is not in `path`.
-    head: what the model scores: "lm", or a task's head, see `heads`. Where the folder has another
-      head or none, it is drawn anew.
+    head: what the model scores: "lm", or a task's head, see `heads`. It is drawn where the folder
+      has none or one of another kind.
     labels: how many, for the heads "classify" and "tokens"; None: as many as the folder's head has.
     dtype: "float32" or "bfloat16", of the frozen weights and of the computation.
     remat: recompute each block in the backward pass: less memory, and on a CPU often faster.
@@ -100,23 +98,21 @@ def load(
     seed: of the random initialisation, of all or of a new head.
 
   Raises:
-    UserError: an unsupported family, tensors that are missing, unexpected or misshaped, a
-      truncated file, a folder that is not a model, no network for a hub name.
+    UserError: for a family that is not supported, tensors that are missing, unexpected or
+      misshaped, a truncated file, a folder that is not a model, no network for a hub name.
   """
   outlined = outline(path, architecture=architecture, tokenizer=tokenizer, head=head,
                      labels=labels, dtype=dtype, remat=remat, quantize=quantize,
                      unroll=unroll, attention=attention)  # fmt: skip
-  model, config = outlined.model, outlined.model.config
+  model, folder, hf_config = outlined.model, outlined.folder, outlined.hf_config
   weights.check_memory(outlined.params)
-  if outlined.folder:
-    hf_config, table = outlined.hf_config, family_module(outlined.family).names(config)
-    shapes, deviation = abstract(model), hf_config.get("initializer_range", 0.02)
-    plan = _plan(outlined.folder, table, shapes, config, hf_config)
-    params = weights.read(plan, table, shapes, config, deviation, seed)
+  if folder:
+    plan = _plan(model, abstract(model), folder, hf_config)
+    params = weights.read(plan, model.config, hf_config.get("initializer_range", 0.02), seed)
   else:
     make = jax.jit(lambda key: model.init(key, **model.trace_inputs())["params"])
     params = make(jax.random.key(seed))
-    params = jax.tree.map(lambda x: x.astype(config.dtype), params)
+    params = jax.tree.map(lambda x: x.astype(model.config.dtype), params)
     params = quantised(params, quantize)
   return outlined._replace(params=params)
 
@@ -132,23 +128,24 @@ def outline(
   seed: int = 0,
   **computation,
 ) -> Pretrained:
-  """Does all that `load` does but for the weights, whose shapes it returns in their place."""
-  source = _source(path, architecture)
-  family, hf_config = source.family, source.hf_config
-  made = _head(family, hf_config, source.folder, head, labels)
-  config = _model_config(family, hf_config, head=made, dtype=DTYPES[dtype], **computation)
-  if source.folder and _has_own_head(source, config):
-    hf_config = hf_config | {"tie_word_embeddings": False}
-    config = replace(config, tied=False)
-  model = family.MODEL(config)
+  """Does what `load` does without reading weights: `params` are their shapes."""
+  folder, hf_config, family = _source(path, architecture)
+  chosen = heads.choose(family.ARCHITECTURES, hf_config, head, labels, random=folder is None)
+  config = _model_config(family, hf_config, head=chosen, dtype=DTYPES[dtype], **computation)
+  if folder and config.encoder is None and config.head is None and config.tied:
+    untied = replace(config, tied=False)
+    if weights.has_own_head(folder, family.names(untied), hf_config):
+      config, hf_config = untied, hf_config | {"tie_word_embeddings": False}
+  model = make_model(config)
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype), abstract(model))
   fresh, dropped = (), ()
-  if source.folder:
-    _, fresh, dropped = _plan(source.folder, family.names(config), shapes, config, hf_config)
-  tokenizer = tokenizers.load(tokenizer, source.folder)
+  if folder:
+    plan = _plan(model, shapes, folder, hf_config)
+    fresh, dropped = plan.fresh, plan.dropped
+  tokenizer = tokenizers.load(tokenizer, folder)
   shapes = jax.eval_shape(lambda params: quantised(params, config.quantize), shapes)
   name = hf_config["model_type"]
-  return Pretrained(model, shapes, tokenizer, name, hf_config, source.folder, fresh, dropped)
+  return Pretrained(model, shapes, tokenizer, name, hf_config, folder, fresh, dropped)
 
 
 def language(
@@ -159,28 +156,35 @@ def language(
   dtype: str = "float32",
   **computation,
 ) -> tuple[Any, tuple[int, ...], int]:
-  """Reads what a model's texts are made of, and checks how the model is to be computed.
+  """Reads a model's tokenizer and checks its options, before any of its weights are read.
 
   Returns:
-    Its tokenizer, the tokens that an encoder-decoder's outputs begin with (() of other models), and
-    how many tokens it has embeddings for.
+    The tokenizer; the tokens that an encoder-decoder's outputs begin with, () for other models; how
+    many tokens have an embedding.
   """
-  source = _source(path, architecture)
-  config = _model_config(source.family, source.hf_config, dtype=DTYPES[dtype], **computation)
+  folder, hf_config, family = _source(path, architecture)
+  config = _model_config(family, hf_config, dtype=DTYPES[dtype], **computation)
   if config.attention is not None:
-    abstract(source.family.MODEL(config))
-  return tokenizers.load(tokenizer, source.folder), config.decoder_start, config.vocabulary
+    abstract(make_model(config))
+  return tokenizers.load(tokenizer, folder), config.decoder_start, config.vocabulary
 
 
-def _source(path: str | None, architecture: dict | None) -> Source:
-  """Finds what a model is made of, and checks its config.json."""
+def _source(path: str | None, architecture: dict | None) -> tuple[Path | None, dict, Any]:
+  """Returns a model's folder, if it has one, its checked config.json and its family's module."""
   if (path is None) == (architecture is None):
     raise UserError("model needs either a path or an architecture, and not both")
   folder = None if path is None else hub.resolve(path)
   hf_config = hub.read_config(folder) if folder else dict(architecture)
   schema.check("config.json" if folder else "model.architecture", hf_config, entries.Entries)
   where = f"{folder / 'config.json'}: " if folder else ""
-  return Source(folder, hf_config, family_module(hf_config.get("model_type", ""), where))
+  return folder, hf_config, family_module(hf_config.get("model_type", ""), where)
+
+
+def make_model(config: Config) -> nn.Module:
+  """Makes the module that a configuration describes."""
+  if config.encoder is not None:
+    return Seq2Seq(config)
+  return Decoder(config) if config.causal else Encoder(config)
 
 
 def abstract(model) -> Any:
@@ -188,35 +192,16 @@ def abstract(model) -> Any:
   return jax.eval_shape(lambda: model.init(jax.random.key(0), **model.trace_inputs())["params"])
 
 
-def _head(family, hf_config: dict, folder: Path | None, kind: str, labels: int | None):
-  """Makes the head that is wanted, with as many labels as the folder's, if that is its own."""
-  known, stored = family.ARCHITECTURES, hf_config.get("architectures") or []
-  if kind == "lm" and kind in known:
-    for architecture in stored:
-      if not architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        raise UserError(
-          f"architecture {architecture!r} has no language model's head, expected {known['lm']}"
-        )
-  own = folder is None or known.get(kind) in stored
-  return heads.choose(known, hf_config, kind, labels, own)
-
-
-def _has_own_head(source: Source, config: Config) -> bool:
-  if source.family.MODEL is not Decoder or config.head is not None or not config.tied:
-    return False
-  table = source.family.names(replace(config, tied=False))
-  return weights.has_own_head(source.folder, table, source.hf_config)
-
-
-def _plan(folder: Path, table, shapes, config: Config, hf_config: dict) -> weights.Plan:
+def _plan(model: nn.Module, shapes: Any, folder: Path, hf_config: dict) -> weights.Plan:
+  """Finds out where each weight of a model lies in its folder."""
+  family, config = family_module(hf_config["model_type"]), model.config
   stored = hf_config.get("architectures") or []
-  kind = "lm" if config.head is None else config.head.kind
-  same = not stored or family_module(hf_config["model_type"]).ARCHITECTURES[kind] in stored
-  return weights.plan(folder, table, shapes, config, same, hf_config)
+  same_head = not stored or family.ARCHITECTURES[config.head_kind] in stored
+  return weights.plan(folder, family.names(config), shapes, config, same_head, hf_config)
 
 
 def _model_config(family, hf_config: dict, **overrides) -> Config:
-  """Reads a checked config.json, and checks what hangs on several of its entries."""
+  """Makes a `Config` of a checked config.json, and checks the entries that depend on others."""
   try:
     config = family.config(hf_config, **overrides)
   except KeyError as error:
@@ -263,12 +248,12 @@ def write(
   dtype: str = "float32",
   labels: tuple[str, ...] | None = None,
 ) -> None:
-  """Does what `save` does, into a folder that is empty."""
+  """Writes what `save` writes into an empty folder."""
   c, flat, family = pretrained.model.config, tree.flatten(params), family_module(pretrained.family)
   hf_config = heads.write(pretrained.hf_config | {"dtype": dtype}, c.head, labels)
-  for name in ("torch_dtype", "_name_or_path"):  # the older name of dtype; where the base lay
+  for name in ("torch_dtype", "_name_or_path"):  # the older name of dtype; the base's folder
     hf_config.pop(name, None)
-  architectures = [family.ARCHITECTURES["lm" if c.head is None else c.head.kind]]
+  architectures = [family.ARCHITECTURES[c.head_kind]]
   stored = hf_config.get("architectures")
   hf_config["architectures"] = stored if c.head is None and stored else architectures
   tensors: dict[str, np.ndarray] = {}

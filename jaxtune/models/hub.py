@@ -11,7 +11,7 @@ from jaxtune.errors import UserError
 
 def resolve(path: str) -> Path:
   """Finds a model's folder: a local one, or a download from the hub."""
-  expanded = os.path.expanduser(path)  # these three take any path for one that is not there
+  expanded = os.path.expanduser(path)  # os.path, unlike Path, accepts any text
   if path and os.path.isdir(expanded):
     return Path(expanded)
   if (
@@ -33,7 +33,7 @@ def resolve(path: str) -> Path:
 
 
 def read_config(folder: Path) -> dict:
-  """Reads config.json, with what transformers 5 writes into generation_config.json of outputs."""
+  """Reads config.json, and from generation_config.json the tokens that every output begins with."""
   if not (folder / "config.json").is_file():
     raise UserError(f"{folder} is not a model folder: it has no config.json")
   config = schema.read_json(folder / "config.json")

@@ -1,17 +1,18 @@
-"""The layer kinds every model is built from, and the places where a method may step in.
+"""The kinds of layers that every model is built from, and that methods can wrap.
 
 The name of an array ends in its axes, x_BTD for (B, T, D), by one key for the whole package:
 
   B batch, T tokens, S key tokens, D model width, F width of a feed-forward or a bottleneck,
-  N heads, K key/value heads, H head size, V vocabulary, L layers, R rank, P prompt, E trials;
+  N heads, K key/value heads, H head size, h pairs of features of a head, V vocabulary, L layers,
+  R rank, P prompt, E trials;
   I inputs and O outputs of a linear layer, G groups or blocks of an axis, M members of a group;
   X examples, C classes or answer choices, U variants of an example, W windows or data sets,
   J statistics of an example, Z resamples; a digit is the size of an axis.
 
 An axis in front may be missing where a function works without it: a head's linear layer reads x_BI.
 
-A model is plain `flax.linen`; it never mentions a fine-tuning method. A method recognises a site by
-its kind: `Linear`, `Embed`, `Norm`, and the parameter-free `Attend`, `Residual` and `Trunk`.
+A model is plain `flax.linen`, which does not mention fine-tuning methods. A method chooses sites by
+their kind: `Linear`, `Embed`, `Norm`, `Attend`, `Residual` or `Trunk`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ ACTIVATIONS = {
 
 
 def lift(array: jax.Array, like: jax.Array) -> jax.Array:
-  """Gives an array the rank of `like` by leading axes of size 1: no rank is promoted in silence."""
+  """Gives an array the rank of `like` by leading axes of size 1, as jax does not do it itself."""
   return jnp.expand_dims(array, tuple(range(like.ndim - array.ndim)))
 
 
@@ -63,7 +64,7 @@ class Linear(nn.Module):
 
 
 class Embed(nn.Module):
-  """Looks rows of a (count, features) table up; `attend` scores features against every row."""
+  """Looks up rows of a (count, features) table; `attend` scores features against every row."""
 
   count: int
   features: int
@@ -127,7 +128,7 @@ class Attend(nn.Module):
     q_BTNH: Float[Array, "B T N H"],
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
-    mask_B1TS: Bool[Array, "B 1 T S"],
+    mask_B1TS: Bool[Array, "B 1 #T S"],
     bias_1NTS: Float[Array, "1 N T S"] | None = None,
   ) -> Float[Array, "B T N H"]:
     if self.implementation is not None:
@@ -150,7 +151,7 @@ class Attend(nn.Module):
     return (weights_BKMS @ v_BKSH).reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
 
   def _fused(self, *arrays: jax.Array | None) -> jax.Array:
-    """Calls jax's kernel, which bounds no scores and knows some devices, types and sizes alone."""
+    """Calls jax's kernel, which cannot bound scores and needs certain devices, types and sizes."""
     unfit = f"model.attention {self.implementation!r} cannot be used here"
     if self.softcap is not None:
       raise UserError(f"{unfit}: it does not bound the scores of attention, as this model does")
@@ -163,7 +164,7 @@ class Attend(nn.Module):
 
 
 class Residual(nn.Module):
-  """Adds a sublayer's output y to its input x; the place of bottleneck adapters.
+  """Adds a sublayer's output y to its input x. Bottleneck adapters wrap this module.
 
   With `make_norm`, the sum is normalised (the order of Vaswani et al. 2017, BERT and BART).
   """
@@ -183,8 +184,8 @@ class Residual(nn.Module):
 class RelativeBias(nn.Module):
   """Looks up T5's learned bias of each head by how far ahead a key is (Raffel et al. 2020).
 
-  Half of the buckets are single distances, the others grow logarithmically up to `longest`; where
-  `both_ways`, half of all are for keys ahead.
+  Half of the buckets are for a single distance each, the others widen logarithmically up to
+  `longest`. Where `both_ways`, half of all buckets are for keys ahead.
   """
 
   buckets: int
@@ -206,7 +207,7 @@ class RelativeBias(nn.Module):
     return self.embedding.astype(jnp.float32)[bucket_TS].transpose(2, 0, 1)[None]
 
   def _by_distance(self, count: int) -> np.ndarray:
-    """Lists the bucket of every distance; in numpy, as devices round logarithms differently."""
+    """Lists the bucket of every distance, by numpy, as devices round logarithms differently."""
     exact, distance = count // 2, np.arange(self.longest + 1)
     steps = np.log(np.maximum(distance, 1).astype(np.float32) / exact)
     far = exact + (steps / math.log(self.longest / exact) * (count - exact)).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Frozen kernels in 8 or 4 bits, made whole one layer at a time.
+"""Frozen kernels in 8 or 4 bits, which are dequantised one layer at a time.
 
 The kernels of the layers are stored in fewer bits; embeddings, norms, biases and heads stay as they
 are. A quantised kernel is a dict of arrays in its place in the tree, one row of each a layer:
@@ -43,11 +43,10 @@ def normal_levels() -> np.ndarray:
 
 
 LEVELS = normal_levels()
-MIDDLES = (LEVELS[1:] + LEVELS[:-1]) / 2
 
 
 def quantises(path: str, shape: tuple[int, ...]) -> bool:
-  """Says whether a leaf is a kernel (L, in, out) of the layers; an odd `in` has no half bytes."""
+  """Says whether a leaf is a kernel (L, in, out) of the layers, with an even `in`."""
   return KERNEL.fullmatch(path) is not None and len(shape) == 3 and shape[1] % 2 == 0
 
 
@@ -57,12 +56,12 @@ def store(path: str, array: Any, form: str | None) -> Any:
 
 
 def quantised(params: Any, form: str | None) -> Any:
-  """Quantises a tree of weights; traced on shapes, it gives the shapes."""
+  """Quantises the kernels of a tree of weights; `jax.eval_shape` of it gives the shapes."""
   return tree.unflatten({path: store(path, x, form) for path, x in tree.flatten(params).items()})
 
 
 def dequantised(params: Any, dtype: Any = jnp.float32) -> Any:
-  """Makes every quantised kernel of a tree whole, in `dtype`; other leaves stay as they are."""
+  """Dequantises every kernel of a tree, in `dtype`; other leaves stay as they are."""
   if not hasattr(params, "items"):
     return params
   if any(form in params for form in FORMS):
@@ -81,13 +80,13 @@ def weight(flat: dict[str, Any], path: str) -> jax.Array:
 
 
 def find(paths) -> list[str]:
-  """Lists the paths of the kernels that are quantised."""
+  """Lists the paths of the quantised kernels, given those of all arrays."""
   parents = [path.rpartition("/") for path in paths]
   return sorted(parent for parent, _, name in parents if name in FORMS)
 
 
 def bits(params: Any) -> float | None:
-  """Returns the bits a weight of the quantised kernels, scales included; None without any."""
+  """Returns the bits a weight of the quantised kernels, scales included; None if there are none."""
   flat, shapes = tree.flatten(params), tree.flatten(jax.eval_shape(dequantised, params))
   paths = find(flat)
   inside = [x for p, x in flat.items() if p.rpartition("/")[0] in paths]
@@ -112,7 +111,7 @@ def _nf4(w_IO: Float[Array, "I O"]) -> dict[str, Array]:
   absmax_G1O = jnp.abs(w_GMO).max(1, keepdims=True)
   x_IO = _divide(w_GMO, absmax_G1O).reshape(-1, w_IO.shape[1])[:inputs]
   codes_IO = jnp.zeros(x_IO.shape, jnp.uint8)
-  for middle in MIDDLES:
+  for middle in (LEVELS[1:] + LEVELS[:-1]) / 2:
     codes_IO += x_IO > middle
   return {"nf4": codes_IO[::2] | codes_IO[1::2] << 4, **_store_scales(absmax_G1O.ravel())}
 
@@ -131,7 +130,7 @@ def _divide(x, by):
 
 
 def _restore(parts: dict[str, Array]) -> Float[Array, "*L I O"]:
-  """Returns the fp32 kernel of its parts."""
+  """Dequantises a kernel, given its arrays, to fp32."""
   if next(parts[form] for form in FORMS if form in parts).ndim == 3:
     return jax.vmap(_restore)(parts)
   if "int8" in parts:

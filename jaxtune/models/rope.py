@@ -1,12 +1,13 @@
-"""Rotary positions (Su et al. 2021): the frequencies of their kinds, and the turning.
+"""Rotary positions (Su et al. 2021): the frequencies of each kind, and the rotation.
 
-Four ways of reaching beyond the length that a model was pretrained on divide the frequencies: by
-one number ("linear"); the low ones alone ("llama3", "yarn"); each by a number of its own, one for
-short and one for long sequences ("longrope"); and by more, the longer a sequence is ("dynamic").
+For sequences longer than those of the pretraining, the frequencies are divided: all by one number
+("linear"); the low ones alone ("llama3", "yarn"); each by a number of its own, one for short and
+one for long sequences ("longrope"); or by more, the longer the sequence is ("dynamic").
 
-For the last two, a sequence's own length decides, whatever else is in its batch, and while text is
-generated it is the prompt's length and that of all tokens that may be drawn: a cached key cannot
-turn any more. transformers goes by the longest row of a batch and by the tokens that are there.
+The last two go by the length of the sequence itself, and not by that of others in its batch. While
+text is generated, that is the length of the prompt and of all tokens that may be generated, as keys
+in the cache stay as they are. transformers goes by the longest row of the batch and by the tokens
+that are there so far.
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 
 class Rope(NamedTuple):
-  """How the features of a head turn with a token's position.
+  """How the features of a head are rotated by a token's position.
 
   Attributes:
-    theta: base period: feature pair i of n turns by theta^(-i / n) a position.
+    theta: base period: pair i of n features is rotated by theta^(-i / n) for each position.
     size: how many features of a head are rotated, the first ones (GPT-NeoX); None: all.
     kind: "default", or one of the above.
     factor: what frequencies are divided by; of "dynamic", how fast they fall with the length.
-    original_length: that the model was pretrained on.
-    low, high: the kinds that keep the fast frequencies go by the turns that a pair makes in
-      `original_length`: above `high` it keeps its frequency, below `low` it is divided.
+    original_length: the length that the model was pretrained on.
+    low, high: for "llama3" and "yarn", in turns that a pair makes in `original_length`: with more
+      than `high` a pair keeps its frequency, with fewer than `low` its frequency is divided.
     whole: whether YaRN's bounds are rounded to pairs.
-    scale: of cos and sin, so that longer texts do not blur attention (YaRN and longrope).
-    short, long: longrope's divisors of sequences up to `original_length`, and beyond.
+    scale: a factor of cos and sin, which sharpens attention over longer texts (YaRN and longrope).
+    short, long: longrope's divisors for sequences up to `original_length`, and for longer ones.
   """
 
   theta: float = 10_000.0
@@ -60,46 +62,55 @@ class Rope(NamedTuple):
     return max(positions, int(min(stretched * self.factor, 2**31 - 1)))
 
 
-def rope_tables(rope: Rope, head_size: int, positions_BT, lengths_BT=None):
-  """Returns cos and sin (B, T, 1, H/2) in fp32 of each position's rotation angles.
+def rope_tables(
+  rope: Rope,
+  head_size: int,
+  positions_BT: Int[Array, "B T"],
+  lengths_BT: Int[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]:
+  """Returns cos and sin, in fp32, of the angles by which each position turns pairs of features.
 
   `lengths_BT`, of the sequence that each token belongs to, is read where `rope.by_length`.
   """
-  up = lambda x_BT: x_BT[:, :, None, None].astype(jnp.float32)
-  lengths_BT11 = up(lengths_BT) if rope.by_length else None
-  angles = up(positions_BT) * _frequencies(rope, rope.size or head_size, lengths_BT11)
-  if rope.scale == 1:
-    return jnp.cos(angles), jnp.sin(angles)
-  return jnp.cos(angles) * rope.scale, jnp.sin(angles) * rope.scale
+  lift = lambda x_BT: x_BT[:, :, None, None].astype(jnp.float32)
+  lengths_BT11 = lift(lengths_BT) if rope.by_length else None
+  angles_BT1h = lift(positions_BT) * _frequencies(rope, rope.size or head_size, lengths_BT11)
+  cos_BT1h, sin_BT1h = jnp.cos(angles_BT1h), jnp.sin(angles_BT1h)
+  return (cos_BT1h, sin_BT1h) if rope.scale == 1 else (cos_BT1h * rope.scale, sin_BT1h * rope.scale)
 
 
-def _frequencies(rope: Rope, size: int, lengths_BT11):
-  """Returns (1, 1, 1, H/2), or (B, T, 1, H/2) where they depend on the length."""
-  exponents = -jnp.arange(0, size, 2, dtype=jnp.float32)[None, None, None] / size
+def _frequencies(
+  rope: Rope, size: int, lengths_BT11: Float[Array, "B T 1 1"] | None
+) -> Float[Array, "#B #T 1 h"]:
+  """Returns how far each pair turns by position, of every token where it depends on the length."""
+  exponents_111h = -jnp.arange(0, size, 2, dtype=jnp.float32)[None, None, None] / size
   if rope.kind == "dynamic":  # NTK-aware: a larger base slows the low frequencies most
-    longer = jnp.maximum(lengths_BT11 / rope.original_length, 1.0)
-    growth = rope.factor * longer - (rope.factor - 1)
-    return (rope.theta * growth ** (size / (size - 2))) ** exponents
-  frequencies = rope.theta**exponents
+    longer_BT11 = jnp.maximum(lengths_BT11 / rope.original_length, 1.0)
+    growth_BT11 = rope.factor * longer_BT11 - (rope.factor - 1)
+    return (rope.theta * growth_BT11 ** (size / (size - 2))) ** exponents_111h
+  frequencies_111h = rope.theta**exponents_111h
   if rope.kind == "linear":
-    return frequencies / rope.factor
+    return frequencies_111h / rope.factor
   if rope.kind == "longrope":
-    short, long = (jnp.asarray(x, jnp.float32)[None, None, None] for x in (rope.short, rope.long))
-    return frequencies / jnp.where(lengths_BT11 > rope.original_length, long, short)
+    short_h, long_h = jnp.asarray(rope.short, jnp.float32), jnp.asarray(rope.long, jnp.float32)
+    is_long_BT11 = lengths_BT11 > rope.original_length
+    return frequencies_111h / jnp.where(
+      is_long_BT11, long_h[None, None, None], short_h[None, None, None]
+    )
   if rope.kind == "llama3":
-    turns = rope.original_length * frequencies / (2 * jnp.pi)
-    keep = jnp.clip((turns - rope.low) / (rope.high - rope.low), 0.0, 1.0)
-    return frequencies * (keep + (1 - keep) / rope.factor)
-  if rope.kind == "yarn":
-    keep = jnp.asarray(_kept(rope, size), jnp.float32)[None, None, None]
-    return frequencies * (keep + (1 - keep) / rope.factor)
-  return frequencies
+    turns_111h = rope.original_length * frequencies_111h / (2 * jnp.pi)
+    keep_111h = jnp.clip((turns_111h - rope.low) / (rope.high - rope.low), 0.0, 1.0)
+  elif rope.kind == "yarn":
+    keep_111h = jnp.asarray(_kept(rope, size), jnp.float32)[None, None, None]
+  else:
+    return frequencies_111h
+  return frequencies_111h * (keep_111h + (1 - keep_111h) / rope.factor)
 
 
 def _kept(rope: Rope, size: int) -> np.ndarray:
   """Returns how much of each frequency YaRN keeps (Peng et al. 2023, section 3.2).
 
-  1 before the pair that makes `high` turns, 0 behind the one that makes `low`, linear between.
+  1 before the pair that makes `high` turns, 0 after the one that makes `low`, linear between.
   """
   pair = lambda turns: (
     size * math.log(rope.original_length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
@@ -112,10 +123,15 @@ def _kept(rope: Rope, size: int) -> np.ndarray:
   return 1 - np.clip((np.arange(size // 2) - first) / width, 0, 1)
 
 
-def rotate(x_BTNH, tables):
+def rotate(
+  x_BTNH: Float[Array, "B T N H"], tables: tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]
+) -> Float[Array, "B T N H"]:
   """Rotates each half-split pair of head features by its position's angle."""
-  cos, sin = tables
-  size = 2 * cos.shape[-1]
-  a, b = jnp.split(x_BTNH[..., :size].astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)
-  return jnp.concatenate([turned, x_BTNH[..., size:]], -1) if size < x_BTNH.shape[-1] else turned
+  cos_BT1h, sin_BT1h = tables
+  size = 2 * cos_BT1h.shape[-1]
+  a_BTNh, b_BTNh = jnp.split(x_BTNH[..., :size].astype(jnp.float32), 2, axis=-1)
+  halves = a_BTNh * cos_BT1h - b_BTNh * sin_BT1h, b_BTNh * cos_BT1h + a_BTNh * sin_BT1h
+  turned_BTNH = jnp.concatenate(halves, -1).astype(x_BTNH.dtype)
+  if size == x_BTNH.shape[-1]:
+    return turned_BTNH
+  return jnp.concatenate([turned_BTNH, x_BTNH[..., size:]], -1)

@@ -11,6 +11,7 @@ from jaxtune.errors import UserError
 
 
 def load(name: str | None, folder: Path | None) -> Any:
+  """Loads a tokenizer by its name or from the model's folder; returns None if there is none."""
   source = name or folder
   if source is None or (name is None and not any(folder.glob("tokenizer*"))):
     return None
@@ -21,7 +22,7 @@ def load(name: str | None, folder: Path | None) -> Any:
 
 
 def _find(folder: Path) -> Any:
-  """Returns the class that AutoTokenizer would find; where that is clear without PyTorch (5 s)."""
+  """Returns the tokenizer's class; AutoTokenizer, slow to import, if the files do not tell it."""
   if (file := folder / "tokenizer_config.json").is_file() and (folder / "tokenizer.json").is_file():
     entries = schema.read_json(file)
     plain = entries.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")

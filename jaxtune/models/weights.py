@@ -1,4 +1,4 @@
-"""Reads the tensors of a Hugging Face folder, and accounts for every one of them."""
+"""Reads the weights of a Hugging Face folder: each of its tensors is read, left out or refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
-from typing_extensions import TypedDict
 
 from jaxtune import schema, tree
 from jaxtune.errors import UserError
@@ -23,34 +22,17 @@ from jaxtune.models.heads import is_head
 from jaxtune.models.names import Tensor
 
 FILE_DTYPES = ("F32", "BF16", "F16", "F64")
-# In files, but no weights.
+# Tensors in files that are not weights.
 BUFFERS = re.compile(
   r".*\.(attn|attention)\.(masked_)?bias|.*\.rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids"
   r"|.*\.EncDecAttention\.relative_attention_bias\.weight"
 )
 TIED = re.compile(r"(lm_head|embed_out)\.weight")
-# Of heads, in any family: where the model wanted has another head, they are left in the file.
+# The tensors of heads, in any family. They are not read where the model is to have another head.
 HEADS = re.compile(
   r"(lm_head|embed_out|score|classifier|pre_classifier|qa_outputs|cls|head|vocab_\w+)\..*"
   r"|decoder\.(weight|bias)|((bert|roberta)\.)?pooler\.dense\..*"
 )
-AUTO = {
-  "CausalLM": "ForCausalLM",
-  "LMHeadModel": "ForCausalLM",
-  "MaskedLM": "ForMaskedLM",
-  "PreTraining": "ForPreTraining",
-  "SequenceClassification": "ForSequenceClassification",
-  "TokenClassification": "ForTokenClassification",
-  "QuestionAnswering": "ForQuestionAnswering",
-  "ConditionalGeneration": "ForSeq2SeqLM",
-}
-
-
-class Index(TypedDict):
-  """What is read of model.safetensors.index.json: which file holds which tensor."""
-
-  __pydantic_config__ = schema.STRICT
-  weight_map: dict[str, str]
 
 
 class Stored(NamedTuple):
@@ -65,27 +47,31 @@ class Plan(NamedTuple):
   """Where each weight comes from.
 
   Attributes:
-    found: the tensors of a folder, under the names of the family's table.
-    fresh: paths of our leaves that it lacks: those of a head that it does not have.
-    dropped: its tensors that are not read: those of another head.
+    table: the family's names of the weights of the model with its head.
+    shapes: {path of a leaf of ours: its shape}.
+    found: the tensors of the folder that are read, under the names of the table.
+    fresh: paths of the leaves that the folder lacks: those of a head that it does not have.
+    dropped: names of the folder's tensors that are not read: those of another head.
   """
 
+  table: list[Tensor]
+  shapes: dict[str, tuple[int, ...]]
   found: dict[str, Stored]
   fresh: tuple[str, ...]
   dropped: tuple[str, ...]
 
 
 def plan(folder: Path, table: list[Tensor], shapes: Any, c: Config, same: bool, hf: dict) -> Plan:
-  """Assigns every tensor of a folder, by the files' headers alone.
+  """Decides for every tensor of a folder whether it is read; opens no more than the files' headers.
 
   Args:
-    table: of the family, for the model with its head.
-    shapes: of the model's parameters.
-    same: whether the checkpoint's head is of the kind that is wanted.
+    table: the family's names of the weights of the model with its head.
+    shapes: the model's parameters, or their shapes.
+    same: whether the head in the folder is of the kind that the model has.
     hf: config.json.
 
   Raises:
-    UserError: tensors that are missing, unexpected or misshaped, by name; damaged files.
+    UserError: for tensors that are missing, unexpected or misshaped, by name; for damaged files.
   """
   shapes = {path: leaf.shape for path, leaf in tree.flatten(shapes).items()}
   wanted = {n: t.their_shape(shapes[t.ours]) for t in table for n in t.their_names(shapes[t.ours])}
@@ -100,16 +86,16 @@ def plan(folder: Path, table: list[Tensor], shapes: Any, c: Config, same: bool, 
   found = {name: s for name, s in found.items() if name not in dropped}
   optional = {t.theirs for t in table if t.default is not None} - found.keys()
   _refuse(found, {n: shape for n, shape in wanted.items() if n not in fresh and n not in optional})
-  return Plan(found, tuple(sorted(fresh.values())), tuple(sorted(dropped)))
+  return Plan(table, shapes, found, tuple(sorted(fresh.values())), tuple(sorted(dropped)))
 
 
 def has_own_head(folder: Path, untied: list[Tensor], hf: dict) -> bool:
-  """Says whether the language model's head in a folder is another than its embeddings.
+  """Says whether a folder holds a language model's head that differs from its embeddings.
 
-  transformers scores by it then, though config.json says that both are the same.
+  transformers uses such a head even if config.json says that it is tied to the embeddings.
 
   Args:
-    untied: the family's table for a model with such a head.
+    untied: the family's table for a model whose head is not tied.
   """
   names, base = {row.theirs for row in untied}, untied[0].theirs.split(".")[0]
   ours = {row.theirs: row.ours for row in untied}
@@ -119,32 +105,33 @@ def has_own_head(folder: Path, untied: list[Tensor], hf: dict) -> bool:
 
 
 def _canonical(name: str, names: set[str], base: str) -> str:
-  """Returns the name in the table: with the model's prefix, and norms as they are called now."""
+  """Returns a tensor's name in the table, where older files lack the prefix or say gamma, beta."""
   name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
   candidates = (name, f"{base}.{name}", f"{base}.{name.partition('.')[2]}")
   return next((n for n in candidates if n in names), name)
 
 
 def _one_of_each(found: dict[str, Stored], table: list[Tensor], wanted) -> dict[str, Stored]:
-  """Takes a tensor under any of its names, and leaves its copies out."""
+  """Keeps one of the copies that a folder may hold of a tensor, under its name in the table."""
   found = dict(found)
   for row in table:
-    names = [n for n in (row.theirs, *row.also) if n in found]
-    for copy in names:
-      if copy not in wanted and not np.array_equal(_tensor(found[names[0]]), _tensor(found[copy])):
+    names = [name for name in (row.theirs, *row.also) if name in found]
+    if not names:
+      continue
+    found[row.theirs] = first = found[names[0]]
+    for copy in [name for name in names if name not in wanted]:
+      if not np.array_equal(_tensor(first), _tensor(found.pop(copy))):
         raise UserError(
           f"{copy} differs from {names[0]}, though the config.json says that they are the same"
         )
-    found |= {row.theirs: found[names[0]]} if names else {}
-    found = {n: s for n, s in found.items() if n in wanted or n not in names}
   return found
 
 
 def _fresh(table: list[Tensor], found: dict, c: Config, same: bool) -> dict[str, str]:
   """Maps the tensors of the head that the folder lacks to our paths.
 
-  A layer of the head is fresh as a whole: where only its bias is missing, the file is damaged. The
-  scores of another kind of head are not taken for ours, though they may have their name.
+  A layer of the head is fresh as a whole: where no more than its bias is missing, the file is
+  damaged. The scores of another kind of head are not read, even if they have the same name.
   """
   modules: dict[str, list[Tensor]] = {}
   for row in table:
@@ -158,7 +145,7 @@ def _fresh(table: list[Tensor], found: dict, c: Config, same: bool) -> dict[str,
 
 
 def _tensor(stored: Stored) -> np.ndarray:
-  # Reopened each time: the pages a mapped file has touched count as memory until it closes.
+  # The file is opened anew each time: what was read of a mapped file counts as memory until then.
   with safe_open(stored.file, "numpy") as file:
     return file.get_tensor(stored.name)
 
@@ -177,7 +164,7 @@ def _refuse(found: dict[str, Stored], wanted: dict[str, tuple[int, ...]]) -> Non
 
 
 def check_memory(shapes: Any) -> None:
-  """Refuses weights that cannot be: larger than all memory of the machine and its devices."""
+  """Raises UserError for weights larger than the memory of the machine and all its devices."""
   needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
   limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + sum(limits)
@@ -188,40 +175,40 @@ def check_memory(shapes: Any) -> None:
     )
 
 
-def read(made: Plan, table: list[Tensor], shapes: Any, c: Config, deviation: float, seed: int):
-  """Fills our stacked arrays one tensor at a time: host memory stays near the weights' own.
+def read(plan: Plan, c: Config, deviation: float, seed: int) -> dict:
+  """Returns the weights, stacked over layers, as a tree.
 
-  Kernels that are to be quantised are so one by one, from fp32.
-
-  Fresh kernels are drawn from N(0, deviation^2), biases are 0 and the scales of norms 1.
+  One tensor is in memory at a time beside them. Kernels that are to be quantised are read in fp32
+  and quantised one by one. Fresh kernels are drawn from N(0, deviation^2), fresh biases are 0 and
+  fresh scales of norms 1.
   """
-  shapes = {path: leaf.shape for path, leaf in tree.flatten(shapes).items()}
   params = {}
-  for row in tqdm(table, desc="loading", unit="tensor", leave=False, disable=None):
-    chosen = c.quantize and quantize.quantises(row.ours, shapes[row.ours])
-    array = _aligned(shapes[row.ours], np.float32 if chosen else c.dtype)
-    if row.ours in made.fresh:
-      array[...] = _drawn(row.ours, array.shape, deviation, seed)
-    elif row.default is not None and row.theirs not in made.found:
+  for row in tqdm(plan.table, desc="loading", unit="tensor", leave=False, disable=None):
+    shape = plan.shapes[row.ours]
+    chosen = c.quantize and quantize.quantises(row.ours, shape)
+    array = _aligned(shape, np.float32 if chosen else c.dtype)
+    if row.ours in plan.fresh:
+      array[...] = _drawn(row.ours, shape, deviation, seed)
+    elif row.default is not None and row.theirs not in plan.found:
       array[...] = row.default
     else:
       array[: row.first] = 1
-      for name, index in row.their_names(shapes[row.ours]).items():
-        array[index][...] = row.read(_tensor(made.found[name]))
+      for name, index in row.their_names(shape).items():
+        array[index][...] = row.read(_tensor(plan.found[name]))
     leaf = jax.device_put(array, may_alias=True)
     params[row.ours] = quantize.store(row.ours, leaf, c.quantize)
   return tree.unflatten(params)
 
 
 def _drawn(path: str, shape: tuple[int, ...], deviation: float, seed: int):
-  """Draws a leaf by its path: the same whatever else is drawn."""
+  """Draws a leaf with a generator seeded by its path, so that no other leaf changes it."""
   if not path.endswith("/kernel"):
     return np.full(shape, float(path.endswith("/scale")))
   return deviation * np.random.default_rng([seed, zlib.crc32(path.encode())]).normal(size=shape)
 
 
 def _aligned(shape, dtype) -> np.ndarray:
-  """Allocates an array that jax on a CPU can take over without a copy (64-byte aligned)."""
+  """Allocates an array that jax can use on a CPU without a copy, as it is aligned to 64 bytes."""
   size = int(np.prod(shape)) * np.dtype(dtype).itemsize
   raw = np.empty(size + 64, np.uint8)
   start = -raw.ctypes.data % 64
@@ -234,7 +221,8 @@ def _shards(folder: Path) -> list[str]:
   if not index.exists():
     return ["model.safetensors"]
   found = schema.read_json(index)
-  schema.check(str(index), found, Index)
+  schema.check(str(index), found, dict)
+  schema.check(f"{index}: weight_map", found.get("weight_map"), dict[str, str])
   shards = sorted(set(found["weight_map"].values()))
   for shard in shards:
     if Path(shard).name != shard or not shard.endswith(".safetensors"):
@@ -243,7 +231,7 @@ def _shards(folder: Path) -> list[str]:
 
 
 def _stored(folder: Path, hf: dict) -> list[Stored]:
-  """Lists every tensor, from the safetensors headers."""
+  """Lists every tensor of a folder, from the headers of its safetensors files."""
   found = []
   for shard in _shards(folder):
     path = folder / shard
@@ -271,10 +259,14 @@ def _bins(folder: Path) -> bool:
 
 
 def _conversion(folder: Path, hf: dict) -> str:
-  """Names the command that stores a folder's weights as safetensors."""
+  """Writes the command that stores a folder's weights as safetensors."""
   architecture = str((hf.get("architectures") or [""])[0])
-  auto = "AutoModel" + next((x for end, x in AUTO.items() if architecture.endswith(end)), "")
+  head = "".join(architecture.partition("For")[1:])
+  if architecture.endswith("LMHeadModel"):
+    head = "ForCausalLM"
+  elif head == "ForConditionalGeneration":
+    head = "ForSeq2SeqLM"
   return (
-    f'python -c "from transformers import {auto}; '
-    f"{auto}.from_pretrained('{folder}').save_pretrained('{folder}')\""
+    f'python -c "from transformers import AutoModel{head}; '
+    f"AutoModel{head}.from_pretrained('{folder}').save_pretrained('{folder}')\""
   )

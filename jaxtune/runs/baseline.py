@@ -27,7 +27,7 @@ def evaluate_bases(
   first, layout = trials[0], trials[0].config["train"]
   parallel = parallel or sharding.make(layout["parallel"], layout["mesh"])
   evaluator = make_evaluator(first, parallel, methods=())
-  base = parallel.put_shared(first.pretrained.params)
+  base = parallel.put(first.pretrained.params)
   datasets = [trial.dataset for trial in trials]
   distinct = {id(dataset): dataset for dataset in datasets}
   scores = judge.judge_splits(evaluator, _nothing(len(distinct)), base, list(distinct.values()))

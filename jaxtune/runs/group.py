@@ -45,7 +45,7 @@ def train(
   program = programs.make_program(first, any(programs.drops(trial.config) for trial in trials))
   evaluator = programs.make_evaluator(first, parallel, chunk)
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
-    progress = parallel.put_trials(loop.begin(states))
+    progress = parallel.put(loop.begin(states), "trial")
     progress, before = saved.restore(progress) or (progress, 0.0)
     clock = lambda: before + time.perf_counter() - began
     folder.begin(folders, [trial.config for trial in trials])
@@ -77,7 +77,7 @@ def _started(trials: Sequence[Trial], parallel: sharding.Parallel):
   """Returns the trials' first states, stacked; the shapes of their overlays; the frozen base."""
   states, bases = zip(*map(first_state, trials), strict=True)
   shapes = [jax.eval_shape(lambda s=s: peft.Overlay(s.tuned, s.hyper)) for s in states]
-  return tree.stack(list(states)), shapes, parallel.put_shared(bases[0])
+  return tree.stack(list(states)), shapes, parallel.put(bases[0])
 
 
 def _batch(trials: Sequence[Trial], step: int, options: TrainOptions) -> dict:

@@ -127,7 +127,7 @@ def read(folder, model):
   c = model.model.config
   table = hf.family_module(model.family).names(c)
   plan = weights.plan(folder, table, model.params, c, True, model.hf_config)
-  weights.read(plan, table, model.params, c, 0.02, 0)
+  weights.read(plan, c, 0.02, 0)
 
 
 def test_headers_cost_no_memory(saved, tmp_path):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from jaxtune.errors import UserError
 from jaxtune.models import hf
+from jaxtune.models.decoder import Decoder
 
 WEIGHTS = "model.safetensors"
 
@@ -251,7 +252,7 @@ def test_peak_memory_of_loading(folder, tmp_path):
   (large / "config.json").write_text(json.dumps(config))
   llama = hf.family_module("llama")
   table = llama.names(llama.config(config))
-  shapes = hf.tree.flatten(hf.abstract(llama.MODEL(llama.config(config))))
+  shapes = hf.tree.flatten(hf.abstract(Decoder(llama.config(config))))
   sized = [(t, shapes[t.ours].shape) for t in table]
   names = [(n, t.their_shape(shape)) for t, shape in sized for n in t.their_names(shape)]
   weight_map = {}

@@ -16,7 +16,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf, layers
-from jaxtune.models.seq2seq import start_tokens
+from jaxtune.models.fields import start_tokens
 from jaxtune.objectives import sft
 
 T5 = {k: v for k, v in tiny.ARCHITECTURES["t5"].items() if k != "model_type"}

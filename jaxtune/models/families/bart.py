@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from jaxtune.models import heads
 from jaxtune.models.config import Config
-from jaxtune.models.fields import head_size, only
-from jaxtune.models.names import Tensor
-from jaxtune.models.seq2seq import Seq2Seq, start_tokens
+from jaxtune.models.fields import CLASSIC, only, sizes, start_tokens
+from jaxtune.models.names import Tensor, tensors
 
-MODEL = Seq2Seq
 ARCHITECTURES = {"lm": "BartForConditionalGeneration"}
-NORMS = {"attn": "self_attn_layer_norm", "cross": "encoder_attn_layer_norm",
-         "mlp": "final_layer_norm"}  # fmt: skip
 
 
 def config(hf: dict, **overrides) -> Config:
@@ -18,37 +15,21 @@ def config(hf: dict, **overrides) -> Config:
   only(hf, is_encoder_decoder=True, is_decoder=False, normalize_before=False,
        normalize_embedding=True, add_final_layer_norm=False, add_bias_logits=False,
        static_position_embeddings=False, tie_word_embeddings=True)  # fmt: skip
-  fields = dict(
-    vocabulary=hf["vocab_size"],
-    width=hf["d_model"],
+  fields = CLASSIC | dict(
     positions=hf.get("max_position_embeddings", 1024),
     position_offset=2,
-    rope=None,
     order="post",
     embed_norm=True,
-    centre_norm=True,
     activation=hf.get("activation_function") or "gelu",
-    gated=False,
-    qkv_bias=True,
-    o_bias=True,
-    ffn_bias=True,
     embed_scale=hf["d_model"] ** 0.5 if hf.get("scale_embedding") else 1.0,
   )
-  encoder = Config(**fields | _half_of(hf, "encoder") | dict(causal=False) | overrides)
-  start = start_tokens(hf, 2)
-  decoder = _half_of(hf, "decoder") | dict(encoder=encoder, decoder_start=start, logit_bias=True)
-  return Config(**fields | decoder | overrides)
-
-
-def _half_of(hf: dict, half: str) -> dict:
-  count = f"{half}_attention_heads"
-  return dict(
-    layers=hf[f"{half}_layers"],
-    heads=hf[count],
-    kv_heads=hf[count],
-    head_size=head_size(hf, "d_model", count),
-    ffn=hf[f"{half}_ffn_dim"],
-  )
+  of_half = lambda half: sizes(
+    hf, width="d_model", layers=f"{half}_layers", heads=f"{half}_attention_heads",
+    ffn=f"{half}_ffn_dim",
+  )  # fmt: skip
+  encoder = Config(**fields | of_half("encoder") | dict(causal=False) | overrides)
+  decoder = dict(encoder=encoder, decoder_start=start_tokens(hf, 2), logit_bias=True)
+  return Config(**fields | of_half("decoder") | decoder | overrides)
 
 
 def names(c: Config) -> list[Tensor]:
@@ -60,27 +41,24 @@ def names(c: Config) -> list[Tensor]:
   ]
   if not c.tied:  # as a merge may leave it
     rows += [Tensor("embed/embedding", name) for name in copies]
-    rows.append(Tensor("head/kernel", "lm_head.weight", transpose=True))
-  for half, slots in (("encoder", ("attn", "mlp")), ("decoder", ("attn", "cross", "mlp"))):
-    rows += _half(half, slots)
-  return rows
+  return [
+    *rows,
+    *heads.names(c),
+    *_half(c, "encoder", {"attn": "self_attn"}),
+    *_half(c, "decoder", {"attn": "self_attn", "cross": "encoder_attn"}),
+  ]
 
 
-def _half(half: str, slots: tuple[str, ...]) -> list[Tensor]:
-  top, layer = f"model.{half}", f"model.{half}.layers.{{}}"
-  linears = {"mlp/up_proj": "fc1", "mlp/down_proj": "fc2"}
-  groups = {"attn": "self_attn", "cross": "encoder_attn"}
-  for slot in slots[:-1]:
-    linears |= {f"{slot}/{p}_proj": f"{groups[slot]}.{p}_proj" for p in "qkv"}
-    linears[f"{slot}/o_proj"] = f"{groups[slot]}.out_proj"
-  norms = {f"layers/{slot}_residual/norm": f"layers.{{}}.{NORMS[slot]}" for slot in slots}
-  norms["embed_norm"] = "layernorm_embedding"
-  rows = [Tensor(f"{half}/positions/embedding", f"{top}.embed_positions.weight")]
-  for ours, theirs in norms.items():
-    rows.append(Tensor(f"{half}/{ours}/scale", f"{top}.{theirs}.weight"))
-    rows.append(Tensor(f"{half}/{ours}/bias", f"{top}.{theirs}.bias"))
-  for ours, theirs in linears.items():
-    ours = f"{half}/layers/{ours}"
-    rows.append(Tensor(f"{ours}/kernel", f"{layer}.{theirs}.weight", transpose=True))
-    rows.append(Tensor(f"{ours}/bias", f"{layer}.{theirs}.bias"))
-  return rows
+def _half(c: Config, half: str, attentions: dict[str, str]) -> list[Tensor]:
+  """Lists the weights of the encoder or of the decoder, with its attentions: {here: there}."""
+  layer = {}
+  for slot, theirs in attentions.items():
+    layer[f"{slot}_residual/norm"] = f"{theirs}_layer_norm"
+    layer |= {f"{slot}/{p}_proj": f"{theirs}.{p}_proj" for p in "qkv"}
+    layer[f"{slot}/o_proj"] = f"{theirs}.out_proj"
+  layer |= {"mlp_residual/norm": "final_layer_norm", "mlp/up_proj": "fc1", "mlp/down_proj": "fc2"}
+  top = {"positions": "embed_positions", "embed_norm": "layernorm_embedding"}
+  return [
+    *tensors(c, top, f"{half}/", f"model.{half}."),
+    *tensors(c, layer, f"{half}/layers/", f"model.{half}.layers.{{}}."),
+  ]

@@ -1,4 +1,4 @@
-"""BERT: how its Hugging Face folder maps to `transformer.Config` and its weights."""
+"""BERT: how its Hugging Face folder maps to `Config` and its weights."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from dataclasses import replace
 
 from jaxtune.models import heads
 from jaxtune.models.config import Config
-from jaxtune.models.encoder import Encoder
-from jaxtune.models.fields import head_size, only
-from jaxtune.models.names import Tensor
+from jaxtune.models.fields import CLASSIC, only, sizes
+from jaxtune.models.names import Tensor, tensors
 
-MODEL = Encoder
-ARCHITECTURES = heads.architectures("Bert", *heads.CLASSES)
+ARCHITECTURES = heads.architectures("Bert", *heads.ENCODERS)
 
 
 def config(hf: dict, **overrides) -> Config:
@@ -22,28 +20,19 @@ def config(hf: dict, **overrides) -> Config:
 def fields(hf: dict) -> dict:
   """Reads what BERT and its descendants share: layers as in Vaswani et al. 2017."""
   only(hf, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-  return dict(
-    vocabulary=hf["vocab_size"],
-    width=hf["hidden_size"],
-    layers=hf["num_hidden_layers"],
-    heads=hf["num_attention_heads"],
-    kv_heads=hf["num_attention_heads"],
-    head_size=head_size(hf),
-    ffn=hf["intermediate_size"],
-    positions=hf.get("max_position_embeddings", 512),
-    epsilon=hf.get("layer_norm_eps", 1e-12),
-    causal=False,
-    rope=None,
-    order="post",
-    embed_norm=True,
-    centre_norm=True,
-    activation=hf.get("hidden_act") or "gelu",
-    gated=False,
-    qkv_bias=True,
-    o_bias=True,
-    ffn_bias=True,
-    types=hf.get("type_vocab_size", 2),
-    tied=hf.get("tie_word_embeddings", True),
+  return (
+    CLASSIC
+    | sizes(hf)
+    | dict(
+      positions=hf.get("max_position_embeddings", 512),
+      epsilon=hf.get("layer_norm_eps", 1e-12),
+      causal=False,
+      order="post",
+      embed_norm=True,
+      activation=hf.get("hidden_act") or "gelu",
+      types=hf.get("type_vocab_size", 2),
+      tied=hf.get("tie_word_embeddings", True),
+    )
   )
 
 
@@ -63,41 +52,33 @@ def head(hf: dict, overrides: dict, **pooled) -> dict:
 
 def names(c: Config) -> list[Tensor]:
   """Lists every weight: its path here and its name there."""
-  copies = ("cls.predictions.decoder.weight",)
-  rows = layers(c, "bert.", copies)
-  if c.head is None:
-    return rows
-  if c.head.pooler:
-    rows += heads.linear("pooler/dense", "bert.pooler.dense")
-  if c.head.kind == "mlm":
-    rows += heads.linear("head/dense", "cls.predictions.transform.dense")
-    rows += heads.norm("head/norm", "cls.predictions.transform.LayerNorm")
-    return [
-      *rows,
-      Tensor("head/bias", "cls.predictions.bias", also=("cls.predictions.decoder.bias",)),
-    ]
-  return rows + heads.linear("head/out", "qa_outputs" if c.head.kind == "qa" else "classifier")
+  scores = "cls.predictions"
+  return [
+    *layers(c, "bert.", f"{scores}.decoder.weight"),
+    *head_names(
+      c,
+      {"pooler/dense": "bert.pooler.dense"},
+      {"head/dense": f"{scores}.transform.dense", "head/norm": f"{scores}.transform.LayerNorm"},
+      Tensor("head/bias", f"{scores}.bias", also=(f"{scores}.decoder.bias",)),
+    ),
+  ]
 
 
-def layers(c: Config, base: str, copies: tuple[str, ...]) -> list[Tensor]:
+def layers(c: Config, base: str, scores: str) -> list[Tensor]:
   """Lists the weights of BERT's embeddings and layers.
 
   Args:
-    copies: names of the embeddings as the scores of a masked language model.
+    scores: name of the embeddings as the scores of a masked language model.
   """
-  layer = base + "encoder.layer.{}."
-  tables = {"embed": "word", "types": "token_type", "trunk/positions": "position"}
-  rows = [
-    Tensor(f"{ours}/embedding", f"{base}embeddings.{theirs}_embeddings.weight")
-    for ours, theirs in tables.items()
-  ]
-  rows[0] = heads.scoring(c, rows[0], copies)
-  norms = {
-    "trunk/embed_norm": f"{base}embeddings.LayerNorm",
-    "trunk/layers/attn_residual/norm": f"{layer}attention.output.LayerNorm",
-    "trunk/layers/mlp_residual/norm": f"{layer}output.LayerNorm",
+  top = {
+    "embed": "word_embeddings",
+    "types": "token_type_embeddings",
+    "trunk/positions": "position_embeddings",
+    "trunk/embed_norm": "LayerNorm",
   }
-  linears = {
+  layer = {
+    "attn_residual/norm": "attention.output.LayerNorm",
+    "mlp_residual/norm": "output.LayerNorm",
     "attn/q_proj": "attention.self.query",
     "attn/k_proj": "attention.self.key",
     "attn/v_proj": "attention.self.value",
@@ -105,8 +86,27 @@ def layers(c: Config, base: str, copies: tuple[str, ...]) -> list[Tensor]:
     "mlp/up_proj": "intermediate.dense",
     "mlp/down_proj": "output.dense",
   }
-  for ours, theirs in norms.items():
-    rows += heads.norm(ours, theirs)
-  for ours, theirs in linears.items():
-    rows += heads.linear(f"trunk/layers/{ours}", layer + theirs)
-  return rows
+  embed, *others = tensors(c, top, theirs=f"{base}embeddings.")
+  return [
+    embed._replace(also=(scores,) * (c.head_kind == "mlm")),
+    *others,
+    *tensors(c, layer, "trunk/layers/", f"{base}encoder.layer.{{}}."),
+  ]
+
+
+def head_names(
+  c: Config, pooled: dict[str, str], mlm: dict[str, str], mlm_bias: Tensor
+) -> list[Tensor]:
+  """Lists the weights of a head of BERT or of one of its descendants, if there is one.
+
+  Args:
+    pooled: modules of a head over one state of a row, beside or in place of "head/out".
+    mlm: modules of a masked language model's head.
+    mlm_bias: the bias of its scores.
+  """
+  if c.head is None:
+    return []
+  if c.head.kind == "mlm":
+    return [*tensors(c, mlm), mlm_bias]
+  out = {"head/out": "qa_outputs" if c.head.kind == "qa" else "classifier"}
+  return tensors(c, out | pooled if c.head.kind in heads.POOLED else out)

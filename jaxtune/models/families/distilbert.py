@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from jaxtune.models import heads
 from jaxtune.models.config import Config
-from jaxtune.models.encoder import Encoder
 from jaxtune.models.families import bert
-from jaxtune.models.names import Tensor
+from jaxtune.models.names import Tensor, tensors
 
-MODEL = Encoder
-ARCHITECTURES = heads.architectures("DistilBert", *heads.CLASSES)
+ARCHITECTURES = heads.architectures("DistilBert", *heads.ENCODERS)
 KEYS = {
   "dim": "hidden_size",
   "n_layers": "num_hidden_layers",
@@ -28,27 +26,24 @@ def config(hf: dict, **overrides) -> Config:
 
 def names(c: Config) -> list[Tensor]:
   """Lists every weight: its path here and its name there."""
-  base, layer = "distilbert.embeddings.", "distilbert.transformer.layer.{}."
-  rows = [
-    heads.scoring(
-      c, Tensor("embed/embedding", f"{base}word_embeddings.weight"), ("vocab_projector.weight",)
+  top = {
+    "embed": "word_embeddings",
+    "trunk/positions": "position_embeddings",
+    "trunk/embed_norm": "LayerNorm",
+  }
+  layer = {"attn_residual/norm": "sa_layer_norm", "mlp_residual/norm": "output_layer_norm"}
+  layer |= {f"attn/{p}_proj": f"attention.{p}_lin" for p in "qkv"}
+  layer |= {"attn/o_proj": "attention.out_lin"}
+  layer |= {"mlp/up_proj": "ffn.lin1", "mlp/down_proj": "ffn.lin2"}
+  embed, *others = tensors(c, top, theirs="distilbert.embeddings.")
+  return [
+    embed._replace(also=("vocab_projector.weight",) * (c.head_kind == "mlm")),
+    *others,
+    *tensors(c, layer, "trunk/layers/", "distilbert.transformer.layer.{}."),
+    *bert.head_names(
+      c,
+      {"head/dense": "pre_classifier"},
+      {"head/dense": "vocab_transform", "head/norm": "vocab_layer_norm"},
+      Tensor("head/bias", "vocab_projector.bias"),
     ),
-    Tensor("trunk/positions/embedding", f"{base}position_embeddings.weight"),
   ]
-  rows += heads.norm("trunk/embed_norm", f"{base}LayerNorm")
-  rows += heads.norm("trunk/layers/attn_residual/norm", f"{layer}sa_layer_norm")
-  rows += heads.norm("trunk/layers/mlp_residual/norm", f"{layer}output_layer_norm")
-  linears = {f"attn/{p}_proj": f"attention.{p}_lin" for p in "qkv"}
-  linears |= {"attn/o_proj": "attention.out_lin"}
-  linears |= {"mlp/up_proj": "ffn.lin1", "mlp/down_proj": "ffn.lin2"}
-  for ours, theirs in linears.items():
-    rows += heads.linear(f"trunk/layers/{ours}", layer + theirs)
-  if c.head is None:
-    return rows
-  if c.head.kind == "mlm":
-    rows += heads.linear("head/dense", "vocab_transform")
-    rows += heads.norm("head/norm", "vocab_layer_norm")
-    return [*rows, Tensor("head/bias", "vocab_projector.bias")]
-  if c.head.kind in heads.POOLED:
-    rows += heads.linear("head/dense", "pre_classifier")
-  return rows + heads.linear("head/out", "qa_outputs" if c.head.kind == "qa" else "classifier")

@@ -5,20 +5,19 @@ from __future__ import annotations
 from jaxtune.models import heads
 from jaxtune.models.config import Config
 from jaxtune.models.families import llama
-from jaxtune.models.families.llama import MODEL, names
 from jaxtune.models.fields import only
 
-__all__ = ["ARCHITECTURES", "MODEL", "config", "names"]
-ARCHITECTURES = {"lm": "GemmaForCausalLM"} | heads.architectures("Gemma", *heads.POOLED, "tokens")
-DEFAULTS = dict(
-  num_key_value_heads=16, head_dim=256, max_position_embeddings=8192, tie_word_embeddings=True,
-)  # fmt: skip
+ARCHITECTURES = heads.architectures("Gemma", "lm", *heads.POOLED, "tokens")
+names = llama.names
 
 
 def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` gemma, and what Gemma 2 and 3 have in common with it."""
   if hf.get("use_bidirectional_attention"):
     only(hf, use_bidirectional_attention=False)
+  hf = dict(
+    num_key_value_heads=16, head_dim=256, max_position_embeddings=8192, tie_word_embeddings=True,
+  ) | hf  # fmt: skip
   name = hf.get("hidden_activation") or hf.get("hidden_act") or "gelu_pytorch_tanh"
   fields = dict(
     # Older files say "gelu" and mean the approximation that the model was trained with.
@@ -26,4 +25,4 @@ def config(hf: dict, **overrides) -> Config:
     embed_scale=hf["hidden_size"] ** 0.5,
     norm_offset=1.0,
   )
-  return llama.config(DEFAULTS | hf, **fields | overrides)
+  return llama.config(hf, **fields | overrides)

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from jaxtune.models import heads
 from jaxtune.models.config import Config
-from jaxtune.models.families import gemma
-from jaxtune.models.families.llama import MODEL, names
+from jaxtune.models.families import gemma, llama
 from jaxtune.models.fields import sliding
 
-__all__ = ["ARCHITECTURES", "MODEL", "config", "names"]
-ARCHITECTURES = {"lm": "Gemma2ForCausalLM"} | heads.architectures("Gemma2", *heads.POOLED, "tokens")
-DEFAULTS = dict(
-  num_key_value_heads=4, sliding_window=4096, query_pre_attn_scalar=256,
-  attn_logit_softcapping=50.0, final_logit_softcapping=30.0,
-)  # fmt: skip
+ARCHITECTURES = heads.architectures("Gemma2", "lm", *heads.POOLED, "tokens")
+names = llama.names
 
 
 def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` gemma2."""
-  hf = DEFAULTS | hf
+  hf = dict(
+    num_key_value_heads=4, sliding_window=4096, query_pre_attn_scalar=256,
+    attn_logit_softcapping=50.0, final_logit_softcapping=30.0,
+  ) | hf  # fmt: skip
   fields = dict(
     order="sandwich",
     scale=hf["query_pre_attn_scalar"] ** -0.5,
     softcap=hf["attn_logit_softcapping"],
     logit_softcap=hf["final_logit_softcapping"],
   )
-  every_other = [i % 2 == 0 for i in range(hf["num_hidden_layers"])]
-  return gemma.config(hf, **fields | sliding(hf, every_other) | overrides)
+  return gemma.config(hf, **fields | sliding(hf, lambda i: i % 2 == 0) | overrides)

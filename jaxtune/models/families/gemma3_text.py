@@ -4,41 +4,31 @@ from __future__ import annotations
 
 from jaxtune.models import heads
 from jaxtune.models.config import Config
-from jaxtune.models.families import gemma
-from jaxtune.models.families.llama import MODEL, names
+from jaxtune.models.families import gemma, llama
 from jaxtune.models.fields import only, rope, ropes, sliding
 
-__all__ = ["ARCHITECTURES", "MODEL", "config", "names"]
-ARCHITECTURES = {"lm": "Gemma3ForCausalLM"} | heads.architectures("Gemma3Text", *heads.POOLED)
-DEFAULTS = dict(
-  num_key_value_heads=4, sliding_window=4096, query_pre_attn_scalar=256,
-  max_position_embeddings=131_072, sliding_window_pattern=6, final_logit_softcapping=None,
-)  # fmt: skip
+ARCHITECTURES = heads.architectures("Gemma3Text", "lm", *heads.POOLED) | {"lm": "Gemma3ForCausalLM"}
+names = llama.names
 
 
 def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` gemma3_text."""
   only(hf, attn_logit_softcapping=None)
-  hf = DEFAULTS | hf
-  full, near = _ropes(hf)
+  hf = dict(
+    num_key_value_heads=4, sliding_window=4096, query_pre_attn_scalar=256,
+    max_position_embeddings=131_072, sliding_window_pattern=6, final_logit_softcapping=None,
+  ) | hf  # fmt: skip
+  full, near = ropes(hf)
+  full = full | (hf.get("rope_scaling") or {})
+  local_rope = rope(hf, near, theta=hf.get("rope_local_base_freq") or 10_000.0)
   period = hf["sliding_window_pattern"]
-  windows = sliding(hf, [(i + 1) % period != 0 for i in range(hf["num_hidden_layers"])])
+  windows = sliding(hf, lambda i: (i + 1) % period != 0)
   fields = dict(
     order="sandwich",
     qk_norm="head",
     scale=hf["query_pre_attn_scalar"] ** -0.5,
     logit_softcap=hf["final_logit_softcapping"],
-    rope=full,
-    local_rope=near if windows else None,
+    rope=rope(hf, full, theta=hf.get("rope_theta") or 1_000_000.0),
+    local_rope=local_rope if windows else None,
   )
   return gemma.config(hf, **fields | windows | overrides)
-
-
-def _ropes(hf: dict):
-  """Reads the ropes of global and of local layers."""
-  full, near = ropes(hf)
-  full = full | (hf.get("rope_scaling") or {})
-  return (
-    rope(hf, full, theta=hf.get("rope_theta") or 1_000_000.0),
-    rope(hf, near, theta=hf.get("rope_local_base_freq") or 10_000.0),
-  )

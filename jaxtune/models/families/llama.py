@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from jaxtune.models import heads
 from jaxtune.models.config import Config
-from jaxtune.models.decoder import Decoder
-from jaxtune.models.fields import head_size, only, rope
-from jaxtune.models.names import Tensor
+from jaxtune.models.fields import only, rope, sizes
+from jaxtune.models.names import Tensor, tensors
 
-MODEL = Decoder
-ARCHITECTURES = {"lm": "LlamaForCausalLM"} | heads.architectures("Llama")
+ARCHITECTURES = heads.architectures("Llama")
 # By the order of a layer's norms: their names of it.
 NORMS = {
   "pre": {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
@@ -33,16 +31,9 @@ def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` llama; `overrides` are fields of `Config`."""
   only(hf, no_rope_layers=None)
   hf = dict(max_position_embeddings=2048) | hf
-  count, turned = hf["num_attention_heads"], overrides.get("rope")
-  turned = turned or rope(hf, theta=hf.get("rope_theta") or 10_000.0)
-  fields = dict(
-    vocabulary=hf["vocab_size"],
-    width=hf["hidden_size"],
-    layers=hf["num_hidden_layers"],
-    heads=count,
-    kv_heads=hf.get("num_key_value_heads") or count,
-    head_size=hf.get("head_dim") or head_size(hf),
-    ffn=hf["intermediate_size"],
+  turned = overrides.get("rope") or rope(hf, theta=hf.get("rope_theta") or 10_000.0)
+  fields = sizes(hf, head_size=hf.get("head_dim")) | dict(
+    kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
     positions=turned.reach(hf["max_position_embeddings"]),
     epsilon=hf.get("rms_norm_eps", 1e-6),
     rope=turned,
@@ -55,23 +46,21 @@ def config(hf: dict, **overrides) -> Config:
   return Config(**fields | overrides)
 
 
-def names(c: Config, qa_base: str = "transformer") -> list[Tensor]:
-  """Lists every weight: its path here and its name there; `qa_base` begins those of a qa model."""
-  base = qa_base if c.head is not None and c.head.kind == "qa" else "model"
-  rows = [
-    Tensor("embed/embedding", f"{base}.embed_tokens.weight"),
-    Tensor("trunk/norm/scale", f"{base}.norm.weight"),
+def names(
+  c: Config, fused: dict[str, str] | None = None, qa_base: str = "transformer"
+) -> list[Tensor]:
+  """Lists every weight: its path here and its name there.
+
+  Args:
+    fused: the modules of a layer that the family stores under other names than Llama does.
+    qa_base: what the names begin with in a model that answers questions.
+  """
+  base = qa_base if c.head_kind == "qa" else "model"
+  layer = NORMS[c.order] | {f"attn/{p}_norm": f"self_attn.{p}_norm" for p in "qk" if c.qk_norm}
+  layer |= {f"attn/{p}_proj": f"self_attn.{p}_proj" for p in "qkvo"}
+  layer |= {f"mlp/{p}_proj": f"mlp.{p}_proj" for p in ("gate", "up", "down")}
+  return [
+    *tensors(c, {"embed": "embed_tokens", "trunk/norm": "norm"}, theirs=f"{base}."),
+    *tensors(c, layer | (fused or {}), "trunk/layers/", f"{base}.layers.{{}}."),
+    *heads.names(c),
   ]
-  layer = lambda ours, theirs, **how: rows.append(
-    Tensor(f"trunk/layers/{ours}", f"{base}.layers.{{}}.{theirs}", **how)
-  )
-  norms = {f"attn/{p}_norm": f"self_attn.{p}_norm" for p in "qk"} if c.qk_norm else {}
-  for ours, theirs in (NORMS[c.order] | norms).items():
-    layer(f"{ours}/scale", f"{theirs}.weight")
-  linears = [("attn", "self_attn", p, c.o_bias if p == "o" else c.qkv_bias) for p in "qkvo"]
-  linears += [("mlp", "mlp", p, c.ffn_bias) for p in ("gate", "up", "down")]
-  for group, theirs, p, bias in linears:
-    layer(f"{group}/{p}_proj/kernel", f"{theirs}.{p}_proj.weight", transpose=True)
-    if bias:
-      layer(f"{group}/{p}_proj/bias", f"{theirs}.{p}_proj.bias")
-  return rows + heads.names(c)

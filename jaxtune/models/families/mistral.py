@@ -7,18 +7,14 @@ from functools import partial
 from jaxtune.models import heads
 from jaxtune.models.config import Config
 from jaxtune.models.families import llama
-from jaxtune.models.families.llama import MODEL
 from jaxtune.models.fields import only, sliding
 
-__all__ = ["ARCHITECTURES", "MODEL", "config", "names"]
+ARCHITECTURES = heads.architectures("Mistral")
 names = partial(llama.names, qa_base="model")
-ARCHITECTURES = {"lm": "MistralForCausalLM"} | heads.architectures("Mistral")
-DEFAULTS = dict(num_key_value_heads=8, max_position_embeddings=131_072, sliding_window=4096)
 
 
 def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` mistral."""
   only(hf, layer_types=None)  # those with several kinds of layers are Ministral
-  hf = DEFAULTS | hf
-  local = [hf["sliding_window"] is not None] * hf["num_hidden_layers"]
-  return llama.config(hf, **sliding(hf, local) | overrides)
+  hf = dict(num_key_value_heads=8, max_position_embeddings=131_072, sliding_window=4096) | hf
+  return llama.config(hf, **sliding(hf, lambda i: hf["sliding_window"] is not None) | overrides)

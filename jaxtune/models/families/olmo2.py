@@ -5,10 +5,9 @@ from __future__ import annotations
 from jaxtune.models import heads
 from jaxtune.models.config import Config
 from jaxtune.models.families import llama
-from jaxtune.models.families.llama import MODEL, names
 
-__all__ = ["ARCHITECTURES", "MODEL", "config", "names"]
-ARCHITECTURES = {"lm": "Olmo2ForCausalLM"} | heads.architectures("Olmo2", *heads.POOLED)
+ARCHITECTURES = heads.architectures("Olmo2", "lm", *heads.POOLED)
+names = llama.names
 
 
 def config(hf: dict, **overrides) -> Config:

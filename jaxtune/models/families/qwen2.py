@@ -5,15 +5,14 @@ from __future__ import annotations
 from jaxtune.models import heads
 from jaxtune.models.config import Config
 from jaxtune.models.families import llama
-from jaxtune.models.families.llama import MODEL, names
 from jaxtune.models.fields import sliding
 
-__all__ = ["ARCHITECTURES", "MODEL", "config", "names"]
-ARCHITECTURES = {"lm": "Qwen2ForCausalLM"} | heads.architectures("Qwen2")
+ARCHITECTURES = heads.architectures("Qwen2")
 DEFAULTS = dict(
   num_key_value_heads=32, max_position_embeddings=32_768, use_sliding_window=False,
   sliding_window=4096, max_window_layers=28,
 )  # fmt: skip
+names = llama.names
 
 
 def config(hf: dict, **overrides) -> Config:
@@ -24,5 +23,4 @@ def config(hf: dict, **overrides) -> Config:
 def windows(hf: dict) -> dict:
   """Reads which layers are local, if any: by default those from `max_window_layers` on."""
   hf = DEFAULTS | hf
-  local = [i >= hf["max_window_layers"] for i in range(hf["num_hidden_layers"])]
-  return sliding(hf, local) if hf["use_sliding_window"] else {}
+  return sliding(hf, lambda i: i >= hf["max_window_layers"]) if hf["use_sliding_window"] else {}

@@ -5,12 +5,10 @@ from __future__ import annotations
 from jaxtune import schema
 from jaxtune.models import heads
 from jaxtune.models.config import Config
-from jaxtune.models.encoder import Encoder
 from jaxtune.models.families import bert
 from jaxtune.models.names import Tensor
 
-MODEL = Encoder
-ARCHITECTURES = heads.architectures("Roberta", *heads.CLASSES)
+ARCHITECTURES = heads.architectures("Roberta", *heads.ENCODERS)
 
 
 def config(hf: dict, **overrides) -> Config:
@@ -25,14 +23,12 @@ def config(hf: dict, **overrides) -> Config:
 
 def names(c: Config) -> list[Tensor]:
   """Lists every weight: its path here and its name there."""
-  rows = bert.layers(c, "roberta.", ("lm_head.decoder.weight",))
-  if c.head is None:
-    return rows
-  if c.head.kind == "mlm":
-    rows += heads.linear("head/dense", "lm_head.dense")
-    rows += heads.norm("head/norm", "lm_head.layer_norm")
-    return [*rows, Tensor("head/bias", "lm_head.bias", also=("lm_head.decoder.bias",))]
-  if c.head.kind in heads.POOLED:
-    rows += heads.linear("head/dense", "classifier.dense")
-    return rows + heads.linear("head/out", "classifier.out_proj")
-  return rows + heads.linear("head/out", "qa_outputs" if c.head.kind == "qa" else "classifier")
+  return [
+    *bert.layers(c, "roberta.", "lm_head.decoder.weight"),
+    *bert.head_names(
+      c,
+      {"head/dense": "classifier.dense", "head/out": "classifier.out_proj"},
+      {"head/dense": "lm_head.dense", "head/norm": "lm_head.layer_norm"},
+      Tensor("head/bias", "lm_head.bias", also=("lm_head.decoder.bias",)),
+    ),
+  ]

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from jaxtune import schema
 from jaxtune.errors import UserError
+from jaxtune.models import heads
 from jaxtune.models.config import Config
 from jaxtune.models.entries import Activation
-from jaxtune.models.fields import only
-from jaxtune.models.names import Tensor
-from jaxtune.models.seq2seq import Seq2Seq, start_tokens
+from jaxtune.models.fields import only, sizes, start_tokens
+from jaxtune.models.names import Tensor, tensors
 
-MODEL = Seq2Seq
 ARCHITECTURES = {"lm": "T5ForConditionalGeneration"}
 SLOTS = {"attn": "SelfAttention", "cross": "EncDecAttention", "mlp": "DenseReluDense"}
 
@@ -34,13 +33,9 @@ def config(hf: dict, **overrides) -> Config:
       f"config.json: relative_attention_max_distance is {longest}, expected more than half of the "
       f"{buckets} buckets"
     )
-  fields = dict(
-    vocabulary=hf["vocab_size"],
-    width=hf["d_model"],
-    heads=hf["num_heads"],
-    kv_heads=hf["num_heads"],
-    head_size=hf["d_kv"],
-    ffn=hf["d_ff"],
+  fields = sizes(
+    hf, width="d_model", layers="num_layers", heads="num_heads", ffn="d_ff", head_size=hf["d_kv"]
+  ) | dict(
     positions=2**30,  # there is no end to relative ones
     epsilon=hf.get("layer_norm_epsilon", 1e-6),
     rope=None,
@@ -50,11 +45,9 @@ def config(hf: dict, **overrides) -> Config:
     gated=gated,
     tied=tied,
   )
-  layers = hf["num_layers"]
-  encoder = Config(**fields | dict(layers=layers, causal=False) | overrides)
   decoder = dict(
-    layers=hf.get("num_decoder_layers") or layers,
-    encoder=encoder,
+    layers=hf.get("num_decoder_layers") or hf["num_layers"],
+    encoder=Config(**fields | dict(causal=False) | overrides),
     decoder_start=start_tokens(hf, hf.get("pad_token_id", 0)),
     logit_scale=hf["d_model"] ** -0.5 if tied else 1.0,
   )
@@ -65,26 +58,21 @@ def names(c: Config) -> list[Tensor]:
   """Lists every weight: its path here and its name there."""
   copies = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
   rows = [Tensor("embed/embedding", "shared.weight", also=copies + ("lm_head.weight",) * c.tied)]
-  if not c.tied:
-    rows.append(Tensor("head/kernel", "lm_head.weight", transpose=True, also=("shared.weight",)))
-  for half, slots in (("encoder", ("attn", "mlp")), ("decoder", ("attn", "cross", "mlp"))):
-    rows += _half(c, half, slots)
-  return rows
+  rows += [row._replace(also=("shared.weight",)) for row in heads.names(c)]
+  return [*rows, *_half(c, "encoder", "attn", "mlp"), *_half(c, "decoder", "attn", "cross", "mlp")]
 
 
-def _half(c: Config, half: str, slots: tuple[str, ...]) -> list[Tensor]:
-  bias = f"{half}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-  rows = [
-    Tensor(f"{half}/norm/scale", f"{half}.final_layer_norm.weight"),
-    Tensor(f"{half}/relative/embedding", bias),
-  ]
+def _half(c: Config, half: str, *slots: str) -> list[Tensor]:
+  """Lists the weights of the encoder or of the decoder, which number a layer's parts."""
+  relative = "block.0.layer.0.SelfAttention.relative_attention_bias"
   up = {"gate_proj": "wi_0", "up_proj": "wi_1"} if c.gated else {"up_proj": "wi"}
+  linears = {p: p[0] for p in ("q_proj", "k_proj", "v_proj", "o_proj")}
+  layer = {}
   for i, slot in enumerate(slots):
-    ours, theirs = f"{half}/layers/{slot}", f"{half}.block.{{}}.layer.{i}"
-    rows.append(Tensor(f"{ours}_norm/scale", f"{theirs}.layer_norm.weight"))
-    linears = up | {"down_proj": "wo"} if slot == "mlp" else {f"{p}_proj": p for p in "qkvo"}
-    rows += [
-      Tensor(f"{ours}/{a}/kernel", f"{theirs}.{SLOTS[slot]}.{b}.weight", transpose=True)
-      for a, b in linears.items()
-    ]
-  return rows
+    layer[f"{slot}_norm"] = f"{i}.layer_norm"
+    modules = up | {"down_proj": "wo"} if slot == "mlp" else linears
+    layer |= {f"{slot}/{ours}": f"{i}.{SLOTS[slot]}.{theirs}" for ours, theirs in modules.items()}
+  return [
+    *tensors(c, {"norm": "final_layer_norm", "relative": relative}, f"{half}/", f"{half}."),
+    *tensors(c, layer, f"{half}/layers/", f"{half}.block.{{}}.layer."),
+  ]

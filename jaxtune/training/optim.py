@@ -13,8 +13,6 @@ from jaxtune import tree
 from jaxtune.models.heads import is_head
 from jaxtune.schema import Natural, NonNegative, Positive, Rate
 
-SCHEDULES = ("constant", "linear", "cosine")
-NAMES = ("adamw", "lion", "sgd")
 NUMBERS = ("learning_rate", "warmup", "weight_decay", "head_ratio")
 # Biases ("up_bias", "bias2"), and vectors that start at one ("norm_scale").
 UNDECAYED = re.compile(r"(.*_)?(bias.*|scale)|l|l_in|magnitude")
@@ -24,9 +22,9 @@ def make(
   numbers: dict[str, Any] | None = None,
   steps: int = 1,
   *,
-  name: Literal[*NAMES] = "adamw",
+  name: Literal["adamw", "lion", "sgd"] = "adamw",
   learning_rate: NonNegative = 1e-3,
-  schedule: Literal[*SCHEDULES] = "linear",
+  schedule: Literal["constant", "linear", "cosine"] = "linear",
   warmup: Natural = 0,
   weight_decay: NonNegative = 0.0,
   head_ratio: NonNegative = 1.0,
@@ -49,11 +47,7 @@ def make(
   """
   given = {"learning_rate": learning_rate, "warmup": warmup, "weight_decay": weight_decay}
   numbers = given | (numbers or {})
-
-  def rate(count):
-    shape = _decay(schedule, count, numbers["warmup"], steps)
-    return numbers["learning_rate"] * shape
-
+  rate = lambda count: numbers["learning_rate"] * _decay(schedule, count, numbers["warmup"], steps)
   decay = {"weight_decay": numbers["weight_decay"], "mask": _decayed}
   rule = {
     "adamw": lambda: optax.adamw(rate, b1, b2, epsilon, **decay),

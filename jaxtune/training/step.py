@@ -149,13 +149,11 @@ def _summed(gradient: Callable, batch: Batch) -> PyTree:
 
 def _penalised(methods: tuple[peft.Method, ...], gradients: PyTree, state: State) -> PyTree:
   """Adds the gradients of the methods' penalties."""
-
-  def penalty(deltas):
-    own = lambda m: (peft.arrays_of(m, deltas), peft.arrays_of(m, state.hyper))
-    return sum(m.penalty(*own(m)) for m in methods if m.penalty is not None)
-
-  if all(m.penalty is None for m in methods):
+  penalised = [m for m in methods if m.penalty is not None]
+  if not penalised:
     return gradients
+  own = lambda m, deltas: peft.Overlay({"peft": deltas}, state.hyper).arrays_of(m)
+  penalty = lambda deltas: sum(m.penalty(*own(m, deltas)) for m in penalised)
   added = jax.grad(penalty)(state.tuned["peft"])
   return gradients | {"peft": jax.tree.map(jnp.add, gradients["peft"], added)}
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, PyTree
 
 from jaxtune import tree
 from jaxtune.models.heads import is_head
@@ -59,8 +60,8 @@ def make(
   return rule if clip is None else optax.chain(optax.clip_by_global_norm(clip), rule)
 
 
-def scale(changes: Any, hyper: Any, head_ratio: Any) -> Any:
-  """Multiplies an update where a learning rate is another: of a head, and of a method's "rate:X".
+def scale(changes: PyTree, hyper: PyTree, head_ratio: Float[Array, ""] | float) -> PyTree:
+  """Multiplies an update where the learning rate differs: at a head, and by a method's "rate:X".
 
   Weight decay is scaled with it, as in an optimizer with groups of parameters.
   """
@@ -87,7 +88,7 @@ def _decay(schedule: str, count, warmup, steps: int):
   return jnp.where(count < warmup, rise, left)
 
 
-def _decayed(params: Any) -> Any:
+def _decayed(params: PyTree) -> PyTree:
   return jax.tree_util.tree_map_with_path(
     lambda path, _: UNDECAYED.fullmatch(path[-1].key) is None, params
   )

@@ -197,7 +197,7 @@ def _attend(
   q_BTNH: Float[Array, "B T N H"],
   k_BSKH: Float[Array, "B S K H"],
   v_BSKH: Float[Array, "B S K H"],
-  mask_B1TS: Bool[Array, "B 1 T S"],
+  mask_B1TS: Bool[Array, "B 1 #T S"],
   *biases: Float[Array, "1 N T S"] | None,
 ) -> Float[Array, "B T N H"]:
   """Attends to the prefix too; the arguments are those of `Attend`, with a bias or none."""

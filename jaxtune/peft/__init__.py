@@ -24,37 +24,14 @@ from jaxtune.peft.adapted import (
   weights,
   with_arrays,
 )
-from jaxtune.peft.draws import draw_columns, site_key
-from jaxtune.peft.forward import apply, dropout
-from jaxtune.peft.method import Arrays, Frozen, Method, build, constructor, sections
-from jaxtune.peft.sites import Site, check_rank, find_sites, hits, match
+from jaxtune.peft.draws import draw, site_key, uniform
+from jaxtune.peft.forward import apply
+from jaxtune.peft.method import Arrays, Call, Frozen, Method, build, constructor, sections
+from jaxtune.peft.sites import Site, check_hits, check_rank, find_sites, hits, match
 
 __all__ = [
-  "Adapted",
-  "Arrays",
-  "Frozen",
-  "Method",
-  "Overlay",
-  "Site",
-  "apply",
-  "arrays_of",
-  "build",
-  "by_path",
-  "check_floating",
-  "check_rank",
-  "constructor",
-  "draw_columns",
-  "dropout",
-  "find_sites",
-  "hits",
-  "init",
-  "match",
-  "merge",
-  "realise",
-  "sections",
-  "site_key",
-  "split",
-  "untuned",
-  "weights",
-  "with_arrays",
-]
+  "Adapted", "Arrays", "Call", "Frozen", "Method", "Overlay", "Site", "apply", "arrays_of",
+  "build", "by_path", "check_floating", "check_hits", "check_rank", "constructor", "draw",
+  "find_sites", "hits", "init", "match", "merge", "realise", "sections", "site_key", "split",
+  "uniform", "untuned", "weights", "with_arrays",
+]  # fmt: skip

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
 
 from jaxtune import tree
 from jaxtune.errors import UserError
@@ -25,8 +26,8 @@ class Overlay(NamedTuple):
     hyper: the methods' fixed numbers.
   """
 
-  tuned: Any
-  hyper: Any
+  tuned: PyTree
+  hyper: PyTree
 
   def arrays_of(self, method: Method) -> tuple[Arrays, Arrays]:
     """Returns one method's (trained, fixed) arrays."""
@@ -43,9 +44,9 @@ class Adapted(NamedTuple):
   """
 
   methods: tuple[Method, ...]
-  tuned: Any
-  hyper: Any
-  base: Any
+  tuned: PyTree
+  hyper: PyTree
+  base: PyTree
 
   @property
   def overlay(self) -> Overlay:
@@ -53,16 +54,16 @@ class Adapted(NamedTuple):
     return Overlay(self.tuned, self.hyper)
 
 
-def untuned(params: Any) -> Adapted:
+def untuned(params: PyTree) -> Adapted:
   """Returns weights with nothing laid over them."""
   return Adapted((), {"params": {}, "peft": {}}, {}, params)
 
 
 def init(
-  key: jax.Array,
+  key: Key[Array, ""],
   methods: tuple[Method, ...],
   sites: dict[str, Site],
-  params: Any,
+  params: PyTree,
   tokenize: Callable[[str], list[int]] | None = None,
 ) -> Adapted:
   """Draws what the methods train, and splits the weights that they train in place off the base.
@@ -93,7 +94,7 @@ def init(
   return Adapted(methods, tuned, tree.unflatten(hyper), base)
 
 
-def split(methods: tuple[Method, ...], params: Any) -> tuple[dict, dict]:
+def split(methods: tuple[Method, ...], params: PyTree) -> tuple[dict, dict]:
   """Splits the weights into (those that methods train in place, those that stay frozen)."""
   return tree.partition(
     params, lambda path: any(m.moves is not None and m.moves(path) for m in methods)
@@ -114,7 +115,7 @@ def _check_names(methods: tuple[Method, ...], sites: dict[str, Site]) -> None:
       raise UserError(f"method.{name} has the name of a module; expected any other name")
 
 
-def _check_moves(method: Method, flat: dict[str, Any]) -> None:
+def _check_moves(method: Method, flat: dict[str, Array]) -> None:
   """Refuses a method that trains weights in place where there are none, or quantised ones."""
   if method.moves is None:
     return
@@ -127,7 +128,7 @@ def _check_moves(method: Method, flat: dict[str, Any]) -> None:
   check_floating(method.name, moved)
 
 
-def check_floating(name: str, leaves: dict[str, Any]) -> None:
+def check_floating(name: str, leaves: dict[str, Array]) -> None:
   """Refuses to train quantised leaves."""
   for path, leaf in leaves.items():
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -137,12 +138,12 @@ def check_floating(name: str, leaves: dict[str, Any]) -> None:
       )
 
 
-def weights(adapted: Adapted) -> Any:
+def weights(adapted: Adapted) -> PyTree:
   """Returns the weights that the forward pass reads, those that methods overwrite included."""
   return _overwritten(adapted, tree.combine(adapted.base, adapted.tuned["params"]))
 
 
-def merge(adapted: Adapted) -> Any:
+def merge(adapted: Adapted) -> PyTree[Float[Array, ...]]:
   """Folds weight deltas into a full tree of weights, in fp32.
 
   Raises:
@@ -160,24 +161,35 @@ def merge(adapted: Adapted) -> Any:
         "another method has changed by then: give it a name that sorts before the other's"
       )
     changed |= trained.keys()
-    if method.merge is None and method.overwrite is None and trained:
+    if method.merge is not None:
+      params = _changed(params, method.merge, trained, fixed)
+    elif trained and method.overwrite is None:
       raise UserError(
         f"method {method.name!r} is no weight delta and cannot be merged; export it as an adapter"
       )
-    if method.merge is not None:
-      params = method.merge(params, trained, fixed)
   return params
 
 
-def _overwritten(adapted: Adapted, params: Any) -> Any:
+def _overwritten(adapted: Adapted, params: PyTree) -> PyTree:
   """Lets each method overwrite the weights that it trains a part of."""
   for m in adapted.methods:
     if m.overwrite is not None:
-      params = m.overwrite(params, *adapted.overlay.arrays_of(m))
+      params = _changed(params, m.overwrite, *adapted.overlay.arrays_of(m))
   return params
 
 
-def realise(methods: tuple[Method, ...], deltas: Any) -> Any:
+def _changed(params: PyTree, change: Callable, trained: Arrays, fixed: Arrays) -> PyTree:
+  """Applies change(leaves, arrays) of a method to every module at which it trains arrays."""
+  flat = tree.flatten(params)
+  for site, arrays in trained.items():
+    paths = [path for path in flat if path.rpartition("/")[0] == site]
+    leaves = {path.removeprefix(f"{site}/"): flat[path] for path in paths}
+    new = change(leaves, fixed.get(site, {}) | arrays)
+    flat |= {f"{site}/{name}": leaf for name, leaf in new.items()}
+  return tree.unflatten(flat)
+
+
+def realise(methods: tuple[Method, ...], deltas: PyTree) -> PyTree:
   """Applies every reparametrisation: returns the tree that the forward pass reads."""
   for method in methods:
     before = arrays_of(method, deltas)
@@ -187,7 +199,7 @@ def realise(methods: tuple[Method, ...], deltas: Any) -> Any:
   return deltas
 
 
-def arrays_of(method: Method, deltas: Any) -> Arrays:
+def arrays_of(method: Method, deltas: PyTree) -> Arrays:
   """Returns one method's part of a tree, {path of a site: {array name: array}}."""
   arrays: Arrays = {}
   for path, leaf in tree.flatten(deltas).items():
@@ -197,12 +209,12 @@ def arrays_of(method: Method, deltas: Any) -> Arrays:
   return arrays
 
 
-def by_path(method: Method, arrays: Arrays) -> dict[str, Any]:
+def by_path(method: Method, arrays: Arrays) -> dict[str, Array]:
   """Returns {path in the tree: array} of a method's arrays; the inverse of `arrays_of`."""
   return {f"{site}/{method.name}/{n}": x for site, xs in arrays.items() for n, x in xs.items()}
 
 
-def with_arrays(method: Method, deltas: Any, arrays: Arrays) -> dict:
+def with_arrays(method: Method, deltas: PyTree, arrays: Arrays) -> dict:
   """Returns a tree in which a method's part is `arrays`."""
   flat = {p: x for p, x in tree.flatten(deltas).items() if p.split("/")[-2] != method.name}
   return tree.unflatten(flat | by_path(method, arrays))

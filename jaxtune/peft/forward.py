@@ -7,19 +7,18 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
+from jaxtyping import Array, Key
 
 from jaxtune import tree
 from jaxtune.peft.adapted import Adapted, realise, weights
-from jaxtune.peft.method import Method
+from jaxtune.peft.method import Call, Method
 
 
 def apply(
   model: nn.Module,
   adapted: Adapted,
   *args: Any,
-  rng: jax.Array | None = None,
+  rng: Key[Array, ""] | None = None,
   method: Callable | None = None,
   **inputs: Any,
 ) -> Any:
@@ -35,7 +34,7 @@ def apply(
     method: the model's method to run, by default `__call__`.
   """
   methods = [m for m in adapted.methods if m.intercept is not None]
-  with nn.intercept_methods(_interceptor(methods)):
+  with nn.intercept_methods(partial(_intercept, methods)):
     return model.apply(
       _variables(adapted, methods, inputs),
       *args,
@@ -63,27 +62,17 @@ def _variables(adapted: Adapted, methods: list[Method], inputs: dict[str, Any]) 
   return variables
 
 
-def _interceptor(methods: list[Method]) -> Callable:
-  """Makes flax's hook, in which the last method that has arrays at a module is the outermost."""
-
-  def hook(next_fn, args, kwargs, context):
-    module, call = context.module, next_fn
-    if context.method_name != "__call__":
-      return next_fn(*args, **kwargs)
-    for m in methods:
-      if module.has_variable("peft", m.name) or module.has_variable("hyper", m.name):
-        trained = module.get_variable("peft", m.name, {})
-        fixed = {**module.get_variable("hyper", m.name, {})}
-        fixed |= module.get_variable("shared", m.name, {})
-        call = partial(m.intercept, module, trained, fixed, call)
-    return call(*args, **kwargs)
-
-  return hook
-
-
-def dropout(module: nn.Module, x: jax.Array, rate: jax.Array) -> jax.Array:
-  """Drops elements of x at a traced rate where the call has a dropout key, else returns x."""
-  if not module.has_rng("dropout"):
-    return x
-  keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
-  return jnp.where(keep, x / (1.0 - rate).astype(x.dtype), 0)
+def _intercept(
+  methods: list[Method], next_fn: Callable, args: tuple, kwargs: dict, context: Any
+) -> Any:
+  """Lets methods wrap a module's call; the last one that has arrays there is the outermost."""
+  if context.method_name != "__call__":
+    return next_fn(*args, **kwargs)
+  module = context.module
+  for m in methods:
+    arrays: dict[str, Array] = {}
+    for collection in ("hyper", "shared", "peft"):
+      arrays |= module.get_variable(collection, m.name, {})
+    if arrays:
+      next_fn = partial(m.intercept, Call(module, arrays, next_fn))
+  return next_fn(*args, **kwargs)

@@ -7,6 +7,11 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
 from jaxtune import schema
 from jaxtune.errors import UserError, nearest
 from jaxtune.peft import methods as methods_
@@ -29,6 +34,39 @@ class Frozen(NamedTuple):
   leaves: dict = {}
 
 
+class Call(NamedTuple):
+  """A call of a module that a method wraps, and what the method needs to change it.
+
+  Attributes:
+    module: the linen module that is called.
+    arrays: {array name: array}, the method's trained and fixed arrays at this module, of one layer.
+    next_fn: (the module's arguments) -> its output without this method.
+  """
+
+  module: nn.Module
+  arrays: dict[str, Array]
+  next_fn: Callable
+
+  def cast(self, dtype: Any) -> dict[str, Array]:
+    """Returns the arrays in the type that the model computes in."""
+    return {name: array.astype(dtype) for name, array in self.arrays.items()}
+
+  def dropout(self, x: Float[Array, "*BTD"]) -> Float[Array, "*BTD"]:
+    """Drops elements of x at the rate `arrays["dropout"]` in training; else returns x."""
+    if not self.module.has_rng("dropout"):
+      return x
+    rate = self.arrays["dropout"]
+    keep = jax.random.bernoulli(self.module.make_rng("dropout"), 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate).astype(x.dtype), 0)
+
+  def gate(self, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*BT 1"]:
+    """Returns sigmoid(w x + b) of each token, w and b the arrays "gate_kernel" and "gate_bias"."""
+    kernel_I, bias = (
+      self.arrays[name].astype(x_BTI.dtype) for name in ("gate_kernel", "gate_bias")
+    )
+    return jax.nn.sigmoid(x_BTI @ kernel_I + bias)[..., None]
+
+
 class Method(NamedTuple):
   """One way of fine-tuning, as a few pure functions.
 
@@ -37,18 +75,22 @@ class Method(NamedTuple):
   own: "rate:X" multiplies the learning rate of the trained array X, and "shared:X" has no layer
   axis, so that all layers read the one array.
 
+  `overwrite` and `merge` change the weights of one module at a time. Their arguments are `leaves`,
+  {"kernel": array, ...} of the module, and `arrays`, the trained and fixed arrays of the method
+  there, both with all layers. They return the leaves that change.
+
   Attributes:
     name: the name of its arrays at each site, which no module may have; by default its kind's, in
       a stack its key there.
     kind: the name of its module in `jaxtune.peft.methods`.
     init: (key, sites, frozen) -> (trained, fixed).
-    intercept: (module, trained, fixed, next_fn, *args) -> output, with one site's arrays of one
-      layer; wraps the module's call.
+    intercept: (Call, *args) -> output; wraps a module's call, whose arguments are `args`.
     moves: says whether the base leaf at a path is trained in place (full, BitFit).
-    overwrite: (params, trained, fixed) -> params that the forward pass reads, of the same shapes
+    overwrite: (leaves, arrays) -> leaves that the forward pass reads instead, of the same shapes
       and types (last layers). Merging overwrites them too, in fp32.
     realise: (trained) -> the trained arrays that `intercept` reads; drops a reparametrisation.
-    merge: (params, trained, fixed) -> params with the delta added in fp32; None if it is no delta.
+    merge: (leaves, arrays) -> leaves with the delta added, in fp32; None where a method adds arrays
+      that are no change of weights, or adds none.
     penalty: (trained, fixed) -> what is added to the mean loss (AdaLoRA).
     adjust: (step, steps, trained, gradients, fixed) -> (trained, fixed) after each update, where
       `steps` is the run's length (AdaLoRA).
@@ -99,18 +141,19 @@ def build(section: dict) -> tuple[Method, ...]:
   options = unions.expand(section)
   kind = options.pop("name", None)
   if kind == "stack":
+    if not options:
+      raise UserError("method 'stack' is empty, expected sections such as lora and prefix in it")
+    methods = []
     for key, part in options.items():
       if "/" in key or not hasattr(part, "keys"):
         raise UserError(f"method.{key} is {part!r}, expected a section, under a name without '/'")
-    if not options:
-      raise UserError("method 'stack' is empty, expected sections such as lora and prefix in it")
-    named = {key: {"name": key, **part} for key, part in options.items()}
-    for key, part in named.items():
-      if part["name"] == "stack" or part["name"] in unions.UNIONS:
+      part = {"name": key, **part}
+      if part["name"] in ("stack", *unions.UNIONS):
         raise UserError(
           f"method.{key} is a stack within a stack, expected one stack of all methods"
         )
-    return tuple(build(part)[0]._replace(name=key) for key, part in named.items())
+      methods.append(build(part)[0]._replace(name=key))
+    return tuple(methods)
   start, make = options.pop("start", None), constructor(kind)
   schema.check_arguments(make, options, "method.")
   return (make(**options)._replace(kind=kind, start=start),)

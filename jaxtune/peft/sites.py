@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxtune.errors import UserError, nearest
 from jaxtune.models.transformer import Trunk
@@ -35,6 +38,15 @@ class Site(NamedTuple):
   def lead(self) -> tuple[int, ...]:
     """The leading axes of every array that lives at this site."""
     return () if self.layers is None else (self.layers,)
+
+  @property
+  def input(self) -> int:
+    """The last size of its first argument."""
+    return self.inputs[0][-1]
+
+  def constants(self, numbers: dict[str, float]) -> dict[str, Float[Array, "*L"]]:
+    """Turns numbers into fp32 arrays with one entry for each layer."""
+    return {name: jnp.full(self.lead, number, jnp.float32) for name, number in numbers.items()}
 
 
 def find_sites(model) -> dict[str, Site]:
@@ -74,20 +86,21 @@ def match(
   """
   kinds = (kind,) if isinstance(kind, str) else kind
   candidates = {path: site for path, site in sites.items() if site.kind in kinds}
-  if isinstance(targets, str):
-    raise UserError(f"targets is {targets!r}; expected a list of patterns: [{targets!r}]")
   if not targets:
     raise UserError(f"no targets given; the sites are: {', '.join(sorted(candidates))}")
-  found = {}
   for pattern in targets:
-    chosen = {path: site for path, site in candidates.items() if hits(pattern, path)}
-    if not chosen:
-      names = [*candidates, *(path.rsplit("/", 1)[-1] for path in candidates)]
-      raise UserError(
-        f"target {pattern!r} hits no {' or '.join(kinds)} site; {nearest(pattern, names)}"
-      )
-    found |= chosen
-  return found
+    problem = f"target {pattern!r} hits no {' or '.join(kinds)} site"
+    check_hits(pattern, candidates, problem)
+  return {
+    path: site for pattern in targets for path, site in candidates.items() if hits(pattern, path)
+  }
+
+
+def check_hits(pattern: str, paths: Collection[str], problem: str) -> None:
+  """Raises UserError, with the problem and the nearest names, for a pattern that hits no path."""
+  if not any(hits(pattern, path) for path in paths):
+    names = [*paths, *(path.rsplit("/", 1)[-1] for path in paths)]
+    raise UserError(f"{problem}; {nearest(pattern, names)}")
 
 
 def check_rank(name: str, rank: int, path: str, shape: tuple[int, int]) -> None:

@@ -36,20 +36,21 @@ def expand(section: dict) -> dict:
     UserError: for a part that the union does not have, or one that a stack has twice.
   """
   section = dict(section)
-  name, parts = section.get("name"), {k: v for k, v in section.items() if k != "name"}
+  name, options = section.get("name"), {k: v for k, v in section.items() if k != "name"}
   if isinstance(name, str) and name in UNIONS:
-    return {"name": "stack"} | _parts(name, parts)
+    return {"name": "stack"} | _parts(name, options)
   if name != "stack":
     return section
-  found = {}
-  for key, part in parts.items():
+  stack = {}
+  for key, part in options.items():
     union = part.get("name", key) if hasattr(part, "keys") else None
-    given = {k: v for k, v in dict(part).items() if k != "name"} if union in UNIONS else {}
-    for inner, options in (_parts(union, given) if union in UNIONS else {key: part}).items():
-      if inner in found:
-        raise UserError(f"method.{inner} is given twice, by itself and by a union; rename one")
-      found[inner] = options
-  return {"name": "stack"} | found
+    parts = {key: part}
+    if union in UNIONS:
+      parts = _parts(union, {k: v for k, v in dict(part).items() if k != "name"})
+    if twice := stack.keys() & parts.keys():
+      raise UserError(f"method.{min(twice)} is given twice, by itself and by a union; rename one")
+    stack |= parts
+  return {"name": "stack"} | stack
 
 
 def _parts(union: str, given: dict) -> dict[str, dict]:

@@ -1,4 +1,4 @@
-"""What can be known before a run: whether it can work at all."""
+"""Checks of a config, its model and its data, before a run: can it work at all?"""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from jaxtune.training.options import TrainOptions
 
 
 def check_options(config: dict, devices: bool = True) -> None:
-  """Finds options that cannot work, without the model and the data.
+  """Raises UserError for options that cannot work, without the model and the data.
 
   Args:
-    devices: whether the run is for the devices that are here.
+    devices: whether the run will be on the devices of this machine.
   """
   options = TrainOptions(**config["train"])
   if options.batch_size % options.accumulate:
@@ -29,12 +29,8 @@ def check_options(config: dict, devices: bool = True) -> None:
       f"train.batch_size {options.batch_size} does not divide into "
       f"train.accumulate {options.accumulate} parts"
     )
-  if devices:
-    _check_devices(options)
-
-
-def _check_devices(options: TrainOptions) -> None:
-  """Finds a layout that the devices here, or the batch, do not divide into."""
+  if not devices:
+    return
   parts = sharding.make(options.parallel, options.mesh).batch_shards
   rows = options.batch_size // options.accumulate
   if rows % parts:
@@ -46,7 +42,7 @@ def _check_devices(options: TrainOptions) -> None:
 
 
 def check(trial: Trial) -> None:
-  """Finds what cannot work with this model and data before anything expensive starts."""
+  """Raises UserError for what cannot work with this model and these data."""
   config, dataset = trial.config, trial.dataset
   options = TrainOptions(**config["train"])
   if options.patience is not None and dataset.validation is None:
@@ -58,11 +54,11 @@ def check(trial: Trial) -> None:
   make = lambda params: (
     peft.init(jax.random.key(0), trial.methods, trial.sites, params, tokenize).overlay
   )
-  tuned, hyper = jax.eval_shape(make, trial.pretrained.params)
+  shapes = jax.eval_shape(make, trial.pretrained.params)
   for m in trial.methods:
     if m.adjust is not None:  # its schedule may not fit the run
-      own = peft.arrays_of(m, tuned["peft"])
-      jax.eval_shape(partial(m.adjust, 1, options.steps), own, own, peft.arrays_of(m, hyper))
+      trained, fixed = shapes.arrays_of(m)
+      jax.eval_shape(partial(m.adjust, 1, options.steps), trained, trained, fixed)
 
 
 def _check_evaluation(trial: Trial) -> int:
@@ -81,15 +77,13 @@ def _check_evaluation(trial: Trial) -> int:
 
 
 def _check_lengths(trial: Trial, completed: int) -> None:
-  """Finds sequences that are longer than the model has positions."""
+  """Raises UserError for sequences that are longer than the model has positions."""
   splits = [split for split in trial.dataset[:3] if split is not None]
   # The two sides of an encoder-decoder count by themselves.
   sides = [s.arrays["inputs"].shape[-1] for s in splits if "inputs" in getattr(s, "arrays", {})]
   longest = max([split.width for split in splits] + sides + [completed])
-  prefix, positions = (
-    sum(m.positions for m in trial.methods),
-    trial.pretrained.model.config.positions,
-  )
+  prefix = sum(m.positions for m in trial.methods)
+  positions = trial.pretrained.model.config.positions
   if prefix + longest > positions:
     raise UserError(
       f"sequences of {longest} tokens and a prefix of {prefix} exceed the model's {positions} "
@@ -98,7 +92,7 @@ def _check_lengths(trial: Trial, completed: int) -> None:
 
 
 def _check_batches(config: dict, dataset: data.Data) -> None:
-  """Finds batches that this machine could not hold, by arithmetic."""
+  """Raises UserError for batches that are larger than the memory of this machine."""
   memory = math.inf
   if hasattr(os, "sysconf"):
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -115,7 +109,7 @@ def _check_batches(config: dict, dataset: data.Data) -> None:
 
 
 def _check_shots(trial: Trial, options: EvaluateOptions) -> None:
-  """Finds data that give no demonstrations, or no examples to put them before."""
+  """Raises UserError for data without demonstrations, or without examples to put them before."""
   held = trial.dataset.test or trial.dataset.validation
   if held is None:
     raise UserError("evaluate.shots needs examples to judge: give data.test or data.validation")
@@ -126,18 +120,18 @@ def _check_shots(trial: Trial, options: EvaluateOptions) -> None:
 
 
 def check_metric(metric: str, trial: Trial) -> None:
-  """Finds a metric to sort by that no trial will have."""
+  """Raises UserError for a metric to sort by that no trial will have."""
   objective, options = trial.objective, EvaluateOptions(**trial.config["evaluate"])
   names = [s for s in ("general", "validation", "test") if getattr(trial.dataset, s) is not None]
   known = [f"{split}_{kind}" for split in names for kind in objective.MEASURES]
   known += [f"{names[-1]}_{kind}" for kind in judge.metric_names(options, objective)]
-  if metric.partition("/")[0] not in known:
+  whole, _, task = metric.partition("/")
+  if whole not in known:
     silent = not judge.metric_names(options, objective)
     text = "; metrics of text need evaluate.generate=True" if silent else ""
     raise UserError(f"no trial will have the metric {metric!r}; {nearest(metric, known)}{text}")
-  whole, _, task = metric.partition("/")
   tasks = getattr(trial.dataset, whole.partition("_")[0]).tasks
-  if task and task not in (known := [*(tasks or ()), "mean"] if tasks else []):
+  if task and task not in (known := [*tasks, "mean"] if tasks else []):
     raise UserError(f"no trial will have the metric {metric!r}; {nearest(task, set(known))}")
 
 

@@ -1,4 +1,4 @@
-"""What a step takes: memory and FLOPs, by XLA's own figures, on shapes alone."""
+"""The memory and the FLOPs of a training step, by XLA's own figures, from shapes alone."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from jaxtune.training.options import TrainOptions
 
 
 def choose_chunk(trials: Sequence[Trial]) -> int:
-  """Says how many trials to run side by side.
+  """Returns how many trials to compute side by side: `train.chunk`, if it is set.
 
-  One on a CPU, which needs the least memory (`experiments/speed` measured 2 or 4 a few per cent
-  faster there, and 16 slower); elsewhere as many as its memory holds, by XLA's own figures.
+  By default this is one on a CPU, which needs the least memory (by `experiments/speed`, 2 or 4 are
+  a few per cent faster there, and 16 are slower), and on other devices as many as fit their memory
+  by XLA's own figures.
   """
   if chosen := trials[0].config["train"]["chunk"]:
     return chosen
   chunk = 1 if jax.default_backend() == "cpu" else len(trials)
   limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
-  return fit_chunk(chunk, 0.9 * limit, lambda n: _bytes(trials, n))
+  parts = trials[0].config["train"]["accumulate"]
+
+  def bytes_of(chunk: int) -> int:
+    memory = _lower(trials, chunk, parts).compile().memory_analysis()
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes
+
+  return fit_chunk(chunk, 0.9 * limit, bytes_of)
 
 
 def fit_chunk(chunk: int, limit: float, bytes_of: Callable[[int], int]) -> int:
-  """Halves a chunk until the program that runs it fits, or one trial is left."""
+  """Halves a number of trials until their program takes at most `limit` bytes, or one is left."""
   while chunk > 1 and bytes_of(chunk) > limit:
     chunk = -(-chunk // 2)
   return chunk
-
-
-def _bytes(trials: Sequence[Trial], chunk: int) -> int:
-  """Returns what the program of a group takes, with so many trials side by side."""
-  parts = trials[0].config["train"]["accumulate"]
-  memory = _lower(trials, chunk, parts).compile().memory_analysis()
-  return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
 def cost(trials: Sequence[Trial]) -> dict:
@@ -56,10 +56,12 @@ def cost(trials: Sequence[Trial]) -> dict:
   """
   first = trials[0]
   parts, chunk = first.config["train"]["accumulate"], choose_chunk(trials)
-  # Of code that is not run, a CPU's need not be fast: the memory is the same, in half the time.
+  # This code is never run, so that a CPU's need not be fast: compiling takes half the time, and the
+  # memory is the same.
   quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
   compiled = _lower(trials, chunk, parts).compile(compiler_options=quick)
-  memory, frozen = compiled.memory_analysis(), _frozen(first)
+  memory = compiled.memory_analysis()
+  frozen = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_states([first])[1]))
   flat = _lower(trials, len(trials), 1, unroll=first.pretrained.model.config.layers)
   megabytes = lambda count: round(count / 1e6, 2)
   return {
@@ -74,7 +76,7 @@ def cost(trials: Sequence[Trial]) -> dict:
 
 
 def _quantised(pretrained: hf.Pretrained) -> dict:
-  """Says what a weight of a quantised base takes; {} for another base."""
+  """Returns {"quantised_base": form and bits of a weight}; {} for a base that is not quantised."""
   form, bits = pretrained.model.config.quantize, quantize.bits(pretrained.params)
   return {} if bits is None else {"quantised_base": f"{form}, {bits:.3f} bits a weight"}
 
@@ -90,12 +92,6 @@ def _states(trials: Sequence[Trial]):
     return tree.stack(list(states)), bases[0]
 
   return jax.eval_shape(make, trials[0].pretrained.params)
-
-
-def _frozen(trial: Trial) -> int:
-  """Counts the bytes of the frozen base."""
-  _, base = _states([trial])
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(base))
 
 
 def _lower(trials: Sequence[Trial], chunk: int, parts: int, **computation):

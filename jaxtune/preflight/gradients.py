@@ -1,4 +1,4 @@
-"""One tiny step before a run: does everything that is to be trained reach the loss?"""
+"""A check before a run: does the loss depend on every array that is to be trained?"""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from jaxtune.runs.programs import make_program
 from jaxtune.runs.trial import Trial
 from jaxtune.training import step
 
-ROWS = 2
-
 
 def check(trial: Trial) -> None:
-  """Differentiates the loss of two training examples and looks at the gradient of every array.
+  """Differentiates the loss of two training examples, and checks the gradient of every array.
 
-  Arrays that methods add are moved off their start first: at the start LoRA's B is zero, and so is
-  the gradient of its A. What no gradient reaches would be trained, counted and exported in vain.
+  Noise is added to the arrays of methods first: at the start LoRA's B is zero, and so is the
+  gradient of its A. An array without a gradient would be trained, counted and exported in vain.
 
   Raises:
     UserError: naming the arrays without a gradient, or what is not finite.
@@ -64,14 +62,14 @@ def moved(deltas: PyTree, deviation: float = 0.02) -> PyTree:
 
 
 def _rows(trial: Trial) -> dict:
-  """Takes the rows of the first batch that have most to learn."""
+  """Returns the two examples of the first batch with the largest weights."""
   config = trial.config
   batch = data.batch(trial.dataset.train, config["seed"], 0, config["train"]["batch_size"])
   weights = batch.get("weights")
   heaviest = np.arange(len(batch["tokens"]))
   if weights is not None and weights.ndim > 1:
     heaviest = np.argsort(-weights.reshape(len(weights), -1).sum(1), kind="stable")
-  return {name: jnp.asarray(x[heaviest[:ROWS]]) for name, x in batch.items()}
+  return {name: jnp.asarray(x[heaviest[:2]]) for name, x in batch.items()}
 
 
 def _not_finite(value: float, params: PyTree) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,27 +20,24 @@ from jaxtune.files import writing
 ocp = libraries.Lazy("orbax.checkpoint")
 
 
-class Checkpoints:
-  """The checkpoints of one run, in orbax's format; a context manager.
+class Checkpoints(contextlib.AbstractContextManager):
+  """The last two checkpoints of one run, in orbax's format; a context manager.
 
   Each holds the state (trained tree, optimizer, step, seed, best so far) and a record of what it
   belongs to: the configuration, the base's fingerprint and the data's hashes.
   """
 
-  def __init__(self, folder: Path, record: dict, keep: int = 2):
+  def __init__(self, folder: Path, record: dict):
     self.folder, self.record = folder, record
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     with undamaged(folder), writing(folder):
       self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
-
-  def __enter__(self):
-    return self
 
   def __exit__(self, *error):
     self.manager.close()
 
   def save(self, step: int, state: Any, seconds: float = 0.0) -> None:
-    """Writes a checkpoint; one that is not complete is never seen again.
+    """Writes a checkpoint; a process that is killed meanwhile leaves the one before it.
 
     Args:
       seconds: that the run has taken so far, through all its restarts.
@@ -68,19 +66,16 @@ class Checkpoints:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     with undamaged(self.folder / str(step)), _patient_loops():
       record = read(record=ocp.args.JsonRestore()).record
-      self._check(record)
+      if "seconds" not in record:
+        raise UserError(
+          f"{self.folder} holds a checkpoint of an older version of jaxtune: give another --workdir"
+        )
+      check_same(f"{self.folder} holds a checkpoint", record, self.record)
       return read(state=ocp.args.StandardRestore(abstract)).state, record["seconds"]
-
-  def _check(self, found: dict) -> None:
-    if "seconds" not in found:
-      raise UserError(
-        f"{self.folder} holds a checkpoint of an older version of jaxtune: give another --workdir"
-      )
-    check_same(f"{self.folder} holds a checkpoint", found, self.record)
 
 
 class _PatientLoop(asyncio.SelectorEventLoop):
-  """Ends all that was begun in it before it closes."""
+  """An event loop that waits for its unfinished tasks before it closes."""
 
   def close(self):
     left = () if self.is_closed() else asyncio.all_tasks(self)
@@ -91,10 +86,10 @@ class _PatientLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def _patient_loops() -> Iterator[None]:
-  """Lets orbax close its event loops only after all writes, or reads, have ended.
+  """Makes orbax wait for all its writes, or reads, before it closes an event loop.
 
-  Where one fails it leaves the others behind, and these would print "Event loop is closed" from
-  their threads.
+  When one of them fails, orbax does not wait for the others, and these would print "Event loop is
+  closed" from their threads.
   """
   before, asyncio.new_event_loop = asyncio.new_event_loop, _PatientLoop
   try:
@@ -104,8 +99,8 @@ def _patient_loops() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undamaged(place: Path) -> Iterator[None]:
-  """Turns whatever orbax, and what it reads with, raise of damaged files into a UserError."""
+def undamaged(path: Path) -> Iterator[None]:
+  """Raises UserError in place of any error that orbax, or a library below it, raises at a path."""
   try:
     yield
   except UserError:
@@ -113,17 +108,18 @@ def undamaged(place: Path) -> Iterator[None]:
   except Exception as error:
     cause = (str(error) or type(error).__name__).splitlines()[0][:200]
     raise UserError(
-      f"{place} is damaged ({cause}). Remove it, to go on from the checkpoint before it, or from "
+      f"{path} is damaged ({cause}). Remove it, to go on from the checkpoint before it, or from "
       "the start where there is none"
     ) from error
 
 
 def check_same(holds: str, old: dict, new: dict) -> None:
-  """Raises UserError unless what is there was made from what is given now.
+  """Raises UserError, with the keys that differ, unless two records are equal.
 
   Args:
-    holds: such as "FOLDER holds a checkpoint", with which the message begins.
-    old, new: {"config", "base", "data set": value}; of `old` as read from JSON.
+    holds: the beginning of the message, such as "FOLDER holds a checkpoint".
+    old: {"config", "base", "data set": value} of what is in the folder, as read from JSON.
+    new: the same of the run that is to go on.
   """
   for key, value in json.loads(json.dumps(new, default=str)).items():
     if old[key] != value:
@@ -139,27 +135,24 @@ def differences(old: Any, new: Any, path: str = "") -> str:
   if lists and all(isinstance(x, dict) for x in old + new):
     names = [f"{path}[{i}]" if len(old) > 1 else path for i in range(len(old))]
     parts = map(differences, old, new, names)
-    return "; ".join(part for part in parts if part)
-  if isinstance(old, dict) and isinstance(new, dict):
+  elif isinstance(old, dict) and isinstance(new, dict):
     keys = sorted({*old, *new})
-    parts = [differences(old.get(k), new.get(k), f"{path}.{k}" if path else k) for k in keys]
-    return "; ".join(part for part in parts if part)
-  return "" if old == new else f"{path or 'value'} was {old!r}, is now {new!r}"
+    parts = (differences(old.get(k), new.get(k), f"{path}.{k}" if path else k) for k in keys)
+  else:
+    return "" if old == new else f"{path or 'value'} was {old!r}, is now {new!r}"
+  return "; ".join(part for part in parts if part)
 
 
-class Interrupt:
-  """Notes SIGTERM, so that the loop can save and leave after the step it is in."""
-
-  def __init__(self):
-    self.asked = False
-
-  def __enter__(self):
-    try:
-      self.before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", True))
-    except ValueError:  # not in the main thread: signals are the caller's
-      self.before = None
-    return self
-
-  def __exit__(self, *error):
-    if self.before is not None:
-      signal.signal(signal.SIGTERM, self.before)
+@contextlib.contextmanager
+def interrupts() -> Iterator[threading.Event]:
+  """Catches SIGTERM: it sets the event, so that the loop can save after its step and then leave."""
+  asked = threading.Event()
+  try:
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+  except ValueError:  # not in the main thread: signals are the caller's
+    before = None
+  try:
+    yield asked
+  finally:
+    if before is not None:
+      signal.signal(signal.SIGTERM, before)

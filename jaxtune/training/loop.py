@@ -17,7 +17,7 @@ from jaxtune.training import checkpoint
 from jaxtune.training.options import TrainOptions
 from jaxtune.training.step import Program, State, update
 
-RISEN = 3  # evaluations without a better validation loss that are called overfitting
+METRICS = ("loss", "accuracy", "grad_norm")  # of a step, that are averaged between log lines
 
 
 class Progress(NamedTuple):
@@ -45,7 +45,7 @@ def begin(states: State) -> Progress:
   """Returns the progress of a group before its first step."""
   count = states.step.shape[0]
   zeros = lambda: jnp.zeros(count, jnp.int32)  # each its own: the step donates its arguments
-  sums = {name: jnp.zeros(count) for name in ("loss", "accuracy", "grad_norm", "steps")}
+  sums = {name: jnp.zeros(count) for name in (*METRICS, "steps")}
   tuned, never = jax.tree.map(jnp.copy, states.tuned), jnp.full(count, jnp.inf)
   return Progress(states, sums | {"diverged": zeros()}, tuned, never, zeros(), zeros(), zeros())
 
@@ -64,7 +64,7 @@ def make_step(program: Program, chunk: int, patience: int | None = None) -> Call
 
     def go():
       after, metrics = update(program, state, base, batch, axis)
-      new = {name: sums[name] + metrics[name] for name in ("loss", "accuracy", "grad_norm")}
+      new = {name: sums[name] + metrics[name] for name in METRICS}
       lost = _first(sums["diverged"], ~metrics["finite"], after.step)
       return after, new | {"steps": sums["steps"] + 1, "diverged": lost}, stale
 
@@ -77,7 +77,7 @@ def make_step(program: Program, chunk: int, patience: int | None = None) -> Call
 
 
 def _first(before: Array, now: Array, step: Array | int) -> Array:
-  """Keeps the step at which something was first so; 0 is never."""
+  """Returns the first step at which a condition held: `before`, or this one; 0 stands for never."""
   return jnp.where((before == 0) & now, step, before)
 
 
@@ -112,12 +112,16 @@ class Group(NamedTuple):
 
 
 def run(group: Group, progress: Progress) -> Progress:
-  """Takes a group from where it stands to its last step; validates, logs and saves on the way."""
+  """Trains a group from its next step to its last one, and validates, logs and saves between.
+
+  Raises:
+    SystemExit: after SIGTERM, once the step is done and saved.
+  """
   options = group.options
   eval_every, checkpoint_every = intervals(options)
-  first, stop = int(progress.state.step[0]), checkpoint.Interrupt()
+  first = int(progress.state.step[0])
   bar = tqdm(total=options.steps, initial=first, desc="training", unit="step", disable=None)
-  with stop, bar, group.logs:
+  with checkpoint.interrupts() as interrupted, bar, group.logs:
     for i in range(first, options.steps):
       batch, done = group.batch(i), i + 1
       carry = (progress.state, progress.sums, progress.stale)
@@ -127,12 +131,13 @@ def run(group: Group, progress: Progress) -> Progress:
       if done % options.log_every == 0 or last:
         progress = _log(group, progress, done, bar, np.prod(batch["tokens"].shape))
       if group.validate is not None and (done % eval_every == 0 or last):
-        progress = _validate(group, group.validate, progress, done)
+        overlays = peft.Overlay(progress.state.tuned, progress.state.hyper)
+        progress = _keep_best(group, progress, done, group.validate(overlays))
       bar.update()
       over = options.patience is not None and bool((progress.stale >= options.patience).all())
-      if done % checkpoint_every == 0 or last or stop.asked or over:
+      if done % checkpoint_every == 0 or last or interrupted.is_set() or over:
         group.save(done, progress)
-      if stop.asked:
+      if interrupted.is_set():
         raise SystemExit(143)
       if over:
         break
@@ -153,18 +158,21 @@ def make_batch(
 
 
 def _log(group: Group, progress: Progress, step: int, bar: tqdm, tokens: int) -> Progress:
-  """Writes the means of the metrics since the last line, and starts their sums anew."""
+  """Writes the means of the metrics since the last log line, and sets their sums to zero."""
   sums = jax.tree.map(np.asarray, progress.sums)
-  steps = np.maximum(sums["steps"], 1)
+  means = {name: sums[name] / np.maximum(sums["steps"], 1) for name in METRICS}
   rows = [
-    {"step": step, "train_loss": float(x), "train_accuracy": 100 * float(y), "grad_norm": float(z)}
-    for x, y, z in zip(
-      sums["loss"] / steps, sums["accuracy"] / steps, sums["grad_norm"] / steps, strict=True
-    )
-  ]  # fmt: skip
+    {
+      "step": step,
+      "train_loss": float(loss),
+      "train_accuracy": 100 * float(accuracy),
+      "grad_norm": float(norm),
+    }
+    for loss, accuracy, norm in zip(*means.values(), strict=True)
+  ]
   group.logs.write(rows, active=sums["steps"] > 0)
   rate = (bar.format_dict["rate"] or 0) * tokens
-  bar.set_postfix_str(f"loss {np.mean(sums['loss'] / steps):.3f}, {rate:,.0f} tokens/s")
+  bar.set_postfix_str(f"loss {np.mean(means['loss']):.3f}, {rate:,.0f} tokens/s")
   for e in np.flatnonzero(sums["diverged"] > step - sums["steps"]):
     at = sums["diverged"][e]
     tqdm.write(f"trial {e + 1} diverged: its loss, gradient or weights are not finite at step {at}")
@@ -172,14 +180,10 @@ def _log(group: Group, progress: Progress, step: int, bar: tqdm, tokens: int) ->
   return progress._replace(sums=progress.sums | fresh)
 
 
-def _validate(
-  group: Group, validate: Callable[[peft.Overlay], list[dict]], progress: Progress, step: int
-) -> Progress:
-  """Evaluates, and keeps each trial's weights where they are its best."""
+def _keep_best(group: Group, progress: Progress, step: int, metrics: list[dict]) -> Progress:
+  """Logs an evaluation, and keeps each trial's weights if they are its best so far."""
   patience, settled = group.options.patience, group.settled
   active = None if patience is None else np.asarray(progress.stale) < patience
-  overlays = peft.Overlay(progress.state.tuned, progress.state.hyper)
-  metrics = validate(overlays)
   group.logs.write([{"step": step, **values} for values in metrics], active)
   loss = jnp.asarray([values["validation_loss"] for values in metrics])
   better = (loss < progress.best) & (step >= settled)
@@ -201,8 +205,8 @@ def _validate(
 def _warn(
   stale: np.ndarray, diverged: np.ndarray, progress: Progress, step: int, loss: Array
 ) -> None:
-  """Says so when a trial's validation loss has risen for the third time in a row."""
-  for e in np.flatnonzero((stale == RISEN) & ~diverged):
+  """Prints a warning when a trial's third evaluation in a row was no better than its best."""
+  for e in np.flatnonzero((stale == 3) & ~diverged):
     tqdm.write(
       f"step {step}: the validation loss of trial {e + 1} has not fallen since step "
       f"{int(progress.best_step[e])} ({float(progress.best[e]):.4g}, now {float(loss[e]):.4g}): it "

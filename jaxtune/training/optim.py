@@ -8,13 +8,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, PyTree
 
 from jaxtune import tree
 from jaxtune.models.heads import is_head
 from jaxtune.schema import Natural, NonNegative, Positive, Rate
 
-SCHEDULES = ("constant", "linear", "cosine")
-NAMES = ("adamw", "lion", "sgd")
 NUMBERS = ("learning_rate", "warmup", "weight_decay", "head_ratio")
 # Biases ("up_bias", "bias2"), and vectors that start at one ("norm_scale").
 UNDECAYED = re.compile(r"(.*_)?(bias.*|scale)|l|l_in|magnitude")
@@ -24,9 +23,9 @@ def make(
   numbers: dict[str, Any] | None = None,
   steps: int = 1,
   *,
-  name: Literal[*NAMES] = "adamw",
+  name: Literal["adamw", "lion", "sgd"] = "adamw",
   learning_rate: NonNegative = 1e-3,
-  schedule: Literal[*SCHEDULES] = "linear",
+  schedule: Literal["constant", "linear", "cosine"] = "linear",
   warmup: Natural = 0,
   weight_decay: NonNegative = 0.0,
   head_ratio: NonNegative = 1.0,
@@ -49,11 +48,7 @@ def make(
   """
   given = {"learning_rate": learning_rate, "warmup": warmup, "weight_decay": weight_decay}
   numbers = given | (numbers or {})
-
-  def rate(count):
-    shape = _decay(schedule, count, numbers["warmup"], steps)
-    return numbers["learning_rate"] * shape
-
+  rate = lambda count: numbers["learning_rate"] * _decay(schedule, count, numbers["warmup"], steps)
   decay = {"weight_decay": numbers["weight_decay"], "mask": _decayed}
   rule = {
     "adamw": lambda: optax.adamw(rate, b1, b2, epsilon, **decay),
@@ -65,8 +60,8 @@ def make(
   return rule if clip is None else optax.chain(optax.clip_by_global_norm(clip), rule)
 
 
-def scale(changes: Any, hyper: Any, head_ratio: Any) -> Any:
-  """Multiplies an update where a learning rate is another: of a head, and of a method's "rate:X".
+def scale(changes: PyTree, hyper: PyTree, head_ratio: Float[Array, ""] | float) -> PyTree:
+  """Multiplies an update where the learning rate differs: at a head, and by a method's "rate:X".
 
   Weight decay is scaled with it, as in an optimizer with groups of parameters.
   """
@@ -93,7 +88,7 @@ def _decay(schedule: str, count, warmup, steps: int):
   return jnp.where(count < warmup, rise, left)
 
 
-def _decayed(params: Any) -> Any:
+def _decayed(params: PyTree) -> PyTree:
   return jax.tree_util.tree_map_with_path(
     lambda path, _: UNDECAYED.fullmatch(path[-1].key) is None, params
   )

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int, Key, PyTree, Shaped
 
 from jaxtune import peft
 from jaxtune.training import optim
 
 # What of a batch a model reads; the rest is the objective's.
-Batch = dict[str, Array]
 INPUTS = ("tokens", "mask", "segments", "types", "inputs", "inputs_mask")
 
 
@@ -63,16 +62,18 @@ class Program(NamedTuple):
 
 
 def forward(
-  program: Program, overlay: peft.Overlay, base: PyTree, rng: Array | None = None
+  program: Program, overlay: peft.Overlay, base: PyTree, rng: Key[Array, ""] | None = None
 ) -> Callable:
-  """Returns (batch) -> what the adapted model makes of it; `rng` turns dropout on."""
+  """Returns (batch) -> the adapted model's output; `rng` turns dropout on."""
   adapted = peft.Adapted(program.methods, *overlay, base)
   inputs = lambda batch: {name: batch[name] for name in INPUTS if name in batch}
   return lambda batch: peft.apply(program.model, adapted, rng=rng, **inputs(batch))
 
 
-def judge(program: Program, overlay: peft.Overlay, base: PyTree, batch: Batch) -> dict[str, Array]:
-  """Returns what each row lost and was predicted to be: {"loss": (B,), "weight": (B,), ...}."""
+def judge(
+  program: Program, overlay: peft.Overlay, base: PyTree, batch: dict[str, Shaped[Array, "B ..."]]
+) -> dict[str, Shaped[Array, "B ..."]]:
+  """Returns the loss and the prediction of each row: {"loss": (B,), "weight": (B,), ...}."""
   call, outputs = forward(program, overlay, base), []
 
   def once(batch):  # the loss and the prediction share one forward pass
@@ -86,8 +87,12 @@ def judge(program: Program, overlay: peft.Overlay, base: PyTree, batch: Batch) -
 
 
 def update(
-  program: Program, state: State, base: PyTree, batch: Batch, axis: str | None = None
-) -> tuple[State, dict[str, Array]]:
+  program: Program,
+  state: State,
+  base: PyTree,
+  batch: dict[str, Shaped[Array, "A B ..."]],
+  axis: str | None = None,
+) -> tuple[State, dict[str, Shaped[Array, ""]]]:
   """Takes one optimizer step on a batch with a leading axis A of accumulated parts.
 
   Losses, weights and gradients are summed over the parts and, with `axis`, over devices, and
@@ -130,13 +135,13 @@ def update(
   }
   tuned = optax.apply_updates(state.tuned, changes)
   # Weights whose squares overflow make norms zero, and a loss that looks like a number.
-  found = (metrics["loss"], metrics["grad_norm"], optax.tree.norm(tuned))
-  metrics["finite"] = jnp.isfinite(jnp.stack(found)).all()
+  sizes_3 = jnp.stack([metrics["loss"], metrics["grad_norm"], optax.tree.norm(tuned)])
+  metrics["finite"] = jnp.isfinite(sizes_3).all()
   state = state._replace(step=state.step + 1, tuned=tuned, optimizer=optimizer)
   return _adjusted(program, state, gradients), metrics
 
 
-def _summed(gradient: Callable, batch: Batch) -> PyTree:
+def _summed(gradient: Callable, batch: dict[str, Array]) -> PyTree:
   """Adds gradient((i, rows)) up over the parts of a batch (A, ...), one after another."""
   count = batch["tokens"].shape[0]
   first = (0, jax.tree.map(lambda x: x[0], batch))
@@ -149,13 +154,13 @@ def _summed(gradient: Callable, batch: Batch) -> PyTree:
 
 def _penalised(methods: tuple[peft.Method, ...], gradients: PyTree, state: State) -> PyTree:
   """Adds the gradients of the methods' penalties."""
-
-  def penalty(deltas):
-    own = lambda m: (peft.arrays_of(m, deltas), peft.arrays_of(m, state.hyper))
-    return sum(m.penalty(*own(m)) for m in methods if m.penalty is not None)
-
   if all(m.penalty is None for m in methods):
     return gradients
+
+  def penalty(deltas):
+    overlay = peft.Overlay({"peft": deltas}, state.hyper)
+    return sum(m.penalty(*overlay.arrays_of(m)) for m in methods if m.penalty is not None)
+
   added = jax.grad(penalty)(state.tuned["peft"])
   return gradients | {"peft": jax.tree.map(jnp.add, gradients["peft"], added)}
 

@@ -154,7 +154,7 @@ def test_adapter_formulas(placement, act, scale):
 
   fixed = {"scale": jnp.float32(scale), "dropout": jnp.float32(0)}
   assert method.intercept is not None
-  made = method.intercept(Evaluation, w, fixed, lambda x, y: x + y, x, f)
+  made = method.intercept(peft.Call(Evaluation, fixed | w, lambda x, y: x + y), x, f)
   np.testing.assert_allclose(made, expected, atol=1e-5, rtol=0)
 
 
@@ -300,7 +300,8 @@ def test_dropout_keeps_the_mean():
     make_rng = staticmethod(lambda name: jax.random.key(0))
 
   for rate in (0.0, 0.25, 0.9):
-    dropped = peft.dropout(Training, jnp.ones((200, 200)), jnp.float32(rate))
+    call = peft.Call(Training, {"dropout": jnp.float32(rate)}, lambda x: x)
+    dropped = call.dropout(jnp.ones((200, 200)))
     assert abs(float(jnp.mean(dropped == 0)) - rate) < 0.01
     assert abs(float(dropped.mean()) - 1) < 0.05
 

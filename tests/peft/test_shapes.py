@@ -13,6 +13,8 @@ from jaxtyping import TypeCheckError, jaxtyped
 from support import tiny
 
 from jaxtune import peft
+from jaxtune.objectives import sft
+from jaxtune.peft import adapted, draws, forward
 from jaxtune.peft.methods import (
   adalora,
   adapter,
@@ -27,6 +29,7 @@ from jaxtune.peft.methods import (
   reft,
   vera,
 )  # fmt: skip
+from jaxtune.training import optim, step
 
 SECTIONS = [
   {"name": "lora", "rank": 2, "dora": True},
@@ -68,6 +71,36 @@ def test_methods_have_the_shapes_they_state(name, checked):
     init = partial(peft.init, jax.random.key(0), peft.build(section), sites)
     run = lambda params, init=init: peft.apply(model, init(params), tokens, mask, **inputs)
     assert jax.eval_shape(run, pretrained.params).shape == (*tokens.shape, tiny.VOCABULARY)
+
+
+def test_drawing_merging_and_a_step_have_the_shapes_they_state():
+  check = jaxtyped(typechecker=beartype)
+  pretrained = tiny.make("llama")
+  methods, sites = peft.build({"name": "adalora"}), peft.find_sites(pretrained.model)
+  tokens, mask = map(jnp.asarray, tiny.batch(side="right"))
+  numbers = {name: jnp.float32(0.1) for name in optim.NUMBERS}
+  make = lambda numbers: optim.make(numbers, 30)
+  program = step.Program(pretrained.model, methods, sft.loss, make, 30, dropout=True)
+
+  def run(key, params):
+    laid = check(adapted.init)(key, methods, sites, params)
+    check(adapted.merge)(laid)
+    check(forward.apply)(pretrained.model, laid, tokens, mask, rng=key)
+    check(draws.draw)(peft.uniform(1.0), check(draws.site_key)(key, "x"), (2, 3), axis=-1)
+    begun = jnp.int32(0), jnp.int32(0), laid.tuned, laid.hyper, numbers
+    state = step.State(*begun, make(numbers).init(laid.tuned))
+    batch = {"tokens": tokens, "mask": mask, "weights": mask.astype(jnp.float32)}
+    check(step.judge)(program, laid.overlay, laid.base, batch)
+    parts = {name: x[None] for name, x in batch.items()}
+    state, metrics = check(step.update)(program, state, laid.base, parts)
+    check(optim.scale)(state.tuned, state.hyper, numbers["head_ratio"])
+    with pytest.raises(TypeCheckError):
+      check(step.update)(program, state, laid.base, {"tokens": tokens[0]})
+    return metrics
+
+  assert {x.shape for x in jax.eval_shape(run, jax.random.key(0), pretrained.params).values()} == {
+    ()
+  }
 
 
 def test_a_wrong_shape_is_seen(checked):

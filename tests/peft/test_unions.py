@@ -74,7 +74,8 @@ def test_a_gate_scales_each_token_of_lora():
   assert not np.any(trained["q"]["gate_kernel"]) and trained["q"]["gate_bias"].shape == ()
   w, x, y = tiny.perturb(trained["q"], 1, 0.7), draw(1, 2, 4, 6), draw(2, 2, 4, 5)
   assert method.intercept is not None
-  made = method.intercept(deltas.Evaluation, w, fixed["q"], lambda x: jnp.array(y), jnp.array(x))
+  call = peft.Call(deltas.Evaluation, fixed["q"] | w, lambda x: jnp.array(y))
+  made = method.intercept(call, jnp.array(x))
   w = jax.tree.map(np.asarray, w)
   gate = expit(x @ w["gate_kernel"] + w["gate_bias"])[..., None]
   np.testing.assert_allclose(made, y + gate * 3 * (x @ w["a"] @ w["b"]), atol=1e-5)
@@ -92,9 +93,9 @@ def test_a_gate_scales_what_each_query_takes_from_the_prefix():
   q, k, v = draw(1, *shapes[0]), draw(2, *shapes[1]), draw(3, *shapes[1])
   mask = np.random.default_rng(4).random((2, 1, 3, 5)) < 0.7
   attend = lambda *args: Attend().apply({}, *args)
-  fixed = {"mask": jnp.ones(2, bool)}
   assert method.intercept is not None
-  made = method.intercept(deltas.Evaluation, w, fixed, attend, *map(jnp.array, (q, k, v, mask)))
+  call = peft.Call(deltas.Evaluation, {"mask": jnp.ones(2, bool)} | w, attend)
+  made = method.intercept(call, *map(jnp.array, (q, k, v, mask)))
   w = jax.tree.map(np.asarray, w)
   whole = lambda p, x: np.concatenate([np.broadcast_to(p, (2, *p.shape)), x], 1).repeat(2, 2)
   scores = np.einsum("btnh,bsnh->bnts", q, whole(w["key"], k)) / 6**0.5

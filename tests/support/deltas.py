@@ -72,19 +72,22 @@ def check_against_torch(section: dict, config, names: dict[str, str], prepare=No
       parameter = getattr(layer, names[array])["default"]
       value = np.ascontiguousarray(np.asarray(value).T)
       parameter.data = torch.tensor(value.reshape(parameter.shape))
-    made[name] = method.intercept(
-      Evaluation, trained[name], fixed[name], plain(layer), jnp.asarray(x[name], jnp.float32)
-    )
+    arrays = fixed[name] | trained[name]
+    call = peft.Call(Evaluation, arrays, plain(layer))
+    made[name] = method.intercept(call, jnp.asarray(x[name], jnp.float32))
     with torch.no_grad():
       expected[name] = layer(torch.tensor(x[name], dtype=torch.float32)).numpy()
     assert np.abs(made[name] - plain(layer)(x[name])).max() > 1e-2
     np.testing.assert_allclose(made[name], expected[name], atol=1e-5, rtol=1e-5)
     half = jax.ShapeDtypeStruct(x[name].shape, jnp.bfloat16)
-    first = lambda x: x[..., :1]
-    call = partial(method.intercept, Evaluation, trained[name], fixed[name], first)
-    assert jax.eval_shape(call, half).dtype == jnp.bfloat16
-  params = {name: {"kernel": kernel(model.base_model.model[name])} for name in SIZES}
-  merged = method.merge(params, trained, fixed)
+    call = peft.Call(Evaluation, arrays, lambda x: x[..., :1])
+    assert jax.eval_shape(partial(method.intercept, call), half).dtype == jnp.bfloat16
+  merged = {
+    name: method.merge(
+      {"kernel": kernel(model.base_model.model[name])}, fixed[name] | trained[name]
+    )
+    for name in SIZES
+  }
   model = model.merge_and_unload()
   for name in SIZES:
     theirs = model[name].weight.detach().numpy().T
@@ -166,9 +169,8 @@ def check_layers_equal_solo(sections: list[dict]):
   x = {name: jnp.sin(jnp.arange(8.0 * n)).reshape(8, n) for name, (n, _) in SIZES.items()}
 
   def loss(trained, fixed):
-    still = lambda x: 0.0
-    call = lambda n: method.intercept(Evaluation, trained[n], fixed[n], still, x[n])
-    return sum(jnp.sin(call(name)).sum() for name in SIZES)
+    calls = {n: peft.Call(Evaluation, fixed[n] | trained[n], lambda x: 0.0) for n in SIZES}
+    return sum(jnp.sin(method.intercept(calls[name], x[name])).sum() for name in SIZES)
 
   def run(trained, fixed):
     state = tx.init(trained)

@@ -10,16 +10,14 @@ from its average, multiplied; of a triplet, that of e plus the means of those of
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxtune import peft, tree
+from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.schema import Count, Finite, Fraction, Natural, NonNegative, Rate, Width
 
@@ -84,47 +82,32 @@ def method(
 
 
 def _init(key, sites, frozen, *, rank, numbers, targets):
-  trained, fixed = {}, {}
+  trained, fixed, normal = {}, {}, jax.nn.initializers.normal(0.02)
   for path, site in peft.match(targets, sites, "Linear").items():
-    inputs, outputs = site.inputs[0][-1], site.output
-    peft.check_rank("method.init_rank", rank, path, (inputs, outputs))
-
-    def draw(name, size, site=site, path=path):
-      sample = lambda k: 0.02 * jax.random.normal(k, (*site.lead, size))
-      return peft.draw_columns(sample, peft.site_key(key, path, name), rank)
-
+    peft.check_rank("method.init_rank", rank, path, (site.input, site.output))
+    a_key, b_key = (peft.site_key(key, path, name) for name in ("a", "b"))
     arrays = {
-      "a": draw("a", inputs),
+      "a": peft.draw(normal, a_key, (*site.lead, site.input, rank), axis=-1),
       "e": jnp.zeros((*site.lead, rank)),
-      "b": draw("b", outputs).swapaxes(-1, -2),
+      "b": peft.draw(normal, b_key, (*site.lead, rank, site.output), axis=-2),
     }
-    full = lambda number, lead=site.lead: jnp.full(lead, number, jnp.float32)
     masks = {name: jnp.ones((*site.lead, rank), bool) for name in ("real", "kept")}
     zeros = {f"{kind}:{n}": jnp.zeros_like(x) for n, x in arrays.items() for kind in AVERAGES}
     trained[path] = arrays
-    fixed[path] = {name: full(number) for name, number in numbers.items()} | masks | zeros
+    fixed[path] = site.constants(numbers) | masks | zeros
   return trained, fixed
 
 
-def _intercept(
-  module: nn.Module,
-  trained: dict[str, Array],
-  fixed: dict[str, Array],
-  next_fn: Callable,
-  x_BTI: Float[Array, "*BT I"],
-) -> Float[Array, "*BT O"]:
-  w = jax.tree.map(lambda array: array.astype(x_BTI.dtype), trained)
-  e_R = w["e"] * fixed["scale"].astype(x_BTI.dtype)
-  delta_BTO = peft.dropout(module, x_BTI, fixed["dropout"]) @ w["a"] @ (e_R[:, None] * w["b"])
-  return next_fn(x_BTI) + delta_BTO
+def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*BT O"]:
+  w = call.cast(x_BTI.dtype)
+  e_R = w["e"] * w["scale"]
+  delta_BTO = call.dropout(x_BTI) @ w["a"] @ (e_R[:, None] * w["b"])
+  return call.next_fn(x_BTI) + delta_BTO
 
 
-def _merge(params, trained, fixed):
-  flat = tree.flatten(params)
-  for site, w in trained.items():
-    e_LR = fixed[site]["scale"][..., None] * w["e"]
-    flat[f"{site}/kernel"] += w["a"] @ (e_LR[..., None] * w["b"])
-  return tree.unflatten(flat)
+def _merge(leaves, w):
+  e_LR = w["scale"][..., None] * w["e"]
+  return {"kernel": leaves["kernel"] + w["a"] @ (e_LR[..., None] * w["b"])}
 
 
 def _penalty(trained, fixed):

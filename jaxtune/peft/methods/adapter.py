@@ -23,10 +23,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from jaxtune import peft
@@ -89,7 +89,9 @@ def method(
     init=partial(
       _init, targets=targets, placement=placement, scale=scale, rate=dropout, extras=extras, **sizes
     ),
-    intercept=partial(_intercept, placement=placement, activation=ACTIVATIONS[activation]),
+    intercept=partial(
+      intercept, network=_bottleneck, placement=placement, activation=ACTIVATIONS[activation]
+    ),
     unused=_unused,
     numbers=("width", "reduction_factor", "scale", "dropout"),
     padded={"down_kernel": (-1,), "down_bias": (-1,), "up_kernel": (-2,)},
@@ -102,14 +104,9 @@ def defaults_of(
   placement: str, targets: Any, activation: str | None, scale: float | None
 ) -> tuple[tuple[str, ...], str, float]:
   """Returns targets, activation and scale, by default the placement's own."""
-  default_targets, default_activation, default_scale = PLACEMENTS[placement]
-  targets = default_targets if targets is None else targets
-  scale = default_scale if scale is None else scale
-  return targets, activation or default_activation, scale
-
-
-def _numbers(option) -> tuple:
-  return tuple(option) if isinstance(option, list | tuple) else (option,)
+  given = (targets, activation, scale)
+  choices = zip(given, PLACEMENTS[placement], strict=True)
+  return tuple(default if option is None else option for option, default in choices)
 
 
 def _init(key, sites, frozen, *, targets, placement, width, reduction_factor, scale, rate, extras):
@@ -126,23 +123,22 @@ def _init(key, sites, frozen, *, targets, placement, width, reduction_factor, sc
         trained[path][f"{array}_bias"] = jnp.zeros(features)
     if extras["gate"]:
       trained[path] |= {"gate_kernel": jnp.zeros(features), "gate_bias": jnp.zeros(site.lead)}
-    numbers = {"scale": scale, "dropout": rate}
-    fixed[path] = {n: jnp.full(site.lead, x, jnp.float32) for n, x in numbers.items()}
+    fixed[path] = site.constants({"scale": scale, "dropout": rate})
   return trained, fixed
 
 
 def _widths(path: str, site: peft.Site, width: Any, factor: Any) -> np.ndarray:
   """Returns the width of each layer's bottleneck at a site, (L,)."""
-  name, given = ("width", width) if factor is None else ("reduction_factor", factor)
-  if len(_numbers(given)) not in (1, site.layers):
+  name, option = ("width", width) if factor is None else ("reduction_factor", factor)
+  numbers = np.atleast_1d(option)
+  if len(numbers) not in (1, site.layers):
     raise UserError(
-      f"method.{name} has {len(given)} entries, but {path} is in {site.layers} layers: expected "
+      f"method.{name} has {len(numbers)} entries, but {path} is in {site.layers} layers: expected "
       f"one for each of them, or a single number"
     )
-  given_L = np.broadcast_to(np.asarray(_numbers(given)), site.lead)
-  widths_L = given_L
+  widths_L = np.broadcast_to(numbers, site.lead)
   if factor is not None:
-    widths_L = np.clip(site.output // given_L, 1, LARGEST).astype(int)
+    widths_L = np.clip(site.output // widths_L, 1, LARGEST).astype(int)
   if widths_L.max() > site.output:
     by = "" if factor is None else f" by method.reduction_factor {factor}"
     raise UserError(
@@ -152,19 +148,17 @@ def _widths(path: str, site: peft.Site, width: Any, factor: Any) -> np.ndarray:
 
 
 def _draw(key: Array, site: peft.Site, widths_L: np.ndarray, placement: str) -> dict[str, Array]:
-  shape, widest = (*site.lead, site.output), int(widths_L.max())
-  if placement == "plus":
-    sample = lambda k: 0.01 * jax.random.truncated_normal(k, -2.0, 2.0, shape)
-  else:
-    sample = lambda k: 0.02 * jax.random.normal(k, shape)
+  start = initializers.truncated_normal(0.01) if placement == "plus" else initializers.normal(0.02)
+  widest = int(widths_L.max())
   live_LF = np.arange(widest) < widths_L[..., None]
-  down_LDF = peft.draw_columns(sample, peft.site_key(key, "down"), widest)
-  up_LFD = peft.draw_columns(sample, peft.site_key(key, "up"), widest).swapaxes(-1, -2)
+  down_key, up_key = peft.site_key(key, "down"), peft.site_key(key, "up")
+  down_LDF = peft.draw(start, down_key, (*site.lead, site.output, widest), axis=-1)
+  up_LFD = peft.draw(start, up_key, (*site.lead, widest, site.output), axis=-2)
   return {
     "down_kernel": jnp.where(live_LF[..., None, :], down_LDF, 0),
     "down_bias": jnp.zeros((*site.lead, widest)),
     "up_kernel": jnp.where(live_LF[..., None] & (placement != "parallel"), up_LFD, 0),
-    "up_bias": jnp.zeros(shape),
+    "up_bias": jnp.zeros((*site.lead, site.output)),
   }
 
 
@@ -174,61 +168,52 @@ def _unused(trained, fixed):
   return sum(dead(arrays) for arrays in trained.values())
 
 
-def _intercept(
-  module: nn.Module,
-  trained: dict[str, Array],
-  fixed: dict[str, Array],
-  next_fn: Callable,
+def intercept(
+  call: peft.Call,
   x_BTD: Float[Array, "B T D"],
   y_BTD: Float[Array, "B T D"],
   *,
+  network: Callable,
   placement: str,
   activation: Callable,
 ) -> Float[Array, "B T D"]:
-  def adapter(h_BTD):
-    w = jax.tree.map(lambda p: p.astype(h_BTD.dtype), trained)
-    z_BTF = _normalise(h_BTD, trained, "norm") @ w["down_kernel"]
-    z_BTD = activation(z_BTF + lift(w["down_bias"], z_BTF)) @ w["up_kernel"]
-    z_BTD = (z_BTD + lift(w["up_bias"], z_BTD)) * fixed["scale"].astype(h_BTD.dtype)
-    if "channel_scale" in w:
-      scale_11D = lift(trained["channel_scale"], z_BTD)
-      z_BTD = (z_BTD.astype(jnp.float32) * scale_11D).astype(z_BTD.dtype)
-    z_BTD = peft.dropout(module, z_BTD, fixed["dropout"])
-    if "gate_kernel" in w:
-      gate_BT = jax.nn.sigmoid(h_BTD @ w["gate_kernel"] + w["gate_bias"])
-      z_BTD = z_BTD * gate_BT[..., None]
-    return _normalise(z_BTD, trained, "norm_after")
+  """Calls a residual connection with an adapter network(call, h, activation) at its placement."""
+  adapter = lambda h_BTD: network(call, h_BTD, activation)
+  if placement == "plus":
+    h_BTD = call.next_fn(x_BTD, y_BTD)
+    return h_BTD + adapter(h_BTD)
+  sources = {
+    "pfeiffer": lambda: call.next_fn(x_BTD, y_BTD),
+    "houlsby": lambda: y_BTD,
+    "parallel": lambda: x_BTD,
+  }
+  return call.next_fn(x_BTD, y_BTD + adapter(sources[placement]()))
 
-  return call_residual(placement, adapter, next_fn, x_BTD, y_BTD)
+
+def _bottleneck(
+  call: peft.Call, h_BTD: Float[Array, "B T D"], activation: Callable
+) -> Float[Array, "B T D"]:
+  w = call.cast(h_BTD.dtype)
+  z_BTF = _normalise(h_BTD, call.arrays, "norm") @ w["down_kernel"]
+  z_BTD = activation(z_BTF + lift(w["down_bias"], z_BTF)) @ w["up_kernel"]
+  z_BTD = (z_BTD + lift(w["up_bias"], z_BTD)) * w["scale"]
+  if "channel_scale" in w:
+    scale_11D = lift(call.arrays["channel_scale"], z_BTD)
+    z_BTD = (z_BTD.astype(jnp.float32) * scale_11D).astype(z_BTD.dtype)
+  z_BTD = call.dropout(z_BTD)
+  if "gate_kernel" in w:
+    z_BTD = z_BTD * call.gate(h_BTD)
+  return _normalise(z_BTD, call.arrays, "norm_after")
 
 
 def _normalise(
-  h_BTD: Float[Array, "B T D"], trained: dict[str, Array], name: str
+  h_BTD: Float[Array, "B T D"], arrays: dict[str, Array], name: str
 ) -> Float[Array, "B T D"]:
   """Applies a LayerNorm in fp32, where there is one."""
-  if f"{name}_scale" not in trained:
+  if f"{name}_scale" not in arrays:
     return h_BTD
   x_BTD = h_BTD.astype(jnp.float32)
   x_BTD = x_BTD - x_BTD.mean(-1, keepdims=True)
   x_BTD = x_BTD * jax.lax.rsqrt(jnp.mean(x_BTD * x_BTD, -1, keepdims=True) + 1e-5)
-  x_BTD = x_BTD * lift(trained[f"{name}_scale"], x_BTD) + lift(trained[f"{name}_bias"], x_BTD)
+  x_BTD = x_BTD * lift(arrays[f"{name}_scale"], x_BTD) + lift(arrays[f"{name}_bias"], x_BTD)
   return x_BTD.astype(h_BTD.dtype)
-
-
-def call_residual(
-  placement: str,
-  adapter: Callable,
-  next_fn: Callable,
-  x_BTD: Float[Array, "B T D"],
-  y_BTD: Float[Array, "B T D"],
-) -> Float[Array, "B T D"]:
-  """Calls a residual connection next_fn(x, y) with an adapter at its placement."""
-  if placement == "plus":
-    h_BTD = next_fn(x_BTD, y_BTD)
-    return h_BTD + adapter(h_BTD)
-  sources = {
-    "pfeiffer": lambda: next_fn(x_BTD, y_BTD),
-    "houlsby": lambda: y_BTD,
-    "parallel": lambda: x_BTD,
-  }
-  return next_fn(x_BTD, y_BTD + adapter(sources[placement]()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from jaxtune import peft
-from jaxtune.errors import UserError, nearest
 
 
 def method(targets: tuple[str, ...] = (".*",)) -> peft.Method:
@@ -21,18 +20,13 @@ def method(targets: tuple[str, ...] = (".*",)) -> peft.Method:
   def init(key, sites, frozen):
     biased = [path.removesuffix("/bias") for path in frozen.leaves if path.endswith("/bias")]
     for target in targets:
-      if not any(peft.hits(target, site) for site in biased):
-        names = [*biased, *(site.rsplit("/", 1)[-1] for site in biased)]
-        raise UserError(
-          f"target {target!r} of bitfit hits no module with a bias; {nearest(target, names)}"
-        )
+      peft.check_hits(target, biased, f"target {target!r} of bitfit hits no module with a bias")
     return {}, {}
 
   return peft.Method(
     "bitfit",
     init=init,
     moves=moves,
-    merge=lambda params, trained, fixed: params,
     patterns=("bias",),
     options=dict(targets=tuple(targets)),
   )

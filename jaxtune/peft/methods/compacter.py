@@ -20,9 +20,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from jaxtune import peft
@@ -30,11 +29,6 @@ from jaxtune.errors import UserError
 from jaxtune.models.layers import ACTIVATIONS, lift
 from jaxtune.peft.methods import adapter
 from jaxtune.schema import Finite, Rate, Width
-
-PADDED = {
-  "down_left": (-1,), "down_right": (-2, -1), "down_bias": (-1,), "up_left": (-2, -1),
-  "up_right": (-2,),
-}  # fmt: skip
 
 
 def method(
@@ -72,10 +66,18 @@ def method(
   return peft.Method(
     "compacter",
     init=partial(_init, targets=targets, scale=scale, rate=dropout, **sizes),
-    intercept=partial(_intercept, placement=placement, activation=ACTIVATIONS[activation]),
+    intercept=partial(
+      adapter.intercept, network=_network, placement=placement, activation=ACTIVATIONS[activation]
+    ),
     realise=_realise,
     numbers=("width", "rank", "scale", "dropout"),
-    padded=PADDED,
+    padded={
+      "down_left": (-1,),
+      "down_right": (-2, -1),
+      "down_bias": (-1,),
+      "up_left": (-2, -1),
+      "up_right": (-2,),
+    },
     patterns=targets,
     options=dict(placement=placement, activation=activation, scale=scale, **sizes),
   )
@@ -83,44 +85,37 @@ def method(
 
 def _init(key, sites, frozen, *, targets, width, n, rank, shared, scale, rate):
   trained, fixed = {}, {}
-  found = peft.match(targets, sites, "Residual")
-  for path, site in found.items():
-    features, lead, here = site.output, site.lead, peft.site_key(key, path)
+  chosen = peft.match(targets, sites, "Residual")
+  for path, site in chosen.items():
+    features, lead, place_key = site.output, site.lead, peft.site_key(key, path)
     if width > features or features % n:
       raise UserError(
         f"method.width is {width} and method.n is {n}, but {path} has {features} features: "
         f"expected a width of at most that, and an n that divides it"
       )
-    down = _draw(peft.site_key(here, "down"), lead, n, features // n, width // n, rank)
-    up = _draw(peft.site_key(here, "up"), lead, n, width // n, features // n, rank)
     trained[path] = {
-      **{f"down_{name}": array for name, array in down.items()},
-      **{f"up_{name}": array for name, array in up.items()},
       "down_bias": jnp.zeros((*lead, n, width // n)),
       "up_bias": jnp.zeros((*lead, features)),
     }
-    if not shared:
-      for name in ("down_rule", "up_rule"):
-        draw = jax.random.normal(peft.site_key(here, name), (*lead, n, n, n))
-        trained[path][name] = 0.01 * draw
-    numbers = {"scale": scale, "dropout": rate}
-    fixed[path] = {name: jnp.full(lead, x, jnp.float32) for name, x in numbers.items()}
+    for name, inputs, outputs in (("down", features, width), ("up", width, features)):
+      left_key, right_key = (peft.site_key(place_key, name, side) for side in ("left", "right"))
+      left_LGIR = _draw(left_key, (*lead, n, inputs // n, rank))
+      right_LGOR = _draw(right_key, (*lead, n, outputs // n, rank))
+      trained[path] |= {f"{name}_left": left_LGIR, f"{name}_right": right_LGOR.swapaxes(-1, -2)}
+      if not shared:
+        rule_key = peft.site_key(place_key, f"{name}_rule")
+        trained[path][f"{name}_rule"] = initializers.normal(0.01)(rule_key, (*lead, n, n, n))
+    fixed[path] = site.constants({"scale": scale, "dropout": rate})
   if shared:
-    rule = 1e-4 * jax.random.normal(peft.site_key(key, "phm_rule"), (n, n, n))
-    trained[next(iter(found)).partition("/layers/")[0]] = {"phm_rule": rule}
+    rule_GGG = initializers.normal(1e-4)(peft.site_key(key, "phm_rule"), (n, n, n))
+    trained[next(iter(chosen)).partition("/layers/")[0]] = {"phm_rule": rule_GGG}
   return trained, fixed
 
 
-def _draw(key, lead, n, rows, columns, rank):
-  """Draws left (n, rows, R) and right (n, R, columns) with variance 2 / (inputs + outputs)."""
-
-  def draw(name, size):
-    sample = lambda k: (2 / (rank + size)) ** 0.5 * jax.random.normal(k, (*lead, n))
-    column = lambda k: peft.draw_columns(sample, k, size)
-    return peft.draw_columns(column, peft.site_key(key, name), rank)
-
-  left_LGIR, right_LGOR = draw("left", rows), draw("right", columns)
-  return {"left": left_LGIR, "right": right_LGOR.swapaxes(-1, -2)}
+def _draw(key: Array, shape: tuple[int, ...]) -> Float[Array, "*L G M R"]:
+  """Draws a factor by Glorot's normal; each of its entries of a rank and a row has its own key."""
+  normal = initializers.normal((2 / (shape[-1] + shape[-2])) ** 0.5)
+  return peft.draw(partial(peft.draw, normal, axis=-1), key, shape, axis=-1)
 
 
 def _realise(trained):
@@ -132,8 +127,7 @@ def _realise(trained):
   for path, arrays in trained.items():
     if "phm_rule" not in arrays:
       lead = arrays["up_bias"].shape[:-1]
-      rule_1GGG = lift(rules[0], jnp.empty((*lead, 1, 1, 1)))
-      rule_LGGG = jnp.broadcast_to(rule_1GGG, (*lead, *rules[0].shape))
+      rule_LGGG = jnp.broadcast_to(rules[0], (*lead, *rules[0].shape))
       realised[path] = {**arrays, "down_rule": rule_LGGG, "up_rule": rule_LGGG}
   return realised
 
@@ -150,26 +144,14 @@ def _phm(
   return jnp.einsum("...bir,irq->...bq", z_BTGGR, right_GRO)
 
 
-def _intercept(
-  module: nn.Module,
-  trained: dict[str, Array],
-  fixed: dict[str, Array],
-  next_fn: Callable,
-  x_BTD: Float[Array, "B T D"],
-  y_BTD: Float[Array, "B T D"],
-  *,
-  placement: str,
-  activation: Callable,
+def _network(
+  call: peft.Call, h_BTD: Float[Array, "B T D"], activation: Callable
 ) -> Float[Array, "B T D"]:
-  def phm(h_BTD):
-    w = jax.tree.map(lambda p: p.astype(h_BTD.dtype), trained)
-    n = w["down_rule"].shape[0]
-    z_BTGM = h_BTD.reshape(*h_BTD.shape[:-1], n, -1)
-    z_BTGM = _phm(z_BTGM, w["down_rule"], w["down_left"], w["down_right"])
-    z_BTGM = activation(z_BTGM + lift(w["down_bias"], z_BTGM))
-    z_BTGM = _phm(z_BTGM, w["up_rule"], w["up_left"], w["up_right"])
-    z_BTD = z_BTGM.reshape(h_BTD.shape)
-    z_BTD = (z_BTD + lift(w["up_bias"], z_BTD)) * fixed["scale"].astype(h_BTD.dtype)
-    return peft.dropout(module, z_BTD, fixed["dropout"])
-
-  return adapter.call_residual(placement, phm, next_fn, x_BTD, y_BTD)
+  w = call.cast(h_BTD.dtype)
+  n = w["down_rule"].shape[0]
+  z_BTGM = h_BTD.reshape(*h_BTD.shape[:-1], n, -1)
+  z_BTGM = _phm(z_BTGM, w["down_rule"], w["down_left"], w["down_right"])
+  z_BTGM = activation(z_BTGM + lift(w["down_bias"], z_BTGM))
+  z_BTGM = _phm(z_BTGM, w["up_rule"], w["up_left"], w["up_right"])
+  z_BTD = z_BTGM.reshape(h_BTD.shape)
+  return call.dropout((z_BTD + lift(w["up_bias"], z_BTD)) * w["scale"])

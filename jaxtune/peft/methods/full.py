@@ -5,4 +5,4 @@ from jaxtune import peft
 
 def method() -> peft.Method:
   """Trains every leaf of the model, in fp32."""
-  return peft.Method("full", moves=lambda path: True, merge=lambda params, trained, fixed: params)
+  return peft.Method("full", moves=lambda path: True)

@@ -19,6 +19,5 @@ def method(paths: tuple[str, ...] = ()) -> peft.Method:
   return peft.Method(
     "head",
     moves=lambda path: is_head(path, pooler=False) or path in paths,
-    merge=lambda params, trained, fixed: params,
     patterns=("head",),
   )

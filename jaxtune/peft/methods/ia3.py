@@ -6,14 +6,12 @@ l_k * K, values l_v * V, and the hidden layer of the feed-forward network l_ff *
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
-import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxtune import peft, tree
+from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.models.layers import lift
 
@@ -50,20 +48,14 @@ def _init(key, sites, frozen, *, targets, feedforward):
       f"{min(both)} is hit by method.targets and by method.feedforward; expected one of them"
     )
   trained = {path: {"l": jnp.ones((*s.lead, s.output))} for path, s in outputs.items()}
-  trained |= {p: {"l_in": jnp.ones((*s.lead, s.inputs[0][-1]))} for p, s in inputs.items()}
+  trained |= {p: {"l_in": jnp.ones((*s.lead, s.input))} for p, s in inputs.items()}
   return trained, {}
 
 
-def _intercept(
-  module: nn.Module,
-  trained: dict[str, Array],
-  fixed: dict[str, Array],
-  next_fn: Callable,
-  x_BTI: Float[Array, "*BT I"],
-) -> Float[Array, "*BT O"]:
-  if "l_in" in trained:
-    return next_fn(_times(x_BTI, trained["l_in"]))
-  return _times(next_fn(x_BTI), trained["l"])
+def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*BT O"]:
+  if "l_in" in call.arrays:
+    return call.next_fn(_times(x_BTI, call.arrays["l_in"]))
+  return _times(call.next_fn(x_BTI), call.arrays["l"])
 
 
 def _times(x_BTD: Float[Array, "*BT D"], l_D: Float[Array, " D"]) -> Float[Array, "*BT D"]:
@@ -71,13 +63,8 @@ def _times(x_BTD: Float[Array, "*BT D"], l_D: Float[Array, " D"]) -> Float[Array
   return (x_BTD.astype(jnp.float32) * lift(l_D, x_BTD)).astype(x_BTD.dtype)
 
 
-def _merge(params, trained, fixed):
-  flat = tree.flatten(params)
-  for site, vectors in trained.items():
-    if "l_in" in vectors:
-      flat[f"{site}/kernel"] *= vectors["l_in"][..., :, None]
-      continue
-    flat[f"{site}/kernel"] *= vectors["l"][..., None, :]
-    if f"{site}/bias" in flat:
-      flat[f"{site}/bias"] *= vectors["l"]
-  return tree.unflatten(flat)
+def _merge(leaves, vectors):
+  if "l_in" in vectors:
+    return {"kernel": leaves["kernel"] * vectors["l_in"][..., :, None]}
+  factors = {"kernel": vectors["l"][..., None, :], "bias": vectors["l"]}
+  return {name: leaf * factors[name] for name, leaf in leaves.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from jaxtune import peft, tree
+from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.schema import Count
 
@@ -36,48 +36,35 @@ def method(layers: Count = 1, norm: bool = False, encoder: bool = False) -> peft
 
 
 def _init(key, sites, frozen, *, layers, norm, encoder):
-  trained = {}
-  for trunk in _trunks(sites, encoder):
+  trunks = [path for path, site in sites.items() if site.kind == "Trunk"]
+  if "decoder" in trunks:
+    trunks = ["encoder", "decoder"] if encoder else ["decoder"]
+  flat = {}
+  for trunk in trunks:
     stack = _under(f"{trunk}/layers/", frozen)
     depth = next(iter(stack.values())).shape[0]
     if layers > depth:
       raise UserError(f"method.layers is {layers}, but {trunk} has {depth}: expected at most that")
-    for path in stack:
-      _put(trained, path, frozen.weight(path)[depth - layers :])
+    flat |= {path: frozen.weight(path)[depth - layers :] for path in stack}
     if norm:
       final = _under(f"{trunk}/norm/", frozen)
       if not final:
         raise UserError(f"method.norm is True, but {trunk} ends without a norm: expected False")
-      for path in final:
-        _put(trained, path, frozen.weight(path))
+      flat |= {path: frozen.weight(path) for path in final}
+  trained = {}
+  for path, array in flat.items():
+    site, _, name = path.rpartition("/")
+    trained.setdefault(site, {})[name] = array
   return trained, {}
 
 
-def _trunks(sites, encoder):
-  """Names the stacks of which the last layers are trained."""
-  trunks = [path for path, site in sites.items() if site.kind == "Trunk"]
-  if "decoder" not in trunks:
-    return trunks
-  return ["encoder", "decoder"] if encoder else ["decoder"]
-
-
-def _under(place, frozen):
-  """Returns the leaves under a path, none of them quantised."""
-  leaves = {path: leaf for path, leaf in frozen.leaves.items() if path.startswith(place)}
+def _under(prefix, frozen):
+  """Returns the leaves whose path begins so, after a check that none of them is quantised."""
+  leaves = {path: leaf for path, leaf in frozen.leaves.items() if path.startswith(prefix)}
   peft.check_floating("last_layers", leaves)
   return leaves
 
 
-def _put(trained, path, array):
-  site, _, name = path.rpartition("/")
-  trained.setdefault(site, {})[name] = array
-
-
-def _overwrite(params, trained, fixed):
-  flat = tree.flatten(params)
-  for site, arrays in trained.items():
-    for name, array in arrays.items():
-      leaf = flat[f"{site}/{name}"]
-      start = leaf.shape[0] - array.shape[0]
-      flat[f"{site}/{name}"] = leaf.at[start:].set(array.astype(leaf.dtype))
-  return tree.unflatten(flat)
+def _overwrite(leaves, arrays):
+  last = lambda leaf, array: leaf.at[len(leaf) - len(array) :].set(array.astype(leaf.dtype))
+  return {name: last(leaves[name], array) for name, array in arrays.items()}

@@ -6,15 +6,13 @@ R make a delta of a rank up to R^2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxtune import peft, tree
+from jaxtune import peft
 from jaxtune.schema import Finite, Width
 
 
@@ -52,20 +50,16 @@ def method(
 def _init(key, sites, frozen, *, rank, scale, targets):
   trained, fixed = {}, {}
   for path, site in peft.match(targets, sites, "Linear").items():
-    inputs, outputs = site.inputs[0][-1], site.output
-    peft.check_rank("method.rank", rank, path, (inputs, outputs))
-
-    def draw(name, size, bound, site=site, path=path):
-      sample = lambda k: jax.random.uniform(k, (*site.lead, size), minval=-bound, maxval=bound)
-      return peft.draw_columns(sample, peft.site_key(key, path, name), rank)
-
+    peft.check_rank("method.rank", rank, path, (site.input, site.output))
+    a_shape, b_shape = (*site.lead, site.input, rank), (*site.lead, rank, site.output)
+    keys = {name: peft.site_key(key, path, name) for name in ("w1_a", "w1_b", "w2_b")}
     trained[path] = {
-      "w1_a": draw("w1_a", inputs, inputs**-0.5),
-      "w1_b": draw("w1_b", outputs, rank**-0.5).swapaxes(-1, -2),
-      "w2_a": jnp.zeros((*site.lead, inputs, rank)),
-      "w2_b": draw("w2_b", outputs, rank**-0.5).swapaxes(-1, -2),
+      "w1_a": peft.draw(peft.uniform(site.input**-0.5), keys["w1_a"], a_shape, axis=-1),
+      "w1_b": peft.draw(peft.uniform(rank**-0.5), keys["w1_b"], b_shape, axis=-2),
+      "w2_a": jnp.zeros(a_shape),
+      "w2_b": peft.draw(peft.uniform(rank**-0.5), keys["w2_b"], b_shape, axis=-2),
     }
-    fixed[path] = {"scale": jnp.full(site.lead, scale, jnp.float32)}
+    fixed[path] = site.constants({"scale": scale})
   return trained, fixed
 
 
@@ -73,25 +67,12 @@ def _delta(w: dict[str, Array]) -> Float[Array, "*L I O"]:
   return (w["w1_a"] @ w["w1_b"]) * (w["w2_a"] @ w["w2_b"])
 
 
-# The backward pass makes the delta anew: three (inputs, outputs) matrices a layer are not kept.
-@jax.checkpoint
-def _apply(x_BTI: Float[Array, "*BT I"], w: dict[str, Array]) -> Float[Array, "*BT O"]:
-  return x_BTI @ _delta(w)
+def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*BT O"]:
+  w = call.cast(x_BTI.dtype)
+  # The backward pass makes the delta anew: three (inputs, outputs) matrices a layer are not kept.
+  product_BTO = jax.checkpoint(lambda x_BTI, w: x_BTI @ _delta(w))(x_BTI, w)
+  return call.next_fn(x_BTI) + product_BTO * w["scale"]
 
 
-def _intercept(
-  module: nn.Module,
-  trained: dict[str, Array],
-  fixed: dict[str, Array],
-  next_fn: Callable,
-  x_BTI: Float[Array, "*BT I"],
-) -> Float[Array, "*BT O"]:
-  w = jax.tree.map(lambda array: array.astype(x_BTI.dtype), trained)
-  return next_fn(x_BTI) + _apply(x_BTI, w) * fixed["scale"].astype(x_BTI.dtype)
-
-
-def _merge(params, trained, fixed):
-  flat = tree.flatten(params)
-  for site, w in trained.items():
-    flat[f"{site}/kernel"] += fixed[site]["scale"][..., None, None] * _delta(w)
-  return tree.unflatten(flat)
+def _merge(leaves, w):
+  return {"kernel": leaves["kernel"] + w["scale"][..., None, None] * _delta(w)}

@@ -6,15 +6,13 @@ W2 is low-rank, W2 = A2 B2, where the rank is below half of its larger side, as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.nn import initializers
 from jaxtyping import Array, Float
 
-from jaxtune import peft, tree
+from jaxtune import peft
 from jaxtune.schema import Finite, Width
 
 
@@ -66,22 +64,18 @@ def split(size: int, factor: int | None) -> tuple[int, int]:
 def _init(key, sites, frozen, *, rank, scale, factor, decompose_both, targets):
   trained, fixed = {}, {}
   for path, site in peft.match(targets, sites, "Linear").items():
-    (in1, in2), (out1, out2) = split(site.inputs[0][-1], factor), split(site.output, factor)
-
-    def draw(name, *shape, fan, site=site, path=path):
-      shape, bound = (*site.lead, *shape), fan**-0.5
-      return jax.random.uniform(peft.site_key(key, path, name), shape, minval=-bound, maxval=bound)
-
-    if decompose_both and rank < max(in1, out1) / 2:
-      w1 = {"w1_a": draw("w1_a", in1, rank, fan=in1), "w1_b": jnp.zeros((*site.lead, rank, out1))}
-    else:
-      w1 = {"w1": jnp.zeros((*site.lead, in1, out1))}
-    if rank < max(in2, out2) / 2:
-      w2 = {"w2_a": draw("w2_a", in2, rank, fan=in2), "w2_b": draw("w2_b", rank, out2, fan=rank)}
-    else:
-      w2 = {"w2": draw("w2", in2, out2, fan=in2)}
-    trained[path] = w1 | w2
-    fixed[path] = {"scale": jnp.full(site.lead, scale, jnp.float32)}
+    (in1, in2), (out1, out2) = split(site.input, factor), split(site.output, factor)
+    shapes, trained[path] = {}, {}
+    for name, size, low in (("w1", (in1, out1), decompose_both), ("w2", (in2, out2), True)):
+      if low and rank < max(size) / 2:
+        shapes |= {f"{name}_a": (size[0], rank), f"{name}_b": (rank, size[1])}
+      else:
+        shapes[name] = size
+    for name, (rows, columns) in shapes.items():
+      start = initializers.zeros if name in ("w1", "w1_b") else peft.uniform(rows**-0.5)
+      array_key = peft.site_key(key, path, name)
+      trained[path][name] = start(array_key, (*site.lead, rows, columns))
+    fixed[path] = site.constants({"scale": scale})
   return trained, fixed
 
 
@@ -90,27 +84,18 @@ def _factor(w: dict[str, Array], name: str) -> Float[Array, "*L I O"]:
   return w[name] if name in w else w[f"{name}_a"] @ w[f"{name}_b"]
 
 
-def _intercept(
-  module: nn.Module,
-  trained: dict[str, Array],
-  fixed: dict[str, Array],
-  next_fn: Callable,
-  x_BTI: Float[Array, "*BT I"],
-) -> Float[Array, "*BT O"]:
+def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*BT O"]:
   """Multiplies by the factors in turn: kron(W1, W2) is never made."""
-  w = jax.tree.map(lambda array: array.astype(x_BTI.dtype), trained)
+  w = call.cast(x_BTI.dtype)
   w1_IO, first_IR = _factor(w, "w1"), w["w2"] if "w2" in w else w["w2_a"]
   h_BTIR = x_BTI.reshape(*x_BTI.shape[:-1], w1_IO.shape[0], first_IR.shape[0]) @ first_IR
   h_BTOR = jnp.einsum("...ir,io->...or", h_BTIR, w1_IO)
   h_BTOM = h_BTOR if "w2" in w else h_BTOR @ w["w2_b"]
   delta_BTO = h_BTOM.reshape(*x_BTI.shape[:-1], h_BTOM.shape[-2] * h_BTOM.shape[-1])
-  return next_fn(x_BTI) + delta_BTO * fixed["scale"].astype(x_BTI.dtype)
+  return call.next_fn(x_BTI) + delta_BTO * w["scale"]
 
 
-def _merge(params, trained, fixed):
-  flat = tree.flatten(params)
-  for site, w in trained.items():
-    w1, w2 = _factor(w, "w1"), _factor(w, "w2")
-    delta = jnp.einsum("...ij,...kl->...ikjl", w1, w2).reshape(flat[f"{site}/kernel"].shape)
-    flat[f"{site}/kernel"] += fixed[site]["scale"][..., None, None] * delta
-  return tree.unflatten(flat)
+def _merge(leaves, w):
+  kernel_LIO = leaves["kernel"]
+  factors = jnp.einsum("...ij,...kl->...ikjl", _factor(w, "w1"), _factor(w, "w2"))
+  return {"kernel": kernel_LIO + w["scale"][..., None, None] * factors.reshape(kernel_LIO.shape)}

@@ -5,22 +5,20 @@ flax kernels are (inputs, outputs): below W' = W + s a b, with a (inputs, R) and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxtune import peft, tree
-from jaxtune.errors import UserError, nearest
+from jaxtune import peft
+from jaxtune.errors import UserError
 from jaxtune.models.layers import Embed, lift
 from jaxtune.schema import Finite, Positive, Rate, Width
 
 LEAVES = {"Linear": "kernel", "Embed": "embedding"}
-SMALLEST = 1e-30  # of a squared norm: a column of zeros stays zero
 
 
 def method(
@@ -66,74 +64,69 @@ def method(
     gate: whether the delta of each token x is multiplied by sigmoid(w x + b) with trained w and b
       from zero, so by 1/2 at first (UniPELT, see `unions`). It then cannot be merged.
   """
-  sizes = Sizes(rank, alpha, scale, rslora, dict(ranks or {}), dict(alphas or {}))
   if alphas and scale is not None:
     raise UserError("method.scale fixes the scale of every target: expected no method.alphas")
   if gate and dora:
     raise UserError("method.gate and method.dora are both True: DoRA has no delta to gate")
-  init = partial(_init, targets=targets, sizes=sizes, initialise=initialise, dora=dora, gate=gate)
-  effective = rank * sizes.scale_at(rank, alpha)
+  ranks, alphas = dict(ranks or {}), dict(alphas or {})
+  scale_of = partial(_scale, fixed=scale, rslora=rslora)
+  flags = dict(dora=dora, initialise=initialise, b_rate=b_rate, train_a=train_a, gate=gate)
+  sizes = dict(rank=rank, alpha=alpha, ranks=ranks, alphas=alphas, scale_of=scale_of)
   return peft.Method(
     "lora",
-    init=partial(init, dropout=dropout, b_rate=b_rate, train_a=train_a),
+    init=partial(_init, targets=targets, dropout=dropout, **sizes, **flags),
     intercept=_intercept,
     merge=None if gate else _merge,
     numbers=("rank", "alpha", "scale", "rslora", "dropout", "ranks", "alphas", "b_rate"),
     padded={"a": (-1,), "b": (-2,), "a0": (-1,), "b0": (-2,)},
     patterns=tuple(targets),
-    options=dict(rank=rank, alpha=effective, dropout=dropout)
-    | {name: value for name, value in dict(ranks=ranks, alphas=alphas).items() if value}
-    | dict(dora=dora, initialise=initialise, b_rate=b_rate, train_a=train_a, gate=gate),
+    options=dict(rank=rank, alpha=rank * scale_of(rank, alpha), dropout=dropout)
+    | {name: values for name, values in dict(ranks=ranks, alphas=alphas).items() if values}
+    | flags,
   )
 
 
-class Sizes(NamedTuple):
-  """Ranks and scales: those of all targets, and of the targets that a pattern hits."""
-
-  rank: int
-  alpha: float
-  scale: float | None
-  rslora: bool
-  ranks: dict[str, int]
-  alphas: dict[str, float]
-
-  def at(self, path: str) -> tuple[int, float]:
-    """Returns the rank and the scale of a target."""
-    rank = _first("ranks", self.ranks, path, self.rank)
-    return rank, self.scale_at(rank, _first("alphas", self.alphas, path, self.alpha))
-
-  def scale_at(self, rank: int, alpha: float) -> float:
-    if self.scale is not None:
-      return self.scale
-    return alpha / (rank**0.5 if self.rslora else rank)
+def _scale(rank: int, alpha: float, fixed: float | None, rslora: bool) -> float:
+  if fixed is not None:
+    return fixed
+  return alpha / (rank**0.5 if rslora else rank)
 
 
-def _first(option: str, values: dict, path: str, default):
-  """Returns the value of the patterns that hit a target, of which there must be one."""
-  found = {pattern: value for pattern, value in values.items() if peft.hits(pattern, path)}
-  if len(set(found.values())) > 1:
-    # JSON and ConfigDict sort their keys, so that an order would not survive.
-    raise UserError(f"method.{option} gives {path} several values: {found}; expected one")
-  return next(iter(found.values()), default)
+def _by_target(option: str, default, overrides: dict, paths: Collection[str]) -> dict:
+  """Returns {target: value}: what the patterns that hit it give it, or else the default."""
+  for pattern in overrides:
+    peft.check_hits(pattern, paths, f"method.{option} has {pattern!r}, which hits no target")
+  values = {}
+  for path in paths:
+    given = {pattern: value for pattern, value in overrides.items() if peft.hits(pattern, path)}
+    if len(set(given.values())) > 1:
+      # JSON and ConfigDict sort their keys, so that an order would not survive.
+      raise UserError(f"method.{option} gives {path} several values: {given}; expected one")
+    values[path] = next(iter(given.values()), default)
+  return values
 
 
-def _init(key, sites, frozen, *, targets, sizes, dropout, initialise, dora, b_rate, train_a, gate):
+def _init(
+  key, sites, frozen, *, targets, rank, alpha, ranks, alphas, scale_of,
+  dropout, initialise, dora, b_rate, train_a, gate,
+):  # fmt: skip
   chosen = peft.match(targets, sites, tuple(LEAVES))
-  _check_patterns(sizes, chosen)
+  ranks = _by_target("ranks", rank, ranks, chosen)
+  alphas = _by_target("alphas", alpha, alphas, chosen)
   trained, fixed = {}, {}
   for path, site in chosen.items():
-    rank, scale = sizes.at(path)
+    rank, scale = ranks[path], scale_of(ranks[path], alphas[path])
     weight = partial(frozen.weight, f"{path}/{LEAVES[site.kind]}")
     shape = jax.eval_shape(weight).shape
     peft.check_rank("method.rank", rank, path, shape[-2:])
     start = _embedding if site.kind == "Embed" else STARTS[initialise]
     a_LIR, b_LRO = start(peft.site_key(key, path), weight, shape, rank, scale)
-    full = lambda number, lead=site.lead: jnp.full(lead, number, jnp.float32)
-    trained[path], fixed[path] = {"b": b_LRO}, {"scale": full(scale), "dropout": full(dropout)}
+    trained[path] = {"b": b_LRO}
+    fixed[path] = site.constants({"scale": scale, "dropout": dropout})
     (trained if train_a else fixed)[path]["a"] = a_LIR
     if site.kind == "Linear":
-      fixed[path]["rate:b"] = full(b_rate)
-      if initialise in AWAY:
+      fixed[path] |= site.constants({"rate:b": b_rate})
+      if initialise in ("pissa", "olora"):  # their product is not zero at the start
         fixed[path] |= {"a0": jnp.copy(a_LIR), "b0": jnp.copy(b_LRO)}  # buffers may be donated
     elif not train_a:
       raise UserError(f"train_a=False leaves {path} at its start: an embedding's a is zero")
@@ -147,36 +140,25 @@ def _init(key, sites, frozen, *, targets, sizes, dropout, initialise, dora, b_ra
   return trained, fixed
 
 
-def _check_patterns(sizes: Sizes, chosen: dict) -> None:
-  """Finds patterns that hit none of the targets."""
-  for option in ("ranks", "alphas"):
-    for pattern in getattr(sizes, option):
-      if not any(peft.hits(pattern, path) for path in chosen):
-        names = [*chosen, *(path.rsplit("/", 1)[-1] for path in chosen)]
-        raise UserError(
-          f"method.{option} has {pattern!r}, which hits no target; {nearest(pattern, names)}"
-        )
-
-
-def _drawn(sample: Callable, key, shape, rank: int):
-  """Draws a, column by column, and leaves b at zero."""
+def _random(initializer: Callable, key, shape, rank):
+  """Draws a, and sets b to zero."""
   *lead, inputs, outputs = shape
-  a_LIR = peft.draw_columns(partial(sample, shape=(*lead, inputs)), key, rank)
+  a_LIR = peft.draw(initializer, key, (*lead, inputs, rank), axis=-1)
   return a_LIR, jnp.zeros((*lead, rank, outputs))
 
 
 def _kaiming(key, weight, shape, rank, scale):
-  bound = shape[-2] ** -0.5
-  return _drawn(partial(jax.random.uniform, minval=-bound, maxval=bound), key, shape, rank)
+  return _random(peft.uniform(shape[-2] ** -0.5), key, shape, rank)
 
 
 def _gaussian(key, weight, shape, rank, scale):
-  return _drawn(lambda k, shape: jax.random.normal(k, shape) / rank, key, shape, rank)
+  return _random(lambda k, shape: jax.random.normal(k, shape) / rank, key, shape, rank)
 
 
 def _embedding(key, weight, shape, rank, scale):
-  b_RO = peft.draw_columns(partial(jax.random.normal, shape=shape[-1:]), key, rank).T
-  return jnp.zeros((shape[0], rank)), b_RO
+  inputs, outputs = shape
+  b_RO = peft.draw(jax.random.normal, key, (rank, outputs), axis=0)
+  return jnp.zeros((inputs, rank)), b_RO
 
 
 def _pissa(key, weight, shape, rank, scale):
@@ -193,7 +175,6 @@ def _olora(key, weight, shape, rank, scale):
 
 
 STARTS = {"kaiming": _kaiming, "gaussian": _gaussian, "pissa": _pissa, "olora": _olora}
-AWAY = ("pissa", "olora")  # start with a product that is not zero
 
 
 def _factors(arrays: dict[str, Array]) -> tuple[Float[Array, "*L I M"], Float[Array, "*L M O"]]:
@@ -210,28 +191,23 @@ def _factors(arrays: dict[str, Array]) -> tuple[Float[Array, "*L I M"], Float[Ar
 
 
 def _intercept(
-  module: nn.Module,
-  trained: dict[str, Array],
-  fixed: dict[str, Array],
-  next_fn: Callable,
-  x: Float[Array, "*BT I"] | Int[Array, "*BT"],
+  call: peft.Call, x: Float[Array, "*BT I"] | Int[Array, "*BT"]
 ) -> Float[Array, "*BT O"]:
   """Adds the delta to the output of a linear layer, or of an embedding, whose x are tokens."""
-  arrays = {**fixed, **trained}
+  module, arrays = call.module, call.arrays
   a_IR, b_RO = _factors(arrays)
   embeds = isinstance(module, Embed)
-  dropped = x if embeds else peft.dropout(module, x, fixed["dropout"])
-  y_BTO = next_fn(x)
+  dropped = x if embeds else call.dropout(x)
+  y_BTO = call.next_fn(x)
   low_BTR = (a_IR[x] if embeds else dropped @ a_IR.astype(x.dtype)).astype(y_BTO.dtype)
-  delta_BTO = low_BTR * fixed["scale"].astype(y_BTO.dtype) @ b_RO.astype(y_BTO.dtype)
-  if "gate_kernel" in trained:
-    kernel_I, bias = (trained[name].astype(x.dtype) for name in ("gate_kernel", "gate_bias"))
-    delta_BTO *= jax.nn.sigmoid(x @ kernel_I + bias)[..., None].astype(y_BTO.dtype)
-  if "magnitude" not in trained:
+  delta_BTO = low_BTR * arrays["scale"].astype(y_BTO.dtype) @ b_RO.astype(y_BTO.dtype)
+  if "gate_kernel" in arrays:
+    delta_BTO *= call.gate(x).astype(y_BTO.dtype)
+  if "magnitude" not in arrays:
     return y_BTO + delta_BTO
   gain_O = _gain(module.get_variable("params", LEAVES[type(module).__name__]), arrays)
   # As in PEFT, both W and the delta see the dropped input where there is dropout.
-  product_BTO = next_fn(dropped) if module.has_rng("dropout") and not embeds else y_BTO
+  product_BTO = call.next_fn(dropped) if module.has_rng("dropout") and not embeds else y_BTO
   if getattr(module, "use_bias", False):
     bias_O = module.get_variable("params", "bias").astype(y_BTO.dtype)
     product_BTO = product_BTO - lift(bias_O, y_BTO)
@@ -248,17 +224,15 @@ def _gain(w_IO: Float[Array, "*L I O"], arrays: dict[str, Array]) -> Float[Array
   products_RO = 2 * multiply(a_RI, w_IO) + multiply(multiply(a_RI, a_IR), b_RO)
   squares_O = jnp.sum(w_IO * w_IO, -2)
   squares_O += jnp.sum(b_RO * products_RO, -2)
-  return arrays["magnitude"] / jnp.sqrt(jnp.maximum(squares_O, SMALLEST))
+  return arrays["magnitude"] / jnp.sqrt(
+    jnp.maximum(squares_O, 1e-30)
+  )  # a column of zeros stays zero
 
 
-def _merge(params, trained, fixed):
-  flat = tree.flatten(params)
-  for site in trained:
-    arrays = fixed[site] | trained[site]
-    path = next(f"{site}/{leaf}" for leaf in LEAVES.values() if f"{site}/{leaf}" in flat)
-    a_LIR, b_LRO = _factors(arrays)
-    w_LIO = flat[path] + arrays["scale"][..., None, None] * a_LIR @ b_LRO
-    if "magnitude" in arrays:
-      w_LIO *= _gain(flat[path], arrays)[..., None, :]
-    flat[path] = w_LIO
-  return tree.unflatten(flat)
+def _merge(leaves, arrays):
+  name = "kernel" if "kernel" in leaves else "embedding"
+  a_LIR, b_LRO = _factors(arrays)
+  w_LIO = leaves[name] + arrays["scale"][..., None, None] * a_LIR @ b_LRO
+  if "magnitude" in arrays:
+    w_LIO *= _gain(leaves[name], arrays)[..., None, :]
+  return {name: w_LIO}

@@ -29,7 +29,6 @@ def method(targets: tuple[str, ...] = (".*norm",)) -> peft.Method:
     "norms",
     init=init,
     moves=moves,
-    merge=lambda params, trained, fixed: params,
     patterns=tuple(targets),
     options=dict(targets=tuple(targets)),
   )

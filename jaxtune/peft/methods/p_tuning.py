@@ -9,6 +9,7 @@ and what the model makes of it, is as in `prompt`.
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Literal
 
@@ -20,12 +21,10 @@ from jaxtune import peft
 from jaxtune.peft.methods import prompt
 from jaxtune.schema import Count, Width
 
-ENCODERS = ("mlp", "lstm")
-
 
 def method(
   length: Width = 20,
-  encoder: Literal[*ENCODERS] = "mlp",
+  encoder: Literal["mlp", "lstm"] = "mlp",
   hidden: Width | None = None,
   layers: Count = 2,
 ) -> peft.Method:
@@ -56,31 +55,28 @@ def method(
 
 
 def _draw(key, site, frozen, *, length, hidden, layers):
-  width = site.inputs[0][-1]
-  hidden = hidden or width
-
-  def uniform(name, shape, inputs):
-    bound = inputs**-0.5
-    return jax.random.uniform(peft.site_key(key, name), shape, minval=-bound, maxval=bound)
-
-  sample = lambda k: jax.random.normal(k, (width,))
-  arrays = {"embedding": peft.draw_columns(sample, peft.site_key(key, "embedding"), length).T}
+  width, hidden = site.input, hidden or site.input
+  uniform = lambda name, shape, fan: peft.uniform(fan**-0.5)(peft.site_key(key, name), shape)
+  embedding_key = peft.site_key(key, "embedding")
+  arrays = {"embedding": peft.draw(jax.random.normal, embedding_key, (length, width), axis=0)}
   for i in range(layers):
     inputs = 2 * hidden if i else width
     shapes = {"input": (2, inputs, 4 * hidden), "state": (2, hidden, 4 * hidden)}
     for name, shape in (shapes | {"bias": (2, 4 * hidden)}).items():
       arrays[f"lstm{i}_{name}"] = uniform(f"lstm{i}_{name}", shape, hidden)
   sizes = [2 * hidden, 2 * hidden, width] if layers else [width, hidden, hidden, width]
-  for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
+  for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes), 1):
     arrays[f"w{i}"] = uniform(f"w{i}", (inputs, outputs), inputs)
     arrays[f"bias{i}"] = uniform(f"b{i}", (outputs,), inputs)
   return arrays
 
 
 def _realise(trained):
-  """Makes the prompt; one that is made already stays."""
-  prompt_of = lambda arrays: {"prompt": _encode(arrays)} if "embedding" in arrays else arrays
-  return {site: prompt_of(arrays) for site, arrays in trained.items()}
+  """Runs the network where there is one; a prompt that was loaded without it stays."""
+  return {
+    site: {"prompt": _encode(arrays)} if "embedding" in arrays else arrays
+    for site, arrays in trained.items()
+  }
 
 
 def _encode(arrays: dict[str, Array]) -> Float[Array, "P D"]:

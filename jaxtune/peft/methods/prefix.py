@@ -17,13 +17,12 @@ Relative biases (T5): prefix keys get none, and distances between real tokens st
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn import initializers
 from jaxtyping import Array, Bool, Float
 
 from jaxtune import peft
@@ -139,12 +138,11 @@ def _trunk(path):
 
 
 def _init_flat(key, attends, sites, length, deviation):
-  trained = {}
+  trained, normal = {}, initializers.normal(deviation)
   for path, site in attends.items():
-    shape = (*site.lead, *site.inputs[1][-2:])  # k is (B, S, K, H)
-    sample = lambda k, shape=shape: deviation * jax.random.normal(k, shape)
+    shape = (*site.lead, length, *site.inputs[1][-2:])  # k is (B, S, K, H)
     trained[path] = {
-      name: jnp.moveaxis(peft.draw_columns(sample, peft.site_key(key, path, name), length), -1, -3)
+      name: peft.draw(normal, peft.site_key(key, path, name), shape, axis=-3)
       for name in ("key", "value")
     }
   return trained
@@ -152,91 +150,71 @@ def _init_flat(key, attends, sites, length, deviation):
 
 def _init_mlp(key, attends, sites, length, deviation, *, hidden):
   """Makes the embeddings and the MLP of each trunk; the last layer is each attention's own."""
-  trunks = dict.fromkeys(map(_trunk, attends))
-  return {
-    trunk: _init_trunk(
-      peft.site_key(key, trunk),
-      {path: site for path, site in attends.items() if _trunk(path) == trunk},
-      sites[trunk].inputs[0][-1],
-      length,
-      deviation,
-      hidden,
-    )
-    for trunk in trunks
-  }
-
-
-def _init_trunk(key, attends, width, length, deviation, hidden):
-  keys = {name: peft.site_key(key, name) for name in ("embedding", "w1", "w2")}
-  sample = lambda k: deviation * jax.random.normal(k, (width,))
-  made = {
-    "embedding": peft.draw_columns(sample, keys["embedding"], length).T,
-    "w1": jax.random.normal(keys["w1"], (width, hidden)) * width**-0.5,
-    "bias1": jnp.zeros(hidden),
-  }
+  trained = {}
   for path, site in attends.items():
-    shape = (hidden, *site.lead, 2, *site.inputs[1][-2:])
-    name = path.replace("/", ".")
-    made[f"w2:{name}"] = (
-      0.1 * hidden**-0.5 * jax.random.normal(peft.site_key(keys["w2"], path), shape)
-    )
-    made[f"bias2:{name}"] = jnp.zeros(shape[1:])
-  return made
+    trunk = _trunk(path)
+    width, trunk_key = sites[trunk].input, partial(peft.site_key, peft.site_key(key, trunk))
+    if trunk not in trained:
+      embeddings = initializers.normal(deviation)
+      trained[trunk] = {
+        "embedding": peft.draw(embeddings, trunk_key("embedding"), (length, width), axis=0),
+        "w1": initializers.normal(width**-0.5)(trunk_key("w1"), (width, hidden)),
+        "bias1": jnp.zeros(hidden),
+      }
+    shape, name = (hidden, *site.lead, 2, *site.inputs[1][-2:]), path.replace("/", ".")
+    w2 = initializers.normal(0.1 * hidden**-0.5)(trunk_key("w2", path), shape)
+    trained[trunk] |= {f"w2:{name}": w2, f"bias2:{name}": jnp.zeros(shape[1:])}
+  return trained
 
 
 def _realise(trained):
   """Turns embeddings and MLP into keys and values: k, v = W2 tanh(W1 e + b1) + b2."""
-  trunks = [arrays for arrays in trained.values() if "embedding" in arrays]
-  if not trunks:
-    return trained
-  pairs = {path: pair for made in trunks for path, pair in _realised(made).items()}
-  return {path: {**trained.get(path, {}), **pair} for path, pair in pairs.items()}
+  realised = {}
+  for arrays in trained.values():
+    if "embedding" not in arrays:
+      continue
+    hidden_PF = jnp.tanh(arrays["embedding"] @ arrays["w1"] + arrays["bias1"][None])
+    for name in [name.removeprefix("w2:") for name in arrays if name.startswith("w2:")]:
+      pairs = jnp.tensordot(hidden_PF, arrays[f"w2:{name}"], 1)  # (P, [L,] 2, K, H)
+      pairs = pairs + arrays[f"bias2:{name}"][None]
+      key_LPKH, value_LPKH = jnp.moveaxis(pairs, (0, -3), (-3, 0))
+      site = name.replace(".", "/")
+      realised[site] = trained.get(site, {}) | {"key": key_LPKH, "value": value_LPKH}
+  return realised or trained
 
 
-def _realised(made):
-  hidden_PF = jnp.tanh(made["embedding"] @ made["w1"] + made["bias1"][None])
-  found = {}
-  for name in made:
-    if name.startswith("w2:"):
-      both = jnp.tensordot(hidden_PF, made[name], 1)  # (P, [L,] 2, K, H)
-      both = both + made["bias2" + name[2:]][None]
-      pair = jnp.moveaxis(both, (0, -3), (-3, 0))  # (2, [L,] P, K, H)
-      found[name[3:].replace(".", "/")] = {"key": pair[0], "value": pair[1]}
-  return found
-
-
-def _intercept(
-  module: nn.Module,
-  trained: dict[str, Array],
-  fixed: dict[str, Array],
-  next_fn: Callable,
-  *args: Any,
-) -> Any:
+def _intercept(call: peft.Call, *args: Any) -> Any:
   """Moves the positions of a trunk's tokens, or puts keys and values before an attention's own."""
-  if "offset" in fixed:
-    x_BTD, context = args
-    return next_fn(x_BTD, context._replace(positions=context.positions + fixed["offset"]))
-  return _attend(trained, fixed["mask"], next_fn, *args)
+  if "offset" not in call.arrays:
+    return _attend(call, *args)
+  x_BTD, context = args
+  shifted = context._replace(positions=context.positions + call.arrays["offset"])
+  return call.next_fn(x_BTD, shifted)
 
 
 def _attend(
-  trained: dict[str, Array], real_P: Bool[Array, " P"], next_fn: Callable, *args: Any
+  call: peft.Call,
+  q_BTNH: Float[Array, "B T N H"],
+  k_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K H"],
+  mask_B1TS: Bool[Array, "B 1 #T S"],
+  *biases: Float[Array, "1 N T S"] | None,
 ) -> Float[Array, "B T N H"]:
-  """Attends to the prefix too; `args` are q, k, v, the mask and the bias (see `Attend`)."""
-  q_BTNH, k_BSKH, v_BSKH, mask_B1TS, *biases = args
+  """Attends to the prefix too; the arguments are those of `Attend`, with a bias or none."""
+  arrays, real_P = call.arrays, call.arrays["mask"]
   rows = lambda x, y: jnp.broadcast_to(x, (y.shape[0], *x.shape)).astype(y.dtype)
   front = lambda x, y: jnp.concatenate([rows(x, y), y], 1)
   real_B1TP = jnp.broadcast_to(real_P, (*mask_B1TS.shape[:-1], real_P.shape[-1]))
   mask_B1TM = jnp.concatenate([real_B1TP, mask_B1TS], -1)
   unbiased = lambda b: jnp.pad(b, ((0, 0), (0, 0), (0, 0), (real_P.shape[-1], 0)))
-  biases = [None if bias is None else unbiased(bias) for bias in biases]
-  k_BMKH = front(trained["key"], k_BSKH)
-  attend = lambda value: next_fn(q_BTNH, k_BMKH, front(value, v_BSKH), mask_B1TM, *biases)
-  whole_BTNH = attend(trained["value"])
-  if "gate_kernel" not in trained:
+  biases_1NTM = [None if bias is None else unbiased(bias) for bias in biases]
+  k_BMKH = front(arrays["key"], k_BSKH)
+  attend = lambda v: call.next_fn(q_BTNH, k_BMKH, front(v, v_BSKH), mask_B1TM, *biases_1NTM)
+  whole_BTNH = attend(arrays["value"])
+  if "gate_kernel" not in arrays:
     return whole_BTNH
-  gate_NH, bias = (trained[name].astype(q_BTNH.dtype) for name in ("gate_kernel", "gate_bias"))
+  gate_NH, bias = (arrays[name].astype(q_BTNH.dtype) for name in ("gate_kernel", "gate_bias"))
   gate_BT = jax.nn.sigmoid(jnp.einsum("btnh,nh->bt", q_BTNH, gate_NH) + bias)
-  without_BTNH = attend(jnp.zeros_like(trained["value"]))
+  without_BTNH = attend(jnp.zeros_like(arrays["value"]))
   gate_BT11 = gate_BT[..., None, None].astype(whole_BTNH.dtype)
   return without_BTNH + gate_BT11 * (whole_BTNH - without_BTNH)

@@ -15,11 +15,9 @@ window count slots, so examples later in a row are further from it than they wou
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -29,12 +27,10 @@ from jaxtune.errors import UserError
 from jaxtune.models.transformer import Context
 from jaxtune.schema import Positive, Width
 
-STARTS = ("random", "vocabulary", "text")
-
 
 def method(
   length: Width = 20,
-  initialise: Literal[*STARTS] = "random",
+  initialise: Literal["random", "vocabulary", "text"] = "random",
   text: str | None = None,
   init_scale: Positive = 0.5,
 ) -> peft.Method:
@@ -80,14 +76,12 @@ def slots(fixed):
 
 
 def _draw(key, site, frozen, *, length, initialise, text, bound):
-  width = site.inputs[0][-1]
   if initialise == "random":
-    sample = lambda k: jax.random.uniform(k, (width,), minval=-bound, maxval=bound)
-    return {"prompt": peft.draw_columns(sample, key, length).T}
+    return {"prompt": peft.draw(peft.uniform(bound), key, (length, site.input), axis=0)}
   table_VD = frozen.weight("embed/embedding")
   if initialise == "vocabulary":
-    sample = lambda k: jax.random.randint(k, (), 0, table_VD.shape[0])
-    ids_P = peft.draw_columns(sample, key, length)
+    token = partial(jax.random.randint, minval=0, maxval=table_VD.shape[0])
+    ids_P = peft.draw(token, key, (length,), axis=0)
   else:
     ids_P = jnp.asarray(_ids(text, frozen.tokenize, length))
   return {"prompt": table_VD[ids_P] * site.config.embed_scale}
@@ -103,32 +97,30 @@ def _ids(text, tokenize, length):
 
 
 def intercept(
-  module: nn.Module,
-  trained: dict[str, Array],
-  fixed: dict[str, Array],
-  next_fn: Callable,
-  x_BTD: Float[Array, "B T D"],
-  context: Context,
+  call: peft.Call, x_BTD: Float[Array, "B T D"], context: Context
 ) -> tuple[Float[Array, "B S D"], Any]:
   """Wraps a trunk's call: puts the prompt in, or fills the slots that `generate` left for it."""
-  real_P = fixed["mask"]
-  if "prompt" not in trained:  # a decoder, whose encoder has read the prompt
+  module, real_P = call.module, call.arrays["mask"]
+  if "prompt" not in call.arrays:  # a decoder, whose encoder has read the prompt
     states, seen_BS = context.encoded
     _, inside_BS = _prompt_slots(seen_BS, real_P)
     encoded = states, inside_BS | _behind(seen_BS, real_P)
-    return next_fn(x_BTD, context._replace(encoded=encoded))
-  prompt_PD = _typed(module, trained["prompt"].astype(x_BTD.dtype))
+    return call.next_fn(x_BTD, context._replace(encoded=encoded))
+  prompt_PD = call.arrays["prompt"].astype(x_BTD.dtype)
+  types = getattr(module.parent, "types", None)
+  if types is not None:  # BERT itself adds the embedding of the first token type to its tokens
+    prompt_PD = prompt_PD + types(jnp.zeros(len(prompt_PD), jnp.int32))
   fill = lambda x_BTD, index_BT, inside_BT: jnp.where(
     inside_BT[..., None], prompt_PD[index_BT], x_BTD
   )
   real_BS = context.mask.any((1, 2))
   if context.cache is not None:
     slots_T = context.index + jnp.arange(x_BTD.shape[1])
-    return next_fn(fill(x_BTD, *_from(real_BS.argmax(1), slots_T, real_P)), context)
+    return call.next_fn(fill(x_BTD, *_from(real_BS.argmax(1), slots_T, real_P)), context)
   index_BT, inside_BT = _prompt_slots(real_BS, real_P)
   first_B1 = jnp.take_along_axis(context.positions, real_BS.argmax(1)[:, None], 1)
   behind_BT = _behind(context.positions, real_P) + real_P.sum()
-  y_BTD, cache = next_fn(
+  y_BTD, cache = call.next_fn(
     fill(_behind(x_BTD, real_P), index_BT, inside_BT),
     context._replace(
       mask=_seen(context.mask, real_BS, inside_BT, real_P, module.config.causal),
@@ -136,12 +128,6 @@ def intercept(
     ),
   )
   return (y_BTD if module.name == "encoder" else y_BTD[:, len(real_P) :]), cache
-
-
-def _typed(module: nn.Module, prompt_PD: Float[Array, "P D"]) -> Float[Array, "P D"]:
-  """Adds BERT's embedding of the first token type, which the model adds to its tokens itself."""
-  types = getattr(module.parent, "types", None)
-  return prompt_PD if types is None else prompt_PD + types(jnp.zeros(len(prompt_PD), jnp.int32))
 
 
 def _behind(x_BT: Array, real_P: Bool[Array, " P"]) -> Array:
@@ -163,7 +149,7 @@ def _prompt_slots(
 def _from(
   start_B: Int[Array, " B"], slots_T: Int[Array, " T"], real_P: Bool[Array, " P"]
 ) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
-  """Does so for slots of rows whose prompts begin at `start_B`."""
+  """Returns the same for slots of rows whose prompts begin at slot `start_B`."""
   index_BT, count = slots_T[None] - start_B[:, None], real_P.sum()
   return jnp.clip(index_BT, 0, count - 1), (index_BT >= 0) & (index_BT < count)
 

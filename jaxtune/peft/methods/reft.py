@@ -9,7 +9,6 @@ is edited, those that are generated too, or the first n of each text.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -23,13 +22,12 @@ from jaxtune.errors import UserError
 from jaxtune.models.layers import lift
 from jaxtune.schema import Count, Natural, Width
 
-VARIANTS = ("loreft", "direft")
 EVERY = 2**30  # more tokens than any text has
 
 
 def method(
   rank: Width = 4,
-  variant: Literal[*VARIANTS] = "loreft",
+  variant: Literal["loreft", "direft"] = "loreft",
   layers: tuple[Natural, ...] | None = None,
   first: Count | None = None,
   targets: tuple[str, ...] = ("layers",),
@@ -60,30 +58,28 @@ def method(
     numbers=("rank", "first"),
     padded={"rotate": (-1,), "learned_kernel": (-1,), "learned_bias": (-1,)},
     patterns=tuple(targets),
-    options=dict(
-      rank=rank, variant=variant, first=first, layers=None if layers is None else tuple(layers)
-    ),
+    options=dict(rank=rank, variant=variant, first=first, layers=layers and tuple(layers)),
   )
 
 
 def _init(key, sites, frozen, *, rank, layers, first, targets):
   trained, fixed = {}, {}
   for path, site in peft.match(targets, sites, "Block").items():
-    (depth,), features = site.lead, site.inputs[0][-1]
+    (depth,), features = site.lead, site.input
     chosen = range(depth) if layers is None else layers
     if outside := [i for i in chosen if not 0 <= i < depth]:
       raise UserError(f"method.layers has {outside[0]}, but {path} has layers 0 to {depth - 1}")
     if rank > features:
       raise UserError(f"method.rank is {rank}, expected at most the model's width {features}")
-    draw = lambda name, *shape, path=path, bound=features**-0.5: peft.draw_columns(
-      lambda k: jax.random.uniform(k, shape, minval=-bound, maxval=bound),
-      peft.site_key(key, path, name),
-      rank,
-    )
+    shapes = {
+      "rotate": (depth, features, rank),
+      "learned_kernel": (depth, features, rank),
+      "learned_bias": (depth, rank),
+    }
+    start = peft.uniform(features**-0.5)
     trained[path] = {
-      "rotate": draw("rotate", depth, features),
-      "learned_kernel": draw("learned_kernel", depth, features),
-      "learned_bias": draw("learned_bias", depth),
+      name: peft.draw(start, peft.site_key(key, path, name), shape, axis=-1)
+      for name, shape in shapes.items()
     }
     fixed[path] = {
       "first": jnp.full(depth, EVERY if first is None else first),
@@ -111,23 +107,17 @@ def _realise(trained):
   }
 
 
-def _intercept(
-  module: nn.Module,
-  trained: dict[str, Array],
-  fixed: dict[str, Array],
-  next_fn: Callable,
-  *args: Any,
-  difference: bool,
-) -> tuple[Float[Array, "B T D"], Any]:
+def _intercept(call: peft.Call, *args: Any, difference: bool) -> tuple[Float[Array, "B T D"], Any]:
   """Edits the states that a layer returns beside its cache; the last of `args` is `Shared`."""
-  h_BTD, cache = next_fn(*args)
-  rotate_DR, kernel_DR = trained["rotate"], trained["learned_kernel"]
+  h_BTD, cache = call.next_fn(*args)
+  arrays = call.arrays
+  rotate_DR, kernel_DR = arrays["rotate"], arrays["learned_kernel"]
   if difference:  # W h - R h at once
     kernel_DR = kernel_DR - rotate_DR
   low_BTR = h_BTD @ kernel_DR.astype(h_BTD.dtype)
-  low_BTR = low_BTR + lift(trained["learned_bias"].astype(h_BTD.dtype), low_BTR)
+  low_BTR = low_BTR + lift(arrays["learned_bias"].astype(h_BTD.dtype), low_BTR)
   edit_BTD = low_BTR @ rotate_DR.T.astype(h_BTD.dtype)
-  chosen_BT = fixed["edited"] & (_positions(module, args[-1].mask) < fixed["first"])
+  chosen_BT = arrays["edited"] & (_positions(call.module, args[-1].mask) < arrays["first"])
   return h_BTD + jnp.where(chosen_BT[..., None], edit_BTD, 0), cache
 
 

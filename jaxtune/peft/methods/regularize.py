@@ -25,32 +25,30 @@ def method(
   numbers = dict(dropout=dropout, token_dropout=token_dropout, neftune=neftune)
 
   def init(key, sites, frozen):
-    fixed = {
-      path: {"dropout": jnp.full(site.lead, dropout, jnp.float32)}
-      for path, site in sites.items()
-      if site.kind == "Residual"
-    }
-    fixed["embed"] = {name: jnp.asarray(value, jnp.float32) for name, value in numbers.items()}
-    return {}, fixed
+    residuals = {path: site for path, site in sites.items() if site.kind == "Residual"}
+    fixed = {path: site.constants({"dropout": dropout}) for path, site in residuals.items()}
+    return {}, fixed | {"embed": sites["embed"].constants(numbers)}
 
   return peft.Method(
     "regularize", init=init, intercept=_intercept, numbers=tuple(numbers), options=numbers
   )
 
 
-def _intercept(module, trained, fixed, next_fn, *args):
+def _intercept(call: peft.Call, *args):
+  """Disturbs what a residual connection adds, or the embeddings."""
+  module, arrays = call.module, call.arrays
   if not module.has_rng("dropout"):
-    return next_fn(*args)
-  if "neftune" not in fixed:
-    x, y = args
-    return next_fn(x, peft.dropout(module, y, fixed["dropout"]))
-  x_BTD = next_fn(*args)
+    return call.next_fn(*args)
+  if "neftune" not in arrays:
+    x_BTD, y_BTD = args
+    return call.next_fn(x_BTD, call.dropout(y_BTD))
+  x_BTD = call.next_fn(*args)
   noise = jax.random.uniform(module.make_rng("dropout"), x_BTD.shape, x_BTD.dtype, -1.0, 1.0)
   mask_BT = module.get_variable("batch", "mask", jnp.ones(x_BTD.shape[:2], bool))
   lengths_B11 = jnp.maximum(mask_BT.sum(1), 1)[:, None, None]
-  size_B11 = fixed["neftune"] / jnp.sqrt(lengths_B11 * x_BTD.shape[2])
+  size_B11 = arrays["neftune"] / jnp.sqrt(lengths_B11 * x_BTD.shape[2])
   x_BTD = x_BTD + noise * size_B11.astype(x_BTD.dtype)
   kept = jax.random.bernoulli(
-    module.make_rng("dropout"), 1.0 - fixed["token_dropout"], (*x_BTD.shape[:2], 1)
+    module.make_rng("dropout"), 1.0 - arrays["token_dropout"], (*x_BTD.shape[:2], 1)
   )
-  return peft.dropout(module, jnp.where(kept, x_BTD, 0), fixed["dropout"])
+  return call.dropout(jnp.where(kept, x_BTD, 0))

@@ -5,15 +5,12 @@ One pair A, B serves every target: a smaller site reads the first rows of A and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxtune import peft, tree
+from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.models.layers import lift
 from jaxtune.schema import Finite, Width
@@ -51,41 +48,28 @@ def method(
 
 def _init(key, sites, frozen, *, rank, d_initial, targets):
   chosen = peft.match(targets, sites, "Linear")
-  inputs = max(site.inputs[0][-1] for site in chosen.values())
+  inputs = max(site.input for site in chosen.values())
   outputs = max(site.output for site in chosen.values())
-  a_IR = _draw(peft.site_key(key, "a"), inputs, rank, (6 / inputs) ** 0.5)
-  b_OR = _draw(peft.site_key(key, "b"), outputs, rank, (6 / rank) ** 0.5)
+  a_key, b_key = peft.site_key(key, "a"), peft.site_key(key, "b")
+  a_IR = peft.draw(peft.uniform((6 / inputs) ** 0.5), a_key, (inputs, rank), axis=1)
+  b_RO = peft.draw(peft.uniform((6 / rank) ** 0.5), b_key, (rank, outputs), axis=0)
   trained, fixed = {}, {}
   for path, site in chosen.items():
     trained[path] = {
       "d": jnp.full((*site.lead, rank), d_initial, jnp.float32),
       "b": jnp.zeros((*site.lead, site.output)),
     }
-    fixed[path] = {"shared:a": a_IR[: site.inputs[0][-1]], "shared:b": b_OR[: site.output].T}
+    fixed[path] = {"shared:a": a_IR[: site.input], "shared:b": b_RO[:, : site.output]}
   return trained, fixed
 
 
-def _draw(key: Array, size: int, rank: int, bound: float) -> Float[Array, "M R"]:
-  sample = lambda k: jax.random.uniform(k, (size,), minval=-bound, maxval=bound)
-  return peft.draw_columns(sample, key, rank)
-
-
-def _intercept(
-  module: nn.Module,
-  trained: dict[str, Array],
-  fixed: dict[str, Array],
-  next_fn: Callable,
-  x_BTI: Float[Array, "*BT I"],
-) -> Float[Array, "*BT O"]:
-  w = jax.tree.map(lambda array: array.astype(x_BTI.dtype), trained | fixed)
+def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*BT O"]:
+  w = call.cast(x_BTI.dtype)
   low_BTR = x_BTI @ w["shared:a"]
   delta_BTO = (low_BTR * lift(w["d"], low_BTR)) @ w["shared:b"]
-  return next_fn(x_BTI) + delta_BTO * lift(w["b"], delta_BTO)
+  return call.next_fn(x_BTI) + delta_BTO * lift(w["b"], delta_BTO)
 
 
-def _merge(params, trained, fixed):
-  flat = tree.flatten(params)
-  for site, w in trained.items():
-    factors = fixed[site]["shared:a"], w["d"], fixed[site]["shared:b"], w["b"]
-    flat[f"{site}/kernel"] += jnp.einsum("ir,...r,ro,...o->...io", *factors)
-  return tree.unflatten(flat)
+def _merge(leaves, w):
+  factors = (w[name] for name in ("shared:a", "d", "shared:b", "b"))
+  return {"kernel": leaves["kernel"] + jnp.einsum("ir,...r,ro,...o->...io", *factors)}

@@ -46,7 +46,8 @@ def one_layer(section):
 
 def call(method, trained, fixed, residual):
   x, f = draw(1, 2, 4, D), draw(2, 2, 4, D)
-  made = method.intercept(deltas.Evaluation, trained, fixed, residual, jnp.array(x), jnp.array(f))
+  wrapped = peft.Call(deltas.Evaluation, fixed | trained, residual)
+  made = method.intercept(wrapped, jnp.array(x), jnp.array(f))
   return x, f, made
 
 

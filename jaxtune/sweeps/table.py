@@ -94,18 +94,17 @@ def build(results: Sequence[dict], metric: str) -> Table:
   body = [cells + ["-"] * (len(header) - len(cells)) for cells in _untrained(rows, scales)]
   untrained = len(body)
   for row in stats.best_first(rows, metric):
-    first = row.results[0]
-    count, total = first.get("trained_parameters"), first.get("base_parameters")
-    seconds = stats.summarize(result.get("seconds") for result in row.results).mean
+    trained, total = (row.results[0][f"{part}_parameters"] for part in ("trained", "base"))
+    seconds = stats.summarize(result["seconds"] for result in row.results).mean
     body.append(
       [
         row.label,
-        "-" if count is None else f"{count:,}",
-        f"{100 * count / total:.3g}" if count is not None and total else "-",
+        f"{trained:,}",
+        f"{100 * trained / total:.3g}",
         str(len(row.results)),
         *(_measured(row.results, name, digits) for name, digits in scales.items()),
         *(_measured(row.results, metric, scales[metric], key) for key in compared),
-        "-" if seconds is None else f"{seconds:.1f}",
+        f"{seconds:.1f}",
       ]
     )
   return Table(header, body, untrained)

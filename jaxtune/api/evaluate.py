@@ -31,7 +31,7 @@ def evaluate(run: Run, overrides: dict[str, Any] | None = None) -> dict:
   trial = _trial(run, overrides)
   evaluator = _evaluator(run, trial)
   (final,) = _judge(evaluator, [run], trial)
-  untuned = baseline.evaluate_base(trial, evaluator.parallel)
+  (untuned,) = baseline.evaluate_bases([trial], evaluator.parallel)
   found = {"base": untuned.base.metrics, "final": final.metrics}
   return found | compare.record(final, untuned, evaluator, trial.dataset)
 
@@ -52,7 +52,7 @@ def knock_out(run: Run, overrides: dict[str, Any] | None = None) -> dict[str, di
   for way, part in ways.items():
     evaluator = _evaluator(part, trial)
     found[way] = _judge(evaluator, [part], trial)[0].metrics
-  untuned = baseline.evaluate_base(trial, evaluator.parallel)
+  (untuned,) = baseline.evaluate_bases([trial], evaluator.parallel)
   return found | {"base": untuned.base.metrics}
 
 

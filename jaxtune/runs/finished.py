@@ -70,18 +70,18 @@ def load_run(folder: str | Path, pretrained: hf.Pretrained | None = None) -> Run
   """
   path, record, flat = folder_.read(Path(folder))
   folder, config = path.parent, record["config"]
-  given, pretrained = pretrained, pretrained or load_model(config, len(record["labels"]))
-  if tree.fingerprint(pretrained.params) != record["base"]:
-    holder = config["model"]["path"] if given is None else "the run before it was trained on"
+  labels, stop_tokens = tuple(record["labels"]), tuple(record["stop_tokens"])
+  base = pretrained or load_model(config, len(labels))
+  if tree.fingerprint(base.params) != record["base"]:
+    holder = "the run before it was trained on" if pretrained else config["model"]["path"]
     raise UserError(f"{folder} was trained on other base weights than {holder} holds")
-  methods = make_methods(config, pretrained.fresh)
-  check_fits(methods, pretrained, flat, str(path))
+  methods = make_methods(config, base.fresh)
+  check_fits(methods, base, flat, str(path))
   trees = tree.unflatten({name: jax.numpy.asarray(x) for name, x in flat.items()})
   hyper, tuned = trees.pop("hyper", {}), {"params": {}, "peft": {}} | trees
-  _, base = peft.split(methods, pretrained.params)
-  adapted = peft.Adapted(methods, tuned, hyper, base)
-  labels, stops = tuple(record["labels"]), tuple(record["stop_tokens"])
-  return Run(path.parent, config, pretrained, adapted, labels, stops)
+  _, frozen = peft.split(methods, base.params)
+  adapted = peft.Adapted(methods, tuned, hyper, frozen)
+  return Run(folder, config, base, adapted, labels, stop_tokens)
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -98,12 +98,11 @@ def load_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 def untrained(config: Any, folder: str | Path) -> Run:
   """Returns a run over a config's base in which nothing is trained."""
-  section = {k: v for k, v in configs.to_dict(config).items() if k not in ("sweep", "method")}
-  full = configs.complete(section)
+  full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "method"})
   dataset = load_data(full)
   pretrained = load_model(full, len(dataset.labels))
-  adapted, labels = peft.untuned(pretrained.params), tuple(dataset.labels)
-  return Run(Path(folder), full, pretrained, adapted, labels, dataset.stop_tokens)
+  adapted = peft.untuned(pretrained.params)
+  return Run(Path(folder), full, pretrained, adapted, tuple(dataset.labels), dataset.stop_tokens)
 
 
 def check_free(folder: str | Path) -> None:
@@ -124,9 +123,8 @@ def keep(run: Run, folder: str | Path) -> None:
     UserError: where the folder holds a run, or the arrays are none that the run's methods train.
   """
   folder = Path(folder)
-  adapted = run.adapted
-  flat = tree.flatten(adapted.tuned | {"hyper": adapted.hyper})
-  check_fits(adapted.methods, run.pretrained, flat, f"what was made for {folder}")
+  flat = tree.flatten(run.adapted.tuned | {"hyper": run.adapted.hyper})
+  check_fits(run.adapted.methods, run.pretrained, flat, f"what was made for {folder}")
   record = folder_.Record(
     base=tree.fingerprint(run.pretrained.params),
     config=run.config,
@@ -136,4 +134,4 @@ def keep(run: Run, folder: str | Path) -> None:
   with locks.held(folder):
     check_free(folder)
     folder_.begin([folder], [run.config])
-    folder_.write(folder, adapted.overlay, record)
+    folder_.write(folder, run.adapted.overlay, record)

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from jaxtune import config, schema
 from jaxtune.errors import UserError
@@ -90,31 +90,24 @@ def held(folder: str | Path, kind: Literal["run", "sweep"] = "run") -> Iterator[
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
   path = folder / NAME
-  while True:
-    try:
-      folder.mkdir(parents=True, exist_ok=True)
-      file = path.open("a+")
-    except OSError as error:
-      raise UserError(f"{folder} cannot be written: {error.strerror}") from error
-    try:
+  with contextlib.ExitStack() as stack:
+    while True:
+      try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context(path.open("a+"))
+      except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
       _lock(file, folder)
-      if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-        break  # else the one that held it has just removed it
-    except BaseException:
-      file.close()
-      raise
-    file.close()
-  with file:
+      if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        break  # else the process that held the lock has just removed its file
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
-    try:
-      yield
-    finally:
-      path.unlink(missing_ok=True)
+    stack.callback(path.unlink, missing_ok=True)
+    yield
 
 
-def _lock(file, folder: Path) -> None:
+def _lock(file: IO[str], folder: Path) -> None:
   try:
     if fcntl is None:
       raise OSError("no fcntl")

@@ -42,11 +42,6 @@ def complete(
   runs = [run] if isinstance(run, Run) else list(run)
   which, run = _choose(runs, prompts, which), runs[0]
   c, tokenizer = run.pretrained.model.config, run.pretrained.tokenizer
-  if objective_of(run.config).HEAD != "lm":
-    raise UserError(
-      f"{run.folder} was trained for {run.config['objective']['name']}: it writes no text; "
-      "`jaxtune evaluate` judges it"
-    )
   schema.check_arguments(complete, {"seed": seed})
   generate.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
   if len(runs) == 1:
@@ -86,7 +81,12 @@ def _check_room(runs: list[Run], longest: int, max_new_tokens: int) -> None:
 
 
 def _choose(runs: list[Run], prompts: list, which: Sequence[int] | None) -> Sequence[int]:
-  """Checks which run each prompt is for."""
+  """Checks that the runs write text, and returns which of them each prompt is for."""
+  if objective_of(runs[0].config).HEAD != "lm":
+    raise UserError(
+      f"{runs[0].folder} was trained for {runs[0].config['objective']['name']}: it writes no text; "
+      "`jaxtune evaluate` judges it"
+    )
   if len(runs) == 1 and which is None:
     return [0] * len(prompts)
   if which is None or len(which) != len(prompts) or not all(0 <= i < len(runs) for i in which):

@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxtune import config as configs_
 from jaxtune import data, libraries, schema
 from jaxtune.errors import UserError
@@ -119,24 +121,16 @@ def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list
   settings = grid.expand(sweep)
   plain = {key: value for key, value in configs_.to_dict(config).items() if key != "sweep"}
   axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
-  distinct: dict[str, tuple[str, dict, dict]] = {}
+  distinct: dict[tuple, tuple[str, dict, dict]] = {}
   for setting in settings:
     name = grid.name(setting, axes)
     completed = configs_.complete(configs_.override(plain, setting))
-    key = json.dumps(_numbers(completed), sort_keys=True, default=str)
+    # 1.0 and 1 are equal keys.
+    key = tuple(jax.tree.leaves_with_path(completed, is_leaf=lambda x: x is None))
     if key in distinct:
       print(f"{name} is the same trial as {distinct[key][0]}: it is run, and counted, once")
     distinct.setdefault(key, (name, setting, completed))
   return tuple(map(list, zip(*distinct.values(), strict=True)))
-
-
-def _numbers(value: Any) -> Any:
-  """Writes 1.0 as 1, so that configs which differ in that alone are equal."""
-  if isinstance(value, dict):
-    return {key: _numbers(one) for key, one in value.items()}
-  if isinstance(value, list | tuple):
-    return [_numbers(one) for one in value]
-  return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _prepare(configs: list[dict]) -> list[Trial]:

@@ -29,17 +29,19 @@ class Untuned(NamedTuple):
 
 
 def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset) -> dict:
-  """Gathers what a result says beside its metrics.
+  """Gathers what a result says of a judgement.
 
   Returns:
-    "intervals" {metric: [low, high]}, "differences" {"base" and "shots": {metric: [difference,
-    low, high]}}, "shots" (its metrics, and "demonstrations"), "chance" {metric: value}, and of
-    labels or tags "classes" and "confusion".
+    "base" and "final" {metric: value}, "intervals" {metric: [low, high]}, "differences" {"base" and
+    "shots": {metric: [difference, low, high]}}, "shots" (its metrics, and "demonstrations"),
+    "chance" {metric: value}, and of labels or tags "classes" and "confusion".
   """
   names, resamples = evaluator.metrics, evaluator.options.resamples
   train = dataset.train  # of a stream, nobody knows all answers
   seen = evaluator.objective.references(dataset, train) if isinstance(train, Split) else ()
   found = {
+    "base": untuned.base.metrics,
+    "final": judged.metrics,
     "intervals": spreads(judged, names, resamples),
     "differences": {"base": differences(judged, untuned.base, names, resamples)},
     "chance": chance(judged, names, seen),

@@ -125,13 +125,8 @@ def keep(run: Run, folder: str | Path) -> None:
   folder = Path(folder)
   flat = tree.flatten(run.adapted.tuned | {"hyper": run.adapted.hyper})
   check_fits(run.adapted.methods, run.pretrained, flat, f"what was made for {folder}")
-  record = folder_.Record(
-    base=tree.fingerprint(run.pretrained.params),
-    config=run.config,
-    labels=list(run.labels),
-    stop_tokens=list(run.stop_tokens),
-  )
+  base = tree.fingerprint(run.pretrained.params)
   with locks.held(folder):
     check_free(folder)
     folder_.begin([folder], [run.config])
-    folder_.write(folder, run.adapted.overlay, record)
+    folder_.write(folder, run.adapted.overlay, base, run.config, run.labels, run.stop_tokens)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,11 +32,9 @@ class Logs:
 
   def __init__(self, folders: Sequence[Path], step: int):
     self.paths = [folder / "metrics.jsonl" for folder in folders]
-    for path in self.paths:
-      with writing(path):
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-      kept = [line for line in lines if _step(line) <= step] if step else []
-      write_atomically(path, "".join(line + "\n" for line in kept))
+    for folder, path in zip(folders, self.paths, strict=True):
+      kept = [row for row in read_history(folder) if row["step"] <= step] if step else []
+      write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
 
   def write(self, rows: Sequence[dict], active: Sequence[bool] | None = None) -> None:
     """Appends one row a trial, but for those that are not active."""
@@ -46,13 +44,18 @@ class Logs:
           file.write(json.dumps(row) + "\n")
 
 
-def _step(line: str) -> float:
-  """Returns the step of a line of metrics.jsonl; infinity for one that a kill cut off."""
-  try:
-    step = json.loads(line)["step"]
-  except (ValueError, KeyError, TypeError, RecursionError):
-    return math.inf
-  return step if isinstance(step, int) else math.inf
+def read_history(folder: Path) -> list[dict]:
+  """Reads a run's metrics.jsonl, without lines that a kill cut off; [] if there is none."""
+  path = folder / "metrics.jsonl"
+  with writing(path):
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+  history = []
+  for line in lines:
+    with contextlib.suppress(ValueError, RecursionError):
+      row = json.loads(line)
+      if isinstance(row, dict) and isinstance(row.get("step"), int):
+        history.append(row)
+  return history
 
 
 def versions() -> dict[str, str]:
@@ -82,13 +85,7 @@ def finish(
       updates, versions.
   """
   dataset, params = trial.dataset, trial.pretrained.params
-  record = Record(
-    base=trial.fingerprint,
-    config=trial.config,
-    labels=list(dataset.labels),
-    stop_tokens=list(dataset.stop_tokens),
-  )
-  write(folder, overlay, record)
+  write(folder, overlay, trial.fingerprint, trial.config, dataset.labels, dataset.stop_tokens)
   if judged.predictions:
     _write_predictions(folder, trial, judged)
   result = {
@@ -109,17 +106,12 @@ def _write_predictions(folder: Path, trial: Trial, judged: judge.Judged) -> None
   """Writes what a trial predicted beside the truth, a line an example."""
   split, decode = getattr(trial.dataset, judged.split), trial.pretrained.tokenizer.decode
   answers = zip(judged.examples, judged.predictions, judged.references, strict=True)
-  rows = [
-    {
-      "where": split.where[n],
-      "prompt": decode(split.prompts[n]),
-      "prediction": prediction,
-      "references": references,
-    }
-    for n, prediction, references in answers
-  ]
-  lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-  write_atomically(folder / "predictions.jsonl", lines)
+  lines = []
+  for n, prediction, references in answers:
+    row = {"where": split.where[n], "prompt": decode(split.prompts[n])}
+    row |= {"prediction": prediction, "references": references}
+    lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+  write_atomically(folder / "predictions.jsonl", "".join(lines))
 
 
 class Record(TypedDict):
@@ -139,8 +131,16 @@ class Record(TypedDict):
   stop_tokens: list[schema.Natural]
 
 
-def write(folder: Path, overlay: peft.Overlay, record: Record) -> None:
-  """Writes all that `read` needs of a run beside its base: tuned.safetensors."""
+def write(
+  folder: Path,
+  overlay: peft.Overlay,
+  base: str,
+  config: dict,
+  labels: Sequence[str],
+  stop_tokens: Sequence[int],
+) -> None:
+  """Writes all that `read` needs of a run beside its base: tuned.safetensors; see `Record`."""
+  record = Record(base=base, config=config, labels=[*labels], stop_tokens=[*stop_tokens])
   trees = overlay.tuned | {"hyper": overlay.hyper}
   flat = {path: np.asarray(x) for path, x in tree.flatten(trees).items()}
   # One entry: safetensors writes several in any order, and equal runs are to be equal files.

@@ -63,17 +63,11 @@ def train(
     )
     progress = loop.run(group, progress)
   overlays, judged = _judged(evaluator, base, trials, progress, options)
-  seconds, results = clock() / len(trials), []
+  seconds, results = round(clock() / len(trials), 2), []
   for e, trial in enumerate(trials):
-    facts = {
-      "base": untuned[e].base.metrics,
-      "final": judged[e].metrics,
-      **compare.record(judged[e], untuned[e], evaluator, trial.dataset),
-      **step_counts(progress, options, e, judged[e].metrics),
-      "seconds": round(seconds, 2),
-      "trials_in_program": len(trials),
-      "versions": versions,
-    }
+    facts = compare.record(judged[e], untuned[e], evaluator, trial.dataset)
+    facts |= step_counts(progress, options, e, judged[e].metrics)
+    facts |= {"seconds": seconds, "trials_in_program": len(trials), "versions": versions}
     overlay = tree.crop(jax.tree.map(lambda x, e=e: x[e], overlays), shapes[e])
     results.append(folder.finish(folders[e], trial, overlay, judged[e], facts))
   return results

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Annotation
 from matplotlib.ticker import NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
@@ -55,34 +56,29 @@ def make(panels: int = 1) -> tuple[Figure, list[Axes]]:
   return figure, frames
 
 
+def annotate(
+  axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **options: Any
+) -> Annotation:
+  """Writes a small grey text at an offset, in points, from a place, which moves nothing else."""
+  note = axes.annotate(
+    text, at, xytext=offset, textcoords="offset points", **{"fontsize": 9, "color": GREY} | options
+  )
+  note.set_in_layout(False)  # otherwise a long line would push two panels apart
+  return note
+
+
 def entitle(axes: Axes, title: str, lines: Sequence[str]) -> None:
   """Writes the title and, smaller, the lines below it that say how to read the plot."""
   axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", pad=10 + 13 * len(lines))
-  note = axes.annotate(
-    "\n".join(lines),
-    (0, 1),
-    xycoords="axes fraction",
-    xytext=(0, 7),
-    textcoords="offset points",
-    fontsize=9,
-    ha="left",
-    va="bottom",
-    color=GREY,
-  )
-  note.set_in_layout(False)  # otherwise a long line would push two panels apart
+  annotate(axes, "\n".join(lines), (0, 1), (0, 7), xycoords="axes fraction", va="bottom")
 
 
 def legend(figure: Figure, axes: Axes) -> None:
   """Adds a legend to the right of the plot, where it hides nothing, if there are two labels."""
   handles, labels = axes.get_legend_handles_labels()
   if len(labels) > 1:
-    figure.legend(
-      handles,
-      labels,
-      loc="outside right center",
-      frameon=False,
-      fontsize=9 if len(labels) <= 14 else 7,
-    )
+    size = 9 if len(labels) <= 14 else 7
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=size)
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
@@ -126,16 +122,7 @@ def write_names(
   ]
   for x, y, name in names:
     for side, dx, dy in _POSITIONS:
-      note = axes.annotate(
-        name,
-        (x, y),
-        xytext=(dx, dy),
-        textcoords="offset points",
-        fontsize=8,
-        ha=side,
-        color=GREY,
-      )
-      note.set_in_layout(False)
+      note = annotate(axes, name, (x, y), (dx, dy), fontsize=8, ha=side)
       box = note.get_window_extent()
       if frame.count_contains(box.corners()) == 4 and not any(map(box.overlaps, taken)):
         taken.append(box)

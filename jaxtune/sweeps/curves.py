@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,19 +11,6 @@ from jaxtune import metrics
 from jaxtune.sweeps import canvas, stats
 
 _MOST_CURVES = 10
-
-
-def read_history(path: str | os.PathLike) -> list[dict]:
-  """Reads a metrics.jsonl, without lines that a killed run left unfinished; [] if there is none."""
-  path = Path(path)
-  lines = path.read_text().splitlines() if path.exists() else []
-  history = []
-  for line in lines:
-    try:
-      history.append(json.loads(line))
-    except json.JSONDecodeError:
-      continue
-  return history
 
 
 def learning_curves(
@@ -60,8 +44,7 @@ def learning_curves(
         axes.fill_between(
           list(curve), mean - half_width, mean + half_width, linewidth=0, color=color, alpha=0.15
         )
-    axes.set_xlabel("step")
-    axes.set_ylabel(metrics.title(key))
+    axes.set(xlabel="step", ylabel=metrics.title(key))
   seeds = max(len(row.results) for row in shown)
   reading = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
   reading += "; bands: 95 % interval" if banded else ""

@@ -65,7 +65,7 @@ def against_axis(rows: Sequence[stats.Row], metric: str, path: str) -> Figure:
   name = names.get(key, key.replace("_", " "))
   units = ["positions"] * (key == "length") + ["log scale"] * logarithmic
   axes.set_xlabel(f"{name} ({', '.join(units)})" if units else name)
-  _finish(figure, axes, rows, metric, name)
+  _finish(axes, rows, metric, name)
   return figure
 
 
@@ -81,23 +81,30 @@ def against_parameters(rows: Sequence[stats.Row], metric: str) -> Figure:
   for row in rows:
     methods.setdefault(row.settings["method.name"], []).append(row)
   looks = canvas.looks(list(methods))
-  names, obstacles = [], []  # (x, y, name) and (x, lowest y, highest y)
+  names = []
   for method, members in methods.items():
     # Of rows of one size the best comes last, and stays.
     best = {_size(row): row for row in reversed(stats.best_first(members, metric))}
     line = [best[size] for size in sorted(best)]
     _draw_line(axes, sorted(best), line, metric, method, looks[method])
     for row, label in zip(line, _method_labels(line), strict=True):
-      mean, half_width, *_ = stats.over_seeds(row.results, metric)
-      if mean is not None:
-        names.append((_size(row), mean, label))
-        obstacles.append((_size(row), mean - (half_width or 0), mean + (half_width or 0)))
+      names.append((_size(row), stats.over_seeds(row.results, metric).mean, label))
     others = [row for row in members if row is not best[_size(row)]]
-    obstacles += _draw_faintly(axes, others, metric, looks[method])
+    means = [stats.over_seeds(row.results, metric).mean for row in others]
+    faint = dict(color=looks[method].color, alpha=0.3, markersize=5, markeredgewidth=0, zorder=1)
+    sizes = [_size(row) for row in others]
+    axes.plot(sizes, np.array(means, float), looks[method].marker, linestyle="none", **faint)
   axes.set_xlabel("trained parameters (log scale)")
   joined = ["lines join the best at each size; the rest is faint"] if len(names) < len(rows) else []
-  _finish(figure, axes, rows, metric, "trained parameters", joined)
-  canvas.write_names(figure, axes, [name for name in names if name[2]], obstacles)
+  _finish(axes, rows, metric, "trained parameters", joined)
+  summaries = [(_size(row), stats.over_seeds(row.results, metric)) for row in rows]
+  intervals = [
+    (size, s.mean - (s.half_width or 0), s.mean + (s.half_width or 0))
+    for size, s in summaries
+    if s.mean is not None
+  ]
+  drawn = [name for name in names if name[1] is not None and name[2]]
+  canvas.write_names(figure, axes, drawn, intervals)
   return figure
 
 
@@ -126,19 +133,11 @@ def _draw_line(
   one of them diverged.
   """
   summaries = [stats.over_seeds(row.results, metric) for row in rows]
-  axes.errorbar(
-    xs,
-    np.array([s.mean for s in summaries], float),
-    yerr=[s.half_width or 0.0 for s in summaries],
-    color=look.color,
-    marker=look.marker,
-    markersize=5.5,
-    linewidth=1.8,
-    elinewidth=1.2,
-    zorder=3,
-    capsize=3 if any(s.half_width for s in summaries) else 0,
-    label=label or None,
-  )
+  means = np.array([s.mean for s in summaries], float)
+  half_widths = [s.half_width or 0.0 for s in summaries]
+  style = dict(color=look.color, marker=look.marker, markersize=5.5, linewidth=1.8, elinewidth=1.2)
+  caps = 3 if any(half_widths) else 0
+  axes.errorbar(xs, means, half_widths, capsize=caps, zorder=3, label=label or None, **style)
   beside = axes.transData + ScaledTranslation(6 / 72, 0, axes.figure.dpi_scale_trans)
   faint = dict(color=look.color, alpha=0.4, markersize=3.5, markeredgewidth=0, transform=beside)
   cross = dict(color=look.color, markersize=7, markeredgewidth=2, zorder=4)
@@ -150,33 +149,8 @@ def _draw_line(
       axes.plot([x], [0.97], "x", transform=axes.get_xaxis_transform(), **cross)
 
 
-def _draw_faintly(
-  axes: Axes, rows: Sequence[stats.Row], metric: str, look: canvas.Look
-) -> list[tuple[float, float, float]]:
-  """Draws the mean of each row at its size; returns the obstacles that names must not cover."""
-  points = [(_size(row), stats.over_seeds(row.results, metric).mean) for row in rows]
-  points = [(x, mean) for x, mean in points if mean is not None]
-  axes.plot(
-    [x for x, _ in points],
-    [mean for _, mean in points],
-    look.marker,
-    color=look.color,
-    alpha=0.3,
-    markersize=5,
-    markeredgewidth=0,
-    linestyle="none",
-    zorder=1,
-  )
-  return [(x, mean, mean) for x, mean in points]
-
-
 def _finish(
-  figure: Figure,
-  axes: Axes,
-  rows: Sequence[stats.Row],
-  metric: str,
-  against: str,
-  notes: Sequence[str] = (),
+  axes: Axes, rows: Sequence[stats.Row], metric: str, against: str, notes: Sequence[str] = ()
 ) -> None:
   """Adds to the drawn rows the untuned base, the title, how to read the plot, and the legend."""
   axes.set_ylabel(metrics.title(metric))
@@ -188,7 +162,7 @@ def _finish(
   axes.set_ylim(max(low, least - edge), min(high, largest + edge))
   plain = re.sub(r" \(.*?\)", "", metrics.title(metric), count=1)  # without the unit
   canvas.entitle(axes, f"{plain[:1].upper()}{plain[1:]} against {against}", lines)
-  canvas.legend(figure, axes)
+  canvas.legend(axes.figure, axes)
 
 
 def _base_line(axes: Axes, rows: Sequence[stats.Row], metric: str) -> list[str]:
@@ -207,16 +181,8 @@ def _base_line(axes: Axes, rows: Sequence[stats.Row], metric: str) -> list[str]:
       f"base without tuning: {means[0]:.4g} ({'above' if means[0] > high else 'below'} the plot)"
     ]
   axes.axhline(means[0], color=canvas.GREY, linestyle="--", linewidth=1.2, zorder=1)
-  axes.annotate(
-    "base (untuned)",
-    (1, means[0]),
-    xycoords=axes.get_yaxis_transform(),
-    ha="right",
-    xytext=(-4, 3),
-    textcoords="offset points",
-    fontsize=9,
-    color=canvas.GREY,
-  )
+  place = dict(xycoords=axes.get_yaxis_transform(), ha="right")
+  canvas.annotate(axes, "base (untuned)", (1, means[0]), (-4, 3), **place)
   return []
 
 

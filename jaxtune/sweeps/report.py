@@ -16,8 +16,9 @@ from jaxtune import metrics
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.metrics.kinds.label import Confusion
+from jaxtune.runs.folder import read_history
 from jaxtune.runs.results import diverged
-from jaxtune.sweeps import confusion, curves, grid, pages, plot, stats, table
+from jaxtune.sweeps import confusion, grid, pages, plot, stats, table
 
 
 def write(
@@ -47,36 +48,34 @@ def write(
   folder = Path(folder)
   metric = table.choose_metric(results, metric)
   best = stats.best_first(stats.group(results), metric)[0].results[0]
+  others = {
+    "By task": table.by_task(results, metric),
+    "What was drawn of each task": table.mixtures(results),
+    f"Classes of {best['trial']}": table.by_class(best),
+  }
+  plots = {}
+  for name, figure in _figures(results, folder, metric, best).items():
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150)
+    plots[name] = stream.getvalue()
+    write_atomically(folder / "plots" / f"{name}.png", plots[name])
   report = pages.Page(
     trials=table.build(results, metric),
-    others=_other_tables(results, metric, best),
     remarks=_remarks(results, metric, config),
+    others={title: rows for title, rows in others.items() if rows is not None},
+    plots=plots,
     facts=_facts(results, notes or {}),
-    plots={name: _png(figure) for name, figure in _figures(results, folder, metric, best).items()},
   )
-  for name, image in report.plots.items():
-    write_atomically(folder / "plots" / f"{name}.png", image)
   write_atomically(folder / "results.csv", table.to_csv(results))
   write_atomically(folder / "report.html", pages.to_html(report))
   write_atomically(folder / "report.md", pages.to_markdown(report))
   return folder / "report.md"
 
 
-def _other_tables(results: Sequence[dict], metric: str, best: dict) -> dict[str, table.Table]:
-  """Returns {title: table} of a mixture's tasks and of the classes of the best trial."""
-  tables = {
-    "By task": table.by_task(results, metric),
-    "What was drawn of each task": table.mixtures(results),
-    f"Classes of {best['trial']}": table.by_class(best),
-  }
-  return {title: rows for title, rows in tables.items() if rows is not None}
-
-
 def _figures(results: Sequence[dict], folder: Path, metric: str, best: dict) -> dict[str, Figure]:
   """Draws {name: plot}, with the confusion matrix of the best trial if it has one."""
   histories = {
-    result["trial"]: curves.read_history(folder / "trials" / result["trial"] / "metrics.jsonl")
-    for result in results
+    result["trial"]: read_history(folder / "trials" / result["trial"]) for result in results
   }
   figures = plot.figures(results, metric, histories)
   if best.get("confusion"):
@@ -189,10 +188,3 @@ def _fact(value: Any) -> str:
   if isinstance(value, Mapping):
     return ", ".join(f"{key} {item}" for key, item in grid.flatten(value).items())
   return f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else str(value)
-
-
-def _png(figure: Figure) -> bytes:
-  """Returns a figure as the content of a PNG file."""
-  stream = io.BytesIO()
-  figure.savefig(stream, format="png", dpi=150)
-  return stream.getvalue()

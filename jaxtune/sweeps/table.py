@@ -23,11 +23,7 @@ class Table(NamedTuple):
 
 
 # {part of a result that was measured without training: label of its row}
-UNTRAINED = {
-  "base": "{}",
-  "shots": "{}, {}-shot",
-  "chance": "most frequent answer",
-}
+UNTRAINED = {"base": "{}", "shots": "{}, {}-shot", "chance": "most frequent answer"}
 
 
 def metric_names(results: Sequence[dict]) -> list[str]:

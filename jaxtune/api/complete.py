@@ -1,4 +1,4 @@
-"""Text from finished runs: one adapter, or several in one batch."""
+"""Generates text with finished runs: with one adapter, or with several in one batch."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def export(
   if form == "adapterhub":
     layout.check_family(pretrained)
   if certify and form == "adapterhub" and reload is None:
-    adapters_interpreter()  # or say at once that there is none
+    adapters_interpreter()  # raises UserError at once if there is none
   try:
     with files.replacing(folder) as new:
       rounding = _write(new, form, pretrained, adapted, facts, dtype)

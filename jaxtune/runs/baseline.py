@@ -1,4 +1,4 @@
-"""What the untuned base scores on the examples that trials are judged by."""
+"""Judges the untuned base on the examples that trials are judged on."""
 
 from __future__ import annotations
 

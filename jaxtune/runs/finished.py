@@ -1,4 +1,4 @@
-"""A finished run: loaded from its folder, or made of others and kept in one."""
+"""Finished runs: loaded from their folders, or made of other runs and kept in a folder."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Run(NamedTuple):
   """A finished run, ready to be evaluated, generated from or exported.
 
   Attributes:
-    folder: where it lies.
+    folder: of its files.
     config: completed.
-    pretrained: its base.
+    pretrained: its base model.
     adapted: the base's weights with what was trained laid over them.
     labels: names of the classes or tags.
     stop_tokens: ids that end a completion.
@@ -40,7 +40,11 @@ class Run(NamedTuple):
 def check_fits(
   methods: tuple[peft.Method, ...], pretrained: hf.Pretrained, flat: dict, where: str
 ) -> None:
-  """Raises UserError unless arrays are finite and those that the methods make over a model."""
+  """Raises UserError unless {path: array} has the arrays that the methods train, all finite.
+
+  Args:
+    where: the arrays are from, for the error.
+  """
   sites, tokenize = peft.find_sites(pretrained.model), tokenizing(pretrained)
   make = lambda params: peft.init(jax.random.key(0), methods, sites, params, tokenize).overlay
   tuned, hyper = jax.eval_shape(make, pretrained.params)
@@ -108,12 +112,12 @@ def untrained(config: Any, folder: str | Path) -> Run:
 def check_free(folder: str | Path) -> None:
   """Raises UserError for a folder in which there is a run, finished or under way, or other files.
 
-  A config.json alone is what a kill left of `keep`, which then writes both files anew.
+  A folder with a config.json alone is free: `keep` was killed there, and writes both files anew.
   """
   folder = Path(folder)
   if any((folder / name).exists() for name in locks.RUN):
     raise UserError(f"{folder} holds a run already; give another folder")
-  locks.check_place(folder)
+  locks.check_contents(folder)
 
 
 def keep(run: Run, folder: str | Path) -> None:

@@ -83,7 +83,7 @@ def _started(
 
 
 def _identity(trials: Sequence[Trial]) -> dict:
-  """Says what a group's checkpoints belong to: its configs, its base and its data."""
+  """Returns what a checkpoint must have in common with its group: configs, base and data."""
   return {
     "config": [trial.config for trial in trials],
     "base": trials[0].fingerprint,
@@ -136,8 +136,8 @@ def fitted(
 ) -> list[dict]:
   """Measures trials on as many training examples as they are judged on: {"train_loss": ...}.
 
-  Unlike the losses of training itself, without dropout and label smoothing and after the last step:
-  the distance to the loss of validation or test is what a trial has learnt by heart.
+  Unlike the losses that training logs, this one is measured after the last step, without dropout
+  and label smoothing. The loss of validation or test is larger by what a trial has learnt by heart.
   """
   held = [dataset.validation or dataset.test for dataset in datasets]
   if held[0] is None or any(not isinstance(dataset.train, data.Split) for dataset in datasets):

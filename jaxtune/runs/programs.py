@@ -1,4 +1,4 @@
-"""What the trials of a group are compiled from."""
+"""Makes what the trials of a group are compiled from: their training and their judgement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def make_program(trial: Trial, dropout: bool = False) -> Program:
   """Gathers what is compiled, from any one trial of a group.
 
   Args:
-    dropout: whether any trial of the group drops anything; see `drops`.
+    dropout: whether any trial of the group is trained with noise; see `drops`.
   """
   steps, options = trial.config["train"]["steps"], trial.config["optim"]
   return Program(

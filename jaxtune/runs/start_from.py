@@ -1,4 +1,4 @@
-"""Training on from an adapter: `method.start`, the folder of a run or of PEFT's or AdapterHub's."""
+"""Starts training from an adapter: `method.start` is a run's folder, PEFT's or AdapterHub's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxtune.models.heads import is_head
 from jaxtune.runs import folder as runs
 from jaxtune.runs.trial import Trial
 
-# Fixed numbers that are of the training that begins, not of the adapter.
+# Fixed numbers that the new training decides, and not the adapter.
 NEW = ("dropout", "rate:")
 
 

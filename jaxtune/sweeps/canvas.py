@@ -1,4 +1,4 @@
-"""What all plots share: frame, title, colours, legend, and names that do not overlap."""
+"""The parts of all plots: frame, title, colours, legend, and names that do not overlap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which trials of a sweep share a compiled program."""
+"""Finds the trials of a sweep that share a compiled program."""
 
 from __future__ import annotations
 

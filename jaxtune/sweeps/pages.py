@@ -65,7 +65,7 @@ img { max-width: 100%; background: white; border-radius: 4px; margin: .5rem 0; }
 
 
 class Page(NamedTuple):
-  """What a report says, in this order."""
+  """The content of a report, in the order in which it is shown."""
 
   trials: Table
   remarks: list[str]

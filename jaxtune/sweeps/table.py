@@ -19,7 +19,7 @@ class Table(NamedTuple):
 
   header: list[str]
   rows: list[list[str]]
-  untrained: int = 0  # so many first rows are of models that were not trained
+  untrained: int = 0  # count of the first rows, which are of models that were not trained
 
 
 # {part of a result that was measured without training: label of its row}
@@ -234,7 +234,7 @@ def _cell(summary: stats.Summary, digits: int, seeds: int = 0, sign: str = "") -
   """Writes a summary.
 
   Args:
-    seeds: how many trials it is of; 0 where that is of no interest, as for the untuned base.
+    seeds: the number of trials, which is shown where fewer have the metric; 0 for an untuned base.
   """
   if summary.diverged:
     return f"diverged ({summary.diverged} of {summary.count})"

@@ -35,7 +35,7 @@ def figures(
   drawn: dict[str, Figure] = {}
   for path, short in grid.short_keys(stats.numeric_axes(rows)).items():
     drawn[f"{metric}-{short}"] = against_axis(rows, metric, path)
-  if len(set(map(_size, rows))) > 1:
+  if len(set(map(_size, rows)) - {0}) > 1:
     drawn[f"{metric}-trained_parameters"] = against_parameters(rows, metric)
   if figure := curves.learning_curves(stats.best_first(rows, metric), histories or {}):
     drawn["learning_curves"] = figure
@@ -75,6 +75,7 @@ def against_parameters(rows: Sequence[stats.Row], metric: str) -> Figure:
   A line joins a method's best settings at each size, which are named. Its other settings (other
   learning rates, say) are faint points.
   """
+  rows = [row for row in rows if _size(row)]  # a logarithmic axis has no 0
   figure, (axes,) = canvas.make()
   _scale_to_sizes(axes, [_size(row) for row in rows])
   methods: dict[str, list[stats.Row]] = {}

@@ -39,7 +39,6 @@ def get_config(folder: str) -> ConfigDict:
     }
   )
   config.objective = ConfigDict({"name": "tokens"})
-  config.method = ConfigDict({"name": "lora"})
   config.optim = ConfigDict({"schedule": "linear", "warmup": 10})
   config.train = ConfigDict({"batch_size": 16, "eval_every": 100, "checkpoint_every": 100})
   config.evaluate = ConfigDict({"batch_size": 50})

@@ -77,7 +77,6 @@ def get_config(folder: str = "../shared/data/e2e") -> ConfigDict:
       "eval_limit": 120,
     }
   )
-  config.method = ConfigDict({"name": "lora"})
   config.optim = ConfigDict({"schedule": "linear", "warmup": 10})
   config.train = ConfigDict({"steps": 80, "batch_size": 8, "checkpoint_every": 80})
   config.evaluate = ConfigDict({"generate": True, "max_new_tokens": 48, "batch_size": 24})

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
       "test": str(INSTRUCTIONS / "test.jsonl"),
     }
   )
-  config.method = ConfigDict({"name": "lora"})
+  config.method = ConfigDict({"name": "lora"})  # for `jaxtune train`; the sweep names its own
   config.optim = ConfigDict({"learning_rate": 5e-3, "schedule": "linear", "warmup": 10})
   config.train = ConfigDict({"steps": 100, "batch_size": 8, "eval_every": 50})
   config.evaluate = ConfigDict({"generate": True, "max_new_tokens": 48, "limit": 100})

@@ -50,7 +50,6 @@ def get_config(folder: str) -> ConfigDict:
     }
   )
   config.objective = ConfigDict({"name": "classify"})
-  config.method = ConfigDict({"name": "lora"})
   config.optim = ConfigDict({"schedule": "linear", "warmup": 10})
   config.train = ConfigDict({"steps": 80, "batch_size": 16, "checkpoint_every": 80})
   config.evaluate = ConfigDict({"batch_size": 50})

@@ -27,6 +27,7 @@ TASKS = {
     "template": "summarisation/headline",
     "rename": {"article": "text", "summary": "title"},
     "max_length": 96,
+    "eval_limit": 400,
   },
   "dialogues": {
     "train": f"{DATA}/dialogsum/dev.jsonl",
@@ -35,8 +36,13 @@ TASKS = {
     "template": "summarisation/dialogue",
     "rename": {"article": "dialogue", "summary": ("summary", ("summary1", "summary2", "summary3"))},
     "max_length": 256,
+    "eval_limit": 300,
   },
 }
+SUMMARY_TOKENS = {"titles": 16, "dialogues": 60}
+SEEDS = {"titles": [0, 1], "dialogues": [0]}
+LORA_RATES = {"titles": [1e-2, 3e-2], "dialogues": [1e-2]}
+FULL_RATES = {"titles": [1e-3, 3e-3], "dialogues": [1e-3]}
 
 
 def get_config(task: str = "titles") -> ConfigDict:
@@ -47,7 +53,6 @@ def get_config(task: str = "titles") -> ConfigDict:
     | {
       "too_long": "skip",
       "overlap": "drop",
-      "eval_limit": {"titles": 400, "dialogues": 300}[task],
       "general": f"{DATA}/corpus/introduction-anthropology.jsonl.gz",
     }
   )
@@ -57,14 +62,13 @@ def get_config(task: str = "titles") -> ConfigDict:
     {
       "generate": True,
       "metrics": ("rouge1", "rouge2", "rougeL"),
-      "max_new_tokens": {"titles": 16, "dialogues": 60}[task],
+      "max_new_tokens": SUMMARY_TOKENS[task],
       "limit": 100,
       "batch_size": 50,
       "shots": 1,
     }
   )
-  seeds = {"titles": [0, 1], "dialogues": [0]}[task]
-  lora, full = {"titles": ([1e-2, 3e-2], [1e-3, 3e-3]), "dialogues": ([1e-2], [1e-3])}[task]
+  lora, full, seeds = LORA_RATES[task], FULL_RATES[task], SEEDS[task]
   config.sweep = (
     {"method": [{"name": "lora", "rank": 8}], "optim.learning_rate": lora, "seed": seeds},
     {"method": [{"name": "full"}], "optim.learning_rate": full, "seed": seeds},

@@ -8,6 +8,7 @@ names, types and defaults, so there is nothing else to declare and nothing else 
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import inspect
 import json
@@ -70,8 +71,8 @@ def _run_file(file: str, argument: str) -> ConfigDict:
   except (UserError, KeyboardInterrupt):
     raise
   except BaseException as error:  # sys.exit() too: it would end in success, with nothing done
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if frame.filename == file]  # fmt: skip
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
     line = getattr(error, "lineno", None) or (lines or [1])[-1]
     said = traceback.format_exception_only(error)[-1].strip()
     raise UserError(f"{file}:{line}: {said}") from error
@@ -101,16 +102,16 @@ def override(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
   """Turns ["--config.optim.learning_rate=1e-3"] into {"optim.learning_rate": 0.001}."""
-  found = {}
+  overrides: dict[str, Any] = {}
   for argument in arguments:
-    key, equals, text = argument.partition("=")
+    key, equals, value = argument.partition("=")
     if not key.startswith("--config.") or not equals:
       raise UserError(f"unknown argument {argument!r}; overrides are --config.section.key=value")
-    try:
-      found[key.removeprefix("--config.")] = ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # no literal: text
-      found[key.removeprefix("--config.")] = text
-  return found
+    # What is no literal is text.
+    with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+      value = ast.literal_eval(value)
+    overrides[key.removeprefix("--config.")] = value
+  return overrides
 
 
 def complete(config: Any) -> dict:
@@ -131,10 +132,9 @@ def complete(config: Any) -> dict:
   }
   for section, (owner, supplied) in SECTIONS.items():
     given = config.get(section)
-    given = {} if given is None else given
-    if not isinstance(given, dict):
+    if not isinstance(given, dict | None):
       raise UserError(f"config.{section} is {given!r}, expected a section such as {{'key': value}}")
-    full[section] = _complete_section(section, dict(given), owner, supplied)
+    full[section] = _complete_section(section, given or {}, owner, supplied)
   if full["data"]["train"] is None and not isinstance(full["data"]["tasks"], dict):
     raise UserError("config key data.train is required (or data.tasks, with one for each task)")
   _check_tasks(full["data"]["tasks"])
@@ -152,43 +152,39 @@ def _check_tasks(tasks: Any) -> None:
 def _complete_objective(section: dict) -> dict:
   if not isinstance(section, dict):
     raise UserError(f"config.objective is {section!r}, expected a section with a name")
-  given = {"name": "sft"} | section
-  name = given.pop("name")
+  options = {"name": "sft"} | section
+  name = options.pop("name")
   owner = objectives.module(name).loss
-  return {"name": name} | _complete_section("objective", given, owner, {"forward", "batch"})
+  return {"name": name} | _complete_section("objective", options, owner, {"forward", "batch"})
 
 
 def complete_method(section: dict, path: str = "method") -> dict:
   """Completes a method's section, or each of a stack's or union's."""
   if not isinstance(section, dict) or "name" not in section:
     raise UserError(f"{path} needs a name, for example {{'name': 'lora', 'rank': 8}}")
-  section = unions.expand(section)
-  name, options = section["name"], {k: v for k, v in section.items() if k != "name"}
+  options = unions.expand(section)
+  name = options.pop("name")
   if name == "stack":
     if not options:
       raise UserError(f"{path} is a stack without methods")
-    return {"name": "stack"} | {
-      key: complete_method(
-        {"name": key, **part} if isinstance(part, dict) else part, f"{path}.{key}"
-      )
-      for key, part in sorted(options.items())  # as in a ConfigDict, whatever was given
-    }
+    full = {"name": "stack"}
+    for key, part in sorted(options.items()):  # as in a ConfigDict, whatever was given
+      named = {"name": key, **part} if isinstance(part, dict) else part
+      full[key] = complete_method(named, f"{path}.{key}")
+    return full
   start = options.pop("start", None)
   schema.check(f"config key {path}.start", start, schema.Text | None)
-  full = _complete_section(path, options, peft.constructor(name), set())
-  return {"name": name, "start": start} | full
+  options = _complete_section(path, options, peft.constructor(name), set())
+  return {"name": name, "start": start} | options
 
 
 def _complete_section(section: str, given: dict, owner: Any, supplied: set[str]) -> dict:
-  allowed = {n: p for n, p in inspect.signature(owner).parameters.items() if n not in supplied}
+  parameters = inspect.signature(owner).parameters.values()
+  defaults = {p.name: p.default for p in parameters if p.name not in supplied}
   for key in given:
-    if key not in allowed:
-      raise UserError(f"unknown config key {section}.{key}; {nearest(key, allowed)}")
+    if key not in defaults:
+      raise UserError(f"unknown config key {section}.{key}; {nearest(key, defaults)}")
   schema.check_arguments(owner, given, f"config key {section}.")
-  missing = [n for n, p in allowed.items() if p.default is p.empty and n not in given]
-  if missing:
-    raise UserError(f"config key {section}.{missing[0]} is required")
-  defaults = {n: p.default for n, p in allowed.items() if p.default is not p.empty}
   return defaults | given
 
 

@@ -1,7 +1,7 @@
-"""Files and folders that are written as a whole: at any time there is the old or the new one.
+"""Writes files and folders as a whole: at any time either the old one is there, or the new one.
 
-A folder that is written so has a list of its files with their hashes. It may be replaced only as
-long as it holds exactly these files, unchanged: nothing that somebody else put there is lost.
+A folder that `replacing` wrote has a list of its files with their hashes. It may be replaced only
+while it holds exactly these files, unchanged, so that nothing that somebody added is lost.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def replacing(folder: Path) -> Generator[Path]:
   """Yields an empty folder that replaces `folder` when the block ends without an error.
 
   Raises:
-    UserError: before or after the block, if `folder` holds anything that was not written so.
+    UserError: before or after the block, if `folder` holds anything that `replacing` did not write.
   """
   folder = folder.resolve()
   new, old = (folder.with_name(f".{folder.name}.jaxtune-{state}") for state in ("new", "old"))
@@ -52,8 +52,8 @@ def replacing(folder: Path) -> Generator[Path]:
     shutil.rmtree(old, ignore_errors=True)
     _swap(new, folder, old)
   finally:
-    for rest in (new, old) if folder.exists() else (new,):
-      shutil.rmtree(rest, ignore_errors=True)
+    for temporary in (new, old) if folder.exists() else (new,):
+      shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_free(folder: Path) -> None:

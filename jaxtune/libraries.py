@@ -1,9 +1,11 @@
-"""Imports libraries when they are first used, and finds their versions."""
+"""Imports libraries when they are first used, and finds versions and jaxtune's own commit."""
 
 from __future__ import annotations
 
 import importlib
+import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 
@@ -29,3 +31,28 @@ def versions(*names: str) -> dict[str, str]:
     except metadata.PackageNotFoundError:
       known[name] = "source"
   return known
+
+
+def commit() -> str | None:
+  """Returns the git commit of the checkout that jaxtune runs from, or None if that is not known.
+
+  It ends in "-dirty" where files of the checkout were changed since.
+  """
+  root = Path(__file__).parents[1]
+  if not (root / ".git").exists():  # installed, maybe within the checkout of another project
+    return None
+  command = [
+    "git",
+    "-C",
+    str(root),
+    "describe",
+    "--always",
+    "--dirty",
+    "--abbrev=40",
+    "--exclude=*",
+  ]
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+  except (OSError, subprocess.SubprocessError):
+    return None
+  return done.stdout.strip()

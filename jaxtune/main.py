@@ -8,6 +8,7 @@ import os
 import sys
 from typing import NoReturn
 
+from jaxtune import config
 from jaxtune.api.commands import COMMANDS
 from jaxtune.errors import UserError
 from jaxtune.runs import locks
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     says = {"help": command.help, "description": command.help}
     sub = commands.add_parser(name, allow_abbrev=False, **says)
     sub.set_defaults(command=command)
-    for option, settings in command.options:
+    for option, settings in command.options.items():
       sub.add_argument(option, **settings)
   return top
 
@@ -72,10 +73,14 @@ def _run(arguments: list[str]) -> int:
     if argument.encode(errors="replace").decode() != argument:
       raise UserError(f"the argument {argument!r} is not UTF-8 text")
   options, rest = parser().parse_known_args(arguments)
-  folder = vars(options).get(options.command.writes or "")
+  command = options.command
+  if rest and not command.configurable:
+    raise UserError(f"unknown argument {rest[0]!r}")
+  options.overrides = config.parse_overrides(rest)
+  folder = vars(options).get(command.writes or "")
   if folder is not None:
     locks.check_writable(folder)
-  return options.command.run(options, rest) or 0
+  return command.run(options) or 0
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ def test_a_wrong_config_is_refused(key, value, says):
     ("data.train", ["a.jsonl", "b.jsonl"]),
     ("data.validation", 0.1),
     ("data.validation", 20),
+    ("data.rename", {"summary": ("summary", ("summary1", "summary2"))}),
     ("train.mesh", {"data": 2}),
   ],
 )

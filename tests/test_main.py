@@ -384,4 +384,4 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_
     ["extract", *config, "--checkpoint", tmp_path, "--rank", 1, *out],
     ["ranks", "--workdir", tmp_path / "none", "--rank", 1, *out],
   ):
-    assert "file is no folder" in fails(capsys, *command)
+    assert "file is not a folder" in fails(capsys, *command)

@@ -41,7 +41,7 @@ STEPS = {"train.steps": 10, "train.eval_every": 5, "train.batch_size": 8, "evalu
 def go(folder, setup, configs):
   """Trains; returns each trial's losses by step, final metrics and weights."""
   folders = [folder / str(i) for i in range(len(configs))]
-  base = baseline.evaluate_base(with_config(setup, configs[0]))
+  (base,) = baseline.evaluate_bases([with_config(setup, configs[0])])
   results = made_trials.run(configs, folders, setup, folder / "checkpoints", base)
   found = []
   for result, one in zip(results, folders, strict=True):

@@ -84,7 +84,7 @@ def measure(model: str, name: str, workdir: Path) -> list[dict]:
   bits = quantize.bits(params) or {"float32": 32, "bfloat16": 16}[dtype]
   configs = [config.complete(config.override(plain, {"seed": seed})) for seed in SEEDS]
   trials = [setups.with_config(setup, seeded) for seeded in configs]
-  base = baseline.evaluate_base(trials[0])
+  (base,) = baseline.evaluate_bases(trials[:1])
   folders = [workdir / str(seed) for seed in SEEDS]
   results = group.train(trials, folders, [base] * len(SEEDS), workdir / "checkpoints")
   rows = []

@@ -1,4 +1,4 @@
-"""Text from finished runs: one adapter, or several in one batch."""
+"""Generates text with finished runs: with one adapter, or with several in one batch."""
 
 from __future__ import annotations
 
@@ -42,30 +42,29 @@ def complete(
   runs = [run] if isinstance(run, Run) else list(run)
   which, run = _choose(runs, prompts, which), runs[0]
   c, tokenizer = run.pretrained.model.config, run.pretrained.tokenizer
-  if objective_of(run.config).HEAD != "lm":
-    raise UserError(
-      f"{run.folder} was trained for {run.config['objective']['name']}: it writes no text; "
-      "`jaxtune evaluate` judges it"
-    )
   schema.check_arguments(complete, {"seed": seed})
   generate.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
-  ids = _encode_each([runs[i] for i in which] or runs[:1], prompts, task)
+  if len(runs) == 1:
+    adapted, answer, chosen = run.adapted, generate.generate, ()
+    ids = _encode(run, prompts, task)
+  else:
+    adapted, answer, chosen = mixed.together(runs), mixed.complete, (jnp.asarray(which),)
+    pairs = zip(which, prompts, strict=True)
+    ids = [_encode(runs[i], [prompt], task)[0] for i, prompt in pairs]
+  if not ids or not all(ids):
+    raise UserError("a prompt is empty, or there is none: expected at least one token to continue")
   data.ids.check(tokenizer, ids, c.vocabulary, [f"prompt {n + 1}" for n in range(len(ids))])
   _check_room(runs, max(map(len, ids)), max_new_tokens)
   tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id, max(map(len, ids)))
-  stops = run.stop_tokens
   options = dict(
-    max_new_tokens=max_new_tokens, stop_tokens=stops, temperature=temperature, top_k=top_k,
-    top_p=top_p, key=jax.random.key(seed),
+    max_new_tokens=max_new_tokens, stop_tokens=run.stop_tokens, temperature=temperature,
+    top_k=top_k, top_p=top_p, key=jax.random.key(seed),
   )  # fmt: skip
-  adapted = run.adapted if len(runs) == 1 else mixed.together(runs)
-  chosen = () if len(runs) == 1 else (jnp.asarray(which),)
-  method = generate.generate if len(runs) == 1 else mixed.complete
-  go = lambda overlay, base, *texts: method(
+  go = lambda overlay, base, *texts: answer(
     run.pretrained.model, peft.Adapted(adapted.methods, *overlay, base), *chosen, *texts, **options
   )
   rows = jax.jit(go)(adapted.overlay, adapted.base, jnp.asarray(tokens), jnp.asarray(mask))
-  return [tokenizer.decode(generate.until_stop(row, stops)) for row in rows]
+  return [tokenizer.decode(generate.until_stop(row, run.stop_tokens)) for row in rows]
 
 
 def _check_room(runs: list[Run], longest: int, max_new_tokens: int) -> None:
@@ -82,7 +81,12 @@ def _check_room(runs: list[Run], longest: int, max_new_tokens: int) -> None:
 
 
 def _choose(runs: list[Run], prompts: list, which: Sequence[int] | None) -> Sequence[int]:
-  """Checks which run each prompt is for."""
+  """Checks that the runs write text, and returns which of them each prompt is for."""
+  if objective_of(runs[0].config).HEAD != "lm":
+    raise UserError(
+      f"{runs[0].folder} was trained for {runs[0].config['objective']['name']}: it writes no text; "
+      "`jaxtune evaluate` judges it"
+    )
   if len(runs) == 1 and which is None:
     return [0] * len(prompts)
   if which is None or len(which) != len(prompts) or not all(0 <= i < len(runs) for i in which):
@@ -93,13 +97,6 @@ def _choose(runs: list[Run], prompts: list, which: Sequence[int] | None) -> Sequ
   if any(run.stop_tokens != runs[0].stop_tokens for run in runs):
     raise UserError("the runs end their answers with different tokens: complete them one by one")
   return which
-
-
-def _encode_each(runs: list[Run], prompts: list, task: str | None) -> list[list[int]]:
-  """Tokenises each prompt as its own run does."""
-  if all(run is runs[0] for run in runs[1:]):
-    return _encode(runs[0], prompts, task)
-  return [_encode(run, [prompt], task)[0] for run, prompt in zip(runs, prompts, strict=True)]
 
 
 def _encode(run: Run, prompts: list, task: str | None = None) -> list[list[int]]:
@@ -119,10 +116,7 @@ def _encode(run: Run, prompts: list, task: str | None = None) -> list[list[int]]
   form = {} if given else {name: o[name] for name in ("template", "rename", "choices")}
   texts = data.render_prompts(rows, **form)
   whole = run.pretrained.model.config.encoder is not None
-  ids = data.encode_prompts(tokenizer, texts, whole, o.get("special_tokens", "error"))
-  if not ids or not all(ids):
-    raise UserError("a prompt is empty, or there is none: expected at least one token to continue")
-  return ids
+  return data.encode_prompts(tokenizer, texts, whole, o.get("special_tokens", "error"))
 
 
 def _of_task(run: Run, o: dict, task: str | None) -> dict:

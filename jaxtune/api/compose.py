@@ -46,17 +46,15 @@ def compose_runs(
   if how == "stack" and weights is not None:
     raise UserError("'stack' takes no weights: it lays adapters over each other as they are")
   check_free(folder)
+  kept: dict[str, float] = {}
   if how in deltas.WAYS:
     composed, kept = deltas.merge(runs, rank, weights, how, density=density, seed=seed)
+  elif how == "stack":
+    composed = compose.stack(runs)
+  elif how == "average":
+    composed = compose.average(runs, weights)
   else:
-    composed, kept = _combine(runs, how, weights), {}
+    composed = low_rank.concatenate(runs, weights)
   stops = tuple(dict.fromkeys(stop for run in runs for stop in run.stop_tokens))
   keep(composed._replace(stop_tokens=stops), folder)
   return kept
-
-
-def _combine(runs: Sequence[Run], how: str, weights: Sequence[float] | None) -> Run:
-  """Combines the arrays of runs, without a change of rank."""
-  if how == "stack":
-    return compose.stack(runs)
-  return (compose.average if how == "average" else low_rank.concatenate)(runs, weights)

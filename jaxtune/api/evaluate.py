@@ -26,14 +26,12 @@ def evaluate(run: Run, overrides: dict[str, Any] | None = None) -> dict:
       {"data.test": "other.jsonl"}.
 
   Returns:
-    {"base": metrics, "final": metrics} and what `compare.record` adds.
+    What `compare.record` gathers: "base" and "final" metrics, intervals and differences.
   """
   trial = _trial(run, overrides)
-  evaluator = _evaluator(run, trial)
-  (final,) = _judge(evaluator, [run], trial)
-  untuned = baseline.evaluate_base(trial, evaluator.parallel)
-  found = {"base": untuned.base.metrics, "final": final.metrics}
-  return found | compare.record(final, untuned, evaluator, trial.dataset)
+  evaluator, (final,) = _judge([run], trial)
+  (untuned,) = baseline.evaluate_bases([trial], evaluator.parallel)
+  return compare.record(final, untuned, evaluator, trial.dataset)
 
 
 def knock_out(run: Run, overrides: dict[str, Any] | None = None) -> dict[str, dict]:
@@ -50,9 +48,9 @@ def knock_out(run: Run, overrides: dict[str, Any] | None = None) -> dict[str, di
   ways = {"all": run} | {f"without {name}": knockout.without(run, name) for name in names}
   found = {}
   for way, part in ways.items():
-    evaluator = _evaluator(part, trial)
-    found[way] = _judge(evaluator, [part], trial)[0].metrics
-  untuned = baseline.evaluate_base(trial, evaluator.parallel)
+    evaluator, (judged,) = _judge([part], trial)
+    found[way] = judged.metrics
+  (untuned,) = baseline.evaluate_bases([trial], evaluator.parallel)
   return found | {"base": untuned.base.metrics}
 
 
@@ -76,7 +74,7 @@ def judge_ranks(
     check_free(Path(folder) / f"rank={rank}")
   cuts = {rank: low_rank.truncate(run, rank) for rank in ranks}
   trial, runs = _trial(run, overrides), [cut for cut, _ in cuts.values()]
-  judged = _judge(_evaluator(runs[0], trial), runs, trial)
+  _, judged = _judge(runs, trial)
   for rank, (cut, _) in cuts.items() if folder is not None else ():
     keep(cut, Path(folder) / f"rank={rank}")
   return {
@@ -101,14 +99,11 @@ def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
   return trial
 
 
-def _evaluator(run: Run, trial: Trial) -> judge.Evaluator:
-  """Compiles the judgement of a run on the data of a trial."""
+def _judge(runs: list[Run], trial: Trial) -> tuple[judge.Evaluator, list[judge.Judged]]:
+  """Judges runs of the same methods over one base on a trial's data, in one compiled program."""
   parallel = sharding.make("jit", {"data": 1})
-  return programs.make_evaluator(trial, parallel, methods=run.adapted.methods)
-
-
-def _judge(evaluator: judge.Evaluator, runs: list[Run], trial: Trial) -> list[judge.Judged]:
-  """Judges runs of the same methods over one base, in one compiled program."""
+  evaluator = programs.make_evaluator(trial, parallel, methods=runs[0].adapted.methods)
   overlays = tree.stack([run.adapted.overlay for run in runs])
   datasets, seeds = [trial.dataset] * len(runs), [trial.config["seed"]] * len(runs)
-  return judge.judge_splits(evaluator, overlays, runs[0].adapted.base, datasets, seeds)
+  base = runs[0].adapted.base
+  return evaluator, judge.judge_splits(evaluator, overlays, base, datasets, seeds)

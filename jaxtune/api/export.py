@@ -82,7 +82,10 @@ def export(
   folder = Path(folder)
   folder = folder if folder.name else folder.resolve()  # "." has no name
   rejected = folder.with_name(folder.name + ".rejected")
-  _check_free(pretrained, folder, rejected if certify else folder)
+  for place in (folder, rejected) if certify else (folder,):
+    if pretrained.folder is not None and place.resolve() == Path(pretrained.folder).resolve():
+      raise UserError(f"{place} is the base's own folder; expected another for the export")
+    files.check_free(place)
   trained = tree.flatten({**adapted.tuned, "hyper": adapted.hyper})
   tree.check_finite(trained, "what is to be exported")
   form = choose_format(adapted, format)
@@ -93,7 +96,7 @@ def export(
   if form == "adapterhub":
     layout.check_family(pretrained)
   if certify and form == "adapterhub" and reload is None:
-    adapters_interpreter()  # or say at once that there is none
+    adapters_interpreter()  # raises UserError at once if there is none
   try:
     with files.replacing(folder) as new:
       rounding = _write(new, form, pretrained, adapted, facts, dtype)
@@ -104,14 +107,6 @@ def export(
   except (OSError, SafetensorError) as error:
     raise UserError(f"the export to {folder} cannot be written: {error}") from error
   return Exported(folder, form, rounding, certificate)
-
-
-def _check_free(pretrained: hf.Pretrained, *chosen: Path) -> None:
-  """Refuses to write over what is no export, and over the base itself."""
-  for folder in chosen:
-    if pretrained.folder is not None and folder.resolve() == Path(pretrained.folder).resolve():
-      raise UserError(f"{folder} is the base's own folder; expected another for the export")
-    files.check_free(folder)
 
 
 def _write(

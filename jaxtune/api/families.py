@@ -46,18 +46,13 @@ def rows() -> list[Row]:
   return sorted(table, key=lambda row: (KINDS.index(row.kind), row.model_type))
 
 
-def markdown() -> str:
-  """Writes the families as a table."""
+def insert(text: str) -> str:
+  """Returns a text with the table of the families between its marks."""
   lines = ["| models | `model_type` | kind | heads |", "| --- | --- | --- | --- |"]
   for row in rows():
     lines.append(f"| {row.models} | `{row.model_type}` | {row.kind} | {', '.join(row.heads)} |")
-  return "\n".join(lines)
-
-
-def insert(text: str) -> str:
-  """Returns a text with the table between its marks."""
+  block = "\n".join([MARKS[0], *lines, MARKS[1]])
   first, last = map(re.escape, MARKS)
-  block = "\n".join([MARKS[0], markdown(), MARKS[1]])
   return re.sub(f"{first}.*?{last}", lambda _: block, text, flags=re.DOTALL)
 
 

@@ -24,11 +24,11 @@ def fit(config: Any, workdir: str | Path) -> dict:
   """
   workdir = Path(workdir)
   with locks.held(workdir):
-    full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "sweep"})
+    full = configs.complete(config)
     checks.check_options(full)
     trial = prepare(full)
     checks.check(trial)
     gradients.check(trial)
     print(targets.describe(trial))
-    untuned = baseline.evaluate_base(trial)
+    (untuned,) = baseline.evaluate_bases([trial])
     return group.train([trial], [workdir], [untuned], workdir / "checkpoints")[0]

@@ -11,7 +11,6 @@ from jaxtune.errors import UserError
 from jaxtune.formats import choose
 from jaxtune.peft import methods, unions
 
-WIDTH = 100
 END = """\
 * Trials that differ only in these options, the seed and the optimizer's numbers share a compiled
   program.
@@ -25,7 +24,10 @@ def text() -> str:
   """Lists every method with its equation, paper, options, limits and export formats."""
   names = [m.name for m in pkgutil.iter_modules(methods.__path__)]
   blocks = [_method(name) for name in names]
-  blocks += [_union(name, sections) for name, sections in unions.UNIONS.items()]
+  blocks += [
+    f"{name}: the stack of {', '.join(sections)}, whose sections are its options"
+    for name, sections in unions.UNIONS.items()
+  ]
   return "\n\n".join([*blocks, END])
 
 
@@ -62,9 +64,5 @@ def _formats(method: peft.Method) -> list[str]:
     return formats
 
 
-def _union(name: str, sections: dict) -> str:
-  return f"{name}: the stack of {', '.join(sections)}, whose sections are its options"
-
-
 def _wrap(line: str) -> list[str]:
-  return textwrap.wrap(line, WIDTH, initial_indent="  ", subsequent_indent="    ")
+  return textwrap.wrap(line, 100, initial_indent="  ", subsequent_indent="    ")

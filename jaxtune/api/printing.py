@@ -1,4 +1,4 @@
-"""What several commands print of their results."""
+"""Prints the results of commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def print_shares(shares: Mapping[str, float]) -> None:
-  """Prints how much of the change of each site a low rank keeps."""
+  """Prints the least and the mean of {site: share of its change that a low rank keeps}."""
   if shares:
     print(f"share of the change's squared norm that the rank keeps: {min(shares.values()):.4f} at")
     print(f"the least, {sum(shares.values()) / len(shares):.4f} in the mean of {len(shares)} sites")

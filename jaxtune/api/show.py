@@ -18,7 +18,7 @@ def show(config: Any, count: int = 3) -> str:
     count: examples of each split.
   """
   schema.check("count", count, schema.Natural)
-  full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "sweep"})
+  full = configs.complete(config)
   tokenizer, *_ = hf.language(**full["model"])
   view = trial.objective_of(full).VIEW
   return shows.show(trial.load_data(full), view, tokenizer, count)

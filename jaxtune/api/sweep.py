@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxtune import config as configs_
-from jaxtune import data, libraries, metrics, schema
+from jaxtune import data, libraries, schema
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare
 from jaxtune.files import write_atomically
@@ -57,25 +58,24 @@ def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> li
     checks.check_metric(metric, trials[0])
   write_atomically(workdir / "config.json", configs_.to_json(configs_.to_dict(config)))
   members = groups.groups(configs)
-  _train_groups([_waiting(group, trials, done, workdir) for group in members], trials, folders)
+  # A group that was under way goes on as a whole from its checkpoint. Of any other group, only the
+  # trials that are not done are run.
+  waiting = [
+    group
+    if _checkpoints([trials[i] for i in group], workdir).exists()
+    else [i for i in group if not done[i]]
+    for group in members
+  ]
+  _train_groups(waiting, trials, folders)
   outcomes = [
     results.read(folder) | {"trial": name, "settings": setting, "folder": str(folder)}
     for folder, name, setting in zip(folders, names, settings, strict=True)
   ]
-  plain, notes = configs_.complete(_without_sweep(config)), {"compiled programs": len(members)}
-  report.write(outcomes, workdir, metric=metric, config=plain, notes=notes)
+  shared, notes = configs_.complete(config), {"compiled programs": len(members)}
+  report.write(outcomes, workdir, metric=metric, config=shared, notes=notes)
   metric = table.choose_metric(outcomes, metric)
-  return sorted(outcomes, key=lambda result: _order(result, metric))
-
-
-def _waiting(group: list[int], trials: list[Trial], done: list[bool], workdir: Path) -> list[int]:
-  """Returns the trials of a group that are to be run.
-
-  A group that was under way goes on as a whole from its checkpoint, of another one those that are
-  not done.
-  """
-  interrupted = _checkpoints([trials[i] for i in group], workdir).exists()
-  return group if interrupted else [i for i in group if not done[i]]
+  single = [stats.Row(outcome["trial"], {}, (outcome,)) for outcome in outcomes]
+  return [row.results[0] for row in stats.best_first(single, metric)]
 
 
 def _train_groups(waiting: list[list[int]], trials: list[Trial], folders: list[Path]) -> None:
@@ -87,26 +87,19 @@ def _train_groups(waiting: list[list[int]], trials: list[Trial], folders: list[P
   for number, group in enumerate(waiting, 1):
     if not group:
       continue
-    some, here = [trials[i] for i in group], [folders[i] for i in group]
-    workdir = here[0].parents[1]
-    print(f"program {number} of {len(waiting)}: {len(group)} trials, {here[0].name} ...")
-    print(targets.describe(some[0]))
-    new = {groups.baseline_key(trial.config): trial for trial in reversed(some)}
-    new = {key: trial for key, trial in new.items() if key not in untuned}
+    members, member_folders = [trials[i] for i in group], [folders[i] for i in group]
+    name = member_folders[0].name
+    print(f"program {number} of {len(waiting)}: {len(group)} trials, {name} ...")
+    print(targets.describe(members[0]))
+    keys = [groups.baseline_key(trial.config) for trial in members]
+    pairs = zip(reversed(keys), reversed(members), strict=True)
+    new = {key: trial for key, trial in pairs if key not in untuned}
     if new:
       untuned |= zip(new, baseline.evaluate_bases(list(new.values())), strict=True)
-    bases = [untuned[groups.baseline_key(trial.config)] for trial in some]
-    checkpoints = _checkpoints(some, workdir)
-    training.train(some, here, bases, checkpoints, cost.choose_chunk(some))
+    checkpoints = _checkpoints(members, member_folders[0].parents[1])
+    bases, chunk = [untuned[key] for key in keys], cost.choose_chunk(members)
+    training.train(members, member_folders, bases, checkpoints, chunk)
     shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-def _order(result: dict, metric: str) -> tuple[bool, float]:
-  """Sorts the best first, and what diverged or lacks the metric last."""
-  value = stats.final(result, metric)
-  if value is None or math.isnan(value):
-    return True, 0.0
-  return False, -value if metrics.higher_is_better(metric) else value
 
 
 def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list[dict], list[dict]]:
@@ -126,26 +119,18 @@ def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list
       f"with --most-trials {count}"
     )
   settings = grid.expand(sweep)
-  plain = _without_sweep(config)
+  plain = {key: value for key, value in configs_.to_dict(config).items() if key != "sweep"}
   axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
-  distinct: dict[str, tuple[str, dict, dict]] = {}
+  distinct: dict[tuple, tuple[str, dict, dict]] = {}
   for setting in settings:
     name = grid.name(setting, axes)
     completed = configs_.complete(configs_.override(plain, setting))
-    key = json.dumps(_numbers(completed), sort_keys=True, default=str)
+    # 1.0 and 1 are equal keys.
+    key = tuple(jax.tree.leaves_with_path(completed, is_leaf=lambda x: x is None))
     if key in distinct:
       print(f"{name} is the same trial as {distinct[key][0]}: it is run, and counted, once")
     distinct.setdefault(key, (name, setting, completed))
   return tuple(map(list, zip(*distinct.values(), strict=True)))
-
-
-def _numbers(value: Any) -> Any:
-  """Writes 1.0 as 1, so that configs which differ in that alone are equal."""
-  if isinstance(value, dict):
-    return {key: _numbers(one) for key, one in value.items()}
-  if isinstance(value, list | tuple):
-    return [_numbers(one) for one in value]
-  return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _prepare(configs: list[dict]) -> list[Trial]:
@@ -167,10 +152,6 @@ def _prepare(configs: list[dict]) -> list[Trial]:
     keys = list(dict.fromkeys(groups.data_key(configs[i]) for i in group))
     datasets |= zip(keys, data.align([datasets[key] for key in keys]), strict=True)
   return [trial._replace(dataset=datasets[groups.data_key(trial.config)]) for trial in trials]
-
-
-def _without_sweep(config: Any) -> dict:
-  return {key: value for key, value in configs_.to_dict(config).items() if key != "sweep"}
 
 
 def _done(folder: Path, trial: Trial) -> bool:

@@ -97,7 +97,7 @@ class DataOptions(NamedTuple):
   template: str | Sequence[str] | None = None
   answer: str | Sequence[str] | None = None
   text: str | None = None
-  rename: dict[str, str | tuple[str, ...]] | None = None
+  rename: dict[str, str | Sequence[str | Sequence[str]]] | None = None
   choices: Sequence[str] | None = None
   labels: Sequence[str] | None = None
   chat_template: str | None = None

@@ -29,17 +29,19 @@ class Untuned(NamedTuple):
 
 
 def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset) -> dict:
-  """Gathers what a result holds beside its metrics.
+  """Gathers what a result says of a judgement.
 
   Returns:
-    "intervals" {metric: [low, high]}, "differences" {"base" and "shots": {metric: [difference,
-    low, high]}}, "shots" (its metrics, and "demonstrations"), "chance" {metric: value}, and of
-    labels or tags "classes" and "confusion".
+    "base" and "final" {metric: value}, "intervals" {metric: [low, high]}, "differences" {"base" and
+    "shots": {metric: [difference, low, high]}}, "shots" (its metrics, and "demonstrations"),
+    "chance" {metric: value}, and of labels or tags "classes" and "confusion".
   """
   names, resamples = evaluator.metrics, evaluator.options.resamples
   train = dataset.train  # The answers of a stream are not known beforehand.
   seen = evaluator.objective.references(dataset, train) if isinstance(train, Split) else ()
   result = {
+    "base": untuned.base.metrics,
+    "final": judged.metrics,
     "intervals": spreads(judged, names, resamples),
     "differences": {"base": differences(judged, untuned.base, names, resamples)},
     "chance": chance(judged, names, seen),

@@ -1,4 +1,4 @@
-"""What the untuned base scores on the examples that trials are judged by."""
+"""Judges the untuned base on the examples that trials are judged on."""
 
 from __future__ import annotations
 
@@ -12,36 +12,30 @@ from jaxtune.runs.programs import make_evaluator
 from jaxtune.runs.trial import Trial
 
 
-def evaluate_base(trial: Trial, parallel: sharding.Parallel | None = None) -> compare.Untuned:
-  """Judges the untuned model on the same examples as the trials, also with demonstrations."""
-  return evaluate_bases([trial], parallel)[0]
-
-
 def evaluate_bases(
   trials: Sequence[Trial], parallel: sharding.Parallel | None = None
 ) -> list[compare.Untuned]:
-  """Judges the untuned model on several data sets, whose examples have equal shapes.
+  """Judges the untuned model on the examples of each trial, also with demonstrations.
 
-  Of trials that differ in their seed alone, each has its own demonstrations.
+  Args:
+    trials: whose data have equal shapes. Where they differ in their seed alone, each has its own
+      demonstrations.
   """
-  first, layout = trials[0], trials[0].config["train"]
+  layout = trials[0].config["train"]
   parallel = parallel or sharding.make(layout["parallel"], layout["mesh"])
-  evaluator = make_evaluator(first, parallel, methods=())
-  base = parallel.put(first.pretrained.params)
-  datasets = [trial.dataset for trial in trials]
-  distinct = {id(dataset): dataset for dataset in datasets}
-  scores = judge.judge_splits(evaluator, _nothing(len(distinct)), base, list(distinct.values()))
-  scores_by_data = dict(zip(distinct, scores, strict=True))
-  judged = [scores_by_data[id(dataset)] for dataset in datasets]
+  evaluator = make_evaluator(trials[0], parallel, methods=())
+  base = parallel.put(trials[0].pretrained.params)
+  nothing = lambda count: peft.Overlay({"params": {}, "peft": {}}, {"untuned": jnp.zeros(count)})
+  distinct = {id(trial.dataset): trial.dataset for trial in trials}
+  scores = judge.judge_splits(evaluator, nothing(len(distinct)), base, list(distinct.values()))
+  scores_of = dict(zip(distinct, scores, strict=True))
+  judged = [scores_of[id(trial.dataset)] for trial in trials]
   if not evaluator.options.shots:
-    return [compare.Untuned(one) for one in judged]
-  shown, drawn = [], []
-  for trial in trials:
-    dataset, draws = _with_shots(trial, evaluator.options, judged[0].split)
-    shown.append(dataset)
-    drawn.append(draws)
-  shots = judge.judge_splits(evaluator, _nothing(len(trials)), base, data.align(shown))
-  return [compare.Untuned(*three) for three in zip(judged, shots, drawn, strict=True)]
+    return [compare.Untuned(score) for score in judged]
+  split = judged[0].split
+  shown, drawn = zip(*(_with_shots(t, evaluator.options, split) for t in trials), strict=True)
+  shots = judge.judge_splits(evaluator, nothing(len(trials)), base, data.align(list(shown)))
+  return [compare.Untuned(*parts) for parts in zip(judged, shots, drawn, strict=True)]
 
 
 def _with_shots(trial: Trial, options: judge.EvaluateOptions, name: str) -> tuple[data.Data, dict]:
@@ -55,8 +49,3 @@ def _with_shots(trial: Trial, options: judge.EvaluateOptions, name: str) -> tupl
   data.ids.check_split(tokenizer, split, c.vocabulary)
   rest = dataset._replace(general=None, validation=None, test=None)
   return rest._replace(**{name: split}), draws
-
-
-def _nothing(count: int) -> peft.Overlay:
-  """Makes the overlays of trials that lay nothing over the base."""
-  return peft.Overlay({"params": {}, "peft": {}}, {"untuned": jnp.zeros(count)})

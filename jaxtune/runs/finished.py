@@ -1,4 +1,4 @@
-"""A finished run: loaded from its folder, or made of others and kept in one."""
+"""Finished runs: loaded from their folders, or made of other runs and kept in a folder."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Run(NamedTuple):
   """A finished run, ready to be evaluated, generated from or exported.
 
   Attributes:
-    folder: where it lies.
+    folder: of its files.
     config: completed.
-    pretrained: its base.
+    pretrained: its base model.
     adapted: the base's weights with what was trained laid over them.
     labels: names of the classes or tags.
     stop_tokens: ids that end a completion.
@@ -40,7 +40,11 @@ class Run(NamedTuple):
 def check_fits(
   methods: tuple[peft.Method, ...], pretrained: hf.Pretrained, flat: dict, where: str
 ) -> None:
-  """Raises UserError unless arrays are finite and those that the methods make over a model."""
+  """Raises UserError unless {path: array} has the arrays that the methods train, all finite.
+
+  Args:
+    where: the arrays are from, for the error.
+  """
   sites, tokenize = peft.find_sites(pretrained.model), tokenizing(pretrained)
   make = lambda params: peft.init(jax.random.key(0), methods, sites, params, tokenize).overlay
   tuned, hyper = jax.eval_shape(make, pretrained.params)
@@ -70,18 +74,18 @@ def load_run(folder: str | Path, pretrained: hf.Pretrained | None = None) -> Run
   """
   path, record, flat = folder_.read(Path(folder))
   folder, config = path.parent, record["config"]
-  given, pretrained = pretrained, pretrained or load_model(config, len(record["labels"]))
-  if tree.fingerprint(pretrained.params) != record["base"]:
-    holder = config["model"]["path"] if given is None else "the run before it was trained on"
+  labels, stop_tokens = tuple(record["labels"]), tuple(record["stop_tokens"])
+  base = pretrained or load_model(config, len(labels))
+  if tree.fingerprint(base.params) != record["base"]:
+    holder = "the run before it was trained on" if pretrained else config["model"]["path"]
     raise UserError(f"{folder} was trained on other base weights than {holder} holds")
-  methods = make_methods(config, pretrained.fresh)
-  check_fits(methods, pretrained, flat, str(path))
+  methods = make_methods(config, base.fresh)
+  check_fits(methods, base, flat, str(path))
   trees = tree.unflatten({name: jax.numpy.asarray(x) for name, x in flat.items()})
   hyper, tuned = trees.pop("hyper", {}), {"params": {}, "peft": {}} | trees
-  _, base = peft.split(methods, pretrained.params)
-  adapted = peft.Adapted(methods, tuned, hyper, base)
-  labels, stops = tuple(record["labels"]), tuple(record["stop_tokens"])
-  return Run(path.parent, config, pretrained, adapted, labels, stops)
+  _, frozen = peft.split(methods, base.params)
+  adapted = peft.Adapted(methods, tuned, hyper, frozen)
+  return Run(folder, config, base, adapted, labels, stop_tokens)
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -98,23 +102,22 @@ def load_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 def untrained(config: Any, folder: str | Path) -> Run:
   """Returns a run over a config's base in which nothing is trained."""
-  section = {k: v for k, v in configs.to_dict(config).items() if k not in ("sweep", "method")}
-  full = configs.complete(section)
+  full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "method"})
   dataset = load_data(full)
   pretrained = load_model(full, len(dataset.labels))
-  adapted, labels = peft.untuned(pretrained.params), tuple(dataset.labels)
-  return Run(Path(folder), full, pretrained, adapted, labels, dataset.stop_tokens)
+  adapted = peft.untuned(pretrained.params)
+  return Run(Path(folder), full, pretrained, adapted, tuple(dataset.labels), dataset.stop_tokens)
 
 
 def check_free(folder: str | Path) -> None:
   """Raises UserError for a folder in which there is a run, finished or under way, or other files.
 
-  A config.json alone is what a kill left of `keep`, which then writes both files anew.
+  A folder with a config.json alone is free: `keep` was killed there, and writes both files anew.
   """
   folder = Path(folder)
   if any((folder / name).exists() for name in locks.RUN):
     raise UserError(f"{folder} holds a run already; give another folder")
-  locks.check_place(folder)
+  locks.check_contents(folder)
 
 
 def keep(run: Run, folder: str | Path) -> None:
@@ -124,16 +127,10 @@ def keep(run: Run, folder: str | Path) -> None:
     UserError: where the folder holds a run, or the arrays are none that the run's methods train.
   """
   folder = Path(folder)
-  adapted = run.adapted
-  flat = tree.flatten(adapted.tuned | {"hyper": adapted.hyper})
-  check_fits(adapted.methods, run.pretrained, flat, f"what was made for {folder}")
-  record = folder_.Record(
-    base=tree.fingerprint(run.pretrained.params),
-    config=run.config,
-    labels=list(run.labels),
-    stop_tokens=list(run.stop_tokens),
-  )
+  flat = tree.flatten(run.adapted.tuned | {"hyper": run.adapted.hyper})
+  check_fits(run.adapted.methods, run.pretrained, flat, f"what was made for {folder}")
+  base = tree.fingerprint(run.pretrained.params)
   with locks.held(folder):
     check_free(folder)
     folder_.begin([folder], [run.config])
-    folder_.write(folder, adapted.overlay, record)
+    folder_.write(folder, run.adapted.overlay, base, run.config, run.labels, run.stop_tokens)

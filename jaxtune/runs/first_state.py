@@ -1,4 +1,4 @@
-"""A trial's first state: what its methods draw, or what an earlier adapter has left."""
+"""Makes a trial's first state, of arrays that are drawn or that an earlier adapter has trained."""
 
 from __future__ import annotations
 

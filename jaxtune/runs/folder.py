@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +18,7 @@ from typing_extensions import TypedDict
 from jaxtune import config as configs
 from jaxtune import data, libraries, peft, schema, tree
 from jaxtune.errors import UserError
-from jaxtune.evaluation import compare, judge
+from jaxtune.evaluation import judge
 from jaxtune.files import write_atomically, writing
 from jaxtune.models import quantize
 from jaxtune.runs import results
@@ -33,42 +32,39 @@ class Logs:
 
   def __init__(self, folders: Sequence[Path], step: int):
     self.paths = [folder / "metrics.jsonl" for folder in folders]
-    for path in self.paths:
-      with writing(path):
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-      kept = [line for line in lines if _step(line) <= step] if step else []
-      write_atomically(path, "".join(line + "\n" for line in kept))
+    for folder, path in zip(folders, self.paths, strict=True):
+      kept = [row for row in read_history(folder) if row["step"] <= step] if step else []
+      write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
 
-  def __enter__(self):
-    self.files = [path.open("a") for path in self.paths]
-    return self
-
-  def __exit__(self, *error):
-    for file in self.files:
-      with contextlib.suppress(OSError):  # a full disk has been reported by `write`
-        file.close()
-
-  def write(self, rows: list[dict], active: Any = None) -> None:
+  def write(self, rows: Sequence[dict], active: Sequence[bool] | None = None) -> None:
     """Appends one row a trial, but for those that are not active."""
-    for i, (file, row) in enumerate(zip(self.files, rows, strict=True)):
+    for i, (path, row) in enumerate(zip(self.paths, rows, strict=True)):
       if active is None or active[i]:
-        with writing(self.paths[i]):
+        with writing(path), path.open("a") as file:
           file.write(json.dumps(row) + "\n")
-          file.flush()
 
 
-def _step(line: str) -> float:
-  try:
-    step = json.loads(line)["step"]
-  except (ValueError, KeyError, TypeError, RecursionError):
-    return math.inf  # a line cut off by a kill
-  return step if isinstance(step, int) else math.inf
+def read_history(folder: Path) -> list[dict]:
+  """Reads a run's metrics.jsonl, without lines that a kill cut off; [] if there is none."""
+  path = folder / "metrics.jsonl"
+  with writing(path):
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+  history = []
+  for line in lines:
+    with contextlib.suppress(ValueError, RecursionError):
+      row = json.loads(line)
+      if isinstance(row, dict) and isinstance(row.get("step"), int):
+        history.append(row)
+  return history
 
 
 def versions() -> dict[str, str]:
-  """Names the versions that a result depends on."""
-  system = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
-  return system | libraries.versions(*LIBRARIES)
+  """Returns {name: version} of what a result depends on, with the commit of jaxtune if known."""
+  found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+  found |= libraries.versions(*LIBRARIES)
+  if commit := libraries.commit():
+    found["commit"] = commit
+  return found
 
 
 def begin(folders: Sequence[Path], configs: Sequence[dict]) -> None:
@@ -77,49 +73,32 @@ def begin(folders: Sequence[Path], configs: Sequence[dict]) -> None:
     write_atomically(folder / "config.json", json.dumps(config, indent=2, default=str))
 
 
-class Outcome(NamedTuple):
-  """What training left of one trial.
-
-  Attributes:
-    overlay: the arrays that are kept, without the padding of their group.
-    judged: what they score.
-    steps: counts of updates: steps, stopped_at, best_step, diverged_at (None for never).
-  """
-
-  overlay: peft.Overlay
-  judged: judge.Judged
-  steps: dict[str, int | None]
-
-
 def finish(
-  folder: Path, trial: Trial, outcome: Outcome, evaluator: judge.Evaluator, circumstances: dict
+  folder: Path, trial: Trial, overlay: peft.Overlay, judged: judge.Judged, facts: dict
 ) -> dict:
   """Writes a trial's weights, predictions and result; returns the result.
 
   Args:
-    circumstances: {"untuned": what the base scored, "seconds": of this trial, "group": trials in
-      the program}.
+    overlay: the arrays that are kept, without the padding of their group.
+    judged: what they score.
+    facts: entries of the result that neither the trial nor its weights tell: metrics, counts of
+      updates, versions.
   """
-  judged, dataset, params = outcome.judged, trial.dataset, trial.pretrained.params
-  untuned, steps = circumstances["untuned"], outcome.steps
-  write(folder, outcome.overlay, record_of(trial, evaluator.stop_tokens))
+  dataset, params = trial.dataset, trial.pretrained.params
+  write(folder, overlay, trial.fingerprint, trial.config, dataset.labels, dataset.stop_tokens)
   if judged.predictions:
     _write_predictions(folder, trial, judged)
   result = {
     "method": trial.config["method"]["name"],
-    "trained_parameters": count_trained(trial.methods, outcome.overlay),
+    "trained_parameters": count_trained(trial.methods, overlay),
     "base_parameters": tree.size(jax.eval_shape(quantize.dequantised, params)),
-    "base": untuned.base.metrics,
-    "final": judged.metrics,
-    **compare.record(judged, untuned, evaluator, dataset),
-    **steps,
-    "seconds": round(circumstances["seconds"], 2),
-    "trials_in_program": circumstances["group"],
+    **facts,
     "base_fingerprint": trial.fingerprint,
-    "versions": versions(),
     "data": dataset.report,
-    **_mixture(dataset.train, steps["stopped_at"], trial.config["train"]["batch_size"]),
   }
+  if getattr(dataset.train, "tasks", None) is not None:  # a packed row counts as one
+    steps, batch_size = facts["stopped_at"], trial.config["train"]["batch_size"]
+    result["mixture"] = data.mix.counts(dataset.train.order, steps, batch_size)
   return results.write(folder, result)
 
 
@@ -127,17 +106,12 @@ def _write_predictions(folder: Path, trial: Trial, judged: judge.Judged) -> None
   """Writes what a trial predicted beside the truth, a line an example."""
   split, decode = getattr(trial.dataset, judged.split), trial.pretrained.tokenizer.decode
   answers = zip(judged.examples, judged.predictions, judged.references, strict=True)
-  rows = [
-    {
-      "where": split.where[n],
-      "prompt": decode(split.prompts[n]),
-      "prediction": prediction,
-      "references": references,
-    }
-    for n, prediction, references in answers
-  ]
-  lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-  write_atomically(folder / "predictions.jsonl", lines)
+  lines = []
+  for n, prediction, references in answers:
+    row = {"where": split.where[n], "prompt": decode(split.prompts[n])}
+    row |= {"prediction": prediction, "references": references}
+    lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+  write_atomically(folder / "predictions.jsonl", "".join(lines))
 
 
 class Record(TypedDict):
@@ -157,18 +131,16 @@ class Record(TypedDict):
   stop_tokens: list[schema.Natural]
 
 
-def record_of(trial: Trial, stop_tokens: Sequence[int]) -> Record:
-  """Returns the record of a trial's arrays."""
-  return Record(
-    base=trial.fingerprint,
-    config=trial.config,
-    labels=list(trial.dataset.labels),
-    stop_tokens=list(stop_tokens),
-  )
-
-
-def write(folder: Path, overlay: peft.Overlay, record: Record) -> None:
-  """Writes all that `read` needs of a run beside its base: tuned.safetensors."""
+def write(
+  folder: Path,
+  overlay: peft.Overlay,
+  base: str,
+  config: dict,
+  labels: Sequence[str],
+  stop_tokens: Sequence[int],
+) -> None:
+  """Writes all that `read` needs of a run beside its base: tuned.safetensors; see `Record`."""
+  record = Record(base=base, config=config, labels=[*labels], stop_tokens=[*stop_tokens])
   trees = overlay.tuned | {"hyper": overlay.hyper}
   flat = {path: np.asarray(x) for path, x in tree.flatten(trees).items()}
   # One entry: safetensors writes several in any order, and equal runs are to be equal files.
@@ -179,13 +151,6 @@ def write(folder: Path, overlay: peft.Overlay, record: Record) -> None:
 def count_trained(methods: Sequence[peft.Method], overlay: peft.Overlay) -> int:
   """Counts trained numbers, without those that only pad a layer to the size of another."""
   return tree.size(overlay.tuned) - sum(int(m.unused(*overlay.arrays_of(m))) for m in methods)
-
-
-def _mixture(split: Any, steps: int, batch_size: int) -> dict:
-  """Counts what was drawn of each task of a mixture; a packed row counts as one."""
-  if getattr(split, "tasks", None) is None:
-    return {}
-  return {"mixture": data.mix.counts(split.order, steps, batch_size)}
 
 
 def best_trial(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial
 from jaxtune.training import checkpoint, loop
 from jaxtune.training.options import TrainOptions
+from jaxtune.training.step import State
 
 
 def train(
@@ -38,12 +39,13 @@ def train(
   Returns:
     Each trial's result, as in its result.json.
   """
-  first, began = trials[0], time.perf_counter()
+  first, began, versions = trials[0], time.perf_counter(), folder.versions()
   options = TrainOptions(**first.config["train"])
   parallel = sharding.make(options.parallel, options.mesh)
   states, shapes, base = _started(trials, parallel)
   program = programs.make_program(first, any(programs.drops(trial.config) for trial in trials))
   evaluator = programs.make_evaluator(first, parallel, chunk)
+  splits, seeds = [t.dataset.train for t in trials], [t.config["seed"] for t in trials]
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
     progress = parallel.put(loop.begin(states), "trial")
     progress, before = saved.restore(progress) or (progress, 0.0)
@@ -53,41 +55,35 @@ def train(
       options,
       parallel.compile(loop.make_step(program, chunk, options.patience), donate=True),
       base,
-      lambda step: parallel.put_batch(_batch(trials, step, options)),
+      lambda step: parallel.put_batch(loop.make_batch(splits, seeds, step, options)),
       _validation(evaluator, base, trials),
       max((m.settled(options.steps) for m in program.methods if m.settled is not None), default=0),
       folder.Logs(folders, int(progress.state.step[0])),
       lambda step, progress: saved.save(step, progress, clock()),
     )
     progress = loop.run(group, progress)
-  outcomes = _judged(evaluator, base, trials, progress, options)
-  return [
-    folder.finish(
-      folders[e],
-      trials[e],
-      outcome._replace(overlay=tree.crop(outcome.overlay, shapes[e])),
-      evaluator,
-      {"untuned": untuned[e], "seconds": clock() / len(trials), "group": len(trials)},
-    )
-    for e, outcome in enumerate(outcomes)
-  ]
+  overlays, judged = _judged(evaluator, base, trials, progress, options)
+  seconds, results = round(clock() / len(trials), 2), []
+  for e, trial in enumerate(trials):
+    facts = compare.record(judged[e], untuned[e], evaluator, trial.dataset)
+    facts |= step_counts(progress, options, e, judged[e].metrics)
+    facts |= {"seconds": seconds, "trials_in_program": len(trials), "versions": versions}
+    overlay = tree.crop(jax.tree.map(lambda x, e=e: x[e], overlays), shapes[e])
+    results.append(folder.finish(folders[e], trial, overlay, judged[e], facts))
+  return results
 
 
-def _started(trials: Sequence[Trial], parallel: sharding.Parallel):
+def _started(
+  trials: Sequence[Trial], parallel: sharding.Parallel
+) -> tuple[State, list[peft.Overlay], PyTree]:
   """Returns the trials' first states, stacked; the shapes of their overlays; the frozen base."""
   states, bases = zip(*map(first_state, trials), strict=True)
   shapes = [jax.eval_shape(lambda s=s: peft.Overlay(s.tuned, s.hyper)) for s in states]
   return tree.stack(list(states)), shapes, parallel.put(bases[0])
 
 
-def _batch(trials: Sequence[Trial], step: int, options: TrainOptions) -> dict:
-  """Makes every trial's batch of a step, stacked."""
-  splits, seeds = [t.dataset.train for t in trials], [t.config["seed"] for t in trials]
-  return loop.make_batch(splits, seeds, step, options)
-
-
 def _identity(trials: Sequence[Trial]) -> dict:
-  """Says what a group's checkpoints belong to: its configs, its base and its data."""
+  """Returns what a checkpoint must have in common with its group: configs, base and data."""
   return {
     "config": [trial.config for trial in trials],
     "base": trials[0].fingerprint,
@@ -112,19 +108,15 @@ def _judged(
   trials: Sequence[Trial],
   progress: loop.Progress,
   options: TrainOptions,
-) -> list[folder.Outcome]:
-  """Judges the weights that each trial keeps."""
+) -> tuple[peft.Overlay, list[judge.Judged]]:
+  """Returns the overlays that the trials keep, stacked, and what each of them scores."""
   datasets, seeds = [t.dataset for t in trials], [t.config["seed"] for t in trials]
   best = options.keep == "best" and datasets[0].validation is not None
   overlays = peft.Overlay(progress.tuned if best else progress.state.tuned, progress.state.hyper)
   judged = judge.judge_splits(evaluator, overlays, base, datasets, seeds)
-  outcomes = []
-  for e, fit in enumerate(fitted(evaluator, overlays, base, datasets)):
-    metrics = fit | judged[e].metrics
-    overlay = jax.tree.map(lambda x, e=e: x[e], overlays)
-    steps = step_counts(progress, options, e, metrics)
-    outcomes.append(folder.Outcome(overlay, judged[e]._replace(metrics=metrics), steps))
-  return outcomes
+  fits = fitted(evaluator, overlays, base, datasets)
+  pairs = zip(fits, judged, strict=True)
+  return overlays, [scores._replace(metrics=fit | scores.metrics) for fit, scores in pairs]
 
 
 def step_counts(progress: loop.Progress, options: TrainOptions, e: int, metrics: dict) -> dict:
@@ -144,8 +136,8 @@ def fitted(
 ) -> list[dict]:
   """Measures trials on as many training examples as they are judged on: {"train_loss": ...}.
 
-  Unlike the losses of training itself, without dropout and label smoothing and after the last step:
-  the distance to the loss of validation or test is what a trial has learnt by heart.
+  Unlike the losses that training logs, this one is measured after the last step, without dropout
+  and label smoothing. The loss of validation or test is larger by what a trial has learnt by heart.
   """
   held = [dataset.validation or dataset.test for dataset in datasets]
   if held[0] is None or any(not isinstance(dataset.train, data.Split) for dataset in datasets):

@@ -1,4 +1,4 @@
-"""A run's folder belongs to runs and to one process at a time; that is seen before work starts."""
+"""Checks and locks the folder of a run or a sweep, so that one process at a time writes there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from jaxtune import config, schema
 from jaxtune.errors import UserError
@@ -19,7 +19,7 @@ except ImportError:  # Windows
   fcntl = None
 
 NAME = ".lock"
-# What is written into the folder of a run, and of a sweep; the config.json is the first.
+# Files and folders that a run, or a sweep, writes into its folder, after its config.json.
 RUN = ("metrics.jsonl", "predictions.jsonl", "result.json", "tuned.safetensors", "checkpoints")
 SWEEP = ("results.csv", "report.md", "report.html", "groups", "plots", "trials")
 
@@ -27,62 +27,62 @@ SWEEP = ("results.csv", "report.md", "report.html", "groups", "plots", "trials")
 def check_writable(folder: str | Path) -> None:
   """Raises UserError for a folder that cannot be made or written in; writes nothing."""
   folder = Path(folder)
-  for place in (folder, *folder.absolute().parents):
+  for existing in (folder, *folder.absolute().parents):
     try:
-      os.lstat(place)
+      os.lstat(existing)
       break
     except (FileNotFoundError, NotADirectoryError):
       continue
     except (OSError, ValueError) as error:
       reason = getattr(error, "strerror", None) or error
       raise UserError(f"{folder} cannot be written: {reason}") from error
-  if not place.is_dir():
-    raise UserError(f"{folder} cannot be written: {place} is no folder")
-  if not os.access(place, os.W_OK | os.X_OK):
-    raise UserError(f"{folder} cannot be written: permission denied for {place}")
+  if not existing.is_dir():
+    raise UserError(f"{folder} cannot be written: {existing} is not a folder")
+  if not os.access(existing, os.W_OK | os.X_OK):
+    raise UserError(f"{folder} cannot be written: permission denied for {existing}")
 
 
-def check_place(folder: Path, kind: Literal["run", "sweep"] = "run") -> None:
-  """Raises UserError for a folder in which a run, or a sweep, would write over anything else.
+def check_contents(folder: Path, kind: Literal["run", "sweep"] = "run") -> None:
+  """Raises UserError for a folder with files of something else, which would be overwritten.
 
-  Its own folder has a config.json of jaxtune's sections.
+  The folder of a run or a sweep is known by a config.json with jaxtune's sections.
   """
-  there = next((name for name in ("config.json", *RUN, *SWEEP) if (folder / name).exists()), None)
-  own = there is None
-  if there == "config.json":
-    found = schema.read_json(folder / there)
-    own = isinstance(found, dict) and "model" in found and found.keys() <= config.KEYS
-  if not own:
+  names = [name for name in ("config.json", *RUN, *SWEEP) if (folder / name).exists()]
+  is_known = not names
+  if names[:1] == ["config.json"]:
+    content = schema.read_json(folder / names[0])
+    is_known = isinstance(content, dict) and "model" in content and content.keys() <= config.KEYS
+  if not is_known:
     raise UserError(
-      f"{folder} is no {kind}'s folder, and its {there} would be lost; expected a folder that is "
-      f"new, empty or a {kind}'s"
+      f"{folder} is not the folder of a {kind}, and its {names[0]} would be lost; expected a "
+      f"folder that is new, empty or of a {kind}"
     )
-  other, names = ("sweep", SWEEP) if kind == "run" else ("run", RUN)
-  if any((folder / name).exists() for name in names):
+  other, others = ("sweep", SWEEP) if kind == "run" else ("run", RUN)
+  if not set(others).isdisjoint(names):
     raise UserError(f"{folder} holds a {other}: give another folder for a {kind}")
 
 
 @contextlib.contextmanager
 def held(folder: str | Path, kind: Literal["run", "sweep"] = "run") -> Iterator[None]:
-  """Holds the folder of a run or a sweep, made if need be, for this process alone.
+  """Locks the folder of a run or a sweep for this process; makes the folder if there is none.
 
   The lock is the kernel's (flock), on a file in the folder: it ends with its process, however that
-  ends. On a file system without such locks a warning is printed and nothing is held. What was made
-  for the lock is removed behind it.
+  ends. On a file system without such locks a warning is printed and nothing is locked. The file,
+  and folders that were made and stay empty, are removed at the end.
 
   Raises:
-    UserError: where another process holds the folder, which is named, it cannot be written, or
-      it holds something else; see `check_place`.
+    UserError: where another process, which is named, has locked the folder, where it cannot be
+      written, or where it holds files of something else; see `check_contents`.
   """
   folder = Path(folder)
   check_writable(folder)
   made = [path for path in (folder, *folder.parents) if not path.exists()]
   try:
     with _locked(folder):
-      check_place(folder, kind)
+      check_contents(folder, kind)
       yield
   finally:
-    with contextlib.suppress(OSError):  # it holds something by now
+    with contextlib.suppress(OSError):  # it holds files by now
       for path in made:
         path.rmdir()
 
@@ -90,31 +90,24 @@ def held(folder: str | Path, kind: Literal["run", "sweep"] = "run") -> Iterator[
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
   path = folder / NAME
-  while True:
-    try:
-      folder.mkdir(parents=True, exist_ok=True)
-      file = path.open("a+")
-    except OSError as error:
-      raise UserError(f"{folder} cannot be written: {error.strerror}") from error
-    try:
+  with contextlib.ExitStack() as stack:
+    while True:
+      try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context(path.open("a+"))
+      except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
       _lock(file, folder)
-      if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-        break  # else the one that held it has just removed it
-    except BaseException:
-      file.close()
-      raise
-    file.close()
-  with file:
+      if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        break  # else the process that held the lock has just removed its file
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
-    try:
-      yield
-    finally:
-      path.unlink(missing_ok=True)
+    stack.callback(path.unlink, missing_ok=True)
+    yield
 
 
-def _lock(file, folder: Path) -> None:
+def _lock(file: IO[str], folder: Path) -> None:
   try:
     if fcntl is None:
       raise OSError("no fcntl")
@@ -127,7 +120,7 @@ def _lock(file, folder: Path) -> None:
     ) from error
   except OSError:
     print(
-      f"warning: the file system of {folder} has no locks: see to it that no other process writes "
+      f"warning: the file system of {folder} has no locks: make sure that no other process writes "
       "there",
       file=sys.stderr,
     )

@@ -1,10 +1,10 @@
-"""What the trials of a group are compiled from."""
+"""Makes what the trials of a group are compiled from: their training and their judgement."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from jaxtune import sharding
+from jaxtune import sharding, tree
 from jaxtune.evaluation import judge
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.runs.trial import Trial
@@ -16,7 +16,7 @@ def make_program(trial: Trial, dropout: bool = False) -> Program:
   """Gathers what is compiled, from any one trial of a group.
 
   Args:
-    dropout: whether any trial of the group drops anything; see `drops`.
+    dropout: whether any trial of the group is trained with noise; see `drops`.
   """
   steps, options = trial.config["train"]["steps"], trial.config["optim"]
   return Program(
@@ -40,9 +40,10 @@ def make_evaluator(
   """
   objective, options = trial.objective, trial.objective_options
   options.pop("label_smoothing", None)
-  program = make_program(trial)._replace(objective=partial(objective.loss, **options))
-  if methods is not None:
-    program = program._replace(methods=methods)
+  program = make_program(trial)._replace(
+    objective=partial(objective.loss, **options),
+    methods=trial.methods if methods is None else methods,
+  )
   if hasattr(objective, "predict"):
     program = program._replace(predict=partial(objective.predict, **options))
   return judge.make(
@@ -58,11 +59,6 @@ def make_evaluator(
 
 def drops(config: dict) -> bool:
   """Says whether a trial is trained with noise: a rate of dropout, or NEFTune's, above zero."""
+  sections = tree.flatten({name: config[name] for name in ("method", "regularize")})
   noise = ("dropout", "token_dropout", "neftune")
-  rates = lambda section: [
-    rate
-    for key, value in section.items()
-    for rate in (rates(value) if isinstance(value, dict) else [value] * (key in noise))
-  ]
-  sections = (config["method"], config["regularize"])
-  return any(rate > 0 for section in sections for rate in rates(section))
+  return any(path.rpartition("/")[2] in noise and rate > 0 for path, rate in sections.items())

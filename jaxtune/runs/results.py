@@ -1,4 +1,4 @@
-"""A finished trial's result.json, which knows the hashes of itself and of the files beside it."""
+"""A finished trial's result.json. It holds its own hash and those of the files beside it."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def read(folder: Path) -> dict:
   """Reads a run's result.json; {} for a run that is not finished, or was composed or imported.
 
   Raises:
-    UserError: where it is not what was written.
+    UserError: where its content has changed since it was written.
   """
   path = folder / "result.json"
   if not path.exists():
     return {}
   result = schema.read_json(path)
   schema.check(f"{path}: result", result, Result)
-  written = {"files", "sha256"} & result.keys()  # neither by an older version
+  written = {"files", "sha256"} & result.keys()  # older versions wrote neither
   if written and result.get("sha256") != _digest(result):
     raise UserError(f"{path} is damaged: its content has another hash than it had when written")
   return result
@@ -74,7 +74,7 @@ def read(folder: Path) -> dict:
 def check_files(folder: Path, result: dict, names: tuple[str, ...] = FILES) -> None:
   """Raises UserError unless files of a finished trial are those that its result was written with.
 
-  Results of older versions know no hashes and pass.
+  Results of older versions hold no hashes: their files are not checked.
   """
   for name, wanted in result.get("files", {}).items():
     path = folder / name
@@ -88,10 +88,10 @@ def check_files(folder: Path, result: dict, names: tuple[str, ...] = FILES) -> N
 
 
 def diverged(result: dict) -> bool:
-  """Says whether a trial's training became not finite at any step, or any of its final metrics is.
+  """Says whether a trial's training was not finite at any step, or one of its final metrics is not.
 
-  The first also where the kept weights are older, and their metrics in order: nobody would choose
-  such a setting, and its best step only says how long it took to break down.
+  A trial whose training broke down has diverged even if the weights that it kept are from before
+  that step and score well: nobody would choose such a setting.
   """
   return result.get("diverged_at") is not None or any(
     isinstance(value, float) and not math.isfinite(value) for value in result["final"].values()

@@ -1,9 +1,11 @@
-"""Training on from an adapter: `method.start`, the folder of a run or of PEFT's or AdapterHub's."""
+"""Starts training from an adapter: `method.start` is a run's folder, PEFT's or AdapterHub's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,7 +15,7 @@ from jaxtune.models.heads import is_head
 from jaxtune.runs import folder as runs
 from jaxtune.runs.trial import Trial
 
-# Fixed numbers that are of the training that begins, not of the adapter.
+# Fixed numbers that the new training decides, and not the adapter.
 NEW = ("dropout", "rate:")
 
 
@@ -36,10 +38,7 @@ def _continued(method: peft.Method, trial: Trial, overlay: peft.Overlay) -> peft
   trained, fixed, params = _read(method, trial)
   drawn, numbers = overlay.arrays_of(method)
   trained = _fit(method, drawn, trained, "trained arrays")
-  fixed = {
-    site: {n: numbers[site].get(n, x) if n.startswith(NEW) else x for n, x in xs.items()}
-    for site, xs in _fit(method, numbers, fixed, "fixed numbers", NEW).items()
-  }
+  fixed = _fit(method, numbers, fixed, "fixed numbers")
   moved = tree.flatten(overlay.tuned["params"])
   lost = [path for path in params if path not in moved and not is_head(path)]
   if lost:
@@ -60,7 +59,7 @@ def _read(method: peft.Method, trial: Trial) -> tuple[dict, dict, dict]:
     found = formats.read(folder, trial.pretrained)
     kinds = [part.section["name"] for part in found.methods]
     if method.kind not in kinds:
-      _same_kind(method, " + ".join(kinds), folder)
+      raise _other_kind(method, folder, kinds)
     part = found.methods[kinds.index(method.kind)]
     return part.trained, part.fixed, found.params
   path, record, flat = runs.read(folder)
@@ -71,27 +70,34 @@ def _read(method: peft.Method, trial: Trial) -> tuple[dict, dict, dict]:
   names = [name for name, part in parts.items() if part["name"] == method.kind]
   names = [method.name] if method.name in names else names
   if len(names) != 1:
-    _same_kind(method, " + ".join(p["name"] for p in parts.values()), folder)
+    raise _other_kind(method, folder, [part["name"] for part in parts.values()])
   trees = tree.unflatten(flat)
   theirs = method._replace(name=names[0])
   arrays = (peft.arrays_of(theirs, trees.get(part, {})) for part in ("peft", "hyper"))
   return *arrays, tree.flatten(trees.get("params", {}))
 
 
-def _same_kind(method: peft.Method, kind: str, folder: Path) -> None:
-  if kind != method.kind:
-    raise UserError(f"method.start: {folder} holds {kind}, expected one {method.kind}")
+def _other_kind(method: peft.Method, folder: Path, kinds: Sequence[str]) -> UserError:
+  held = " + ".join(kinds)
+  return UserError(f"method.start: {folder} holds {held}, expected one {method.kind}")
 
 
-def _fit(method, own: dict, found: dict, what: str, new: tuple[str, ...] = ()) -> dict:
-  """Checks that an adapter has the arrays that the config asks for, in their shapes."""
-  lay = lambda xs: {k: x for k, x in peft.by_path(method, xs).items() if not _is_new(k, new)}
-  mine, theirs = lay(own), lay(found)
+def _fit(method: peft.Method, drawn: peft.Arrays, found: peft.Arrays, what: str) -> peft.Arrays:
+  """Replaces drawn arrays by an adapter's, all but those named in `NEW`.
+
+  Raises:
+    UserError: unless the adapter has the arrays that the config asks for, in their shapes.
+  """
+  old = lambda arrays: {n: x for n, x in arrays.items() if not n.startswith(NEW)}
+  mine, theirs = (
+    peft.by_path(method, {site: old(arrays) for site, arrays in some.items()})
+    for some in (drawn, found)
+  )
   if mine.keys() != theirs.keys():
-    some = sorted(mine.keys() ^ theirs.keys())[0]
+    path = sorted(mine.keys() ^ theirs.keys())[0]
     raise UserError(
-      f"method.start: {method.start} and the config differ in their {what}: {some} is in "
-      f"{'the config' if some in mine else 'the adapter'} alone; compare targets and options"
+      f"method.start: {method.start} and the config differ in their {what}: {path} is in "
+      f"{'the config' if path in mine else 'the adapter'} alone; compare targets and options"
     )
   for path, leaf in mine.items():
     if theirs[path].dtype != leaf.dtype:
@@ -103,8 +109,5 @@ def _fit(method, own: dict, found: dict, what: str, new: tuple[str, ...] = ()) -
         f"method.start: {path} is {np.shape(theirs[path])} in {method.start}, but the config makes "
         f"it {leaf.shape}: give the adapter's own rank, width or length"
       )
-  return {s: {n: jnp.asarray(x) for n, x in (own[s] | found[s]).items()} for s in own}
-
-
-def _is_new(path: str, new: tuple[str, ...]) -> bool:
-  return bool(new) and path.rsplit("/", 1)[1].startswith(new)
+  joined = {site: drawn[site] | old(found.get(site, {})) for site in drawn}
+  return jax.tree.map(jnp.asarray, joined)

@@ -1,4 +1,4 @@
-"""What a completed config stands for: its data, its model and all that is laid over it."""
+"""A trial: the data, the model and the methods that a completed config describes."""
 
 from __future__ import annotations
 

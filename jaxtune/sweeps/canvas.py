@@ -1,4 +1,4 @@
-"""What all plots share: frame, title, colours, legend, and names that do not overlap."""
+"""The parts of all plots: frame, title, colours, legend, and names that do not overlap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Annotation
 from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 # The palette of Okabe and Ito, which readers with any colour vision can tell apart; without its
 # yellow, which is hard to see on white.
@@ -44,51 +46,39 @@ def make(panels: int = 1) -> tuple[Figure, list[Axes]]:
   """Makes a figure as wide as a README shows it, with its panels side by side."""
   layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.06)
   figure = Figure(figsize=(7.5 if panels == 1 else 10, 4.4), layout=layout)
-  for i in range(panels):
-    axes = figure.add_subplot(1, panels, i + 1)
+  frames = list(figure.subplots(1, panels, squeeze=False).flat)
+  for axes in frames:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_minor_locator(NullLocator())
-  return figure, list(figure.axes)
+  return figure, frames
+
+
+def annotate(
+  axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **options: Any
+) -> Annotation:
+  """Writes a small grey text at an offset, in points, from a place, which moves nothing else."""
+  note = axes.annotate(
+    text, at, xytext=offset, textcoords="offset points", **{"fontsize": 9, "color": GREY} | options
+  )
+  note.set_in_layout(False)  # otherwise a long line would push two panels apart
+  return note
 
 
 def entitle(axes: Axes, title: str, lines: Sequence[str]) -> None:
   """Writes the title and, smaller, the lines below it that say how to read the plot."""
   axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", pad=10 + 13 * len(lines))
-  note = axes.annotate(
-    "\n".join(lines),
-    (0, 1),
-    xycoords="axes fraction",
-    xytext=(0, 7),
-    textcoords="offset points",
-    fontsize=9,
-    ha="left",
-    va="bottom",
-    color=GREY,
-  )
-  note.set_in_layout(False)  # otherwise a long line would push two panels apart
-
-
-def keep_within(axes: Axes, least: float, largest: float) -> None:
-  """Limits the vertical axis to possible values: an interval of few seeds may reach beyond."""
-  low, high = axes.get_ylim()
-  edge = 0.03 * (min(high, largest) - max(low, least))
-  axes.set_ylim(max(low, least - edge), min(high, largest + edge))
+  annotate(axes, "\n".join(lines), (0, 1), (0, 7), xycoords="axes fraction", va="bottom")
 
 
 def legend(figure: Figure, axes: Axes) -> None:
   """Adds a legend to the right of the plot, where it hides nothing, if there are two labels."""
   handles, labels = axes.get_legend_handles_labels()
   if len(labels) > 1:
-    figure.legend(
-      handles,
-      labels,
-      loc="outside right center",
-      frameon=False,
-      fontsize=9 if len(labels) <= 14 else 7,
-    )
+    size = 9 if len(labels) <= 14 else 7
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=size)
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
@@ -125,36 +115,16 @@ def write_names(
     obstacles: x, low and high of what the names must not cover.
   """
   figure.draw_without_rendering()
-  frame = axes.get_window_extent().extents
-  taken = []
-  for x, low, high in obstacles:
-    (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
-    taken.append((left - 6, bottom - 5, left + 6, top + 5))
+  frame = axes.get_window_extent().padded(-3)
+  taken = [
+    axes.transData.transform_bbox(Bbox([(x, low), (x, high)])).padded(6, 5)
+    for x, low, high in obstacles
+  ]
   for x, y, name in names:
     for side, dx, dy in _POSITIONS:
-      note = axes.annotate(
-        name,
-        (x, y),
-        xytext=(dx, dy),
-        textcoords="offset points",
-        fontsize=8,
-        ha=side,
-        color=GREY,
-      )
-      box = note.get_window_extent().extents
-      note.set_in_layout(False)
-      if _lies_within(box, frame) and not any(_overlap(box, other) for other in taken):
-        taken.append(tuple(box))
+      note = annotate(axes, name, (x, y), (dx, dy), fontsize=8, ha=side)
+      box = note.get_window_extent()
+      if frame.count_contains(box.corners()) == 4 and not any(map(box.overlaps, taken)):
+        taken.append(box)
         break
       note.remove()
-
-
-def _lies_within(box: Sequence[float], frame: Sequence[float]) -> bool:
-  (left, bottom, right, top), margin = box, 3
-  inside = left > frame[0] + margin and bottom > frame[1] + margin
-  return inside and right < frame[2] - margin and top < frame[3] - margin
-
-
-def _overlap(box: Sequence[float], other: Sequence[float]) -> bool:
-  across = box[0] < other[2] and other[0] < box[2]
-  return across and box[1] < other[3] and other[1] < box[3]

@@ -16,7 +16,6 @@ from jaxtune.sweeps import canvas
 # From white through the palette's blue to a darker one, so that the lightness always falls.
 _SHADES = LinearSegmentedColormap.from_list("shares", ["#ffffff", canvas.PALETTE[0], "#003a5c"])
 _MOST_CLASSES = 30
-_LONGEST_NAME = 18
 
 
 def draw(matrix: Confusion, trial: str = "") -> Figure:
@@ -42,8 +41,7 @@ def draw(matrix: Confusion, trial: str = "") -> Figure:
   image = axes.imshow(matrix.shares_CC, cmap=_SHADES, vmin=0, vmax=1)
   _name_classes(axes, matrix.labels, side)
   _write_counts(axes, matrix, cell)
-  axes.set_xlabel("predicted class")
-  axes.set_ylabel("true class")
+  axes.set(xlabel="predicted class", ylabel="true class")
   bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, format="{x:.0%}")
   bar.outline.set_visible(False)
   bar.ax.tick_params(labelsize=8, length=0)
@@ -59,10 +57,10 @@ def merge_rare(matrix: Confusion, kept: int) -> Confusion:
   frequent = np.sort(np.argsort(-matrix.counts_CC.sum(1), kind="stable")[:kept])
   new_index_C = np.full(len(matrix.labels), kept)
   new_index_C[frequent] = np.arange(kept)
-  counts = np.zeros((kept + 1, kept + 1), int)
-  np.add.at(counts, (new_index_C[:, None], new_index_C[None]), matrix.counts_CC)
+  joins = np.eye(kept + 1, dtype=int)[new_index_C]  # a row of a class has a 1 at its new index
   labels = [matrix.labels[i] for i in frequent]
-  return Confusion((*labels, f"other ({len(matrix.labels) - kept})"), counts)
+  labels.append(f"other ({len(matrix.labels) - kept})")
+  return Confusion(tuple(labels), joins.T @ matrix.counts_CC @ joins)
 
 
 def _name_classes(axes: Axes, labels: Sequence[str | int], side: float) -> None:
@@ -71,7 +69,8 @@ def _name_classes(axes: Axes, labels: Sequence[str | int], side: float) -> None:
   Args:
     side: of the matrix, in inches; where the names do not fit along it, they are turned.
   """
-  names = [_short(str(label)) for label in labels]
+  names = [str(label) for label in labels]
+  names = [name if len(name) <= 18 else name[:17] + "…" for name in names]
   size = 9 if len(names) <= 14 else 7.5
   axes.set_xticks(range(len(names)), names, fontsize=size)
   if sum(map(len, names)) * size * 0.62 / 72 > 0.8 * side:
@@ -100,7 +99,3 @@ def _write_counts(axes: Axes, matrix: Confusion, cell: float) -> None:
     if count:
       color = "white" if shares_CC[row, column] >= 0.47 else "black"
       axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=color)
-
-
-def _short(name: str) -> str:
-  return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

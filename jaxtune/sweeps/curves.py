@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,19 +11,6 @@ from jaxtune import metrics
 from jaxtune.sweeps import canvas, stats
 
 _MOST_CURVES = 10
-
-
-def read_history(path: str | os.PathLike) -> list[dict]:
-  """Reads a metrics.jsonl, without lines that a killed run left unfinished; [] if there is none."""
-  path = Path(path)
-  lines = path.read_text().splitlines() if path.exists() else []
-  history = []
-  for line in lines:
-    try:
-      history.append(json.loads(line))
-    except json.JSONDecodeError:
-      continue
-  return history
 
 
 def learning_curves(
@@ -49,17 +33,18 @@ def learning_curves(
   banded = False
   for axes, key in zip(frames, panels, strict=True):
     for row in shown:
-      steps, mean, half_width = _curve([histories.get(r["trial"], []) for r in row.results], key)
+      curve = _curve([histories.get(result["trial"], []) for result in row.results], key)
+      mean = np.array([summary.mean for summary in curve.values()], float)
+      half_width = np.array([summary.half_width or 0.0 for summary in curve.values()])
       color = looks[row.label].color
-      axes.plot(steps, mean, color=color, linewidth=1.6, label=row.label)
+      axes.plot(list(curve), mean, color=color, linewidth=1.6, label=row.label)
       # The training loss of single batches varies much: more than a few bands would hide the lines.
-      if half_width is not None and (len(shown) <= 4 or key == "validation_loss"):
+      if len(row.results) > 1 and (len(shown) <= 4 or key == "validation_loss"):
         banded = True
         axes.fill_between(
-          steps, mean - half_width, mean + half_width, linewidth=0, color=color, alpha=0.15
+          list(curve), mean - half_width, mean + half_width, linewidth=0, color=color, alpha=0.15
         )
-    axes.set_xlabel("step")
-    axes.set_ylabel(metrics.title(key))
+    axes.set(xlabel="step", ylabel=metrics.title(key))
   seeds = max(len(row.results) for row in shown)
   reading = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
   reading += "; bands: 95 % interval" if banded else ""
@@ -69,19 +54,13 @@ def learning_curves(
   return figure
 
 
-def _curve(
-  histories: list[list[dict]], key: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-  """Returns the steps that all seeds logged, the means and the half-widths of their intervals."""
+def _curve(histories: list[list[dict]], key: str) -> dict[int, stats.Summary]:
+  """Returns {step: summary over seeds} of the steps that all seeds logged, in order."""
   # A resumed run logs some steps twice: the later line replaces the earlier one.
   seeds = [
     {entry["step"]: entry[key] for entry in history if entry.get(key) is not None}
     for history in histories
     if history
   ]
-  steps = sorted(set.intersection(*map(set, seeds))) if seeds else []
-  summaries = [stats.summarize(seed[step] for seed in seeds) for step in steps]
-  mean = np.array([np.nan if s.mean is None else s.mean for s in summaries])
-  if len(seeds) < 2:
-    return np.array(steps), mean, None
-  return np.array(steps), mean, np.array([s.half_width or 0.0 for s in summaries])
+  steps = set.intersection(*map(set, seeds)) if seeds else ()
+  return {step: stats.summarize(seed[step] for seed in seeds) for step in sorted(steps)}

@@ -1,4 +1,4 @@
-"""Which trials of a sweep share a compiled program."""
+"""Finds the trials of a sweep that share a compiled program."""
 
 from __future__ import annotations
 
@@ -26,22 +26,18 @@ def groups(configs: list[dict]) -> list[list[int]]:
   """
   indices: dict[str, list[int]] = {}
   for i, config in enumerate(configs):
-    indices.setdefault(signature(config), []).append(i)
+    static = {name: section for name, section in config.items() if name != "seed"}
+    if config["model"]["path"] is None:
+      static["seed"] = config["seed"]  # the base's weights are drawn from it
+    static["optim"] = {k: v for k, v in config["optim"].items() if k not in optim.NUMBERS}
+    static["method"] = _static_method(config["method"])
+    static["regularize"] = any(config["regularize"].values())
+    # With several shapes of batches, the order of the shapes depends on the data.
+    words = WORDS if config["data"]["buckets"] == 1 else ()
+    static["data"] = {k: v for k, v in config["data"].items() if k not in words}
+    key = json.dumps(static, sort_keys=True, default=str)
+    indices.setdefault(key, []).append(i)
   return list(indices.values())
-
-
-def signature(config: dict) -> str:
-  """Returns a key that is equal for two completed configs if they share a compiled program."""
-  static = {name: section for name, section in config.items() if name != "seed"}
-  if config["model"]["path"] is None:
-    static["seed"] = config["seed"]  # the base's weights are drawn from it
-  static["optim"] = {k: v for k, v in config["optim"].items() if k not in optim.NUMBERS}
-  static["method"] = _static_method(config["method"])
-  static["regularize"] = any(config["regularize"].values())
-  # With several shapes of batches, the order of the shapes depends on the data.
-  words = WORDS if config["data"]["buckets"] == 1 else ()
-  static["data"] = {k: v for k, v in config["data"].items() if k not in words}
-  return json.dumps(static, sort_keys=True, default=str)
 
 
 def _static_method(section: dict) -> Any:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
-import html
-from collections.abc import Sequence
 from typing import NamedTuple
+
+from jinja2 import Environment
 
 from jaxtune.sweeps.table import Table
 
-_CSS = """
+_HTML = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>Sweep report</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
 :root { color-scheme: light dark; --line: #d0d7de; --faint: #59636e; --stripe: #f6f8fa; }
 @media (prefers-color-scheme: dark) {
   :root { --line: #3d444d; --faint: #9198a1; --stripe: #151b23; }
@@ -26,36 +29,43 @@ tr.base td { background: var(--stripe); font-style: italic; }
 tr.best td { font-weight: 600; }
 p.note, .facts { color: var(--faint); font-size: .9rem; }
 img { max-width: 100%; background: white; border-radius: 4px; margin: .5rem 0; }
-"""
-
-
-_HTML = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>Sweep report</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{css}</style></head>
+</style></head>
+{% macro show(table, kinds) %}
+<div class="scroll"><table>
+<thead><tr>{% for cell in table.header %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for cells in table.rows %}
+<tr class="{{ kinds[loop.index0] }}">{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% endmacro %}
 <body>
 <h1>Sweep report</h1>
-{trials}
-{remarks}
-{others}
+{{ show(page.trials, ["base"] * page.trials.untrained + ["best"]) }}
+{% for remark in page.remarks %}
+<p class="note">{{ remark }}</p>
+{% endfor %}
+{% for title, table in page.others.items() %}
+<h2>{{ title }}</h2>
+{{ show(table, []) }}
+{% endfor %}
 <h2>Plots</h2>
-{plots}
+{% for name, image in page.plots.items() %}
+<img alt="{{ caption(name) }}" src="data:image/png;base64,{{ base64(image) }}">
+{% endfor %}
 <h2>The sweep</h2>
 <ul class="facts">
-{facts}
+{% for key, value in page.facts.items() %}
+<li>{{ key }}: {{ value }}</li>
+{% endfor %}
 </ul>
 </body>
 </html>
 """
-_HTML_TABLE = """<div class="scroll"><table>
-<thead>{header}</thead>
-<tbody>
-{rows}
-</tbody></table></div>"""
 
 
 class Page(NamedTuple):
-  """What a report says, in this order."""
+  """The content of a report, in the order in which it is shown."""
 
   trials: Table
   remarks: list[str]
@@ -77,24 +87,9 @@ def to_markdown(page: Page) -> str:
 
 def to_html(page: Page) -> str:
   """Writes a page as HTML that needs no other file: its plots are in it."""
-  escape = html.escape
-  trial_kinds = ["base"] * page.trials.untrained + ["best"]
-  return _HTML.format(
-    css=_CSS,
-    trials=_html_table(page.trials, trial_kinds),
-    remarks="\n".join(f'<p class="note">{escape(remark)}</p>' for remark in page.remarks),
-    others="\n".join(
-      f"<h2>{escape(title)}</h2>\n{_html_table(table)}" for title, table in page.others.items()
-    ),
-    plots="\n".join(
-      f'<img alt="{escape(_caption(name))}" src="data:image/png;base64,'
-      f'{base64.b64encode(image).decode()}">'
-      for name, image in page.plots.items()
-    ),
-    facts="\n".join(
-      f"<li>{escape(key)}: {escape(value)}</li>" for key, value in page.facts.items()
-    ),
-  )
+  environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+  encoded = lambda image: base64.b64encode(image).decode()
+  return environment.from_string(_HTML).render(page=page, caption=_caption, base64=encoded)
 
 
 def _markdown_table(table: Table) -> str:
@@ -103,22 +98,6 @@ def _markdown_table(table: Table) -> str:
     "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     for cells in (table.header, rule, *table.rows)
   )
-
-
-def _html_table(table: Table, kinds: Sequence[str] = ()) -> str:
-  """Writes a table.
-
-  Args:
-    kinds: CSS classes of the first rows.
-  """
-  kinds = [*kinds, *[""] * len(table.rows)]
-  rows = [_html_row(cells, "td", kind) for cells, kind in zip(table.rows, kinds, strict=False)]
-  return _HTML_TABLE.format(header=_html_row(table.header, "th"), rows="\n".join(rows))
-
-
-def _html_row(cells: Sequence[str], tag: str, kind: str = "") -> str:
-  inside = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-  return f'<tr class="{kind}">{inside}</tr>' if kind else f"<tr>{inside}</tr>"
 
 
 def _caption(name: str) -> str:

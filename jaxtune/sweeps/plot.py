@@ -8,24 +8,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from jaxtune import metrics
 from jaxtune.sweeps import canvas, curves, grid, stats
-
-_AXES = {
-  "rank": "rank",
-  "length": "{method} length (positions)",
-  "width": "bottleneck width",
-  "alpha": "alpha",
-  "learning_rate": "learning rate",
-}
 
 
 def figures(
@@ -66,15 +57,15 @@ def against_axis(rows: Sequence[stats.Row], metric: str, path: str) -> Figure:
     shift = 0.06 * step * (i - (len(lines) - 1) / 2) if len(lines) <= 7 else 0.0
     line_xs = [xs[row.settings[path]] + shift for row in line]
     _draw_line(axes, line_xs, line, metric, label, looks[label])
-  axes.xaxis.set_major_locator(FixedLocator(list(xs.values())))
-  axes.set_xticklabels([stats.show(value) for value in values])
+  axes.set_xticks(list(xs.values()), [stats.show(value) for value in values])
   axes.set_xlim(xs[values[0]] - 0.4 * step, xs[values[-1]] + 0.4 * step)
   key = path.rpartition(".")[2]
   methods = "/".join(sorted({row.settings["method.name"] for row in rows}))
-  name, _, unit = _AXES.get(key, key.replace("_", " ")).format(method=methods).partition(" (")
-  unit = ", ".join(filter(None, [unit.rstrip(")"), "log scale" if logarithmic else ""]))
-  axes.set_xlabel(f"{name} ({unit})" if unit else name)
-  _finish(figure, axes, rows, metric, name)
+  names = {"length": f"{methods} length", "width": "bottleneck width"}
+  name = names.get(key, key.replace("_", " "))
+  units = ["positions"] * (key == "length") + ["log scale"] * logarithmic
+  axes.set_xlabel(f"{name} ({', '.join(units)})" if units else name)
+  _finish(axes, rows, metric, name)
   return figure
 
 
@@ -84,27 +75,37 @@ def against_parameters(rows: Sequence[stats.Row], metric: str) -> Figure:
   A line joins a method's best settings at each size, which are named. Its other settings (other
   learning rates, say) are faint points.
   """
-  rows = [row for row in rows if _size(row)]
+  rows = [row for row in rows if _size(row)]  # a logarithmic axis has no 0
   figure, (axes,) = canvas.make()
   _scale_to_sizes(axes, [_size(row) for row in rows])
   methods: dict[str, list[stats.Row]] = {}
   for row in rows:
     methods.setdefault(row.settings["method.name"], []).append(row)
   looks = canvas.looks(list(methods))
-  names, obstacles = [], []
+  names = []
   for method, members in methods.items():
-    line, others = _best_at_each_size(members, metric)
-    _draw_line(axes, [_size(row) for row in line], line, metric, method, looks[method])
-    obstacles += _draw_faintly(axes, others, metric, looks[method])
+    # Of rows of one size the best comes last, and stays.
+    best = {_size(row): row for row in reversed(stats.best_first(members, metric))}
+    line = [best[size] for size in sorted(best)]
+    _draw_line(axes, sorted(best), line, metric, method, looks[method])
     for row, label in zip(line, _method_labels(line), strict=True):
-      mean, half_width, *_ = stats.over_seeds(row.results, metric)
-      if mean is not None:
-        names.append((_size(row), mean, label))
-        obstacles.append((_size(row), mean - (half_width or 0), mean + (half_width or 0)))
+      names.append((_size(row), stats.over_seeds(row.results, metric).mean, label))
+    others = [row for row in members if row is not best[_size(row)]]
+    means = [stats.over_seeds(row.results, metric).mean for row in others]
+    faint = dict(color=looks[method].color, alpha=0.3, markersize=5, markeredgewidth=0, zorder=1)
+    sizes = [_size(row) for row in others]
+    axes.plot(sizes, np.array(means, float), looks[method].marker, linestyle="none", **faint)
   axes.set_xlabel("trained parameters (log scale)")
   joined = ["lines join the best at each size; the rest is faint"] if len(names) < len(rows) else []
-  _finish(figure, axes, rows, metric, "trained parameters", joined)
-  canvas.write_names(figure, axes, [name for name in names if name[2]], obstacles)
+  _finish(axes, rows, metric, "trained parameters", joined)
+  summaries = [(_size(row), stats.over_seeds(row.results, metric)) for row in rows]
+  intervals = [
+    (size, s.mean - (s.half_width or 0), s.mean + (s.half_width or 0))
+    for size, s in summaries
+    if s.mean is not None
+  ]
+  drawn = [name for name in names if name[1] is not None and name[2]]
+  canvas.write_names(figure, axes, drawn, intervals)
   return figure
 
 
@@ -127,87 +128,42 @@ def _draw_line(
   label: str,
   look: canvas.Look,
 ) -> None:
-  """Draws a line through the means of rows, with their intervals and their single seeds."""
+  """Draws a line through the means of rows, with their intervals.
+
+  Faint dots beside a mean are its seeds, if there are several; a cross at the top edge says that
+  one of them diverged.
+  """
   summaries = [stats.over_seeds(row.results, metric) for row in rows]
-  axes.errorbar(
-    xs,
-    [math.nan if s.mean is None else s.mean for s in summaries],
-    yerr=[s.half_width or 0.0 for s in summaries],
-    color=look.color,
-    marker=look.marker,
-    markersize=5.5,
-    linewidth=1.8,
-    elinewidth=1.2,
-    zorder=3,
-    capsize=3 if any(s.half_width for s in summaries) else 0,
-    label=label or None,
-  )
-  for x, row in zip(xs, rows, strict=True):
-    _draw_seeds(axes, x, row, metric, look.color)
-
-
-def _draw_seeds(axes: Axes, x: float, row: stats.Row, metric: str, color: Any) -> None:
-  """Draws faint dots for two seeds or more, and a cross at the top edge where one diverged."""
-  values = [stats.final(result, metric) for result in row.results]
-  finite = [value for value in values if value is not None and math.isfinite(value)]
-  if len(row.results) > 1:
-    axes.plot(
-      [x] * len(finite),
-      finite,
-      "o",
-      color=color,
-      alpha=0.4,
-      markersize=3.5,
-      markeredgewidth=0,
-      zorder=2,
-      transform=axes.transData + ScaledTranslation(6 / 72, 0, axes.figure.dpi_scale_trans),
-    )
-  if stats.summarize(values).diverged:
-    axes.plot(
-      [x],
-      [0.97],
-      "x",
-      color=color,
-      transform=axes.get_xaxis_transform(),
-      markersize=7,
-      markeredgewidth=2,
-      zorder=4,
-    )
-
-
-def _draw_faintly(
-  axes: Axes, rows: Sequence[stats.Row], metric: str, look: canvas.Look
-) -> list[tuple[float, float, float]]:
-  """Draws the mean of each row at its size; returns the obstacles that names must not cover."""
-  points = [(_size(row), stats.over_seeds(row.results, metric).mean) for row in rows]
-  axes.plot(
-    [x for x, _ in points],
-    [math.nan if y is None else y for _, y in points],
-    look.marker,
-    color=look.color,
-    alpha=0.3,
-    markersize=5,
-    markeredgewidth=0,
-    linestyle="none",
-    zorder=1,
-  )
-  return [(x, y, y) for x, y in points if y is not None]
+  means = np.array([s.mean for s in summaries], float)
+  half_widths = [s.half_width or 0.0 for s in summaries]
+  style = dict(color=look.color, marker=look.marker, markersize=5.5, linewidth=1.8, elinewidth=1.2)
+  caps = 3 if any(half_widths) else 0
+  axes.errorbar(xs, means, half_widths, capsize=caps, zorder=3, label=label or None, **style)
+  beside = axes.transData + ScaledTranslation(6 / 72, 0, axes.figure.dpi_scale_trans)
+  faint = dict(color=look.color, alpha=0.4, markersize=3.5, markeredgewidth=0, transform=beside)
+  cross = dict(color=look.color, markersize=7, markeredgewidth=2, zorder=4)
+  for x, row, summary in zip(xs, rows, summaries, strict=True):
+    if len(row.results) > 1:
+      values = [stats.final(result, metric) for result in row.results]
+      axes.plot([x] * len(values), np.array(values, float), "o", zorder=2, **faint)
+    if summary.diverged:
+      axes.plot([x], [0.97], "x", transform=axes.get_xaxis_transform(), **cross)
 
 
 def _finish(
-  figure: Figure,
-  axes: Axes,
-  rows: Sequence[stats.Row],
-  metric: str,
-  against: str,
-  notes: Sequence[str] = (),
+  axes: Axes, rows: Sequence[stats.Row], metric: str, against: str, notes: Sequence[str] = ()
 ) -> None:
   """Adds to the drawn rows the untuned base, the title, how to read the plot, and the legend."""
   axes.set_ylabel(metrics.title(metric))
   lines = [_reading(rows, metric), *_base_line(axes, rows, metric), *notes]
-  canvas.keep_within(axes, *metrics.bounds(metric))
-  canvas.entitle(axes, f"{_plain_title(metric)} against {against}", lines)
-  canvas.legend(figure, axes)
+  # An interval of few seeds may reach beyond the values that the metric can have.
+  low, high = axes.get_ylim()
+  least, largest = metrics.bounds(metric)
+  edge = 0.03 * (min(high, largest) - max(low, least))
+  axes.set_ylim(max(low, least - edge), min(high, largest + edge))
+  plain = re.sub(r" \(.*?\)", "", metrics.title(metric), count=1)  # without the unit
+  canvas.entitle(axes, f"{plain[:1].upper()}{plain[1:]} against {against}", lines)
+  canvas.legend(axes.figure, axes)
 
 
 def _base_line(axes: Axes, rows: Sequence[stats.Row], metric: str) -> list[str]:
@@ -216,61 +172,33 @@ def _base_line(axes: Axes, rows: Sequence[stats.Row], metric: str) -> list[str]:
   Returns:
     A note that states the base's value instead, where its line would squash the rest.
   """
-  means = [
-    summary.mean
-    for row in stats.group_bases(rows)
-    if (summary := stats.of_base(row.results, metric)).mean is not None
-  ]
-  low, high = axes.get_ylim()
+  bases = [stats.of_base(row.results, metric).mean for row in stats.group_bases(rows)]
+  means = [mean for mean in bases if mean is not None]
   if len(means) != 1:
     return []
+  low, high = axes.get_ylim()
   if max(high, means[0]) - min(low, means[0]) > 1.6 * (high - low):
     return [
       f"base without tuning: {means[0]:.4g} ({'above' if means[0] > high else 'below'} the plot)"
     ]
   axes.axhline(means[0], color=canvas.GREY, linestyle="--", linewidth=1.2, zorder=1)
-  axes.annotate(
-    "base (untuned)",
-    (1, means[0]),
-    xycoords=axes.get_yaxis_transform(),
-    ha="right",
-    xytext=(-4, 3),
-    textcoords="offset points",
-    fontsize=9,
-    color=canvas.GREY,
-  )
+  place = dict(xycoords=axes.get_yaxis_transform(), ha="right")
+  canvas.annotate(axes, "base (untuned)", (1, means[0]), (-4, 3), **place)
   return []
-
-
-def _best_at_each_size(
-  rows: Sequence[stats.Row], metric: str
-) -> tuple[list[stats.Row], list[stats.Row]]:
-  """Returns the best row of each size, in order of size, and all other rows."""
-  best: dict[int, stats.Row] = {}
-  ordered = stats.best_first(rows, metric)
-  for row in ordered:
-    best.setdefault(_size(row), row)
-  return sorted(best.values(), key=_size), [row for row in ordered if row is not best[_size(row)]]
 
 
 def _method_labels(rows: Sequence[stats.Row]) -> list[str]:
   """Labels rows of one method by the method's settings; a single row has an empty label."""
-  if len(rows) == 1:
-    return [""]
+  of_method = lambda path: path.startswith("method.") and path != "method.name"
   settings = [
-    {
-      key: value
-      for key, value in row.settings.items()
-      if key.startswith("method.") and key != "method.name"
-    }
-    for row in rows
+    {path: row.settings[path] for path in row.settings if of_method(path)} for row in rows
   ]
   return [label if label != "all" else "" for label in stats.labels(settings)]
 
 
 def _size(row: stats.Row) -> int:
-  """Returns a row's count of trained parameters, 0 where it is not known."""
-  return row.results[0].get("trained_parameters") or 0
+  """Returns a row's count of trained parameters."""
+  return row.results[0]["trained_parameters"]
 
 
 def _reading(rows: Sequence[stats.Row], metric: str) -> str:
@@ -281,8 +209,3 @@ def _reading(rows: Sequence[stats.Row], metric: str) -> str:
     reading = f"mean over {seeds} seeds; bars: 95 % interval; dots: single seeds"
   diverged = any(stats.over_seeds(row.results, metric).diverged for row in rows)
   return reading + ("; ×: a seed diverged" if diverged else "")
-
-
-def _plain_title(metric: str) -> str:
-  bare = re.sub(r" \(.*?\)", "", metrics.title(metric), count=1)  # without the unit
-  return bare[:1].upper() + bare[1:]

@@ -16,8 +16,9 @@ from jaxtune import metrics
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.metrics.kinds.label import Confusion
+from jaxtune.runs.folder import read_history
 from jaxtune.runs.results import diverged
-from jaxtune.sweeps import confusion, curves, grid, pages, plot, stats, table
+from jaxtune.sweeps import confusion, grid, pages, plot, stats, table
 
 
 def write(
@@ -36,8 +37,7 @@ def write(
     results: the result.json of every trial.
     folder: the sweep's folder; learning curves are read from its trials/<name>/metrics.jsonl.
     metric: the rows are sorted by it, and the plots show it; default the test loss.
-    config: the configuration that all trials share, for `scale_note`; default each result's
-      "config", if it has one.
+    config: the completed configuration that all trials share, for `scale_note`.
     notes: further facts to list, such as {"compiled programs": 1, "seconds": 81.5}.
 
   Raises:
@@ -48,36 +48,34 @@ def write(
   folder = Path(folder)
   metric = table.choose_metric(results, metric)
   best = stats.best_first(stats.group(results), metric)[0].results[0]
+  others = {
+    "By task": table.by_task(results, metric),
+    "What was drawn of each task": table.mixtures(results),
+    f"Classes of {best['trial']}": table.by_class(best),
+  }
+  plots = {}
+  for name, figure in _figures(results, folder, metric, best).items():
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150)
+    plots[name] = stream.getvalue()
+    write_atomically(folder / "plots" / f"{name}.png", plots[name])
   report = pages.Page(
     trials=table.build(results, metric),
-    others=_other_tables(results, metric, best),
     remarks=_remarks(results, metric, config),
+    others={title: rows for title, rows in others.items() if rows is not None},
+    plots=plots,
     facts=_facts(results, notes or {}),
-    plots={name: _png(figure) for name, figure in _figures(results, folder, metric, best).items()},
   )
-  for name, image in report.plots.items():
-    write_atomically(folder / "plots" / f"{name}.png", image)
   write_atomically(folder / "results.csv", table.to_csv(results))
   write_atomically(folder / "report.html", pages.to_html(report))
   write_atomically(folder / "report.md", pages.to_markdown(report))
   return folder / "report.md"
 
 
-def _other_tables(results: Sequence[dict], metric: str, best: dict) -> dict[str, table.Table]:
-  """Returns {title: table} of a mixture's tasks and of the classes of the best trial."""
-  tables = {
-    "By task": table.by_task(results, metric),
-    "What was drawn of each task": table.mixtures(results),
-    f"Classes of {best['trial']}": table.by_class(best),
-  }
-  return {title: rows for title, rows in tables.items() if rows is not None}
-
-
 def _figures(results: Sequence[dict], folder: Path, metric: str, best: dict) -> dict[str, Figure]:
   """Draws {name: plot}, with the confusion matrix of the best trial if it has one."""
   histories = {
-    result["trial"]: curves.read_history(folder / "trials" / result["trial"] / "metrics.jsonl")
-    for result in results
+    result["trial"]: read_history(folder / "trials" / result["trial"]) for result in results
   }
   figures = plot.figures(results, metric, histories)
   if best.get("confusion"):
@@ -91,24 +89,22 @@ def scale_note(results: Sequence[dict], config: Mapping[str, Any] | None = None)
   ranks_at: dict[tuple[str, float], set[int]] = {}
   for result in results:
     flat = {"method.name": result["method"]}
-    flat |= grid.flatten(config or result.get("config") or {}) | grid.flatten(result["settings"])
+    flat |= grid.flatten(config or {}) | grid.flatten(result["settings"])
     for path in flat:
       section, _, key = path.rpartition(".")
       alpha = flat.get(f"{section}.alpha")
-      number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
       if (
-        path.startswith("method.") and key == "rank" and number and not flat.get(f"{section}.scale")
+        path.startswith("method.") and key == "rank" and alpha and not flat.get(f"{section}.scale")
       ):
         ranks_at.setdefault((section, alpha), set()).add(flat[path])
-  changed = {where: ranks for where, ranks in ranks_at.items() if len(ranks) > 1}
-  if not changed:
-    return None
-  (section, alpha), ranks = next(iter(changed.items()))
-  return (
-    f"The rank axis also changed LoRA's scale: alpha = {stats.show(alpha)} is fixed, so "
-    f"alpha / rank falls as the rank grows (ranks {', '.join(map(str, sorted(ranks)))}). "
-    f"To compare ranks at one scale, set {section}.scale."
-  )
+  for (section, alpha), ranks in ranks_at.items():
+    if len(ranks) > 1:
+      return (
+        f"The rank axis also changed LoRA's scale: alpha = {stats.show(alpha)} is fixed, so "
+        f"alpha / rank falls as the rank grows (ranks {', '.join(map(str, sorted(ranks)))}). "
+        f"To compare ranks at one scale, set {section}.scale."
+      )
+  return None
 
 
 def _remarks(results: Sequence[dict], metric: str, config: Mapping[str, Any] | None) -> list[str]:
@@ -131,22 +127,22 @@ def _remarks(results: Sequence[dict], metric: str, config: Mapping[str, Any] | N
       "Validation chose the configurations' order, and the step whose weights were kept, so these "
       "figures are optimistic; report a test metric of the best configuration."
     )
-  memorized = [result for result in results if _memorized(result)]
-  if memorized:
+  if memorized := [result for result in results if _memorized(result)]:
     remarks.append(
       f"Learnt by heart ({len(memorized)} of {len(results)} trials): the loss on training examples "
       "is less than half of that on held-out ones. Fewer steps, train.patience, regularize or a "
       f"smaller method may help: {'; '.join(result['trial'] for result in memorized)}."
     )
-  failed = [result for result in results if diverged(result)]
-  if failed:
+  if failed := [result for result in results if diverged(result)]:
     named = "; ".join(f"{result['trial']} ({_when(result)})" for result in failed)
     remarks.append(
       f"Diverged ({len(failed)} of {len(results)} trials): training that was not finite at some "
       "step counts as such, whatever the weights kept from before it score, and so does a metric "
       f"that is not finite. {named}."
     )
-  return remarks + list(filter(None, [scale_note(results, config)]))
+  if note := scale_note(results, config):
+    remarks.append(note)
+  return remarks
 
 
 def _when(result: dict) -> str:
@@ -159,25 +155,23 @@ def _when(result: dict) -> str:
 def _memorized(result: dict) -> bool:
   """Says whether the loss on training examples is less than half of that on held-out ones."""
   final = result["final"]
-  held_out = final.get("validation_loss", final.get("test_loss"))
-  train = final.get("train_loss")
-  return held_out is not None and train is not None and train < 0.5 * held_out
+  held_out = final.get("validation_loss", final.get("test_loss", 0.0))
+  return final.get("train_loss", math.inf) < 0.5 * held_out
 
 
 def _facts(results: Sequence[dict], notes: Mapping[str, Any]) -> dict[str, str]:
   """Returns {name: value} of the sweep's counts, its time, `notes`, its data and its versions."""
-  seeds = {result["settings"].get("seed", result.get("seed")) for result in results}
-  facts: dict[str, Any] = {"trials": len(results), "seeds": len(seeds)}
-  sizes = dict.fromkeys(r["base_parameters"] for r in results if r.get("base_parameters"))
-  if sizes:
-    facts["parameters of the base"] = " and ".join(f"{size:,}" for size in sizes)
-  facts["seconds of all trials"] = f"{sum(r.get('seconds') or 0 for r in results):.1f}"
-  facts |= notes
+  sizes = dict.fromkeys(result["base_parameters"] for result in results)
+  facts: dict[str, Any] = {
+    "trials": len(results),
+    "seeds": len({result["settings"].get("seed") for result in results}),
+    "parameters of the base": " and ".join(f"{size:,}" for size in sizes),
+    "seconds of all trials": f"{sum(result['seconds'] for result in results):.1f}",
+    **notes,
+  }
   for key in ("data", "versions"):
     distinct = {
-      json.dumps(result[key], sort_keys=True, default=str): result[key]
-      for result in results
-      if result.get(key)
+      json.dumps(result[key], sort_keys=True): result[key] for result in results if key in result
     }
     for i, value in enumerate(distinct.values()):
       facts[key if len(distinct) == 1 else f"{key} ({i + 1})"] = value
@@ -194,10 +188,3 @@ def _fact(value: Any) -> str:
   if isinstance(value, Mapping):
     return ", ".join(f"{key} {item}" for key, item in grid.flatten(value).items())
   return f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else str(value)
-
-
-def _png(figure: Figure) -> bytes:
-  """Returns a figure as the content of a PNG file."""
-  stream = io.BytesIO()
-  figure.savefig(stream, format="png", dpi=150)
-  return stream.getvalue()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtune import metrics
 from jaxtune.errors import UserError, nearest
@@ -18,29 +19,17 @@ class Table(NamedTuple):
 
   header: list[str]
   rows: list[list[str]]
-  untrained: int = 0  # so many first rows are of models that were not trained
+  untrained: int = 0  # count of the first rows, which are of models that were not trained
 
 
-# What trials are compared with, and the labels of its rows.
-UNTRAINED = {
-  "base": "{}",
-  "shots": "{}, {}-shot",
-  "chance": "most frequent answer",
-}
-ALWAYS = ("train_loss", "general_perplexity")  # metrics that are shown for every split
+# {part of a result that was measured without training: label of its row}
+UNTRAINED = {"base": "{}", "shots": "{}, {}-shot", "chance": "most frequent answer"}
 
 
 def metric_names(results: Sequence[dict]) -> list[str]:
-  """Lists the numeric metrics of any trial, in order of appearance."""
-  return list(
-    dict.fromkeys(
-      name
-      for result in results
-      for key in ("base", "final")
-      for name, value in result[key].items()
-      if value is None or isinstance(value, (int, float)) and not isinstance(value, bool)
-    )
-  )
+  """Lists the metrics that any trial has, in order of appearance."""
+  parts = [result[part] for result in results for part in ("base", "final")]
+  return list(dict.fromkeys(itertools.chain(*parts)))
 
 
 def choose_metric(results: Sequence[dict], metric: str | None) -> str:
@@ -60,16 +49,21 @@ def to_csv(results: Sequence[dict]) -> str:
   for result in results:
     counts = ("trained_parameters", "steps", "stopped_at", "diverged_at", "seconds")
     measured = {key: result.get(key) for key in counts}
-    for key in (*UNTRAINED, "final"):
-      if result.get(key):
-        measured |= {f"{key}.{name}": result[key].get(name) for name in names}
-    identity = {key: result[key] for key in ("trial", "method")}
-    records.append((identity, grid.flatten(result["settings"]), measured))
-  columns = [(i, key) for i in range(3) for key in dict.fromkeys(k for r in records for k in r[i])]
+    for part in (*UNTRAINED, "final"):
+      if result.get(part):
+        measured |= {f"{part}.{name}": result[part].get(name) for name in names}
+    settings = {
+      path: stats.show(value) if isinstance(value, list) else value
+      for path, value in grid.flatten(result["settings"]).items()
+    }
+    records.append(({key: result[key] for key in ("trial", "method")}, settings, measured))
+  columns: list[str] = []
+  for parts in zip(*records, strict=True):  # first what all trials are, then all their settings
+    columns += dict.fromkeys(itertools.chain(*parts))
   stream = io.StringIO()
-  writer = csv.writer(stream, lineterminator="\n")
-  writer.writerow([key for _, key in columns])
-  writer.writerows([_cell(record[i].get(key)) for i, key in columns] for record in records)
+  writer = csv.DictWriter(stream, columns, lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(identity | settings | measured for identity, settings, measured in records)
   return stream.getvalue()
 
 
@@ -80,33 +74,33 @@ def build(results: Sequence[dict], metric: str) -> Table:
     metric: decides the order of the rows; the other metrics of its split follow it.
   """
   rows = stats.group(results)
-  shown = _shown(results, metric)
-  scales = {name: _decimals(results, name) for name in shown}
+  scales = {name: _decimals(results, name) for name in _shown(results, metric)}
+  compared = {"base": "base"}
+  if any(result.get("shots") for result in results):
+    compared["shots"] = "few-shot"
   header = [
     "configuration",
     "trained parameters",
     "% of base",
     "seeds",
-    *(_title(name) for name in shown),
-    *(f"change of {metrics.title(metric)} from {name}" for name in _compared(results).values()),
+    *map(_title, scales),
+    *(f"change of {metrics.title(metric)} from {name}" for name in compared.values()),
     "seconds per trial",
   ]
-  body = _untrained(rows, scales, columns_after=len(_compared(results)) + 1)
+  body = [cells + ["-"] * (len(header) - len(cells)) for cells in _untrained(rows, scales)]
   untrained = len(body)
   for row in stats.best_first(rows, metric):
-    seeds = len(row.results)
-    count = row.results[0].get("trained_parameters")
-    changes = [_change(row.results, metric, key, scales[metric]) for key in _compared(results)]
-    seconds = stats.summarize(result.get("seconds") for result in row.results).mean
+    trained, total = (row.results[0][f"{part}_parameters"] for part in ("trained", "base"))
+    seconds = stats.summarize(result["seconds"] for result in row.results).mean
     body.append(
       [
         row.label,
-        "-" if count is None else f"{count:,}",
-        _share(count, row.results[0].get("base_parameters")),
-        str(seeds),
-        *(_final(row.results, name, scales[name]) for name in shown),
-        *changes,
-        "-" if seconds is None else f"{seconds:.1f}",
+        f"{trained:,}",
+        f"{100 * trained / total:.3g}",
+        str(len(row.results)),
+        *(_measured(row.results, name, digits) for name, digits in scales.items()),
+        *(_measured(row.results, metric, scales[metric], key) for key in compared),
+        f"{seconds:.1f}",
       ]
     )
   return Table(header, body, untrained)
@@ -119,16 +113,16 @@ def by_task(results: Sequence[dict], metric: str) -> Table | None:
   """
   metric = metric.partition("/")[0]
   tasks = [name for name in metric_names(results) if name.startswith(f"{metric}/")]
-  rows = stats.best_first(stats.group(results), metric)
   if not tasks:
     return None
+  rows = stats.best_first(stats.group(results), metric)
   bases = stats.group_bases(stats.group(results))
   header = [f"{_title(metric)}, task", *(row.label for row in (*bases, *rows))]
   body = []
   for name in tasks:
     digits = _decimals(results, name)
-    before = [_interval(stats.of_base(row.results, name), digits) for row in bases]
-    after = [_final(row.results, name, digits) for row in rows]
+    before = [_cell(stats.of_base(row.results, name), digits) for row in bases]
+    after = [_measured(row.results, name, digits) for row in rows]
     body.append([name.partition("/")[2].replace("mean", "mean of tasks"), *before, *after])
   return Table(header, body)
 
@@ -145,27 +139,24 @@ def mixtures(results: Sequence[dict]) -> Table | None:
   rows = list({json.dumps(row.results[0]["mixture"], sort_keys=True): row for row in rows}.values())
   if not rows:
     return None
-  drawn = [row.results[0]["mixture"] for row in rows]
-  names = [f"{label}: " if len(rows) > 1 else "" for label in _mixture_labels(rows)]
+  of_data = lambda path: path.split(".")[0] in ("data", "train")
+  labels = stats.labels([{k: v for k, v in row.settings.items() if of_data(k)} for row in rows])
+  names = [f"{label}: " if len(rows) > 1 else "" for label in labels]
   header = ["task", "examples"]
   header += [name + column for name in names for column in ("share (%)", "drawn", "epochs")]
-  body = []
-  for task in dict.fromkeys(task for mixture in drawn for task in mixture):
+  drawn = [row.results[0]["mixture"] for row in rows]
+  body: list[list[str]] = []
+  for task in dict.fromkeys(itertools.chain(*drawn)):
     counts = [mixture.get(task) for mixture in drawn]
-    size = next(count["examples"] for count in counts if count)
-    body.append([task, f"{size:,}", *(cell for count in counts for cell in _drawn_cells(count))])
+    cells = [task, f"{next(count['examples'] for count in counts if count):,}"]
+    for count in counts:
+      if count is None:
+        cells += ["-"] * 3
+      else:
+        share, examples, epochs = (count[key] for key in ("share", "drawn", "epochs"))
+        cells += [f"{100 * share:.1f}", f"{examples:,}", f"{epochs:.2f}"]
+    body.append(cells)
   return Table(header, body)
-
-
-def _mixture_labels(rows: Sequence[stats.Row]) -> list[str]:
-  of_data = lambda path: path.split(".")[0] in ("data", "train")
-  return stats.labels([{k: v for k, v in row.settings.items() if of_data(k)} for row in rows])
-
-
-def _drawn_cells(count: dict | None) -> list[str]:
-  if count is None:
-    return ["-"] * 3
-  return [f"{100 * count['share']:.1f}", f"{count['drawn']:,}", f"{count['epochs']:.2f}"]
 
 
 def by_class(result: dict) -> Table | None:
@@ -179,72 +170,58 @@ def by_class(result: dict) -> Table | None:
 
 
 def _shown(results: Sequence[dict], metric: str) -> list[str]:
-  """Lists the metrics that have a column: `metric`, the others of its split, and `ALWAYS`."""
+  """Lists the metrics that have a column: `metric`, the others of its split, and two of training.
+
+  Of metrics by task, the mean of the tasks alone has one.
+  """
   names = metric_names(results)
   split = metric.partition("_")[0] + "_"
   of_split = [name for name in names if name.startswith(split) and "/" not in name]
   means = [name for name in names if name.startswith(split) and name.endswith("/mean")]
-  always = [name for name in ALWAYS if name in names]
+  always = [name for name in ("train_loss", "general_perplexity") if name in names]
   return list(dict.fromkeys([metric, *of_split, *means, *always]))
 
 
-def _compared(results: Sequence[dict]) -> dict[str, str]:
-  """Returns {key in a result: title} of what the trials' changes are measured from."""
-  return {"base": "base"} | ({"shots": "few-shot"} if any(r.get("shots") for r in results) else {})
-
-
-def _untrained(
-  rows: Sequence[stats.Row], scales: dict[str, int], columns_after: int
-) -> list[list[str]]:
-  """Makes the rows of `UNTRAINED`, each once.
+def _untrained(rows: Sequence[stats.Row], scales: dict[str, int]) -> list[list[str]]:
+  """Makes the rows of `UNTRAINED`, each once, up to the columns of the metrics.
 
   Args:
-    scales: {metric: digits after the point} of the columns.
-    columns_after: how many columns without a value follow the metrics.
+    scales: {metric: digits after the point} of these columns.
   """
-  body: dict[tuple[str, ...], None] = {}
+  body = []
   for row in stats.group_bases(rows):
     for key, label in UNTRAINED.items():
       if any(result.get(key) for result in row.results):
         shots = row.results[0].get("demonstrations", {}).get("shots")
-        cells = [_interval(stats.of_base(row.results, m, key), scales[m]) for m in scales]
-        body[label.format(row.label, shots), "0", "0", "-", *cells, *["-"] * columns_after] = None
-  return [list(cells) for cells in body]
+        values = [_cell(stats.of_base(row.results, m, key), scales[m]) for m in scales]
+        cells = [label.format(row.label, shots), "0", "0", "-", *values]
+        if cells not in body:
+          body.append(cells)
+  return body
 
 
-def _final(results: Sequence[dict], metric: str, digits: int) -> str:
-  """Writes a metric with its interval: over seeds, or of a single seed over examples."""
-  summary = stats.over_seeds(results, metric)
-  interval = results[0].get("intervals", {}).get(metric)
-  if len(results) > 1 or not interval or summary.mean is None:
-    return _interval(summary, digits, len(results))
-  low, high = interval
-  return f"{summary.mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+def _measured(results: Sequence[dict], metric: str, digits: int, key: str | None = None) -> str:
+  """Writes a metric of trials that differ in the seed alone, with its interval.
 
+  The interval is over seeds; of a single seed, over examples.
 
-def _change(results: Sequence[dict], metric: str, key: str, digits: int) -> str:
-  """Writes the change of a metric with its interval: over seeds, or of a single seed."""
-  change = stats.difference(results, metric, key)
-  interval = results[0].get("differences", {}).get(key, {}).get(metric)
-  if len(results) > 1 or not interval or change.mean is None:
-    return _interval(change, digits, len(results), sign="+")
-  mean, low, high = interval
-  return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+  Args:
+    key: "base" or "shots", for the change of the metric from it.
+  """
+  if key is None:
+    summary, intervals = stats.over_seeds(results, metric), results[0].get("intervals", {})
+  else:
+    summary = stats.difference(results, metric, key)
+    intervals = results[0].get("differences", {}).get(key, {})
+  sign = "" if key is None else "+"
+  if len(results) == 1 and summary.mean is not None and intervals.get(metric):
+    low, high = intervals[metric][-2:]
+    return f"{summary.mean:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+  return _cell(summary, digits, len(results), sign)
 
 
 def _title(metric: str) -> str:
   return f"{metrics.title(metric)} {'↑' if metrics.higher_is_better(metric) else '↓'}"
-
-
-def _cell(value: Any) -> Any:
-  """Turns a value into what a cell of a CSV file can hold."""
-  if isinstance(value, list):
-    return "+".join(map(str, value))
-  return "" if value is None else value
-
-
-def _share(count: int | None, base_parameters: int | None) -> str:
-  return f"{100 * count / base_parameters:.3g}" if count is not None and base_parameters else "-"
 
 
 def _decimals(results: Sequence[dict], metric: str) -> int:
@@ -253,18 +230,18 @@ def _decimals(results: Sequence[dict], metric: str) -> int:
   return 3 if max((abs(mean) for mean in means if mean is not None), default=0) < 10 else 2
 
 
-def _interval(summary: stats.Summary, decimals: int, seeds: int = 0, sign: str = "") -> str:
+def _cell(summary: stats.Summary, digits: int, seeds: int = 0, sign: str = "") -> str:
   """Writes a summary.
 
   Args:
-    seeds: how many trials it is of; 0 where that is of no interest, as for the untuned base.
+    seeds: the number of trials, which is shown where fewer have the metric; 0 for an untuned base.
   """
   if summary.diverged:
     return f"diverged ({summary.diverged} of {summary.count})"
   if summary.mean is None:
     return "-"
-  cell = f"{summary.mean:{sign}.{decimals}f}"
+  cell = f"{summary.mean:{sign}.{digits}f}"
   if seeds or summary.half_width is not None:
-    width = "-" if summary.half_width is None else f"{summary.half_width:.{decimals}f}"
+    width = "-" if summary.half_width is None else f"{summary.half_width:.{digits}f}"
     cell += f" ± {width}"
   return cell if summary.count == seeds or not seeds else f"{cell} ({summary.count} of {seeds})"

@@ -97,7 +97,7 @@ class Group(NamedTuple):
     batch: (number of a step) -> its batch (E, A, B, ...), on the devices.
     validate: (overlays) -> each trial's metrics on its validation split; None without one.
     settled: the first step whose weights may be kept; evaluations before it count for nothing.
-    logs: writes each trial's metrics.jsonl; a context manager.
+    logs: writes each trial's metrics.jsonl.
     save: (steps done, progress) writes a checkpoint.
   """
 
@@ -121,7 +121,7 @@ def run(group: Group, progress: Progress) -> Progress:
   eval_every, checkpoint_every = intervals(options)
   first = int(progress.state.step[0])
   bar = tqdm(total=options.steps, initial=first, desc="training", unit="step", disable=None)
-  with checkpoint.interrupts() as interrupted, bar, group.logs:
+  with checkpoint.interrupts() as interrupted, bar:
     for i in range(first, options.steps):
       batch, done = group.batch(i), i + 1
       carry = (progress.state, progress.sums, progress.stale)

@@ -116,7 +116,9 @@ def test_what_cannot_be_composed_is_said(place):
     jaxtune.compose_runs(runs, place[0] / "one", "cat")
   with pytest.raises(UserError, match="checkpoint is 'nowhere': expected the folder of a fine"):
     jaxtune.extract(place[1](method=LORA), "nowhere", 2, place[0] / "x")
-  with pytest.raises(UserError, match="llama is no run's folder, and its config.json would be"):
+  with pytest.raises(
+    UserError, match="llama is not the folder of a run, and its config.json would be"
+  ):
     jaxtune.compose_runs(runs, runs[0].pretrained.folder, "cat")
   prompt = {"name": "prompt", "length": 2}
   two = compose.with_method(

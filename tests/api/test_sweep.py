@@ -5,6 +5,7 @@ import json
 import pytest
 from support import made_trials
 
+from jaxtune import libraries
 from jaxtune.api import sweep as sweeps
 from jaxtune.errors import UserError
 from jaxtune.runs.trial import with_config
@@ -69,4 +70,6 @@ def test_a_finished_trial_is_read_back_whole(llama, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=name):
       sweeps.sweep(config, tmp_path)
     (folder / name).write_bytes(content)
+  # Another commit, or none, changes nothing of what is done.
+  monkeypatch.setattr(libraries, "commit", lambda: None)
   assert json.loads(json.dumps(sweeps.sweep(config, tmp_path)))[0]["final"] == result["final"]

@@ -97,7 +97,7 @@ def test_files_of_something_else_are_not_written_over(tmp_path, name, content):
   path = tmp_path / "folder" / name
   path.parent.mkdir()
   path.write_text(content)
-  says = f"is no run's folder, and its {name} would be lost"
+  says = f"is not the folder of a run, and its {name} would be lost"
   with pytest.raises(UserError, match=says), locks.held(path.parent):
     pass
   assert path.read_text() == content and [*path.parent.iterdir()] == [path]

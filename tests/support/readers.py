@@ -221,8 +221,7 @@ def write_run(folder: Path) -> None:
 
 def read_run(folder: Path) -> object:
   results.read(folder / "run")
-  with runs.Logs([folder / "run"], 3):
-    pass
+  runs.Logs([folder / "run"], 3)
   run = finished.load_run(folder / "run", pretrained("llama"))
   return made_trials.config.complete(run.config)
 

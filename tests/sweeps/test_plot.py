@@ -9,7 +9,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from jaxtune.sweeps import canvas, curves, plot, stats
+from jaxtune.runs import folder
+from jaxtune.sweeps import canvas, plot, stats
 
 
 def grid_results(made):
@@ -112,7 +113,7 @@ def test_learning_curves_average_the_steps_that_all_seeds_have(made, tmp_path):
   lines = [{"step": s, "train_loss": 3 - s / 10} for s in (1, 2, 3)]
   path = tmp_path / "metrics.jsonl"
   path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "tr')
-  assert curves.read_history(path) == lines and curves.read_history(tmp_path / "none") == []
+  assert folder.read_history(tmp_path) == lines and folder.read_history(tmp_path / "none") == []
   results = made.ranks({1: [2.0, 2.1]})
   resumed = [
     {"step": 1, "train_loss": 9.0},

@@ -109,7 +109,7 @@ def test_csv_has_a_row_a_trial_with_all_that_is_known(made, tmp_path):
 def test_the_note_on_the_scale_of_lora(made):
   results = made.ranks({1: [2.0], 4: [1.5]})
   assert "alpha = 16 is fixed" in report.scale_note(results, LORA)
-  assert "set method.scale" in report.scale_note([r | {"config": LORA} for r in results])
+  assert "set method.scale" in report.scale_note(results, LORA)
   assert report.scale_note(results) is None
   assert report.scale_note(results[:1], LORA) is None
   fixed = {"method": LORA["method"] | {"scale": 2.0}}

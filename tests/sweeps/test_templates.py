@@ -48,7 +48,7 @@ def test_each_trial_is_compared_with_the_demonstrations_of_its_seed(config, tmp_
   drawn = [base.drawn["demonstrations"] for _, base in given]
   assert len(drawn) == 2 and drawn[0] != drawn[1]
   for trial, base in given:
-    alone = baseline.evaluate_base(trial)
+    (alone,) = baseline.evaluate_bases([trial])
     assert base.drawn == alone.drawn
     for mine, theirs in ((base.base, alone.base), (base.shots, alone.shots)):
       assert mine.metrics == pytest.approx(theirs.metrics, rel=1e-5)

@@ -165,7 +165,8 @@ def test_judgement_is_without_label_smoothing(llama):
   found = []
   for smoothing in (0.0, 0.4):
     full = made_trials.complete({"name": "lora"}, objective={"label_smoothing": smoothing})
-    found.append(baseline.evaluate_base(with_config(setup, full)).base.metrics)
+    (untuned,) = baseline.evaluate_bases([with_config(setup, full)])
+    found.append(untuned.base.metrics)
     trained = programs.make_program(with_config(setup, full)).objective
     assert inspect.signature(trained).parameters["label_smoothing"].default == smoothing
   assert found[0] == found[1] and found[0]["test_loss"] > 1

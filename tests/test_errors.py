@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def template(node: ast.expr) -> str | None:
   return None
 
 
+@functools.cache
 def messages() -> dict[str, list[tuple[str, str]]]:
   """Lists every message by room, each with its file and line."""
   found: dict[str, list[tuple[str, str]]] = {}

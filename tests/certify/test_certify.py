@@ -150,7 +150,7 @@ def test_the_model_card_loads_it(bases, how, tmp_path):
   [
     ({}, "not an exported adapter"),
     ({"adapter_config.json": "{"}, "malformed JSON"),
-    ({"adapter_config.json": "[]"}, "expected dict"),
+    ({"adapter_config.json": "[]"}, "neither PEFT's"),
     ({"adapter_config.json": "{}"}, "neither PEFT's"),
     ({"adapter_config.json": '{"peft_type": "LORA"}'}, "lacks adapter_model.safetensors"),
     ({"adapter_config.json": '{"config": {}}', "adapter.safetensors": "no"}, "damaged"),

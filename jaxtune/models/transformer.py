@@ -190,7 +190,6 @@ class Trunk(nn.Module):
       in_axes=(0, 0, nn.broadcast),
       length=c.layers,
       unroll=c.unroll,
-      check_constancy_invariants=False,  # which would trace the block once more
     )(c)
     if c.order != "post":
       self.norm = c.norm()

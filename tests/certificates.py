@@ -66,7 +66,7 @@ CORRUPTED = (
 # Written as the LoRA that they are, and read back as such.
 AS_LORA = ("LoRA-FA", "PiSSA", "OLoRA")
 ADAPTERHUB = (
-  "adapter, Pfeiffer", "adapter, Houlsby", "adapter, wider than the model", "AdapterPlus",
+  "adapter, Pfeiffer", "adapter, Houlsby", "adapter, of an odd width", "AdapterPlus",
   "adapter with LayerNorms", "adapter, widths by layer", "Compacter", "Compacter++, own rules",
   "prefix at 0", "MAM, prefix as arrays",
 )  # fmt: skip

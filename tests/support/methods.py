@@ -66,7 +66,7 @@ OPTIONS = {
   "AdaLoRA, pruned": dict(name="adalora", init_rank=4, target_rank=2),
   "VeRA, of outputs": dict(name="vera", rank=16, targets=("o_proj", "down_proj")),
   "LoKr, both factors": dict(name="lokr", rank=2, factor=4, decompose_both=True),
-  "adapter, wider than the model": dict(name="adapter", width=40, placement="parallel"),
+  "adapter, of an odd width": dict(name="adapter", width=19, placement="parallel"),
   "adapter with LayerNorms": dict(name="adapter", width=12, ln_before=True, ln_after=True),
   "adapter, widths by layer": dict(name="adapter", width=(12, 4, 8)),
   "Compacter++, own rules": dict(

@@ -10,7 +10,7 @@ cannot hold must be refused. The last rows corrupt one tensor of an export and p
 certificate finds it.
 
 AdapterHub's rows run in the interpreter that JAXTUNE_ADAPTERS_PYTHON names (adapters 1.3.0).
-Exits with 1 if a row fails or could not be run. Costs about four minutes on 2 cores.
+Exits with 1 if a row fails or could not be run. Costs about three minutes on 2 cores.
 """
 
 from __future__ import annotations

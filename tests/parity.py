@@ -7,7 +7,7 @@ Models are small, with random weights whose every number is a bf16 number, so th
 start from the same weights in either type. LoRA and prefix are exported in PEFT's format and loaded
 by peft; a prefix that PEFT cannot express is laid into PyTorch's attention by
 `support/prefix_by_hand.py`. `--keep` writes experiments/parity. Exits with 1 if a cell exceeds its
-bound. Costs about six minutes on 2 cores.
+bound. Costs about three minutes on 2 cores.
 """
 
 from __future__ import annotations

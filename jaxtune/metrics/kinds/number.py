@@ -88,9 +88,8 @@ def _of_correlation(title: str, measure: str, ranked: bool) -> Metric:
 
 METRICS = {
   "pearson": _of_correlation("Pearson correlation (%)", "pearsonr", ranked=False),
-  "spearman": _of_correlation(
-    "Spearman correlation (%)", "spearmanr", ranked=True
-  ),  # ties share a rank
+  # Equal numbers share a rank.
+  "spearman": _of_correlation("Spearman correlation (%)", "spearmanr", ranked=True),
   "mse": mean("mean squared error", squares_X)._replace(
     score=mse, high=np.inf, higher_is_better=False
   ),

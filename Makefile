@@ -72,8 +72,10 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@ $(VENV)/.installed
 
-$(ADAPTERS_VENV)/.installed:
+# Behind its own packages it sees those of the other environment, so PyTorch is installed once.
+$(ADAPTERS_VENV)/.installed: $(VENV)/.installed-test
 	$(PYTHON) -m venv $(ADAPTERS_VENV)
-	$(ADAPTERS_VENV)/bin/python -m pip install --quiet torch==2.13.0 adapters==1.3.0 \
-	  transformers==4.57.6 peft==0.21.2
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	  $$($(ADAPTERS_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	$(ADAPTERS_VENV)/bin/python -m pip install --quiet adapters==1.3.0 transformers==4.57.6
 	touch $@

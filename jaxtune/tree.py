@@ -42,6 +42,7 @@ def size(tree: Any) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+@jax.jit
 def stack(trees: list[Any]) -> Any:
   """Stacks trees of one structure along a new first axis, padding leaves with zeros.
 
@@ -83,7 +84,7 @@ def fingerprint(tree: Any) -> str:
 
 @jax.jit
 def _digest(x: jax.Array) -> list[jax.Array]:
-  """Adds up hashes of each element with its index, with two seeds; the order does not matter."""
+  """Sums a hash of each element and its index, for two seeds; devices may add in any order."""
   x = x.astype(jnp.uint8) if x.dtype == bool else x
   unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
   bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).ravel()

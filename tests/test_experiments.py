@@ -101,7 +101,7 @@ def commands(page):
 def a_bert(folder):
   """Makes a small random BERT that has the bundled tokenizer."""
   fields = tiny.ENCODERS["bert"] | dict(vocab_size=AutoTokenizer.from_pretrained(TINY).vocab_size)
-  pretrained = hf.load(architecture=fields | dict(pad_token_id=0), head="mlm")
+  pretrained = tiny.random(fields | dict(pad_token_id=0), head="mlm")
   hf.save(pretrained, pretrained.params, folder)
   for name in ("tokenizer.json", "tokenizer_config.json"):
     shutil.copy(TINY / name, folder)

@@ -299,6 +299,7 @@ def test_prompts_that_no_model_reads(trained):
       jaxtune.complete(one, prompts)
 
 
+@pytest.mark.full
 def test_a_row_is_read_by_the_template_of_its_task(trained):
   """Of a mixture of files, whose top-level template belongs to no task."""
   plain = jaxtune.load_run(trained)
@@ -336,6 +337,7 @@ def full_disk():
   resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("moment", ["checkpoint", "metrics", "result"])
 def test_a_full_disk_ends_in_one_line(place, tmp_path, capsys, monkeypatch, full_disk, moment):
   save, saves = checkpoint.Checkpoints.save, []
@@ -364,6 +366,7 @@ def test_a_full_disk_ends_in_one_line(place, tmp_path, capsys, monkeypatch, full
   assert saves.count(1) == 1
 
 
+@pytest.mark.full
 def test_a_training_that_diverged_is_no_success(place, tmp_path, capsys):
   command = ["train", "--config", place / "config.py", "--workdir", tmp_path]
   changes = ["--config.optim.learning_rate=1e30", "--config.train.steps=3"]

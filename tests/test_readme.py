@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.full
 def test_the_python_runs(tmp_path):
   (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
   (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -39,6 +40,7 @@ def test_commands_parse(command):
     assert (ROOT / path).exists(), path
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
   "module", ["runs.finished", "training.loop", "config", "preflight.checks", "api.sweep"]
 )

@@ -78,6 +78,7 @@ def test_a_layout_equals_a_single_device(llama, single, tmp_path, layout):
   equal(found, single)
 
 
+@pytest.mark.full
 def test_trials_over_devices(gpt2, tmp_path):
   setup, found = made_trials.make(gpt2), {}
   for name, changes in {
@@ -109,6 +110,7 @@ def made_for(name):
   return pretrained, config, {key: x[None, None] for key, x in arrays.items()}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["bert", "t5", "gemma2"])
 def test_a_step_of_every_kind_of_model(name):
   """An encoder with a head, an encoder-decoder, and a decoder of local and global layers."""
@@ -130,12 +132,14 @@ def test_a_step_of_every_kind_of_model(name):
     jax.tree.map(close, found[kind], found["single"])
 
 
+@pytest.mark.full
 def test_three_trials_fit_on_a_trial_axis_of_two(llama, tmp_path):
   changes = {"train.mesh": {"trial": 2, "data": 2}, "train.steps": 2}
   configs = [made_trials.complete(LORA, changes | {"seed": seed}) for seed in range(3)]
   assert len(go(tmp_path, made_trials.make(llama), configs)) == 3
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layout", ["pmap", "fsdp_tensor"])
 def test_a_layout_resumes(llama, tmp_path, layout):
   """As if it had been killed after its third step: the later checkpoints are taken away."""

@@ -190,6 +190,7 @@ class Trunk(nn.Module):
       in_axes=(0, 0, nn.broadcast),
       length=c.layers,
       unroll=c.unroll,
+      check_constancy_invariants=False,  # nothing is broadcast out, and blocks are traced once
     )(c)
     if c.order != "post":
       self.norm = c.norm()

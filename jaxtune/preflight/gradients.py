@@ -69,7 +69,7 @@ def _rows(trial: Trial) -> dict:
   heaviest = np.arange(len(batch["tokens"]))
   if weights is not None and weights.ndim > 1:
     heaviest = np.argsort(-weights.reshape(len(weights), -1).sum(1), kind="stable")
-  return {name: jnp.asarray(x[heaviest[:2]]) for name, x in batch.items()}
+  return {name: x[heaviest[:2]] for name, x in batch.items()}
 
 
 def _not_finite(value: float, params: PyTree) -> str:

@@ -63,7 +63,7 @@ def train(
     )
     progress = loop.run(group, progress)
   overlays, judged = _judged(evaluator, base, trials, progress, options)
-  seconds, results = round(clock() / len(trials), 2), []
+  seconds, results, overlays = round(clock() / len(trials), 2), [], jax.device_get(overlays)
   for e, trial in enumerate(trials):
     facts = compare.record(judged[e], untuned[e], evaluator, trial.dataset)
     facts |= step_counts(progress, options, e, judged[e].metrics)

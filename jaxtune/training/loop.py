@@ -41,6 +41,7 @@ class Progress(NamedTuple):
   stopped: Array
 
 
+@jax.jit
 def begin(states: State) -> Progress:
   """Returns the progress of a group before its first step."""
   count = states.step.shape[0]
@@ -188,18 +189,24 @@ def _keep_best(group: Group, progress: Progress, step: int, metrics: list[dict])
   loss = jnp.asarray([values["validation_loss"] for values in metrics])
   better = (loss < progress.best) & (step >= settled)
   stale = jnp.where(better | (step < settled), 0, progress.stale + 1)
-  choose = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
   lost = _first(progress.sums["diverged"], ~jnp.isfinite(loss), step)
   if patience is None:
     _warn(np.asarray(stale), np.asarray(lost > 0), progress, step, loss)
   return progress._replace(
     sums=progress.sums | {"diverged": lost},
-    tuned=jax.tree.map(choose, progress.state.tuned, progress.tuned),
+    tuned=_choose(better, progress.state.tuned, progress.tuned),
     best=jnp.where(better, loss, progress.best),
     best_step=jnp.where(better, step, progress.best_step),
     stale=stale,
     stopped=_first(progress.stopped, stale == (patience or -1), step),
   )
+
+
+@jax.jit
+def _choose(better: Array, new: PyTree, old: PyTree) -> PyTree:
+  """Takes each trial's weights from `new` where they are `better`, else from `old`."""
+  pick = lambda x, y: jnp.where(better.reshape(-1, *[1] * (x.ndim - 1)), x, y)
+  return jax.tree.map(pick, new, old)
 
 
 def _warn(

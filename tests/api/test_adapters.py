@@ -53,6 +53,7 @@ def test_what_a_kill_left_of_a_run_that_was_kept_is_written_anew(place, tmp_path
   assert read("killed") == read("whole")
 
 
+@pytest.mark.full
 def test_an_export_comes_back_by_import_and_is_trained_on(place):
   folder, make = place
   run = jaxtune.load_run(folder / "one")
@@ -159,6 +160,7 @@ def test_the_card_of_a_composed_run_tells_of_no_training(place):
   assert "made with jaxtune" in card and "trained with" not in card and "adamw" not in card
 
 
+@pytest.mark.full
 def test_another_base_is_said_of_both_runs(place):
   folder, make = place
   other = folders.base(folder, "gpt2")
@@ -169,6 +171,7 @@ def test_another_base_is_said_of_both_runs(place):
     jaxtune.load_runs([folder / "one", folder / "over gpt2"])
 
 
+@pytest.mark.full
 def test_a_start_finds_its_part_of_a_stack_by_name(place):
   folder, make = place
   runs = jaxtune.load_runs([folder / "one", folder / "two"])
@@ -201,6 +204,7 @@ def test_a_stack_is_knocked_out_part_by_part(place):
   )
 
 
+@pytest.mark.full
 def test_one_batch_answers_each_prompt_by_its_own_run(place):
   runs = jaxtune.load_runs([place[0] / "one", place[0] / "two"])
   prompts, which = ["a1 :", "a2 a3 :", "a4"], [1, 0, 1]

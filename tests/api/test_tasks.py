@@ -63,9 +63,9 @@ def classified(place, family, **sections):
   return folders.config(str(place / family), data, "classify", 40, train=train, **sections)
 
 
-@pytest.mark.parametrize("family", ["bert", "llama"])
-def test_classes_are_learnt(place, tmp_path, family):
-  result = jaxtune.fit(classified(place, family), tmp_path)
+@pytest.mark.parametrize("family, method", [("bert", "full"), ("llama", "lora")])
+def test_classes_are_learnt(place, tmp_path, family, method):
+  result = jaxtune.fit(classified(place, family, method={"name": method}), tmp_path)
   final = result["final"]
   assert final["test_accuracy"] > 90 and final["test_loss"] < result["base"]["test_loss"]
   true, said = predicted(tmp_path)
@@ -114,6 +114,7 @@ def resumes(monkeypatch, config, folder, step):
   return whole
 
 
+@pytest.mark.full
 def test_a_head_and_noise_resume(place, tmp_path, monkeypatch):
   noise = {"dropout": 0.1, "neftune": 5.0, "token_dropout": 0.1}
   config = classified(place, "bert", regularize=noise, method={"name": "head"})
@@ -145,6 +146,7 @@ def asked(words, i):
   }
 
 
+@pytest.mark.full
 def test_tags(place, tmp_path):
   result = jaxtune.fit(
     folders.config(str(place / "bert"), splits(place, "tags", tagged), "tokens"), tmp_path
@@ -160,6 +162,7 @@ def test_tags(place, tmp_path):
   assert {row["label"] for row in result["classes"]} == {"x", "y"}
 
 
+@pytest.mark.full
 def test_numbers(place, tmp_path):
   data = splits(place, "numbers", numbered)
   result = jaxtune.fit(folders.config(str(place / "bert"), data, "regression"), tmp_path)
@@ -172,6 +175,7 @@ def test_numbers(place, tmp_path):
   assert result["chance"]["test_mse"] == pytest.approx(np.mean((np.array(true) - mean) ** 2))
 
 
+@pytest.mark.full
 def test_answers_of_tasks_whose_contexts_have_several_windows(place, tmp_path):
   """By a column, and as files of their own: the same examples in another order."""
   whole = splits(place, "asked", asked)
@@ -244,6 +248,7 @@ def chosen(words, i):
   return {"text": " ".join([f"{'ab'[i % 2]}1", *words]), "answer": ["a0", "b0 b1"][i % 2]}
 
 
+@pytest.mark.full
 def test_label_words_before_and_after_with_demonstrations(place, tmp_path):
   data = splits(place, "chosen", chosen) | {"template": "{{ text }} :", "answer": "answer"}
   data |= {"choices": ["a0", "b0 b1"]}
@@ -263,6 +268,7 @@ def test_label_words_before_and_after_with_demonstrations(place, tmp_path):
   assert differences["shots"]["test_loss"][0] == pytest.approx(after - shots)
 
 
+@pytest.mark.full
 def test_a_packed_step_is_an_unpacked_one(place, tmp_path):
   """One step of plain descent on all examples at once, of 5, 6 and 7 tokens."""
   general = folders.write(place, "general.jsonl", [{"text": " ".join(x)} for x in texts(5, 9, 20)])
@@ -286,6 +292,7 @@ def test_a_packed_step_is_an_unpacked_one(place, tmp_path):
     np.testing.assert_allclose(array, flat[False][name], atol=2e-6)
 
 
+@pytest.mark.full
 def test_a_mixture_in_buckets_resumes_and_is_judged_by_task(place, tmp_path, monkeypatch):
   data = splits(place, "translated", translated) | {"tasks": "task", "buckets": 2}
   config = folders.config(str(place / "llama"), data, steps=4)
@@ -303,6 +310,7 @@ def test_a_mixture_in_buckets_resumes_and_is_judged_by_task(place, tmp_path, mon
     jaxtune.sweep(config | {"sweep": ({"seed": [0]},)}, tmp_path / "sweep", "test_loss/z")
 
 
+@pytest.mark.full
 def test_a_streamed_run_resumes(place, tmp_path, monkeypatch):
   data = splits(place, "translated", translated) | {"stream": 5, "max_length": 8}
   config = folders.config(str(place / "llama"), data, steps=4)

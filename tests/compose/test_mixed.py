@@ -57,6 +57,7 @@ def test_a_mixed_batch_equals_separate_runs(llama, parts):
     np.testing.assert_allclose(made[row], logits(runs[i])[row], atol=5e-5, rtol=0)
 
 
+@pytest.mark.full
 def test_each_prompt_is_continued_by_its_own_adapter(llama):
   runs = [make(llama, {"name": "lora", "rank": i}, seed=i) for i in (1, 3)]
   options = dict(max_new_tokens=4, stop_tokens=(-1,), key=jax.random.key(0))

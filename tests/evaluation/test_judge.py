@@ -39,6 +39,7 @@ def measured(setup, split, size, **parallel):
   return judge.measure(evaluator, pairs, base, [split])[0]
 
 
+@pytest.mark.full
 def test_rows_do_not_depend_on_batches_or_devices(tagged):
   setup, split = tagged
   single = {"mesh": {"data": 1}}
@@ -130,6 +131,7 @@ def test_samples_are_spread_over_a_split():
   assert data.sample(split, 40).examples == 10
 
 
+@pytest.mark.full
 def test_samples_hang_on_the_seed_and_the_example_alone(llama):
   """Not on the size of batches, on the trials beside it, or on its place in a batch."""
   setup, prompt = made_trials.make(llama), [5, 9, 2]

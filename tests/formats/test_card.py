@@ -184,6 +184,7 @@ def test_with_a_tokenizer_its_lines_make_text(gpt2, tmp_path):
   assert "eos_token_id" not in card.snippet("merged", *given)  # its generation_config.json has it
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
   ("name", "section", "how"),
   [("gpt2", LORA, {}), ("gpt2", ADAPTER, {}), ("gpt2", LORA, dict(format="merged"))],

@@ -36,6 +36,7 @@ def model(request, tmp_path_factory):
   return hf.load(str(hf.save(made, made.params, tmp_path_factory.mktemp("base") / "base")))
 
 
+@pytest.mark.full
 def test_lora_loads_in_peft(model, tmp_path, reload):
   targets = ("cross/q_proj", "encoder/.*/v_proj", "decoder/.*/attn/o_proj", "down_proj")
   laid = tiny.lay(model, {"name": "lora", "rank": 2, "targets": targets}, noise=0.2)

@@ -31,9 +31,8 @@ def tied(tmp_path_factory):
 
   def base(name):
     if name not in made:
-      model = hf.load(architecture=TIED[name])
-      params = tiny.perturb(model.params, 0, 0.1)
-      made[name] = hf.load(str(hf.save(model, params, root / name)))
+      model = tiny.random(TIED[name])
+      made[name] = hf.load(str(hf.save(model, model.params, root / name)))
     return made[name]
 
   return base

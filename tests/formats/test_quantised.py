@@ -18,6 +18,7 @@ def base(tmp_path_factory):
   return hf.load(str(folder), quantize="nf4")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", [{}, {"format": "merged"}])
 def test_exports_equal_ours(base, how, tmp_path, reload):
   laid = tiny.lay(base, dict(name="lora", rank=3, targets=(".*_proj",)), noise=0.1)

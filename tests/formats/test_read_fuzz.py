@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -14,7 +15,6 @@ from support import tiny
 from jaxtune import formats, peft, tree
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
-from jaxtune.models import hf
 from jaxtune.runs import finished
 
 SECTIONS = {
@@ -58,7 +58,7 @@ EDITS = (
 @functools.cache
 def exported():
   """A model of one layer, and {name: (config, tensors, file)} of an export of each method."""
-  model = hf.load(architecture=tiny.ARCHITECTURES["llama"] | {"num_hidden_layers": 1})
+  model = tiny.random(tiny.ARCHITECTURES["llama"] | {"num_hidden_layers": 1})
   found = {}
   for name, section in SECTIONS.items():
     laid = tiny.lay(model, section, noise=0.1)
@@ -113,6 +113,7 @@ class Tensors(dict):
     return str({name: (x.dtype.name, x.shape) for name, x in self.items()})
 
 
+@pytest.mark.full
 @settings(max_examples=40, deadline=None)
 @given(mutated())
 def test_a_mutated_adapter_is_read_or_refused(files):

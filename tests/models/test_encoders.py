@@ -133,6 +133,7 @@ SECTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
   ("name", "section"),
   [

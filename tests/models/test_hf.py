@@ -241,6 +241,7 @@ print((peak - start) / weights)
 """
 
 
+@pytest.mark.full
 def test_peak_memory_of_loading(folder, tmp_path):
   """Loading takes at most 1.2 times the weights: 140 MB in five shards, in a fresh process."""
   width, ffn, layers = 512, 2048, 8

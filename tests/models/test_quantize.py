@@ -259,6 +259,7 @@ def test_shardings_cover_every_array(form):
   assert not any(placed["trunk/layers/attn/q_proj/kernel/scale"].spec)
 
 
+@pytest.mark.full
 def test_the_cost_of_a_run_shows_what_is_saved():
   wide = tiny.ARCHITECTURES["llama"] | dict(hidden_size=128, intermediate_size=512)
   config, frozen, outside = (
@@ -269,9 +270,7 @@ def test_the_cost_of_a_run_shows_what_is_saved():
   for form in (None, "int8"):
     params = hf.outline(architecture=wide, quantize=form).params
     frozen[form] = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) - outside
-  figures = cost.cost(
-    [with_config(made_trials.make(hf.load(architecture=wide, quantize="nf4")), config)]
-  )
+  figures = cost.cost([with_config(made_trials.make(tiny.random(wide, quantize="nf4")), config)])
   frozen["nf4"] = figures["frozen_MB"] * 1e6 - outside
   assert frozen[None] / frozen["int8"] == pytest.approx(3.9, abs=0.1)
   assert frozen[None] / frozen["nf4"] == pytest.approx(7.75, abs=0.15)

@@ -213,7 +213,7 @@ def test_logits_equal_pytorch(name, tmp_path):
 
 @pytest.fixture(scope="module", params=["longrope", "dynamic"])
 def model(request):
-  return hf.load(architecture=llama(SCALED[request.param], num_hidden_layers=2))
+  return tiny.random(llama(SCALED[request.param], num_hidden_layers=2))
 
 
 METHODS = {

@@ -61,7 +61,7 @@ COPIES = {
 @pytest.mark.parametrize("name", COPIES)
 def test_scores_of_masked_models_are_copies(name, tmp_path):
   """Equal ones are left out, others refused; another head scores nothing by them."""
-  ours = hf.load(architecture=tiny.ENCODERS[name], head="mlm")
+  ours = tiny.make(name, head="mlm")
   folder = hf.save(ours, ours.params, tmp_path / "model")
   tensors = load_file(folder / WEIGHTS)
   copies = {copy: tensors[original] + 0 for copy, original in COPIES[name].items()}

@@ -13,6 +13,7 @@ from jaxtune.runs.trial import with_config
 STACK = {"name": "stack", "lora": {}, "prefix": {"length": 3}, "adapter": {"width": 4}}
 
 
+@pytest.mark.full
 def test_a_stack_passes(llama):
   gradients.check(with_config(made_trials.make(llama), made_trials.complete(STACK)))
 

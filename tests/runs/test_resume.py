@@ -36,6 +36,7 @@ def start(tmp_path_factory):
   return go
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
   ("count", "kills"),
   [
@@ -110,6 +111,7 @@ def test_a_checkpoint_of_other_data_is_refused(finished):
   assert contents(folder) == before
 
 
+@pytest.mark.full
 def test_seconds_go_on_after_a_restart(finished, tmp_path):
   """The clock of the restarted process begins where the checkpoint's stood."""
   folder, setup, config = finished
@@ -156,6 +158,7 @@ def test_differences_name_keys():
   assert checkpoint.differences(old[:1], new[:1]).startswith("a.b was 1, is now 2")
 
 
+@pytest.mark.full
 def test_a_killed_sweep_skips_what_is_done(tmp_path, monkeypatch):
   setup, real, groups = resumable_run.setup(), group.train, []
   config = made_trials.complete({"name": "lora", "rank": 2}, {"train.steps": 2}) | {
@@ -193,6 +196,7 @@ def test_a_killed_sweep_skips_what_is_done(tmp_path, monkeypatch):
   assert contents(tmp_path) == saved and len(groups) == 3
 
 
+@pytest.mark.full
 def test_a_longer_axis_trains_what_is_new(tmp_path, monkeypatch):
   """Also where the results are older than an option: it had its default."""
   setup, real, groups = resumable_run.setup(), group.train, []

@@ -76,7 +76,7 @@ def tiny_model(family: str) -> Callable[[Path], None]:
   def write(folder: Path) -> None:
     fields = (tiny.ARCHITECTURES | tiny.ENCODERS)[family] | sizes[family]
     head = {"head": "mlm"} if family == "bert" else {}
-    made = hf.load(architecture=fields, **head)._replace(tokenizer=folders.tokenizer(family))
+    made = tiny.random(fields, **head)._replace(tokenizer=folders.tokenizer(family))
     hf.save(made, made.params, folder / "model")
     folders.write(folder, "train.jsonl", PROMPTS)
 

@@ -34,7 +34,7 @@ def configs(count: int) -> list[dict]:
 
 def setup():
   architecture = tiny.ARCHITECTURES["llama"] | {"num_hidden_layers": 2}
-  return made_trials.make(tiny.hf.load(architecture=architecture))
+  return made_trials.make(tiny.random(architecture))
 
 
 def arm(step: int, moment: str, number: int) -> None:

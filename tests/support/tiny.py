@@ -91,9 +91,20 @@ ENCODERS = {
 
 @functools.cache
 def make(name: str, **changes) -> hf.Pretrained:
-  """Initialises a tiny model; every leaf is moved off its start, so that biases and norms count."""
-  pretrained = hf.load(architecture=(ARCHITECTURES | DECODERS | ENCODERS)[name], **changes)
-  params = perturb(quantize.dequantised(pretrained.params), 0, 0.1)
+  """Makes a tiny model of one of the architectures above; `changes` are options of `hf.load`."""
+  return random((ARCHITECTURES | DECODERS | ENCODERS)[name], **changes)
+
+
+def random(architecture: dict, **changes) -> hf.Pretrained:
+  """Makes a model of normal weights, scales around one; in numpy, as jax would compile a program.
+
+  No leaf is at a special value, so that biases and norms count.
+  """
+  pretrained = hf.outline(architecture=architecture, **changes)
+  shapes, dtype = hf.abstract(pretrained.model), pretrained.model.config.dtype
+  start = lambda path, x: np.full(x.shape, float(path.endswith("scale")), dtype)
+  flat = {path: start(path, leaf) for path, leaf in tree.flatten(shapes).items()}
+  params = perturb(tree.unflatten(flat), 0, 0.1)
   return pretrained._replace(params=quantize.quantised(params, changes.get("quantize")))
 
 
@@ -105,7 +116,7 @@ def perturb(arrays, seed: int, deviation: float = 0.05):
       return leaf
     rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
     noise = (deviation * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
-    return jnp.asarray(np.asarray(leaf) + noise)  # in numpy, which compiles nothing
+    return jax.device_put(np.asarray(leaf) + noise)  # `jnp.asarray` compiles for every shape
 
   return tree.unflatten({path: moved(path, leaf) for path, leaf in tree.flatten(arrays).items()})
 

@@ -81,6 +81,7 @@ def test_every_trial_of_a_group_equals_its_solo_run(request, family, method, oth
   check(made_trials.make(request.getfixturevalue(family)), method, others, chunk=1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", [LORA, ADAPTER, STACK])
 def test_so_it_does_side_by_side(llama, method):
   (others,) = [others for family, m, others in PROGRAMS if (family, m) == ("llama", method)]

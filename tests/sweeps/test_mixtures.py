@@ -37,6 +37,7 @@ def config(place):
   return folders.config(str(place / "llama"), files | {"overlap": "allow"}, steps=3)
 
 
+@pytest.mark.full
 def test_mixtures_share_a_program_and_a_base_and_say_what_was_drawn(place, config):
   tasks = {task: {"only": {"task": task}} for task in ("long", "short")}
   config = config | {"data": config["data"] | {"tasks": tasks}}
@@ -78,6 +79,7 @@ def _named(config):
   return [one for _, one in sorted(zip(names, configs, strict=True), key=lambda pair: pair[0])]
 
 
+@pytest.mark.full
 def test_each_task_alone_is_judged_on_its_own_examples(place, config):
   config = config | {"sweep": ({"data.only": [{"task": "long"}, {"task": "short"}]},)}
   config["evaluate"] = config["evaluate"] | {"generate": True, "max_new_tokens": 2}

@@ -141,6 +141,7 @@ def test_many_lines_have_colours_of_their_own():
   assert len({tuple(look.color) for look in canvas.looks(labels[:6] * 2 + ["x"]).values()}) == 7
 
 
+@pytest.mark.full
 def test_nothing_global_changes(made):
   before = dict(matplotlib.rcParams)
   for figure in plot.figures(grid_results(made), "test_loss").values():

@@ -31,6 +31,7 @@ def config(tmp_path_factory):
   return folders.config(folders.base(folder, "llama"), data, "choices")
 
 
+@pytest.mark.full
 def test_each_trial_is_compared_with_the_demonstrations_of_its_seed(config, tmp_path, monkeypatch):
   class Stop(Exception):
     pass
@@ -55,6 +56,7 @@ def test_each_trial_is_compared_with_the_demonstrations_of_its_seed(config, tmp_
   assert given[0][1].base is given[1][1].base, "without demonstrations it is judged once"
 
 
+@pytest.mark.full
 def test_two_templates_are_one_program(config, tmp_path, capsys):
   """The second one's prompts are longer, and it has three answers of several tokens."""
   axes = {

@@ -165,6 +165,7 @@ def test_a_run_is_evaluated_ten_times():
   assert every(steps=25, eval_every=7, checkpoint_every=3) == (7, 3)
 
 
+@pytest.mark.full
 def test_early_stopping_in_a_group(llama, tmp_path):
   setup = made_trials.make(llama)
   changes = {"train.patience": 2, "train.eval_every": 1, "train.steps": 10, "optim.warmup": 0}
@@ -189,6 +190,7 @@ def test_early_stopping_in_a_group(llama, tmp_path):
   assert kept[-1] == lines[1][-1], "a run whose trials have all stopped ends"
 
 
+@pytest.mark.full
 def test_which_weights_are_kept(llama, tmp_path):
   setup = made_trials.make(llama)
   changes = {"train.eval_every": 1, "train.steps": 5, "optim.learning_rate": 3.0}
@@ -203,6 +205,7 @@ def test_which_weights_are_kept(llama, tmp_path):
   assert found["best"]["best_step"] == 1 + int(np.argmin(losses))
 
 
+@pytest.mark.full
 def test_bfloat16_computes_and_float32_is_trained(tmp_path):
   setup = made_trials.make(tiny.make("llama", dtype="bfloat16"))
   assert {str(x.dtype) for x in jax.tree.leaves(setup.pretrained.params)} == {"bfloat16"}

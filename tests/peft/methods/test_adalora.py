@@ -177,6 +177,7 @@ def test_merge_equals_intercept(llama):
   deltas.check_merge(llama, section | {"targets": ("q_proj", "down_proj")})
 
 
+@pytest.mark.full
 def test_grouped_equals_solo_within_the_budget(llama):
   section = {"name": "adalora", "targets": ("q_proj", "down_proj"), "tinit": 1, "tfinal": 1}
   trials = [
@@ -220,6 +221,7 @@ def test_a_schedule_without_a_fall_is_refused(tinit, tfinal):
     adalora.phases(10, tinit, tfinal)
 
 
+@pytest.mark.full
 def test_the_best_weights_are_those_within_the_budget(llama, tmp_path):
   """Of a run whose validation loss only rises: its earliest weights have too many ranks."""
   section = {"name": "adalora", "init_rank": 4, "target_rank": 1, "tinit": 1, "tfinal": 2}

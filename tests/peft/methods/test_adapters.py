@@ -156,11 +156,13 @@ GROUPS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("group", GROUPS)
 def test_grouped_equals_solo(gpt2, group):
   deltas.check_trials_equal_solo(gpt2, GROUPS[group], steps=2)
 
 
+@pytest.mark.full
 def test_every_layer_of_every_array_has_a_gradient(gpt2):
   """Except the units of the padding, whose gradient is exactly zero."""
   section = {

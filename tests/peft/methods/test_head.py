@@ -76,6 +76,7 @@ def test_seeds_draw_heads(made):
       np.testing.assert_array_equal(leaf, other[path])
 
 
+@pytest.mark.full
 def test_two_seeds_in_a_group_are_as_alone(made):
   configs = [complete(LORA, seed=seed) for seed in (0, 7)]
   assert groups.groups(configs) == [[0, 1]]

@@ -93,6 +93,7 @@ def test_merge_equals_intercept(llama, section):
   deltas.check_merge(llama, section | {"targets": TARGETS})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("section, trial", [
   ({"name": "loha", "rank": 5}, {"rank": 2, "alpha": 3}),
   ({"name": "lokr", "rank": 2, "factor": 3}, {"scale": 3.0}),

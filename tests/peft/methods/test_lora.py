@@ -290,6 +290,7 @@ def three_steps(laid):
   return run
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", GROUPS)
 def test_grouped_trials_equal_solo_trials(name):
   """Loss, gradient and three steps; the padding stays exactly zero."""

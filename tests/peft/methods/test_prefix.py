@@ -53,6 +53,7 @@ def forward(model, laid):
   )
 
 
+@pytest.mark.full
 def test_every_trained_leaf_has_a_gradient(model):
   """In every layer, at the encoder, the decoder and the cross-attention."""
   methods, tuned, hyper, base = tiny.lay(model, EVERYTHING, noise=0.05)

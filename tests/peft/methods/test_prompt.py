@@ -158,6 +158,7 @@ def test_every_weight_of_the_network_has_a_gradient(llama, section):
     assert np.mean(np.asarray(gradient) == 0) < 0.7, path
 
 
+@pytest.mark.full
 def test_grouped_lengths_equal_solo_ones():
   """Loss and gradient of a shorter prompt, before a window and through rematerialised blocks."""
   pretrained = make("mistral", remat=True)
@@ -180,6 +181,7 @@ def test_grouped_lengths_equal_solo_ones():
   assert np.all(mine[1] != 0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", ["mistral", "t5"])
 def test_grouped_decoding_equals_teacher_forcing(family):
   """Texts padded on the left, of prompts the shorter one too; against full passes, and alone."""
@@ -238,7 +240,7 @@ def test_packed_examples_see_the_prompt_as_alone(llama):
 
 def test_the_base_in_bf16_reads_the_prompt_in_bf16(llama):
   methods, tuned, hyper, base = tiny.lay(llama, SECTIONS["prompt"], noise=0.5)
-  half = hf.load(architecture=tiny.ARCHITECTURES["llama"], dtype="bfloat16")
+  half = tiny.make("llama", dtype="bfloat16")
   rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
   made = compiled(half, methods, rounded)(tuned, hyper, *INPUTS[:2])
   whole = compiled(llama, methods, base)(tuned, hyper, *INPUTS[:2])

@@ -61,6 +61,7 @@ def test_positions_count_real_tokens():
     np.testing.assert_array_equal(np.asarray(made)[mask], tiny.positions_of(mask)[mask])
 
 
+@pytest.mark.full
 def test_decoding_equals_teacher_forcing(llama):
   """Left-padded prompts, of which one is shorter than the first n tokens that are edited."""
   tokens, mask = tiny.batch(side="left")
@@ -98,6 +99,7 @@ def loss_of(pretrained, laid):
   return loss
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", ["loreft", "direft"])
 def test_padded_trials_equal_solo_trials(llama, variant):
   """Ranks and numbers of edited tokens in one program; padding gets exactly no gradient."""
@@ -137,9 +139,7 @@ def test_only_chosen_layers_are_edited(llama):
 
 
 def test_a_side_of_an_encoder_decoder():
-  from jaxtune.models import hf
-
-  pretrained = hf.load(architecture=tiny.ARCHITECTURES["t5"])
+  pretrained = tiny.make("t5")
   places = lambda **options: {
     path.split("/reft/")[0]
     for path in tree.flatten(tiny.lay(pretrained, {"name": "reft"} | options)[1]["peft"])

@@ -106,6 +106,7 @@ def test_every_sublayer_is_dropped(llama):
   assert places == {"attn_residual", "mlp_residual", "embed"}
 
 
+@pytest.mark.full
 def test_trials_with_other_rates_share_a_program(llama):
   setup = made_trials.make(llama)
   rates = [{"dropout": 0.3}, {"neftune": 20.0, "dropout": 0.1}, {"token_dropout": 0.2}]

@@ -11,7 +11,6 @@ from support import tiny
 
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
-from jaxtune.models import hf
 
 ONE = np.array([[3, 14, 15, 9, 26]], np.int32)
 
@@ -19,10 +18,7 @@ ONE = np.array([[3, 14, 15, 9, 26]], np.int32)
 def outline(name):
   """The shapes of a tiny model's weights, and its sites."""
   changes = {"head": "mlm"} if name in tiny.ENCODERS else {}
-  return hf.load(
-    architecture=(tiny.ARCHITECTURES | tiny.DECODERS | tiny.ENCODERS)[name],
-    **changes,
-  )
+  return tiny.make(name, **changes)
 
 
 def step(pretrained, section):
@@ -132,6 +128,7 @@ def test_last_layers_of_an_encoder_decoder():
     assert all(len(x) == 1 for path, x in arrays.items() if "/layers/" in path)
 
 
+@pytest.mark.full
 def test_last_layers_grouped_equal_solo_and_decode(llama):
   """Two trials over one base; and a stack with LoRA decodes and merges as it trains."""
   solo = [tiny.lay(llama, {"name": "last_layers"}, noise=n) for n in (0.05, 0.1)]

@@ -95,7 +95,8 @@ def override(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     try:
       with section.ignore_type():
         section[last] = value
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # its own keys are none
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      # A value that is a dict may have keys that no ConfigDict accepts.
       raise UserError(f"config key {key} is {schema.shown(value)}: {error}") from error
   return config
 
@@ -107,7 +108,7 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
     key, equals, value = argument.partition("=")
     if not key.startswith("--config.") or not equals:
       raise UserError(f"unknown argument {argument!r}; overrides are --config.section.key=value")
-    # What is no literal is text.
+    # A value that is not a Python literal stays text.
     with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
       value = ast.literal_eval(value)
     overrides[key.removeprefix("--config.")] = value
@@ -159,7 +160,7 @@ def _complete_objective(section: dict) -> dict:
 
 
 def complete_method(section: dict, path: str = "method") -> dict:
-  """Completes a method's section, or each of a stack's or union's."""
+  """Completes the section of a method, or those of all methods in a stack or a union."""
   if not isinstance(section, dict) or "name" not in section:
     raise UserError(f"{path} needs a name, for example {{'name': 'lora', 'rank': 8}}")
   options = unions.expand(section)
@@ -168,7 +169,7 @@ def complete_method(section: dict, path: str = "method") -> dict:
     if not options:
       raise UserError(f"{path} is a stack without methods")
     full = {"name": "stack"}
-    for key, part in sorted(options.items()):  # as in a ConfigDict, whatever was given
+    for key, part in sorted(options.items()):  # the order of a ConfigDict, also for a dict
       named = {"name": key, **part} if isinstance(part, dict) else part
       full[key] = complete_method(named, f"{path}.{key}")
     return full
@@ -197,5 +198,5 @@ def to_dict(config: Any) -> dict:
 
 
 def to_json(config: dict) -> str:
-  """Writes a completed config as its run's folder keeps it."""
+  """Writes a config as JSON with sorted keys, as a sweep's folder keeps it."""
   return json.dumps(config, indent=2, sort_keys=True, default=str)

@@ -28,7 +28,7 @@ from jaxtune.errors import UserError, nearest
 LARGEST = 2**31 - 1
 Count = Annotated[int, Ge(1), Le(LARGEST)]
 Natural = Annotated[int, Ge(0), Le(LARGEST)]
-Width = Annotated[int, Ge(1), Le(2**20)]  # of arrays: XLA aborts where a product exceeds 64 bits
+Width = Annotated[int, Ge(1), Le(2**20)]  # of an axis: XLA aborts where a size exceeds 64 bits
 Seed = Natural
 # Products of larger numbers would overflow float32.
 Finite = Annotated[float, Ge(-1e30), Le(1e30)]

@@ -43,7 +43,7 @@ class Parallel(NamedTuple):
   Attributes:
     kind: "jit" or "pmap".
     mesh: with the axes trial, data, fsdp and tensor; None for a single device.
-    devices: how many there are.
+    devices: the number of devices.
   """
 
   kind: str

@@ -32,7 +32,7 @@ def complete(
 
   Args:
     run: a run, or several over one base, whose adapters answer in one batch.
-    which: of several runs, the number of each prompt's own, from 0.
+    which: of several runs, the number of the one that answers each prompt, from 0.
     prompts: rows such as {"instruction": ..., "input": ...}, which become prompts by the template
       that the run was trained with; conversations, {"messages": [...]}, with "tools" or without,
       by the chat template; or texts to be continued as they stand.

@@ -31,8 +31,8 @@ def compose_runs(
     how: "stack" lays them over each other; "average" takes the mean of their arrays; "cat" adds
       LoRAs exactly, by concatenation; "linear", "ties", "dare" and "dare_ties" combine what they
       change of the weights into a LoRA of `rank`; see `compose.deltas`.
-    weights: of each run; by default 1 for "cat", whose result is the sum, and 1 / n for the others.
-      "stack" takes none.
+    weights: one for each run; by default 1 for "cat", whose result is the sum, and 1 / n for the
+      others. "stack" takes none.
     rank, density, seed: see `compose.deltas`.
 
   Returns:

@@ -2,8 +2,8 @@
 
 LoRA and its relatives, IA3, prefixes and prompts are written in PEFT's format, bottleneck adapters
 in AdapterHub's. All weight deltas (LoRA, BitFit, full, ...) can be merged into a plain Hugging Face
-folder, and are where there is no other format. A head that was trained beside a method is in the
-files of that method; a head that was trained alone is merged.
+folder, and are merged where there is no other format. A head that was trained beside a method is in
+the files of that method; a head that was trained alone is merged.
 """
 
 from __future__ import annotations

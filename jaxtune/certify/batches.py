@@ -17,7 +17,7 @@ def make_batches(
 
   Args:
     taken: how many of the model's positions the method takes.
-    pad: fills short rows; random prompts do without it, as some models find their padding by it.
+    pad: the id that fills short rows. Random prompts lack it: some models find padding by its id.
   """
   room = min(TOKENS, config.positions - taken)
   if taken and config.window is not None:  # beyond, PyTorch's window hides the prefix: see the card

@@ -13,7 +13,9 @@ import numpy as np
 from jaxtune import peft
 from jaxtune.models import hf, quantize
 
-TOLERANCE = 1e-4  # of logits up to ROUNDED; of larger ones in proportion, as rounding is
+# The largest difference allowed between logits up to ROUNDED. For larger ones it grows in
+# proportion, as the rounding of fp32 does.
+TOLERANCE = 1e-4
 ROUNDED = 10.0
 BAND = 2**-3  # of the largest logit: how far bf16 activations may lie from PyTorch's fp32
 Batch = dict[str, np.ndarray]

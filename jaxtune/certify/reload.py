@@ -23,7 +23,7 @@ import os
 import platform
 import sys
 
-# Run by path, this script's folder would come first in the search, and its peft.py hide PEFT.
+# Run by path, this script's folder comes first in the search: its modules could hide libraries.
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [place for place in sys.path if os.path.abspath(place) != HERE]
 

@@ -54,7 +54,7 @@ def their_logits(
     scratch = Path(scratch)
     base = pretrained.folder
     c = pretrained.model.config
-    if base is None or c.quantize or c.dtype != np.float32:  # a rounded base is compared as it is
+    if base is None or c.quantize or c.dtype != np.float32:  # PyTorch gets the weights used here
       base = hf.save(pretrained, quantize.dequantised(pretrained.params), scratch / "base")
     names = THEIR_NAMES[pretrained.model.config.encoder is not None]
     arrays = {f"{i}/{names[n]}": x for i, batch in enumerate(batches) for n, x in batch.items()}

@@ -102,7 +102,7 @@ def average(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
   LoRA the mean of the factors is not the mean of the deltas; see `deltas.combine`.
 
   Args:
-    weights: of each, of sum 1; by default 1 / n.
+    weights: the weight of each; their sum is 1. By default 1 / n.
 
   Raises:
     UserError: for adapters of other methods or shapes.

@@ -50,7 +50,7 @@ def combine(
       weighted mean of those that agree with it. "dare" (Yu et al. 2024): entries are kept with
       probability `density` and divided by it, then summed; "dare_ties" elects signs of those.
     density: share of the entries that are kept.
-    seed: of the draw of "dare".
+    seed: the seed by which "dare" and "dare_ties" draw.
   """
   schema.check_arguments(combine, dict(how=how, density=density, seed=seed))
   compose.check_bases(runs)

@@ -26,7 +26,7 @@ def removable(run: Run) -> list[str]:
   """Lists the methods that can be left out.
 
   Raises:
-    UserError: for a single method, without which there is the base alone.
+    UserError: for a single method, without which only the base is left.
   """
   names = list(compose.sections(run))
   if len(names) < 2:

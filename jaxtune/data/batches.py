@@ -61,8 +61,9 @@ def arrange(
   Args:
     mixture, temperature, cap: each task's share; see `mix.shares`.
     mixture_batches: "mixed" if a batch holds all tasks, "task" if it holds one.
-    buckets: the most groups of similar length to sort examples into. A batch is of one bucket, and
-      as wide as its longest example needs. Which bucket a step takes does not depend on the seed.
+    buckets: into how many groups of similar length examples are sorted at most. A batch is drawn
+      from one of them, and is as wide as the longest example there needs. Which bucket a step draws
+      from does not depend on the seed.
     variants: (N, K), the rows that are K forms of each example, from `templates.variants`. An
       example then comes once an epoch, in every epoch in another form.
 

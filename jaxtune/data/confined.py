@@ -33,7 +33,7 @@ except ImportError:  # native Windows: there is no such process, see `each`
 
 SECONDS = 10.0  # the processor's time for one item
 MEMORY = 2**30  # bytes beyond those that the process holds before it begins
-OUTPUT = 1_000_000  # bytes of one item's result, beyond ten for each byte of the item
+OUTPUT = 1_000_000  # bytes of one item's result, plus ten for each byte of the item
 
 _WATCHED = sys.platform != "linux"  # only Linux enforces a limit on memory by itself
 
@@ -116,7 +116,7 @@ class _Process:
     atexit.register(self.stop)
 
   def alive(self) -> bool:
-    """Tells whether it can be asked, and not by a fork of the process that started it."""
+    """Tells whether the process runs, and whether it was started here and not before a fork."""
     return self.owner == os.getpid() and self.process.poll() is None
 
   def ask(self, make: FunctionType, items: Sequence, shared: tuple) -> list:

@@ -21,7 +21,7 @@ from jaxtune.errors import UserError
 def draw(
   examples: Sequence[Example], size: int | float, name: str, seed: int
 ) -> tuple[list[Example], list[Example]]:
-  """Splits off `size` examples: if below 1 about this fraction of them, else so many.
+  """Splits off about the fraction `size` of the examples if it is below 1, else `size` of them.
 
   Rows whose columns are equal but for case and whitespace stay together, so that a few more than
   `size` may be drawn.
@@ -80,7 +80,7 @@ def separate(
 
   Returns:
     The splits, and counts by pair: {"train/test": {"shared": 2, "dropped": 2, "same_prompt": 5}}.
-    "same_prompt" counts the examples left of which the other split has the prompt, with any answer.
+    "same_prompt" counts the remaining examples whose prompt the other split has, with any answer.
 
   Raises:
     UserError: if two splits share examples and `overlap` is "error"; names file and line of both.
@@ -131,7 +131,7 @@ def _position(example: Example, salt: str) -> int:
 
 
 def _plain(value: object) -> str:
-  """Writes a cell as text, in which lists of other items look different."""
+  """Writes a cell as text, so that lists with different items have different texts."""
   if isinstance(value, dict):
     value = [part for key in sorted(value, key=str) for part in (key, value[key])]
   if isinstance(value, (list, tuple)):

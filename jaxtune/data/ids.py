@@ -1,4 +1,4 @@
-"""Checks that a model has an embedding for every token: jax takes the last for any beyond it."""
+"""Checks that a model has an embedding for every token: for an id beyond, jax reads the last."""
 
 from __future__ import annotations
 

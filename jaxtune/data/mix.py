@@ -21,7 +21,7 @@ class Pool(NamedTuple):
 
   Attributes:
     task: its name.
-    key: its number, from which its permutations are drawn.
+    key: its number; pools with different keys have different permutations.
     share: its part of the rows of its kind of batch.
     rows: (M, K), the rows of the split that are the K variants of each of M examples.
   """
@@ -112,7 +112,7 @@ def order(
   names, task_N = np.unique(np.asarray(tasks), return_inverse=True)
   kinds, keys = [], itertools.count()
   for bucket, cropped in enumerate(widths):
-    pools = []  # with their shares of all draws, until they are in a kind
+    pools = []  # `share` is of all draws here, and of one kind's below
     for t, name in enumerate(map(str, names)):
       members = np.flatnonzero((buckets_N == bucket) & (task_N == t))
       if len(members):
@@ -146,7 +146,7 @@ def permuted(count: int, seed: int, draws_B: np.ndarray, key: int = 0) -> tuple[
 
   Args:
     draws_B: the numbers of the draws, counted from the first of the run.
-    key: of draws from several sets of examples, the number of the set.
+    key: where examples are drawn from several sets, the number of the set.
   """
   epoch_B, position_B = np.divmod(draws_B, count)
   example_B = np.empty(len(draws_B), np.int64)
@@ -209,7 +209,7 @@ def counts(order: Order, steps: int, batch_size: int) -> dict[str, dict]:
 
 
 def check(order: Order, steps: int, batch_size: int) -> None:
-  """Raises UserError if a task of a mixture would never be drawn; of no mixture the order is ()."""
+  """Raises UserError for a task that would never be drawn; without a mixture the order is ()."""
   tasks = counts(order, steps, batch_size) if order else {}
   starved = {name: task for name, task in tasks.items() if task["share"] > 0 and not task["drawn"]}
   if starved:

@@ -84,7 +84,8 @@ class DataOptions(NamedTuple):
     pack: whether to put several short examples into a row, in which they do not see each other.
     stream: for training data that is too large for the memory, the rows of a block; two blocks are
       held at a time.
-    seed: the seed by which splits and limited rows are drawn. It does not set the order of batches.
+    seed: the seed by which splits and limited rows are drawn, 0 in every config, so that all trials
+      share them. It does not set the order of batches.
   """
 
   train: str | Sequence[str] | None = None

@@ -66,7 +66,7 @@ def _best_fit(lengths: Sequence[int], chosen: Sequence[int], width: int) -> list
   """Returns the examples of each row, by the algorithm best fit decreasing."""
   rows: list[list[int]] = []
   by_room: dict[int, list[int]] = {}  # tokens left: rows that have so many, the newest last
-  rooms: list[int] = []  # the keys of it, sorted
+  rooms: list[int] = []  # the keys of `by_room`, sorted
   for example in sorted(chosen, key=lambda n: (-lengths[n], n)):
     length = lengths[example]
     at = bisect.bisect_left(rooms, length)

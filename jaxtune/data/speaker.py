@@ -1,4 +1,4 @@
-"""A conversation becomes text, as transformers renders it, in the process of `confined`.
+"""Renders conversations as transformers does, in the process of `confined`.
 
 This is a module of its own so that the process has imported transformers, which takes seconds,
 before it starts to measure the time of a template.
@@ -22,8 +22,8 @@ def speaker(sources: tuple[str, str], tokens: Mapping) -> Callable[[tuple], list
     tokens: the special tokens, which templates read by their names.
 
   Returns:
-    (turns, tools, prefixes) -> texts. A text with which the last one begins is given by its length,
-    since histories are long.
+    (turns, tools, prefixes) -> texts. A text that is the beginning of the last one is given by its
+    length, since histories are long.
   """
   tokenizer = PreTrainedTokenizerBase()
 

@@ -69,7 +69,7 @@ class Stream:
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
   def _block(self, number: int) -> Arrays | None:
-    """Returns a block, tokenised if it is none of the last two; None if the source ends before."""
+    """Returns a block, from memory if it is one of the last two; None beyond the source's end."""
     if number in self._blocks:
       return self._blocks[number]
     if number < self._next:
@@ -88,7 +88,7 @@ class Stream:
 
 
 def stamps(source: str | Sequence[str]) -> dict[str, str]:
-  """Hashes the size, the first and the last megabyte of each file, as to hash it all takes long.
+  """Hashes each file's size and its first and last megabyte, as hashing it whole takes long.
 
   Returns:
     {file: "ends:HASH"}; hub names are left out.

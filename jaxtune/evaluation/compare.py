@@ -20,7 +20,7 @@ class Untuned(NamedTuple):
   Attributes:
     base: its judgement.
     shots: its judgement with demonstrations in the prompts; None if the config asks for none.
-    drawn: which demonstrations these are, see `data.shots`.
+    drawn: which demonstrations these are; see `data.shots`.
   """
 
   base: Judged
@@ -34,7 +34,7 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset) -> d
   Returns:
     "base" and "final" {metric: value}, "intervals" {metric: [low, high]}, "differences" {"base" and
     "shots": {metric: [difference, low, high]}}, "shots" (its metrics, and "demonstrations"),
-    "chance" {metric: value}, and of labels or tags "classes" and "confusion".
+    "chance" {metric: value}; for labels and tags "classes", and for labels "confusion".
   """
   names, resamples = evaluator.metrics, evaluator.options.resamples
   train = dataset.train  # The answers of a stream are not known beforehand.
@@ -70,7 +70,7 @@ def _classes(judged: Judged, kind: str, names: Sequence[str] | None) -> dict:
 
 
 def spreads(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, list[float]]:
-  """Returns {metric: [low, high]}, 95 % over examples, of the judged split's metrics."""
+  """Returns the 95 % interval over examples of the judged split's metrics, {name: [low, high]}."""
   return {
     name: list(intervals.between(draws)) for name, draws in _draws(judged, names, resamples).items()
   }

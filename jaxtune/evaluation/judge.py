@@ -29,8 +29,8 @@ class Evaluator(NamedTuple):
     objective: the objective's module.
     parallel: the layout of the devices.
     options: the `evaluate` section.
-    metrics: names of what predictions are judged by.
-    tokenizer: of the model.
+    metrics: names of the metrics of predictions.
+    tokenizer: the model's.
     stop_tokens: ids that end a completion.
   """
 
@@ -166,10 +166,10 @@ def completions(
   prompts: Sequence[list[list[int]]],
   seeds: Sequence[int],
 ) -> list[list[str]]:
-  """Completes every trial's own prompts; returns the texts, (trial, prompt).
+  """Completes every trial's own prompts; returns a list of texts for each trial.
 
   Args:
-    seeds: of each trial's draws; a draw depends on the seed and on the prompt's number alone.
+    seeds: one for each trial; a draw depends on it and on the prompt's number, not on the batch.
   """
   stops, count = evaluator.stop_tokens, max(map(len, prompts))
   size = min(evaluator.options.batch_size, count)
@@ -200,10 +200,10 @@ def judge_splits(
   datasets: Sequence[data.Data],
   seeds: Sequence[int] = (),
 ) -> list[Judged]:
-  """Judges every trial on its data: general text, validation and test; predicts on the last.
+  """Judges every trial on general text, validation and test; predicts on test, or on validation.
 
   Args:
-    seeds: of each trial, for text that is drawn at random; default 0, as for the untuned base.
+    seeds: one for each trial, by which text is drawn; default 0, as for the untuned base.
   """
   judgements = [Judged({}) for _ in datasets]
   for name in ("general", "validation", "test"):

@@ -14,16 +14,16 @@ class EvaluateOptions(NamedTuple):
 
   Attributes:
     batch_size: examples at a time.
-    metrics: of what is predicted; None for the objective's own.
-    generate: whether the test split's prompts are completed and judged by `metrics` (objective
-      "sft"; the others always predict).
+    metrics: names of the metrics of predictions; None for the objective's own.
+    generate: whether the prompts of test (or validation, if there is no test) are completed and
+      judged by `metrics` (objective "sft"; the others always predict).
     max_new_tokens: longest completion.
     limit: complete at most so many prompts: the first ones, of a mixture the first of every task
       in turn; None for all.
     temperature, top_k, top_p: see `generate.generate`; temperature 0 is greedy.
     shots: demonstrations in front of each test prompt for one more judgement of the untuned base;
       0 for none. See `data.shots`.
-    resamples: of the bootstrap that intervals and differences come from; 0 for no intervals.
+    resamples: how many resamples the bootstrap draws for intervals and differences; 0 for neither.
   """
 
   batch_size: Count = 16

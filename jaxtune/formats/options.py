@@ -1,4 +1,4 @@
-"""What the entries of adapter_config.json and head_config.json may be, of those that are read."""
+"""Declares the types of the entries of adapter_config.json and head_config.json that are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtune.schema import STRICT, Count, Finite, Natural, NonNegative, Rate
 Names = str | list[str] | None
 Flag = bool | None
 Share = Annotated[float, Gt(0), Lt(1)]
-# Beyond these there is no array that such an adapter could have.
+# No adapter has an array with a longer axis.
 Size = Annotated[int, Ge(1), Le(2**24)]
 
 

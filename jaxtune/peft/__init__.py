@@ -1,13 +1,13 @@
-"""Fine-tuning methods: small pytrees laid over a frozen model.
+"""Fine-tuning methods: small pytrees of arrays laid over a frozen model.
 
 The methods meet the model in one place, `apply` (in `forward.py`), which runs a model and lets each
 method wrap the calls of its modules. The model's own code never mentions a method. A method
-(`method.py`, and one file each in `methods/`) says which arrays it trains, at which modules
-(`sites.py`), and what it does around a module's call.
+(`method.py`, and one file each in `methods/`) states which arrays it trains, at which modules
+(`sites.py`), and how it changes the call of a module.
 
 All trained arrays are in one tree, `tuned = {"params": leaves of the model that are trained in
-place, "peft": arrays that methods add}`, and every number that a trial fixes (scale, prefix mask,
-dropout rate) is in another, `hyper`. So trials can be stacked and vmapped (`adapted.py`).
+place, "peft": arrays that methods add}`. Every number that a trial fixes (scale, prefix mask,
+dropout rate) is in another tree, `hyper`. So trials can be stacked and vmapped (`adapted.py`).
 """
 
 from jaxtune.peft.adapted import (

@@ -1,4 +1,4 @@
-"""A model's weights with methods laid over them: made, read, changed and merged."""
+"""Initialises, reads, changes and merges the arrays that methods lay over a model's weights."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from jaxtune.peft.sites import Site
 
 
 class Overlay(NamedTuple):
-  """The arrays that one trial lays over the base; a pytree, so that trials can be stacked.
+  """Holds the arrays that one trial lays over the base; a pytree, so that trials can be stacked.
 
   Attributes:
-    tuned: what is trained, {"params": leaves moved out of the base, "peft": deltas}, in fp32.
-    hyper: the methods' fixed numbers.
+    tuned: the trained arrays in fp32, {"params": leaves moved out of the base, "peft": arrays that
+      methods add}.
+    hyper: the methods' fixed numbers, such as scales and masks.
   """
 
   tuned: PyTree
@@ -35,12 +36,12 @@ class Overlay(NamedTuple):
 
 
 class Adapted(NamedTuple):
-  """A model's weights with methods laid over them: all that a forward pass reads.
+  """Holds a model's weights with methods laid over them: all that a forward pass reads.
 
   Attributes:
-    methods: from `build`.
-    tuned, hyper: see `Overlay`.
-    base: the weights that stay frozen.
+    methods: the methods, as `build` returns them.
+    tuned, hyper: the arrays of one trial; see `Overlay`.
+    base: the weights that stay frozen, in their stored types.
   """
 
   methods: tuple[Method, ...]
@@ -50,12 +51,12 @@ class Adapted(NamedTuple):
 
   @property
   def overlay(self) -> Overlay:
-    """The arrays alone, without what all trials share."""
+    """Returns the arrays alone, without the base and the methods that all trials share."""
     return Overlay(self.tuned, self.hyper)
 
 
 def untuned(params: PyTree) -> Adapted:
-  """Returns weights with nothing laid over them."""
+  """Returns weights without any method laid over them."""
   return Adapted((), {"params": {}, "peft": {}}, {}, params)
 
 
@@ -66,16 +67,18 @@ def init(
   params: PyTree,
   tokenize: Callable[[str], list[int]] | None = None,
 ) -> Adapted:
-  """Draws what the methods train, and splits the weights that they train in place off the base.
+  """Draws the arrays that the methods train, and takes weights trained in place out of the base.
 
   Args:
+    sites: the model's sites, from `find_sites`.
+    params: the model's weights; kernels may be quantised.
     tokenize: (text) -> token ids, for prompts that start from a text.
 
   Returns:
-    The adapted weights; those of the base are not copied.
+    The adapted weights. Those of the base are not copied.
 
   Raises:
-    UserError: for methods that do not go together, or that find nothing to train in this model.
+    UserError: for methods that cannot be combined, or that find nothing to train in this model.
   """
   _check_names(methods, sites)
   moved, base = split(methods, params)
@@ -102,7 +105,7 @@ def split(methods: tuple[Method, ...], params: PyTree) -> tuple[dict, dict]:
 
 
 def _check_names(methods: tuple[Method, ...], sites: dict[str, Site]) -> None:
-  """Refuses methods whose arrays could not be told apart, from another's or from a module's."""
+  """Raises UserError for two prompts, or a method with the name of another one or of a module."""
   prompts = [method.name for method in methods if method.slots is not None]
   if len(prompts) > 1:
     raise UserError(f"two prompts: {' and '.join(prompts)}; expected at most one, of any length")
@@ -116,7 +119,7 @@ def _check_names(methods: tuple[Method, ...], sites: dict[str, Site]) -> None:
 
 
 def _check_moves(method: Method, flat: dict[str, Array]) -> None:
-  """Refuses a method that trains weights in place where there are none, or quantised ones."""
+  """Raises UserError if a method trains weights in place and finds none, or quantised ones."""
   if method.moves is None:
     return
   moved = {path: leaf for path, leaf in flat.items() if method.moves(path)}
@@ -129,7 +132,7 @@ def _check_moves(method: Method, flat: dict[str, Array]) -> None:
 
 
 def check_floating(name: str, leaves: dict[str, Array]) -> None:
-  """Refuses to train quantised leaves."""
+  """Raises UserError if one of {path: leaf} is quantised, as such leaves cannot be trained."""
   for path, leaf in leaves.items():
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
       raise UserError(
@@ -139,15 +142,16 @@ def check_floating(name: str, leaves: dict[str, Array]) -> None:
 
 
 def weights(adapted: Adapted) -> PyTree:
-  """Returns the weights that the forward pass reads, those that methods overwrite included."""
+  """Returns the weights that the forward pass reads, including those that methods overwrite."""
   return _overwritten(adapted, tree.combine(adapted.base, adapted.tuned["params"]))
 
 
 def merge(adapted: Adapted) -> PyTree[Float[Array, ...]]:
-  """Folds weight deltas into a full tree of weights, in fp32.
+  """Merges the methods' weight deltas into a full tree of weights, in fp32.
 
   Raises:
-    UserError: for a method that is no weight delta (prefix, adapter).
+    UserError: for a method that is no weight delta (prefix, adapter), and for DoRA at a weight that
+      a method before it has changed.
   """
   params = quantize.dequantised(tree.combine(adapted.base, adapted.tuned["params"]))
   params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
@@ -171,7 +175,7 @@ def merge(adapted: Adapted) -> PyTree[Float[Array, ...]]:
 
 
 def _overwritten(adapted: Adapted, params: PyTree) -> PyTree:
-  """Lets each method overwrite the weights that it trains a part of."""
+  """Replaces the weights of which methods train a part (see `Method.overwrite`)."""
   for m in adapted.methods:
     if m.overwrite is not None:
       params = _changed(params, m.overwrite, *adapted.overlay.arrays_of(m))
@@ -179,7 +183,7 @@ def _overwritten(adapted: Adapted, params: PyTree) -> PyTree:
 
 
 def _changed(params: PyTree, change: Callable, trained: Arrays, fixed: Arrays) -> PyTree:
-  """Applies change(leaves, arrays) of a method to every module at which it trains arrays."""
+  """Applies a method's change(leaves, arrays) to every module at which it trains arrays."""
   flat = tree.flatten(params)
   for site, arrays in trained.items():
     paths = [path for path in flat if path.rpartition("/")[0] == site]
@@ -190,7 +194,7 @@ def _changed(params: PyTree, change: Callable, trained: Arrays, fixed: Arrays) -
 
 
 def realise(methods: tuple[Method, ...], deltas: PyTree) -> PyTree:
-  """Applies every reparametrisation: returns the tree that the forward pass reads."""
+  """Applies every method's reparametrisation: returns the tree of arrays that `intercept` reads."""
   for method in methods:
     before = arrays_of(method, deltas)
     after = method.realise(before)
@@ -200,7 +204,7 @@ def realise(methods: tuple[Method, ...], deltas: PyTree) -> PyTree:
 
 
 def arrays_of(method: Method, deltas: PyTree) -> Arrays:
-  """Returns one method's part of a tree, {path of a site: {array name: array}}."""
+  """Returns one method's part of a tree, as {path of a site: {array name: array}}."""
   arrays: Arrays = {}
   for path, leaf in tree.flatten(deltas).items():
     site, owner, name = path.rsplit("/", 2)
@@ -215,6 +219,6 @@ def by_path(method: Method, arrays: Arrays) -> dict[str, Array]:
 
 
 def with_arrays(method: Method, deltas: PyTree, arrays: Arrays) -> dict:
-  """Returns a tree in which a method's part is `arrays`."""
+  """Returns a copy of a tree in which one method's arrays are replaced by `arrays`."""
   flat = {p: x for p, x in tree.flatten(deltas).items() if p.split("/")[-2] != method.name}
   return tree.unflatten(flat | by_path(method, arrays))

@@ -24,13 +24,13 @@ def apply(
 ) -> Any:
   """Runs the model with the methods laid over it.
 
-  Must be called inside the function that is jitted, never around one: jax's cache does not see
-  interceptors.
+  Call it inside a jitted function, never around one: jax's cache of compiled programs does not see
+  interceptors, so a cached program would run without the methods.
 
   Args:
-    adapted: as `init` returns it; its arrays may be traced.
-    *args, **inputs: the model's own, for example tokens (B, T) and mask (B, T).
-    rng: a key turns dropout on; None is evaluation.
+    adapted: the weights, as `init` returns them; their arrays may be traced.
+    *args, **inputs: the model's own arguments, for example tokens (B, T) and mask (B, T).
+    rng: a random key, which turns dropout on; None is evaluation.
     method: the model's method to run, by default `__call__`.
   """
   methods = [m for m in adapted.methods if m.intercept is not None]
@@ -47,7 +47,7 @@ def apply(
 def _variables(adapted: Adapted, methods: list[Method], inputs: dict[str, Any]) -> dict[str, Any]:
   """Collects what flax lets modules read: weights, and the arrays of methods that intercept."""
   names = {m.name for m in methods}
-  # Other methods' arrays need not have one slice for each layer, as flax asks for.
+  # flax's scan needs a slice for each layer, which the arrays of other methods may lack.
   read = lambda arrays: tree.partition(arrays, lambda path: f"/{path}".split("/")[-2] in names)[0]
   shared, scanned = tree.partition(read(adapted.hyper), lambda path: "/shared:" in path)
   variables = {
@@ -56,7 +56,7 @@ def _variables(adapted: Adapted, methods: list[Method], inputs: dict[str, Any]) 
     "hyper": scanned,
     "shared": shared,
   }
-  # An encoder-decoder embeds two texts with one table, so that no mask is that of its input.
+  # An encoder-decoder embeds two texts with one table, so that neither's mask fits both.
   if inputs.get("mask") is not None and "inputs" not in inputs:
     variables["batch"] = {"embed": {"mask": inputs["mask"]}}
   return variables
@@ -65,7 +65,7 @@ def _variables(adapted: Adapted, methods: list[Method], inputs: dict[str, Any]) 
 def _intercept(
   methods: list[Method], next_fn: Callable, args: tuple, kwargs: dict, context: Any
 ) -> Any:
-  """Lets methods wrap a module's call; the last one that has arrays there is the outermost."""
+  """Wraps a module's call by each method with arrays there; the last method is the outermost."""
   if context.method_name != "__call__":
     return next_fn(*args, **kwargs)
   module = context.module

@@ -1,4 +1,4 @@
-"""What a fine-tuning method is: a few pure functions, made from its section of a config."""
+"""Defines a fine-tuning method: a few pure functions, made from its section of a config."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.peft import methods as methods_
 from jaxtune.peft import unions
 
-Arrays = dict[str, dict[str, Any]]  # of one method: {path of a site: {array name: array}}
+# A method's arrays: {path of a site: {array name: array}}.
+Arrays = dict[str, dict[str, Any]]
 
 
 class Frozen(NamedTuple):
-  """What a method may read of the frozen model when it draws its first arrays.
+  """Holds what a method may read of the frozen model when it draws its first arrays.
 
   Attributes:
-    weight: (path of a leaf) -> its weights in fp32, (L, ...) where it is scanned over layers.
+    weight: (path of a leaf) -> its weights in fp32, of shape (L, ...) at a scanned site.
     tokenize: (text) -> token ids, without special tokens; None for a model without a tokenizer.
-    leaves: {path: leaf as it is stored}, for its path, shape and type.
+    leaves: {path: leaf as it is stored}, from which to read paths, shapes and types.
   """
 
   weight: Callable
@@ -35,7 +36,7 @@ class Frozen(NamedTuple):
 
 
 class Call(NamedTuple):
-  """A call of a module that a method wraps, and what the method needs to change it.
+  """Holds the call of a module that a method wraps, and what the method needs to change it.
 
   Attributes:
     module: the linen module that is called.
@@ -48,11 +49,11 @@ class Call(NamedTuple):
   next_fn: Callable
 
   def cast(self, dtype: Any) -> dict[str, Array]:
-    """Returns the arrays in the type that the model computes in."""
+    """Returns the arrays in `dtype`, the type that the model computes in."""
     return {name: array.astype(dtype) for name, array in self.arrays.items()}
 
   def dropout(self, x: Float[Array, "*BTD"]) -> Float[Array, "*BTD"]:
-    """Drops elements of x at the rate `arrays["dropout"]` in training; else returns x."""
+    """Applies dropout to x at the rate `arrays["dropout"]` in training; else returns x."""
     if not self.module.has_rng("dropout"):
       return x
     rate = self.arrays["dropout"]
@@ -68,42 +69,45 @@ class Call(NamedTuple):
 
 
 class Method(NamedTuple):
-  """One way of fine-tuning, as a few pure functions.
+  """Defines a way of fine-tuning by a few pure functions.
 
   Below, `trained` and `fixed` are the method's own arrays, {site path: {array name: array}}; every
-  array of a scanned site has the leading axis L. Two names of fixed arrays have a meaning of their
-  own: "rate:X" multiplies the learning rate of the trained array X, and "shared:X" has no layer
-  axis, so that all layers read the one array.
+  array of a scanned site has the leading axis L. Two names of fixed arrays have a special meaning:
+  "rate:X" multiplies the learning rate of the trained array X, and "shared:X" has no layer axis, so
+  that all layers read the same array.
 
   `overwrite` and `merge` change the weights of one module at a time. Their arguments are `leaves`,
   {"kernel": array, ...} of the module, and `arrays`, the trained and fixed arrays of the method
   there, both with all layers. They return the leaves that change.
 
   Attributes:
-    name: the name of its arrays at each site, which no module may have; by default its kind's, in
-      a stack its key there.
+    name: the name under which its arrays are kept at each site, which no module may have; by
+      default its kind, in a stack its key there.
     kind: the name of its module in `jaxtune.peft.methods`.
-    init: (key, sites, frozen) -> (trained, fixed).
+    init: (key, sites, frozen) -> (trained, fixed), the arrays at the start.
     intercept: (Call, *args) -> output; wraps a module's call, whose arguments are `args`.
-    moves: says whether the base leaf at a path is trained in place (full, BitFit).
+    moves: (path) -> whether this leaf of the base is trained in place (full, BitFit).
     overwrite: (leaves, arrays) -> leaves that the forward pass reads instead, of the same shapes
       and types (last layers). Merging overwrites them too, in fp32.
-    realise: (trained) -> the trained arrays that `intercept` reads; drops a reparametrisation.
+    realise: (trained) -> the arrays that `intercept` reads, computed from those that are trained
+      where a method has a reparametrisation (the MLP of a prefix).
     merge: (leaves, arrays) -> leaves with the delta added, in fp32; None where a method adds arrays
       that are no change of weights, or adds none.
-    penalty: (trained, fixed) -> what is added to the mean loss (AdaLoRA).
-    adjust: (step, steps, trained, gradients, fixed) -> (trained, fixed) after each update, where
-      `steps` is the run's length (AdaLoRA).
+    penalty: (trained, fixed) -> scalar whose gradient is added to that of the mean loss (AdaLoRA).
+    adjust: (step, steps, trained, gradients, fixed) -> (trained, fixed) after update `step` of
+      `steps`, counted from 1; gradients are those before clipping (AdaLoRA).
     settled: (steps of a run) -> the first step whose weights may be kept as the best: before it
-      they are not yet what the options ask for (AdaLoRA's budget).
-    slots: (fixed) -> mask (P,) of the tokens that stand before a decoder's text, or None (prompts).
-    unused: (trained, fixed) -> how many trained numbers are padding, the same in every trial.
-    numbers: options that are arrays, so that one program trains trials that differ in them.
+      they do not yet satisfy the options (AdaLoRA's budget).
+    slots: (fixed) -> mask (P,) of the virtual tokens that stand before a decoder's text, or None
+      where an encoder reads them (prompts).
+    unused: (trained, fixed) -> how many trained numbers have no effect, as they only pad a layer.
+    numbers: options whose values are arrays or sizes that can be padded, so that trials that differ
+      in them share a compiled program.
     padded: {array name: its axes of rank, width or length}. Along these, zeros change nothing that
       is computed, so arrays of several trials or adapters are padded to one shape; along any other
       axis they must agree.
-    patterns: the targets asked for, each of which must hit a site.
-    positions: how many of the model's positions it takes (prefix length).
+    patterns: the targets asked for, as the target plan and errors name them.
+    positions: how many of the model's positions its virtual tokens take.
     start: folder of an adapter, or of a run, whose arrays training begins with; None to draw them.
     options: the options it was made with, as export and reports need them.
   """
@@ -137,6 +141,9 @@ def build(section: dict) -> tuple[Method, ...]:
       ...} for several at once. The methods of a stack are called by their keys, and are laid over
       the model and merged in the order of these. A section without a name is of the method KEY. A
       union such as {"name": "mam"} stands for a stack (`peft.unions`).
+
+  Raises:
+    UserError: for an unknown method, an option out of its limits, or an empty or nested stack.
   """
   options = unions.expand(section)
   kind = options.pop("name", None)
@@ -160,14 +167,14 @@ def build(section: dict) -> tuple[Method, ...]:
 
 
 def sections(section: dict) -> dict[str, dict]:
-  """Returns {name: section} of a completed config's methods: the one, or those of a stack."""
+  """Returns {name: section} of a completed config's methods: the only one, or those of a stack."""
   if section["name"] != "stack":
     return {section["name"]: section}
   return {name: part for name, part in section.items() if name != "name"}
 
 
 def constructor(kind: str | None) -> Callable[..., Method]:
-  """Finds a method's `method` function by name, or says which methods there are."""
+  """Returns the function `method` of a method's module; raises UserError for an unknown name."""
   known = [m.name for m in pkgutil.iter_modules(methods_.__path__)]
   if kind not in known:
     names = [*known, "stack", *unions.UNIONS]

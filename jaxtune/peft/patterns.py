@@ -1,4 +1,4 @@
-"""Regular expressions that users and strangers write, with bounds on their size and their time."""
+"""Matches regular expressions of configs and foreign adapters, within limits of size and time."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ import regex
 from jaxtune.errors import UserError
 from jaxtune.schema import shown
 
-SECONDS = 0.2  # of one match
-LONGEST = 1000  # characters of a pattern
-REPEATS = 1000  # the product of all counts such as {3}: `regex` writes each repetition out
+SECONDS = 0.2  # that one match may take
+LONGEST = 1000  # characters that a pattern may have
+# The largest product of all counts such as {3}: `regex` writes each repetition out.
+REPEATS = 1000
 
 
 def fullmatch(pattern: str, text: str, before: str = "", after: str = "") -> Any | None:
   """Matches a whole text, as `re.fullmatch` does.
 
   Args:
-    before, after: patterns of our own that stand around the one given.
+    before, after: trusted patterns that are put around the given one.
 
   Raises:
-    UserError: for a pattern that is none, is very large, or takes longer than `SECONDS`.
+    UserError: for a pattern that is no regular expression, is too large, or takes longer than
+      `SECONDS`.
   """
   try:
     return _compiled(pattern, before, after).fullmatch(text, timeout=SECONDS)
@@ -47,8 +49,8 @@ def _compiled(pattern: str, before: str, after: str) -> Any:
     )
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # of what other versions might read otherwise
-      re.compile(pattern)  # `regex` knows more than `re`, by which PEFT reads patterns
+      warnings.simplefilter("ignore")  # of syntax that a later Python may read differently
+      re.compile(pattern)  # `regex` accepts more than `re`, with which PEFT reads patterns
       return regex.compile(f"{before}(?:{pattern}){after}")
   except (re.error, regex.error, RecursionError, OverflowError) as error:
     raise UserError(f"pattern {shown(pattern)} is not a regular expression: {error}") from error

@@ -1,4 +1,4 @@
-"""The module calls of a model that methods may wrap, and the patterns that choose among them."""
+"""Lists the module calls of a model that methods may wrap, and matches them with patterns."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from jaxtune.peft import patterns
 
 
 class Site(NamedTuple):
-  """A module call that a method may wrap.
+  """Describes a module call that a method may wrap.
 
   Attributes:
-    path: "trunk/layers/attn/q_proj".
+    path: the module's path, such as "trunk/layers/attn/q_proj".
     kind: the module's class name: "Linear", "Attend", "Residual", "Trunk", ...
-    inputs: shapes of its array arguments, for one layer.
-    output: the last size of its output, None where it has several outputs.
+    inputs: the shapes of its array arguments, for one layer.
+    output: the size of its output's last axis; None where it has several outputs.
     layers: L where the module is scanned over layers, else None.
-    config: of a trunk, its `Config`.
+    config: the `Config` of a trunk, else None.
   """
 
   path: str
@@ -36,12 +36,12 @@ class Site(NamedTuple):
 
   @property
   def lead(self) -> tuple[int, ...]:
-    """The leading axes of every array that lives at this site."""
+    """Returns the leading axes of every array that lives at this site."""
     return () if self.layers is None else (self.layers,)
 
   @property
   def input(self) -> int:
-    """The last size of its first argument."""
+    """Returns the size of the last axis of its first argument."""
     return self.inputs[0][-1]
 
   def constants(self, numbers: dict[str, float]) -> dict[str, Float[Array, "*L"]]:
@@ -50,7 +50,10 @@ class Site(NamedTuple):
 
 
 def find_sites(model) -> dict[str, Site]:
-  """Lists every module call of a model's forward pass, by tracing it on shapes alone."""
+  """Lists every module call of a model's forward pass, by tracing it on shapes alone.
+
+  The model has `trace_inputs`, as those in `jaxtune.models` do.
+  """
   sites, depths = {}, {}
 
   def hook(next_fn, args, kwargs, context):
@@ -82,7 +85,7 @@ def match(
   """Finds the sites of a kind, or of several, whose path ends in any of the regular expressions.
 
   Raises:
-    UserError: for a pattern that hits nothing, naming the nearest sites.
+    UserError: for no targets, or one that hits nothing, with the names of the nearest sites.
   """
   kinds = (kind,) if isinstance(kind, str) else kind
   candidates = {path: site for path, site in sites.items() if site.kind in kinds}
@@ -111,5 +114,8 @@ def check_rank(name: str, rank: int, path: str, shape: tuple[int, int]) -> None:
 
 
 def hits(pattern: str, path: str) -> bool:
-  """Says whether a pattern matches the end of a site's path, from a whole name on."""
+  """Says whether a pattern matches the end of a path from the start of a name on.
+
+  So "q_proj" and "attn/q_proj" hit "trunk/layers/attn/q_proj", but "proj" does not.
+  """
   return patterns.fullmatch(pattern, path, before="(?:.*/)?") is not None

@@ -1,14 +1,14 @@
 """Published unions of methods, written as a stack: {"name": "mam"} and {"name": "unipelt"}.
 
   mam      Mix-And-Match (He et al. 2022, section 4.6): a short prefix in attention, and a wide
-           scaled parallel adapter at the feed-forward.
-  unipelt  UniPELT (Mao et al. 2022): prefix, Pfeiffer adapter and LoRA, each behind a gate that is
-           trained from 1/2 on.
+           scaled parallel adapter at the feed-forward network.
+  unipelt  UniPELT (Mao et al. 2022): a prefix, a Pfeiffer adapter and LoRA, each multiplied by a
+           trained gate, which is 1/2 at the start.
 
-A part's options are given by its name, {"name": "mam", "prefix": {"length": 10}}; the others are
-the paper's. Prefixes do not move positions, as in both papers' code. UniPELT's gates are one for
-each token, not averaged over the sequence as in the paper, so that no token of a decoder sees a
-later one and cached decoding equals teacher forcing; the prefix's gate is of the query.
+Options of a part are given under its name, {"name": "mam", "prefix": {"length": 10}}; all others
+are the paper's. Prefixes do not shift positions, as in both papers' code. UniPELT's paper averages
+a gate over the sequence. Here each token has a gate of its own, so that no token of a decoder sees
+a later one and cached decoding equals teacher forcing; a prefix's gate is computed from the query.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtune.errors import UserError, nearest
 UNIONS = {
   "mam": {
     "prefix": {"name": "prefix", "length": 30, "projection": 800, "shift": False},
-    # half the model's width: 512 in the paper's BART
+    # This is half the model's width: 512 in the paper's BART.
     "adapter": {"name": "adapter", "placement": "parallel", "reduction_factor": 2},
   },
   "unipelt": {
@@ -30,7 +30,7 @@ UNIONS = {
 
 
 def expand(section: dict) -> dict:
-  """Returns the stack that a union stands for, also within a stack; other sections as they are.
+  """Returns the stack that a union stands for, also within a stack; other sections unchanged.
 
   Raises:
     UserError: for a part that the union does not have, or one that a stack has twice.
@@ -54,7 +54,7 @@ def expand(section: dict) -> dict:
 
 
 def _parts(union: str, given: dict) -> dict[str, dict]:
-  """Returns the parts of a union, with the options given set."""
+  """Returns the sections of a union's parts, with the given options set."""
   defaults = UNIONS[union]
   for part, options in given.items():
     if part not in defaults:
@@ -65,7 +65,7 @@ def _parts(union: str, given: dict) -> dict[str, dict]:
 
 
 def _override(defaults: dict, given: dict) -> dict:
-  """Sets options; those of one method are none of another's, nor a factor's beside a width."""
+  """Sets options; drops all defaults for another method, and the reduction factor for a width."""
   if given.get("name", defaults["name"]) != defaults["name"]:
     return given
   if "width" in given:

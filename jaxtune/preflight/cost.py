@@ -47,7 +47,7 @@ def fit_chunk(chunk: int, limit: float, bytes_of: Callable[[int], int]) -> int:
 def cost(trials: Sequence[Trial]) -> dict:
   """Compiles one step on shapes alone; returns XLA's own memory and FLOP figures for it.
 
-  Their `pretrained.params` may be shapes, as `hf.outline` gives them.
+  The trials' `pretrained.params` may be shapes, as `hf.outline` gives them.
 
   Returns:
     MB of the frozen base, of the trials' state and of the step's working memory, and GFLOP of one
@@ -56,8 +56,8 @@ def cost(trials: Sequence[Trial]) -> dict:
   """
   first = trials[0]
   parts, chunk = first.config["train"]["accumulate"], choose_chunk(trials)
-  # This code is never run, so that a CPU's need not be fast: compiling takes half the time, and the
-  # memory is the same.
+  # The program is never run, so it need not be fast. On a CPU it compiles in half the time without
+  # optimisation, and takes the same memory.
   quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
   compiled = _lower(trials, chunk, parts).compile(compiler_options=quick)
   memory = compiled.memory_analysis()
@@ -104,7 +104,7 @@ def _lower(trials: Sequence[Trial], chunk: int, parts: int, **computation):
   states, base = _states(trials)
   progress = jax.eval_shape(loop.begin, states)
   lead = (len(trials), parts, options.batch_size // parts)
-  widest = data.batch(first.dataset.train, 0, 0, options.batch_size)  # the first batch is that
+  widest = data.batch(first.dataset.train, 0, 0, options.batch_size)  # batch 0 is the widest
   batch = {
     name: jax.ShapeDtypeStruct((*lead, *array.shape[1:]), array.dtype)
     for name, array in widest.items()

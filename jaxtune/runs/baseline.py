@@ -15,7 +15,9 @@ from jaxtune.runs.trial import Trial
 def evaluate_bases(
   trials: Sequence[Trial], parallel: sharding.Parallel | None = None
 ) -> list[compare.Untuned]:
-  """Judges the untuned model on the examples of each trial, also with demonstrations.
+  """Judges the untuned model on each trial's examples; with `evaluate.shots`, twice.
+
+  The second time there are demonstrations in the prompts.
 
   Args:
     trials: whose data have equal shapes. Where they differ in their seed alone, each has its own

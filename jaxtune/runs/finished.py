@@ -21,8 +21,8 @@ class Run(NamedTuple):
   """A finished run, ready to be evaluated, generated from or exported.
 
   Attributes:
-    folder: of its files.
-    config: completed.
+    folder: the folder of its files.
+    config: the completed config.
     pretrained: its base model.
     adapted: the base's weights with what was trained laid over them.
     labels: names of the classes or tags.
@@ -43,7 +43,7 @@ def check_fits(
   """Raises UserError unless {path: array} has the arrays that the methods train, all finite.
 
   Args:
-    where: the arrays are from, for the error.
+    where: where the arrays are from, for the error.
   """
   sites, tokenize = peft.find_sites(pretrained.model), tokenizing(pretrained)
   make = lambda params: peft.init(jax.random.key(0), methods, sites, params, tokenize).overlay

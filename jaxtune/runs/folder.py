@@ -119,7 +119,7 @@ class Record(TypedDict):
 
   Attributes:
     base: fingerprint of the base's weights.
-    config: completed.
+    config: the completed config.
     labels: names of the classes or tags.
     stop_tokens: ids that end a completion.
   """

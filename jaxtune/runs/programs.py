@@ -1,4 +1,4 @@
-"""Makes what the trials of a group are compiled from: their training and their judgement."""
+"""Makes the programs by which the trials of a group are trained and judged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtune.training.step import Program
 
 
 def make_program(trial: Trial, dropout: bool = False) -> Program:
-  """Gathers what is compiled, from any one trial of a group.
+  """Makes the program that is compiled for a group, from any one of its trials.
 
   Args:
     dropout: whether any trial of the group is trained with noise; see `drops`.
@@ -32,11 +32,11 @@ def make_program(trial: Trial, dropout: bool = False) -> Program:
 def make_evaluator(
   trial: Trial, parallel: sharding.Parallel, chunk: int = 1, methods: tuple | None = None
 ) -> judge.Evaluator:
-  """Compiles the judgement of trials: without label smoothing, so that losses can be compared.
+  """Makes the evaluator of a group, without label smoothing, so that losses can be compared.
 
   Args:
     chunk: trials side by side in one vmap.
-    methods: other methods than the trial's: () for the untuned base.
+    methods: methods in place of the trial's, such as () for the untuned base.
   """
   objective, options = trial.objective, trial.objective_options
   options.pop("label_smoothing", None)

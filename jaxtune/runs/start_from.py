@@ -15,7 +15,7 @@ from jaxtune.models.heads import is_head
 from jaxtune.runs import folder as runs
 from jaxtune.runs.trial import Trial
 
-# Fixed numbers that the new training decides, and not the adapter.
+# The config, not the adapter, decides the fixed numbers whose names begin with these.
 NEW = ("dropout", "rate:")
 
 

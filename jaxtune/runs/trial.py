@@ -15,11 +15,11 @@ class Trial(NamedTuple):
   """One trial, made of its completed config once. The trials of a group share the model.
 
   Attributes:
-    config: completed.
+    config: the completed config.
     pretrained: the model, its weights and tokenizer.
-    sites: of the model, from `peft.find_sites`.
+    sites: the model's sites, from `peft.find_sites`.
     dataset: tokenised splits.
-    fingerprint: of the base weights.
+    fingerprint: the hash of the base weights.
     methods: all that is laid over the base: the method, the task's head and regularisation.
     objective: the objective's module.
   """
@@ -42,7 +42,7 @@ def prepare(config: dict, pretrained: hf.Pretrained | None = None) -> Trial:
   """Loads the data and the model of a completed config.
 
   Args:
-    pretrained: the model of another trial, where it is the same but for how many labels it has.
+    pretrained: the model of another trial, if this one's can differ only in the number of labels.
   """
   dataset = load_data(config)
   head = pretrained and pretrained.model.config.head
@@ -52,7 +52,7 @@ def prepare(config: dict, pretrained: hf.Pretrained | None = None) -> Trial:
 
 
 def outline(config: dict) -> Trial:
-  """Does all that `prepare` does but read weights, whose shapes take their place."""
+  """Does all that `prepare` does, but with the shapes of the weights in place of weights."""
   dataset, labelled = load_data(config), objective_of(config)
   labels = len(dataset.labels) or None
   pretrained = hf.outline(**config["model"], head=labelled.HEAD, labels=labels)
@@ -98,7 +98,7 @@ def make_methods(config: dict, fresh: tuple[str, ...] = ()) -> tuple[peft.Method
   """
   methods = peft.build(config["method"])
   if objective_of(config).HEAD != "lm":
-    methods += (head.method(fresh),)  # beside a probe of the head alone too, for the fresh pooler
+    methods += (head.method(fresh),)  # also beside the method "head", which trains no fresh pooler
   if any(config["regularize"].values()):
     methods += (regularize.method(**config["regularize"]),)
   return methods

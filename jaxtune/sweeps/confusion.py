@@ -53,7 +53,7 @@ def draw(matrix: Confusion, trial: str = "") -> Figure:
 
 
 def merge_rare(matrix: Confusion, kept: int) -> Confusion:
-  """Joins all classes but the `kept` with the most references into the last, "other"."""
+  """Joins all but the `kept` most frequent classes into one, "other", which comes last."""
   frequent = np.sort(np.argsort(-matrix.counts_CC.sum(1), kind="stable")[:kept])
   new_index_C = np.full(len(matrix.labels), kept)
   new_index_C[frequent] = np.arange(kept)

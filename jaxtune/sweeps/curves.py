@@ -56,7 +56,7 @@ def learning_curves(
 
 def _curve(histories: list[list[dict]], key: str) -> dict[int, stats.Summary]:
   """Returns {step: summary over seeds} of the steps that all seeds logged, in order."""
-  # A resumed run logs some steps twice: the later line replaces the earlier one.
+  # Training and validation write lines of their own, which lack the other's metrics.
   seeds = [
     {entry["step"]: entry[key] for entry in history if entry.get(key) is not None}
     for history in histories

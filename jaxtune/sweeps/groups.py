@@ -16,9 +16,9 @@ WORDS = ("template", "answer", "choices", "rename", "only", *SHARES)
 def groups(configs: list[dict]) -> list[list[int]]:
   """Groups configs that can share a compiled program: they differ in numbers or words only.
 
-  Numbers are the seed, those of the optimizer (learning rate, warm-up, weight decay), of
-  regularisation and of the methods (rank, alpha, dropout, prefix length, adapter width). Words are
-  the prompt's template, the answers, which rows are kept and each task's share. Anything else
+  Numbers are the seed, those of the optimizer (learning rate, warm-up, weight decay, head ratio),
+  of regularisation and of the methods (rank, alpha, dropout, prefix length, adapter width). Words
+  are the prompt's template, the answers, which rows are kept and each task's share. Anything else
   changes the program.
 
   Returns:

@@ -77,8 +77,8 @@ def difference(results: Iterable[dict], metric: str, key: str = "base") -> Summa
 def of_base(results: Iterable[dict], metric: str, key: str = "base") -> Summary:
   """Summarizes a metric that was measured without training.
 
-  Every trial measures the same number, which then has no interval, unless the seed also decides
-  which examples are judged.
+  If all trials measured the same number, it has no interval. They differ where the seed draws the
+  demonstrations, or the weights of a base that is read from no folder.
 
   Args:
     key: "base"; "shots", the base with demonstrations; "chance", one answer for all examples.
@@ -160,7 +160,7 @@ def lines_along(rows: Sequence[Row], path: str) -> dict[str, list[Row]]:
 
 
 def varying(settings: Sequence[dict[str, Any]]) -> list[str]:
-  """Lists the paths whose values differ; where a path is missing counts as another value."""
+  """Lists the paths whose values differ; a missing path counts as a value of its own."""
   paths = dict.fromkeys(path for row in settings for path in row)
   value = lambda row, path: json.dumps(row[path]) if path in row else ""
   return [path for path in paths if len({value(row, path) for row in settings}) > 1]

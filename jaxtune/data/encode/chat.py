@@ -151,7 +151,7 @@ def _attempt(function: Callable[..., Result], *args: Any) -> Result | UserError:
 def _mask(
   tokenizer: Tokenizer, marks: Collection[int], example: Example, turns: list[_Turn]
 ) -> _Item:
-  """Finds the tokens of each turn in the whole conversation, the `answered` of the last turn."""
+  """Finds each turn's tokens in the whole conversation, which is the last turn's `answered`."""
   whole = turns[-1].answered
   trained, stops = [False] * len(whole), []
   blank = lambda token: token in marks or not tokenizer.decode([token]).strip()

@@ -41,13 +41,13 @@ def encode(
   options: EncodeOptions,
   skipped: dict[str, int],
 ) -> tuple[Split, dict]:
-  """Encodes texts with their labels; those that are skipped have none in the split.
+  """Encodes texts with their labels; a skipped text is left out together with its label.
 
   Special tokens are the tokenizer's own. A tokenizer that adds none at the end of a text, as those
   of decoders do, gets its eos at the end of each, from which a head on the last token reads.
 
   Args:
-    labels_N: of every example.
+    labels_N: the label of every example.
     options: too_long can be "skip" or "truncate", which cuts the longer of two texts first;
       malformed is for a text without a token.
     skipped: how many examples were left out before, by reason.
@@ -70,7 +70,7 @@ def encode(
 def _with_own_specials(
   tokenizer: Tokenizer, special: int, examples: Sequence[Example], max_length: int | None
 ) -> list[Row]:
-  """Tokenises texts with the tokenizer's special tokens; marks say which of two a token is of."""
+  """Tokenises texts with the tokenizer's special tokens; marks tell a pair's texts apart."""
   texts = [example.row["text"] for example in examples]
   pairs = [example.row["pair"] for example in examples]
   paired = pairs[0] is not None

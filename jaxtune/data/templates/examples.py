@@ -14,7 +14,7 @@ from jaxtune.data.templates.formats import INSTRUCTION, Format, picked, renamed
 from jaxtune.data.templates.library import Template, resolve
 from jaxtune.errors import UserError, nearest
 
-_BARS = "\ufdd0"  # stands for "|||" in a row's own text while a template's are split
+_BARS = "\ufdd0"  # replaces "|||" in a row's own text while a template is split at its own
 
 
 class Example(NamedTuple):
@@ -39,7 +39,7 @@ class Example(NamedTuple):
 
 
 def render(form: Format, rows: Sequence[dict], where: Sequence[str]) -> list[Example]:
-  """Renders every row by every template, row by row; `variants` finds those of one row again.
+  """Renders every row by every template, row by row; `variants` finds a row's examples again.
 
   Raises:
     UserError: with file and line, for a row that lacks a column or holds null in it, that the
@@ -58,7 +58,7 @@ def render(form: Format, rows: Sequence[dict], where: Sequence[str]) -> list[Exa
 
 
 def _reader(form: Format) -> Callable[[dict], list[tuple[str | None, list[str], list[str]]]]:
-  """Makes the function of a row that reads it by every template."""
+  """Makes the function that reads a row by every template."""
 
   def read(row: dict) -> list[tuple[str | None, list[str], list[str]]]:
     seen = renamed(row, form.rename)

@@ -28,7 +28,7 @@ class Format(NamedTuple):
   """How the rows of a split become text."""
 
   templates: tuple[Template, ...]  # each gives an example of every row
-  rename: dict[str, str | tuple[str, ...]]  # a template's column: the data's; see `choose`
+  rename: dict[str, str | tuple[str, ...]]  # {a template's column: the data's}, see `choose`
 
   @property
   def sha256(self) -> str:

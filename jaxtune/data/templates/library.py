@@ -65,7 +65,7 @@ def resolve(template: str | Template, answer: str | tuple[str, ...] | None = Non
 
   Args:
     template: Jinja; the library's "task/name"; or "FILE.yaml:name".
-    answer: of Jinja, which has none of its own.
+    answer: the answer to Jinja, which has none of its own; None for a template with a name.
 
   Raises:
     UserError: for an unknown name, with the nearest, or for Jinja without an answer.
@@ -104,7 +104,7 @@ def read(path: str | Path) -> list[Template]:
 
 
 def _reading(path: str) -> Callable[[str], list[dict]]:
-  """Makes the function of a file's text that lists its templates as plain data."""
+  """Makes the function that lists the templates in a file's text as plain data."""
 
   def run(text: str) -> list[dict]:
     document = promptsource.parse(text, path)

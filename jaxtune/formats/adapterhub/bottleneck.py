@@ -72,7 +72,7 @@ def _scaled(trained: dict, fixed: dict, names: set[str]) -> tuple[dict, float | 
   scales = {site: np.asarray(fixed[site]["scale"], np.float32) for site in trained}
   first = next(iter(scales.values())).flat[0]
   if all((s == first).all() for s in scales.values()) and (first == 1 or not by_channel):
-    return trained, "channel" if by_channel else float(first)  # an int is an unknown kind to them
+    return trained, "channel" if by_channel else float(first)  # adapters refuses an int
   scaled = {"channel_scale"} if by_channel else names & {"up_kernel", "up_right", "up_bias"}
   spread = lambda s, x: x * s.reshape(-1, *[1] * (x.ndim - 1))
   trained = {
@@ -190,7 +190,7 @@ def _layer(module: str, names: tuple[str, ...], tensors: dict) -> dict[str, np.n
 
 
 def _used_widths(trained: dict) -> int | tuple[int, ...]:
-  """Returns one width for all layers or one for each; the widest where trunks differ in widths."""
+  """Returns one width for all layers, or one for each; the widest if sites differ in widths."""
   used = [_live_units(arrays) for arrays in trained.values()]
   widest = used[0].shape[1]
   layers = {tuple(int(np.max(np.nonzero(u)[0], initial=0)) + 1 for u in x) for x in used}

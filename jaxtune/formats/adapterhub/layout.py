@@ -11,7 +11,7 @@ from jaxtune.formats import files
 from jaxtune.models import hf
 from jaxtune.models.config import Config
 
-NAME = "jaxtune"  # the adapter's name, a part of every key; `load_as` renames it
+NAME = "jaxtune"  # the adapter's name, a part of every key; `load_adapter(load_as=...)` renames it
 FAMILIES = ("bart", "bert", "distilbert", "gpt2", "llama", "mistral", "roberta", "t5")
 # Of an adapter and of the head beside it: config, safetensors, pickle.
 FILES = {
@@ -115,7 +115,7 @@ def shared(pretrained: hf.Pretrained, name: str) -> str:
 
 
 def theirs(name: str, every: Collection[str]) -> list[tuple[str, str]]:
-  """Returns their names of an array of ours beside `every` other, and how it lies in each."""
+  """Lists (their name of our array, how it lies there); `every` names all arrays of its module."""
   named, how = (PHM if "down_left" in every else ARRAYS)[name]
   first = str(int("norm_scale" in every))  # the norm stands before it in one list of modules
   copies = [(COPIES[name], how)] if name in COPIES else []

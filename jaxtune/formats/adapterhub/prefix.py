@@ -15,7 +15,7 @@ from jaxtune.models import hf
 from jaxtune.models.layers import ACTIVATIONS
 from jaxtune.peft import Method
 
-# A pool that the config can leave out, and our option that does.
+# A pool that the config can leave out, and our option that says so.
 OPTIONAL = {"encoder_prefix": "encoder", "cross_prefix": "cross"}
 
 

@@ -102,7 +102,7 @@ def _adalora(placed: Placed) -> dict:
   rank = max(ranks.values())
   kept = {f"{module}.lora_E": [True] * r + [False] * (rank - r) for module, r in ranks.items()}
   return {
-    "r": 8,  # not read
+    "r": 8,  # PEFT does not read it
     "init_r": rank,
     "target_r": min(rank, int(placed.method.options.get("target_rank", rank))),
     "lora_alpha": layout.alpha_of(scales.pop(), rank + layout.SMALL),

@@ -1,4 +1,4 @@
-"""Prefixes and prompts, the methods that stand before the text, in PEFT's format: both ways."""
+"""Writes and reads prefixes and prompts, which stand before the text, in PEFT's format."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def pieces(
 
 
 def _arrays(kind: str, site: str, trained: dict, fixed: dict) -> dict[str, np.ndarray]:
-  """Collects a site's arrays; a LoRA that started away from zero is the pair of end and start."""
+  """Collects a site's arrays; a LoRA whose start was not zero becomes ab - a0 b0, of rank 2r."""
   names = {"scale", *(x.ours for x in layout.ARRAYS[kind])}
   if stray := trained[site].keys() - names:
     raise UserError(

@@ -72,7 +72,7 @@ def hits_X(predictions: Labels, references: Labels) -> Float[np.ndarray, " X"]:
 
 
 def counts_XJ(predictions: Labels, references: Labels) -> Float[np.ndarray, "X J"]:
-  """Returns indicators of C classes, J = 3 C: right for it, predicted as it, belonging to it."""
+  """Returns whether each of C classes is rightly predicted, is predicted, and is true; J = 3 C."""
   predicted, true = np.asarray(predictions), np.asarray(references)
   classes = np.unique(np.concatenate([predicted, true]))
   predicted_XC = np.equal.outer(predicted, classes)

@@ -1,11 +1,14 @@
-"""AdaLoRA: y = W x + s * B (e * A x), whose ranks are a budget for all layers (Zhang et al. 2023).
+"""AdaLoRA: y = W x + s * B (e * A x), with one budget of ranks for all layers (Zhang et al. 2023).
 
-e stands for singular values. Between the steps `tinit` and `steps - tfinal` the budget falls from
-init_rank to target_rank, both times the number of weights (eq. 12), and the triplets (column of A,
-e, row of B) of least importance have their e set to zero. Shapes never change.
+e stands for singular values. Of the arrays a = A^T (inputs, R), e (R,) and b = B^T (R, outputs), a
+triplet is a column of a, an entry of e and a row of b. Between the steps `tinit` and
+`steps - tfinal` the budget of triplets falls from init_rank to target_rank, both times the number
+of weights (eq. 12), and the least important triplets have their e set to zero. Shapes never change.
 
-Importance (eq. 8-11) is PEFT's: for every entry, the moving averages of |w g| and of how far it is
-from its average, multiplied; of a triplet, that of e plus the means of those of its column and row.
+Importance (eq. 8-11) is computed as in PEFT. The sensitivity of an entry w with gradient g is the
+moving average of |w g|; its uncertainty is the moving average of the distance of |w g| from the
+sensitivity; its score is their product. A triplet's importance is the score of its e, plus the mean
+scores of its column of a and of its row of b.
 """
 
 from __future__ import annotations
@@ -43,20 +46,22 @@ def method(
 
   Args:
     init_rank: triplets of each weight at the start; at most the smaller side of every target.
-    target_rank: how many are left in the end, on average.
-    alpha: the delta's scale is alpha / (init_rank + 1e-5), whatever is pruned, as in PEFT.
-    dropout: of the delta's input, in training.
-    orth_weight: of the penalty, the mean over all A and B of |A^T A - I| and |B B^T - I| (Frobenius
-      norms). It is no part of the loss that is reported.
-    tinit: updates before the budget falls; by default a tenth of the run.
-    tfinal: updates at its end in which what is pruned stays so; by default a third of the run.
-    interval: updates between two prunings; between them a pruned triplet may grow again.
-    beta1, beta2: of the moving averages of sensitivity and of uncertainty.
+    target_rank: triplets of each weight at the end, on average; at most init_rank.
+    alpha: numerator of the delta's scale s = alpha / (init_rank + 1e-5), which pruning does not
+      change, as in PEFT.
+    dropout: rate at which entries of the delta's input are set to zero in training.
+    orth_weight: factor of the penalty, the mean over all a and b of |a^T a - I| and |b b^T - I|
+      (Frobenius norms). The reported loss does not include it.
+    tinit: number of updates before the budget falls; by default a tenth of the run.
+    tfinal: number of updates at the end in which the same triplets stay pruned; by default a third
+      of the run. At least one update must lie between the two.
+    interval: number of updates from one pruning to the next, in which a pruned e may grow again.
+    beta1, beta2: decay rates of the moving averages of sensitivity and of uncertainty.
     targets: regular expressions, matched against the end of the path of Linear sites.
 
-  A and B are drawn from N(0, 0.02^2), e is zero. Of equal importances the later one is kept, where
-  PEFT prunes both; gradients count before they are clipped. With `train.keep = "best"` the weights
-  of a step before the budget is reached are not kept: they have more ranks than target_rank.
+  a and b are drawn from N(0, 0.02^2), e is zero. Of two equal importances the later one is kept,
+  where PEFT prunes both. Importance uses gradients before clipping. With `train.keep = "best"` the
+  weights of a step before the budget is reached are not kept: their rank is above target_rank.
   """
   if target_rank > init_rank:
     raise UserError(
@@ -117,12 +122,17 @@ def _penalty(trained, fixed):
     identity_LRR = real_LR[..., None] * jnp.eye(real_LR.shape[-1])[(None,) * (real_LR.ndim - 1)]
     for square_LRR in (w["a"].swapaxes(-1, -2) @ w["a"], w["b"] @ w["b"].swapaxes(-1, -2)):
       total_L = jnp.sum((square_LRR - identity_LRR) ** 2, (-2, -1))
-      norms.append(weight_L * jnp.sqrt(jnp.maximum(total_L, 1e-12)))  # a gradient of 0 at 0
+      # At a norm of 0, the bound makes the gradient 0 instead of NaN.
+      norms.append(weight_L * jnp.sqrt(jnp.maximum(total_L, 1e-12)))
   return sum(x.sum() for x in norms) / sum(x.size for x in norms)
 
 
 def phases(steps: int, tinit: int | None, tfinal: int | None) -> tuple[int, int]:
-  """Returns (the last update before the budget falls, the first at which it is the target)."""
+  """Returns (the last update before the budget falls, the first at which it is the target).
+
+  Raises:
+    UserError: unless 0 <= tinit < steps - tfinal <= steps.
+  """
   tinit = steps // 10 if tinit is None else tinit
   tfinal = steps // 3 if tfinal is None else tfinal
   if not 0 <= tinit < steps - tfinal <= steps:
@@ -134,9 +144,15 @@ def phases(steps: int, tinit: int | None, tfinal: int | None) -> tuple[int, int]
 
 
 def budget(step, start: int, end: int, initial, target):
-  """Returns how many triplets all weights together have after an update (eq. 12)."""
+  """Returns how many triplets all weights together have after update `step` (eq. 12).
+
+  Args:
+    start, end: the updates that `phases` returns.
+    initial, target: the number of triplets until `start`, and from `end` on.
+  """
   share = (1 - np.arange(end - start + 1) / (end - start)) ** 3
-  coarse = np.floor(share * 2**12) / 2**12  # fp32 multiplies 12 bits by 12 bits exactly
+  # A product of two numbers of 12 bits is exact in fp32, so the share is split into two parts.
+  coarse = np.floor(share * 2**12) / 2**12
   at = jnp.clip(step, start, end) - start
   parts = (jnp.asarray(x, jnp.float32)[at] for x in (coarse, share - coarse))
   whole, rest = ((initial - target) * x for x in parts)
@@ -175,7 +191,7 @@ def _averages(w, gradients, fixed, betas):
 
 
 def _most_important(fixed, count):
-  """Masks all but the `count` most important triplets; a NaN is the least important."""
+  """Returns masks of the `count` most important triplets; a NaN counts as the least important."""
   scores = {}
   for site, f in fixed.items():
     entry = {name: f[f"sensitivity:{name}"] * f[f"uncertainty:{name}"] for name in ("a", "e", "b")}
@@ -184,7 +200,8 @@ def _most_important(fixed, count):
     scores[site] = jnp.where(f["real"], finite_LR, jnp.inf)
   scores_M = jnp.concatenate([score_LR.ravel() for score_LR in scores.values()])
   real = sum(f["real"].sum() for f in fixed.values())
-  order_M = jnp.argsort(jnp.argsort(scores_M))  # from the least important on, padding last
+  # The least important triplet has order 0; padding comes last.
+  order_M = jnp.argsort(jnp.argsort(scores_M))
   kept, start = {}, 0
   for site, score_LR in scores.items():
     kept_M = order_M[start : start + score_LR.size] >= real - count

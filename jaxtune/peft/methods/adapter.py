@@ -1,4 +1,4 @@
-"""Bottleneck adapters: ad(h) = s * W_up act(W_down h + b) + b', as in AdapterHub's `adapters`.
+"""Bottleneck adapters: ad(h) = s * (W_up act(W_down h + b) + b'), as in AdapterHub's `adapters`.
 
 Placements, with x the residual stream and f a sublayer's output:
   pfeiffer: x + f + ad(x + f), after the feed-forward only (Pfeiffer et al. 2020)
@@ -7,14 +7,15 @@ Placements, with x the residual stream and f a sublayer's output:
   plus:     h + c * ad(h) with h = x + f and a trained scale c of each channel, after the
             feed-forward (AdapterPlus, Steitz & Roth 2024, without their stochastic depth)
 
-Where the model normalises x + f (BERT), `plus` takes h after that norm and its output is not
-normalised again; the others add to f before it.
+Where the model normalises x + f (BERT), `pfeiffer` and `plus` read the normalised sum. `plus` adds
+to it, and its output is not normalised again; the others add to f before the norm.
 
 Layers may differ in width: all are padded to the widest, with zeros in both kernels, which get a
 zero gradient.
 
-Of two adapters at one residual, the outer reads and adds to what the inner leaves; a pfeiffer
-adapter around another computes that one twice.
+Of two adapters at one residual, an outer `plus` reads and adds to the inner one's result. Any other
+outer one adds to the f that the inner one is given; if it is a `pfeiffer`, it also reads the inner
+one's result, which is thus computed twice.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from jaxtune.errors import UserError
 from jaxtune.models.layers import ACTIVATIONS, lift
 from jaxtune.schema import LARGEST, Finite, Positive, Rate, Width
 
-# placement: the sites, and the defaults of adapters 1.3 for activation and scale
+# {placement: (targets, activation, scale)}, with the defaults of adapters 1.3.
 PLACEMENTS = {
   "pfeiffer": (("mlp_residual",), "relu", 1.0),
   "houlsby": (("attn_residual", "mlp_residual"), "silu", 1.0),
@@ -60,25 +61,27 @@ def method(
   """Adds a small feed-forward network at each layer's residual connections.
 
   Args:
-    width: of the bottleneck, at most the model's; or one for each layer.
-    reduction_factor: the model's width over the bottleneck's instead, rounded down to a width of
-      at least 1; or one for each layer.
+    width: number of units of the bottleneck, at most the model's width; a tuple has one number for
+      each layer.
+    reduction_factor: ratio of the model's width to the bottleneck's, in place of `width`; the width
+      is rounded down, but at least 1. A tuple has one ratio for each layer.
     placement: "pfeiffer", "houlsby", "parallel" or "plus".
-    activation: by default the placement's own.
-    scale: of the adapter's output; by default the placement's own.
-    channel_scale: whether a number for each channel, from 1 on, is trained that scales the output
-      too; by default with "plus" alone.
-    dropout: of the adapter's output, in training.
+    activation: activation function of the bottleneck; by default "silu" with "houlsby", "gelu" with
+      "plus", else "relu".
+    scale: factor s of the adapter's output; by default 4 with "parallel", else 1.
+    channel_scale: whether the output is also multiplied by a trained factor for each channel, which
+      starts at 1; by default only with "plus".
+    dropout: rate at which entries of the adapter's output are set to zero in training.
     ln_before, ln_after: whether a LayerNorm of its own is trained on the adapter's input, and on
       its output. An output that is normalised changes the model from the first step on.
-    gate: whether the output is multiplied by sigmoid(w h + b) with trained w and b from zero, so by
-      1/2 at the start (UniPELT, Mao et al. 2022). Each token has its own gate; UniPELT averages
-      them over the sequence, which would let a decoder's tokens see later ones.
+    gate: whether the output is multiplied by sigmoid(w h + b), where w and b are trained and start
+      at zero, so that it starts at 1/2 (UniPELT, Mao et al. 2022). Each token has its own gate;
+      UniPELT averages them over the sequence, which would let a decoder's tokens see later ones.
     targets: regular expressions, matched against the end of the path of Residual sites; by default
       the placement's own. "cross_residual" is the one after cross-attention.
 
   W_down and W_up are drawn from N(0, 0.02^2), as BERT's weights; `parallel` starts W_up at zero,
-  and `plus` draws both from N(0, 0.01^2) cut off at two deviations (Houlsby et al. 2019).
+  and `plus` draws both from N(0, 0.01^2), truncated at two deviations (Houlsby et al. 2019).
   """
   targets, activation, scale = defaults_of(placement, targets, activation, scale)
   channel_scale = placement == "plus" if channel_scale is None else channel_scale
@@ -103,7 +106,7 @@ def method(
 def defaults_of(
   placement: str, targets: Any, activation: str | None, scale: float | None
 ) -> tuple[tuple[str, ...], str, float]:
-  """Returns targets, activation and scale, by default the placement's own."""
+  """Returns (targets, activation, scale), with the placement's defaults in place of None."""
   given = (targets, activation, scale)
   choices = zip(given, PLACEMENTS[placement], strict=True)
   return tuple(default if option is None else option for option, default in choices)
@@ -163,7 +166,7 @@ def _draw(key: Array, site: peft.Site, widths_L: np.ndarray, placement: str) -> 
 
 
 def _unused(trained, fixed):
-  """Counts the numbers of units that only pad a layer: those whose inputs all have weight 0."""
+  """Counts the numbers of units that only pad a layer: those whose input weights are all 0."""
   dead = lambda w: jnp.sum(jnp.all(w["down_kernel"] == 0, -2)) * (2 * w["up_bias"].shape[-1] + 1)
   return sum(dead(arrays) for arrays in trained.values())
 
@@ -177,7 +180,12 @@ def intercept(
   placement: str,
   activation: Callable,
 ) -> Float[Array, "B T D"]:
-  """Calls a residual connection with an adapter network(call, h, activation) at its placement."""
+  """Calls a residual connection with an adapter at its placement.
+
+  Args:
+    x_BTD, y_BTD: the residual stream and the sublayer's output, x and f above.
+    network: (call, h (B, T, D), activation) -> the adapter's output (B, T, D).
+  """
   adapter = lambda h_BTD: network(call, h_BTD, activation)
   if placement == "plus":
     h_BTD = call.next_fn(x_BTD, y_BTD)
@@ -209,7 +217,7 @@ def _bottleneck(
 def _normalise(
   h_BTD: Float[Array, "B T D"], arrays: dict[str, Array], name: str
 ) -> Float[Array, "B T D"]:
-  """Applies a LayerNorm in fp32, where there is one."""
+  """Applies the LayerNorm of this name in fp32, if the arrays have one."""
   if f"{name}_scale" not in arrays:
     return h_BTD
   x_BTD = h_BTD.astype(jnp.float32)

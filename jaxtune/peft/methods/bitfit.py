@@ -6,7 +6,7 @@ from jaxtune import peft
 
 
 def method(targets: tuple[str, ...] = (".*",)) -> peft.Method:
-  """Trains the biases of linear layers and norms. A model without biases is refused.
+  """Trains the biases of linear layers and norms. A model without biases raises UserError.
 
   Args:
     targets: regular expressions, matched against the end of a module's path; the paper's smaller

@@ -1,17 +1,19 @@
 """Compacter: adapters of few numbers, by sums of Kronecker products (Karimi Mahabadi et al. 2021).
 
-  ad(h) = s * PHM_up(act(PHM_down(h))),  PHM(x) = x (sum_i A_i (x) W_i) + b,  W_i = left_i right_i
+  ad(h) = s * PHM_up(act(PHM_down(h))),  PHM(x) = x (sum_i kron(A_i, W_i)) + b,
+  W_i = left_i right_i
 
 for i < n, eqs. 4 to 6, with A_i of (n, n) and W_i of rank R. Placed after attention and after the
 feed-forward it is Compacter ("houlsby"); after the feed-forward alone, Compacter++ ("pfeiffer").
 
-Arrays, for D features and a bottleneck of F = n * f, with entry [a, b] of A_i and [p, q] of W_i at
-row a * rows(W_i) + p and column b * columns(W_i) + q of the product, so that x @ H + b is computed:
+Arrays, for D features and a bottleneck of F = n * f units. kron is that of numpy: A_i[a, b] times
+W_i[p, q] is at row a * rows(W_i) + p and column b * columns(W_i) + q.
   down_left (L, n, D/n, R), down_right (L, n, R, f), down_bias (L, n, f)
   up_left (L, n, f, R), up_right (L, n, R, D/n), up_bias (L, D)
   shared:      phm_rule (n, n, n), all A_i, once, at the trunk of the first site
   not shared:  down_rule, up_rule (L, n, n, n), at every site
-They are `W_left`, `W_right`, `b` (down_bias flattened to F) and `phm_rule` of adapters' PHMLayer.
+In `adapters`, they are `W_left`, `W_right`, `b` (down_bias flattened to F) and `phm_rule` of a
+PHMLayer.
 """
 
 from __future__ import annotations
@@ -46,18 +48,20 @@ def method(
   """Adds adapters of a few thousand numbers at each layer's residual connections.
 
   Args:
-    width: of the bottleneck; a multiple of n, at most the model's width.
+    width: number of units of the bottleneck; a multiple of n, at most the model's width.
     n: how many Kronecker products are summed; divides the model's width.
-    rank: of each W_i.
+    rank: rank of each W_i.
     shared: whether all layers, and both projections, read the same A_i.
-    placement: as `adapter` has it: "houlsby" (Compacter) or "pfeiffer" (Compacter++), for example.
-    activation: of the bottleneck.
-    scale: of the adapter's output; by default the placement's own.
-    dropout: of the adapter's output, in training.
-    targets: regular expressions, matched against the end of the path of Residual sites.
+    placement: one of `adapter`'s: "houlsby" (Compacter) or "pfeiffer" (Compacter++), for example.
+    activation: activation function of the bottleneck.
+    scale: factor s of the adapter's output; by default the placement's own.
+    dropout: rate at which entries of the adapter's output are set to zero in training.
+    targets: regular expressions, matched against the end of the path of Residual sites; by default
+      the placement's own.
 
-  Starts as adapters 1.3 does: left and right by Glorot's normal, A_i from N(0, 0.0001^2) where
-  they are shared, else from N(0, 0.01^2); so the model is hardly changed at first.
+  As in adapters 1.3, left and right are drawn from Glorot's normal distribution, A_i from
+  N(0, 0.0001^2) where they are shared, else from N(0, 0.01^2); so the model is hardly changed at
+  first.
   """
   targets, activation, scale = adapter.defaults_of(placement, targets, activation, scale)
   if width % n:
@@ -113,13 +117,13 @@ def _init(key, sites, frozen, *, targets, width, n, rank, shared, scale, rate):
 
 
 def _draw(key: Array, shape: tuple[int, ...]) -> Float[Array, "*L G M R"]:
-  """Draws a factor by Glorot's normal; each of its entries of a rank and a row has its own key."""
+  """Draws a factor from Glorot's normal distribution, with a random key for each row and rank."""
   normal = initializers.normal((2 / (shape[-1] + shape[-2])) ** 0.5)
   return peft.draw(partial(peft.draw, normal, axis=-1), key, shape, axis=-1)
 
 
 def _realise(trained):
-  """Gives the A_i that all layers share to each of them."""
+  """Copies the A_i that all layers share to each of them."""
   rules = [arrays["phm_rule"] for arrays in trained.values() if "phm_rule" in arrays]
   if not rules:
     return trained
@@ -138,7 +142,7 @@ def _phm(
   left_GIR: Float[Array, "G I R"],
   right_GRO: Float[Array, "G R O"],
 ) -> Float[Array, "*BT G O"]:
-  """Multiplies x, whose features are in n groups, by sum_i A_i (x) left_i right_i."""
+  """Multiplies x, whose features are in n groups, by sum_i kron(A_i, left_i right_i)."""
   z_BTGGR = jnp.einsum("...ap,ipr->...air", x_BTGI, left_GIR)
   z_BTGGR = jnp.einsum("...air,iab->...bir", z_BTGGR, rule_GGG)
   return jnp.einsum("...bir,irq->...bq", z_BTGGR, right_GRO)

@@ -1,6 +1,6 @@
-"""The head of a task: by itself, a linear probe of the frozen model (Alain & Bengio 2017).
+"""The head of a task: alone, it is a linear probe of the frozen model (Alain & Bengio 2017).
 
-Every objective that needs a head of its own trains it beside its method, as PEFT's
+With an objective that needs its own head, the head is trained beside the chosen method, as PEFT's
 `modules_to_save` does.
 """
 
@@ -14,7 +14,8 @@ def method(paths: tuple[str, ...] = ()) -> peft.Method:
   """Trains the leaves of the head, and those at `paths`.
 
   Args:
-    paths: such as `Pretrained.fresh`: what a checkpoint lacks besides its head (BERT's pooler).
+    paths: paths of further leaves, such as `Pretrained.fresh`, those that a checkpoint lacks
+      (besides its head, BERT's pooler).
   """
   return peft.Method(
     "head",

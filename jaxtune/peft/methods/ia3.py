@@ -1,7 +1,8 @@
 """IA3: activations are rescaled by trained vectors that start at one (Liu et al. 2022, sec. 3.3).
 
-Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning: keys become
-l_k * K, values l_v * V, and the hidden layer of the feed-forward network l_ff * act(W_1 x).
+In the paper, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
+Learning", keys become l_k * K, values l_v * V, and the hidden layer of the feed-forward network
+l_ff * act(W_1 x).
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ def method(
   """Multiplies outputs of some linear layers, and inputs of others, by trained vectors.
 
   Args:
-    targets: of the vectors l, y = l * (W x + b): regular expressions, matched against the end of
-      the path of Linear sites. The defaults also hit an encoder-decoder's cross-attention.
-    feedforward: of the vectors l_in, y = W (l_in * x) + b, in the same way. Either may be empty.
+    targets: regular expressions, matched against the end of the path of Linear sites whose outputs
+      are multiplied: y = l * (W x + b). The defaults also hit an encoder-decoder's cross-attention.
+    feedforward: the same for sites whose inputs are multiplied: y = W (l_in * x) + b. One of the
+      two may be empty, and no site may be hit by both.
 
   All vectors start at one, so that training starts from the base, and are exempt from weight decay.
   """

@@ -1,7 +1,7 @@
 """Last layers: the weights of the last k layers are trained, all below stay frozen.
 
-Lee et al. 2019, What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning: a quarter of
-the layers reaches about 90 % of full fine-tuning's quality.
+Lee et al. 2019, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning": training a
+quarter of the layers reaches about 90 % of the quality of full fine-tuning.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ def method(layers: Count = 1, norm: bool = False, encoder: bool = False) -> peft
   """Trains every weight of the last layers of a decoder, or of an encoder that stands alone.
 
   Args:
-    layers: k, how many.
-    norm: the final norm too.
-    encoder: of an encoder-decoder, also the last k layers (and final norm) of its encoder.
+    layers: k, the number of layers that are trained; at most the model's. They must not be
+      quantised.
+    norm: whether the final norm is trained too; the model must then have one.
+    encoder: whether the last k layers (and final norm) of an encoder-decoder's encoder are trained
+      too.
 
-  The trained arrays (k, ...) are fp32, and merge as such. The forward pass reads them in the stored
-  type of the stack (L, ...) that they are written into, so steps smaller than its rounding show
-  only once they add up. As layers are one stack, a backward pass costs as much memory as full
-  fine-tuning's, and each trial of a group holds a stack; optimizer state is for k layers alone.
+  The trained arrays (k, ...) are fp32, and are merged in fp32. The forward pass reads them in the
+  stored type of the stack (L, ...) that they are written into, so changes smaller than its rounding
+  show only once they add up. As all layers are one stack, a backward pass takes as much memory as
+  in full fine-tuning, and each trial of a group holds a stack; the optimizer's state is that of k
+  layers alone.
   """
   return peft.Method(
     "last_layers",
@@ -59,7 +62,7 @@ def _init(key, sites, frozen, *, layers, norm, encoder):
 
 
 def _under(prefix, frozen):
-  """Returns the leaves whose path begins so, after a check that none of them is quantised."""
+  """Returns the leaves whose path begins with `prefix`, after a check that none is quantised."""
   leaves = {path: leaf for path, leaf in frozen.leaves.items() if path.startswith(prefix)}
   peft.check_floating("last_layers", leaves)
   return leaves

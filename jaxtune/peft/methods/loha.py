@@ -1,7 +1,7 @@
 """LoHa: W + s * (A1 B1) * (A2 B2), an elementwise product of two low-rank matrices.
 
 Hyeon-Woo et al. 2022 (FedPara, eq. 1), named LoHa in LyCORIS (Yeh et al. 2024): two factors of rank
-R make a delta of a rank up to R^2.
+R make a delta whose rank is up to R^2.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def method(
   """Adds the Hadamard product of two low-rank matrices to the weights of linear layers.
 
   Args:
-    rank: of each of the two; at most the smaller side of every target.
-    alpha: the delta's scale is alpha / rank, so that a rank sweep also changes the scale.
-    scale: a fixed scale instead, the same at every rank.
+    rank: rank of each of the two matrices; at most the smaller side of every target.
+    alpha: numerator of the delta's scale alpha / rank, so that a rank sweep also changes the scale.
+    scale: the delta's scale itself, in place of alpha / rank; the same at every rank.
     targets: regular expressions, matched against the end of the path of Linear sites.
 
   As in PEFT, A1 is drawn uniformly from +-1/sqrt(inputs), B1 and B2 from +-1/sqrt(rank), and A2 is
-  zero. Draws of rank 4 are the start of those of rank 8, B1's and B2's up to their scale.
+  zero. Rank 4 draws the first half of what rank 8 does, apart from the scale of B1 and B2.
   """
   scale = alpha / rank if scale is None else scale
   return peft.Method(
@@ -69,7 +69,7 @@ def _delta(w: dict[str, Array]) -> Float[Array, "*L I O"]:
 
 def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*BT O"]:
   w = call.cast(x_BTI.dtype)
-  # The backward pass makes the delta anew: three (inputs, outputs) matrices a layer are not kept.
+  # The backward pass computes the delta again: three matrices of W's size per layer are not kept.
   product_BTO = jax.checkpoint(lambda x_BTI, w: x_BTI @ _delta(w))(x_BTI, w)
   return call.next_fn(x_BTI) + product_BTO * w["scale"]
 

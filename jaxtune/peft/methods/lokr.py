@@ -28,17 +28,17 @@ def method(
   """Adds the Kronecker product of a small and a low-rank matrix to the weights of linear layers.
 
   Args:
-    rank: of W2; where it is at least half of W2's larger side, W2 is trained whole. It so decides
-      which arrays there are: trials of different ranks are programs of their own.
-    alpha: the delta's scale is alpha / rank, whether W2 is whole or not.
-    scale: a fixed scale instead, the same at every rank.
-    factor: W1's sides; a size that it does not divide is split into the two divisors nearest each
-      other of which the smaller is at most `factor`. None: near the square root of each size.
+    rank: rank of W2; where it is at least half of W2's larger side, W2 is trained as a full matrix.
+      So the rank decides which arrays there are, and trials of different ranks share no program.
+    alpha: numerator of the delta's scale alpha / rank, also where W2 is a full matrix.
+    scale: the delta's scale itself, in place of alpha / rank; the same at every rank.
+    factor: number of W1's rows and of its columns, where it divides those of the weight; otherwise
+      see `split`. None: near the square roots of the weight's sides.
     decompose_both: whether W1 may be low-rank too, by the same rule.
     targets: regular expressions, matched against the end of the path of Linear sites.
 
   As in PEFT, W1 (or its B1) is zero, W2 and every A are drawn uniformly from +-1/sqrt(their
-  inputs), and B2 from +-1/sqrt(rank).
+  rows), and B2 from +-1/sqrt(rank).
   """
   scale = alpha / rank if scale is None else scale
   shapes = dict(rank=rank, factor=factor, decompose_both=decompose_both)
@@ -54,7 +54,11 @@ def method(
 
 
 def split(size: int, factor: int | None) -> tuple[int, int]:
-  """Splits a size into (smaller, larger) sides; a factor that divides it is always the first."""
+  """Splits a size into two factors, the sides of W1 and of W2.
+
+  The first is `factor` where that divides the size. Otherwise it is the largest divisor that is
+  neither above the square root of the size nor above `factor`.
+  """
   if factor is not None and size % factor == 0:
     return factor, size // factor
   small = max(n for n in range(1, min(factor or size, math.isqrt(size)) + 1) if size % n == 0)
@@ -80,12 +84,12 @@ def _init(key, sites, frozen, *, rank, scale, factor, decompose_both, targets):
 
 
 def _factor(w: dict[str, Array], name: str) -> Float[Array, "*L I O"]:
-  """Returns W1 or W2 as a whole."""
+  """Returns W1 or W2 as a full matrix."""
   return w[name] if name in w else w[f"{name}_a"] @ w[f"{name}_b"]
 
 
 def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*BT O"]:
-  """Multiplies by the factors in turn: kron(W1, W2) is never made."""
+  """Multiplies by the two factors in turn, so that kron(W1, W2) is never computed."""
   w = call.cast(x_BTI.dtype)
   w1_IO, first_IR = _factor(w, "w1"), w["w2"] if "w2" in w else w["w2_a"]
   h_BTIR = x_BTI.reshape(*x_BTI.shape[:-1], w1_IO.shape[0], first_IR.shape[0]) @ first_IR

@@ -1,4 +1,4 @@
-"""LoRA and its kin: y = W x + s B A x with low-rank A and B (Hu et al. 2021, eq. 3).
+"""LoRA and its variants: y = W x + s B A x with low-rank A and B (Hu et al. 2021, eq. 3).
 
 flax kernels are (inputs, outputs): below W' = W + s a b, with a (inputs, R) and b (R, outputs).
 """
@@ -40,29 +40,34 @@ def method(
   r"""Adds a low-rank delta to linear layers and embeddings.
 
   Args:
-    rank: columns of a; at most the smaller side of every target.
-    alpha: the delta's scale is alpha / rank, or alpha / sqrt(rank) with `rslora` (Kalajdzievski
-      2023). A rank sweep then also changes the scale.
-    scale: a fixed scale instead, the same at every rank.
-    dropout: of the delta's input, in training; an embedding has none.
+    rank: number of columns of a; at most the smaller side of every target.
+    alpha: numerator of the delta's scale s, alpha / rank, or alpha / sqrt(rank) with `rslora`
+      (Kalajdzievski 2023). A rank sweep then also changes the scale.
+    scale: the delta's scale itself, the same at every rank; it excludes `alphas`.
+    dropout: rate at which entries of the delta's input are set to zero in training; an embedding
+      has none.
     targets: regular expressions, matched against the end of the path of Linear and Embed sites. At
-      an embedding the lookup gets s a[id] b; the logits of a model that scores by its embeddings
-      stay those of the base, as in PEFT, but `merge` changes the one table that both read.
-    ranks, alphas: other values at the targets that a pattern hits, such as {"mlp/\\w+": 4}; where
-      two patterns hit one target they must agree. (A ConfigDict takes no key with a dot.)
-    initialise: "kaiming": a uniform in +-1/sqrt(inputs), b = 0, as in the authors' code.
-      "gaussian": a from N(0, 1 / R^2), b = 0.
+      an embedding, s a[id] b is added to the vector of a token. Where the logits are computed with
+      the same table, they use the base's, as in PEFT, but `merge` changes the table for both.
+    ranks, alphas: {pattern: value}, such as {"mlp/\\w+": 4}, in place of rank and alpha at the
+      targets that a pattern hits. Every pattern must hit one, and two that hit the same must agree.
+      (A ConfigDict takes no key with a dot.)
+    initialise: how a and b start. "kaiming": a uniform in +-1/sqrt(inputs), b = 0, as in the
+      authors' code. "gaussian": a from N(0, 1 / R^2), b = 0.
       "pissa" (Meng et al. 2024): a0 = U sqrt(S / s), b0 = sqrt(S / s) V^T of the R largest singular
-      values of W = U S V^T. "olora" (Buyukakyuz 2024): b0 = Q^T, a0 = R^T of the first R columns
-      and rows of W^T = Q R. Both train a and b from there over W - s a0 b0; here W stays whole and
-      the delta is s (a b - a0 b0). An embedding always starts with a = 0, b from N(0, 1).
-    dora: trains the length of each output's weights apart from their direction (Liu et al. 2024,
-      eq. 5): W' = m (W + s a b) / ||W + s a b||, with norms over the inputs and m = ||W|| at first.
-      The norm is a constant in the gradient (section 4.3).
-    b_rate: learning rate of b over that of a, at linear layers: LoRA+ (Hayou et al. 2024).
-    train_a: False keeps a as it was drawn: LoRA-FA (Zhang et al. 2023).
-    gate: whether the delta of each token x is multiplied by sigmoid(w x + b) with trained w and b
-      from zero, so by 1/2 at first (UniPELT, see `unions`). It then cannot be merged.
+      values of W = U S V^T, for s > 0. "olora" (Buyukakyuz 2024): b0 = Q^T, a0 = Z^T of the first R
+      columns of Q and rows of Z in W^T = Q Z (QR). Both papers train a and b from there over
+      W - s a0 b0; here W stays as it is and the delta is s (a b - a0 b0).
+      An embedding always starts with a = 0, b from N(0, 1).
+    dora: whether the norm of each output's weights is trained apart from their direction (Liu et
+      al. 2024, eq. 5): W' = m (W + s a b) / ||W + s a b||, with norms over the inputs and m = ||W||
+      at first. The gradient takes ||W + s a b|| as a constant (section 4.3).
+    b_rate: ratio of b's learning rate to a's, at linear layers: LoRA+ (Hayou et al. 2024).
+    train_a: whether a is trained; False keeps a as it was drawn, at linear layers only: LoRA-FA
+      (Zhang et al. 2023).
+    gate: whether the delta of each token x is multiplied by sigmoid(w x + c), where w and c are
+      trained and start at zero, so that it starts at 1/2 (UniPELT, see `unions`). The delta cannot
+      be merged then. A gate excludes `dora` and embeddings.
   """
   if alphas and scale is not None:
     raise UserError("method.scale fixes the scale of every target: expected no method.alphas")
@@ -93,14 +98,14 @@ def _scale(rank: int, alpha: float, fixed: float | None, rslora: bool) -> float:
 
 
 def _by_target(option: str, default, overrides: dict, paths: Collection[str]) -> dict:
-  """Returns {target: value}: what the patterns that hit it give it, or else the default."""
+  """Returns {target: value}: that of the patterns that hit it, or else the default."""
   for pattern in overrides:
     peft.check_hits(pattern, paths, f"method.{option} has {pattern!r}, which hits no target")
   values = {}
   for path in paths:
     given = {pattern: value for pattern, value in overrides.items() if peft.hits(pattern, path)}
     if len(set(given.values())) > 1:
-      # JSON and ConfigDict sort their keys, so that an order would not survive.
+      # Their order cannot decide: JSON and ConfigDict sort their keys.
       raise UserError(f"method.{option} gives {path} several values: {given}; expected one")
     values[path] = next(iter(given.values()), default)
   return values
@@ -126,8 +131,9 @@ def _init(
     (trained if train_a else fixed)[path]["a"] = a_LIR
     if site.kind == "Linear":
       fixed[path] |= site.constants({"rate:b": b_rate})
-      if initialise in ("pissa", "olora"):  # their product is not zero at the start
-        fixed[path] |= {"a0": jnp.copy(a_LIR), "b0": jnp.copy(b_LRO)}  # buffers may be donated
+      if initialise in ("pissa", "olora"):  # a b is not zero at the start
+        # Copies, because the buffers of trained arrays may be donated.
+        fixed[path] |= {"a0": jnp.copy(a_LIR), "b0": jnp.copy(b_LRO)}
     elif not train_a:
       raise UserError(f"train_a=False leaves {path} at its start: an embedding's a is zero")
     if gate and site.kind == "Embed":
@@ -141,7 +147,7 @@ def _init(
 
 
 def _random(initializer: Callable, key, shape, rank):
-  """Draws a, and sets b to zero."""
+  """Draws a with an initializer, and sets b to zero."""
   *lead, inputs, outputs = shape
   a_LIR = peft.draw(initializer, key, (*lead, inputs, rank), axis=-1)
   return a_LIR, jnp.zeros((*lead, rank, outputs))
@@ -216,7 +222,7 @@ def _intercept(
 
 
 def _gain(w_IO: Float[Array, "*L I O"], arrays: dict[str, Array]) -> Float[Array, "*L O"]:
-  """Returns DoRA's m / ||W + s a b|| of each output, without making W + s a b."""
+  """Returns DoRA's m / ||W + s a b|| of each output, without computing W + s a b."""
   a_IR, b_RO = jax.lax.stop_gradient(_factors(arrays))
   w_IO, b_RO = w_IO.astype(jnp.float32), arrays["scale"][..., None, None] * b_RO
   multiply = partial(jnp.matmul, precision="highest")
@@ -226,7 +232,7 @@ def _gain(w_IO: Float[Array, "*L I O"], arrays: dict[str, Array]) -> Float[Array
   squares_O += jnp.sum(b_RO * products_RO, -2)
   return arrays["magnitude"] / jnp.sqrt(
     jnp.maximum(squares_O, 1e-30)
-  )  # a column of zeros stays zero
+  )  # bounded, so that a column of zeros stays zero
 
 
 def _merge(leaves, arrays):

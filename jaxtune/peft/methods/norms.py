@@ -1,6 +1,7 @@
 """Norm tuning: only the norms' scales and biases are trained (Zhao et al. 2023).
 
-Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning; LN_TUNING in PEFT.
+The paper is "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning"; PEFT
+calls the method LN_TUNING.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ def method(targets: tuple[str, ...] = (".*norm",)) -> peft.Method:
 
   Args:
     targets: regular expressions, matched against the end of the path of Norm sites, such as
-      "attn_norm", or "q_norm" for the norm of queries.
+      "attn_norm", or "q_norm" for the norm of queries; by default all norms.
   """
 
   def moves(path):

@@ -1,10 +1,10 @@
-"""P-tuning: a prompt made of trained embeddings by a small network (Liu et al. 2021, section 3).
+"""P-tuning: a small network makes the prompt from trained embeddings (Liu et al. 2021, section 3).
 
-The network is PEFT's, of embeddings e_1 .. e_P:
+The network is PEFT's. From embeddings e_1 .. e_P it makes the prompt's vectors p_1 .. p_P:
   mlp:  p_i = W3 relu(W2 relu(W1 e_i + b1) + b2) + b3
   lstm: p_i = W2 relu(W1 h_i + b1) + b2, with h = BiLSTM(e_1 .. e_P), the paper's eq. 5
-It is trained with the embeddings, kept for resume and dropped at export. Where its prompt stands,
-and what the model makes of it, is as in `prompt`.
+It is trained with the embeddings, kept to resume a run and dropped at export. `prompt` says
+where the prompt stands and how the model reads it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def method(
   hidden: Width | None = None,
   layers: Count = 2,
 ) -> peft.Method:
-  """Puts vectors before the text that a trained network makes of trained embeddings.
+  """Puts a prompt before the text, which a trained network makes from trained embeddings.
 
   Args:
-    length: P, in virtual tokens; takes as many of the model's positions. Trials that differ in it
-      share a program with "mlp" alone: an LSTM reads the prompt from both ends.
+    length: P, the number of virtual tokens, which take as many of the model's positions. Trials of
+      different lengths share a program only with "mlp": an LSTM reads the prompt from both ends.
     encoder: the network, "mlp" or "lstm".
-    hidden: its width (of each direction, in an LSTM); by default the model's.
-    layers: of the LSTM; an MLP has always two hidden layers.
+    hidden: width of its hidden layers (of each direction, in an LSTM); by default the model's.
+    layers: number of the LSTM's layers; an MLP always has two hidden layers.
 
   Embeddings are drawn from N(0, 1), weights and biases uniformly from +-1/sqrt(inputs), in an LSTM
   from +-1/sqrt(hidden), as PyTorch does; the LSTM has one bias where PyTorch adds two.

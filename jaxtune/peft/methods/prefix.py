@@ -5,14 +5,15 @@ prefix. As in PEFT, real tokens stand at positions P, P+1, ...; with `shift=Fals
 AdapterHub's `adapters`, at 0, 1, ...
 
 In an encoder-decoder, the encoder, the decoder and the cross-attention have prefixes of their own,
-one pair for each layer; positions are shifted where a trunk's self-attention has one.
+one pair of keys and values for each layer. Positions are shifted in a trunk whose self-attention
+has a prefix.
 
-Layers may differ in how many virtual tokens they have. They share positions, so real tokens then
-stand behind the longest prefix, in every layer.
+Layers may have different numbers of virtual tokens. As all layers share the positions, real tokens
+then stand behind the longest prefix in every layer.
 
-Relative biases (T5): prefix keys get none, and distances between real tokens stay what they were.
-`adapters` 1.3 differs: it takes the prefix for the first P key slots but leaves queries at 0, 1,
-..., so that every key looks P further ahead than the model was trained with.
+Relative biases (T5) are not added to prefix keys, and are unchanged between real tokens.
+`adapters` 1.3 differs: it counts the prefix as the first P key slots but leaves queries at 0, 1,
+..., so that every key appears P slots further ahead than the model was trained with.
 """
 
 from __future__ import annotations
@@ -45,21 +46,23 @@ def method(
   """Adds trained key/value pairs to every attention.
 
   Args:
-    length: P, of the prefix, in virtual tokens; takes as many of the model's positions.
-    lengths: P of every layer, one number each, in place of `length`; 0 for a layer without. In an
-      encoder-decoder the same ones for every attention chosen, which takes trunks of equal depth.
+    length: P, the number of virtual tokens in the prefix; with `shift` they take as many of the
+      model's positions.
+    lengths: P of every layer, one number each, in place of `length`; 0 for a layer without a
+      prefix, but not for all. In an encoder-decoder every chosen attention has the same lengths, so
+      its trunks must have equal depth.
     projection: hidden width of the MLP that makes the prefix from P trained embeddings, the
-      paper's reparametrisation; None trains keys and values themselves. The MLP is kept for resume
-      and dropped at export.
+      paper's reparametrisation; None trains keys and values themselves. The MLP is kept to resume a
+      run and dropped at export.
     shift: whether real tokens start at position P (PEFT) or at 0 (adapters).
-    gate: whether what a query q takes from the prefix is multiplied by sigmoid(w q + b), with w and
-      b trained from zero in each layer, so by 1/2 at first. UniPELT (Mao et al. 2022) scales keys
-      and values by a gate averaged over the sequence, in which a decoder's tokens see later ones;
-      here it scales the values, for each query by itself.
-    init_scale: standard deviation of the initial keys and values, or embeddings.
+    gate: whether what a query q takes from the prefix is multiplied by sigmoid(w q + b), where w
+      and b of each layer are trained and start at zero, so that it starts at 1/2. UniPELT (Mao et
+      al. 2022) scales keys and values by a gate averaged over the sequence, by which a decoder's
+      tokens see later ones; here each query has its own gate, and only the values are scaled.
+    init_scale: standard deviation of the initial keys and values, or of the MLP's embeddings.
     encoder, decoder, cross: which attentions of an encoder-decoder have a prefix: its encoder's,
-      its decoder's own, and the decoder's over the encoder. Other models have one attention a
-      layer, which always has one.
+      its decoder's own, and the decoder's over the encoder. At least one must. Other models have
+      one attention a layer, which always has one.
   """
   if lengths is not None:
     length = max(lengths, default=0)
@@ -98,7 +101,7 @@ def _init(key, sites, frozen, *, make, length, lengths, shift, deviation, gate, 
   fixed = {path: {"mask": _mask(path, s, length, lengths)} for path, s in attends.items()}
   own = {_trunk(path) for path in attends if _attention(path) != "cross"}
   trained = make(key, attends, sites, length, deviation)
-  for path in trained.keys() & fixed.keys():  # keys and values themselves, without an MLP
+  for path in trained.keys() & fixed.keys():  # keys and values themselves, where there is no MLP
     real = fixed[path]["mask"][..., None, None]
     trained[path] = {name: jnp.where(real, x, 0) for name, x in trained[path].items()}
   for path, site in attends.items() if gate else ():
@@ -110,7 +113,7 @@ def _init(key, sites, frozen, *, make, length, lengths, shift, deviation, gate, 
 
 
 def _mask(path, site, length, lengths):
-  """Says which of P slots each layer of a site has a key in: (L, P)."""
+  """Returns which of P slots hold a key in each layer of a site, (L, P)."""
   if lengths is None:
     return jnp.ones((*site.lead, length), bool)
   if len(lengths) != site.layers:
@@ -123,13 +126,13 @@ def _mask(path, site, length, lengths):
 
 
 def _unused(trained, fixed):
-  """Counts keys and values of slots that a layer does not have; an MLP's weights make others."""
+  """Counts the keys and values of slots that a layer does not have; with an MLP there are none."""
   flat = [path for path in trained if "key" in trained[path]]
   return sum(2 * trained[p]["key"][0, 0].size * (~fixed[p]["mask"]).sum() for p in flat)
 
 
 def _attention(path):
-  """Names the attention of a site: "cross", or its trunk ("encoder", "decoder", "trunk")."""
+  """Returns which attention a site is: "cross", or its trunk ("encoder", "decoder", "trunk")."""
   return "cross" if path.endswith("/cross/attend") else _trunk(path)
 
 
@@ -149,7 +152,7 @@ def _init_flat(key, attends, sites, length, deviation):
 
 
 def _init_mlp(key, attends, sites, length, deviation, *, hidden):
-  """Makes the embeddings and the MLP of each trunk; the last layer is each attention's own."""
+  """Draws the embeddings and the MLP of each trunk; the last layer is each attention's own."""
   trained = {}
   for path, site in attends.items():
     trunk = _trunk(path)
@@ -184,7 +187,7 @@ def _realise(trained):
 
 
 def _intercept(call: peft.Call, *args: Any) -> Any:
-  """Moves the positions of a trunk's tokens, or puts keys and values before an attention's own."""
+  """Shifts the positions of a trunk's tokens, or puts keys and values before an attention's own."""
   if "offset" not in call.arrays:
     return _attend(call, *args)
   x_BTD, context = args
@@ -200,7 +203,7 @@ def _attend(
   mask_B1TS: Bool[Array, "B 1 #T S"],
   *biases: Float[Array, "1 N T S"] | None,
 ) -> Float[Array, "B T N H"]:
-  """Attends to the prefix too; the arguments are those of `Attend`, with a bias or none."""
+  """Attends to the prefix too; the arguments are those of `Attend`, with or without a bias."""
   arrays, real_P = call.arrays, call.arrays["mask"]
   rows = lambda x, y: jnp.broadcast_to(x, (y.shape[0], *x.shape)).astype(y.dtype)
   front = lambda x, y: jnp.concatenate([rows(x, y), y], 1)

@@ -1,16 +1,17 @@
 """Prompt tuning: trained vectors before the embedded tokens, [P; E(x)] (Lester et al. 2021).
 
-As in PEFT, the vectors are what the model would read of tokens: they take positions 0 .. P-1, real
-tokens P, P+1, ...; learned positions, BERT's token type 0 and the norm of embeddings apply to them,
-Gemma's scale of embeddings does not. In an encoder-decoder the encoder reads them, and the
+As in PEFT, the model reads the vectors as it reads embedded tokens. They take positions 0 .. P-1,
+real tokens P, P+1, ...; learned positions, BERT's token type 0 and the norm of embeddings apply to
+them, Gemma's scale of embeddings does not. In an encoder-decoder the encoder reads them, and the
 decoder attends to their states.
 
 They stand directly before a row's first real token, wherever its padding is, so that windows and
-relative biases count the same distances in every batch. Of the states only those of real tokens
-reach a head: BERT's pooler reads [CLS] here, but the first vector of the prompt in PEFT.
+relative biases count the same distances in every batch. A head reads only the states of real
+tokens: BERT's pooler reads [CLS] here, but the first vector of the prompt in PEFT.
 
-Packed rows have one prompt, which every example sees and is at its positions behind; layers with a
-window count slots, so examples later in a row are further from it than they would be alone.
+A packed row has one prompt, which every example sees; each example's positions start behind it.
+Layers with a window count slots, so examples later in a row are further from the prompt than they
+would be alone.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ def method(
   """Puts trained vectors before the text.
 
   Args:
-    length: P, in virtual tokens; takes as many of the model's positions.
-    initialise: "random", uniform in +-init_scale; "vocabulary", the embeddings of tokens drawn at
-      random; "text", those of the tokens of `text`.
-    text: what the prompt says at the start, repeated or cut to `length` tokens; without special
-      tokens, of which PEFT keeps the tokenizer's own.
-    init_scale: bound of the random start.
+    length: P, the number of virtual tokens, which take as many of the model's positions.
+    initialise: how the vectors start. "random": uniform in +-init_scale; "vocabulary": the
+      embeddings of tokens drawn at random; "text": those of the tokens of `text`.
+    text: the text that the prompt starts as, repeated or cut to `length` tokens; to be given with
+      "text" alone. It gets no special tokens, whereas PEFT keeps the tokenizer's own.
+    init_scale: bound of the "random" start.
   """
   if (initialise == "text") != bool(text):
     raise UserError(
@@ -63,7 +64,12 @@ def method(
 
 
 def init(key, sites, frozen, *, make, length):
-  """Makes the arrays of the trunk that reads the prompt, `make(key, trunk's site, frozen)`."""
+  """Makes the arrays of a method that puts a prompt before the text, as `Method.init` does.
+
+  Args:
+    make: (key, site, frozen) -> trained arrays of the trunk that reads the prompt, at its `site`.
+    length: P, the length of the mask that every trunk has.
+  """
   trunks = {path: site for path, site in sites.items() if site.kind == "Trunk"}
   reader = "encoder" if "encoder" in trunks else "trunk"
   trained = {reader: make(peft.site_key(key, reader), trunks[reader], frozen)}
@@ -71,7 +77,7 @@ def init(key, sites, frozen, *, make, length):
 
 
 def slots(fixed):
-  """Returns which virtual tokens stand before a decoder's text; None where an encoder reads."""
+  """Returns the mask of virtual tokens before a decoder's text; None where an encoder has them."""
   return fixed["trunk"]["mask"] if "trunk" in fixed else None
 
 
@@ -99,7 +105,12 @@ def _ids(text, tokenize, length):
 def intercept(
   call: peft.Call, x_BTD: Float[Array, "B T D"], context: Context
 ) -> tuple[Float[Array, "B S D"], Any]:
-  """Wraps a trunk's call: puts the prompt in, or fills the slots that `generate` left for it."""
+  """Wraps a trunk's call: puts the prompt in, or fills the slots that `generate` left for it.
+
+  Returns:
+    The states and the cache. S is P + T for an encoder-decoder's encoder, whose decoder attends to
+    the prompt's states, else T.
+  """
   module, real_P = call.module, call.arrays["mask"]
   if "prompt" not in call.arrays:  # a decoder, whose encoder has read the prompt
     states, seen_BS = context.encoded
@@ -108,7 +119,7 @@ def intercept(
     return call.next_fn(x_BTD, context._replace(encoded=encoded))
   prompt_PD = call.arrays["prompt"].astype(x_BTD.dtype)
   types = getattr(module.parent, "types", None)
-  if types is not None:  # BERT itself adds the embedding of the first token type to its tokens
+  if types is not None:  # BERT adds the embedding of a token type outside its trunk
     prompt_PD = prompt_PD + types(jnp.zeros(len(prompt_PD), jnp.int32))
   fill = lambda x_BTD, index_BT, inside_BT: jnp.where(
     inside_BT[..., None], prompt_PD[index_BT], x_BTD
@@ -131,7 +142,7 @@ def intercept(
 
 
 def _behind(x_BT: Array, real_P: Bool[Array, " P"]) -> Array:
-  """Pads the axis of tokens on the left by the prompt's slots."""
+  """Pads the axis of tokens on the left by the prompt's P slots."""
   return jnp.pad(x_BT, ((0, 0), (len(real_P), 0), *[(0, 0)] * (x_BT.ndim - 2)))
 
 
@@ -149,7 +160,7 @@ def _prompt_slots(
 def _from(
   start_B: Int[Array, " B"], slots_T: Int[Array, " T"], real_P: Bool[Array, " P"]
 ) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
-  """Returns the same for slots of rows whose prompts begin at slot `start_B`."""
+  """Returns the same as `_prompt_slots`, for `slots_T` of rows whose prompts begin at `start_B`."""
   index_BT, count = slots_T[None] - start_B[:, None], real_P.sum()
   return jnp.clip(index_BT, 0, count - 1), (index_BT >= 0) & (index_BT < count)
 

@@ -3,8 +3,8 @@
   loreft: h + R^T (W h + b - R h), the rows of R (r, D) orthonormal (eq. 2)
   direft: h + W_2^T (W_1 h + b), without that constraint and the difference (eq. 3)
 
-The paper edits the first and the last few tokens of the prompt, chosen per task. Here every token
-is edited, those that are generated too, or the first n of each text.
+The paper edits the first and the last few tokens of the prompt, whose numbers are chosen per task.
+Here either every token is edited, generated ones included, or only the first n of each text.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ def method(
   """Edits hidden states in a learned subspace, and no weights.
 
   Args:
-    rank: r, of the edit; at most the model's width.
+    rank: r, the rank of the edit; at most the model's width.
     variant: "loreft" or "direft".
-    layers: the layers after which states are edited, from 0; None for all.
+    layers: the layers after which states are edited, counted from 0, at least one; None for all.
     first: how many tokens of each text are edited, from its start (a prompt that another method
       puts in front counts as text); None for all.
     targets: regular expressions, matched against the end of the path of Block sites:
       "decoder/layers" leaves an encoder as it is.
 
-  All arrays are drawn uniformly from +-1/sqrt(D), PyTorch's default for linear layers, and `rotate`
-  (L, D, r) is R^T (W_2^T) once its columns are made orthonormal: training starts near the base, not
-  at it.
+  All arrays are drawn uniformly from +-1/sqrt(D), PyTorch's default for linear layers. `rotate`
+  (L, D, r) is W_2^T, or R^T once its columns are made orthonormal. Training starts near the base,
+  not at it.
   """
   if layers is not None and not layers:
     raise UserError("method.layers is empty, expected at least one layer, or None for all")
@@ -91,8 +91,8 @@ def _init(key, sites, frozen, *, rank, layers, first, targets):
 def orthonormal(a_LDR: Float[Array, "*L D R"]) -> Float[Array, "*L D R"]:
   """Returns the Q of each QR decomposition whose R has a positive diagonal; zero columns stay zero.
 
-  As A chol(A^T A)^-T, it is smooth where the columns are independent, and column i depends on those
-  up to i alone, so that columns that pad a rank change nothing and get no gradient.
+  As A chol(A^T A)^-T, it is smooth where the columns are independent. Column i depends on those up
+  to i alone, so that columns that pad a rank change nothing and get no gradient.
   """
   gram_LRR = a_LDR.swapaxes(-1, -2) @ a_LDR
   padded_LR = jnp.diagonal(gram_LRR, axis1=-2, axis2=-1) == 0
@@ -129,6 +129,6 @@ def _positions(module: nn.Module, mask_B1TS: Bool[Array, "B 1 T S"]) -> Int[Arra
 
 
 def _unused(trained, fixed):
-  """Counts the arrays of layers that are not edited."""
+  """Counts the trained numbers of layers that are not edited."""
   rest = lambda path: (~fixed[path]["edited"]).sum()
   return sum(rest(path) * x[0].size for path, arrays in trained.items() for x in arrays.values())

@@ -1,4 +1,4 @@
-"""Noise against overfitting, in training alone: it trains nothing and stacks with every method."""
+"""Regularisation by noise in training; it trains nothing and stacks with every method."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from jaxtune.schema import NonNegative, Rate
 def method(
   dropout: Rate = 0.0, token_dropout: Rate = 0.0, neftune: NonNegative = 0.0
 ) -> peft.Method:
-  """Disturbs the forward pass of the frozen model.
+  """Adds dropout and noise to the forward pass of the frozen model, in training alone.
 
   Args:
-    dropout: rate at which elements of the embeddings and of every sublayer's output are dropped
+    dropout: rate at which entries of the embeddings and of every sublayer's output are set to zero
       (Srivastava et al. 2014; where BERT and T5 have theirs).
     token_dropout: rate at which whole input tokens lose their embedding (Gal & Ghahramani 2016).
     neftune: alpha of uniform noise in [-1, 1] * alpha / sqrt(T * D) on the embeddings (Jain et al.
@@ -35,7 +35,7 @@ def method(
 
 
 def _intercept(call: peft.Call, *args):
-  """Disturbs what a residual connection adds, or the embeddings."""
+  """Applies the noise to the embeddings, or dropout to what a residual connection adds."""
   module, arrays = call.module, call.arrays
   if not module.has_rng("dropout"):
     return call.next_fn(*args)

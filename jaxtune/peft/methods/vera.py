@@ -1,6 +1,7 @@
 """VeRA: y = W x + b * B (d * A x); A, B random and frozen, d, b trained (Kopiczko et al. 2024).
 
-One pair A, B serves every target: a smaller site reads the first rows of A and columns of B.
+One pair A (R, inputs), B (outputs, R) serves every target: a smaller site reads the first columns
+of A and rows of B.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ def method(
   """Adds a delta of two trained vectors to linear layers (eq. 2).
 
   Args:
-    rank: of A and B; d is as long. It may exceed the targets' sizes.
-    d_initial: where d starts; b starts at zero. There is no other scale.
+    rank: number of rows of A, columns of B and entries of d. It may exceed the targets' sizes.
+    d_initial: value at which d starts; not 0, because b starts at zero. There is no other scale.
     targets: regular expressions, matched against the end of the path of Linear sites.
 
   A and B are drawn as PEFT does, uniformly from +-sqrt(6 / fan in), where the fan in is the largest
-  target's for A and the rank for B: draws of rank 4 start those of rank 8, B's up to its scale.
+  target's number of inputs for A and the rank for B. Rank 4 draws the first half of what rank 8
+  does, apart from the scale of B.
   """
   if not d_initial:
     raise UserError("method.d_initial is 0: as b starts at zero too, nothing would ever move")

@@ -141,8 +141,8 @@ def round_trip(pretrained, adapted, folder: Path, form: str, as_lora: bool) -> s
     return "as LoRA"
   tuned, ours, theirs = adapted.tuned, {}, {**found.params}
   for method, read in zip(adapted.methods, found.methods, strict=False):  # a head is not among them
-    ours |= peft.by_path(method, method.realise(peft.arrays_of(method, tuned["peft"])))
-    theirs |= peft.by_path(method, method.realise(read.trained))
+    ours |= peft.by_path(method, method.reparametrise(peft.arrays_of(method, tuned["peft"])))
+    theirs |= peft.by_path(method, method.reparametrise(read.trained))
   return "bit-equal" if equal(ours | tree.flatten(tuned["params"]), theirs) else "FAILED"
 
 

@@ -130,7 +130,9 @@ def plot(table: list[Entry]) -> None:
   right.set_yticks(list(places), [entry.name for entry in budget])
   right.set_xlabel("test loss (nats a token)")
   right.grid(axis="x", color="#e5e5e5", linewidth=0.8)
-  canvas.entitle(right, "About 16,000 trained numbers", ["mean, 95 % interval, and single seeds"])
+  canvas.write_title(
+    right, "About 16,000 trained numbers", ["mean, 95 % interval, and single seeds"]
+  )
   mean = lambda entry: entry.over("test_loss")
   named = [e for e in table if e in front(table) or not 12_000 < e.size < 20_000]
   bar = lambda s: (s.mean - (s.half_width or 0), s.mean + (s.half_width or 0))
@@ -156,7 +158,7 @@ def _pareto(axes, table: list[Entry]) -> None:
   axes.set_xlim(600, 2e7)
   axes.set_xlabel("trained parameters (log scale)")
   axes.set_ylabel("test loss (nats a token)")
-  canvas.entitle(axes, "Loss against size", ["orange and dashed: nothing smaller is better"])
+  canvas.write_title(axes, "Loss against size", ["orange and dashed: nothing smaller is better"])
 
 
 def main(rates_folder: str, folder: str) -> None:

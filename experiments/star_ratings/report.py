@@ -154,7 +154,7 @@ def plot(chosen: Wordings, path: Path) -> None:
   axes.set_xlim(-0.5, len(chosen) - 0.5)
   axes.set_ylabel(metrics.title("test_accuracy"))
   reading = ["mean over seeds; faint: single seeds; bars: 95 % interval over reviews (bootstrap)"]
-  canvas.entitle(axes, "Accuracy of star ratings by the wording of the task", reading)
+  canvas.write_title(axes, "Accuracy of star ratings by the wording of the task", reading)
   canvas.legend(figure, axes)
   path.parent.mkdir(exist_ok=True)
   figure.savefig(path, dpi=150)

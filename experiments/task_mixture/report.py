@@ -163,7 +163,7 @@ def plot(found: Found, path: Path) -> None:
   axes.set_yticks(range(len(tasks)), [task.replace("_", " ", 1) for task in tasks], fontsize=9)
   axes.set_xlabel("test loss (nats/token)")
   reading = ["mean over seeds; bars: 95 % interval"]
-  canvas.entitle(axes, "Test loss by task: alone and in mixtures", reading)
+  canvas.write_title(axes, "Test loss by task: alone and in mixtures", reading)
   canvas.legend(figure, axes)
   path.parent.mkdir(exist_ok=True)
   figure.savefig(path, dpi=150)

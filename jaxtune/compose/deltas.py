@@ -65,7 +65,7 @@ def combine(
     tensors = [v.get(path, zeros) for v in vectors]
     with np.errstate(over="ignore", invalid="ignore"):  # which the check below names
       if how.endswith("ties"):
-        combined[path] = elect(weights, tensors)
+        combined[path] = elect_signs(weights, tensors)
       else:
         combined[path] = sum(w * x for w, x in zip(weights, tensors, strict=True))
   tree.check_finite(combined, "the sum of the adapters")
@@ -89,7 +89,7 @@ def drop(vector: dict[str, np.ndarray], density: float, seed: int) -> dict[str, 
   return {path: np.where(draw(i, x), x / np.float32(density), 0) for i, (path, x) in items}
 
 
-def elect(weights: Sequence[float], tensors: Sequence[np.ndarray]) -> np.ndarray:
+def elect_signs(weights: Sequence[float], tensors: Sequence[np.ndarray]) -> np.ndarray:
   """Returns each entry's weighted mean over the tensors whose sign is the elected one."""
   weighted = np.stack([w * x for w, x in zip(weights, tensors, strict=True)])
   agree = (np.sign(weighted) == np.sign(weighted.sum(0))) & (weighted != 0)

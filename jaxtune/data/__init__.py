@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from jaxtune.data import cells, conversations, ids, mix, templates
 from jaxtune.data.batches import arrange, batch, batches, join, sample
 from jaxtune.data.encode import chat
-from jaxtune.data.encode.choices import alike
+from jaxtune.data.encode.choices import same_folding
 from jaxtune.data.load import load
 from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.padding import to_widest
@@ -65,7 +65,7 @@ def align(datasets: Sequence[Data]) -> list[Data]:
     splits = [getattr(dataset, name) for dataset in aligned]
     if len(splits) == 1 or not all(isinstance(split, Split) for split in splits):
       continue
-    splits = alike(splits)
+    splits = same_folding(splits)
     if any({*split.arrays} != {*splits[0].arrays} for split in splits):
       raise UserError(f"trials of one sweep have {name} splits of one text and of pairs: run two")
     padded = to_widest([split.arrays for split in splits])

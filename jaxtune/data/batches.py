@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from jaxtune.data import mix
-from jaxtune.data.encode.choices import alike
+from jaxtune.data.encode.choices import same_folding
 from jaxtune.data.padding import PAD_TO, to_widest, width
 from jaxtune.data.split import Split
 from jaxtune.data.stream import Stream
@@ -23,7 +23,7 @@ def join(splits: Mapping[str, Split]) -> Split:
   Raises:
     UserError: splits whose arrays differ in name, type or axes: they are for other objectives.
   """
-  names, parts = list(splits), alike(list(splits.values()))
+  names, parts = list(splits), same_folding(list(splits.values()))
   kinds = [{key: (x.dtype, x.ndim) for key, x in part.arrays.items()} for part in parts]
   for name, kind in zip(names, kinds, strict=True):
     if kind != kinds[0]:

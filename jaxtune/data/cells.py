@@ -28,7 +28,7 @@ def is_text(value: object) -> bool:
 def check_column(column: str, row: dict) -> Any:
   """Returns a cell; raises UserError for a column that is missing or null."""
   if row.get(column) is None:
-    raise UserError(no_column(column, row))
+    raise UserError(missing_column_message(column, row))
   return row[column]
 
 
@@ -40,7 +40,7 @@ def check_text(column: str, row: dict) -> str:
   """
   value = check_column(column, row)
   if not is_text(value):
-    raise UserError(no_text(f"column {column!r} holds", value))
+    raise UserError(not_text_message(f"column {column!r} holds", value))
   return str(value)
 
 
@@ -68,7 +68,7 @@ def check_characters(what: str, text: str) -> None:
     raise UserError(f"{what} holds half a surrogate pair, which is no character") from error
 
 
-def no_text(what: str, value: object) -> str:
+def not_text_message(what: str, value: object) -> str:
   """Words the error for a value that is no text; `what` begins it: "the template prints"."""
   return (
     f"{what} {schema.shown(value)} ({type(value).__name__}), expected text or a number; a Jinja "
@@ -76,7 +76,7 @@ def no_text(what: str, value: object) -> str:
   )
 
 
-def no_column(name: str, columns: Iterable[str]) -> str:
+def missing_column_message(name: str, columns: Iterable[str]) -> str:
   """Words the error for a column that is missing or null; it names the columns that there are."""
   columns = list(columns)
   if not columns:

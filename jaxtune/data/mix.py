@@ -127,9 +127,9 @@ def order(
 
 def draw(order: Order, seed: int, step: int, batch_size: int) -> tuple[BatchKind, np.ndarray]:
   """Returns the kind of the batch of a step, and its rows (B,)."""
-  (number,), (turn,) = spread(_shares(order), step, 1)
+  (number,), (turn,) = assign_turns(_shares(order), step, 1)
   kind = order[number]
-  pool_B, position_B = spread(_shares(kind.pools), int(turn) * batch_size, batch_size)
+  pool_B, position_B = assign_turns(_shares(kind.pools), int(turn) * batch_size, batch_size)
   rows_B = np.empty(batch_size, np.int64)
   for pool in np.unique(pool_B):
     chosen_B = pool_B == pool
@@ -165,7 +165,9 @@ def permutation(count: int, seed: int, epoch: int, key: int = 0) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def spread(shares: tuple[float, ...], start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def assign_turns(
+  shares: tuple[float, ...], start: int, count: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Gives each of the turns start .. start + count - 1 to one of W shares.
 
   The shares divide the interval from 0 to 1, and turn i belongs to the share in which the
@@ -179,7 +181,9 @@ def spread(shares: tuple[float, ...], start: int, count: int) -> tuple[np.ndarra
   turns_B = np.arange(start, start + count, dtype=np.uint64)
   inner = np.array(_bounds(shares)[:-1], np.uint64)
   whose_B = np.searchsorted(inner, turns_B * np.uint64(_GOLDEN), side="right")
-  had_BW = _dealt(shares, start) + np.cumsum(whose_B[:, None] == np.arange(len(shares)), axis=0)
+  had_BW = _turns_per_share(shares, start) + np.cumsum(
+    whose_B[:, None] == np.arange(len(shares)), axis=0
+  )
   return whose_B, had_BW[np.arange(count), whose_B] - 1
 
 
@@ -192,8 +196,8 @@ def counts(order: Order, steps: int, batch_size: int) -> dict[str, dict]:
     drawn}}.
   """
   tasks: dict[str, dict] = {}
-  for kind, turns in zip(order, _dealt(_shares(order), steps), strict=True):
-    drawn = _dealt(_shares(kind.pools), turns * batch_size)
+  for kind, turns in zip(order, _turns_per_share(_shares(order), steps), strict=True):
+    drawn = _turns_per_share(_shares(kind.pools), turns * batch_size)
     for pool, times in zip(kind.pools, drawn, strict=True):
       size = len(pool.rows)
       fewest, most = times // size, -(-times // size)
@@ -255,7 +259,7 @@ def _bounds(shares: tuple[float, ...]) -> tuple[int, ...]:
   return (*inner, 2**64)
 
 
-def _dealt(shares: tuple[float, ...], turns: int) -> list[int]:
+def _turns_per_share(shares: tuple[float, ...], turns: int) -> list[int]:
   """Counts how many of the first `turns` each share has had."""
   # i * G mod M < bound exactly where floor(iG / M) exceeds floor((iG - bound) / M).
   whole = _floor_sum(turns, 2**64, _GOLDEN, 0)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Ge, Le
 
-from jaxtune.schema import LARGEST, Count, Fraction, Natural, NonNegative, Positive, Seed, Width
+from jaxtune.schema import LARGEST, Count, Fraction, Natural, NonNegative, Positive, Width
 
 Policy = Literal["error", "skip"]
 Tokens = Annotated[int, Ge(2), Le(LARGEST)]
@@ -84,8 +84,6 @@ class DataOptions(NamedTuple):
     pack: whether to put several short examples into a row, in which they do not see each other.
     stream: for training data that is too large for the memory, the rows of a block; two blocks are
       held at a time.
-    seed: the seed by which splits and limited rows are drawn, 0 in every config, so that all trials
-      share them. It does not set the order of batches.
   """
 
   train: str | Sequence[str] | None = None
@@ -120,7 +118,6 @@ class DataOptions(NamedTuple):
   buckets: Width = 1
   pack: bool = False
   stream: Count | None = None
-  seed: Seed = 0
 
   def encoding(self, decoder_start: tuple[int, ...] = ()) -> EncodeOptions:
     """Returns the options that encoders read."""
@@ -137,5 +134,5 @@ class DataOptions(NamedTuple):
 # Options of a mixture as a whole, which a task cannot have for itself.
 OF_MIXTURE = (
   "general", "tasks", "mixture", "temperature", "cap", "mixture_batches", "resample", "buckets",
-  "pack", "stream", "seed",
+  "pack", "stream",
 )  # fmt: skip

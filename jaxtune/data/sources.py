@@ -175,10 +175,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
       for number, line in enumerate(file, 1):  # noqa: B007
         yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
   except UnicodeDecodeError as error:
-    raise UserError(f"{path}:{number}: not UTF-8 text ({error.reason}). Save it so") from error
+    raise UserError(
+      f"{path}:{number}: not UTF-8 text ({error.reason}); save it as UTF-8"
+    ) from error
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
     raise UserError(
-      f"{path}: damaged or cut-off gzip data after line {number} ({error}). Fetch the file again"
+      f"{path}: damaged or cut-off gzip data after line {number} ({error}); fetch the file again"
     ) from error
 
 

@@ -87,7 +87,7 @@ class Stream:
     return arrays
 
 
-def stamps(source: str | Sequence[str]) -> dict[str, str]:
+def hash_ends(source: str | Sequence[str]) -> dict[str, str]:
   """Hashes each file's size and its first and last megabyte, as hashing it whole takes long.
 
   Returns:

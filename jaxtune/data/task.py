@@ -15,6 +15,8 @@ from jaxtune.data.templates import Example
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError, nearest
 
+SPLIT_SEED = 0  # every run draws the same splits and limited rows, whatever its own seed
+
 
 class Data(NamedTuple):
   """The splits of a data set, or of one task of it, and how they were made.
@@ -86,7 +88,7 @@ def _read_files(
 ) -> tuple[dict[str, Reading], dict[str, str]]:
   """Reads the splits that have files of their own, and hashes the files."""
   streamed = options.stream is not None
-  readings, hashes = {}, stream.stamps(options.train) if streamed else {}
+  readings, hashes = {}, stream.hash_ends(options.train) if streamed else {}
   for name in SPLITS[streamed:]:
     source = getattr(options, name)
     if source is None or isinstance(source, (int, float)):
@@ -127,14 +129,14 @@ def _divide(readings: dict[str, Reading], options: DataOptions) -> dict[str, Rea
           f"data.{name} is {size}, expected a file: nothing can be drawn from a stream"
         )
       train = readings["train"]
-      remaining, drawn = divide.draw(train.heads, size, name, options.seed)
+      remaining, drawn = divide.draw(train.heads, size, name, SPLIT_SEED)
       readings["train"], held = train.keep(remaining), train.keep(drawn)
       readings[name] = held._replace(groups=[group[:1] for group in held.groups])
   for name, reading in readings.items():
     if name == "train":  # it keeps the shares that the tasks have in the file
-      kept = divide.limited(reading.heads, options.limit, options.seed)
+      kept = divide.limited(reading.heads, options.limit, SPLIT_SEED)
     else:  # it holds the rare tasks too
-      kept = divide.limited(reading.heads, options.eval_limit, options.seed, options.tasks)
+      kept = divide.limited(reading.heads, options.eval_limit, SPLIT_SEED, options.tasks)
     readings[name] = reading.keep(kept)
   return readings
 

@@ -42,7 +42,7 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset) -> d
   result = {
     "base": untuned.base.metrics,
     "final": judged.metrics,
-    "intervals": spreads(judged, names, resamples),
+    "intervals": metric_intervals(judged, names, resamples),
     "differences": {"base": differences(judged, untuned.base, names, resamples)},
     "chance": chance(judged, names, seen),
   }
@@ -69,7 +69,9 @@ def _classes(judged: Judged, kind: str, names: Sequence[str] | None) -> dict:
   }
 
 
-def spreads(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, list[float]]:
+def metric_intervals(
+  judged: Judged, names: Sequence[str], resamples: int
+) -> dict[str, list[float]]:
   """Returns the 95 % interval over examples of the judged split's metrics, {name: [low, high]}."""
   return {
     name: list(intervals.between(draws)) for name, draws in _draws(judged, names, resamples).items()

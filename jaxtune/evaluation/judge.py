@@ -139,7 +139,7 @@ def stack(batches: Sequence[dict]) -> dict:
   return {name: np.stack([batch[name] for batch in batches])[:, None] for name in first}
 
 
-def totals(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = slice(None)) -> dict:
+def summarise(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = slice(None)) -> dict:
   """Returns measures of a split by name, such as {"test_loss": ..., "test_accuracy": ...}.
 
   Args:
@@ -212,7 +212,7 @@ def judge_splits(
       continue
     measured = measure(evaluator, overlays, base, splits)
     for e, (rows, split) in enumerate(zip(measured, splits, strict=True)):
-      scores = by_task(partial(totals, evaluator.objective.MEASURES, rows), split.tasks, name)
+      scores = by_task(partial(summarise, evaluator.objective.MEASURES, rows), split.tasks, name)
       judgements[e] = Judged(judgements[e].metrics | scores, name, rows)
   if judgements[0].split not in ("validation", "test") or not evaluator.metrics:
     return judgements

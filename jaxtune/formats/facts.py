@@ -15,14 +15,12 @@ class Facts(NamedTuple):
     stop_tokens: ids that end an answer; (): those of the base.
     recipe: {"config": a run's, "result": its result.json or {}}, for the model card; {} where there
       was no run.
-    extra: entries added to adapter_config.json.
   """
 
   base_name: str | None = None
   labels: tuple[str, ...] = ()
   stop_tokens: tuple[int, ...] = ()
   recipe: dict = {}
-  extra: dict = {}
 
 
 NO_FACTS = Facts()

@@ -143,7 +143,7 @@ def check_floating(name: str, leaves: dict[str, Array]) -> None:
 
 def weights(adapted: Adapted) -> PyTree:
   """Returns the weights that the forward pass reads, including those that methods overwrite."""
-  return _overwritten(adapted, tree.combine(adapted.base, adapted.tuned["params"]))
+  return _with_overwrites(adapted, tree.combine(adapted.base, adapted.tuned["params"]))
 
 
 def merge(adapted: Adapted) -> PyTree[Float[Array, ...]]:
@@ -155,7 +155,7 @@ def merge(adapted: Adapted) -> PyTree[Float[Array, ...]]:
   """
   params = quantize.dequantised(tree.combine(adapted.base, adapted.tuned["params"]))
   params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-  params = _overwritten(adapted, params)
+  params = _with_overwrites(adapted, params)
   changed: set[str] = set()
   for method in adapted.methods:
     trained, fixed = adapted.overlay.arrays_of(method)
@@ -166,7 +166,7 @@ def merge(adapted: Adapted) -> PyTree[Float[Array, ...]]:
       )
     changed |= trained.keys()
     if method.merge is not None:
-      params = _changed(params, method.merge, trained, fixed)
+      params = _map_sites(params, method.merge, trained, fixed)
     elif trained and method.overwrite is None:
       raise UserError(
         f"method {method.name!r} is no weight delta and cannot be merged; export it as an adapter"
@@ -174,15 +174,15 @@ def merge(adapted: Adapted) -> PyTree[Float[Array, ...]]:
   return params
 
 
-def _overwritten(adapted: Adapted, params: PyTree) -> PyTree:
+def _with_overwrites(adapted: Adapted, params: PyTree) -> PyTree:
   """Replaces the weights of which methods train a part (see `Method.overwrite`)."""
   for m in adapted.methods:
     if m.overwrite is not None:
-      params = _changed(params, m.overwrite, *adapted.overlay.arrays_of(m))
+      params = _map_sites(params, m.overwrite, *adapted.overlay.arrays_of(m))
   return params
 
 
-def _changed(params: PyTree, change: Callable, trained: Arrays, fixed: Arrays) -> PyTree:
+def _map_sites(params: PyTree, change: Callable, trained: Arrays, fixed: Arrays) -> PyTree:
   """Applies a method's change(leaves, arrays) to every module at which it trains arrays."""
   flat = tree.flatten(params)
   for site, arrays in trained.items():
@@ -193,11 +193,11 @@ def _changed(params: PyTree, change: Callable, trained: Arrays, fixed: Arrays) -
   return tree.unflatten(flat)
 
 
-def realise(methods: tuple[Method, ...], deltas: PyTree) -> PyTree:
+def reparametrise(methods: tuple[Method, ...], deltas: PyTree) -> PyTree:
   """Applies every method's reparametrisation: returns the tree of arrays that `intercept` reads."""
   for method in methods:
     before = arrays_of(method, deltas)
-    after = method.realise(before)
+    after = method.reparametrise(before)
     if after is not before:
       deltas = with_arrays(method, deltas, after)
   return deltas

@@ -10,7 +10,7 @@ import flax.linen as nn
 from jaxtyping import Array, Key
 
 from jaxtune import tree
-from jaxtune.peft.adapted import Adapted, realise, weights
+from jaxtune.peft.adapted import Adapted, reparametrise, weights
 from jaxtune.peft.method import Call, Method
 
 
@@ -52,7 +52,7 @@ def _variables(adapted: Adapted, methods: list[Method], inputs: dict[str, Any]) 
   shared, scanned = tree.partition(read(adapted.hyper), lambda path: "/shared:" in path)
   variables = {
     "params": weights(adapted),
-    "peft": read(realise(adapted.methods, adapted.tuned["peft"])),
+    "peft": read(reparametrise(adapted.methods, adapted.tuned["peft"])),
     "hyper": scanned,
     "shared": shared,
   }

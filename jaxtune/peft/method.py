@@ -89,8 +89,8 @@ class Method(NamedTuple):
     moves: (path) -> whether this leaf of the base is trained in place (full, BitFit).
     overwrite: (leaves, arrays) -> leaves that the forward pass reads instead, of the same shapes
       and types (last layers). Merging overwrites them too, in fp32.
-    realise: (trained) -> the arrays that `intercept` reads, computed from those that are trained
-      where a method has a reparametrisation (the MLP of a prefix).
+    reparametrise: (trained) -> the arrays that `intercept` reads, computed from those that are
+      trained where a method has a reparametrisation (the MLP of a prefix).
     merge: (leaves, arrays) -> leaves with the delta added, in fp32; None where a method adds arrays
       that are no change of weights, or adds none.
     penalty: (trained, fixed) -> scalar whose gradient is added to that of the mean loss (AdaLoRA).
@@ -118,7 +118,7 @@ class Method(NamedTuple):
   intercept: Callable | None = None
   moves: Callable[[str], bool] | None = None
   overwrite: Callable | None = None
-  realise: Callable = lambda trained: trained
+  reparametrise: Callable = lambda trained: trained
   merge: Callable | None = None
   penalty: Callable | None = None
   adjust: Callable | None = None

@@ -99,7 +99,7 @@ def _lower(trials: Sequence[Trial], chunk: int, parts: int, **computation):
   first = trials[0]
   options, model = TrainOptions(**first.config["train"]), first.pretrained.model
   model = model.clone(config=dataclasses.replace(model.config, **computation))
-  dropout = any(programs.drops(trial.config) for trial in trials)
+  dropout = any(programs.uses_noise(trial.config) for trial in trials)
   program = programs.make_program(first, dropout)._replace(model=model)
   states, base = _states(trials)
   progress = jax.eval_shape(loop.begin, states)

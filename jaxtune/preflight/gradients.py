@@ -27,7 +27,7 @@ def check(trial: Trial) -> None:
   """
   program = make_program(trial)
   state, base = first_state(trial)
-  tuned = state.tuned | {"peft": moved(state.tuned["peft"])}
+  tuned = state.tuned | {"peft": with_noise(state.tuned["peft"])}
   rows = _rows(trial)
 
   @jax.jit
@@ -54,7 +54,7 @@ def check(trial: Trial) -> None:
     )
 
 
-def moved(deltas: PyTree, deviation: float = 0.02) -> PyTree:
+def with_noise(deltas: PyTree, deviation: float = 0.02) -> PyTree:
   """Adds normal noise to every array."""
   key = jax.random.key(0)
   noise = lambda path, x: deviation * jax.random.normal(peft.site_key(key, path), x.shape, x.dtype)

@@ -43,7 +43,7 @@ def train(
   options = TrainOptions(**first.config["train"])
   parallel = sharding.make(options.parallel, options.mesh)
   states, shapes, base = _started(trials, parallel)
-  program = programs.make_program(first, any(programs.drops(trial.config) for trial in trials))
+  program = programs.make_program(first, any(programs.uses_noise(trial.config) for trial in trials))
   evaluator = programs.make_evaluator(first, parallel, chunk)
   splits, seeds = [t.dataset.train for t in trials], [t.config["seed"] for t in trials]
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
@@ -97,7 +97,7 @@ def _validation(evaluator: judge.Evaluator, base: PyTree, trials: Sequence[Trial
   if splits[0] is None:
     return None
   return lambda overlays: [
-    judge.totals(measures, rows, "validation")
+    judge.summarise(measures, rows, "validation")
     for rows in judge.measure(evaluator, overlays, base, splits)
   ]
 
@@ -114,7 +114,7 @@ def _judged(
   best = options.keep == "best" and datasets[0].validation is not None
   overlays = peft.Overlay(progress.tuned if best else progress.state.tuned, progress.state.hyper)
   judged = judge.judge_splits(evaluator, overlays, base, datasets, seeds)
-  fits = fitted(evaluator, overlays, base, datasets)
+  fits = train_metrics(evaluator, overlays, base, datasets)
   pairs = zip(fits, judged, strict=True)
   return overlays, [scores._replace(metrics=fit | scores.metrics) for fit, scores in pairs]
 
@@ -131,7 +131,7 @@ def step_counts(progress: loop.Progress, options: TrainOptions, e: int, metrics:
   }
 
 
-def fitted(
+def train_metrics(
   evaluator: judge.Evaluator, overlays: peft.Overlay, base: PyTree, datasets: list[data.Data]
 ) -> list[dict]:
   """Measures trials on as many training examples as they are judged on: {"train_loss": ...}.
@@ -147,4 +147,4 @@ def fitted(
     for dataset, split in zip(datasets, held, strict=True)
   }
   rows = judge.measure(evaluator, overlays, base, [chosen[id(d.train)] for d in datasets])
-  return [judge.totals(evaluator.objective.MEASURES, one, "train") for one in rows]
+  return [judge.summarise(evaluator.objective.MEASURES, one, "train") for one in rows]

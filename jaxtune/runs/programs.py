@@ -57,7 +57,7 @@ def make_evaluator(
   )
 
 
-def drops(config: dict) -> bool:
+def uses_noise(config: dict) -> bool:
   """Says whether a trial is trained with noise: a rate of dropout, or NEFTune's, above zero."""
   sections = tree.flatten({name: config[name] for name in ("method", "regularize")})
   noise = ("dropout", "token_dropout", "neftune")

@@ -16,7 +16,7 @@ from jaxtune.runs import folder as runs
 from jaxtune.runs.trial import Trial
 
 # The config, not the adapter, decides the fixed numbers whose names begin with these.
-NEW = ("dropout", "rate:")
+SET_BY_CONFIG = ("dropout", "rate:")
 
 
 def continued(trial: Trial, overlay: peft.Overlay) -> peft.Overlay:
@@ -83,12 +83,12 @@ def _other_kind(method: peft.Method, folder: Path, kinds: Sequence[str]) -> User
 
 
 def _fit(method: peft.Method, drawn: peft.Arrays, found: peft.Arrays, what: str) -> peft.Arrays:
-  """Replaces drawn arrays by an adapter's, all but those named in `NEW`.
+  """Replaces drawn arrays by an adapter's, all but those named in `SET_BY_CONFIG`.
 
   Raises:
     UserError: unless the adapter has the arrays that the config asks for, in their shapes.
   """
-  old = lambda arrays: {n: x for n, x in arrays.items() if not n.startswith(NEW)}
+  old = lambda arrays: {n: x for n, x in arrays.items() if not n.startswith(SET_BY_CONFIG)}
   mine, theirs = (
     peft.by_path(method, {site: old(arrays) for site, arrays in some.items()})
     for some in (drawn, found)

@@ -67,7 +67,7 @@ def annotate(
   return note
 
 
-def entitle(axes: Axes, title: str, lines: Sequence[str]) -> None:
+def write_title(axes: Axes, title: str, lines: Sequence[str]) -> None:
   """Writes the title and, smaller, the lines below it that say how to read the plot."""
   axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", pad=10 + 13 * len(lines))
   annotate(axes, "\n".join(lines), (0, 1), (0, 7), xycoords="axes fraction", va="bottom")

@@ -46,7 +46,7 @@ def draw(matrix: Confusion, trial: str = "") -> Figure:
   bar.outline.set_visible(False)
   bar.ax.tick_params(labelsize=8, length=0)
   letters = int((side + 1.8) / 0.075)  # that fit above the plot
-  canvas.entitle(
+  canvas.write_title(
     axes, "Confusion matrix", textwrap.wrap(trial.replace(",", ", "), letters) + reading
   )
   return figure

@@ -49,7 +49,7 @@ def learning_curves(
   reading = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
   reading += "; bands: 95 % interval" if banded else ""
   left_out = f"; the {len(shown)} best of {len(rows)}" if len(shown) < len(rows) else ""
-  canvas.entitle(frames[0], "Learning curves", [reading + left_out])
+  canvas.write_title(frames[0], "Learning curves", [reading + left_out])
   canvas.legend(figure, frames[0])
   return figure
 

@@ -162,7 +162,7 @@ def _finish(
   edge = 0.03 * (min(high, largest) - max(low, least))
   axes.set_ylim(max(low, least - edge), min(high, largest + edge))
   plain = re.sub(r" \(.*?\)", "", metrics.title(metric), count=1)  # without the unit
-  canvas.entitle(axes, f"{plain[:1].upper()}{plain[1:]} against {against}", lines)
+  canvas.write_title(axes, f"{plain[:1].upper()}{plain[1:]} against {against}", lines)
   canvas.legend(axes.figure, axes)
 
 

@@ -21,7 +21,7 @@ class TrainOptions(NamedTuple):
     keep: "best" (by validation loss) or "last": which weights are the result. The weights of a
       method with a budget (AdaLoRA) are candidates once it is reached.
     checkpoint_every: steps between two checkpoints; None for after every evaluation.
-    chunk: trials side by side in one vmap; None for `preflight.choose_chunk`'s choice.
+    chunk: trials side by side in one vmap; None for `preflight.cost.choose_chunk`'s choice.
     parallel: "jit" or "pmap".
     mesh: sizes of the axes trial, data, fsdp and tensor, for "jit".
   """

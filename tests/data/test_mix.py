@@ -63,7 +63,7 @@ def test_turns_keep_to_the_shares_at_every_moment():
   rng = np.random.default_rng(0)
   for _ in range(20):
     shares = rng.dirichlet(np.full(rng.integers(2, 16), 0.5))
-    whose, before = mix.spread(tuple(shares), 0, 5000)
+    whose, before = mix.assign_turns(tuple(shares), 0, 5000)
     had = np.cumsum(whose[:, None] == np.arange(len(shares)), axis=0)
     wanted = np.arange(1, 5001)[:, None] * shares
     assert np.abs(had - wanted).max() < 4
@@ -72,12 +72,12 @@ def test_turns_keep_to_the_shares_at_every_moment():
 
 def test_turns_far_on_are_those_one_would_have_come_to():
   shares = (0.3, 0.0, 0.05, 0.65, 0.0)
-  whole = np.array(mix.spread(shares, 0, 3000))
+  whole = np.array(mix.assign_turns(shares, 0, 3000))
   for start in (0, 1, 17, 2990):
-    np.testing.assert_array_equal(mix.spread(shares, start, 10), whole[:, start : start + 10])
+    np.testing.assert_array_equal(mix.assign_turns(shares, start, 10), whole[:, start : start + 10])
   assert set(whole[0]) == {0, 2, 3}
   far = 10**12
-  whose, before = mix.spread(shares, far, 1000)
+  whose, before = mix.assign_turns(shares, far, 1000)
   for k in (0, 2, 3):
     assert abs(before[whose == k][0] - far * shares[k]) < 20
 
@@ -107,7 +107,7 @@ def test_a_batch_depends_on_its_arguments_alone():
   split = arrange(make_split(), mixture="equal", buckets=2)
   first = [batch(split, 5, step, 6)["tokens"] for step in range(12)]
   mix.permutation.cache_clear()
-  mix.spread.cache_clear()
+  mix.assign_turns.cache_clear()
   again = [batch(split, 5, step, 6)["tokens"] for step in reversed(range(12))][::-1]
   np.testing.assert_array_equal(first, again)
   other = [batch(split, 6, step, 6)["tokens"] for step in range(12)]

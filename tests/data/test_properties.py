@@ -311,10 +311,10 @@ weights = st.lists(st.integers(0, 100), min_size=1, max_size=6).filter(any)
 @given(weights, st.integers(0, 400), st.integers(1, 60))
 def test_turns(given_weights, start, count):
   shares = tuple(one / sum(given_weights) for one in given_weights)
-  whose, before = mix.spread(shares, start, count)
+  whose, before = mix.assign_turns(shares, start, count)
   had = Counter()
   for turn in range(start + count):
-    ((one,), (times,)) = mix.spread(shares, turn, 1)
+    ((one,), (times,)) = mix.assign_turns(shares, turn, 1)
     assert times == had[one], "the turns before, counted"
     if turn >= start:
       assert (whose[turn - start], before[turn - start]) == (one, times)

@@ -42,7 +42,7 @@ def test_differences_are_paired_and_have_a_sign():
   assert 20 < found["test_accuracy"][1] < 40 < found["test_accuracy"][2] < 60
   back = compare.differences(before, after, ("accuracy",), 500)
   np.testing.assert_allclose(back["test_accuracy"], -np.array(found["test_accuracy"])[[0, 2, 1]])
-  alone = compare.spreads(after, ("accuracy",), 500)
+  alone = compare.metric_intervals(after, ("accuracy",), 500)
   assert alone["test_loss"][1] - alone["test_loss"][0] > 1.0
   drawn = intervals.draws("accuracy", after.predictions, TRUE, resamples=500)
   assert alone["test_accuracy"] == list(intervals.between(drawn))
@@ -53,7 +53,7 @@ def test_measures_of_tokens_have_intervals_in_their_own_units():
   losses, right, weights = RNG.exponential(2.0, 40), RNG.integers(0, 3, 40), np.full(40, 2.0)
   measured = {"test_loss": 0.0, "test_perplexity": 0.0, "test_accuracy": 0.0}
   rows = {"loss": losses, "weight": weights, "correct": right}
-  found = compare.spreads(judge.Judged(measured, "test", rows), (), 300)
+  found = compare.metric_intervals(judge.Judged(measured, "test", rows), (), 300)
   drawn = (intervals.ratio_draws(x, weights, resamples=300) for x in (losses, right))
   loss, share = map(intervals.between, drawn)
   np.testing.assert_allclose(found["test_loss"], loss)
@@ -80,7 +80,7 @@ def test_what_one_side_lacks_is_left_out():
   with_labels, without = judged(np.ones(40), flipped(3)), judged(np.ones(40))
   assert {*compare.differences(with_labels, without, ("accuracy",), 9)} == {"test_loss"}
   assert compare.differences(with_labels, without, ("accuracy",), 0) == {}
-  assert compare.spreads(judge.Judged({}), (), 9) == {}
+  assert compare.metric_intervals(judge.Judged({}), (), 9) == {}
 
 
 def split_of(references, labels=None):

@@ -93,7 +93,7 @@ def test_loss_and_prediction_share_one_forward_pass(monkeypatch):
 def test_totals_and_tasks_by_hand():
   rows = {"loss": [2.0, 4.0, 9.0], "weight": [1, 2, 3], "correct": [1, 0, 3]}
   rows = {name: np.array(x, np.float32) for name, x in rows.items()}
-  scores = lambda prefix, chosen=slice(None): judge.totals(
+  scores = lambda prefix, chosen=slice(None): judge.summarise(
     ("loss", "perplexity", "accuracy"), rows, prefix, chosen
   )
   found = judge.by_task(scores, ["x", "y", "x"], "test")
@@ -105,7 +105,7 @@ def test_totals_and_tasks_by_hand():
     f"test_{m}" for m in ("loss", "perplexity", "accuracy")
   }
   huge = {"loss": np.array([1e6]), "weight": np.ones(1), "correct": np.ones(1)}
-  assert judge.totals(("perplexity",), huge, "test")["test_perplexity"] == np.inf
+  assert judge.summarise(("perplexity",), huge, "test")["test_perplexity"] == np.inf
 
 
 @pytest.mark.parametrize(

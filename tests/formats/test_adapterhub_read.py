@@ -67,7 +67,7 @@ def test_a_round_trip_changes_no_bit(name, section, tmp_path):
   found = formats.read(tmp_path / "a", model)
   for method, read in zip(methods, found.methods, strict=False):  # a head is not among them
     ours = peft.arrays_of(method, tuned["peft"])
-    ours = method.realise(ours) if method.kind == "prefix" else ours
+    ours = method.reparametrise(ours) if method.kind == "prefix" else ours
     assert read.trained.keys() == ours.keys()
     equal(read.trained, ours)
     equal(read.fixed, peft.arrays_of(method, hyper))

@@ -92,7 +92,7 @@ def test_a_prefix_and_an_adapter_are_a_union(tmp_path):
   kinds = [part.get("architecture") for part in config["config"]["configs"]]
   assert (config["config"]["architecture"], kinds) == ("union", ["prefix_tuning", None])
   key = "transformer.prefix_tuning.prefix_tunings.jaxtune.self_prefix.control_trans"
-  read = peft.realise(methods, tuned["peft"])["trunk"]["layers"]["attn"]["attend"]["prefix"]
+  read = peft.reparametrise(methods, tuned["peft"])["trunk"]["layers"]["attn"]["attend"]["prefix"]
   theirs = tensors[key].reshape(3, 3, 2, 4, 8)  # P, L, key or value, K, H
   np.testing.assert_array_equal(theirs[:, :, 1], np.asarray(read["value"]).swapaxes(0, 1))
 

@@ -128,7 +128,7 @@ def test_prefix(llama, tmp_path, projection):
   assert (config["num_attention_heads"], config["token_dim"]) == (2, 16)
   assert list(tensors) == ["prompt_embeddings"]
   flat = tensors["prompt_embeddings"]
-  read = peft.realise(methods, tuned["peft"])["trunk"]["layers"]["attn"]["attend"]["prefix"]
+  read = peft.reparametrise(methods, tuned["peft"])["trunk"]["layers"]["attn"]["attend"]["prefix"]
   for layer in range(3):
     for i, name in enumerate(("key", "value")):
       for head in range(2):

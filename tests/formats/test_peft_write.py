@@ -89,7 +89,7 @@ def test_round_trip(name, head, case, base, tmp_path):
   methods, *trees = adapted = laid(model, SECTIONS[case], head is not None)
   export(model, peft.Adapted(*adapted), tmp_path / "x", format="peft")
   found = formats.read(tmp_path / "x", model)
-  realised = peft.realise(methods, trees[0]["peft"])
+  realised = peft.reparametrise(methods, trees[0]["peft"])
   placed = lambda arrays: peft.by_path(methods[0], arrays)
   same(placed(peft.arrays_of(methods[0], realised)), placed(found.methods[0].trained))
   same(placed(peft.arrays_of(methods[0], trees[1])), placed(found.methods[0].fixed))

@@ -32,7 +32,7 @@ def unrolled(pretrained, laid, tokens, mask):
   """The decoder's forward pass as a Python loop, each layer with its slice of every collection."""
   methods, tuned, hyper, base = laid
   c, params = pretrained.model.config, tree.combine(base, tuned["params"])
-  deltas = peft.realise(methods, tuned["peft"])
+  deltas = peft.reparametrise(methods, tuned["peft"])
   get = lambda path: params["trunk"][path]
   x = params["embed"]["embedding"][tokens]
   positions = jnp.asarray(tiny.positions_of(mask))

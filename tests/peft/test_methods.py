@@ -267,7 +267,7 @@ def test_every_delta_lives_at_a_site_that_the_model_calls(gpt2, section):
   methods, tuned, hyper, _ = tiny.lay(gpt2, SECTIONS[section])
   sites = peft.find_sites(gpt2.model)
   for method in methods:
-    here = peft.arrays_of(method, peft.realise(methods, tuned["peft"])) | peft.arrays_of(
+    here = peft.arrays_of(method, peft.reparametrise(methods, tuned["peft"])) | peft.arrays_of(
       method, hyper
     )
     assert here.keys() <= sites.keys()

@@ -59,7 +59,9 @@ def grouped(configs, setup, chunk):
   options = TrainOptions(**configs[0]["train"])
   states = [first_state(with_config(setup, config)) for config in configs]
   base, stacked = states[0][1], tree.stack([state for state, _ in states])
-  program = programs.make_program(with_config(setup, configs[0]), any(map(programs.drops, configs)))
+  program = programs.make_program(
+    with_config(setup, configs[0]), any(map(programs.uses_noise, configs))
+  )
   step = jax.jit(loop.make_step(program, chunk, None))
   progress = loop.begin(stacked)
   state, losses = progress.state, []
@@ -95,7 +97,7 @@ def check(setup, method, others, chunk):
   assert step._cache_size() == 1
   alone = {}  # one program for all without dropout, and for all with it
   for config, each, weights in zip(configs, losses, tuned, strict=True):
-    drops = programs.drops(config)
+    drops = programs.uses_noise(config)
     program = programs.make_program(with_config(setup, config), drops)
     if drops not in alone:
       alone[drops] = jax.jit(partial(update.update, program))

@@ -159,17 +159,20 @@ def _mask(
     if not turn.trained:
       continue
     place = f"{example.where}: turn {turn.number}"
-    begin, end = _alike(turn.prompt, whole), _alike(turn.answered, whole)
+    begin, end = (
+      _common_prefix_length(turn.prompt, whole),
+      _common_prefix_length(turn.answered, whole),
+    )
     if begin < len(turn.prompt):
       raise UserError(
         f"{place}: its prompt is not how the whole conversation begins: "
-        f"{_differ(tokenizer, turn.prompt, whole, begin)}; the template rewrites former turns (try "
-        "data.turns='last'), or its generation prompt ends within a token"
+        f"{_describe_difference(tokenizer, turn.prompt, whole, begin)}; the template rewrites "
+        "former turns (try data.turns='last'), or its generation prompt ends within a token"
       )
     if not all(map(blank, turn.answered[end:])):
       raise UserError(
         f"{place}: the template writes it otherwise once turns follow: "
-        f"{_differ(tokenizer, turn.answered, whole, end)}: try data.turns='last'"
+        f"{_describe_difference(tokenizer, turn.answered, whole, end)}: try data.turns='last'"
       )
     if all(map(blank, whole[begin:end])):
       raise UserError(f"{place}: the template leaves its text out, so nothing would be trained on")
@@ -197,12 +200,14 @@ def _stop(
   return stop
 
 
-def _alike(left: Sequence[int], right: Sequence[int]) -> int:
+def _common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
   """Counts the tokens of the longest common beginning."""
   pairs = enumerate(zip(left, right, strict=False))
   return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
-def _differ(tokenizer: Tokenizer, alone: Sequence[int], whole: Sequence[int], at: int) -> str:
+def _describe_difference(
+  tokenizer: Tokenizer, alone: Sequence[int], whole: Sequence[int], at: int
+) -> str:
   said = [repr(tokenizer.decode(ids[at : at + 8])) for ids in (alone, whole)]
   return f"from token {at + 1} on it has {said[0]}, the whole {said[1]}"

@@ -152,7 +152,7 @@ def unfold(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   return unfolded
 
 
-def alike(splits: Sequence[Split]) -> list[Split]:
+def same_folding(splits: Sequence[Split]) -> list[Split]:
   """Unfolds all splits if some of them are not folded."""
   folded = ["answers" in split.arrays for split in splits]
   if all(folded) or not any(folded):

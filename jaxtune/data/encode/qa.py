@@ -38,7 +38,7 @@ def read_row(
   """
   asked, passage = read_text(row, question).strip(), read_text(row, context)
   if answers not in row:
-    raise UserError(cells.no_column(answers, row))
+    raise UserError(cells.missing_column_message(answers, row))
   spans = [_span(passage, *pair) for pair in _pairs(row[answers], answers)]
   fields = {"question": asked, "context": passage, "spans": spans}
   texts = [passage[start:end] for start, end in spans]

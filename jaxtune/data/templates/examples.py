@@ -89,14 +89,14 @@ def _answers(answer: str, row: dict, more: dict) -> list[str]:
   if sandbox.is_template(answer):
     return [sandbox.renderer(answer)(row, **more)]
   if answer not in row:
-    raise UserError(cells.no_column(answer, row))
+    raise UserError(cells.missing_column_message(answer, row))
   value = row[answer]
   if isinstance(value, dict) and "text" in value:  # SQuAD's {"text": [...], "answer_start": ...}
     value = value["text"]
   values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
   for one in values:
     if not cells.is_text(one):
-      raise UserError(cells.no_text(f"column {answer!r} holds", one))
+      raise UserError(cells.not_text_message(f"column {answer!r} holds", one))
   return [str(one) for one in values]
 
 

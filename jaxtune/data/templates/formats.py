@@ -81,7 +81,9 @@ def choose(
   for name, source in (rename or {}).items():
     if name not in sources:
       lost = min(_needs(_alternatives(source)[0]) - set(columns))
-      raise UserError(f"{where}: data.rename of {name!r}: {cells.no_column(lost, columns)}")
+      raise UserError(
+        f"{where}: data.rename of {name!r}: {cells.missing_column_message(lost, columns)}"
+      )
   there = {*columns, *sources}
   chosen = [_answerable(one, there) for one in chosen]
   for one in chosen:
@@ -169,8 +171,8 @@ def _lacking(template: Template, name: str, columns: Sequence[str]) -> str:
   if name == "answer_choices":
     return "the template reads answer_choices, and has none: set data.choices"
   if template.name is None:
-    return cells.no_column(name, columns)
+    return cells.missing_column_message(name, columns)
   return (
-    f"template {template.name!r}: {cells.no_column(name, columns)} "
+    f"template {template.name!r}: {cells.missing_column_message(name, columns)} "
     f"Or say what it is: data.rename={{{name!r}: a column or Jinja}}"
   )

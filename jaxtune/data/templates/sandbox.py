@@ -131,13 +131,13 @@ def _compiled(source: str) -> Callable[..., str]:
     except jinja2.UndefinedError as error:
       missing = sorted(name for name in needed - set(more) if row.get(name) is None)
       if missing:
-        raise UserError(cells.no_column(missing[0], row)) from error
+        raise UserError(cells.missing_column_message(missing[0], row)) from error
       raise UserError(f"the template failed: {confined.said(error)}") from error
     except _NoText as error:
       (value,) = error.args
       held = [name for name in sorted(needed - set(more)) if row.get(name) is value]
       what = f"column {held[0]!r} holds" if held else "the template prints"
-      raise UserError(cells.no_text(what, value)) from error
+      raise UserError(cells.not_text_message(what, value)) from error
     except jinja2.sandbox.SecurityError as error:
       raise UserError(f"the template is refused: {confined.said(error)}") from error
     except Exception as error:

@@ -39,13 +39,13 @@ def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, fa
     writer = prefix if method.kind == "prefix" else bottleneck
     trained, fixed = adapted.overlay.arrays_of(method)
     if method.kind == "prefix":  # a Compacter's shared rule is written as it was trained
-      trained = method.realise(trained)
+      trained = method.reparametrise(trained)
     config, arrays = writer.write(pretrained, method, trained, fixed)
     configs.append(config)
     tensors |= arrays
   config = configs[0] if len(configs) == 1 else {"architecture": "union", "configs": configs}
   common = _common(pretrained, facts.base_name)
-  _store(folder, "adapter", common | {"config": config, "name": layout.NAME} | facts.extra, tensors)
+  _store(folder, "adapter", common | {"config": config, "name": layout.NAME}, tensors)
   saved, weights = heads.saved(pretrained, adapted)
   if saved:
     _store(folder, "head", common | _labels(pretrained.model.config.head, facts.labels), weights)

@@ -105,7 +105,7 @@ def _adalora(placed: Placed) -> dict:
     "r": 8,  # PEFT does not read it
     "init_r": rank,
     "target_r": min(rank, int(placed.method.options.get("target_rank", rank))),
-    "lora_alpha": layout.alpha_of(scales.pop(), rank + layout.SMALL),
+    "lora_alpha": layout.alpha_of(scales.pop(), rank + layout.ADALORA_EPSILON),
     "rank_pattern": kept if {*ranks.values()} != {rank} else None,
     "tinit": 0,
     "tfinal": 0,

@@ -68,7 +68,7 @@ VIRTUAL = ("prefix", "prompt", "p_tuning")  # methods that add virtual tokens
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 NORMS = ".ln_tuning_layers."  # between the name of a trained norm and that of its weight or bias
 PROJECTIONS = {"a": "vera_A", "b": "vera_B"}  # the frozen pair that all modules share
-SMALL = 1e-5  # AdaLoRA's scale is alpha / (rank + SMALL)
+ADALORA_EPSILON = 1e-5  # AdaLoRA's scale is alpha / (rank + ADALORA_EPSILON)
 # The modules that PEFT saves whole by the task, whether a model has them or not.
 HEADS = ("classifier", "score", "qa_outputs")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.formats import files
-from jaxtune.formats.peft.layout import SMALL, alpha_of
+from jaxtune.formats.peft.layout import ADALORA_EPSILON, alpha_of
 from jaxtune.models import hf
 
 
@@ -62,7 +62,7 @@ def _adalora(config: dict, trained: dict, fixed: dict) -> dict:
   return {
     "init_rank": rank,
     "target_rank": min(rank, config.get("target_r", 8)),
-    "alpha": alpha_of(scale, rank + SMALL),
+    "alpha": alpha_of(scale, rank + ADALORA_EPSILON),
     "dropout": config.get("lora_dropout", 0.0),
     "orth_weight": config.get("orth_reg_weight", 0.5),
     "interval": config.get("deltaT", 1),

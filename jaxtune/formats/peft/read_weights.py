@@ -172,7 +172,9 @@ def _scales(kind: str, config: dict, names: list[str | None], ranks: dict) -> np
   if kind == "adalora":
     rank = config.get("init_r", 12)
     alpha = config.get("lora_alpha", 8)
-    return np.full(len(names), (alpha if alpha > 0 else rank) / (rank + layout.SMALL), np.float32)
+    return np.full(
+      len(names), (alpha if alpha > 0 else rank) / (rank + layout.ADALORA_EPSILON), np.float32
+    )
   made = [n if n is None else read_targets.scale(config, n, ranks[n]) for n in names]
   some = next(x for x in made if x is not None)
   return np.array([some if x is None else x for x in made], np.float32)

@@ -40,7 +40,7 @@ def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, fa
   (method,) = adapted.methods
   saved, weights = heads.saved(pretrained, adapted)
   trained, fixed = adapted.overlay.arrays_of(method)
-  trained = method.realise(trained)
+  trained = method.reparametrise(trained)
   if method.kind == "prefix":
     config, tensors = prompts.write_prefix(pretrained, trained, fixed)
   elif method.kind in layout.VIRTUAL:
@@ -59,7 +59,7 @@ def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, fa
     "task_type": task_type(pretrained.model.config),
     "base_model_name_or_path": facts.base_name,
   }
-  config = common | config | facts.extra
+  config = common | config
   tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
   save_file(tensors, folder / layout.WEIGHTS, {"format": "pt"})
   (folder / layout.CONFIG).write_text(json.dumps(config, indent=2) + "\n")

@@ -77,7 +77,7 @@ def method(
     merge=_merge,
     penalty=_penalty,
     adjust=partial(_adjust, betas=(beta1, beta2), interval=interval, **times),
-    settled=lambda steps: phases(steps, **times)[1],
+    settled=lambda steps: schedule_bounds(steps, **times)[1],
     numbers=("init_rank", "target_rank", "alpha", "dropout", "orth_weight"),
     padded=PADDED | {f"{kind}:{name}": axes for kind in AVERAGES for name, axes in PADDED.items()},
     patterns=tuple(targets),
@@ -127,7 +127,7 @@ def _penalty(trained, fixed):
   return sum(x.sum() for x in norms) / sum(x.size for x in norms)
 
 
-def phases(steps: int, tinit: int | None, tfinal: int | None) -> tuple[int, int]:
+def schedule_bounds(steps: int, tinit: int | None, tfinal: int | None) -> tuple[int, int]:
   """Returns (the last update before the budget falls, the first at which it is the target).
 
   Raises:
@@ -147,7 +147,7 @@ def budget(step, start: int, end: int, initial, target):
   """Returns how many triplets all weights together have after update `step` (eq. 12).
 
   Args:
-    start, end: the updates that `phases` returns.
+    start, end: the updates that `schedule_bounds` returns.
     initial, target: the number of triplets until `start`, and from `end` on.
   """
   share = (1 - np.arange(end - start + 1) / (end - start)) ** 3
@@ -160,7 +160,7 @@ def budget(step, start: int, end: int, initial, target):
 
 
 def _adjust(step, steps, trained, gradients, fixed, *, betas, tinit, tfinal, interval):
-  start, end = phases(steps, tinit, tfinal)
+  start, end = schedule_bounds(steps, tinit, tfinal)
   averaged = {
     site: fixed[site] | _averages(w, gradients[site], fixed[site], betas)
     for site, w in trained.items()

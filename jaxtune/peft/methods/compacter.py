@@ -73,7 +73,7 @@ def method(
     intercept=partial(
       adapter.intercept, network=_network, placement=placement, activation=ACTIVATIONS[activation]
     ),
-    realise=_realise,
+    reparametrise=_reparametrise,
     numbers=("width", "rank", "scale", "dropout"),
     padded={
       "down_left": (-1,),
@@ -122,7 +122,7 @@ def _draw(key: Array, shape: tuple[int, ...]) -> Float[Array, "*L G M R"]:
   return peft.draw(partial(peft.draw, normal, axis=-1), key, shape, axis=-1)
 
 
-def _realise(trained):
+def _reparametrise(trained):
   """Copies the A_i that all layers share to each of them."""
   rules = [arrays["phm_rule"] for arrays in trained.values() if "phm_rule" in arrays]
   if not rules:

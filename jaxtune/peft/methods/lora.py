@@ -31,7 +31,7 @@ def method(
   targets: tuple[str, ...] = ("q_proj", "v_proj"),
   ranks: dict[str, Width] | None = None,
   alphas: dict[str, Finite] | None = None,
-  initialise: Literal[*STARTS] = "kaiming",
+  initialise: Literal[*INITIALISERS] = "kaiming",
   dora: bool = False,
   b_rate: Positive = 1.0,
   train_a: bool = True,
@@ -124,7 +124,7 @@ def _init(
     weight = partial(frozen.weight, f"{path}/{LEAVES[site.kind]}")
     shape = jax.eval_shape(weight).shape
     peft.check_rank("method.rank", rank, path, shape[-2:])
-    start = _embedding if site.kind == "Embed" else STARTS[initialise]
+    start = _embedding if site.kind == "Embed" else INITIALISERS[initialise]
     a_LIR, b_LRO = start(peft.site_key(key, path), weight, shape, rank, scale)
     trained[path] = {"b": b_LRO}
     fixed[path] = site.constants({"scale": scale, "dropout": dropout})
@@ -180,7 +180,7 @@ def _olora(key, weight, shape, rank, scale):
   return r_LMI[..., :rank, :].swapaxes(-1, -2), q_LOM[..., :rank].swapaxes(-1, -2)
 
 
-STARTS = {"kaiming": _kaiming, "gaussian": _gaussian, "pissa": _pissa, "olora": _olora}
+INITIALISERS = {"kaiming": _kaiming, "gaussian": _gaussian, "pissa": _pissa, "olora": _olora}
 
 
 def _factors(arrays: dict[str, Array]) -> tuple[Float[Array, "*L I M"], Float[Array, "*L M O"]]:

@@ -45,7 +45,7 @@ def method(
     "p_tuning",
     init=partial(prompt.init, make=make, length=length),
     intercept=prompt.intercept,
-    realise=_realise,
+    reparametrise=_reparametrise,
     slots=prompt.slots,
     numbers=("length",) if encoder == "mlp" else (),
     padded={"embedding": (-2,), "mask": (-1,)} if encoder == "mlp" else {},
@@ -71,7 +71,7 @@ def _draw(key, site, frozen, *, length, hidden, layers):
   return arrays
 
 
-def _realise(trained):
+def _reparametrise(trained):
   """Runs the network where there is one; a prompt that was loaded without it stays."""
   return {
     site: {"prompt": _encode(arrays)} if "embedding" in arrays else arrays

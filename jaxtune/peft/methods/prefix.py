@@ -80,7 +80,7 @@ def method(
     "prefix",
     init=partial(_init, make=make, attentions=attentions, **numbers),
     intercept=_intercept,
-    realise=_realise,
+    reparametrise=_reparametrise,
     unused=_unused,
     numbers=("length", "lengths"),
     padded={"key": (-3,), "value": (-3,), "embedding": (-2,), "mask": (-1,)},
@@ -170,9 +170,9 @@ def _init_mlp(key, attends, sites, length, deviation, *, hidden):
   return trained
 
 
-def _realise(trained):
+def _reparametrise(trained):
   """Turns embeddings and MLP into keys and values: k, v = W2 tanh(W1 e + b1) + b2."""
-  realised = {}
+  reparametrised = {}
   for arrays in trained.values():
     if "embedding" not in arrays:
       continue
@@ -182,8 +182,8 @@ def _realise(trained):
       pairs = pairs + arrays[f"bias2:{name}"][None]
       key_LPKH, value_LPKH = jnp.moveaxis(pairs, (0, -3), (-3, 0))
       site = name.replace(".", "/")
-      realised[site] = trained.get(site, {}) | {"key": key_LPKH, "value": value_LPKH}
-  return realised or trained
+      reparametrised[site] = trained.get(site, {}) | {"key": key_LPKH, "value": value_LPKH}
+  return reparametrised or trained
 
 
 def _intercept(call: peft.Call, *args: Any) -> Any:

@@ -115,7 +115,7 @@ def intercept(
   if "prompt" not in call.arrays:  # a decoder, whose encoder has read the prompt
     states, seen_BS = context.encoded
     _, inside_BS = _prompt_slots(seen_BS, real_P)
-    encoded = states, inside_BS | _behind(seen_BS, real_P)
+    encoded = states, inside_BS | _pad_left(seen_BS, real_P)
     return call.next_fn(x_BTD, context._replace(encoded=encoded))
   prompt_PD = call.arrays["prompt"].astype(x_BTD.dtype)
   types = getattr(module.parent, "types", None)
@@ -127,21 +127,21 @@ def intercept(
   real_BS = context.mask.any((1, 2))
   if context.cache is not None:
     slots_T = context.index + jnp.arange(x_BTD.shape[1])
-    return call.next_fn(fill(x_BTD, *_from(real_BS.argmax(1), slots_T, real_P)), context)
+    return call.next_fn(fill(x_BTD, *_prompt_index(real_BS.argmax(1), slots_T, real_P)), context)
   index_BT, inside_BT = _prompt_slots(real_BS, real_P)
   first_B1 = jnp.take_along_axis(context.positions, real_BS.argmax(1)[:, None], 1)
-  behind_BT = _behind(context.positions, real_P) + real_P.sum()
+  behind_BT = _pad_left(context.positions, real_P) + real_P.sum()
   y_BTD, cache = call.next_fn(
-    fill(_behind(x_BTD, real_P), index_BT, inside_BT),
+    fill(_pad_left(x_BTD, real_P), index_BT, inside_BT),
     context._replace(
-      mask=_seen(context.mask, real_BS, inside_BT, real_P, module.config.causal),
+      mask=_extend_mask(context.mask, real_BS, inside_BT, real_P, module.config.causal),
       positions=jnp.where(inside_BT, first_B1 + index_BT, behind_BT),
     ),
   )
   return (y_BTD if module.name == "encoder" else y_BTD[:, len(real_P) :]), cache
 
 
-def _behind(x_BT: Array, real_P: Bool[Array, " P"]) -> Array:
+def _pad_left(x_BT: Array, real_P: Bool[Array, " P"]) -> Array:
   """Pads the axis of tokens on the left by the prompt's P slots."""
   return jnp.pad(x_BT, ((0, 0), (len(real_P), 0), *[(0, 0)] * (x_BT.ndim - 2)))
 
@@ -154,10 +154,10 @@ def _prompt_slots(
   A prompt shorter than P ends where a longer one would, before the first real token.
   """
   start_B = real_BS.argmax(1) + len(real_P) - real_P.sum()
-  return _from(start_B, jnp.arange(len(real_P) + real_BS.shape[1]), real_P)
+  return _prompt_index(start_B, jnp.arange(len(real_P) + real_BS.shape[1]), real_P)
 
 
-def _from(
+def _prompt_index(
   start_B: Int[Array, " B"], slots_T: Int[Array, " T"], real_P: Bool[Array, " P"]
 ) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
   """Returns the same as `_prompt_slots`, for `slots_T` of rows whose prompts begin at `start_B`."""
@@ -165,7 +165,7 @@ def _from(
   return jnp.clip(index_BT, 0, count - 1), (index_BT >= 0) & (index_BT < count)
 
 
-def _seen(
+def _extend_mask(
   mask_B1TS: Bool[Array, "B 1 T T"],
   real_BT: Bool[Array, "B T"],
   inside_BS: Bool[Array, "B S"],
@@ -178,4 +178,4 @@ def _seen(
   keys_B11S, queries_B1T1 = inside_BS[:, None, None], inside_BS[:, None, :, None]
   if causal:
     return mask_B1TS | keys_B11S & jnp.tril(jnp.ones(mask_B1TS.shape[2:], bool))[None, None]
-  return mask_B1TS | keys_B11S | queries_B1T1 & _behind(real_BT, real_P)[:, None, None]
+  return mask_B1TS | keys_B11S | queries_B1T1 & _pad_left(real_BT, real_P)[:, None, None]

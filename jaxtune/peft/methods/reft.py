@@ -53,7 +53,7 @@ def method(
     "reft",
     init=partial(_init, rank=rank, layers=layers, first=first, targets=targets),
     intercept=partial(_intercept, difference=variant == "loreft"),
-    realise=_realise if variant == "loreft" else lambda trained: trained,
+    reparametrise=_reparametrise if variant == "loreft" else lambda trained: trained,
     unused=_unused,
     numbers=("rank", "first"),
     padded={"rotate": (-1,), "learned_kernel": (-1,), "learned_bias": (-1,)},
@@ -101,7 +101,7 @@ def orthonormal(a_LDR: Float[Array, "*L D R"]) -> Float[Array, "*L D R"]:
   return solve(lower_LRR, a_LDR)
 
 
-def _realise(trained):
+def _reparametrise(trained):
   return {
     path: arrays | {"rotate": orthonormal(arrays["rotate"])} for path, arrays in trained.items()
   }

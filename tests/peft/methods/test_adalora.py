@@ -138,11 +138,11 @@ def test_budget_falls_as_in_peft():
       theirs.peft_config = SimpleNamespace(tinit=tinit, tfinal=tfinal, total_step=steps, deltaT=1)
       theirs.init_bgt, theirs.target_bgt = initial * count, target * count
       step = np.arange(1, steps + 1)
-      start, end = adalora.phases(steps, tinit, tfinal)
+      start, end = adalora.schedule_bounds(steps, tinit, tfinal)
       made = adalora.budget(step, start, end, theirs.init_bgt, theirs.target_bgt)
       np.testing.assert_array_equal(made, [theirs.budget_schedule(int(i))[0] for i in step])
-  assert adalora.phases(100, None, None) == (10, 67)
-  assert adalora.phases(1, None, None) == (0, 1)
+  assert adalora.schedule_bounds(100, None, None) == (10, 67)
+  assert adalora.schedule_bounds(1, None, None) == (0, 1)
 
 
 def test_a_long_run_s_budget_is_exact():
@@ -218,7 +218,7 @@ def test_refused(llama, options, words):
 @pytest.mark.parametrize("tinit, tfinal", [(5, 5), (0, 11), (-1, 0), (0, -1)])
 def test_a_schedule_without_a_fall_is_refused(tinit, tfinal):
   with pytest.raises(UserError, match=f"tinit is {tinit} and method.tfinal {tfinal}.* 10 steps"):
-    adalora.phases(10, tinit, tfinal)
+    adalora.schedule_bounds(10, tinit, tfinal)
 
 
 @pytest.mark.full

@@ -40,7 +40,7 @@ def one_layer(section):
   """A method and its arrays at one layer, moved off their start."""
   (method,) = peft.build({"targets": ("mlp_residual",)} | section)
   trained, fixed = method.init(jax.random.key(0), site(), None)
-  trained = method.realise({path: tiny.perturb(w, 1, 0.5) for path, w in trained.items()})
+  trained = method.reparametrise({path: tiny.perturb(w, 1, 0.5) for path, w in trained.items()})
   return method, *jax.tree.map(lambda x: x[1], (trained[SITE], fixed[SITE]))
 
 

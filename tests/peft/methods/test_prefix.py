@@ -161,7 +161,7 @@ def test_the_mlp_makes_the_prefix_of_each_attention(laid, model, forward):
   assert tuned["peft"].keys() == {"encoder", "decoder"}
   embeddings = [tuned["peft"][half]["prefix"]["embedding"] for half in ("encoder", "decoder")]
   assert not np.allclose(*embeddings, atol=1e-2)
-  made = peft.realise(methods, tuned["peft"])
+  made = peft.reparametrise(methods, tuned["peft"])
   assert tree.flatten(made).keys() == tree.flatten(laid[1]["peft"]).keys()
   assert tree.flatten(hyper).keys() == tree.flatten(laid[2]).keys()
   adapted = peft.Adapted(methods, tuned, hyper, base)
@@ -177,7 +177,7 @@ def test_each_attention_has_its_own_switch(model, places, projection):
   section = {"name": "prefix", "length": P, "projection": projection} | switches
   methods, tuned, hyper, _ = tiny.lay(model, section)
   sites = dict(zip(switches, ATTENDS, strict=True))
-  arrays = tree.flatten(peft.realise(methods, tuned["peft"]))
+  arrays = tree.flatten(peft.reparametrise(methods, tuned["peft"]))
   names = {f"{sites[p]}/attend/prefix/{name}" for p in places for name in ("key", "value")}
   assert arrays.keys() == names
   fixed = {f"{sites[p]}/attend/prefix/mask" for p in places}

@@ -32,7 +32,7 @@ INPUTS = (
 def prompt_of(laid):
   """The realised prompt (P, D) of a method laid over a model."""
   methods, tuned, *_ = laid
-  (prompt,) = jax.tree.leaves(peft.realise(methods, tuned["peft"]))
+  (prompt,) = jax.tree.leaves(peft.reparametrise(methods, tuned["peft"]))
   return np.asarray(prompt)
 
 
@@ -152,7 +152,7 @@ def test_every_weight_of_the_network_has_a_gradient(llama, section):
   methods, tuned, *_ = tiny.lay(llama, SECTIONS[section], noise=0.05)
   pick = jnp.asarray(np.random.default_rng(0).standard_normal((P, 32)), jnp.float32)
   loss = lambda deltas: sum(
-    jnp.sum(x * pick) for x in jax.tree.leaves(peft.realise(methods, deltas))
+    jnp.sum(x * pick) for x in jax.tree.leaves(peft.reparametrise(methods, deltas))
   )
   for path, gradient in tree.flatten(jax.jit(jax.grad(loss))(tuned["peft"])).items():
     assert np.mean(np.asarray(gradient) == 0) < 0.7, path

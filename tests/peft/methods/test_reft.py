@@ -34,7 +34,7 @@ def test_the_equations(variant):
   draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
   arrays = {"rotate": draw(2, 6, 3), "learned_kernel": draw(2, 6, 3), "learned_bias": draw(2, 3)}
   (method,) = peft.build({"name": "reft", "variant": variant})
-  trained = method.realise({PLACE: arrays})[PLACE]
+  trained = method.reparametrise({PLACE: arrays})[PLACE]
   h, mask = draw(1, 4, 6), seen(np.ones((1, 4), bool), True)
   fixed = {"first": jnp.asarray(3), "edited": jnp.asarray(True)}
   assert method.intercept is not None

@@ -118,7 +118,7 @@ def test_trials_with_other_rates_share_a_program(llama):
   options = TrainOptions(**configs[0]["train"])
   started = [first_state(with_config(setup, config)) for config in configs]
   program, base = (
-    programs.make_program(with_config(setup, configs[0]), any(map(programs.drops, configs))),
+    programs.make_program(with_config(setup, configs[0]), any(map(programs.uses_noise, configs))),
     started[0][1],
   )
   alone = jax.jit(partial(step.update, program))
@@ -152,7 +152,11 @@ def test_rates_out_of_range(rates, says):
 
 def test_noise_inside_a_stack_is_noise():
   stack = {"name": "stack", "lora": {"rank": 2}, "regularize": {"neftune": 5.0}}
-  assert programs.drops(made_trials.complete(stack))
-  assert programs.drops(made_trials.complete({"name": "lora", "dropout": 0.1}))
-  assert programs.drops(made_trials.complete({"name": "lora"}, regularize={"token_dropout": 0.1}))
-  assert not programs.drops(made_trials.complete({"name": "lora"}, regularize={"neftune": 0.0}))
+  assert programs.uses_noise(made_trials.complete(stack))
+  assert programs.uses_noise(made_trials.complete({"name": "lora", "dropout": 0.1}))
+  assert programs.uses_noise(
+    made_trials.complete({"name": "lora"}, regularize={"token_dropout": 0.1})
+  )
+  assert not programs.uses_noise(
+    made_trials.complete({"name": "lora"}, regularize={"neftune": 0.0})
+  )

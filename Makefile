@@ -3,23 +3,30 @@ PYTHON ?= python3
 VENV ?= .venv
 ADAPTERS_VENV ?= .venv-adapters
 BIN := $(VENV)/bin
+# Tests of one file stay together, as they share programs.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: quickstart test cases check certify parity matrix reliability speed format clean
+.PHONY: quickstart test cases exports check certify parity matrix reliability speed format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
 	$(BIN)/python experiments/quickstart/answers.py runs/quickstart
 
+# `make test CASES=all` runs the tests of `make cases` in the same session.
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/ty check --python $(VENV)
-	$(BIN)/python -m pytest -n auto
+	$(PYTEST) $(if $(CASES),-m "not measurement")
 
-# All that `make test` runs representatives of; of the matrix each method and each family, as the whole
-# takes half an hour (`make matrix`). Nothing that is committed is written.
-cases: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
-	$(BIN)/python -m pytest -n auto -m "full and not measurement"
+# All that `make test` runs representatives of.
+cases: $(VENV)/.installed-test
+	$(PYTEST) -m "full and not measurement"
+	$(MAKE) exports
+
+# Every export, and each method and each family of the matrix, as the whole takes half an hour
+# (`make matrix`). Nothing that is committed is written.
+exports: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
 	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python \
 	  $(BIN)/python tests/certificates.py --workers 2
 	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python \
@@ -27,7 +34,7 @@ cases: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
 
 # The cases, every measurement at its smallest size, and every family's logits beside PyTorch's.
 check: cases
-	$(BIN)/python -m pytest -n auto -m measurement
+	$(PYTEST) -m measurement
 	$(BIN)/python tests/parity.py --workers 2
 
 # Every export format, reloaded in real PyTorch. adapters 1.3 cannot live with transformers 5,

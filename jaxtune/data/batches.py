@@ -64,17 +64,17 @@ def arrange(
     buckets: into how many groups of similar length examples are sorted at most. A batch is drawn
       from one of them, and is as wide as the longest example there needs. Which bucket a step draws
       from does not depend on the seed.
-    variants: (N, K), the rows that are K forms of each example, from `templates.variants`. An
+    variants: (X, U), the rows that are U forms of each example, from `templates.variants`. An
       example then comes once an epoch, in every epoch in another form.
 
   Raises:
     UserError: options that contradict each other, or do not name the tasks that there are.
   """
-  rows_NK = np.arange(split.examples)[:, None] if variants is None else np.asarray(variants)
-  tasks = [split.tasks[row] for row in rows_NK[:, 0]] if split.tasks else [""] * len(rows_NK)
+  rows_XU = np.arange(split.examples)[:, None] if variants is None else np.asarray(variants)
+  tasks = [split.tasks[row] for row in rows_XU[:, 0]] if split.tasks else [""] * len(rows_XU)
   share = mix.shares(Counter(tasks), mixture, temperature, cap)
-  buckets_N, widths = _bucketed(split, rows_NK, buckets)
-  return split._replace(order=mix.order(rows_NK, tasks, share, buckets_N, widths, mixture_batches))
+  buckets_X, widths = _bucketed(split, rows_XU, buckets)
+  return split._replace(order=mix.order(rows_XU, tasks, share, buckets_X, widths, mixture_batches))
 
 
 def batch(split: Split | Stream, seed: int, step: int, batch_size: int) -> Batch:
@@ -131,7 +131,7 @@ def _take(split: Split, rows_B: np.ndarray, widths: Mapping[str, int]) -> Batch:
 
 
 def _bucketed(
-  split: Split, rows_NK: np.ndarray, buckets: int
+  split: Split, rows_XU: np.ndarray, buckets: int
 ) -> tuple[np.ndarray, list[dict[str, int]]]:
   """Sorts examples by length into buckets of about equally many.
 
@@ -139,18 +139,18 @@ def _bucketed(
     (the bucket of each example, the widths of each bucket, the widest first).
   """
   if buckets == 1:
-    return np.zeros(len(rows_NK), np.int64), [{}]
+    return np.zeros(len(rows_XU), np.int64), [{}]
   lengths = split.lengths
-  length_N = sum(lengths.values())[rows_NK].max(-1)
-  rounded_N = -(-length_N // PAD_TO) * PAD_TO
+  length_X = sum(lengths.values())[rows_XU].max(-1)
+  rounded_X = -(-length_X // PAD_TO) * PAD_TO
   levels = np.arange(1, buckets + 1) / buckets
-  edges = np.unique(np.quantile(rounded_N, levels, method="higher"))
-  buckets_N = len(edges) - 1 - np.searchsorted(edges, rounded_N)
-  members = [rows_NK[buckets_N == bucket] for bucket in range(len(edges))]
-  return buckets_N, [
+  edges = np.unique(np.quantile(rounded_X, levels, method="higher"))
+  buckets_X = len(edges) - 1 - np.searchsorted(edges, rounded_X)
+  members = [rows_XU[buckets_X == bucket] for bucket in range(len(edges))]
+  return buckets_X, [
     {
-      name: width(int(lengths_N[rows].max()), split.arrays[name].shape[-1])
-      for name, lengths_N in lengths.items()
+      name: width(int(lengths_X[rows].max()), split.arrays[name].shape[-1])
+      for name, lengths_X in lengths.items()
     }
     for rows in members
   ]

@@ -32,7 +32,7 @@ def check_split(tokenizer: Tokenizer, split: Split, size: int) -> None:
   given += [arrays["inputs"] * arrays["inputs_mask"]] if "inputs" in arrays else []
   given += [arrays["answers"] - 1] if "answers" in arrays else []
   for ids in given:
-    highest_N = ids.reshape(len(ids), -1).max(1, initial=0)
-    row = int((highest_N >= size).argmax())  # the first of them, if any
+    highest_X = ids.reshape(len(ids), -1).max(1, initial=0)
+    row = int((highest_X >= size).argmax())  # the first of them, if any
     place = split.where[arrays["example"][row] if "example" in arrays else row]
-    check(tokenizer, [[highest_N[row]]], size, [place])
+    check(tokenizer, [[highest_X[row]]], size, [place])

@@ -23,7 +23,7 @@ class Pool(NamedTuple):
     task: its name.
     key: its number; pools with different keys have different permutations.
     share: its part of the rows of its kind of batch.
-    rows: (M, K), the rows of the split that are the K variants of each of M examples.
+    rows: (M, U), the rows of the split that are the U variants of each of M examples.
   """
 
   task: str
@@ -91,33 +91,33 @@ def shares(
 
 
 def order(
-  rows_NK: np.ndarray,
+  rows_XU: np.ndarray,
   tasks: Sequence[str],
   share: Mapping[str, float],
-  buckets_N: np.ndarray,
+  buckets_X: np.ndarray,
   widths: Sequence[dict[str, int]],
   batches: str = "mixed",
 ) -> Order:
   """Divides examples into pools by task and bucket, and pools into kinds of batches.
 
   Args:
-    rows_NK: the rows of the split that are the K variants of each example.
+    rows_XU: the rows of the split that are the U variants of each example.
     tasks: the task of each example.
     share: the share of each task, from `shares`.
-    buckets_N: the bucket of each example.
+    buckets_X: the bucket of each example.
     widths: what each bucket is cropped to, the widest first, so that a batch that is too large for
       the device fails at the first step.
     batches: "mixed" for batches that hold all tasks by their shares, "task" for one task in each.
   """
-  names, task_N = np.unique(np.asarray(tasks), return_inverse=True)
+  names, task_X = np.unique(np.asarray(tasks), return_inverse=True)
   kinds, keys = [], itertools.count()
   for bucket, cropped in enumerate(widths):
     pools = []  # `share` is of all draws here, and of one kind's below
     for t, name in enumerate(map(str, names)):
-      members = np.flatnonzero((buckets_N == bucket) & (task_N == t))
-      if len(members):
-        part = float(share[name] * len(members) / np.sum(task_N == t))
-        pools.append(Pool(name, next(keys), part, rows_NK[members]))
+      members_M = np.flatnonzero((buckets_X == bucket) & (task_X == t))
+      if len(members_M):
+        part = float(share[name] * len(members_M) / np.sum(task_X == t))
+        pools.append(Pool(name, next(keys), part, rows_XU[members_M]))
     for group in [pools] if batches == "mixed" else [[pool] for pool in pools]:
       total = sum(pool.share for pool in group)
       inner = [pool._replace(share=pool.share / total if total else 0.0) for pool in group]
@@ -158,10 +158,10 @@ def permuted(count: int, seed: int, draws_B: np.ndarray, key: int = 0) -> tuple[
 
 @functools.lru_cache(maxsize=128)
 def permutation(count: int, seed: int, epoch: int, key: int = 0) -> np.ndarray:
-  """Returns the order of `count` examples in an epoch, (N,) int32, which cannot be written to."""
-  order_N = _generator(seed, epoch, key).permutation(count).astype(np.int32)
-  order_N.flags.writeable = False
-  return order_N
+  """Returns the order of `count` examples in an epoch, (X,) int32, which cannot be written to."""
+  order_X = _generator(seed, epoch, key).permutation(count).astype(np.int32)
+  order_X.flags.writeable = False
+  return order_X
 
 
 @functools.lru_cache(maxsize=16)
@@ -226,7 +226,7 @@ def check(order: Order, steps: int, batch_size: int) -> None:
 
 
 def _rows(pool: Pool, seed: int, draws_B: np.ndarray) -> np.ndarray:
-  """Returns the rows of draws from a pool: in every epoch another of the K variants of an example.
+  """Returns the rows of draws from a pool: in every epoch another of the U variants of an example.
 
   The variant of the first epoch is drawn, and the others follow in turn.
   """

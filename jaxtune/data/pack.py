@@ -87,21 +87,21 @@ def _best_fit(lengths: Sequence[int], chosen: Sequence[int], width: int) -> list
 
 def _packed(split: Split, members: Sequence[Sequence[int]], width: int) -> Split:
   """Makes a row of each list of examples, which follow each other without a gap."""
-  tokens_NT, mask_NT = split.arrays["tokens"], split.arrays["mask"]
-  weights_NT = split.arrays["weights"].copy()
-  weights_NT[:, 0] = 0.0
-  lengths_N = mask_NT.sum(1)
-  tokens = [tokens_NT[examples][mask_NT[examples]] for examples in members]
-  weights = [weights_NT[examples][mask_NT[examples]] for examples in members]
-  segments = [np.arange(1, len(row) + 1).repeat(lengths_N[row]) for row in members]
-  fill = next(iter(tokens_NT[~mask_NT]), 0)
-  segments_NT = pad(segments, width)
+  tokens_XT, mask_XT = split.arrays["tokens"], split.arrays["mask"]
+  weights_XT = split.arrays["weights"].copy()
+  weights_XT[:, 0] = 0.0
+  lengths_X = mask_XT.sum(1)
+  tokens = [tokens_XT[examples][mask_XT[examples]] for examples in members]
+  weights = [weights_XT[examples][mask_XT[examples]] for examples in members]
+  segments = [np.arange(1, len(row) + 1).repeat(lengths_X[row]) for row in members]
+  fill = next(iter(tokens_XT[~mask_XT]), 0)
+  segments_XT = pad(segments, width)
   return Split(
     {
       "tokens": pad(tokens, width, fill),
-      "mask": segments_NT > 0,
+      "mask": segments_XT > 0,
       "weights": pad(weights, width, 0, np.float32),
-      "segments": segments_NT,
+      "segments": segments_XT,
     },
     prompts=[[] for _ in members],
     references=[[one for n in examples for one in split.references[n][:1]] for examples in members],

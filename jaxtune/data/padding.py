@@ -16,7 +16,7 @@ PAD_TO = 8
 
 
 def pad(rows: Sequence[Sequence], width: int, fill: Any = 0, dtype: Any = np.int32) -> np.ndarray:
-  """Pads rows on the right: to (N, width), or to (N, width, ...) if the entries are sequences."""
+  """Pads rows on the right: to (X, width), or to (X, width, ...) if the entries are sequences."""
   inner = next((np.shape(row[0]) for row in rows if len(row)), ())
   array = np.full((len(rows), width, *inner), fill, dtype)
   for at, row in enumerate(rows):
@@ -28,11 +28,11 @@ def pad(rows: Sequence[Sequence], width: int, fill: Any = 0, dtype: Any = np.int
 def pad_tokens(
   tokenizer: Tokenizer, rows: Sequence[Sequence[int]], max_length: int | None
 ) -> dict[str, np.ndarray]:
-  """Pads rows of token ids to "tokens" (N, T) int32 and "mask" (N, T) bool, true on real tokens."""
-  lengths_N = np.array([len(row) for row in rows], np.int64)
-  longest = int(lengths_N.max(initial=0))
-  tokens_NT = pad(rows, width(longest, max_length), pad_token(tokenizer))
-  return {"tokens": tokens_NT, "mask": np.arange(tokens_NT.shape[1]) < lengths_N[:, None]}
+  """Pads rows of token ids to "tokens" (X, T) int32 and "mask" (X, T) bool, true on real tokens."""
+  lengths_X = np.array([len(row) for row in rows], np.int64)
+  longest = int(lengths_X.max(initial=0))
+  tokens_XT = pad(rows, width(longest, max_length), pad_token(tokenizer))
+  return {"tokens": tokens_XT, "mask": np.arange(tokens_XT.shape[1]) < lengths_X[:, None]}
 
 
 def to_widest(splits: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:

@@ -91,8 +91,8 @@ def _draw(train: Split, count: int, seed: int) -> list[int]:
   else:
     return order[:count].tolist()
   turns = defaultdict(itertools.count)  # counts the rows of each class
-  turn_N = [next(turns[classes[row]]) for row in order]
-  return rng.permutation(order[np.argsort(turn_N, kind="stable")[:count]]).tolist()
+  turn_X = [next(turns[classes[row]]) for row in order]
+  return rng.permutation(order[np.argsort(turn_X, kind="stable")[:count]]).tolist()
 
 
 def _text(train: Split, row: int, front: int, eos: int) -> list[int]:

@@ -16,8 +16,8 @@ class Split(NamedTuple):
   """Tokenised examples, padded on the right.
 
   Attributes:
-    arrays: the arrays of which batches are made, by name; the first axis is the example, N. For
-      sft: "tokens" (N, T) int32, "mask" (N, T) bool, true on real tokens, and "weights" (N, T)
+    arrays: the arrays of which batches are made, by name; the first axis is the example, X. For
+      sft: "tokens" (X, T) int32, "mask" (X, T) bool, true on real tokens, and "weights" (X, T)
       float32, 1 where the token is a target (the objective shifts them).
     prompts: the ids of each example up to its answer; [] for plain text.
     references: the accepted answers, the trained one first; [] for plain text.
@@ -39,12 +39,12 @@ class Split(NamedTuple):
 
   @property
   def examples(self) -> int:
-    """The number of rows of the arrays, N."""
+    """The number of rows of the arrays, X."""
     return len(self.arrays["tokens"])
 
   @property
   def lengths(self) -> dict[str, np.ndarray]:
-    """The number of real "tokens" of each example, (N,), and of "inputs" for an encoder-decoder.
+    """The number of real "tokens" of each example, (X,), and of "inputs" for an encoder-decoder.
 
     Of several answers to choose from, the longest counts.
     """

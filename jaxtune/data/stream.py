@@ -62,8 +62,8 @@ class Stream:
       block = self._block(number)
       if block is None or offset >= len(block["tokens"]):
         continue  # it is beyond the end of the source, which is known now
-      order_N = mix.permutation(len(block["tokens"]), seed, epoch, number)
-      rows = order_N[offset : offset + stop - draw]
+      order_X = mix.permutation(len(block["tokens"]), seed, epoch, number)
+      rows = order_X[offset : offset + stop - draw]
       pieces.append({name: array[rows] for name, array in block.items()})
       draw += len(rows)
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
@@ -147,11 +147,11 @@ def _aligned(split: Split, where: Sequence[str], width: int, pad: int) -> Arrays
   row_of = {place: row for row, place in enumerate(split.where)}
   if not row_of:
     raise UserError(f"{where[0]} to {where[-1]}: all {len(where)} rows of the block were skipped")
-  rows_N = np.array([row_of.get(place, 0) for place in where])
-  kept_N = np.array([place in row_of for place in where], np.float32)
+  rows_X = np.array([row_of.get(place, 0) for place in where])
+  kept_X = np.array([place in row_of for place in where], np.float32)
   missing = [(0, 0), (0, width - split.width)]
   arrays = {
-    name: np.pad(x[rows_N], missing, constant_values=pad if name == "tokens" else 0)
+    name: np.pad(x[rows_X], missing, constant_values=pad if name == "tokens" else 0)
     for name, x in split.arrays.items()
   }
-  return arrays | {"weights": arrays["weights"] * kept_N[:, None]}
+  return arrays | {"weights": arrays["weights"] * kept_X[:, None]}

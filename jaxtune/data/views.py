@@ -103,8 +103,8 @@ def _windows(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
 
 
 def _range(split: Split) -> list[str]:
-  labels_N = split.arrays["labels"].astype(np.float64)
-  return [f"labels: {labels_N.min():g} to {labels_N.max():g}, mean {labels_N.mean():.4g}"]
+  labels_X = split.arrays["labels"].astype(np.float64)
+  return [f"labels: {labels_X.min():g} to {labels_X.max():g}, mean {labels_X.mean():.4g}"]
 
 
 def _unanswered(split: Split) -> list[str]:

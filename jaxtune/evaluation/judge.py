@@ -50,7 +50,7 @@ class Judged(NamedTuple):
   Attributes:
     metrics: by name, such as test_loss (nats a target), general_perplexity, test_bleu.
     split: the name of the split that the rest is of: test, or validation where there is no test.
-    rows: {"loss", "weight", "correct"}, each (N,): sums of each example.
+    rows: {"loss", "weight", "correct"}, each (X,): sums of each example.
     predictions: of its examples, or of some of them; None where nothing is predicted.
     references: of the same examples.
     examples: their numbers in the split.
@@ -114,7 +114,7 @@ def metric_names(options: EvaluateOptions, objective: Any) -> tuple[str, ...]:
 def measure(
   evaluator: Evaluator, overlays: peft.Overlay, base: PyTree, splits: Sequence[data.Split]
 ) -> list[dict]:
-  """Runs every trial over its own split; returns {"loss": (N,), "weight": (N,), ...} of each."""
+  """Runs every trial over its own split; returns {"loss": (X,), "weight": (X,), ...} of each."""
   parts = evaluator.parallel.batch_shards
   size = -(-evaluator.options.batch_size // parts) * parts  # rows are added without weight
   distinct = {id(split): split for split in splits}

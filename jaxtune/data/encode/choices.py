@@ -32,10 +32,10 @@ class _Item(NamedTuple):
 def encode(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> tuple[Split, dict]:
-  """Encodes every prompt with each of its answers: tokens, mask and weights (N, C, T).
+  """Encodes every prompt with each of its answers: tokens, mask and weights (X, C, T).
 
   Weights are 1 on the tokens of the answer alone. C is the most choices that an example has; an
-  example with fewer is filled up by copies of its first, with weight 0. labels (N,) int32 is the
+  example with fewer is filled up by copies of its first, with weight 0. labels (X,) int32 is the
   number of the right answer. If every answer of the split is a single token, the rows are folded:
   see `fold`.
 
@@ -113,9 +113,9 @@ def _to_split(tokenizer: Tokenizer, items: Sequence[_Item], max_length: int | No
   width = arrays["tokens"].shape[1]
   arrays["weights"] = padding.pad(weights, width, 0, np.float32)
   arrays = {name: x.reshape(len(items), most, width) for name, x in arrays.items()}
-  labels_N = np.array([item.label for item in items], np.int32)
+  labels_X = np.array([item.label for item in items], np.int32)
   return to_split(
-    fold(arrays | {"labels": labels_N}),
+    fold(arrays | {"labels": labels_X}),
     [item.example for item in items],
     [item.prompt for item in items],
     [[item.example.choices[item.label]] for item in items],
@@ -126,16 +126,16 @@ def _to_split(tokenizer: Tokenizer, items: Sequence[_Item], max_length: int | No
 def fold(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Keeps of each example only the row of the right answer, if every answer is a single token.
 
-  The rows of an example differ in that token alone. tokens, mask and weights become (N, 1, T), and
-  "answers" (N, C, 1) int32 holds the answers' tokens + 1, and 0 where there is no answer.
+  The rows of an example differ in that token alone. tokens, mask and weights become (X, 1, T), and
+  "answers" (X, C, 1) int32 holds the answers' tokens + 1, and 0 where there is no answer.
   """
-  weights_NCT, labels_N = arrays["weights"], arrays["labels"]
-  if not len(labels_N) or weights_NCT.sum(-1).max() > 1:
+  weights_XCT, labels_X = arrays["weights"], arrays["labels"]
+  if not len(labels_X) or weights_XCT.sum(-1).max() > 1:
     return arrays
-  right = lambda x: x[np.arange(len(x)), labels_N][:, None]
-  answers_NC = ((arrays["tokens"] + 1) * weights_NCT).sum(-1).astype(np.int32)
+  right = lambda x: x[np.arange(len(x)), labels_X][:, None]
+  answers_XC = ((arrays["tokens"] + 1) * weights_XCT).sum(-1).astype(np.int32)
   rows = {name: right(arrays[name]) for name in ("tokens", "mask", "weights")}
-  return arrays | rows | {"answers": answers_NC[..., None]}
+  return arrays | rows | {"answers": answers_XC[..., None]}
 
 
 def unfold(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -143,12 +143,12 @@ def unfold(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   if "answers" not in arrays:
     return arrays
   unfolded = dict(arrays)
-  answers_NC1 = unfolded.pop("answers")
-  real_NC1 = answers_NC1 > 0
-  ids_NC1 = np.where(real_NC1, answers_NC1, answers_NC1[:, :1]) - 1
-  unfolded["tokens"] = np.where(arrays["weights"] > 0, ids_NC1, arrays["tokens"]).astype(np.int32)
-  unfolded["mask"] = np.repeat(arrays["mask"], answers_NC1.shape[1], 1)
-  unfolded["weights"] = arrays["weights"] * real_NC1.astype(np.float32)
+  answers_XC1 = unfolded.pop("answers")
+  real_XC1 = answers_XC1 > 0
+  ids_XC1 = np.where(real_XC1, answers_XC1, answers_XC1[:, :1]) - 1
+  unfolded["tokens"] = np.where(arrays["weights"] > 0, ids_XC1, arrays["tokens"]).astype(np.int32)
+  unfolded["mask"] = np.repeat(arrays["mask"], answers_XC1.shape[1], 1)
+  unfolded["weights"] = arrays["weights"] * real_XC1.astype(np.float32)
   return unfolded
 
 

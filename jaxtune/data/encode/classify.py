@@ -27,7 +27,7 @@ def read_row(
 def encode(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> tuple[Split, dict]:
-  """Encodes texts as `whole_texts.encode` does, with a class each: labels (N,) int32.
+  """Encodes texts as `whole_texts.encode` does, with a class each: labels (X,) int32.
 
   Args:
     options: malformed is for a label that is not in the set or a text without a token.
@@ -39,9 +39,9 @@ def encode(
   names = labels.names((example.row["label"] for example in examples), options.labels)
   number = lambda example: labels.index(example.row["label"], names)
   pairs, unknown = labels.checked(examples, number, options.malformed)
-  labels_N = np.array([number for _, number in pairs], np.int32)
+  labels_X = np.array([number for _, number in pairs], np.int32)
   split, counted = whole_texts.encode(
-    tokenizer, [example for example, _ in pairs], labels_N, options, {"label": unknown}
+    tokenizer, [example for example, _ in pairs], labels_X, options, {"label": unknown}
   )
   references = [[names[label]] for label in split.arrays["labels"]]
   present = Counter(name for (name,) in references)

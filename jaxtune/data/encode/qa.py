@@ -86,9 +86,9 @@ def encode(
 ) -> tuple[Split, dict]:
   """Encodes questions with their contexts; a context longer than a row becomes several windows.
 
-  Arrays, for N windows: starts, ends (N,) int32, the first and the last token of the first answer
-  (0 and 0 if a window lacks it or there is none); context (N, T) bool; offsets (N, T, 2) int32, the
-  characters of the context; example (N,) int32, the number of the window's example in the lists.
+  Arrays, for X windows: starts, ends (X,) int32, the first and the last token of the first answer
+  (0 and 0 if a window lacks it or there is none); context (X, T) bool; offsets (X, T, 2) int32, the
+  characters of the context; example (X,) int32, the number of the window's example in the lists.
 
   Args:
     options: max_length is the most tokens of a window; None: contexts are not divided. too_long can
@@ -128,8 +128,8 @@ def encode(
 
 def answer_texts(
   split: Split,
-  starts_NT: np.ndarray,
-  ends_NT: np.ndarray,
+  starts_XT: np.ndarray,
+  ends_XT: np.ndarray,
   n_best: int = 20,
   max_tokens: int = 30,
 ) -> list[str]:
@@ -146,7 +146,7 @@ def answer_texts(
   texts = [""] * len(split.references)
   best, null = np.full(len(texts), -np.inf), np.full(len(texts), np.inf)
   for row, at in enumerate(split.arrays["example"]):
-    starts_T, ends_T = (np.asarray(x[row], np.float64) for x in (starts_NT, ends_NT))
+    starts_T, ends_T = (np.asarray(x[row], np.float64) for x in (starts_XT, ends_XT))
     null[at] = min(null[at], starts_T[0] + ends_T[0])
     context = np.flatnonzero(split.arrays["context"][row])
     i = context[np.argsort(-starts_T[context], kind="stable")[:n_best]]

@@ -34,13 +34,13 @@ def read_row(
 def encode(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> tuple[Split, dict]:
-  """Encodes texts as `whole_texts.encode` does, with a number each: labels (N,) float32.
+  """Encodes texts as `whole_texts.encode` does, with a number each: labels (X,) float32.
 
   Returns:
     The split, and counts with "range", the smallest and the largest label.
   """
-  labels_N = np.array([example.row["label"] for example in examples], np.float32)
-  split, counted = whole_texts.encode(tokenizer, examples, labels_N, options, {})
-  kept_N = split.arrays["labels"]
-  ends = [float(kept_N.min()), float(kept_N.max())] if len(kept_N) else None
+  labels_X = np.array([example.row["label"] for example in examples], np.float32)
+  split, counted = whole_texts.encode(tokenizer, examples, labels_X, options, {})
+  kept_X = split.arrays["labels"]
+  ends = [float(kept_X.min()), float(kept_X.max())] if len(kept_X) else None
   return split, counted | {"range": ends}

@@ -43,7 +43,7 @@ def encode(
   first.
 
   For an encoder-decoder, the prompt, with the special tokens that the tokenizer adds to a text, is
-  "inputs" (N, S) with "inputs_mask"; "tokens" are decoder_start, the answer and the stop token.
+  "inputs" (X, S) with "inputs_mask"; "tokens" are decoder_start, the answer and the stop token.
 
   Args:
     options: too_long="truncate" cuts the end; "chunk" (plain text only) cuts each document into
@@ -141,9 +141,9 @@ def _shorten(items: list[_Item], options: EncodeOptions) -> tuple[list[_Item], i
 
 def _to_split(tokenizer: Tokenizer, items: Sequence[_Item], options: EncodeOptions) -> Split:
   arrays = padding.pad_tokens(tokenizer, [item.ids for item in items], options.max_length)
-  trained_from_N = np.array([item.trained_from for item in items], np.int64)
-  later_NT = np.arange(arrays["mask"].shape[1]) >= trained_from_N[:, None]
-  arrays["weights"] = (arrays["mask"] & later_NT).astype(np.float32)
+  trained_from_X = np.array([item.trained_from for item in items], np.int64)
+  later_XT = np.arange(arrays["mask"].shape[1]) >= trained_from_X[:, None]
+  arrays["weights"] = (arrays["mask"] & later_XT).astype(np.float32)
   if options.decoder_start:
     inputs = padding.pad_tokens(tokenizer, [item.prompt for item in items], options.max_length)
     arrays |= {"inputs": inputs["tokens"], "inputs_mask": inputs["mask"]}

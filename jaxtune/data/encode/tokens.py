@@ -45,9 +45,9 @@ def read_row(
 def encode(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> tuple[Split, dict]:
-  """Encodes tagged words: labels (N, T) int32, which count where weights (N, T) are 1.
+  """Encodes tagged words: labels (X, T) int32, which count where weights (X, T) are 1.
 
-  Weights are 1 at the first subword of each word. `words` (N, T) int32 is the number of that word,
+  Weights are 1 at the first subword of each word. `words` (X, T) int32 is the number of that word,
   from 1, and 0 at all other tokens; `word_tags` reads it.
 
   Args:
@@ -74,13 +74,13 @@ def encode(
   rows, unfit, truncated = fit(tagged, partial(_tokenise, tokenizer), special, options)
   kept = [pairs[at] for at in rows]
   arrays = padding.pad_tokens(tokenizer, [row.ids for row in rows.values()], options.max_length)
-  words_NT = padding.pad([row.marks for row in rows.values()], arrays["tokens"].shape[1])
-  labels_NT = np.zeros_like(words_NT)
-  for labels_T, words_T, (_, tags) in zip(labels_NT, words_NT, kept, strict=True):
+  words_XT = padding.pad([row.marks for row in rows.values()], arrays["tokens"].shape[1])
+  labels_XT = np.zeros_like(words_XT)
+  for labels_T, words_T, (_, tags) in zip(labels_XT, words_XT, kept, strict=True):
     labels_T[words_T > 0] = np.array(tags)[words_T[words_T > 0] - 1]
-  weights_NT = (words_NT > 0).astype(np.float32)
+  weights_XT = (words_XT > 0).astype(np.float32)
   split = to_split(
-    arrays | {"weights": weights_NT, "labels": labels_NT, "words": words_NT},
+    arrays | {"weights": weights_XT, "labels": labels_XT, "words": words_XT},
     [example for example, _ in kept],
     references=[[names[tag] for tag in tags] for _, tags in kept],
   )
@@ -91,21 +91,21 @@ def encode(
     labels=names,
     classes={name: classes[name] for name in names},
     words=classes.total(),
-    cut_words=seen - int(weights_NT.sum()),
+    cut_words=seen - int(weights_XT.sum()),
     silent_words=classes.total() - seen,
   )  # fmt: skip
 
 
-def word_tags(split: Split, labels_NT: np.ndarray, names: Sequence[str]) -> list[list[str]]:
+def word_tags(split: Split, labels_XT: np.ndarray, names: Sequence[str]) -> list[list[str]]:
   """Returns for every word the tag of its first subword, and "O" if that was cut off.
 
   Returns:
     As many tags for each example as its references have.
   """
   tags = [[OUTSIDE] * len(true) for true in split.references]
-  words_NT = split.arrays["words"]
-  for row, token in zip(*np.nonzero(words_NT), strict=True):
-    tags[row][words_NT[row, token] - 1] = names[labels_NT[row, token]]
+  words_XT = split.arrays["words"]
+  for row, token in zip(*np.nonzero(words_XT), strict=True):
+    tags[row][words_XT[row, token] - 1] = names[labels_XT[row, token]]
   return tags
 
 

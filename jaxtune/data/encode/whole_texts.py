@@ -37,7 +37,7 @@ def read_text(row: dict, source: str) -> str:
 def encode(
   tokenizer: Tokenizer,
   examples: Sequence[Example],
-  labels_N: np.ndarray,
+  labels_X: np.ndarray,
   options: EncodeOptions,
   skipped: dict[str, int],
 ) -> tuple[Split, dict]:
@@ -47,7 +47,7 @@ def encode(
   of decoders do, gets its eos at the end of each, from which a head on the last token reads.
 
   Args:
-    labels_N: the label of every example.
+    labels_X: the label of every example.
     options: too_long can be "skip" or "truncate", which cuts the longer of two texts first;
       malformed is for a text without a token.
     skipped: how many examples were left out before, by reason.
@@ -59,7 +59,7 @@ def encode(
     tokenise, special = _with_eos, len(encode_prompts(tokenizer, [""])[0]) + 1 + paired
   rows, unfit, truncated = fit(examples, partial(tokenise, tokenizer, special), special, options)
   arrays = padding.pad_tokens(tokenizer, [row.ids for row in rows.values()], options.max_length)
-  arrays |= {"weights": np.ones(len(rows), np.float32), "labels": labels_N[list(rows)]}
+  arrays |= {"weights": np.ones(len(rows), np.float32), "labels": labels_X[list(rows)]}
   types = [row.marks for row in rows.values()]
   if any(types):
     arrays["types"] = padding.pad(types, arrays["tokens"].shape[1])

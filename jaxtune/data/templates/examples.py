@@ -104,7 +104,7 @@ def variants(rows: Sequence[dict]) -> np.ndarray:
   """Returns the numbers of the examples of each row, given the row of every example.
 
   Returns:
-    (N, K) int64: K examples for each of N rows. If some examples of a row were skipped, the others
+    (X, U) int64: U examples for each of X rows. If some examples of a row were skipped, the others
     are repeated.
   """
   # Equal rows may be two rows, so they are told apart by identity.

@@ -9,9 +9,13 @@ Chen et al. 2023), for every method that jaxtune has.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key
 
 from jaxtune import compose, peft, tree
 from jaxtune.errors import UserError
@@ -55,7 +59,9 @@ def apart(one: Run, other: Run) -> str:
   return ""
 
 
-def forward(model, adapted: peft.Adapted, which_B: jax.typing.ArrayLike, **inputs):
+def forward(
+  model: nn.Module, adapted: peft.Adapted, which_B: ArrayLike, **inputs: Array
+) -> Float[Array, "B T V"]:
   """Runs a model with adapter which_B[i] for row i.
 
   Args:
@@ -73,15 +79,15 @@ def forward(model, adapted: peft.Adapted, which_B: jax.typing.ArrayLike, **input
 
 
 def complete(
-  model,
+  model: nn.Module,
   adapted: peft.Adapted,
-  which_B: jax.typing.ArrayLike,
-  prompts_BT,
-  mask_BT,
+  which_B: ArrayLike,
+  prompts_BT: ArrayLike,
+  mask_BT: ArrayLike,
   *,
-  key,
-  **options,
-):
+  key: Key[Array, ""],
+  **options: Any,
+) -> Int[Array, "B new"]:
   """Continues row i with adapter which_B[i]; see `generate.generate` for the rest."""
 
   def row(tuned, hyper, prompt, mask, key):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxtune import metrics
-from jaxtune.data import Split
+from jaxtune.data import Data, Split
 from jaxtune.evaluation.judge import Evaluator, Judged
 from jaxtune.metrics import intervals
 from jaxtune.metrics.kinds import label, tags
@@ -28,7 +28,7 @@ class Untuned(NamedTuple):
   drawn: dict | None = None
 
 
-def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset) -> dict:
+def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset: Data) -> dict:
   """Gathers what a result says of a judgement.
 
   Returns:

@@ -111,7 +111,11 @@ def write(
 
 
 def front(
-  form: str, pretrained: hf.Pretrained, methods: Sequence[peft.Method], base_name, result: dict
+  form: str,
+  pretrained: hf.Pretrained,
+  methods: Sequence[peft.Method],
+  base_name: str | None,
+  result: dict,
 ) -> str:
   """Returns the YAML that the hub reads: JSON values are YAML too."""
   head = pretrained.model.config.head

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from jaxtune.formats import files
 from jaxtune.models import heads, hf
+from jaxtune.models.config import Config
 
 
-def auto_class(config) -> str:
+def auto_class(config: Config) -> str:
   """Names the class of transformers whose `from_pretrained` makes a model with this head."""
   if config.head is not None:
     return f"AutoModel{heads.CLASSES[config.head.kind]}"

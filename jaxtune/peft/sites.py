@@ -49,7 +49,7 @@ class Site(NamedTuple):
     return {name: jnp.full(self.lead, number, jnp.float32) for name, number in numbers.items()}
 
 
-def find_sites(model) -> dict[str, Site]:
+def find_sites(model: nn.Module) -> dict[str, Site]:
   """Lists every module call of a model's forward pass, by tracing it on shapes alone.
 
   The model has `trace_inputs`, as those in `jaxtune.models` do.

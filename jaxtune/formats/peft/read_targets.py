@@ -34,7 +34,7 @@ def find(config: dict, names: list[str], outputs: tuple[str, ...]) -> list[str]:
   return found
 
 
-def pattern(given: dict | None, name: str, default: Any):
+def pattern(given: dict | None, name: str, default: Any) -> Any:
   """Returns the value of the first pattern that a module's name ends in."""
   hits = (x for key, x in (given or {}).items() if patterns.fullmatch(key, name, r"(?:.*\.)?"))
   return next(hits, default)

@@ -18,7 +18,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxtune import peft
 from jaxtune.errors import UserError
@@ -143,7 +143,9 @@ def schedule_bounds(steps: int, tinit: int | None, tfinal: int | None) -> tuple[
   return tinit, steps - tfinal
 
 
-def budget(step, start: int, end: int, initial, target):
+def budget(
+  step: Int[Array, ""], start: int, end: int, initial: Array, target: Array
+) -> Int[Array, ""]:
   """Returns how many triplets all weights together have after update `step` (eq. 12).
 
   Args:

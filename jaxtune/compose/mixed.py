@@ -8,14 +8,14 @@ Chen et al. 2023), for every method that jaxtune has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from jaxtune import compose, peft, tree
 from jaxtune.errors import UserError
@@ -59,23 +59,17 @@ def apart(one: Run, other: Run) -> str:
   return ""
 
 
-def forward(
-  model: nn.Module, adapted: peft.Adapted, which_B: ArrayLike, **inputs: Array
-) -> Float[Array, "B T V"]:
-  """Runs a model with adapter which_B[i] for row i.
+def map_rows(call: Callable, adapted: peft.Adapted, which_B: ArrayLike, *rows: Any) -> Any:
+  """Maps call(weights with adapter which_B[i], row i of each of `rows`) over all rows.
 
   Args:
     adapted: with `tuned` and `hyper` of K adapters, as `together` returns them.
     which_B: (B,) of 0 ... K - 1; traced or not.
-    **inputs: the model's own, each (B, ...).
+    *rows: arrays (B, ...).
   """
-
-  def row(tuned, hyper, inputs):
-    one = {name: x[None] for name, x in inputs.items()}
-    return peft.apply(model, adapted._replace(tuned=tuned, hyper=hyper), **one)[0]
-
+  one = lambda tuned, hyper, *row: call(adapted._replace(tuned=tuned, hyper=hyper), *row)
   pick = lambda stacked: jax.tree.map(lambda x: x[which_B], stacked)
-  return jax.vmap(row)(pick(adapted.tuned), pick(adapted.hyper), inputs)
+  return jax.vmap(one)(pick(adapted.tuned), pick(adapted.hyper), *rows)
 
 
 def complete(
@@ -90,10 +84,8 @@ def complete(
 ) -> Int[Array, "B new"]:
   """Continues row i with adapter which_B[i]; see `generate.generate` for the rest."""
 
-  def row(tuned, hyper, prompt, mask, key):
-    one = adapted._replace(tuned=tuned, hyper=hyper)
-    return generate.generate(model, one, prompt[None], mask[None], key=key, **options)[0]
+  def row(one, prompt_T, mask_T, key):
+    return generate.generate(model, one, prompt_T[None], mask_T[None], key=key, **options)[0]
 
-  pick = lambda stacked: jax.tree.map(lambda x: x[which_B], stacked)
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(which_B)))
-  return jax.vmap(row)(pick(adapted.tuned), pick(adapted.hyper), prompts_BT, mask_BT, keys)
+  keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(which_B)))
+  return map_rows(row, adapted, which_B, prompts_BT, mask_BT, keys_B)

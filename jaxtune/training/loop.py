@@ -205,8 +205,8 @@ def _keep_best(group: Group, progress: Progress, step: int, metrics: list[dict])
 @jax.jit
 def _choose(better: Array, new: PyTree, old: PyTree) -> PyTree:
   """Takes each trial's weights from `new` where they are `better`, else from `old`."""
-  pick = lambda x, y: jnp.where(better.reshape(-1, *[1] * (x.ndim - 1)), x, y)
-  return jax.tree.map(pick, new, old)
+  column = lambda x: better.reshape(-1, *[1] * (x.ndim - 1))
+  return jax.tree.map(lambda x, y: jnp.where(column(x), x, y), new, old)
 
 
 def _warn(

@@ -47,8 +47,11 @@ def test_a_mixed_batch_equals_separate_runs(llama, parts):
   which = np.array([1, 0, 1])
   adapted = mixed.together(runs)
   go = jax.jit(
-    lambda overlay, which: mixed.forward(
-      llama.model, peft.Adapted(adapted.methods, *overlay, adapted.base), which, tokens=TOKENS
+    lambda overlay, which: mixed.map_rows(
+      lambda one, tokens: peft.apply(llama.model, one, tokens[None])[0],
+      peft.Adapted(adapted.methods, *overlay, adapted.base),
+      which,
+      TOKENS,
     )
   )
   made = go(adapted.overlay, jnp.asarray(which))

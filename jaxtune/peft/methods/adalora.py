@@ -18,7 +18,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxtune import peft
 from jaxtune.errors import UserError
@@ -143,9 +143,7 @@ def schedule_bounds(steps: int, tinit: int | None, tfinal: int | None) -> tuple[
   return tinit, steps - tfinal
 
 
-def budget(
-  step: Int[Array, ""], start: int, end: int, initial: Array, target: Array
-) -> Int[Array, ""]:
+def budget(step: ArrayLike, start: int, end: int, initial: Array, target: Array) -> Array:
   """Returns how many triplets all weights together have after update `step` (eq. 12).
 
   Args:

@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-  """Spares the collector the millions of objects that were imported, and lets it run rarely."""
+  """Leaves garbage to `forgotten`, and spares it the millions of objects that were imported."""
   gc.collect()
   gc.freeze()
   gc.disable()

@@ -63,9 +63,10 @@ def classified(place, family, **sections):
   return folders.config(str(place / family), data, "classify", 40, train=train, **sections)
 
 
-@pytest.mark.parametrize("family, method", [("bert", "full"), ("llama", "lora")])
-def test_classes_are_learnt(place, tmp_path, family, method):
-  result = jaxtune.fit(classified(place, family, method={"name": method}), tmp_path)
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_classes_are_learnt(place, tmp_path, family):
+  more = {"seed": 1, "method": {"name": "lora", "rank": 4}, "optim": {"learning_rate": 3e-2}}
+  result = jaxtune.fit(classified(place, family, **more if family == "bert" else {}), tmp_path)
   final = result["final"]
   assert final["test_accuracy"] > 90 and final["test_loss"] < result["base"]["test_loss"]
   true, said = predicted(tmp_path)

@@ -160,7 +160,9 @@ class Attend(nn.Module):
         *arrays, scale=self.scale, implementation=self.implementation
       )
     except (NotImplementedError, RuntimeError, ValueError) as error:
-      raise UserError(f"{unfit}: {error} Expected None, or a bfloat16 model on a GPU") from error
+      raise UserError(
+        f"{unfit}: {str(error).rstrip('.')}; expected None, or bfloat16 on a GPU"
+      ) from error
 
 
 class Residual(nn.Module):

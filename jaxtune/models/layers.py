@@ -160,9 +160,7 @@ class Attend(nn.Module):
         *arrays, scale=self.scale, implementation=self.implementation
       )
     except (NotImplementedError, RuntimeError, ValueError) as error:
-      raise UserError(
-        f"{unfit}: {str(error).rstrip('.')}; expected None, or bfloat16 on a GPU"
-      ) from error
+      raise UserError(f"{unfit}: expected None, or bfloat16 on a GPU ({error})") from error
 
 
 class Residual(nn.Module):

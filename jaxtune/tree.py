@@ -82,19 +82,25 @@ def fingerprint(tree: Any) -> str:
   return hashlib.sha256(repr(leaves).encode()).hexdigest()
 
 
-@jax.jit
-def _digest(x: jax.Array) -> list[jax.Array]:
+def _digest(x: jax.Array) -> list[Any]:
   """Sums a hash of each element and its index, for two seeds; devices may add in any order."""
-  x = x.astype(jnp.uint8) if x.dtype == bool else x
-  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-  bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).ravel()
-  index = jnp.arange(bits.size, dtype=jnp.uint32)
-  seeds = (jnp.uint32(0), jnp.uint32(0x9E3779B9))
-  return [_mix(bits ^ _mix(index ^ seed)).sum(dtype=jnp.uint32) for seed in seeds]
+  if x.size < 2**18:  # numpy is done sooner than XLA compiles a program for this shape
+    return _hashes(np.asarray(x), np.arange)
+  return jax.jit(_hashes, static_argnums=1)(x, jnp.arange)
 
 
-def _mix(h: jax.Array) -> jax.Array:
+def _hashes(x: Any, arange: Callable) -> list[Any]:
+  """Returns the two sums of `_digest`, of an array of the library that `arange` is of."""
+  x = x.astype(np.uint8) if x.dtype == bool else x
+  unsigned = {1: np.uint8, 2: np.uint16, 4: np.uint32}[x.dtype.itemsize]
+  bits = x.ravel().view(unsigned).astype(np.uint32)
+  index = arange(bits.size, dtype=np.uint32)
+  seeds = (np.uint32(0), np.uint32(0x9E3779B9))
+  return [_mix(bits ^ _mix(index ^ seed)).sum(dtype=np.uint32) for seed in seeds]
+
+
+def _mix(h: Any) -> Any:
   """Maps 32-bit words to others, one to one (the finaliser of MurmurHash3)."""
-  h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-  h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+  h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
+  h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
   return h ^ (h >> 16)

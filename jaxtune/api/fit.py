@@ -28,7 +28,7 @@ def fit(config: Any, workdir: str | Path) -> dict:
     checks.check_options(full)
     trial = prepare(full)
     checks.check(trial)
-    gradients.check(trial)
+    gradients.check([trial])
     print(targets.describe(trial))
     (untuned,) = baseline.evaluate_bases([trial])
     return group.train([trial], [workdir], [untuned], workdir / "checkpoints")[0]

@@ -81,8 +81,8 @@ def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> li
 def _train_groups(waiting: list[list[int]], trials: list[Trial], folders: list[Path]) -> None:
   """Trains group after group, once every distinct method has been tried for one step."""
   for group in waiting:
-    for i in {str(trials[i].config["method"]): i for i in reversed(group)}.values():
-      gradients.check(trials[i])
+    if distinct := {str(trials[i].config["method"]): trials[i] for i in reversed(group)}:
+      gradients.check(list(distinct.values()))
   untuned: dict[str, compare.Untuned] = {}
   for number, group in enumerate(waiting, 1):
     if not group:

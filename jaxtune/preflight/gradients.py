@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-from jaxtune import data, peft, tree
+from jaxtune import data, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.peft import Overlay
 from jaxtune.runs.first_state import first_state
@@ -16,35 +19,42 @@ from jaxtune.runs.trial import Trial
 from jaxtune.training import step
 
 
-def check(trial: Trial) -> None:
+def check(trials: Sequence[Trial]) -> None:
   """Differentiates the loss of two training examples, and checks the gradient of every array.
 
   Noise is added to the arrays of methods first: at the start LoRA's B is zero, and so is the
   gradient of its A. An array without a gradient would be trained, counted and exported in vain.
 
+  Args:
+    trials: of one group; they are checked one after another by one compiled program.
+
   Raises:
     UserError: naming the arrays without a gradient, or what is not finite.
   """
-  program = make_program(trial)
-  state, base = first_state(trial)
-  tuned = state.tuned | {"peft": with_noise(state.tuned["peft"])}
-  rows = _rows(trial)
+  program = make_program(trials[0])
+  states, bases = zip(*map(first_state, trials), strict=True)
+  overlays = [Overlay(s.tuned | {"peft": with_noise(s.tuned["peft"])}, s.hyper) for s in states]
 
-  @jax.jit
-  def measure(tuned, hyper, base, rows):
+  def measure(overlay, base, rows):
     def loss(tuned):
-      losses_B, _ = program.objective(step.forward(program, Overlay(tuned, hyper), base), rows)
-      return losses_B.sum()
+      forward = step.forward(program, overlay._replace(tuned=tuned), base)
+      return program.objective(forward, rows)[0].sum()
 
-    value, gradients = jax.value_and_grad(loss)(tuned)
+    value, gradients = jax.value_and_grad(loss)(overlay.tuned)
     return value, jax.tree.map(lambda g: jnp.abs(g).max(), gradients)
 
-  value, largest = measure(tuned, state.hyper, base, rows)
-  if not np.isfinite(value):
-    raise UserError(_not_finite(float(value), trial.pretrained.params))
-  flat = {path: float(x) for path, x in tree.flatten(largest).items()}
-  dead = [path for path, x in flat.items() if x == 0]
-  wild = [path for path, x in flat.items() if not np.isfinite(x)]
+  rows = tree.stack([_rows(trial) for trial in trials])
+  values, largest = jax.jit(sharding.over(measure, 1))(tree.stack(overlays), bases[0], rows)
+  for e, value in enumerate(values):
+    if not np.isfinite(value):
+      raise UserError(_not_finite(float(value), trials[e].pretrained.params))
+    _check_gradients({path: float(x[e]) for path, x in tree.flatten(largest).items()})
+
+
+def _check_gradients(largest: dict[str, float]) -> None:
+  """Raises UserError if the largest gradient of an array is zero or not finite."""
+  wild = [path for path, x in largest.items() if not np.isfinite(x)]
+  dead = [path for path, x in largest.items() if x == 0]
   if wild:
     raise UserError(f"the gradient of {_list(wild)} is not finite before any training")
   if dead:
@@ -55,10 +65,13 @@ def check(trial: Trial) -> None:
 
 
 def with_noise(deltas: PyTree, deviation: float = 0.02) -> PyTree:
-  """Adds normal noise to every array."""
-  key = jax.random.key(0)
-  noise = lambda path, x: deviation * jax.random.normal(peft.site_key(key, path), x.shape, x.dtype)
-  return tree.unflatten({path: x + noise(path, x) for path, x in tree.flatten(deltas).items()})
+  """Adds normal noise to every array; numpy draws it, as jax would compile a program per shape."""
+
+  def noisy(path: str, x: Array) -> np.ndarray:
+    rng = np.random.default_rng(zlib.crc32(path.encode()))
+    return np.asarray(x) + rng.normal(0, deviation, x.shape).astype(x.dtype)
+
+  return tree.unflatten({path: noisy(path, x) for path, x in tree.flatten(deltas).items()})
 
 
 def _rows(trial: Trial) -> dict:

@@ -15,7 +15,7 @@ STACK = {"name": "stack", "lora": {}, "prefix": {"length": 3}, "adapter": {"widt
 
 @pytest.mark.full
 def test_a_stack_passes(llama):
-  gradients.check(with_config(made_trials.make(llama), made_trials.complete(STACK)))
+  gradients.check([with_config(made_trials.make(llama), made_trials.complete(STACK))])
 
 
 def test_an_array_that_is_not_read_is_named(llama, monkeypatch):
@@ -29,7 +29,7 @@ def test_an_array_that_is_not_read_is_named(llama, monkeypatch):
 
   methods = (lora._replace(init=stray),)
   with pytest.raises(UserError, match="trunk/nowhere/lora/a: it would be trained in vain"):
-    gradients.check(with_config(setup, config)._replace(methods=methods))
+    gradients.check([with_config(setup, config)._replace(methods=methods)])
 
 
 def test_every_method_of_a_group_is_probed(tmp_path):
@@ -47,4 +47,4 @@ def test_weights_that_are_not_finite_are_named(llama):
   flat["trunk/norm/scale"] = flat["trunk/norm/scale"] * jnp.nan
   setup = made_trials.make(llama._replace(params=tree.unflatten(flat)))
   with pytest.raises(UserError, match="not finite in trunk/norm/scale"):
-    gradients.check(with_config(setup, made_trials.complete({"name": "lora"})))
+    gradients.check([with_config(setup, made_trials.complete({"name": "lora"}))])

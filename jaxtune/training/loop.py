@@ -97,7 +97,7 @@ class Group(NamedTuple):
     base: the frozen weights.
     batch: (number of a step) -> its batch (E, A, B, ...), on the devices.
     validate: (overlays) -> each trial's metrics on its validation split; None without one.
-    settled: the first step whose weights may be kept; evaluations before it count for nothing.
+    keep_from: the first step whose weights may be kept; evaluations before it count for nothing.
     logs: writes each trial's metrics.jsonl.
     save: (steps done, progress) writes a checkpoint.
   """
@@ -107,7 +107,7 @@ class Group(NamedTuple):
   base: PyTree
   batch: Callable[[int], dict]
   validate: Callable[[peft.Overlay], list[dict]] | None
-  settled: int
+  keep_from: int
   logs: Any
   save: Callable[[int, Progress], None]
 
@@ -183,12 +183,12 @@ def _log(group: Group, progress: Progress, step: int, bar: tqdm, tokens: int) ->
 
 def _keep_best(group: Group, progress: Progress, step: int, metrics: list[dict]) -> Progress:
   """Logs an evaluation, and keeps each trial's weights if they are its best so far."""
-  patience, settled = group.options.patience, group.settled
+  patience, keep_from = group.options.patience, group.keep_from
   active = None if patience is None else np.asarray(progress.stale) < patience
   group.logs.write([{"step": step, **values} for values in metrics], active)
   loss = jnp.asarray([values["validation_loss"] for values in metrics])
-  better = (loss < progress.best) & (step >= settled)
-  stale = jnp.where(better | (step < settled), 0, progress.stale + 1)
+  better = (loss < progress.best) & (step >= keep_from)
+  stale = jnp.where(better | (step < keep_from), 0, progress.stale + 1)
   lost = _first(progress.sums["diverged"], ~jnp.isfinite(loss), step)
   if patience is None:
     _warn(np.asarray(stale), np.asarray(lost > 0), progress, step, loss)

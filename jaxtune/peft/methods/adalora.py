@@ -77,9 +77,10 @@ def method(
     merge=_merge,
     penalty=_penalty,
     adjust=partial(_adjust, betas=(beta1, beta2), interval=interval, **times),
-    settled=lambda steps: schedule_bounds(steps, **times)[1],
-    numbers=("init_rank", "target_rank", "alpha", "dropout", "orth_weight"),
-    padded=PADDED | {f"{kind}:{name}": axes for kind in AVERAGES for name, axes in PADDED.items()},
+    keep_from=lambda steps: schedule_bounds(steps, **times)[1],
+    groupable=("init_rank", "target_rank", "alpha", "dropout", "orth_weight"),
+    padded_axes=PADDED
+    | {f"{kind}:{name}": axes for kind in AVERAGES for name, axes in PADDED.items()},
     patterns=tuple(targets),
     options=dict(init_rank=init_rank, target_rank=target_rank, alpha=alpha, dropout=dropout)
     | dict(orth_weight=orth_weight, beta1=beta1, beta2=beta2, interval=interval, **times),

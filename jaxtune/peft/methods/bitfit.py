@@ -13,7 +13,7 @@ def method(targets: tuple[str, ...] = (".*",)) -> peft.Method:
       variant is ("q_proj", "up_proj").
   """
 
-  def moves(path):
+  def trains(path):
     site, _, name = path.rpartition("/")
     return name == "bias" and any(peft.hits(target, site) for target in targets)
 
@@ -26,7 +26,7 @@ def method(targets: tuple[str, ...] = (".*",)) -> peft.Method:
   return peft.Method(
     "bitfit",
     init=init,
-    moves=moves,
+    trains=trains,
     patterns=("bias",),
     options=dict(targets=tuple(targets)),
   )

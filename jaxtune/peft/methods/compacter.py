@@ -74,8 +74,8 @@ def method(
       adapter.intercept, network=_network, placement=placement, activation=ACTIVATIONS[activation]
     ),
     reparametrise=_reparametrise,
-    numbers=("width", "rank", "scale", "dropout"),
-    padded={
+    groupable=("width", "rank", "scale", "dropout"),
+    padded_axes={
       "down_left": (-1,),
       "down_right": (-2, -1),
       "down_bias": (-1,),

@@ -19,6 +19,6 @@ def method(paths: tuple[str, ...] = ()) -> peft.Method:
   """
   return peft.Method(
     "head",
-    moves=lambda path: is_head(path, pooler=False) or path in paths,
+    trains=lambda path: is_head(path, pooler=False) or path in paths,
     patterns=("head",),
   )

@@ -40,8 +40,8 @@ def method(
     init=partial(_init, rank=rank, scale=scale, targets=targets),
     intercept=_intercept,
     merge=_merge,
-    numbers=("rank", "alpha", "scale"),
-    padded={"w1_a": (-1,), "w1_b": (-2,), "w2_a": (-1,), "w2_b": (-2,)},
+    groupable=("rank", "alpha", "scale"),
+    padded_axes={"w1_a": (-1,), "w1_b": (-2,), "w2_a": (-1,), "w2_b": (-2,)},
     patterns=tuple(targets),
     options=dict(rank=rank, alpha=scale * rank),
   )

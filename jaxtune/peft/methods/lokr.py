@@ -47,7 +47,7 @@ def method(
     init=partial(_init, scale=scale, targets=targets, **shapes),
     intercept=_intercept,
     merge=_merge,
-    numbers=("alpha", "scale"),
+    groupable=("alpha", "scale"),
     patterns=tuple(targets),
     options=shapes | dict(alpha=scale * rank),
   )

@@ -82,8 +82,8 @@ def method(
     init=partial(_init, targets=targets, dropout=dropout, **sizes, **flags),
     intercept=_intercept,
     merge=None if gate else _merge,
-    numbers=("rank", "alpha", "scale", "rslora", "dropout", "ranks", "alphas", "b_rate"),
-    padded={"a": (-1,), "b": (-2,), "a0": (-1,), "b0": (-2,)},
+    groupable=("rank", "alpha", "scale", "rslora", "dropout", "ranks", "alphas", "b_rate"),
+    padded_axes={"a": (-1,), "b": (-2,), "a0": (-1,), "b0": (-2,)},
     patterns=tuple(targets),
     options=dict(rank=rank, alpha=rank * scale_of(rank, alpha), dropout=dropout)
     | {name: values for name, values in dict(ranks=ranks, alphas=alphas).items() if values}

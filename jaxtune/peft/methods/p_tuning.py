@@ -46,9 +46,9 @@ def method(
     init=partial(prompt.init, make=make, length=length),
     intercept=prompt.intercept,
     reparametrise=_reparametrise,
-    slots=prompt.slots,
-    numbers=("length",) if encoder == "mlp" else (),
-    padded={"embedding": (-2,), "mask": (-1,)} if encoder == "mlp" else {},
+    virtual_tokens=prompt.virtual_tokens,
+    groupable=("length",) if encoder == "mlp" else (),
+    padded_axes={"embedding": (-2,), "mask": (-1,)} if encoder == "mlp" else {},
     positions=length,
     options=dict(length=length, encoder=encoder, hidden=hidden, layers=layers),
   )

@@ -81,9 +81,9 @@ def method(
     init=partial(_init, make=make, attentions=attentions, **numbers),
     intercept=_intercept,
     reparametrise=_reparametrise,
-    unused=_unused,
-    numbers=("length", "lengths"),
-    padded={"key": (-3,), "value": (-3,), "embedding": (-2,), "mask": (-1,)},
+    count_unused=_count_unused,
+    groupable=("length", "lengths"),
+    padded_axes={"key": (-3,), "value": (-3,), "embedding": (-2,), "mask": (-1,)},
     patterns=("attend",),
     positions=length if shift else 0,
     options=dict(length=length, shift=shift, projection=projection, gate=gate)
@@ -125,7 +125,7 @@ def _mask(path, site, length, lengths):
   return jnp.arange(length)[None] < jnp.asarray(lengths)[:, None]
 
 
-def _unused(trained, fixed):
+def _count_unused(trained, fixed):
   """Counts the keys and values of slots that a layer does not have; with an MLP there are none."""
   flat = [path for path in trained if "key" in trained[path]]
   return sum(2 * trained[p]["key"][0, 0].size * (~fixed[p]["mask"]).sum() for p in flat)

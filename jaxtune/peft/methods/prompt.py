@@ -55,9 +55,9 @@ def method(
     "prompt",
     init=partial(init, make=make, length=length),
     intercept=intercept,
-    slots=slots,
-    numbers=("length", "initialise", "text", "init_scale"),
-    padded={"prompt": (-2,), "mask": (-1,)},
+    virtual_tokens=virtual_tokens,
+    groupable=("length", "initialise", "text", "init_scale"),
+    padded_axes={"prompt": (-2,), "mask": (-1,)},
     positions=length,
     options=dict(length=length),
   )
@@ -76,7 +76,7 @@ def init(key, sites, frozen, *, make, length):
   return trained, {path: {"mask": jnp.ones(length, bool)} for path in trunks}
 
 
-def slots(fixed):
+def virtual_tokens(fixed):
   """Returns the mask of virtual tokens before a decoder's text; None where an encoder has them."""
   return fixed["trunk"]["mask"] if "trunk" in fixed else None
 

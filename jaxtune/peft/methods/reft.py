@@ -54,9 +54,9 @@ def method(
     init=partial(_init, rank=rank, layers=layers, first=first, targets=targets),
     intercept=partial(_intercept, difference=variant == "loreft"),
     reparametrise=_reparametrise if variant == "loreft" else lambda trained: trained,
-    unused=_unused,
-    numbers=("rank", "first"),
-    padded={"rotate": (-1,), "learned_kernel": (-1,), "learned_bias": (-1,)},
+    count_unused=_count_unused,
+    groupable=("rank", "first"),
+    padded_axes={"rotate": (-1,), "learned_kernel": (-1,), "learned_bias": (-1,)},
     patterns=tuple(targets),
     options=dict(rank=rank, variant=variant, first=first, layers=layers and tuple(layers)),
   )
@@ -128,7 +128,7 @@ def _positions(module: nn.Module, mask_B1TS: Bool[Array, "B 1 T S"]) -> Int[Arra
   return jnp.cumsum(mask_B1TS[:, 0, 0], -1) - 1
 
 
-def _unused(trained, fixed):
+def _count_unused(trained, fixed):
   """Counts the trained numbers of layers that are not edited."""
   rest = lambda path: (~fixed[path]["edited"]).sum()
   return sum(rest(path) * x[0].size for path, arrays in trained.items() for x in arrays.values())

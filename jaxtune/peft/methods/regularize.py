@@ -30,7 +30,7 @@ def method(
     return {}, fixed | {"embed": sites["embed"].constants(numbers)}
 
   return peft.Method(
-    "regularize", init=init, intercept=_intercept, numbers=tuple(numbers), options=numbers
+    "regularize", init=init, intercept=_intercept, groupable=tuple(numbers), options=numbers
   )
 
 

@@ -41,8 +41,8 @@ def method(
     init=partial(_init, rank=rank, d_initial=d_initial, targets=targets),
     intercept=_intercept,
     merge=_merge,
-    numbers=("rank", "d_initial"),
-    padded={"d": (-1,), "shared:a": (-1,), "shared:b": (-2,)},
+    groupable=("rank", "d_initial"),
+    padded_axes={"d": (-1,), "shared:a": (-1,), "shared:b": (-2,)},
     patterns=tuple(targets),
     options=dict(rank=rank, d_initial=d_initial),
   )

@@ -35,9 +35,7 @@ def our_logits(
     run = partial(jax.jit(apply), (*adapted.overlay, base))
   else:
     run = partial(_plain_logits, model, base)
-  cast = lambda batch: {
-    name: x.astype(bool if "mask" in name else np.int32) for name, x in batch.items()
-  }
+  cast = lambda batch: {n: x.astype(bool if "mask" in n else np.int32) for n, x in batch.items()}
   with jax.default_matmul_precision("highest"):
     logits = [run(**cast(batch)) for batch in batches]
   return [np.asarray(x.astype(jnp.float32)) for x in logits]

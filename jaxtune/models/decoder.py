@@ -75,11 +75,8 @@ class LanguageModel(nn.Module):
     positions_BT = jax.lax.dynamic_slice_in_dim(positions_BS, index, length, 1)
     context = Context(seen_B1TS, positions_BT, cache.layers, index, cache.encoded)
     x_BTD, layers = self.trunk(self.embed_tokens(tokens_BT), context)
-    cache = cache._replace(
-      layers=layers,
-      index=index + length,
-      encoded=None if cache.encoded is None else (None, cache.encoded[1]),
-    )
+    encoded = None if cache.encoded is None else (None, cache.encoded[1])
+    cache = cache._replace(layers=layers, index=index + length, encoded=encoded)
     return self.logits(x_BTD[:, -1:])[:, 0], cache
 
   def embed_tokens(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:

@@ -14,9 +14,8 @@ def resolve(path: str) -> Path:
   expanded = os.path.expanduser(path)  # Path raises on some text that os.path accepts
   if path and os.path.isdir(expanded):
     return Path(expanded)
-  if (
-    not path or os.path.exists(expanded) or path.startswith((".", "/", "~")) or path.count("/") > 1
-  ):
+  is_local = os.path.exists(expanded) or path.startswith((".", "/", "~")) or path.count("/") > 1
+  if not path or is_local:
     raise UserError(
       f"model.path is {schema.shown(path)}, which is not a folder; expected one with a config.json"
     )

@@ -75,9 +75,8 @@ class Embed(nn.Module):
   dtype: Any = jnp.float32
 
   def setup(self):
-    self.embedding = self.param(
-      "embedding", nn.initializers.normal(0.02), (self.count, self.features)
-    )
+    shape = (self.count, self.features)
+    self.embedding = self.param("embedding", nn.initializers.normal(0.02), shape)
 
   def __call__(self, ids_BT: Int[Array, "*BT"]) -> Float[Array, "*BT D"]:
     return self.embedding.astype(self.dtype)[ids_BT]

@@ -73,9 +73,8 @@ def make_step(program: Program, chunk: int, patience: int | None = None) -> Call
     skip = lambda: (state._replace(step=state.step + 1), sums, stale)
     return train() if patience is None else jax.lax.cond(stale < patience, train, skip)
 
-  return lambda trials, base, batch, axis=None: sharding.over(partial(one_trial, axis=axis), chunk)(
-    trials, base, batch
-  )
+  mapped = lambda axis: sharding.over(partial(one_trial, axis=axis), chunk)
+  return lambda trials, base, batch, axis=None: mapped(axis)(trials, base, batch)
 
 
 def _first(before: Array, now: Array, step: Array | int) -> Array:
@@ -172,12 +171,9 @@ def _log(group: Group, progress: Progress, step: int, bar: tqdm, tokens: int) ->
   sums = jax.tree.map(np.asarray, progress.sums)
   means = {name: sums[name] / np.maximum(sums["steps"], 1) for name in METRICS}
   rows = [
-    {
-      "step": step,
-      "train_loss": float(loss),
-      "train_accuracy": 100 * float(accuracy),
-      "grad_norm": float(norm),
-    }
+    dict(
+      step=step, train_loss=float(loss), train_accuracy=100 * float(accuracy), grad_norm=float(norm)
+    )
     for loss, accuracy, norm in zip(*means.values(), strict=True)
   ]
   group.logs.write(rows, active=sums["steps"] > 0)

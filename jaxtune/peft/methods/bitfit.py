@@ -24,9 +24,5 @@ def method(targets: tuple[str, ...] = (".*",)) -> peft.Method:
     return {}, {}
 
   return peft.Method(
-    "bitfit",
-    init=init,
-    trains=trains,
-    patterns=("bias",),
-    options=dict(targets=tuple(targets)),
+    "bitfit", init=init, trains=trains, patterns=("bias",), options=dict(targets=tuple(targets))
   )

@@ -27,9 +27,5 @@ def method(targets: tuple[str, ...] = (".*norm",)) -> peft.Method:
     return {}, {}
 
   return peft.Method(
-    "norms",
-    init=init,
-    trains=trains,
-    patterns=tuple(targets),
-    options=dict(targets=tuple(targets)),
+    "norms", init=init, trains=trains, patterns=tuple(targets), options=dict(targets=tuple(targets))
   )

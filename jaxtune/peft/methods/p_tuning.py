@@ -54,7 +54,9 @@ def method(
   )
 
 
-def _draw(key, site, frozen, *, length, hidden, layers):
+def _draw(
+  key: Array, site: peft.Site, frozen: peft.Frozen, *, length: int, hidden: int | None, layers: int
+) -> dict[str, Array]:
   width, hidden = site.input, hidden or site.input
   uniform = lambda name, shape, fan: peft.uniform(fan**-0.5)(peft.site_key(key, name), shape)
   embedding_key = peft.site_key(key, "embedding")
@@ -71,7 +73,7 @@ def _draw(key, site, frozen, *, length, hidden, layers):
   return arrays
 
 
-def _reparametrise(trained):
+def _reparametrise(trained: peft.Arrays) -> peft.Arrays:
   """Runs the network where there is one; a prompt that was loaded without it stays."""
   return {
     site: {"prompt": _encode(arrays)} if "embedding" in arrays else arrays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxtune import peft
 from jaxtune.schema import NonNegative, Rate
@@ -34,7 +35,7 @@ def method(
   )
 
 
-def _intercept(call: peft.Call, *args):
+def _intercept(call: peft.Call, *args: Array) -> Float[Array, "B T D"]:
   """Applies the noise to the embeddings, or dropout to what a residual connection adds."""
   module, arrays = call.module, call.arrays
   if not module.has_rng("dropout"):

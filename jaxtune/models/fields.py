@@ -18,7 +18,7 @@ KINDS = {kind: kind for kind in ("default", "linear", "llama3", "yarn", "longrop
 
 
 def only(hf: dict, **supported) -> None:
-  """Raises UserError for an entry with another value than the supported one, if it is there."""
+  """Raises UserError if an entry is present and is not the only value that is supported."""
   for key, value in supported.items():
     if hf.get(key, value) != value:
       family = hf.get("model_type")

@@ -177,7 +177,7 @@ def choose(known: dict, hf: dict, kind: str, labels: int | None, random: bool) -
       raise UserError(f"model.labels is {labels}, expected {count}, as {owner} has")
   outputs = next((n for n in (fixed, labels, stored) if n is not None), None)
   if outputs is None or outputs < 1:
-    raise UserError(f"model.labels is {outputs}, expected how many labels the head {kind!r} has")
+    raise UserError(f"model.labels is {outputs}, expected the number of labels of a {kind!r} head")
   if stored not in (None, outputs):
     raise UserError(
       f"the head of the checkpoint has {stored} labels, but a head {kind!r} {outputs}"

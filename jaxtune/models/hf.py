@@ -87,7 +87,7 @@ def load(
   Args:
     path: a Hugging Face folder (config.json, single or sharded safetensors) or a hub name.
     architecture: instead of `path`: the fields of a config.json, for a random initialisation.
-    tokenizer: folder or hub name of the tokenizer, where it is not in `path`.
+    tokenizer: folder or hub name of the tokenizer, if it is not in `path`.
     head: what the model predicts: "lm", or the kind of a task's head (see `heads`). It is drawn if
       the folder has no head of this kind.
     labels: their number, for the heads "classify" and "tokens"; None: that of the folder's head.

@@ -87,12 +87,12 @@ def scale(changes: PyTree, hyper: PyTree, head_ratio: Float[Array, ""] | float) 
 def _share(schedule: str, count: Array, warmup: Array | int, steps: int) -> Array:
   """Returns the share of the peak learning rate at the update after `count` updates."""
   rise = jnp.minimum((count + 1) / jnp.maximum(warmup, 1), 1.0)
-  left = jnp.clip((steps - count) / jnp.maximum(steps - warmup, 1), 0.0, 1.0)
+  remaining = jnp.clip((steps - count) / jnp.maximum(steps - warmup, 1), 0.0, 1.0)
   if schedule == "constant":
-    left = 1.0
+    remaining = 1.0
   elif schedule == "cosine":
-    left = 0.5 * (1 + jnp.cos(jnp.pi * (1 - left)))
-  return jnp.where(count < warmup, rise, left)
+    remaining = 0.5 * (1 + jnp.cos(jnp.pi * (1 - remaining)))
+  return jnp.where(count < warmup, rise, remaining)
 
 
 def _decayed(params: PyTree) -> PyTree:

@@ -38,11 +38,11 @@ RULES = (
 
 
 class Parallel(NamedTuple):
-  """How a run is spread over its devices.
+  """Describes how a run is spread over its devices.
 
   Attributes:
     kind: "jit" or "pmap".
-    mesh: with the axes trial, data, fsdp and tensor; None for a single device.
+    mesh: with the axes trial, data, fsdp and tensor; None for a single device under "jit".
     devices: the number of devices.
   """
 
@@ -52,18 +52,17 @@ class Parallel(NamedTuple):
 
   @property
   def batch_shards(self) -> int:
-    """The number of shards into which the examples of a batch are split."""
+    """Returns the number of shards into which the examples of a batch are split."""
     return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
   def compile(self, function: Callable, donate: bool = False) -> Callable:
     """Compiles function(trials, shared, batch, axis=None).
 
-    The function itself must reduce its sums over `axis`.
-
     Args:
-      function: takes a batch with leaves (E, A, B, ...) and adds up the gradients of the A parts.
+      function: takes a batch with leaves (E, A, B, ...). Under pmap it gets a shard of the batch,
+        and must sum its results over the devices by the name `axis`.
       donate: whether the function is a training step. Its first result then reuses the memory of
-        the first argument, and has the same shardings.
+        the first argument, and has the same shardings (under "jit" alone).
     """
     if self.kind == "jit" and not donate:
       return jax.jit(function)
@@ -78,7 +77,7 @@ class Parallel(NamedTuple):
     return lambda trials, shared, batch: mapped(trials, shared, self._split(batch))
 
   def _stay(self, state: Any, *others: Any) -> tuple:
-    """Fixes the shardings of a step's state. If XLA chose others, step 2 would be compiled anew."""
+    """Fixes the shardings of a step's state; if XLA changed them, step 2 would compile again."""
     if self.mesh is None:
       return state, *others
     return jax.lax.with_sharding_constraint(state, shardings(self.mesh, state, "trial")), *others
@@ -93,11 +92,14 @@ class Parallel(NamedTuple):
     return jax.tree.map(split, batch)
 
   def put(self, tree: Any, first: str | None = None) -> Any:
-    """Puts arrays on their devices by RULES; `first` is "trial" for those of stacked trials."""
+    """Puts arrays on their devices by RULES; `first` is "trial" for arrays of stacked trials."""
     return tree if self.mesh is None else jax.device_put(tree, shardings(self.mesh, tree, first))
 
   def put_batch(self, batch: Any) -> Any:
-    """Puts a batch (E, A, B, ...) on its devices: E over "trial", B over "data" and "fsdp"."""
+    """Puts a batch (E, A, B, ...) on its devices: E over "trial", B over "data" and "fsdp".
+
+    E stays whole if it is no multiple of its axis. For pmap the batch is returned as it is.
+    """
     if self.mesh is None or self.kind == "pmap":
       return batch
     count = jax.tree.leaves(batch)[0].shape[0]
@@ -142,8 +144,8 @@ def _sizes(mesh: dict, count: int) -> dict[str, int]:
   known = math.prod(size for size in sizes.values() if size > 0)
   sizes |= dict.fromkeys(open_axes, max(count // known, 1))
   total = math.prod(sizes.values())
-  all_of_them = open_axes or jax.process_count() > 1
-  if total > count or (all_of_them and total != count):
+  uses_all = open_axes or jax.process_count() > 1
+  if total > count or (uses_all and total != count):
     needs = f"a multiple of {known}" if open_axes else total
     raise UserError(f"train.mesh {mesh} needs {needs} devices, but there are {count}")
   return sizes
@@ -152,7 +154,7 @@ def _sizes(mesh: dict, count: int) -> dict[str, int]:
 def shardings(mesh: Mesh, tree: Any, first: str | None = None) -> Any:
   """Returns the sharding of every leaf by RULES, with axis 0 over the mesh axis `first`.
 
-  An axis whose size is no multiple of its mesh axis stays whole (a vocabulary of 50,257, say).
+  An axis whose size is no multiple of its mesh axis stays whole: a vocabulary of 50,257, say.
 
   Raises:
     UserError: if no rule covers some leaves, with their names.
@@ -168,8 +170,8 @@ def shardings(mesh: Mesh, tree: Any, first: str | None = None) -> Any:
     spec = [None] * (leaf.ndim - len(rule)) + list(rule)
     if first and leaf.ndim:
       spec[0] = first
-    whole = lambda axis, size: axis is None or size % mesh.shape[axis]
-    spec = [None if whole(a, n) else a for a, n in zip(spec, leaf.shape, strict=True)]
+    unsplit = lambda axis, size: axis is None or size % mesh.shape[axis]
+    spec = [None if unsplit(a, n) else a for a, n in zip(spec, leaf.shape, strict=True)]
     return NamedSharding(mesh, P(*spec))
 
   by_leaf = jax.tree_util.tree_map_with_path(sharding, tree)

@@ -1,4 +1,4 @@
-"""Trees of arrays: flattened to {path: leaf}, split, joined, padded and hashed."""
+"""Flattens, splits, joins, pads, checks and hashes trees of arrays."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def stack(trees: list[Any]) -> Any:
   """Stacks trees of one structure along a new first axis, padding leaves with zeros.
 
   Every leaf is padded at the end of each axis to the largest size among the trees, so that trials
-  may differ in rank, width or prefix length. Where both factors of a product are zero, so are their
-  gradients: the padding stays zero under any elementwise optimizer.
+  may differ in rank, width or prefix length. Where both factors of a product are zero, their
+  gradients are zero too, so the padding stays zero under any elementwise optimizer.
   """
 
   def join(*leaves: Any) -> jax.Array:
@@ -74,7 +74,7 @@ def check_finite(flat: dict[str, Any], where: str) -> None:
 
 
 def fingerprint(tree: Any) -> str:
-  """Hashes names, shapes, types and values; equal trees have equal hashes on any devices."""
+  """Returns a hash of names, shapes, types and values; it is the same on all devices."""
   leaves = [
     (path, leaf.shape, str(leaf.dtype), *map(int, _digest(leaf)))
     for path, leaf in sorted(flatten(tree).items())

@@ -35,7 +35,7 @@ def _method(name: str) -> str:
   constructor = peft.constructor(name)
   method = peft.build({"name": name})[0]
   options = [
-    f"{option}{'*' * (option in method.numbers)}={parameter.default!r}"
+    f"{option}{'*' * (option in method.groupable)}={parameter.default!r}"
     for option, parameter in inspect.signature(constructor).parameters.items()
   ]
   lines = [f"{name}: {inspect.getdoc(inspect.getmodule(constructor)).splitlines()[0]}"]
@@ -46,11 +46,11 @@ def _method(name: str) -> str:
 def _facts(method: peft.Method) -> str:
   """States the limits of a method, and the formats in which it is exported."""
   facts = []
-  if method.moves is not None or method.overwrite is not None:
+  if method.trains is not None or method.overwrite is not None:
     facts.append("trains weights of the base, which must not be quantised")
-  if method.slots is not None or method.positions:
+  if method.virtual_tokens is not None or method.positions:
     facts.append("uses some of the model's positions")
-  if method.slots is not None:
+  if method.virtual_tokens is not None:
     facts.append("a stack can have one such method")
   facts.append(f"export formats: {', '.join(_formats(method)) or 'none'}")
   return "; ".join(facts)

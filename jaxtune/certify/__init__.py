@@ -1,6 +1,6 @@
-"""Reloads an export in real PyTorch and compares its logits with those of the model we trained.
+"""Reloads an export in real PyTorch and compares its logits with those of the trained model.
 
-The result is a file, `certificate.json`, beside the weights that it certifies.
+The result is written to `certificate.json`, beside the weights that it certifies.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jaxtune.models import hf
 
 
 class Rejected(UserError):
-  """The error of an export whose logits are not those of the model that was trained."""
+  """Says that the logits of an export differ from those of the model that was trained."""
 
 
 def certify(
@@ -45,26 +45,26 @@ def certify(
 ) -> dict:
   """Compares the logits of an export, in PyTorch on the CPU in fp32, with ours.
 
-  A batch of prompts padded on the right is run, and one of equal lengths without padding.
-  Weights merged in a narrower type are compared with our own, rounded to that type; `rounding` says
-  what the rounding costs. An adapter of a model that is held in bf16 is compared over the same
-  weights in fp32, and once more as it was trained, with activations in bf16, whose logits may be
-  off by 1/8 of the largest one.
+  The model runs on a batch of prompts padded on the right, and on one of equal lengths without
+  padding. Weights merged in a narrower type are compared with our own weights rounded to that type;
+  `rounding` says what the rounding costs. An adapter of a model in bf16 is compared over the same
+  weights in fp32, and a second time as it was trained, with weights and activations in bf16.
 
   Args:
-    folder: of the export.
-    prompts: token ids; the first 8 prompts and 64 tokens of each are used. By default random.
+    folder: the folder of the export.
+    prompts: token ids; at most 8 prompts and 64 tokens of each are used. By default random ids.
     reload: a running `reloader`, for many certificates; by default one is started in this
-      interpreter, and for AdapterHub's format in the one of JAXTUNE_ADAPTERS_PYTHON.
-    base_name, rounding: to be stated in the certificate.
+      interpreter, or for AdapterHub's format in the one of JAXTUNE_ADAPTERS_PYTHON.
+    base_name, rounding: written into the certificate.
 
   Returns:
-    What `certificate.json` holds.
+    The content of `certificate.json`.
 
   Raises:
-    Rejected: the largest difference exceeds 1e-4, or 1e-5 of the largest logit where that is more;
-      the certificate says so.
-    UserError: `folder` is not an export, or the libraries cannot load it.
+    Rejected: if a logit differs by more than 1e-4, or than 1e-5 of the largest one if that is more,
+      or in bf16 by more than 1/8 of the largest one. The certificate is written all the same.
+    UserError: if `folder` is not an export, the libraries cannot load it, or no prompt fits the
+      positions that the method leaves.
   """
   folder, config = Path(folder), pretrained.model.config
   form = check_folder(folder)
@@ -74,19 +74,19 @@ def certify(
   untuned = our_logits(pretrained, peft.untuned(pretrained.params), batches)
   ours = _as_stored(folder, form, pretrained, adapted, batches)
   comparison = compare(ours, untuned, theirs, batches)
-  narrow = None
+  bf16 = None
   if form != "merged" and config.dtype == jnp.bfloat16:
-    narrow = in_bfloat16(pretrained, adapted, batches, theirs)
+    bf16 = in_bfloat16(pretrained, adapted, batches, theirs)
   base = {"name": base_name, "fingerprint": tree.fingerprint(pretrained.params)}
   certificate = {
     **comparison,
-    "passed": comparison["passed"] and (narrow is None or narrow["passed"]),
+    "passed": comparison["passed"] and (bf16 is None or bf16["passed"]),
     "prompts": len(batches[0]["tokens"]),
     "prompts_from": "random tokens" if prompts is None else "the caller",
     "format": form,
     "method": " + ".join(m.name for m in adapted.methods),
     "base": base | {"quantize": config.quantize},
-    "bfloat16": narrow,
+    "bfloat16": bf16,
     "rounding": rounding and {"dtype": rounding.dtype, **rounding.overall._asdict()},
     "versions": {**libraries.versions("jax", "flax", "numpy"), "reloaded_in": versions},
     "files": files.hashes(folder, without=("certificate.json",)),
@@ -94,18 +94,14 @@ def certify(
   path = folder / "certificate.json"
   files.write_atomically(path, json.dumps(certificate, indent=2, allow_nan=False) + "\n")
   files.add(path)
-  _check_passed(comparison, narrow)
+  _check_passed(comparison, bf16)
   return certificate
 
 
 def _as_stored(
-  folder: Path,
-  form: str,
-  pretrained: hf.Pretrained,
-  adapted: peft.Adapted,
-  batches: list[Batch],
+  folder: Path, form: str, pretrained: hf.Pretrained, adapted: peft.Adapted, batches: list[Batch]
 ) -> list[np.ndarray]:
-  """Returns our logits; of a merged folder in a narrow type, with the weights rounded to it."""
+  """Returns our logits, with weights rounded as in the folder if it is a merged model."""
   dtype = "float32"
   if form == "merged":
     dtype = json.loads((folder / "config.json").read_text()).get("dtype", dtype)
@@ -116,13 +112,13 @@ def _as_stored(
   return our_logits(folded, peft.untuned(params), batches)
 
 
-def _check_passed(comparison: dict, narrow: dict | None) -> None:
+def _check_passed(comparison: dict, bf16: dict | None) -> None:
   """Raises Rejected for logits that are further apart than is allowed."""
   shown = lambda x: "no finite number" if x is None else f"{x:.3g}"
-  if narrow and not narrow["passed"]:
+  if bf16 and not bf16["passed"]:
     raise Rejected(
       f"the model as trained, in bfloat16, differs from PyTorch in float32 by "
-      f"{shown(narrow['largest_logit_difference'])}, expected at most {narrow['band']:.3g}"
+      f"{shown(bf16['largest_logit_difference'])}, expected at most {bf16['band']:.3g}"
     )
   if not comparison["passed"]:
     raise Rejected(

@@ -1,4 +1,4 @@
-"""The token ids that an export and its model are compared on."""
+"""Makes the token ids on which an export and its model are compared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtune.errors import UserError
 from jaxtune.models.config import Config
 
-PROMPTS, TOKENS = 8, 64  # the most that are compared: logits are (prompts, tokens, vocabulary)
+PROMPTS, TOKENS = 8, 64  # at most so many are compared, as logits are (prompts, tokens, vocabulary)
 
 
 def make_batches(
@@ -16,11 +16,15 @@ def make_batches(
   """Makes (tokens, mask) of a right-padded batch, and of one whose prompts repeat to its length.
 
   Args:
-    taken: how many of the model's positions the method takes.
-    pad: the id that fills short rows. Random prompts lack it: some models find padding by its id.
+    taken: number of the model's positions that the method takes.
+    pad: the id that fills short rows. Random prompts do not contain it, because some models find
+      padding by its id.
+
+  Raises:
+    UserError: if no position is left for text, or all prompts are empty.
   """
   room = min(TOKENS, config.positions - taken)
-  if taken and config.window is not None:  # beyond, PyTorch's window hides the prefix: see the card
+  if taken and config.window is not None:  # in longer texts PyTorch's window hides the prefix
     room = min(room, config.window - taken)
   if room < 1:
     raise UserError(f"the method takes {taken} of the model's {config.positions} positions")
@@ -31,7 +35,7 @@ def make_batches(
   prompts = [list(p)[:room] for p in prompts if len(p)][:PROMPTS]
   if not prompts:
     raise UserError("the certificate's prompts are all empty; pass some token ids, or none at all")
-  if len({len(p) for p in prompts}) == 1:  # then nothing would be padded
+  if len({len(p) for p in prompts}) == 1:  # so that the first batch has padding
     prompts.append(prompts[0][: max(1, len(prompts[0]) // 2)])
   longest = max(map(len, prompts))
   tokens = np.full((len(prompts), longest), pad, np.int64)
@@ -45,12 +49,12 @@ def make_batches(
 def arrange(config: Config, tokens: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
   """Returns a batch as the model's arguments.
 
-  An encoder-decoder gets the tokens twice: as the encoder's text, and shifted right behind its
-  start tokens as the decoder's.
+  An encoder-decoder gets the tokens twice: as the encoder's input, and after the start tokens, cut
+  to the same length, as the decoder's.
   """
   if config.encoder is None:
     return dict(tokens=tokens, mask=mask)
   start = np.tile(np.array(config.decoder_start), (len(tokens), 1))
-  behind = lambda first, rest: np.concatenate([first, rest], 1)[:, : rest.shape[1]]
-  outputs, real = behind(start, tokens), behind(np.ones_like(start), mask)
-  return dict(tokens=outputs, mask=real, inputs=tokens, inputs_mask=mask)
+  shift = lambda first, rest: np.concatenate([first, rest], 1)[:, : rest.shape[1]]
+  outputs, outputs_mask = shift(start, tokens), shift(np.ones_like(start), mask)
+  return dict(tokens=outputs, mask=outputs_mask, inputs=tokens, inputs_mask=mask)

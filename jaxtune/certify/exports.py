@@ -20,7 +20,7 @@ def check_folder(folder: Path) -> str:
   """Returns the format of an export: "peft", "adapterhub" or "merged".
 
   Raises:
-    UserError: for a folder that is no export, or whose weights are damaged.
+    UserError: for a folder that is not an export, or whose weights are missing or damaged.
   """
   expected = "expected adapter_config.json with its weights, or a model's config.json"
   if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""The logits of our model, and how far those of PyTorch are from them."""
+"""Computes the logits of our model, and how far those of PyTorch are from them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from jaxtune import peft
 from jaxtune.models import hf, quantize
 
-# The largest difference allowed between logits up to ROUNDED. For larger ones it grows in
-# proportion, as the rounding of fp32 does.
+# The largest allowed difference of logits whose largest is at most ROUNDED. Above, it grows in
+# proportion to that, as the rounding of fp32 does.
 TOLERANCE = 1e-4
 ROUNDED = 10.0
 BAND = 2**-3  # of the largest logit: how far bf16 activations may lie from PyTorch's fp32
@@ -24,7 +24,7 @@ Batch = dict[str, np.ndarray]
 def our_logits(
   pretrained: hf.Pretrained, adapted: peft.Adapted, batches: list[Batch], dtype: Any = jnp.float32
 ) -> list[np.ndarray]:
-  """Runs our model on each batch, with weights and activations in fp32 or in another type."""
+  """Returns our logits on each batch, in fp32, from weights and activations in `dtype`."""
   model = pretrained.model
   model = model.clone(config=dataclasses.replace(model.config, dtype=dtype, attention=None))
   base = jax.tree.map(lambda x: jnp.asarray(x, dtype), quantize.dequantised(adapted.base))
@@ -35,9 +35,7 @@ def our_logits(
     run = partial(jax.jit(apply), (*adapted.overlay, base))
   else:
     run = partial(_plain_logits, model, base)
-  cast = lambda batch: {
-    name: x.astype(bool if "mask" in name else np.int32) for name, x in batch.items()
-  }
+  cast = lambda batch: {n: x.astype(bool if "mask" in n else np.int32) for n, x in batch.items()}
   with jax.default_matmul_precision("highest"):
     logits = [run(**cast(batch)) for batch in batches]
   return [np.asarray(x.astype(jnp.float32)) for x in logits]
@@ -49,33 +47,31 @@ def _plain_logits(model: Any, params: Any, **batch: Any) -> jax.Array:
 
 
 def compare(
-  ours: list[np.ndarray],
-  untuned: list[np.ndarray],
-  theirs: list[np.ndarray],
-  batches: list[Batch],
+  ours: list[np.ndarray], untuned: list[np.ndarray], theirs: list[np.ndarray], batches: list[Batch]
 ) -> dict:
-  """Says how far PyTorch's logits are from ours, and ours from the untuned model's."""
-  apart = [largest_difference(*row) for row in zip(ours, theirs, batches, strict=True)]
+  """Returns how far PyTorch's logits are from ours, and ours from the untuned model's.
+
+  Args:
+    batches: two batches, with padding and without.
+  """
+  differences = [largest_difference(*row) for row in zip(ours, theirs, batches, strict=True)]
   change = max(largest_difference(*row) for row in zip(ours, untuned, batches, strict=True))
-  worst = max(apart, key=lambda x: np.inf if np.isnan(x) else x)
+  worst = max(differences, key=lambda x: np.inf if np.isnan(x) else x)
   tolerance = TOLERANCE * max(1.0, _largest(theirs) / ROUNDED)
   return {
     "passed": bool(worst <= tolerance),
     "largest_logit_difference": _number(worst),
     "tolerance": tolerance,
-    "padded": _number(apart[0]),
-    "unpadded": _number(apart[1]),
+    "padded": _number(differences[0]),
+    "unpadded": _number(differences[1]),
     "change_from_base": _number(change),
   }
 
 
 def in_bfloat16(
-  pretrained: hf.Pretrained,
-  adapted: peft.Adapted,
-  batches: list[Batch],
-  theirs: list[np.ndarray],
+  pretrained: hf.Pretrained, adapted: peft.Adapted, batches: list[Batch], theirs: list[np.ndarray]
 ) -> dict:
-  """Compares the model as it was trained, with activations in bf16, with PyTorch's fp32."""
+  """Compares the logits of our model in bf16, as it was trained, with PyTorch's in fp32."""
   ours = our_logits(pretrained, adapted, batches, jnp.bfloat16)
   worst = max(largest_difference(*row) for row in zip(ours, theirs, batches, strict=True))
   band = BAND * _largest(theirs)
@@ -83,16 +79,17 @@ def in_bfloat16(
 
 
 def largest_difference(ours: np.ndarray, theirs: np.ndarray, batch: Batch) -> float:
-  """Returns the largest absolute difference at real tokens; infinite where shapes differ."""
+  """Returns the largest absolute difference at real tokens: infinity if shapes differ, or NaN."""
   theirs = theirs[..., 0] if theirs.shape == (*ours.shape, 1) else theirs  # a single score
   if ours.shape != theirs.shape:
     return float("inf")
-  apart = np.abs(ours - theirs)
-  return float((apart[batch["mask"].astype(bool)] if apart.ndim == 3 else apart).max())
+  difference = np.abs(ours - theirs)
+  real = batch["mask"].astype(bool)
+  return float((difference[real] if difference.ndim == 3 else difference).max())
 
 
 def _largest(logits: list[np.ndarray]) -> float:
-  """Returns the largest finite absolute logit; 0 where there is none."""
+  """Returns the largest finite absolute logit, or 0 if there is none."""
   return max(float(np.abs(x[np.isfinite(x)]).max(initial=0)) for x in logits)
 
 

@@ -1,4 +1,4 @@
-"""Runs an export in real PyTorch, in an interpreter of its own."""
+"""Runs an export in real PyTorch, in another interpreter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxtune.formats import loading
 from jaxtune.models import hf, quantize
 
 VARIABLE = "JAXTUNE_ADAPTERS_PYTHON"
-# Arguments of PyTorch's forward, of a model alone and of an encoder-decoder.
+# {our argument: that of PyTorch's forward}, for a decoder or encoder, and for an encoder-decoder.
 THEIR_NAMES = (
   {"tokens": "input_ids", "mask": "attention_mask"},
   {
@@ -31,7 +31,11 @@ THEIR_NAMES = (
 
 
 def adapters_interpreter(python: str | None = None) -> str:
-  """Returns the interpreter that AdapterHub's format is certified with."""
+  """Returns the interpreter with `adapters`: the argument, or that of JAXTUNE_ADAPTERS_PYTHON.
+
+  Raises:
+    UserError: if neither is given.
+  """
   python = python or os.environ.get(VARIABLE)
   if not python:
     raise UserError(
@@ -49,7 +53,13 @@ def their_logits(
   batches: list[dict[str, np.ndarray]],
   reload: Callable | None,
 ) -> tuple[list[np.ndarray], dict[str, str]]:
-  """Runs the export in PyTorch: returns (logits of each batch, versions of the libraries)."""
+  """Runs the export in PyTorch: returns (logits of each batch, versions of the libraries).
+
+  Args:
+    form: the format of the export, as `check_folder` returns it.
+    batches: the model's arguments, as `arrange` returns them.
+    reload: a running `reloader`; None starts one.
+  """
   with tempfile.TemporaryDirectory() as scratch:
     scratch = Path(scratch)
     base = pretrained.folder
@@ -74,10 +84,11 @@ def their_logits(
 
 @contextmanager
 def reloader(python: str = sys.executable) -> Iterator[Callable[[list], None]]:
-  """Starts `reload.py` in an interpreter: yields a function that runs one of its jobs.
+  """Starts `reload.py` in an interpreter, and yields a function that runs one of its jobs.
 
   Raises:
-    UserError: where the interpreter cannot be started, or the libraries refuse the export.
+    UserError: if the interpreter cannot be started; from the function, if the libraries refuse the
+      export.
   """
   offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
   command = [python, str(Path(__file__).with_name("reload.py"))]
@@ -89,7 +100,7 @@ def reloader(python: str = sys.executable) -> Iterator[Callable[[list], None]]:
       raise UserError(f"the interpreter {python} cannot be started: {error}") from error
 
     def reload(job: list) -> None:
-      with suppress(OSError):  # where it has ended, it gives no answer
+      with suppress(OSError):  # a process that has ended gives no answer below
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
       answer = process.stdout.readline().strip()

@@ -49,7 +49,7 @@ def apart(one: Run, other: Run) -> str:
   first, second = compose.arrays(one), compose.arrays(other)
   if lone := first.keys() ^ second.keys():
     return f"{min(lone)} is in one of them alone"
-  padded = {method.name: method.padded for method in one.adapted.methods}
+  padded = {method.name: method.padded_axes for method in one.adapted.methods}
   for path, leaf in first.items():
     owner, name = path.split("/")[-2:]
     free = padded.get(owner, {}).get(name, ()) if path.startswith(("peft/", "hyper/")) else ()

@@ -97,7 +97,7 @@ def make_room(
   """Adds positions before each row's first token, for methods that put a prompt there."""
   for method in adapted.methods:
     fixed = peft.arrays_of(method, adapted.hyper)
-    slots_P = None if method.slots is None else method.slots(fixed)
+    slots_P = None if method.virtual_tokens is None else method.virtual_tokens(fixed)
     if slots_P is not None:
       prompts_BT = jnp.pad(prompts_BT, ((0, 0), (len(slots_P), 0)))
       padding_B1 = prompts_BT.shape[1] - slots_P.sum() - mask_BT.sum(1, keepdims=True)

@@ -33,7 +33,7 @@ def own_format(method: peft.Method) -> str:
 
 def _is_delta(method: peft.Method) -> bool:
   """Says whether a method only changes weights, so that it can be merged into them."""
-  return any(f is not None for f in (method.moves, method.overwrite, method.merge))
+  return any(f is not None for f in (method.trains, method.overwrite, method.merge))
 
 
 def choose_format(adapted: peft.Adapted, format: str = "auto") -> str:
@@ -70,7 +70,7 @@ def trained_methods(adapted: peft.Adapted) -> tuple[peft.Method, ...]:
   """Lists the methods without those that train a head alone, or nothing (regularisation)."""
   moved = tree.flatten(adapted.tuned["params"])
   beyond = lambda m: (
-    m.moves is not None and any(m.moves(path) and not is_head(path) for path in moved)
+    m.trains is not None and any(m.trains(path) and not is_head(path) for path in moved)
   )
   return tuple(m for m in adapted.methods if beyond(m) or peft.arrays_of(m, adapted.tuned["peft"]))
 

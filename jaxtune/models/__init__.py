@@ -1,1 +1,1 @@
-"""Language models as plain flax.linen modules, and the folders they are loaded from."""
+"""Defines language models as plain flax.linen modules, and reads and writes their folders."""

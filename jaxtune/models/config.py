@@ -1,4 +1,4 @@
-"""The description of a model: everything in which families and sizes differ."""
+"""Describes a model: everything in which families and sizes differ."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ from jaxtune.models.rope import Rope
 
 @dataclass(frozen=True)
 class Config:
-  """The shape of a model, and how it is computed.
+  """Describes the architecture of a model, and how it is computed.
 
   Attributes:
-    positions: the longest sequence of tokens, with a prefix, that the model has positions for.
-    epsilon: of every norm.
-    causal: whether a token sees no token after itself.
+    width, ffn: sizes of the residual stream and of a feed-forward's hidden layer.
+    positions: the longest sequence that the model has positions for, virtual tokens included.
+    epsilon: added to the mean square in every norm.
+    causal: whether a token cannot attend to those after itself.
     rope: rotary positions. Without them, and without `relative`, positions are a learned table.
-    position_offset: rows of that table in front of position 0 (RoBERTa and BART: 2).
+    position_offset: number of rows of that table before the one of position 0 (RoBERTa, BART: 2).
     relative: learned biases by distance, as (buckets, longest distance) (T5).
-    window: local layers see keys at a distance below this.
-    local: which layers are local, one flag a layer; None: all of them, where there is a window.
-    local_rope: of the local layers, where it differs (Gemma 3, ModernBERT).
+    window: in local layers, tokens attend only to keys at a distance below this.
+    local: whether each layer is local; None: all are, if there is a window.
+    local_rope: rotary positions of local layers, if they differ (Gemma 3, ModernBERT).
     order: where the norms of a layer are. "pre": x + f(norm(x)); "post": norm(x + f(x)); "out":
       x + norm(f(x)); "sandwich": x + norm(f(norm(x))); "parallel": as "pre", with attention and
-      feed-forward both reading the layer's input.
+      feed-forward both reading the layer's input. All but "post" end with a norm of the states.
     first_norm: whether the first layer has a norm before attention (not in ModernBERT).
-    embed_norm: a norm over the embeddings.
+    embed_norm: whether the sum of embeddings and learned positions is normalised.
     centre_norm: LayerNorm where true, RMSNorm where false.
     norm_bias: whether a LayerNorm has a bias.
     norm_offset: added to every norm's scale (Gemma: 1).
     qk_norm: "head", an RMSNorm over each head of q and k (Qwen 3, Gemma 3); "all", over all heads
       at once (OLMo 2); or None.
-    scale: of attention scores; None: head_size**-0.5.
+    scale: factor of attention scores; None: head_size**-0.5.
     softcap, logit_softcap: bounds c of attention scores and of logits, by c tanh(x / c) (Gemma 2).
-    gated: the feed-forward is down(act(gate(x)) * up(x)), else down(act(up(x))).
-    embed_scale, logit_scale: factors of embeddings and of the states that logits are made of.
-    logit_bias: whether an encoder-decoder's logits have a bias (BART).
-    types: how many token types are embedded (BERT: 2).
-    tied: logits are scored by the embeddings.
-    encoder: of an encoder-decoder, its other half; the rest then describes the decoder.
-    decoder_start: of an encoder-decoder, the tokens that every output begins with.
-    head: the head that replaces the language model's; see `heads`.
-    dtype: of activations and matrix products; softmax, norms and logits are fp32.
-    remat: recompute each block's activations in the backward pass instead of storing them.
+    activation: a name in `layers.ACTIVATIONS`.
+    gated: whether the feed-forward is down(act(gate(x)) * up(x)), or else down(act(up(x))).
+    embed_scale, logit_scale: factors of embeddings, and of states before logits are computed.
+    logit_bias: whether logits have a bias (BART).
+    types: how many token types are embedded (BERT: 2); 0 for none.
+    tied: whether logits are computed with the embedding table.
+    encoder: the encoder of an encoder-decoder; the other fields then describe the decoder.
+    decoder_start: the tokens that every output of an encoder-decoder begins with.
+    head: the `heads.Head` that replaces the language model's head.
+    dtype: type of activations and matrix products. Norms and the softmax of plain attention are
+      computed in fp32, and logits are converted to it.
+    remat: whether the backward pass recomputes each block's activations, which are not stored then.
     quantize: how the layers' kernels are stored, None, "int8" or "nf4"; see `quantize`.
     unroll: how many layers one iteration of the layer loop runs.
     attention: None for plain matrix products, or "cudnn".
@@ -99,10 +102,10 @@ class Config:
 
   @property
   def head_kind(self) -> str:
-    """The kind of the model's head: "lm", or that of a `heads.Head`."""
+    """Returns the kind of the model's head: "lm", or that of its `heads.Head`."""
     return "lm" if self.head is None else self.head.kind
 
-  def norm(self, features: int | None = None, centre: bool | None = None, name=None):
+  def norm(self, features: int | None = None, centre: bool | None = None, name: Any = None) -> Norm:
     """Makes a norm over `features`, by default the model's width."""
     centre = self.centre_norm if centre is None else centre
     return Norm(

@@ -1,4 +1,4 @@
-"""What tokens see and where they stand: of a model's trunk, and of each of its layers."""
+"""Describes which keys tokens attend to and which positions they have."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Context(NamedTuple):
-  """What tokens see, and where they stand, as a trunk reads it.
+  """Holds what a trunk reads beside the embedded tokens.
 
   Attributes:
-    mask: which keys a token sees.
-    positions: of the tokens.
-    cache: what `decoder.Cache` holds of each layer; None without a cache.
-    index: where in the cache the T tokens are written.
+    mask: true where a token may attend to a key.
+    positions: the position of each token.
+    cache: `decoder.Cache.layers`; None without a cache.
+    index: the slot of the cache that the first of the T tokens is written to; None without a cache.
     encoded: the encoder's (states (B, S, D), mask (B, S)); None without an encoder.
   """
 
@@ -29,7 +29,8 @@ class Context(NamedTuple):
 def row_context(mask_BT: Bool[Array, "B T"], causal: bool) -> Context:
   """Returns the context of whole rows, whose real tokens are at positions 0, 1, ...
 
-  A token sees every real token, those that `mask_BT` is true on, or where `causal` those up to it.
+  A token attends to the real tokens of its row, at which `mask_BT` is true: to all of them, or if
+  `causal` to those up to itself.
   """
   length = mask_BT.shape[1]
   seen_TS = jnp.ones((length, length), bool)
@@ -39,21 +40,22 @@ def row_context(mask_BT: Bool[Array, "B T"], causal: bool) -> Context:
 
 
 class Shared(NamedTuple):
-  """What every layer reads alike.
+  """Holds what all layers read.
 
   Attributes:
-    index: where in the cache the T tokens are written; None without a cache.
-    mask: which keys a token sees.
-    near: which of them a local layer sees; None without a window.
-    tables, local_tables: rotary angles, None where there are none.
-    bias: is added to the scores; None but for relative positions.
-    encoded, encoded_mask: the encoder's states and mask; None without one. The states are None too
-      where the cache holds the keys and values made of them.
+    index: the slot of the cache that the first of the T tokens is written to; None without a cache.
+    mask: true where a token may attend to a key.
+    window_mask: true at keys within the window of local layers; None without a window.
+    tables: cos and sin of rotary positions; None for a model without them.
+    local_tables: those of local layers; None if they are the same.
+    bias: relative biases, which are added to the scores; None for a model without them.
+    encoded, encoded_mask: the encoder's states and mask; None without an encoder. The states are
+      also None once the cache holds the keys and values computed from them.
   """
 
   index: Any
   mask: Bool[Array, "B 1 T S"]
-  near: Bool[Array, "1 1 T S"] | None
+  window_mask: Bool[Array, "1 1 T S"] | None
   tables: tuple[Array, Array] | None
   local_tables: tuple[Array, Array] | None
   bias: Float[Array, "1 N T S"] | None

@@ -1,4 +1,4 @@
-"""A causal language model, and the key/value cache it decodes with."""
+"""Defines a causal language model, and the key/value cache it decodes with."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from jaxtune.models.transformer import Trunk
 
 
 class Cache(NamedTuple):
-  """Keys and values of the tokens decoded so far.
+  """Holds the keys and values of the tokens processed so far.
 
   Attributes:
-    layers: {"self": (keys, values)}, each (L, B, S, K, H), room for S tokens. After the first step
-      of an encoder-decoder also {"cross": (keys, values)}, made of the encoder's states.
+    layers: {"self": (keys, values)}, each (L, B, S, K, H), with room for S tokens. After the first
+      step of an encoder-decoder also "cross": (keys, values), computed from the encoder's states.
     mask: (B, S), false at the padding left of a short prompt, true at every other slot.
     index: (), how many slots are filled.
-    encoded: of an encoder-decoder, the encoder's (states (B, S, D), mask (B, S)); the states are
-      None once layers["cross"] is there.
+    encoded: the (states (B, S, D), mask (B, S)) of an encoder-decoder's encoder; the states are
+      None once layers["cross"] exists.
   """
 
   layers: Any
@@ -35,7 +35,7 @@ class Cache(NamedTuple):
 
 
 def new_cache(config: Config, prompt_mask_BT: Bool[Array, "B T"], slots: int) -> Cache:
-  """Makes an empty cache of `slots` tokens for left-padded prompts (B, T)."""
+  """Makes an empty cache with room for `slots` tokens, including the left-padded prompts."""
   batch, length = prompt_mask_BT.shape
   shape = (config.layers, batch, slots, config.kv_heads, config.head_size)
   empty = jnp.zeros(shape, config.dtype)
@@ -44,9 +44,9 @@ def new_cache(config: Config, prompt_mask_BT: Bool[Array, "B T"], slots: int) ->
 
 
 class LanguageModel(nn.Module):
-  """What decoders and encoder-decoders share: embeddings, a head, and decoding with a cache.
+  """Provides what decoders and encoder-decoders share: embeddings, a head, decoding with a cache.
 
-  A subclass adds `trunk`, the layers whose states the logits are made of.
+  A subclass adds `trunk`, the layers whose states the logits are computed from.
   """
 
   config: Config
@@ -62,9 +62,11 @@ class LanguageModel(nn.Module):
       self.logit_bias = self.param("logit_bias", nn.initializers.zeros, (1, c.vocabulary))
 
   def decode(self, tokens_BT: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-    """Continues a `Cache` by T tokens: returns the last token's logits (B, V) and the cache.
+    """Processes the T tokens after those in the cache.
 
-    The first call turns an encoder's states into the cache's keys and values of cross-attention.
+    Returns:
+      The last token's logits in fp32, and the cache with the T tokens added. The first call
+      replaces an encoder's states by the keys and values of cross-attention.
     """
     index, length = cache.index, tokens_BT.shape[1]
     slots_S, queries_T = jnp.arange(cache.mask.shape[1]), index + jnp.arange(length)
@@ -73,20 +75,17 @@ class LanguageModel(nn.Module):
     positions_BT = jax.lax.dynamic_slice_in_dim(positions_BS, index, length, 1)
     context = Context(seen_B1TS, positions_BT, cache.layers, index, cache.encoded)
     x_BTD, layers = self.trunk(self.embed_tokens(tokens_BT), context)
-    cache = cache._replace(
-      layers=layers,
-      index=index + length,
-      encoded=None if cache.encoded is None else (None, cache.encoded[1]),
-    )
+    encoded = None if cache.encoded is None else (None, cache.encoded[1])
+    cache = cache._replace(layers=layers, index=index + length, encoded=encoded)
     return self.logits(x_BTD[:, -1:])[:, 0], cache
 
   def embed_tokens(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Returns the embeddings of tokens, times the factor that the family has."""
+    """Returns the embeddings of tokens, multiplied by `Config.embed_scale`."""
     x_BTD = self.embed(tokens_BT)
     return x_BTD * jnp.asarray(self.config.embed_scale, x_BTD.dtype)
 
   def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-    """Scores states against the vocabulary, in fp32."""
+    """Returns the logits of states over the vocabulary, converted to fp32."""
     c = self.config
     x_BTD = x_BTD * jnp.asarray(c.logit_scale, x_BTD.dtype)
     y_BTV = (self.embed.attend(x_BTD) if c.tied else self.head(x_BTD)).astype(jnp.float32)
@@ -96,18 +95,18 @@ class LanguageModel(nn.Module):
 
   @nn.nowrap
   def trace_inputs(self) -> dict[str, Int[Array, "B T"]]:
-    """Returns the smallest inputs that reach every module of the model."""
+    """Returns small inputs that reach every module of the model."""
     names = ("tokens",) if self.config.encoder is None else ("tokens", "inputs")
     return {name: jnp.zeros((1, 2), jnp.int32) for name in names}
 
 
 class Decoder(LanguageModel):
-  """A causal transformer with a language model's head, or a task's (see `heads`).
+  """Computes a causal transformer with a language model's head, or a task's (see `heads`).
 
-  `model.apply(variables, tokens, mask)` gives logits (B, T, V) in fp32, where mask (B, T) is true
-  on real tokens (padding on either side). Each row's real tokens are at positions 0, 1, ...
-  `segments` (B, T) packs several examples into a row: 1, 2, ... by example, 0 on padding; none sees
-  another, and each starts at position 0.
+  `model.apply(variables, tokens, mask)` returns logits (B, T, V) in fp32, or what a task's head
+  returns. mask (B, T) is true at real tokens, with padding on either side; a row's real tokens are
+  at positions 0, 1, ... `segments` (B, T) packs several examples into a row: 1, 2, ... by example,
+  0 at padding. Tokens then attend only to their own example, whose positions start at 0.
   """
 
   def setup(self):
@@ -133,5 +132,5 @@ class Decoder(LanguageModel):
   def begin_decoding(
     self, prompts_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"], new_tokens: int
   ) -> tuple[Int[Array, "B T"], Cache]:
-    """Returns what `decode` reads first, the left-padded prompts, and a cache with room."""
+    """Returns the tokens for the first call of `decode`, the prompts, and an empty cache."""
     return prompts_BT, new_cache(self.config, mask_BT, prompts_BT.shape[1] + new_tokens)

@@ -1,4 +1,4 @@
-"""An encoder: every token sees every other, and a task's head reads its states."""
+"""Defines an encoder, in which every token attends to every other."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from jaxtune.models.transformer import Trunk
 
 
 class Encoder(nn.Module):
-  """A bidirectional transformer with a task's head (see `heads`), or none.
+  """Computes a bidirectional transformer with a task's head (see `heads`), or without one.
 
-  `model.apply(variables, tokens, mask, types)` gives the head's scores in fp32, or without a head
-  the states (B, T, D). mask (B, T) is true on real tokens (padding on either side), which are at
-  positions 0, 1, ...; types (B, T) are 0 or 1 in the first and second text of a pair.
+  `model.apply(variables, tokens, mask, types)` returns the head's scores in fp32, or without a head
+  the states (B, T, D). mask (B, T) is true at real tokens, with padding on either side; a row's
+  real tokens are at positions 0, 1, ... types (B, T) are 0 in the first text of a pair and 1 in the
+  second, by default all 0; a model without token types ignores them.
   """
 
   config: Config
@@ -52,5 +53,5 @@ class Encoder(nn.Module):
 
   @staticmethod
   def trace_inputs() -> dict[str, Int[Array, "B T"]]:
-    """Returns the smallest inputs that reach every module of the model."""
+    """Returns small inputs that reach every module of the model."""
     return {"tokens": jnp.zeros((1, 2), jnp.int32)}

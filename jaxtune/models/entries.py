@@ -1,4 +1,4 @@
-"""The entries of a `config.json` that families read, with their types and ranges.
+"""Declares the entries of a `config.json` that families read, with their types and ranges.
 
 A name means the same in all families. `hf` checks a file before a family reads it.
 """
@@ -13,12 +13,12 @@ from typing_extensions import TypedDict
 from jaxtune.models.layers import ACTIVATIONS
 from jaxtune.schema import STRICT, Count, Finite, Natural, NonNegative
 
-# Ten times the largest that were ever published, or more; their products stay far below 2^63.
+# At least ten times the largest published values; products of these stay far below 2^63.
 Size = Annotated[int, Ge(1), Le(2**24)]
 Layers = Annotated[int, Ge(1), Le(2**12)]
 Buckets = Annotated[int, Ge(4), Le(2**16)]
 Length = Annotated[int, Ge(2), Le(2**31 - 1)]
-Token = Annotated[int, Ge(-1), Le(2**31 - 1)]  # -1 is none in some older files
+Token = Annotated[int, Ge(-1), Le(2**31 - 1)]  # some older files write -1 for none
 Positive = Annotated[float, Ge(1e-6), Le(1e9)]
 Theta = Annotated[float, Gt(1), Le(1e30)]
 Share = Annotated[float, Gt(0), Le(1)]
@@ -28,7 +28,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 class RopeEntries(TypedDict, total=False):
-  """Numbers of one RoPE, in `rope_parameters` or, before transformers 5, `rope_scaling`."""
+  """Declares one RoPE: `rope_parameters`, or before transformers 5 `rope_scaling`."""
 
   __pydantic_config__ = STRICT
   rope_type: str | None
@@ -50,21 +50,21 @@ class RopeEntries(TypedDict, total=False):
 
 
 class RopesEntries(RopeEntries, total=False):
-  """The same, or one of them for each type of layers (Gemma 3, ModernBERT)."""
+  """Declares one RoPE, or one for each type of layers (Gemma 3, ModernBERT)."""
 
   full_attention: RopeEntries | None
   sliding_attention: RopeEntries | None
 
 
 class Entries(TypedDict, total=False):
-  """Every entry of a config.json that is read; others are left alone."""
+  """Declares the entries that are read; of others, `fields.only` compares some with one value."""
 
   __pydantic_config__ = STRICT
   model_type: str | None
   architectures: list[str] | None
   is_encoder_decoder: bool
   is_decoder: bool
-  # Sizes, under the names that the families have for them.
+  # Sizes; families use different names for the same one.
   vocab_size: Size
   hidden_size: Size
   d_model: Size
@@ -93,7 +93,7 @@ class Entries(TypedDict, total=False):
   encoder_ffn_dim: Size
   decoder_ffn_dim: Size
   type_vocab_size: Natural
-  # Positions, and which keys a layer sees.
+  # Positions, and which keys a layer attends to.
   max_position_embeddings: Count
   n_positions: Count
   original_max_position_embeddings: Length | None
@@ -132,7 +132,7 @@ class Entries(TypedDict, total=False):
   feed_forward_proj: str
   scale_embedding: bool
   scale_decoder_outputs: bool
-  # Biases, norms and ties that are there or not.
+  # Biases, norms and ties that a model has or lacks.
   attention_bias: bool
   mlp_bias: bool
   norm_bias: bool

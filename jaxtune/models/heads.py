@@ -1,6 +1,7 @@
-"""Task heads, which score something else than the next token, and their names in Hugging Face.
+"""Defines task heads, which do not predict the next token, and their names in files.
 
-The parameters of a head are under `head/`: `dense` and `norm` where the family has them, and `out`.
+The parameters of a head are under `head/`: `dense` and `norm` in families that have them, and
+`out`. A masked language model has `bias` in place of `out`, as the embeddings compute its scores.
 BERT's pooler, which is a part of the model, is at `pooler/dense`.
 """
 
@@ -27,28 +28,31 @@ CLASSES = {
   "mlm": "ForMaskedLM",
 }
 ENCODERS = ("classify", "regression", "reward", "tokens", "qa", "mlm")
-POOLED = ("classify", "regression", "reward")  # one vector for a row of tokens
+POOLED = ("classify", "regression", "reward")  # these score one vector for each row
 
 
 def is_head(path: str, pooler: bool = True) -> bool:
-  """Says whether a leaf belongs to a head, or to BERT's `pooler`, which a head reads."""
+  """Says whether a leaf belongs to a head or, if `pooler`, to BERT's pooler, which a head reads."""
   return path.startswith(("head/", "pooler/") if pooler else "head/")
 
 
 @dataclass(frozen=True)
 class Head:
-  """A head that replaces the language model's; the defaults are those of decoders.
+  """Describes a head that replaces the language model's.
+
+  The defaults are those of decoders, except `bias`, which `choose` sets.
 
   Attributes:
     kind: "classify", "tokens", "qa" (start and end), "regression", "reward", or "mlm" (masked
       language model, scored by the embeddings).
-    outputs: how many scores it has: labels; 1 for regression and reward, 2 for qa, the vocabulary's
-      size for mlm.
-    pooling: which state represents a row: that of its "first" or "last" real token, or the "mean".
-    pooler: tanh of a dense layer over that state, pretrained with the model (BERT).
+    outputs: number of scores: labels; 1 for regression and reward, 2 for qa, the vocabulary's size
+      for mlm.
+    pooling: which state represents a row for the kinds in POOLED: that of its "first" or "last"
+      real token, or the "mean" of all.
+    pooler: whether that state goes through tanh of a dense layer of the pretrained model (BERT).
     hidden: activation of a dense layer before the scores; None: no such layer.
     hidden_bias: whether that layer has a bias.
-    norm: a norm after it.
+    norm: whether a norm follows that layer.
     bias: whether the scores have a bias.
   """
 
@@ -63,7 +67,7 @@ class Head:
 
 
 class Pooler(nn.Module):
-  """tanh(dense(x)) of a row's first state (Devlin et al. 2019)."""
+  """Computes tanh(dense(x)) of a row's first state (Devlin et al. 2019)."""
 
   width: int
   dtype: jnp.dtype
@@ -76,10 +80,10 @@ class Pooler(nn.Module):
 
 
 class TaskHead(nn.Module):
-  """Scores states x (B, T, D) in fp32, as `config.head` says.
+  """Computes the scores of states as `config.head` describes, converted to fp32.
 
-  Gives (B, outputs) for classify, (B,) for regression and reward, and (B, T, outputs) for tokens,
-  qa and mlm. `pooler` and `attend` (the embeddings' scores) are the model's own.
+  Returns (B, outputs) for classify, (B,) for regression and reward, and (B, T, outputs) for tokens,
+  qa and mlm. The model passes its `pooler`, and `attend`, which scores states by the embeddings.
   """
 
   config: Any
@@ -121,7 +125,10 @@ class TaskHead(nn.Module):
 def pool(
   x_BTD: Float[Array, "B T D"], mask_BT: Bool[Array, "B T"], pooling: str
 ) -> Float[Array, "B D"]:
-  """Returns one state of each row, whichever side its padding is on."""
+  """Returns the first or last real state of each row, or the mean of its real states.
+
+  Padding may be on either side.
+  """
   if pooling == "mean":
     weights_BT1 = mask_BT[..., None].astype(jnp.float32)
     total_BD = (x_BTD.astype(jnp.float32) * weights_BT1).sum(1)
@@ -132,19 +139,19 @@ def pool(
 
 
 def architectures(family: str, *kinds: str) -> dict[str, str]:
-  """Maps kinds of heads, by default a decoder's, to classes such as BertForTokenClassification."""
+  """Maps kinds of heads, by default all but "mlm", to classes such as GPT2ForQuestionAnswering."""
   kinds = kinds or tuple(kind for kind in CLASSES if kind != "mlm")
   return {kind: family + CLASSES[kind] for kind in kinds}
 
 
 def choose(known: dict, hf: dict, kind: str, labels: int | None, random: bool) -> Head | None:
-  """Makes a head of a kind, or returns None for "lm". The family then completes it.
+  """Makes a head of a kind, which the family then completes; returns None for "lm".
 
   Args:
     known: the family's ARCHITECTURES.
     hf: config.json.
-    labels: how many labels are wanted; None for as many as config.json says.
-    random: whether the model is made without a folder, so that config.json is about this head.
+    labels: the number of labels; None for the one in config.json.
+    random: whether the model is made without a folder, so that config.json describes this head.
 
   Raises:
     UserError: for a kind that the family or the folder does not have, and for a number of labels
@@ -162,15 +169,15 @@ def choose(known: dict, hf: dict, kind: str, labels: int | None, random: bool) -
   if kind == "lm" and labels is None:
     return None
   stored = hf.get("num_labels") or len(hf.get("id2label") or ()) or None
-  own = random or known[kind] in architectures
-  stored = stored if own and kind in ("tokens", *POOLED) else None
+  same_head = random or known[kind] in architectures
+  stored = stored if same_head and kind in ("tokens", *POOLED) else None
   fixed = {"lm": 0, "mlm": hf.get("vocab_size"), "qa": 2, "regression": 1, "reward": 1}.get(kind)
   for count, owner in ((fixed, f"a head {kind!r}"), (stored, "the head of the checkpoint")):
     if None not in (count, labels) and labels != count:
       raise UserError(f"model.labels is {labels}, expected {count}, as {owner} has")
   outputs = next((n for n in (fixed, labels, stored) if n is not None), None)
   if outputs is None or outputs < 1:
-    raise UserError(f"model.labels is {outputs}, expected how many labels the head {kind!r} has")
+    raise UserError(f"model.labels is {outputs}, expected the number of labels of a {kind!r} head")
   if stored not in (None, outputs):
     raise UserError(
       f"the head of the checkpoint has {stored} labels, but a head {kind!r} {outputs}"
@@ -179,17 +186,20 @@ def choose(known: dict, hf: dict, kind: str, labels: int | None, random: bool) -
 
 
 def names(c: Any, tokens: str = "score", lm: str = "lm_head") -> list[Tensor]:
-  """Lists the names of a decoder's head; `tokens` and `lm` are those of its module by kind."""
+  """Lists the weights of a decoder's head; `tokens` and `lm` name the modules of these kinds."""
   if c.head is None:
     return [] if c.tied else tensors(c, {"head": lm})
   return tensors(c, {"head/out": {"tokens": tokens, "qa": "qa_outputs"}.get(c.head.kind, "score")})
 
 
 def write(hf: dict, head: Head | None, labels: tuple[str, ...] | None = None) -> dict:
-  """Returns config.json with the labels of a head and its kind of problem.
+  """Returns config.json with the names of a head's labels and its problem_type.
+
+  Args:
+    labels: the names; None for those of config.json if their number fits, else LABEL_0, ...
 
   Raises:
-    UserError: if there are not as many names as labels.
+    UserError: if the number of names is not that of the head's outputs.
   """
   if head is None or head.kind == "mlm":
     return hf

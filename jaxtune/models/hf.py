@@ -30,18 +30,20 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Pretrained(NamedTuple):
-  """A model, its frozen weights and its tokenizer.
+  """Holds a model, its frozen weights and its tokenizer.
 
   Attributes:
     model: the linen module; `model.config` is its `Config`.
-    params: {"params"}-style tree of weights (arrays of the loading dtype).
+    params: nested dicts of weights in the loading dtype, or quantised (see `quantize`); from
+      `outline`, their shapes.
     tokenizer: a transformers tokenizer, or None for a folder without one.
-    family: the `model_type`, the name of the family's module in jaxtune.models.
-    hf_config: the folder's `config.json` as it stands.
-    folder: where it came from; None for a randomly initialised model.
-    fresh: paths of the leaves that were drawn because the folder lacks them (a new head, and BERT's
-      pooler where there is none).
-    dropped: names of the tensors in the folder that were not read: those of another head.
+    family: the `model_type`, the name of the family's module in jaxtune.models.families.
+    hf_config: config.json, with the start tokens of generation_config.json, and untied if the
+      folder holds a language model's head that differs from its embeddings.
+    folder: where the model came from; None for a randomly initialised one.
+    fresh: paths of the leaves that are drawn because the folder lacks them (a new head, and BERT's
+      pooler if it has none).
+    dropped: names of the tensors in the folder that are not read: those of another head.
   """
 
   model: nn.Module
@@ -54,11 +56,11 @@ class Pretrained(NamedTuple):
   dropped: tuple[str, ...] = ()
 
 
-def family_module(name: str, where: str = ""):
-  """Imports the module of a family.
+def family_module(name: str, where: str = "") -> Any:
+  """Imports the module of a family; raises UserError if it is not supported.
 
   Args:
-    where: begins the error for a family that is not supported, such as the name of a file.
+    where: the beginning of that error, such as the name of a file.
   """
   known = [m.name for m in pkgutil.iter_modules(families.__path__)]
   if name not in known:
@@ -85,21 +87,21 @@ def load(
   Args:
     path: a Hugging Face folder (config.json, single or sharded safetensors) or a hub name.
     architecture: instead of `path`: the fields of a config.json, for a random initialisation.
-    tokenizer: folder or hub name of the tokenizer, where it is not in `path`.
-    head: what the model scores: "lm", or a task's head, see `heads`. It is drawn where the folder
-      has none or one of another kind.
-    labels: how many, for the heads "classify" and "tokens"; None: as many as the folder's head has.
+    tokenizer: folder or hub name of the tokenizer, if it is not in `path`.
+    head: what the model predicts: "lm", or the kind of a task's head (see `heads`). It is drawn if
+      the folder has no head of this kind.
+    labels: their number, for the heads "classify" and "tokens"; None: that of the folder's head.
     dtype: "float32" or "bfloat16", of the frozen weights and of the computation.
-    remat: recompute each block in the backward pass: less memory, and on a CPU often faster.
+    remat: whether the backward pass recomputes each block: less memory, and on a CPU often faster.
     quantize: how the frozen kernels of the layers are stored: "int8", "nf4" (QLoRA's 4 bits), or
-      None for `dtype`. They are computed with in `dtype`, one layer at a time.
-    unroll: layers in one iteration of the layer loop.
+      None for `dtype`. They are dequantised to `dtype`, one layer at a time.
+    unroll: number of layers in one iteration of the layer loop.
     attention: None for plain matrix products, or "cudnn" for jax's fused kernel.
-    seed: of the random initialisation, of all or of a new head.
+    seed: seed of the random initialisation, of the whole model or of a new head.
 
   Raises:
     UserError: for a family that is not supported, tensors that are missing, unexpected or
-      misshaped, a truncated file, a folder that is not a model, no network for a hub name.
+      misshaped, a truncated file, a folder that is not a model, a hub name that cannot be loaded.
   """
   outlined = outline(path, architecture=architecture, tokenizer=tokenizer, head=head,
                      labels=labels, dtype=dtype, remat=remat, quantize=quantize,
@@ -126,9 +128,12 @@ def outline(
   labels: int | None = None,
   dtype: str = "float32",
   seed: int = 0,
-  **computation,
+  **computation: Any,
 ) -> Pretrained:
-  """Does what `load` does without reading weights: `params` are their shapes."""
+  """Returns what `load` returns, with the weights' shapes in `params`.
+
+  Weights are read only to compare copies of one tensor that the folder may hold.
+  """
   folder, hf_config, family = _source(path, architecture)
   chosen = heads.choose(family.ARCHITECTURES, hf_config, head, labels, random=folder is None)
   config = _model_config(family, hf_config, head=chosen, dtype=DTYPES[dtype], **computation)
@@ -154,17 +159,17 @@ def language(
   architecture: dict | None = None,
   tokenizer: str | None = None,
   dtype: str = "float32",
-  **computation,
+  **computation: Any,
 ) -> tuple[Any, tuple[int, ...], int]:
-  """Reads a model's tokenizer and checks its options, before any of its weights are read.
+  """Loads a model's tokenizer and checks the model's options, without reading weights.
 
   Returns:
-    The tokenizer; the tokens that an encoder-decoder's outputs begin with, () for other models; how
-    many tokens have an embedding.
+    The tokenizer or None; the tokens that an encoder-decoder's outputs begin with, () for other
+    models; the number of tokens that have an embedding.
   """
   folder, hf_config, family = _source(path, architecture)
   config = _model_config(family, hf_config, dtype=DTYPES[dtype], **computation)
-  if config.attention is not None:
+  if config.attention is not None:  # the fused kernel raises its errors when it is traced
     abstract(make_model(config))
   return tokenizers.load(tokenizer, folder), config.decoder_start, config.vocabulary
 
@@ -187,21 +192,21 @@ def make_model(config: Config) -> nn.Module:
   return Decoder(config) if config.causal else Encoder(config)
 
 
-def abstract(model) -> Any:
-  """Returns the shapes of a model's parameters without making any."""
+def abstract(model: Any) -> Any:
+  """Returns the shapes of a model's parameters, without allocating them."""
   return jax.eval_shape(lambda: model.init(jax.random.key(0), **model.trace_inputs())["params"])
 
 
 def _plan(model: nn.Module, shapes: Any, folder: Path, hf_config: dict) -> weights.Plan:
-  """Finds out where each weight of a model lies in its folder."""
+  """Returns where each weight of a model is in its folder."""
   family, config = family_module(hf_config["model_type"]), model.config
   stored = hf_config.get("architectures") or []
   same_head = not stored or family.ARCHITECTURES[config.head_kind] in stored
   return weights.plan(folder, family.names(config), shapes, config, same_head, hf_config)
 
 
-def _model_config(family, hf_config: dict, **overrides) -> Config:
-  """Makes a `Config` of a checked config.json, and checks the entries that depend on others."""
+def _model_config(family: Any, hf_config: dict, **overrides: Any) -> Config:
+  """Makes a `Config` from a checked config.json, and checks the entries that depend on others."""
   try:
     config = family.config(hf_config, **overrides)
   except KeyError as error:
@@ -228,13 +233,13 @@ def save(
   dtype: str = "float32",
   labels: tuple[str, ...] | None = None,
 ) -> Path:
-  """Writes params as a plain Hugging Face folder that transformers loads.
+  """Writes weights as a plain Hugging Face folder that transformers loads; returns the folder.
 
   Args:
-    params: a full tree of weights; stored in `dtype`.
-    folder: made if need be; one that was written so before is replaced when the new one is
-      complete, and any other that is not empty is refused.
-    labels: names of a head's labels; None keeps those of the config.json.
+    params: a full tree of weights, none of them quantised; stored in `dtype`.
+    folder: created if it does not exist. A folder that `save` wrote before is replaced once the new
+      one is complete; any other folder that is not empty is refused.
+    labels: names of a head's labels; None keeps those of config.json.
   """
   with files.replacing(folder) as new:
     write(pretrained, params, new, dtype, labels)
@@ -251,7 +256,7 @@ def write(
   """Writes what `save` writes into an empty folder."""
   c, flat, family = pretrained.model.config, tree.flatten(params), family_module(pretrained.family)
   hf_config = heads.write(pretrained.hf_config | {"dtype": dtype}, c.head, labels)
-  for name in ("torch_dtype", "_name_or_path"):  # the older name of dtype; the base's folder
+  for name in ("torch_dtype", "_name_or_path"):  # an older name of dtype; the folder of the base
     hf_config.pop(name, None)
   architectures = [family.ARCHITECTURES[c.head_kind]]
   stored = hf_config.get("architectures")
@@ -264,7 +269,7 @@ def write(
         tensors[name] = np.zeros(row.their_shape(leaf.shape), leaf.dtype)
       row.write(leaf[index], tensors[name])
   save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-  (folder / "model.safetensors").chmod(0o644)  # the library makes it readable to its owner alone
+  (folder / "model.safetensors").chmod(0o644)  # save_file lets only the owner read it
   (folder / "config.json").write_text(json.dumps(hf_config, indent=2))
   if pretrained.tokenizer is not None:
     pretrained.tokenizer.save_pretrained(folder)

@@ -10,13 +10,12 @@ from jaxtune.errors import UserError
 
 
 def resolve(path: str) -> Path:
-  """Finds a model's folder: a local one, or a download from the hub."""
-  expanded = os.path.expanduser(path)  # os.path, unlike Path, accepts any text
+  """Returns a model's folder, which is local or is downloaded from the hub."""
+  expanded = os.path.expanduser(path)  # Path raises on some text that os.path accepts
   if path and os.path.isdir(expanded):
     return Path(expanded)
-  if (
-    not path or os.path.exists(expanded) or path.startswith((".", "/", "~")) or path.count("/") > 1
-  ):
+  is_local = os.path.exists(expanded) or path.startswith((".", "/", "~")) or path.count("/") > 1
+  if not path or is_local:
     raise UserError(
       f"model.path is {schema.shown(path)}, which is not a folder; expected one with a config.json"
     )
@@ -33,13 +32,13 @@ def resolve(path: str) -> Path:
 
 
 def read_config(folder: Path) -> dict:
-  """Reads config.json, and from generation_config.json the tokens that every output begins with."""
+  """Reads config.json, with the start tokens of generation_config.json in place of its own."""
   if not (folder / "config.json").is_file():
     raise UserError(f"{folder} is not a model folder: it has no config.json")
   config = schema.read_json(folder / "config.json")
   generation = folder / "generation_config.json"
-  stated = schema.read_json(generation) if generation.is_file() else {}
-  for name, found in (("config.json", config), ("generation_config.json", stated)):
-    schema.check(f"{folder / name}", found, dict)
+  settings = schema.read_json(generation) if generation.is_file() else {}
+  for name, entries in (("config.json", config), ("generation_config.json", settings)):
+    schema.check(f"{folder / name}", entries, dict)
   starts = ("decoder_start_token_id", "forced_bos_token_id")
-  return config | {name: stated[name] for name in starts if stated.get(name) is not None}
+  return config | {name: settings[name] for name in starts if settings.get(name) is not None}

@@ -1,4 +1,4 @@
-"""The kinds of layers that every model is built from, and that methods can wrap.
+"""Defines the layers that every model is built from, and that fine-tuning methods can wrap.
 
 The name of an array ends in its axes, x_BTD for (B, T, D), by one key for the whole package:
 
@@ -9,10 +9,11 @@ The name of an array ends in its axes, x_BTD for (B, T, D), by one key for the w
   X examples, C classes or answer choices, U variants of an example, W windows or data sets,
   J statistics of an example, Z resamples; a digit is the size of an axis.
 
-An axis in front may be missing where a function works without it: a head's linear layer reads x_BI.
+Leading axes may be missing where a function does not need them: a head's linear layer reads x_BI.
 
-A model is plain `flax.linen`, which does not mention fine-tuning methods. A method chooses sites by
-their kind: `Linear`, `Embed`, `Norm`, `Attend`, `Residual` or `Trunk`.
+The modules are plain `flax.linen` and know nothing of methods. A method chooses the calls that it
+wraps by the class of the module: `Linear`, `Embed`, `Norm`, `Attend` or `Residual`, or `Block` or
+`Trunk` of `transformer`.
 """
 
 from __future__ import annotations
@@ -41,12 +42,15 @@ ACTIVATIONS = {
 
 
 def lift(array: jax.Array, like: jax.Array) -> jax.Array:
-  """Gives an array the rank of `like` by leading axes of size 1, as jax does not do it itself."""
+  """Prepends axes of size 1 until an array has the rank of `like`.
+
+  The tests forbid jax's implicit rank promotion, which hides mistakes in shapes.
+  """
   return jnp.expand_dims(array, tuple(range(like.ndim - array.ndim)))
 
 
 class Linear(nn.Module):
-  """Maps x (..., inputs) to x @ kernel + bias (..., outputs)."""
+  """Computes x @ kernel, plus a bias with `use_bias`: (..., inputs) -> (..., outputs)."""
 
   inputs: int
   outputs: int
@@ -64,16 +68,15 @@ class Linear(nn.Module):
 
 
 class Embed(nn.Module):
-  """Looks up rows of a (count, features) table; `attend` scores features against every row."""
+  """Looks up rows of a (count, features) table; `attend` multiplies states by every row."""
 
   count: int
   features: int
   dtype: Any = jnp.float32
 
   def setup(self):
-    self.embedding = self.param(
-      "embedding", nn.initializers.normal(0.02), (self.count, self.features)
-    )
+    shape = (self.count, self.features)
+    self.embedding = self.param("embedding", nn.initializers.normal(0.02), shape)
 
   def __call__(self, ids_BT: Int[Array, "*BT"]) -> Float[Array, "*BT D"]:
     return self.embedding.astype(self.dtype)[ids_BT]
@@ -85,7 +88,8 @@ class Embed(nn.Module):
 class Norm(nn.Module):
   """Normalises the last axis in fp32: LayerNorm where `centre`, else RMSNorm.
 
-  The result is multiplied by scale + `offset` (Gemma stores its scales around 0).
+  The result is multiplied by scale + `offset` (Gemma stores its scales around 0); `use_bias` then
+  adds a bias.
   """
 
   features: int
@@ -111,12 +115,14 @@ class Norm(nn.Module):
 
 
 class Attend(nn.Module):
-  """Attends q (B, T, N, H) to k, v (B, S, K, H) where mask (B, 1, T, S) is true; softmax in fp32.
+  """Computes the attention of queries to the keys at which the mask is true.
 
-  N is a multiple of K (grouped-query attention). `implementation` is None for plain matrix
-  products, on any device, or "cudnn" for jax's fused kernel (bf16 or fp16 on an NVIDIA GPU).
-  Scores are multiplied by `scale` (None: H**-0.5), bounded to c tanh(s / c) by a `softcap` c, and
-  `bias` (1, N, T, S) is added.
+  N is a multiple of K (grouped-query attention). A mask with one query row serves all queries.
+  Scores are multiplied by `scale` (None: H**-0.5), then bounded to c tanh(s / c) if there is a
+  `softcap` c, then the bias is added.
+
+  `implementation` is None for plain matrix products with a softmax in fp32, on any device, or
+  "cudnn" for jax's fused kernel (bf16 or fp16 on an NVIDIA GPU).
   """
 
   implementation: str | None = None
@@ -136,7 +142,7 @@ class Attend(nn.Module):
     batch, length, heads, size = q_BTNH.shape
     scale = size**-0.5 if self.scale is None else self.scale
     groups = k_BSKH.shape[2]
-    # The queries of one key/value head form one matrix: see experiments/speed.
+    # One product for all queries of a key/value head is faster than one each: experiments/speed.
     q_BKMH = q_BTNH.transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)
     k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
     scores_BKMS = (q_BKMH @ k_BKHS).astype(jnp.float32) * scale
@@ -151,7 +157,11 @@ class Attend(nn.Module):
     return (weights_BKMS @ v_BKSH).reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
 
   def _fused(self, *arrays: jax.Array | None) -> jax.Array:
-    """Calls jax's kernel, which cannot bound scores and needs certain devices, types and sizes."""
+    """Calls jax's kernel on (q, k, v, bias, mask).
+
+    Raises:
+      UserError: with a softcap, which the kernel lacks, or if it refuses the device, type or sizes.
+    """
     unfit = f"model.attention {self.implementation!r} cannot be used here"
     if self.softcap is not None:
       raise UserError(f"{unfit}: it does not bound the scores of attention, as this model does")
@@ -164,9 +174,9 @@ class Attend(nn.Module):
 
 
 class Residual(nn.Module):
-  """Adds a sublayer's output y to its input x. Bottleneck adapters wrap this module.
+  """Adds a sublayer's output y to the residual stream x. Bottleneck adapters wrap this module.
 
-  With `make_norm`, the sum is normalised (the order of Vaswani et al. 2017, BERT and BART).
+  With `make_norm`, the sum is normalised, as in Vaswani et al. 2017, BERT and BART.
   """
 
   make_norm: Callable[[], Norm] | None = None
@@ -182,10 +192,11 @@ class Residual(nn.Module):
 
 
 class RelativeBias(nn.Module):
-  """Looks up T5's learned bias of each head by how far ahead a key is (Raffel et al. 2020).
+  """Looks up T5's learned bias of attention scores by head and distance (Raffel et al. 2020).
 
-  Half of the buckets are for a single distance each, the others widen logarithmically up to
-  `longest`. Where `both_ways`, half of all buckets are for keys ahead.
+  With `both_ways`, half of the buckets are for keys ahead of the query and half for keys behind it;
+  otherwise keys ahead count as distance 0. In each direction, half of the buckets hold a single
+  distance, and the others widen logarithmically up to `longest`. The last one holds all beyond.
   """
 
   buckets: int
@@ -198,7 +209,7 @@ class RelativeBias(nn.Module):
     self.embedding = self.param("embedding", nn.initializers.normal(0.02), shape)
 
   def __call__(self, ahead_TS: Int[Array, "T S"]) -> Float[Array, "1 N T S"]:
-    """Returns the biases (1, N, T, S) of keys `ahead_TS` slots ahead of their queries."""
+    """Returns the biases of keys that are `ahead_TS` slots ahead of their queries."""
     count = self.buckets // 2 if self.both_ways else self.buckets
     distance_TS = jnp.abs(ahead_TS) if self.both_ways else jnp.maximum(-ahead_TS, 0)
     bucket_TS = jnp.asarray(self._by_distance(count))[jnp.minimum(distance_TS, self.longest)]
@@ -207,7 +218,10 @@ class RelativeBias(nn.Module):
     return self.embedding.astype(jnp.float32)[bucket_TS].transpose(2, 0, 1)[None]
 
   def _by_distance(self, count: int) -> np.ndarray:
-    """Lists the bucket of every distance, by numpy, as devices round logarithms differently."""
+    """Returns the bucket of each distance from 0 to `longest`, for `count` buckets.
+
+    It is computed with numpy because devices round logarithms differently.
+    """
     exact, distance = count // 2, np.arange(self.longest + 1)
     steps = np.log(np.maximum(distance, 1).astype(np.float32) / exact)
     far = exact + (steps / math.log(self.longest / exact) * (count - exact)).astype(np.int32)

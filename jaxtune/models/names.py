@@ -1,21 +1,24 @@
-"""The table between our parameter paths and the tensor names of a Hugging Face folder."""
+"""Maps the paths of our parameters to the tensor names of a Hugging Face folder.
+
+In this file and in those of families, "ours" is an array of our tree and "theirs" a tensor there.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxtune.models.config import Config
 
-EMBEDDINGS = ("embed", "types", "positions", "relative")  # modules whose leaf is a table of rows
+EMBEDDINGS = ("embed", "types", "positions", "relative")  # modules whose leaf is called "embedding"
 
 
 class Part(NamedTuple):
-  """Where ours lies in the last axis of a fused tensor.
+  """Describes which columns of a fused tensor's last axis are ours.
 
-  The axis is `heads` groups of `total` columns each; ours are `size` columns of every group, from
-  `start` on. Parts that follow one another are one group.
+  The axis consists of `heads` groups of `total` columns; ours are `size` columns of each group,
+  from `start` on. Modules stored one after another, and not head by head, form a single group.
   """
 
   start: int
@@ -24,8 +27,8 @@ class Part(NamedTuple):
   heads: int = 1
 
   @property
-  def columns(self):
-    """The index of our columns in theirs: a slice where they are together."""
+  def columns(self) -> slice | np.ndarray:
+    """Returns the index of our columns in theirs, as a slice if they are contiguous."""
     if self.heads == 1:
       return slice(self.start, self.start + self.size)
     firsts = np.arange(self.heads)[:, None] * self.total + self.start
@@ -33,16 +36,16 @@ class Part(NamedTuple):
 
 
 class Tensor(NamedTuple):
-  """One row of a family's table.
+  """Describes one weight: a row of a family's table.
 
   Attributes:
     ours: path in our tree, such as "trunk/layers/attn/q_proj/kernel".
     theirs: tensor name; "{}" stands for the layer, and means that ours is stacked over layers.
-    transpose: whether theirs is (outputs, inputs) where ours is (inputs, outputs).
-    part: which columns of theirs ours are, where theirs is fused.
-    first: the first layer that has it; what ours holds of those before is never read.
-    also: other names under which a folder may hold it, in its place or beside it as copies.
-    default: what ours is filled with where a folder lacks it; None: it must be there.
+    transpose: whether theirs is (outputs, inputs), while ours is (inputs, outputs).
+    part: which columns of theirs are ours, if theirs is fused.
+    first: the first layer that has this weight; our array is not read at those before.
+    also: other names under which a folder may hold it, instead of `theirs` or as copies.
+    default: the value that fills ours if a folder lacks it; None: it must be there.
   """
 
   ours: str
@@ -57,26 +60,26 @@ class Tensor(NamedTuple):
   def stacked(self) -> bool:
     return "{}" in self.theirs
 
-  def their_names(self, shape: tuple[int, ...]) -> dict:
-    """Maps their tensors, one a layer, to their index in ours, whose shape is given."""
+  def their_names(self, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Returns {name of a tensor: its index in ours}, given the shape of ours."""
     if not self.stacked:
       return {self.theirs: ...}
     return {self.theirs.format(i): i for i in range(self.first, shape[0])}
 
   def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of one of their tensors, given the shape of ours."""
+    """Returns the shape of each of their tensors, given the shape of ours."""
     shape = tuple(shape[1:] if self.stacked else shape)
     if self.part:
       shape = (*shape[:-1], self.part.total * self.part.heads)
     return shape[::-1] if self.transpose else shape
 
-  def read(self, array):
-    """Returns ours of one of their tensors, as a view where its columns are together."""
-    array = array.T if self.transpose else array
-    return array[..., self.part.columns] if self.part else array
+  def read(self, theirs: np.ndarray) -> np.ndarray:
+    """Returns our values in one of their tensors, as a view if our columns are contiguous."""
+    theirs = theirs.T if self.transpose else theirs
+    return theirs[..., self.part.columns] if self.part else theirs
 
-  def write(self, array, theirs):
-    """Writes ours into one of their tensors, in place."""
+  def write(self, array: np.ndarray, theirs: np.ndarray) -> None:
+    """Writes our values of one layer into one of their tensors, in place."""
     theirs = theirs.T if self.transpose else theirs
     theirs[..., self.part.columns if self.part else slice(None)] = array
 
@@ -92,13 +95,13 @@ def tensors(
 ) -> list[Tensor]:
   """Lists the weight of every module, and its bias where the model has one.
 
-  Modules that share a name in the folder are fused: their columns follow one another in one tensor.
+  Modules that share a name in the folder are fused: one tensor holds the columns of all of them.
 
   Args:
-    modules: {path in our tree: name in the folder}, each without what it begins with.
-    ours, theirs: what all paths and all names begin with.
-    transpose: whether the folder has linear layers as (outputs, inputs).
-    by_head: whether a fused tensor has the columns of all modules head by head (GPT-NeoX).
+    modules: {path in our tree: name in the folder}, without the prefixes `ours` and `theirs`.
+    ours, theirs: the prefixes of all paths and of all names.
+    transpose: whether the folder stores linear layers as (outputs, inputs).
+    by_head: whether fused modules alternate head by head (GPT-NeoX), or follow one another.
   """
   rows = []
   for path, name in modules.items():
@@ -106,17 +109,17 @@ def tensors(
     fused = [p.rpartition("/")[2] for p, other in modules.items() if other == name]
     part = _part(c, module, fused, c.heads if by_head else 1) if len(fused) > 1 else None
     leaf = "embedding" if module in EMBEDDINGS else "scale" if module.endswith("norm") else "kernel"
-    turned = transpose and leaf == "kernel"
-    rows.append(Tensor(f"{ours}{path}/{leaf}", f"{theirs}{name}.weight", turned, part))
+    swapped = transpose and leaf == "kernel"
+    rows.append(Tensor(f"{ours}{path}/{leaf}", f"{theirs}{name}.weight", swapped, part))
     if _has_bias(c, path):
       rows.append(Tensor(f"{ours}{path}/bias", f"{theirs}{name}.bias", part=part))
   return rows
 
 
 def _part(c: Config, module: str, fused: list[str], heads: int) -> Part:
-  """Finds a module's columns among those of the modules that it is fused with."""
-  few = c.kv_heads * c.head_size
-  outputs = {"q_proj": c.heads * c.head_size, "k_proj": few, "v_proj": few}
+  """Returns a module's columns among those of all the modules that it is fused with, in order."""
+  kv_outputs = c.kv_heads * c.head_size
+  outputs = {"q_proj": c.heads * c.head_size, "k_proj": kv_outputs, "v_proj": kv_outputs}
   sizes = [outputs.get(name, c.ffn) // heads for name in fused]
   i = fused.index(module)
   return Part(sum(sizes[:i]), sizes[i], sum(sizes), heads)

@@ -1,20 +1,22 @@
-"""Frozen kernels in 8 or 4 bits, which are dequantised one layer at a time.
+"""Stores frozen kernels in 8 or 4 bits, and dequantises them one layer at a time.
 
-The kernels of the layers are stored in fewer bits; embeddings, norms, biases and heads stay as they
-are. A quantised kernel is a dict of arrays in its place in the tree, one row of each a layer:
+Only the kernels of the layers are quantised; embeddings, norms, biases and heads stay as they are.
+In the tree, a dict of arrays takes the place of the kernel (L, in, out):
 
-  int8: {"int8" (L, in, out), "scale" (L, out)}: W = scale * int8, where scale is an output
-    channel's absmax / 127 (Dettmers et al. 2022, LLM.int8(), section 2.1). One scale for a whole
-    column costs next to nothing, and no group of outputs pays for another's outliers.
-  nf4: {"nf4" (L, in / 2, out), "scale", "scale_step", "scale_mean"}: W = absmax * LEVELS[nf4], two
-    codes a byte, with the absmax of each 64 inputs of an output. Those are stored in 8 bits too,
-    absmax = mean + step * scale, with a step for each 256 of them (Dettmers et al. 2023, QLoRA,
-    sections 3 and 2; their 8 bits are a float's, these are steps of equal size).
+  int8: {"int8" (L, in, out), "scale" (L, out)}: W = scale * int8. The scale is absmax / 127 of an
+    output's weights (Dettmers et al. 2022, LLM.int8(), section 2.1), so that an outlier in one
+    output does not affect the others.
+  nf4: {"nf4" (L, in / 2, out), "scale" (L, M), "scale_step" (L, ceil(M / 256)), "scale_mean" (L,)},
+    M = ceil(in / 64) * out: W = absmax * LEVELS[code]. Each byte holds the codes of two inputs, the
+    first in its low bits. The absmax of each 64 inputs of an output is stored in 8 bits as
+    mean + step * scale, with a step for each 256 of them (Dettmers et al. 2023, QLoRA, sections 3
+    and 2; there the 8 bits are a float, here they are steps of equal size).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import partial
 from statistics import NormalDist
 from typing import Any
@@ -32,9 +34,9 @@ KERNEL = re.compile(r"(.*/)?layers/.*/kernel")
 
 
 def normal_levels() -> np.ndarray:
-  """Returns NF4's 16 levels: quantiles of N(0, 1), 8 above and 7 below zero, scaled to +-1.
+  """Returns NF4's 16 levels: 0 and quantiles of N(0, 1), 8 above and 7 below it, scaled to +-1.
 
-  The outermost leaves a tail of (1/32 + 1/30) / 2 (QLoRA, section 3 and appendix E).
+  The outermost quantile leaves a tail of (1/32 + 1/30) / 2 (QLoRA, section 3 and appendix E).
   """
   outermost = 1 - (1 / 32 + 1 / 30) / 2
   quantile = np.vectorize(NormalDist().inv_cdf)
@@ -46,22 +48,22 @@ LEVELS = normal_levels()
 
 
 def quantises(path: str, shape: tuple[int, ...]) -> bool:
-  """Says whether a leaf is a kernel (L, in, out) of the layers, with an even `in`."""
+  """Says whether a leaf can be quantised: a kernel (L, in, out) of the layers with an even `in`."""
   return KERNEL.fullmatch(path) is not None and len(shape) == 3 and shape[1] % 2 == 0
 
 
 def store(path: str, array: Any, form: str | None) -> Any:
-  """Quantises a leaf if its path and shape say so, else returns it as it is."""
+  """Returns a leaf quantised if `quantises` says so and `form` is not None, else as it is."""
   return _store(array, form) if form and quantises(path, array.shape) else array
 
 
 def quantised(params: Any, form: str | None) -> Any:
-  """Quantises the kernels of a tree of weights; `jax.eval_shape` of it gives the shapes."""
+  """Returns a tree of weights with its kernels quantised, or as it is if `form` is None."""
   return tree.unflatten({path: store(path, x, form) for path, x in tree.flatten(params).items()})
 
 
 def dequantised(params: Any, dtype: Any = jnp.float32) -> Any:
-  """Dequantises every kernel of a tree, in `dtype`; other leaves stay as they are."""
+  """Returns a tree with its quantised kernels in `dtype`; other leaves stay as they are."""
   if not hasattr(params, "items"):
     return params
   if any(form in params for form in FORMS):
@@ -70,7 +72,11 @@ def dequantised(params: Any, dtype: Any = jnp.float32) -> Any:
 
 
 def weight(flat: dict[str, Any], path: str) -> jax.Array:
-  """Returns the fp32 weight at a path of a flat tree, whether it is quantised or not."""
+  """Returns the fp32 weight at a path of a flat tree, whether it is quantised or not.
+
+  Raises:
+    KeyError: if there is none.
+  """
   if path in flat:
     return flat[path].astype(jnp.float32)
   parts = {p.rpartition("/")[2]: x for p, x in flat.items() if p.startswith(f"{path}/")}
@@ -79,14 +85,14 @@ def weight(flat: dict[str, Any], path: str) -> jax.Array:
   return dequantised(parts)
 
 
-def find(paths) -> list[str]:
-  """Lists the paths of the quantised kernels, given those of all arrays."""
+def find(paths: Iterable[str]) -> list[str]:
+  """Lists the paths of the quantised kernels, given the paths of all arrays of a tree."""
   parents = [path.rpartition("/") for path in paths]
   return sorted(parent for parent, _, name in parents if name in FORMS)
 
 
 def bits(params: Any) -> float | None:
-  """Returns the bits a weight of the quantised kernels, scales included; None if there are none."""
+  """Returns the average bits per quantised weight, scales included; None if none is quantised."""
   flat, shapes = tree.flatten(params), tree.flatten(jax.eval_shape(dequantised, params))
   paths = find(flat)
   inside = [x for p, x in flat.items() if p.rpartition("/")[0] in paths]
@@ -95,7 +101,7 @@ def bits(params: Any) -> float | None:
 
 
 @partial(jax.jit, static_argnums=1)
-def _store(array_LIO, form: str) -> dict[str, jax.Array]:
+def _store(array_LIO: Float[Array, "L I O"], form: str) -> dict[str, Array]:
   store_layer = {"int8": _int8, "nf4": _nf4}[form]
   return jax.lax.map(lambda w_IO: store_layer(w_IO.astype(jnp.float32)), array_LIO)
 
@@ -125,12 +131,13 @@ def _store_scales(absmax_M: Float[Array, " M"]) -> dict[str, Array]:
   return {"scale": scale_GM.ravel()[: absmax_M.size], "scale_step": step_G, "scale_mean": mean}
 
 
-def _divide(x, by):
+def _divide(x: Array, by: Array) -> Array:
+  """Returns x / by, and x where `by` is 0."""
   return x / jnp.where(by == 0, 1, by)
 
 
 def _restore(parts: dict[str, Array]) -> Float[Array, "*L I O"]:
-  """Dequantises a kernel, given its arrays, to fp32."""
+  """Returns a kernel in fp32, given the arrays that store it, with or without an axis L."""
   if next(parts[form] for form in FORMS if form in parts).ndim == 3:
     return jax.vmap(_restore)(parts)
   if "int8" in parts:

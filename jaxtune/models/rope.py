@@ -1,13 +1,13 @@
-"""Rotary positions (Su et al. 2021): the frequencies of each kind, and the rotation.
+"""Computes rotary positions (Su et al. 2021): the frequencies of each kind, and the rotation.
 
-For sequences longer than those of the pretraining, the frequencies are divided: all by one number
-("linear"); the low ones alone ("llama3", "yarn"); each by a number of its own, one for short and
-one for long sequences ("longrope"); or by more, the longer the sequence is ("dynamic").
+Models extend their context by lower frequencies. "linear" divides all by one number; "llama3" and
+"yarn" divide only the low ones; "longrope" divides each by its own number, of which there is one
+for short and one for long sequences; "dynamic" lowers them more, the longer the sequence is.
 
-The last two go by the length of the sequence itself, and not by that of others in its batch. While
-text is generated, that is the length of the prompt and of all tokens that may be generated, as keys
-in the cache stay as they are. transformers goes by the longest row of the batch and by the tokens
-that are there so far.
+"longrope" and "dynamic" depend here on the length of each sequence, and not on others in its batch.
+During generation, that is the length of the prompt plus all tokens that may be generated, because
+keys in the cache are not rotated again. transformers uses the longest row of the batch, and the
+tokens present so far.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from jaxtyping import Array, Float, Int
 
 
 class Rope(NamedTuple):
-  """How the features of a head are rotated by a token's position.
+  """Describes how the features of a head are rotated by a token's position.
 
   Attributes:
-    theta: base period: pair i of n features is rotated by theta^(-i / n) for each position.
-    size: how many features of a head are rotated, the first ones (GPT-NeoX); None: all.
+    theta: base of the frequencies: pair i of n features turns theta^(-2i / n) radians by position.
+    size: n, how many of a head's first features are rotated (GPT-NeoX: a share); None: all.
     kind: "default", or one of the above.
-    factor: what frequencies are divided by; of "dynamic", how fast they fall with the length.
+    factor: divisor of frequencies; for "dynamic", how fast they fall with the length. "longrope"
+      only derives `scale` from it.
     original_length: the length that the model was pretrained on.
-    low, high: for "llama3" and "yarn", in turns that a pair makes in `original_length`: with more
-      than `high` a pair keeps its frequency, with fewer than `low` its frequency is divided.
-    whole: whether YaRN's bounds are rounded to pairs.
-    scale: a factor of cos and sin, which sharpens attention over longer texts (YaRN and longrope).
+    low, high: bounds for "llama3" and "yarn", in turns that a pair makes in `original_length`: with
+      more than `high` it keeps its frequency, with fewer than `low` the frequency is divided by
+      `factor`, and between them it is interpolated.
+    truncate: whether YaRN's bounds are rounded outwards to whole pairs.
+    scale: factor of cos and sin, which sharpens attention over longer texts ("yarn", "longrope").
     short, long: longrope's divisors for sequences up to `original_length`, and for longer ones.
   """
 
@@ -43,7 +45,7 @@ class Rope(NamedTuple):
   original_length: int = 1
   low: float = 1.0
   high: float = 4.0
-  whole: bool = True
+  truncate: bool = True
   scale: float = 1.0
   short: tuple[float, ...] = ()
   long: tuple[float, ...] = ()
@@ -54,12 +56,14 @@ class Rope(NamedTuple):
     return self.kind in ("longrope", "dynamic")
 
   def reach(self, positions: int) -> int:
-    """Returns the longest sequence, given config.json's number of positions.
+    """Returns the longest sequence that the model is made for.
 
-    That is the length of the pretraining in files of "dynamic" models, and in some of "yarn".
+    Args:
+      positions: max_position_embeddings of config.json. "dynamic" files, and some "yarn" ones, give
+        the length of the pretraining there, which `factor` multiplies.
     """
-    stretched = {"yarn": self.original_length, "dynamic": positions}.get(self.kind, 0)
-    return max(positions, int(min(stretched * self.factor, 2**31 - 1)))
+    pretrained = {"yarn": self.original_length, "dynamic": positions}.get(self.kind, 0)
+    return max(positions, int(min(pretrained * self.factor, 2**31 - 1)))
 
 
 def rope_tables(
@@ -68,9 +72,9 @@ def rope_tables(
   positions_BT: Int[Array, "B T"],
   lengths_BT: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]:
-  """Returns cos and sin, in fp32, of the angles by which each position turns pairs of features.
+  """Returns the fp32 cos and sin, times `rope.scale`, of each pair's angle at each position.
 
-  `lengths_BT`, of the sequence that each token belongs to, is read where `rope.by_length`.
+  `lengths_BT`, the length of the sequence of each token, is read only if `rope.by_length`.
   """
   lift = lambda x_BT: x_BT[:, :, None, None].astype(jnp.float32)
   lengths_BT11 = lift(lengths_BT) if rope.by_length else None
@@ -82,9 +86,9 @@ def rope_tables(
 def _frequencies(
   rope: Rope, size: int, lengths_BT11: Float[Array, "B T 1 1"] | None
 ) -> Float[Array, "#B #T 1 h"]:
-  """Returns how far each pair turns by position, of every token where it depends on the length."""
+  """Returns the radians that each pair turns by position, for each token if lengths matter."""
   exponents_111h = -jnp.arange(0, size, 2, dtype=jnp.float32)[None, None, None] / size
-  if rope.kind == "dynamic":  # NTK-aware: a larger base slows the low frequencies most
+  if rope.kind == "dynamic":  # NTK-aware: a larger base lowers the low frequencies most
     longer_BT11 = jnp.maximum(lengths_BT11 / rope.original_length, 1.0)
     growth_BT11 = rope.factor * longer_BT11 - (rope.factor - 1)
     return (rope.theta * growth_BT11 ** (size / (size - 2))) ** exponents_111h
@@ -101,22 +105,23 @@ def _frequencies(
     turns_111h = rope.original_length * frequencies_111h / (2 * jnp.pi)
     keep_111h = jnp.clip((turns_111h - rope.low) / (rope.high - rope.low), 0.0, 1.0)
   elif rope.kind == "yarn":
-    keep_111h = jnp.asarray(_kept(rope, size), jnp.float32)[None, None, None]
+    keep_111h = jnp.asarray(_yarn_kept(rope, size), jnp.float32)[None, None, None]
   else:
     return frequencies_111h
   return frequencies_111h * (keep_111h + (1 - keep_111h) / rope.factor)
 
 
-def _kept(rope: Rope, size: int) -> np.ndarray:
-  """Returns how much of each frequency YaRN keeps (Peng et al. 2023, section 3.2).
+def _yarn_kept(rope: Rope, size: int) -> np.ndarray:
+  """Returns the share of each pair's frequency that YaRN keeps (Peng et al. 2023, section 3.2).
 
-  1 before the pair that makes `high` turns, 0 after the one that makes `low`, linear between.
+  It is 1 up to the pair that makes `high` turns, 0 from the one that makes `low` on, and falls
+  linearly between them.
   """
   pair = lambda turns: (
     size * math.log(rope.original_length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
   )
   first, last = pair(rope.high), pair(rope.low)
-  if rope.whole:
+  if rope.truncate:
     first, last = math.floor(first), math.ceil(last)
   first, last = max(first, 0), min(last, size - 1)
   width = last - first or 0.001
@@ -126,7 +131,7 @@ def _kept(rope: Rope, size: int) -> np.ndarray:
 def rotate(
   x_BTNH: Float[Array, "B T N H"], tables: tuple[Float[Array, "B T 1 h"], Float[Array, "B T 1 h"]]
 ) -> Float[Array, "B T N H"]:
-  """Rotates each half-split pair of head features by its position's angle."""
+  """Rotates feature i of the first n and feature i + n / 2 as a pair; features beyond n stay."""
   cos_BT1h, sin_BT1h = tables
   size = 2 * cos_BT1h.shape[-1]
   a_BTNh, b_BTNh = jnp.split(x_BTNH[..., :size].astype(jnp.float32), 2, axis=-1)

@@ -1,4 +1,4 @@
-"""An encoder-decoder with a language model's head."""
+"""Defines an encoder-decoder with a language model's head."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from jaxtune.models.transformer import Trunk
 
 
 class Seq2Seq(LanguageModel):
-  """A transformer that reads `inputs` with its encoder and writes with its decoder.
+  """Computes a transformer whose encoder reads `inputs` and whose decoder predicts the output.
 
-  `model.apply(variables, tokens, mask, inputs, inputs_mask)` gives logits (B, T, V) in fp32.
-  `inputs` (B, S) are the encoder's tokens; `tokens` (B, T) the decoder's own input, which begins
-  with `config.decoder_start`, so that logits at t score token t + 1. Each mask is true on real
-  tokens, with padding on either side; a row's real tokens are at positions 0, 1, ...
+  `model.apply(variables, tokens, mask, inputs, inputs_mask)` returns logits (B, T, V) in fp32.
+  `inputs` (B, S) are the encoder's tokens. `tokens` (B, T) are the decoder's, which begin with
+  `config.decoder_start`; the logits at t predict token t + 1. Each mask is true at real tokens,
+  with padding on either side; a row's real tokens are at positions 0, 1, ...
 
-  `config` is the decoder's, `config.encoder` the encoder's; they share one table of embeddings.
+  `config` is the decoder's and `config.encoder` the encoder's. They share one table of embeddings.
+  In the tree of parameters, `trunk` is called "decoder".
   """
 
   def setup(self):
@@ -43,7 +44,7 @@ class Seq2Seq(LanguageModel):
   def encode(
     self, inputs_BS: Int[Array, "B S"], mask_BS: Bool[Array, "B S"] | None = None
   ) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"]]:
-    """Returns the encoder's (states (B, S, D), mask (B, S)), as the decoder reads them."""
+    """Returns the encoder's (states, mask), as the decoder reads them."""
     mask_BS = jnp.ones(inputs_BS.shape, bool) if mask_BS is None else mask_BS
     x_BSD, _ = self.encoder(self.embed_tokens(inputs_BS), row_context(mask_BS, causal=False))
     return x_BSD, mask_BS
@@ -51,7 +52,12 @@ class Seq2Seq(LanguageModel):
   def begin_decoding(
     self, prompts_BS: Int[Array, "B S"], mask_BS: Bool[Array, "B S"], new_tokens: int
   ) -> tuple[Int[Array, "B T"], Cache]:
-    """Encodes prompts: returns what `decode` reads first, `config.decoder_start`, and a cache."""
+    """Encodes the prompts.
+
+    Returns:
+      The tokens for the first call of `decode`, which are `config.decoder_start` in every row, and
+      a cache with the encoder's states.
+    """
     start = self.config.decoder_start
     tokens_BT = jnp.broadcast_to(jnp.asarray(start)[None], (prompts_BS.shape[0], len(start)))
     cache = new_cache(self.config, jnp.ones(tokens_BT.shape, bool), len(start) + new_tokens)

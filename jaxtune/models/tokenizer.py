@@ -11,18 +11,22 @@ from jaxtune.errors import UserError
 
 
 def load(name: str | None, folder: Path | None) -> Any:
-  """Loads a tokenizer by its name or from the model's folder; returns None if there is none."""
+  """Loads a tokenizer by name or from the model's folder; returns None if that holds none.
+
+  Raises:
+    UserError: if it cannot be loaded.
+  """
   source = name or folder
   if source is None or (name is None and not any(folder.glob("tokenizer*"))):
     return None
   try:
-    return _find(Path(source)).from_pretrained(source, trust_remote_code=False)
+    return _tokenizer_class(Path(source)).from_pretrained(source, trust_remote_code=False)
   except Exception as error:
     raise UserError(f"the tokenizer in {source} cannot be loaded: {error}") from error
 
 
-def _find(folder: Path) -> Any:
-  """Returns the tokenizer's class; AutoTokenizer, slow to import, if the files do not tell it."""
+def _tokenizer_class(folder: Path) -> Any:
+  """Returns the tokenizer's class: AutoTokenizer, slow to import, only if the files require it."""
   if (file := folder / "tokenizer_config.json").is_file() and (folder / "tokenizer.json").is_file():
     entries = schema.read_json(file)
     plain = entries.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")

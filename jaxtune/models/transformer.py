@@ -1,7 +1,7 @@
-"""The stack of layers that every model is built around.
+"""Defines the stack of layers that every model is built around.
 
-What differs between families is stated once, in `Config`; how a Hugging Face folder maps to it is
-in the family's own file. `decoder`, `encoder` and `seq2seq` put embeddings and heads around it.
+`Config` states what differs between families, and each family's file how a Hugging Face folder maps
+to it. `decoder`, `encoder` and `seq2seq` add embeddings and heads.
 """
 
 from __future__ import annotations
@@ -18,20 +18,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxtune.models import quantize
 from jaxtune.models.config import Config
 from jaxtune.models.context import Context, Shared
-from jaxtune.models.layers import (
-  ACTIVATIONS,
-  Attend,
-  Embed,
-  Linear,
-  Norm,
-  RelativeBias,
-  Residual,
-)
+from jaxtune.models.layers import ACTIVATIONS, Attend, Embed, Linear, Norm, RelativeBias, Residual
 from jaxtune.models.rope import rope_tables, rotate
 
 
 class Attention(nn.Module):
-  """Grouped-query attention over the sequence itself, or over the encoder's states."""
+  """Computes grouped-query attention of a sequence to itself, or with `cross` to the encoder."""
 
   config: Config
   cross: bool = False
@@ -39,10 +31,10 @@ class Attention(nn.Module):
   def setup(self):
     c = self.config
     linear = partial(Linear, use_bias=c.qkv_bias, dtype=c.dtype)
-    width = c.encoder.width if self.cross else c.width
+    source_width = c.encoder.width if self.cross else c.width
     self.q_proj = linear(c.width, c.heads * c.head_size)
-    self.k_proj = linear(width, c.kv_heads * c.head_size)
-    self.v_proj = linear(width, c.kv_heads * c.head_size)
+    self.k_proj = linear(source_width, c.kv_heads * c.head_size)
+    self.v_proj = linear(source_width, c.kv_heads * c.head_size)
     self.o_proj = Linear(c.heads * c.head_size, c.width, c.o_bias, c.dtype)
     self.attend = Attend(c.attention, c.scale, c.softcap)
     if c.qk_norm is None:
@@ -63,9 +55,13 @@ class Attention(nn.Module):
     bias_1NTS: Float[Array, "1 N T S"] | None = None,
     index: Int[Array, ""] | None = None,
   ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    """Returns the output, and the cache: (keys, values), with those of `source_BSD` written in.
+    """Returns the output, and the (keys, values) that were attended to, each (B, S, K, H).
 
-    `source_BSD` None: the cache holds all keys and values already.
+    Args:
+      source_BSD: the states that keys and values are computed from; None if `cache` holds all.
+      cache: (keys, values), into which the new ones are written from slot `index` on; None to
+        attend to the new ones alone.
+      tables: cos and sin of rotary positions.
     """
     q_BTNH = self._heads(self.q_proj(x_BTD), self.q_norm, tables)
     if source_BSD is not None:
@@ -83,7 +79,7 @@ class Attention(nn.Module):
     norm: Norm | None = None,
     tables: tuple[Array, Array] | None = None,
   ) -> Float[Array, "B T _ H"]:
-    """Splits features into heads, normalises them, all at once or by head, and rotates them."""
+    """Splits features into heads, with the norm before or after the split, and rotates them."""
     if norm is not None and self.config.qk_norm == "all":
       y_BTO = norm(y_BTO)
     y_BTNH = y_BTO.reshape(*y_BTO.shape[:2], -1, self.config.head_size)
@@ -93,7 +89,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-  """down(act(up(x))), or the gated form down(act(gate(x)) * up(x))."""
+  """Computes down(act(up(x))), or the gated form down(act(gate(x)) * up(x))."""
 
   config: Config
 
@@ -112,7 +108,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer: attention, attention over the encoder where there is one, and feed-forward."""
+  """Runs one layer: self-attention, cross-attention if there is an encoder, and feed-forward."""
 
   config: Config
 
@@ -136,15 +132,20 @@ class Block(nn.Module):
     flags: dict[str, Bool[Array, ""]],
     shared: Shared,
   ) -> tuple[Float[Array, "B T D"], dict[str, tuple[Array, Array]] | None]:
-    """Returns the states, and the cache of this layer where there is one."""
+    """Returns the states, and the updated cache of this layer, or None if there was no cache.
+
+    Args:
+      cache: {"self": (keys, values), "cross": ...} of this layer.
+      flags: {"local", "first"}: whether this layer is local, and whether it is the first.
+    """
     c, old, new = self.config, cache or {}, {}
     mask_B1TS, tables = shared.mask, shared.tables
-    if shared.near is not None:
-      mask_B1TS = mask_B1TS & (shared.near | ~flags["local"])
+    if shared.window_mask is not None:
+      mask_B1TS = mask_B1TS & (shared.window_mask | ~flags["local"])
     if shared.local_tables is not None:
-      choose = lambda near, far: jnp.where(flags["local"], near, far)
+      choose = lambda local, full: jnp.where(flags["local"], local, full)
       tables = jax.tree.map(choose, shared.local_tables, tables)
-    before_BTD = x_BTD
+    input_BTD = x_BTD
     h_BTD = self._normed("attn_norm", x_BTD)
     if not c.first_norm:
       h_BTD = jnp.where(flags["first"], x_BTD, h_BTD)
@@ -157,19 +158,20 @@ class Block(nn.Module):
       h_BTD = self._normed("cross_norm", x_BTD)
       y_BTD, new["cross"] = self.cross(h_BTD, shared.encoded, old.get("cross"), shared.encoded_mask)
       x_BTD = self.cross_residual(x_BTD, self._normed("cross_out_norm", y_BTD))
-    h_BTD = self._normed("mlp_norm", before_BTD if c.order == "parallel" else x_BTD)
+    h_BTD = self._normed("mlp_norm", input_BTD if c.order == "parallel" else x_BTD)
     y_BTD = self._normed("mlp_out_norm", self.mlp(h_BTD))
     return self.mlp_residual(x_BTD, y_BTD), new if old else None
 
   def _normed(self, name: str, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """Applies a norm where the layer has one of this name."""
+    """Applies the norm of this name, if the layer has it."""
     return self.norms[name](x_BTD) if name in self.norms else x_BTD
 
 
 class Trunk(nn.Module):
-  """Runs embedded tokens x (B, T, D) through all layers, scanned, and the final norm.
+  """Runs embedded tokens through learned positions, the scanned layers and the final norm.
 
-  Takes the mask and the positions explicitly, so that a method can move or extend them.
+  Which of the positions, the norm of embeddings and the final norm there are depends on `Config`.
+  The mask and the positions are arguments, so that a method can move or extend them.
   """
 
   config: Config
@@ -190,7 +192,7 @@ class Trunk(nn.Module):
       in_axes=(0, 0, nn.broadcast),
       length=c.layers,
       unroll=c.unroll,
-      check_constancy_invariants=False,  # nothing is broadcast out, and blocks are traced once
+      check_constancy_invariants=False,  # the check would trace the block twice
     )(c)
     if c.order != "post":
       self.norm = c.norm()
@@ -198,7 +200,7 @@ class Trunk(nn.Module):
   def __call__(
     self, x_BTD: Float[Array, "B T D"], context: Context
   ) -> tuple[Float[Array, "B T D"], Any]:
-    """Returns the states, and the cache with the keys and values of the T tokens."""
+    """Returns the states, and the cache with the keys and values of the T tokens added, or None."""
     c = self.config
     if c.rope is None and c.relative is None:
       x_BTD = x_BTD + self.positions(context.positions + c.position_offset)
@@ -208,26 +210,27 @@ class Trunk(nn.Module):
     return (x_BTD if c.order == "post" else self.norm(x_BTD)), cache
 
   def _block(self) -> Callable:
-    """Wraps the block so that only one layer's kernels are dequantised at a time.
+    """Returns the class of the layers: `Block`, wrapped if it is rematerialised or quantised.
 
-    The backward pass dequantises them again. Without rematerialisation the results of all matrix
-    products are stored, and only what lies between them is computed again.
+    Kernels are dequantised inside the block, so that only one layer's are in memory at a time. The
+    backward pass dequantises them again: this needs rematerialisation, which without `remat` stores
+    the results of all matrix products and computes only what lies between them again.
     """
     c = self.config
     if c.quantize is None or self.is_initializing():
       return nn.remat(Block, prevent_cse=False) if c.remat else Block
-    whole = partial(quantize.dequantised, dtype=c.dtype)
+    dequantise = partial(quantize.dequantised, dtype=c.dtype)
     policy = None if c.remat else jax.checkpoint_policies.dots_saveable
-    return nn.remat(nn.map_variables(Block, "params", whole), prevent_cse=False, policy=policy)
+    return nn.remat(nn.map_variables(Block, "params", dequantise), prevent_cse=False, policy=policy)
 
   def _flags(self) -> dict[str, Bool[Array, " L"]]:
-    """Returns the numbers in which layers differ, so that one scanned block serves them all."""
+    """Returns the flags in which layers differ, so that one scanned block serves them all."""
     c = self.config
     local = jnp.ones(c.layers, bool) if c.local is None else jnp.asarray(c.local)
     return {"local": local, "first": jnp.arange(c.layers) == 0}
 
   def _shared(self, context: Context) -> Shared:
-    """Makes what every layer reads alike."""
+    """Computes what all layers read: rotary tables, the window's mask and relative biases."""
     c = self.config
     mask_B1TS, positions_BT, _, index, encoded = context
     ropes = c.rope, c.local_rope
@@ -237,25 +240,25 @@ class Trunk(nn.Module):
       None if rope is None else rope_tables(rope, c.head_size, positions_BT, lengths_BT)
       for rope in ropes
     )
-    # Distances between slots are distances between tokens, wherever the padding is.
+    # Padding is at the ends of a row, so slots are as far apart as the tokens in them.
     start = 0 if index is None else index
     queries_T1 = start + jnp.arange(mask_B1TS.shape[2])[:, None]
     ahead_TS = jnp.arange(mask_B1TS.shape[3])[None] - queries_T1
-    near_11TS = None if c.window is None else (jnp.abs(ahead_TS) < c.window)[None, None]
+    window_11TS = None if c.window is None else (jnp.abs(ahead_TS) < c.window)[None, None]
     bias_1NTS = None if c.relative is None else self.relative(ahead_TS)
     states, mask_BS = (None, None) if encoded is None else encoded
     seen_B11S = None if mask_BS is None else mask_BS[:, None, None]
-    return Shared(index, mask_B1TS, near_11TS, tables, local_tables, bias_1NTS, states, seen_B11S)
+    return Shared(index, mask_B1TS, window_11TS, tables, local_tables, bias_1NTS, states, seen_B11S)
 
 
 def _lengths(
   index: Int[Array, ""] | None, mask_B1TS: Bool[Array, "B 1 T S"], positions_BT: Int[Array, "B T"]
 ) -> Int[Array, "B T"]:
-  """Returns how long the sequence is that each token belongs to, a prefix included.
+  """Returns the length of the sequence that each token belongs to, virtual tokens included.
 
-  With a cache, it is that of the prompt and of all tokens that the cache has room for.
+  With a cache, that is the length of the prompt and of all tokens that the cache has room for.
   """
-  if index is None:  # a sequence ends with the last token that sees it
+  if index is None:  # the last query that attends to a token is the end of its sequence
     seen_BTS = mask_B1TS[:, 0]
     return 1 + jnp.where(seen_BTS, positions_BT[:, :, None], 0).max(1)
   slots_1T = (index + jnp.arange(positions_BT.shape[1]))[None]

@@ -1,4 +1,4 @@
-"""Reads the weights of a Hugging Face folder: each of its tensors is read, left out or refused."""
+"""Reads the weights of a Hugging Face folder: each of its tensors is read, skipped or refused."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import os
 import re
 import zlib
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +23,13 @@ from jaxtune.models.heads import is_head
 from jaxtune.models.names import Tensor
 
 FILE_DTYPES = ("F32", "BF16", "F16", "F64")
-# Tensors in files that are not weights.
+# Tensors that files may hold beside the weights.
 BUFFERS = re.compile(
   r".*\.(attn|attention)\.(masked_)?bias|.*\.rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids"
   r"|.*\.EncDecAttention\.relative_attention_bias\.weight"
 )
 TIED = re.compile(r"(lm_head|embed_out)\.weight")
-# The tensors of heads, in any family. They are not read where the model is to have another head.
+# The tensors of heads, in any family. They are skipped if the model is to have another head.
 HEADS = re.compile(
   r"(lm_head|embed_out|score|classifier|pre_classifier|qa_outputs|cls|head|vocab_\w+)\..*"
   r"|decoder\.(weight|bias)|((bert|roberta)\.)?pooler\.dense\..*"
@@ -36,7 +37,7 @@ HEADS = re.compile(
 
 
 class Stored(NamedTuple):
-  """A tensor in a file: its name there, and its shape."""
+  """Describes a tensor in a file: its name there, and its shape."""
 
   file: Path
   name: str
@@ -44,49 +45,54 @@ class Stored(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """Where each weight comes from.
+  """Says where each weight comes from.
 
   Attributes:
-    table: the family's names of the weights of the model with its head.
-    shapes: {path of a leaf of ours: its shape}.
-    found: the tensors of the folder that are read, under the names of the table.
+    table: the family's names of all weights, those of the model's head included.
+    shapes: {path of a leaf in our tree: its shape}.
+    stored: the tensors of the folder that are read, by their names in the table.
     fresh: paths of the leaves that the folder lacks: those of a head that it does not have.
     dropped: names of the folder's tensors that are not read: those of another head.
   """
 
   table: list[Tensor]
   shapes: dict[str, tuple[int, ...]]
-  found: dict[str, Stored]
+  stored: dict[str, Stored]
   fresh: tuple[str, ...]
   dropped: tuple[str, ...]
 
 
-def plan(folder: Path, table: list[Tensor], shapes: Any, c: Config, same: bool, hf: dict) -> Plan:
-  """Decides for every tensor of a folder whether it is read; opens no more than the files' headers.
+def plan(
+  folder: Path, table: list[Tensor], shapes: Any, c: Config, same_head: bool, hf: dict
+) -> Plan:
+  """Decides for every tensor of a folder whether it is read.
+
+  Only the headers of the files are read, and copies of one tensor, to compare them.
 
   Args:
-    table: the family's names of the weights of the model with its head.
+    table: the family's names of all weights, those of the model's head included.
     shapes: the model's parameters, or their shapes.
-    same: whether the head in the folder is of the kind that the model has.
+    same_head: whether the head in the folder is of the kind that the model has.
     hf: config.json.
 
   Raises:
-    UserError: for tensors that are missing, unexpected or misshaped, by name; for damaged files.
+    UserError: for tensors that are missing, unexpected or misshaped, by name; for copies that
+      differ; for damaged files.
   """
   shapes = {path: leaf.shape for path, leaf in tree.flatten(shapes).items()}
   wanted = {n: t.their_shape(shapes[t.ours]) for t in table for n in t.their_names(shapes[t.ours])}
   names, base = {*wanted, *(n for t in table for n in t.also)}, table[0].theirs.split(".")[0]
-  stored = [s for s in _stored(folder, hf) if not BUFFERS.fullmatch(s.name)]
-  found = _one_of_each({_canonical(s.name, names, base): s for s in stored}, table, wanted)
-  fresh = _fresh(table, found, c, same)
-  # Tied embeddings may be stored once more, as the scores of a language model.
+  weights = [s for s in _tensors(folder, hf) if not BUFFERS.fullmatch(s.name)]
+  stored = _without_copies({_canonical(s.name, names, base): s for s in weights}, table, wanted)
+  fresh = _fresh(table, stored, c, same_head)
+  # Tied embeddings may be stored a second time, as the head of a language model.
   others = HEADS if c.head is not None else TIED if c.tied else None
-  dropped = {n for n in found if n not in wanted and others and others.fullmatch(n)}
-  dropped |= fresh.keys() & found
-  found = {name: s for name, s in found.items() if name not in dropped}
-  optional = {t.theirs for t in table if t.default is not None} - found.keys()
-  _refuse(found, {n: shape for n, shape in wanted.items() if n not in fresh and n not in optional})
-  return Plan(table, shapes, found, tuple(sorted(fresh.values())), tuple(sorted(dropped)))
+  dropped = {n for n in stored if n not in wanted and others and others.fullmatch(n)}
+  dropped |= fresh.keys() & stored
+  stored = {name: s for name, s in stored.items() if name not in dropped}
+  optional = {t.theirs for t in table if t.default is not None} - stored.keys()
+  _check(stored, {n: shape for n, shape in wanted.items() if n not in fresh and n not in optional})
+  return Plan(table, shapes, stored, tuple(sorted(fresh.values())), tuple(sorted(dropped)))
 
 
 def has_own_head(folder: Path, untied: list[Tensor], hf: dict) -> bool:
@@ -99,39 +105,45 @@ def has_own_head(folder: Path, untied: list[Tensor], hf: dict) -> bool:
   """
   names, base = {row.theirs for row in untied}, untied[0].theirs.split(".")[0]
   ours = {row.theirs: row.ours for row in untied}
-  stored = {ours.get(_canonical(s.name, names, base)): s for s in _stored(folder, hf)}
+  stored = {ours.get(_canonical(s.name, names, base)): s for s in _tensors(folder, hf)}
   pair = stored.get("embed/embedding"), stored.get("head/kernel")
   return None not in pair and not np.array_equal(*map(_tensor, pair))
 
 
 def _canonical(name: str, names: set[str], base: str) -> str:
-  """Returns a tensor's name in the table, where older files lack the prefix or say gamma, beta."""
+  """Returns a tensor's name in the table. Older files may lack the prefix, or say gamma, beta."""
   name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
   candidates = (name, f"{base}.{name}", f"{base}.{name.partition('.')[2]}")
   return next((n for n in candidates if n in names), name)
 
 
-def _one_of_each(found: dict[str, Stored], table: list[Tensor], wanted) -> dict[str, Stored]:
-  """Keeps one of the copies that a folder may hold of a tensor, under its name in the table."""
-  found = dict(found)
+def _without_copies(
+  stored: dict[str, Stored], table: list[Tensor], wanted: Container[str]
+) -> dict[str, Stored]:
+  """Keeps one of several copies of a tensor, under its name in the table.
+
+  Raises:
+    UserError: if copies differ.
+  """
+  stored = dict(stored)
   for row in table:
-    names = [name for name in (row.theirs, *row.also) if name in found]
+    names = [name for name in (row.theirs, *row.also) if name in stored]
     if not names:
       continue
-    found[row.theirs] = first = found[names[0]]
+    stored[row.theirs] = first = stored[names[0]]
     for copy in [name for name in names if name not in wanted]:
-      if not np.array_equal(_tensor(first), _tensor(found.pop(copy))):
+      if not np.array_equal(_tensor(first), _tensor(stored.pop(copy))):
         raise UserError(
           f"{copy} differs from {names[0]}, though the config.json says that they are the same"
         )
-  return found
+  return stored
 
 
-def _fresh(table: list[Tensor], found: dict, c: Config, same: bool) -> dict[str, str]:
+def _fresh(table: list[Tensor], stored: dict, c: Config, same_head: bool) -> dict[str, str]:
   """Maps the tensors of the head that the folder lacks to our paths.
 
-  A layer of the head is fresh as a whole: where no more than its bias is missing, the file is
-  damaged. The scores of another kind of head are not read, even if they have the same name.
+  A layer of the head is fresh only as a whole: if just its bias is missing, the file is damaged.
+  The last layer of another kind of head is fresh, even if the folder has one of the same name.
   """
   modules: dict[str, list[Tensor]] = {}
   for row in table:
@@ -139,23 +151,24 @@ def _fresh(table: list[Tensor], found: dict, c: Config, same: bool) -> dict[str,
       modules.setdefault(row.ours.rpartition("/")[0], []).append(row)
   fresh = {}
   for module, rows in modules.items():
-    stored = any(row.theirs in found for row in rows) and (same or module != "head/out")
-    fresh |= {} if stored else {row.theirs: row.ours for row in rows}
+    is_stored = any(row.theirs in stored for row in rows) and (same_head or module != "head/out")
+    fresh |= {} if is_stored else {row.theirs: row.ours for row in rows}
   return fresh
 
 
 def _tensor(stored: Stored) -> np.ndarray:
-  # The file is opened anew each time: what was read of a mapped file counts as memory until then.
+  # Opened for each tensor, because all that was read counts as used memory until the file closes.
   with safe_open(stored.file, "numpy") as file:
     return file.get_tensor(stored.name)
 
 
-def _refuse(found: dict[str, Stored], wanted: dict[str, tuple[int, ...]]) -> None:
-  missing, extra = sorted(wanted.keys() - found), sorted(found.keys() - wanted)
+def _check(stored: dict[str, Stored], wanted: dict[str, tuple[int, ...]]) -> None:
+  """Raises UserError for tensors that are missing, unexpected or misshaped."""
+  missing, extra = sorted(wanted.keys() - stored), sorted(stored.keys() - wanted)
   wrong = [
-    f"{n} {found[n].shape}, expected {wanted[n]}"
+    f"{n} {stored[n].shape}, expected {wanted[n]}"
     for n in sorted(wanted)
-    if n in found and found[n].shape != wanted[n]
+    if n in stored and stored[n].shape != wanted[n]
   ]
   for label, names in (("missing", missing), ("unexpected", extra), ("misshaped", wrong)):
     if names:
@@ -164,7 +177,7 @@ def _refuse(found: dict[str, Stored], wanted: dict[str, tuple[int, ...]]) -> Non
 
 
 def check_memory(shapes: Any) -> None:
-  """Raises UserError for weights larger than the memory of the machine and all its devices."""
+  """Raises UserError for weights larger than the memory of this machine plus its devices."""
   needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
   limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + sum(limits)
@@ -176,11 +189,11 @@ def check_memory(shapes: Any) -> None:
 
 
 def read(plan: Plan, c: Config, deviation: float, seed: int) -> dict:
-  """Returns the weights, stacked over layers, as a tree.
+  """Returns the weights as a tree, stacked over layers.
 
-  One tensor is in memory at a time beside them. Kernels that are to be quantised are read in fp32
-  and quantised one by one. Fresh kernels are drawn from N(0, deviation^2), fresh biases are 0 and
-  fresh scales of norms 1.
+  Beside them, one tensor at a time is in memory. Kernels to be quantised are read in fp32 and
+  quantised one by one. Fresh kernels are drawn from N(0, deviation^2); fresh biases are 0 and fresh
+  scales of norms 1.
   """
   params = {}
   for row in tqdm(plan.table, desc="loading", unit="tensor", leave=False, disable=None):
@@ -189,26 +202,26 @@ def read(plan: Plan, c: Config, deviation: float, seed: int) -> dict:
     array = _aligned(shape, np.float32 if chosen else c.dtype)
     if row.ours in plan.fresh:
       array[...] = _drawn(row.ours, shape, deviation, seed)
-    elif row.default is not None and row.theirs not in plan.found:
+    elif row.default is not None and row.theirs not in plan.stored:
       array[...] = row.default
     else:
       array[: row.first] = 1
       for name, index in row.their_names(shape).items():
-        array[index][...] = row.read(_tensor(plan.found[name]))
+        array[index][...] = row.read(_tensor(plan.stored[name]))
     leaf = jax.device_put(array, may_alias=True)
     params[row.ours] = quantize.store(row.ours, leaf, c.quantize)
   return tree.unflatten(params)
 
 
-def _drawn(path: str, shape: tuple[int, ...], deviation: float, seed: int):
-  """Draws a leaf with a generator seeded by its path, so that no other leaf changes it."""
+def _drawn(path: str, shape: tuple[int, ...], deviation: float, seed: int) -> np.ndarray:
+  """Draws a leaf with a generator seeded by its path too, so that no other leaf changes it."""
   if not path.endswith("/kernel"):
     return np.full(shape, float(path.endswith("/scale")))
   return deviation * np.random.default_rng([seed, zlib.crc32(path.encode())]).normal(size=shape)
 
 
-def _aligned(shape, dtype) -> np.ndarray:
-  """Allocates an array that jax can use on a CPU without a copy, as it is aligned to 64 bytes."""
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  """Allocates an array aligned to 64 bytes, which jax can use on a CPU without a copy."""
   size = int(np.prod(shape)) * np.dtype(dtype).itemsize
   raw = np.empty(size + 64, np.uint8)
   start = -raw.ctypes.data % 64
@@ -220,46 +233,50 @@ def _shards(folder: Path) -> list[str]:
   index = folder / "model.safetensors.index.json"
   if not index.exists():
     return ["model.safetensors"]
-  found = schema.read_json(index)
-  schema.check(str(index), found, dict)
-  schema.check(f"{index}: weight_map", found.get("weight_map"), dict[str, str])
-  shards = sorted(set(found["weight_map"].values()))
+  entries = schema.read_json(index)
+  schema.check(str(index), entries, dict)
+  schema.check(f"{index}: weight_map", entries.get("weight_map"), dict[str, str])
+  shards = sorted(set(entries["weight_map"].values()))
   for shard in shards:
     if Path(shard).name != shard or not shard.endswith(".safetensors"):
       raise UserError(f"{index} names {shard!r}: outside its folder, or no safetensors file")
   return shards
 
 
-def _stored(folder: Path, hf: dict) -> list[Stored]:
-  """Lists every tensor of a folder, from the headers of its safetensors files."""
-  found = []
+def _tensors(folder: Path, hf: dict) -> list[Stored]:
+  """Lists every tensor of a folder, from the headers of its safetensors files.
+
+  Raises:
+    UserError: for files that are missing or damaged, and for types that are not in FILE_DTYPES.
+  """
+  tensors = []
   for shard in _shards(folder):
     path = folder / shard
     if not path.is_file():
-      hint = f"; it holds .bin weights only: {_conversion(folder, hf)}" if _bins(folder) else ""
+      hint = f"; it holds .bin weights only: {_conversion(folder, hf)}" if _has_bins(folder) else ""
       raise UserError(f"{folder} lacks {shard}{hint}")
     try:
       with safe_open(path, "numpy") as file:
         headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        kinds = {name: header.get_dtype() for name, header in headers.items()}
-        found += [Stored(path, name, tuple(h.get_shape())) for name, h in headers.items()]
+        dtypes = {name: header.get_dtype() for name, header in headers.items()}
+        tensors += [Stored(path, name, tuple(h.get_shape())) for name, h in headers.items()]
     except (OSError, SafetensorError) as error:
       raise UserError(f"{path} is damaged or truncated: {error}") from error
-    for name, kind in kinds.items():
-      if kind not in FILE_DTYPES and not BUFFERS.fullmatch(name):
+    for name, dtype in dtypes.items():
+      if dtype not in FILE_DTYPES and not BUFFERS.fullmatch(name):
         raise UserError(
-          f"{name} in {path} is stored as {kind}; expected unquantised weights, one of "
+          f"{name} in {path} is stored as {dtype}; expected unquantised weights, one of "
           f"{', '.join(FILE_DTYPES)}"
         )
-  return found
+  return tensors
 
 
-def _bins(folder: Path) -> bool:
+def _has_bins(folder: Path) -> bool:
   return any(folder.glob("*.bin")) or (folder / "pytorch_model.bin.index.json").exists()
 
 
 def _conversion(folder: Path, hf: dict) -> str:
-  """Writes the command that stores a folder's weights as safetensors."""
+  """Returns the command that stores a folder's weights as safetensors."""
   architecture = str((hf.get("architectures") or [""])[0])
   head = "".join(architecture.partition("For")[1:])
   if architecture.endswith("LMHeadModel"):

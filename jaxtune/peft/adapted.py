@@ -22,7 +22,7 @@ class Overlay(NamedTuple):
   """Holds the arrays that one trial lays over the base; a pytree, so that trials can be stacked.
 
   Attributes:
-    tuned: the trained arrays in fp32, {"params": leaves moved out of the base, "peft": arrays that
+    tuned: the trained arrays in fp32, {"params": leaves taken out of the base, "peft": arrays that
       methods add}.
     hyper: the methods' fixed numbers, such as scales and masks.
   """
@@ -81,17 +81,17 @@ def init(
     UserError: for methods that cannot be combined, or that find nothing to train in this model.
   """
   _check_names(methods, sites)
-  moved, base = split(methods, params)
+  in_place, base = split(methods, params)
   flat = tree.flatten(params)
   frozen = Frozen(partial(quantize.weight, flat), tokenize, flat)
   deltas, hyper = {}, {}
   for method in methods:
     trained, fixed = method.init(site_key(key, method.name), sites, frozen)
-    _check_moves(method, flat)
+    _check_in_place(method, flat)
     deltas |= by_path(method, trained)
     hyper |= by_path(method, fixed)
   tuned = {
-    "params": jax.tree.map(lambda x: jnp.array(x, jnp.float32), moved),
+    "params": jax.tree.map(lambda x: jnp.array(x, jnp.float32), in_place),
     "peft": tree.unflatten(deltas),
   }
   return Adapted(methods, tuned, tree.unflatten(hyper), base)
@@ -100,13 +100,13 @@ def init(
 def split(methods: tuple[Method, ...], params: PyTree) -> tuple[dict, dict]:
   """Splits the weights into (those that methods train in place, those that stay frozen)."""
   return tree.partition(
-    params, lambda path: any(m.moves is not None and m.moves(path) for m in methods)
+    params, lambda path: any(m.trains is not None and m.trains(path) for m in methods)
   )
 
 
 def _check_names(methods: tuple[Method, ...], sites: dict[str, Site]) -> None:
   """Raises UserError for two prompts, or a method with the name of another one or of a module."""
-  prompts = [method.name for method in methods if method.slots is not None]
+  prompts = [method.name for method in methods if method.virtual_tokens is not None]
   if len(prompts) > 1:
     raise UserError(f"two prompts: {' and '.join(prompts)}; expected at most one, of any length")
   names = [method.name for method in methods if method.intercept is not None]
@@ -118,17 +118,17 @@ def _check_names(methods: tuple[Method, ...], sites: dict[str, Site]) -> None:
       raise UserError(f"method.{name} has the name of a module; expected any other name")
 
 
-def _check_moves(method: Method, flat: dict[str, Array]) -> None:
+def _check_in_place(method: Method, flat: dict[str, Array]) -> None:
   """Raises UserError if a method trains weights in place and finds none, or quantised ones."""
-  if method.moves is None:
+  if method.trains is None:
     return
-  moved = {path: leaf for path, leaf in flat.items() if method.moves(path)}
-  if not moved:
+  in_place = {path: leaf for path, leaf in flat.items() if method.trains(path)}
+  if not in_place:
     raise UserError(
       f"method {method.name!r} finds nothing to train: no leaf of this model is a "
       f"{' or '.join(method.patterns)}"
     )
-  check_floating(method.name, moved)
+  check_floating(method.name, in_place)
 
 
 def check_floating(name: str, leaves: dict[str, Array]) -> None:

@@ -86,7 +86,7 @@ class Method(NamedTuple):
     kind: the name of its module in `jaxtune.peft.methods`.
     init: (key, sites, frozen) -> (trained, fixed), the arrays at the start.
     intercept: (Call, *args) -> output; wraps a module's call, whose arguments are `args`.
-    moves: (path) -> whether this leaf of the base is trained in place (full, BitFit).
+    trains: (path) -> whether this leaf of the base is trained in place (full, BitFit).
     overwrite: (leaves, arrays) -> leaves that the forward pass reads instead, of the same shapes
       and types (last layers). Merging overwrites them too, in fp32.
     reparametrise: (trained) -> the arrays that `intercept` reads, computed from those that are
@@ -96,16 +96,17 @@ class Method(NamedTuple):
     penalty: (trained, fixed) -> scalar whose gradient is added to that of the mean loss (AdaLoRA).
     adjust: (step, steps, trained, gradients, fixed) -> (trained, fixed) after update `step` of
       `steps`, counted from 1; gradients are those before clipping (AdaLoRA).
-    settled: (steps of a run) -> the first step whose weights may be kept as the best: before it
+    keep_from: (steps of a run) -> the first step whose weights may be kept as the best: before it
       they do not yet satisfy the options (AdaLoRA's budget).
-    slots: (fixed) -> mask (P,) of the virtual tokens that stand before a decoder's text, or None
+    virtual_tokens: (fixed) -> mask (P,) of the virtual tokens before a decoder's text, or None
       where an encoder reads them (prompts).
-    unused: (trained, fixed) -> how many trained numbers have no effect, as they only pad a layer.
-    numbers: options whose values are arrays or sizes that can be padded, so that trials that differ
-      in them share a compiled program.
-    padded: {array name: its axes of rank, width or length}. Along these, zeros change nothing that
-      is computed, so arrays of several trials or adapters are padded to one shape; along any other
-      axis they must agree.
+    count_unused: (trained, fixed) -> how many trained numbers have no effect, as they only pad a
+      layer.
+    groupable: options whose values are arrays or sizes that can be padded: trials that differ in
+      these alone are grouped into one compiled program.
+    padded_axes: {array name: its axes of rank, width or length}. Along these, zeros change nothing
+      that is computed, so arrays of several trials or adapters are padded to one shape; along any
+      other axis they must agree.
     patterns: the targets asked for, as the target plan and errors name them.
     positions: how many of the model's positions its virtual tokens take.
     start: folder of an adapter, or of a run, whose arrays training begins with; None to draw them.
@@ -116,17 +117,17 @@ class Method(NamedTuple):
   kind: str = ""
   init: Callable = lambda key, sites, frozen: ({}, {})
   intercept: Callable | None = None
-  moves: Callable[[str], bool] | None = None
+  trains: Callable[[str], bool] | None = None
   overwrite: Callable | None = None
   reparametrise: Callable = lambda trained: trained
   merge: Callable | None = None
   penalty: Callable | None = None
   adjust: Callable | None = None
-  settled: Callable[[int], int] | None = None
-  slots: Callable | None = None
-  unused: Callable = lambda trained, fixed: 0
-  numbers: tuple[str, ...] = ()
-  padded: dict[str, tuple[int, ...]] = {}
+  keep_from: Callable[[int], int] = lambda steps: 0
+  virtual_tokens: Callable | None = None
+  count_unused: Callable = lambda trained, fixed: 0
+  groupable: tuple[str, ...] = ()
+  padded_axes: dict[str, tuple[int, ...]] = {}
   patterns: tuple[str, ...] = ()
   positions: int = 0
   start: str | None = None

@@ -150,7 +150,7 @@ def write(
 
 def count_trained(methods: Sequence[peft.Method], overlay: peft.Overlay) -> int:
   """Counts trained numbers, without those that only pad a layer to the size of another."""
-  return tree.size(overlay.tuned) - sum(int(m.unused(*overlay.arrays_of(m))) for m in methods)
+  return tree.size(overlay.tuned) - sum(int(m.count_unused(*overlay.arrays_of(m))) for m in methods)
 
 
 def best_trial(folder: Path) -> Path:

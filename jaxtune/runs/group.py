@@ -57,7 +57,7 @@ def train(
       base,
       lambda step: parallel.put_batch(loop.make_batch(splits, seeds, step, options)),
       _validation(evaluator, base, trials),
-      max((m.settled(options.steps) for m in program.methods if m.settled is not None), default=0),
+      max((m.keep_from(options.steps) for m in program.methods), default=0),
       folder.Logs(folders, int(progress.state.step[0])),
       lambda step, progress: saved.save(step, progress, clock()),
     )

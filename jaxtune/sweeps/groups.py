@@ -44,7 +44,7 @@ def _static_method(section: dict) -> Any:
   if section["name"] == "stack":
     return {k: value if k == "name" else _static_method(value) for k, value in section.items()}
   (method,) = peft.build(section)
-  return {key: value for key, value in section.items() if key not in method.numbers}
+  return {key: value for key, value in section.items() if key not in method.groupable}
 
 
 def baseline_key(config: dict) -> str:

@@ -1,1 +1,1 @@
-"""The pure training step, the loop around it, its optimizer and its checkpoints."""
+"""Contains the pure training step, the loop around it, its optimizer and its checkpoints."""

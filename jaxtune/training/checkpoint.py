@@ -1,4 +1,4 @@
-"""Checkpoints of a running group: what is trained, never the base."""
+"""Writes and reads checkpoints of a running group, which never contain the base."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ ocp = libraries.Lazy("orbax.checkpoint")
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-  """The last two checkpoints of one run, in orbax's format; a context manager.
+  """Keeps the last two checkpoints of one run, in orbax's format; a context manager.
 
-  Each holds the state (trained tree, optimizer, step, seed, best so far) and a record of what it
-  belongs to: the configuration, the base's fingerprint and the data's hashes.
+  Each holds the state (trained tree, optimizer, step, seed, best so far), the seconds that the run
+  has taken, and a record of what it belongs to: the configuration, the base's fingerprint and the
+  data's hashes.
   """
 
   def __init__(self, folder: Path, record: dict):
@@ -33,14 +34,16 @@ class Checkpoints(contextlib.AbstractContextManager):
     with undamaged(folder), writing(folder):
       self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-  def __exit__(self, *error):
+  def __exit__(self, *error: Any) -> None:
     self.manager.close()
 
   def save(self, step: int, state: Any, seconds: float = 0.0) -> None:
-    """Writes a checkpoint; a process that is killed meanwhile leaves the one before it.
+    """Writes a checkpoint, unless the latest one is of this step.
+
+    If the process is killed meanwhile, the one before it remains.
 
     Args:
-      seconds: that the run has taken so far, through all its restarts.
+      seconds: seconds that the run has taken so far, over all its restarts.
     """
     if self.manager.latest_step() != step:
       record = ocp.args.JsonSave(self.record | {"seconds": seconds})
@@ -50,14 +53,14 @@ class Checkpoints(contextlib.AbstractContextManager):
         self.manager.wait_until_finished()
 
   def restore(self, like: Any) -> tuple[Any, float] | None:
-    """Reads the latest state and its seconds; None if there is none.
+    """Returns the latest state and its seconds, or None if there is no checkpoint.
 
     Args:
-      like: a state with the shapes, types and placement that are wanted.
+      like: a state with the shapes, types and shardings that are wanted.
 
     Raises:
-      UserError: when it belongs to another configuration, another base or other data, or is
-        damaged.
+      UserError: if it belongs to another configuration, base or data, is of an older version of
+        jaxtune, or is damaged.
     """
     step = self.manager.latest_step()
     if step is None:
@@ -77,19 +80,19 @@ class Checkpoints(contextlib.AbstractContextManager):
 class _PatientLoop(asyncio.SelectorEventLoop):
   """An event loop that waits for its unfinished tasks before it closes."""
 
-  def close(self):
-    left = () if self.is_closed() else asyncio.all_tasks(self)
-    if left:
-      self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+  def close(self) -> None:
+    pending = () if self.is_closed() else asyncio.all_tasks(self)
+    if pending:
+      self.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
     super().close()
 
 
 @contextlib.contextmanager
 def _patient_loops() -> Iterator[None]:
-  """Makes orbax wait for all its writes, or reads, before it closes an event loop.
+  """Makes orbax wait for all its reads and writes before it closes an event loop.
 
-  When one of them fails, orbax does not wait for the others, and these would print "Event loop is
-  closed" from their threads.
+  If one of them fails, orbax does not wait for the others, whose threads would then print "Event
+  loop is closed".
   """
   before, asyncio.new_event_loop = asyncio.new_event_loop, _PatientLoop
   try:
@@ -100,7 +103,7 @@ def _patient_loops() -> Iterator[None]:
 
 @contextlib.contextmanager
 def undamaged(path: Path) -> Iterator[None]:
-  """Raises UserError in place of any error that orbax, or a library below it, raises at a path."""
+  """Raises UserError for `path` in place of any other error inside, most of which are orbax's."""
   try:
     yield
   except UserError:
@@ -108,18 +111,18 @@ def undamaged(path: Path) -> Iterator[None]:
   except Exception as error:
     cause = (str(error) or type(error).__name__).splitlines()[0][:200]
     raise UserError(
-      f"{path} is damaged ({cause}). Remove it, to go on from the checkpoint before it, or from "
-      "the start where there is none"
+      f"{path} is damaged ({cause}): remove it to go on from the checkpoint before it, or from the "
+      "start if there is none"
     ) from error
 
 
 def check_same(holds: str, old: dict, new: dict) -> None:
-  """Raises UserError, with the keys that differ, unless two records are equal.
+  """Raises UserError, with the keys that differ, if an entry of `new` is another one in `old`.
 
   Args:
     holds: the beginning of the message, such as "FOLDER holds a checkpoint".
-    old: {"config", "base", "data set": value} of what is in the folder, as read from JSON.
-    new: the same of the run that is to go on.
+    old: {"config", "base", "data set": value} of what the folder holds, as read from JSON.
+    new: the same of the run that is to be resumed.
   """
   for key, value in json.loads(json.dumps(new, default=str)).items():
     if old[key] != value:
@@ -130,7 +133,7 @@ def check_same(holds: str, old: dict, new: dict) -> None:
 
 
 def differences(old: Any, new: Any, path: str = "") -> str:
-  """Names the keys in which two nested dicts, or lists of dicts, differ."""
+  """Describes where two nested dicts, or lists of dicts, differ; "" if they are equal."""
   lists = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
   if lists and all(isinstance(x, dict) for x in old + new):
     names = [f"{path}[{i}]" if len(old) > 1 else path for i in range(len(old))]
@@ -145,14 +148,14 @@ def differences(old: Any, new: Any, path: str = "") -> str:
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[threading.Event]:
-  """Catches SIGTERM: it sets the event, so that the loop can save after its step and then leave."""
-  asked = threading.Event()
+  """Yields an event that SIGTERM sets, so that the loop can save after its step and then exit."""
+  requested = threading.Event()
   try:
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-  except ValueError:  # not in the main thread: signals are the caller's
+    before = signal.signal(signal.SIGTERM, lambda *_: requested.set())
+  except ValueError:  # only the main thread can handle signals
     before = None
   try:
-    yield asked
+    yield requested
   finally:
     if before is not None:
       signal.signal(signal.SIGTERM, before)

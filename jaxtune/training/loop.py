@@ -1,4 +1,4 @@
-"""The training loop: a group of trials in one compiled program. A single run is a group of one."""
+"""Trains a group of trials in one compiled program; a single run is a group of one."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from jaxtune.training import checkpoint
 from jaxtune.training.options import TrainOptions
 from jaxtune.training.step import Program, State, update
 
-METRICS = ("loss", "accuracy", "grad_norm")  # of a step, that are averaged between log lines
+METRICS = ("loss", "accuracy", "grad_norm")  # of a step; each log line has their means
 
 
 class Progress(NamedTuple):
-  """A group's state between two steps: all that a checkpoint holds.
+  """Holds a group's state between two steps, which a checkpoint saves.
 
   Attributes:
-    state: step.State, stacked over trials.
-    sums: of the metrics since the last log line; and "diverged", the first step at which a loss,
-      a gradient or a weight was not finite, 0 for none.
-    tuned: the weights with the best validation loss so far.
-    best: that loss, (E,); best_step: its step; stale: evaluations since.
-    stopped: the step at which patience was over, (E,); 0 for not yet.
+    state: `step.State`, stacked over trials.
+    sums: {name: (E,)}: sums of METRICS and the number of "steps" since the last log line, and
+      "diverged", the first step at which a loss, a gradient or a weight was not finite, or 0.
+    tuned: the trained weights with the best validation loss so far.
+    best, best_step: that loss and its step, (E,).
+    stale: number of evaluations since then, (E,).
+    stopped: the step at which the patience ended, (E,); 0 if it has not.
   """
 
   state: State
@@ -45,36 +46,35 @@ class Progress(NamedTuple):
 def begin(states: State) -> Progress:
   """Returns the progress of a group before its first step."""
   count = states.step.shape[0]
-  zeros = lambda: jnp.zeros(count, jnp.int32)  # each its own: the step donates its arguments
+  zeros = lambda: jnp.zeros(count, jnp.int32)  # not shared, because the step donates its arguments
   sums = {name: jnp.zeros(count) for name in (*METRICS, "steps")}
-  tuned, never = jax.tree.map(jnp.copy, states.tuned), jnp.full(count, jnp.inf)
-  return Progress(states, sums | {"diverged": zeros()}, tuned, never, zeros(), zeros(), zeros())
+  tuned, best = jax.tree.map(jnp.copy, states.tuned), jnp.full(count, jnp.inf)
+  return Progress(states, sums | {"diverged": zeros()}, tuned, best, zeros(), zeros(), zeros())
 
 
 def make_step(program: Program, chunk: int, patience: int | None = None) -> Callable:
   """Returns ((state, sums, stale), base, batch, axis=None) -> the same three after one step.
 
-  Trials whose validation loss has been `stale` for `patience` evaluations stay as they are.
+  Trials that have been `stale` for `patience` evaluations only count the step.
 
   Args:
-    chunk: trials side by side in one vmap.
+    chunk: number of trials that one vmap computes together.
   """
 
-  def one(carry, base, batch, axis):
+  def one_trial(carry, base, batch, axis):
     state, sums, stale = carry
 
-    def go():
+    def train():
       after, metrics = update(program, state, base, batch, axis)
       new = {name: sums[name] + metrics[name] for name in METRICS}
-      lost = _first(sums["diverged"], ~metrics["finite"], after.step)
-      return after, new | {"steps": sums["steps"] + 1, "diverged": lost}, stale
+      diverged = _first(sums["diverged"], ~metrics["finite"], after.step)
+      return after, new | {"steps": sums["steps"] + 1, "diverged": diverged}, stale
 
-    stopped = lambda: (state._replace(step=state.step + 1), sums, stale)
-    return go() if patience is None else jax.lax.cond(stale < patience, go, stopped)
+    skip = lambda: (state._replace(step=state.step + 1), sums, stale)
+    return train() if patience is None else jax.lax.cond(stale < patience, train, skip)
 
-  return lambda trials, base, batch, axis=None: sharding.over(partial(one, axis=axis), chunk)(
-    trials, base, batch
-  )
+  mapped = lambda axis: sharding.over(partial(one_trial, axis=axis), chunk)
+  return lambda trials, base, batch, axis=None: mapped(axis)(trials, base, batch)
 
 
 def _first(before: Array, now: Array, step: Array | int) -> Array:
@@ -89,17 +89,17 @@ def intervals(options: TrainOptions) -> tuple[int, int]:
 
 
 class Group(NamedTuple):
-  """What the loop needs of a group of trials.
+  """Holds what the loop needs of a group of trials.
 
   Attributes:
     options: the `train` section.
-    step: compiled, as `make_step` returns it.
+    step: what `make_step` returns, compiled.
     base: the frozen weights.
     batch: (number of a step) -> its batch (E, A, B, ...), on the devices.
-    validate: (overlays) -> each trial's metrics on its validation split; None without one.
-    settled: the first step whose weights may be kept; evaluations before it count for nothing.
+    validate: (overlays) -> each trial's metrics on its validation split; None without a split.
+    keep_from: the first step whose weights may be kept; evaluations before it are only logged.
     logs: writes each trial's metrics.jsonl.
-    save: (steps done, progress) writes a checkpoint.
+    save: (steps done, progress) -> None; writes a checkpoint.
   """
 
   options: TrainOptions
@@ -107,16 +107,18 @@ class Group(NamedTuple):
   base: PyTree
   batch: Callable[[int], dict]
   validate: Callable[[peft.Overlay], list[dict]] | None
-  settled: int
+  keep_from: int
   logs: Any
   save: Callable[[int, Progress], None]
 
 
 def run(group: Group, progress: Progress) -> Progress:
-  """Trains a group from its next step to its last one, and validates, logs and saves between.
+  """Trains a group from its next step to its last one, and validates, logs and saves meanwhile.
+
+  It ends early once the patience of every trial has ended.
 
   Raises:
-    SystemExit: after SIGTERM, once the step is done and saved.
+    SystemExit: after SIGTERM, once the current step is done and saved.
   """
   options = group.options
   eval_every, checkpoint_every = intervals(options)
@@ -148,7 +150,7 @@ def run(group: Group, progress: Progress) -> Progress:
 def make_batch(
   splits: Sequence[data.Split], seeds: Sequence[int], step: int, options: TrainOptions
 ) -> dict[str, np.ndarray]:
-  """Stacks every trial's batch of a step: (E, A, B, ...)."""
+  """Returns every trial's batch of a step, stacked to (E, A, B, ...) with B examples in a part."""
   keys = [(id(split), seed) for split, seed in zip(splits, seeds, strict=True)]
   distinct = dict(zip(keys, splits, strict=True))
   batches = {
@@ -159,16 +161,19 @@ def make_batch(
 
 
 def _log(group: Group, progress: Progress, step: int, bar: tqdm, tokens: int) -> Progress:
-  """Writes the means of the metrics since the last log line, and sets their sums to zero."""
+  """Writes the means of the metrics since the last log line, and sets their sums to zero.
+
+  Prints a warning for each trial that has diverged since then.
+
+  Args:
+    tokens: number of tokens in a step, padding included, for the rate that the bar shows.
+  """
   sums = jax.tree.map(np.asarray, progress.sums)
   means = {name: sums[name] / np.maximum(sums["steps"], 1) for name in METRICS}
   rows = [
-    {
-      "step": step,
-      "train_loss": float(loss),
-      "train_accuracy": 100 * float(accuracy),
-      "grad_norm": float(norm),
-    }
+    dict(
+      step=step, train_loss=float(loss), train_accuracy=100 * float(accuracy), grad_norm=float(norm)
+    )
     for loss, accuracy, norm in zip(*means.values(), strict=True)
   ]
   group.logs.write(rows, active=sums["steps"] > 0)
@@ -182,18 +187,18 @@ def _log(group: Group, progress: Progress, step: int, bar: tqdm, tokens: int) ->
 
 
 def _keep_best(group: Group, progress: Progress, step: int, metrics: list[dict]) -> Progress:
-  """Logs an evaluation, and keeps each trial's weights if they are its best so far."""
-  patience, settled = group.options.patience, group.settled
+  """Logs an evaluation, keeps the weights of trials that improved, and counts for the others."""
+  patience, keep_from = group.options.patience, group.keep_from
   active = None if patience is None else np.asarray(progress.stale) < patience
   group.logs.write([{"step": step, **values} for values in metrics], active)
   loss = jnp.asarray([values["validation_loss"] for values in metrics])
-  better = (loss < progress.best) & (step >= settled)
-  stale = jnp.where(better | (step < settled), 0, progress.stale + 1)
-  lost = _first(progress.sums["diverged"], ~jnp.isfinite(loss), step)
+  better = (loss < progress.best) & (step >= keep_from)
+  stale = jnp.where(better | (step < keep_from), 0, progress.stale + 1)
+  diverged = _first(progress.sums["diverged"], ~jnp.isfinite(loss), step)
   if patience is None:
-    _warn(np.asarray(stale), np.asarray(lost > 0), progress, step, loss)
+    _warn(np.asarray(stale), np.asarray(diverged > 0), progress, step, loss)
   return progress._replace(
-    sums=progress.sums | {"diverged": lost},
+    sums=progress.sums | {"diverged": diverged},
     tuned=_choose(better, progress.state.tuned, progress.tuned),
     best=jnp.where(better, loss, progress.best),
     best_step=jnp.where(better, step, progress.best_step),
@@ -204,7 +209,7 @@ def _keep_best(group: Group, progress: Progress, step: int, metrics: list[dict])
 
 @jax.jit
 def _choose(better: Array, new: PyTree, old: PyTree) -> PyTree:
-  """Takes each trial's weights from `new` where they are `better`, else from `old`."""
+  """Takes the weights of trials that are `better` from `new`, and of the others from `old`."""
   column = lambda x: better.reshape(-1, *[1] * (x.ndim - 1))
   return jax.tree.map(lambda x, y: jnp.where(column(x), x, y), new, old)
 
@@ -212,7 +217,7 @@ def _choose(better: Array, new: PyTree, old: PyTree) -> PyTree:
 def _warn(
   stale: np.ndarray, diverged: np.ndarray, progress: Progress, step: int, loss: Array
 ) -> None:
-  """Prints a warning when a trial's third evaluation in a row was no better than its best."""
+  """Prints a warning for trials whose third evaluation in a row was not better than their best."""
   for e in np.flatnonzero((stale == 3) & ~diverged):
     tqdm.write(
       f"step {step}: the validation loss of trial {e + 1} has not fallen since step "

@@ -1,4 +1,4 @@
-"""Optimizers whose numbers are arrays, so that trials with other numbers share one program."""
+"""Makes optimizers whose numbers are arrays, so that trials with other numbers share a program."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from jaxtune.models.heads import is_head
 from jaxtune.schema import Natural, NonNegative, Positive, Rate
 
 NUMBERS = ("learning_rate", "warmup", "weight_decay", "head_ratio")
-# Biases ("up_bias", "bias2"), and vectors that start at one ("norm_scale").
+# Names of the leaves without weight decay: biases ("up_bias", "bias2"), scales ("norm_scale"), the
+# vectors of IA3 and the magnitudes of DoRA.
 UNDECAYED = re.compile(r"(.*_)?(bias.*|scale)|l|l_in|magnitude")
 
 
@@ -34,21 +35,24 @@ def make(
   b2: Rate = 0.999,
   epsilon: Positive = 1e-8,
 ) -> optax.GradientTransformation:
-  """Makes an elementwise optimizer: padded trials stay equal to their solo runs.
+  """Makes an elementwise optimizer, so that padded trials stay equal to their solo runs.
 
   Args:
-    numbers: traced values that replace learning_rate, warmup, weight_decay and head_ratio.
-    steps: of the whole run, at whose end "linear" and "cosine" reach zero.
+    numbers: traced values that replace learning_rate, warmup and weight_decay.
+    steps: number of steps of the run, after which "linear" and "cosine" have reached zero.
     name: "adamw", "lion" or "sgd" (with momentum b1).
     learning_rate: the peak.
-    warmup: steps of linear warm-up from zero.
-    weight_decay: decoupled; not applied to biases and norm scales.
-    head_ratio: learning rate of a task's head, over that of everything else; see `scale`.
-    clip: largest global norm of the gradient; None for none.
+    warmup: number of steps in which the learning rate rises linearly, from peak / warmup at the
+      first one.
+    weight_decay: decoupled; not applied to the leaves in UNDECAYED.
+    head_ratio: learning rate of a task's head and BERT's pooler over that of everything else.
+      `scale` applies it, and not this optimizer.
+    clip: largest global norm of the gradient; None for no limit.
+    b1, b2, epsilon: numbers of the optimizer; sgd uses b1 alone, and lion no epsilon.
   """
   given = {"learning_rate": learning_rate, "warmup": warmup, "weight_decay": weight_decay}
   numbers = given | (numbers or {})
-  rate = lambda count: numbers["learning_rate"] * _decay(schedule, count, numbers["warmup"], steps)
+  rate = lambda count: numbers["learning_rate"] * _share(schedule, count, numbers["warmup"], steps)
   decay = {"weight_decay": numbers["weight_decay"], "mask": _decayed}
   rule = {
     "adamw": lambda: optax.adamw(rate, b1, b2, epsilon, **decay),
@@ -61,9 +65,12 @@ def make(
 
 
 def scale(changes: PyTree, hyper: PyTree, head_ratio: Float[Array, ""] | float) -> PyTree:
-  """Multiplies an update where the learning rate differs: at a head, and by a method's "rate:X".
+  """Multiplies an update where the learning rate differs: at a head, and at arrays with a "rate:X".
 
-  Weight decay is scaled with it, as in an optimizer with groups of parameters.
+  Their weight decay is thus multiplied too, as in an optimizer with groups of parameters.
+
+  Args:
+    hyper: the methods' fixed numbers; "rate:X" is the ratio for the trained array X of a site.
   """
   rates = tree.flatten(hyper)
   flat = tree.flatten(changes)
@@ -77,18 +84,19 @@ def scale(changes: PyTree, hyper: PyTree, head_ratio: Float[Array, ""] | float) 
   return {"params": {}, "peft": {}} | tree.unflatten(flat)
 
 
-def _decay(schedule: str, count, warmup, steps: int):
-  """Returns the learning rate at an update, as a share of its peak."""
+def _share(schedule: str, count: Array, warmup: Array | int, steps: int) -> Array:
+  """Returns the share of the peak learning rate at the update after `count` updates."""
   rise = jnp.minimum((count + 1) / jnp.maximum(warmup, 1), 1.0)
-  left = jnp.clip((steps - count) / jnp.maximum(steps - warmup, 1), 0.0, 1.0)
+  remaining = jnp.clip((steps - count) / jnp.maximum(steps - warmup, 1), 0.0, 1.0)
   if schedule == "constant":
-    left = 1.0
+    remaining = 1.0
   elif schedule == "cosine":
-    left = 0.5 * (1 + jnp.cos(jnp.pi * (1 - left)))
-  return jnp.where(count < warmup, rise, left)
+    remaining = 0.5 * (1 + jnp.cos(jnp.pi * (1 - remaining)))
+  return jnp.where(count < warmup, rise, remaining)
 
 
 def _decayed(params: PyTree) -> PyTree:
+  """Returns whether each leaf has weight decay."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: UNDECAYED.fullmatch(path[-1].key) is None, params
   )

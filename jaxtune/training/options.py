@@ -1,4 +1,4 @@
-"""The `train` section of a config."""
+"""Declares the `train` section of a config."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from jaxtune.schema import Count
 
 
 class TrainOptions(NamedTuple):
-  """The `train` section of a config.
+  """Declares the `train` section of a config.
 
   Attributes:
-    steps: updates.
-    batch_size: examples in an update.
-    accumulate: parts that a batch is computed in, one after another.
+    steps: number of updates.
+    batch_size: number of examples in an update; a multiple of `accumulate`.
+    accumulate: number of parts of a batch, which are computed one after another.
     log_every: steps between two lines of metrics.jsonl.
-    eval_every: steps between two evaluations on the validation split; None for ten in all.
-    patience: stop a trial after so many evaluations without a better validation loss.
-    keep: "best" (by validation loss) or "last": which weights are the result. The weights of a
-      method with a budget (AdaLoRA) are candidates once it is reached.
-    checkpoint_every: steps between two checkpoints; None for after every evaluation.
-    chunk: trials side by side in one vmap; None for `preflight.cost.choose_chunk`'s choice.
-    parallel: "jit" or "pmap".
-    mesh: sizes of the axes trial, data, fsdp and tensor, for "jit".
+    eval_every: steps between two evaluations on the validation split; None for about ten in all.
+    patience: number of evaluations in a row without a better validation loss after which a trial
+      stops; None for no limit.
+    keep: which weights are the result: "best" (by validation loss) or "last". With a method that
+      has a budget (AdaLoRA), only weights that have reached it can be the best.
+    checkpoint_every: steps between two checkpoints; None for as many as `eval_every`.
+    chunk: number of trials that one vmap computes together; None to let
+      `preflight.cost.choose_chunk` choose.
+    parallel: "jit", or "pmap" for data parallelism over all local devices.
+    mesh: sizes of the axes trial, data, fsdp and tensor, for "jit"; see `sharding.make`.
   """
 
   steps: Count = 300

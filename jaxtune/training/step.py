@@ -1,4 +1,4 @@
-"""One training step as a pure function; jit, pmap and vmap are applied outside."""
+"""Defines a training step as a pure function; jit, pmap and vmap are applied outside."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from jaxtyping import Array, Int, Key, PyTree, Shaped
 from jaxtune import peft
 from jaxtune.training import optim
 
-# What of a batch a model reads; the rest is the objective's.
+# The entries of a batch that the model reads; the objective reads the others.
 INPUTS = ("tokens", "mask", "segments", "types", "inputs", "inputs_mask")
 
 
 class State(NamedTuple):
-  """Everything a trial changes or owns; a group stacks it along a first axis E.
+  """Holds all that a step changes or reads of a trial; a group stacks it along a first axis E.
 
   Attributes:
-    step: updates done, ().
-    seed: of dropout, (); the key of a step is made of seed and step.
-    tuned: {"params": trained base leaves, "peft": deltas}, fp32.
-    hyper: the methods' numbers that no gradient trains.
+    step: number of updates done, ().
+    seed: seed of dropout, (); the random key of a step is made from seed and step.
+    tuned: the trained arrays in fp32, {"params": leaves of the base, "peft": arrays of methods}.
+    hyper: the methods' fixed numbers.
     numbers: the optimizer's numbers, `optim.NUMBERS`.
     optimizer: the optax state.
   """
@@ -39,17 +39,17 @@ class State(NamedTuple):
 
 
 class Program(NamedTuple):
-  """What is compiled into a step: the same for every trial of a group.
+  """Holds what is compiled into a step, the same for all trials of a group.
 
   Attributes:
     model: the linen module.
-    methods: from `peft.build`.
-    objective: (forward, batch) -> (losses (B,), {"weight": (B,), ...}), sums of each row.
+    methods: the methods, as `peft.build` returns them.
+    objective: (forward, batch) -> (losses (B,), {"weight": (B,), ...}), sums over each row.
     make_optimizer: (numbers) -> optax transformation.
-    steps: of the whole run.
-    dropout: whether any trial drops anything.
-    predict: (forward, batch) -> arrays (B, ...) that tell what is predicted; None: text is
-      generated instead.
+    steps: number of steps of the run.
+    dropout: whether any trial is trained with dropout or other noise.
+    predict: (forward, batch) -> {name: (B, ...)}, the predictions; None for objectives whose
+      predictions are generated texts.
   """
 
   model: Any
@@ -64,7 +64,7 @@ class Program(NamedTuple):
 def forward(
   program: Program, overlay: peft.Overlay, base: PyTree, rng: Key[Array, ""] | None = None
 ) -> Callable:
-  """Returns (batch) -> the adapted model's output; `rng` turns dropout on."""
+  """Returns (batch) -> the adapted model's output, with dropout if a random key is given."""
   adapted = peft.Adapted(program.methods, *overlay, base)
   inputs = lambda batch: {name: batch[name] for name in INPUTS if name in batch}
   return lambda batch: peft.apply(program.model, adapted, rng=rng, **inputs(batch))
@@ -76,13 +76,13 @@ def judge(
   """Returns the loss and the prediction of each row: {"loss": (B,), "weight": (B,), ...}."""
   call, outputs = forward(program, overlay, base), []
 
-  def once(batch):  # the loss and the prediction share one forward pass
+  def cached(batch):  # the loss and the prediction share one forward pass
     if not outputs:
       outputs.append(call(batch))
     return outputs[0]
 
-  losses_B, others = program.objective(once, batch)
-  predicted = {} if program.predict is None else program.predict(once, batch)
+  losses_B, others = program.objective(cached, batch)
+  predicted = {} if program.predict is None else program.predict(cached, batch)
   return {"loss": losses_B, **others, **predicted}
 
 
@@ -96,28 +96,30 @@ def update(
   """Takes one optimizer step on a batch with a leading axis A of accumulated parts.
 
   Losses, weights and gradients are summed over the parts and, with `axis`, over devices, and
-  divided once: padding, accumulation and sharding change nothing.
+  divided once. So padding, accumulation and sharding change nothing.
 
   Args:
-    base: the frozen weights: never closed over, donated or differentiated.
-    batch: {"tokens", "mask", "weights"}, each (A, B, T).
+    base: the frozen weights, which are never closed over, donated or differentiated.
+    batch: {"tokens": (A, B, T), ...}, what the model and the objective read.
+    axis: name of the axis of devices under pmap.
 
   Returns:
-    (next state, {"loss", "accuracy", "tokens", "grad_norm", "finite"}); "finite" says whether the
-    loss and the norms of the gradients and of the new weights are.
+    (next state, {"loss", "accuracy", "tokens", "grad_norm", "finite"}). "tokens" is the sum of all
+    weights, and loss and accuracy are divided by it; "finite" says whether the loss and the norms
+    of the gradients and of the new weights are finite.
   """
   rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
   if axis is not None:
     rng = jax.random.fold_in(rng, jax.lax.axis_index(axis))
 
-  def part(tuned, piece):
-    i, rows = piece
+  def part_loss(tuned, part):
+    i, rows = part
     key = jax.random.fold_in(rng, i) if program.dropout else None
     call = forward(program, peft.Overlay(tuned, state.hyper), base, key)
     losses_B, others = program.objective(call, rows)
     return losses_B.sum(), jax.tree.map(jnp.sum, others)
 
-  gradient = partial(jax.value_and_grad(part, has_aux=True), state.tuned)
+  gradient = partial(jax.value_and_grad(part_loss, has_aux=True), state.tuned)
   total = _summed(gradient, batch)
   (loss_sum, sums), gradients = total if axis is None else jax.lax.psum(total, axis)
   weight = jnp.maximum(sums["weight"], 1e-6)
@@ -134,21 +136,21 @@ def update(
     "grad_norm": optax.tree.norm(gradients),
   }
   tuned = optax.apply_updates(state.tuned, changes)
-  # Weights whose squares overflow make norms zero, and a loss that looks like a number.
-  sizes_3 = jnp.stack([metrics["loss"], metrics["grad_norm"], optax.tree.norm(tuned)])
-  metrics["finite"] = jnp.isfinite(sizes_3).all()
+  # Where squares of weights overflow, the model's norms return 0, and the loss stays finite.
+  checked_3 = jnp.stack([metrics["loss"], metrics["grad_norm"], optax.tree.norm(tuned)])
+  metrics["finite"] = jnp.isfinite(checked_3).all()
   state = state._replace(step=state.step + 1, tuned=tuned, optimizer=optimizer)
   return _adjusted(program, state, gradients), metrics
 
 
 def _summed(gradient: Callable, batch: dict[str, Array]) -> PyTree:
-  """Adds gradient((i, rows)) up over the parts of a batch (A, ...), one after another."""
+  """Sums gradient((i, rows)) over the parts of a batch (A, ...), one after another."""
   count = batch["tokens"].shape[0]
   first = (0, jax.tree.map(lambda x: x[0], batch))
   if count == 1:
     return gradient(first)
   zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, first))
-  add = lambda total, piece: (jax.tree.map(jnp.add, total, gradient(piece)), None)
+  add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None)
   return jax.lax.scan(add, zeros, (jnp.arange(count), batch))[0]
 
 

@@ -86,7 +86,7 @@ def outlined(pretrained, section: dict) -> Run:
   )
 
 
-# What else each option may be that `Method.numbers` says is an array.
+# What else each option may be that `Method.groupable` says is an array.
 OTHER = {
   "rank": 1, "ranks": {"q_proj": 3}, "init_rank": 9, "target_rank": 3, "width": 4, "length": 2,
   "lengths": (1, 0, 2), "reduction_factor": 4.0, "first": 2, "alpha": 3.0, "dropout": 0.1,
@@ -105,7 +105,7 @@ def test_what_shares_a_program_differs_along_padded_axes_alone(llama, name):
   """The options that trials of one program may differ in, and the axes that are padded, agree."""
   plain = {"name": name}
   run = outlined(llama, plain)
-  for option in run.adapted.methods[0].numbers:
+  for option in run.adapted.methods[0].groupable:
     other = outlined(llama, plain | {option: OTHER[option]} | NEEDED.get(option, {}))
     assert groups.groups([run.config, other.config]) == [[0, 1]]
     assert mixed.apart(run, other) == ""
@@ -115,8 +115,8 @@ def test_what_shares_a_program_differs_along_padded_axes_alone(llama, name):
 def test_a_method_says_what_it_is_made_of(llama, name):
   (method,) = peft.build({"name": name})
   known = inspect.signature(peft.constructor(name)).parameters.keys()
-  assert method.name == name and {*method.options, *method.numbers} <= known
-  sizes = {"rank", "width", "length", "init_rank"} & {*method.numbers}
+  assert method.name == name and {*method.options, *method.groupable} <= known
+  sizes = {"rank", "width", "length", "init_rank"} & {*method.groupable}
   if not sizes:
     return
   runs = [outlined(llama, {"name": name} | {o: OTHER[o] for o in some}) for some in ((), sizes)]
@@ -124,7 +124,7 @@ def test_a_method_says_what_it_is_made_of(llama, name):
     tree.flatten({"tuned": run.adapted.tuned["peft"], "hyper": run.adapted.hyper}) for run in runs
   ]
   grown = {path for path, x in shapes[0].items() if x.shape != shapes[1][path].shape}
-  assert {path.rsplit("/", 1)[1] for path in grown} <= method.padded.keys()
+  assert {path.rsplit("/", 1)[1] for path in grown} <= method.padded_axes.keys()
 
 
 REFUSED = [

@@ -1,1 +1,1 @@
-"""One file for each model family, named after the `model_type` of its config.json."""
+"""Contains one file for each model family, named after the `model_type` of its config.json."""

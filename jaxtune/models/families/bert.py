@@ -18,7 +18,7 @@ def config(hf: dict, **overrides) -> Config:
 
 
 def fields(hf: dict) -> dict:
-  """Reads what BERT and its descendants share: layers as in Vaswani et al. 2017."""
+  """Reads the fields of `Config` that BERT and its descendants share."""
   only(hf, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
   return (
     CLASSIC
@@ -37,21 +37,25 @@ def fields(hf: dict) -> dict:
 
 
 def head(hf: dict, overrides: dict, **pooled) -> dict:
-  """Completes the head among the overrides; `pooled` is what it has over one state of a row."""
-  made = overrides.get("head")
-  if made is None:
+  """Completes the head in `overrides`, if there is one.
+
+  Args:
+    pooled: fields of a head that scores one state of a row; by default it reads BERT's pooler.
+  """
+  task = overrides.get("head")
+  if task is None:
     return overrides
-  if made.kind == "mlm":
+  if task.kind == "mlm":
     only(hf, tie_word_embeddings=True)
-    made = replace(made, hidden=hf.get("hidden_act", "gelu"), norm=True)
+    task = replace(task, hidden=hf.get("hidden_act", "gelu"), norm=True)
   else:
     pooled = pooled or {"pooler": True}
-    made = replace(made, pooling="first", bias=True, **pooled if made.kind in heads.POOLED else {})
-  return overrides | {"head": made}
+    task = replace(task, pooling="first", bias=True, **pooled if task.kind in heads.POOLED else {})
+  return overrides | {"head": task}
 
 
 def names(c: Config) -> list[Tensor]:
-  """Lists every weight: its path here and its name there."""
+  """Lists every weight, with its path in our tree and its tensor name."""
   scores = "cls.predictions"
   return [
     *layers(c, "bert.", f"{scores}.decoder.weight"),
@@ -68,7 +72,8 @@ def layers(c: Config, base: str, scores: str) -> list[Tensor]:
   """Lists the weights of BERT's embeddings and layers.
 
   Args:
-    scores: name of the embeddings as the scores of a masked language model.
+    base: prefix of the tensor names.
+    scores: name of a copy of the embeddings, which scores tokens in a masked language model.
   """
   top = {
     "embed": "word_embeddings",
@@ -97,12 +102,13 @@ def layers(c: Config, base: str, scores: str) -> list[Tensor]:
 def head_names(
   c: Config, pooled: dict[str, str], mlm: dict[str, str], mlm_bias: Tensor
 ) -> list[Tensor]:
-  """Lists the weights of a head of BERT or of one of its descendants, if there is one.
+  """Lists the weights of the head of BERT or of one of its descendants, if there is one.
 
   Args:
-    pooled: modules of a head over one state of a row, beside or in place of "head/out".
-    mlm: modules of a masked language model's head.
-    mlm_bias: the bias of its scores.
+    pooled: {path: name} of modules of a head that scores one state of a row. "head/out" is
+      "classifier" unless it is among them.
+    mlm: {path: name} of the modules of a masked language model's head.
+    mlm_bias: the bias of that head's scores.
   """
   if c.head is None:
     return []

@@ -25,7 +25,7 @@ def config(hf: dict, **overrides) -> Config:
 
 
 def names(c: Config) -> list[Tensor]:
-  """Lists every weight: its path here and its name there."""
+  """Lists every weight, with its path in our tree and its tensor name."""
   top = {
     "embed": "word_embeddings",
     "trunk/positions": "position_embeddings",

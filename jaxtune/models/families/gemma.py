@@ -12,7 +12,7 @@ names = llama.names
 
 
 def config(hf: dict, **overrides) -> Config:
-  """Reads a `config.json` of `model_type` gemma, and what Gemma 2 and 3 have in common with it."""
+  """Reads a `config.json` of `model_type` gemma, and what Gemma 2 and 3 share with it."""
   if hf.get("use_bidirectional_attention"):
     only(hf, use_bidirectional_attention=False)
   hf = dict(
@@ -20,7 +20,7 @@ def config(hf: dict, **overrides) -> Config:
   ) | hf  # fmt: skip
   name = hf.get("hidden_activation") or hf.get("hidden_act") or "gelu_pytorch_tanh"
   fields = dict(
-    # Older files say "gelu" and mean the approximation that the model was trained with.
+    # As in transformers: files with "gelu" mean the approximation that the model was trained with.
     activation="gelu_pytorch_tanh" if name == "gelu" else name,
     embed_scale=hf["hidden_size"] ** 0.5,
     norm_offset=1.0,

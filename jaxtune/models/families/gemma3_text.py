@@ -18,9 +18,9 @@ def config(hf: dict, **overrides) -> Config:
     num_key_value_heads=4, sliding_window=4096, query_pre_attn_scalar=256,
     max_position_embeddings=131_072, sliding_window_pattern=6, final_logit_softcapping=None,
   ) | hf  # fmt: skip
-  full, near = ropes(hf)
+  full, local = ropes(hf)
   full = full | (hf.get("rope_scaling") or {})
-  local_rope = rope(hf, near, theta=hf.get("rope_local_base_freq") or 10_000.0)
+  local_rope = rope(hf, local, theta=hf.get("rope_local_base_freq") or 10_000.0)
   period = hf["sliding_window_pattern"]
   windows = sliding(hf, lambda i: (i + 1) % period != 0)
   fields = dict(

@@ -27,7 +27,7 @@ def config(hf: dict, **overrides) -> Config:
 
 
 def names(c: Config) -> list[Tensor]:
-  """Lists every weight: its path here and its name there."""
+  """Lists every weight, with its path in our tree and its tensor name."""
   top = {"embed": "wte", "trunk/positions": "wpe", "trunk/norm": "ln_f"}
   layer = {
     "attn_norm": "ln_1",

@@ -17,11 +17,11 @@ def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` gpt_neox."""
   hf = dict(max_position_embeddings=2048) | hf
   theta = hf.get("rotary_emb_base") or 10_000.0
-  turned = rope(hf, theta=theta, share=hf.get("rotary_pct", 0.25))
+  rotary = rope(hf, theta=theta, share=hf.get("rotary_pct", 0.25))
   fields = sizes(hf) | dict(
-    positions=turned.reach(hf["max_position_embeddings"]),
+    positions=rotary.reach(hf["max_position_embeddings"]),
     epsilon=hf.get("layer_norm_eps", 1e-5),
-    rope=turned,
+    rope=rotary,
     order="parallel" if hf.get("use_parallel_residual", True) else "pre",
     centre_norm=True,
     activation=hf.get("hidden_act") or "gelu",
@@ -35,7 +35,7 @@ def config(hf: dict, **overrides) -> Config:
 
 
 def names(c: Config) -> list[Tensor]:
-  """Lists every weight: its path here and its name there."""
+  """Lists every weight, with its path in our tree and its tensor name."""
   top = {"embed": "embed_in", "trunk/norm": "final_layer_norm"}
   layer = {
     "attn_norm": "input_layernorm",

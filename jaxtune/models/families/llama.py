@@ -1,6 +1,6 @@
 """Llama (1, 2, 3, SmolLM, TinyLlama): how a Hugging Face folder maps to `Config` and its weights.
 
-Most decoders since name their weights as Llama does; their files state what differs.
+Most later decoders name their weights as Llama does; their own files state what differs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jaxtune.models.fields import only, rope, sizes
 from jaxtune.models.names import Tensor, tensors
 
 ARCHITECTURES = heads.architectures("Llama")
-# By the order of a layer's norms: their names of it.
+# {`Config.order`: {our name of a norm: its name in the folder}}
 NORMS = {
   "pre": {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
   "out": {
@@ -31,12 +31,12 @@ def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` llama; `overrides` are fields of `Config`."""
   only(hf, no_rope_layers=None)
   hf = dict(max_position_embeddings=2048) | hf
-  turned = overrides.get("rope") or rope(hf, theta=hf.get("rope_theta") or 10_000.0)
+  rotary = overrides.get("rope") or rope(hf, theta=hf.get("rope_theta") or 10_000.0)
   fields = sizes(hf, head_size=hf.get("head_dim")) | dict(
     kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
-    positions=turned.reach(hf["max_position_embeddings"]),
+    positions=rotary.reach(hf["max_position_embeddings"]),
     epsilon=hf.get("rms_norm_eps", 1e-6),
-    rope=turned,
+    rope=rotary,
     activation=hf.get("hidden_act") or "silu",
     qkv_bias=hf.get("attention_bias", False),
     o_bias=hf.get("attention_bias", False),
@@ -49,11 +49,11 @@ def config(hf: dict, **overrides) -> Config:
 def names(
   c: Config, fused: dict[str, str] | None = None, qa_base: str = "transformer"
 ) -> list[Tensor]:
-  """Lists every weight: its path here and its name there.
+  """Lists every weight, with its path in our tree and its tensor name.
 
   Args:
-    fused: the modules of a layer that the family stores under other names than Llama does.
-    qa_base: what the names begin with in a model that answers questions.
+    fused: {path: name} of modules that the family stores as one, under other names than Llama's.
+    qa_base: prefix of the names in a model for question answering.
   """
   base = qa_base if c.head_kind == "qa" else "model"
   layer = NORMS[c.order] | {f"attn/{p}_norm": f"self_attn.{p}_norm" for p in "qk" if c.qk_norm}

@@ -1,4 +1,4 @@
-"""Mistral (7B, Nemo): Llama, in which a token sees the last `sliding_window` keys alone."""
+"""Mistral (7B, Nemo): Llama, in which a token attends only to the last `sliding_window` keys."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ names = partial(llama.names, qa_base="model")
 
 def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` mistral."""
-  only(hf, layer_types=None)  # those with several kinds of layers are Ministral
+  only(hf, layer_types=None)  # Ministral has several kinds of layers
   hf = dict(num_key_value_heads=8, max_position_embeddings=131_072, sliding_window=4096) | hf
   return llama.config(hf, **sliding(hf, lambda i: hf["sliding_window"] is not None) | overrides)

@@ -1,7 +1,7 @@
-"""ModernBERT: rotary positions, local and global layers and a gated feed-forward in an encoder.
+"""ModernBERT: an encoder with rotary positions, local and global layers and a gated feed-forward.
 
-(Warner et al. 2024). The fused `Wqkv` is split into q, k and v, and `Wi` into gate and up, so that
-a target means the same in every family.
+Warner et al. 2024. The fused `Wqkv` is split into q, k and v, and `Wi` into gate and up, so that a
+target means the same in every family.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ ARCHITECTURES = heads.architectures("ModernBert", *heads.ENCODERS)
 def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` modernbert."""
   hf = dict(max_position_embeddings=8192) | hf
-  both = hf.get("rope_scaling") or {}
-  far, near = (numbers | both for numbers in ropes(hf))
-  turned = rope(hf, far, theta=hf.get("global_rope_theta") or 160_000.0)
-  every = hf.get("global_attn_every_n_layers", 3)
-  # Their window counts the neighbours on both sides, ours the distances that are below it.
+  scaling = hf.get("rope_scaling") or {}
+  full, local = (numbers | scaling for numbers in ropes(hf))
+  rotary = rope(hf, full, theta=hf.get("global_rope_theta") or 160_000.0)
+  period = hf.get("global_attn_every_n_layers", 3)
+  # local_attention counts the keys on both sides; our window is the first distance beyond one side.
   window = {"sliding_window": hf.get("local_attention", 128) // 2 + 1}
   fields = sizes(hf) | dict(
-    positions=turned.reach(hf["max_position_embeddings"]),
+    positions=rotary.reach(hf["max_position_embeddings"]),
     epsilon=hf.get("norm_eps", 1e-5),
     causal=False,
-    rope=turned,
-    local_rope=rope(hf, near, theta=hf.get("local_rope_theta") or 10_000.0),
+    rope=rotary,
+    local_rope=rope(hf, local, theta=hf.get("local_rope_theta") or 10_000.0),
     first_norm=False,
     embed_norm=True,
     centre_norm=True,
@@ -43,10 +43,11 @@ def config(hf: dict, **overrides) -> Config:
   )
   if overrides.get("head") is not None:
     overrides |= {"head": _head(hf, overrides["head"])}
-  return Config(**fields | sliding(hf | window, lambda i: i % every != 0) | overrides)
+  return Config(**fields | sliding(hf | window, lambda i: i % period != 0) | overrides)
 
 
 def _head(hf: dict, head: heads.Head) -> heads.Head:
+  """Completes the head as config.json describes it."""
   if head.kind == "mlm":
     only(hf, tie_word_embeddings=True)
   return replace(
@@ -60,7 +61,7 @@ def _head(hf: dict, head: heads.Head) -> heads.Head:
 
 
 def names(c: Config) -> list[Tensor]:
-  """Lists every weight: its path here and its name there."""
+  """Lists every weight, with its path in our tree and its tensor name."""
   top = {"embed": "embeddings.tok_embeddings", "trunk/embed_norm": "embeddings.norm"}
   layer = {f"attn/{p}_proj": "attn.Wqkv" for p in "qkv"} | {"attn/o_proj": "attn.Wo"}
   layer |= {"mlp_norm": "mlp_norm", "mlp/gate_proj": "mlp.Wi", "mlp/up_proj": "mlp.Wi"}
@@ -71,7 +72,7 @@ def names(c: Config) -> list[Tensor]:
     embed._replace(also=("decoder.weight",) * (c.head_kind == "mlm")),
     *others,
     *tensors(c, layer, "trunk/layers/", "model.layers.{}."),
-    *(row._replace(first=1) for row in first_norm),  # the first layer has none
+    *(row._replace(first=1) for row in first_norm),  # the first layer has no norm
   ]
   if c.head is None:
     return rows

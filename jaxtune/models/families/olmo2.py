@@ -1,4 +1,4 @@
-"""OLMo 2 (1B, 7B, 13B, 32B): Llama with norms behind attention and feed-forward, and of q and k."""
+"""OLMo 2 (1B, 7B, 13B, 32B): Llama with norms after attention and feed-forward, and of q and k."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def config(hf: dict, **overrides) -> Config:
   ) | hf  # fmt: skip
   share = hf.get("partial_rotary_factor", 1.0)
   theta = hf.get("rope_theta") or 10_000.0
-  kinds = {"default": "default", "yarn": "longrope", "longrope": "longrope"}  # by either name
+  kinds = {"default": "default", "yarn": "longrope", "longrope": "longrope"}  # files use both names
   fields = dict(rope=rope(hf, theta=theta, share=share, kinds=kinds))
   fields |= sliding(hf, lambda i: hf["sliding_window"] is not None)
   return llama.config(hf, **fields | overrides)

@@ -1,4 +1,4 @@
-"""RoBERTa: BERT's layers, with positions behind the padding's and a head of its own."""
+"""RoBERTa: BERT's layers, with other positions and another head."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def config(hf: dict, **overrides) -> Config:
   fields = bert.fields(hf)
   padding = hf.get("pad_token_id", 1)
   schema.check("config.json: pad_token_id", padding, schema.Natural)
-  offset = padding + 1  # fairseq counts from the id of the padding on
+  offset = padding + 1  # fairseq counts positions from the padding's id + 1 on
   fields |= {"position_offset": offset, "positions": fields["positions"] - offset}
   return Config(**fields | bert.head(hf | {"hidden_act": "gelu"}, overrides, hidden="tanh"))
 
 
 def names(c: Config) -> list[Tensor]:
-  """Lists every weight: its path here and its name there."""
+  """Lists every weight, with its path in our tree and its tensor name."""
   return [
     *bert.layers(c, "roberta.", "lm_head.decoder.weight"),
     *bert.head_names(

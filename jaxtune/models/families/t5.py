@@ -1,7 +1,8 @@
 """T5 (v1.0, v1.1, Flan-T5): how a Hugging Face folder maps to `Config` and its weights.
 
-v1.1 has a gated feed-forward and a head of its own. transformers 5 writes `tie_word_embeddings:
-true` for both and tells them apart by `scale_decoder_outputs`; 4 does by the former.
+v1.1 has a gated feed-forward and a head that is not tied to the embeddings. transformers 4 states
+in `tie_word_embeddings` whether the head is tied; transformers 5 writes true there in both cases,
+and states it in `scale_decoder_outputs`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SLOTS = {"attn": "SelfAttention", "cross": "EncDecAttention", "mlp": "DenseReluD
 
 
 def config(hf: dict, **overrides) -> Config:
-  """Reads a `config.json` of `model_type` t5; `overrides` are fields of both halves' `Config`."""
+  """Reads a `config.json` of `model_type` t5; `overrides` are fields of both stacks' `Config`."""
   only(hf, is_encoder_decoder=True, is_decoder=False)
   kind = hf.get("feed_forward_proj", "relu")
   gated = kind.startswith("gated-")
@@ -36,7 +37,7 @@ def config(hf: dict, **overrides) -> Config:
   fields = sizes(
     hf, width="d_model", layers="num_layers", heads="num_heads", ffn="d_ff", head_size=hf["d_kv"]
   ) | dict(
-    positions=2**30,  # there is no end to relative ones
+    positions=2**30,  # relative positions have no limit
     epsilon=hf.get("layer_norm_epsilon", 1e-6),
     rope=None,
     relative=(buckets, longest),
@@ -55,15 +56,16 @@ def config(hf: dict, **overrides) -> Config:
 
 
 def names(c: Config) -> list[Tensor]:
-  """Lists every weight: its path here and its name there."""
+  """Lists every weight, with its path in our tree and its tensor name."""
   copies = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
   rows = [Tensor("embed/embedding", "shared.weight", also=copies + ("lm_head.weight",) * c.tied)]
   rows += [row._replace(also=("shared.weight",)) for row in heads.names(c)]
-  return [*rows, *_half(c, "encoder", "attn", "mlp"), *_half(c, "decoder", "attn", "cross", "mlp")]
+  encoder = _stack_names(c, "encoder", "attn", "mlp")
+  return [*rows, *encoder, *_stack_names(c, "decoder", "attn", "cross", "mlp")]
 
 
-def _half(c: Config, half: str, *slots: str) -> list[Tensor]:
-  """Lists the weights of the encoder or of the decoder, which number a layer's parts."""
+def _stack_names(c: Config, stack: str, *slots: str) -> list[Tensor]:
+  """Lists the weights of the encoder or of the decoder; T5 numbers the `slots` of a layer."""
   relative = "block.0.layer.0.SelfAttention.relative_attention_bias"
   up = {"gate_proj": "wi_0", "up_proj": "wi_1"} if c.gated else {"up_proj": "wi"}
   linears = {p: p[0] for p in ("q_proj", "k_proj", "v_proj", "o_proj")}
@@ -73,6 +75,6 @@ def _half(c: Config, half: str, *slots: str) -> list[Tensor]:
     modules = up | {"down_proj": "wo"} if slot == "mlp" else linears
     layer |= {f"{slot}/{ours}": f"{i}.{SLOTS[slot]}.{theirs}" for ours, theirs in modules.items()}
   return [
-    *tensors(c, {"norm": "final_layer_norm", "relative": relative}, f"{half}/", f"{half}."),
-    *tensors(c, layer, f"{half}/layers/", f"{half}.block.{{}}.layer."),
+    *tensors(c, {"norm": "final_layer_norm", "relative": relative}, f"{stack}/", f"{stack}."),
+    *tensors(c, layer, f"{stack}/layers/", f"{stack}.block.{{}}.layer."),
   ]

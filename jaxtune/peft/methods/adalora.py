@@ -18,7 +18,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxtune import peft
 from jaxtune.errors import UserError
@@ -77,16 +77,20 @@ def method(
     merge=_merge,
     penalty=_penalty,
     adjust=partial(_adjust, betas=(beta1, beta2), interval=interval, **times),
-    settled=lambda steps: schedule_bounds(steps, **times)[1],
-    numbers=("init_rank", "target_rank", "alpha", "dropout", "orth_weight"),
-    padded=PADDED | {f"{kind}:{name}": axes for kind in AVERAGES for name, axes in PADDED.items()},
+    keep_from=lambda steps: schedule_bounds(steps, **times)[1],
+    groupable=("init_rank", "target_rank", "alpha", "dropout", "orth_weight"),
+    padded_axes=PADDED
+    | {f"{kind}:{name}": axes for kind in AVERAGES for name, axes in PADDED.items()},
     patterns=tuple(targets),
     options=dict(init_rank=init_rank, target_rank=target_rank, alpha=alpha, dropout=dropout)
     | dict(orth_weight=orth_weight, beta1=beta1, beta2=beta2, interval=interval, **times),
   )
 
 
-def _init(key, sites, frozen, *, rank, numbers, targets):
+def _init(
+  key: Array, sites: dict[str, peft.Site], frozen: peft.Frozen, *,
+  rank: int, numbers: dict, targets: tuple[str, ...],
+) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   trained, fixed, normal = {}, {}, jax.nn.initializers.normal(0.02)
   for path, site in peft.match(targets, sites, "Linear").items():
     peft.check_rank("method.init_rank", rank, path, (site.input, site.output))
@@ -110,12 +114,12 @@ def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*
   return call.next_fn(x_BTI) + delta_BTO
 
 
-def _merge(leaves, w):
+def _merge(leaves: dict[str, Array], w: dict[str, Array]) -> dict[str, Array]:
   e_LR = w["scale"][..., None] * w["e"]
   return {"kernel": leaves["kernel"] + w["a"] @ (e_LR[..., None] * w["b"])}
 
 
-def _penalty(trained, fixed):
+def _penalty(trained: peft.Arrays, fixed: peft.Arrays) -> Float[Array, ""]:
   norms = []
   for site, w in trained.items():
     weight_L, real_LR = fixed[site]["orth_weight"], fixed[site]["real"]
@@ -159,14 +163,15 @@ def budget(step: ArrayLike, start: int, end: int, initial: Array, target: Array)
   return (target + jnp.floor(whole) + jnp.floor(whole % 1 + rest + 1e-6)).astype(jnp.int32)
 
 
-def _adjust(step, steps, trained, gradients, fixed, *, betas, tinit, tfinal, interval):
+def _adjust(
+  step: Int[Array, ""], steps: int, trained: peft.Arrays, gradients: peft.Arrays,
+  fixed: peft.Arrays, *, betas: tuple[float, float], tinit: int | None, tfinal: int | None,
+  interval: int,
+) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   start, end = schedule_bounds(steps, tinit, tfinal)
-  averaged = {
-    site: fixed[site] | _averages(w, gradients[site], fixed[site], betas)
-    for site, w in trained.items()
-  }
+  averages = {s: _averages(w, gradients[s], fixed[s], betas) for s, w in trained.items()}
   pick = partial(jnp.where, step < end)
-  fixed = {site: jax.tree.map(pick, new, fixed[site]) for site, new in averaged.items()}
+  fixed = {s: jax.tree.map(pick, fixed[s] | new, fixed[s]) for s, new in averages.items()}
   initial = sum(f["real"].sum() for f in fixed.values())
   target = sum(f["target"].sum() for f in fixed.values())
   due = ((step > start) & (step < end) & (step % interval == 0)) | (step == end)
@@ -179,7 +184,7 @@ def _adjust(step, steps, trained, gradients, fixed, *, betas, tinit, tfinal, int
   return after, fixed
 
 
-def _averages(w, gradients, fixed, betas):
+def _averages(w: dict, gradients: dict, fixed: dict, betas: tuple) -> dict[str, Array]:
   """Returns the moving averages after one more gradient (eq. 9, 10)."""
   averages = {}
   for name, x in w.items():
@@ -190,7 +195,7 @@ def _averages(w, gradients, fixed, betas):
   return averages
 
 
-def _most_important(fixed, count):
+def _most_important(fixed: peft.Arrays, count: Int[Array, ""]) -> dict[str, Bool[Array, "*L R"]]:
   """Returns masks of the `count` most important triplets; a NaN counts as the least important."""
   scores = {}
   for site, f in fixed.items():

@@ -95,9 +95,9 @@ def method(
     intercept=partial(
       intercept, network=_bottleneck, placement=placement, activation=ACTIVATIONS[activation]
     ),
-    unused=_unused,
-    numbers=("width", "reduction_factor", "scale", "dropout"),
-    padded={"down_kernel": (-1,), "down_bias": (-1,), "up_kernel": (-2,)},
+    count_unused=_count_unused,
+    groupable=("width", "reduction_factor", "scale", "dropout"),
+    padded_axes={"down_kernel": (-1,), "down_bias": (-1,), "up_kernel": (-2,)},
     patterns=targets,
     options=dict(placement=placement, activation=activation, scale=scale, **sizes, **extras),
   )
@@ -112,7 +112,10 @@ def defaults_of(
   return tuple(default if option is None else option for option, default in choices)
 
 
-def _init(key, sites, frozen, *, targets, placement, width, reduction_factor, scale, rate, extras):
+def _init(
+  key: Array, sites: dict[str, peft.Site], frozen: peft.Frozen, *, targets: tuple[str, ...],
+  placement: str, width: Any, reduction_factor: Any, scale: float, rate: float, extras: dict,
+) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   trained, fixed = {}, {}
   for path, site in peft.match(targets, sites, "Residual").items():
     widths_L = _widths(path, site, width, reduction_factor)
@@ -165,7 +168,7 @@ def _draw(key: Array, site: peft.Site, widths_L: np.ndarray, placement: str) -> 
   }
 
 
-def _unused(trained, fixed):
+def _count_unused(trained: peft.Arrays, fixed: peft.Arrays) -> Array | int:
   """Counts the numbers of units that only pad a layer: those whose input weights are all 0."""
   dead = lambda w: jnp.sum(jnp.all(w["down_kernel"] == 0, -2)) * (2 * w["up_bias"].shape[-1] + 1)
   return sum(dead(arrays) for arrays in trained.values())

@@ -13,7 +13,7 @@ def method(targets: tuple[str, ...] = (".*",)) -> peft.Method:
       variant is ("q_proj", "up_proj").
   """
 
-  def moves(path):
+  def trains(path):
     site, _, name = path.rpartition("/")
     return name == "bias" and any(peft.hits(target, site) for target in targets)
 
@@ -24,9 +24,5 @@ def method(targets: tuple[str, ...] = (".*",)) -> peft.Method:
     return {}, {}
 
   return peft.Method(
-    "bitfit",
-    init=init,
-    moves=moves,
-    patterns=("bias",),
-    options=dict(targets=tuple(targets)),
+    "bitfit", init=init, trains=trains, patterns=("bias",), options=dict(targets=tuple(targets))
   )

@@ -74,20 +74,19 @@ def method(
       adapter.intercept, network=_network, placement=placement, activation=ACTIVATIONS[activation]
     ),
     reparametrise=_reparametrise,
-    numbers=("width", "rank", "scale", "dropout"),
-    padded={
-      "down_left": (-1,),
-      "down_right": (-2, -1),
-      "down_bias": (-1,),
-      "up_left": (-2, -1),
-      "up_right": (-2,),
-    },
+    groupable=("width", "rank", "scale", "dropout"),
+    padded_axes=dict(
+      down_left=(-1,), down_right=(-2, -1), down_bias=(-1,), up_left=(-2, -1), up_right=(-2,)
+    ),
     patterns=targets,
     options=dict(placement=placement, activation=activation, scale=scale, **sizes),
   )
 
 
-def _init(key, sites, frozen, *, targets, width, n, rank, shared, scale, rate):
+def _init(
+  key: Array, sites: dict[str, peft.Site], frozen: peft.Frozen, *, targets: tuple[str, ...],
+  width: int, n: int, rank: int, shared: bool, scale: float, rate: float,
+) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   trained, fixed = {}, {}
   chosen = peft.match(targets, sites, "Residual")
   for path, site in chosen.items():
@@ -97,10 +96,8 @@ def _init(key, sites, frozen, *, targets, width, n, rank, shared, scale, rate):
         f"method.width is {width} and method.n is {n}, but {path} has {features} features: "
         f"expected a width of at most that, and an n that divides it"
       )
-    trained[path] = {
-      "down_bias": jnp.zeros((*lead, n, width // n)),
-      "up_bias": jnp.zeros((*lead, features)),
-    }
+    down_bias, up_bias = jnp.zeros((*lead, n, width // n)), jnp.zeros((*lead, features))
+    trained[path] = {"down_bias": down_bias, "up_bias": up_bias}
     for name, inputs, outputs in (("down", features, width), ("up", width, features)):
       left_key, right_key = (peft.site_key(place_key, name, side) for side in ("left", "right"))
       left_LGIR = _draw(left_key, (*lead, n, inputs // n, rank))
@@ -122,7 +119,7 @@ def _draw(key: Array, shape: tuple[int, ...]) -> Float[Array, "*L G M R"]:
   return peft.draw(partial(peft.draw, normal, axis=-1), key, shape, axis=-1)
 
 
-def _reparametrise(trained):
+def _reparametrise(trained: peft.Arrays) -> peft.Arrays:
   """Copies the A_i that all layers share to each of them."""
   rules = [arrays["phm_rule"] for arrays in trained.values() if "phm_rule" in arrays]
   if not rules:

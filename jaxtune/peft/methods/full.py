@@ -5,4 +5,4 @@ from jaxtune import peft
 
 def method() -> peft.Method:
   """Trains every leaf of the model, which must not be quantised, in fp32."""
-  return peft.Method("full", moves=lambda path: True)
+  return peft.Method("full", trains=lambda path: True)

@@ -18,7 +18,5 @@ def method(paths: tuple[str, ...] = ()) -> peft.Method:
       (besides its head, BERT's pooler).
   """
   return peft.Method(
-    "head",
-    moves=lambda path: is_head(path, pooler=False) or path in paths,
-    patterns=("head",),
+    "head", trains=lambda path: is_head(path, pooler=False) or path in paths, patterns=("head",)
   )

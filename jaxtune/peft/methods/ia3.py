@@ -42,7 +42,10 @@ def method(
   )
 
 
-def _init(key, sites, frozen, *, targets, feedforward):
+def _init(
+  key: Array, sites: dict[str, peft.Site], frozen: peft.Frozen, *,
+  targets: tuple[str, ...], feedforward: tuple[str, ...],
+) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   hit = lambda patterns: peft.match(patterns, sites, "Linear") if patterns else {}
   outputs, inputs = hit(targets), hit(feedforward)
   if both := outputs.keys() & inputs.keys():
@@ -65,7 +68,7 @@ def _times(x_BTD: Float[Array, "*BT D"], l_D: Float[Array, " D"]) -> Float[Array
   return (x_BTD.astype(jnp.float32) * lift(l_D, x_BTD)).astype(x_BTD.dtype)
 
 
-def _merge(leaves, vectors):
+def _merge(leaves: dict[str, Array], vectors: dict[str, Array]) -> dict[str, Array]:
   if "l_in" in vectors:
     return {"kernel": leaves["kernel"] * vectors["l_in"][..., :, None]}
   factors = {"kernel": vectors["l"][..., None, :], "bias": vectors["l"]}

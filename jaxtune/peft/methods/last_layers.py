@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from jaxtyping import Array
+
 from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.schema import Count
@@ -38,7 +40,10 @@ def method(layers: Count = 1, norm: bool = False, encoder: bool = False) -> peft
   )
 
 
-def _init(key, sites, frozen, *, layers, norm, encoder):
+def _init(
+  key: Array, sites: dict[str, peft.Site], frozen: peft.Frozen, *,
+  layers: int, norm: bool, encoder: bool,
+) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   trunks = [path for path, site in sites.items() if site.kind == "Trunk"]
   if "decoder" in trunks:
     trunks = ["encoder", "decoder"] if encoder else ["decoder"]
@@ -61,13 +66,13 @@ def _init(key, sites, frozen, *, layers, norm, encoder):
   return trained, {}
 
 
-def _under(prefix, frozen):
+def _under(prefix: str, frozen: peft.Frozen) -> dict[str, Array]:
   """Returns the leaves whose path begins with `prefix`, after a check that none is quantised."""
   leaves = {path: leaf for path, leaf in frozen.leaves.items() if path.startswith(prefix)}
   peft.check_floating("last_layers", leaves)
   return leaves
 
 
-def _overwrite(leaves, arrays):
+def _overwrite(leaves: dict[str, Array], arrays: dict[str, Array]) -> dict[str, Array]:
   last = lambda leaf, array: leaf.at[len(leaf) - len(array) :].set(array.astype(leaf.dtype))
   return {name: last(leaves[name], array) for name, array in arrays.items()}

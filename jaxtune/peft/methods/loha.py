@@ -40,14 +40,17 @@ def method(
     init=partial(_init, rank=rank, scale=scale, targets=targets),
     intercept=_intercept,
     merge=_merge,
-    numbers=("rank", "alpha", "scale"),
-    padded={"w1_a": (-1,), "w1_b": (-2,), "w2_a": (-1,), "w2_b": (-2,)},
+    groupable=("rank", "alpha", "scale"),
+    padded_axes={"w1_a": (-1,), "w1_b": (-2,), "w2_a": (-1,), "w2_b": (-2,)},
     patterns=tuple(targets),
     options=dict(rank=rank, alpha=scale * rank),
   )
 
 
-def _init(key, sites, frozen, *, rank, scale, targets):
+def _init(
+  key: Array, sites: dict[str, peft.Site], frozen: peft.Frozen, *,
+  rank: int, scale: float, targets: tuple[str, ...],
+) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   trained, fixed = {}, {}
   for path, site in peft.match(targets, sites, "Linear").items():
     peft.check_rank("method.rank", rank, path, (site.input, site.output))
@@ -74,5 +77,5 @@ def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*
   return call.next_fn(x_BTI) + product_BTO * w["scale"]
 
 
-def _merge(leaves, w):
+def _merge(leaves: dict[str, Array], w: dict[str, Array]) -> dict[str, Array]:
   return {"kernel": leaves["kernel"] + w["scale"][..., None, None] * _delta(w)}

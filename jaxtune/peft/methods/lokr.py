@@ -47,7 +47,7 @@ def method(
     init=partial(_init, scale=scale, targets=targets, **shapes),
     intercept=_intercept,
     merge=_merge,
-    numbers=("alpha", "scale"),
+    groupable=("alpha", "scale"),
     patterns=tuple(targets),
     options=shapes | dict(alpha=scale * rank),
   )
@@ -65,7 +65,10 @@ def split(size: int, factor: int | None) -> tuple[int, int]:
   return small, size // small
 
 
-def _init(key, sites, frozen, *, rank, scale, factor, decompose_both, targets):
+def _init(
+  key: Array, sites: dict[str, peft.Site], frozen: peft.Frozen, *, rank: int,
+  scale: float, factor: int | None, decompose_both: bool, targets: tuple[str, ...],
+) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   trained, fixed = {}, {}
   for path, site in peft.match(targets, sites, "Linear").items():
     (in1, in2), (out1, out2) = split(site.input, factor), split(site.output, factor)
@@ -99,7 +102,7 @@ def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*
   return call.next_fn(x_BTI) + delta_BTO * w["scale"]
 
 
-def _merge(leaves, w):
+def _merge(leaves: dict[str, Array], w: dict[str, Array]) -> dict[str, Array]:
   kernel_LIO = leaves["kernel"]
   factors = jnp.einsum("...ij,...kl->...ikjl", _factor(w, "w1"), _factor(w, "w2"))
   return {"kernel": kernel_LIO + w["scale"][..., None, None] * factors.reshape(kernel_LIO.shape)}

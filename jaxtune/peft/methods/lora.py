@@ -18,6 +18,8 @@ from jaxtune.errors import UserError
 from jaxtune.models.layers import Embed, lift
 from jaxtune.schema import Finite, Positive, Rate, Width
 
+Factors = tuple[Float[Array, "*L I R"], Float[Array, "*L R O"]]
+Shape = tuple[int, ...]
 LEAVES = {"Linear": "kernel", "Embed": "embedding"}
 
 
@@ -82,8 +84,8 @@ def method(
     init=partial(_init, targets=targets, dropout=dropout, **sizes, **flags),
     intercept=_intercept,
     merge=None if gate else _merge,
-    numbers=("rank", "alpha", "scale", "rslora", "dropout", "ranks", "alphas", "b_rate"),
-    padded={"a": (-1,), "b": (-2,), "a0": (-1,), "b0": (-2,)},
+    groupable=("rank", "alpha", "scale", "rslora", "dropout", "ranks", "alphas", "b_rate"),
+    padded_axes={"a": (-1,), "b": (-2,), "a0": (-1,), "b0": (-2,)},
     patterns=tuple(targets),
     options=dict(rank=rank, alpha=rank * scale_of(rank, alpha), dropout=dropout)
     | {name: values for name, values in dict(ranks=ranks, alphas=alphas).items() if values}
@@ -97,7 +99,7 @@ def _scale(rank: int, alpha: float, fixed: float | None, rslora: bool) -> float:
   return alpha / (rank**0.5 if rslora else rank)
 
 
-def _by_target(option: str, default, overrides: dict, paths: Collection[str]) -> dict:
+def _by_target(option: str, default: float, overrides: dict, paths: Collection[str]) -> dict:
   """Returns {target: value}: that of the patterns that hit it, or else the default."""
   for pattern in overrides:
     peft.check_hits(pattern, paths, f"method.{option} has {pattern!r}, which hits no target")
@@ -112,9 +114,10 @@ def _by_target(option: str, default, overrides: dict, paths: Collection[str]) ->
 
 
 def _init(
-  key, sites, frozen, *, targets, rank, alpha, ranks, alphas, scale_of,
-  dropout, initialise, dora, b_rate, train_a, gate,
-):  # fmt: skip
+  key: Array, sites: dict[str, peft.Site], frozen: peft.Frozen, *, targets: tuple[str, ...],
+  rank: int, alpha: float, ranks: dict[str, int], alphas: dict[str, float], scale_of: Callable,
+  dropout: float, initialise: str, dora: bool, b_rate: float, train_a: bool, gate: bool,
+) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   chosen = peft.match(targets, sites, tuple(LEAVES))
   ranks = _by_target("ranks", rank, ranks, chosen)
   alphas = _by_target("alphas", alpha, alphas, chosen)
@@ -146,28 +149,28 @@ def _init(
   return trained, fixed
 
 
-def _random(initializer: Callable, key, shape, rank):
+def _random(initializer: Callable, key: Array, shape: Shape, rank: int) -> Factors:
   """Draws a with an initializer, and sets b to zero."""
   *lead, inputs, outputs = shape
   a_LIR = peft.draw(initializer, key, (*lead, inputs, rank), axis=-1)
   return a_LIR, jnp.zeros((*lead, rank, outputs))
 
 
-def _kaiming(key, weight, shape, rank, scale):
+def _kaiming(key: Array, weight: Callable, shape: Shape, rank: int, scale: float) -> Factors:
   return _random(peft.uniform(shape[-2] ** -0.5), key, shape, rank)
 
 
-def _gaussian(key, weight, shape, rank, scale):
+def _gaussian(key: Array, weight: Callable, shape: Shape, rank: int, scale: float) -> Factors:
   return _random(lambda k, shape: jax.random.normal(k, shape) / rank, key, shape, rank)
 
 
-def _embedding(key, weight, shape, rank, scale):
+def _embedding(key: Array, weight: Callable, shape: Shape, rank: int, scale: float) -> Factors:
   inputs, outputs = shape
   b_RO = peft.draw(jax.random.normal, key, (rank, outputs), axis=0)
   return jnp.zeros((inputs, rank)), b_RO
 
 
-def _pissa(key, weight, shape, rank, scale):
+def _pissa(key: Array, weight: Callable, shape: Shape, rank: int, scale: float) -> Factors:
   if scale <= 0:
     raise UserError(f"method.initialise='pissa' divides by the scale {scale}, expected above 0")
   u_LIM, s_LM, v_LMO = jnp.linalg.svd(weight(), full_matrices=False)
@@ -175,7 +178,7 @@ def _pissa(key, weight, shape, rank, scale):
   return u_LIM[..., :rank] * root_LR[..., None, :], root_LR[..., None] * v_LMO[..., :rank, :]
 
 
-def _olora(key, weight, shape, rank, scale):
+def _olora(key: Array, weight: Callable, shape: Shape, rank: int, scale: float) -> Factors:
   q_LOM, r_LMI = jnp.linalg.qr(weight().swapaxes(-1, -2))
   return r_LMI[..., :rank, :].swapaxes(-1, -2), q_LOM[..., :rank].swapaxes(-1, -2)
 
@@ -228,14 +231,12 @@ def _gain(w_IO: Float[Array, "*L I O"], arrays: dict[str, Array]) -> Float[Array
   multiply = partial(jnp.matmul, precision="highest")
   a_RI = a_IR.swapaxes(-1, -2)
   products_RO = 2 * multiply(a_RI, w_IO) + multiply(multiply(a_RI, a_IR), b_RO)
-  squares_O = jnp.sum(w_IO * w_IO, -2)
-  squares_O += jnp.sum(b_RO * products_RO, -2)
-  return arrays["magnitude"] / jnp.sqrt(
-    jnp.maximum(squares_O, 1e-30)
-  )  # bounded, so that a column of zeros stays zero
+  squares_O = jnp.sum(w_IO * w_IO, -2) + jnp.sum(b_RO * products_RO, -2)
+  # Bounded, so that a column of zeros stays zero.
+  return arrays["magnitude"] / jnp.sqrt(jnp.maximum(squares_O, 1e-30))
 
 
-def _merge(leaves, arrays):
+def _merge(leaves: dict[str, Array], arrays: dict[str, Array]) -> dict[str, Array]:
   name = "kernel" if "kernel" in leaves else "embedding"
   a_LIR, b_LRO = _factors(arrays)
   w_LIO = leaves[name] + arrays["scale"][..., None, None] * a_LIR @ b_LRO

@@ -17,7 +17,7 @@ def method(targets: tuple[str, ...] = (".*norm",)) -> peft.Method:
       "attn_norm", or "q_norm" for the norm of queries; by default all norms.
   """
 
-  def moves(path):
+  def trains(path):
     site, _, name = path.rpartition("/")
     norm = site.endswith("norm") and name in ("scale", "bias")
     return norm and any(peft.hits(target, site) for target in targets)
@@ -27,9 +27,5 @@ def method(targets: tuple[str, ...] = (".*norm",)) -> peft.Method:
     return {}, {}
 
   return peft.Method(
-    "norms",
-    init=init,
-    moves=moves,
-    patterns=tuple(targets),
-    options=dict(targets=tuple(targets)),
+    "norms", init=init, trains=trains, patterns=tuple(targets), options=dict(targets=tuple(targets))
   )

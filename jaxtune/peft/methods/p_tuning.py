@@ -46,15 +46,17 @@ def method(
     init=partial(prompt.init, make=make, length=length),
     intercept=prompt.intercept,
     reparametrise=_reparametrise,
-    slots=prompt.slots,
-    numbers=("length",) if encoder == "mlp" else (),
-    padded={"embedding": (-2,), "mask": (-1,)} if encoder == "mlp" else {},
+    virtual_tokens=prompt.virtual_tokens,
+    groupable=("length",) if encoder == "mlp" else (),
+    padded_axes={"embedding": (-2,), "mask": (-1,)} if encoder == "mlp" else {},
     positions=length,
     options=dict(length=length, encoder=encoder, hidden=hidden, layers=layers),
   )
 
 
-def _draw(key, site, frozen, *, length, hidden, layers):
+def _draw(
+  key: Array, site: peft.Site, frozen: peft.Frozen, *, length: int, hidden: int | None, layers: int
+) -> dict[str, Array]:
   width, hidden = site.input, hidden or site.input
   uniform = lambda name, shape, fan: peft.uniform(fan**-0.5)(peft.site_key(key, name), shape)
   embedding_key = peft.site_key(key, "embedding")
@@ -71,7 +73,7 @@ def _draw(key, site, frozen, *, length, hidden, layers):
   return arrays
 
 
-def _reparametrise(trained):
+def _reparametrise(trained: peft.Arrays) -> peft.Arrays:
   """Runs the network where there is one; a prompt that was loaded without it stays."""
   return {
     site: {"prompt": _encode(arrays)} if "embedding" in arrays else arrays

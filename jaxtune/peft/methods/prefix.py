@@ -18,6 +18,7 @@ Relative biases (T5) are not added to prefix keys, and are unchanged between rea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,8 @@ from jaxtyping import Array, Bool, Float
 from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.schema import Natural, NonNegative, Width
+
+Sites = dict[str, peft.Site]
 
 
 def method(
@@ -75,15 +78,15 @@ def method(
     )
   attentions = dict(encoder=encoder, decoder=decoder, cross=cross)
   make = _init_flat if projection is None else partial(_init_mlp, hidden=projection)
-  numbers = dict(length=length, lengths=lengths, shift=shift, deviation=init_scale, gate=gate)
+  numbers = dict(length=length, lengths=lengths, shift=shift, std=init_scale, gate=gate)
   return peft.Method(
     "prefix",
     init=partial(_init, make=make, attentions=attentions, **numbers),
     intercept=_intercept,
     reparametrise=_reparametrise,
-    unused=_unused,
-    numbers=("length", "lengths"),
-    padded={"key": (-3,), "value": (-3,), "embedding": (-2,), "mask": (-1,)},
+    count_unused=_count_unused,
+    groupable=("length", "lengths"),
+    padded_axes={"key": (-3,), "value": (-3,), "embedding": (-2,), "mask": (-1,)},
     patterns=("attend",),
     positions=length if shift else 0,
     options=dict(length=length, shift=shift, projection=projection, gate=gate)
@@ -92,15 +95,18 @@ def method(
   )
 
 
-def _init(key, sites, frozen, *, make, length, lengths, shift, deviation, gate, attentions):
+def _init(
+  key: Array, sites: Sites, frozen: peft.Frozen, *, make: Callable, length: int,
+  lengths: tuple[int, ...] | None, shift: bool, std: float, gate: bool, attentions: dict,
+) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   attends = {
     path: site
     for path, site in peft.match(("attend",), sites, "Attend").items()
     if attentions.get(_attention(path), True)
   }
   fixed = {path: {"mask": _mask(path, s, length, lengths)} for path, s in attends.items()}
-  own = {_trunk(path) for path in attends if _attention(path) != "cross"}
-  trained = make(key, attends, sites, length, deviation)
+  shifted = {_trunk(path) for path in attends if _attention(path) != "cross"}
+  trained = make(key, attends, sites, length, std)
   for path in trained.keys() & fixed.keys():  # keys and values themselves, where there is no MLP
     real = fixed[path]["mask"][..., None, None]
     trained[path] = {name: jnp.where(real, x, 0) for name, x in trained[path].items()}
@@ -108,12 +114,12 @@ def _init(key, sites, frozen, *, make, length, lengths, shift, deviation, gate, 
     heads = (*site.lead, *site.inputs[0][-2:])  # q is (B, T, N, H)
     gates = {"gate_kernel": jnp.zeros(heads), "gate_bias": jnp.zeros(site.lead)}
     trained[path] = trained.get(path, {}) | gates
-  fixed |= {path: {"offset": jnp.asarray(length if shift else 0)} for path in sorted(own)}
+  fixed |= {path: {"offset": jnp.asarray(length if shift else 0)} for path in sorted(shifted)}
   return trained, fixed
 
 
-def _mask(path, site, length, lengths):
-  """Returns which of P slots hold a key in each layer of a site, (L, P)."""
+def _mask(path: str, site: peft.Site, length: int, lengths: tuple | None) -> Bool[Array, "*L P"]:
+  """Returns which of P slots hold a key in each layer of a site."""
   if lengths is None:
     return jnp.ones((*site.lead, length), bool)
   if len(lengths) != site.layers:
@@ -125,23 +131,23 @@ def _mask(path, site, length, lengths):
   return jnp.arange(length)[None] < jnp.asarray(lengths)[:, None]
 
 
-def _unused(trained, fixed):
+def _count_unused(trained: peft.Arrays, fixed: peft.Arrays) -> Array | int:
   """Counts the keys and values of slots that a layer does not have; with an MLP there are none."""
   flat = [path for path in trained if "key" in trained[path]]
   return sum(2 * trained[p]["key"][0, 0].size * (~fixed[p]["mask"]).sum() for p in flat)
 
 
-def _attention(path):
+def _attention(path: str) -> str:
   """Returns which attention a site is: "cross", or its trunk ("encoder", "decoder", "trunk")."""
   return "cross" if path.endswith("/cross/attend") else _trunk(path)
 
 
-def _trunk(path):
+def _trunk(path: str) -> str:
   return path.partition("/layers/")[0]
 
 
-def _init_flat(key, attends, sites, length, deviation):
-  trained, normal = {}, initializers.normal(deviation)
+def _init_flat(key: Array, attends: Sites, sites: Sites, length: int, std: float) -> peft.Arrays:
+  trained, normal = {}, initializers.normal(std)
   for path, site in attends.items():
     shape = (*site.lead, length, *site.inputs[1][-2:])  # k is (B, S, K, H)
     trained[path] = {
@@ -151,14 +157,16 @@ def _init_flat(key, attends, sites, length, deviation):
   return trained
 
 
-def _init_mlp(key, attends, sites, length, deviation, *, hidden):
+def _init_mlp(
+  key: Array, attends: Sites, sites: Sites, length: int, std: float, *, hidden: int
+) -> peft.Arrays:
   """Draws the embeddings and the MLP of each trunk; the last layer is each attention's own."""
   trained = {}
   for path, site in attends.items():
     trunk = _trunk(path)
     width, trunk_key = sites[trunk].input, partial(peft.site_key, peft.site_key(key, trunk))
     if trunk not in trained:
-      embeddings = initializers.normal(deviation)
+      embeddings = initializers.normal(std)
       trained[trunk] = {
         "embedding": peft.draw(embeddings, trunk_key("embedding"), (length, width), axis=0),
         "w1": initializers.normal(width**-0.5)(trunk_key("w1"), (width, hidden)),
@@ -170,7 +178,7 @@ def _init_mlp(key, attends, sites, length, deviation, *, hidden):
   return trained
 
 
-def _reparametrise(trained):
+def _reparametrise(trained: peft.Arrays) -> peft.Arrays:
   """Turns embeddings and MLP into keys and values: k, v = W2 tanh(W1 e + b1) + b2."""
   reparametrised = {}
   for arrays in trained.values():

@@ -16,6 +16,7 @@ would be alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -55,15 +56,18 @@ def method(
     "prompt",
     init=partial(init, make=make, length=length),
     intercept=intercept,
-    slots=slots,
-    numbers=("length", "initialise", "text", "init_scale"),
-    padded={"prompt": (-2,), "mask": (-1,)},
+    virtual_tokens=virtual_tokens,
+    groupable=("length", "initialise", "text", "init_scale"),
+    padded_axes={"prompt": (-2,), "mask": (-1,)},
     positions=length,
     options=dict(length=length),
   )
 
 
-def init(key, sites, frozen, *, make, length):
+def init(
+  key: Array, sites: dict[str, peft.Site], frozen: peft.Frozen, *,
+  make: Callable, length: int,
+) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   """Makes the arrays of a method that puts a prompt before the text, as `Method.init` does.
 
   Args:
@@ -76,12 +80,15 @@ def init(key, sites, frozen, *, make, length):
   return trained, {path: {"mask": jnp.ones(length, bool)} for path in trunks}
 
 
-def slots(fixed):
+def virtual_tokens(fixed: peft.Arrays) -> Bool[Array, " P"] | None:
   """Returns the mask of virtual tokens before a decoder's text; None where an encoder has them."""
   return fixed["trunk"]["mask"] if "trunk" in fixed else None
 
 
-def _draw(key, site, frozen, *, length, initialise, text, bound):
+def _draw(
+  key: Array, site: peft.Site, frozen: peft.Frozen, *,
+  length: int, initialise: str, text: str | None, bound: float,
+) -> dict[str, Float[Array, "P D"]]:  # fmt: skip
   if initialise == "random":
     return {"prompt": peft.draw(peft.uniform(bound), key, (length, site.input), axis=0)}
   table_VD = frozen.weight("embed/embedding")
@@ -93,7 +100,7 @@ def _draw(key, site, frozen, *, length, initialise, text, bound):
   return {"prompt": table_VD[ids_P] * site.config.embed_scale}
 
 
-def _ids(text, tokenize, length):
+def _ids(text: str, tokenize: Callable | None, length: int) -> list[int]:
   if tokenize is None:
     raise UserError("method.initialise is 'text', but the model has no tokenizer to read it with")
   ids = list(tokenize(text))
@@ -121,9 +128,7 @@ def intercept(
   types = getattr(module.parent, "types", None)
   if types is not None:  # BERT adds the embedding of a token type outside its trunk
     prompt_PD = prompt_PD + types(jnp.zeros(len(prompt_PD), jnp.int32))
-  fill = lambda x_BTD, index_BT, inside_BT: jnp.where(
-    inside_BT[..., None], prompt_PD[index_BT], x_BTD
-  )
+  fill = lambda x_BTD, i_BT, inside_BT: jnp.where(inside_BT[..., None], prompt_PD[i_BT], x_BTD)
   real_BS = context.mask.any((1, 2))
   if context.cache is not None:
     slots_T = context.index + jnp.arange(x_BTD.shape[1])

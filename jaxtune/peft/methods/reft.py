@@ -54,15 +54,18 @@ def method(
     init=partial(_init, rank=rank, layers=layers, first=first, targets=targets),
     intercept=partial(_intercept, difference=variant == "loreft"),
     reparametrise=_reparametrise if variant == "loreft" else lambda trained: trained,
-    unused=_unused,
-    numbers=("rank", "first"),
-    padded={"rotate": (-1,), "learned_kernel": (-1,), "learned_bias": (-1,)},
+    count_unused=_count_unused,
+    groupable=("rank", "first"),
+    padded_axes={"rotate": (-1,), "learned_kernel": (-1,), "learned_bias": (-1,)},
     patterns=tuple(targets),
     options=dict(rank=rank, variant=variant, first=first, layers=layers and tuple(layers)),
   )
 
 
-def _init(key, sites, frozen, *, rank, layers, first, targets):
+def _init(
+  key: Array, sites: dict[str, peft.Site], frozen: peft.Frozen, *, rank: int,
+  layers: tuple[int, ...] | None, first: int | None, targets: tuple[str, ...],
+) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   trained, fixed = {}, {}
   for path, site in peft.match(targets, sites, "Block").items():
     (depth,), features = site.lead, site.input
@@ -71,20 +74,16 @@ def _init(key, sites, frozen, *, rank, layers, first, targets):
       raise UserError(f"method.layers has {outside[0]}, but {path} has layers 0 to {depth - 1}")
     if rank > features:
       raise UserError(f"method.rank is {rank}, expected at most the model's width {features}")
-    shapes = {
-      "rotate": (depth, features, rank),
-      "learned_kernel": (depth, features, rank),
-      "learned_bias": (depth, rank),
-    }
+    shape = (depth, features, rank)
+    shapes = {"rotate": shape, "learned_kernel": shape, "learned_bias": (depth, rank)}
     start = peft.uniform(features**-0.5)
     trained[path] = {
       name: peft.draw(start, peft.site_key(key, path, name), shape, axis=-1)
       for name, shape in shapes.items()
     }
-    fixed[path] = {
-      "first": jnp.full(depth, EVERY if first is None else first),
-      "edited": jnp.zeros(depth, bool).at[jnp.asarray([*chosen])].set(True),
-    }
+    edited_L = jnp.zeros(depth, bool).at[jnp.asarray([*chosen])].set(True)
+    first_L = jnp.full(depth, EVERY if first is None else first)
+    fixed[path] = {"first": first_L, "edited": edited_L}
   return trained, fixed
 
 
@@ -101,7 +100,7 @@ def orthonormal(a_LDR: Float[Array, "*L D R"]) -> Float[Array, "*L D R"]:
   return solve(lower_LRR, a_LDR)
 
 
-def _reparametrise(trained):
+def _reparametrise(trained: peft.Arrays) -> peft.Arrays:
   return {
     path: arrays | {"rotate": orthonormal(arrays["rotate"])} for path, arrays in trained.items()
   }
@@ -128,7 +127,7 @@ def _positions(module: nn.Module, mask_B1TS: Bool[Array, "B 1 T S"]) -> Int[Arra
   return jnp.cumsum(mask_B1TS[:, 0, 0], -1) - 1
 
 
-def _unused(trained, fixed):
+def _count_unused(trained: peft.Arrays, fixed: peft.Arrays) -> Array | int:
   """Counts the trained numbers of layers that are not edited."""
   rest = lambda path: (~fixed[path]["edited"]).sum()
   return sum(rest(path) * x[0].size for path, arrays in trained.items() for x in arrays.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxtune import peft
 from jaxtune.schema import NonNegative, Rate
@@ -30,11 +31,11 @@ def method(
     return {}, fixed | {"embed": sites["embed"].constants(numbers)}
 
   return peft.Method(
-    "regularize", init=init, intercept=_intercept, numbers=tuple(numbers), options=numbers
+    "regularize", init=init, intercept=_intercept, groupable=tuple(numbers), options=numbers
   )
 
 
-def _intercept(call: peft.Call, *args):
+def _intercept(call: peft.Call, *args: Array) -> Float[Array, "B T D"]:
   """Applies the noise to the embeddings, or dropout to what a residual connection adds."""
   module, arrays = call.module, call.arrays
   if not module.has_rng("dropout"):

@@ -18,10 +18,7 @@ from jaxtune.schema import Finite, Width
 
 
 def method(
-  *,
-  rank: Width = 256,
-  d_initial: Finite = 0.1,
-  targets: tuple[str, ...] = ("q_proj", "v_proj"),
+  *, rank: Width = 256, d_initial: Finite = 0.1, targets: tuple[str, ...] = ("q_proj", "v_proj")
 ) -> peft.Method:
   """Adds a delta of two trained vectors to linear layers (eq. 2).
 
@@ -41,14 +38,17 @@ def method(
     init=partial(_init, rank=rank, d_initial=d_initial, targets=targets),
     intercept=_intercept,
     merge=_merge,
-    numbers=("rank", "d_initial"),
-    padded={"d": (-1,), "shared:a": (-1,), "shared:b": (-2,)},
+    groupable=("rank", "d_initial"),
+    padded_axes={"d": (-1,), "shared:a": (-1,), "shared:b": (-2,)},
     patterns=tuple(targets),
     options=dict(rank=rank, d_initial=d_initial),
   )
 
 
-def _init(key, sites, frozen, *, rank, d_initial, targets):
+def _init(
+  key: Array, sites: dict[str, peft.Site], frozen: peft.Frozen, *,
+  rank: int, d_initial: float, targets: tuple[str, ...],
+) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   chosen = peft.match(targets, sites, "Linear")
   inputs = max(site.input for site in chosen.values())
   outputs = max(site.output for site in chosen.values())
@@ -57,10 +57,8 @@ def _init(key, sites, frozen, *, rank, d_initial, targets):
   b_RO = peft.draw(peft.uniform((6 / rank) ** 0.5), b_key, (rank, outputs), axis=0)
   trained, fixed = {}, {}
   for path, site in chosen.items():
-    trained[path] = {
-      "d": jnp.full((*site.lead, rank), d_initial, jnp.float32),
-      "b": jnp.zeros((*site.lead, site.output)),
-    }
+    d_LR = jnp.full((*site.lead, rank), d_initial, jnp.float32)
+    trained[path] = {"d": d_LR, "b": jnp.zeros((*site.lead, site.output))}
     fixed[path] = {"shared:a": a_IR[: site.input], "shared:b": b_RO[:, : site.output]}
   return trained, fixed
 
@@ -72,6 +70,6 @@ def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*
   return call.next_fn(x_BTI) + delta_BTO * lift(w["b"], delta_BTO)
 
 
-def _merge(leaves, w):
+def _merge(leaves: dict[str, Array], w: dict[str, Array]) -> dict[str, Array]:
   factors = (w[name] for name in ("shared:a", "d", "shared:b", "b"))
   return {"kernel": leaves["kernel"] + jnp.einsum("ir,...r,ro,...o->...io", *factors)}

@@ -233,7 +233,7 @@ def test_layers_of_different_lengths(llama, projection):
   mask = np.arange(max(LENGTHS))[None] < np.array(LENGTHS)[:, None]
   assert methods[0].positions == hyper["trunk"]["prefix"]["offset"] == max(LENGTHS)
   np.testing.assert_array_equal(hyper["trunk"]["layers"]["attn"]["attend"]["prefix"]["mask"], mask)
-  unused = methods[0].unused(*(peft.arrays_of(methods[0], x) for x in (tuned["peft"], hyper)))
+  unused = methods[0].count_unused(*(peft.arrays_of(methods[0], x) for x in (tuned["peft"], hyper)))
   assert unused == (0 if projection else 2 * 2 * 8 * (~mask).sum())  # keys and values, heads, sizes
   if projection:
     return
@@ -262,7 +262,7 @@ def test_lengths_are_numbers(llama):
   )
   for i in (1, 2):
     jax.tree.map(np.testing.assert_array_equal, plain[i], equal[i])
-  assert equal[0][0].numbers == ("length", "lengths")
+  assert equal[0][0].groupable == ("length", "lengths")
   methods, *_, base = plain
   one = lambda tuned, hyper: peft.apply(
     llama.model, peft.Adapted(methods, tuned, hyper, base), INPUTS[0]

@@ -164,7 +164,7 @@ def test_grouped_lengths_equal_solo_ones():
   pretrained = make("mistral", remat=True)
   laid = [tiny.lay(pretrained, SECTIONS["prompt"] | {"length": n}, noise=0.3) for n in (1, 4)]
   methods, short, fixed, base = laid[0]
-  assert methods[0].numbers[0] == "length"
+  assert methods[0].groupable[0] == "length"
   run, (tokens, mask) = program(pretrained, methods, base), INPUTS[:2]
   pick = jnp.asarray(np.random.default_rng(0).standard_normal(tiny.VOCABULARY), jnp.float32)
 

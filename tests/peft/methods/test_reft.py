@@ -134,7 +134,7 @@ def test_only_chosen_layers_are_edited(llama):
   for path, leaf in gradient.items():
     assert [bool(np.any(layer)) for layer in leaf] == [False, True, False], path
   (method,) = methods
-  unused = method.unused(peft.arrays_of(method, tuned["peft"]), peft.arrays_of(method, hyper))
+  unused = method.count_unused(peft.arrays_of(method, tuned["peft"]), peft.arrays_of(method, hyper))
   assert int(unused) == 2 * tree.size(tuned) // 3
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from support.random_runs import card_lines
 
 from jaxtune import certify, peft, tree
 from jaxtune.api.export import export
+from jaxtune.certify import logits
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 
@@ -89,6 +91,17 @@ def test_base_in_bfloat16(bases, tmp_path, reload):
   assert made["passed"] and made["largest_logit_difference"] < 1e-4
   narrow = made["bfloat16"]
   assert 1e-3 < narrow["largest_logit_difference"] < narrow["band"] < 1
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_a_logit_that_is_not_a_number_never_passes(second, monkeypatch):
+  batch = {"mask": np.ones((1, 2), int)}
+  ours = [np.zeros((1, 2, 3)) for _ in range(2)]
+  theirs = [x.copy() for x in ours]
+  theirs[second][0, 1, 1] = np.nan
+  assert not logits.compare(ours, ours, theirs, [batch, batch])["passed"]
+  monkeypatch.setattr(logits, "our_logits", lambda *_: ours)
+  assert not logits.in_bfloat16(Mock(), Mock(), [batch, batch], theirs)["passed"]
 
 
 @pytest.mark.parametrize("how", [{}, dict(format="merged")], ids=["peft", "merged"])

@@ -5,32 +5,23 @@ ADAPTERS_VENV ?= .venv-adapters
 BIN := $(VENV)/bin
 # Tests of one file stay together, as they share programs.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+ADAPTERS := JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python
 
-.PHONY: quickstart test cases exports check certify parity matrix reliability speed format clean
+.PHONY: quickstart test cases check certify parity matrix reliability speed format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
 	$(BIN)/python experiments/quickstart/answers.py runs/quickstart
 
-# `make test CASES=all` runs the tests of `make cases` in the same session.
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(if $(CASES),$(ADAPTERS_VENV)/.installed)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/ty check --python $(VENV)
-	$(PYTEST) $(if $(CASES),-m "not measurement")
+	$(if $(CASES),$(ADAPTERS)) $(PYTEST) $(if $(CASES),-m "not measurement")
 
-# All that `make test` runs representatives of.
-cases: $(VENV)/.installed-test
-	$(PYTEST) -m "full and not measurement"
-	$(MAKE) exports
-
-# Every export, and each method and each family of the matrix, as the whole takes half an hour
-# (`make matrix`). Nothing that is committed is written.
-exports: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
-	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python \
-	  $(BIN)/python tests/certificates.py --workers 2
-	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python \
-	  $(BIN)/python tests/matrix.py --diagonal --workers 2
+# The tests, and all that they run representatives of: every export, every method, every family.
+cases:
+	$(MAKE) test CASES=all
 
 # The cases, every measurement at its smallest size, and every family's logits beside PyTorch's.
 check: cases
@@ -40,8 +31,7 @@ check: cases
 # Every export format, reloaded in real PyTorch. adapters 1.3 cannot live with transformers 5,
 # so it has an environment of its own.
 certify: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
-	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python \
-	  $(BIN)/python tests/certificates.py --out experiments/certify/results.csv
+	$(ADAPTERS) $(BIN)/python tests/certificates.py --out experiments/certify/results.csv
 
 # Every family's logits beside PyTorch's, in fp32 and bf16: writes experiments/parity.
 parity: $(VENV)/.installed-test
@@ -49,7 +39,7 @@ parity: $(VENV)/.installed-test
 
 # Every method on every family: writes experiments/matrix/results.csv and the README's table.
 matrix: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
-	JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python $(BIN)/python tests/matrix.py --keep
+	$(ADAPTERS) $(BIN)/python tests/matrix.py --keep
 
 # Mutants, fuzzing and faults in short, in ten minutes; their README says how to run the long forms.
 reliability: $(VENV)/.installed-test

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import csv
+import gc
 import json
 import multiprocessing
 import os
@@ -135,14 +136,18 @@ def round_trip(pretrained, adapted, folder: Path, form: str, as_lora: bool) -> s
   again = folder.with_name(folder.name + "-again")
   export(pretrained, formats.adapt(found, pretrained), again, format=form)
   files = [load_file(place / certify.WEIGHTS[form]) for place in (folder, again)]
-  if not equal(*files):
+  configs = [(place / "adapter_config.json").read_bytes() for place in (folder, again)]
+  if not equal(*files) or configs[0] != configs[1]:
     return "FAILED"
   if as_lora:
     return "as LoRA"
   tuned, ours, theirs = adapted.tuned, {}, {**found.params}
   for method, read in zip(adapted.methods, found.methods, strict=False):  # a head is not among them
-    ours |= peft.by_path(method, method.reparametrise(peft.arrays_of(method, tuned["peft"])))
-    theirs |= peft.by_path(method, method.reparametrise(read.trained))
+    trained, fixed = adapted.overlay.arrays_of(method)
+    for name, arrays in (("trained", method.reparametrise(trained)), ("fixed", fixed)):
+      ours |= {f"{name} {path}": x for path, x in peft.by_path(method, arrays).items()}
+    for name, arrays in (("trained", method.reparametrise(read.trained)), ("fixed", read.fixed)):
+      theirs |= {f"{name} {path}": x for path, x in peft.by_path(method, arrays).items()}
   return "bit-equal" if equal(ours | tree.flatten(tuned["params"]), theirs) else "FAILED"
 
 
@@ -218,7 +223,7 @@ def main() -> int:
   table, start = [], time.time()
   print(line({n: n for n in COLUMNS}).replace("         -         -", " largest  method's"))
   chosen = [i for i, names in enumerate(labels()) if options.only in " ".join(names)]
-  with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+  with multiprocessing.get_context("spawn").Pool(options.workers, gc.disable) as pool:
     for row in pool.imap(partial(run_job, skip_adapterhub=skip), chosen):
       table.append(row)
       print(line(row), flush=True)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from contextlib import ExitStack
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -27,6 +28,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from support import representatives, tiny
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+MEMORY = psutil.virtual_memory().total // (2 * os.cpu_count())  # of a worker, in bytes
 # The same few examples every time; HYPOTHESIS_PROFILE=long looks for new ones.
 settings.register_profile("few", max_examples=25, derandomize=True, deadline=None, database=None)
 settings.register_profile("long", max_examples=2000, deadline=None)
@@ -39,22 +41,26 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-  """Leaves garbage to `forgotten`, and spares it the millions of objects that were imported."""
+  """Leaves garbage to `forget`, and spares it the millions of objects that were imported."""
   gc.collect()
   gc.freeze()
   gc.disable()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forgotten():
-  """Forgets compiled programs where a worker has grown to gigabytes.
+def forget():
+  """Forgets compiled programs where a process has grown to gigabytes.
 
   Not behind every file: that takes half a second, and what all files use is compiled again.
   """
-  yield
-  if psutil.Process().memory_info().rss > 3 * 2**30:
+  if psutil.Process().memory_info().rss > MEMORY:
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+  yield
+  forget()
 
 
 @pytest.fixture(scope="session")
@@ -115,3 +121,14 @@ def reload():
 
   with certify.reloader() as run:
     yield run
+
+
+@pytest.fixture(scope="session")
+def reloads(reload):
+  """The PyTorch of each format; AdapterHub's where JAXTUNE_ADAPTERS_PYTHON names one."""
+  from jaxtune import certify
+
+  with ExitStack() as stack:
+    python = os.environ.get(certify.VARIABLE)
+    adapters = {"adapterhub": stack.enter_context(certify.reloader(python))} if python else {}
+    yield {"peft": reload, "merged": reload} | adapters

@@ -1,6 +1,6 @@
 """Every method on every family: what holds, cell by cell, and the README's table of it.
 
-  python tests/matrix.py [--only TEXT] [--diagonal] [--keep] [--workers 2]
+  python tests/matrix.py [--only TEXT] [--keep] [--workers 2]
 
 A cell is one method over one tiny model with random weights. It passes where a gradient reaches
 every trained array in every layer, two trials in one program end as each does alone, a run that is
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import csv
+import gc
 import multiprocessing
 import os
 import re
@@ -25,7 +26,7 @@ from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 
-import conftest  # noqa: F401  cheap compilation
+import conftest  # cheap compilation
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -287,22 +288,18 @@ def attempt(names: tuple[str, str]) -> tuple[dict, float]:
       row = cell(*names, kept_open(), Path(scratch))
     except Exception as error:
       row = dict(method=names[0], family=names[1], trained="failed", note=repr(error))
-  jax.clear_caches()
+  conftest.forget()
   return {name: row.get(name, "") for name in COLUMNS}, time.perf_counter() - began
 
 
 def main() -> int:
   arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   arguments.add_argument("--only", default="", help="cells whose 'method family' holds this")
-  arguments.add_argument(
-    "--diagonal", action="store_true", help="each method on one family, and each family with one"
-  )
   arguments.add_argument("--keep", action="store_true", help="write the table")
   arguments.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
   options, rows = arguments.parse_args(), []
-  cells = DIAGONAL if options.diagonal else CELLS
-  cells = [names for names in cells if options.only in " ".join(names)]
-  with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+  cells = [names for names in CELLS if options.only in " ".join(names)]
+  with multiprocessing.get_context("spawn").Pool(options.workers, gc.disable) as pool:
     for row, seconds in pool.imap(attempt, cells):
       rows.append(row)
       print(*row.values(), f"{seconds:.0f} s", sep=" | ", flush=True)

@@ -1,7 +1,18 @@
-"""The README's table is that of all cells, which `make matrix` runs."""
+"""A part of the matrix of methods and families; `make matrix` runs all of it."""
 
 import matrix
+import pytest
 from support import tiny
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("method", "family"), matrix.DIAGONAL)
+def test_a_cell(method, family, reloads, tmp_path):
+  """Each method on one family, and each family with one method."""
+  row = matrix.cell(method, family, reloads, tmp_path)
+  (kept,) = [r for r in matrix.read() if (r["method"], r["family"]) == (method, family)]
+  for column in ("trained", "export"):
+    assert str(row.get(column, "")) == kept[column]
 
 
 def test_the_table_is_that_of_all_cells():

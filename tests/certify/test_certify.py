@@ -39,12 +39,8 @@ def laid(pretrained, section):
 @pytest.mark.parametrize(
   ("name", "section", "how"),
   [
-    ("llama", LORA, {}),
-    ("gpt2", LORA, {}),
-    ("llama", PREFIX, {}),
     ("gpt2", PREFIX, {}),
     ("llama3", LORA, dict(format="merged")),
-    ("gpt2", LORA, dict(format="merged", dtype="bfloat16")),
     ("llama", dict(name="full"), {}),
   ],
 )

@@ -189,7 +189,7 @@ def test_with_a_tokenizer_its_lines_make_text(gpt2, tmp_path):
   ("name", "section", "how"),
   [("gpt2", LORA, {}), ("gpt2", ADAPTER, {}), ("gpt2", LORA, dict(format="merged"))],
 )
-def test_no_file_tells_of_the_machine(model, tmp_path, name, section, how):
+def test_no_file_tells_of_the_machine(model, reload, tmp_path, name, section, how):
   """Not where the base, the data, a start or the export lay; and it is certified all the same."""
   recipe = copy.deepcopy(RECIPE)
   data = str(tmp_path / "secret" / "train.jsonl")
@@ -199,7 +199,7 @@ def test_no_file_tells_of_the_machine(model, tmp_path, name, section, how):
   stored = base._replace(hf_config=base.hf_config | {"_name_or_path": str(base.folder)})
   certify_ = section is not ADAPTER  # whose library needs an environment of its own
   export_again = partial(written, stored, section, tmp_path / "x", Facts(recipe=recipe), **how)
-  folder, _ = export_again(certify=certify_)
+  folder, _ = export_again(certify=certify_, reload=reload)
   export_again()  # replaces it, certificate and all
   for path in folder.iterdir():
     text = path.read_bytes()

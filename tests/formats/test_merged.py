@@ -80,18 +80,11 @@ def test_an_untied_merge_in_bfloat16(tied, tmp_path, reload):
   "section",
   [
     dict(name="lora", rank=2, dora=True, initialise="pissa"),
-    dict(name="vera", rank=3),
-    dict(name="adalora", init_rank=3, target_rank=2),
-    dict(name="loha", rank=2),
-    dict(name="lokr", rank=2),
-    dict(name="ia3"),
-    dict(name="norms"),
-    dict(name="last_layers", layers=1),
     dict(name="stack", a=dict(name="lora", rank=2), b=dict(name="bitfit")),
   ],
   ids=lambda s: s["name"],
 )
-def test_every_weight_delta(gpt2, section, tmp_path, reload):
+def test_weight_deltas_together(gpt2, section, tmp_path, reload):
   how = dict(format="merged", certify=True, reload=reload)
   made = export(gpt2, peft.Adapted(*laid(gpt2, section)), tmp_path / "x", **how)
   assert made.certificate["largest_logit_difference"] < 1e-4

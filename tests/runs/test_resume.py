@@ -1,6 +1,7 @@
 """Killed at any moment and started again, a run ends as if it had never been stopped."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -23,15 +24,16 @@ TESTS = Path(__file__).parents[1]
 def start(tmp_path_factory):
   """Starts the run in a process of its own, and returns its exit code."""
   cache = tmp_path_factory.mktemp("compiled")
-  paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload(["support.resumable_run"])  # imported once for all processes
 
   def go(folder, count, *kill) -> int:
-    command = [sys.executable, TESTS / "support" / "resumable_run.py", folder, count, *kill]
-    environment = os.environ | {"PYTHONPATH": paths, "JAXTUNE_TEST_CACHE": str(cache)}
-    environment.pop("XLA_FLAGS", None)  # conftest sets them anew
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
-    assert done.returncode in (0, -signal.SIGKILL, 143), done.stderr
-    return done.returncode
+    process = context.Process(target=resumable_run.main, args=(cache, folder, count, *kill))
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+      process.start()
+    process.join()
+    return process.exitcode
 
   return go
 

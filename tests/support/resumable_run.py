@@ -1,14 +1,7 @@
-"""A run of one or two trials in a process of its own, that test_resume kills and starts again.
-
-  python resumable.py FOLDER TRIALS [STEP MOMENT SIGNAL]
-
-With a step, the process sends itself the signal there: "during" the step, "in" the writing of a
-checkpoint, from that step on, or "after" the step's checkpoint.
-"""
+"""A run of one or two trials in a process of its own, that test_resume kills and starts again."""
 
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 
@@ -62,16 +55,21 @@ def arm(step: int, moment: str, number: int) -> None:
   data.batch, checkpoint.Checkpoints.save = watched_batch, watched_save
 
 
-def main(folder: str, count: str, step: str = "0", moment: str = "", name: str = "SIGKILL") -> None:
-  cache = os.environ["JAXTUNE_TEST_CACHE"]
-  jax.config.update("jax_compilation_cache_dir", cache)
+def main(
+  cache: Path, folder: Path, count: int, step: int = 0, moment: str = "", name: str = "SIGKILL"
+) -> None:
+  """Runs `count` trials in a folder.
+
+  Args:
+    cache: where compiled programs are kept.
+    step: where the process sends itself the signal `name`; 0 for nowhere.
+    moment: "during" the step, "in" the writing of a checkpoint, from that step on, or "after" the
+      step's checkpoint.
+  """
+  jax.config.update("jax_compilation_cache_dir", str(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-  arm(int(step), moment, getattr(signal, name))
-  place, made = Path(folder), configs(int(count))
-  folders = [place / str(i) for i in range(len(made))]
-  made_trials.run(made, folders, setup(), place / "checkpoints")
-
-
-if __name__ == "__main__":
-  main(*sys.argv[1:])
+  arm(step, moment, getattr(signal, name))
+  made = configs(count)
+  folders = [folder / str(i) for i in range(len(made))]
+  made_trials.run(made, folders, setup(), folder / "checkpoints")

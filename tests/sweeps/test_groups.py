@@ -16,7 +16,7 @@ from jaxtune.training import loop
 from jaxtune.training import step as update
 from jaxtune.training.options import TrainOptions
 
-STEPS = 50
+STEPS = 20
 LORA, ADAPTER, PREFIX = {"name": "lora"}, {"name": "adapter"}, {"name": "prefix"}
 STACK = {"name": "stack", "lora": {"rank": 2}, "prefix": {"length": 3}, "adapter": {"width": 3}}
 HOULSBY, PARALLEL = {"placement": "houlsby"}, {"placement": "parallel"}

@@ -30,10 +30,7 @@ MOST_TRIALS = 1000  # more have to be confirmed
 
 
 def sweep(
-  config: Any,
-  workdir: str | Path,
-  metric: str | None = None,
-  most_trials: int = MOST_TRIALS,
+  config: Any, workdir: str | Path, metric: str | None = None, most_trials: int = MOST_TRIALS
 ) -> list[dict]:
   """Trains every trial of `config.sweep` and writes results.csv, report.md, report.html and plots.
 

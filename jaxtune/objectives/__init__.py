@@ -52,9 +52,7 @@ def module(name: str) -> ModuleType:
 
 
 def weigh(
-  losses: Float[Array, "B ..."],
-  correct: Shaped[Array, "B ..."],
-  weights: Float[Array, "B ..."],
+  losses: Float[Array, "B ..."], correct: Shaped[Array, "B ..."], weights: Float[Array, "B ..."]
 ) -> tuple[Float[Array, " B"], Sums]:
   """Adds up the losses of each row and its targets that are right, times their weights."""
   total = lambda x: x.sum(tuple(range(1, x.ndim)))

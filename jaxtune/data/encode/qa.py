@@ -127,11 +127,7 @@ def encode(
 
 
 def answer_texts(
-  split: Split,
-  starts_XT: np.ndarray,
-  ends_XT: np.ndarray,
-  n_best: int = 20,
-  max_tokens: int = 30,
+  split: Split, starts_XT: np.ndarray, ends_XT: np.ndarray, n_best: int = 20, max_tokens: int = 30
 ) -> list[str]:
   """Returns the likeliest answer to every example, a part of its context.
 

@@ -5,7 +5,10 @@ ADAPTERS_VENV ?= .venv-adapters
 BIN := $(VENV)/bin
 # Tests of one file stay together, as they share programs.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
-ADAPTERS := JAXTUNE_ADAPTERS_PYTHON=$(ADAPTERS_VENV)/bin/python
+# Installs packages; Python compiles them on all cores, and pip would on one.
+INSTALL = $(1)/bin/python -m pip install --quiet --no-compile $(2) && \
+  { $(1)/bin/python -m compileall -qq -j 0 $(1)/lib || true; }
+ADAPTERS := JAXTUNE_ADAPTERS_PYTHON=$(abspath $(ADAPTERS_VENV))/bin/python
 
 .PHONY: quickstart test cases check certify parity matrix reliability speed format clean
 
@@ -62,11 +65,11 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(call INSTALL,$(VENV),--editable .)
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(call INSTALL,$(VENV),--editable '.[test]')
 	touch $@ $(VENV)/.installed
 
 # Behind its own packages it sees those of the other environment, so PyTorch is installed once.
@@ -74,5 +77,5 @@ $(ADAPTERS_VENV)/.installed: $(VENV)/.installed-test
 	$(PYTHON) -m venv $(ADAPTERS_VENV)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 	  $$($(ADAPTERS_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
-	$(ADAPTERS_VENV)/bin/python -m pip install --quiet adapters==1.3.0 transformers==4.57.6
+	$(call INSTALL,$(ADAPTERS_VENV),adapters==1.3.0 transformers==4.57.6)
 	touch $@

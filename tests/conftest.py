@@ -2,7 +2,6 @@
 
 import gc
 import os
-from contextlib import ExitStack
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -124,11 +123,18 @@ def reload():
 
 
 @pytest.fixture(scope="session")
-def reloads(reload):
-  """The PyTorch of each format; AdapterHub's where JAXTUNE_ADAPTERS_PYTHON names one."""
+def reload_in_adapters():
+  """The same with AdapterHub's library; tests that need it skip where no variable names one."""
   from jaxtune import certify
 
-  with ExitStack() as stack:
-    python = os.environ.get(certify.VARIABLE)
-    adapters = {"adapterhub": stack.enter_context(certify.reloader(python))} if python else {}
-    yield {"peft": reload, "merged": reload} | adapters
+  if not os.environ.get(certify.VARIABLE):
+    pytest.skip(f"needs {certify.VARIABLE}")
+  with certify.reloader(certify.adapters_interpreter()) as run:
+    yield run
+
+
+@pytest.fixture(scope="session")
+def reload_of(request):
+  """Returns (format) -> the PyTorch that certifies its exports."""
+  names = {"adapterhub": "reload_in_adapters"}
+  return lambda form: request.getfixturevalue(names.get(form, "reload"))

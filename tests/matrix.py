@@ -22,6 +22,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
@@ -101,11 +102,12 @@ def batch(pretrained) -> dict:
   return {name: jnp.asarray(x)[None] for name, x in made.items()}
 
 
-def cell(method: str, family: str, reloads: dict, scratch: Path) -> dict:
+def cell(method: str, family: str, reload_of: Callable, scratch: Path) -> dict:
   """Checks one method on one family; returns a row of the results, or raises AssertionError.
 
   Trials of other sizes are grouped, and states saved, on the first family of each kind alone: that
-  compiles more, and hangs on the method.
+  compiles more, and hangs on the method. `reload_of` is (format) -> the PyTorch that certifies an
+  export of it, or None.
   """
   section, change, quantize = METHODS[method]
   first_of_kind = family in ("gpt2", "bert", "t5")
@@ -128,7 +130,7 @@ def cell(method: str, family: str, reloads: dict, scratch: Path) -> dict:
     check_resumed(step, first, base, rows, scratch / "checkpoints")
   tuned = jax.tree.map(np.asarray, first.tuned)
   made = check_generated(pretrained, methods, tuned, state.hyper, base)
-  exported = check_export(pretrained, methods, tuned, first.hyper, base, reloads, scratch)
+  exported = check_export(pretrained, methods, tuned, first.hyper, base, reload_of, scratch)
   count = tree.size(state.tuned["peft"]) + tree.size(state.tuned["params"])
   return dict(method=method, family=family, trained=count, grouped=f"{grouped:.1e}",
               generated=made) | exported  # fmt: skip
@@ -136,7 +138,7 @@ def cell(method: str, family: str, reloads: dict, scratch: Path) -> dict:
 
 def check_trained(before: update.State, after: update.State, family: str) -> None:
   """Each trained array has moved, in every layer, but for what no logit depends on."""
-  old, new = tree.flatten(before.tuned), tree.flatten(after.tuned)
+  old, new = (tree.flatten(jax.device_get(state.tuned)) for state in (before, after))
   still = []
   for path, x in old.items():
     if "/k_proj/" in path and path.endswith("bias"):
@@ -158,9 +160,10 @@ def check_grouped(program, step, states, base, rows) -> float:
   worst = 0.0
   for _ in range(2):
     group, states = together(group, base, rows)[0], [step(s, base, rows)[0] for s in states]
-  for i, state in enumerate(states):
-    mine = tree.crop(jax.tree.map(lambda x, i=i: x[i], group.tuned), state.tuned)
-    apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), mine, state.tuned)
+  grouped = jax.device_get(group.tuned)
+  for i, alone in enumerate(jax.device_get([state.tuned for state in states])):
+    mine = tree.crop(jax.tree.map(lambda x, i=i: x[i], grouped), alone)
+    apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), mine, alone)
     worst = max(worst, *jax.tree.leaves(apart))
   assert worst < 2e-5, f"grouped and alone differ by {worst}"
   return worst
@@ -171,7 +174,7 @@ def check_resumed(step, state, base, rows, folder: Path) -> None:
   with checkpoint.Checkpoints(folder, {"config": [], "base": ""}) as saved:
     saved.save(1, state)
     restored, _ = saved.restore(state)
-  on, again = step(state, base, rows)[0], step(restored, base, rows)[0]
+  on, again = jax.device_get([step(s, base, rows)[0] for s in (state, restored)])
   same = jax.tree.map(lambda a, b: bool((a == b).all()), on.tuned, again.tuned)
   assert all(jax.tree.leaves(same)), "the resumed run differs"
 
@@ -201,12 +204,12 @@ def check_generated(pretrained, methods, tuned, hyper, base) -> bool | str:
   return True
 
 
-def check_export(pretrained, methods, tuned, hyper, base, reloads, scratch: Path) -> dict:
+def check_export(pretrained, methods, tuned, hyper, base, reload_of, scratch: Path) -> dict:
   """Exports in the method's own format and compares logits in PyTorch."""
   made, why = None, ""
   for form in ("auto", "merged"):
     try:
-      reload = reloads.get(choose_format(peft.Adapted(methods, tuned, hyper, base), form))
+      reload = reload_of(choose_format(peft.Adapted(methods, tuned, hyper, base), form))
       made = export.export(
         pretrained, peft.Adapted(methods, tuned, hyper, base), scratch / "export", format=form,
         certify=reload is not None, reload=reload,
@@ -285,7 +288,7 @@ def attempt(names: tuple[str, str]) -> tuple[dict, float]:
   began = time.perf_counter()
   with tempfile.TemporaryDirectory() as scratch:
     try:
-      row = cell(*names, kept_open(), Path(scratch))
+      row = cell(*names, kept_open().get, Path(scratch))
     except Exception as error:
       row = dict(method=names[0], family=names[1], trained="failed", note=repr(error))
   conftest.forget()

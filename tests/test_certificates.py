@@ -14,8 +14,6 @@ def jobs(tmp_path_factory):
 
 @pytest.mark.full
 @pytest.mark.parametrize("index", range(len(LABELS)), ids=[", ".join(names) for names in LABELS])
-def test_an_export(index, jobs, reloads):
+def test_an_export(index, jobs, reload_of):
   form, *_, run = jobs[index]
-  if form not in reloads:
-    pytest.skip("needs JAXTUNE_ADAPTERS_PYTHON")
-  assert run(reloads[form])["verdict"] in ("passed", "refused", "found")
+  assert run(reload_of(form))["verdict"] in ("passed", "refused", "found")

@@ -29,9 +29,8 @@ def our_logits(
   model = model.clone(config=dataclasses.replace(model.config, dtype=dtype, attention=None))
   base = jax.tree.map(lambda x: jnp.asarray(x, dtype), quantize.dequantised(adapted.base))
   if adapted.methods:
-    apply = lambda arrays, **batch: peft.apply(
-      model, peft.Adapted(adapted.methods, *arrays), **batch
-    )
+    laid = lambda arrays: peft.Adapted(adapted.methods, *arrays)
+    apply = lambda arrays, **batch: peft.apply(model, laid(arrays), **batch)
     run = partial(jax.jit(apply), (*adapted.overlay, base))
   else:
     run = partial(_plain_logits, model, base)

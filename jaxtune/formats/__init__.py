@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 
 from jaxtune import peft as methods_
 from jaxtune import schema, tree
@@ -48,7 +48,7 @@ def adapt(imported: Imported, pretrained: hf.Pretrained) -> methods_.Adapted:
   for method, arrays in zip(methods, imported.methods, strict=True):
     trained |= methods_.by_path(method, arrays.trained)
     fixed |= methods_.by_path(method, arrays.fixed)
-  nested = lambda xs: tree.unflatten({path: jnp.asarray(x) for path, x in xs.items()})
+  nested = lambda xs: jax.device_put(tree.unflatten(xs))
   moved, flat = imported.params, tree.flatten(pretrained.params)
   base = tree.unflatten({path: x for path, x in flat.items() if path not in moved})
   tuned = {"params": nested(moved), "peft": nested(trained)}

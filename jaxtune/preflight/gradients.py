@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from jaxtune import data, sharding, tree
 from jaxtune.errors import UserError
@@ -66,11 +66,8 @@ def _check_gradients(largest: dict[str, float]) -> None:
 
 def with_noise(deltas: PyTree, deviation: float = 0.02) -> PyTree:
   """Adds normal noise to every array; numpy draws it, as jax would compile a program per shape."""
-
-  def noisy(path: str, x: Array) -> np.ndarray:
-    rng = np.random.default_rng(zlib.crc32(path.encode()))
-    return np.asarray(x) + rng.normal(0, deviation, x.shape).astype(x.dtype)
-
+  rng = lambda path: np.random.default_rng(zlib.crc32(path.encode()))
+  noisy = lambda path, x: np.asarray(x) + rng(path).normal(0, deviation, x.shape).astype(x.dtype)
   return tree.unflatten({path: noisy(path, x) for path, x in tree.flatten(deltas).items()})
 
 

@@ -191,27 +191,28 @@ def _keep_best(group: Group, progress: Progress, step: int, metrics: list[dict])
   patience, keep_from = group.options.patience, group.keep_from
   active = None if patience is None else np.asarray(progress.stale) < patience
   group.logs.write([{"step": step, **values} for values in metrics], active)
-  loss = jnp.asarray([values["validation_loss"] for values in metrics])
-  better = (loss < progress.best) & (step >= keep_from)
-  stale = jnp.where(better | (step < keep_from), 0, progress.stale + 1)
-  diverged = _first(progress.sums["diverged"], ~jnp.isfinite(loss), step)
+  loss = np.asarray([values["validation_loss"] for values in metrics], np.float32)
+  after = _updated(progress, loss, step, keep_from, patience or -1)
   if patience is None:
-    _warn(np.asarray(stale), np.asarray(diverged > 0), progress, step, loss)
-  return progress._replace(
-    sums=progress.sums | {"diverged": diverged},
-    tuned=_choose(better, progress.state.tuned, progress.tuned),
-    best=jnp.where(better, loss, progress.best),
-    best_step=jnp.where(better, step, progress.best_step),
-    stale=stale,
-    stopped=_first(progress.stopped, stale == (patience or -1), step),
-  )
+    _warn(np.asarray(after.stale), np.asarray(after.sums["diverged"]) > 0, progress, step, loss)
+  return after
 
 
 @jax.jit
-def _choose(better: Array, new: PyTree, old: PyTree) -> PyTree:
-  """Takes the weights of trials that are `better` from `new`, and of the others from `old`."""
+def _updated(progress: Progress, loss: Array, step: int, keep_from: int, patience: int) -> Progress:
+  """Returns the progress after an evaluation with these losses (E,); patience -1 is no limit."""
+  better = (loss < progress.best) & (step >= keep_from)
+  stale = jnp.where(better | (step < keep_from), 0, progress.stale + 1)
   column = lambda x: better.reshape(-1, *[1] * (x.ndim - 1))
-  return jax.tree.map(lambda x, y: jnp.where(column(x), x, y), new, old)
+  choose = lambda new, old: jax.tree.map(lambda x, y: jnp.where(column(x), x, y), new, old)
+  return progress._replace(
+    sums=progress.sums | {"diverged": _first(progress.sums["diverged"], ~jnp.isfinite(loss), step)},
+    tuned=choose(progress.state.tuned, progress.tuned),
+    best=choose(loss, progress.best),
+    best_step=jnp.where(better, step, progress.best_step),
+    stale=stale,
+    stopped=_first(progress.stopped, stale == patience, step),
+  )
 
 
 def _warn(

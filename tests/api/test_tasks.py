@@ -219,6 +219,7 @@ def translated(words, i):
   }
 
 
+@pytest.mark.full
 def test_an_encoder_decoder_writes(place, tmp_path):
   """For as many prompts of the one task as of the other, though the other's are rarer."""
   data = splits(place, "translated", translated) | {"tasks": "task"}

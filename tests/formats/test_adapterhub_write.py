@@ -2,14 +2,13 @@
 
 import functools
 import json
-import os
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from support import tiny
 
-from jaxtune import certify, peft
+from jaxtune import peft
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
 from jaxtune.formats.facts import Facts
@@ -119,14 +118,6 @@ def test_refuses_what_it_cannot_express(name, section, how, message, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture(scope="module")
-def reload_in_adapters():
-  if not os.environ.get(certify.VARIABLE):
-    pytest.skip(f"needs {certify.VARIABLE}")
-  with certify.reloader(certify.adapters_interpreter()) as run:
-    yield run
-
-
 @pytest.mark.parametrize(
   ("name", "section"),
   [
@@ -141,6 +132,7 @@ def reload_in_adapters():
     ("roberta:classify", COMPACTER),
     ("distilbert:tokens", PREFIX | dict(projection=4)),
     ("bart", PREFIX | dict(cross=False)),
+    ("bart", ADAPTER | dict(placement="parallel")),
     ("t5", COMPACTER | dict(placement="pfeiffer")),
   ],
 )

@@ -145,6 +145,7 @@ def loras(draw):
   return section | {"dora": draw(st.booleans()), "rslora": draw(st.booleans())}
 
 
+@pytest.mark.full
 @settings(max_examples=8, deadline=None)
 @given(loras(), st.integers(0, 99))
 def test_what_is_written_is_read_to_the_bit(section, seed):

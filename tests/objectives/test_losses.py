@@ -39,11 +39,12 @@ def on_device(forward, batch):
 
 
 def loss(objective, forward, batch, *options, **named):
-  return checked(objective.loss)(*on_device(forward, batch), *options, **named)
+  compute = lambda: checked(objective.loss)(*on_device(forward, batch), *options, **named)
+  return jax.jit(compute)()
 
 
 def predict(objective, forward, batch, *options):
-  return checked(objective.predict)(*on_device(forward, batch), *options)
+  return jax.jit(lambda: checked(objective.predict)(*on_device(forward, batch), *options))()
 
 
 def torch_cross_entropy(logits, targets, smoothing=0.0):

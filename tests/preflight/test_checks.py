@@ -24,6 +24,7 @@ def test_a_cpu_takes_one_trial_at_a_time_unless_told(llama):
   assert cost.choose_chunk([with_config(setup, c) for c in told]) == 2
 
 
+@pytest.mark.full
 def test_cost_counts_every_layer_and_trial(llama):
   setup = made_trials.make(llama)
   one, two = (

@@ -91,6 +91,7 @@ def test_dropout_has_a_key_for_every_seed_step_and_part(losses):
   assert drawn(losses, 0, 0, dropout=False) == 0
 
 
+@pytest.mark.full
 def test_devices_drop_other_elements(losses):
   def loss(program, tuned, hyper, base, rows, rng=None):
     ones = jnp.ones(rows["tokens"].size) + 0 * tuned["peft"]["layers"]["probe"]["a"].sum()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from jaxtune import tree
@@ -162,7 +161,14 @@ def _stack(kind: str, module: str, layers: list[dict | None]) -> dict[str, np.nd
       "AdaLoRA and LoHa only"
     )
   empty = {name: np.zeros((0,) * x.ndim, np.float32) for name, x in some.items()}
-  return jax.tree.map(np.asarray, tree.stack([empty if x is None else x for x in layers]))
+  return {n: _padded([(empty if x is None else x)[n] for x in layers]) for n in some}
+
+
+def _padded(layers: list[np.ndarray]) -> np.ndarray:
+  """Stacks the arrays of layers, each padded with zeros at the end of every axis."""
+  sizes = np.max([x.shape for x in layers], 0)
+  ends = lambda x: [(0, n - m) for m, n in zip(x.shape, sizes, strict=True)]
+  return np.stack([np.pad(x, ends(x)) for x in layers])
 
 
 def _scales(kind: str, config: dict, names: list[str | None], ranks: dict) -> np.ndarray | None:

@@ -261,6 +261,7 @@ def test_templates_that_would_train_on_nothing_or_never_stop(speaker, source, me
     run(speaker, [openai("how", "fine")], chat_template=source)
 
 
+@pytest.mark.full
 def test_a_chat_template_that_does_not_end_is_stopped_and_never_skipped(speaker, monkeypatch):
   monkeypatch.setattr(confined, "SECONDS", 0.3)
   source = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"

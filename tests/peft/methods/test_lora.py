@@ -240,6 +240,7 @@ def test_merge_equals_intercept(variant):
   np.testing.assert_allclose(run(laid), merged, atol=1e-5, rtol=0)
 
 
+@pytest.mark.full
 def test_merge_equals_intercept_in_scanned_layers(llama):
   section = {
     "name": "lora", "rank": 3, "dora": True, "initialise": "pissa", "ranks": {"mlp/\\w+": 2},

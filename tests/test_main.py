@@ -218,6 +218,7 @@ def test_what_ends_a_command(monkeypatch, capsys):
     main(["methods"])
 
 
+@pytest.mark.full
 def test_no_command_loads_what_it_does_not_need(place):
   """PyTorch, scikit-learn and matplotlib take seconds each."""
   heavy = {"torch", "sklearn", "matplotlib", "orbax", "nltk", "scipy.stats", "datasets", "pandas"}

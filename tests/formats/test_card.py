@@ -116,20 +116,24 @@ with torch.no_grad():
 
 
 @pytest.mark.skipif(not os.environ.get(certify.VARIABLE), reason=f"needs {certify.VARIABLE}")
-@pytest.mark.parametrize(
-  ("name", "head", "section"),
-  [("gpt2", None, ADAPTER), ("llama", None, FLAT), ("bert", "classify", ADAPTER)],
-)
-def test_its_lines_load_adapterhubs(model, name, head, section, tmp_path):
-  folder, trees = written(model(name, head), section, tmp_path / "x")
-  (tmp_path / "run.py").write_text(card_lines(folder, model(name, head)) + LOGITS)
+def test_its_lines_load_adapterhubs(model, tmp_path):
+  """All in one process of adapters, which takes long to start."""
   ids, mask = tokens()
-  paths = [str(tmp_path / f"{x}.npy") for x in ("ids", "mask", "logits")]
-  np.save(paths[0], ids)
-  np.save(paths[1], mask)
-  python = certify.adapters_interpreter()
-  subprocess.run([python, str(tmp_path / "run.py"), *paths], check=True, cwd=tmp_path)
-  compare(tiny.forward(model(name, head), trees, ids, mask), np.load(paths[2]), mask)
+  np.save(tmp_path / "ids.npy", ids)
+  np.save(tmp_path / "mask.npy", mask)
+  exports = {}
+  for name, head, section in (
+    ("gpt2", None, ADAPTER), ("llama", None, FLAT), ("bert", "classify", ADAPTER),
+  ):  # fmt: skip
+    folder, trees = written(model(name, head), section, tmp_path / name)
+    exports[name] = tiny.forward(model(name, head), trees, ids, mask)
+    lines = card_lines(folder, model(name, head)) + LOGITS
+    (tmp_path / f"{name}.py").write_text(lines.replace("sys.argv[3]", f"'{name}.npy'"))
+  run = "import runpy, sys\nfor name in sys.argv[3:]: runpy.run_path(name + '.py')"
+  command = [certify.adapters_interpreter(), "-c", run, "ids.npy", "mask.npy", *exports]
+  subprocess.run(command, check=True, cwd=tmp_path)
+  for name, logits in exports.items():
+    compare(logits, np.load(tmp_path / f"{name}.npy"), mask)
 
 
 def test_it_states_the_recipe_the_data_and_the_metrics(gpt2, tmp_path):

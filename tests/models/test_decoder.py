@@ -26,6 +26,9 @@ SECTIONS = {
   "stack": {"name": "stack", "lora": {}, "prefix": {"length": 3}, "adapter": {"width": 4}},
   "full": {"name": "full"},
 }
+CASES = [("llama", name) for name in SECTIONS] + [
+  ("gpt2", name) for name in ("lora", "prefix", "stack")
+]
 
 
 def unrolled(pretrained, laid, tokens, mask):
@@ -62,8 +65,7 @@ def unrolled(pretrained, laid, tokens, mask):
   return x @ (params["embed"]["embedding"].T if c.tied else params["head"]["kernel"])
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(("name", "section"), CASES)
 def test_scanned_equals_a_loop_over_layers(name, section, request):
   pretrained = request.getfixturevalue(name)
   laid = tiny.lay(pretrained, SECTIONS[section], noise=0.1)
@@ -137,8 +139,7 @@ def test_future_tokens_do_not_matter(pretrained):
   assert not np.allclose(made[:, 6:], again[:, 6:])
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(("name", "section"), CASES)
 def test_decoding_equals_teacher_forcing(name, section, request):
   """Prompts of lengths 7, 5 and 3, padded on the left, then four tokens one by one."""
   pretrained = request.getfixturevalue(name)

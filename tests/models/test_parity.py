@@ -112,6 +112,7 @@ def test_rope_keys_of_transformers_4(tmp_path):
   assert hf.family_module("llama").config(old) == new
 
 
+@pytest.mark.full
 def test_stories_continue_as_in_transformers(shared):
   folder = shared / "models" / "stories260K"
   if not folder.is_dir():

@@ -164,6 +164,7 @@ def test_bfloat16_computes_with_weights_rounded_once():
   assert jnp.square(apart).mean() ** 0.5 < 0.02
 
 
+@pytest.mark.full
 def test_grouped_trials_share_one_kernel_and_no_stack_of_them_is_made():
   model, ranks = as_form(plain("llama"), "nf4"), (1, 3)
   laid = [tiny.lay(model, {"name": "lora", "rank": r}, seed=r, noise=0.1) for r in ranks]

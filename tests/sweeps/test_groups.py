@@ -16,7 +16,7 @@ from jaxtune.training import loop
 from jaxtune.training import step as update
 from jaxtune.training.options import TrainOptions
 
-STEPS = 20
+STEPS = 10
 LORA, ADAPTER, PREFIX = {"name": "lora"}, {"name": "adapter"}, {"name": "prefix"}
 STACK = {"name": "stack", "lora": {"rank": 2}, "prefix": {"length": 3}, "adapter": {"width": 3}}
 HOULSBY, PARALLEL = {"placement": "houlsby"}, {"placement": "parallel"}
@@ -84,7 +84,7 @@ def test_every_trial_of_a_group_equals_its_solo_run(request, family, method, oth
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("method", [LORA, ADAPTER, STACK])
+@pytest.mark.parametrize("method", [LORA, STACK])
 def test_so_it_does_side_by_side(llama, method):
   (others,) = [others for family, m, others in PROGRAMS if (family, m) == ("llama", method)]
   check(made_trials.make(llama), method, others[-1:], chunk=2)

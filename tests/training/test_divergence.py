@@ -35,6 +35,7 @@ def grouped(llama, tmp_path_factory):
   return go(folder, made_trials.make(llama), [0.01, 100.0, 1e30], **changes), folder
 
 
+@pytest.mark.full
 def test_the_step_at_which_a_trial_diverged(grouped, llama, tmp_path):
   results, folder = grouped
   broke = results[1]["diverged_at"]
@@ -51,6 +52,7 @@ def test_the_step_at_which_a_trial_diverged(grouped, llama, tmp_path):
   assert alone["diverged_at"] == broke and alone["best_step"] == results[1]["best_step"]
 
 
+@pytest.mark.full
 def test_tables_remarks_and_order_say_so(grouped, tmp_path):
   results, _ = grouped
   shown = [
@@ -67,6 +69,7 @@ def test_tables_remarks_and_order_say_so(grouped, tmp_path):
   assert "diverged_at" in (tmp_path / "results.csv").read_text()
 
 
+@pytest.mark.full
 def test_a_diverged_trial_does_not_speak_for_its_sweep(grouped, tmp_path):
   results, folder = grouped
   assert runs.best_trial(folder).name == "0"

@@ -39,6 +39,7 @@ def metrics(folder):
   return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.full
 def test_accumulation_divides_once(llama):
   """One part has 2 trained tokens, the other 60: a mean of means would be far off."""
   sgd = {"name": "sgd", "learning_rate": 0.5, "clip": None, "weight_decay": 0.0}

@@ -172,6 +172,7 @@ def test_ties_and_nan_keep_the_budget():
   assert kept(0) == [[0] * 4] * 2
 
 
+@pytest.mark.full
 def test_merge_equals_intercept(llama):
   section = {"name": "adalora", "init_rank": 4, "target_rank": 2, "alpha": 20}
   deltas.check_merge(llama, section | {"targets": ("q_proj", "down_proj")})

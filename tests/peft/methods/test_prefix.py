@@ -210,6 +210,7 @@ def test_a_prefix_nowhere_is_refused(llama):
   jax.tree.map(np.testing.assert_array_equal, plain, switched)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("model", ["bart"], indirect=True)
 def test_padded_lengths_equal_solo_runs(model, laid, forward):
   methods, _, _, base = laid

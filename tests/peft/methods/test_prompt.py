@@ -247,6 +247,7 @@ def test_the_base_in_bf16_reads_the_prompt_in_bf16(llama):
   assert np.abs(made - whole)[INPUTS[1]].max() < 0.1 * np.abs(whole).max()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", ["llama", "bart"])
 def test_starts_from_embeddings(family):
   """As the model reads them: where it scales embeddings, so is the prompt."""

@@ -94,6 +94,7 @@ def test_chosen_norms_and_biases(gpt2):
   assert trained(name="bitfit", targets=("q_proj", "up_proj")) == biases
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_exactly_the_last_slices_move(name, request):
   pretrained = request.getfixturevalue(name)

@@ -114,6 +114,7 @@ def test_an_experiment_from_end_to_end(place, trained, capsys, tmp_path):
   assert code == 0, "a sweep's best trial speaks for it"
 
 
+@pytest.mark.full
 def test_overrides_reach_the_run(place, tmp_path):
   overrides = [
     "--config.method.targets=('o_proj',)", "--config.optim.clip=None", "--config.model.remat=True",
@@ -229,6 +230,7 @@ def test_no_command_loads_what_it_does_not_need(place):
     assert ran.stdout.splitlines()[-1] == "set()", ran
 
 
+@pytest.mark.full
 def test_a_workdir_of_another_config_or_base_is_refused(place, trained, tmp_path, capsys):
   before = contents(trained)
   command = ["train", "--config", place / "config.py", "--workdir", trained]

@@ -13,6 +13,7 @@ from jaxtune.compose import deltas
 from jaxtune.errors import UserError
 from jaxtune.runs import finished
 
+pytestmark = pytest.mark.full  # three runs are trained first
 LORA = {"name": "lora", "rank": 3, "targets": ["q_proj"]}
 
 

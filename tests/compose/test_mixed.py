@@ -40,6 +40,7 @@ PADDED = [
 ]  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("parts", PADDED)
 def test_a_mixed_batch_equals_separate_runs(llama, parts):
   section = lambda i: {"name": "stack"} | {name: p[0] | p[i] for name, p in parts.items()}

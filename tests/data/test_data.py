@@ -132,6 +132,7 @@ def test_overlap_names_both_lines(tokenizer, write):
   assert f"{one}:8 = {two}:1" in str(error.value)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not (SHARED / "e2e").is_dir(), reason="needs ../shared/data")
 def test_e2e(tokenizer):
   made = load(

@@ -90,6 +90,7 @@ def test_greedy_equals_teacher_forcing(request, family, method):
   assert generate.until_stop(stopped[0], (stop,)) == free[0, :at].tolist()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_greedy_equals_transformers(family, tmp_path):
   """The first token that BART is made to say is a part of what its decoder begins with.

@@ -199,6 +199,7 @@ def group(pretrained, axis, noise=0.05):
   return [tiny.lay(pretrained, section | {name: v}, noise=noise) for v in values]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("axis", AXES)
 def test_padded_trials_equal_solo_trials(llama, axis):
   """Loss and gradient; the padding's gradient is 0 and 5 steps of adamw leave it exactly 0."""

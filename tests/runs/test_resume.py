@@ -143,6 +143,7 @@ with checkpoint.Checkpoints(Path(sys.argv[1]), {}) as saved:
 """
 
 
+@pytest.mark.full
 def test_a_full_disk_says_nothing_more_than_its_line(tmp_path):
   """Also the writes that were under way beside the one that failed."""
   command = [sys.executable, "-c", FULL, tmp_path / "checkpoints"]

@@ -134,6 +134,7 @@ GRIDS = st.dictionaries(
 )  # fmt: skip
 
 
+@pytest.mark.full
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(GRIDS)
 def test_any_grid_is_its_product_and_its_names_are_folders(axes):

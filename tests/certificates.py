@@ -34,6 +34,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from support import tiny
 from support.methods import SECTIONS
+from support.reloaders import reloaders
 
 from jaxtune import certify, formats, peft, tree
 from jaxtune.api.export import export
@@ -242,10 +243,7 @@ def workplace(skip_adapterhub: bool):
   stack = ExitStack()
   atexit.register(stack.close)
   scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-  here = stack.enter_context(certify.reloader())
-  reload = {"peft": here, "merged": here}
-  if not skip_adapterhub and os.environ.get(certify.VARIABLE):
-    reload["adapterhub"] = stack.enter_context(certify.reloader(os.environ[certify.VARIABLE]))
+  reload = reloaders(stack, not skip_adapterhub)
   return list(jobs(models(scratch), scratch)), reload
 
 

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from support import tiny
 from support.methods import METHODS
+from support.reloaders import reloaders
 
 from jaxtune import certify, objectives, peft, tree
 from jaxtune.api import export
@@ -223,15 +224,6 @@ def check_export(pretrained, methods, tuned, hyper, base, reload_of, scratch: Pa
     return dict(export="", note=why)
   found = made.certificate and f"{made.certificate['largest_logit_difference']:.1e}"
   return dict(export=made.format, difference=found or "not reloaded", note=why)
-
-
-def reloaders(stack: ExitStack) -> dict:
-  """Starts one PyTorch process for each format that can be reloaded here."""
-  here = stack.enter_context(certify.reloader())
-  found = {"peft": here, "merged": here}
-  if os.environ.get(certify.VARIABLE):
-    found["adapterhub"] = stack.enter_context(certify.reloader(os.environ[certify.VARIABLE]))
-  return found
 
 
 def table(rows: list[dict]) -> str:

@@ -16,7 +16,7 @@ def make_program(trial: Trial, dropout: bool = False) -> Program:
   """Makes the program that is compiled for a group, from any one of its trials.
 
   Args:
-    dropout: whether any trial of the group is trained with noise; see `drops`.
+    dropout: whether any trial of the group is trained with noise; see `uses_noise`.
   """
   steps, options = trial.config["train"]["steps"], trial.config["optim"]
   return Program(

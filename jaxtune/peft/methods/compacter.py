@@ -124,13 +124,13 @@ def _reparametrise(trained: peft.Arrays) -> peft.Arrays:
   rules = [arrays["phm_rule"] for arrays in trained.values() if "phm_rule" in arrays]
   if not rules:
     return trained
-  realised = {}
+  reparametrised = {}
   for path, arrays in trained.items():
     if "phm_rule" not in arrays:
       lead = arrays["up_bias"].shape[:-1]
       rule_LGGG = jnp.broadcast_to(rules[0], (*lead, *rules[0].shape))
-      realised[path] = {**arrays, "down_rule": rule_LGGG, "up_rule": rule_LGGG}
-  return realised
+      reparametrised[path] = {**arrays, "down_rule": rule_LGGG, "up_rule": rule_LGGG}
+  return reparametrised
 
 
 def _phm(

@@ -30,7 +30,7 @@ INPUTS = (
 
 
 def prompt_of(laid):
-  """The realised prompt (P, D) of a method laid over a model."""
+  """The reparametrised prompt (P, D) of a method laid over a model."""
   methods, tuned, *_ = laid
   (prompt,) = jax.tree.leaves(peft.reparametrise(methods, tuned["peft"]))
   return np.asarray(prompt)

@@ -5,9 +5,9 @@ ADAPTERS_VENV ?= .venv-adapters
 BIN := $(VENV)/bin
 # Tests of one file stay together, as they share programs.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
-# Installs packages; Python compiles them on all cores, and pip would on one.
-INSTALL = $(1)/bin/python -m pip install --quiet --no-compile $(2) && \
-  { $(1)/bin/python -m compileall -qq -j 0 $(1)/lib || true; }
+# Modules are compiled when they are first imported: to compile all that is installed takes longer.
+INSTALL = $(1)/bin/python -m pip install --quiet --no-compile $(2)
+export PYTHONDONTWRITEBYTECODE :=
 ADAPTERS := JAXTUNE_ADAPTERS_PYTHON=$(abspath $(ADAPTERS_VENV))/bin/python
 
 .PHONY: quickstart test cases check certify parity matrix reliability speed format clean

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.full
+@pytest.mark.measurement
 def test_the_python_runs(tmp_path):
   """With fewer steps and examples."""
   (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)

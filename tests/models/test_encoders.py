@@ -138,10 +138,7 @@ SECTIONS = {
   ("name", "section"),
   [
     ("bert", "deltas"),
-    ("modernbert", "deltas"),
     ("modernbert", "weights"),
-    ("roberta", "weights"),
-    ("distilbert", "weights"),
   ],
 )
 def test_every_trained_leaf_has_a_gradient(name, section):

@@ -140,7 +140,7 @@ def test_zeros_stay_zeros_and_other_leaves_stay_as_they_are(form):
 
 @pytest.mark.parametrize(
   ("name", "form"),
-  [("llama", "int8"), ("llama", "nf4"), ("gpt2", "int8"), ("t5", "nf4"), ("bert", "int8")],
+  [("llama", "nf4"), ("gpt2", "int8"), ("t5", "nf4"), ("bert", "int8")],
 )
 def test_it_computes_what_the_dequantised_weights_do(name, form):
   model, gradient = as_form(plain(name), form), name in ("llama", "gpt2")

@@ -1,4 +1,4 @@
-"""A run of one or two trials in a process of its own, that test_resume kills and starts again."""
+"""A run of two trials in a process of its own, that test_resume kills and starts again."""
 
 import os
 import signal
@@ -19,10 +19,6 @@ CHANGES = {
   "train.eval_every": 3,
   "train.checkpoint_every": 1,
 }
-
-
-def configs(count: int) -> list[dict]:
-  return [made_trials.complete(method, CHANGES) for method in METHODS[:count]]
 
 
 def setup():
@@ -55,10 +51,8 @@ def arm(step: int, moment: str, number: int) -> None:
   data.batch, checkpoint.Checkpoints.save = watched_batch, watched_save
 
 
-def main(
-  cache: Path, folder: Path, count: int, step: int = 0, moment: str = "", name: str = "SIGKILL"
-) -> None:
-  """Runs `count` trials in a folder.
+def main(cache: Path, folder: Path, step: int = 0, moment: str = "", name: str = "SIGKILL") -> None:
+  """Runs the trials in a folder.
 
   Args:
     cache: where compiled programs are kept.
@@ -70,6 +64,6 @@ def main(
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
   arm(step, moment, getattr(signal, name))
-  made = configs(count)
+  made = [made_trials.complete(method, CHANGES) for method in METHODS]
   folders = [folder / str(i) for i in range(len(made))]
   made_trials.run(made, folders, setup(), folder / "checkpoints")

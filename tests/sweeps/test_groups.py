@@ -19,7 +19,6 @@ from jaxtune.training.options import TrainOptions
 STEPS = 10
 LORA, ADAPTER, PREFIX = {"name": "lora"}, {"name": "adapter"}, {"name": "prefix"}
 STACK = {"name": "stack", "lora": {"rank": 2}, "prefix": {"length": 3}, "adapter": {"width": 3}}
-HOULSBY, PARALLEL = {"placement": "houlsby"}, {"placement": "parallel"}
 OPTIM = [
   {"optim.learning_rate": 2e-2}, {"optim.weight_decay": 0.5}, {"optim.warmup": 20}, {"seed": 7},
 ]  # fmt: skip
@@ -30,14 +29,8 @@ PROGRAMS = [
   ("gpt2", LORA, [{"method.rank": 3}]),
   ("llama", ADAPTER, [{"method.width": 5}, {"method.scale": 2.0}, {"method.dropout": 0.3},
                       {"seed": 7}]),
-  ("gpt2", ADAPTER | HOULSBY, [{"method.width": 1}]),
-  ("llama", ADAPTER | PARALLEL, [{"method.width": 3}]),
-  ("llama", PREFIX, [{"method.length": 1}, {"seed": 7}]),
-  ("gpt2", PREFIX, [{"method.length": 5}]),
   ("llama", PREFIX | {"projection": 8}, [{"method.length": 2}]),
-  ("llama", PREFIX | {"shift": False}, [{"method.length": 2}]),
   ("llama", {"name": "full"}, [{"optim.learning_rate": 1e-3}, {"seed": 7}]),
-  ("gpt2", {"name": "bitfit"}, [{"optim.learning_rate": 1e-3}]),
   ("llama", STACK, [{"method.lora.rank": 1}, {"method.prefix.length": 4}]),
 ]  # fmt: skip
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxtune.errors import UserError
@@ -16,6 +16,7 @@ from jaxtune.schema import Count
 
 AXES = ("trial", "data", "fsdp", "tensor")
 Kind = Literal["jit", "pmap"]
+ROWS = ("data", "fsdp")  # the axes that split a batch's rows
 Sizes = dict[Literal[*AXES], Literal[-1] | Count]  # -1 stands for all devices that are left
 
 # The first rule that matches a path splits the last axes of its leaf; other axes stay whole.
@@ -65,9 +66,9 @@ class Parallel(NamedTuple):
         the first argument, and has the same shardings (under "jit" alone).
     """
     if self.kind == "jit" and not donate:
-      return jax.jit(function)
+      return jax.jit(self._within(function))
     if self.kind == "jit":
-      return jax.jit(lambda *args: self._stay(*function(*args)), donate_argnums=0)
+      return jax.jit(self._within(lambda *args: self._stay(*function(*args))), donate_argnums=0)
     mapped = jax.pmap(
       lambda trials, shared, batch: function(trials, shared, batch, axis="data"),
       axis_name="data",
@@ -75,6 +76,15 @@ class Parallel(NamedTuple):
       out_axes=None,
     )
     return lambda trials, shared, batch: mapped(trials, shared, self._split(batch))
+
+  def _within(self, function: Callable) -> Callable:
+    """Returns a function that is traced under the mesh, so that `constrain` knows its axes."""
+
+    def run(*args: Any) -> Any:
+      with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+        return function(*args)
+
+    return function if self.mesh is None else run
 
   def _stay(self, state: Any, *others: Any) -> tuple:
     """Fixes the shardings of a step's state; if XLA changed them, step 2 would compile again."""
@@ -91,6 +101,11 @@ class Parallel(NamedTuple):
 
     return jax.tree.map(split, batch)
 
+  def outline(self, tree: Any, first: str | None = None) -> Any:
+    """Returns the shapes of arrays, with their places by RULES, to compile a program from."""
+    place = lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+    return jax.tree.map(place, tree, shardings(self.mesh, tree, first))
+
   def put(self, tree: Any, first: str | None = None) -> Any:
     """Puts arrays on their devices by RULES; `first` is "trial" for arrays of stacked trials."""
     return tree if self.mesh is None else jax.device_put(tree, shardings(self.mesh, tree, first))
@@ -102,12 +117,17 @@ class Parallel(NamedTuple):
     """
     if self.mesh is None or self.kind == "pmap":
       return batch
-    count = jax.tree.leaves(batch)[0].shape[0]
-    trial = None if count % self.mesh.shape["trial"] else "trial"
-    return jax.device_put(batch, NamedSharding(self.mesh, P(trial, None, ("data", "fsdp"))))
+    return jax.device_put(batch, self.batch_sharding(jax.tree.leaves(batch)[0].shape[0]))
+
+  def batch_sharding(self, trials: int) -> NamedSharding:
+    """Returns the sharding of a batch (E, A, B, ...) of E trials."""
+    trial = None if trials % self.mesh.shape["trial"] else "trial"
+    return NamedSharding(self.mesh, P(trial, None, ROWS))
 
 
-def make(kind: Kind = "jit", mesh: Sizes | None = None) -> Parallel:
+def make(
+  kind: Kind = "jit", mesh: Sizes | None = None, devices: Sequence[Any] | None = None
+) -> Parallel:
   """Arranges the devices.
 
   Args:
@@ -115,18 +135,19 @@ def make(kind: Kind = "jit", mesh: Sizes | None = None) -> Parallel:
     mesh: sizes of the axes, such as {"data": 2, "fsdp": 4}; by default all devices are on the axis
       "data". One size may be -1, for all devices that are left. If the sizes need fewer devices
       than there are, the first ones are used, as by `jax.make_mesh`: {"data": 1} is one device.
+    devices: those to use; default all of this process's backend.
 
   Raises:
     UserError: for sizes that do not fit the number of devices.
   """
-  count = jax.device_count()
   if kind == "pmap":
     if mesh:
       raise UserError("train.mesh is for parallel='jit'; pmap is data parallel over all devices")
-    devices = jax.local_devices()
+    devices = devices or jax.local_devices()
     sizes = dict.fromkeys(AXES, 1) | {"data": len(devices)}
   else:
-    devices, sizes = jax.devices(), _sizes(mesh or {"data": -1}, count)
+    devices = devices or jax.devices()
+    sizes = _sizes(mesh or {"data": -1}, len(devices))
   total = math.prod(sizes.values())
   if total == 1 and kind == "jit":
     return Parallel(kind, None, 1)
@@ -162,10 +183,9 @@ def shardings(mesh: Mesh, tree: Any, first: str | None = None) -> Any:
   uncovered = []
 
   def sharding(path: tuple, leaf: Any) -> NamedSharding:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    rule = next((axes for pattern, axes in RULES if re.search(pattern, name)), None)
+    rule = _rule(path)
     if rule is None:
-      uncovered.append(name)
+      uncovered.append(jax.tree_util.keystr(path, simple=True, separator="/"))
       rule = ()
     spec = [None] * (leaf.ndim - len(rule)) + list(rule)
     if first and leaf.ndim:
@@ -178,6 +198,60 @@ def shardings(mesh: Mesh, tree: Any, first: str | None = None) -> Any:
   if uncovered:
     raise UserError(f"no sharding rule covers {', '.join(uncovered)}")
   return by_leaf
+
+
+def constrain(x: jax.Array, *axes: Any) -> jax.Array:
+  """Splits an activation's axes over those of the mesh; returns it as it is outside of a mesh."""
+  return x if _mesh() is None else jax.lax.with_sharding_constraint(x, P(*axes))
+
+
+def splits(axis: str, size: int) -> bool:
+  """Says whether an axis of the mesh divides a number; true outside of a mesh."""
+  return _mesh() is None or size % _mesh().shape[axis] == 0
+
+
+def over_shards(function: Callable, inputs: tuple, output: P) -> Callable:
+  """Calls a function on each device's shards, which a kernel needs: jax cannot split one by itself.
+
+  Args:
+    inputs, output: the axes of the mesh that split each argument and the result.
+  """
+  if _mesh() is None:
+    return function
+  return jax.shard_map(function, in_specs=inputs, out_specs=output, check_vma=False)
+
+
+def gathers() -> bool:
+  """Says whether the function that is traced runs on a mesh that splits weights by "fsdp"."""
+  return _mesh() is not None and _mesh().shape["fsdp"] > 1
+
+
+def gathered(params: Any) -> Any:
+  """Gathers the parts of weights that are split by "fsdp"; "tensor" goes on to split them."""
+
+  def gather(path: tuple, leaf: jax.Array) -> jax.Array:
+    spec = [None if axis == "fsdp" else axis for axis in _rule(path) or ()]
+    return constrain(leaf, *[None] * (leaf.ndim - len(spec)), *spec)
+
+  return jax.tree_util.tree_map_with_path(gather, params) if gathers() else params
+
+
+def rows_of_a_device(rows: int) -> int:
+  """Returns how many of a batch's rows each device computes."""
+  sizes = {} if _mesh() is None else _mesh().shape
+  return max(rows // (sizes.get("data", 1) * sizes.get("fsdp", 1)), 1)
+
+
+def _mesh() -> AbstractMesh | None:
+  """Returns the mesh that `Parallel.compile` traces a function for; None without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh if mesh.axis_names == AXES else None
+
+
+def _rule(path: tuple) -> tuple | None:
+  """Returns the mesh axes that split the last axes of a leaf; None if no rule covers it."""
+  name = jax.tree_util.keystr(path, simple=True, separator="/")
+  return next((axes for pattern, axes in RULES if re.search(pattern, name)), None)
 
 
 def over(function: Callable, chunk: int) -> Callable:

@@ -105,7 +105,11 @@ def test_completing_twice_changes_nothing():
     ("data.__class__", "x", "unknown config key 'data.__class__'"),
     ("data.items", "x", "unknown config key 'data.items'"),
     ("model.dtype", "float16", "expected 'float32' or 'bfloat16'"),
-    ("model.attention", "flash", "model.attention is 'flash' (str), expected 'cudnn' or None"),
+    (
+      "model.attention",
+      "flash",
+      "model.attention is 'flash' (str), expected 'plain', 'splash' or 'cudnn'",
+    ),
     ("model.unroll", 0, "model.unroll is 0 (int), expected at least 1"),
     ("model.path", "", "model.path is '' (str), expected text that is not empty"),
     ("data.train", {}, "data.train is {} (dict), expected text or list or None"),

@@ -49,10 +49,13 @@ class Config:
     head: the `heads.Head` that replaces the language model's head.
     dtype: type of activations and matrix products. Norms and the softmax of plain attention are
       computed in fp32, and logits are converted to it.
-    remat: whether the backward pass recomputes each block's activations, which are not stored then.
+    remat: whether the backward pass recomputes each block's activations, which are not stored then;
+      "linear" stores queries, keys, values and the feed-forward's hidden layers, no more.
     quantize: how the layers' kernels are stored, None, "int8" or "nf4"; see `quantize`.
     unroll: how many layers one iteration of the layer loop runs.
-    attention: None for plain matrix products, or "cudnn".
+    attention: "plain", "splash", "cudnn" or None; see `layers.Attend`.
+    scored_tokens: for how many tokens a device computes logits at a time where it scores targets;
+      None: at least 512, and as many as have 2**24 logits.
   """
 
   vocabulary: int
@@ -95,10 +98,16 @@ class Config:
   decoder_start: tuple[int, ...] = ()
   head: Any = None
   dtype: Any = jnp.float32
-  remat: bool = False
+  remat: bool | str = False
   quantize: str | None = None
   unroll: int = 1
   attention: str | None = None
+  scored_tokens: int | None = None
+
+  @property
+  def scored_together(self) -> int:
+    """Returns `scored_tokens`, or the number that stands for None."""
+    return self.scored_tokens or max(512, 2**24 // self.vocabulary)
 
   @property
   def head_kind(self) -> str:

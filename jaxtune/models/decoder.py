@@ -9,11 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxtune import sharding
 from jaxtune.models.config import Config
-from jaxtune.models.context import Context, row_context
+from jaxtune.models.context import Context, Mask, row_context
 from jaxtune.models.heads import TaskHead
 from jaxtune.models.layers import Embed, Linear
+from jaxtune.models.score import Score, in_parts
 from jaxtune.models.transformer import Trunk
+
+HEAD = ("embed", "head", "logit_bias")  # what computes logits from states
 
 
 class Cache(NamedTuple):
@@ -69,11 +73,10 @@ class LanguageModel(nn.Module):
       replaces an encoder's states by the keys and values of cross-attention.
     """
     index, length = cache.index, tokens_BT.shape[1]
-    slots_S, queries_T = jnp.arange(cache.mask.shape[1]), index + jnp.arange(length)
-    seen_B1TS = (slots_S[None] <= queries_T[:, None])[None, None] & cache.mask[:, None, None, :]
+    mask = Mask(cache.mask, causal=True, start=index)
     positions_BS = jnp.maximum(jnp.cumsum(cache.mask, 1) - 1, 0)
     positions_BT = jax.lax.dynamic_slice_in_dim(positions_BS, index, length, 1)
-    context = Context(seen_B1TS, positions_BT, cache.layers, index, cache.encoded)
+    context = Context(mask, positions_BT, cache.layers, index, cache.encoded)
     x_BTD, layers = self.trunk(self.embed_tokens(tokens_BT), context)
     encoded = None if cache.encoded is None else (None, cache.encoded[1])
     cache = cache._replace(layers=layers, index=index + length, encoded=encoded)
@@ -89,9 +92,33 @@ class LanguageModel(nn.Module):
     c = self.config
     x_BTD = x_BTD * jnp.asarray(c.logit_scale, x_BTD.dtype)
     y_BTV = (self.embed.attend(x_BTD) if c.tied else self.head(x_BTD)).astype(jnp.float32)
+    y_BTV = sharding.constrain(y_BTV, sharding.ROWS, None, "tensor")
     if c.logit_softcap is not None:
       y_BTV = c.logit_softcap * jnp.tanh(y_BTV / c.logit_softcap)
     return y_BTV + self.logit_bias.astype(jnp.float32)[None] if c.logit_bias else y_BTV
+
+  def score(self, function: Score, x_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"]):
+    """Returns function(logits (B, T, V), targets (B, T)), as `score.in_parts` computes it.
+
+    A part has `Config.scored_together` tokens on each device.
+    """
+    part = max(self.config.scored_together // sharding.rows_of_a_device(len(x_BTD)), 1)
+    if part >= x_BTD.shape[1]:
+      return function(self.logits(x_BTD), targets_BT)
+    model, variables = self.unbind()
+    head = lambda arrays: {name: x for name, x in arrays.items() if name in HEAD}
+    fixed = {name: head(arrays) for name, arrays in variables.items()}
+    fixed["key"] = self.make_rng("dropout") if self.has_rng("dropout") else None
+    tuned = {name: fixed.pop(name) for name in ("params", "peft") if name in fixed}
+    tuned["params"] = sharding.gathered(tuned["params"])  # once for all parts
+
+    def logits(tuned, fixed, x_BtD, i):
+      others = dict(fixed)
+      key = others.pop("key")
+      rngs = None if key is None else {"dropout": jax.random.fold_in(key, i)}
+      return model.apply(tuned | others, x_BtD, method="logits", rngs=rngs)
+
+    return in_parts(logits, function, part, (tuned, fixed), x_BTD, targets_BT)
 
   @nn.nowrap
   def trace_inputs(self) -> dict[str, Int[Array, "B T"]]:
@@ -106,7 +133,8 @@ class Decoder(LanguageModel):
   `model.apply(variables, tokens, mask)` returns logits (B, T, V) in fp32, or what a task's head
   returns. mask (B, T) is true at real tokens, with padding on either side; a row's real tokens are
   at positions 0, 1, ... `segments` (B, T) packs several examples into a row: 1, 2, ... by example,
-  0 at padding. Tokens then attend only to their own example, whose positions start at 0.
+  0 at padding. Tokens then attend only to their own example, whose positions start at 0. With
+  `score` and `targets` it returns score(logits, targets), without all logits (see `score`).
   """
 
   def setup(self):
@@ -118,15 +146,19 @@ class Decoder(LanguageModel):
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"] | None = None,
     segments: Int[Array, "B T"] | None = None,
-  ) -> Float[Array, "B ..."]:
+    score: Score | None = None,
+    targets: Int[Array, "B T"] | None = None,
+  ) -> Any:
     mask_BT = jnp.ones(tokens.shape, bool) if mask is None else mask
     context = row_context(mask_BT, causal=True)
     if segments is not None:
-      same_BTT = segments[:, :, None] == segments[:, None, :]
       starts_BT = jnp.diff(segments, axis=1, prepend=segments[:, :1]) != 0
       first_BT = jax.lax.cummax(jnp.where(starts_BT, context.positions, 0), axis=1)
-      context = Context(context.mask & same_BTT[:, None], context.positions - first_BT)
+      mask = context.mask.replace(segments=segments)
+      context = Context(mask, context.positions - first_BT)
     x_BTD, _ = self.trunk(self.embed_tokens(tokens), context)
+    if score is not None:
+      return self.score(score, x_BTD, targets)
     return self.logits(x_BTD) if self.config.head is None else self.head(x_BTD, mask_BT)
 
   def begin_decoding(

@@ -76,10 +76,10 @@ def load(
   head: str = "lm",
   labels: Count | None = None,
   dtype: Literal[*DTYPES] = "float32",
-  remat: bool = False,
+  remat: bool | Literal["linear"] = False,
   quantize: Literal[*FORMS] | None = None,
   unroll: Count = 1,
-  attention: Literal["cudnn"] | None = None,
+  attention: Literal["plain", "splash", "cudnn"] | None = None,
   seed: Seed = 0,
 ) -> Pretrained:
   """Loads a pretrained model from a folder or the hub, or initialises one at random.
@@ -92,17 +92,24 @@ def load(
       the folder has no head of this kind.
     labels: their number, for the heads "classify" and "tokens"; None: that of the folder's head.
     dtype: "float32" or "bfloat16", of the frozen weights and of the computation.
-    remat: whether the backward pass recomputes each block: less memory, and on a CPU often faster.
+    remat: whether the backward pass recomputes each block: least memory, and on a CPU often faster.
+      "linear" stores queries, keys, values and the feed-forward's hidden layers, no more.
     quantize: how the frozen kernels of the layers are stored: "int8", "nf4" (QLoRA's 4 bits), or
       None for `dtype`. They are dequantised to `dtype`, one layer at a time.
     unroll: number of layers in one iteration of the layer loop.
-    attention: None for plain matrix products, or "cudnn" for jax's fused kernel.
+    attention: how attention is computed: "plain" matrix products, or jax's fused kernels "splash"
+      (TPU) and "cudnn" (NVIDIA GPU); None chooses by the device. See `layers.Attend`.
     seed: seed of the random initialisation, of the whole model or of a new head.
 
   Raises:
     UserError: for a family that is not supported, tensors that are missing, unexpected or
       misshaped, a truncated file, a folder that is not a model, a hub name that cannot be loaded.
   """
+  if attention == "splash" and jax.default_backend() != "tpu":
+    raise UserError(
+      f"model.attention is 'splash', expected a TPU; this is a {jax.default_backend()}: "
+      "leave it at None"
+    )
   outlined = outline(path, architecture=architecture, tokenizer=tokenizer, head=head,
                      labels=labels, dtype=dtype, remat=remat, quantize=quantize,
                      unroll=unroll, attention=attention)  # fmt: skip

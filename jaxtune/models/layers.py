@@ -26,9 +26,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxtune.errors import UserError
+from jaxtune.models.context import Mask
 
 ACTIVATIONS = {
   "silu": jax.nn.silu,
@@ -39,6 +40,9 @@ ACTIVATIONS = {
   "tanh": jnp.tanh,
   "mish": jax.nn.mish,
 }
+
+
+LONG = 512  # the shortest rows for which a TPU's kernel is expected to be faster than products
 
 
 def lift(array: jax.Array, like: jax.Array) -> jax.Array:
@@ -115,14 +119,16 @@ class Norm(nn.Module):
 
 
 class Attend(nn.Module):
-  """Computes the attention of queries to the keys at which the mask is true.
+  """Computes the attention of queries to the keys that the mask names.
 
-  N is a multiple of K (grouped-query attention). A mask with one query row serves all queries.
+  N is a multiple of K (grouped-query attention).
   Scores are multiplied by `scale` (None: H**-0.5), then bounded to c tanh(s / c) if there is a
   `softcap` c, then the bias is added.
 
-  `implementation` is None for plain matrix products with a softmax in fp32, on any device, or
-  "cudnn" for jax's fused kernel (bf16 or fp16 on an NVIDIA GPU).
+  `implementation` is "plain" for matrix products with a softmax in fp32, on any device; "splash"
+  for jax's kernel for TPUs, where it has rules for the mask, and plain products elsewhere; "cudnn"
+  for jax's kernel for NVIDIA GPUs (bf16 or fp16). None is "splash" on a TPU, where rows are long
+  enough to gain by it, and "plain" on other devices.
   """
 
   implementation: str | None = None
@@ -134,13 +140,19 @@ class Attend(nn.Module):
     q_BTNH: Float[Array, "B T N H"],
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
-    mask_B1TS: Bool[Array, "B 1 #T S"],
+    mask: Mask,
     bias_1NTS: Float[Array, "1 N T S"] | None = None,
   ) -> Float[Array, "B T N H"]:
-    if self.implementation is not None:
-      return self._fused(q_BTNH, k_BSKH, v_BSKH, bias_1NTS, mask_B1TS)
+    if self.implementation == "cudnn":
+      return self._fused(q_BTNH, k_BSKH, v_BSKH, bias_1NTS, mask.array(q_BTNH.shape[1]))
     batch, length, heads, size = q_BTNH.shape
     scale = size**-0.5 if self.scale is None else self.scale
+    if bias_1NTS is None and self._by_splash(length):
+      from jaxtune.models import splash  # not before: other devices do without its kernel
+
+      y_BTNH = splash.attend(q_BTNH, k_BSKH, v_BSKH, mask, scale, self.softcap)
+      if y_BTNH is not None:
+        return y_BTNH
     groups = k_BSKH.shape[2]
     # One product for all queries of a key/value head is faster than one each: experiments/speed.
     q_BKMH = q_BTNH.transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)
@@ -151,10 +163,17 @@ class Attend(nn.Module):
     scores_BKGTS = scores_BKMS.reshape(batch, groups, heads // groups, length, -1)
     if bias_1NTS is not None:
       scores_BKGTS += bias_1NTS.reshape(1, groups, heads // groups, *bias_1NTS.shape[2:])
-    scores_BKGTS = jnp.where(mask_B1TS[:, :, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
+    seen_B11TS = mask.array(length)[:, :, None]
+    scores_BKGTS = jnp.where(seen_B11TS, scores_BKGTS, jnp.finfo(jnp.float32).min)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS).astype(v_BSKH.dtype)
     weights_BKMS = weights_BKGTS.reshape(batch, groups, -1, scores_BKGTS.shape[-1])
     return (weights_BKMS @ v_BKSH).reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
+
+  def _by_splash(self, length: int) -> bool:
+    """Says whether rows of this length are given to the kernel for TPUs."""
+    if self.implementation is None:
+      return jax.default_backend() == "tpu" and length >= LONG
+    return self.implementation == "splash"
 
   def _fused(self, *arrays: jax.Array | None) -> jax.Array:
     """Calls jax's kernel on (q, k, v, bias, mask).

@@ -13,13 +13,22 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxtune import sharding
 from jaxtune.models import quantize
 from jaxtune.models.config import Config
-from jaxtune.models.context import Context, Shared
+from jaxtune.models.context import Context, Mask, Shared
 from jaxtune.models.layers import ACTIVATIONS, Attend, Embed, Linear, Norm, RelativeBias, Residual
 from jaxtune.models.rope import rope_tables, rotate
+
+# What is stored of a block for the backward pass; None stores all that it needs.
+SAVED = {
+  False: None,
+  True: jax.checkpoint_policies.nothing_saveable,
+  "linear": jax.checkpoint_policies.save_only_these_names("linear"),
+}
 
 
 class Attention(nn.Module):
@@ -49,7 +58,7 @@ class Attention(nn.Module):
     x_BTD: Float[Array, "B T D"],
     source_BSD: Float[Array, "B _ _"] | None,
     cache: tuple[Array, Array] | None,
-    mask_B1TS: Bool[Array, "B 1 #T S"],
+    mask: Mask,
     *,
     tables: tuple[Array, Array] | None = None,
     bias_1NTS: Float[Array, "1 N T S"] | None = None,
@@ -70,7 +79,7 @@ class Attention(nn.Module):
       write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 1)
       new = k_BSKH, v_BSKH
       cache = new if cache is None else jax.tree.map(write, cache, new)
-    y_BTNH = self.attend(q_BTNH, *cache, mask_B1TS, bias_1NTS)
+    y_BTNH = self.attend(q_BTNH, *cache, mask, bias_1NTS)
     return self.o_proj(y_BTNH.reshape(*x_BTD.shape[:2], -1)), cache
 
   def _heads(
@@ -85,7 +94,7 @@ class Attention(nn.Module):
     y_BTNH = y_BTO.reshape(*y_BTO.shape[:2], -1, self.config.head_size)
     if norm is not None and self.config.qk_norm == "head":
       y_BTNH = norm(y_BTNH)
-    return y_BTNH if tables is None else rotate(y_BTNH, tables)
+    return checkpoint_name(y_BTNH if tables is None else rotate(y_BTNH, tables), "linear")
 
 
 class FeedForward(nn.Module):
@@ -102,9 +111,10 @@ class FeedForward(nn.Module):
     self.down_proj = linear(c.ffn, c.width)
 
   def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    act, up_BTF = ACTIVATIONS[self.config.activation], self.up_proj(x_BTD)
-    gated = self.config.gated
-    return self.down_proj(act(self.gate_proj(x_BTD)) * up_BTF if gated else act(up_BTF))
+    act, gated = ACTIVATIONS[self.config.activation], self.config.gated
+    project = lambda linear: checkpoint_name(linear(x_BTD), "linear")
+    up_BTF = project(self.up_proj)
+    return self.down_proj(act(project(self.gate_proj)) * up_BTF if gated else act(up_BTF))
 
 
 class Block(nn.Module):
@@ -139,9 +149,10 @@ class Block(nn.Module):
       flags: {"local", "first"}: whether this layer is local, and whether it is the first.
     """
     c, old, new = self.config, cache or {}, {}
-    mask_B1TS, tables = shared.mask, shared.tables
-    if shared.window_mask is not None:
-      mask_B1TS = mask_B1TS & (shared.window_mask | ~flags["local"])
+    x_BTD = sharding.constrain(x_BTD, sharding.ROWS)
+    mask, tables = shared.mask, shared.tables
+    if c.window is not None:
+      mask = mask.replace(window=c.window, local=None if c.local is None else flags["local"])
     if shared.local_tables is not None:
       choose = lambda local, full: jnp.where(flags["local"], local, full)
       tables = jax.tree.map(choose, shared.local_tables, tables)
@@ -150,7 +161,7 @@ class Block(nn.Module):
     if not c.first_norm:
       h_BTD = jnp.where(flags["first"], x_BTD, h_BTD)
     y_BTD, new["self"] = self.attn(
-      h_BTD, h_BTD, old.get("self"), mask_B1TS,
+      h_BTD, h_BTD, old.get("self"), mask,
       tables=tables, bias_1NTS=shared.bias, index=shared.index,
     )  # fmt: skip
     x_BTD = self.attn_residual(x_BTD, self._normed("attn_out_norm", y_BTD))
@@ -160,7 +171,8 @@ class Block(nn.Module):
       x_BTD = self.cross_residual(x_BTD, self._normed("cross_out_norm", y_BTD))
     h_BTD = self._normed("mlp_norm", input_BTD if c.order == "parallel" else x_BTD)
     y_BTD = self._normed("mlp_out_norm", self.mlp(h_BTD))
-    return self.mlp_residual(x_BTD, y_BTD), new if old else None
+    x_BTD = sharding.constrain(self.mlp_residual(x_BTD, y_BTD), sharding.ROWS)
+    return x_BTD, new if old else None
 
   def _normed(self, name: str, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """Applies the norm of this name, if the layer has it."""
@@ -210,18 +222,20 @@ class Trunk(nn.Module):
     return (x_BTD if c.order == "post" else self.norm(x_BTD)), cache
 
   def _block(self) -> Callable:
-    """Returns the class of the layers: `Block`, wrapped if it is rematerialised or quantised.
+    """Returns the class of the layers: `Block`, wrapped if it is rematerialised or its weights are.
 
-    Kernels are dequantised inside the block, so that only one layer's are in memory at a time. The
-    backward pass dequantises them again: this needs rematerialisation, which without `remat` stores
-    the results of all matrix products and computes only what lies between them again.
+    Kernels that are quantised, or split by "fsdp", are made whole inside the block, so that only
+    one layer's are in memory at a time. The backward pass makes them again: this needs
+    rematerialisation, which without `remat` stores the results of all matrix products and computes
+    only what lies between them again.
     """
     c = self.config
-    if c.quantize is None or self.is_initializing():
-      return nn.remat(Block, prevent_cse=False) if c.remat else Block
-    dequantise = partial(quantize.dequantised, dtype=c.dtype)
-    policy = None if c.remat else jax.checkpoint_policies.dots_saveable
-    return nn.remat(nn.map_variables(Block, "params", dequantise), prevent_cse=False, policy=policy)
+    block, policy = Block, SAVED[c.remat]
+    if not self.is_initializing() and (c.quantize is not None or sharding.gathers()):
+      whole = lambda params: quantize.dequantised(sharding.gathered(params), dtype=c.dtype)
+      block = nn.map_variables(Block, "params", whole)
+      policy = policy or jax.checkpoint_policies.dots_saveable
+    return block if policy is None else nn.remat(block, prevent_cse=False, policy=policy)
 
   def _flags(self) -> dict[str, Bool[Array, " L"]]:
     """Returns the flags in which layers differ, so that one scanned block serves them all."""
@@ -230,36 +244,33 @@ class Trunk(nn.Module):
     return {"local": local, "first": jnp.arange(c.layers) == 0}
 
   def _shared(self, context: Context) -> Shared:
-    """Computes what all layers read: rotary tables, the window's mask and relative biases."""
+    """Computes what all layers read: rotary tables and relative biases."""
     c = self.config
-    mask_B1TS, positions_BT, _, index, encoded = context
+    mask, positions_BT, _, index, encoded = context
     ropes = c.rope, c.local_rope
     by_length = any(rope is not None and rope.by_length for rope in ropes)
-    lengths_BT = _lengths(index, mask_B1TS, positions_BT) if by_length else None
+    lengths_BT = _lengths(index, mask, positions_BT) if by_length else None
     tables, local_tables = (
       None if rope is None else rope_tables(rope, c.head_size, positions_BT, lengths_BT)
       for rope in ropes
     )
     # Padding is at the ends of a row, so slots are as far apart as the tokens in them.
-    start = 0 if index is None else index
-    queries_T1 = start + jnp.arange(mask_B1TS.shape[2])[:, None]
-    ahead_TS = jnp.arange(mask_B1TS.shape[3])[None] - queries_T1
-    window_11TS = None if c.window is None else (jnp.abs(ahead_TS) < c.window)[None, None]
+    ahead_TS = mask.ahead(positions_BT.shape[1])
     bias_1NTS = None if c.relative is None else self.relative(ahead_TS)
-    states, mask_BS = (None, None) if encoded is None else encoded
-    seen_B11S = None if mask_BS is None else mask_BS[:, None, None]
-    return Shared(index, mask_B1TS, window_11TS, tables, local_tables, bias_1NTS, states, seen_B11S)
+    states, real_BS = (None, None) if encoded is None else encoded
+    cross_mask = None if real_BS is None else Mask(real_BS)
+    return Shared(index, mask, tables, local_tables, bias_1NTS, states, cross_mask)
 
 
 def _lengths(
-  index: Int[Array, ""] | None, mask_B1TS: Bool[Array, "B 1 T S"], positions_BT: Int[Array, "B T"]
+  index: Int[Array, ""] | None, mask: Mask, positions_BT: Int[Array, "B T"]
 ) -> Int[Array, "B T"]:
   """Returns the length of the sequence that each token belongs to, virtual tokens included.
 
   With a cache, that is the length of the prompt and of all tokens that the cache has room for.
   """
   if index is None:  # the last query that attends to a token is the end of its sequence
-    seen_BTS = mask_B1TS[:, 0]
+    seen_BTS = mask.array(positions_BT.shape[1])[:, 0]
     return 1 + jnp.where(seen_BTS, positions_BT[:, :, None], 0).max(1)
   slots_1T = (index + jnp.arange(positions_BT.shape[1]))[None]
-  return positions_BT + mask_B1TS.shape[3] - slots_1T
+  return positions_BT + mask.keys.shape[1] - slots_1T

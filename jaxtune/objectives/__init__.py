@@ -18,7 +18,8 @@ Its evaluation:
     objective without `predict` and `decode` is judged by the text that the model generates.
   references(dataset, split): the true answer to each example, in the form of the predictions.
 
-`forward(batch)` is the model with its methods, on the inputs that the batch holds.
+`forward(batch)` is the model with its methods, on the inputs that the batch holds. A language model
+also takes `score` and `targets`, which its logits are given to a part at a time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +38,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from jaxtune.errors import check_known
 
 Batch = dict[str, Array | np.ndarray]
-Forward = Callable[[Batch], Array]
+Forward = Callable[..., Any]
 Sums = dict[str, Float[Array, " B"]]  # by name, of each row
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -36,14 +37,15 @@ def loss(
   """Sums -log p(token | tokens before it) of each row, in nats.
 
   Args:
-    forward: (batch) -> logits (B, T, V) in fp32.
+    forward: (batch, score=, targets=) -> score(logits (B, T, V) in fp32, targets (B, T)).
     batch: tokens and weights, each (B, T); the weight at t is that of token t as a target.
     label_smoothing: share of the target's probability that is spread over the vocabulary.
   """
   # Targets are shifted, not the logits, which are much larger. The last position predicts nothing.
   targets_BT = jnp.roll(batch["tokens"], -1, 1)
   weights_BT = jnp.roll(batch["weights"], -1, 1).at[:, -1].set(0.0)
-  losses_BT, correct_BT = cross_entropy(forward(batch), targets_BT, label_smoothing)
+  score = partial(cross_entropy, label_smoothing=label_smoothing)
+  losses_BT, correct_BT = forward(batch, score=score, targets=targets_BT)
   return weigh(losses_BT, correct_BT, weights_BT)
 
 

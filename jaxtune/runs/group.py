@@ -43,7 +43,8 @@ def train(
   options = TrainOptions(**first.config["train"])
   parallel = sharding.make(options.parallel, options.mesh)
   states, shapes, base = _started(trials, parallel)
-  program = programs.make_program(first, any(programs.uses_noise(trial.config) for trial in trials))
+  noise = any(programs.uses_noise(trial.config) for trial in trials)
+  program = programs.make_program(first, noise, chunk)
   evaluator = programs.make_evaluator(first, parallel, chunk)
   splits, seeds = [t.dataset.train for t in trials], [t.config["seed"] for t in trials]
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 from jaxtune import sharding, tree
@@ -12,15 +13,19 @@ from jaxtune.training import optim
 from jaxtune.training.step import Program
 
 
-def make_program(trial: Trial, dropout: bool = False) -> Program:
+def make_program(trial: Trial, dropout: bool = False, chunk: int = 1) -> Program:
   """Makes the program that is compiled for a group, from any one of its trials.
 
   Args:
     dropout: whether any trial of the group is trained with noise; see `uses_noise`.
+    chunk: trials side by side in one vmap, which share the room for logits.
   """
+  model = trial.pretrained.model
+  tokens = max(model.config.scored_together // chunk, 1)
+  model = model.clone(config=dataclasses.replace(model.config, scored_tokens=tokens))
   steps, options = trial.config["train"]["steps"], trial.config["optim"]
   return Program(
-    trial.pretrained.model,
+    model,
     trial.methods,
     partial(trial.objective.loss, **trial.objective_options),
     lambda numbers: optim.make(numbers, steps, **options),
@@ -40,7 +45,7 @@ def make_evaluator(
   """
   objective, options = trial.objective, trial.objective_options
   options.pop("label_smoothing", None)
-  program = make_program(trial)._replace(
+  program = make_program(trial, chunk=chunk)._replace(
     objective=partial(objective.loss, **options),
     methods=trial.methods if methods is None else methods,
   )

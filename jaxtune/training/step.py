@@ -64,10 +64,11 @@ class Program(NamedTuple):
 def forward(
   program: Program, overlay: peft.Overlay, base: PyTree, rng: Key[Array, ""] | None = None
 ) -> Callable:
-  """Returns (batch) -> the adapted model's output, with dropout if a random key is given."""
+  """Returns (batch, **options) -> the adapted model's output, with dropout if a key is given."""
   adapted = peft.Adapted(program.methods, *overlay, base)
   inputs = lambda batch: {name: batch[name] for name in INPUTS if name in batch}
-  return lambda batch: peft.apply(program.model, adapted, rng=rng, **inputs(batch))
+  call = partial(peft.apply, program.model, adapted, rng=rng)
+  return lambda batch, **options: call(**inputs(batch), **options)
 
 
 def judge(
@@ -76,9 +77,9 @@ def judge(
   """Returns the loss and the prediction of each row: {"loss": (B,), "weight": (B,), ...}."""
   call, outputs = forward(program, overlay, base), []
 
-  def cached(batch):  # the loss and the prediction share one forward pass
+  def cached(*args, **options):  # the loss and the prediction share one forward pass
     if not outputs:
-      outputs.append(call(batch))
+      outputs.append(call(*args, **options))
     return outputs[0]
 
   losses_B, others = program.objective(cached, batch)

@@ -10,8 +10,9 @@ from support import tiny
 
 from jaxtune import peft, tree
 from jaxtune.models import rope
+from jaxtune.models.context import Mask, Shared
 from jaxtune.models.decoder import Decoder, new_cache
-from jaxtune.models.transformer import Block, Shared
+from jaxtune.models.transformer import Block
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 SECTIONS = {
@@ -42,14 +43,13 @@ def unrolled(pretrained, laid, tokens, mask):
     x = x + get("positions")["embedding"][positions]
   else:
     tables = rope.rope_tables(c.rope, c.head_size, positions)
-  causal = np.tril(np.ones((tokens.shape[1],) * 2, bool))[None, None] & mask[:, None, None, :]
 
   @jax.jit
   def layer(x, *trees):
     block, moved, fixed = trees
     variables = {"params": {}, "peft": moved}
     flags = {"local": jnp.asarray(True), "first": jnp.asarray(False)}
-    shared = Shared(None, causal, None, tables, None, None, None, None)
+    shared = Shared(None, Mask(mask, causal=True), tables, None, None, None, None)
     return peft.apply(
       Block(c), peft.Adapted(methods, variables, fixed, block), x, None, flags, shared
     )[0]
@@ -76,7 +76,10 @@ def changed(pretrained, **fields):
   return pretrained._replace(model=Decoder(config))
 
 
-@pytest.mark.parametrize(("name", "fields"), [("llama", {"remat": True}), ("gpt2", {"unroll": 3})])
+@pytest.mark.parametrize(
+  ("name", "fields"),
+  [("llama", {"remat": True}), ("llama", {"remat": "linear"}), ("gpt2", {"unroll": 3})],
+)
 def test_remat_and_unroll_change_nothing(name, fields, request):
   """Values and gradients, with dropout on: the backward pass must drop the same elements."""
   pretrained = request.getfixturevalue(name)

@@ -259,3 +259,13 @@ def test_decoding_equals_teacher_forcing(model, method):
   for i, part in enumerate(given):
     made, cache = step(part, cache)
     np.testing.assert_allclose(made, expected[:, 9 + i], atol=2e-5, rtol=0)
+
+
+def test_whole_heads_turn_as_halves_do():
+  """What a TPU computes, and other devices: the same bits, and the same gradients."""
+  x = jax.random.normal(jax.random.key(0), (2, 7, 3, 16))
+  tables = rope.rope_tables(rope.Rope(), 16, jnp.arange(14).reshape(2, 7))
+  measure = lambda turn: jax.value_and_grad(lambda x: jnp.sin(turn(x, *tables)).sum())(x)
+  jax.tree.map(
+    np.testing.assert_array_equal, measure(rope._rotate_heads), measure(rope._rotate_halves)
+  )

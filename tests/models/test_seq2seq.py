@@ -104,7 +104,9 @@ def test_the_loss_equals_that_of_transformers(pair):
     ).loss.item()  # fmt: skip
   weights = (mask & (np.arange(9) > 0)[None]).astype(np.float32)
   made, others = sft.loss(
-    lambda batch: run(ours, batch["tokens"], mask, inputs, inputs_mask),
+    lambda batch, score, targets: score(
+      run(ours, batch["tokens"], mask, inputs, inputs_mask), targets
+    ),
     {"tokens": jnp.asarray(tokens), "weights": jnp.asarray(weights)},
   )
   assert abs(made.sum() / others["weight"].sum() - expected) < 1e-5

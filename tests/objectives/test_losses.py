@@ -35,7 +35,11 @@ def integers(high, *shape):
 
 def on_device(forward, batch):
   """Gives a loss arrays of jax, as the training step does."""
-  return lambda taken: jnp.asarray(forward(taken)), jax.tree.map(jnp.asarray, batch)
+
+  def call(taken, score=lambda logits, targets: logits, targets=None):
+    return score(jnp.asarray(forward(taken)), targets)
+
+  return call, jax.tree.map(jnp.asarray, batch)
 
 
 def loss(objective, forward, batch, *options, **named):

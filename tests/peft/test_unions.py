@@ -10,6 +10,7 @@ from support import deltas, tiny
 from jaxtune import config, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.evaluation import generate
+from jaxtune.models.context import Mask
 from jaxtune.models.layers import Attend
 from jaxtune.peft import unions
 
@@ -91,15 +92,15 @@ def test_a_gate_scales_what_each_query_takes_from_the_prefix():
   assert not np.any(trained["gate_kernel"]) and trained["gate_kernel"].shape == (4, 6)
   w = tiny.perturb(trained, 1, 0.7)
   q, k, v = draw(1, *shapes[0]), draw(2, *shapes[1]), draw(3, *shapes[1])
-  mask = np.random.default_rng(4).random((2, 1, 3, 5)) < 0.7
+  mask = Mask(np.random.default_rng(4).random((2, 5)) < 0.7)
   attend = lambda *args: Attend().apply({}, *args)
   assert method.intercept is not None
   call = peft.Call(deltas.Evaluation, {"mask": jnp.ones(2, bool)} | w, attend)
-  made = method.intercept(call, *map(jnp.array, (q, k, v, mask)))
+  made = method.intercept(call, *map(jnp.array, (q, k, v)), mask)
   w = jax.tree.map(np.asarray, w)
   whole = lambda p, x: np.concatenate([np.broadcast_to(p, (2, *p.shape)), x], 1).repeat(2, 2)
   scores = np.einsum("btnh,bsnh->bnts", q, whole(w["key"], k)) / 6**0.5
-  scores[..., 2:] = np.where(mask, scores[..., 2:], -1e30)
+  scores[..., 2:] = np.where(mask.array(3), scores[..., 2:], -1e30)
   weights = softmax(scores, -1)
   gate = expit(np.einsum("btnh,nh->bt", q, w["gate_kernel"]) + w["gate_bias"])
   weights[..., :2] *= gate[:, None, :, None]

@@ -32,7 +32,7 @@ STAY = {
   "formats/test_peft_write.py::test_the_files_hold_what_peft_itself_would_save":
     "^(LoRA|DoRA|VeRA|prefix|norms)$",
   "models/test_decoder.py::test_decoding_equals_teacher_forcing": "llama-(lora|prefix)$",
-  "models/test_decoder.py::test_remat_and_unroll_change_nothing": "llama",
+  "models/test_decoder.py::test_remat_and_unroll_change_nothing": "llama-fields0",
   "models/test_decoder.py::test_scanned_equals_a_loop_over_layers": "llama-lora$|gpt2-stack",
   "models/test_encoders.py::test_adapters_around_a_norm": "houlsby",
   "models/test_encoders.py::test_states_equal_pytorch": "^bert$",

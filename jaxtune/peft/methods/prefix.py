@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxtune import peft
 from jaxtune.errors import UserError
+from jaxtune.models.context import Mask
 from jaxtune.schema import Natural, NonNegative, Width
 
 Sites = dict[str, peft.Site]
@@ -208,19 +209,19 @@ def _attend(
   q_BTNH: Float[Array, "B T N H"],
   k_BSKH: Float[Array, "B S K H"],
   v_BSKH: Float[Array, "B S K H"],
-  mask_B1TS: Bool[Array, "B 1 #T S"],
+  mask: Mask,
   *biases: Float[Array, "1 N T S"] | None,
 ) -> Float[Array, "B T N H"]:
   """Attends to the prefix too; the arguments are those of `Attend`, with or without a bias."""
   arrays, real_P = call.arrays, call.arrays["mask"]
   rows = lambda x, y: jnp.broadcast_to(x, (y.shape[0], *x.shape)).astype(y.dtype)
   front = lambda x, y: jnp.concatenate([rows(x, y), y], 1)
-  real_B1TP = jnp.broadcast_to(real_P, (*mask_B1TS.shape[:-1], real_P.shape[-1]))
-  mask_B1TM = jnp.concatenate([real_B1TP, mask_B1TS], -1)
+  real_M = real_P if mask.front is None else jnp.concatenate([real_P, mask.front])
+  mask = mask.replace(front=real_M)
   unbiased = lambda b: jnp.pad(b, ((0, 0), (0, 0), (0, 0), (real_P.shape[-1], 0)))
   biases_1NTM = [None if bias is None else unbiased(bias) for bias in biases]
   k_BMKH = front(arrays["key"], k_BSKH)
-  attend = lambda v: call.next_fn(q_BTNH, k_BMKH, front(v, v_BSKH), mask_B1TM, *biases_1NTM)
+  attend = lambda v: call.next_fn(q_BTNH, k_BMKH, front(v, v_BSKH), mask, *biases_1NTM)
   whole_BTNH = attend(arrays["value"])
   if "gate_kernel" not in arrays:
     return whole_BTNH

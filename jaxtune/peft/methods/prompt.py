@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune import peft
 from jaxtune.errors import UserError
-from jaxtune.models.transformer import Context
+from jaxtune.models.context import ANY, Context, Mask
 from jaxtune.schema import Positive, Width
 
 
@@ -129,7 +129,7 @@ def intercept(
   if types is not None:  # BERT adds the embedding of a token type outside its trunk
     prompt_PD = prompt_PD + types(jnp.zeros(len(prompt_PD), jnp.int32))
   fill = lambda x_BTD, i_BT, inside_BT: jnp.where(inside_BT[..., None], prompt_PD[i_BT], x_BTD)
-  real_BS = context.mask.any((1, 2))
+  real_BS = context.mask.keys
   if context.cache is not None:
     slots_T = context.index + jnp.arange(x_BTD.shape[1])
     return call.next_fn(fill(x_BTD, *_prompt_index(real_BS.argmax(1), slots_T, real_P)), context)
@@ -139,7 +139,7 @@ def intercept(
   y_BTD, cache = call.next_fn(
     fill(_pad_left(x_BTD, real_P), index_BT, inside_BT),
     context._replace(
-      mask=_extend_mask(context.mask, real_BS, inside_BT, real_P, module.config.causal),
+      mask=_extend_mask(context.mask, inside_BT, real_P),
       positions=jnp.where(inside_BT, first_B1 + index_BT, behind_BT),
     ),
   )
@@ -170,17 +170,10 @@ def _prompt_index(
   return jnp.clip(index_BT, 0, count - 1), (index_BT >= 0) & (index_BT < count)
 
 
-def _extend_mask(
-  mask_B1TS: Bool[Array, "B 1 T T"],
-  real_BT: Bool[Array, "B T"],
-  inside_BS: Bool[Array, "B S"],
-  real_P: Bool[Array, " P"],
-  causal: bool,
-) -> Bool[Array, "B 1 S S"]:
+def _extend_mask(mask: Mask, inside_BS: Bool[Array, "B S"], real_P: Bool[Array, " P"]) -> Mask:
   """Extends a mask: all tokens see the prompt, which sees itself and, in an encoder, all tokens."""
-  length = len(real_P)
-  mask_B1TS = jnp.pad(mask_B1TS, ((0, 0), (0, 0), (length, 0), (length, 0)))
-  keys_B11S, queries_B1T1 = inside_BS[:, None, None], inside_BS[:, None, :, None]
-  if causal:
-    return mask_B1TS | keys_B11S & jnp.tril(jnp.ones(mask_B1TS.shape[2:], bool))[None, None]
-  return mask_B1TS | keys_B11S | queries_B1T1 & _pad_left(real_BT, real_P)[:, None, None]
+  mask = mask.replace(keys=inside_BS | _pad_left(mask.keys, real_P))
+  if mask.segments is None:
+    return mask
+  segments_BS = jnp.where(inside_BS, ANY, _pad_left(mask.segments, real_P))
+  return mask.replace(segments=segments_BS, open=True)

@@ -12,13 +12,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxtune import peft
 from jaxtune.errors import UserError
+from jaxtune.models.context import Mask
 from jaxtune.models.layers import lift
 from jaxtune.schema import Count, Natural, Width
 
@@ -116,15 +116,15 @@ def _intercept(call: peft.Call, *args: Any, difference: bool) -> tuple[Float[Arr
   low_BTR = h_BTD @ kernel_DR.astype(h_BTD.dtype)
   low_BTR = low_BTR + lift(arrays["learned_bias"].astype(h_BTD.dtype), low_BTR)
   edit_BTD = low_BTR @ rotate_DR.T.astype(h_BTD.dtype)
-  chosen_BT = arrays["edited"] & (_positions(call.module, args[-1].mask) < arrays["first"])
+  chosen_BT = arrays["edited"] & (_positions(h_BTD.shape[1], args[-1].mask) < arrays["first"])
   return h_BTD + jnp.where(chosen_BT[..., None], edit_BTD, 0), cache
 
 
-def _positions(module: nn.Module, mask_B1TS: Bool[Array, "B 1 T S"]) -> Int[Array, "B T"]:
+def _positions(length: int, mask: Mask) -> Int[Array, "B T"]:
   """Returns the place (B, T) of each token in its text, the same with and without a cache."""
-  if module.config.causal:
-    return mask_B1TS[:, 0].sum(-1) - 1
-  return jnp.cumsum(mask_B1TS[:, 0, 0], -1) - 1
+  if mask.causal:
+    return mask.array(length)[:, 0].sum(-1) - 1
+  return jnp.cumsum(mask.keys, -1) - 1
 
 
 def _count_unused(trained: peft.Arrays, fixed: peft.Arrays) -> Array | int:

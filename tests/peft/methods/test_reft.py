@@ -1,7 +1,6 @@
 """ReFT: its equations, orthonormal rows, which tokens and layers are edited, decoding, padding."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +10,10 @@ from support import tiny
 
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
-from jaxtune.models.transformer import Shared
+from jaxtune.models.context import Mask, Shared
 from jaxtune.peft.methods import reft
 
 PLACE = "trunk/layers"
-CAUSAL, BOTH = (SimpleNamespace(config=SimpleNamespace(causal=c)) for c in (True, False))
-
-
-def shared(mask_B1TS):
-  return Shared(None, mask_B1TS, None, None, None, None, None, None)
-
-
-def seen(mask_BT, causal):
-  whole = np.broadcast_to(mask_BT[:, None, None], (len(mask_BT), 1, *mask_BT.shape[1:] * 2))
-  return jnp.asarray(whole & np.tril(whole[0, 0] | True) if causal else whole)
 
 
 @pytest.mark.parametrize("variant", ["loreft", "direft"])
@@ -35,12 +24,13 @@ def test_the_equations(variant):
   arrays = {"rotate": draw(2, 6, 3), "learned_kernel": draw(2, 6, 3), "learned_bias": draw(2, 3)}
   (method,) = peft.build({"name": "reft", "variant": variant})
   trained = method.reparametrise({PLACE: arrays})[PLACE]
-  h, mask = draw(1, 4, 6), seen(np.ones((1, 4), bool), True)
+  h, mask = draw(1, 4, 6), Mask(np.ones((1, 4), bool), causal=True)
   fixed = {"first": jnp.asarray(3), "edited": jnp.asarray(True)}
   assert method.intercept is not None
   layer = {name: x[1] for name, x in trained.items()}
-  call = peft.Call(CAUSAL, fixed | layer, lambda *args: args[:2])
-  made, cache = method.intercept(call, jnp.asarray(h), "cache", None, shared(mask))
+  call = peft.Call(None, fixed | layer, lambda *args: args[:2])
+  shared = Shared(None, mask, None, None, None, None, None)
+  made, cache = method.intercept(call, jnp.asarray(h), "cache", None, shared)
   R = arrays["rotate"][1].T
   if variant == "loreft":
     q, upper = np.linalg.qr(arrays["rotate"][1])
@@ -56,8 +46,8 @@ def test_the_equations(variant):
 
 def test_positions_count_real_tokens():
   mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
-  for module in (CAUSAL, BOTH):
-    made = reft._positions(module, seen(mask, module is CAUSAL))
+  for causal in (True, False):
+    made = reft._positions(mask.shape[1], Mask(mask, causal))
     np.testing.assert_array_equal(np.asarray(made)[mask], tiny.positions_of(mask)[mask])
 
 

@@ -1,0 +1,105 @@
+"""Attention by jax's kernel for TPUs, which never holds the scores of all queries and keys."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from jaxtune import sharding
+from jaxtune.models.context import Mask
+
+LANES = 128  # of a TPU's vector registers: lengths are padded to multiples
+BLOCK = 512  # the largest tile of queries, and of keys
+
+
+class Visible(masks._ComputableMask):
+  """The rules of a `Mask` that are known when a program is compiled, for the TPU's kernel."""
+
+  def __init__(self, shape: tuple[int, int], front: int, causal: bool, window: int | None):
+    self.rules = shape, front, causal, window
+
+    def sees(queries, keys):
+      keys = keys - front
+      seen = queries >= keys if causal else queries > -1
+      if window is not None:
+        seen = seen & (keys > queries - window) & (keys < queries + window)
+      return seen | (keys < 0) if front else seen & (keys > -1)
+
+    super().__init__(shape, sees)
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Visible) and self.rules == other.rules
+
+  def __hash__(self) -> int:
+    return hash(self.rules)
+
+
+def attend(
+  q_BTNH: Float[Array, "B T N H"],
+  k_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K H"],
+  mask: Mask,
+  scale: float,
+  softcap: float | None,
+  *,
+  interpret: bool = False,
+) -> Float[Array, "B T N H"] | None:
+  """Attends by the kernel; returns None for a mask or a mesh that it has no rules for.
+
+  Args:
+    interpret: whether the kernel is emulated, which any device can do.
+  """
+  (_, length, heads, _), (_, slots, kv_heads, _) = q_BTNH.shape, k_BSKH.shape
+  mixed = mask.segments is not None and (mask.open or mask.front is not None)
+  if mask.start is not None or mixed or not sharding.splits("tensor", kv_heads):
+    return None
+  if mask.window is not None and mask.local is not None:
+    call = lambda mask: attend(q_BTNH, k_BSKH, v_BSKH, mask, scale, softcap, interpret=interpret)
+    near, far = mask.replace(local=None), mask.replace(local=None, window=None)
+    return jax.lax.cond(mask.local, lambda: call(near), lambda: call(far))
+  queries, keys = (-(-count // LANES) * LANES for count in (length, slots))
+  front = 0 if mask.front is None else len(mask.front)
+  rules = Visible((queries, keys), front, mask.causal, mask.window)
+  kernel = kernels.make_splash_mha(
+    masks.MultiHeadMask([rules] * heads), block_sizes=_blocks(queries, keys),
+    head_shards=1, q_seq_shards=1, attn_logits_soft_cap=softcap, interpret=interpret,
+  )  # fmt: skip
+  by_head = lambda x, count: jnp.pad(
+    x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, count - x.shape[1]), (0, 0))
+  )
+  by_rows, by_heads = P(sharding.ROWS), P(sharding.ROWS, "tensor")
+  run = sharding.over_shards(jax.vmap(kernel), (*[by_heads] * 3, by_rows), by_heads)
+  scaled_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
+  y_BNTH = run(
+    by_head(scaled_BTNH, queries), by_head(k_BSKH, keys), by_head(v_BSKH, keys),
+    _segments(mask, length, queries, keys),
+  )  # fmt: skip
+  return y_BNTH.transpose(0, 2, 1, 3)[:, :length]
+
+
+def _segments(mask: Mask, length: int, queries: int, keys: int) -> kernels.SegmentIds:
+  """Returns the segments of padded queries and keys; without segments, those of real keys are 1."""
+  if mask.segments is None:
+    rows, front = len(mask.keys), [] if mask.front is None else [mask.front]
+    front = [jnp.broadcast_to(real_P, (rows, len(real_P))) for real_P in front]
+    of_keys_BS = jnp.concatenate([*front, mask.keys], 1).astype(jnp.int32)
+    of_queries_BT = jnp.ones((rows, length), jnp.int32)
+  else:
+    of_keys_BS = of_queries_BT = mask.segments
+  pad = lambda x, count: jnp.pad(x, ((0, 0), (0, count - x.shape[1])))
+  return kernels.SegmentIds(pad(of_queries_BT, queries), pad(of_keys_BS, keys))
+
+
+def _blocks(queries: int, keys: int) -> kernels.BlockSizes:
+  """Chooses tiles that divide the padded numbers of queries and keys."""
+  q, k = math.gcd(queries, BLOCK), math.gcd(keys, BLOCK)
+  return kernels.BlockSizes(
+    block_q=q, block_kv=k, block_kv_compute=k,
+    block_q_dkv=q, block_kv_dkv=k, block_kv_dkv_compute=k, block_q_dq=q, block_kv_dq=k,
+  )  # fmt: skip

@@ -1,0 +1,133 @@
+"""Fused attention gives what plain matrix products give, for every rule of a mask."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import tiny
+
+from jaxtune import peft, sharding
+from jaxtune.errors import UserError
+from jaxtune.models import hf, splash
+from jaxtune.models.context import ANY, Mask
+from jaxtune.models.layers import Attend
+
+B, T, N, K, H, P = 2, 150, 4, 2, 16, 3
+REAL = np.arange(T)[None] < np.array([[T], [100]])
+ALL = np.ones((B, T), bool)
+SEGMENTS = np.where(np.arange(T)[None] < np.array([[40], [90]]), 1, 2)
+FRONT = np.array([True, False, True])
+MASKS = {
+  "causal": Mask(REAL, causal=True),
+  "padded on the left": Mask(REAL[:, ::-1], causal=True),
+  "both ways": Mask(REAL),
+  "a window": Mask(REAL, causal=True, window=20),
+  "a window both ways": Mask(REAL, window=20),
+  "a local layer": Mask(REAL, causal=True, window=20, local=jnp.asarray(True)),
+  "a global layer": Mask(REAL, causal=True, window=20, local=jnp.asarray(False)),
+  "segments": Mask(ALL, causal=True, segments=SEGMENTS),
+  "a prefix": Mask(REAL, causal=True, front=FRONT),
+  "a prefix and a window": Mask(REAL, causal=True, window=20, front=FRONT),
+  "a prefix both ways": Mask(REAL, front=FRONT),
+}
+# What the kernel has no rules for.
+OTHERS = {
+  "a cache": Mask(REAL, causal=True, start=jnp.asarray(0)),
+  "a prompt of all segments": Mask(
+    ALL, causal=True, segments=np.where(np.arange(T) < 3, ANY, SEGMENTS), open=True
+  ),
+  "a prefix and segments": Mask(ALL, causal=True, segments=SEGMENTS, front=FRONT),
+}
+
+
+def arrays(mask, dtype=jnp.float32):
+  rng, keys = np.random.default_rng(0), T + (0 if mask.front is None else P)
+  draw = lambda length, heads: jnp.asarray(rng.standard_normal((B, length, heads, H)), dtype)
+  return draw(T, N), draw(keys, K), draw(keys, K)
+
+
+def attend(implementation, mask, softcap=None):
+  """Returns (q, k, v) -> the outputs of real queries."""
+  if implementation == "plain":
+    call = lambda q, k, v: Attend("plain", softcap=softcap).apply({}, q, k, v, mask)
+  else:
+    call = partial(splash.attend, mask=mask, scale=H**-0.5, softcap=softcap, interpret=True)
+  return lambda *qkv: jnp.where(mask.keys[..., None, None], call(*qkv), 0)
+
+
+def measure(implementation, mask, softcap=None, dtype=jnp.float32):
+  """Returns the outputs, and the gradients of a sum of them by queries, keys and values."""
+  call = attend(implementation, mask, softcap)
+  weights = np.random.default_rng(1).standard_normal((B, T, N, H))
+
+  def run(qkv):
+    y = call(*qkv).astype(jnp.float32)
+    return (y * weights).sum(), y
+
+  return jax.jit(jax.grad(run, has_aux=True))(arrays(mask, dtype))
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_splash_equals_plain(name):
+  found, expected = (measure(kind, MASKS[name]) for kind in ("splash", "plain"))
+  close = lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5, rtol=1e-4)
+  jax.tree.map(close, found, expected)
+
+
+def test_splash_bounds_scores_as_plain_does():
+  found, expected, other = (
+    measure(kind, MASKS["causal"], softcap)
+    for kind, softcap in (("splash", 0.5), ("plain", 0.5), ("plain", None))
+  )
+  close = lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5, rtol=1e-4)
+  jax.tree.map(close, found, expected)
+  assert np.abs(expected[1] - other[1]).max() > 1e-2
+
+
+def test_splash_in_bf16_is_as_near_as_plain():
+  """Each to what plain products in fp32 give."""
+  exact = measure("plain", MASKS["causal"])[1]
+  error = lambda kind: float(
+    jnp.sqrt(jnp.square(measure(kind, MASKS["causal"], dtype=jnp.bfloat16)[1] - exact).mean())
+  )
+  assert error("splash") < 1.2 * error("plain") < 0.02
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_masks_are_left_to_plain(name):
+  mask = OTHERS[name]
+  assert splash.attend(*arrays(mask), mask, 1.0, None, interpret=True) is None
+
+
+def test_a_model_on_a_mesh(monkeypatch):
+  """Rows and heads are split over devices; under vmap, and with remat, as trials are trained."""
+  monkeypatch.setattr(splash, "attend", partial(splash.attend, interpret=True))
+  section = {"name": "stack", "lora": {"rank": 2}, "prefix": {"length": 3}}
+  tokens, mask = tiny.batch(rows=4, length=20, side="right")
+  found = {}
+  for kind in ("plain", "splash"):
+    pretrained = tiny.make("llama", attention=kind, remat=True)
+    laid = tiny.lay(pretrained, section, noise=0.1)
+
+    def loss(tuned, base, batch, pretrained=pretrained, laid=laid):
+      adapted = peft.Adapted(laid.methods, tuned, laid.hyper, base)
+      logits = peft.apply(pretrained.model, adapted, batch["tokens"][0], batch["mask"][0])
+      return jnp.where(batch["mask"][0][..., None], jnp.tanh(logits), 0).sum()
+
+    trials = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), laid.tuned)
+    batch = {"tokens": np.stack([tokens[None]] * 2), "mask": np.stack([mask[None]] * 2)}
+    parallel = sharding.make("jit", {"fsdp": 2, "tensor": 2} if kind == "splash" else {"data": 1})
+    step = parallel.compile(sharding.over(jax.value_and_grad(loss), 2))
+    place = parallel.put_batch(batch)
+    found[kind] = jax.device_get(
+      step(parallel.put(trials, "trial"), parallel.put(laid.base), place)
+    )
+  close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4, rtol=1e-3)
+  jax.tree.map(close, found["splash"], found["plain"])
+
+
+def test_a_kernel_of_another_device_is_refused():
+  with pytest.raises(UserError, match="model.attention is 'splash', expected a TPU"):
+    hf.load(architecture=tiny.ARCHITECTURES["llama"], attention="splash")

@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ADAPTERS_VENV ?= .venv-adapters
+PLAN_VENV ?= .venv-plan
 BIN := $(VENV)/bin
 # Tests of one file stay together, as they share programs.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
@@ -10,7 +11,7 @@ INSTALL = $(1)/bin/python -m pip install --quiet --no-compile $(2)
 export PYTHONDONTWRITEBYTECODE :=
 ADAPTERS := JAXTUNE_ADAPTERS_PYTHON=$(abspath $(ADAPTERS_VENV))/bin/python
 
-.PHONY: quickstart test cases check certify parity matrix reliability speed format clean
+.PHONY: quickstart test cases check certify parity matrix reliability speed accelerators format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
@@ -53,12 +54,16 @@ reliability: $(VENV)/.installed-test
 speed: $(VENV)/.installed-test
 	$(BIN)/python experiments/speed/run.py
 
+# What a TPU's compiler says of training steps, beside the most that they may take.
+accelerators: $(PLAN_VENV)/.installed
+	JAX_PLATFORMS=cpu $(PLAN_VENV)/bin/python experiments/accelerators/run.py --out experiments/accelerators
+
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) $(ADAPTERS_VENV) runs build *.egg-info
+	rm -rf $(VENV) $(ADAPTERS_VENV) $(PLAN_VENV) runs build *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -72,10 +77,18 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 	$(call INSTALL,$(VENV),--editable '.[test]')
 	touch $@ $(VENV)/.installed
 
-# Behind its own packages it sees those of the other environment, so PyTorch is installed once.
+# Makes an environment that sees, behind its own packages, those of the first one.
+BEHIND = $(PYTHON) -m venv $(1) && \
+  $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+  $$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+
 $(ADAPTERS_VENV)/.installed: $(VENV)/.installed-test
-	$(PYTHON) -m venv $(ADAPTERS_VENV)
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
-	  $$($(ADAPTERS_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	$(call BEHIND,$(ADAPTERS_VENV))
 	$(call INSTALL,$(ADAPTERS_VENV),adapters==1.3.0 transformers==4.57.6)
+	touch $@
+
+# jax tries to use a TPU where it finds this compiler, so it is kept out of the first environment.
+$(PLAN_VENV)/.installed: $(VENV)/.installed
+	$(call BEHIND,$(PLAN_VENV))
+	$(call INSTALL,$(PLAN_VENV),--editable '.[plan-tpu]')
 	touch $@

@@ -143,7 +143,7 @@ def _templates(options: Namespace) -> None:
 
 
 def _plan(options: Namespace) -> None:
-  print(jaxtune.plan(_config(options), options.most_trials))
+  print(jaxtune.plan(_config(options), options.most_trials, options.device))
 
 
 def _config(options: Namespace) -> Any:
@@ -216,6 +216,8 @@ COMMANDS = {
   }),
   "templates": Command(_templates, "list the library of prompt templates", configurable=False),
   "plan": Command(_plan, "print groups, targets, memory and FLOPs; trains nothing",
-                  _CONFIG | _MOST_TRIALS),
+                  _CONFIG | _MOST_TRIALS | {
+    "--device": dict(help="a device that need not be here, such as v5e, v5e:4x4 or h200"),
+  }),
 }
 # fmt: on

@@ -91,7 +91,7 @@ def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
   config = configs.complete(configs.override(run.config, overrides or {}))
   if run.labels:  # other data may lack some of them
     config["data"] |= {"labels": list(run.labels)}
-  checks.check_options(config, devices=False)
+  checks.check_options(config, devices=())
   trial = prepare(config, run.pretrained)
   # Other data may end their answers otherwise than those that the run was trained on.
   trial = trial._replace(dataset=trial.dataset._replace(stop_tokens=run.stop_tokens))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,11 +19,11 @@ from jaxtune.runs.trial import Trial, tokenizing
 from jaxtune.training.options import TrainOptions
 
 
-def check_options(config: dict, devices: bool = True) -> None:
+def check_options(config: dict, devices: Sequence[Any] | None = None) -> None:
   """Raises UserError for options that cannot work, without the model and the data.
 
   Args:
-    devices: whether the run will be on the devices of this machine.
+    devices: those that the run will be on; default those of this machine, () if they are unknown.
   """
   options = TrainOptions(**config["train"])
   if options.batch_size % options.accumulate:
@@ -29,9 +31,9 @@ def check_options(config: dict, devices: bool = True) -> None:
       f"train.batch_size {options.batch_size} does not divide into "
       f"train.accumulate {options.accumulate} parts"
     )
-  if not devices:
+  if devices is not None and not len(devices):
     return
-  parts = sharding.make(options.parallel, options.mesh).batch_shards
+  parts = sharding.make(options.parallel, options.mesh, devices).batch_shards
   rows = options.batch_size // options.accumulate
   if rows % parts:
     raise UserError(

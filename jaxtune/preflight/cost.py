@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
 import jax
 
-from jaxtune import data, tree
+from jaxtune import sharding
 from jaxtune.models import hf, quantize
-from jaxtune.runs import programs
-from jaxtune.runs.first_state import first_state
+from jaxtune.models.layers import LONG
+from jaxtune.preflight import compiled, devices
 from jaxtune.runs.trial import Trial
-from jaxtune.training import loop
-from jaxtune.training.options import TrainOptions
+
+WHOLE = 2**31  # tokens: all of a batch's, so that no loop hides the FLOPs of logits
 
 
 def choose_chunk(trials: Sequence[Trial]) -> int:
@@ -28,10 +27,10 @@ def choose_chunk(trials: Sequence[Trial]) -> int:
     return chosen
   chunk = 1 if jax.default_backend() == "cpu" else len(trials)
   limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
-  parts = trials[0].config["train"]["accumulate"]
+  batch = compiled.outline_batch(trials)
 
   def bytes_of(chunk: int) -> int:
-    memory = _lower(trials, chunk, parts).compile().memory_analysis()
+    memory = compiled.lower_step(trials, batch, chunk).compile().memory_analysis()
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
   return fit_chunk(chunk, 0.9 * limit, bytes_of)
@@ -54,15 +53,14 @@ def cost(trials: Sequence[Trial]) -> dict:
     step of all trials (counted without loops, whose bodies XLA counts once); of a quantised base,
     what a weight of its kernels takes.
   """
-  first = trials[0]
-  parts, chunk = first.config["train"]["accumulate"], choose_chunk(trials)
+  chunk = choose_chunk(trials)
   # The program is never run, so it need not be fast. On a CPU it compiles in half the time without
   # optimisation, and takes the same memory.
   quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-  compiled = _lower(trials, chunk, parts).compile(compiler_options=quick)
-  memory = compiled.memory_analysis()
-  frozen = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_states([first])[1]))
-  flat = _lower(trials, len(trials), 1, unroll=first.pretrained.model.config.layers)
+  lowered = compiled.lower_step(trials, compiled.outline_batch(trials), chunk)
+  memory = lowered.compile(compiler_options=quick).memory_analysis()
+  base = compiled.outline_states(trials[:1])[1]
+  frozen = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(base))
   megabytes = lambda count: round(count / 1e6, 2)
   return {
     "trials": len(trials),
@@ -70,44 +68,96 @@ def cost(trials: Sequence[Trial]) -> dict:
     "frozen_MB": megabytes(frozen),
     "trained_state_MB": megabytes(memory.argument_size_in_bytes - frozen),
     "working_MB": megabytes(memory.temp_size_in_bytes),
-    "GFLOP_per_step": round(flat.cost_analysis()["flops"] / 1e9, 3),
-    **_quantised(first.pretrained),
+    "GFLOP_per_step": round(flops(trials) / 1e9, 3),
+    **_quantised(trials[0].pretrained),
   }
+
+
+def flops(trials: Sequence[Trial]) -> float:
+  """Returns the FLOP of one step of all trials, which nothing computes twice."""
+  layers = trials[0].pretrained.model.config.layers
+  batch = compiled.outline_batch(trials, parts=1)
+  whole = dict(unroll=layers, scored_tokens=WHOLE)
+  return compiled.lower_step(trials, batch, len(trials), **whole).cost_analysis()["flops"]
+
+
+def cost_on(trials: Sequence[Trial], name: str) -> dict:
+  """Compiles one step for a device that need not be here; returns its compiler's figures.
+
+  Args:
+    name: of the device, as `devices.describe` takes it. `train.mesh` spreads the step over it.
+
+  Returns:
+    "device"; "memory_GB" and "TFLOP_per_s" of each of the "devices"; "trials". Of a step, on each:
+    "base_GB", "state_GB" (trained weights and moments), "working_GB", "peak_GB"; "floor_ms", which
+    its FLOPs would take at the peak; "ms", which a TPU's compiler estimates, of which "kernels_ms"
+    are fused kernels, counted at half of the peak; "exchanged_GB" by kind of collective; "kernels",
+    their number by name; and "dearest", the (ms, name) of ten operations. A step that does not fit
+    has only "does_not_fit", what the compiler says, and "would_fit", settings by which it would.
+  """
+  device, found = devices.describe(name)
+  train = trials[0].config["train"]
+  parallel = sharding.make(train["parallel"], train["mesh"], found)
+  chunk = train["chunk"] or len(trials)
+  batch = compiled.outline_batch(trials)
+  chosen = trials[0].pretrained.model.config.attention
+  long = batch["tokens"].shape[-1] >= LONG
+  by_kernel = device.platform == "tpu" and long and chosen is None  # as `layers.Attend` chooses
+  fused = {"attention": "splash"} if by_kernel else {}
+  build = lambda batch, **more: compiled.lower_step(
+    trials, batch, chunk, device, found, **fused | more
+  ).compile()
+  head = {"device": name, "memory_GB": device.memory / 1e9, "trials": len(trials)}
+  try:
+    figures = compiled.read(build(batch), device)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    said = str(error).splitlines()[0].partition(": ")[2]
+    return head | {
+      "does_not_fit": said,
+      "would_fit": _fitting(trials, build, parallel.batch_shards),
+    }
+  base = compiled.bytes_of_base(trials, parallel) / 1e9
+  milliseconds = lambda mega: 1e9 * mega / device.clock if device.clock else None
+  return head | {
+    "TFLOP_per_s": device.flops / 1e12,
+    "devices": parallel.devices,
+    "base_GB": base,
+    "state_GB": figures["arguments_GB"] - base,
+    "working_GB": figures["peak_GB"] - figures["arguments_GB"],
+    "peak_GB": figures["peak_GB"],
+    "floor_ms": 1e3 * flops(trials) / parallel.devices / device.flops,
+    "ms": milliseconds(figures["Mcycles"]),
+    "kernels_ms": milliseconds(figures["Mcycles_of_kernels"]),
+    "exchanged_GB": figures["moved_GB"],
+    "kernels": figures["kernels"],
+    "dearest": [(milliseconds(mega), where) for mega, where in figures["dearest"][:10]],
+  }
+
+
+def _fitting(trials: Sequence[Trial], build: Callable, shards: int) -> str | None:
+  """Returns the first settings with which a step fits: smaller parts of a batch, then remat."""
+  train = trials[0].config["train"]
+  rows = train["batch_size"] // shards
+  parts = [n for n in range(train["accumulate"] + 1, rows + 1) if rows % n == 0]
+  tries: list[tuple[str, int, dict]] = [(f"train.accumulate = {n}", n, {}) for n in parts]
+  for remat in ("linear", True):
+    said = f"model.remat = {remat!r}"
+    tries.append((said, train["accumulate"], {"remat": remat}))
+    tries += [(f"{said} and train.accumulate = {n}", n, {"remat": remat}) for n in parts[-1:]]
+  for said, count, more in tries:
+    try:
+      build(compiled.outline_batch(trials, count), **more)
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+    else:
+      return said
+  return None
 
 
 def _quantised(pretrained: hf.Pretrained) -> dict:
   """Returns {"quantised_base": form and bits of a weight}; {} for a base that is not quantised."""
   form, bits = pretrained.model.config.quantize, quantize.bits(pretrained.params)
   return {} if bits is None else {"quantised_base": f"{form}, {bits:.3f} bits a weight"}
-
-
-def _states(trials: Sequence[Trial]):
-  """Returns the shapes of the stacked states and of the frozen base."""
-
-  def make(params):
-    pretrained = trials[0].pretrained._replace(params=params)
-    states, bases = zip(
-      *(first_state(t._replace(pretrained=pretrained)) for t in trials), strict=True
-    )
-    return tree.stack(list(states)), bases[0]
-
-  return jax.eval_shape(make, trials[0].pretrained.params)
-
-
-def _lower(trials: Sequence[Trial], chunk: int, parts: int, **computation):
-  """Lowers one step of a group on shapes alone."""
-  first = trials[0]
-  options, model = TrainOptions(**first.config["train"]), first.pretrained.model
-  model = model.clone(config=dataclasses.replace(model.config, **computation))
-  dropout = any(programs.uses_noise(trial.config) for trial in trials)
-  program = programs.make_program(first, dropout)._replace(model=model)
-  states, base = _states(trials)
-  progress = jax.eval_shape(loop.begin, states)
-  lead = (len(trials), parts, options.batch_size // parts)
-  widest = data.batch(first.dataset.train, 0, 0, options.batch_size)  # batch 0 is the widest
-  batch = {
-    name: jax.ShapeDtypeStruct((*lead, *array.shape[1:]), array.dtype)
-    for name, array in widest.items()
-  }
-  step = jax.jit(loop.make_step(program, chunk, options.patience), donate_argnums=0)
-  return step.lower((states, progress.sums, progress.stale), base, batch)

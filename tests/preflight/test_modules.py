@@ -1,0 +1,67 @@
+"""What is read from a compiled module's text."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxtune.preflight import modules
+
+# A loop of 16 rounds. An all-gather that overlaps with products stands in two fusions of its body;
+# a kernel has 8 x 4 heads of 1,024 queries and keys, and visits 3 of 4 tiles.
+TEXT = """
+HloModule jit_step
+
+%start (p: bf16[4]) -> bf16[64] {
+  ROOT %all-gather.1 = bf16[64]{0} all-gather(%p), channel_id=5, metadata={op_name="a/gather"}
+}
+
+%done (p: bf16[4]) -> bf16[64] {
+  ROOT %all-gather.2 = bf16[64]{0} all-gather(%p), channel_id=5, metadata={op_name="a/gather"}
+}
+
+%body (s: (s32[], bf16[4])) -> (s32[], bf16[4]) {
+  %f.1 = bf16[64]{0} fusion(%p), kind=kCustom, calls=%start
+  %f.2 = bf16[64]{0} fusion(%p), kind=kOutput, calls=%done, metadata={op_name="a/dot"}, \
+backend_config={"estimated_cycles":"1000"}
+  %splash_mha_dq.1 = bf16[8,4,1024,64]{3,2,1,0} custom-call(%a, %b), \
+custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,2,2]{2,1,0}, \
+f32[8,4,1024,64]{3,2,1,0}, f32[8,2,1024,64]{3,2,1,0}, s32[8,1024]{1,0}}, \
+metadata={op_name="a/attend"}
+}
+
+%condition (s: (s32[], bf16[4])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(16)
+}
+
+ENTRY %main (x: bf16[4]) -> bf16[4] {
+  %while.1 = (s32[], bf16[4]) while(%t), condition=%condition, body=%body
+  %all-reduce-start.1 = f32[10]{0} all-reduce-start(%x), channel_id=7
+  %copy.1 = bf16[4]{0} copy(%x), backend_config={"estimated_cycles":"7"}
+}
+"""
+
+
+def test_loops_are_multiplied_out():
+  found = list(modules.operations(TEXT))
+  cycles = {one.name: one.cycles for one in found if one.cycles}
+  assert cycles == {"a/dot": 16 * 1000, "": 7}
+  moved = [(one.collective, one.moved) for one in found if one.collective]
+  assert moved == [("all-gather", 16 * 64 * 2), ("all-reduce", 40)]
+  (kernel,) = [one for one in found if one.kernel]
+  products = 2 * 3 * (8 * 4 * 1024 * 64) * 1024
+  assert kernel.kernel == "tpu_custom_call" and kernel.flops == 16 * products * 0.75
+
+
+@pytest.mark.parametrize("rounds", [3, 11])
+def test_the_rounds_of_a_real_loop(rounds):
+  """A sum over devices in each round of a scan."""
+  mesh = jax.make_mesh((4,), ("x",), (jax.sharding.AxisType.Auto,))
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+
+  @jax.jit
+  def run(x):
+    return jax.lax.scan(lambda c, _: (c * jnp.sin(c).sum(), None), x, length=rounds)[0]
+
+  text = run.lower(jax.ShapeDtypeStruct((8,), jnp.float32, sharding=rows)).compile().as_text()
+  moved = [one.moved for one in modules.operations(text) if one.collective == "all-reduce"]
+  assert sum(moved) == 4 * rounds

@@ -30,7 +30,8 @@ def keep(source: Path, target: Path) -> None:
   config = _portable(json.loads((source / "config.json").read_text()))
   (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
   shutil.rmtree(target / "plots", ignore_errors=True)
-  shutil.copytree(source / "plots", target / "plots")
+  if (source / "plots").is_dir():  # a sweep of one configuration and few steps has none
+    shutil.copytree(source / "plots", target / "plots")
   notes, report = target / "notes.md", (source / "report.md").read_text()
   text = notes.read_text() + "\n" if notes.exists() else ""
   (target / "README.md").write_text(text + report)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from jaxtune import config, peft
 from jaxtune.models import hf
+from jaxtune.models.layers import suits_splash
 from jaxtune.preflight import compiled, devices
 from jaxtune.runs.trial import Trial, make_methods, objective_of
 
@@ -115,7 +116,7 @@ def measure(name: str, step: Step, text_folder: Path | None = None, top: int = 0
   parts = step.more.get("accumulate", 1)
   array = partial(jax.ShapeDtypeStruct, (len(trials), parts, step.rows // parts, step.tokens))
   batch = {"tokens": array(jnp.int32), "mask": array(bool), "weights": array(jnp.float32)}
-  kernel = {"attention": "splash"} if device.platform == "tpu" and step.tokens >= 512 else {}
+  kernel = {"attention": "splash"} if suits_splash(device.platform, step.tokens) else {}
   began = time.perf_counter()
   built = compiled.lower_step(trials, batch, len(trials), device, found, **kernel).compile()
   seconds, text = time.perf_counter() - began, built.as_text()

@@ -42,7 +42,12 @@ ACTIVATIONS = {
 }
 
 
-LONG = 512  # the shortest rows for which a TPU's kernel is expected to be faster than products
+def suits_splash(platform: str, length: int) -> bool:
+  """Says whether attention of rows of this length is left to the kernel for TPUs by default.
+
+  Shorter rows would mostly be padding of its tiles.
+  """
+  return platform == "tpu" and length >= 512
 
 
 def lift(array: jax.Array, like: jax.Array) -> jax.Array:
@@ -172,7 +177,7 @@ class Attend(nn.Module):
   def _by_splash(self, length: int) -> bool:
     """Says whether rows of this length are given to the kernel for TPUs."""
     if self.implementation is None:
-      return jax.default_backend() == "tpu" and length >= LONG
+      return suits_splash(jax.default_backend(), length)
     return self.implementation == "splash"
 
   def _fused(self, *arrays: jax.Array | None) -> jax.Array:

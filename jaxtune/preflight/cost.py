@@ -9,7 +9,7 @@ import jax
 
 from jaxtune import sharding
 from jaxtune.models import hf, quantize
-from jaxtune.models.layers import LONG
+from jaxtune.models.layers import suits_splash
 from jaxtune.preflight import compiled, devices
 from jaxtune.runs.trial import Trial
 
@@ -101,8 +101,7 @@ def cost_on(trials: Sequence[Trial], name: str) -> dict:
   chunk = train["chunk"] or len(trials)
   batch = compiled.outline_batch(trials)
   chosen = trials[0].pretrained.model.config.attention
-  long = batch["tokens"].shape[-1] >= LONG
-  by_kernel = device.platform == "tpu" and long and chosen is None  # as `layers.Attend` chooses
+  by_kernel = chosen is None and suits_splash(device.platform, batch["tokens"].shape[-1])
   fused = {"attention": "splash"} if by_kernel else {}
   build = lambda batch, **more: compiled.lower_step(
     trials, batch, chunk, device, found, **fused | more

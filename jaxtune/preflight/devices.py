@@ -99,7 +99,10 @@ def _tpu(kind: str, size: str) -> list[Any]:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=slice_name).devices
   except Exception as error:  # the plugin's own class of errors
     said = str(error).splitlines()[0]
-    raise UserError(f"device {slice_name}: the compiler has no such slice ({said})") from error
+    known = f"{kind}:{SMALLEST[kind]}"
+    raise UserError(
+      f"device {slice_name}: the compiler has no such slice, expected one such as {known} ({said})"
+    ) from error
   return list(devices) if size else list(devices)[:1]
 
 

@@ -18,6 +18,7 @@ os.environ["XLA_FLAGS"] = " ".join(
   ]
 ).strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # but for `compiled_once`
 
 import jax
 import psutil
@@ -98,6 +99,7 @@ def shared():
 def compiled_once(tmp_path_factory):
   """Keeps compiled programs on disk, for tests that run the same one again and again."""
   options = {
+    "jax_enable_compilation_cache": True,
     "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": 0,

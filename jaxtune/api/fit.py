@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune import config as configs
-from jaxtune.preflight import checks, gradients, targets
-from jaxtune.runs import baseline, group, locks
+from jaxtune.preflight import checks, cost, gradients, targets
+from jaxtune.runs import baseline, compilations, group, locks
 from jaxtune.runs.trial import prepare
 
 
@@ -26,9 +26,11 @@ def fit(config: Any, workdir: str | Path) -> dict:
   with locks.held(workdir):
     full = configs.complete(config)
     checks.check_options(full)
+    compilations.keep(full["train"]["compilation_cache"])
     trial = prepare(full)
     checks.check(trial)
     gradients.check([trial])
     print(targets.describe(trial))
     (untuned,) = baseline.evaluate_bases([trial])
-    return group.train([trial], [workdir], [untuned], workdir / "checkpoints")[0]
+    trials = cost.with_remat([trial])
+    return group.train(trials, [workdir], [untuned], workdir / "checkpoints")[0]

@@ -18,7 +18,7 @@ from jaxtune.evaluation import compare
 from jaxtune.files import write_atomically
 from jaxtune.models import hf
 from jaxtune.preflight import checks, cost, gradients, targets
-from jaxtune.runs import baseline, locks, results
+from jaxtune.runs import baseline, compilations, locks, results
 from jaxtune.runs import group as training
 from jaxtune.runs.trial import Trial, prepare, with_config
 from jaxtune.sweeps import grid, groups, stats, table
@@ -49,6 +49,7 @@ def sweep(
 
 def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> list[dict]:
   names, settings, configs = expand(config, most_trials)
+  compilations.keep(configs[0]["train"]["compilation_cache"])
   folders, trials = [workdir / "trials" / name for name in names], _prepare(configs)
   done = [_done(*pair) for pair in zip(folders, trials, strict=True)]
   if metric is not None:
@@ -84,7 +85,8 @@ def _train_groups(waiting: list[list[int]], trials: list[Trial], folders: list[P
   for number, group in enumerate(waiting, 1):
     if not group:
       continue
-    members, member_folders = [trials[i] for i in group], [folders[i] for i in group]
+    members = cost.with_remat([trials[i] for i in group])
+    member_folders = [folders[i] for i in group]
     name = member_folders[0].name
     print(f"program {number} of {len(waiting)}: {len(group)} trials, {name} ...")
     print(targets.describe(members[0]))

@@ -50,7 +50,8 @@ class Config:
     dtype: type of activations and matrix products. Norms and the softmax of plain attention are
       computed in fp32, and logits are converted to it.
     remat: whether the backward pass recomputes each block's activations, which are not stored then;
-      "linear" stores queries, keys, values and the feed-forward's hidden layers, no more.
+      "linear" stores queries, keys, values and the feed-forward's hidden layers, no more, and so
+      does "auto", until one of the others is chosen.
     quantize: how the layers' kernels are stored, None, "int8" or "nf4"; see `quantize`.
     unroll: how many layers one iteration of the layer loop runs.
     attention: "plain", "splash", "cudnn" or None; see `layers.Attend`.

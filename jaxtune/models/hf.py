@@ -76,10 +76,11 @@ def load(
   head: str = "lm",
   labels: Count | None = None,
   dtype: Literal[*DTYPES] = "float32",
-  remat: bool | Literal["linear"] = False,
+  remat: bool | Literal["linear", "auto"] = False,
   quantize: Literal[*FORMS] | None = None,
   unroll: Count = 1,
   attention: Literal["plain", "splash", "cudnn"] | None = None,
+  scored_tokens: Count | None = None,
   seed: Seed = 0,
 ) -> Pretrained:
   """Loads a pretrained model from a folder or the hub, or initialises one at random.
@@ -93,12 +94,15 @@ def load(
     labels: their number, for the heads "classify" and "tokens"; None: that of the folder's head.
     dtype: "float32" or "bfloat16", of the frozen weights and of the computation.
     remat: whether the backward pass recomputes each block: least memory, and on a CPU often faster.
-      "linear" stores queries, keys, values and the feed-forward's hidden layers, no more.
+      "linear" stores queries, keys, values and the feed-forward's hidden layers, no more; "auto"
+      computes as little twice as the memory of the device allows (`preflight.cost.with_remat`).
     quantize: how the frozen kernels of the layers are stored: "int8", "nf4" (QLoRA's 4 bits), or
       None for `dtype`. They are dequantised to `dtype`, one layer at a time.
     unroll: number of layers in one iteration of the layer loop.
     attention: how attention is computed: "plain" matrix products, or jax's fused kernels "splash"
       (TPU) and "cudnn" (NVIDIA GPU); None chooses by the device. See `layers.Attend`.
+    scored_tokens: for how many tokens a device computes logits at a time where it scores targets;
+      None chooses by the vocabulary. Fewer take less memory.
     seed: seed of the random initialisation, of the whole model or of a new head.
 
   Raises:
@@ -112,7 +116,7 @@ def load(
     )
   outlined = outline(path, architecture=architecture, tokenizer=tokenizer, head=head,
                      labels=labels, dtype=dtype, remat=remat, quantize=quantize,
-                     unroll=unroll, attention=attention)  # fmt: skip
+                     unroll=unroll, attention=attention, scored_tokens=scored_tokens)  # fmt: skip
   model, folder, hf_config = outlined.model, outlined.folder, outlined.hf_config
   weights.check_memory(outlined.params)
   if folder:

@@ -28,6 +28,7 @@ SAVED = {
   False: None,
   True: jax.checkpoint_policies.nothing_saveable,
   "linear": jax.checkpoint_policies.save_only_these_names("linear"),
+  "auto": jax.checkpoint_policies.save_only_these_names("linear"),  # until one is chosen
 }
 
 

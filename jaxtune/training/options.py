@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from jaxtune import sharding
-from jaxtune.schema import Count
+from jaxtune.schema import Count, Text
 
 
 class TrainOptions(NamedTuple):
@@ -26,6 +26,9 @@ class TrainOptions(NamedTuple):
       `preflight.cost.choose_chunk` choose.
     parallel: "jit", or "pmap" for data parallelism over all local devices.
     mesh: sizes of the axes trial, data, fsdp and tensor, for "jit"; see `sharding.make`.
+    compilation_cache: a folder in which compiled programs are kept, so that the next run with the
+      same program does not compile it; None for none. A folder that jax was given by itself
+      (JAX_COMPILATION_CACHE_DIR) is used in its place.
   """
 
   steps: Count = 300
@@ -39,3 +42,4 @@ class TrainOptions(NamedTuple):
   chunk: Count | None = None
   parallel: sharding.Kind = "jit"
   mesh: sharding.Sizes | None = None
+  compilation_cache: Text | None = "~/.cache/jaxtune"

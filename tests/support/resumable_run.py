@@ -60,6 +60,7 @@ def main(cache: Path, folder: Path, step: int = 0, moment: str = "", name: str =
     moment: "during" the step, "in" the writing of a checkpoint, from that step on, or "after" the
       step's checkpoint.
   """
+  jax.config.update("jax_enable_compilation_cache", True)
   jax.config.update("jax_compilation_cache_dir", str(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -38,6 +38,20 @@ RULES = (
 )
 
 
+class _Mapped(NamedTuple):
+  """A function that pmap has compiled, called with batches that are not split yet."""
+
+  mapped: Any
+  split: Callable
+
+  def __call__(self, trials: Any, shared: Any, batch: Any) -> Any:
+    return self.mapped(trials, shared, self.split(batch))
+
+  def lower(self, trials: Any, shared: Any, batch: Any) -> jax.stages.Lowered:
+    """Lowers it from shapes, for the devices of its mesh."""
+    return self.mapped.lower(trials, shared, jax.eval_shape(self.split, batch))
+
+
 class Parallel(NamedTuple):
   """Describes how a run is spread over its devices.
 
@@ -74,8 +88,10 @@ class Parallel(NamedTuple):
       axis_name="data",
       in_axes=(None, None, 0),
       out_axes=None,
+      # Processes would have to agree on a list; without one, each has its own devices.
+      devices=None if jax.process_count() > 1 else list(self.mesh.devices.flat),
     )
-    return lambda trials, shared, batch: mapped(trials, shared, self._split(batch))
+    return _Mapped(mapped, self._split)
 
   def _within(self, function: Callable) -> Callable:
     """Returns a function that is traced under the mesh, so that `constrain` knows its axes."""

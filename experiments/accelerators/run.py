@@ -23,8 +23,7 @@ import jax.numpy as jnp
 
 from jaxtune import config, peft
 from jaxtune.models import hf
-from jaxtune.models.layers import suits_splash
-from jaxtune.preflight import compiled, devices
+from jaxtune.preflight import compiled, devices, lowered
 from jaxtune.runs.trial import Trial, make_methods, objective_of
 
 LLAMA = dict(model_type="llama", vocab_size=128256, rms_norm_eps=1e-5, rope_theta=5e5)
@@ -116,16 +115,17 @@ def measure(name: str, step: Step, text_folder: Path | None = None, top: int = 0
   parts = step.more.get("accumulate", 1)
   array = partial(jax.ShapeDtypeStruct, (len(trials), parts, step.rows // parts, step.tokens))
   batch = {"tokens": array(jnp.int32), "mask": array(bool), "weights": array(jnp.float32)}
-  kernel = {"attention": "splash"} if suits_splash(device.platform, step.tokens) else {}
+  program = lowered.lower_step(lowered.outline(trials, device, found), batch, len(trials))
   began = time.perf_counter()
-  built = compiled.lower_step(trials, batch, len(trials), device, found, **kernel).compile()
-  seconds, text = time.perf_counter() - began, built.as_text()
+  (built,) = compiled.build([program], step.device, None)
+  seconds = time.perf_counter() - began
   if text_folder is not None:
     text_folder.mkdir(parents=True, exist_ok=True)
-    (text_folder / f"{name}.txt").write_text(text)
-  figures = compiled.read(built, device, text)
-  for cycles, where in figures.pop("dearest")[:top]:
-    print(f"{cycles:10.1f} Mcycles  {where[-130:]}", flush=True)
+    (text_folder / f"{name}.txt").write_text(built.text)
+  figures = compiled.read(built, device)
+  for one in figures.pop("dearest")[:top]:
+    print(f"{one['Mcycles']:10.1f} Mcycles  {one['name'][-110:]}  {one['source']}", flush=True)
+  del figures["parts_GB"]
   moved = figures.pop("moved_GB")
   figures["gathered_GB"] = moved.pop("all-gather", 0.0)
   figures["other_GB"] = sum(moved.values())

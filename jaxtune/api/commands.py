@@ -143,7 +143,7 @@ def _templates(options: Namespace) -> None:
 
 
 def _plan(options: Namespace) -> None:
-  print(jaxtune.plan(_config(options), options.most_trials, options.device))
+  print(jaxtune.plan(_config(options), options.most_trials, options.device, options.text))
 
 
 def _config(options: Namespace) -> Any:
@@ -218,6 +218,7 @@ COMMANDS = {
   "plan": Command(_plan, "print groups, targets, memory and FLOPs; trains nothing",
                   _CONFIG | _MOST_TRIALS | {
     "--device": dict(help="a device that need not be here, such as v5e, v5e:4x4 or h200"),
+    "--text": dict(metavar="FILE", help="keeps the modules compiled for --device"),
   }),
 }
 # fmt: on

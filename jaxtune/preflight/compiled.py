@@ -1,113 +1,112 @@
-"""Compiles a group's training step from shapes alone, for devices that need not be here."""
+"""Compiles lowered programs, keeps what the compiler says of them, and reads it."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import SingleDeviceSharding
 
-from jaxtune import data, sharding, tree
+from jaxtune import libraries
 from jaxtune.errors import UserError
-from jaxtune.preflight import modules
+from jaxtune.files import write_atomically
+from jaxtune.preflight import hlo, memory, modules
 from jaxtune.preflight.devices import Device
-from jaxtune.runs import programs
-from jaxtune.runs.first_state import first_state
-from jaxtune.runs.trial import Trial
-from jaxtune.training import loop
-from jaxtune.training.options import TrainOptions
+
+LIBRARIES = ("jaxtune", "jax", "jaxlib", "libtpu", "jax-cuda12-plugin")
+Mark = Callable[[tuple[int, ...]], bool]
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
-def outline_states(trials: Sequence[Trial]) -> tuple[Any, Any]:
-  """Returns the shapes of the trials' stacked states and of the frozen base."""
+class Built(NamedTuple):
+  """What a compiler says of a program.
 
-  def make(params):
-    pretrained = trials[0].pretrained._replace(params=params)
-    states, bases = zip(
-      *(first_state(t._replace(pretrained=pretrained)) for t in trials), strict=True
-    )
-    return tree.stack(list(states)), bases[0]
+  Attributes:
+    text: of the compiled module; "" where the compiler refused it.
+    peak, arguments: bytes on each device.
+    refused: the compiler's words for a program that does not fit its device's memory, or "".
+  """
 
-  return jax.eval_shape(make, trials[0].pretrained.params)
-
-
-def outline_batch(trials: Sequence[Trial], parts: int | None = None) -> dict:
-  """Returns the shapes (E, A, B, ...) of the trials' batches, in A = `train.accumulate` parts."""
-  train = trials[0].config["train"]
-  parts = parts or train["accumulate"]
-  widest = data.batch(trials[0].dataset.train, 0, 0, train["batch_size"])  # batch 0 is the widest
-  lead = (len(trials), parts, train["batch_size"] // parts)
-  outline = lambda x: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype)
-  return {name: outline(x) for name, x in widest.items()}
+  text: str
+  peak: int = 0
+  arguments: int = 0
+  refused: str = ""
 
 
-def lower_step(
-  trials: Sequence[Trial],
-  batch: dict,
-  chunk: int,
-  device: Device | None = None,
-  devices: Sequence[Any] | None = None,
-  **computation: Any,
-) -> jax.stages.Lowered:
-  """Lowers one training step of a group.
+def build(
+  lowered: Sequence[jax.stages.Lowered], device: str, folder: Path | None, quick: bool = False
+) -> list[Built]:
+  """Compiles programs, as many side by side as there are cores.
+
+  jax's own cache cannot read programs for devices that are not here, so results are kept by this.
 
   Args:
-    batch: the shapes of the batch, each (E, A, B, ...).
-    chunk: trials side by side in one vmap.
-    device, devices: what `devices.describe` returns; default the devices of this process.
-    computation: fields of the model's `Config` that are to be changed.
+    device: its name.
+    folder: where results are kept, by the program, the device and the compilers' versions; or None.
+    quick: leaves optimisation out. The memory stays about the same, the time of the program not.
   """
-  first, options = trials[0], TrainOptions(**trials[0].config["train"])
-  model = first.pretrained.model
-  model = model.clone(config=dataclasses.replace(model.config, **computation))
-  first = first._replace(pretrained=first.pretrained._replace(model=model))
-  noise = any(programs.uses_noise(trial.config) for trial in trials)
-  program = programs.make_program(first, noise, chunk)
-  states, base = outline_states(trials)
-  progress = jax.eval_shape(loop.begin, states)
-  step = loop.make_step(program, chunk, options.patience)
-  carry = (states, progress.sums, progress.stale)
-  if device is None:
-    return jax.jit(step, donate_argnums=0).lower(carry, base, batch)
-  if options.parallel == "pmap":
-    raise UserError("train.parallel is 'pmap', expected 'jit' to compile for another device")
-  parallel = sharding.make(options.parallel, options.mesh, devices)
-  if parallel.mesh is None:
-    at = SingleDeviceSharding(devices[0])
-    carry, base = jax.tree.map(lambda x: _placed(x, at), (carry, base))
-  else:
-    at = parallel.batch_sharding(len(trials))
-    named = parallel.outline({"sums": progress.sums, "stale": progress.stale}, "trial")
-    carry = (parallel.outline(states, "trial"), named["sums"], named["stale"])
-    base = parallel.outline(base)
-  batch = {name: _placed(x, at) for name, x in batch.items()}
-  compiled: Any = parallel.compile(step, donate=True)
-  return compiled.trace(carry, base, batch).lower(lowering_platforms=(device.platform,))
+  made = [device, quick, libraries.versions(*LIBRARIES), libraries.commit()]
+  made += [os.environ.get(flag) for flag in FLAGS]
+  text = lambda one: json.dumps([one.as_text(), *made])
+  keys = [hashlib.sha256(text(one).encode()).hexdigest() for one in lowered]
+  distinct = dict(zip(keys, lowered, strict=True))
+  level = jax.config.values["jax_optimization_level"]
+  jax.config.update("jax_optimization_level", "O0" if quick else level)
+  try:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+      built = pool.map(lambda key: _kept(distinct[key], folder and folder / key), distinct)
+      found = dict(zip(distinct, built, strict=True))
+  finally:
+    jax.config.update("jax_optimization_level", level)
+  return [found[key] for key in keys]
 
 
-def bytes_of_base(trials: Sequence[Trial], parallel: sharding.Parallel) -> int:
-  """Returns the bytes of the frozen base on each device."""
-  base = outline_states(trials[:1])[1]
-  if parallel.mesh is not None:
-    base = parallel.outline(base)
-  here = lambda x: x.shape if parallel.mesh is None else x.sharding.shard_shape(x.shape)
-  return sum(math.prod(here(x)) * x.dtype.itemsize for x in jax.tree.leaves(base))
+def _kept(lowered: jax.stages.Lowered, path: Path | None) -> Built:
+  """Returns what a file holds, or else compiles a program and writes the file."""
+  if path is not None and path.exists():
+    return Built(**json.loads(gzip.decompress(path.read_bytes())))
+  built = _compile(lowered)
+  if path is not None:
+    with contextlib.suppress(UserError):  # a folder that cannot be written
+      write_atomically(path, gzip.compress(json.dumps(built._asdict()).encode()))
+  return built
 
 
-def _placed(x: Any, at: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+def _compile(lowered: jax.stages.Lowered) -> Built:
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return Built("", refused=str(error).splitlines()[0].partition(": ")[2].rstrip("."))
+  taken: Any = compiled.memory_analysis()
+  return Built(compiled.as_text(), taken.peak_memory_in_bytes, taken.argument_size_in_bytes)
 
 
-def read(compiled: jax.stages.Compiled, device: Device, text: str | None = None) -> dict:
-  """Returns what the compiler says of a program on each device: GB, Mcycles, exchanged GB.
+def read(built: Built, device: Device, base: float = 0.0, marks: Mapping[str, Mark] = {}) -> dict:
+  """Returns what the compiler says of a program on each device.
 
   A TPU's compiler does not know how long kernels take: they are counted at half of the peak FLOP/s.
+
+  Args:
+    base: bytes of the arguments that are the frozen base.
+    marks: {part of the memory: whether an array of these sizes belongs to it}.
+
+  Returns:
+    "peak_GB", of which "parts_GB" are those of `marks`, the "base", "trained" (the other
+    arguments) and "activations" (all else); "Mcycles", of which "Mcycles_of_kernels";
+    "traffic_GB" of main memory; "moved_GB" by kind of collective; "kernels", their number by name;
+    and "dearest", {"Mcycles", "GB", "name", "source"} of operations, the dearest first.
   """
-  memory = compiled.memory_analysis()
-  found = list(modules.operations(text or compiled.as_text()))
+  module = hlo.parse(built.text)
+  found = list(modules.operations(module))
   moved: dict[str, float] = {}
   kernels: dict[str, int] = {}
   for one in found:
@@ -115,13 +114,33 @@ def read(compiled: jax.stages.Compiled, device: Device, text: str | None = None)
       moved[one.collective] = moved.get(one.collective, 0.0) + one.moved / 1e9
     if one.kernel:
       kernels[one.kernel] = kernels.get(one.kernel, 0) + 1
-  of_kernels = 2 * sum(one.flops for one in found) / device.flops * device.clock
+  rate = 2 / device.flops * device.clock  # cycles for a FLOP of a kernel
+  cost = lambda one: (one.cycles + one.flops * rate, one.bytes)
   return {
-    "peak_GB": memory.peak_memory_in_bytes / 1e9,
-    "arguments_GB": memory.argument_size_in_bytes / 1e9,
-    "Mcycles": (sum(one.cycles for one in found) + of_kernels) / 1e6,
-    "Mcycles_of_kernels": of_kernels / 1e6,
+    "peak_GB": built.peak / 1e9,
+    "parts_GB": _parts(module, built, base, marks),
+    "Mcycles": sum(one.cycles + one.flops * rate for one in found) / 1e6,
+    "Mcycles_of_kernels": sum(one.flops * rate for one in found) / 1e6,
+    "traffic_GB": sum(one.bytes for one in found) / 1e9,
     "moved_GB": moved,
     "kernels": kernels,
-    "dearest": sorted(((one.cycles / 1e6, one.name) for one in found if one.cycles), reverse=True),
+    "dearest": [
+      {"Mcycles": cost(one)[0] / 1e6, "GB": one.bytes / 1e9, "name": one.name, "source": one.source}
+      for one in sorted(found, key=cost, reverse=True)
+      if any(cost(one))
+    ],
   }
+
+
+def _parts(module: hlo.Module, built: Built, base: float, marks: Mapping[str, Mark]) -> dict:
+  """Divides the peak, in GB: what is beside the arguments as the schedule shows it."""
+  working = max(built.peak - built.arguments, 0)
+  found, taken = memory.peak(module, working), dict.fromkeys((*marks, "activations"), 0.0)
+  for buffer in found.buffers:
+    fits = (part for part, mark in marks.items() if mark(buffer.array.dims))
+    taken[next(fits, "activations")] += buffer.array.padded
+  scale = working / found.bytes if found.bytes else 0.0
+  parts = {"base": base, "trained": built.peak - working - base}
+  parts |= {part: size * scale for part, size in taken.items()}
+  parts["activations"] += built.peak - sum(parts.values())
+  return {part: size / 1e9 for part, size in parts.items()}

@@ -48,7 +48,17 @@ KNOWN = {
   "l4": Device("cuda", 24e9, 121e12, 300e9, gpu=((8, 9), 58, 48 << 20, 2.04)),
   "rtx4090": Device("cuda", 24e9, 165e12, 1008e9, gpu=((8, 9), 128, 72 << 20, 2.52)),
 }
-SMALLEST = {"v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2"}  # the slices that the compiler knows
+# Slices that the compiler knows, the smallest first.
+SLICES = {
+  "v5e": ("2x2", "4x4", "8x8"),
+  "v5p": ("2x2x1", "2x2x4", "4x4x4"),
+  "v6e": ("2x2", "4x4", "8x8"),
+}
+# Without these the compiler looks for a TPU's host, and two processes exclude each other.
+ALONE = {
+  "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+}  # fmt: skip
 GPU = """gpu_device_info {{
   cuda_compute_capability {{ major: {major} minor: {minor} }}
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {threads}
@@ -92,14 +102,14 @@ def describe(name: str) -> tuple[Device, list[Any]]:
 def _tpu(kind: str, size: str) -> list[Any]:
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(f"to compile for {kind}, install the compiler: pip install jaxtune[plan-tpu]")
-  # Without these the compiler asks for a TPU's host, and two processes exclude each other.
-  os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-  slice_name = f"{kind}:{size or SMALLEST[kind]}"
+  for name, value in ALONE.items():
+    os.environ.setdefault(name, value)
+  slice_name = f"{kind}:{size or SLICES[kind][0]}"
   try:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=slice_name).devices
   except Exception as error:  # the plugin's own class of errors
     said = str(error).splitlines()[0]
-    known = f"{kind}:{SMALLEST[kind]}"
+    known = f"{kind}:{SLICES[kind][0]}"
     raise UserError(
       f"device {slice_name}: the compiler has no such slice, expected one such as {known} ({said})"
     ) from error

@@ -1,4 +1,4 @@
-"""Reads a compiled module's text: the cycles of its operations, and what devices exchange."""
+"""Reads a compiled module: the cycles and bytes of its operations, and what devices exchange."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-BYTES = dict(
-  pred=1, s4=0.5, u4=0.5, s8=1, u8=1, f8e4m3fn=1, f8e5m2=1, s16=2, u16=2, bf16=2, f16=2, s32=4,
-  u32=4, f32=4, s64=8, u64=8, f64=8, c64=8,
+from jaxtune.preflight import hlo
+from jaxtune.preflight.hlo import Instruction, Module, find
+
+COLLECTIVES = (
+  "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
+  "collective-permute",
 )  # fmt: skip
-COLLECTIVE = re.compile(
-  r"= (\(?.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\("
-)
-KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w*)"')
+KERNEL = r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w*)"'
 # Matrix products of the splash kernels, each over all pairs of a query and a key that they visit.
 PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+# What neither reads nor writes arrays, or has them counted in the computations that it calls.
+FREE = (
+  "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call",
+  "conditional", "partition-id", "replica-id", "optimization-barrier", "iota",
+)  # fmt: skip
 
 
 class Operation(NamedTuple):
   """One operation of a program, as often as its loops run it.
 
   Attributes:
-    name: where it comes from, as jax names it.
+    name: where it comes from, as jax names it; of what a compiler adds, its own name.
+    source: the file and line where it comes from.
     cycles: by a TPU's compiler; 0 elsewhere.
+    bytes: what it reads from main memory and writes there.
     collective: its kind, or "".
     moved: bytes of a collective's result on one device.
     kernel: the name of a custom call that the compiler sees as one operation, or "".
@@ -32,64 +39,112 @@ class Operation(NamedTuple):
   """
 
   name: str
+  source: str = ""
   cycles: float = 0.0
+  bytes: float = 0.0
   collective: str = ""
   moved: float = 0.0
   kernel: str = ""
   flops: float = 0.0
 
 
-def operations(text: str) -> Iterator[Operation]:
-  """Lists the operations of a module's text that cost cycles or exchange arrays."""
-  computations, entry = _computations(text)
-  return _walk(computations, entry, 1, set())
+def operations(module: Module) -> Iterator[Operation]:
+  """Lists the operations of a module, each once, with what all rounds of its loops take."""
+  return _walk(module, module.entry, 1, set())
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-  """Returns the lines of each computation by its name, and the name of the first to run."""
-  computations: dict[str, list[str]] = {}
-  name = entry = ""
-  for line in text.splitlines():
-    if line[:1].strip() and line.rstrip().endswith("{"):
-      name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line).group(1)
-      entry = name if line.startswith("ENTRY") else entry
-      computations[name] = []
-    elif name:
-      computations[name].append(line)
-  return computations, entry
-
-
-def _walk(
-  computations: dict[str, list[str]], name: str, times: int, channels: set[str]
-) -> Iterator[Operation]:
+def _walk(module: Module, name: str, times: int, channels: set[str]) -> Iterator[Operation]:
   """Goes through a computation that runs `times` times, and through those that it calls.
 
   Args:
     channels: of the collectives that were met. One that overlaps with other work stands in several
       fusions, with one channel in all of them.
   """
-  for line in computations.get(name, []):
-    where = _find(r'op_name="([^"]*)"', line)
-    kernel = match.group(1) if (match := KERNEL.search(line)) else ""
-    cycles = float(_find(r'"estimated_cycles":"(\d+)"', line) or 0)
-    if kernel:
-      yield Operation(where, kernel=kernel, flops=times * _kernel_flops(line))
-    elif cycles:
-      yield Operation(where, times * cycles)
-    channel = _find(r"channel_id=(\d+)", line)
-    if (match := COLLECTIVE.search(line)) and channel not in channels:
+  instructions = module.computations.get(name, [])
+  named = {one.name: one for one in instructions}
+  for one in instructions:
+    if one.opcode == "while":
+      body, condition = one.attribute("body"), one.attribute("condition")
+      trips = _trips(module, one.line, condition)
+      yield from _walk(module, body, times * trips, channels)
+      continue
+    where = dict(name=one.where or one.name, source=module.source(one))
+    if one.opcode not in FREE and not one.opcode.endswith("-done"):
+      cycles = float(find(r'"estimated_cycles":"(\d+)"', one.line) or 0)
+      kernel = find(KERNEL, one.line)
+      yield Operation(
+        **where,
+        cycles=0.0 if kernel else times * cycles,
+        bytes=times * _traffic(module, named, one),
+        kernel=kernel,
+        flops=times * _kernel_flops(one.line) if kernel else 0.0,
+      )
+    kind, channel = one.opcode.removesuffix("-start"), find(r"channel_id=(\d+)", one.line)
+    if kind in COLLECTIVES and channel not in channels:
       channels |= {channel} - {""}
-      shapes, kind, start = match.groups()
-      halves = 2 if start and kind != "all-reduce" else 1  # its result has the operand beside it
-      yield Operation(where, 0.0, kind, times * _bytes(shapes) / halves)
-    if " while(" in line:
-      body, condition = (_find(rf"{part}=%?([\w.\-]+)", line) for part in ("body", "condition"))
-      trips = _trips(line, computations.get(condition, []))
-      yield from _walk(computations, body, times * trips, channels)
-    elif re.search(r" (call|conditional|fusion)\(", line):
-      for called in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", line):
-        found = _walk(computations, called, times, channels)
-        yield from (one for one in found if one.collective or " fusion(" not in line)
+      # The result of one that is started has the operand beside it.
+      halves = 2 if one.opcode != kind and kind != "all-reduce" else 1
+      moved = sum(array.bytes for array in one.arrays) / halves
+      yield Operation(**where, collective=kind, moved=times * moved)
+    if one.opcode in ("call", "conditional", "fusion", "async-start"):
+      for called in hlo.called(one):
+        found = _walk(module, called, times, channels)
+        yield from (o for o in found if o.collective or one.opcode not in ("fusion", "async-start"))
+
+
+def _traffic(module: Module, named: dict[str, Instruction], one: Instruction) -> float:
+  """Returns the bytes that an instruction reads from main memory and writes there.
+
+  Of an array of which only slices are read, or only a slice is replaced, the slices count.
+  """
+  sizes = [named[name].taken if name in named else 0.0 for name in one.operands]
+  if one.opcode.endswith("-start"):
+    return sum(sizes[:1])
+  if one.opcode == "fusion":
+    inner = module.computations[one.attribute("calls")]
+    names, updates = _parameters(inner), _updates(module, inner)
+  else:  # as a fusion of this instruction alone
+    inner, names = [one], one.operands
+    updates = _updates(module, [*named.values()]) if one.opcode == "dynamic-update-slice" else {}
+  read = sum(_read(module, inner, names[i], size) for i, size in enumerate(sizes))
+  return read + sum(min(array.taken, updates.get(array.dims, array.taken)) for array in one.arrays)
+
+
+def _read(module: Module, inner: list[Instruction], name: str, whole: float) -> float:
+  """Returns the bytes that are read of an operand of `whole` bytes, called `name` in a fusion."""
+  total = 0.0
+  for user in inner:
+    for i in [i for i, operand in enumerate(user.operands) if operand == name]:
+      if user.opcode in ("dynamic-slice", "slice", "gather") and i == 0:
+        total += sum(array.bytes for array in user.arrays)
+      elif user.opcode == "bitcast":
+        total += _read(module, inner, user.name, whole)
+      elif user.opcode == "fusion":
+        deeper = module.computations[user.attribute("calls")]
+        total += _read(module, deeper, _parameters(deeper)[i], whole)
+      elif user.opcode != "dynamic-update-slice" or i > 0:
+        return whole
+  return min(total, whole)
+
+
+def _updates(module: Module, inner: list[Instruction]) -> dict[tuple, float]:
+  """Returns the bytes of the slices that updates in a computation replace, by the array's sizes."""
+  inside, updates = {one.name: one for one in inner}, {}
+  for one in inner:
+    if one.opcode == "dynamic-update-slice" and one.operands[1] in inside:
+      updates[one.arrays[0].dims] = sum(x.bytes for x in inside[one.operands[1]].arrays)
+    elif one.opcode == "fusion":
+      updates |= _updates(module, module.computations[one.attribute("calls")])
+  return updates
+
+
+def _parameters(inner: list[Instruction]) -> dict[int, str]:
+  """Returns the names of a computation's parameters by their number."""
+  return {
+    int(find(r"parameter\((\d+)\)", one.line)): one.name
+    for one in inner
+    if one.opcode == "parameter"
+  }
 
 
 def _kernel_flops(line: str) -> float:
@@ -97,7 +152,7 @@ def _kernel_flops(line: str) -> float:
   products = next((n for name, n in PRODUCTS.items() if f"%{name}" in line), 0)
   if not products:
     return 0.0
-  shapes = re.findall(r"(\w+)\[([\d,]*)\]", _find(r"operand_layout_constraints=\{(.*?)\}\}", line))
+  shapes = re.findall(r"(\w+)\[([\d,]*)\]", find(r"operand_layout_constraints=\{(.*?)\}\}", line))
   sizes = [(kind, [int(size) for size in dims.split(",")]) for kind, dims in shapes]
   tiles = next(dims for kind, dims in sizes if kind == "s8")[1:]
   (_, queries), (_, keys), *_ = [one for one in sizes if one[0] not in ("s8", "s32")]
@@ -105,19 +160,12 @@ def _kernel_flops(line: str) -> float:
   return 2 * products * math.prod(queries) * keys[-2] * visited
 
 
-def _trips(line: str, condition: list[str]) -> int:
+def _trips(module: Module, line: str, condition: str) -> int:
   """Returns how often a loop runs: as the compiler states it, or the bound in its condition."""
-  if known := _find(r'"known_trip_count":\{"n":"(\d+)"\}', line):
+  if known := find(r'"known_trip_count":\{"n":"(\d+)"\}', line):
     return int(known)
-  bounds = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(condition))
+  instructions = module.computations.get(condition, [])
+  parts = [condition] + [name for one in instructions for name in hlo.called(one)]
+  lines = "\n".join(one.line for part in parts for one in module.computations.get(part, []))
+  bounds = re.findall(r"s32\[\]\S* constant\((\d+)\)", lines)
   return max(map(int, bounds), default=1)
-
-
-def _bytes(shapes: str) -> float:
-  sizes = lambda dims: math.prod(int(size) for size in dims.split(",") if size)
-  return sum(BYTES.get(kind, 0) * sizes(d) for kind, d in re.findall(r"(\w+)\[([\d,]*)\]", shapes))
-
-
-def _find(pattern: str, line: str) -> str:
-  match = re.search(pattern, line)
-  return match.group(1) if match else ""

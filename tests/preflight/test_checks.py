@@ -1,12 +1,13 @@
 """What is known before a run: chunk sizes, costs and metrics."""
 
+import jax
 import numpy as np
 import pytest
 from support import made_trials, tiny
 
 from jaxtune import tree
 from jaxtune.errors import UserError
-from jaxtune.preflight import checks, cost
+from jaxtune.preflight import checks, cost, lowered
 from jaxtune.runs.trial import with_config
 from jaxtune.training.options import TrainOptions
 
@@ -22,6 +23,23 @@ def test_a_cpu_takes_one_trial_at_a_time_unless_told(llama):
   assert cost.choose_chunk([with_config(setup, c) for c in configs]) == 1
   told = [made_trials.complete({"name": "lora"}, {"train.chunk": 2})]
   assert cost.choose_chunk([with_config(setup, c) for c in told]) == 2
+
+
+def test_other_devices_take_as_many_trials_as_fit(llama, monkeypatch):
+  """By the largest peak of a group's programs, as their compiler states it."""
+  changes, generate = {"train.compilation_cache": None}, {"generate": True, "max_new_tokens": 3}
+  trials = [
+    with_config(
+      made_trials.make(llama),
+      made_trials.complete({"name": "lora"}, changes | {"seed": seed}, evaluate=generate),
+    )
+    for seed in range(2)
+  ]
+  peak = cost._peak(lowered.outline(trials), 2)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  for limit, chunk in ((peak, 2), (peak - 1, 1)):
+    monkeypatch.setattr(cost, "_limit", lambda limit=limit: limit)
+    assert cost.choose_chunk(trials) == chunk
 
 
 @pytest.mark.full

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxtune.preflight import modules
+from jaxtune.preflight import hlo, memory, modules
 
 # A loop of 16 rounds. An all-gather that overlaps with products stands in two fusions of its body;
 # a kernel has 8 x 4 heads of 1,024 queries and keys, and visits 3 of 4 tiles.
@@ -12,10 +12,12 @@ TEXT = """
 HloModule jit_step
 
 %start (p: bf16[4]) -> bf16[64] {
+  %p = bf16[4]{0} parameter(0)
   ROOT %all-gather.1 = bf16[64]{0} all-gather(%p), channel_id=5, metadata={op_name="a/gather"}
 }
 
 %done (p: bf16[4]) -> bf16[64] {
+  %p = bf16[4]{0} parameter(0)
   ROOT %all-gather.2 = bf16[64]{0} all-gather(%p), channel_id=5, metadata={op_name="a/gather"}
 }
 
@@ -42,9 +44,9 @@ ENTRY %main (x: bf16[4]) -> bf16[4] {
 
 
 def test_loops_are_multiplied_out():
-  found = list(modules.operations(TEXT))
+  found = list(modules.operations(hlo.parse(TEXT)))
   cycles = {one.name: one.cycles for one in found if one.cycles}
-  assert cycles == {"a/dot": 16 * 1000, "": 7}
+  assert cycles == {"a/dot": 16 * 1000, "copy.1": 7}
   moved = [(one.collective, one.moved) for one in found if one.collective]
   assert moved == [("all-gather", 16 * 64 * 2), ("all-reduce", 40)]
   (kernel,) = [one for one in found if one.kernel]
@@ -63,5 +65,39 @@ def test_the_rounds_of_a_real_loop(rounds):
     return jax.lax.scan(lambda c, _: (c * jnp.sin(c).sum(), None), x, length=rounds)[0]
 
   text = run.lower(jax.ShapeDtypeStruct((8,), jnp.float32, sharding=rows)).compile().as_text()
-  moved = [one.moved for one in modules.operations(text) if one.collective == "all-reduce"]
+  moved = [
+    one.moved for one in modules.operations(hlo.parse(text)) if one.collective == "all-reduce"
+  ]
   assert sum(moved) == 4 * rounds
+
+
+def test_what_a_program_reads_and_writes():
+  """Of weights that are stacked for a loop, each round reads its own."""
+  layers, width, rows = 8, 64, 32
+  text = lambda f, *shapes: (
+    jax.jit(f).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile().as_text()
+  )
+  total = lambda module: sum(one.bytes for one in modules.operations(module))
+  product = hlo.parse(text(jnp.matmul, (rows, width), (width, width)))
+  assert total(product) == 4 * (2 * rows * width + width * width)
+  loop = lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+  looped = hlo.parse(text(loop, (rows, width), (layers, width, width)))
+  weights, states = 4 * layers * width * width, 4 * layers * rows * width
+  assert weights + 2 * states <= total(looped) < 3 * weights + 6 * states
+  (dot,) = [i for part in looped.computations.values() for i in part if "dot" in i.opcode]
+  assert looped.source(dot).endswith(f"test_modules.py:{loop.__code__.co_firstlineno}")
+
+
+def test_what_is_in_memory_at_the_peak():
+  """Four wide arrays are made, of which at most three are needed at once, and a loop's stack."""
+
+  def run(x):
+    a = jnp.sin(x)[:, None] * jnp.ones((1, 4096))
+    b = jnp.cumsum(a, 1)
+    c = jnp.cumsum(b, 0) + a
+    return jax.lax.map(lambda row: jnp.cumsum(row), c * b).sum()
+
+  compiled = jax.jit(run).lower(jax.ShapeDtypeStruct((512,), jnp.float32)).compile()
+  stated = compiled.memory_analysis().temp_size_in_bytes
+  found = memory.peak(hlo.parse(compiled.as_text()), stated)
+  assert found.bytes == pytest.approx(stated, rel=0.05)

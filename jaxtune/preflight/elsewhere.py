@@ -1,0 +1,173 @@
+"""Asks the compiler of a device that need not be here what every program of a group takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxtune.preflight import compiled, devices, fit, lowered
+from jaxtune.preflight.compiled import Built
+from jaxtune.preflight.lowered import Outline
+from jaxtune.runs.trial import Trial
+
+
+def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> dict:
+  """Compiles every program of a group for a device; returns its compiler's figures.
+
+  Args:
+    name: of the device, as `devices.describe` takes it. `train.mesh` spreads the programs over it.
+    folder: where results are kept; see `compiled.build`.
+
+  Returns:
+    "device"; "memory_GB" and "TFLOP_per_s" of each of the "devices"; "remat", which is chosen for a
+    model whose own is "auto"; "trials", of which "side_by_side" are computed together;
+    "programs", by name what `_figures` returns of each; "largest", how many "rows" a part of a
+    batch, and how many "trials" side by side, can have. A program that does not fit has
+    "would_fit", the {config key: value} with which it would, or None.
+  """
+  device, found = devices.describe(name)
+  group = lowered.outline(trials, device, found)
+  build = partial(compiled.build, device=f"{name} {device}", folder=folder)
+  batches, chunk = lowered.batches(group), group.options.chunk or len(trials)
+  auto = trials[0].pretrained.model.config.remat == "auto"
+  if auto:
+    remat = _cheapest(group, batches["training step"], chunk, build)
+    group = group._replace(trials=lowered.changed(trials, remat=remat))
+  built = _built(group, batches, chunk, build)
+  while built["training step"].refused and chunk > 1 and group.options.chunk is None:
+    chunk = -(-chunk // 2)
+    built = _built(group, batches, chunk, build)
+  cost = {
+    "device": name, "memory_GB": device.memory / 1e9, "TFLOP_per_s": device.flops / 1e12,
+    "devices": group.parallel.devices, "trials": len(trials), "side_by_side": chunk,
+    "programs": {k: _figures(group, k, batches[k], built[k]) for k in batches},
+  }  # fmt: skip
+  if auto:
+    cost["remat"] = group.trials[0].pretrained.model.config.remat
+  for kind, program in cost["programs"].items():
+    if kind != "training step" and built[kind].refused:
+      program["would_fit"] = _smaller(group, kind, batches[kind], chunk, build)
+  if built["training step"].refused:
+    tried = fit.advice(group, name, partial(_fits, group, build))
+    cost["programs"]["training step"]["would_fit"] = tried
+    return cost
+  return cost | {"largest": _largest(group, batches["training step"], chunk, built, build)}
+
+
+def _cheapest(group: Outline, batch: dict, chunk: int, build: Callable) -> bool | str:
+  """Returns the policy of rematerialisation that fits and takes the least time.
+
+  Where the compiler does not know times, it is the one that computes least twice.
+  """
+  lower = partial(lowered.lower_step, group, batch, chunk)
+  built = build([lower(remat=policy) for policy in lowered.POLICIES])
+  time = lambda one: compiled.read(one, group.device)["Mcycles"]
+  fitting = [
+    (time(one), i)
+    for i, one in enumerate(built)
+    if not one.refused and one.peak <= group.device.memory
+  ]
+  return lowered.POLICIES[min(fitting)[1]] if fitting else True
+
+
+def _built(group: Outline, batches: dict, chunk: int, build: Callable) -> dict[str, Built]:
+  programs = [lowered.LOWER[kind](group, batch, chunk) for kind, batch in batches.items()]
+  return dict(zip(batches, build(programs), strict=True))
+
+
+def _fits(group: Outline, build: Callable, change: dict[str, Any]) -> bool:
+  """Says whether a step of one trial at a time fits with a change of the config."""
+  changed, batch, computation = fit.changed(group, change)
+  program = lowered.lower_step(changed, batch, group.options.chunk or 1, **computation)
+  there = {"device": change["--device"]} if "--device" in change else {}
+  return _peak(program, partial(build, **there)) <= group.device.memory
+
+
+def _smaller(group: Outline, kind: str, batch: dict, chunk: int, build: Callable) -> dict | None:
+  """Returns the largest halved `evaluate.batch_size` with which a program fits, or None."""
+  rows = batch["tokens"].shape[-2] // 2
+  while rows and rows % group.parallel.batch_shards == 0:
+    program = lowered.LOWER[kind](group, _with_rows(batch, rows), chunk)
+    if _peak(program, build) <= group.device.memory:
+      return {"evaluate.batch_size": rows}
+    rows //= 2
+  return None
+
+
+def _largest(group: Outline, batch: dict, chunk: int, built: dict, build: Callable) -> dict:
+  """Returns how many rows a part of a batch, and how many trials side by side, can have."""
+  peak, limit = built["training step"].peak, group.device.memory
+  of_rows = lambda n: _peak(lowered.lower_step(group, _with_rows(batch, n), chunk), build)
+  of_trials = lambda n: _peak(lowered.lower_step(group, _with_trials(batch, n), n), build)
+  rows, shards = batch["tokens"].shape[2], group.parallel.batch_shards
+  fixed, base = built["training step"].arguments, lowered.bytes_of_base(group)
+  return {
+    "rows": fit.largest(rows, peak, fixed, of_rows, limit, shards),
+    "trials": fit.largest(chunk, peak, base, of_trials, limit),
+  }
+
+
+def _peak(program: jax.stages.Lowered, build: Callable) -> float:
+  """Returns the peak of a program in bytes; infinite if it does not fit."""
+  (built,) = build([program], quick=True)
+  return math.inf if built.refused else built.peak
+
+
+def _with_rows(batch: dict, rows: int) -> dict:
+  """Returns the shapes of a batch with another number of rows."""
+  axis = batch["tokens"].ndim - 2
+  change = lambda x: (*x.shape[:axis], rows, *x.shape[axis + 1 :]) if x.ndim > axis else x.shape
+  return {name: jax.ShapeDtypeStruct(change(x), x.dtype) for name, x in batch.items()}
+
+
+def _with_trials(batch: dict, trials: int) -> dict:
+  return {k: jax.ShapeDtypeStruct((trials, *x.shape[1:]), x.dtype) for k, x in batch.items()}
+
+
+def _figures(group: Outline, kind: str, batch: dict, built: Built) -> dict:
+  """Returns what is known of a program, on each device.
+
+  Returns:
+    "batch", the sizes (trials, rows at a time, tokens); "text" of the module; "GFLOP" of its matrix
+    products, of which nothing is computed twice, and "floor_ms", which they take at the peak rate;
+    what `compiled.read` returns; "traffic_ms", which its traffic with main memory takes; "ms",
+    which a TPU's compiler estimates, of which "kernels_ms" are fused kernels, counted at half of
+    the peak rate. Of a program that does not fit, there is "does_not_fit", the compiler's words.
+  """
+  device, sizes = group.device, batch["tokens"].shape
+  head = {"batch": (sizes[0], sizes[-2], sizes[-1]), "text": built.text}
+  if built.refused:
+    return head | {"does_not_fit": built.refused}
+  base = lowered.bytes_of_base(group)
+  gflop = lowered.flops(group, batch, kind) / group.parallel.devices / 1e9
+  figures = compiled.read(built, device, base, _marks(group, batch, kind))
+  milliseconds = lambda mega: 1e9 * mega / device.clock if device.clock else None
+  return head | figures | {
+    "GFLOP": gflop,
+    "floor_ms": 1e12 * gflop / device.flops,
+    "traffic_ms": 1e12 * figures["traffic_GB"] / device.bandwidth,
+    "ms": milliseconds(figures["Mcycles"]),
+    "kernels_ms": milliseconds(figures["Mcycles_of_kernels"]),
+    "dearest": [one | {"ms": milliseconds(one["Mcycles"])} for one in figures["dearest"][:10]],
+  }  # fmt: skip
+
+
+def _marks(group: Outline, batch: dict, kind: str) -> dict[str, compiled.Mark]:
+  """Returns, by part of the memory, whether an array of some sizes belongs to it."""
+  c, mesh = group.trials[0].pretrained.model.config, group.parallel.mesh
+  tensor = 1 if mesh is None else mesh.shape["tensor"]
+  vocabulary = c.vocabulary // (1 if c.vocabulary % tensor else tensor)
+  of_tokens = lambda dims: {*dims} - {1, len(group.trials), vocabulary, c.width}
+  # An array of the vocabulary and the width alone is a gradient, or a copy of the embeddings.
+  marks: dict[str, compiled.Mark] = {
+    "logits": lambda dims: vocabulary in dims and bool(of_tokens(dims))
+  }
+  if kind == "generation":
+    slots = batch["tokens"].shape[-1] + group.trials[0].config["evaluate"]["max_new_tokens"]
+    marks["cache"] = lambda dims: {c.layers, c.head_size, slots} <= {*dims}
+  return marks

@@ -1,0 +1,136 @@
+"""Finds how much of a group fits a device, and the settings with which it would fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+
+from jaxtune.errors import UserError
+from jaxtune.models import quantize
+from jaxtune.preflight import devices, lowered
+from jaxtune.preflight.lowered import Outline
+
+MOST = 256  # trials, or rows of a batch: for more of them nothing is compiled
+FEW_TOKENS = 128  # whose logits are computed together
+
+
+def largest(
+  start: int,
+  peak: float,
+  fixed: float,
+  peak_of: Callable[[int], float],
+  limit: float,
+  step: int = 1,
+) -> int:
+  """Returns the largest multiple of `step` that was seen to fit, to within a few per cent.
+
+  It is at most MOST, and this without a try if the start is far from the limit.
+
+  Memory is nearly linear, so that every next try is where the line through the last two ends.
+
+  Args:
+    start: fits, and takes `peak` bytes, of which `fixed` do not grow with the number.
+    peak_of: (number) -> bytes; infinite for what does not fit.
+    limit: bytes.
+  """
+  seen, least, most = {start: peak}, start, MOST + step
+  # No part of the working memory grows faster than the number.
+  number = int(start * (limit - fixed) / max(peak - fixed, 1.0))
+  if number >= 2 * MOST:
+    return max(start, MOST // step * step)
+  for _ in range(6):
+    number = min(number // step * step, most - step)
+    if number < 1.05 * least:
+      break
+    seen[number] = taken = peak_of(number)
+    least, most = (least, number) if taken > limit else (number, most)
+    ends = sorted(n for n in seen if math.isfinite(seen[n]) and n <= most)[-2:]
+    number = (least + most) // 2
+    if len(ends) == 2:
+      a, b = ends
+      # Nearer than the line's end, where another algorithm has bent the line.
+      share = 0.9 if most in seen else 0.99
+      line = share * (limit - seen[least]) * (b - a) / max(seen[b] - seen[a], 1.0)
+      number = int(least + line) if least + line < most or most > MOST else number
+  return least
+
+
+def changes(group: Outline, name: str) -> Iterator[dict[str, Any]]:
+  """Lists what may make a step fit as {config key: value}, each with all that came before it.
+
+  Smaller parts of a batch come first, then rematerialisation, fewer logits at a time, a quantised
+  base, and a base that is split over the devices of the slice, or of larger ones.
+
+  Args:
+    name: of the device.
+  """
+  options, c = group.options, group.trials[0].pretrained.model.config
+  made: dict[str, Any] = {}
+  rows = options.batch_size // group.parallel.batch_shards
+  for n in range(options.accumulate + 1, rows + 1):
+    if rows % n == 0:
+      made = {"train.accumulate": n}
+      yield made
+  for remat in {False: ("linear", True), "linear": (True,)}.get(c.remat, ()):
+    made = made | {"model.remat": remat}
+    yield made
+  if c.scored_together > FEW_TOKENS:
+    made = made | {"model.scored_tokens": FEW_TOKENS}
+    yield made
+  for form in ("int8", "nf4") if c.quantize is None and _quantises(group) else ():
+    made = made | {"model.quantize": form}
+    yield made
+  made = {key: value for key, value in made.items() if key != "train.accumulate"}
+  rows, (kind, _, size) = options.batch_size // options.accumulate, name.partition(":")
+  for larger in () if options.parallel == "pmap" else (size, *devices.SLICES.get(kind, ())):
+    count = len(devices.describe(f"{kind}:{larger}")[1]) if larger else 1
+    if count > (1 if larger == size else len(group.devices)):
+      shards = math.gcd(rows, count)
+      mesh = {"fsdp": shards} | ({"tensor": count // shards} if shards < count else {})
+      slice_name = {} if larger == size else {"--device": f"{kind}:{larger}"}
+      yield made | slice_name | {"train.mesh": mesh}
+
+
+def changed(group: Outline, change: dict[str, Any]) -> tuple[Outline, dict, dict[str, Any]]:
+  """Returns a group, the shapes of its batch and fields of its model's `Config` under a change."""
+  first, form = group.trials[0].pretrained, change.get("model.quantize")
+  params = jax.eval_shape(partial(quantize.quantised, form=form), first.params)
+  train = {key[6:]: value for key, value in change.items() if key.startswith("train.")}
+  trials = [
+    trial._replace(
+      config=trial.config | {"train": trial.config["train"] | train},
+      pretrained=first._replace(params=params),
+    )
+    for trial in group.trials
+  ]
+  there = group.device, group.devices
+  if "--device" in change:
+    there = devices.describe(change["--device"])
+  computation = {key[6:]: value for key, value in change.items() if key.startswith("model.")}
+  return lowered.outline(trials, *there), lowered.step_batch(trials), computation
+
+
+def _quantises(group: Outline) -> bool:
+  """Says whether the base can be quantised, as no method trains its kernels."""
+  try:
+    changed(group, {"model.quantize": "int8"})
+  except UserError:
+    return False
+  return True
+
+
+def advice(
+  group: Outline, name: str, fits: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any] | None:
+  """Returns the first change of `changes` that fits, without what it does not need; or None."""
+  for change in changes(group, name):
+    if fits(change):
+      for key in list(change)[:-1]:
+        less = {name: value for name, value in change.items() if name != key}
+        change = less if fits(less) else change
+      return change
+  return None

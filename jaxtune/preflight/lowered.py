@@ -1,0 +1,287 @@
+"""Lowers the programs of a group from shapes alone, for devices that need not be here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from jaxtune import data, peft, sharding, tree
+from jaxtune.models.layers import suits_splash
+from jaxtune.preflight.devices import Device
+from jaxtune.runs import programs
+from jaxtune.runs.first_state import first_state
+from jaxtune.runs.trial import Trial
+from jaxtune.training import loop
+from jaxtune.training.options import TrainOptions
+
+WHOLE = 2**31  # tokens: all of a batch's
+POLICIES = (False, "linear", True)  # of `model.remat`, by how much they compute twice
+
+
+class Outline(NamedTuple):
+  """The shapes of a group, and what its programs are lowered for.
+
+  Attributes:
+    states: shapes of the trials' states, with a first axis E.
+    base: shapes of the frozen base.
+    device, devices: what `devices.describe` returns; None for the devices of this process.
+    parallel: the layout of the devices.
+  """
+
+  trials: Sequence[Trial]
+  states: Any
+  base: Any
+  device: Device | None
+  devices: Sequence[Any] | None
+  parallel: sharding.Parallel
+
+  @property
+  def options(self) -> TrainOptions:
+    """Returns the `train` section of the trials."""
+    return TrainOptions(**self.trials[0].config["train"])
+
+  @property
+  def platforms(self) -> tuple[str, ...] | None:
+    """Returns what programs are lowered for; None for this process's backend."""
+    return None if self.device is None else (self.device.platform,)
+
+
+def outline(
+  trials: Sequence[Trial], device: Device | None = None, devices: Sequence[Any] | None = None
+) -> Outline:
+  """Outlines a group of trials; their `pretrained.params` may be shapes."""
+
+  def make(params):
+    pretrained = trials[0].pretrained._replace(params=params)
+    states, bases = zip(
+      *(first_state(t._replace(pretrained=pretrained)) for t in trials), strict=True
+    )
+    return tree.stack(list(states)), bases[0]
+
+  train = trials[0].config["train"]
+  parallel = sharding.make(train["parallel"], train["mesh"], devices)
+  states, base = jax.eval_shape(make, trials[0].pretrained.params)
+  return Outline(trials, states, base, device, devices, parallel)
+
+
+def batches(group: Outline) -> dict[str, dict]:
+  """Returns the shapes of the batches of the programs that a group runs, by a key of LOWER."""
+  found = {
+    "training step": step_batch(group.trials),
+    "evaluation": judged_batch(group),
+    "generation": prompts(group.trials),
+  }
+  return {kind: batch for kind, batch in found.items() if batch is not None}
+
+
+def step_batch(
+  trials: Sequence[Trial], parts: int | None = None, rows: int | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes (E, A, B, ...) of the trials' batches.
+
+  Args:
+    parts: A; default `train.accumulate`.
+    rows: B; default what makes the batch `train.batch_size` examples.
+  """
+  train = trials[0].config["train"]
+  parts = parts or train["accumulate"]
+  widest = data.batch(trials[0].dataset.train, 0, 0, train["batch_size"])  # batch 0 is the widest
+  lead = (len(trials), parts, rows or train["batch_size"] // parts)
+  shaped = lambda x: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype)
+  return {name: shaped(x) for name, x in widest.items()}
+
+
+def judged_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct] | None:
+  """Returns the shapes (E, 1, B, ...) of the widest batch that is judged; None without a split."""
+  trial, shards = group.trials[0], group.parallel.batch_shards
+  held = [s for s in (trial.dataset.general, trial.dataset.validation, trial.dataset.test) if s]
+  if not held:
+    return None
+  widest = max(held, key=lambda split: split.width)
+  rows = -(-trial.config["evaluate"]["batch_size"] // shards) * shards
+  lead = (len(group.trials), 1, rows)
+  return {
+    name: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype) for name, x in widest.arrays.items()
+  }
+
+
+def prompts(trials: Sequence[Trial]) -> dict[str, jax.ShapeDtypeStruct] | None:
+  """Returns the shapes of a batch of prompts that are completed; None if no text is generated."""
+  options, dataset = trials[0].config["evaluate"], trials[0].dataset
+  split = dataset.test or dataset.validation
+  if not options["generate"] or split is None:
+    return None
+  asked = split.prompts[: options["limit"]] if split.tasks is None else split.prompts
+  count, rows = len(trials), min(options["batch_size"], len(asked))
+  array = lambda kind, *axes: jax.ShapeDtypeStruct((count, *axes), kind)
+  longest = max(map(len, asked))
+  return {
+    "tokens": array(jnp.int32, rows, longest), "mask": array(bool, rows, longest),
+    "rows": array(jnp.int32, rows), "seed": array(jnp.int32),
+  }  # fmt: skip
+
+
+def lower_step(group: Outline, batch: dict, chunk: int, **computation: Any) -> jax.stages.Lowered:
+  """Lowers one training step of a group.
+
+  Args:
+    batch: the shapes of the batch, each (E, A, B, ...). E may be any number of trials.
+    chunk: trials side by side in one vmap.
+    computation: fields of the model's `Config` that are to be changed.
+  """
+  step = _step(group, batch, chunk, computation)
+  states = _resized(group.states, batch)
+  progress = jax.eval_shape(loop.begin, states)
+  named = _placed(group, {"sums": progress.sums, "stale": progress.stale}, "trial")
+  carry = (_placed(group, states, "trial"), named["sums"], named["stale"])
+  return _lower(group, group.parallel.compile(step, donate=True), carry, batch)
+
+
+def lower_judge(group: Outline, batch: dict, chunk: int, **computation: Any) -> jax.stages.Lowered:
+  """Lowers the program that judges a batch of rows, as `lower_step` does a step."""
+  evaluator = _evaluator(group, batch, group.parallel, chunk, computation)
+  return _lower(group, evaluator.rows, _overlays(group, batch), batch)
+
+
+def lower_completion(
+  group: Outline, batch: dict, chunk: int, **computation: Any
+) -> jax.stages.Lowered:
+  """Lowers the program that completes a batch of prompts, as `lower_step` does a step."""
+  evaluator = _evaluator(group, batch, group.parallel, chunk, computation)
+  arguments = _overlays(group, batch), _placed(group, group.base), batch
+  return evaluator.complete.trace(*arguments).lower(lowering_platforms=group.platforms)
+
+
+LOWER = {
+  "training step": lower_step, "evaluation": lower_judge, "generation": lower_completion,
+}  # fmt: skip
+
+
+def flops(group: Outline, batch: dict, name: str = "training step") -> float:
+  """Returns the FLOP of all matrix products of a program, of which nothing is computed twice.
+
+  Args:
+    name: a key of LOWER.
+  """
+  whole = dict(scored_tokens=WHOLE, remat=False, attention="plain")
+  count = len(group.trials)
+  if name == "training step":
+    states = _resized(group.states, batch)
+    progress = jax.eval_shape(loop.begin, states)
+    carry = (states, progress.sums, progress.stale)
+    traced = jax.make_jaxpr(_step(group, batch, count, whole))(carry, group.base, batch)
+  else:
+    evaluator = _evaluator(group, batch, sharding.Parallel("jit", None, 1), count, whole)
+    function = evaluator.rows if name == "evaluation" else evaluator.complete
+    overlays = peft.Overlay(group.states.tuned, group.states.hyper)
+    traced = jax.make_jaxpr(function)(overlays, group.base, batch)
+  return _products(traced.jaxpr, group.trials[0].config["evaluate"]["max_new_tokens"] - 1)
+
+
+def _products(jaxpr: Any, rounds: int) -> float:
+  """Counts the FLOP of matrix products; of a loop with an open end, of `rounds` rounds."""
+  total = 0.0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      (contracted, _), _ = equation.params["dimension_numbers"]
+      left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+      total += 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+      continue
+    times = {"scan": equation.params.get("length"), "while": rounds}.get(equation.primitive.name, 1)
+    total += sum(times * _products(inner, rounds) for inner in _inner(equation.params.values()))
+  return total
+
+
+def _inner(values: Any) -> Iterator[Any]:
+  for value in values:
+    value = getattr(value, "jaxpr", value)
+    if hasattr(value, "eqns"):
+      yield value
+    elif isinstance(value, tuple | list):
+      yield from _inner(value)
+
+
+def bytes_of_base(group: Outline) -> int:
+  """Returns the bytes of the frozen base on each device."""
+  if group.parallel.mesh is None:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(group.base))
+  placed = jax.tree.leaves(group.parallel.outline(group.base))
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in placed)
+
+
+def with_kernels(group: Outline, length: int) -> dict[str, Any]:
+  """Returns the fields of the model's `Config` that the device chooses for rows of this length."""
+  chosen = group.trials[0].pretrained.model.config.attention
+  splash = (
+    chosen is None and group.device is not None and suits_splash(group.device.platform, length)
+  )
+  return {"attention": "splash"} if splash else {}
+
+
+def changed(trials: Sequence[Trial], **computation: Any) -> list[Trial]:
+  """Returns the trials of a group whose model is computed in another way.
+
+  Args:
+    computation: fields of the model's `Config`.
+  """
+  pretrained = trials[0].pretrained
+  config = dataclasses.replace(pretrained.model.config, **computation)
+  pretrained = pretrained._replace(model=pretrained.model.clone(config=config))
+  return [trial._replace(pretrained=pretrained) for trial in trials]
+
+
+def _step(group: Outline, batch: dict, chunk: int, computation: dict) -> Callable:
+  """Returns the training step of a group, neither compiled nor placed."""
+  noise = any(programs.uses_noise(trial.config) for trial in group.trials)
+  fused = with_kernels(group, batch["tokens"].shape[-1]) | computation
+  program = programs.make_program(changed(group.trials, **fused)[0], noise, chunk)
+  return loop.make_step(program, chunk, group.options.patience)
+
+
+def _evaluator(
+  group: Outline, batch: dict, parallel: sharding.Parallel, chunk: int, computation: dict
+) -> Any:
+  fused = with_kernels(group, batch["tokens"].shape[-1]) | computation
+  return programs.make_evaluator(changed(group.trials, **fused)[0], parallel, chunk)
+
+
+def _resized(states: Any, batch: dict) -> Any:
+  """Returns the shapes of as many states as the batch has trials."""
+  count = batch["tokens"].shape[0]
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), states)
+
+
+def _overlays(group: Outline, batch: dict) -> peft.Overlay:
+  states = _resized(group.states, batch)
+  return _placed(group, peft.Overlay(states.tuned, states.hyper), "trial")
+
+
+def _placed(group: Outline, shapes: Any, first: str | None = None) -> Any:
+  """Returns shapes with the places that a run gives them."""
+  if group.parallel.mesh is not None:
+    return group.parallel.outline(shapes, first)
+  if group.devices is None:
+    return shapes
+  at = SingleDeviceSharding(group.devices[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes)
+
+
+def _lower(group: Outline, compiled: Any, carry: Any, batch: dict) -> jax.stages.Lowered:
+  """Lowers what `Parallel.compile` returns, of (trials, base, batch)."""
+  base, parallel = _placed(group, group.base), group.parallel
+  if parallel.kind == "pmap":  # which places them itself
+    bare = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return compiled.lower(*jax.tree.map(bare, (carry, base)), batch)
+  if parallel.mesh is None:
+    batch = _placed(group, batch)
+  else:
+    at = parallel.batch_sharding(batch["tokens"].shape[0])
+    batch = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at) for n, x in batch.items()}
+  traced = compiled.trace(carry, base, batch)
+  return traced.lower(lowering_platforms=group.platforms)

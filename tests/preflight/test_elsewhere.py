@@ -1,0 +1,234 @@
+"""A step that is compiled for devices that are named: what it costs, fits and exchanges there."""
+
+import importlib.util
+import math
+
+import jax
+import pytest
+from support import made_trials, tiny
+
+import jaxtune
+from jaxtune import tree
+from jaxtune.api import plan_text
+from jaxtune.errors import UserError
+from jaxtune.preflight import compiled, cost, devices, elsewhere, fit, hlo, lowered, modules
+from jaxtune.runs.trial import with_config
+
+HERE = devices.Device("cpu", 1e9, 1e12, 1e10, 1e9)
+CHANGES = {"train.batch_size": 8, "model.remat": True}
+GENERATE = {"generate": True, "max_new_tokens": 5}
+
+
+@pytest.fixture
+def here(monkeypatch):
+  """Lets this machine's four CPU devices stand for those that are named."""
+  monkeypatch.setattr(devices, "describe", lambda name: (HERE, jax.devices()))
+  monkeypatch.setattr(elsewhere, "_largest", lambda *_: {"rows": 16, "trials": 3})
+
+
+def trials(mesh, count=1, **model):
+  pretrained = tiny.make("llama", remat=True, **model)
+  changes = CHANGES | {"train.mesh": mesh}
+  configs = [
+    made_trials.complete({"name": "lora"}, changes | {"seed": seed}) for seed in range(count)
+  ]
+  return [with_config(made_trials.make(pretrained), config) for config in configs]
+
+
+def test_what_programs_cost(here):
+  one, split = (elsewhere.cost_on(trials(mesh), "here") for mesh in ({"data": 1}, {"fsdp": 4}))
+  size = sum(leaf.nbytes for leaf in tree.flatten(trials(None)[0].pretrained.params).values())
+  step, spread = (cost["programs"]["training step"] for cost in (one, split))
+  assert step["parts_GB"]["base"] == pytest.approx(size / 1e9) and step["moved_GB"] == {}
+  assert size / 4e9 < spread["parts_GB"]["base"] < size / 3e9, "norms and odd axes stay whole"
+  assert split["devices"] == 4 and spread["floor_ms"] == pytest.approx(step["floor_ms"] / 4)
+  for found in (one, split):
+    for program in found["programs"].values():
+      assert sum(program["parts_GB"].values()) == pytest.approx(program["peak_GB"])
+      assert all(part >= 0 for part in program["parts_GB"].values())
+
+
+@pytest.mark.parametrize("kind", ["training step", "evaluation", "generation"])
+def test_matrix_products_are_counted(llama, kind):
+  """Of a frozen base: one product of each weight and token, and one more in the backward pass."""
+  config = made_trials.complete({"name": "ia3"}, {"train.mesh": {"data": 1}}, evaluate=GENERATE)
+  group = lowered.outline([with_config(made_trials.make(llama), config)])
+  weights = sum(x.size for path, x in tree.flatten(llama.params).items() if "kernel" in path)
+  layers = sum(
+    x.size for p, x in tree.flatten(llama.params).items() if "layers" in p and "kernel" in p
+  )
+  batch = {
+    "training step": lowered.step_batch(group.trials),
+    "evaluation": lowered.judged_batch(group),
+    "generation": lowered.prompts(group.trials),
+  }[kind]
+  rows, length = batch["tokens"].shape[-2:]
+  new, c = GENERATE["max_new_tokens"], llama.model.config
+  attention = lambda queries, keys: 4 * c.layers * c.heads * c.head_size * rows * queries * keys
+  expected = {
+    "training step": 4 * weights * rows * length + 3 * attention(length, length),
+    "evaluation": 2 * weights * rows * length + attention(length, length),
+    "generation": 2 * rows * (layers * (length + new - 1) + (weights - layers) * new)
+    + attention(length + new - 1, length + new),
+  }[kind]
+  assert lowered.flops(group, batch, kind) == pytest.approx(expected, rel=0.05)
+
+
+def test_pmap_is_compiled_as_it_is(here):
+  """Each of the devices holds the whole base, and the gradients are summed."""
+  (trial,) = trials(None)
+  trial = with_config(trial, trial.config | {"train": trial.config["train"] | {"parallel": "pmap"}})
+  step = elsewhere.cost_on([trial], "here")["programs"]["training step"]
+  size = sum(leaf.nbytes for leaf in tree.flatten(trial.pretrained.params).values())
+  assert step["parts_GB"]["base"] == pytest.approx(size / 1e9)
+  tuned = sum(x.size * 4 for x in jax.tree.leaves(lowered.outline([trial]).states.tuned))
+  assert tuned / 1e9 <= step["moved_GB"]["all-reduce"] < 1.1 * tuned / 1e9 + 1e-6
+
+
+@pytest.mark.parametrize(("limit", "policy"), [(1e9, False), (6e5, "linear"), (1e4, True)])
+def test_what_is_stored_is_chosen_by_the_memory(monkeypatch, limit, policy):
+  """Here compilers do not know times, so that the least that is computed twice is chosen."""
+  peaks = {False: 7e5, "linear": 5e5, True: 3e5}
+  lower = lambda group, batch, chunk, **computation: computation.get("remat", policy)
+  build = lambda programs, **_: [compiled.Built("", int(peaks[remat])) for remat in programs]
+  monkeypatch.setattr(lowered, "lower_step", lower)
+  group = lowered.outline(trials({"data": 1}), HERE._replace(memory=limit, clock=0), jax.devices())
+  assert elsewhere._cheapest(group, lowered.step_batch(group.trials), 1, build) == policy
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  monkeypatch.setattr(cost, "_limit", lambda: limit)
+  monkeypatch.setattr(cost, "_peak", lambda group, chunk, remat: peaks[remat])
+  auto = cost.with_remat(lowered.changed(group.trials, remat="auto"))
+  assert auto[0].pretrained.model.config.remat == policy
+
+
+def test_fsdp_exchanges_weights_and_no_activations():
+  """Every kernel is gathered twice, forward and backward; else only what is small is summed."""
+  (trial,) = trials({"fsdp": 4})
+  group, batch = lowered.outline([trial], HERE, jax.devices()), lowered.step_batch([trial])
+  text = lowered.lower_step(group, batch, 1).compile().as_text()
+  found = [one for one in modules.operations(hlo.parse(text)) if one.collective]
+  flat = tree.flatten(trial.pretrained.params)
+  kernels = sum(
+    x.nbytes for path, x in flat.items() if path.startswith("trunk/layers") and x.ndim > 2
+  )
+  total = lambda kind: sum(one.moved for one in found if one.collective == kind)
+  assert 2 * kernels <= total("all-gather") < 2.6 * kernels
+  tuned = sum(x.size * 4 for x in jax.tree.leaves(group.states.tuned))
+  rest = sum(one.moved for one in found if one.collective != "all-gather")
+  assert rest < 1.2 * tuned + 1e4
+
+
+def test_a_step_that_does_not_fit(here, monkeypatch):
+  """Settings are tried in their order, with those before them; the idle ones are left out."""
+  tried = []
+
+  def build(programs, device, folder, quick=False):
+    return [compiled.Built("", refused="20G exceeds 16G") for _ in programs]
+
+  def lower(group, batch, chunk, **computation):
+    tried.append({"rows": batch["tokens"].shape[2]} | computation)
+
+  def fits(change):
+    return "model.scored_tokens" in change and change.get("train.accumulate", 1) > 1
+
+  group = lowered.outline(trials({"data": 1}), HERE, jax.devices()[:1])
+  assert fit.advice(group, "here", fits) == {"train.accumulate": 8, "model.scored_tokens": 128}
+  assert fit.advice(group, "here", lambda change: False) is None
+  monkeypatch.setattr(compiled, "build", build)
+  monkeypatch.setattr(lowered, "lower_step", lower)
+  monkeypatch.setitem(lowered.LOWER, "training step", lower)
+  found = elsewhere.cost_on(trials({"data": 1}), "here")
+  assert found["programs"]["training step"]["would_fit"] is None
+  assert found["programs"]["evaluation"]["would_fit"] is None
+  assert [one["rows"] for one in tried[1:4]] == [4, 2, 1]
+  assert tried[-1] == {"rows": 1, "scored_tokens": 128, "quantize": "nf4"}
+  assert "no setting that was tried makes it fit" in plan_text.lay_out(found)
+
+
+@pytest.mark.parametrize("limit", [900, 1_800, 10**9])
+def test_the_largest_that_fits(limit):
+  """Found in few tries where memory is linear but for a step, as of another algorithm."""
+  tried = []
+
+  def peak_of(number):
+    tried.append(number)
+    taken = 100 + 7 * number + (300 if number > 40 else 0)
+    return taken if taken <= 2 * limit else math.inf
+
+  found = fit.largest(8, 156, 0, peak_of, limit, step=4)
+  assert found % 4 == 0 and len(tried) <= 6
+  truth = max(n for n in range(4, fit.MOST + 1, 4) if 100 + 7 * n + 300 * (n > 40) <= limit)
+  assert 0.9 * truth <= found <= truth
+
+
+def test_compilations_are_kept(tmp_path, monkeypatch):
+  """The second time nothing is compiled; another program and another device are."""
+  program = lambda n: jax.jit(lambda x: x * n).lower(jax.ShapeDtypeStruct((4,), "float32"))
+  first = compiled.build([program(2), program(2), program(3)], "here", tmp_path)
+  assert len(list(tmp_path.iterdir())) == 2 and first[0] == first[1] != first[2]
+  monkeypatch.setattr(compiled, "_compile", lambda lowered: compiled.Built("compiled"))
+  assert compiled.build([program(2)], "here", tmp_path) == first[:1]
+  assert compiled.build([program(2)], "there", tmp_path)[0].text == "compiled"
+  assert compiled.build([program(4)], "here", tmp_path)[0].text == "compiled"
+
+
+@pytest.mark.parametrize(
+  ("name", "says"),
+  [
+    ("v5", "unknown device 'v5'; did you mean 'v5"),
+    ("h200:2x2", "a slice such as 4x4 is for TPUs, expected 'h200'"),
+    ("v5e:4x4", "pip install jaxtune\\[plan-tpu\\]"),
+    ("l4", "pip install jaxtune\\[plan-cuda\\]"),
+  ],
+)
+def test_devices_that_cannot_be_compiled_for(name, says):
+  if importlib.util.find_spec("libtpu") and name.startswith("v5e"):
+    pytest.skip("the compiler is here")
+  with pytest.raises(UserError, match=says):
+    devices.describe(name)
+
+
+@pytest.mark.parametrize(
+  ("name", "place"),
+  [
+    ("jit(f)/jvp(Decoder)/trunk/while/body/closed_call/layers/mlp/up_proj/dot_general",
+     "forward    trunk/layers/mlp/up_proj/dot_general"),
+    ("jit(f)/vmap(transpose(jvp(Decoder)))/trunk/while/body/closed_call/checkpoint/layers/add",
+     "backward   trunk/layers/add"),
+    ("jit(f)/transpose(jvp(Decoder))/trunk/checkpoint/rematted_computation/layers/attn/jit(_pad)/pad",
+     "recomputed trunk/layers/attn/pad"),
+  ],
+)  # fmt: skip
+def test_where_an_operation_comes_from(name, place):
+  assert plan_text.place(name) == place
+
+
+def test_a_plan_is_data_and_text(here, tmp_path):
+  """Of a config with two trials, whose step is spread over four devices."""
+  config = jaxtune.load_config(tiny.ROOT / "configs/quickstart.py")
+  with config.unlocked():
+    config.sweep = ({"method.rank": [1, 2]},)
+    config.method = {"name": "lora"}
+    config.train.batch_size, config.train.compilation_cache = 4, None
+  (program,) = (plan := jaxtune.plan(config, device="here", text=tmp_path / "text")).programs
+  assert len(program.trials) == 2 and program.cost["devices"] == 4
+  text = str(plan)
+  assert "on each of 4 devices" in text and "GB by all-reduce" in text
+  for kind in ("training step", "evaluation", "generation"):
+    assert f"{kind}: 2 trials" in text
+  assert program.cost["programs"]["generation"]["parts_GB"]["cache"] > 0
+  assert program.cost["programs"]["evaluation"]["parts_GB"]["logits"] > 0
+  assert (tmp_path / "text").read_text().count("HloModule") == 3
+
+
+@pytest.mark.full
+def test_what_is_stored_for_the_backward_pass():
+  """Less with every kind of rematerialisation, the more it computes again."""
+  taken = []
+  for remat in (True, "linear", False):
+    pretrained = tiny.random(tiny.ARCHITECTURES["llama"] | {"num_hidden_layers": 12}, remat=remat)
+    config = made_trials.complete({"name": "lora"}, {"train.mesh": {"data": 1}})
+    trial = with_config(made_trials.make(pretrained), config)
+    program = lowered.lower_step(lowered.outline([trial]), lowered.step_batch([trial]), 1)
+    taken.append(program.compile().memory_analysis().temp_size_in_bytes)
+  assert taken[0] < taken[1] < taken[2]

@@ -54,8 +54,9 @@ reliability: $(VENV)/.installed-test
 speed: $(VENV)/.installed-test
 	$(BIN)/python experiments/speed/run.py
 
-# What a TPU's compiler says of training steps, beside the most that they may take.
+# What a TPU's compiler says of training steps, beside the most that they may take; and every method.
 accelerators: $(PLAN_VENV)/.installed
+	JAX_PLATFORMS=cpu $(PLAN_VENV)/bin/python -m pytest -q -m measurement tests/preflight/test_compilers.py
 	JAX_PLATFORMS=cpu $(PLAN_VENV)/bin/python experiments/accelerators/run.py --out experiments/accelerators
 
 format: $(VENV)/.installed-test

@@ -14,7 +14,7 @@ from jaxtune.models import quantize
 from jaxtune.preflight import devices, lowered
 from jaxtune.preflight.lowered import Outline
 
-MOST = 256  # trials, or rows of a batch: for more of them nothing is compiled
+MOST = 64  # trials, or rows of a batch: for more of them nothing is compiled
 FEW_TOKENS = 128  # whose logits are computed together
 
 

@@ -76,8 +76,12 @@ def _cheapest(group: Outline, batch: dict, chunk: int, build: Callable) -> bool 
 
 
 def _built(group: Outline, batches: dict, chunk: int, build: Callable) -> dict[str, Built]:
+  """Compiles the programs of a group; one with a peak above the memory counts as refused."""
   programs = [lowered.LOWER[kind](group, batch, chunk) for kind, batch in batches.items()]
-  return dict(zip(batches, build(programs), strict=True))
+  built, limit = build(programs), group.device.memory
+  over = lambda one: "" if one.peak <= limit else f"its peak is {one.peak / 1e9:.2f} GB"
+  checked = [one._replace(refused=one.refused or over(one)) for one in built]
+  return dict(zip(batches, checked, strict=True))
 
 
 def _fits(group: Outline, build: Callable, change: dict[str, Any]) -> bool:

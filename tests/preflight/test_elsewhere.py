@@ -145,6 +145,17 @@ def test_a_step_that_does_not_fit(here, monkeypatch):
   assert "no setting that was tried makes it fit" in plan_text.lay_out(found)
 
 
+def test_a_peak_above_the_memory_does_not_fit(here, monkeypatch):
+  """Not every compiler refuses a program that is too large."""
+  small = HERE._replace(memory=1e5)
+  monkeypatch.setattr(devices, "describe", lambda name: (small, jax.devices()))
+  monkeypatch.setattr(fit, "advice", lambda *_: {"train.accumulate": 2, "model.remat": True})
+  text = plan_text.lay_out(elsewhere.cost_on(trials({"data": 1}), "here"))
+  assert (
+    "does not fit (its peak is 0.00 GB); it would fit with train.accumulate=2 and model" in text
+  )
+
+
 @pytest.mark.parametrize("limit", [300, 400, 10**9])
 def test_the_largest_that_fits(limit):
   """Found in few tries where memory is linear but for a step, as of another algorithm."""

@@ -51,8 +51,8 @@ reliability: $(VENV)/.installed-test
 	$(BIN)/python experiments/reliability/fuzz.py --seconds 4
 	$(BIN)/python experiments/reliability/faults.py --points 1 --job train --job import
 
-speed: $(VENV)/.installed-test
-	$(BIN)/python experiments/speed/run.py
+speed: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
+	$(ADAPTERS) $(BIN)/python experiments/speed/run.py
 
 # What a TPU's compiler says of training steps, beside the most that they may take.
 accelerators: $(PLAN_VENV)/.installed

@@ -161,8 +161,8 @@ class Attend(nn.Module):
     groups = k_BSKH.shape[2]
     # One product for all queries of a key/value head is faster than one each: experiments/speed.
     q_BKMH = q_BTNH.transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)
-    k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
-    scores_BKMS = (q_BKMH @ k_BKHS).astype(jnp.float32) * scale
+    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    scores_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH).astype(jnp.float32) * scale
     if self.softcap is not None:
       scores_BKMS = self.softcap * jnp.tanh(scores_BKMS / self.softcap)
     scores_BKGTS = scores_BKMS.reshape(batch, groups, heads // groups, length, -1)

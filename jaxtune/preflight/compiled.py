@@ -12,6 +12,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxtune import data, sharding, tree
 from jaxtune.errors import UserError
+from jaxtune.models import cudnn
 from jaxtune.preflight import modules
 from jaxtune.preflight.devices import Device
 from jaxtune.runs import programs
@@ -85,7 +86,8 @@ def lower_step(
     base = parallel.outline(base)
   batch = {name: _placed(x, at) for name, x in batch.items()}
   compiled: Any = parallel.compile(step, donate=True)
-  return compiled.trace(carry, base, batch).lower(lowering_platforms=(device.platform,))
+  with cudnn.on(device.gpu[0] if device.gpu else ()):
+    return compiled.trace(carry, base, batch).lower(lowering_platforms=(device.platform,))
 
 
 def bytes_of_base(trials: Sequence[Trial], parallel: sharding.Parallel) -> int:

@@ -9,7 +9,7 @@ import jax
 
 from jaxtune import sharding
 from jaxtune.models import hf, quantize
-from jaxtune.models.layers import suits_splash
+from jaxtune.models.layers import choose_attention
 from jaxtune.preflight import compiled, devices
 from jaxtune.runs.trial import Trial
 
@@ -101,10 +101,9 @@ def cost_on(trials: Sequence[Trial], name: str) -> dict:
   chunk = train["chunk"] or len(trials)
   batch = compiled.outline_batch(trials)
   chosen = trials[0].pretrained.model.config.attention
-  by_kernel = chosen is None and suits_splash(device.platform, batch["tokens"].shape[-1])
-  fused = {"attention": "splash"} if by_kernel else {}
+  attention = chosen or choose_attention(device.platform, batch["tokens"].shape[-1])
   build = lambda batch, **more: compiled.lower_step(
-    trials, batch, chunk, device, found, **fused | more
+    trials, batch, chunk, device, found, attention=attention, **more
   ).compile()
   head = {"device": name, "memory_GB": device.memory / 1e9, "trials": len(trials)}
   try:

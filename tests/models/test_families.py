@@ -189,9 +189,7 @@ def test_config_refused(name, change, word):
   ("gemma2", "bound"), ("llama", "on a GPU"), ("t5", "on a GPU"),
 ])  # fmt: skip
 def test_the_fused_kernel_is_refused_where_it_cannot_be(name, word, read):
-  """Bounds of scores it knows nowhere; the rest it does on a GPU alone. Before data are read."""
-  if word != "bound" and jax.default_backend() != "cpu":
-    pytest.skip("is refused on a CPU alone")
+  """Bounds of scores it does not know, and numbers of 32 bits. Before data are read."""
   with pytest.raises(UserError, match=word) as caught:
     read(architecture=(tiny.DECODERS | tiny.ARCHITECTURES)[name], attention="cudnn")
   assert "\n" not in str(caught.value)

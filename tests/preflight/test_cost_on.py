@@ -77,13 +77,14 @@ def test_a_step_that_does_not_fit(here, monkeypatch):
   ("name", "says"),
   [
     ("v5", "unknown device 'v5'; did you mean 'v5"),
-    ("h200:2x2", "a slice such as 4x4 is for TPUs, expected 'h200'"),
+    ("h200:2x2", "a slice such as 4x4 is for TPUs, expected 'h200:4'"),
     ("v5e:4x4", "pip install jaxtune\\[plan-tpu\\]"),
     ("l4", "pip install jaxtune\\[plan-cuda\\]"),
   ],
 )
 def test_devices_that_cannot_be_compiled_for(name, says):
-  if importlib.util.find_spec("libtpu") and name.startswith("v5e"):
+  compiler = {"v5e:4x4": "libtpu", "l4": "jax_cuda12_plugin"}.get(name)
+  if compiler and importlib.util.find_spec(compiler):
     pytest.skip("the compiler is here")
   with pytest.raises(UserError, match=says):
     devices.describe(name)

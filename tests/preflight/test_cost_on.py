@@ -73,6 +73,15 @@ def test_a_step_that_does_not_fit(here, monkeypatch):
   assert figures["would_fit"] == "train.accumulate = 4"
 
 
+def test_a_step_whose_peak_is_above_the_memory(monkeypatch):
+  """As of a GPU, whose compiler compiles it all the same."""
+  small = HERE._replace(memory=1e4)
+  monkeypatch.setattr(devices, "describe", lambda name: (small, jax.devices()))
+  monkeypatch.setattr(cost, "_fitting", lambda *_: "less")
+  figures = cost.cost_on(trials({"data": 1}), "here")
+  assert figures["does_not_fit"].endswith("GB of 1e-05") and figures["would_fit"] == "less"
+
+
 @pytest.mark.parametrize(
   ("name", "says"),
   [

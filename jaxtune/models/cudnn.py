@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,16 +49,17 @@ def attend(
     return None
   if not sharding.splits("tensor", k_BSKH.shape[2]):
     return None
-  if implementation == "cudnn" and not _takes(q_BTNH, k_BSKH, mask):
+  if implementation == "cudnn" and not _takes(q_BTNH):
     return None
   # Under vmap jax needs a mask of each trial, also where the trials' masks are one.
   some_B1 = q_BTNH[:, :1, 0, 0].astype(jnp.int32)
   mask = mask.replace(keys=mask.keys | (some_B1 != some_B1))
-  run = partial(_run, q_BTNH, k_BSKH, v_BSKH, scale=scale, implementation=implementation)
-  if mask.window is None or mask.local is None:
-    return run(mask.replace(local=None))
+  length, (*qkv, mask) = q_BTNH.shape[1], _even(q_BTNH, k_BSKH, v_BSKH, mask)
+  run = partial(_run, *qkv, scale=scale, implementation=implementation)
   near, far = mask.replace(local=None), mask.replace(local=None, window=None)
-  return jax.lax.cond(mask.local, lambda: run(near), lambda: run(far))
+  if mask.window is None or mask.local is None:
+    return run(near)[:, :length]
+  return jax.lax.cond(mask.local, lambda: run(near), lambda: run(far))[:, :length]
 
 
 @contextlib.contextmanager
@@ -77,16 +79,26 @@ def by_rules(mask: Mask) -> bool:
   return mask.segments is None and not window
 
 
-def _takes(q_BTNH: Array, k_BSKH: Array, mask: Mask) -> bool:
-  """Says whether the kernel takes arrays of these types and sizes, on the device at hand."""
+def _takes(q_BTNH: Array) -> bool:
+  """Says whether the kernel takes arrays of this type and head size, on the device at hand."""
   largest = 256 if kernels.check_compute_capability("9.0") else 128
-  head, even = q_BTNH.shape[-1], q_BTNH.shape[1] % 2 == k_BSKH.shape[1] % 2 == 0
-  return (
-    kernels.check_compute_capability("8.0")
-    and q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
-    and (head <= largest and head % 8 == 0)
-    and (even or by_rules(mask))
-  )
+  fits = q_BTNH.shape[-1] <= largest and q_BTNH.shape[-1] % 8 == 0
+  recent = kernels.check_compute_capability("8.0")
+  return recent and fits and q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+
+
+def _even(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> tuple[Any, ...]:
+  """Pads queries, keys and a prefix to even numbers, as jax has no gradient of others."""
+  pad = lambda x, before, behind: jnp.pad(x, [(0, 0), (before, behind)] + [(0, 0)] * (x.ndim - 2))
+  behind, before = mask.keys.shape[1] % 2, 0
+  mask = mask.replace(keys=pad(mask.keys, 0, behind))
+  if mask.segments is not None:
+    mask = mask.replace(segments=pad(mask.segments, 0, behind))
+  if mask.front is not None:
+    before = len(mask.front) % 2
+    mask = mask.replace(front=jnp.pad(mask.front, (before, 0)))
+  q_BTNH = pad(q_BTNH, 0, q_BTNH.shape[1] % 2)
+  return q_BTNH, pad(k_BSKH, before, behind), pad(v_BSKH, before, behind), mask
 
 
 def _run(q_BTNH, k_BSKH, v_BSKH, mask: Mask, scale: float, implementation: str) -> Array:

@@ -63,7 +63,11 @@ def lower_step(
   """
   first, options = trials[0], TrainOptions(**trials[0].config["train"])
   model = first.pretrained.model
-  model = model.clone(config=dataclasses.replace(model.config, **computation))
+  config = dataclasses.replace(model.config, **computation)
+  if config.encoder is not None:
+    encoder = dataclasses.replace(config.encoder, **computation)
+    config = dataclasses.replace(config, encoder=encoder)
+  model = model.clone(config=config)
   first = first._replace(pretrained=first.pretrained._replace(model=model))
   noise = any(programs.uses_noise(trial.config) for trial in trials)
   program = programs.make_program(first, noise, chunk)

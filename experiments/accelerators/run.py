@@ -3,8 +3,8 @@
   python experiments/accelerators/run.py [--only NAME] [--top 12] [--text FOLDER] [--out FOLDER]
 
 Writes results.json and README.md, and ends with code 1 where a figure is above its bound, or where
-a GPU's step lacks a fused kernel. With --only, the other rows stay as they were. All figures are
-estimates of the devices' compilers, which are deterministic; nothing is run.
+a GPU's step lacks a fused kernel. With --only, other rows of the same versions stay. All figures
+are estimates of the devices' compilers, which are deterministic; nothing is run.
 """
 
 from __future__ import annotations
@@ -235,11 +235,10 @@ def tables(rows: dict[str, dict]) -> str:
   return "\n\n".join(table(rows, platform) for platform in TITLES)
 
 
-def write(out: Path, rows: dict[str, dict]) -> dict[str, dict]:
+def write(out: Path, rows: dict[str, dict], versions: dict[str, str]) -> dict[str, dict]:
   """Writes results.json and README.md; returns all rows, with those of earlier runs."""
   place = out / "results.json"
   known = json.loads(place.read_text()) if place.exists() else {"versions": {}, "steps": {}}
-  versions = {name: importlib.metadata.version(name) for name in PACKAGES}
   if known["versions"].items() <= versions.items():
     rows = {name: row for name, row in known["steps"].items() if name in STEPS} | rows
   result = {"date": str(date.today()), "versions": versions, "steps": rows}
@@ -263,12 +262,14 @@ def main() -> int:
   parser.add_argument("--text", type=Path, help="a folder for the compiled modules")
   parser.add_argument("--out", type=Path, help="a folder for results.json and README.md")
   options, rows = parser.parse_args(), {}
+  packages = PACKAGES if options.out else ()  # both compilers, before anything is compiled
+  versions = {name: importlib.metadata.version(name) for name in packages}
   for name in options.only or STEPS:
     rows[name] = measure(name, STEPS[name], options.text, options.top)
     print(name, json.dumps(rows[name], default=lambda x: round(x, 3)), flush=True)
   found = broken(rows)
   if options.out is not None:
-    rows = write(options.out, rows)
+    rows = write(options.out, rows, versions)
   print(tables(rows))
   for line in found:
     print(line, file=sys.stderr)

@@ -36,7 +36,7 @@ def attend(
   *,
   implementation: str = "cudnn",
 ) -> Float[Array, "B T N H"] | None:
-  """Attends by the kernel; returns None for what it does not take: a cache or a softcap, say.
+  """Attends by the kernel; returns None where it has no rules, and for a single query of each row.
 
   The real keys of a row with a window must stand side by side.
 
@@ -45,7 +45,7 @@ def attend(
   """
   if mask.window is not None and mask.window >= mask.keys.shape[1]:
     mask = mask.replace(window=None)
-  if mask.start is not None or softcap is not None:
+  if mask.start is not None or softcap is not None or q_BTNH.shape[1] == 1:
     return None
   if not sharding.splits("tensor", k_BSKH.shape[2]):
     return None

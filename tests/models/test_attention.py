@@ -170,14 +170,17 @@ def test_cudnn_in_a_program_for_a_gpu(family, method, monkeypatch):
     ({"size": 20}, False),
     ({"capability": (7, 5)}, False),
     ({"softcap": 2.0}, False),
+    ({"queries": 1}, False),
     ({"mask": Mask(ALL, start=jnp.asarray(0))}, False),
   ],
 )
 def test_what_cudnn_takes(change, taken, monkeypatch):
   """By jax's rules for types and sizes; everything else is left to plain products."""
   monkeypatch.setattr(cudnn.kernels, "check_cudnn_version", lambda: 91000)
-  o = dict(dtype=jnp.bfloat16, size=64, capability=(9, 0), softcap=None, mask=Mask(ALL)) | change
-  q, k = (jax.ShapeDtypeStruct((B, T, heads, o["size"]), o["dtype"]) for heads in (N, K))
+  o = dict(dtype=jnp.bfloat16, size=64, capability=(9, 0), softcap=None, mask=Mask(ALL), queries=T)
+  o |= change
+  shape = lambda length, heads: jax.ShapeDtypeStruct((B, length, heads, o["size"]), o["dtype"])
+  q, k = shape(o["queries"], N), shape(T, K)
   with cudnn.on(o["capability"]):
     attend = lambda q, k: cudnn.attend(q, k, k, o["mask"], 1.0, o["softcap"])
     assert (jax.eval_shape(attend, q, k) is not None) == taken

@@ -198,7 +198,7 @@ def test_a_model_on_a_mesh(kernel, monkeypatch):
   monkeypatch.setattr(splash, "attend", partial(splash.attend, interpret=True))
   monkeypatch.setattr(cudnn, "attend", partial(cudnn.attend, implementation="xla"))
   section = {"name": "stack", "lora": {"rank": 2}, "prefix": {"length": 3}}
-  tokens, mask = tiny.batch(rows=4, length=20 + (kernel == "cudnn"), side="right")
+  tokens, mask = tiny.batch(rows=4, length=21, side="right")
   found = {}
   for kind in ("plain", kernel):
     pretrained = tiny.make("llama", remat=True)
@@ -219,7 +219,7 @@ def test_a_model_on_a_mesh(kernel, monkeypatch):
     found[kind] = jax.device_get(
       step(parallel.put(trials, "trial"), parallel.put(laid.base), place)
     )
-  close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4, rtol=1e-3)
+  close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-3, rtol=1e-3)
   jax.tree.map(close, found[kernel], found["plain"])
 
 

@@ -20,7 +20,8 @@ def lay_out(cost: dict) -> str:
   for kind, program in cost["programs"].items():
     trials, rows, tokens = program["batch"]
     many = f"{trials} trials, {cost['side_by_side']} side by side, of " if trials > 1 else ""
-    lines += ["", f"{kind}: {many}{rows} x {tokens:,} tokens at a time"]
+    rounds = ", one round" if kind == "generation" else ""
+    lines += ["", f"{kind}{rounds}: {many}{rows} x {tokens:,} tokens at a time"]
     lines += [f"  {line}" for line in _program(program, cost["memory_GB"])]
   if "largest" in cost:
     rows, trials = cost["largest"]["rows"], cost["largest"]["trials"]

@@ -51,7 +51,7 @@ def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> d
     cost["remat"] = group.trials[0].pretrained.model.config.remat
   for kind, program in cost["programs"].items():
     if kind != "training step" and built[kind].refused:
-      program["would_fit"] = _smaller(group, kind, batches[kind], chunk, build)
+      program["would_fit"] = _smaller(group, kind, chunk, build)
   if built["training step"].refused:
     tried = fit.advice(group, name, partial(_fits, group, build))
     cost["programs"]["training step"]["would_fit"] = tried
@@ -92,11 +92,14 @@ def _fits(group: Outline, build: Callable, change: dict[str, Any]) -> bool:
   return _peak(program, partial(build, **there)) <= group.device.memory
 
 
-def _smaller(group: Outline, kind: str, batch: dict, chunk: int, build: Callable) -> dict | None:
+def _smaller(group: Outline, kind: str, chunk: int, build: Callable) -> dict | None:
   """Returns the largest halved `evaluate.batch_size` with which a program fits, or None."""
-  rows = batch["tokens"].shape[-2] // 2
+  rows = group.trials[0].config["evaluate"]["batch_size"] // 2
   while rows and rows % group.parallel.batch_shards == 0:
-    program = lowered.LOWER[kind](group, _with_rows(batch, rows), chunk)
+    section = group.trials[0].config["evaluate"] | {"batch_size": rows}
+    trials = [t._replace(config=t.config | {"evaluate": section}) for t in group.trials]
+    smaller = group._replace(trials=trials)
+    program = lowered.LOWER[kind](smaller, lowered.batches(smaller)[kind], chunk)
     if _peak(program, build) <= group.device.memory:
       return {"evaluate.batch_size": rows}
     rows //= 2
@@ -143,8 +146,10 @@ def _figures(group: Outline, kind: str, batch: dict, built: Built) -> dict:
     which a TPU's compiler estimates, of which "kernels_ms" are fused kernels, counted at half of
     the peak rate. Of a program that does not fit, there is "does_not_fit", the compiler's words.
   """
-  device, sizes = group.device, batch["tokens"].shape
-  head = {"batch": (sizes[0], sizes[-2], sizes[-1]), "text": built.text}
+  device, (*_, rows, length) = group.device, batch["tokens"].shape
+  if kind == "generation":  # other prompts wait
+    rows = min(rows, group.trials[0].config["evaluate"]["batch_size"])
+  head = {"batch": (len(group.trials), rows, length), "text": built.text}
   if built.refused:
     return head | {"does_not_fit": built.refused}
   base = lowered.bytes_of_base(group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from jaxtune import data, peft, sharding, tree
-from jaxtune.models.layers import suits_splash
+from jaxtune.evaluation import judge, texts
+from jaxtune.models import cudnn
+from jaxtune.models.layers import choose_attention
 from jaxtune.preflight.devices import Device
 from jaxtune.runs import programs
 from jaxtune.runs.first_state import first_state
@@ -80,19 +83,12 @@ def batches(group: Outline) -> dict[str, dict]:
   return {kind: batch for kind, batch in found.items() if batch is not None}
 
 
-def step_batch(
-  trials: Sequence[Trial], parts: int | None = None, rows: int | None = None
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the shapes (E, A, B, ...) of the trials' batches.
-
-  Args:
-    parts: A; default `train.accumulate`.
-    rows: B; default what makes the batch `train.batch_size` examples.
-  """
+def step_batch(trials: Sequence[Trial]) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes (E, A, B, ...) of the trials' batches."""
   train = trials[0].config["train"]
-  parts = parts or train["accumulate"]
+  parts = train["accumulate"]
   widest = data.batch(trials[0].dataset.train, 0, 0, train["batch_size"])  # batch 0 is the widest
-  lead = (len(trials), parts, rows or train["batch_size"] // parts)
+  lead = (len(trials), parts, train["batch_size"] // parts)
   shaped = lambda x: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype)
   return {name: shaped(x) for name, x in widest.items()}
 
@@ -117,13 +113,14 @@ def prompts(trials: Sequence[Trial]) -> dict[str, jax.ShapeDtypeStruct] | None:
   split = dataset.test or dataset.validation
   if not options["generate"] or split is None:
     return None
-  asked = split.prompts[: options["limit"]] if split.tasks is None else split.prompts
-  count, rows = len(trials), min(options["batch_size"], len(asked))
-  array = lambda kind, *axes: jax.ShapeDtypeStruct((count, *axes), kind)
-  longest = max(map(len, asked))
+  lengths = [len(split.prompts[n]) for n in judge.completed(split, options["limit"])]
+  calls = texts.schedule(lengths, options["batch_size"])
+  longest = max(length for length, _ in calls)
+  count = max(len(numbers) for length, numbers in calls if length == longest)
+  array = lambda kind, *axes: jax.ShapeDtypeStruct((len(trials), *axes), kind)
   return {
-    "tokens": array(jnp.int32, rows, longest), "mask": array(bool, rows, longest),
-    "rows": array(jnp.int32, rows), "seed": array(jnp.int32),
+    "tokens": array(jnp.int32, count, longest), "mask": array(bool, count, longest),
+    "numbers": array(jnp.int32, count), "count": array(jnp.int32), "seed": array(jnp.int32),
   }  # fmt: skip
 
 
@@ -152,10 +149,15 @@ def lower_judge(group: Outline, batch: dict, chunk: int, **computation: Any) -> 
 def lower_completion(
   group: Outline, batch: dict, chunk: int, **computation: Any
 ) -> jax.stages.Lowered:
-  """Lowers the program that completes a batch of prompts, as `lower_step` does a step."""
+  """Lowers the program that completes a batch of prompts, as `lower_step` does a step.
+
+  How often its loops run depends on the texts: figures are those of one round, which reads prompts
+  into the cache and continues every row by one token.
+  """
   evaluator = _evaluator(group, batch, group.parallel, chunk, computation)
   arguments = _overlays(group, batch), _placed(group, group.base), batch
-  return evaluator.complete.trace(*arguments).lower(lowering_platforms=group.platforms)
+  with _traced_for(group):
+    return evaluator.complete.trace(*arguments).lower(lowering_platforms=group.platforms)
 
 
 LOWER = {
@@ -181,11 +183,11 @@ def flops(group: Outline, batch: dict, name: str = "training step") -> float:
     function = evaluator.rows if name == "evaluation" else evaluator.complete
     overlays = peft.Overlay(group.states.tuned, group.states.hyper)
     traced = jax.make_jaxpr(function)(overlays, group.base, batch)
-  return _products(traced.jaxpr, group.trials[0].config["evaluate"]["max_new_tokens"] - 1)
+  return _products(traced.jaxpr)
 
 
-def _products(jaxpr: Any, rounds: int) -> float:
-  """Counts the FLOP of matrix products; of a loop with an open end, of `rounds` rounds."""
+def _products(jaxpr: Any) -> float:
+  """Counts the FLOP of matrix products; of a loop with an open end, those of one round."""
   total = 0.0
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
@@ -193,8 +195,8 @@ def _products(jaxpr: Any, rounds: int) -> float:
       left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
       total += 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
       continue
-    times = {"scan": equation.params.get("length"), "while": rounds}.get(equation.primitive.name, 1)
-    total += sum(times * _products(inner, rounds) for inner in _inner(equation.params.values()))
+    times = equation.params["length"] if equation.primitive.name == "scan" else 1
+    total += sum(times * _products(inner) for inner in _inner(equation.params.values()))
   return total
 
 
@@ -218,10 +220,9 @@ def bytes_of_base(group: Outline) -> int:
 def with_kernels(group: Outline, length: int) -> dict[str, Any]:
   """Returns the fields of the model's `Config` that the device chooses for rows of this length."""
   chosen = group.trials[0].pretrained.model.config.attention
-  splash = (
-    chosen is None and group.device is not None and suits_splash(group.device.platform, length)
-  )
-  return {"attention": "splash"} if splash else {}
+  if group.device is None or chosen is not None:
+    return {}
+  return {"attention": choose_attention(group.device.platform, length)}
 
 
 def changed(trials: Sequence[Trial], **computation: Any) -> list[Trial]:
@@ -232,6 +233,8 @@ def changed(trials: Sequence[Trial], **computation: Any) -> list[Trial]:
   """
   pretrained = trials[0].pretrained
   config = dataclasses.replace(pretrained.model.config, **computation)
+  if config.encoder is not None:
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **computation))
   pretrained = pretrained._replace(model=pretrained.model.clone(config=config))
   return [trial._replace(pretrained=pretrained) for trial in trials]
 
@@ -283,5 +286,12 @@ def _lower(group: Outline, compiled: Any, carry: Any, batch: dict) -> jax.stages
   else:
     at = parallel.batch_sharding(batch["tokens"].shape[0])
     batch = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at) for n, x in batch.items()}
-  traced = compiled.trace(carry, base, batch)
-  return traced.lower(lowering_platforms=group.platforms)
+  with _traced_for(group):
+    return compiled.trace(carry, base, batch).lower(lowering_platforms=group.platforms)
+
+
+def _traced_for(group: Outline) -> AbstractContextManager:
+  """Lets programs be traced for the kernels of the group's device."""
+  if group.device is None:
+    return nullcontext()
+  return cudnn.on(group.device.gpu[0] if group.device.gpu else ())

@@ -53,8 +53,10 @@ def operations(module: Module) -> Iterator[Operation]:
   return _walk(module, module.entry, 1, set())
 
 
-def _walk(module: Module, name: str, times: int, channels: set[str]) -> Iterator[Operation]:
+def _walk(module: Module, name: str, times: float, channels: set[str]) -> Iterator[Operation]:
   """Goes through a computation that runs `times` times, and through those that it calls.
+
+  The branches of a conditional count as if each ran equally often.
 
   Args:
     channels: of the collectives that were met. One that overlaps with other work stands in several
@@ -87,8 +89,10 @@ def _walk(module: Module, name: str, times: int, channels: set[str]) -> Iterator
       moved = sum(array.bytes for array in one.arrays) / halves
       yield Operation(**where, collective=kind, moved=times * moved)
     if one.opcode in ("call", "conditional", "fusion", "async-start"):
-      for called in hlo.called(one):
-        found = _walk(module, called, times, channels)
+      parts = hlo.called(one)
+      share = len(parts) if one.opcode == "conditional" else 1
+      for called in parts:
+        found = _walk(module, called, times / share, channels)
         yield from (o for o in found if o.collective or one.opcode not in ("fusion", "async-start"))
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 
 import jax
 import pytest
@@ -68,8 +69,9 @@ def test_matrix_products_are_counted(llama, kind):
   expected = {
     "training step": 4 * weights * rows * length + 3 * attention(length, length),
     "evaluation": 2 * weights * rows * length + attention(length, length),
-    "generation": 2 * rows * (layers * (length + new - 1) + (weights - layers) * new)
-    + attention(length + new - 1, length + new),
+    # One of three rows is given a prompt, and all are continued by a token.
+    "generation": 2 * (layers * (length + 3) + (weights - layers) * 4)
+    + attention(length + 3, length + new) / rows,
   }[kind]
   assert lowered.flops(group, batch, kind) == pytest.approx(expected, rel=0.05)
 
@@ -189,13 +191,14 @@ def test_compilations_are_kept(tmp_path, monkeypatch):
   ("name", "says"),
   [
     ("v5", "unknown device 'v5'; did you mean 'v5"),
-    ("h200:2x2", "a slice such as 4x4 is for TPUs, expected 'h200'"),
+    ("h200:2x2", "a slice such as 4x4 is for TPUs, expected 'h200:4'"),
     ("v5e:4x4", "pip install jaxtune\\[plan-tpu\\]"),
     ("l4", "pip install jaxtune\\[plan-cuda\\]"),
   ],
 )
 def test_devices_that_cannot_be_compiled_for(name, says):
-  if importlib.util.find_spec("libtpu") and name.startswith("v5e"):
+  compiler = {"v5e:4x4": "libtpu", "l4": "jax_cuda12_plugin"}.get(name)
+  if compiler and importlib.util.find_spec(compiler):
     pytest.skip("the compiler is here")
   with pytest.raises(UserError, match=says):
     devices.describe(name)
@@ -228,7 +231,7 @@ def test_a_plan_is_data_and_text(here, tmp_path):
   text = str(plan)
   assert "on each of 4 devices" in text and "GB by all-reduce" in text
   for kind in ("training step", "evaluation", "generation"):
-    assert f"{kind}: 2 trials" in text
+    assert re.search(f"{kind}.*: 2 trials", text)
   assert program.cost["programs"]["generation"]["parts_GB"]["cache"] > 0
   assert program.cost["programs"]["evaluation"]["parts_GB"]["logits"] > 0
   assert (tmp_path / "text").read_text().count("HloModule") == 3

@@ -165,11 +165,16 @@ def _kernel_flops(line: str) -> float:
 
 
 def _trips(module: Module, line: str, condition: str) -> int:
-  """Returns how often a loop runs: as the compiler states it, or the bound in its condition."""
+  """Returns how often a loop runs: as the compiler states it, or the bound in its condition.
+
+  A loop with an open end, whose condition is more than a count below a bound, runs once.
+  """
   if known := find(r'"known_trip_count":\{"n":"(\d+)"\}', line):
     return int(known)
   instructions = module.computations.get(condition, [])
   parts = [condition] + [name for one in instructions for name in hlo.called(one)]
-  lines = "\n".join(one.line for part in parts for one in module.computations.get(part, []))
-  bounds = re.findall(r"s32\[\]\S* constant\((\d+)\)", lines)
+  inner = [one for part in parts for one in module.computations.get(part, [])]
+  if {one.opcode for one in inner} & {"and", "or", "not", "reduce"}:
+    return 1
+  bounds = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(one.line for one in inner))
   return max(map(int, bounds), default=1)

@@ -82,6 +82,12 @@ ENTRY %main (x: f32[4]) -> f32[4] {
   assert [one.moved for one in found if one.collective] == [20, 20]
 
 
+def test_a_loop_with_an_open_end_runs_once():
+  opened = TEXT.replace("constant(16)", "constant(16)\n  ROOT %more = pred[] and(%below, %going)")
+  cycles = [one.cycles for one in modules.operations(hlo.parse(opened)) if one.name == "a/dot"]
+  assert max(cycles) == 1000
+
+
 @pytest.mark.parametrize("rounds", [3, 11])
 def test_the_rounds_of_a_real_loop(rounds):
   """A sum over devices in each round of a scan."""

@@ -42,6 +42,11 @@ SECTIONS = {
 KEYS = {"seed", "method", "objective", "sweep", *SECTIONS}
 
 
+def unplaced(config: dict) -> dict:
+  """Returns a completed config without the mesh: a run may go on, and end, on another one."""
+  return config | {"train": config["train"] | {"mesh": None}}
+
+
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ConfigDict:
   """Runs a config file's `get_config` and sets overrides such as {"optim.learning_rate": 1e-3}.
 

@@ -165,8 +165,8 @@ def _done(folder: Path, trial: Trial) -> bool:
   found = schema.read_json(folder / "config.json")
   with contextlib.suppress(UserError):  # keys that are newer than the result had their defaults
     found = json.loads(json.dumps(configs_.complete(found), default=str))
-  old = {"config": found, "base": result.get("base_fingerprint")}
-  new = {"config": trial.config, "base": trial.fingerprint}
+  old = {"config": configs_.unplaced(found), "base": result.get("base_fingerprint")}
+  new = {"config": configs_.unplaced(trial.config), "base": trial.fingerprint}
   old["data set"] = data.identity(result.get("data", {}))
   new["data set"] = data.identity(trial.dataset.report)
   checkpoint.check_same(f"{folder} holds the result", old, new)
@@ -175,5 +175,6 @@ def _done(folder: Path, trial: Trial) -> bool:
 
 def _checkpoints(trials: list[Trial], workdir: Path) -> Path:
   """Names the folder of a group's checkpoints after its configs."""
-  identity = json.dumps([trial.config for trial in trials], sort_keys=True, default=str).encode()
+  identity = [configs_.unplaced(trial.config) for trial in trials]
+  identity = json.dumps(identity, sort_keys=True, default=str).encode()
   return workdir / "groups" / hashlib.sha256(identity).hexdigest()[:16]

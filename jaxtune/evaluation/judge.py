@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 from tqdm import tqdm
 
-from jaxtune import data, metrics, peft, sharding
+from jaxtune import data, hosts, metrics, peft, sharding
 from jaxtune.evaluation import generate
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.training.step import Program, judge
@@ -121,7 +121,7 @@ def measure(
   batches = {key: list(data.batches(split, size)) for key, split in distinct.items()}
   walks = [batches[id(split)] for split in splits]
   measured = []
-  for i in tqdm(range(max(map(len, walks))), "judging", leave=False, disable=None):
+  for i in tqdm(range(max(map(len, walks))), "judging", leave=False, disable=hosts.bars()):
     batch = stack([walk[min(i, len(walk) - 1)] for walk in walks])
     out = evaluator.rows(overlays, base, evaluator.parallel.put_batch(batch))
     measured.append(jax.tree.map(np.asarray, out))
@@ -176,7 +176,7 @@ def completions(
   longest = max(len(prompt) for asked in prompts for prompt in asked)  # one shape, compiled once
   decode = partial(evaluator.tokenizer.decode, skip_special_tokens=True)
   texts: list[list[str]] = [[] for _ in prompts]
-  for start in tqdm(range(0, count, size), "generating", leave=False, disable=None):
+  for start in tqdm(range(0, count, size), "generating", leave=False, disable=hosts.bars()):
     parts = [asked[start : start + size] for asked in prompts]
     filled = [
       part + asked[:1] * (size - len(part)) for part, asked in zip(parts, prompts, strict=True)
@@ -186,7 +186,7 @@ def completions(
     rows_EB = np.broadcast_to(np.arange(start, start + size), (len(prompts), size))
     batch = {"tokens": tokens_EBT, "mask": mask_EBT, "rows": rows_EB}
     batch["seed"] = np.asarray(seeds, np.int32)
-    ids_EBT = np.asarray(evaluator.complete(overlays, base, batch))
+    ids_EBT = hosts.fetch(evaluator.complete(overlays, base, batch))
     for e, part in enumerate(parts):
       kept = [generate.until_stop(ids_T, stops) for ids_T in ids_EBT[e, : len(part)]]
       texts[e] += [decode(ids).strip() for ids in kept]

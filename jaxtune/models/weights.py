@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from jaxtune import schema, tree
+from jaxtune import hosts, schema, tree
 from jaxtune.errors import UserError
 from jaxtune.models import quantize
 from jaxtune.models.config import Config
@@ -196,7 +196,7 @@ def read(plan: Plan, c: Config, deviation: float, seed: int) -> dict:
   scales of norms 1.
   """
   params = {}
-  for row in tqdm(plan.table, desc="loading", unit="tensor", leave=False, disable=None):
+  for row in tqdm(plan.table, desc="loading", unit="tensor", leave=False, disable=hosts.bars()):
     shape = plan.shapes[row.ours]
     chosen = c.quantize and quantize.quantises(row.ours, shape)
     array = _aligned(shape, np.float32 if chosen else c.dtype)

@@ -32,7 +32,7 @@ from jaxtune.training.options import TrainOptions
 
 # section: (the function that owns it, arguments that the caller supplies)
 SECTIONS = {
-  "model": (hf.load, {"head", "labels", "seed"}),
+  "model": (hf.load, {"head", "labels", "seed", "place"}),
   "data": (data.DataOptions, set()),
   "regularize": (regularize.method, set()),
   "optim": (optim.make, {"numbers", "steps"}),

@@ -39,7 +39,7 @@ for line in sys.stdin.buffer:
     said = next((text for key, text in zip(*[iter(sys.argv[1:])] * 2) if key.encode() in rest))
     sys.exit("jaxtune: " + said)
   if re.match(rb"[IWEF]\\d{4} ", line):
-    hidden = re.search(rb"coordination_service|preemption_sync|add_port", line)
+    hidden = re.search(rb"coordination_service|preemption_|add_port", line)
   if not hidden:
     sys.stderr.buffer.write(line)
     sys.stderr.flush()

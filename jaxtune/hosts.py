@@ -23,13 +23,13 @@ from jaxtyping import PyTree
 from jaxtune.errors import UserError
 
 JOIN = 120  # seconds in which all processes must have started
-HEARTBEAT = 40  # seconds without a sign of life after which a process counts as dead
-GRACE = 3  # seconds in which all processes can end with the same error
+HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
+GRACE = 3  # seconds that the others have to say a mistake which all have made
 LOST = "another process of this run has ended, so this one ends too"
 RESUME = "start all of them again, and they resume from the last checkpoint"
 
-# When a process is lost, jax prints many lines and aborts, and no handler can stop that. So what its
-# libraries print goes through a small process of its own, which says it in one line.
+# When a process is lost, jax prints many lines and aborts, and no handler can stop that. So what is
+# printed by libraries goes through a small process of its own, which says it in one line.
 _FILTER = """
 import re, sys
 hidden = False
@@ -82,7 +82,9 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
 def _check(coordinator: str, processes: int | None, process: int | None) -> None:
   if coordinator == "auto":
     if processes is not None or process is not None:
-      raise UserError("--coordinator auto finds --processes and --process by itself: leave them out")
+      raise UserError(
+        "--coordinator auto finds --processes and --process by itself: leave them out"
+      )
     return
   host, _, port = coordinator.rpartition(":")
   if not host or not re.fullmatch(r"\d{1,5}", port):
@@ -90,7 +92,9 @@ def _check(coordinator: str, processes: int | None, process: int | None) -> None
   if processes is None or process is None:
     raise UserError("--coordinator HOST:PORT needs --processes N and --process I too")
   if not 0 <= process < processes:
-    raise UserError(f"--process is {process}, expected 0 to {processes - 1}: --processes is {processes}")
+    raise UserError(
+      f"--process is {process}, expected 0 to {processes - 1}: --processes is {processes}"
+    )
   try:
     socket.getaddrinfo(host.strip("[]"), int(port))
   except (OSError, OverflowError, UnicodeError) as error:
@@ -151,8 +155,8 @@ def check_same(what: str, value: str) -> None:
   digests = multihost_utils.process_allgather(digest)
   if others := np.flatnonzero((digests != digests[0]).any(1)).tolist():
     raise UserError(
-      f"process {others[0]} has another {what} than process 0; expected the same command, model and "
-      "data for all"
+      f"process {others[0]} has another {what} than process 0; expected the same command, model "
+      "and data for all"
     )
 
 
@@ -189,7 +193,7 @@ def lost(error: BaseException | None) -> bool:
 
 
 def end(code: int, error: BaseException | None = None) -> int:
-  """Returns an exit code, but ends one of several processes that fails, without waiting for others.
+  """Returns an exit code; one of several processes that fails ends here, and waits for no other.
 
   Args:
     error: what it failed with, if that is not said yet.
@@ -199,6 +203,6 @@ def end(code: int, error: BaseException | None = None) -> int:
   sys.stdout.flush()
   if lost(error):
     os.write(2, b"Terminating process because the JAX distributed peer has ended\n")  # for _FILTER
-  else:
-    time.sleep(GRACE)  # a mistake that all have made is told by each of them
+  elif primary():
+    time.sleep(GRACE)  # its end ends the others at once, who may be about to say the same mistake
   os._exit(code)

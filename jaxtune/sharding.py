@@ -117,8 +117,8 @@ class Parallel(NamedTuple):
 
   def put_batch(self, batch: Any) -> Any:
     """Puts a batch (E, A, B, ...) on its devices; see `spread`. For pmap it stays as it is."""
-    part = lambda trials, rows: jax.tree.map(lambda x: x[trials, :, rows], batch)
-    return self.spread(jax.tree.leaves(batch)[0].shape[:3], part)
+    part = lambda trials, rows: {name: x[trials, :, rows] for name, x in batch.items()}
+    return self.spread(next(iter(batch.values())).shape[:3], part)
 
   def spread(self, shape: tuple[int, int, int], make: Callable[[slice, slice], dict]) -> dict:
     """Makes a batch (E, A, B, ...) on its devices: E over "trial", B over "data" and "fsdp".
@@ -127,15 +127,14 @@ class Parallel(NamedTuple):
 
     Args:
       shape: (E, A, B).
-      make: (some trials, some of the B rows) -> their part of the batch. Each process makes the
-        parts of its own devices.
+      make: (trials, rows) -> that part of the batch; each process makes those of its devices.
     """
     if self.mesh is None or self.kind == "pmap":
       return make(slice(None), slice(None))
     at = self.batch_sharding(shape[0])
     key = lambda index: (index[0].start, index[2].start)
-    indices = {key(index): index for index in at.addressable_devices_indices_map(shape).values()}
-    parts = {start: make(index[0], index[2]) for start, index in indices.items()}
+    mine = {key(index): index for index in at.addressable_devices_indices_map(shape).values()}
+    parts = {start: make(index[0], index[2]) for start, index in mine.items()}
     place = lambda name, x: jax.make_array_from_callback(
       (*shape, *x.shape[3:]), at, lambda index: parts[key(index)][name]
     )

@@ -154,8 +154,11 @@ _CONFIG = {"--config": dict(required=True, metavar="FILE[:ARG]", help="a config 
 _WORKDIR = {"--workdir": dict(required=True, metavar="DIR", help="the run's folder")}
 _NEW_RUN = {"--out": dict(required=True, metavar="DIR", help="the new run's folder")}
 _HOSTS = {
-  "--coordinator": dict(metavar="HOST:PORT", help="trains together with other processes, of which "
-                        "the first listens there; auto finds them on TPU pods, SLURM, Kubernetes"),
+  "--coordinator": dict(
+    metavar="HOST:PORT",
+    help="trains together with other processes, of which "
+    "the first listens there; auto finds them on TPU pods, SLURM, Kubernetes",
+  ),
   "--processes": dict(type=int, metavar="N", help="how many processes there are"),
   "--process": dict(type=int, metavar="I", help="which of them this one is, from 0"),
 }

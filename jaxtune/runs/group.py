@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -48,8 +48,6 @@ def train(
   noise = any(programs.uses_noise(trial.config) for trial in trials)
   program = programs.make_program(first, noise, chunk)
   evaluator = programs.make_evaluator(first, parallel, chunk)
-  splits, seeds = [t.dataset.train for t in trials], [t.config["seed"] for t in trials]
-  shape = len(trials), options.accumulate, options.batch_size // options.accumulate
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
     progress = parallel.put(loop.begin(states), "trial")
     progress, before = saved.restore(progress) or (progress, 0.0)
@@ -59,7 +57,7 @@ def train(
       options,
       parallel.compile(loop.make_step(program, chunk, options.patience), donate=True),
       base,
-      lambda step: parallel.spread(shape, partial(loop.make_batch, splits, seeds, step, options)),
+      _batches(trials, options, parallel),
       _validation(evaluator, base, trials),
       max((m.keep_from(options.steps) for m in program.methods), default=0),
       folder.Logs(folders, int(hosts.fetch(progress.state.step)[0])),
@@ -67,8 +65,8 @@ def train(
     )
     progress = loop.run(group, progress)
   overlays, judged = _judged(evaluator, base, trials, progress, options)
-  seconds, results, overlays = round(clock() / len(trials), 2), [], hosts.fetch(overlays)
-  counts = hosts.fetch(progress._replace(state=None, tuned=None))
+  overlays, counts = hosts.fetch((overlays, progress._replace(state=None, tuned=None)))
+  seconds, results = round(clock() / len(trials), 2), []
   for e, trial in enumerate(trials):
     facts = compare.record(judged[e], untuned[e], evaluator, trial.dataset)
     facts |= step_counts(counts, options, e, judged[e].metrics)
@@ -85,6 +83,15 @@ def _started(
   states, bases = zip(*map(first_state, trials), strict=True)
   shapes = [jax.eval_shape(lambda s=s: peft.Overlay(s.tuned, s.hyper)) for s in states]
   return tree.stack(list(states)), shapes, parallel.put(bases[0])
+
+
+def _batches(
+  trials: Sequence[Trial], options: TrainOptions, parallel: sharding.Parallel
+) -> Callable[[int], dict]:
+  """Returns (number of a step) -> its batch, on the devices."""
+  splits, seeds = [t.dataset.train for t in trials], [t.config["seed"] for t in trials]
+  shape = len(trials), options.accumulate, options.batch_size // options.accumulate
+  return lambda step: parallel.spread(shape, partial(loop.make_batch, splits, seeds, step, options))
 
 
 def check_same(trials: Sequence[Trial]) -> None:

@@ -84,8 +84,8 @@ def held(folder: str | Path, kind: Literal["run", "sweep"] = "run") -> Iterator[
     hosts.wait("lock")
     if not (folder / NAME).exists():
       raise UserError(
-        f"{folder} is another folder for process {jax.process_index()} than for process 0; expected "
-        "one that all processes share"
+        f"{folder} is another folder for process {jax.process_index()} than for process 0; "
+        "expected one that all processes share"
       )
     yield
 

@@ -92,7 +92,10 @@ def load_model(config: dict, labels: int, place: Callable | None = None) -> hf.P
   # A new head is drawn once more for each trial, by `first_state`.
   seed = config["seed"] if config["model"]["path"] is None else 0
   return hf.load(
-    **config["model"], head=objective_of(config).HEAD, labels=labels or None, seed=seed,
+    **config["model"],
+    head=objective_of(config).HEAD,
+    labels=labels or None,
+    seed=seed,
     place=place,
   )
 

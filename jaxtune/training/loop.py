@@ -208,8 +208,8 @@ def _keep_best(group: Group, progress: Progress, step: int, metrics: list[dict])
   loss = np.asarray([values["validation_loss"] for values in metrics], np.float32)
   after = _updated(progress, loss, step, keep_from, patience or -1)
   if patience is None:
-    counts = after.stale, after.sums["diverged"], progress.best_step, progress.best
-    _warn(hosts.fetch(counts), step, loss)
+    stale, diverged = hosts.fetch((after.stale, after.sums["diverged"]))
+    _warn(stale, diverged > 0, progress, step, loss)
   return after
 
 
@@ -230,12 +230,14 @@ def _updated(progress: Progress, loss: Array, step: int, keep_from: int, patienc
   )
 
 
-def _warn(counts: tuple, step: int, loss: np.ndarray) -> None:
+def _warn(
+  stale: np.ndarray, diverged: np.ndarray, progress: Progress, step: int, loss: np.ndarray
+) -> None:
   """Prints a warning for trials whose third evaluation in a row was not better than their best."""
-  stale, diverged, best_step, best = counts
-  for e in np.flatnonzero((stale == 3) & (diverged == 0)):
+  for e in np.flatnonzero((stale == 3) & ~diverged):
+    best_step, best = hosts.fetch((progress.best_step, progress.best))
     tqdm.write(
-      f"step {step}: the validation loss of trial {e + 1} has not fallen since step {best_step[e]} "
-      f"({best[e]:.4g}, now {loss[e]:.4g}): it overfits. train.patience would stop it; regularize, "
-      "or a smaller method, may help"
+      f"step {step}: the validation loss of trial {e + 1} has not fallen since step "
+      f"{int(best_step[e])} ({float(best[e]):.4g}, now {float(loss[e]):.4g}): it "
+      "overfits. train.patience would stop it; regularize, or a smaller method, may help"
     )

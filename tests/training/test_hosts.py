@@ -124,14 +124,16 @@ def test_the_same_layout_resumes_to_the_same_bits(start, tmp_path, victim):
   assert start(tmp_path / "whole", 2, mesh)[0] == [0, 0]
   codes, said = start(tmp_path / "killed", 2, mesh, strikes={victim: (4, "SIGKILL")})
   assert codes[victim] == -signal.SIGKILL and codes[1 - victim] not in (0, -signal.SIGKILL)
-  assert said[1 - victim].startswith("jaxtune: another process") and said[1 - victim].count("\n") == 1
+  assert (
+    said[1 - victim].startswith("jaxtune: another process") and said[1 - victim].count("\n") == 1
+  )
   assert start(tmp_path / "killed", 2, mesh) == ([0, 0], ["", ""])
   equal(tmp_path / "killed", tmp_path / "whole", atol=0)
 
 
 @pytest.mark.full
 def test_interrupted_on_two_and_resumed_on_four(start, whole, tmp_path):
-  """SIGTERM to any process ends all after the same step; text is generated on all meshes."""
+  """SIGTERM to any process ends all after the same step, with a checkpoint."""
   folder = tmp_path / "run"
   mesh = "--config.train.mesh={'data': 2, 'tensor': 2}"
   codes, said = start(folder, 2, mesh, devices=2, strikes={1: (1, "SIGTERM")})
@@ -175,8 +177,8 @@ def test_wrong_addresses_and_numbers(config, tmp_path, capsys, options, says):
 def test_what_does_not_fit_is_said_by_every_process(start, tmp_path):
   for changes, says in {
     "--config.train.mesh={'data': 3}": "needs 3 devices, but there are 2",
-    "--config.train.batch_size=7": "do not divide over 2 devices; use a multiple of 2",
-    "--config.train.parallel=pmap": "train.parallel is 'pmap', expected 'jit'",
+    "--config.train={'batch_size': 7, 'mesh': None}": "do not divide over 2 devices",
+    "--config.train={'parallel': 'pmap', 'mesh': None}": "train.parallel is 'pmap', expected 'jit'",
   }.items():
     codes, said = start(tmp_path / "run", 2, changes)
     assert codes == [2, 2] and all(says in line and line.count("\n") == 1 for line in said)

@@ -25,8 +25,10 @@ from jaxtune.errors import UserError
 JOIN = 120  # seconds in which all processes must have started
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 GRACE = 3  # seconds that the others have to say a mistake which all have made
-LOST = "another process of this run has ended, so this one ends too"
-RESUME = "start all of them again, and they resume from the last checkpoint"
+LOST = (
+  "another process of this run has ended, and so does this one: that one's output says why; start "
+  "all again to go on from the last checkpoint"
+)
 
 # When a process is lost, jax prints many lines and aborts, and no handler can stop that. So what is
 # printed by libraries goes through a small process of its own, which says it in one line.
@@ -71,7 +73,10 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
       initialization_timeout=JOIN, heartbeat_timeout_seconds=HEARTBEAT,
     )  # fmt: skip
   except (ValueError, RuntimeError) as error:
-    raise UserError(_why(coordinator, error)) from error
+    raise UserError(
+      f"--coordinator {coordinator} finds no other processes ({error}); expected a TPU pod, SLURM, "
+      "Open MPI or Kubernetes, or HOST:PORT with --processes N and --process I"
+    ) from error
   # C++ libraries print to the first descriptor too, which is left to them.
   kept = os.dup(1) if primary() else os.open(os.devnull, os.O_WRONLY)
   sys.stdout.flush()
@@ -99,6 +104,11 @@ def _check(coordinator: str, processes: int | None, process: int | None) -> None
     socket.getaddrinfo(host.strip("[]"), int(port))
   except (OSError, OverflowError, UnicodeError) as error:
     raise UserError(f"--coordinator is {coordinator!r}, whose host is not known here") from error
+  if process == 0:
+    try:
+      socket.create_server(("", int(port))).close()
+    except (OSError, OverflowError) as error:  # where jaxlib 0.10 may crash
+      raise UserError(f"--coordinator is {coordinator!r}, whose port is not free here") from error
 
 
 def _filter_errors(coordinator: str, processes: int | None) -> None:
@@ -107,7 +117,7 @@ def _filter_errors(coordinator: str, processes: int | None) -> None:
     "ALREADY_EXISTS": "two processes have the same --process number",
     "RegisterTask": f"after {JOIN} seconds not all {processes or ''} processes have joined at "
     f"{coordinator}; expected process 0 on that host, and the same address for all",
-    "": f"{LOST}; {RESUME}",
+    "": LOST,
   }
   command = [sys.executable, "-S", "-c", _FILTER, *(text for pair in says.items() for text in pair)]
   stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding)
@@ -116,15 +126,6 @@ def _filter_errors(coordinator: str, processes: int | None) -> None:
   os.dup2(filtered.stdin.fileno(), 2)
   filtered.stdin.close()
   sys.stderr = stderr
-
-
-def _why(coordinator: str, error: Exception) -> str:
-  if coordinator == "auto":
-    return (
-      f"--coordinator auto found no TPU pod, SLURM, Open MPI or Kubernetes ({error}); give "
-      "--coordinator HOST:PORT, --processes N and --process I"
-    )
-  return f"--coordinator is {coordinator!r}, but this process cannot listen there: {error}"
 
 
 def primary() -> bool:

@@ -88,8 +88,8 @@ def _digest(x: jax.Array) -> list[Any]:
   """Sums a hash of each element and its index, for two seeds; devices may add in any order."""
   if x.size >= 2**18:
     return _hashes_on_devices(x)
-  x = hosts.fetch(x)  # numpy is done sooner than XLA compiles a program for this shape
-  return _hashes(x, np.arange(x.size, dtype=np.uint32).reshape(x.shape))
+  x = hosts.fetch(x).ravel()  # numpy is done sooner than XLA compiles a program for this shape
+  return _hashes(x, np.arange(x.size, dtype=np.uint32))
 
 
 @jax.jit

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support import folders, one_of_several
+from support import folders, made_trials, one_of_several
 
 import jaxtune
 from jaxtune.main import main
+from jaxtune.training import loop
+from jaxtune.training.options import TrainOptions
 
 TESTS = Path(__file__).parents[1]
 STEPS = 6
@@ -104,6 +106,15 @@ def equal(found, expected, atol=1e-6):
     np.testing.assert_allclose(adapters[0][name], leaf, rtol=0, atol=atol, err_msg=name)
 
 
+def test_a_part_of_a_batch_is_that_part_of_the_whole():
+  """Which is what a process makes of it, where a mesh splits trials and rows."""
+  splits, options = [made_trials.split(40, 0), made_trials.split(40, 1)], TrainOptions(accumulate=2)
+  whole = loop.make_batch(splits, [0, 1], 3, options)
+  part = loop.make_batch(splits, [0, 1], 3, options, slice(1, 2), slice(2, 4))
+  for name, x in whole.items():
+    np.testing.assert_array_equal(part[name], x[1:2, :, 2:4])
+
+
 def test_killed_on_two_and_resumed_on_one(start, config, whole, tmp_path):
   """The survivor says one line and ends; a process of two devices and another mesh goes on."""
   folder = tmp_path / "run"
@@ -171,6 +182,14 @@ def test_a_sweep_whose_trials_are_spread_over_processes(start, config, tmp_path)
 def test_wrong_addresses_and_numbers(config, tmp_path, capsys, options, says):
   assert main(["train", "--config", str(config), "--workdir", str(tmp_path), *options]) == 2
   assert says in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken(config, tmp_path, capsys):
+  with socket.create_server(("", 0)) as taken:
+    address = f"localhost:{taken.getsockname()[1]}"
+    options = ["--coordinator", address, "--processes", "2", "--process", "0"]
+    assert main(["train", "--config", str(config), "--workdir", str(tmp_path), *options]) == 2
+  assert "whose port is not free here" in capsys.readouterr().err
 
 
 @pytest.mark.full

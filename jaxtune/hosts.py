@@ -41,7 +41,7 @@ for line in sys.stdin.buffer:
     said = next((text for key, text in zip(*[iter(sys.argv[1:])] * 2) if key.encode() in rest))
     sys.exit("jaxtune: " + said)
   if re.match(rb"[IWEF]\\d{4} ", line):
-    hidden = re.search(rb"coordination_service|preemption_|add_port", line)
+    hidden = re.search(rb"coordination_service|preemption_", line)
   if not hidden:
     sys.stderr.buffer.write(line)
     sys.stderr.flush()
@@ -82,6 +82,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
   sys.stdout.flush()
   sys.stdout = os.fdopen(kept, "w", buffering=1, encoding=sys.stdout.encoding)
   os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+  sys.excepthook = _end_of_a_bug
 
 
 def _check(coordinator: str, processes: int | None, process: int | None) -> None:
@@ -196,6 +197,8 @@ def lost(error: BaseException | None) -> bool:
 def end(code: int, error: BaseException | None = None) -> int:
   """Returns an exit code; one of several processes that fails ends here, and waits for no other.
 
+  At its usual end a process waits until all are there.
+
   Args:
     error: what it failed with, if that is not said yet.
   """
@@ -207,3 +210,9 @@ def end(code: int, error: BaseException | None = None) -> int:
   elif primary():
     time.sleep(GRACE)  # its end ends the others at once, who may be about to say the same mistake
   os._exit(code)
+
+
+def _end_of_a_bug(*error: Any) -> None:
+  """Shows a traceback, as Python does, and ends this process."""
+  sys.__excepthook__(*error)
+  end(4)

@@ -82,7 +82,7 @@ def held(folder: str | Path, kind: Literal["run", "sweep"] = "run") -> Iterator[
   folder = Path(folder)
   with _alone(folder, kind) if hosts.primary() else contextlib.nullcontext():
     hosts.wait("lock")
-    if not (folder / NAME).exists():
+    if not hosts.primary() and not (folder / NAME).exists():
       raise UserError(
         f"{folder} is another folder for process {jax.process_index()} than for process 0; "
         "expected one that all processes share"

@@ -51,10 +51,10 @@ reliability: $(VENV)/.installed-test
 	$(BIN)/python experiments/reliability/fuzz.py --seconds 4
 	$(BIN)/python experiments/reliability/faults.py --points 1 --job train --job import
 
-speed: $(VENV)/.installed-test
-	$(BIN)/python experiments/speed/run.py
+speed: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
+	$(ADAPTERS) $(BIN)/python experiments/speed/run.py
 
-# What a TPU's compiler says of training steps, beside the most that they may take.
+# What the compilers of TPUs and NVIDIA GPUs say of training steps, beside the most that they may take.
 accelerators: $(PLAN_VENV)/.installed
 	JAX_PLATFORMS=cpu $(PLAN_VENV)/bin/python experiments/accelerators/run.py --out experiments/accelerators
 
@@ -87,8 +87,9 @@ $(ADAPTERS_VENV)/.installed: $(VENV)/.installed-test
 	$(call INSTALL,$(ADAPTERS_VENV),adapters==1.3.0 transformers==4.57.6)
 	touch $@
 
-# jax tries to use a TPU where it finds this compiler, so it is kept out of the first environment.
+# jax tries to use a TPU or a GPU where it finds their compilers, so they are kept out of the first
+# environment.
 $(PLAN_VENV)/.installed: $(VENV)/.installed
 	$(call BEHIND,$(PLAN_VENV))
-	$(call INSTALL,$(PLAN_VENV),--editable '.[plan-tpu]')
+	$(call INSTALL,$(PLAN_VENV),--editable '.[plan-tpu,plan-cuda]')
 	touch $@

@@ -38,7 +38,7 @@ from support.reloaders import reloaders
 from jaxtune import certify, objectives, peft, tree
 from jaxtune.api import export
 from jaxtune.errors import UserError
-from jaxtune.evaluation import generate
+from jaxtune.evaluation import generate, texts
 from jaxtune.formats.choose import choose_format
 from jaxtune.peft.methods import head
 from jaxtune.training import checkpoint, optim
@@ -186,7 +186,7 @@ def check_generated(pretrained, methods, tuned, hyper, base) -> bool | str:
   if c.head is not None:
     return ""
   prompts, stop = [[5, 9, 2, 7], [7, 3]], (tiny.VOCABULARY,)
-  tokens, mask = map(jnp.asarray, generate.pad_left(prompts, 0, 4))
+  tokens, mask = map(jnp.asarray, texts.pad_left(prompts, 0, 4))
   adapted = lambda overlay: peft.Adapted(methods, *overlay, base)
   go = jax.jit(lambda overlay, *args: generate.generate(
     pretrained.model, adapted(overlay), *args, max_new_tokens=NEW, stop_tokens=stop))  # fmt: skip

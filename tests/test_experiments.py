@@ -61,7 +61,7 @@ def run(*arguments, folder=tiny.ROOT):
 @pytest.mark.measurement
 def test_speed(tmp_path):
   run("experiments/speed/run.py", "--tiny", "--out", tmp_path)
-  assert "| LoRA update" in (tmp_path / "README.md").read_text()
+  assert "| LoRA (peft) |" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.full

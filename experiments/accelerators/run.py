@@ -2,8 +2,9 @@
 
   python experiments/accelerators/run.py [--only NAME] [--top 12] [--text FOLDER] [--out FOLDER]
 
-Writes results.json and README.md, and ends with code 1 where a figure is above its bound. All
-figures are estimates of the devices' compilers, which are deterministic; nothing is run.
+Writes results.json and README.md, and ends with code 1 where a figure is above its bound, or where
+a GPU's step lacks a fused kernel. With --only, other rows of the same versions stay. All figures
+are estimates of the devices' compilers, which are deterministic; nothing is run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 
 from jaxtune import config, peft
 from jaxtune.models import hf
-from jaxtune.models.layers import suits_splash
+from jaxtune.models.layers import choose_attention
 from jaxtune.preflight import compiled, devices
 from jaxtune.runs.trial import Trial, make_methods, objective_of
 
@@ -44,18 +45,32 @@ MODELS = {
   "GPT-2 small": dict(
     model_type="gpt2", vocab_size=50257, n_embd=768, n_layer=12, n_head=12, n_positions=1024,
   ),
+  "Mistral 7B": dict(
+    model_type="mistral", vocab_size=32768, hidden_size=4096, intermediate_size=14336,
+    num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, sliding_window=4096,
+    max_position_embeddings=32768, tie_word_embeddings=False,
+  ),
+  "Gemma 3 1B": dict(
+    model_type="gemma3_text", vocab_size=262144, hidden_size=1152, intermediate_size=6912,
+    num_hidden_layers=26, num_attention_heads=4, num_key_value_heads=1, head_dim=256,
+    sliding_window=512, query_pre_attn_scalar=256, max_position_embeddings=32768,
+    tie_word_embeddings=True,
+  ),
 }  # fmt: skip
-LORA = {"name": "lora", "rank": 8}
+LORA, PREFIX = {"name": "lora", "rank": 8}, {"name": "prefix", "length": 16}
+PACKAGES = ("jax", "libtpu", "jax-cuda12-plugin")
+WHOLE = 2**31  # tokens: all of a batch's logits, so that no loop hides their FLOPs
 
 
 class Step(NamedTuple):
-  """A training step of LoRA with rank 8 in bf16, and what it may take on each device.
+  """A training step in bf16, and what it may take on each device.
 
   Attributes:
     before: the figures at commit 0cdf06b.
     bounds: the most for the keys of a row of results.
-    more: the mesh, the number of trials side by side, the parts in which the batch is computed
-      ("accumulate"), and options of the model, by default full rematerialisation.
+    more: the method, by default LoRA with rank 8; the mesh, the number of trials side by side, the
+      parts in which the batch is computed ("accumulate"), and options of the model, by default full
+      rematerialisation.
   """
 
   model: str
@@ -81,22 +96,42 @@ STEPS = {
   "70b": Step("Llama 70B", "v5e:8x8", 64, 2048, {}, {"peak_GB": 15.75}, {"mesh": {"fsdp": 64}}),
   "16-trials": Step("GPT-2 small", "v5e", 8, 128, {"peak_GB": 12.3}, {"peak_GB": 5},
                     {"trials": 16, "remat": "linear"}),
+  "1b-gpu": Step("Llama 1B", "h200", 8, 1024, {"peak_GB": 5.53}, {}),
+  "1b-gpu-prefix": Step("Llama 1B", "h200", 8, 1024, {}, {}, {"method": PREFIX}),
+  "mistral": Step("Mistral 7B", "h200", 1, 8192, {}, {}),
+  "mistral-prefix": Step("Mistral 7B", "h200", 1, 8192, {}, {}, {"method": PREFIX}),
+  "gemma3": Step("Gemma 3 1B", "h200", 8, 1024, {}, {}),
+  "gemma3-prefix": Step("Gemma 3 1B", "h200", 8, 1024, {}, {}, {"method": PREFIX}),
+  "8b-nf4": Step("Llama 8B", "h200", 4, 1024, {"peak_GB": 8.3}, {"peak_GB": 6.8},
+                 {"quantize": "nf4", "accumulate": 4}),
+  "8b-nf4-whole": Step("Llama 8B", "h200", 4, 1024, {"peak_GB": 8.3}, {}, {"quantize": "nf4"}),
+  "8b-nf4-small": Step("Llama 8B", "rtx4090", 4, 1024, {}, {"peak_GB": 6.8},
+                       {"quantize": "nf4", "accumulate": 4}),
+  "16-trials-gpu": Step("GPT-2 small", "h200", 8, 128, {"peak_GB": 12.3}, {"peak_GB": 5},
+                        {"trials": 16, "remat": "linear"}),
 }  # fmt: skip
 TITLES = {
-  "peak_GB": "peak, GB", "Mcycles": "Mcycles", "gathered_GB": "all-gather, GB",
-  "other_GB": "other collectives, GB",
+  "tpu": {
+    "peak_GB": "peak, GB", "Mcycles": "Mcycles", "gathered_GB": "all-gather, GB",
+    "other_GB": "other collectives, GB",
+  },
+  "cuda": {
+    "peak_GB": "peak, GB", "floor_ms": "FLOPs at the peak rate, ms",
+    "fused_forward": "fused kernels forward", "fused_backward": "and backward",
+  },
 }  # fmt: skip
 
 
 def outline(
-  name: str, rows: int, trials: int = 1, mesh: Any = None, accumulate: int = 1, **model
-) -> list[Trial]:
+  name: str, rows: int, trials: int = 1, mesh: Any = None, accumulate: int = 1,
+  method: dict = LORA, **model,
+) -> list[Trial]:  # fmt: skip
   """Makes the trials of a step, of shapes, and without data."""
   section = {"architecture": MODELS[name], "dtype": "bfloat16", "remat": True} | model
   made: list[Trial] = []
   for i in range(trials):
     full = config.complete({
-      "model": section, "data": {"train": ""}, "method": LORA,
+      "model": section, "data": {"train": ""}, "method": method,
       "train": {
         "steps": 1000, "batch_size": rows, "mesh": mesh or {"data": 1}, "accumulate": accumulate,
       },
@@ -114,11 +149,12 @@ def measure(name: str, step: Step, text_folder: Path | None = None, top: int = 0
   trials = outline(step.model, step.rows, **step.more)
   device, found = devices.describe(step.device)
   parts = step.more.get("accumulate", 1)
-  array = partial(jax.ShapeDtypeStruct, (len(trials), parts, step.rows // parts, step.tokens))
-  batch = {"tokens": array(jnp.int32), "mask": array(bool), "weights": array(jnp.float32)}
-  kernel = {"attention": "splash"} if suits_splash(device.platform, step.tokens) else {}
+  batch = shapes(step, len(trials), parts)
+  attention = choose_attention(device.platform, step.tokens)
   began = time.perf_counter()
-  built = compiled.lower_step(trials, batch, len(trials), device, found, **kernel).compile()
+  built = compiled.lower_step(
+    trials, batch, len(trials), device, found, attention=attention
+  ).compile()
   seconds, text = time.perf_counter() - began, built.as_text()
   if text_folder is not None:
     text_folder.mkdir(parents=True, exist_ok=True)
@@ -129,26 +165,58 @@ def measure(name: str, step: Step, text_folder: Path | None = None, top: int = 0
   moved = figures.pop("moved_GB")
   figures["gathered_GB"] = moved.pop("all-gather", 0.0)
   figures["other_GB"] = sum(moved.values())
+  if device.platform == "cuda":
+    figures |= fused(figures["kernels"])
+    figures["floor_ms"] = 1e3 * flops(trials, shapes(step, len(trials), 1)) / device.flops
   return figures | {"seconds_to_compile": round(seconds, 1)}
 
 
+def shapes(step: Step, trials: int, parts: int) -> dict:
+  """Returns the shapes of a batch (E, A, B, T) in A parts."""
+  array = partial(jax.ShapeDtypeStruct, (trials, parts, step.rows // parts, step.tokens))
+  return {"tokens": array(jnp.int32), "mask": array(bool), "weights": array(jnp.float32)}
+
+
+def fused(kernels: dict[str, int]) -> dict:
+  """Counts cuDNN's kernels for attention in a text, which has the layers' loops once."""
+  backward = sum(count for name, count in kernels.items() if name.endswith("Backward"))
+  return {"fused_forward": sum(kernels.values()) - backward, "fused_backward": backward}
+
+
+def flops(trials: list[Trial], batch: dict) -> float:
+  """Returns the FLOP of a step in which nothing is computed twice."""
+  layers = trials[0].pretrained.model.config.layers
+  once = dict(unroll=layers, scored_tokens=WHOLE, remat=False, attention="plain")
+  return compiled.lower_step(trials, batch, len(trials), **once).cost_analysis()["flops"]
+
+
 def broken(rows: dict[str, dict]) -> list[str]:
-  """Lists the figures that are above their bounds."""
-  return [
-    f"{name}: {TITLES[key]} {row[key]:.4g}, expected at most {most:g}"
+  """Lists the figures that are above their bounds, and the steps without fused kernels."""
+  above = [
+    f"{name}: {key} is {row[key]:.4g}, expected at most {most:g}"
     for name, row in rows.items()
     for key, most in STEPS[name].bounds.items()
     if row[key] > most
   ]
+  plain = [
+    f"{name}: {key} is 0, expected kernels for attention"
+    for name, row in rows.items()
+    for key in ("fused_forward", "fused_backward")
+    if row.get(key) == 0
+  ]
+  return above + plain
 
 
-def table(rows: dict[str, dict]) -> str:
-  """Lays the results out, each as "figure (before; at most)"."""
-  lines = ["| | device | batch | " + " | ".join(TITLES.values()) + " |"]
-  lines.append("| --- | --- | --- |" + " ---: |" * len(TITLES))
-  for name, row in rows.items():
-    step, cells = STEPS[name], []
-    for key in TITLES:
+def table(rows: dict[str, dict], platform: str) -> str:
+  """Lays the results of a platform out, each as "figure (before; at most)"."""
+  titles = TITLES[platform]
+  lines = ["| | device | batch | " + " | ".join(titles.values()) + " |"]
+  lines.append("| --- | --- | --- |" + " ---: |" * len(titles))
+  for name, step in STEPS.items():
+    if name not in rows or devices.KNOWN[step.device.partition(":")[0]].platform != platform:
+      continue
+    row, cells = rows[name], []
+    for key in titles:
       words = {"before": step.before, "at most": step.bounds}
       notes = [f"{word} {known[key]:g}" for word, known in words.items() if key in known]
       cells.append(f"{row[key]:.4g}" + (f" ({'; '.join(notes)})" if notes else ""))
@@ -156,9 +224,35 @@ def table(rows: dict[str, dict]) -> str:
     parts = f", in {step.more['accumulate']} parts" if "accumulate" in step.more else ""
     batch = f"{step.rows} x {step.tokens:,}{parts}"
     mesh = ", ".join(f"{axis} {size}" for axis, size in step.more.get("mesh", {}).items())
-    cells = [f"{trials}{step.model}", f"{step.device}{mesh and ': '}{mesh}", batch, *cells]
+    extras = [step.more.get("quantize", "").upper(), step.more.get("method", {}).get("name")]
+    model = ", ".join(filter(None, [f"{trials}{step.model}", *extras]))
+    cells = [model, f"{step.device}{mesh and ': '}{mesh}", batch, *cells]
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
+
+
+def tables(rows: dict[str, dict]) -> str:
+  return "\n\n".join(table(rows, platform) for platform in TITLES)
+
+
+def write(out: Path, rows: dict[str, dict], versions: dict[str, str]) -> dict[str, dict]:
+  """Writes results.json and README.md; returns all rows, with those of earlier runs."""
+  place = out / "results.json"
+  known = json.loads(place.read_text()) if place.exists() else {"versions": {}, "steps": {}}
+  if known["versions"].items() <= versions.items():
+    rows = {name: row for name, row in known["steps"].items() if name in STEPS} | rows
+  result = {"date": str(date.today()), "versions": versions, "steps": rows}
+  place.write_text(json.dumps(result, indent=2) + "\n")
+  notes = (out / "notes.md").read_text() if (out / "notes.md").exists() else ""
+  said = ", ".join(f"{name} {version}" for name, version in versions.items())
+  head = (
+    "# Accelerators, by their compilers\n\n"
+    f"Written by `make accelerators` on {date.today()}: {said}.\n"
+    "A step in bf16, of LoRA with rank 8 where no other method is named; figures are of each\n"
+    "device. They are the compilers' estimates; nothing was run.\n\n"
+  )
+  (out / "README.md").write_text(f"{head}{tables(rows)}\n\n{notes}")
+  return rows
 
 
 def main() -> int:
@@ -168,23 +262,16 @@ def main() -> int:
   parser.add_argument("--text", type=Path, help="a folder for the compiled modules")
   parser.add_argument("--out", type=Path, help="a folder for results.json and README.md")
   options, rows = parser.parse_args(), {}
+  packages = PACKAGES if options.out else ()  # both compilers, before anything is compiled
+  versions = {name: importlib.metadata.version(name) for name in packages}
   for name in options.only or STEPS:
     rows[name] = measure(name, STEPS[name], options.text, options.top)
     print(name, json.dumps(rows[name], default=lambda x: round(x, 3)), flush=True)
-  print(table(rows))
+  found = broken(rows)
   if options.out is not None:
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
-    result = {"date": str(date.today()), "versions": versions, "steps": rows}
-    (options.out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
-    notes = (options.out / "notes.md").read_text() if (options.out / "notes.md").exists() else ""
-    said = ", ".join(f"{name} {version}" for name, version in versions.items())
-    head = (
-      "# Accelerators, by their compilers\n\n"
-      f"Written by `make accelerators` on {date.today()}: {said}. A step of LoRA with rank 8 in\n"
-      "bf16; figures are of each device. They are the compiler's estimates; nothing was run.\n\n"
-    )
-    (options.out / "README.md").write_text(f"{head}{table(rows)}\n\n{notes}")
-  for line in (found := broken(rows)):
+    rows = write(options.out, rows, versions)
+  print(tables(rows))
+  for line in found:
     print(line, file=sys.stderr)
   return int(bool(found))
 

@@ -1,11 +1,15 @@
-"""Measures jaxtune beside peft, alternately in one run, and writes results.json and the README.
+"""Measures jaxtune beside others, alternately in one run, and writes results.json and the README.
 
-  python experiments/speed/run.py            # everything, about 15 minutes on 2 cores
+  make speed                                 # everything, about 30 minutes on 2 cores
   python experiments/speed/run.py --only step
   python experiments/speed/run.py --tiny --out FOLDER   # whether it runs; the figures mean nothing
 
-step:  one LoRA update (r = 8, on q and v of every layer; GPT-2-small's shape with random weights,
-       batch 4 x 128, fp32, AdamW). Each library lives in a process of its own; they take turns.
+step:  one update of a method (GPT-2-small's shape with random weights, batch 4 x 128, fp32, AdamW):
+       LoRA with r = 8 on q and v of every layer (peft: on q, k and v), a prefix of 20, Pfeiffer's
+       adapters, everything. Each library lives in a process of its own; they take turns.
+       JAXTUNE_ADAPTERS_PYTHON is an environment with AdapterHub's adapters; without it, they are
+       left out.
+generate: greedy texts of 64 tokens for 8 prompts of 32, the same model.
 group: the makespan of 16 trials of 100 updates on the bundled model, from the start of the command:
        one jaxtune sweep against 16 peft processes one after another.
 chunk: how many trials to run side by side in one vmap.
@@ -27,16 +31,18 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TINY = ["--tiny"] * ("--tiny" in sys.argv)  # what the other scripts are told, too
-ROUNDS, STEPS = (1, 1) if TINY else (10, 4)
+ROUNDS, STEPS = (1, 1) if TINY else (8, 3)
+OTHERS = {"lora": "peft", "prefix": "peft", "adapter": "adapters", "full": "transformers"}
+NAMES = {"lora": "LoRA", "prefix": "prefix", "adapter": "adapter", "full": "full fine-tuning"}
 TRIALS = 2 if TINY else 16
 
 
 class Worker:
   """A library in a process of its own, which runs updates when told to."""
 
-  def __init__(self, library: str):
+  def __init__(self, script: str, *arguments: str, python: str = sys.executable):
     self.process = subprocess.Popen(
-      [sys.executable, str(HERE / f"with_{library}.py"), "step", *TINY],
+      [python, str(HERE / f"with_{script}.py"), *arguments, *TINY],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     self.ask("warm up")
@@ -47,22 +53,44 @@ class Worker:
     return json.loads(self.process.stdout.readline())
 
 
-def measure_step() -> dict:
-  """Times updates in turns; returns medians in ms, their ratio, and each process's peak memory."""
-  workers = {name: Worker(name) for name in ("jaxtune", "peft")}
+def in_turns(workers: dict[str, Worker], rounds: int, steps: int) -> dict:
+  """Times workers in turns; returns medians in ms, our share of the fastest other's, and memory."""
   times: dict[str, list[float]] = {name: [] for name in workers}
-  for _ in range(ROUNDS):
+  for _ in range(rounds):
     for name, worker in workers.items():
       time.sleep(0.5)  # lets the other's idle threads stop spinning
-      times[name] += worker.ask(str(STEPS))["ms"]
+      times[name] += worker.ask(str(steps))["ms"]
   ends = {name: worker.ask("end") for name, worker in workers.items()}
+  for worker in workers.values():
+    worker.process.kill()
   medians = {name: statistics.median(values) for name, values in times.items()}
+  fastest = min((name for name in medians if name != "jaxtune"), key=medians.__getitem__)
   return {
     "ms": {name: round(value, 1) for name, value in medians.items()},
-    "ratio": round(medians["jaxtune"] / medians["peft"], 3),
+    "ratio": round(medians["jaxtune"] / medians[fastest], 3),
     "peak_MB": {name: round(end["peak_MB"]) for name, end in ends.items()},
+    "memory_ratio": round(ends["jaxtune"]["peak_MB"] / ends[fastest]["peak_MB"], 3),
     "loss": {name: end["loss"] for name, end in ends.items()},
   }
+
+
+def measure_step() -> dict:
+  """Times an update of each method, beside the same library as it is and compiled by torch."""
+  found = {}
+  for method in ("lora", "prefix", "adapter", "full"):
+    workers = {"jaxtune": Worker("jaxtune", "step", method)}
+    python = os.environ.get("JAXTUNE_ADAPTERS_PYTHON") if method == "adapter" else sys.executable
+    for how in ("eager", "compile") if python and not TINY else ("eager",) if python else ():
+      workers[f"{OTHERS[method]}, {how}"] = Worker("others", "step", method, how, python=python)
+    if len(workers) > 1:
+      found[method] = in_turns(workers, ROUNDS, STEPS)
+  return found
+
+
+def measure_generate() -> dict:
+  """Times a batch of greedy texts; the ratio is of times, so that twice as fast is 0.5."""
+  workers = {"jaxtune": Worker("jaxtune", "generate"), "transformers": Worker("others", "generate")}
+  return in_turns(workers, ROUNDS, 1)
 
 
 def measure_group() -> dict:
@@ -74,7 +102,7 @@ def measure_group() -> dict:
     ours = time.perf_counter() - began
   began = time.perf_counter()
   for trial in range(TRIALS):
-    run = [sys.executable, str(HERE / "with_peft.py"), "trial", str(trial), *TINY]
+    run = [sys.executable, str(HERE / "with_others.py"), "trial", str(trial), *TINY]
     subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
   theirs = time.perf_counter() - began
   return {
@@ -108,21 +136,25 @@ def versions() -> dict:
   }  # fmt: skip
 
 
-TEXT = """# Speed, beside peft
+TEXT = """# Speed, beside peft, adapters and transformers
 
-Written by `python experiments/speed/run.py` on {date}: {device}, {cores} cores, jax {jax},
-torch {torch}, peft {peft}. fp32. An update is of r = 8 on q and v with
-random weights; the 16 trials take 100 updates each on the bundled model, start-up and compilation
-included. The script says the rest; run it to get your own figures.
+Written by `make speed` on {date}: {device}, {cores} cores, jax {jax}, torch {torch}, peft {peft}.
+fp32. The script says the rest; run it to get your own figures. Below 1 jaxtune is faster, or
+smaller, than the faster one of the others.
 
-| | jaxtune | peft | ratio |
+| GPT-2 small, 4 x 128: an update, median ms | jaxtune | eager | torch.compile | ratio | of memory |
+| --- | ---: | ---: | ---: | ---: | ---: |
+{steps}
+
+| | jaxtune | others | ratio |
 | --- | ---: | ---: | ---: |
-| LoRA update, GPT-2 small, 4 x 128: median ms | {step_ours} | {step_theirs} | **{step_ratio}** |
-| the same: peak memory, MB | {peak_ours} | {peak_theirs} | {peak_ratio} |
-| 16 trials, start to end: seconds | {group_ours} | {group_theirs} | **{group_ratio}** |
+| 64 tokens for each of 8 prompts of 32, GPT-2 small: ms (transformers) | {ours} | {theirs} | \
+**{generate_ratio}** |
+| 16 trials of 100 updates on the bundled model, start to end: seconds (peft) | {group_ours} | \
+{group_theirs} | **{group_ratio}** |
 
-Below 1 jaxtune is faster, or smaller. Trials side by side in one vmap, ms of a trial's update in a
-group of 16: {chunks}. The default on this backend is {default}.
+Trials side by side in one vmap, ms of a trial's update in a group of 16: {chunks}.
+The default on this backend is {default}.
 
 Choices that ARCHITECTURE.md names, median ms in turns (attention with its gradient):
 
@@ -131,19 +163,24 @@ Choices that ARCHITECTURE.md names, median ms in turns (attention with its gradi
 
 
 def write(results: dict, folder: Path) -> None:
-  step, group = results["step"], results["group"]
+  group, generate = results["group"], results["generate"]
   choices = "\n".join(
     f"- {what}: " + ", ".join(f"{name} {ms}" for name, ms in row.items())
     for what, row in results["choices"].items()
   )
+  rows = []
+  for method, one in results["step"].items():
+    by_how = {name.rpartition(", ")[2]: ms for name, ms in one["ms"].items()}
+    cells = [by_how.get(how, "") for how in ("jaxtune", "eager", "compile")]
+    name = f"{NAMES[method]} ({OTHERS[method]})"
+    cells = [name, *cells, f"**{one['ratio']}**", one["memory_ratio"]]
+    rows.append("| " + " | ".join(map(str, cells)) + " |")
   chunks = ", ".join(f"{n} at a time {ms} ms" for n, ms in results["chunk"].items())
   text = TEXT.format(
-    **results["versions"],
-    step_ours=step["ms"]["jaxtune"], step_theirs=step["ms"]["peft"], step_ratio=step["ratio"],
-    peak_ours=step["peak_MB"]["jaxtune"], peak_theirs=step["peak_MB"]["peft"],
-    peak_ratio=round(step["peak_MB"]["jaxtune"] / step["peak_MB"]["peft"], 2),
-    group_ours=group["seconds"]["jaxtune"], group_theirs=group["seconds"]["peft"],
-    group_ratio=group["ratio"], chunks=chunks, choices=choices,
+    **results["versions"], steps="\n".join(rows), chunks=chunks, choices=choices,
+    ours=generate["ms"]["jaxtune"], theirs=generate["ms"]["transformers"],
+    generate_ratio=generate["ratio"], group_ours=group["seconds"]["jaxtune"],
+    group_theirs=group["seconds"]["peft"], group_ratio=group["ratio"],
     default="1" if results["versions"]["device"] == "cpu" else "all of them",
   )  # fmt: skip
   (folder / "README.md").write_text(text)
@@ -151,7 +188,7 @@ def write(results: dict, folder: Path) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--only", choices=("step", "group", "chunk", "choices"))
+  parser.add_argument("--only", choices=("step", "generate", "group", "chunk", "choices"))
   parser.add_argument("--tiny", action="store_true", help="the smallest sizes of everything")
   parser.add_argument("--out", type=Path, default=HERE, help="where results go")
   options = parser.parse_args()
@@ -159,6 +196,7 @@ def main() -> None:
   results = json.loads(path.read_text()) if only and path.exists() else {}
   measures = {
     "step": measure_step,
+    "generate": measure_generate,
     "chunk": measure_chunk,
     "choices": measure_choices,
     "group": measure_group,

@@ -6,6 +6,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -20,11 +21,15 @@ GPT2_SMALL = dict(
   model_type="gpt2", vocab_size=50257, n_embd=768, n_layer=12, n_head=12, n_positions=1024
 ) | (dict(n_embd=24, n_layer=2, n_head=2) if SMALLEST else {})
 BATCH, LENGTH = 4, 128
+METHODS = {
+  "lora": {"name": "lora", "rank": 8}, "prefix": {"name": "prefix", "length": 20},
+  "adapter": {"name": "adapter"}, "full": {"name": "full"},
+}  # fmt: skip
 UPDATES = 2 if SMALLEST else 100
 RATES, SEEDS = ([1e-3], [0, 1]) if SMALLEST else ([1e-3, 3e-3, 5e-3, 1e-2], [0, 1, 2, 3])
 
 
-def step() -> None:
+def step(method: str) -> None:
   """Answers each line of stdin with the times of so many updates, in ms."""
   from jaxtune import config
   from jaxtune.models import hf
@@ -33,7 +38,7 @@ def step() -> None:
 
   full = config.complete({
     "model": {"architecture": GPT2_SMALL, "remat": False}, "data": {"train": ""},
-    "method": {"name": "lora", "rank": 8}, "train": {"steps": 1000}, "optim": {"clip": None},
+    "method": METHODS[method], "train": {"steps": 1000}, "optim": {"clip": None},
   })  # fmt: skip
   pretrained = hf.load(**full["model"])
   made = trial.make(full, pretrained, None, "")
@@ -45,17 +50,49 @@ def step() -> None:
     "mask": np.ones((1, BATCH, LENGTH), bool),
     "weights": np.ones((1, BATCH, LENGTH), np.float32),
   }
+
+  def once() -> float:
+    nonlocal state
+    state, metrics = go(state, base, batch)
+    return float(metrics["loss"])
+
+  answer(once)
+
+
+def answer(once: Callable) -> None:
+  """Answers each line of stdin with the times of so many calls in ms, and the peak of memory."""
   for line in sys.stdin:
     times = []
     for _ in range(int(line) if line.strip().isdigit() else 3):
       began = time.perf_counter()
-      state, metrics = go(state, base, batch)
-      loss = float(metrics["loss"])
+      value = once()
       times.append(1000 * (time.perf_counter() - began))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     if on_device := jax.local_devices()[0].memory_stats():
       peak = on_device["peak_bytes_in_use"] / 1e6
-    print(json.dumps({"ms": times, "peak_MB": peak, "loss": round(loss, 3)}), flush=True)
+    loss = round(value, 3) if isinstance(value, float) else None
+    print(json.dumps({"ms": times, "peak_MB": peak, "loss": loss}), flush=True)
+
+
+def generate() -> None:
+  """Answers each line of stdin with the times of so many batches of texts, in ms."""
+  import jax.numpy as jnp
+
+  from jaxtune import peft
+  from jaxtune.evaluation.generate import generate as continued
+  from jaxtune.models import hf
+
+  rows, length, new = (2, 4, 3) if SMALLEST else (8, 32, 64)
+  pretrained = hf.load(architecture=GPT2_SMALL)
+  prompts = np.random.default_rng(0).integers(0, 50000, (rows, length)).astype(np.int32)
+  go = jax.jit(
+    lambda base, *texts: continued(
+      pretrained.model, peft.Adapted((), {"params": {}, "peft": {}}, {}, base), *texts,
+      max_new_tokens=new, stop_tokens=(-1,),
+    )
+  )  # fmt: skip
+  base = jax.tree.map(jnp.asarray, pretrained.params)
+  answer(lambda: go(base, prompts, np.ones(prompts.shape, bool)).block_until_ready())
 
 
 def sweep_config():
@@ -125,6 +162,7 @@ def choices() -> None:
   """Prints the ms of what ARCHITECTURE.md chose between: attention's gradient, and remat."""
   from jaxtune import config
   from jaxtune.models import hf
+  from jaxtune.models.context import Mask
   from jaxtune.models.layers import Attend
   from jaxtune.runs import programs, trial
   from jaxtune.training import step as update
@@ -135,12 +173,13 @@ def choices() -> None:
       rng.standard_normal((batch, length, n, size)).astype(np.float32)
       for n in (heads, groups, groups)
     )
-    mask = np.tril(np.ones((length, length), bool))[None, None].repeat(batch, 0)
+    mask = Mask(np.ones((batch, length), bool), causal=True)
+    plain = partial(jax.nn.dot_product_attention, mask=mask.array(length))
     gradients = {
       name: jax.jit(jax.grad(lambda *x, f=f, m=mask: (f(*x, m) ** 2).sum(), argnums=(0, 1, 2)))
       for name, f in (
         ("ours", Attend().bind({})),
-        ("jax.nn", lambda q, k, v, m: jax.nn.dot_product_attention(q, k, v, mask=m)),
+        ("jax.nn", lambda q, k, v, _, f=plain: f(q, k, v)),
       )
     }
     runs = {name: partial(f, q, k, v) for name, f in gradients.items()}
@@ -163,4 +202,5 @@ def choices() -> None:
 
 if __name__ == "__main__":
   name, *arguments = (text for text in sys.argv[1:] if text != "--tiny")
-  {"step": step, "group": group, "chunk": chunk, "choices": choices}[name](*arguments)
+  known = {f.__name__: f for f in (step, generate, group, chunk, choices)}
+  known[name](*arguments)

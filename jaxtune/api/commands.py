@@ -227,7 +227,7 @@ COMMANDS = {
   "templates": Command(_templates, "list the library of prompt templates", configurable=False),
   "plan": Command(_plan, "print groups, targets, memory and FLOPs; trains nothing",
                   _CONFIG | _MOST_TRIALS | {
-    "--device": dict(help="a device that need not be here, such as v5e, v5e:4x4 or h200"),
+    "--device": dict(help="a device that need not be here, such as v5e, v5e:4x4 or h200:8"),
   }),
 }
 # fmt: on

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
 
 from jaxtune import data, peft, schema
 from jaxtune.compose import mixed
 from jaxtune.errors import UserError, nearest
-from jaxtune.evaluation import generate
+from jaxtune.evaluation import generate, sampling, texts
 from jaxtune.runs.finished import Run
 from jaxtune.runs.trial import objective_of
+
+ROWS = 64  # texts that are continued at a time
 
 
 def complete(
@@ -43,28 +48,42 @@ def complete(
   which, run = _choose(runs, prompts, which), runs[0]
   c, tokenizer = run.pretrained.model.config, run.pretrained.tokenizer
   schema.check_arguments(complete, {"seed": seed})
-  generate.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
+  sampling.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
   if len(runs) == 1:
-    adapted, answer, chosen = run.adapted, generate.generate, ()
+    adapted, which_N = run.adapted, None
     ids = _encode(run, prompts, task)
   else:
-    adapted, answer, chosen = mixed.together(runs), mixed.complete, (jnp.asarray(which),)
+    adapted, which_N = mixed.together(runs), jnp.asarray(which)
     pairs = zip(which, prompts, strict=True)
     ids = [_encode(runs[i], [prompt], task)[0] for i, prompt in pairs]
   if not ids or not all(ids):
     raise UserError("a prompt is empty, or there is none: expected at least one token to continue")
   data.ids.check(tokenizer, ids, c.vocabulary, [f"prompt {n + 1}" for n in range(len(ids))])
   _check_room(runs, max(map(len, ids)), max_new_tokens)
-  tokens, mask = generate.pad_left(ids, tokenizer.eos_token_id, max(map(len, ids)))
-  options = dict(
-    max_new_tokens=max_new_tokens, stop_tokens=run.stop_tokens, temperature=temperature,
+  rows = min(len(ids), ROWS)
+  call = _program(
+    run, adapted, which_N, rows=rows, max_new_tokens=max_new_tokens, temperature=temperature,
     top_k=top_k, top_p=top_p, key=jax.random.key(seed),
   )  # fmt: skip
-  go = lambda overlay, base, *texts: answer(
-    run.pretrained.model, peft.Adapted(adapted.methods, *overlay, base), *chosen, *texts, **options
-  )
-  rows = jax.jit(go)(adapted.overlay, adapted.base, jnp.asarray(tokens), jnp.asarray(mask))
-  return [tokenizer.decode(generate.until_stop(row, run.stop_tokens)) for row in rows]
+  (made,) = texts.complete(call, [ids], rows, run.stop_tokens)
+  return [tokenizer.decode(one) for one in made]
+
+
+def _program(
+  run: Run, adapted: peft.Adapted, which_N: Int[Array, " N"] | None, **options: Any
+) -> Callable:
+  """Returns the compiled call that `texts.complete` makes, for a single trial."""
+
+  @jax.jit
+  def go(overlay: peft.Overlay, base: PyTree, batch: dict) -> Array:
+    one = jax.tree.map(lambda x: x[0], batch)
+    return generate.generate(
+      run.pretrained.model, peft.Adapted(adapted.methods, *overlay, base), one["tokens"],
+      one["mask"], count=one["count"], numbers_N=one["numbers"], stop_tokens=run.stop_tokens,
+      which_N=None if which_N is None else which_N[one["numbers"]], **options,
+    )[None]  # fmt: skip
+
+  return partial(go, adapted.overlay, adapted.base)
 
 
 def _check_room(runs: list[Run], longest: int, max_new_tokens: int) -> None:

@@ -48,9 +48,9 @@ def _facts(method: peft.Method) -> str:
   facts = []
   if method.trains is not None or method.overwrite is not None:
     facts.append("trains weights of the base, which must not be quantised")
-  if method.virtual_tokens is not None or method.positions:
+  if method.prepends or method.positions:
     facts.append("uses some of the model's positions")
-  if method.virtual_tokens is not None:
+  if method.prepends:
     facts.append("a stack can have one such method")
   facts.append(f"export formats: {', '.join(_formats(method)) or 'none'}")
   return "; ".join(facts)

@@ -1,25 +1,14 @@
-"""One batch for several adapters: each row is computed with its own, over one base.
+"""One stack of several adapters over one base, of which each row of a batch has its own.
 
-The rows' adapters are gathered from a stack (K, ...) and the forward pass is mapped over rows. The
-base's weights carry no row axis, so its products stay those of the whole batch; the adapters' own
-become batched products, a row's x times the row's a and b (the gathered matrix product of Punica,
-Chen et al. 2023), for every method that jaxtune has.
+`evaluation.decoding` computes such batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-from jax.typing import ArrayLike
-from jaxtyping import Array, Int, Key
+from collections.abc import Sequence
 
 from jaxtune import compose, peft, tree
 from jaxtune.errors import UserError
-from jaxtune.evaluation import generate
 from jaxtune.runs.finished import Run
 
 
@@ -57,35 +46,3 @@ def apart(one: Run, other: Run) -> str:
     if leaf.ndim != second[path].ndim or fixed(leaf) != fixed(second[path]):
       return f"{path} is {leaf.shape} in one and {second[path].shape} in the other"
   return ""
-
-
-def map_rows(call: Callable, adapted: peft.Adapted, which_B: ArrayLike, *rows: Any) -> Any:
-  """Maps call(weights with adapter which_B[i], row i of each of `rows`) over all rows.
-
-  Args:
-    adapted: with `tuned` and `hyper` of K adapters, as `together` returns them.
-    which_B: (B,) of 0 ... K - 1; traced or not.
-    *rows: arrays (B, ...).
-  """
-  one = lambda tuned, hyper, *row: call(adapted._replace(tuned=tuned, hyper=hyper), *row)
-  pick = lambda stacked: jax.tree.map(lambda x: x[which_B], stacked)
-  return jax.vmap(one)(pick(adapted.tuned), pick(adapted.hyper), *rows)
-
-
-def complete(
-  model: nn.Module,
-  adapted: peft.Adapted,
-  which_B: ArrayLike,
-  prompts_BT: ArrayLike,
-  mask_BT: ArrayLike,
-  *,
-  key: Key[Array, ""],
-  **options: Any,
-) -> Int[Array, "B new"]:
-  """Continues row i with adapter which_B[i]; see `generate.generate` for the rest."""
-
-  def row(one, prompt_T, mask_T, key):
-    return generate.generate(model, one, prompt_T[None], mask_T[None], key=key, **options)[0]
-
-  keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(which_B)))
-  return map_rows(row, adapted, which_B, prompts_BT, mask_BT, keys_B)

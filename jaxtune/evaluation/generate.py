@@ -1,157 +1,223 @@
-"""Text generation with a key/value cache: greedy, temperature, top-k and top-p."""
+"""Text generation with a key/value cache: greedy, temperature, top-k and top-p.
+
+All is one compiled loop: texts are begun, continued, and those that end make room for waiting ones.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxtune import peft, schema
-from jaxtune.errors import UserError
-from jaxtune.schema import Count, NonNegative, Share
+from jaxtune import peft
+from jaxtune.evaluation import decoding, sampling
+from jaxtune.models.decoder import Cache, replace_rows
+
+
+class Job(NamedTuple):
+  """Holds what stays the same while N texts are generated.
+
+  Attributes:
+    prompts, mask: (N, T), token ids and which of them are real.
+    keys: (N,), of the draws of each text; None for greedy ones.
+    count: how many texts are to be continued, the first ones.
+    together: how many texts are begun at a time.
+    new: how many tokens a text has at most.
+    stops: (stop tokens,).
+    draw: (logits (B, V), number of the token (B,), keys (B,)) -> tokens (B,).
+    calls: of the model.
+  """
+
+  prompts: Int[Array, "N T"]
+  mask: Bool[Array, "N T"]
+  keys: Key[Array, " N"] | None
+  count: Int[ArrayLike, ""]
+  together: int
+  new: int
+  stops: Int[Array, " stops"]
+  draw: Callable
+  calls: decoding.Calls
+
+
+class Texts(NamedTuple):
+  """Holds what has been generated of N texts, of which B are continued at a time.
+
+  Attributes:
+    cache: of the B rows.
+    numbers: (B,), the number of the text that each row continues; N where it continues none.
+    last: (B,), the last token of each row.
+    tokens: (N, new), those drawn so far.
+    counts: (N,), how many.
+    begun: (), how many texts have been begun; the others wait.
+  """
+
+  cache: Cache
+  numbers: Int[Array, " B"]
+  last: Int[Array, " B"]
+  tokens: Int[Array, "N new"]
+  counts: Int[Array, " N"]
+  begun: Int[Array, ""]
 
 
 def generate(
   model: nn.Module,
   adapted: peft.Adapted,
-  prompts_BT: Int[Array, "B T"],
-  mask_BT: Bool[Array, "B T"],
+  prompts_NT: Int[Array, "N T"],
+  mask_NT: Bool[Array, "N T"],
   *,
   max_new_tokens: int,
   stop_tokens: tuple[int, ...],
+  rows: int | None = None,
+  count: Int[ArrayLike, ""] | None = None,
+  which_N: Int[Array, " N"] | None = None,
   temperature: float = 0.0,
   top_k: int | None = None,
   top_p: float | None = None,
   key: Key[Array, ""] | None = None,
-  rows_B: Int[Array, " B"] | None = None,
-) -> Int[Array, "B new"]:
+  numbers_N: Int[Array, " N"] | None = None,
+) -> Int[Array, "N new"]:
   """Continues left-padded prompts, or answers them; pure, to be jitted by the caller.
 
   An encoder-decoder reads the prompts in its encoder and begins its output with
   `config.decoder_start`, which is not returned.
 
   Args:
-    prompts_BT, mask_BT: token ids and which of them are real; padding is on the left.
+    prompts_NT, mask_NT: token ids and which of them are real; padding is on the left.
     max_new_tokens: how many tokens at most.
-    stop_tokens: a row ends with the first token that it draws of these.
+    stop_tokens: a text ends with the first token that it draws of these.
+    rows: how many texts are continued at a time; default all. The others wait, and take the places
+      of those that end, a quarter of the rows at a time (continuous batching).
+    count: how many texts are to be continued, the first ones; default all.
+    which_N: which of several adapters continues each text; see `decoding.calls`.
     temperature: 0 is greedy; then the other options are not used.
     top_k: draw among the k likeliest tokens.
     top_p: draw among the likeliest tokens that together reach probability p.
-    key: of the draws. Each row draws by a key of its own, which is made of `key` and the row's
-      number, so that it does not depend on the rows beside it.
-    rows_B: numbers of the rows; default 0, 1, 2, ...
+    key: of the draws. Each text draws by a key of its own, which is made of `key` and its number,
+      so that it does not depend on the texts beside it.
+    numbers_N: numbers of the texts; default 0, 1, 2, ...
 
   Returns:
-    (B, max_new_tokens) token ids; every token after a row's stop token repeats it.
+    (N, max_new_tokens) token ids; every token after a text's stop token repeats it.
   """
-  batch = prompts_BT.shape[0]
-  call = lambda method, *args: peft.apply(model, adapted, *args, method=method)
-  step = partial(call, model.decode)
-  stops = jnp.asarray(stop_tokens)
-  rows_B = jnp.arange(batch) if rows_B is None else rows_B
-  keys_B = jax.vmap(partial(jax.random.fold_in, key))(rows_B) if temperature else None
-  draw = partial(_draw, keys_B=keys_B, temperature=temperature, top_k=top_k, top_p=top_p)
-
-  def body(carry):
-    n, done_B, last_B, out_BT, cache = carry
-    logits_BV, cache = step(last_B[:, None], cache)
-    new_B = jnp.where(done_B, last_B, draw(logits_BV, n))
-    out_BT = jax.lax.dynamic_update_slice_in_dim(out_BT, new_B[:, None], n, 1)
-    return n + 1, done_B | jnp.isin(new_B, stops), new_B, out_BT, cache
-
-  prompts_BT, mask_BT = make_room(adapted, prompts_BT, mask_BT)
-  logits_BV, cache = step(*call(model.begin_decoding, prompts_BT, mask_BT, max_new_tokens))
-  first_B = draw(logits_BV, 0)
-  out_BT = jnp.broadcast_to(first_B[:, None], (batch, max_new_tokens))
-  carry = (jnp.asarray(1), jnp.isin(first_B, stops), first_B, out_BT, cache)
-  unfinished = lambda carry: (carry[0] < max_new_tokens) & ~carry[1].all()
-  n, _, last_B, out_BT, _ = jax.lax.while_loop(unfinished, body, carry)
-  return jnp.where(jnp.arange(max_new_tokens) < n, out_BT, last_B[:, None])
-
-
-def _draw(
-  logits_BV: Float[Array, "B V"],
-  n: int | Array,
-  keys_B: Key[Array, " B"] | None,
-  temperature: float,
-  top_k: int | None,
-  top_p: float | None,
-) -> Int[Array, " B"]:
-  """Draws token n of each row with the row's own key; greedily where the temperature is 0."""
-  if not temperature:
-    return logits_BV.argmax(-1).astype(jnp.int32)
-  keys_B = jax.vmap(lambda key: jax.random.fold_in(key, n))(keys_B)
-  kept_BV = restrict(logits_BV / temperature, top_k, top_p)
-  return jax.vmap(jax.random.categorical)(keys_B, kept_BV).astype(jnp.int32)
+  total = len(prompts_NT)
+  rows = min(rows or total, total)
+  numbers_N = jnp.arange(total) if numbers_N is None else numbers_N
+  job = Job(
+    jnp.asarray(prompts_NT),
+    jnp.asarray(mask_NT),
+    jax.vmap(partial(jax.random.fold_in, key))(numbers_N) if temperature else None,
+    total if count is None else count,
+    rows if rows == total else -(-rows // 4),
+    max_new_tokens,
+    jnp.asarray(stop_tokens),
+    partial(sampling.draw, temperature=temperature, top_k=top_k, top_p=top_p),
+    decoding.calls(model, adapted, max_new_tokens, which_N),
+  )
+  texts = jax.lax.while_loop(
+    lambda texts: anywhere(_goes_on(texts) | (texts.begun < job.count)),
+    lambda texts: _continue(job, _begin(job, texts)),
+    _none_yet(job, rows),
+  )
+  last_N1 = jnp.maximum(texts.counts - 1, 0)[:, None]
+  at_Nn = jnp.minimum(jnp.arange(max_new_tokens)[None], last_N1)
+  return jnp.take_along_axis(texts.tokens, at_Nn, 1)
 
 
-def make_room(
-  adapted: peft.Adapted, prompts_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
-) -> tuple[Int[Array, "B T_and_P"], Bool[Array, "B T_and_P"]]:
-  """Adds positions before each row's first token, for methods that put a prompt there."""
-  for method in adapted.methods:
-    fixed = peft.arrays_of(method, adapted.hyper)
-    slots_P = None if method.virtual_tokens is None else method.virtual_tokens(fixed)
-    if slots_P is not None:
-      prompts_BT = jnp.pad(prompts_BT, ((0, 0), (len(slots_P), 0)))
-      padding_B1 = prompts_BT.shape[1] - slots_P.sum() - mask_BT.sum(1, keepdims=True)
-      mask_BT = jnp.arange(prompts_BT.shape[1])[None] >= padding_B1
-  return prompts_BT, mask_BT
+@custom_vmap
+def anywhere(true: Bool[Array, ""]) -> Bool[Array, ""]:
+  """Says whether something is true, under vmap: in any of the mapped cases.
 
-
-def restrict(
-  logits_BV: Float[Array, "B V"], top_k: int | None, top_p: float | None
-) -> Float[Array, "B V"]:
-  """Sets the logits of tokens outside the top k, or outside the nucleus of mass p, to -inf.
-
-  The nucleus is that of the top k, where both are given. Of equally likely tokens the first ones
-  stay, as with argmax.
+  A loop whose condition is the same in all cases does not choose in each between its old and its
+  new state, after every step.
   """
-  if top_k is None and top_p in (None, 1.0):
-    return logits_BV
-  order_BV = jnp.argsort(logits_BV, -1, descending=True, stable=True)
-  ordered_BV = jnp.take_along_axis(logits_BV, order_BV, -1)
-  if top_k is not None:
-    kept_1V = (jnp.arange(logits_BV.shape[-1]) < top_k)[None]
-    ordered_BV = jnp.where(kept_1V, ordered_BV, -jnp.inf)
-  if top_p is not None and top_p < 1:
-    p_BV = jax.nn.softmax(ordered_BV)
-    before_BV = jnp.cumsum(p_BV, -1) - p_BV
-    ordered_BV = jnp.where(before_BV < top_p, ordered_BV, -jnp.inf)
-  return jnp.put_along_axis(logits_BV, order_BV, ordered_BV, -1, inplace=False)
+  return true
 
 
-def check_options(
-  vocabulary: int,
-  max_new_tokens: Count,
-  temperature: NonNegative,
-  top_k: Count | None,
-  top_p: Share | None,
-) -> None:
-  """Raises UserError for sampling options out of range."""
-  schema.check_arguments(check_options, locals())
-  if top_k is not None and top_k > vocabulary:
-    raise UserError(f"top_k is {top_k}, expected at most the vocabulary's {vocabulary}")
+@anywhere.def_vmap
+def _anywhere(size: int, mapped: list[bool], true: Bool[Array, " E"]) -> tuple[Array, bool]:
+  return (true.any() if mapped[0] else true), False
 
 
-def pad_left(
-  prompts: list[list[int]], pad: int, length: int
-) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
-  """Pads prompts of at most `length` tokens on the left; returns ids and mask, true on tokens."""
-  tokens_BT = np.full((len(prompts), length), pad, np.int32)
-  mask_BT = np.zeros((len(prompts), length), bool)
-  for i, prompt in enumerate(prompts):
-    tokens_BT[i, length - len(prompt) :] = prompt
-    mask_BT[i, length - len(prompt) :] = True
-  return tokens_BT, mask_BT
+def _goes_on(texts: Texts) -> Bool[Array, ""]:
+  """Says whether any row continues a text."""
+  return (texts.numbers < len(texts.tokens)).any()
 
 
-def until_stop(tokens: Iterable[int], stop_tokens: tuple[int, ...]) -> list[int]:
-  """Returns the generated ids of a row before its first stop token."""
-  return list(itertools.takewhile(lambda token: token not in stop_tokens, map(int, tokens)))
+def _has_room(job: Job, texts: Texts) -> Bool[Array, ""]:
+  """Says whether texts wait, and there are rows for as many as are begun together."""
+  waiting = job.count - texts.begun
+  free = (texts.numbers == len(texts.tokens)).sum()
+  return (waiting > 0) & (free >= jnp.minimum(job.together, waiting))
+
+
+def _none_yet(job: Job, rows: int) -> Texts:
+  """Returns texts of which none has been begun, and an empty cache."""
+  total, length = job.prompts.shape
+  outline = lambda dtype: jax.ShapeDtypeStruct((rows, length), dtype)
+  numbers_B = jnp.full(rows, total)
+  _, cache = jax.eval_shape(job.calls.prefill, numbers_B, outline(jnp.int32), outline(bool))
+  return Texts(
+    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), cache),
+    numbers_B,
+    jnp.zeros(rows, jnp.int32),
+    jnp.zeros((total, job.new), jnp.int32),
+    jnp.zeros(total, jnp.int32),
+    jnp.zeros((), jnp.int32),
+  )
+
+
+def _begin(job: Job, texts: Texts) -> Texts:
+  """Gives waiting texts to rows that continue none, and draws the first token of each."""
+  total = len(texts.tokens)
+  rows_R = jnp.argsort(texts.numbers != total, stable=True)[: job.together]
+  numbers_R = texts.begun + jnp.arange(job.together)
+  chosen_R = (texts.numbers[rows_R] == total) & (numbers_R < job.count)
+  numbers_R = jnp.where(chosen_R, numbers_R, total)
+  own = lambda x_NT: x_NT.at[numbers_R].get(mode="clip")
+  logits_RV, cache = job.calls.prefill(numbers_R, own(job.prompts), own(job.mask))
+  texts, going_R, drawn_R = _advance(job, texts, numbers_R, logits_RV)
+  put = lambda old_B, new_R: old_B.at[rows_R].set(jnp.where(chosen_R, new_R, old_B[rows_R]))
+  return texts._replace(
+    cache=replace_rows(texts.cache, cache, rows_R, chosen_R),
+    numbers=put(texts.numbers, going_R),
+    last=put(texts.last, drawn_R),
+    begun=texts.begun + chosen_R.sum(),
+  )
+
+
+def _continue(job: Job, texts: Texts) -> Texts:
+  """Draws tokens of every row, until all texts have ended or waiting ones can be begun."""
+
+  def step(texts: Texts) -> Texts:
+    logits_BV, cache = job.calls.decode(texts.numbers, texts.last, texts.cache)
+    texts, numbers_B, last_B = _advance(job, texts, texts.numbers, logits_BV)
+    return texts._replace(cache=cache, numbers=numbers_B, last=last_B)
+
+  texts = jax.lax.while_loop(
+    lambda texts: anywhere(_goes_on(texts)) & ~anywhere(_has_room(job, texts)),
+    step,
+    texts._replace(cache=job.calls.unstack(texts.cache)),
+  )
+  return texts._replace(cache=job.calls.stack(texts.cache))
+
+
+def _advance(
+  job: Job, texts: Texts, numbers_B: Int[Array, " B"], logits_BV: Float[Array, "B V"]
+) -> tuple[Texts, Int[Array, " B"], Int[Array, " B"]]:
+  """Draws a token of each text; returns also the numbers, N for texts that end, and the tokens."""
+  at_B = texts.counts.at[numbers_B].get(mode="clip")
+  keys_B = None if job.keys is None else job.keys[numbers_B]
+  drawn_B = job.draw(logits_BV, at_B, keys_B)
+  ends_B = jnp.isin(drawn_B, job.stops) | (at_B + 1 == job.new)
+  texts = texts._replace(
+    tokens=texts.tokens.at[numbers_B, at_B].set(drawn_B, mode="drop"),
+    counts=texts.counts.at[numbers_B].add(1, mode="drop"),
+  )
+  return texts, jnp.where(ends_B, len(texts.tokens), numbers_B), drawn_B

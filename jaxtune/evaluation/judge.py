@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from jaxtune import data, hosts, metrics, peft, sharding
-from jaxtune.evaluation import generate
+from jaxtune.evaluation import generate, texts
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.training.step import Program, judge
 
@@ -24,8 +24,8 @@ class Evaluator(NamedTuple):
 
   Attributes:
     rows: (overlays, base, batch (E, 1, B, ...)) -> {"loss": (E, B), ...}; see `step.judge`.
-    complete: (overlays, base, {"tokens", "mask" (E, B, T), "seed" (E,), "rows" (E, B)}) -> ids
-      (E, B, max_new_tokens).
+    complete: (overlays, base, {"tokens", "mask" (E, N, T), "numbers" (E, N), "count", "seed"
+      (E,)}) -> ids (E, N, max_new_tokens); see `generate.generate`.
     objective: the objective's module.
     parallel: the layout of the devices.
     options: the `evaluate` section.
@@ -90,9 +90,9 @@ def make(
     adapted = peft.Adapted(program.methods, *overlay, base)
     return generate.generate(
       program.model, adapted, prompts["tokens"], prompts["mask"],
-      max_new_tokens=options.max_new_tokens, stop_tokens=stop_tokens,
-      temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
-      key=jax.random.key(prompts["seed"]), rows_B=prompts["rows"],
+      max_new_tokens=options.max_new_tokens, stop_tokens=stop_tokens, rows=options.batch_size,
+      count=prompts["count"], temperature=options.temperature, top_k=options.top_k,
+      top_p=options.top_p, key=jax.random.key(prompts["seed"]), numbers_N=prompts["numbers"],
     )  # fmt: skip
 
   grouped = lambda overlays, base, batch, axis=None: sharding.over(partial(rows, axis=axis), chunk)(
@@ -171,26 +171,15 @@ def completions(
   Args:
     seeds: one for each trial; a draw depends on it and on the prompt's number, not on the batch.
   """
-  stops, count = evaluator.stop_tokens, max(map(len, prompts))
-  size = min(evaluator.options.batch_size, count)
-  longest = max(len(prompt) for asked in prompts for prompt in asked)  # one shape, compiled once
+  seeds_E = np.asarray(seeds, np.int32)
+  made = texts.complete(
+    lambda batch: hosts.fetch(evaluator.complete(overlays, base, batch | {"seed": seeds_E})),
+    prompts,
+    evaluator.options.batch_size,
+    evaluator.stop_tokens,
+  )
   decode = partial(evaluator.tokenizer.decode, skip_special_tokens=True)
-  texts: list[list[str]] = [[] for _ in prompts]
-  for start in tqdm(range(0, count, size), "generating", leave=False, disable=hosts.bars()):
-    parts = [asked[start : start + size] for asked in prompts]
-    filled = [
-      part + asked[:1] * (size - len(part)) for part, asked in zip(parts, prompts, strict=True)
-    ]
-    padded = [generate.pad_left(rows, stops[0], longest) for rows in filled]
-    tokens_EBT, mask_EBT = map(np.stack, zip(*padded, strict=True))
-    rows_EB = np.broadcast_to(np.arange(start, start + size), (len(prompts), size))
-    batch = {"tokens": tokens_EBT, "mask": mask_EBT, "rows": rows_EB}
-    batch["seed"] = np.asarray(seeds, np.int32)
-    ids_EBT = hosts.fetch(evaluator.complete(overlays, base, batch))
-    for e, part in enumerate(parts):
-      kept = [generate.until_stop(ids_T, stops) for ids_T in ids_EBT[e, : len(part)]]
-      texts[e] += [decode(ids).strip() for ids in kept]
-  return texts
+  return [[decode(ids).strip() for ids in of_trial] for of_trial in made]
 
 
 def judge_splits(

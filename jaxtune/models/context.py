@@ -20,7 +20,8 @@ class Mask(struct.PyTreeNode):
   Attributes:
     keys: whether a key is real.
     causal: whether a query cannot attend to the slots behind its own.
-    start: the slot of the first query, with a cache; None without one, where it is 0.
+    start: the slot of the query, with a cache, whose slots are used in a circle: the ones behind
+      `start` are the oldest. None without a cache, where queries and keys have the same slots.
     segments: a query attends to keys of its own segment, and to those of the segment ANY. Queries
       and keys then have the same slots.
     open: whether there may be keys of the segment ANY.
@@ -60,8 +61,10 @@ class Mask(struct.PyTreeNode):
 
   def ahead(self, length: int) -> Int[Array, "T S"]:
     """Returns how many slots each key is ahead of each of `length` queries."""
-    start = 0 if self.start is None else self.start
-    return jnp.arange(self.keys.shape[1])[None] - (start + jnp.arange(length)[:, None])
+    slots_S = jnp.arange(self.keys.shape[1])
+    if self.start is not None:
+      return -((self.start - slots_S) % len(slots_S))[None]
+    return slots_S[None] - jnp.arange(length)[:, None]
 
 
 class Context(NamedTuple):
@@ -70,9 +73,11 @@ class Context(NamedTuple):
   Attributes:
     mask: which keys each token attends to.
     positions: the position of each token.
-    cache: `decoder.Cache.layers`; None without a cache.
-    index: the slot of the cache that the first of the T tokens is written to; None without a cache.
+    cache: `decoder.Cache.layers`, to which the one token is added; {} to begin a cache with the T
+      tokens; None without a cache.
+    index: the slot of the cache that the token is written to; None without one to add to.
     encoded: the encoder's (states (B, S, D), mask (B, S)); None without an encoder.
+    after: how many tokens may follow the last one.
   """
 
   mask: Mask
@@ -80,6 +85,7 @@ class Context(NamedTuple):
   cache: Any = None
   index: Any = None
   encoded: Any = None
+  after: Any = 0
 
 
 def row_context(mask_BT: Bool[Array, "B T"], causal: bool) -> Context:
@@ -95,7 +101,7 @@ class Shared(NamedTuple):
   """Holds what all layers read.
 
   Attributes:
-    index: the slot of the cache that the first of the T tokens is written to; None without a cache.
+    index: the slot of the cache that the token is written to; None without one to add to.
     mask: which keys each token attends to, without the window of local layers.
     tables: cos and sin of rotary positions; None for a model without them.
     local_tables: those of local layers; None if they are the same.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,30 +23,60 @@ HEAD = ("embed", "head", "logit_bias")  # what computes logits from states
 
 
 class Cache(NamedTuple):
-  """Holds the keys and values of the tokens processed so far.
+  """Holds the keys and values of the tokens processed so far, of B rows.
+
+  Its S slots are used in a circle: behind the last one comes the first, and a new token takes the
+  slot of the oldest. So rows that began at different times share one cache.
 
   Attributes:
-    layers: {"self": (keys, values)}, each (L, B, S, K, H), with room for S tokens. After the first
-      step of an encoder-decoder also "cross": (keys, values), computed from the encoder's states.
-    mask: (B, S), false at the padding left of a short prompt, true at every other slot.
-    index: (), how many slots are filled.
-    encoded: the (states (B, S, D), mask (B, S)) of an encoder-decoder's encoder; the states are
-      None once layers["cross"] exists.
+    layers: {"self": (keys, values)}, each (L, B, K, S, H). For an encoder-decoder also "cross":
+      (keys, values), computed from the encoder's states.
+    mask: (B, S), which slots hold a token.
+    index: (), the slot of the next token.
+    lengths: (B,), how many tokens each row has, which is the position of its next one.
+    after: (B,), how many tokens may follow those.
+    encoded: (B, S), which of an encoder's states are real; None without an encoder.
   """
 
   layers: Any
   mask: jax.Array
   index: jax.Array
+  lengths: jax.Array
+  after: jax.Array
   encoded: Any = None
 
 
-def new_cache(config: Config, prompt_mask_BT: Bool[Array, "B T"], slots: int) -> Cache:
-  """Makes an empty cache with room for `slots` tokens, including the left-padded prompts."""
-  batch, length = prompt_mask_BT.shape
-  shape = (config.layers, batch, slots, config.kv_heads, config.head_size)
-  empty = jnp.zeros(shape, config.dtype)
-  mask = jnp.pad(prompt_mask_BT, ((0, 0), (0, slots - length)), constant_values=True)
-  return Cache({"self": (empty, empty)}, mask, jnp.zeros((), jnp.int32))
+# The axis of rows in each part of a cache.
+ROW_AXES = Cache(layers=1, mask=0, index=None, lengths=0, after=0, encoded=0)
+
+
+def map_rows(function: Callable, cache: Cache, *others: Cache) -> Cache:
+  """Returns a cache of function(axis of rows, array of each cache), with the first one's index."""
+  parts = {
+    name: jax.tree.map(partial(function, axis), *(getattr(one, name) for one in (cache, *others)))
+    for name, axis in ROW_AXES._asdict().items()
+    if axis is not None
+  }
+  return cache._replace(**parts)
+
+
+def replace_rows(
+  cache: Cache, new: Cache, rows_R: Int[Array, " R"], chosen_R: Bool[Array, " R"]
+) -> Cache:
+  """Replaces the chosen ones of a cache's rows by those of a new cache, of as many slots.
+
+  The last token of every new row comes to the slot before the cache's next one.
+  """
+  turned = lambda x, axis: jnp.roll(x, cache.index - new.index, axis)
+  self_attention = jax.tree.map(partial(turned, axis=3), new.layers["self"])
+  new = new._replace(layers=new.layers | {"self": self_attention}, mask=turned(new.mask, 1))
+
+  def put(axis: int, old: Array, rows: Array) -> Array:
+    at = (slice(None),) * axis + (rows_R,)
+    chosen = chosen_R.reshape(-1, *[1] * (old.ndim - axis - 1))
+    return old.at[at].set(jnp.where(chosen, rows, old[at]))
+
+  return map_rows(put, cache, new)
 
 
 class LanguageModel(nn.Module):
@@ -65,22 +97,44 @@ class LanguageModel(nn.Module):
     if c.logit_bias:
       self.logit_bias = self.param("logit_bias", nn.initializers.zeros, (1, c.vocabulary))
 
-  def decode(self, tokens_BT: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-    """Processes the T tokens after those in the cache.
+  def begin_cache(
+    self, tokens_BT: Int[Array, "B T"], context: Context, room: int
+  ) -> tuple[Float[Array, "B V"], Cache]:
+    """Processes the first T tokens, padded on the left.
+
+    Args:
+      context: of whole rows.
+      room: how many tokens may follow.
 
     Returns:
-      The last token's logits in fp32, and the cache with the T tokens added. The first call
-      replaces an encoder's states by the keys and values of cross-attention.
+      The last token's logits in fp32, and a cache that has as many more slots.
     """
-    index, length = cache.index, tokens_BT.shape[1]
-    mask = Mask(cache.mask, causal=True, start=index)
-    positions_BS = jnp.maximum(jnp.cumsum(cache.mask, 1) - 1, 0)
-    positions_BT = jax.lax.dynamic_slice_in_dim(positions_BS, index, length, 1)
-    context = Context(mask, positions_BT, cache.layers, index, cache.encoded)
-    x_BTD, layers = self.trunk(self.embed_tokens(tokens_BT), context)
-    encoded = None if cache.encoded is None else (None, cache.encoded[1])
-    cache = cache._replace(layers=layers, index=index + length, encoded=encoded)
+    context = context._replace(cache={}, after=room)
+    x_BTD, (layers, mask_BS) = self.trunk(self.embed_tokens(tokens_BT), context)
+    grown = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, room), (0, 0)))
+    cache = Cache(
+      layers | {"self": jax.tree.map(grown, layers["self"])},
+      jnp.pad(mask_BS, ((0, 0), (0, room))),
+      jnp.asarray(mask_BS.shape[1] % (mask_BS.shape[1] + room)),
+      mask_BS.sum(1),
+      jnp.full(len(mask_BS), room),
+      None if context.encoded is None else context.encoded[1],
+    )
     return self.logits(x_BTD[:, -1:])[:, 0], cache
+
+  def decode(self, tokens_B: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+    """Processes the next token of each row; returns its logits in fp32, and the updated cache."""
+    index, after_B = cache.index, cache.after - 1
+    mask_BS = cache.mask.at[:, index].set(True)
+    mask = Mask(mask_BS, causal=True, start=index)
+    encoded = None if cache.encoded is None else (None, cache.encoded)
+    context = Context(mask, cache.lengths[:, None], cache.layers, index, encoded, after_B[:, None])
+    x_B1D, (layers, _) = self.trunk(self.embed_tokens(tokens_B[:, None]), context)
+    cache = cache._replace(
+      layers=layers, mask=mask_BS, index=(index + 1) % mask_BS.shape[1],
+      lengths=cache.lengths + 1, after=after_B,
+    )  # fmt: skip
+    return self.logits(x_B1D)[:, 0], cache
 
   def embed_tokens(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Returns the embeddings of tokens, multiplied by `Config.embed_scale`."""
@@ -161,8 +215,8 @@ class Decoder(LanguageModel):
       return self.score(score, x_BTD, targets)
     return self.logits(x_BTD) if self.config.head is None else self.head(x_BTD, mask_BT)
 
-  def begin_decoding(
-    self, prompts_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"], new_tokens: int
-  ) -> tuple[Int[Array, "B T"], Cache]:
-    """Returns the tokens for the first call of `decode`, the prompts, and an empty cache."""
-    return prompts_BT, new_cache(self.config, mask_BT, prompts_BT.shape[1] + new_tokens)
+  def prefill(
+    self, prompts_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"], room: int
+  ) -> tuple[Float[Array, "B V"], Cache]:
+    """Processes prompts that are padded on the left; see `begin_cache`."""
+    return self.begin_cache(prompts_BT, row_context(mask_BT, causal=True), room)

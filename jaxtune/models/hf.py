@@ -108,14 +108,15 @@ def load(
     UserError: for a family that is not supported, tensors that are missing, unexpected or
       misshaped, a truncated file, a folder that is not a model, a hub name that cannot be loaded.
   """
-  if attention == "splash" and jax.default_backend() != "tpu":
-    raise UserError(
-      f"model.attention is 'splash', expected a TPU; this is a {jax.default_backend()}: "
-      "leave it at None"
-    )
   outlined = outline(path, architecture=architecture, tokenizer=tokenizer, head=head,
                      labels=labels, dtype=dtype, remat=remat, quantize=quantize,
                      unroll=unroll, attention=attention)  # fmt: skip
+  here, needed = jax.default_backend(), {"splash": "tpu", "cudnn": "gpu"}.get(attention)
+  if needed not in (None, here):
+    raise UserError(
+      f"model.attention is {attention!r}, expected a {needed.upper()}; this is a {here}: "
+      "leave it at None"
+    )
   model, folder, hf_config = outlined.model, outlined.folder, outlined.hf_config
   weights.check_memory(outlined.params)
   if folder:
@@ -180,8 +181,6 @@ def language(
   """
   folder, hf_config, family = _source(path, architecture)
   config = _model_config(family, hf_config, dtype=DTYPES[dtype], **computation)
-  if config.attention is not None:  # the fused kernel raises its errors when it is traced
-    abstract(make_model(config))
   return tokenizers.load(tokenizer, folder), config.decoder_start, config.vocabulary
 
 
@@ -234,6 +233,11 @@ def _model_config(family: Any, hf_config: dict, **overrides: Any) -> Config:
       f"config.json: outputs begin with the tokens {config.decoder_start}, beyond the vocabulary "
       f"of {config.vocabulary}"
     )
+  fused = "model.attention is 'cudnn', expected None: the kernel"
+  if config.attention == "cudnn" and config.softcap is not None:
+    raise UserError(f"{fused} does not bound the scores of attention, as this model does")
+  if config.attention == "cudnn" and config.dtype != jnp.bfloat16:
+    raise UserError(f"{fused} is for model.dtype = 'bfloat16', on a GPU")
   return config
 
 

@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxtune.errors import UserError
 from jaxtune.models.context import Mask
 
 ACTIVATIONS = {
@@ -42,12 +41,14 @@ ACTIVATIONS = {
 }
 
 
-def suits_splash(platform: str, length: int) -> bool:
-  """Says whether attention of rows of this length is left to the kernel for TPUs by default.
+def choose_attention(platform: str, length: int) -> str:
+  """Returns how attention of rows of this length is computed by default: see `Attend`.
 
-  Shorter rows would mostly be padding of its tiles.
+  Rows of less than 512 tokens would mostly be padding of the tiles of TPUs' kernel.
   """
-  return platform == "tpu" and length >= 512
+  if platform in ("gpu", "cuda"):
+    return "cudnn"
+  return "splash" if platform == "tpu" and length >= 512 else "plain"
 
 
 def lift(array: jax.Array, like: jax.Array) -> jax.Array:
@@ -131,9 +132,9 @@ class Attend(nn.Module):
   `softcap` c, then the bias is added.
 
   `implementation` is "plain" for matrix products with a softmax in fp32, on any device; "splash"
-  for jax's kernel for TPUs, where it has rules for the mask, and plain products elsewhere; "cudnn"
-  for jax's kernel for NVIDIA GPUs (bf16 or fp16). None is "splash" on a TPU, where rows are long
-  enough to gain by it, and "plain" on other devices.
+  for jax's kernel for TPUs, and "cudnn" for that for NVIDIA GPUs (bf16 or fp16), each with plain
+  products for what it does not take. None is "splash" on a TPU, where rows are long enough to gain
+  by it, "cudnn" on a GPU, and "plain" on other devices.
   """
 
   implementation: str | None = None
@@ -148,21 +149,21 @@ class Attend(nn.Module):
     mask: Mask,
     bias_1NTS: Float[Array, "1 N T S"] | None = None,
   ) -> Float[Array, "B T N H"]:
-    if self.implementation == "cudnn":
-      return self._fused(q_BTNH, k_BSKH, v_BSKH, bias_1NTS, mask.array(q_BTNH.shape[1]))
     batch, length, heads, size = q_BTNH.shape
     scale = size**-0.5 if self.scale is None else self.scale
-    if bias_1NTS is None and self._by_splash(length):
-      from jaxtune.models import splash  # not before: other devices do without its kernel
+    kernel = self.implementation or choose_attention(jax.default_backend(), length)
+    if bias_1NTS is None and kernel != "plain":
+      from jaxtune.models import cudnn, splash  # not before: other devices do without their kernels
 
-      y_BTNH = splash.attend(q_BTNH, k_BSKH, v_BSKH, mask, scale, self.softcap)
+      fused = splash if kernel == "splash" else cudnn
+      y_BTNH = fused.attend(q_BTNH, k_BSKH, v_BSKH, mask, scale, self.softcap)
       if y_BTNH is not None:
         return y_BTNH
     groups = k_BSKH.shape[2]
     # One product for all queries of a key/value head is faster than one each: experiments/speed.
     q_BKMH = q_BTNH.transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)
-    k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
-    scores_BKMS = (q_BKMH @ k_BKHS).astype(jnp.float32) * scale
+    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    scores_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH).astype(jnp.float32) * scale
     if self.softcap is not None:
       scores_BKMS = self.softcap * jnp.tanh(scores_BKMS / self.softcap)
     scores_BKGTS = scores_BKMS.reshape(batch, groups, heads // groups, length, -1)
@@ -173,28 +174,6 @@ class Attend(nn.Module):
     weights_BKGTS = jax.nn.softmax(scores_BKGTS).astype(v_BSKH.dtype)
     weights_BKMS = weights_BKGTS.reshape(batch, groups, -1, scores_BKGTS.shape[-1])
     return (weights_BKMS @ v_BKSH).reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
-
-  def _by_splash(self, length: int) -> bool:
-    """Says whether rows of this length are given to the kernel for TPUs."""
-    if self.implementation is None:
-      return suits_splash(jax.default_backend(), length)
-    return self.implementation == "splash"
-
-  def _fused(self, *arrays: jax.Array | None) -> jax.Array:
-    """Calls jax's kernel on (q, k, v, bias, mask).
-
-    Raises:
-      UserError: with a softcap, which the kernel lacks, or if it refuses the device, type or sizes.
-    """
-    unfit = f"model.attention {self.implementation!r} cannot be used here"
-    if self.softcap is not None:
-      raise UserError(f"{unfit}: it does not bound the scores of attention, as this model does")
-    try:
-      return jax.nn.dot_product_attention(
-        *arrays, scale=self.scale, implementation=self.implementation
-      )
-    except (NotImplementedError, RuntimeError, ValueError) as error:
-      raise UserError(f"{unfit}: expected None, or bfloat16 on a GPU ({error})") from error
 
 
 class Residual(nn.Module):

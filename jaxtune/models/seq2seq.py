@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune.errors import UserError
 from jaxtune.models.context import row_context
-from jaxtune.models.decoder import Cache, LanguageModel, new_cache
+from jaxtune.models.decoder import Cache, LanguageModel
 from jaxtune.models.score import Score
 from jaxtune.models.transformer import Trunk
 
@@ -55,16 +55,12 @@ class Seq2Seq(LanguageModel):
     x_BSD, _ = self.encoder(self.embed_tokens(inputs_BS), row_context(mask_BS, causal=False))
     return x_BSD, mask_BS
 
-  def begin_decoding(
-    self, prompts_BS: Int[Array, "B S"], mask_BS: Bool[Array, "B S"], new_tokens: int
-  ) -> tuple[Int[Array, "B T"], Cache]:
-    """Encodes the prompts.
-
-    Returns:
-      The tokens for the first call of `decode`, which are `config.decoder_start` in every row, and
-      a cache with the encoder's states.
-    """
-    start = self.config.decoder_start
-    tokens_BT = jnp.broadcast_to(jnp.asarray(start)[None], (prompts_BS.shape[0], len(start)))
-    cache = new_cache(self.config, jnp.ones(tokens_BT.shape, bool), len(start) + new_tokens)
-    return tokens_BT, cache._replace(encoded=self.encode(prompts_BS, mask_BS))
+  def prefill(
+    self, prompts_BS: Int[Array, "B S"], mask_BS: Bool[Array, "B S"], room: int
+  ) -> tuple[Float[Array, "B V"], Cache]:
+    """Encodes the prompts, and processes `config.decoder_start`; see `begin_cache`."""
+    start = jnp.asarray(self.config.decoder_start)
+    tokens_BT = jnp.broadcast_to(start[None], (len(prompts_BS), len(start)))
+    context = row_context(jnp.ones(tokens_BT.shape, bool), causal=True)
+    encoded = self.encode(prompts_BS, mask_BS)
+    return self.begin_cache(tokens_BT, context._replace(encoded=encoded), room)

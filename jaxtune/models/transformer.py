@@ -64,22 +64,25 @@ class Attention(nn.Module):
     bias_1NTS: Float[Array, "1 N T S"] | None = None,
     index: Int[Array, ""] | None = None,
   ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    """Returns the output, and the (keys, values) that were attended to, each (B, S, K, H).
+    """Returns the output, and the (keys, values) that were attended to, each (B, K, S, H).
 
     Args:
       source_BSD: the states that keys and values are computed from; None if `cache` holds all.
-      cache: (keys, values), into which the new ones are written from slot `index` on; None to
-        attend to the new ones alone.
+      cache: (keys, values), into which the new ones are written at slot `index`; None to attend to
+        the new ones alone.
       tables: cos and sin of rotary positions.
     """
     q_BTNH = self._heads(self.q_proj(x_BTD), self.q_norm, tables)
     if source_BSD is not None:
       k_BSKH = self._heads(self.k_proj(source_BSD), self.k_norm, tables)
       v_BSKH = self._heads(self.v_proj(source_BSD))
-      write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 1)
-      new = k_BSKH, v_BSKH
+      write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 2)
+      new = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
       cache = new if cache is None else jax.tree.map(write, cache, new)
-    y_BTNH = self.attend(q_BTNH, *cache, mask, bias_1NTS)
+    k_BKSH, v_BKSH = cache
+    y_BTNH = self.attend(
+      q_BTNH, k_BKSH.transpose(0, 2, 1, 3), v_BKSH.transpose(0, 2, 1, 3), mask, bias_1NTS
+    )
     return self.o_proj(y_BTNH.reshape(*x_BTD.shape[:2], -1)), cache
 
   def _heads(
@@ -145,7 +148,7 @@ class Block(nn.Module):
     """Returns the states, and the updated cache of this layer, or None if there was no cache.
 
     Args:
-      cache: {"self": (keys, values), "cross": ...} of this layer.
+      cache: {"self": (keys, values), "cross": ...} of this layer; {} to begin it.
       flags: {"local", "first"}: whether this layer is local, and whether it is the first.
     """
     c, old, new = self.config, cache or {}, {}
@@ -172,7 +175,7 @@ class Block(nn.Module):
     h_BTD = self._normed("mlp_norm", input_BTD if c.order == "parallel" else x_BTD)
     y_BTD = self._normed("mlp_out_norm", self.mlp(h_BTD))
     x_BTD = sharding.constrain(self.mlp_residual(x_BTD, y_BTD), sharding.ROWS)
-    return x_BTD, new if old else None
+    return x_BTD, None if cache is None else new
 
   def _normed(self, name: str, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """Applies the norm of this name, if the layer has it."""
@@ -212,14 +215,15 @@ class Trunk(nn.Module):
   def __call__(
     self, x_BTD: Float[Array, "B T D"], context: Context
   ) -> tuple[Float[Array, "B T D"], Any]:
-    """Returns the states, and the cache with the keys and values of the T tokens added, or None."""
+    """Returns the states, and None, or with a cache (the layers' updated one, its real slots)."""
     c = self.config
     if c.rope is None and c.relative is None:
       x_BTD = x_BTD + self.positions(context.positions + c.position_offset)
     if c.embed_norm:
       x_BTD = self.embed_norm(x_BTD)
     x_BTD, cache = self.layers(x_BTD, context.cache, self._flags(), self._shared(context))
-    return (x_BTD if c.order == "post" else self.norm(x_BTD)), cache
+    x_BTD = x_BTD if c.order == "post" else self.norm(x_BTD)
+    return x_BTD, None if context.cache is None else (cache, context.mask.keys)
 
   def _block(self) -> Callable:
     """Returns the class of the layers: `Block`, wrapped if it is rematerialised or its weights are.
@@ -246,10 +250,10 @@ class Trunk(nn.Module):
   def _shared(self, context: Context) -> Shared:
     """Computes what all layers read: rotary tables and relative biases."""
     c = self.config
-    mask, positions_BT, _, index, encoded = context
+    mask, positions_BT, _, index, encoded, _ = context
     ropes = c.rope, c.local_rope
     by_length = any(rope is not None and rope.by_length for rope in ropes)
-    lengths_BT = _lengths(index, mask, positions_BT) if by_length else None
+    lengths_BT = _lengths(context) if by_length else None
     tables, local_tables = (
       None if rope is None else rope_tables(rope, c.head_size, positions_BT, lengths_BT)
       for rope in ropes
@@ -262,15 +266,13 @@ class Trunk(nn.Module):
     return Shared(index, mask, tables, local_tables, bias_1NTS, states, cross_mask)
 
 
-def _lengths(
-  index: Int[Array, ""] | None, mask: Mask, positions_BT: Int[Array, "B T"]
-) -> Int[Array, "B T"]:
+def _lengths(context: Context) -> Int[Array, "B T"]:
   """Returns the length of the sequence that each token belongs to, virtual tokens included.
 
-  With a cache, that is the length of the prompt and of all tokens that the cache has room for.
+  During generation, that is the length of the prompt and of all tokens that may follow.
   """
-  if index is None:  # the last query that attends to a token is the end of its sequence
-    seen_BTS = mask.array(positions_BT.shape[1])[:, 0]
-    return 1 + jnp.where(seen_BTS, positions_BT[:, :, None], 0).max(1)
-  slots_1T = (index + jnp.arange(positions_BT.shape[1]))[None]
-  return positions_BT + mask.keys.shape[1] - slots_1T
+  last_BT = context.positions
+  if context.index is None:  # the last query that attends to a token is the end of its sequence
+    seen_BTS = context.mask.array(last_BT.shape[1])[:, 0]
+    last_BT = jnp.where(seen_BTS, last_BT[:, :, None], 0).max(1)
+  return 1 + last_BT + context.after

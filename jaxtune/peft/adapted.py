@@ -106,7 +106,7 @@ def split(methods: tuple[Method, ...], params: PyTree) -> tuple[dict, dict]:
 
 def _check_names(methods: tuple[Method, ...], sites: dict[str, Site]) -> None:
   """Raises UserError for two prompts, or a method with the name of another one or of a module."""
-  prompts = [method.name for method in methods if method.virtual_tokens is not None]
+  prompts = [method.name for method in methods if method.prepends]
   if len(prompts) > 1:
     raise UserError(f"two prompts: {' and '.join(prompts)}; expected at most one, of any length")
   names = [method.name for method in methods if method.intercept is not None]

@@ -98,8 +98,7 @@ class Method(NamedTuple):
       `steps`, counted from 1; gradients are those before clipping (AdaLoRA).
     keep_from: (steps of a run) -> the first step whose weights may be kept as the best: before it
       they do not yet satisfy the options (AdaLoRA's budget).
-    virtual_tokens: (fixed) -> mask (P,) of the virtual tokens before a decoder's text, or None
-      where an encoder reads them (prompts).
+    prepends: whether it puts virtual tokens before the text (prompts).
     count_unused: (trained, fixed) -> how many trained numbers have no effect, as they only pad a
       layer.
     groupable: options whose values are arrays or sizes that can be padded: trials that differ in
@@ -124,7 +123,7 @@ class Method(NamedTuple):
   penalty: Callable | None = None
   adjust: Callable | None = None
   keep_from: Callable[[int], int] = lambda steps: 0
-  virtual_tokens: Callable | None = None
+  prepends: bool = False
   count_unused: Callable = lambda trained, fixed: 0
   groupable: tuple[str, ...] = ()
   padded_axes: dict[str, tuple[int, ...]] = {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxtune import data, metrics, peft, sharding
 from jaxtune.errors import UserError, nearest
-from jaxtune.evaluation import generate, judge
+from jaxtune.evaluation import judge, sampling
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.runs.trial import Trial, tokenizing
 from jaxtune.training.options import TrainOptions
@@ -139,7 +139,7 @@ def check_metric(metric: str, trial: Trial) -> None:
 
 def _longest_completed(trial: Trial, options: EvaluateOptions) -> int:
   """Checks that text can be generated and judged; returns the longest prompt and completion."""
-  generate.check_options(
+  sampling.check_options(
     trial.pretrained.model.config.vocabulary,
     *(options.max_new_tokens, options.temperature, options.top_k, options.top_p),
   )

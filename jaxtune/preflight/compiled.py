@@ -12,6 +12,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxtune import data, sharding, tree
 from jaxtune.errors import UserError
+from jaxtune.models import cudnn
 from jaxtune.preflight import modules
 from jaxtune.preflight.devices import Device
 from jaxtune.runs import programs
@@ -62,7 +63,11 @@ def lower_step(
   """
   first, options = trials[0], TrainOptions(**trials[0].config["train"])
   model = first.pretrained.model
-  model = model.clone(config=dataclasses.replace(model.config, **computation))
+  config = dataclasses.replace(model.config, **computation)
+  if config.encoder is not None:
+    encoder = dataclasses.replace(config.encoder, **computation)
+    config = dataclasses.replace(config, encoder=encoder)
+  model = model.clone(config=config)
   first = first._replace(pretrained=first.pretrained._replace(model=model))
   noise = any(programs.uses_noise(trial.config) for trial in trials)
   program = programs.make_program(first, noise, chunk)
@@ -85,7 +90,8 @@ def lower_step(
     base = parallel.outline(base)
   batch = {name: _placed(x, at) for name, x in batch.items()}
   compiled: Any = parallel.compile(step, donate=True)
-  return compiled.trace(carry, base, batch).lower(lowering_platforms=(device.platform,))
+  with cudnn.on(device.gpu[0] if device.gpu else ()):
+    return compiled.trace(carry, base, batch).lower(lowering_platforms=(device.platform,))
 
 
 def bytes_of_base(trials: Sequence[Trial], parallel: sharding.Parallel) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 
 from jaxtune import sharding
 from jaxtune.models import hf, quantize
-from jaxtune.models.layers import suits_splash
+from jaxtune.models.layers import choose_attention
 from jaxtune.preflight import compiled, devices
 from jaxtune.runs.trial import Trial
 
@@ -101,22 +102,15 @@ def cost_on(trials: Sequence[Trial], name: str) -> dict:
   chunk = train["chunk"] or len(trials)
   batch = compiled.outline_batch(trials)
   chosen = trials[0].pretrained.model.config.attention
-  by_kernel = chosen is None and suits_splash(device.platform, batch["tokens"].shape[-1])
-  fused = {"attention": "splash"} if by_kernel else {}
-  build = lambda batch, **more: compiled.lower_step(
-    trials, batch, chunk, device, found, **fused | more
-  ).compile()
+  attention = chosen or choose_attention(device.platform, batch["tokens"].shape[-1])
+  lower = partial(compiled.lower_step, trials, device=device, devices=found, attention=attention)
+  build = lambda batch, **more: _compile(device, lambda: lower(batch, chunk, **more))
   head = {"device": name, "memory_GB": device.memory / 1e9, "trials": len(trials)}
   try:
     figures = compiled.read(build(batch), device)
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    said = str(error).splitlines()[0].partition(": ")[2]
-    return head | {
-      "does_not_fit": said,
-      "would_fit": _fitting(trials, build, parallel.batch_shards),
-    }
+  except MemoryError as error:
+    fitting = _fitting(trials, build, parallel.batch_shards)
+    return head | {"does_not_fit": str(error), "would_fit": fitting}
   base = compiled.bytes_of_base(trials, parallel) / 1e9
   milliseconds = lambda mega: 1e9 * mega / device.clock if device.clock else None
   return head | {
@@ -135,6 +129,24 @@ def cost_on(trials: Sequence[Trial], name: str) -> dict:
   }
 
 
+def _compile(device: devices.Device, lower: Callable) -> jax.stages.Compiled:
+  """Lowers and compiles a step.
+
+  Raises:
+    MemoryError: if it does not fit. A GPU's compiler does not say so.
+  """
+  try:
+    built = lower().compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise MemoryError(str(error).splitlines()[0].partition(": ")[2]) from error
+  peak = built.memory_analysis().peak_memory_in_bytes
+  if peak > device.memory:
+    raise MemoryError(f"its peak is {peak / 1e9:.1f} GB of {device.memory / 1e9:g}")
+  return built
+
+
 def _fitting(trials: Sequence[Trial], build: Callable, shards: int) -> str | None:
   """Returns the first settings with which a step fits: smaller parts of a batch, then remat."""
   train = trials[0].config["train"]
@@ -148,11 +160,9 @@ def _fitting(trials: Sequence[Trial], build: Callable, shards: int) -> str | Non
   for said, count, more in tries:
     try:
       build(compiled.outline_batch(trials, count), **more)
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        raise
-    else:
-      return said
+    except MemoryError:
+      continue
+    return said
   return None
 
 

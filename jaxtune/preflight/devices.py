@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from typing import Any, NamedTuple
 
 from jax.experimental import topologies
@@ -73,7 +74,8 @@ def describe(name: str) -> tuple[Device, list[Any]]:
   """Returns what is known of a device and jax's devices to compile for, as many as the slice has.
 
   Args:
-    name: of KNOWN, of a TPU also with the size of its slice, such as "v5e:4x4".
+    name: of KNOWN; of a TPU also with the size of its slice, such as "v5e:4x4", of a GPU with the
+      number of them in one host, such as "h200:8".
 
   Raises:
     UserError: an unknown name, or a compiler that is not installed.
@@ -84,9 +86,9 @@ def describe(name: str) -> tuple[Device, list[Any]]:
   device = KNOWN[kind]
   if device.platform == "tpu":
     return device, _tpu(kind, size)
-  if size:
-    raise UserError(f"device {name!r}: a slice such as 4x4 is for TPUs, expected {kind!r}")
-  return device, _gpu(kind, device)
+  if not re.fullmatch(r"([1-9]\d*)?", size):
+    raise UserError(f"device {name!r}: a slice such as 4x4 is for TPUs, expected '{kind}:4', say")
+  return device, _gpu(kind, device, size or "1")
 
 
 def _tpu(kind: str, size: str) -> list[Any]:
@@ -106,7 +108,7 @@ def _tpu(kind: str, size: str) -> list[Any]:
   return list(devices) if size else list(devices)[:1]
 
 
-def _gpu(kind: str, device: Device) -> list[Any]:
+def _gpu(kind: str, device: Device, count: str) -> list[Any]:
   if importlib.util.find_spec("jax_cuda12_plugin") is None:
     raise UserError(f"to compile for {kind}, install the compiler: pip install jaxtune[plan-cuda]")
   capability, cores, cache, clock = device.gpu
@@ -118,6 +120,6 @@ def _gpu(kind: str, device: Device) -> list[Any]:
   )  # fmt: skip
   return list(
     topologies.get_topology_desc(
-      platform="cuda", topology_name="", topology="1x1x1", target_config=text
+      platform="cuda", topology_name="", topology=f"1x1x{count}", target_config=text
     ).devices
   )

@@ -60,9 +60,11 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _walk(
-  computations: dict[str, list[str]], name: str, times: int, channels: set[str]
+  computations: dict[str, list[str]], name: str, times: float, channels: set[str]
 ) -> Iterator[Operation]:
   """Goes through a computation that runs `times` times, and through those that it calls.
+
+  The branches of a conditional count as if each ran equally often.
 
   Args:
     channels: of the collectives that were met. One that overlaps with other work stands in several
@@ -86,7 +88,12 @@ def _walk(
       body, condition = (_find(rf"{part}=%?([\w.\-]+)", line) for part in ("body", "condition"))
       trips = _trips(line, computations.get(condition, []))
       yield from _walk(computations, body, times * trips, channels)
-    elif re.search(r" (call|conditional|fusion)\(", line):
+    elif " conditional(" in line:
+      called = line.partition("computation")[2].partition(", metadata")[0]
+      branches = re.findall(r"%([\w.\-]+)", called)
+      for branch in branches:
+        yield from _walk(computations, branch, times / len(branches), channels)
+    elif re.search(r" (call|fusion)\(", line):
       for called in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", line):
         found = _walk(computations, called, times, channels)
         yield from (one for one in found if one.collective or " fusion(" not in line)

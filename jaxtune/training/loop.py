@@ -115,7 +115,8 @@ class Group(NamedTuple):
 def run(group: Group, progress: Progress) -> Progress:
   """Trains a group from its next step to its last one, and validates, logs and saves meanwhile.
 
-  It ends early once the patience of every trial has ended.
+  It ends early once the patience of every trial has ended. A step's batch is put on the devices
+  while they take the step before it.
 
   Raises:
     SystemExit: after SIGTERM, once the current step is done and saved.
@@ -124,29 +125,35 @@ def run(group: Group, progress: Progress) -> Progress:
   eval_every, checkpoint_every = intervals(options)
   first = int(hosts.fetch(progress.state.step)[0])
   bar = tqdm(total=options.steps, initial=first, desc="training", unit="step", disable=hosts.bars())
+  batch, over = group.batch(min(first, options.steps - 1)), _over(options, progress)
   with checkpoint.interrupts() as interrupted, bar:
-    for i in range(first, options.steps):
-      batch, done = group.batch(i), i + 1
+    for done in range(first + 1, options.steps + 1):
+      if over:
+        break
       carry = (progress.state, progress.sums, progress.stale)
       state, sums, stale = group.step(carry, group.base, batch)
       progress = progress._replace(state=state, sums=sums, stale=stale)
-      last = done == options.steps
+      tokens, last = np.prod(batch["tokens"].shape), done == options.steps
+      batch = batch if last else group.batch(done)
       if done % options.log_every == 0 or last:
-        progress = _log(group, progress, done, bar, np.prod(batch["tokens"].shape))
+        progress = _log(group, progress, done, bar, tokens)
       if group.validate is not None and (done % eval_every == 0 or last):
         overlays = peft.Overlay(progress.state.tuned, progress.state.hyper)
         progress = _keep_best(group, progress, done, group.validate(overlays))
+        over = _over(options, progress)
       bar.update()
-      patience = options.patience
-      over = patience is not None and (hosts.fetch(progress.stale) >= patience).all()
       stop = interrupted(done)
       if done % checkpoint_every == 0 or last or stop or over:
         group.save(done, progress)
       if stop:
         raise SystemExit(143)
-      if over:
-        break
   return progress
+
+
+def _over(options: TrainOptions, progress: Progress) -> bool:
+  """Says whether the patience of every trial has ended."""
+  patience = options.patience
+  return patience is not None and bool((hosts.fetch(progress.stale) >= patience).all())
 
 
 def make_batch(

@@ -13,7 +13,7 @@ from support.random_runs import TOKENS, logits, make
 from jaxtune import peft, tree
 from jaxtune.compose import mixed
 from jaxtune.errors import UserError
-from jaxtune.evaluation import generate
+from jaxtune.evaluation import decoding, generate
 from jaxtune.peft import methods
 from jaxtune.runs.finished import Run
 from jaxtune.runs.trial import make_methods
@@ -47,18 +47,19 @@ def test_a_mixed_batch_equals_separate_runs(llama, parts):
   runs = [make(llama, section(i), seed=i) for i in (1, 2)]
   which = np.array([1, 0, 1])
   adapted = mixed.together(runs)
-  go = jax.jit(
-    lambda overlay, which: mixed.map_rows(
-      lambda one, tokens: peft.apply(llama.model, one, tokens[None])[0],
-      peft.Adapted(adapted.methods, *overlay, adapted.base),
-      which,
-      TOKENS,
-    )
-  )
+
+  @jax.jit
+  def go(overlay, which):
+    one = peft.Adapted(adapted.methods, *overlay, adapted.base)
+    calls = decoding.calls(llama.model, one, 1, which)
+    numbers, texts = jnp.arange(3), jnp.asarray(TOKENS)
+    _, cache = calls.prefill(numbers, texts[:, :-1], jnp.ones(texts[:, :-1].shape, bool))
+    return calls.decode(numbers, texts[:, -1], cache)[0]
+
   made = go(adapted.overlay, jnp.asarray(which))
   assert np.abs(logits(runs[0]) - logits(runs[1])).max() > 0.1
   for row, i in enumerate(which):
-    np.testing.assert_allclose(made[row], logits(runs[i])[row], atol=5e-5, rtol=0)
+    np.testing.assert_allclose(made[row], logits(runs[i])[row, -1], atol=5e-5, rtol=0)
 
 
 @pytest.mark.full
@@ -69,7 +70,8 @@ def test_each_prompt_is_continued_by_its_own_adapter(llama):
   alone = [generate.generate(llama.model, run.adapted, *texts, **options) for run in runs]
   assert (alone[0] != alone[1]).any(-1).all()
   which = jnp.asarray([1, 0, 1])
-  made = mixed.complete(llama.model, mixed.together(runs), which, *texts, **options)
+  adapted = mixed.together(runs)
+  made = generate.generate(llama.model, adapted, *texts, which_N=which, rows=2, **options)
   for row, i in enumerate([1, 0, 1]):
     np.testing.assert_array_equal(made[row], alone[i][row])
 

@@ -15,7 +15,7 @@ from transformers import BartConfig, T5Config
 
 from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
-from jaxtune.evaluation import generate
+from jaxtune.evaluation import decoding, generate, sampling, texts
 from jaxtune.models import hf
 
 PROMPTS = [[5, 9, 2], [7], [11, 3, 8, 1, 30], [4, 4]]
@@ -33,8 +33,8 @@ METHODS = {
 def shapes():
   """Checks the shapes that the parts of generation state, in every test."""
   with pytest.MonkeyPatch.context() as patch:
-    for name in ("_draw", "make_room", "restrict"):
-      patch.setattr(generate, name, checked(getattr(generate, name)))
+    for module, name in ((sampling, "draw"), (sampling, "restrict"), (generate, "_advance")):
+      patch.setattr(module, name, checked(getattr(module, name)))
     yield
 
 
@@ -50,7 +50,7 @@ def compiled(pretrained, methods, stops=(0,), **options):
 
 def run(pretrained, laid, prompts=PROMPTS, seed=0, go=None, **options):
   methods, tuned, hyper, base = laid
-  tokens, mask = checked(generate.pad_left)(prompts, 0, LENGTH)
+  tokens, mask = checked(texts.pad_left)(prompts, 0, LENGTH)
   go = go or compiled(pretrained, methods, **options)
   return np.asarray(go(base, tuned, hyper, tokens, mask, jax.random.key(seed)))
 
@@ -85,7 +85,7 @@ def test_greedy_equals_teacher_forcing(request, family, method):
   np.testing.assert_array_equal(stopped, forced(pretrained, laid, PROMPTS, (stop,)))
   at = free[0].tolist().index(stop)
   assert (stopped[0, at:] == stop).all()
-  assert generate.until_stop(stopped[0], (stop,)) == free[0, :at].tolist()
+  assert texts.until_stop(stopped[0], (stop,)) == free[0, :at].tolist()
 
 
 @pytest.mark.full
@@ -113,7 +113,7 @@ def test_greedy_equals_transformers(family, tmp_path):
   ours = hf.load(str(tmp_path))
   start = ours.model.config.decoder_start
   assert start == {"t5": (0,), "bart": (2, 3)}[family]
-  tokens, mask = generate.pad_left(PROMPTS, 1, LENGTH)
+  tokens, mask = texts.pad_left(PROMPTS, 1, LENGTH)
   if family == "bart":  # whose positions count padding on the left, there
     tokens, mask = (np.stack([np.roll(r, k.sum()) for r, k in zip(x, mask, strict=True)])
                     for x in (tokens, mask))  # fmt: skip
@@ -137,12 +137,54 @@ def test_greedy_answers_equal_teacher_forcing(family):
   methods, tuned, hyper, base = laid = tiny.lay(pretrained, METHODS["stack"], noise=0.3)
   made = run(pretrained, laid, stops=(tiny.VOCABULARY,))
   model, start = pretrained.model, pretrained.model.config.decoder_start
-  prompts, mask = generate.pad_left(PROMPTS, 0, LENGTH)
+  prompts, mask = texts.pad_left(PROMPTS, 0, LENGTH)
   tokens = np.concatenate([np.repeat([start], len(made), 0), made], 1).astype(np.int32)
   call = jax.jit(lambda *args: peft.apply(model, peft.Adapted(methods, tuned, hyper, base), *args))
   logits = call(tokens, np.ones(tokens.shape, bool), prompts, mask)
   np.testing.assert_array_equal(logits.argmax(-1)[:, len(start) - 1 : -1], made)
   assert len({tuple(row) for row in made.tolist()}) > 1
+
+
+CONTINUED = [
+  ("mistral", "prompts"),  # windows of 4 slots, in a circle of 11 and more
+  pytest.param("gemma3_text", "lora", marks=pytest.mark.full),
+  pytest.param("t5", "stack", marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize("in_a_row", [False, True])
+@pytest.mark.parametrize(("family", "method"), CONTINUED)
+def test_waiting_texts_take_the_places_of_those_that_end(family, method, in_a_row, monkeypatch):
+  """Nine texts by two or four rows, of which some stop early, as each by itself.
+
+  Also with the layers in a row, as a large model's are on a CPU.
+  """
+  pretrained = tiny.make(family)
+  methods, tuned, hyper, base = laid = tiny.lay(pretrained, METHODS[method], noise=0.3)
+  prompts = [[5, 9, 2], [7], [11, 3, 8, 1, 30], [4, 4], [1, 2], [60], [8, 8, 9], [3], [20, 1, 7, 2]]
+  free = run(pretrained, laid, prompts=prompts, stops=(tiny.VOCABULARY,))
+  stops = int(free[0, 1]), int(free[4, 3])
+  alone = run(pretrained, laid, prompts=prompts, stops=stops)
+  lengths = {len(texts.until_stop(row, stops)) for row in alone}
+  assert {0, NEW} < lengths | {0} and len(lengths) > 2
+  if in_a_row:
+    monkeypatch.setattr(decoding, "LARGE", 0)
+    assert len(decoding.calls(pretrained.model, laid, 1).unstack(cache(pretrained)).layers) > 1
+  for rows in (2, 4):
+    made = run(pretrained, laid, prompts=prompts, stops=stops, rows=rows)
+    np.testing.assert_array_equal(made, alone)
+  made = run(pretrained, laid, prompts=prompts, stops=stops, rows=2, count=3)
+  np.testing.assert_array_equal(made[:3], alone[:3])
+  assert not made[3:].any(), "texts that do not count are not begun"
+
+
+def cache(pretrained):
+  """The shapes of a cache."""
+  tokens, mask = jnp.zeros((2, 3), jnp.int32), jnp.ones((2, 3), bool)
+  begin = lambda params: pretrained.model.apply(
+    {"params": params}, tokens, mask, 2, method=pretrained.model.prefill
+  )
+  return jax.jit(begin)(pretrained.params)[1]
 
 
 def test_one_token_and_a_prompt_that_stops_at_once(llama):
@@ -179,7 +221,7 @@ def test_the_narrowest_draw_is_greedy(llama, options):
 
 def kept(p, top_k=None, top_p=None):
   logits = np.asarray(jnp.log(jnp.asarray([p])))
-  found = np.asarray(generate.restrict(jnp.asarray(logits), top_k, top_p))
+  found = np.asarray(sampling.restrict(jnp.asarray(logits), top_k, top_p))
   inside = np.isfinite(found[0])
   np.testing.assert_array_equal(found[0][inside], logits[0][inside])
   return np.flatnonzero(inside).tolist()
@@ -233,7 +275,7 @@ def test_frequencies_follow_the_softmax(llama, top_k, top_p):
     )
   )(base, tuned, hyper)  # fmt: skip
   logits = tiny.forward(llama, laid, prompt, np.ones((1, 3), bool))[:, -1] / 0.5
-  p = np.asarray(jax.nn.softmax(generate.restrict(logits, top_k, top_p)), np.float64)[0]
+  p = np.asarray(jax.nn.softmax(sampling.restrict(logits, top_k, top_p)), np.float64)[0]
   counts = np.bincount(np.asarray(found)[:, 0], minlength=len(p))
   assert counts[p == 0].sum() == 0
   rare = (p > 0) & (p * rows < 5)
@@ -249,12 +291,11 @@ def test_grouped_equals_solo(llama, name, chunk):
   laid = [tiny.lay(llama, METHODS[name] | {key: n}, noise=0.3) for n in (1, 4)]
   alone = [run(llama, one) for one in laid]
   pairs = tree.stack([one.overlay for one in laid])
-  tokens, mask = generate.pad_left(PROMPTS, 0, LENGTH)
+  tokens, mask = texts.pad_left(PROMPTS, 0, LENGTH)
   batch = {k: np.broadcast_to(x, (2, *x.shape)) for k, x in (("t", tokens), ("m", mask))}
   one = lambda pair, base, batch: generate.generate(
     llama.model, peft.Adapted(laid[0].methods, *pair, base), batch["t"], batch["m"],
-    max_new_tokens=NEW,
-    stop_tokens=(0,),
+    max_new_tokens=NEW, stop_tokens=(0,), rows=2,
   )  # fmt: skip
   np.testing.assert_array_equal(jax.jit(sharding.over(one, chunk))(pairs, laid[0][3], batch), alone)
 
@@ -275,7 +316,7 @@ def test_grouped_equals_solo(llama, name, chunk):
 )
 def test_options_out_of_range_are_refused(options, says):
   plain = dict(max_new_tokens=1, temperature=1.0, top_k=None, top_p=None)
-  generate.check_options(61, **plain)
+  sampling.check_options(61, **plain)
   with pytest.raises(UserError) as error:
-    generate.check_options(61, **plain | options)
+    sampling.check_options(61, **plain | options)
   assert says in str(error.value)

@@ -1,6 +1,7 @@
 """The scanned forward pass against a loop over layers, and decoding against teacher forcing."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from support import tiny
 from jaxtune import peft, tree
 from jaxtune.models import rope
 from jaxtune.models.context import Mask, Shared
-from jaxtune.models.decoder import Decoder, new_cache
+from jaxtune.models.decoder import Decoder
 from jaxtune.models.transformer import Block
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
@@ -147,14 +148,16 @@ def test_decoding_equals_teacher_forcing(name, section, request):
   methods, tuned, hyper, base = laid
   model = pretrained.model
 
-  @jax.jit
-  def step(base, tuned, hyper, *args):
-    return peft.apply(model, peft.Adapted(methods, tuned, hyper, base), *args, method=model.decode)
+  @partial(jax.jit, static_argnums=0)
+  def call(method, base, tuned, hyper, *args):
+    adapted = peft.Adapted(methods, tuned, hyper, base)
+    room = (4,) if method == "prefill" else ()
+    return peft.apply(model, adapted, *args, *room, method=getattr(model, method))
 
   expected = tiny.forward(pretrained, laid, tokens, mask)
-  cache = new_cache(model.config, jnp.asarray(mask[:, :prompt]), 13)
-  starts = [0, *range(prompt, tokens.shape[1])]
-  for start, stop in zip(starts, [*starts[1:], tokens.shape[1]], strict=True):
-    logits, cache = step(base, tuned, hyper, tokens[:, start:stop], cache)
+  weights = base, tuned, hyper
+  logits, cache = call("prefill", *weights, tokens[:, :prompt], jnp.asarray(mask[:, :prompt]))
+  for stop in range(prompt, tokens.shape[1]):
     np.testing.assert_allclose(logits, expected[:, stop - 1], atol=2e-5, rtol=0)
-  assert int(cache.index) == tokens.shape[1]
+    logits, cache = call("decode", *weights, tokens[:, stop], cache)
+  np.testing.assert_allclose(logits, expected[:, -1], atol=2e-5, rtol=0)

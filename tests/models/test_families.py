@@ -16,7 +16,7 @@ from jaxtune.api.export import export
 from jaxtune.errors import UserError
 from jaxtune.formats import card
 from jaxtune.models import hf
-from jaxtune.models.decoder import Decoder, new_cache
+from jaxtune.models.decoder import Decoder
 
 STACK = {
   "name": "stack",
@@ -42,13 +42,14 @@ def test_decoding_equals_teacher_forcing(name, models):
   """With LoRA and a prefix, past the end of every window; prompts are padded on the left."""
   model, laid = models[name].model, tiny.lay(models[name], STACK, noise=0.1)
   tokens, mask = tiny.batch(length=11, side="left")
-  step = jax.jit(lambda *args: peft.apply(model, laid, *args, method=model.decode))
+  call = lambda method: jax.jit(lambda *args: peft.apply(model, laid, *args, method=method))
   expected = tiny.forward(models[name], laid, tokens, mask)
-  cache, start = new_cache(model.config, jnp.asarray(mask[:, :7]), 12), 0
-  for stop in range(7, 12):
-    made, cache = step(tokens[:, start:stop], cache)
+  begin, decode = call(lambda model, *prompts: model.prefill(*prompts, 5)), call(model.decode)
+  made, cache = begin(tokens[:, :7], jnp.asarray(mask[:, :7]))
+  for stop in range(7, 11):
     np.testing.assert_allclose(made, expected[:, stop - 1], atol=2e-5, rtol=0)
-    start = stop
+    made, cache = decode(tokens[:, stop], cache)
+  np.testing.assert_allclose(made, expected[:, -1], atol=2e-5, rtol=0)
 
 
 def test_every_trained_leaf_has_a_gradient(models, name="gemma3_text"):
@@ -188,9 +189,7 @@ def test_config_refused(name, change, word):
   ("gemma2", "bound"), ("llama", "on a GPU"), ("t5", "on a GPU"),
 ])  # fmt: skip
 def test_the_fused_kernel_is_refused_where_it_cannot_be(name, word, read):
-  """Bounds of scores it knows nowhere; the rest it does on a GPU alone. Before data are read."""
-  if word != "bound" and jax.default_backend() != "cpu":
-    pytest.skip("is refused on a CPU alone")
+  """Bounds of scores it does not know, and numbers of 32 bits. Before data are read."""
   with pytest.raises(UserError, match=word) as caught:
     read(architecture=(tiny.DECODERS | tiny.ARCHITECTURES)[name], attention="cudnn")
   assert "\n" not in str(caught.value)

@@ -13,9 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from jaxtune import peft
 from jaxtune.errors import UserError
-from jaxtune.evaluation import generate
 from jaxtune.models import hf, rope
-from jaxtune.models.decoder import new_cache
 
 ORIGINAL = 16  # the length of the pretraining; texts are shorter and longer
 PAIRS = 4  # of rotated features in the Llama below
@@ -245,20 +243,16 @@ def test_a_row_goes_by_its_own_length(model):
 def test_decoding_equals_teacher_forcing(model, method):
   """At the length of the prompt and of all that may follow; what a method puts before it counts."""
   laid = tiny.lay(model, METHODS[method], noise=0.3)
-  (methods, tuned, hyper, base), decode = laid, model.model.decode
   tokens, mask = tiny.batch(rows=2, length=14, side="left")
   expected = tiny.forward(model, laid, tokens, mask)  # 14 and 12, and three before them
-  step = jax.jit(
-    lambda *args: peft.apply(
-      model.model, peft.Adapted(methods, tuned, hyper, base), *args, method=decode
-    )
-  )
-  prompts, seen = generate.make_room(laid, tokens[:, :10], jnp.asarray(mask[:, :10]))
-  cache = new_cache(model.model.config, seen, prompts.shape[1] + 4)
-  given = [prompts, *(tokens[:, i : i + 1] for i in range(10, 14))]
-  for i, part in enumerate(given):
-    made, cache = step(part, cache)
-    np.testing.assert_allclose(made, expected[:, 9 + i], atol=2e-5, rtol=0)
+  call = lambda method: jax.jit(lambda *args: peft.apply(model.model, laid, *args, method=method))
+  begin = call(lambda model, *prompts: model.prefill(*prompts, 4))
+  made, cache = begin(tokens[:, :10], jnp.asarray(mask[:, :10]))
+  decode = call(model.model.decode)
+  for i in range(10, 14):
+    np.testing.assert_allclose(made, expected[:, i - 1], atol=2e-5, rtol=0)
+    made, cache = decode(tokens[:, i], cache)
+  np.testing.assert_allclose(made, expected[:, 13], atol=2e-5, rtol=0)
 
 
 def test_whole_heads_turn_as_halves_do():

@@ -235,7 +235,7 @@ def call(moved):
 
 
 def test_decoding_equals_teacher_forcing(moved, call):
-  """The start and three tokens more at once, then one by one; inputs are padded on the left."""
+  """The start at once, then tokens one by one; inputs are padded on the left."""
   pretrained, (methods, tuned, hyper, base) = moved
   model, start = pretrained.model, pretrained.model.config.decoder_start
   tokens, _ = tiny.batch(length=len(start) + 6)
@@ -245,15 +245,14 @@ def test_decoding_equals_teacher_forcing(moved, call):
   run = lambda method: (
     lambda *a: peft.apply(model, peft.Adapted(methods, tuned, hyper, base), *a, method=method)
   )
-  first, cache = jax.jit(lambda *a: run(model.begin_decoding)(*a, 6))(inputs, inputs_mask)
-  np.testing.assert_array_equal(first, tokens[:, : len(start)])
-  assert cache.mask.shape == tokens.shape and cache.encoded[0].shape[:2] == inputs.shape
-  step = jax.jit(run(model.decode))
-  bounds = [0, len(start) + 3, *range(len(start) + 4, tokens.shape[1] + 1)]
-  for begin, end in zip(bounds, bounds[1:], strict=False):
-    logits, cache = step(tokens[:, begin:end], cache)
+  begin, decode = run(lambda model, *prompts: model.prefill(*prompts, 6)), run(model.decode)
+  logits, cache = jax.jit(begin)(inputs, inputs_mask)
+  assert cache.mask.shape == tokens.shape and cache.encoded.shape == inputs.shape
+  step = jax.jit(decode)
+  for end in range(len(start), tokens.shape[1]):
     np.testing.assert_allclose(logits, expected[:, end - 1], atol=2e-5, rtol=0)
-    assert cache.encoded[0] is None and cache.layers["cross"][0].shape[2] == inputs.shape[1]
+    logits, cache = step(tokens[:, end], cache)
+  np.testing.assert_allclose(logits, expected[:, -1], atol=2e-5, rtol=0)
 
 
 def test_content_of_padding_does_not_matter(moved, call):

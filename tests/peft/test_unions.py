@@ -9,7 +9,7 @@ from support import deltas, tiny
 
 from jaxtune import config, peft, tree
 from jaxtune.errors import UserError
-from jaxtune.evaluation import generate
+from jaxtune.evaluation import generate, texts
 from jaxtune.models.context import Mask
 from jaxtune.models.layers import Attend
 from jaxtune.peft import unions
@@ -117,7 +117,7 @@ def laid_over(name, pretrained, noise=0.2):
 def test_cached_decoding_equals_teacher_forcing(request, name, family):
   pretrained = request.getfixturevalue(family)
   methods, tuned, hyper, base = laid = laid_over(name, pretrained, 0.1 if family == "gpt2" else 0.2)
-  tokens, mask = generate.pad_left(PROMPTS, 0, LENGTH)
+  tokens, mask = texts.pad_left(PROMPTS, 0, LENGTH)
   made = jax.jit(
     lambda base, tuned, hyper: generate.generate(
       pretrained.model, peft.Adapted(methods, tuned, hyper, base), tokens, mask, max_new_tokens=NEW,

@@ -73,17 +73,27 @@ def test_a_step_that_does_not_fit(here, monkeypatch):
   assert figures["would_fit"] == "train.accumulate = 4"
 
 
+def test_a_step_whose_peak_is_above_the_memory(monkeypatch):
+  """As of a GPU, whose compiler compiles it all the same."""
+  small = HERE._replace(memory=1e4)
+  monkeypatch.setattr(devices, "describe", lambda name: (small, jax.devices()))
+  monkeypatch.setattr(cost, "_fitting", lambda *_: "less")
+  figures = cost.cost_on(trials({"data": 1}), "here")
+  assert figures["does_not_fit"].endswith("GB of 1e-05") and figures["would_fit"] == "less"
+
+
 @pytest.mark.parametrize(
   ("name", "says"),
   [
     ("v5", "unknown device 'v5'; did you mean 'v5"),
-    ("h200:2x2", "a slice such as 4x4 is for TPUs, expected 'h200'"),
+    ("h200:2x2", "a slice such as 4x4 is for TPUs, expected 'h200:4'"),
     ("v5e:4x4", "pip install jaxtune\\[plan-tpu\\]"),
     ("l4", "pip install jaxtune\\[plan-cuda\\]"),
   ],
 )
 def test_devices_that_cannot_be_compiled_for(name, says):
-  if importlib.util.find_spec("libtpu") and name.startswith("v5e"):
+  compiler = {"v5e:4x4": "libtpu", "l4": "jax_cuda12_plugin"}.get(name)
+  if compiler and importlib.util.find_spec(compiler):
     pytest.skip("the compiler is here")
   with pytest.raises(UserError, match=says):
     devices.describe(name)

@@ -52,6 +52,34 @@ def test_loops_are_multiplied_out():
   assert kernel.kernel == "tpu_custom_call" and kernel.flops == 16 * products * 0.75
 
 
+def test_branches_count_as_often_as_each_other():
+  """Both notations of a conditional; a kernel of each branch is found."""
+  branch = """
+%near{0} (x: f32[4]) -> f32[4] {{
+  ROOT %k.{0} = f32[4] custom-call(%x), custom_call_target="__cudnn$fmhaSoftmax"
+}}
+
+%far{0} (x: f32[4]) -> f32[4] {{
+  %s.{0} = f32[10] all-reduce(%x), channel_id=1{0}
+  ROOT %b.{0} = f32[4] custom-call(%x), custom_call_target="__cudnn$fmhaScaleBiasSoftmax"
+}}
+"""
+  text = (
+    branch.format(1)
+    + branch.format(2)
+    + """
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %c.1 = f32[4] conditional(%p, %x, %x), true_computation=%near1, false_computation=%far1
+  %c.2 = f32[4] conditional(%i, %x, %x), branch_computations={%near2, %far2}, metadata={%x}
+}
+"""
+  )
+  found = list(modules.operations(text))
+  kernels = [one.kernel for one in found if one.kernel]
+  assert kernels == 2 * ["__cudnn$fmhaSoftmax", "__cudnn$fmhaScaleBiasSoftmax"]
+  assert [one.moved for one in found if one.collective] == [20, 20]
+
+
 @pytest.mark.parametrize("rounds", [3, 11])
 def test_the_rounds_of_a_real_loop(rounds):
   """A sum over devices in each round of a scan."""

@@ -34,9 +34,8 @@ def trace(name: str, head: str, segments: bool = False) -> None:
     scores = model.apply(variables, tokens, mask, **inputs)
     if head != "lm":
       return scores
-    first, cache = model.apply(variables, tokens, mask, 2, method=model.begin_decoding)
-    logits, cache = model.apply(variables, first, cache, method=model.decode)
-    return model.apply(variables, logits.argmax(-1)[:, None], cache, method=model.decode)
+    logits, cache = model.apply(variables, tokens, mask, 2, method=model.prefill)
+    return model.apply(variables, logits.argmax(-1), cache, method=model.decode)
 
   jax.eval_shape(run, outlined.params)
 

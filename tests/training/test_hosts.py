@@ -119,7 +119,7 @@ def test_killed_on_two_and_resumed_on_one(start, config, whole, tmp_path):
   """The survivor says one line and ends; a process of two devices and another mesh goes on."""
   folder = tmp_path / "run"
   mesh = "--config.train.mesh={'data': 2}"
-  (survivor, killed), said = start(folder, 2, mesh, strikes={1: (5, "SIGKILL")})
+  (survivor, killed), said = start(folder, 2, mesh, strikes={1: (6, "SIGKILL")})
   assert killed == -signal.SIGKILL and survivor not in (0, -signal.SIGKILL)
   assert said[0].startswith("jaxtune: another process of this run has ended")
   assert said[0].count("\n") == 1 and not (folder / "result.json").exists()

@@ -39,6 +39,32 @@ def metrics(folder):
   return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_a_batch_is_made_while_the_step_before_it_is_taken():
+  """So that nothing waits: before a log line, which reads the step's loss, or a checkpoint."""
+  order = []
+  state = update.State(jnp.zeros(1, int), jnp.zeros(1, int), {}, {}, {}, {})
+
+  def step(carry, base, batch):
+    order.append(f"step {batch['number']}")
+    return carry[0]._replace(step=carry[0].step + 1), *carry[1:]
+
+  def batch(number):
+    order.append(f"batch {number}")
+    return {"tokens": np.zeros((1, 1, 1, 1)), "number": number}
+
+  class Logs:
+    def write(self, rows, active):
+      order.append(f"log {rows[0]['step']}")
+
+  options = TrainOptions(steps=3, log_every=2, checkpoint_every=3)
+  save = lambda done, progress: order.append(f"save {done}")
+  group = loop.Group(options, step, {}, batch, None, 0, Logs(), save)
+  loop.run(group, loop.begin(state))
+  assert order == [
+    "batch 0", "step 0", "batch 1", "step 1", "batch 2", "log 2", "step 2", "log 3", "save 3",
+  ]  # fmt: skip
+
+
 @pytest.mark.full
 def test_accumulation_divides_once(llama):
   """One part has 2 trained tokens, the other 60: a mean of means would be far off."""

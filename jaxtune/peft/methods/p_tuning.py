@@ -46,7 +46,7 @@ def method(
     init=partial(prompt.init, make=make, length=length),
     intercept=prompt.intercept,
     reparametrise=_reparametrise,
-    virtual_tokens=prompt.virtual_tokens,
+    prepends=True,
     groupable=("length",) if encoder == "mlp" else (),
     padded_axes={"embedding": (-2,), "mask": (-1,)} if encoder == "mlp" else {},
     positions=length,

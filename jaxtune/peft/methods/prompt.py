@@ -56,7 +56,7 @@ def method(
     "prompt",
     init=partial(init, make=make, length=length),
     intercept=intercept,
-    virtual_tokens=virtual_tokens,
+    prepends=True,
     groupable=("length", "initialise", "text", "init_scale"),
     padded_axes={"prompt": (-2,), "mask": (-1,)},
     positions=length,
@@ -78,11 +78,6 @@ def init(
   reader = "encoder" if "encoder" in trunks else "trunk"
   trained = {reader: make(peft.site_key(key, reader), trunks[reader], frozen)}
   return trained, {path: {"mask": jnp.ones(length, bool)} for path in trunks}
-
-
-def virtual_tokens(fixed: peft.Arrays) -> Bool[Array, " P"] | None:
-  """Returns the mask of virtual tokens before a decoder's text; None where an encoder has them."""
-  return fixed["trunk"]["mask"] if "trunk" in fixed else None
 
 
 def _draw(
@@ -112,7 +107,7 @@ def _ids(text: str, tokenize: Callable | None, length: int) -> list[int]:
 def intercept(
   call: peft.Call, x_BTD: Float[Array, "B T D"], context: Context
 ) -> tuple[Float[Array, "B S D"], Any]:
-  """Wraps a trunk's call: puts the prompt in, or fills the slots that `generate` left for it.
+  """Wraps a trunk's call: puts the prompt in. A cache holds it from then on.
 
   Returns:
     The states and the cache. S is P + T for an encoder-decoder's encoder, whose decoder attends to
@@ -124,15 +119,14 @@ def intercept(
     _, inside_BS = _prompt_slots(seen_BS, real_P)
     encoded = states, inside_BS | _pad_left(seen_BS, real_P)
     return call.next_fn(x_BTD, context._replace(encoded=encoded))
+  if context.index is not None:
+    return call.next_fn(x_BTD, context)
   prompt_PD = call.arrays["prompt"].astype(x_BTD.dtype)
   types = getattr(module.parent, "types", None)
   if types is not None:  # BERT adds the embedding of a token type outside its trunk
     prompt_PD = prompt_PD + types(jnp.zeros(len(prompt_PD), jnp.int32))
   fill = lambda x_BTD, i_BT, inside_BT: jnp.where(inside_BT[..., None], prompt_PD[i_BT], x_BTD)
   real_BS = context.mask.keys
-  if context.cache is not None:
-    slots_T = context.index + jnp.arange(x_BTD.shape[1])
-    return call.next_fn(fill(x_BTD, *_prompt_index(real_BS.argmax(1), slots_T, real_P)), context)
   index_BT, inside_BT = _prompt_slots(real_BS, real_P)
   first_B1 = jnp.take_along_axis(context.positions, real_BS.argmax(1)[:, None], 1)
   behind_BT = _pad_left(context.positions, real_P) + real_P.sum()
@@ -158,15 +152,9 @@ def _prompt_slots(
 
   A prompt shorter than P ends where a longer one would, before the first real token.
   """
-  start_B = real_BS.argmax(1) + len(real_P) - real_P.sum()
-  return _prompt_index(start_B, jnp.arange(len(real_P) + real_BS.shape[1]), real_P)
-
-
-def _prompt_index(
-  start_B: Int[Array, " B"], slots_T: Int[Array, " T"], real_P: Bool[Array, " P"]
-) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
-  """Returns the same as `_prompt_slots`, for `slots_T` of rows whose prompts begin at `start_B`."""
-  index_BT, count = slots_T[None] - start_B[:, None], real_P.sum()
+  count = real_P.sum()
+  start_B1 = (real_BS.argmax(1) + len(real_P) - count)[:, None]
+  index_BT = jnp.arange(len(real_P) + real_BS.shape[1])[None] - start_B1
   return jnp.clip(index_BT, 0, count - 1), (index_BT >= 0) & (index_BT < count)
 
 

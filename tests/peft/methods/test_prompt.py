@@ -13,7 +13,7 @@ from support import tiny
 
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
-from jaxtune.evaluation import generate
+from jaxtune.evaluation import generate, texts
 from jaxtune.models import hf
 
 P = 3
@@ -190,15 +190,15 @@ def test_grouped_decoding_equals_teacher_forcing(family):
   laid = [tiny.lay(pretrained, section, noise=0.5) for section in sections]
   methods, short, fixed, base = laid[0]
   tuned, hyper = (tree.stack([one[i] for one in laid]) for i in (1, 2))
-  texts, mask = generate.pad_left([[5, 9, 2], [7], [11, 3, 8, 1, 30]], 0, 5)
+  prompts, mask = texts.pad_left([[5, 9, 2], [7], [11, 3, 8, 1, 30]], 0, 5)
 
   @jax.jit
   def scored(tuned, hyper, made):
     if family == "t5":
       tokens = jnp.concatenate([jnp.zeros((len(made), 1), jnp.int32), made], 1)
-      inputs = {"inputs": texts, "inputs_mask": mask}
+      inputs = {"inputs": prompts, "inputs_mask": mask}
     else:
-      tokens = jnp.concatenate([texts, made], 1)
+      tokens = jnp.concatenate([prompts, made], 1)
       inputs = {"mask": jnp.pad(mask, ((0, 0), (0, new)), constant_values=True)}
     return peft.apply(model, peft.Adapted(methods, tuned, hyper, base), tokens, **inputs)[
       :, -new - 1 : -1
@@ -210,7 +210,7 @@ def test_grouped_decoding_equals_teacher_forcing(family):
     made = generate.generate(
       model,
       peft.Adapted(methods, tuned, hyper, base),
-      texts,
+      prompts,
       mask,
       max_new_tokens=new,
       stop_tokens=(-1,),

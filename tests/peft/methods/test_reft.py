@@ -59,15 +59,13 @@ def test_decoding_equals_teacher_forcing(llama):
   section = {"name": "reft", "first": 4}
   laid = tiny.lay(llama, section, noise=0.3)
   whole = np.asarray(tiny.forward(llama, laid, tokens, mask))
-  start, cache = llama.model.begin_decoding(
-    jnp.asarray(tokens[:, :half]), jnp.asarray(mask[:, :half]), 4
-  )
-  run = partial(peft.apply, llama.model, method=type(llama.model).decode)
-  decode = jax.jit(lambda overlay, *args: run(laid._replace(**overlay._asdict()), *args))
-  made, cache = decode(laid.overlay, start, cache)
+  call = lambda method: jax.jit(partial(peft.apply, llama.model, laid, method=method))
+  begin = call(lambda model, *prompts: model.prefill(*prompts, 4))
+  made, cache = begin(jnp.asarray(tokens[:, :half]), jnp.asarray(mask[:, :half]))
   np.testing.assert_allclose(made, whole[:, half - 1], atol=1e-5, rtol=0)
+  decode = call(llama.model.decode)
   for t in range(half, half + 3):
-    made, cache = decode(laid.overlay, tokens[:, t : t + 1], cache)
+    made, cache = decode(tokens[:, t], cache)
     np.testing.assert_allclose(made, whole[:, t], atol=1e-5, rtol=0)
   every = laid.hyper[PLACE.split("/")[0]]["layers"]["reft"] | {"first": jnp.full(3, reft.EVERY)}
   hyper = {"trunk": {"layers": {"reft": every}}}

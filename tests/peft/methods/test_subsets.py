@@ -142,9 +142,10 @@ def test_last_layers_grouped_equal_solo_and_decode(llama):
   made = tiny.forward(llama, laid, ONE)
   merged = tree.flatten(peft.merge(laid))
   np.testing.assert_allclose(made, plain(llama, merged), atol=1e-5, rtol=0)
-  first, cache = llama.model.begin_decoding(ONE, np.ones(ONE.shape, bool), 2)
-  decode = partial(peft.apply, llama.model, laid, method=type(llama.model).decode)
-  last, _ = jax.jit(decode)(first, cache)
+  call = lambda method: jax.jit(partial(peft.apply, llama.model, laid, method=method))
+  begin = call(lambda model, *prompts: model.prefill(*prompts, 1))
+  _, cache = begin(ONE[:, :-1], np.ones(ONE[:, :-1].shape, bool))
+  last, _ = call(llama.model.decode)(ONE[:, -1], cache)
   np.testing.assert_allclose(last, made[:, -1], atol=1e-5, rtol=0)
 
 

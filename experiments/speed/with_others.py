@@ -1,16 +1,21 @@
-"""The peft side of run.py: the plain training loop of its documentation."""
+"""The other libraries' side of run.py: the plain training loop of their documentation.
+
+peft for LoRA and prefixes, adapters for bottlenecks, transformers for full updates and generation.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 SMALLEST = "--tiny" in sys.argv
 BATCH, LENGTH, UPDATES = 4, 128, 2 if SMALLEST else 100
@@ -18,34 +23,81 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RATES = (1e-3, 3e-3, 5e-3, 1e-2)
 
 
-def step() -> None:
-  """Answers each line of stdin with the times of so many updates, in ms."""
+def gpt2() -> GPT2LMHeadModel:
   torch.manual_seed(0)
   sizes = dict(n_embd=24, n_layer=2, n_head=2) if SMALLEST else {}
-  model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **sizes))
+  return GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **sizes))
+
+
+def tuned(method: str) -> Any:
+  """Returns GPT-2 with a method of the library that has it."""
+  model: Any = gpt2()
+  if method == "full":
+    return model
+  if method == "adapter":
+    importlib.import_module("adapters").init(model)  # from an environment of its own
+    model.add_adapter("bottleneck", config="seq_bn")
+    model.train_adapter("bottleneck")
+    return model
+  from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+
   # GPT-2 has one fused projection of q, k and v; peft cannot target q and v alone.
   lora = LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], fan_in_fan_out=True)
-  model = get_peft_model(model, lora).train().to(DEVICE)
+  prefix = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20)
+  return get_peft_model(model, {"lora": lora, "prefix": prefix}[method])
+
+
+def step(method: str, how: str = "eager") -> None:
+  """Answers each line of stdin with the times of so many updates, in ms."""
+  model = tuned(method).train().to(DEVICE)
   optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
   tokens = torch.tensor(np.random.default_rng(0).integers(0, 50257, (BATCH, LENGTH))).to(DEVICE)
+  call = torch.compile(model) if how == "compile" else model
+
+  def once() -> float:
+    loss = call(input_ids=tokens, labels=tokens).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+  answer(once)
+
+
+def generate() -> None:
+  """Answers each line of stdin with the times of so many batches of texts, in ms."""
+  rows, length, new = (2, 4, 3) if SMALLEST else (8, 32, 64)
+  model = gpt2().eval().to(DEVICE)
+  prompts = torch.tensor(np.random.default_rng(0).integers(0, 50000, (rows, length))).to(DEVICE)
+  options = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=50256)
+
+  @torch.no_grad()
+  def once() -> None:
+    model.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
+
+  answer(once)
+
+
+def answer(once: Callable) -> None:
+  """Answers each line of stdin with the times of so many calls in ms, and the peak of memory."""
   for line in sys.stdin:
     times = []
     for _ in range(int(line) if line.strip().isdigit() else 3):
       began = time.perf_counter()
-      loss = model(input_ids=tokens, labels=tokens).loss
-      loss.backward()
-      optimizer.step()
-      optimizer.zero_grad()
-      value = loss.item()
+      value = once()
       times.append(1000 * (time.perf_counter() - began))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     if DEVICE == "cuda":
       peak = torch.cuda.max_memory_allocated() / 1e6
-    print(json.dumps({"ms": times, "peak_MB": peak, "loss": round(value, 3)}), flush=True)
+    loss = None if value is None else round(value, 3)
+    print(json.dumps({"ms": times, "peak_MB": peak, "loss": loss}), flush=True)
 
 
 def trial(number: str) -> None:
   """Trains and judges one of the 16 trials, on the same tokens as jaxtune's."""
+  from peft import LoraConfig, get_peft_model
+  from transformers import AutoModelForCausalLM, AutoTokenizer
+
   from jaxtune import data
   from jaxtune.assets import INSTRUCTIONS, TINY
   from jaxtune.objectives import sft
@@ -82,4 +134,4 @@ def trial(number: str) -> None:
 
 if __name__ == "__main__":
   name, *arguments = (text for text in sys.argv[1:] if text != "--tiny")
-  {"step": step, "trial": trial}[name](*arguments)
+  {"step": step, "generate": generate, "trial": trial}[name](*arguments)

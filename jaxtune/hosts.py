@@ -23,7 +23,7 @@ from jaxtyping import PyTree
 from jaxtune.errors import UserError
 
 JOIN = 120  # seconds in which all processes must have started
-HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
+HEARTBEAT = 40  # seconds without a sign of life after which a process counts as dead
 GRACE = 3  # seconds that the others have to say a mistake which all have made
 LOST = (
   "another process of this run has ended, and so does this one: that one's output says why; start "

@@ -132,7 +132,7 @@ def test_killed_on_two_and_resumed_on_one(start, config, whole, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_same_layout_resumes_to_the_same_bits(start, tmp_path, victim):
   mesh = "--config.train.mesh={'fsdp': 2}"
-  assert start(tmp_path / "whole", 2, mesh)[0] == [0, 0]
+  assert start(tmp_path / "whole", 2, mesh) == ([0, 0], ["", ""])
   codes, said = start(tmp_path / "killed", 2, mesh, strikes={victim: (4, "SIGKILL")})
   assert codes[victim] == -signal.SIGKILL and codes[1 - victim] not in (0, -signal.SIGKILL)
   assert (

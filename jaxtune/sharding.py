@@ -11,6 +11,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxtune import hosts
 from jaxtune.errors import UserError
 from jaxtune.schema import Count
 
@@ -63,10 +64,12 @@ class Parallel(NamedTuple):
       function: takes a batch with leaves (E, A, B, ...). Under pmap it gets a shard of the batch,
         and must sum its results over the devices by the name `axis`.
       donate: whether the function is a training step. Its first result then reuses the memory of
-        the first argument, and has the same shardings (under "jit" alone).
+        the first argument, and has the same shardings (under "jit" alone). Other results are whole
+        on every device, so that each process sees them.
     """
     if self.kind == "jit" and not donate:
-      return jax.jit(self._within(function))
+      whole = None if self.mesh is None else NamedSharding(self.mesh, P())
+      return jax.jit(self._within(function), out_shardings=whole)
     if self.kind == "jit":
       return jax.jit(self._within(lambda *args: self._stay(*function(*args))), donate_argnums=0)
     mapped = jax.pmap(
@@ -108,16 +111,34 @@ class Parallel(NamedTuple):
 
   def put(self, tree: Any, first: str | None = None) -> Any:
     """Puts arrays on their devices by RULES; `first` is "trial" for arrays of stacked trials."""
-    return tree if self.mesh is None else jax.device_put(tree, shardings(self.mesh, tree, first))
+    if self.mesh is None:
+      return tree
+    return jax.tree.map(hosts.put, tree, shardings(self.mesh, tree, first))
 
   def put_batch(self, batch: Any) -> Any:
-    """Puts a batch (E, A, B, ...) on its devices: E over "trial", B over "data" and "fsdp".
+    """Puts a batch (E, A, B, ...) on its devices; see `spread`. For pmap it stays as it is."""
+    part = lambda trials, rows: {name: x[trials, :, rows] for name, x in batch.items()}
+    return self.spread(next(iter(batch.values())).shape[:3], part)
 
-    E stays whole if it is no multiple of its axis. For pmap the batch is returned as it is.
+  def spread(self, shape: tuple[int, int, int], make: Callable[[slice, slice], dict]) -> dict:
+    """Makes a batch (E, A, B, ...) on its devices: E over "trial", B over "data" and "fsdp".
+
+    E stays whole if it is no multiple of its axis. For pmap the whole batch is made in one part.
+
+    Args:
+      shape: (E, A, B).
+      make: (trials, rows) -> that part of the batch; each process makes those of its devices.
     """
     if self.mesh is None or self.kind == "pmap":
-      return batch
-    return jax.device_put(batch, self.batch_sharding(jax.tree.leaves(batch)[0].shape[0]))
+      return make(slice(None), slice(None))
+    at = self.batch_sharding(shape[0])
+    key = lambda index: (index[0].start, index[2].start)
+    mine = {key(index): index for index in at.addressable_devices_indices_map(shape).values()}
+    parts = {start: make(index[0], index[2]) for start, index in mine.items()}
+    place = lambda name, x: jax.make_array_from_callback(
+      (*shape, *x.shape[3:]), at, lambda index: parts[key(index)][name]
+    )
+    return {name: place(name, x) for name, x in next(iter(parts.values())).items()}
 
   def batch_sharding(self, trials: int) -> NamedSharding:
     """Returns the sharding of a batch (E, A, B, ...) of E trials."""
@@ -143,6 +164,8 @@ def make(
   if kind == "pmap":
     if mesh:
       raise UserError("train.mesh is for parallel='jit'; pmap is data parallel over all devices")
+    if jax.distributed.is_initialized():
+      raise UserError("train.parallel is 'pmap', expected 'jit' for a run of several processes")
     devices = devices or jax.local_devices()
     sizes = dict.fromkeys(AXES, 1) | {"data": len(devices)}
   else:

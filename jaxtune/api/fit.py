@@ -27,6 +27,7 @@ def fit(config: Any, workdir: str | Path) -> dict:
     full = configs.complete(config)
     checks.check_options(full)
     trial = prepare(full)
+    group.check_same([trial])
     checks.check(trial)
     gradients.check([trial])
     print(targets.describe(trial))

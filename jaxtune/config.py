@@ -32,7 +32,7 @@ from jaxtune.training.options import TrainOptions
 
 # section: (the function that owns it, arguments that the caller supplies)
 SECTIONS = {
-  "model": (hf.load, {"head", "labels", "seed"}),
+  "model": (hf.load, {"head", "labels", "seed", "place"}),
   "data": (data.DataOptions, set()),
   "regularize": (regularize.method, set()),
   "optim": (optim.make, {"numbers", "steps"}),
@@ -40,6 +40,11 @@ SECTIONS = {
   "evaluate": (EvaluateOptions, set()),
 }
 KEYS = {"seed", "method", "objective", "sweep", *SECTIONS}
+
+
+def unplaced(config: dict) -> dict:
+  """Returns a completed config without the mesh: a run may go on, and end, on another one."""
+  return config | {"train": config["train"] | {"mesh": None}}
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ConfigDict:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from jaxtune import schema
+from jaxtune import hosts, schema
 from jaxtune.errors import UserError
 
 LIST = "jaxtune_files.json"
@@ -140,9 +140,13 @@ def _exchange(first: Path, second: Path) -> bool:
 def write_atomically(path: Path, content: str | bytes) -> None:
   """Writes a file so that at any time it is either the old one or the whole new one.
 
+  Of several processes that train a run, only the first one writes.
+
   Raises:
     UserError: if the disk is full or not writable; the old file is then unchanged.
   """
+  if not hosts.primary():
+    return
   new = path.with_name(f".{path.name}.new")
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)

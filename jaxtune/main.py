@@ -8,7 +8,7 @@ import os
 import sys
 from typing import NoReturn
 
-from jaxtune import config
+from jaxtune import config, hosts
 from jaxtune.api.commands import COMMANDS
 from jaxtune.errors import UserError
 from jaxtune.runs import locks
@@ -19,7 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
 
   Returns:
     The exit code: 2 for a user's mistake, which is printed in one line on stderr; 130 if the user
-    interrupts the command; 1 if training diverged, although its result is written; else 0.
+    interrupts the command; 1 if training diverged, although its result is written; else 0. A
+    process that ends because another one of its run has ended has another code than 0.
   """
   logging.getLogger("absl").setLevel(logging.CRITICAL)  # its errors are also raised
   os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -30,16 +31,18 @@ def main(arguments: list[str] | None = None) -> int:
     return code
   except UserError as error:
     print(f"jaxtune: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+    return hosts.end(2)
   except Exception as error:  # any other error is a bug of jaxtune: its traceback is shown
+    if hosts.lost(error):
+      hosts.end(3, error)
     if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
       raise
     reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
     print(f"jaxtune: out of memory{reason}: try a smaller batch_size", file=sys.stderr)
-    return 2
+    return hosts.end(2)
   except KeyboardInterrupt:
     print("jaxtune: interrupted", file=sys.stderr)
-    return 130
+    return hosts.end(130)
   except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -77,6 +80,8 @@ def _run(arguments: list[str]) -> int:
   if rest and not command.configurable:
     raise UserError(f"unknown argument {rest[0]!r}")
   options.overrides = config.parse_overrides(rest)
+  if "--coordinator" in command.options:
+    hosts.join(options.coordinator, options.processes, options.process)
   folder = vars(options).get(command.writes or "")
   if folder is not None:
     locks.check_writable(folder)

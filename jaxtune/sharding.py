@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxtune import hosts
 from jaxtune.errors import UserError
 from jaxtune.schema import Count
 
@@ -38,20 +40,6 @@ RULES = (
 )
 
 
-class _Mapped(NamedTuple):
-  """A function that pmap has compiled, called with batches that are not split yet."""
-
-  mapped: Any
-  split: Callable
-
-  def __call__(self, trials: Any, shared: Any, batch: Any) -> Any:
-    return self.mapped(trials, shared, self.split(batch))
-
-  def lower(self, trials: Any, shared: Any, batch: Any) -> jax.stages.Lowered:
-    """Lowers it from shapes, for the devices of its mesh."""
-    return self.mapped.lower(trials, shared, jax.eval_shape(self.split, batch))
-
-
 class Parallel(NamedTuple):
   """Describes how a run is spread over its devices.
 
@@ -77,21 +65,20 @@ class Parallel(NamedTuple):
       function: takes a batch with leaves (E, A, B, ...). Under pmap it gets a shard of the batch,
         and must sum its results over the devices by the name `axis`.
       donate: whether the function is a training step. Its first result then reuses the memory of
-        the first argument, and has the same shardings (under "jit" alone).
+        the first argument, and has the same shardings (under "jit" alone). Other results are whole
+        on every device, so that each process sees them.
     """
     if self.kind == "jit" and not donate:
-      return jax.jit(self._within(function))
+      whole = None if self.mesh is None else NamedSharding(self.mesh, P())
+      return jax.jit(self._within(function), out_shardings=whole)
     if self.kind == "jit":
       return jax.jit(self._within(lambda *args: self._stay(*function(*args))), donate_argnums=0)
     mapped = jax.pmap(
-      lambda trials, shared, batch: function(trials, shared, batch, axis="data"),
-      axis_name="data",
-      in_axes=(None, None, 0),
-      out_axes=None,
-      # Processes would have to agree on a list; without one, each has its own devices.
-      devices=None if jax.process_count() > 1 else list(self.mesh.devices.flat),
-    )
-    return _Mapped(mapped, self._split)
+      lambda trials, shared, batch: function(trials, shared, batch, axis="data"), "data",
+      in_axes=(None, None, 0), out_axes=None, devices=list(self.mesh.devices.flat),
+    )  # fmt: skip
+    run = lambda trials, shared, batch: mapped(trials, shared, self.split(batch))
+    return functools.wraps(mapped)(run)  # with its attribute `lower`
 
   def _within(self, function: Callable) -> Callable:
     """Returns a function that is traced under the mesh, so that `constrain` knows its axes."""
@@ -108,7 +95,7 @@ class Parallel(NamedTuple):
       return state, *others
     return jax.lax.with_sharding_constraint(state, shardings(self.mesh, state, "trial")), *others
 
-  def _split(self, batch: Any) -> Any:
+  def split(self, batch: Any) -> Any:
     """Turns leaves (E, A, B, ...) into (devices, E, A, B / devices, ...), as pmap expects them."""
 
     def split(x: Any) -> Any:
@@ -124,16 +111,34 @@ class Parallel(NamedTuple):
 
   def put(self, tree: Any, first: str | None = None) -> Any:
     """Puts arrays on their devices by RULES; `first` is "trial" for arrays of stacked trials."""
-    return tree if self.mesh is None else jax.device_put(tree, shardings(self.mesh, tree, first))
+    if self.mesh is None:
+      return tree
+    return jax.tree.map(hosts.put, tree, shardings(self.mesh, tree, first))
 
   def put_batch(self, batch: Any) -> Any:
-    """Puts a batch (E, A, B, ...) on its devices: E over "trial", B over "data" and "fsdp".
+    """Puts a batch (E, A, B, ...) on its devices; see `spread`. For pmap it stays as it is."""
+    part = lambda trials, rows: {name: x[trials, :, rows] for name, x in batch.items()}
+    return self.spread(next(iter(batch.values())).shape[:3], part)
 
-    E stays whole if it is no multiple of its axis. For pmap the batch is returned as it is.
+  def spread(self, shape: tuple[int, int, int], make: Callable[[slice, slice], dict]) -> dict:
+    """Makes a batch (E, A, B, ...) on its devices: E over "trial", B over "data" and "fsdp".
+
+    E stays whole if it is no multiple of its axis. For pmap the whole batch is made in one part.
+
+    Args:
+      shape: (E, A, B).
+      make: (trials, rows) -> that part of the batch; each process makes those of its devices.
     """
     if self.mesh is None or self.kind == "pmap":
-      return batch
-    return jax.device_put(batch, self.batch_sharding(jax.tree.leaves(batch)[0].shape[0]))
+      return make(slice(None), slice(None))
+    at = self.batch_sharding(shape[0])
+    key = lambda index: (index[0].start, index[2].start)
+    mine = {key(index): index for index in at.addressable_devices_indices_map(shape).values()}
+    parts = {start: make(index[0], index[2]) for start, index in mine.items()}
+    place = lambda name, x: jax.make_array_from_callback(
+      (*shape, *x.shape[3:]), at, lambda index: parts[key(index)][name]
+    )
+    return {name: place(name, x) for name, x in next(iter(parts.values())).items()}
 
   def batch_sharding(self, trials: int) -> NamedSharding:
     """Returns the sharding of a batch (E, A, B, ...) of E trials."""
@@ -159,6 +164,8 @@ def make(
   if kind == "pmap":
     if mesh:
       raise UserError("train.mesh is for parallel='jit'; pmap is data parallel over all devices")
+    if jax.distributed.is_initialized():
+      raise UserError("train.parallel is 'pmap', expected 'jit' for a run of several processes")
     devices = devices or jax.local_devices()
     sizes = dict.fromkeys(AXES, 1) | {"data": len(devices)}
   else:

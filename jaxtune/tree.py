@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxtune import hosts
 from jaxtune.errors import UserError
 
 
@@ -84,17 +86,26 @@ def fingerprint(tree: Any) -> str:
 
 def _digest(x: jax.Array) -> list[Any]:
   """Sums a hash of each element and its index, for two seeds; devices may add in any order."""
-  if x.size < 2**18:  # numpy is done sooner than XLA compiles a program for this shape
-    return _hashes(np.asarray(x), np.arange)
-  return jax.jit(_hashes, static_argnums=1)(x, jnp.arange)
+  if x.size >= 2**18:
+    return _hashes_on_devices(x)
+  x = hosts.fetch(x).ravel()  # numpy is done sooner than XLA compiles a program for this shape
+  return _hashes(x, np.arange(x.size, dtype=np.uint32))
 
 
-def _hashes(x: Any, arange: Callable) -> list[Any]:
-  """Returns the two sums of `_digest`, of an array of the library that `arange` is of."""
+@jax.jit
+def _hashes_on_devices(x: jax.Array) -> list[Any]:
+  """Returns what `_digest` does; each device hashes its own part of the array."""
+  strides = [math.prod(x.shape[axis + 1 :]) % 2**32 for axis in range(x.ndim)]
+  places = [jax.lax.broadcasted_iota(np.uint32, x.shape, axis) for axis in range(x.ndim)]
+  terms = [np.uint32(stride) * at for stride, at in zip(strides, places, strict=True)]
+  return _hashes(x, sum(terms, jnp.zeros((), np.uint32)))
+
+
+def _hashes(x: Any, index: Any) -> list[Any]:
+  """Returns the two sums of `_digest`, of an array of numpy or jax and its elements' indices."""
   x = x.astype(np.uint8) if x.dtype == bool else x
   unsigned = {1: np.uint8, 2: np.uint16, 4: np.uint32}[x.dtype.itemsize]
-  bits = x.ravel().view(unsigned).astype(np.uint32)
-  index = arange(bits.size, dtype=np.uint32)
+  bits = x.view(unsigned).astype(np.uint32)
   seeds = (np.uint32(0), np.uint32(0x9E3779B9))
   return [_mix(bits ^ _mix(index ^ seed)).sum(dtype=np.uint32) for seed in seeds]
 

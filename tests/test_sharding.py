@@ -12,6 +12,7 @@ from support import made_trials, tiny
 
 from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
+from jaxtune.models import hf
 from jaxtune.preflight import checks
 from jaxtune.runs import baseline, programs
 from jaxtune.runs.first_state import first_state
@@ -170,6 +171,16 @@ def test_the_rules_cover_every_leaf(request, family, optimizer):
       assert placed["trunk/layers/mlp/down_proj/kernel"].spec == P(None, "tensor", "fsdp")
       assert placed["trunk/layers/attn_norm/scale"].spec == P(None, None)
       assert placed["embed/embedding"].spec == P(None, "fsdp"), "61 rows do not divide by 2"
+
+
+@pytest.mark.parametrize("form", [None, pytest.param("int8", marks=pytest.mark.full)])
+def test_weights_are_loaded_into_their_shards(llama, tmp_path, form):
+  folder = str(hf.save(llama, llama.params, tmp_path / "base"))
+  parallel = sharding.make("jit", {"fsdp": 2, "tensor": 2})
+  found = hf.load(folder, quantize=form, place=parallel.put).params
+  assert tree.fingerprint(found) == tree.fingerprint(hf.load(folder, quantize=form).params)
+  wanted = sharding.shardings(parallel.mesh, found)
+  assert jax.tree.map(lambda x: x.sharding, found) == wanted
 
 
 def test_moments_lie_as_their_weights(llama):

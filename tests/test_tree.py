@@ -103,8 +103,12 @@ def test_fingerprint_sees_two_signs_at_once():
   assert len({tree.fingerprint({"a": x}) for x in pairs}) == len(pairs)
 
 
-def test_fingerprint_of_a_sharded_array_is_the_same():
+@pytest.mark.parametrize("shape", [(8, 4), (8, 2**10, 2**6)], ids=["small", "large"])
+def test_fingerprint_of_a_sharded_array_is_the_same(shape):
+  """Also of large ones, which the devices hash where they are."""
   mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-  leaf = jax.random.normal(jax.random.key(0), (8, 3))
-  spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-  assert tree.fingerprint({"a": jax.device_put(leaf, spec)}) == tree.fingerprint({"a": leaf})
+  leaf = jax.random.normal(jax.random.key(0), shape)
+  spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+  flat = np.asarray(leaf).ravel()
+  expected = tree._hashes(flat, np.arange(flat.size, dtype=np.uint32))
+  assert tree._digest(jax.device_put(leaf, spec)) == tree._digest(leaf) == expected

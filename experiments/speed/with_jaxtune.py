@@ -29,19 +29,18 @@ UPDATES = 2 if SMALLEST else 100
 RATES, SEEDS = ([1e-3], [0, 1]) if SMALLEST else ([1e-3, 3e-3, 5e-3, 1e-2], [0, 1, 2, 3])
 
 
-def step(method: str) -> None:
-  """Answers each line of stdin with the times of so many updates, in ms."""
+def make_update(architecture: dict, method: str) -> tuple:
+  """Returns an update under jit, a trial's first state, the frozen base and a batch."""
   from jaxtune import config
   from jaxtune.models import hf
   from jaxtune.runs import programs, trial
   from jaxtune.training import step as update
 
   full = config.complete({
-    "model": {"architecture": GPT2_SMALL, "remat": False}, "data": {"train": ""},
+    "model": {"architecture": architecture, "remat": False}, "data": {"train": ""},
     "method": METHODS[method], "train": {"steps": 1000}, "optim": {"clip": None},
   })  # fmt: skip
-  pretrained = hf.load(**full["model"])
-  made = trial.make(full, pretrained, None, "")
+  made = trial.make(full, hf.load(**full["model"]), None, "")
   state, base = first_state(made)
   go = jax.jit(partial(update.update, programs.make_program(made)), donate_argnums=0)
   rng = np.random.default_rng(0)
@@ -50,6 +49,12 @@ def step(method: str) -> None:
     "mask": np.ones((1, BATCH, LENGTH), bool),
     "weights": np.ones((1, BATCH, LENGTH), np.float32),
   }
+  return go, state, base, batch
+
+
+def step(method: str) -> None:
+  """Answers each line of stdin with the times of so many updates, in ms."""
+  go, state, base, batch = make_update(GPT2_SMALL, method)
 
   def once() -> float:
     nonlocal state
@@ -72,6 +77,18 @@ def answer(once: Callable) -> None:
       peak = on_device["peak_bytes_in_use"] / 1e6
     loss = round(value, 3) if isinstance(value, float) else None
     print(json.dumps({"ms": times, "peak_MB": peak, "loss": loss}), flush=True)
+
+
+def compiling() -> None:
+  """Prints {number of layers: processor seconds to lower and compile a LoRA update}."""
+  found: dict = {12: [], 48: []}
+  for layers in [12, *[*found] * (1 if SMALLEST else 3)]:
+    go, *arguments = make_update(GPT2_SMALL | {"n_embd": 96, "n_layer": layers}, "lora")
+    began = time.process_time()
+    go.lower(*arguments).compile()
+    found[layers].append(time.process_time() - began)
+  found[12] = found[12][1:]  # the first one compiles what all use
+  print(json.dumps({layers: round(float(np.median(found[layers])), 3) for layers in found}))
 
 
 def generate() -> None:
@@ -202,5 +219,5 @@ def choices() -> None:
 
 if __name__ == "__main__":
   name, *arguments = (text for text in sys.argv[1:] if text != "--tiny")
-  known = {f.__name__: f for f in (step, generate, group, chunk, choices)}
+  known = {f.__name__: f for f in (step, compiling, generate, group, chunk, choices)}
   known[name](*arguments)

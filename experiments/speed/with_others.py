@@ -38,6 +38,9 @@ def tuned(method: str) -> Any:
     importlib.import_module("adapters").init(model)  # from an environment of its own
     model.add_adapter("bottleneck", config="seq_bn")
     model.train_adapter("bottleneck")
+    model.set_active_adapters("bottleneck")
+    for name, parameter in model.named_parameters():  # it would train the tied head, too
+      parameter.requires_grad = "bottleneck" in name
     return model
   from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 

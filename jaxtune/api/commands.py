@@ -153,6 +153,15 @@ def _config(options: Namespace) -> Any:
 _CONFIG = {"--config": dict(required=True, metavar="FILE[:ARG]", help="a config file")}
 _WORKDIR = {"--workdir": dict(required=True, metavar="DIR", help="the run's folder")}
 _NEW_RUN = {"--out": dict(required=True, metavar="DIR", help="the new run's folder")}
+_HOSTS = {
+  "--coordinator": dict(
+    metavar="HOST:PORT",
+    help="trains together with other processes, of which "
+    "the first listens there; auto finds them on TPU pods, SLURM, Kubernetes",
+  ),
+  "--processes": dict(type=int, metavar="N", help="how many processes there are"),
+  "--process": dict(type=int, metavar="I", help="which of them this one is, from 0"),
+}
 _MOST_TRIALS = {
   "--most-trials": dict(
     type=int, default=1000, metavar="N", help="confirms a sweep of up to N trials (default: 1000)"
@@ -161,10 +170,11 @@ _MOST_TRIALS = {
 
 # fmt: off
 COMMANDS = {
-  "train": Command(_train, "train one configuration", _CONFIG | _WORKDIR, "workdir"),
+  "train": Command(_train, "train one configuration", _CONFIG | _WORKDIR | _HOSTS,
+                   "workdir"),
   "sweep": Command(_sweep, "train every trial of config.sweep and compare", _CONFIG | _WORKDIR | {
     "--metric": dict(help="what the report is sorted by (default: test loss)"),
-  } | _MOST_TRIALS, "workdir"),
+  } | _MOST_TRIALS | _HOSTS, "workdir"),
   "evaluate": Command(_evaluate, "judge a finished run and its untuned base", _WORKDIR),
   "generate": Command(_generate, "continue prompts with a finished run, or with several", {
     "--workdir": dict(required=True, action="append", metavar="DIR",

@@ -28,6 +28,7 @@ def fit(config: Any, workdir: str | Path) -> dict:
     checks.check_options(full)
     compilations.keep(full["train"]["compilation_cache"])
     trial = prepare(full)
+    group.check_same([trial])
     checks.check(trial)
     gradients.check([trial])
     print(targets.describe(trial))

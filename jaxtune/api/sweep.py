@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jaxtune import config as configs_
-from jaxtune import data, libraries, schema
+from jaxtune import data, hosts, libraries, schema
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare
 from jaxtune.files import write_atomically
@@ -51,6 +51,7 @@ def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> li
   names, settings, configs = expand(config, most_trials)
   compilations.keep(configs[0]["train"]["compilation_cache"])
   folders, trials = [workdir / "trials" / name for name in names], _prepare(configs)
+  training.check_same(trials)
   done = [_done(*pair) for pair in zip(folders, trials, strict=True)]
   if metric is not None:
     checks.check_metric(metric, trials[0])
@@ -64,13 +65,16 @@ def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> li
     else [i for i in group if not done[i]]
     for group in members
   ]
+  hosts.wait("what is left")  # before any process trains, and so makes checkpoints
   _train_groups(waiting, trials, folders)
   outcomes = [
     results.read(folder) | {"trial": name, "settings": setting, "folder": str(folder)}
     for folder, name, setting in zip(folders, names, settings, strict=True)
   ]
   shared, notes = configs_.complete(config), {"compiled programs": len(members)}
-  report.write(outcomes, workdir, metric=metric, config=shared, notes=notes)
+  if hosts.primary():
+    report.write(outcomes, workdir, metric=metric, config=shared, notes=notes)
+  hosts.wait("report")
   metric = table.choose_metric(outcomes, metric)
   single = [stats.Row(outcome["trial"], {}, (outcome,)) for outcome in outcomes]
   return [row.results[0] for row in stats.best_first(single, metric)]
@@ -96,9 +100,10 @@ def _train_groups(waiting: list[list[int]], trials: list[Trial], folders: list[P
     if new:
       untuned |= zip(new, baseline.evaluate_bases(list(new.values())), strict=True)
     checkpoints = _checkpoints(members, member_folders[0].parents[1])
-    bases, chunk = [untuned[key] for key in keys], cost.choose_chunk(members)
+    bases, chunk = [untuned[key] for key in keys], hosts.of_first(cost.choose_chunk(members))
     training.train(members, member_folders, bases, checkpoints, chunk)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    if hosts.primary():
+      shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list[dict], list[dict]]:
@@ -167,8 +172,8 @@ def _done(folder: Path, trial: Trial) -> bool:
   found = schema.read_json(folder / "config.json")
   with contextlib.suppress(UserError):  # keys that are newer than the result had their defaults
     found = json.loads(json.dumps(configs_.complete(found), default=str))
-  old = {"config": found, "base": result.get("base_fingerprint")}
-  new = {"config": trial.config, "base": trial.fingerprint}
+  old = {"config": configs_.unplaced(found), "base": result.get("base_fingerprint")}
+  new = {"config": configs_.unplaced(trial.config), "base": trial.fingerprint}
   old["data set"] = data.identity(result.get("data", {}))
   new["data set"] = data.identity(trial.dataset.report)
   checkpoint.check_same(f"{folder} holds the result", old, new)
@@ -177,5 +182,6 @@ def _done(folder: Path, trial: Trial) -> bool:
 
 def _checkpoints(trials: list[Trial], workdir: Path) -> Path:
   """Names the folder of a group's checkpoints after its configs."""
-  identity = json.dumps([trial.config for trial in trials], sort_keys=True, default=str).encode()
+  identity = [configs_.unplaced(trial.config) for trial in trials]
+  identity = json.dumps(identity, sort_keys=True, default=str).encode()
   return workdir / "groups" / hashlib.sha256(identity).hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -77,25 +78,30 @@ def arrange(
   return split._replace(order=mix.order(rows_XU, tasks, share, buckets_X, widths, mixture_batches))
 
 
-def batch(split: Split | Stream, seed: int, step: int, batch_size: int) -> Batch:
+def batch(
+  split: Split | Stream, seed: int, step: int, batch_size: int, chosen: Any = slice(None)
+) -> Batch:
   """Returns training batch number `step`, counted from 0.
 
   The order of every epoch is drawn from (seed, epoch), and a batch may begin in one epoch and end
   in the next. No example comes twice before all have come once; in an arranged split, before all of
   its task and bucket have. The batch's shapes depend on the step, never on the seed.
+
+  Args:
+    chosen: which of the batch's rows are made; default all.
   """
   if isinstance(split, Stream):
-    return split.batch(seed, step, batch_size)
+    return {name: x[chosen] for name, x in split.batch(seed, step, batch_size).items()}
   if split.order:
     kind, rows_B = mix.draw(split.order, seed, step, batch_size)
-    return _take(split, rows_B, kind.widths)
+    return _take(split, rows_B[chosen], kind.widths)
   if split.examples < 1 or batch_size < 1:
     raise UserError(
       f"a batch of {batch_size} from {split.examples} examples: both must be at least 1"
     )
   draws_B = step * batch_size + np.arange(batch_size, dtype=np.int64)
   _, rows_B = mix.permuted(split.examples, seed, draws_B)
-  return _take(split, rows_B, {})
+  return _take(split, rows_B[chosen], {})
 
 
 def sample(split: Split, count: int) -> Split:

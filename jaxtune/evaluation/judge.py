@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 from tqdm import tqdm
 
-from jaxtune import data, metrics, peft, sharding
+from jaxtune import data, hosts, metrics, peft, sharding
 from jaxtune.evaluation import generate, texts
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.training.step import Program, judge
@@ -121,7 +121,7 @@ def measure(
   batches = {key: list(data.batches(split, size)) for key, split in distinct.items()}
   walks = [batches[id(split)] for split in splits]
   measured = []
-  for i in tqdm(range(max(map(len, walks))), "judging", leave=False, disable=None):
+  for i in tqdm(range(max(map(len, walks))), "judging", leave=False, disable=hosts.bars()):
     batch = stack([walk[min(i, len(walk) - 1)] for walk in walks])
     out = evaluator.rows(overlays, base, evaluator.parallel.put_batch(batch))
     measured.append(jax.tree.map(np.asarray, out))
@@ -173,7 +173,7 @@ def completions(
   """
   seeds_E = np.asarray(seeds, np.int32)
   made = texts.complete(
-    lambda batch: evaluator.complete(overlays, base, batch | {"seed": seeds_E}),
+    lambda batch: hosts.fetch(evaluator.complete(overlays, base, batch | {"seed": seeds_E})),
     prompts,
     evaluator.options.batch_size,
     evaluator.stop_tokens,

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 from tqdm import tqdm
 
+from jaxtune import hosts
+
 Prompts = Sequence[Sequence[int]]
 
 
@@ -30,7 +32,7 @@ def complete(
   lengths = [max(map(len, several)) for several in itertools.zip_longest(*prompts, fillvalue=())]
   calls = schedule(lengths, rows)
   widest = {length: max(len(n) for one, n in calls if one == length) for length, _ in calls}
-  for length, numbers in tqdm(calls, "generating", leave=False, disable=None):
+  for length, numbers in tqdm(calls, "generating", leave=False, disable=hosts.bars()):
     chosen = [[n for n in numbers if n < len(asked)] for asked in prompts]
     pairs = zip(prompts, chosen, strict=True)
     padded = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -82,6 +83,7 @@ def load(
   attention: Literal["plain", "splash", "cudnn"] | None = None,
   scored_tokens: Count | None = None,
   seed: Seed = 0,
+  place: Callable[[Any], Any] | None = None,
 ) -> Pretrained:
   """Loads a pretrained model from a folder or the hub, or initialises one at random.
 
@@ -104,6 +106,7 @@ def load(
     scored_tokens: for how many tokens a device computes logits at a time where it scores targets;
       None chooses by the vocabulary. Fewer take less memory.
     seed: seed of the random initialisation, of the whole model or of a new head.
+    place: puts {path: array} on devices, such as `sharding.Parallel.put`; default the first one.
 
   Raises:
     UserError: for a family that is not supported, tensors that are missing, unexpected or
@@ -122,12 +125,13 @@ def load(
   weights.check_memory(outlined.params)
   if folder:
     plan = _plan(model, abstract(model), folder, hf_config)
-    params = weights.read(plan, model.config, hf_config.get("initializer_range", 0.02), seed)
+    params = weights.read(plan, model.config, hf_config.get("initializer_range", 0.02), seed, place)
   else:
     make = jax.jit(lambda key: model.init(key, **model.trace_inputs())["params"])
     params = make(jax.random.key(seed))
     params = jax.tree.map(lambda x: x.astype(model.config.dtype), params)
     params = quantised(params, quantize)
+    params = place(params) if place else params
   return outlined._replace(params=params)
 
 

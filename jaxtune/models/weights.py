@@ -6,7 +6,8 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Container
+from collections.abc import Callable, Container
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from jaxtune import schema, tree
+from jaxtune import hosts, schema, tree
 from jaxtune.errors import UserError
 from jaxtune.models import quantize
 from jaxtune.models.config import Config
@@ -177,10 +178,14 @@ def _check(stored: dict[str, Stored], wanted: dict[str, tuple[int, ...]]) -> Non
 
 
 def check_memory(shapes: Any) -> None:
-  """Raises UserError for weights larger than the memory of this machine plus its devices."""
+  """Raises UserError for weights larger than the memory of this machine plus its devices.
+
+  Several processes are taken to have as much each.
+  """
   needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
   limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
-  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + sum(limits)
+  here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + sum(limits)
+  memory = here * jax.process_count()
   if needed > memory:
     raise UserError(
       f"the model's weights take {needed / 2**30:,.0f} GiB, more than this machine's memory of "
@@ -188,15 +193,18 @@ def check_memory(shapes: Any) -> None:
     )
 
 
-def read(plan: Plan, c: Config, deviation: float, seed: int) -> dict:
-  """Returns the weights as a tree, stacked over layers.
+def read(
+  plan: Plan, c: Config, deviation: float, seed: int, place: Callable[[Any], Any] | None = None
+) -> dict:
+  """Returns the weights as a tree, stacked over layers, on the devices where `place` puts them.
 
   Beside them, one tensor at a time is in memory. Kernels to be quantised are read in fp32 and
   quantised one by one. Fresh kernels are drawn from N(0, deviation^2); fresh biases are 0 and fresh
   scales of norms 1.
   """
-  params = {}
-  for row in tqdm(plan.table, desc="loading", unit="tensor", leave=False, disable=None):
+  params: dict[str, Any] = {}
+  put = partial(jax.device_put, may_alias=True)
+  for row in tqdm(plan.table, desc="loading", unit="tensor", leave=False, disable=hosts.bars()):
     shape = plan.shapes[row.ours]
     chosen = c.quantize and quantize.quantises(row.ours, shape)
     array = _aligned(shape, np.float32 if chosen else c.dtype)
@@ -208,8 +216,8 @@ def read(plan: Plan, c: Config, deviation: float, seed: int) -> dict:
       array[: row.first] = 1
       for name, index in row.their_names(shape).items():
         array[index][...] = row.read(_tensor(plan.stored[name]))
-    leaf = jax.device_put(array, may_alias=True)
-    params[row.ours] = quantize.store(row.ours, leaf, c.quantize)
+    leaf = quantize.store(row.ours, put(array), c.quantize) if chosen else array
+    params |= (place or put)({row.ours: leaf})
   return tree.unflatten(params)
 
 

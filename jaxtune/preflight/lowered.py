@@ -280,6 +280,7 @@ def _lower(group: Outline, compiled: Any, carry: Any, batch: dict) -> jax.stages
   base, parallel = _placed(group, group.base), group.parallel
   if parallel.kind == "pmap":  # which places them itself
     bare = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    batch = jax.eval_shape(parallel.split, batch)
     return compiled.lower(*jax.tree.map(bare, (carry, base)), batch)
   if parallel.mesh is None:
     batch = _placed(group, batch)

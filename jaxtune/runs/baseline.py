@@ -27,7 +27,8 @@ def evaluate_bases(
   parallel = parallel or sharding.make(layout["parallel"], layout["mesh"])
   evaluator = make_evaluator(trials[0], parallel, methods=())
   base = parallel.put(trials[0].pretrained.params)
-  nothing = lambda count: peft.Overlay({"params": {}, "peft": {}}, {"untuned": jnp.zeros(count)})
+  tuned = {"params": {}, "peft": {}}
+  nothing = lambda n: parallel.put(peft.Overlay(tuned, {"untuned": jnp.zeros(n)}), "trial")
   distinct = {id(trial.dataset): trial.dataset for trial in trials}
   scores = judge.judge_splits(evaluator, nothing(len(distinct)), base, list(distinct.values()))
   scores_of = dict(zip(distinct, scores, strict=True))

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from typing_extensions import TypedDict
 
 from jaxtune import config as configs
-from jaxtune import data, libraries, peft, schema, tree
+from jaxtune import data, hosts, libraries, peft, schema, tree
 from jaxtune.errors import UserError
 from jaxtune.evaluation import judge
 from jaxtune.files import write_atomically, writing
@@ -38,6 +38,8 @@ class Logs:
 
   def write(self, rows: Sequence[dict], active: Sequence[bool] | None = None) -> None:
     """Appends one row a trial, but for those that are not active."""
+    if not hosts.primary():
+      return
     for i, (path, row) in enumerate(zip(self.paths, rows, strict=True)):
       if active is None or active[i]:
         with writing(path), path.open("a") as file:

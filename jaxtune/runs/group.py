@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxtune import data, peft, sharding, tree
+from jaxtune import config, data, hosts, peft, sharding, tree
 from jaxtune.evaluation import compare, judge
 from jaxtune.runs import folder, programs
 from jaxtune.runs.first_state import first_state
@@ -46,7 +48,6 @@ def train(
   noise = any(programs.uses_noise(trial.config) for trial in trials)
   program = programs.make_program(first, noise, chunk)
   evaluator = programs.make_evaluator(first, parallel, chunk)
-  splits, seeds = [t.dataset.train for t in trials], [t.config["seed"] for t in trials]
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
     progress = parallel.put(loop.begin(states), "trial")
     progress, before = saved.restore(progress) or (progress, 0.0)
@@ -56,18 +57,19 @@ def train(
       options,
       parallel.compile(loop.make_step(program, chunk, options.patience), donate=True),
       base,
-      lambda step: parallel.put_batch(loop.make_batch(splits, seeds, step, options)),
+      _batches(trials, options, parallel),
       _validation(evaluator, base, trials),
       max((m.keep_from(options.steps) for m in program.methods), default=0),
-      folder.Logs(folders, int(progress.state.step[0])),
+      folder.Logs(folders, int(hosts.fetch(progress.state.step)[0])),
       lambda step, progress: saved.save(step, progress, clock()),
     )
     progress = loop.run(group, progress)
   overlays, judged = _judged(evaluator, base, trials, progress, options)
-  seconds, results, overlays = round(clock() / len(trials), 2), [], jax.device_get(overlays)
+  overlays, counts = hosts.fetch((overlays, progress._replace(state=None, tuned=None)))
+  seconds, results = round(clock() / len(trials), 2), []
   for e, trial in enumerate(trials):
     facts = compare.record(judged[e], untuned[e], evaluator, trial.dataset)
-    facts |= step_counts(progress, options, e, judged[e].metrics)
+    facts |= step_counts(counts, options, e, judged[e].metrics)
     facts |= {"seconds": seconds, "trials_in_program": len(trials), "versions": versions}
     overlay = tree.crop(jax.tree.map(lambda x, e=e: x[e], overlays), shapes[e])
     results.append(folder.finish(folders[e], trial, overlay, judged[e], facts))
@@ -83,10 +85,25 @@ def _started(
   return tree.stack(list(states)), shapes, parallel.put(bases[0])
 
 
+def _batches(
+  trials: Sequence[Trial], options: TrainOptions, parallel: sharding.Parallel
+) -> Callable[[int], dict]:
+  """Returns (number of a step) -> its batch, on the devices."""
+  splits, seeds = [t.dataset.train for t in trials], [t.config["seed"] for t in trials]
+  shape = len(trials), options.accumulate, options.batch_size // options.accumulate
+  return lambda step: parallel.spread(shape, partial(loop.make_batch, splits, seeds, step, options))
+
+
+def check_same(trials: Sequence[Trial]) -> None:
+  """Raises UserError unless all processes of a run have the same configs, base and data."""
+  for what, value in _identity(trials).items():
+    hosts.check_same(what, json.dumps(value, default=str))
+
+
 def _identity(trials: Sequence[Trial]) -> dict:
   """Returns what a checkpoint must have in common with its group: configs, base and data."""
   return {
-    "config": [trial.config for trial in trials],
+    "config": [config.unplaced(trial.config) for trial in trials],
     "base": trials[0].fingerprint,
     "data set": [data.identity(trial.dataset.report) for trial in trials],
   }

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
 
-from jaxtune import config, schema
+import jax
+
+from jaxtune import config, hosts, schema
 from jaxtune.errors import UserError
 
 try:
@@ -70,11 +72,27 @@ def held(folder: str | Path, kind: Literal["run", "sweep"] = "run") -> Iterator[
   ends. On a file system without such locks a warning is printed and nothing is locked. The file,
   and folders that were made and stay empty, are removed at the end.
 
+  Of several processes that train a run, the first one locks the folder for all.
+
   Raises:
     UserError: where another process, which is named, has locked the folder, where it cannot be
-      written, or where it holds files of something else; see `check_contents`.
+      written, or where it holds files of something else; see `check_contents`. Where the processes
+      of a run do not see the same folder.
   """
   folder = Path(folder)
+  with _alone(folder, kind) if hosts.primary() else contextlib.nullcontext():
+    hosts.wait("lock")
+    if not hosts.primary() and not (folder / NAME).exists():
+      raise UserError(
+        f"{folder} is another folder for process {jax.process_index()} than for process 0; "
+        "expected one that all processes share"
+      )
+    yield
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, kind: Literal["run", "sweep"]) -> Iterator[None]:
+  """Locks a folder, and removes at its end what stayed empty."""
   check_writable(folder)
   made = [path for path in (folder, *folder.parents) if not path.exists()]
   try:

@@ -10,7 +10,7 @@ from typing import Any, Required
 
 from typing_extensions import TypedDict
 
-from jaxtune import schema
+from jaxtune import hosts, schema
 from jaxtune.errors import UserError
 from jaxtune.files import digest, write_atomically
 
@@ -46,11 +46,18 @@ class Result(TypedDict, total=False):
 
 
 def write(folder: Path, result: dict) -> dict:
-  """Writes a result once all files of the trial are there; returns it with their hashes."""
+  """Writes a result once all files of the trial are there; returns it with their hashes.
+
+  Of several processes each returns what the first one has written.
+  """
+  if not hosts.primary():
+    hosts.wait("result")
+    return read(folder)
   result = json.loads(json.dumps(result, default=str))
   result["files"] = {name: digest(folder / name) for name in FILES if (folder / name).exists()}
   result["sha256"] = _digest(result)
   write_atomically(folder / "result.json", json.dumps(result, indent=2))
+  hosts.wait("result")
   return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxtune import data, objectives, peft, tree
+from jaxtune import data, objectives, peft, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.peft.methods import head, regularize
@@ -39,7 +39,7 @@ class Trial(NamedTuple):
 
 
 def prepare(config: dict, pretrained: hf.Pretrained | None = None) -> Trial:
-  """Loads the data and the model of a completed config.
+  """Loads the data and the model of a completed config, each weight onto the devices of its mesh.
 
   Args:
     pretrained: the model of another trial, if this one's can differ only in the number of labels.
@@ -47,7 +47,9 @@ def prepare(config: dict, pretrained: hf.Pretrained | None = None) -> Trial:
   dataset = load_data(config)
   head = pretrained and pretrained.model.config.head
   if pretrained is None or (dataset.labels and head.outputs != len(dataset.labels)):
-    pretrained = load_model(config, len(dataset.labels))
+    layout = sharding.make(config["train"]["parallel"], config["train"]["mesh"])
+    place = layout.put if layout.mesh is not None else None
+    pretrained = load_model(config, len(dataset.labels), place)
   return make(config, pretrained, dataset, tree.fingerprint(pretrained.params))
 
 
@@ -81,12 +83,20 @@ def load_data(config: dict) -> data.Data:
   return data.load(tokenizer, objective_of(config), options, decoder_start, vocabulary)
 
 
-def load_model(config: dict, labels: int) -> hf.Pretrained:
-  """Loads the model of a completed config with the head that its objective needs."""
+def load_model(config: dict, labels: int, place: Callable | None = None) -> hf.Pretrained:
+  """Loads the model of a completed config with the head that its objective needs.
+
+  Args:
+    place: puts weights on devices; see `hf.load`.
+  """
   # A new head is drawn once more for each trial, by `first_state`.
   seed = config["seed"] if config["model"]["path"] is None else 0
   return hf.load(
-    **config["model"], head=objective_of(config).HEAD, labels=labels or None, seed=seed
+    **config["model"],
+    head=objective_of(config).HEAD,
+    labels=labels or None,
+    seed=seed,
+    place=place,
   )
 
 

@@ -7,13 +7,14 @@ import contextlib
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
-from jaxtune import libraries
+from jaxtune import hosts, libraries
 from jaxtune.errors import UserError
 from jaxtune.files import writing
 
@@ -103,12 +104,17 @@ def _patient_loops() -> Iterator[None]:
 
 @contextlib.contextmanager
 def undamaged(path: Path) -> Iterator[None]:
-  """Raises UserError for `path` in place of any other error inside, most of which are orbax's."""
+  """Raises UserError for `path` in place of any other error inside, most of which are orbax's.
+
+  The end of another process is no damage.
+  """
   try:
     yield
   except UserError:
     raise
   except Exception as error:
+    if hosts.lost(error):
+      raise
     cause = (str(error) or type(error).__name__).splitlines()[0][:200]
     raise UserError(
       f"{path} is damaged ({cause}): remove it to go on from the checkpoint before it, or from the "
@@ -147,15 +153,21 @@ def differences(old: Any, new: Any, path: str = "") -> str:
 
 
 @contextlib.contextmanager
-def interrupts() -> Iterator[threading.Event]:
-  """Yields an event that SIGTERM sets, so that the loop can save after its step and then exit."""
+def interrupts() -> Iterator[Callable[[int], bool]]:
+  """Yields (steps done) -> whether to save and exit now, since SIGTERM has come.
+
+  Of several processes any may get it; all then stop after the same step, which jax agrees on.
+  """
+  if jax.distributed.is_initialized():
+    yield multihost_utils.reached_preemption_sync_point
+    return
   requested = threading.Event()
   try:
     before = signal.signal(signal.SIGTERM, lambda *_: requested.set())
   except ValueError:  # only the main thread can handle signals
     before = None
   try:
-    yield requested
+    yield lambda _: requested.is_set()
   finally:
     if before is not None:
       signal.signal(signal.SIGTERM, before)

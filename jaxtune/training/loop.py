@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 from tqdm import tqdm
 
-from jaxtune import data, peft, sharding
+from jaxtune import data, hosts, peft, sharding
 from jaxtune.training import checkpoint
 from jaxtune.training.options import TrainOptions
 from jaxtune.training.step import Program, State, update
@@ -123,8 +123,8 @@ def run(group: Group, progress: Progress) -> Progress:
   """
   options = group.options
   eval_every, checkpoint_every = intervals(options)
-  first = int(progress.state.step[0])
-  bar = tqdm(total=options.steps, initial=first, desc="training", unit="step", disable=None)
+  first = int(hosts.fetch(progress.state.step)[0])
+  bar = tqdm(total=options.steps, initial=first, desc="training", unit="step", disable=hosts.bars())
   batch, over = group.batch(min(first, options.steps - 1)), _over(options, progress)
   with checkpoint.interrupts() as interrupted, bar:
     for done in range(first + 1, options.steps + 1):
@@ -142,29 +142,43 @@ def run(group: Group, progress: Progress) -> Progress:
         progress = _keep_best(group, progress, done, group.validate(overlays))
         over = _over(options, progress)
       bar.update()
-      if done % checkpoint_every == 0 or last or interrupted.is_set() or over:
+      stop = interrupted(done)
+      if done % checkpoint_every == 0 or last or stop or over:
         group.save(done, progress)
-      if interrupted.is_set():
+      if stop:
         raise SystemExit(143)
   return progress
 
 
 def _over(options: TrainOptions, progress: Progress) -> bool:
   """Says whether the patience of every trial has ended."""
-  return options.patience is not None and bool((progress.stale >= options.patience).all())
+  patience = options.patience
+  return patience is not None and bool((hosts.fetch(progress.stale) >= patience).all())
 
 
 def make_batch(
-  splits: Sequence[data.Split], seeds: Sequence[int], step: int, options: TrainOptions
+  splits: Sequence[data.Split],
+  seeds: Sequence[int],
+  step: int,
+  options: TrainOptions,
+  trials: slice = slice(None),
+  rows: slice = slice(None),
 ) -> dict[str, np.ndarray]:
-  """Returns every trial's batch of a step, stacked to (E, A, B, ...) with B examples in a part."""
+  """Returns every trial's batch of a step, stacked to (E, A, B, ...) with B examples in a part.
+
+  Args:
+    trials, rows: make this part of E and of B alone.
+  """
   keys = [(id(split), seed) for split, seed in zip(splits, seeds, strict=True)]
-  distinct = dict(zip(keys, splits, strict=True))
+  distinct = dict(zip(keys[trials], splits[trials], strict=True))
+  draws_AB = np.arange(options.batch_size).reshape(options.accumulate, -1)[:, rows]
   batches = {
-    key: data.batch(split, key[1], step, options.batch_size) for key, split in distinct.items()
+    key: data.batch(split, key[1], step, options.batch_size, draws_AB.ravel())
+    for key, split in distinct.items()
   }
-  fold = lambda x: x.reshape(options.accumulate, -1, *x.shape[1:])
-  return {name: np.stack([fold(batches[key][name]) for key in keys]) for name in batches[keys[0]]}
+  fold = lambda x: x.reshape(*draws_AB.shape, *x.shape[1:])
+  names = batches[keys[trials][0]]
+  return {name: np.stack([fold(batches[key][name]) for key in keys[trials]]) for name in names}
 
 
 def _log(group: Group, progress: Progress, step: int, bar: tqdm, tokens: int) -> Progress:
@@ -175,7 +189,7 @@ def _log(group: Group, progress: Progress, step: int, bar: tqdm, tokens: int) ->
   Args:
     tokens: number of tokens in a step, padding included, for the rate that the bar shows.
   """
-  sums = jax.tree.map(np.asarray, progress.sums)
+  sums = hosts.fetch(progress.sums)
   means = {name: sums[name] / np.maximum(sums["steps"], 1) for name in METRICS}
   rows = [
     dict(
@@ -196,12 +210,13 @@ def _log(group: Group, progress: Progress, step: int, bar: tqdm, tokens: int) ->
 def _keep_best(group: Group, progress: Progress, step: int, metrics: list[dict]) -> Progress:
   """Logs an evaluation, keeps the weights of trials that improved, and counts for the others."""
   patience, keep_from = group.options.patience, group.keep_from
-  active = None if patience is None else np.asarray(progress.stale) < patience
+  active = None if patience is None else hosts.fetch(progress.stale) < patience
   group.logs.write([{"step": step, **values} for values in metrics], active)
   loss = np.asarray([values["validation_loss"] for values in metrics], np.float32)
   after = _updated(progress, loss, step, keep_from, patience or -1)
   if patience is None:
-    _warn(np.asarray(after.stale), np.asarray(after.sums["diverged"]) > 0, progress, step, loss)
+    stale, diverged = hosts.fetch((after.stale, after.sums["diverged"]))
+    _warn(stale, diverged > 0, progress, step, loss)
   return after
 
 
@@ -223,12 +238,13 @@ def _updated(progress: Progress, loss: Array, step: int, keep_from: int, patienc
 
 
 def _warn(
-  stale: np.ndarray, diverged: np.ndarray, progress: Progress, step: int, loss: Array
+  stale: np.ndarray, diverged: np.ndarray, progress: Progress, step: int, loss: np.ndarray
 ) -> None:
   """Prints a warning for trials whose third evaluation in a row was not better than their best."""
   for e in np.flatnonzero((stale == 3) & ~diverged):
+    best_step, best = hosts.fetch((progress.best_step, progress.best))
     tqdm.write(
       f"step {step}: the validation loss of trial {e + 1} has not fallen since step "
-      f"{int(progress.best_step[e])} ({float(progress.best[e]):.4g}, now {float(loss[e]):.4g}): it "
+      f"{int(best_step[e])} ({float(best[e]):.4g}, now {float(loss[e]):.4g}): it "
       "overfits. train.patience would stop it; regularize, or a smaller method, may help"
     )

@@ -31,10 +31,10 @@ def arm(step: int, moment: str, number: int) -> None:
   strike = lambda: os.kill(os.getpid(), number)
   batch, save = data.batch, checkpoint.Checkpoints.save
 
-  def watched_batch(split, seed, at, size):
+  def watched_batch(split, seed, at, *rest):
     if moment == "during" and at + 1 == step:
       strike()
-    return batch(split, seed, at, size)
+    return batch(split, seed, at, *rest)
 
   def watch(folder):
     while not list(folder.glob("*-tmp*")):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from jaxtune import hosts
 from jaxtune.data import padding
 from jaxtune.data.options import EncodeOptions
 from jaxtune.data.split import Split
@@ -36,9 +37,8 @@ class Row(NamedTuple):
 
 def in_batches(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
   """Yields the examples in batches that a tokenizer takes at once; shows progress if many."""
-  with tqdm(
-    total=len(examples), desc="Tokenising", unit=" rows", disable=len(examples) < 10_000
-  ) as bar:
+  quiet = len(examples) < 10_000 or not hosts.primary()
+  with tqdm(total=len(examples), desc="Tokenising", unit=" rows", disable=quiet) as bar:
     for start in range(0, len(examples), _BATCH):
       batch = examples[start : start + _BATCH]
       yield batch

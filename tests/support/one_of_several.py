@@ -1,0 +1,49 @@
+"""One of the processes that train a run together, which test_hosts starts and kills."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import conftest  # noqa: F401  cheap compilation
+import jax
+
+from jaxtune import data, hosts
+from jaxtune.main import main
+
+
+def arm(step: int, number: int) -> None:
+  """Makes this process send itself a signal when it makes the batch of a step."""
+  batch = data.batch
+
+  def watched(split, seed, at, *rest):
+    if at + 1 == step:
+      os.kill(os.getpid(), number)
+    return batch(split, seed, at, *rest)
+
+  data.batch = watched
+
+
+def run(cache: Path, devices: int, said: Path, arguments: list[str], strike: tuple = ()) -> None:
+  """Runs a command in this process.
+
+  Args:
+    cache: where compiled programs are kept.
+    devices: how many this process has.
+    said: the file that its stderr goes to.
+    strike: (the number of a step, the name of a signal that comes there), or ().
+  """
+  flags = os.environ["XLA_FLAGS"].replace("device_count=4", f"device_count={devices}")
+  os.environ["XLA_FLAGS"] = flags
+  jax.config.update("jax_compilation_cache_dir", str(cache))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+  os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+  hosts.HEARTBEAT = (
+    300  # a test on a busy machine may stand still; a CPU's collectives fail at once
+  )
+  if strike:
+    arm(strike[0], getattr(signal, strike[1]))
+  code = main(arguments)
+  jax.distributed.shutdown()  # as at the end of a process that multiprocessing has not made
+  sys.exit(code)

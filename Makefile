@@ -9,6 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 # Modules are compiled when they are first imported: to compile all that is installed takes longer.
 INSTALL = $(1)/bin/python -m pip install --quiet --no-compile $(2)
 export PYTHONDONTWRITEBYTECODE :=
+COMPILERS := JAX_PLATFORMS=cpu $(PLAN_VENV)/bin/python
 ADAPTERS := JAXTUNE_ADAPTERS_PYTHON=$(abspath $(ADAPTERS_VENV))/bin/python
 
 .PHONY: quickstart test cases check certify parity matrix reliability speed accelerators format clean
@@ -27,10 +28,12 @@ test: $(VENV)/.installed-test $(if $(CASES),$(ADAPTERS_VENV)/.installed)
 cases:
 	$(MAKE) test CASES=all
 
-# The cases, every measurement at its smallest size, and every family's logits beside PyTorch's.
-check: cases
+# The cases, every measurement at its smallest size, every family's logits beside PyTorch's, and two
+# steps by a TPU's compiler.
+check: cases $(PLAN_VENV)/.installed-tpu
 	$(PYTEST) -m measurement
 	$(BIN)/python tests/parity.py --workers 2
+	$(COMPILERS) experiments/accelerators/run.py --only 1b --only 16-trials
 
 # Every export format, reloaded in real PyTorch. adapters 1.3 cannot live with transformers 5,
 # so it has an environment of its own.
@@ -57,7 +60,7 @@ speed: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
 # What the compilers of TPUs and NVIDIA GPUs say of steps, beside the most that they may take.
 accelerators: $(PLAN_VENV)/.installed
 	JAX_PLATFORMS=cpu $(PLAN_VENV)/bin/python -m pytest -q -m measurement tests/preflight/test_compilers.py
-	JAX_PLATFORMS=cpu $(PLAN_VENV)/bin/python experiments/accelerators/run.py --out experiments/accelerators
+	$(COMPILERS) experiments/accelerators/run.py --out experiments/accelerators
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix
@@ -90,7 +93,11 @@ $(ADAPTERS_VENV)/.installed: $(VENV)/.installed-test
 
 # jax tries to use a TPU or a GPU where it finds their compilers, so they are kept out of the first
 # environment.
-$(PLAN_VENV)/.installed: $(VENV)/.installed
+$(PLAN_VENV)/.installed-tpu: $(VENV)/.installed
 	$(call BEHIND,$(PLAN_VENV))
-	$(call INSTALL,$(PLAN_VENV),--editable '.[plan-tpu,plan-cuda]')
+	$(call INSTALL,$(PLAN_VENV),--editable '.[plan-tpu]')
+	touch $@
+
+$(PLAN_VENV)/.installed: $(PLAN_VENV)/.installed-tpu
+	$(call INSTALL,$(PLAN_VENV),--editable '.[plan-cuda]')
 	touch $@

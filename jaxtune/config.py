@@ -43,8 +43,8 @@ KEYS = {"seed", "method", "objective", "sweep", *SECTIONS}
 
 
 def unplaced(config: dict) -> dict:
-  """Returns a completed config without the mesh: a run may go on, and end, on another one."""
-  return config | {"train": config["train"] | {"mesh": None}}
+  """Returns a completed config without its mesh and cache: a run may go on, and end, on others."""
+  return config | {"train": config["train"] | {"mesh": None, "compilation_cache": None}}
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ConfigDict:

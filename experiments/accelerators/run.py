@@ -56,8 +56,23 @@ MODELS = {
     tie_word_embeddings=True,
   ),
 }  # fmt: skip
+HERE = Path(__file__).resolve().parent
 LORA, PREFIX = {"name": "lora", "rank": 8}, {"name": "prefix", "length": 16}
 PACKAGES = ("jax", "libtpu", "jax-cuda12-plugin")
+
+
+# The rows of the README's table.
+SHORT = {
+  "1b": "Llama 1B, LoRA, 8 x 1,024",
+  "1b-long": "Llama 1B, LoRA, 1 x 32,768",
+  "8b-fsdp": "Llama 8B, LoRA, 16 x 2,048, fsdp 16",
+  "70b": "Llama 70B, LoRA, 64 x 2,048, fsdp 64",
+  "16-trials": "16 LoRA trials of GPT-2 small in one program, 8 x 128",
+  "16-trials-gpu": "the same",
+  "8b-nf4-small": "Llama 8B in NF4, LoRA, 4 x 1,024",
+}
+BEGIN = "<!-- accelerators table: written by experiments/accelerators/run.py -->\n"
+END = "<!-- end of accelerators -->\n"
 
 
 class Step(NamedTuple):
@@ -243,7 +258,24 @@ def write(out: Path, rows: dict[str, dict], versions: dict[str, str]) -> dict[st
     "device. They are the compilers' estimates; nothing was run.\n\n"
   )
   (out / "README.md").write_text(f"{head}{tables(rows)}\n\n{notes}")
+  if out.resolve() == HERE and SHORT.keys() <= rows.keys():
+    write_short(rows)
   return rows
+
+
+def write_short(rows: dict[str, dict]) -> None:
+  """Writes the short table of the README."""
+  lines = ["| a step | on each device | peak, GB | time |", "| --- | --- | ---: | --- |"]
+  for name, what in SHORT.items():
+    step, row = STEPS[name], rows[name]
+    device = devices.KNOWN[step.device.partition(":")[0]]
+    time = f"at least {row.get('floor_ms', 0):.0f} ms"
+    if device.platform == "tpu":
+      time = f"{1e9 * row['Mcycles'] / device.clock:,.0f} ms"
+    lines.append(f"| {what} | {step.device} | {row['peak_GB']:.2f} | {time} |")
+  page = HERE.parents[1] / "README.md"
+  before, _, rest = page.read_text().partition(BEGIN)
+  page.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + rest.partition(END)[2])
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import re
 import sys
 import time
 from datetime import date
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 
 from jaxtune import config, peft
 from jaxtune.models import hf
-from jaxtune.preflight import compiled, devices, lowered
+from jaxtune.preflight import compiled, devices, elsewhere, lowered
 from jaxtune.runs.trial import Trial, make_methods, objective_of
 
 LLAMA = dict(model_type="llama", vocab_size=128256, rms_norm_eps=1e-5, rope_theta=5e5)
@@ -71,6 +72,11 @@ SHORT = {
   "16-trials-gpu": "the same",
   "8b-nf4-small": "Llama 8B in NF4, LoRA, 4 x 1,024",
 }
+# What an operation's name says of where it belongs; the first that fits.
+PLACES = {
+  "norms": r"norm", "attention": r"attend", "feed-forward": r"/mlp", "projections, RoPE": r"/attn",
+  "logits": r"score|logits|head|embed", "loops and layers": r"trunk|layers",
+}  # fmt: skip
 BEGIN = "<!-- accelerators table: written by experiments/accelerators/run.py -->\n"
 END = "<!-- end of accelerators -->\n"
 
@@ -163,17 +169,21 @@ def measure(name: str, step: Step, text_folder: Path | None = None, top: int = 0
   device, found = devices.describe(step.device)
   parts = step.more.get("accumulate", 1)
   batch = shapes(step, len(trials), parts)
-  program = lowered.lower_step(lowered.outline(trials, device, found), batch, len(trials))
+  group = lowered.outline(trials, device, found)
+  program = lowered.lower_step(group, batch, len(trials))
   began = time.perf_counter()
   (built,) = compiled.build([program], step.device, None)
   seconds = time.perf_counter() - began
   if text_folder is not None:
     text_folder.mkdir(parents=True, exist_ok=True)
     (text_folder / f"{name}.txt").write_text(built.text)
-  figures = compiled.read(built, device)
-  for one in figures.pop("dearest")[:top]:
+  figures = compiled.read(
+    built, device, lowered.bytes_of_base(group), elsewhere.marks(group, batch, "training step")
+  )
+  operations = figures.pop("dearest")
+  for one in operations[:top]:
     print(f"{one['Mcycles']:10.1f} Mcycles  {one['name'][-110:]}  {one['source']}", flush=True)
-  del figures["parts_GB"]
+  figures["where"] = {key: by_place(operations, key) for key in ("Mcycles", "GB")}
   moved = figures.pop("moved_GB")
   figures["gathered_GB"] = moved.pop("all-gather", 0.0)
   figures["other_GB"] = sum(moved.values())
@@ -182,6 +192,15 @@ def measure(name: str, step: Step, text_folder: Path | None = None, top: int = 0
     whole = lowered.flops(lowered.outline(trials), shapes(step, len(trials), 1))
     figures["floor_ms"] = 1e3 * whole / device.flops
   return figures | {"seconds_to_compile": round(seconds, 1)}
+
+
+def by_place(operations: list[dict], key: str) -> dict[str, float]:
+  """Adds up "Mcycles", or "GB" to and from memory, of operations by where they belong."""
+  sums = dict.fromkeys([*PLACES, "the rest"], 0.0)
+  for one in operations:
+    fits = (place for place, name in PLACES.items() if re.search(name, one["name"]))
+    sums[next(fits, "the rest")] += one[key]
+  return sums
 
 
 def shapes(step: Step, trials: int, parts: int) -> dict:
@@ -237,8 +256,28 @@ def table(rows: dict[str, dict], platform: str) -> str:
   return "\n".join(lines)
 
 
+def where(rows: dict[str, dict]) -> str:
+  """Lays out where the cycles, or the bytes, of each step go, and what its peak consists of."""
+  parts, lines = ("base", "trained", "logits", "activations"), []
+  heads = [*(f"{part}, GB" for part in parts), *PLACES, "the rest"]
+  lines = [f"| | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+  for name in (name for name in STEPS if name in rows):
+    row, unit = rows[name], "Mcycles" if rows[name]["Mcycles"] else "GB"
+    cells = [f"{row['parts_GB'].get(part, 0.0):.2f}" for part in parts]
+    cells += [f"{value:.4g} {unit}" for value in row["where"][unit].values()]
+    lines.append(f"| {name} | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
 def tables(rows: dict[str, dict]) -> str:
-  return "\n\n".join(table(rows, platform) for platform in TITLES)
+  return (
+    "\n\n".join(table(rows, platform) for platform in TITLES)
+    + (
+      "\n\nWhat stands in memory at the peak, and where the cycles of a TPU's step, or the bytes of"
+      "\na GPU's to and from memory, go; forward, backward and recomputed together:\n\n"
+    )
+    + where(rows)
+  )
 
 
 def write(out: Path, rows: dict[str, dict], versions: dict[str, str]) -> dict[str, dict]:

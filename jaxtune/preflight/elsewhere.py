@@ -154,7 +154,7 @@ def _figures(group: Outline, kind: str, batch: dict, built: Built) -> dict:
     return head | {"does_not_fit": built.refused}
   base = lowered.bytes_of_base(group)
   gflop = lowered.flops(group, batch, kind) / group.parallel.devices / 1e9
-  figures = compiled.read(built, device, base, _marks(group, batch, kind))
+  figures = compiled.read(built, device, base, marks(group, batch, kind))
   milliseconds = lambda mega: 1e9 * mega / device.clock if device.clock else None
   return head | figures | {
     "GFLOP": gflop,
@@ -166,17 +166,17 @@ def _figures(group: Outline, kind: str, batch: dict, built: Built) -> dict:
   }  # fmt: skip
 
 
-def _marks(group: Outline, batch: dict, kind: str) -> dict[str, compiled.Mark]:
-  """Returns, by part of the memory, whether an array of some sizes belongs to it."""
+def marks(group: Outline, batch: dict, kind: str) -> dict[str, compiled.Mark]:
+  """Returns {part of the memory: whether an array of some sizes belongs to it}, for a program."""
   c, mesh = group.trials[0].pretrained.model.config, group.parallel.mesh
   tensor = 1 if mesh is None else mesh.shape["tensor"]
   vocabulary = c.vocabulary // (1 if c.vocabulary % tensor else tensor)
   of_tokens = lambda dims: {*dims} - {1, len(group.trials), vocabulary, c.width}
   # An array of the vocabulary and the width alone is a gradient, or a copy of the embeddings.
-  marks: dict[str, compiled.Mark] = {
+  found: dict[str, compiled.Mark] = {
     "logits": lambda dims: vocabulary in dims and bool(of_tokens(dims))
   }
   if kind == "generation":
     slots = batch["tokens"].shape[-1] + group.trials[0].config["evaluate"]["max_new_tokens"]
-    marks["cache"] = lambda dims: {c.layers, c.head_size, slots} <= {*dims}
-  return marks
+    found["cache"] = lambda dims: {c.layers, c.head_size, slots} <= {*dims}
+  return found

@@ -74,8 +74,9 @@ SHORT = {
 }
 # What an operation's name says of where it belongs; the first that fits.
 PLACES = {
-  "norms": r"norm", "attention": r"attend", "feed-forward": r"/mlp", "projections, RoPE": r"/attn",
-  "logits": r"score|logits|head|embed", "loops and layers": r"trunk|layers",
+  "norms": r"norm", "attention": r"attend|splash|fmha", "feed-forward": r"/mlp",
+  "projections, RoPE": r"/attn", "logits": r"score|logits|head|embed",
+  "loops and layers": r"trunk|layers",
 }  # fmt: skip
 BEGIN = "<!-- accelerators table: written by experiments/accelerators/run.py -->\n"
 END = "<!-- end of accelerators -->\n"

@@ -37,7 +37,7 @@ def make_update(architecture: dict, method: str) -> tuple:
   from jaxtune.training import step as update
 
   full = config.complete({
-    "model": {"architecture": architecture, "remat": False}, "data": {"train": ""},
+    "model": {"architecture": architecture}, "data": {"train": ""},
     "method": METHODS[method], "train": {"steps": 1000}, "optim": {"clip": None},
   })  # fmt: skip
   made = trial.make(full, hf.load(**full["model"]), None, "")
@@ -118,7 +118,7 @@ def sweep_config():
   from jaxtune.assets import INSTRUCTIONS, TINY
 
   return ConfigDict({
-    "model": {"path": str(TINY), "remat": True},
+    "model": {"path": str(TINY)},
     "data": {
       "train": str(INSTRUCTIONS / "train.jsonl"), "test": str(INSTRUCTIONS / "test.jsonl"),
       "max_length": 128,
@@ -204,7 +204,7 @@ def choices() -> None:
   tiny, runs = dict(sweep_config().model.to_dict()), {}
   tokens = rng.integers(0, 4096, (1, 16, 128)).astype(np.int32)
   batch = {"tokens": tokens, "mask": tokens >= 0, "weights": np.ones(tokens.shape, np.float32)}
-  for remat in (True, False):
+  for remat, name in ((True, "rematerialised"), ("linear", "linear"), (False, "stored")):
     full = config.complete({
       "model": tiny | {"remat": remat}, "data": {"train": ""}, "method": {"name": "full"}
     })  # fmt: skip
@@ -212,7 +212,7 @@ def choices() -> None:
     made = trial.make(full, pretrained, None, "")
     state, base = first_state(made)
     go = jax.jit(partial(update.update, programs.make_program(made)))
-    runs["rematerialised" if remat else "stored"] = partial(go, state, base, batch)
+    runs[name] = partial(go, state, base, batch)
   found["full update, bundled model, 16x128"] = alternate(runs)
   print(json.dumps(found))
 

@@ -77,7 +77,7 @@ def load(
   head: str = "lm",
   labels: Count | None = None,
   dtype: Literal[*DTYPES] = "float32",
-  remat: bool | Literal["linear", "auto"] = False,
+  remat: bool | Literal["linear", "auto"] = "linear",
   quantize: Literal[*FORMS] | None = None,
   unroll: Count = 1,
   attention: Literal["plain", "splash", "cudnn"] | None = None,
@@ -95,9 +95,10 @@ def load(
       the folder has no head of this kind.
     labels: their number, for the heads "classify" and "tokens"; None: that of the folder's head.
     dtype: "float32" or "bfloat16", of the frozen weights and of the computation.
-    remat: whether the backward pass recomputes each block: least memory, and on a CPU often faster.
-      "linear" stores queries, keys, values and the feed-forward's hidden layers, no more; "auto"
-      computes as little twice as the memory of the device allows (`preflight.cost.with_remat`).
+    remat: what the backward pass recomputes of each block. "linear" stores queries, keys, values
+      and the feed-forward's hidden layers, no more: on a CPU as fast as False, which stores all, or
+      faster (experiments/speed). True recomputes the block: least memory. "auto" computes as little
+      twice as the memory of the device allows (`preflight.cost.with_remat`).
     quantize: how the frozen kernels of the layers are stored: "int8", "nf4" (QLoRA's 4 bits), or
       None for `dtype`. They are dequantised to `dtype`, one layer at a time.
     unroll: number of layers in one iteration of the layer loop.

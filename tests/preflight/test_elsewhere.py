@@ -97,7 +97,7 @@ def test_what_is_stored_is_chosen_by_the_memory(monkeypatch, limit, policy):
   group = lowered.outline(trials({"data": 1}), HERE._replace(memory=limit, clock=0), jax.devices())
   assert elsewhere._cheapest(group, lowered.step_batch(group.trials), 1, build) == policy
   on_cpu = cost.with_remat(lowered.changed(group.trials, remat="auto"))
-  assert on_cpu[0].pretrained.model.config.remat is True
+  assert on_cpu[0].pretrained.model.config.remat == "linear"
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
   monkeypatch.setattr(cost, "_limit", lambda: limit)
   monkeypatch.setattr(cost, "_peak", lambda group, chunk, remat: peaks[remat])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import numpy as np
+from worker import answer
 
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
@@ -61,22 +60,11 @@ def step(method: str) -> None:
     state, metrics = go(state, base, batch)
     return float(metrics["loss"])
 
-  answer(once)
+  answer(once, peak)
 
 
-def answer(once: Callable) -> None:
-  """Answers each line of stdin with the times of so many calls in ms, and the peak of memory."""
-  for line in sys.stdin:
-    times = []
-    for _ in range(int(line) if line.strip().isdigit() else 3):
-      began = time.perf_counter()
-      value = once()
-      times.append(1000 * (time.perf_counter() - began))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    if on_device := jax.local_devices()[0].memory_stats():
-      peak = on_device["peak_bytes_in_use"] / 1e6
-    loss = round(value, 3) if isinstance(value, float) else None
-    print(json.dumps({"ms": times, "peak_MB": peak, "loss": loss}), flush=True)
+def peak() -> int | None:
+  return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def compiling() -> None:
@@ -109,7 +97,7 @@ def generate() -> None:
     )
   )  # fmt: skip
   base = jax.tree.map(jnp.asarray, pretrained.params)
-  answer(lambda: go(base, prompts, np.ones(prompts.shape, bool)).block_until_ready())
+  answer(lambda: go(base, prompts, np.ones(prompts.shape, bool)).block_until_ready(), peak)
 
 
 def sweep_config():
@@ -181,6 +169,7 @@ def choices() -> None:
   from jaxtune.models import hf
   from jaxtune.models.context import Mask
   from jaxtune.models.layers import Attend
+  from jaxtune.objectives import cross_entropy
   from jaxtune.runs import programs, trial
   from jaxtune.training import step as update
 
@@ -201,6 +190,14 @@ def choices() -> None:
     }
     runs = {name: partial(f, q, k, v) for name, f in gradients.items()}
     found[f"attention {batch}x{length}, {heads}/{groups} heads of {size}"] = alternate(runs)
+  logits = rng.standard_normal((896, 4096)).astype(np.float32)
+  targets = rng.integers(0, 4096, 896).astype(np.int32)
+  right = {
+    "comparisons": jax.jit(lambda x, t: cross_entropy(x, t)[1]),
+    "argmax": jax.jit(lambda x, t: x.argmax(-1) == t),
+  }
+  runs = {name: partial(f, logits, targets) for name, f in right.items()}
+  found["whether 896 of 4,096 logits are right"] = alternate(runs)
   tiny, runs = dict(sweep_config().model.to_dict()), {}
   tokens = rng.integers(0, 4096, (1, 16, 128)).astype(np.int32)
   batch = {"tokens": tokens, "mask": tokens >= 0, "weights": np.ones(tokens.shape, np.float32)}

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import resource
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+from worker import answer
 
 SMALLEST = "--tiny" in sys.argv
 BATCH, LENGTH, UPDATES = 4, 128, 2 if SMALLEST else 100
@@ -64,7 +62,7 @@ def step(method: str, how: str = "eager") -> None:
     optimizer.zero_grad()
     return loss.item()
 
-  answer(once)
+  answer(once, peak)
 
 
 def generate() -> None:
@@ -78,22 +76,11 @@ def generate() -> None:
   def once() -> None:
     model.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
 
-  answer(once)
+  answer(once, peak)
 
 
-def answer(once: Callable) -> None:
-  """Answers each line of stdin with the times of so many calls in ms, and the peak of memory."""
-  for line in sys.stdin:
-    times = []
-    for _ in range(int(line) if line.strip().isdigit() else 3):
-      began = time.perf_counter()
-      value = once()
-      times.append(1000 * (time.perf_counter() - began))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    if DEVICE == "cuda":
-      peak = torch.cuda.max_memory_allocated() / 1e6
-    loss = None if value is None else round(value, 3)
-    print(json.dumps({"ms": times, "peak_MB": peak, "loss": loss}), flush=True)
+def peak() -> int | None:
+  return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None
 
 
 def trial(number: str) -> None:

@@ -35,7 +35,7 @@ def with_remat(trials: Sequence[Trial]) -> list[Trial]:
   """Returns trials whose model computes as little twice as the memory of this device allows.
 
   Where `model.remat` is "auto", it becomes the first of `lowered.POLICIES` with which a trial fits
-  by XLA's own figures; on a CPU it becomes "linear", the fastest there (`experiments/speed`).
+  by XLA's own figures; on a CPU it becomes "linear" (see `experiments/speed`).
   """
   if trials[0].pretrained.model.config.remat != "auto":
     return list(trials)

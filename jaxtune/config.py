@@ -28,7 +28,7 @@ from jaxtune.models import hf
 from jaxtune.peft import unions
 from jaxtune.peft.methods import regularize
 from jaxtune.training import optim
-from jaxtune.training.options import TrainOptions
+from jaxtune.training.options import SearchOptions, TrainOptions
 
 # section: (the function that owns it, arguments that the caller supplies)
 SECTIONS = {
@@ -38,13 +38,20 @@ SECTIONS = {
   "optim": (optim.make, {"numbers", "steps"}),
   "train": (TrainOptions, set()),
   "evaluate": (EvaluateOptions, set()),
+  "search": (SearchOptions, set()),
 }
 KEYS = {"seed", "method", "objective", "sweep", *SECTIONS}
 
 
 def unplaced(config: dict) -> dict:
-  """Returns a completed config without its mesh and cache: a run may go on, and end, on others."""
-  return config | {"train": config["train"] | {"mesh": None, "compilation_cache": None}}
+  """Returns a completed config without what a run may change when it goes on.
+
+  This is its mesh, its cache and the number of places, none of which changes its results.
+  """
+  return config | {
+    "train": config["train"] | {"mesh": None, "compilation_cache": None},
+    "search": config["search"] | {"places": None},
+  }
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ConfigDict:

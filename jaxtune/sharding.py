@@ -36,7 +36,7 @@ RULES = (
   (r"(head/(dense|out)|pooler/dense)/bias$", ()),
   (r"head/bias$", ("tensor",)),
   (r"(^|/)(peft|hyper|numbers)/", ()),  # the arrays of methods, and their optimizer moments
-  (r"(^|/)(step|seed|count|untuned|sums/\w+|best|best_step|stale|stopped)$", ()),
+  (r"(^|/)(step|seed|count|untuned|sums/\w+|best|best_step|stale|stopped|exited|losses)$", ()),
 )
 
 

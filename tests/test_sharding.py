@@ -18,6 +18,7 @@ from jaxtune.runs import baseline, programs
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training import loop
+from jaxtune.training.progress import begin
 
 LORA = {"name": "lora", "rank": 2}
 METHODS = [
@@ -120,11 +121,11 @@ def test_a_step_of_every_kind_of_model(name):
   for kind, mesh in (("single", {"data": 1}), ("mesh", {"fsdp": 2, "tensor": 2})):
     parallel = sharding.make("jit", mesh)
     program = programs.make_program(with_config(setup, config))
-    step = parallel.compile(loop.make_step(program, 1, None), donate=True)
-    progress = loop.begin(tree.stack([state]))
+    step = parallel.compile(loop.make_step(program, 1), donate=True)
+    progress = begin(tree.stack([state]))
     progress = parallel.put(jax.tree.map(jnp.copy, progress), "trial")
-    trial = (progress.state, progress.sums, progress.stale)
-    after, sums, _ = step(trial, parallel.put(base), parallel.put_batch(batch))
+    trial = (progress.state, progress.sums)
+    after, sums = step(trial, parallel.put(base), parallel.put_batch(batch))
     found[kind] = jax.tree.map(np.asarray, (after.tuned, sums))
   close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
   jax.tree.map(close, found["mesh"], found["single"])
@@ -163,7 +164,7 @@ def test_the_rules_cover_every_leaf(request, family, optimizer):
   for method in methods:
     config = made_trials.complete(method, {"optim.name": optimizer})
     state, base = jax.eval_shape(lambda c=config: first_state(with_config(setup, c)))
-    progress = jax.eval_shape(lambda s: loop.begin(tree.stack([s])), state)
+    progress = jax.eval_shape(lambda s: begin(tree.stack([s])), state)
     sharding.shardings(mesh, progress, "trial")
     placed = tree.flatten(sharding.shardings(mesh, base))
     if "trunk/layers/attn/q_proj/kernel" in placed:

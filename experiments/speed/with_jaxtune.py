@@ -14,6 +14,7 @@ from worker import answer
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training.options import TrainOptions
+from jaxtune.training.progress import begin
 
 SMALLEST = "--tiny" in sys.argv
 GPT2_SMALL = dict(
@@ -140,11 +141,13 @@ def chunk() -> None:
   base, seeds, found = states[0][1], [c["seed"] for c in configs], {}
   for size in (1, 2) if SMALLEST else (1, 2, 4, 16):
     program = programs.make_program(with_config(setup, configs[0]))
-    go = jax.jit(loop.make_step(program, size, None))
-    progress = loop.begin(tree.stack([state for state, _ in states]))
-    carry, times = (progress.state, progress.sums, progress.stale), []
+    go = jax.jit(loop.make_step(program, size))
+    progress = begin(tree.stack([state for state, _ in states]))
+    carry, times = (progress.state, progress.sums), []
     for i in range(6):
-      batch = loop.make_batch([setup.dataset.train] * len(configs), seeds, i, options)
+      batch = loop.make_batch(
+        [setup.dataset.train] * len(configs), seeds, [i] * len(configs), options
+      )
       began = time.perf_counter()
       carry = jax.block_until_ready(go(carry, base, batch))
       times.append(1000 * (time.perf_counter() - began) / len(configs))

@@ -22,6 +22,7 @@ from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial
 from jaxtune.training import loop
 from jaxtune.training.options import TrainOptions
+from jaxtune.training.progress import begin
 
 WHOLE = 2**31  # tokens: all of a batch's
 POLICIES = (False, "linear", True)  # of `model.remat`, by how much they compute twice
@@ -134,9 +135,9 @@ def lower_step(group: Outline, batch: dict, chunk: int, **computation: Any) -> j
   """
   step = _step(group, batch, chunk, computation)
   states = _resized(group.states, batch)
-  progress = jax.eval_shape(loop.begin, states)
-  named = _placed(group, {"sums": progress.sums, "stale": progress.stale}, "trial")
-  carry = (_placed(group, states, "trial"), named["sums"], named["stale"])
+  progress = jax.eval_shape(begin, states)
+  sums = _placed(group, {"sums": progress.sums}, "trial")["sums"]
+  carry = (_placed(group, states, "trial"), sums)
   return _lower(group, group.parallel.compile(step, donate=True), carry, batch)
 
 
@@ -175,8 +176,8 @@ def flops(group: Outline, batch: dict, name: str = "training step") -> float:
   count = len(group.trials)
   if name == "training step":
     states = _resized(group.states, batch)
-    progress = jax.eval_shape(loop.begin, states)
-    carry = (states, progress.sums, progress.stale)
+    progress = jax.eval_shape(begin, states)
+    carry = (states, progress.sums)
     traced = jax.make_jaxpr(_step(group, batch, count, whole))(carry, group.base, batch)
   else:
     evaluator = _evaluator(group, batch, sharding.Parallel("jit", None, 1), count, whole)
@@ -244,7 +245,7 @@ def _step(group: Outline, batch: dict, chunk: int, computation: dict) -> Callabl
   noise = any(programs.uses_noise(trial.config) for trial in group.trials)
   fused = with_kernels(group, batch["tokens"].shape[-1]) | computation
   program = programs.make_program(changed(group.trials, **fused)[0], noise, chunk)
-  return loop.make_step(program, chunk, group.options.patience)
+  return loop.make_step(program, chunk)
 
 
 def _evaluator(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,17 @@ LIBRARIES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "transformers", "datas
 class Logs:
   """The metrics.jsonl of each trial; on resume, lines after the restored step are dropped."""
 
-  def __init__(self, folders: Sequence[Path], step: int):
+  def __init__(self, folders: Sequence[Path], steps: Sequence[int]):
     self.paths = [folder / "metrics.jsonl" for folder in folders]
-    for folder, path in zip(folders, self.paths, strict=True):
+    for folder, path, step in zip(folders, self.paths, steps, strict=True):
       kept = [row for row in read_history(folder) if row["step"] <= step] if step else []
       write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
 
-  def write(self, rows: Sequence[dict], active: Sequence[bool] | None = None) -> None:
-    """Appends one row a trial, but for those that are not active."""
-    if not hosts.primary():
-      return
-    for i, (path, row) in enumerate(zip(self.paths, rows, strict=True)):
-      if active is None or active[i]:
-        with writing(path), path.open("a") as file:
-          file.write(json.dumps(row) + "\n")
+  def write(self, rows: Mapping[int, dict]) -> None:
+    """Appends a row to the file of each of these trials."""
+    for trial, row in rows.items() if hosts.primary() else ():
+      with writing(self.paths[trial]), self.paths[trial].open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def read_history(folder: Path) -> list[dict]:

@@ -17,8 +17,9 @@ from jaxtune.evaluation import compare, judge
 from jaxtune.runs import folder, programs
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial
-from jaxtune.training import checkpoint, loop
-from jaxtune.training.options import TrainOptions
+from jaxtune.training import checkpoint, loop, turns
+from jaxtune.training.options import SearchOptions, TrainOptions
+from jaxtune.training.progress import Progress, begin
 from jaxtune.training.step import State
 
 
@@ -48,32 +49,49 @@ def train(
   noise = any(programs.uses_noise(trial.config) for trial in trials)
   program = programs.make_program(first, noise, chunk)
   evaluator = programs.make_evaluator(first, parallel, chunk)
+  rule, places = _turns(trials, options)
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
-    progress = parallel.put(loop.begin(states), "trial")
+    progress = parallel.put(begin(states, rule.rungs[-1] if rule else 1), "trial")
     progress, before = saved.restore(progress) or (progress, 0.0)
     clock = lambda: before + time.perf_counter() - began
     folder.begin(folders, [trial.config for trial in trials])
     group = loop.Group(
       options,
-      parallel.compile(loop.make_step(program, chunk, options.patience), donate=True),
+      parallel.compile(loop.make_step(program, chunk, places is not None), donate=True),
       base,
       _batches(trials, options, parallel),
-      _validation(evaluator, base, trials),
+      _validation(evaluator, base, trials, chunk),
       max((m.keep_from(options.steps) for m in program.methods), default=0),
-      folder.Logs(folders, int(hosts.fetch(progress.state.step)[0])),
-      lambda step, progress: saved.save(step, progress, clock()),
+      folder.Logs(folders, hosts.fetch(progress.state.step).tolist()),
+      lambda updates, progress: saved.save(updates, progress, clock()),
+      *(places, chunk, rule),
     )
     progress = loop.run(group, progress)
   overlays, judged = _judged(evaluator, base, trials, progress, options)
   overlays, counts = hosts.fetch((overlays, progress._replace(state=None, tuned=None)))
-  seconds, results = round(clock() / len(trials), 2), []
-  for e, trial in enumerate(trials):
+  shared = {"seconds": round(clock() / len(trials), 2), "trials_in_program": len(trials)}
+
+  def finish(e: int, trial: Trial) -> dict:
     facts = compare.record(judged[e], untuned[e], evaluator, trial.dataset)
-    facts |= step_counts(counts, options, e, judged[e].metrics)
-    facts |= {"seconds": seconds, "trials_in_program": len(trials), "versions": versions}
-    overlay = tree.crop(jax.tree.map(lambda x, e=e: x[e], overlays), shapes[e])
-    results.append(folder.finish(folders[e], trial, overlay, judged[e], facts))
-  return results
+    facts |= step_counts(counts, options, e, judged[e].metrics) | shared | {"versions": versions}
+    overlay = tree.crop(jax.tree.map(lambda x: x[e], overlays), shapes[e])
+    return folder.finish(folders[e], trial, overlay, judged[e], facts)
+
+  return [finish(e, trial) for e, trial in enumerate(trials)]
+
+
+def _turns(trials: Sequence[Trial], options: TrainOptions) -> tuple[turns.Rule | None, int | None]:
+  """Returns the rule by which trials leave early, and how many are trained side by side.
+
+  The second is None where all take every step.
+  """
+  search = SearchOptions(**trials[0].config["search"])
+  written = lambda config: json.dumps(config | {"seed": 0}, sort_keys=True, default=str)
+  configurations = [written(trial.config) for trial in trials]
+  rule = turns.rule(search, options, [configurations.index(one) for one in configurations])
+  places = min(search.places or len(trials), len(trials))
+  alike = rule is None and options.patience is None and places == len(trials)
+  return rule, None if alike or len(trials) == 1 else places
 
 
 def _started(
@@ -87,11 +105,17 @@ def _started(
 
 def _batches(
   trials: Sequence[Trial], options: TrainOptions, parallel: sharding.Parallel
-) -> Callable[[int], dict]:
-  """Returns (number of a step) -> its batch, on the devices."""
-  splits, seeds = [t.dataset.train for t in trials], [t.config["seed"] for t in trials]
-  shape = len(trials), options.accumulate, options.batch_size // options.accumulate
-  return lambda step: parallel.spread(shape, partial(loop.make_batch, splits, seeds, step, options))
+) -> Callable[[np.ndarray, np.ndarray], dict]:
+  """Returns (numbers of trials, step of each) -> their batch, on the devices."""
+
+  def batch(chosen: np.ndarray, steps: np.ndarray) -> dict:
+    splits = [trials[e].dataset.train for e in chosen]
+    seeds = [trials[e].config["seed"] for e in chosen]
+    shape = len(chosen), options.accumulate, options.batch_size // options.accumulate
+    make = partial(loop.make_batch, splits, seeds, steps.tolist(), options)
+    return parallel.spread(shape, make)
+
+  return batch
 
 
 def check_same(trials: Sequence[Trial]) -> None:
@@ -109,48 +133,73 @@ def _identity(trials: Sequence[Trial]) -> dict:
   }
 
 
-def _validation(evaluator: judge.Evaluator, base: PyTree, trials: Sequence[Trial]):
-  """Returns (overlays) -> each trial's metrics on its validation split; None without one."""
+def _validation(
+  evaluator: judge.Evaluator, base: PyTree, trials: Sequence[Trial], chunk: int
+) -> Callable | None:
+  """Returns (overlays, numbers of trials) -> their metrics on validation; None without a split.
+
+  All are judged by one program, and fewer of them `chunk` at a time, by another.
+  """
   splits, measures = [t.dataset.validation for t in trials], evaluator.objective.MEASURES
   if splits[0] is None:
     return None
-  return lambda overlays: [
-    judge.summarise(measures, rows, "validation")
-    for rows in judge.measure(evaluator, overlays, base, splits)
-  ]
+
+  def validate(overlays: peft.Overlay, chosen: np.ndarray) -> list[dict]:
+    if len(chosen) == len(trials):
+      found = judge.measure(evaluator, overlays, base, splits)
+    else:
+      found = []
+      for part in np.split(chosen, range(chunk, len(chosen), chunk)):
+        full = np.pad(part, (0, chunk - len(part)), mode="edge")
+        some = jax.tree.map(lambda x, full=full: x[full], overlays)
+        found += judge.measure(evaluator, some, base, [splits[e] for e in full])[: len(part)]
+    return [judge.summarise(measures, rows, "validation") for rows in found]
+
+  return validate
 
 
 def _judged(
   evaluator: judge.Evaluator,
   base: PyTree,
   trials: Sequence[Trial],
-  progress: loop.Progress,
+  progress: Progress,
   options: TrainOptions,
 ) -> tuple[peft.Overlay, list[judge.Judged]]:
-  """Returns the overlays that the trials keep, stacked, and what each of them scores."""
-  datasets, seeds = [t.dataset for t in trials], [t.config["seed"] for t in trials]
-  best = options.keep == "best" and datasets[0].validation is not None
+  """Returns the overlays that the trials keep, stacked, and what each of them scores.
+
+  Of trials that left early that is their last validation loss.
+  """
+  best = options.keep == "best" and trials[0].dataset.validation is not None
   overlays = peft.Overlay(progress.tuned if best else progress.state.tuned, progress.state.hyper)
-  judged = judge.judge_splits(evaluator, overlays, base, datasets, seeds)
-  fits = train_metrics(evaluator, overlays, base, datasets)
-  pairs = zip(fits, judged, strict=True)
-  return overlays, [scores._replace(metrics=fit | scores.metrics) for fit, scores in pairs]
+  exited, losses = hosts.fetch((progress.exited, progress.losses))
+  last = lambda row: {"validation_loss": float(row[~np.isnan(row)][-1])}
+  judged = [judge.Judged(last(losses[e]) if exited[e] else {}) for e in range(len(trials))]
+  left = np.flatnonzero(exited == 0)
+  kept = overlays if left.size == len(trials) else jax.tree.map(lambda x: x[left], overlays)
+  datasets, seeds = zip(*((trials[e].dataset, trials[e].config["seed"]) for e in left), strict=True)
+  scores = judge.judge_splits(evaluator, kept, base, datasets, seeds)
+  fits = train_metrics(evaluator, kept, base, datasets)
+  for e, fit, score in zip(left, fits, scores, strict=True):
+    judged[e] = score._replace(metrics=fit | score.metrics)
+  return overlays, judged
 
 
-def step_counts(progress: loop.Progress, options: TrainOptions, e: int, metrics: dict) -> dict:
-  """Gathers the counts of updates that a trial's result has; "diverged_at" is None for never."""
-  stopped = int(progress.stopped[e]) or options.steps
+def step_counts(progress: Progress, options: TrainOptions, e: int, metrics: dict) -> dict:
+  """Gathers the counts of updates that a trial's result has; None stands for never."""
+  exited = int(progress.exited[e])
+  stopped = exited or int(progress.stopped[e]) or options.steps
   lost = None if np.isfinite([*metrics.values()]).all() else stopped
   return {
     "steps": options.steps,
     "stopped_at": stopped,
+    "exited_at": exited or None,
     "best_step": int(progress.best_step[e]),
     "diverged_at": int(progress.sums["diverged"][e]) or lost,
   }
 
 
 def train_metrics(
-  evaluator: judge.Evaluator, overlays: peft.Overlay, base: PyTree, datasets: list[data.Data]
+  evaluator: judge.Evaluator, overlays: peft.Overlay, base: PyTree, datasets: Sequence[data.Data]
 ) -> list[dict]:
   """Measures trials on as many training examples as they are judged on: {"train_loss": ...}.
 

@@ -9,171 +9,174 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 from tqdm import tqdm
 
 from jaxtune import data, hosts, peft, sharding
-from jaxtune.training import checkpoint
-from jaxtune.training.options import TrainOptions
-from jaxtune.training.step import Program, State, update
-
-METRICS = ("loss", "accuracy", "grad_norm")  # of a step; each log line has their means
-
-
-class Progress(NamedTuple):
-  """Holds a group's state between two steps, which a checkpoint saves.
-
-  Attributes:
-    state: `step.State`, stacked over trials.
-    sums: {name: (E,)}: sums of METRICS and the number of "steps" since the last log line, and
-      "diverged", the first step at which a loss, a gradient or a weight was not finite, or 0.
-    tuned: the trained weights with the best validation loss so far.
-    best, best_step: that loss and its step, (E,).
-    stale: number of evaluations since then, (E,).
-    stopped: the step at which the patience ended, (E,); 0 if it has not.
-  """
-
-  state: State
-  sums: dict[str, Array]
-  tuned: PyTree
-  best: Array
-  best_step: Array
-  stale: Array
-  stopped: Array
+from jaxtune.training import checkpoint, turns
+from jaxtune.training.options import TrainOptions, intervals
+from jaxtune.training.progress import METRICS, Evaluation, Progress, evaluated, first
+from jaxtune.training.step import Program, update
 
 
-@jax.jit
-def begin(states: State) -> Progress:
-  """Returns the progress of a group before its first step."""
-  count = states.step.shape[0]
-  zeros = lambda: jnp.zeros(count, jnp.int32)  # not shared, because the step donates its arguments
-  sums = {name: jnp.zeros(count) for name in (*METRICS, "steps")}
-  tuned, best = jax.tree.map(jnp.copy, states.tuned), jnp.full(count, jnp.inf)
-  return Progress(states, sums | {"diverged": zeros()}, tuned, best, zeros(), zeros(), zeros())
-
-
-def make_step(program: Program, chunk: int, patience: int | None = None) -> Callable:
-  """Returns ((state, sums, stale), base, batch, axis=None) -> the same three after one step.
-
-  Trials that have been `stale` for `patience` evaluations only count the step.
+def make_step(program: Program, chunk: int, turns: bool = False) -> Callable:
+  """Returns ((state, sums), base, batch, axis=None) -> the same pair after one step.
 
   Args:
     chunk: number of trials that one vmap computes together.
+    turns: whether only some of the N trials take the step. Then (base, places) stands in place of
+      the base, places (E,) are their numbers, N for a place that stays empty, and the batch is that
+      of E trials.
   """
 
   def one_trial(carry, base, batch, axis):
-    state, sums, stale = carry
+    state, sums, *taken = carry
 
     def train():
       after, metrics = update(program, state, base, batch, axis)
       new = {name: sums[name] + metrics[name] for name in METRICS}
-      diverged = _first(sums["diverged"], ~metrics["finite"], after.step)
-      return after, new | {"steps": sums["steps"] + 1, "diverged": diverged}, stale
+      diverged = first(sums["diverged"], ~metrics["finite"], after.step)
+      return after, new | {"steps": sums["steps"] + 1, "diverged": diverged}
 
-    skip = lambda: (state._replace(step=state.step + 1), sums, stale)
-    return train() if patience is None else jax.lax.cond(stale < patience, train, skip)
+    return jax.lax.cond(taken[0], train, lambda: (state, sums)) if taken else train()
 
   mapped = lambda axis: sharding.over(partial(one_trial, axis=axis), chunk)
-  return lambda trials, base, batch, axis=None: mapped(axis)(trials, base, batch)
 
+  def step(trials, shared, batch, axis=None):
+    if not turns:
+      return mapped(axis)(trials, shared, batch)
+    base, places_E = shared
+    count = trials[1]["steps"].shape[0]
+    chosen = jax.tree.map(lambda x: x.at[places_E].get(mode="clip"), trials)
+    after = mapped(axis)((*chosen, places_E < count), base, batch)
+    return jax.tree.map(lambda x, y: x.at[places_E].set(y, mode="drop"), trials, after)
 
-def _first(before: Array, now: Array, step: Array | int) -> Array:
-  """Returns the first step at which a condition held: `before`, or this one; 0 stands for never."""
-  return jnp.where((before == 0) & now, step, before)
-
-
-def intervals(options: TrainOptions) -> tuple[int, int]:
-  """Returns the steps between two evaluations, and between two checkpoints."""
-  eval_every = options.eval_every or max(options.steps // 10, 1)
-  return eval_every, options.checkpoint_every or eval_every
+  return step
 
 
 class Group(NamedTuple):
-  """Holds what the loop needs of a group of trials.
+  """Holds what the loop needs of a group of N trials.
 
   Attributes:
     options: the `train` section.
     step: what `make_step` returns, compiled.
     base: the frozen weights.
-    batch: (number of a step) -> its batch (E, A, B, ...), on the devices.
-    validate: (overlays) -> each trial's metrics on its validation split; None without a split.
+    batch: (trials, step of each) -> their batch (E, A, B, ...), on the devices.
+    validate: (overlays, trials) -> metrics of these trials on their validation splits; None without
+      one.
     keep_from: the first step whose weights may be kept; evaluations before it are only logged.
     logs: writes each trial's metrics.jsonl.
-    save: (steps done, progress) -> None; writes a checkpoint.
+    save: (number of updates of all trials, progress) -> None; writes a checkpoint.
+    places: how many trials are trained side by side; None for all of them, at every step.
+    chunk: how many of them one vmap computes together.
+    rule: says which leave early; see `turns`.
   """
 
   options: TrainOptions
   step: Callable
   base: PyTree
-  batch: Callable[[int], dict]
-  validate: Callable[[peft.Overlay], list[dict]] | None
+  batch: Callable[[np.ndarray, np.ndarray], dict]
+  validate: Callable[[peft.Overlay, np.ndarray], list[dict]] | None
   keep_from: int
   logs: Any
   save: Callable[[int, Progress], None]
+  places: int | None = None
+  chunk: int = 1
+  rule: turns.Rule | None = None
 
 
 def run(group: Group, progress: Progress) -> Progress:
-  """Trains a group from its next step to its last one, and validates, logs and saves meanwhile.
+  """Trains a group to the last step of every trial; validates, logs and saves meanwhile.
 
-  It ends early once the patience of every trial has ended. A step's batch is put on the devices
-  while they take the step before it.
+  A trial ends early once its patience has ended, or if the rule says so. A step's batch is put on
+  the devices while they take the step before it.
 
   Raises:
     SystemExit: after SIGTERM, once the current step is done and saved.
   """
-  options = group.options
-  eval_every, checkpoint_every = intervals(options)
-  first = int(hosts.fetch(progress.state.step)[0])
-  bar = tqdm(total=options.steps, initial=first, desc="training", unit="step", disable=hosts.bars())
-  batch, over = group.batch(min(first, options.steps - 1)), _over(options, progress)
+  options, (eval_every, checkpoint_every) = group.options, intervals(group.options)
+  steps = np.array(hosts.fetch(progress.state.step))
+  progress, places = _turn(group, progress, steps)
+  bar = tqdm(total=options.steps * len(steps), initial=int(steps.sum()), desc="training",
+             unit="step", disable=hosts.bars())  # fmt: skip
+  batch, may_end = _batch(group, places, steps), options.patience or group.rule
   with checkpoint.interrupts() as interrupted, bar:
-    for done in range(first + 1, options.steps + 1):
-      if over:
-        break
-      carry = (progress.state, progress.sums, progress.stale)
-      state, sums, stale = group.step(carry, group.base, batch)
-      progress = progress._replace(state=state, sums=sums, stale=stale)
-      tokens, last = np.prod(batch["tokens"].shape), done == options.steps
-      batch = batch if last else group.batch(done)
-      if done % options.log_every == 0 or last:
-        progress = _log(group, progress, done, bar, tokens)
-      if group.validate is not None and (done % eval_every == 0 or last):
-        overlays = peft.Overlay(progress.state.tuned, progress.state.hyper)
-        progress = _keep_best(group, progress, done, group.validate(overlays))
-        over = _over(options, progress)
-      bar.update()
-      stop = interrupted(done)
-      if done % checkpoint_every == 0 or last or stop or over:
-        group.save(done, progress)
+    while places.size:
+      carry, taken = (progress.state, progress.sums), places[places < len(steps)]
+      shared = group.base if group.places is None else (group.base, places)
+      state, sums = group.step(carry, shared, batch)
+      progress, tokens = progress._replace(state=state, sums=sums), np.prod(batch["tokens"].shape)
+      steps[taken] += 1
+      last, every = steps[taken] == options.steps, lambda n, taken=taken: steps[taken] % n == 0
+      judged = taken[every(eval_every) | last] if group.validate is not None else taken[:0]
+      changes = last.any() or (may_end and judged.size)
+      batch = None if changes else _batch(group, places, steps)
+      if (logged := taken[every(options.log_every) | last]).size:
+        progress = _log(group, progress, logged, steps, bar, tokens)
+      if group.validate is not None and judged.size:
+        progress = _keep_best(group, group.validate, progress, judged, steps)
+      if changes:
+        progress, places = _turn(group, progress, steps)
+        batch = _batch(group, places, steps)
+      bar.update(len(taken))
+      stop = interrupted(int(steps.sum()))
+      if every(checkpoint_every).any() or last.any() or stop or not places.size:
+        group.save(int(steps.sum()), progress)
       if stop:
         raise SystemExit(143)
   return progress
 
 
-def _over(options: TrainOptions, progress: Progress) -> bool:
-  """Says whether the patience of every trial has ended."""
-  patience = options.patience
-  return patience is not None and bool((hosts.fetch(progress.stale) >= patience).all())
+def _turn(group: Group, progress: Progress, steps: np.ndarray) -> tuple[Progress, np.ndarray]:
+  """Returns the progress with who leaves now, and the numbers of the trials in each place.
+
+  A place that stays empty has the number of trials. Empty ones cost time where one vmap computes
+  several, so that there are then half as many places, and so on: each number of them is a program.
+  """
+  ended = hosts.fetch((progress.stopped, progress.exited, progress.losses))
+  now = turns.Standing(steps, *map(np.asarray, ended))
+  waits = np.zeros(len(steps), bool)
+  if group.rule is not None:
+    exited, waits = turns.leave(group.rule, intervals(group.options)[0], now)
+    for e in np.flatnonzero(exited != now.exited):
+      tqdm.write(f"trial {e + 1} leaves at step {exited[e]}, by {group.rule.name}")
+    now = now._replace(exited=exited)
+    progress = progress._replace(exited=jax.device_put(exited, progress.exited.sharding))
+  width = group.places or len(steps)
+  chosen = turns.next_trials(now, waits, group.options.steps, width)
+  if group.places is None or not chosen.size:
+    return progress, chosen
+  while group.chunk > 1 and width // 2 >= chosen.size:
+    width = width // 2
+  return progress, np.concatenate([chosen, np.full(width - chosen.size, len(steps))])
+
+
+def _batch(group: Group, places: np.ndarray, steps: np.ndarray) -> dict | None:
+  """Returns the batch of the next step; an empty place has that of the first one."""
+  if not places.size:
+    return None
+  trials = np.where(places < len(steps), places, places[0])
+  return group.batch(trials, steps[trials])
 
 
 def make_batch(
   splits: Sequence[data.Split],
   seeds: Sequence[int],
-  step: int,
+  steps: Sequence[int],
   options: TrainOptions,
   trials: slice = slice(None),
   rows: slice = slice(None),
 ) -> dict[str, np.ndarray]:
-  """Returns every trial's batch of a step, stacked to (E, A, B, ...) with B examples in a part.
+  """Returns every trial's batch of its step, stacked to (E, A, B, ...) with B examples in a part.
 
   Args:
     trials, rows: make this part of E and of B alone.
   """
-  keys = [(id(split), seed) for split, seed in zip(splits, seeds, strict=True)]
+  keys = [(id(split), *pair) for split, *pair in zip(splits, seeds, steps, strict=True)]
   distinct = dict(zip(keys[trials], splits[trials], strict=True))
   draws_AB = np.arange(options.batch_size).reshape(options.accumulate, -1)[:, rows]
   batches = {
-    key: data.batch(split, key[1], step, options.batch_size, draws_AB.ravel())
+    key: data.batch(split, *key[1:], options.batch_size, draws_AB.ravel())
     for key, split in distinct.items()
   }
   fold = lambda x: x.reshape(*draws_AB.shape, *x.shape[1:])
@@ -181,70 +184,64 @@ def make_batch(
   return {name: np.stack([fold(batches[key][name]) for key in keys[trials]]) for name in names}
 
 
-def _log(group: Group, progress: Progress, step: int, bar: tqdm, tokens: int) -> Progress:
+def _log(
+  group: Group, progress: Progress, trials: np.ndarray, steps: np.ndarray, bar: tqdm, tokens: int
+) -> Progress:
   """Writes the means of the metrics since the last log line, and sets their sums to zero.
 
   Prints a warning for each trial that has diverged since then.
 
   Args:
+    trials: whose line is due.
     tokens: number of tokens in a step, padding included, for the rate that the bar shows.
   """
   sums = hosts.fetch(progress.sums)
   means = {name: sums[name] / np.maximum(sums["steps"], 1) for name in METRICS}
-  rows = [
-    dict(
-      step=step, train_loss=float(loss), train_accuracy=100 * float(accuracy), grad_norm=float(norm)
+  group.logs.write({
+    e: dict(
+      step=int(steps[e]), train_loss=float(means["loss"][e]),
+      train_accuracy=100 * float(means["accuracy"][e]), grad_norm=float(means["grad_norm"][e]),
     )
-    for loss, accuracy, norm in zip(*means.values(), strict=True)
-  ]
-  group.logs.write(rows, active=sums["steps"] > 0)
-  rate = (bar.format_dict["rate"] or 0) * tokens
-  bar.set_postfix_str(f"loss {np.mean(means['loss']):.3f}, {rate:,.0f} tokens/s")
-  for e in np.flatnonzero(sums["diverged"] > step - sums["steps"]):
+    for e in trials
+  })  # fmt: skip
+  rate = (bar.format_dict["rate"] or 0) * tokens / max(len(trials), 1)
+  bar.set_postfix_str(f"loss {means['loss'][trials].mean():.3f}, {rate:,.0f} tokens/s")
+  for e in trials[sums["diverged"][trials] > steps[trials] - sums["steps"][trials]]:
     at = sums["diverged"][e]
     tqdm.write(f"trial {e + 1} diverged: its loss, gradient or weights are not finite at step {at}")
-  fresh = {name: jnp.zeros_like(x) for name, x in progress.sums.items() if name != "diverged"}
+  due = np.isin(np.arange(len(steps)), trials)
+  fresh = {n: jnp.where(due, 0, x) for n, x in progress.sums.items() if n != "diverged"}
   return progress._replace(sums=progress.sums | fresh)
 
 
-def _keep_best(group: Group, progress: Progress, step: int, metrics: list[dict]) -> Progress:
+def _keep_best(
+  group: Group, validate: Callable, progress: Progress, trials: np.ndarray, steps: np.ndarray
+) -> Progress:
   """Logs an evaluation, keeps the weights of trials that improved, and counts for the others."""
-  patience, keep_from = group.options.patience, group.keep_from
-  active = None if patience is None else hosts.fetch(progress.stale) < patience
-  group.logs.write([{"step": step, **values} for values in metrics], active)
-  loss = np.asarray([values["validation_loss"] for values in metrics], np.float32)
-  after = _updated(progress, loss, step, keep_from, patience or -1)
+  patience, count = group.options.patience, len(steps)
+  overlays = peft.Overlay(progress.state.tuned, progress.state.hyper)
+  found = validate(overlays, trials)
+  rows = {e: {"step": int(steps[e]), **values} for e, values in zip(trials, found, strict=True)}
+  group.logs.write(rows)
+  loss, due = np.zeros(count, np.float32), np.isin(np.arange(count), trials)
+  loss[trials] = [values["validation_loss"] for values in found]
+  number = np.maximum(steps // intervals(group.options)[0] - 1, 0)
+  evaluation = Evaluation(due, loss, steps, number)
+  after = evaluated(progress, evaluation, group.keep_from, patience or -1)
   if patience is None:
     stale, diverged = hosts.fetch((after.stale, after.sums["diverged"]))
-    _warn(stale, diverged > 0, progress, step, loss)
+    _warn(np.where(due, stale, 0), diverged > 0, progress, steps, loss)
   return after
 
 
-@jax.jit
-def _updated(progress: Progress, loss: Array, step: int, keep_from: int, patience: int) -> Progress:
-  """Returns the progress after an evaluation with these losses (E,); patience -1 is no limit."""
-  better = (loss < progress.best) & (step >= keep_from)
-  stale = jnp.where(better | (step < keep_from), 0, progress.stale + 1)
-  column = lambda x: better.reshape(-1, *[1] * (x.ndim - 1))
-  choose = lambda new, old: jax.tree.map(lambda x, y: jnp.where(column(x), x, y), new, old)
-  return progress._replace(
-    sums=progress.sums | {"diverged": _first(progress.sums["diverged"], ~jnp.isfinite(loss), step)},
-    tuned=choose(progress.state.tuned, progress.tuned),
-    best=choose(loss, progress.best),
-    best_step=jnp.where(better, step, progress.best_step),
-    stale=stale,
-    stopped=_first(progress.stopped, stale == patience, step),
-  )
-
-
 def _warn(
-  stale: np.ndarray, diverged: np.ndarray, progress: Progress, step: int, loss: np.ndarray
+  stale: np.ndarray, diverged: np.ndarray, progress: Progress, steps: np.ndarray, loss: np.ndarray
 ) -> None:
   """Prints a warning for trials whose third evaluation in a row was not better than their best."""
   for e in np.flatnonzero((stale == 3) & ~diverged):
     best_step, best = hosts.fetch((progress.best_step, progress.best))
     tqdm.write(
-      f"step {step}: the validation loss of trial {e + 1} has not fallen since step "
+      f"step {steps[e]}: the validation loss of trial {e + 1} has not fallen since step "
       f"{int(best_step[e])} ({float(best[e]):.4g}, now {float(loss[e]):.4g}): it "
       "overfits. train.patience would stop it; regularize, or a smaller method, may help"
     )

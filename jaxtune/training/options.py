@@ -1,11 +1,11 @@
-"""Declares the `train` section of a config."""
+"""Declares the `train` and the `search` section of a config."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 from jaxtune import sharding
-from jaxtune.schema import Count, Text
+from jaxtune.schema import Count, Share, Text
 
 
 class TrainOptions(NamedTuple):
@@ -43,3 +43,29 @@ class TrainOptions(NamedTuple):
   parallel: sharding.Kind = "jit"
   mesh: sharding.Sizes | None = None
   compilation_cache: Text | None = "~/.cache/jaxtune"
+
+
+def intervals(options: TrainOptions) -> tuple[int, int]:
+  """Returns the steps between two evaluations, and between two checkpoints."""
+  eval_every = options.eval_every or max(options.steps // 10, 1)
+  return eval_every, options.checkpoint_every or eval_every
+
+
+class SearchOptions(NamedTuple):
+  """Declares the `search` section of a config: how the trials of a sweep share its time.
+
+  Attributes:
+    early_exit: which configurations are left out before their last step, by their validation loss
+      among those of the same compiled program: "halving", all but the best `keep` of them at each
+      rung (successive halving, Jamieson and Talwalkar 2016); "median", those whose best loss so far
+      is above the median of the others' mean losses so far (Golovin et al. 2017); None, none.
+    rungs: shares of the steps after which configurations are compared, each at the next evaluation.
+    keep: the share of configurations that "halving" keeps at a rung, rounded up.
+    places: how many trials of a program are trained side by side, while the others wait for a free
+      place; None for all.
+  """
+
+  early_exit: Literal["halving", "median"] | None = None
+  rungs: tuple[Share, ...] = (0.25, 0.5)
+  keep: Share = 0.5
+  places: Count | None = None

@@ -15,6 +15,7 @@ from jaxtune.sweeps import groups
 from jaxtune.training import loop
 from jaxtune.training import step as update
 from jaxtune.training.options import TrainOptions
+from jaxtune.training.progress import begin
 
 STEPS = 10
 LORA, ADAPTER, PREFIX = {"name": "lora"}, {"name": "adapter"}, {"name": "prefix"}
@@ -41,7 +42,7 @@ def solo(config, setup, step):
   options = TrainOptions(**config["train"])
   losses = []
   for i in range(options.steps):
-    batch = loop.make_batch([setup.dataset.train], [config["seed"]], i, options)
+    batch = loop.make_batch([setup.dataset.train], [config["seed"]], [i], options)
     state, metrics = step(state, base, {name: x[0] for name, x in batch.items()})
     losses.append(float(metrics["loss"]))
   return losses, state.tuned
@@ -55,14 +56,13 @@ def grouped(configs, setup, chunk):
   program = programs.make_program(
     with_config(setup, configs[0]), any(map(programs.uses_noise, configs))
   )
-  step = jax.jit(loop.make_step(program, chunk, None))
-  progress = loop.begin(stacked)
+  step = jax.jit(loop.make_step(program, chunk))
+  progress = begin(stacked)
   state, losses = progress.state, []
   for i in range(options.steps):
-    batch = loop.make_batch(
-      [setup.dataset.train] * len(configs), [c["seed"] for c in configs], i, options
-    )
-    state, sums, _ = step((state, progress.sums, progress.stale), base, batch)
+    splits, seeds = [setup.dataset.train] * len(configs), [c["seed"] for c in configs]
+    batch = loop.make_batch(splits, seeds, [i] * len(configs), options)
+    state, sums = step((state, progress.sums), base, batch)
     losses.append(np.asarray(sums["loss"]))
   shapes = [jax.eval_shape(lambda s=s: s.tuned) for s, _ in states]
   tuned = [

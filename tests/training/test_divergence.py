@@ -13,8 +13,8 @@ from jaxtune.runs import folder as runs
 from jaxtune.runs import group
 from jaxtune.runs.results import diverged
 from jaxtune.sweeps import report, table
-from jaxtune.training import loop
 from jaxtune.training.options import TrainOptions
+from jaxtune.training.progress import Progress
 
 SGD = {"optim.name": "sgd", "optim.clip": None, "optim.warmup": 6, "train.steps": 8}
 FULL = {"name": "full"}
@@ -91,7 +91,8 @@ def test_without_validation(llama, tmp_path):
 
 def test_final_metrics_that_are_not_finite(llama, tmp_path):
   """Of weights that are: the loss of a perplexity that is too large for a float, say."""
-  progress = loop.Progress(*[None] * 4, [3], [0], [4])._replace(sums={"diverged": [0]})
+  counts = {"best_step": [3], "stopped": [4], "exited": [0], "sums": {"diverged": [0]}}
+  progress = Progress(*[None] * 9)._replace(**counts)
   steps = lambda **metrics: group.step_counts(progress, TrainOptions(), 0, metrics)["diverged_at"]
   assert steps(test_loss=800.0, test_perplexity=math.inf) == 4 and steps(test_loss=2.0) is None
 

@@ -109,8 +109,8 @@ def equal(found, expected, atol=1e-6):
 def test_a_part_of_a_batch_is_that_part_of_the_whole():
   """Which is what a process makes of it, where a mesh splits trials and rows."""
   splits, options = [made_trials.split(40, 0), made_trials.split(40, 1)], TrainOptions(accumulate=2)
-  whole = loop.make_batch(splits, [0, 1], 3, options)
-  part = loop.make_batch(splits, [0, 1], 3, options, slice(1, 2), slice(2, 4))
+  whole = loop.make_batch(splits, [0, 1], [3, 3], options)
+  part = loop.make_batch(splits, [0, 1], [3, 3], options, slice(1, 2), slice(2, 4))
   for name, x in whole.items():
     np.testing.assert_array_equal(part[name], x[1:2, :, 2:4])
 

@@ -20,7 +20,8 @@ from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training import loop, optim
 from jaxtune.training import step as update  # fmt: skip
-from jaxtune.training.options import TrainOptions
+from jaxtune.training.options import TrainOptions, intervals
+from jaxtune.training.progress import Progress, begin
 
 LORA = {"name": "lora", "rank": 2}
 
@@ -48,18 +49,19 @@ def test_a_batch_is_made_while_the_step_before_it_is_taken():
     order.append(f"step {batch['number']}")
     return carry[0]._replace(step=carry[0].step + 1), *carry[1:]
 
-  def batch(number):
-    order.append(f"batch {number}")
-    return {"tokens": np.zeros((1, 1, 1, 1)), "number": number}
+  def batch(trials, steps):
+    assert trials.tolist() == [0]
+    order.append(f"batch {steps[0]}")
+    return {"tokens": np.zeros((1, 1, 1, 1)), "number": steps[0]}
 
   class Logs:
-    def write(self, rows, active):
+    def write(self, rows):
       order.append(f"log {rows[0]['step']}")
 
   options = TrainOptions(steps=3, log_every=2, checkpoint_every=3)
   save = lambda done, progress: order.append(f"save {done}")
   group = loop.Group(options, step, {}, batch, None, 0, Logs(), save)
-  loop.run(group, loop.begin(state))
+  loop.run(group, begin(state))
   assert order == [
     "batch 0", "step 0", "batch 1", "step 1", "batch 2", "log 2", "step 2", "log 3", "save 3",
   ]  # fmt: skip
@@ -173,20 +175,22 @@ def test_a_stopped_trial_stays_as_it_is(llama, chunk):
   setup, config = made_trials.make(llama), made_trials.complete(LORA)
   options = TrainOptions(**config["train"])
   state, base = first_state(with_config(setup, config))
-  progress = loop.begin(tree.stack([state, state]))
-  step = jax.jit(loop.make_step(programs.make_program(with_config(setup, config)), chunk, 2))
-  batch = loop.make_batch([setup.dataset.train] * 2, [config["seed"]] * 2, 0, options)
-  after, sums, _ = step((progress.state, progress.sums, jnp.asarray([1, 2])), base, batch)
+  progress = begin(tree.stack([state] * 3))
+  step = jax.jit(loop.make_step(programs.make_program(with_config(setup, config)), chunk, True))
+  batch = loop.make_batch([setup.dataset.train] * 2, [config["seed"]] * 2, [0, 0], options)
+  places = jnp.asarray([2, 3])  # the third trial, and a place that is empty
+  after, sums = step((progress.state, progress.sums), (base, places), batch)
   pick = lambda x, e: jax.tree.map(lambda leaf: np.asarray(leaf[e]), x)
-  before, stopped = pick(progress.state, 1), pick(after, 1)
-  jax.tree.map(np.testing.assert_array_equal, before._replace(step=0), stopped._replace(step=0))
-  assert after.step.tolist() == [1, 1] and sums["steps"].tolist() == [1, 0]
-  moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), pick(after, 0).tuned, before.tuned)
+  for e in (0, 1):
+    jax.tree.map(np.testing.assert_array_equal, pick(progress.state, e), pick(after, e))
+  assert after.step.tolist() == [0, 0, 1] and sums["steps"].tolist() == [0, 0, 1]
+  before = pick(progress.state, 2)
+  moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), pick(after, 2).tuned, before.tuned)
   assert max(jax.tree.leaves(moved)) > 0
 
 
 def test_a_run_is_evaluated_ten_times():
-  every = lambda **options: loop.intervals(TrainOptions(**options))
+  every = lambda **options: intervals(TrainOptions(**options))
   assert [every(steps=n) for n in (3, 25, 200)] == [(1, 1), (2, 2), (20, 20)]
   assert every(steps=25, eval_every=7) == (7, 7)
   assert every(steps=25, eval_every=7, checkpoint_every=3) == (7, 3)
@@ -367,9 +371,11 @@ def test_models_without_the_head_are_refused():
 
 def test_the_warning_of_overfitting(llama, capsys):
   """Said once, at the third evaluation that is no better, and not where patience sees to it."""
-  progress = loop.Progress(None, None, None, np.array([2.0, 1.0]), np.array([4, 9]), None, None)
+  best = {"best": np.array([2.0, 1.0]), "best_step": np.array([4, 9])}
+  progress = Progress(*[None] * 9)._replace(**best)
   for stale in (2, 3, 4):
-    loop._warn(np.array([stale, 1]), np.array([False, True]), progress, 12, np.array([2.5, 0.9]))
+    counts, steps, losses = np.array([stale, 1]), np.array([12, 12]), np.array([2.5, 0.9])
+    loop._warn(counts, np.array([False, True]), progress, steps, losses)
   said = capsys.readouterr()
   text = (said.out + said.err).strip()
   assert text.count("overfits") == 1 and "trial 1 has not fallen since step 4 (2, now 2.5)" in text

@@ -17,6 +17,7 @@ from jaxtune.runs.trial import with_config
 from jaxtune.sweeps import groups
 from jaxtune.training import loop, step
 from jaxtune.training.options import TrainOptions
+from jaxtune.training.progress import begin
 
 RATES = {"dropout": 0.0, "token_dropout": 0.0, "neftune": 0.0}
 
@@ -122,13 +123,14 @@ def test_trials_with_other_rates_share_a_program(llama):
     started[0][1],
   )
   alone = jax.jit(partial(step.update, program))
-  group = jax.jit(loop.make_step(program, 1, None))
+  group = jax.jit(loop.make_step(program, 1))
   states, progress = [state for state, _ in started], None
-  progress = loop.begin(tree.stack(states))
+  progress = begin(tree.stack(states))
   together = progress.state
   for i in range(options.steps):
-    batch = loop.make_batch([setup.dataset.train] * 3, [c["seed"] for c in configs], i, options)
-    together, sums, _ = group((together, progress.sums, progress.stale), base, batch)
+    splits, seeds = [setup.dataset.train] * 3, [c["seed"] for c in configs]
+    batch = loop.make_batch(splits, seeds, [i] * 3, options)
+    together, sums = group((together, progress.sums), base, batch)
     one = {name: x[0] for name, x in batch.items()}
     found = [alone(state, base, one) for state in states]
     states = [state for state, _ in found]

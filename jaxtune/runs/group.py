@@ -46,15 +46,14 @@ def train(
   options = TrainOptions(**first.config["train"])
   parallel = sharding.make(options.parallel, options.mesh)
   states, shapes, base = _started(trials, parallel)
-  noise = any(programs.uses_noise(trial.config) for trial in trials)
-  program = programs.make_program(first, noise, chunk)
+  program = programs.make_program(first, any(programs.uses_noise(t.config) for t in trials), chunk)
   evaluator = programs.make_evaluator(first, parallel, chunk)
   rule, places = _turns(trials, options)
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
     progress = parallel.put(begin(states, rule.rungs[-1] if rule else 1), "trial")
     progress, before = saved.restore(progress) or (progress, 0.0)
     clock = lambda: before + time.perf_counter() - began
-    folder.begin(folders, [trial.config for trial in trials])
+    folder.begin(folders, [t.config for t in trials])
     group = loop.Group(
       options,
       parallel.compile(loop.make_step(program, chunk, places is not None), donate=True),
@@ -68,16 +67,36 @@ def train(
     )
     progress = loop.run(group, progress)
   overlays, judged = _judged(evaluator, base, trials, progress, options)
-  overlays, counts = hosts.fetch((overlays, progress._replace(state=None, tuned=None)))
-  shared = {"seconds": round(clock() / len(trials), 2), "trials_in_program": len(trials)}
+  arrays = hosts.fetch((overlays, progress._replace(state=None, tuned=None)))
+  seconds = round(clock() / len(trials), 2)
+  shared = {"seconds": seconds, "trials_in_program": len(trials), "versions": versions}
+  three = zip(judged, untuned, trials, strict=True)
+  facts = [compare.record(one, base, evaluator, t.dataset) | shared for one, base, t in three]
+  return _write(trials, folders, shapes, arrays, judged, facts)
 
-  def finish(e: int, trial: Trial) -> dict:
-    facts = compare.record(judged[e], untuned[e], evaluator, trial.dataset)
-    facts |= step_counts(counts, options, e, judged[e].metrics) | shared | {"versions": versions}
-    overlay = tree.crop(jax.tree.map(lambda x: x[e], overlays), shapes[e])
-    return folder.finish(folders[e], trial, overlay, judged[e], facts)
 
-  return [finish(e, trial) for e, trial in enumerate(trials)]
+def _write(
+  trials: Sequence[Trial],
+  folders: Sequence[Path],
+  shapes: Sequence[peft.Overlay],
+  arrays: tuple[peft.Overlay, Progress],
+  judged: Sequence[judge.Judged],
+  facts: Sequence[dict],
+) -> list[dict]:
+  """Writes each trial's weights, predictions and result; returns the results.
+
+  Args:
+    shapes: of each trial's overlay without the padding of its group.
+    arrays: the overlays that the trials keep, stacked, and the counts of their progress.
+    facts: what else each result says.
+  """
+  overlays, counts = arrays
+  options, results = TrainOptions(**trials[0].config["train"]), []
+  for e, (trial, one) in enumerate(zip(trials, judged, strict=True)):
+    overlay = tree.crop(jax.tree.map(lambda x, e=e: x[e], overlays), shapes[e])
+    known = facts[e] | step_counts(counts, options, e, one.metrics)
+    results.append(folder.finish(folders[e], trial, overlay, one, known))
+  return results
 
 
 def _turns(trials: Sequence[Trial], options: TrainOptions) -> tuple[turns.Rule | None, int | None]:

@@ -92,7 +92,7 @@ def evaluated(progress: Progress, found: Evaluation, keep_from: int, patience: i
   column = lambda x: better.reshape(-1, *[1] * (x.ndim - 1))
   choose = lambda new, old: jax.tree.map(lambda x, y: jnp.where(column(x), x, y), new, old)
   lost = due & ~jnp.isfinite(loss)
-  at = due[:, None] & (jnp.arange(progress.losses.shape[1]) == number[:, None])
+  at = due[:, None] & (jnp.arange(progress.losses.shape[1])[None] == number[:, None])
   known = jnp.where(lost, jnp.inf, loss)
   return progress._replace(
     sums=progress.sums | {"diverged": first(progress.sums["diverged"], lost, steps)},

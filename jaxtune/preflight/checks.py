@@ -16,7 +16,8 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation import judge, sampling
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.runs.trial import Trial, tokenizing
-from jaxtune.training.options import TrainOptions
+from jaxtune.training import turns
+from jaxtune.training.options import SearchOptions, TrainOptions
 
 
 def check_options(config: dict, devices: Sequence[Any] | None = None) -> None:
@@ -26,6 +27,7 @@ def check_options(config: dict, devices: Sequence[Any] | None = None) -> None:
     devices: those that the run will be on; default those of this machine, () if they are unknown.
   """
   options = TrainOptions(**config["train"])
+  turns.rule(SearchOptions(**config["search"]), options, ())
   if options.batch_size % options.accumulate:
     raise UserError(
       f"train.batch_size {options.batch_size} does not divide into "
@@ -47,8 +49,10 @@ def check(trial: Trial) -> None:
   """Raises UserError for what cannot work with this model and these data."""
   config, dataset = trial.config, trial.dataset
   options = TrainOptions(**config["train"])
-  if options.patience is not None and dataset.validation is None:
-    raise UserError("train.patience needs a validation split: give data.validation")
+  for key in ("train.patience", "search.early_exit"):
+    section, _, name = key.partition(".")
+    if config[section][name] is not None and dataset.validation is None:
+      raise UserError(f"{key} needs a validation split: give data.validation")
   _check_batches(config, dataset)
   data.mix.check(dataset.train.order, options.steps, options.batch_size)
   _check_lengths(trial, _check_evaluation(trial))

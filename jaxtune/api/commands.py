@@ -9,12 +9,11 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jaxtune
 from jaxtune import schema
-from jaxtune.api import methods, printing
+from jaxtune.api import methods, printing, sweeping
 from jaxtune.data import templates
 from jaxtune.errors import UserError
 from jaxtune.runs import results
@@ -52,13 +51,6 @@ def _train(options: Namespace) -> int:
     file=sys.stderr,
   )
   return 1
-
-
-def _sweep(options: Namespace) -> None:
-  jaxtune.sweep(_config(options), options.workdir, options.metric, options.most_trials)
-  report = Path(options.workdir, "report.md").read_text()
-  print("\n".join(line for line in report.splitlines() if line.startswith("|")))
-  print(f"report: {options.workdir}/report.html")
 
 
 def _evaluate(options: Namespace) -> None:
@@ -172,9 +164,8 @@ _MOST_TRIALS = {
 COMMANDS = {
   "train": Command(_train, "train one configuration", _CONFIG | _WORKDIR | _HOSTS,
                    "workdir"),
-  "sweep": Command(_sweep, "train every trial of config.sweep and compare", _CONFIG | _WORKDIR | {
-    "--metric": dict(help="what the report is sorted by (default: test loss)"),
-  } | _MOST_TRIALS | _HOSTS, "workdir"),
+  "sweep": Command(sweeping.run, "train every trial of a sweep and compare them",
+                   sweeping.OPTIONS | _MOST_TRIALS | _HOSTS, "workdir"),
   "evaluate": Command(_evaluate, "judge a finished run and its untuned base", _WORKDIR),
   "generate": Command(_generate, "continue prompts with a finished run, or with several", {
     "--workdir": dict(required=True, action="append", metavar="DIR",

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from jaxtune import metrics
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.metrics.kinds.label import Confusion
-from jaxtune.runs.folder import read_history
+from jaxtune.runs import folder as folders
 from jaxtune.runs.results import diverged
-from jaxtune.sweeps import confusion, grid, pages, plot, stats, table
+from jaxtune.sweeps import confusion, document, grid, pages, plot, stats, table
 
 
 def write(
@@ -28,60 +27,90 @@ def write(
   metric: str | None = None,
   config: Mapping[str, Any] | None = None,
   notes: Mapping[str, Any] | None = None,
+  given: Mapping[str, Mapping[str, Any]] | None = None,
+  unfinished: Sequence[dict] = (),
 ) -> Path:
   """Writes the report of a sweep into its folder and returns the path of report.md.
 
   Every file is replaced as a whole, so nobody can read half of one.
 
   Args:
-    results: the result.json of every trial.
-    folder: the sweep's folder; learning curves are read from its trials/<name>/metrics.jsonl.
+    results: the result.json of every finished trial. Its learning curves and predictions are read
+      from its "folder", or else from trials/<name> of the sweep's folder.
+    folder: the sweep's folder.
     metric: the rows are sorted by it, and the plots show it; default the test loss.
     config: the completed configuration that all trials share, for `scale_note`.
     notes: further facts to list, such as {"compiled programs": 1, "seconds": 81.5}.
+    given: {name of a sweep: its config as it was given}, from which it can be run again.
+    unfinished: trials that have no result yet: {"trial", "settings", "method", "state"}, and empty
+      "final" and "base". The page shows them; the other files hold the finished ones alone.
 
   Raises:
     UserError: no results, an unknown metric, or a folder that cannot be written.
   """
-  if not results:
+  if not results and not unfinished:
     raise UserError("no finished trial to report on: run the sweep first")
   folder = Path(folder)
   metric = table.choose_metric(results, metric)
-  best = stats.best_first(stats.group(results), metric)[0].results[0]
-  others = {
-    "By task": table.by_task(results, metric),
-    "What was drawn of each task": table.mixtures(results),
-    f"Classes of {best['trial']}": table.by_class(best),
-  }
-  plots = {}
-  for name, figure in _figures(results, folder, metric, best).items():
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150)
-    plots[name] = stream.getvalue()
-    write_atomically(folder / "plots" / f"{name}.png", plots[name])
+  given, everything = given or {}, [*results, *unfinished]
+  histories = {one["trial"]: folders.read_history(_place(one, folder)) for one in everything}
+  others = _others(results, metric)
   report = pages.Page(
     trials=table.build(results, metric),
     remarks=_remarks(results, metric, config),
-    others={title: rows for title, rows in others.items() if rows is not None},
-    plots=plots,
+    others=others,
+    plots=_draw(results, metric, histories, folder / "plots"),
     facts=_facts(results, notes or {}),
   )
+  predictions = {one["trial"]: folders.read_predictions(_place(one, folder)) for one in results}
+  shown = document.build(everything, metric, histories, predictions, config or {}) | {
+    "title": " + ".join(given) or folder.absolute().name,
+    "notes": report.remarks[:1],
+    "warnings": report.remarks[1:],
+    "tables": {title: rows._asdict() for title, rows in others.items()},
+    "reproduce": document.reproduction(results, given, report.facts),
+  }
   write_atomically(folder / "results.csv", table.to_csv(results))
-  write_atomically(folder / "report.html", pages.to_html(report))
+  write_atomically(folder / "report.html", pages.to_html(shown))
   write_atomically(folder / "report.md", pages.to_markdown(report))
   return folder / "report.md"
 
 
-def _figures(results: Sequence[dict], folder: Path, metric: str, best: dict) -> dict[str, Figure]:
-  """Draws {name: plot}, with the confusion matrix of the best trial if it has one."""
-  histories = {
-    result["trial"]: read_history(folder / "trials" / result["trial"]) for result in results
+def _place(result: dict, folder: Path) -> Path:
+  """Returns the folder of a trial's files."""
+  return Path(result.get("folder", folder / "trials" / result["trial"]))
+
+
+def _others(results: Sequence[dict], metric: str) -> dict[str, table.Table]:
+  """Makes {title: table} of the tables that only some sweeps have."""
+  others = {
+    "By task": table.by_task(results, metric),
+    "What was drawn of each task": table.mixtures(results),
   }
+  if best := _best(results, metric):
+    others[f"Classes of {best['trial']}"] = table.by_class(best)
+  return {title: rows for title, rows in others.items() if rows is not None}
+
+
+def _best(results: Sequence[dict], metric: str) -> dict:
+  rows = stats.best_first(stats.group(results), metric)
+  return rows[0].results[0] if rows else {}
+
+
+def _draw(
+  results: Sequence[dict], metric: str, histories: Mapping[str, list[dict]], folder: Path
+) -> list[str]:
+  """Draws the plots, with the confusion matrix of the best trial if it has one; names them."""
   figures = plot.figures(results, metric, histories)
+  best = _best(results, metric)
   if best.get("confusion"):
     labels, counts_CC = best["confusion"]["labels"], np.asarray(best["confusion"]["counts"])
     figures["confusion"] = confusion.draw(Confusion(tuple(labels), counts_CC), best["trial"])
-  return figures
+  for name, figure in figures.items():
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150)
+    write_atomically(folder / f"{name}.png", stream.getvalue())
+  return list(figures)
 
 
 def scale_note(results: Sequence[dict], config: Mapping[str, Any] | None = None) -> str | None:

@@ -23,7 +23,16 @@ except ImportError:  # Windows
 NAME = ".lock"
 # Files and folders that a run, or a sweep, writes into its folder, after its config.json.
 RUN = ("metrics.jsonl", "predictions.jsonl", "result.json", "tuned.safetensors", "checkpoints")
-SWEEP = ("results.csv", "report.md", "report.html", "groups", "plots", "trials")
+SWEEP = (
+  "results.csv",
+  "tuning",
+  "tuning.json",
+  "report.md",
+  "report.html",
+  "groups",
+  "plots",
+  "trials",
+)
 
 
 def check_writable(folder: str | Path) -> None:

@@ -61,6 +61,10 @@ def _sweep(options: Namespace) -> None:
   print(f"report: {options.workdir}/report.html")
 
 
+def _report(options: Namespace) -> None:
+  print(f"report: {jaxtune.report(options.sweeps, options.out, options.metric)}")
+
+
 def _evaluate(options: Namespace) -> None:
   run = jaxtune.load_run(options.workdir)
   printing.print_change(jaxtune.evaluate(run, options.overrides))
@@ -175,6 +179,11 @@ COMMANDS = {
   "sweep": Command(_sweep, "train every trial of config.sweep and compare", _CONFIG | _WORKDIR | {
     "--metric": dict(help="what the report is sorted by (default: test loss)"),
   } | _MOST_TRIALS | _HOSTS, "workdir"),
+  "report": Command(_report, "write the report of sweeps anew, joined and while they run", {
+    "sweeps": dict(nargs="+", metavar="DIR", help="the folder of a sweep"),
+    "--out": dict(metavar="DIR", help="the report's folder (default: that of a single sweep)"),
+    "--metric": dict(help="what the report is sorted by (default: test loss)"),
+  }, configurable=False),
   "evaluate": Command(_evaluate, "judge a finished run and its untuned base", _WORKDIR),
   "generate": Command(_generate, "continue prompts with a finished run, or with several", {
     "--workdir": dict(required=True, action="append", metavar="DIR",

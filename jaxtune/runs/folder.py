@@ -113,13 +113,15 @@ def finish(
 
 
 def _write_predictions(folder: Path, trial: Trial, judged: judge.Judged) -> None:
-  """Writes what a trial predicted beside the truth, a line an example."""
+  """Writes what a trial and its untuned base predicted beside the truth, a line an example."""
   split, decode = getattr(trial.dataset, judged.split), trial.pretrained.tokenizer.decode
-  answers = zip(judged.examples, judged.predictions, judged.references, strict=True)
+  untuned = judged.untuned or [None] * len(judged.predictions)
+  answers = zip(judged.examples, judged.predictions, judged.references, untuned, strict=True)
   lines = []
-  for n, prediction, references in answers:
+  for n, prediction, references, base in answers:
     row = {"where": split.where[n], "prompt": decode(split.prompts[n])}
     row |= {"prediction": prediction, "references": references}
+    row |= {} if base is None else {"base": base}
     lines.append(json.dumps(row, ensure_ascii=False) + "\n")
   write_atomically(folder / "predictions.jsonl", "".join(lines))
 

@@ -99,6 +99,20 @@ def held(folder: str | Path, kind: Literal["run", "sweep"] = "run") -> Iterator[
     yield
 
 
+def in_use(folder: Path) -> bool:
+  """Says whether a process, maybe this one, has locked a folder; writes nothing."""
+  if fcntl is None:
+    return (folder / NAME).exists()
+  try:
+    with (folder / NAME).open() as file:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return True
+  except OSError:  # no such file, or no such locks
+    return False
+  return False
+
+
 @contextlib.contextmanager
 def _alone(folder: Path, kind: Literal["run", "sweep"]) -> Iterator[None]:
   """Locks a folder, and removes at its end what stayed empty."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import pprint
-import shlex
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxtune import metrics
 from jaxtune.runs.results import diverged
-from jaxtune.sweeps import grid, stats, table
+from jaxtune.sweeps import grid, samples, stats, table
 
 # Costs that a result may hold: {its key: what the page calls it}.
 COSTS = {
@@ -25,8 +24,6 @@ _CURVES = ("_loss", "_accuracy", "_norm")  # what the names of curves end in
 _MOST_POINTS = 300  # of one curve
 _ALL_POINTS = 120_000  # of all curves, so that the page of a large sweep stays below 5 MB
 _MOST_COMPARED = 40  # configurations of the matrix of differences
-_MOST_SAMPLES = 12
-_LONGEST = 2000  # characters of a sample
 
 
 def build(
@@ -62,8 +59,8 @@ def build(
     "bases": bases([row for row in rows if row.results[0]["base"]], names),
     "configurations": configurations(filled, names, axes, histories),
     "pairs": pairs(rows, metric),
-    "samples": samples(rows, metric, predictions),
-    "heat": heat(best),
+    "samples": samples.of_winners(rows, metric, predictions),
+    "heat": samples.heat(best),
   }
 
 
@@ -116,7 +113,7 @@ def configurations(
 
 
 def bases(rows: Sequence[stats.Row], names: Iterable[str]) -> list[dict]:
-  """Describes what was measured without training: the base, few-shot prompts, one answer for all."""
+  """Describes what was measured without training; see `table.UNTRAINED`."""
   names, found = list(names), []
   for row in stats.group_bases(rows):
     for key, label in table.UNTRAINED.items():
@@ -128,29 +125,28 @@ def bases(rows: Sequence[stats.Row], names: Iterable[str]) -> list[dict]:
   return found
 
 
-def state(result: Mapping[str, Any]) -> str:
-  """Says in a few words what became of a trial: finished, running, waiting, diverged, ..."""
-  if unfinished := result.get("state"):
-    return unfinished
-  if result.get("exited_at") is not None:
-    return f"left at step {result['exited_at']}"
-  if not diverged(result):
-    return "finished"
-  step = result.get("diverged_at")
-  return "diverged" if step is None else f"diverged at step {step}"
+def state(result: Mapping[str, Any]) -> tuple[str, str]:
+  """Says in a word, and in detail, what became of a trial."""
+  if "state" in result:  # it is not finished
+    return result["state"], result.get("detail", "")
+  step = result.get("exited_at") or result.get("diverged_at")
+  detail = f"step {step}" if step else ""
+  if result.get("exited_at"):
+    return "left early", detail
+  return ("diverged", detail) if diverged(result) else ("finished", "")
 
 
 def pairs(rows: Sequence[stats.Row], metric: str) -> dict | None:
   """Compares every two configurations, paired by seed; None where fewer than two were measured."""
-  chosen = [i for i, row in enumerate(rows) if stats.over_seeds(row.results, metric).mean is not None]
-  chosen = chosen[:_MOST_COMPARED]
+  measured = lambda row: stats.over_seeds(row.results, metric).mean is not None
+  chosen = [i for i, row in enumerate(rows) if measured(row)][:_MOST_COMPARED]
   values = [
     {"a": a, "b": b, "p": None, **_interval(_paired(rows[a], rows[b], metric))}
     for a, b in itertools.combinations(chosen, 2)
   ]
   note = (
-    f"The row's {metrics.title(metric)} minus the column's, over the seeds that both have, with its "
-    "95 % interval. Numbers above the columns are those of the rows."
+    f"The row's {metrics.title(metric)} minus the column's, over the seeds that both have, with "
+    "its 95 % interval. Numbers above the columns are those of the rows."
   )
   return {"note": note, "rows": chosen, "values": values} if values else None
 
@@ -166,121 +162,34 @@ def _paired(one: stats.Row, other: stats.Row, metric: str) -> stats.Summary:
   return stats.summarize(None if None in pair else pair[0] - pair[1] for pair in common)
 
 
-def samples(rows: Sequence[stats.Row], metric: str, predictions: Mapping[str, list[dict]]) -> list:
-  """Puts what the best configuration of each method answered beside the base and the reference.
-
-  Args:
-    rows: best first.
-    predictions: {trial: lines of its predictions.jsonl}.
-  """
-  winners: dict[str, dict[str, dict]] = {}  # {label: {place in the data: line}}, of one a method
-  methods = set()
-  for row in rows:
-    best = stats.best_first([stats.Row("", {}, (result,)) for result in row.results], metric)
-    lines = predictions.get(best[0].results[0]["trial"], [])
-    if lines and row.settings["method.name"] not in methods:
-      methods.add(row.settings["method.name"])
-      winners[row.label] = {str(line["where"]): line for line in lines}
-  if not winners:
-    return []
-  found = []
-  for where, line in itertools.islice(next(iter(winners.values())).items(), _MOST_SAMPLES):
-    answers = [
-      {"name": label, "text": _text(lines[where]["prediction"])}
-      for label, lines in winners.items()
-      if where in lines
-    ]
-    if "base" in line:
-      answers.insert(0, {"name": "base (untuned)", "text": _text(line["base"])})
-    references = line["references"]
-    references = references if isinstance(references, list) else [references]
-    shown = {"where": where, "prompt": _text(line["prompt"]), "answers": answers}
-    found.append(shown | {"references": [_text(one) for one in references]})
-  return found
-
-
-def heat(best: Mapping[str, Any]) -> list[dict]:
-  """Lists the heat maps of the best trial: its confusion matrix, if it has one."""
-  if not best.get("confusion"):
-    return []
-  labels = [str(label) for label in best["confusion"]["labels"]]
-  return [
-    {
-      "title": f"Confusion matrix of {best['trial']}",
-      "note": "True classes down, predicted classes across.",
-      "rows": labels,
-      "columns": labels,
-      "values": best["confusion"]["counts"],
-      "unit": "examples",
-    }
-  ]
-
-
-def reproduction(
-  results: Sequence[dict], given: Mapping[str, Mapping[str, Any]], facts: Mapping[str, str]
-) -> dict:
-  """Gathers what is needed to run the sweep again, and to know that it gave the same.
-
-  Args:
-    given: {name of a sweep: its config as it was given, which is what differs from the defaults}.
-  """
-  files = {f"{name}.py": config for name, config in given.items()}
-  again = "; ".join(
-    f"jaxtune sweep --config {shlex.quote(file)} --workdir runs/again" for file in files
-  )
-  return {
-    "facts": {"command": again, **facts} if again else dict(facts),
-    "config": {file: config_file(config) for file, config in files.items()},
-    "hashes": hashes(results),
-  }
-
-
-def config_file(given: Mapping[str, Any]) -> str:
-  """Writes a config as a config file, by which the sweep can be run again."""
-  body = pprint.pformat(dict(given), width=96, sort_dicts=True)
-  indented = body.replace("\n", "\n  ")
-  return f"def get_config():\n  return {indented}\n"
-
-
-def hashes(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-  """Returns {what: SHA-256} of the bases, the data files and the trials' results."""
-  found: dict[str, str] = {}
-  for result in results:
-    if base := result.get("base_fingerprint"):
-      found[f"base {base[:8]}"] = base
-    found |= {f"data {path}": sha for path, sha in (result["data"].get("files") or {}).items()}
-  found |= {f"result of {r['trial']}": r["sha256"] for r in results if "sha256" in r}
-  return found
-
-
 def to_json(document: Mapping[str, Any]) -> str:
   """Writes a document as JSON that an HTML page may hold: no text of it can end its element."""
-  text = json.dumps(_finite(document), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-  for character in "<>&\u2028\u2029":
-    text = text.replace(character, f"\\u{ord(character):04x}")
-  return text
+  text = json.dumps(_finite(document), separators=(",", ":"), allow_nan=False)
+  return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _estimates(results: Sequence[dict], names: Iterable[str], key: str | None = None) -> dict:
-  """Returns {metric: estimate} of trials that differ in the seed alone, or of its change from `key`."""
-  found = {}
+  """Estimates metrics of trials that differ in the seed alone, or their changes from `key`.
+
+  Returns:
+    {metric: {"mean", "low", "high", "count" of the seeds that have it, "of" all seeds}}, and the
+    standard "deviation" of the metric itself.
+  """
+  first, found = results[0], {}
   for name in names:
     if key is None:
-      summary, intervals = stats.over_seeds(results, name), results[0].get("intervals", {})
-      values = [stats.final(result, name) for result in results if result["final"]]
+      summary, intervals = stats.over_seeds(results, name), first.get("intervals", {})
     else:
-      summary, values = stats.difference(results, name, key), []
-      intervals = results[0].get("differences", {}).get(key, {})
+      summary = stats.difference(results, name, key)
+      intervals = first.get("differences", {}).get(key, {})
     if not summary.count:
       continue
     found[name] = _interval(summary) | {"count": summary.count, "of": len(results)}
     if len(results) == 1 and summary.mean is not None and intervals.get(name):
       found[name] |= dict(zip(("low", "high"), intervals[name][-2:], strict=True))
-    if len(values) > 1 and summary.mean is not None:
-      present = [value for value in values if value is not None]
-      found[name]["deviation"] = math.sqrt(
-        sum((value - summary.mean) ** 2 for value in present) / max(1, len(present) - 1)
-      )
+    if key is None and summary.count > 1 and summary.mean is not None:
+      values = [stats.final(result, name) for result in results]
+      found[name]["deviation"] = statistics.stdev(x for x in values if x is not None)
   return found
 
 
@@ -292,13 +201,8 @@ def _interval(summary: stats.Summary) -> dict:
 
 
 def _mean_costs(results: Sequence[dict]) -> dict[str, float]:
-  costs = [_costs(result) for result in results]
-  known = dict.fromkeys(itertools.chain(*costs))
-  means = {}
-  for key in known:
-    values = [cost[key] for cost in costs if key in cost]
-    means[key] = sum(values) / len(values)
-  return means
+  costs = [cost for result in results if (cost := _costs(result))]
+  return {key: statistics.mean(cost[key] for cost in costs) for key in (costs or [{}])[0]}
 
 
 def _costs(result: Mapping[str, Any]) -> dict[str, float]:
@@ -317,10 +221,12 @@ def _trial(result: dict, histories: Mapping[str, list[dict]], points: int) -> di
     every = max(1, math.ceil(len(steps) / points))
     kept = dict.fromkeys([*steps[::every], *steps[-1:]])
     curves[key] = [[step, float(f"{logged[step]:.5g}")] for step in kept]
+  word, detail = state(result)
   return {
     "trial": result["trial"],
     "seed": result["settings"].get("seed"),
-    "state": state(result),
+    "state": word,
+    "detail": detail,
     "final": result["final"],
     "base": result["base"],
     "costs": _costs(result),
@@ -330,11 +236,11 @@ def _trial(result: dict, histories: Mapping[str, list[dict]], points: int) -> di
 
 def _state_of_all(results: Sequence[dict]) -> str:
   """Says what became of the trials of a configuration; what differs is counted."""
-  states = [state(result).partition(" at ")[0] for result in results]
+  states = [state(result)[0] for result in results]
   if len(set(states)) == 1:
     return states[0]
-  rest = [one for one in dict.fromkeys(states) if one != "finished"]
-  return ", ".join(f"{one} {states.count(one)} of {len(states)}" for one in rest)
+  rest = [word for word in dict.fromkeys(states) if word != "finished"]
+  return ", ".join(f"{word} {states.count(word)} of {len(states)}" for word in rest)
 
 
 def _plain(value: Any) -> Any:
@@ -344,11 +250,6 @@ def _plain(value: Any) -> Any:
 
 def _is_number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _text(value: Any) -> str:
-  text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-  return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
 
 
 def _finite(value: Any) -> Any:

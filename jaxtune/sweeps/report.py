@@ -17,7 +17,7 @@ from jaxtune.files import write_atomically
 from jaxtune.metrics.kinds.label import Confusion
 from jaxtune.runs import folder as folders
 from jaxtune.runs.results import diverged
-from jaxtune.sweeps import confusion, document, grid, pages, plot, stats, table
+from jaxtune.sweeps import confusion, document, grid, pages, plot, reproduce, stats, table
 
 
 def write(
@@ -68,7 +68,7 @@ def write(
     "notes": report.remarks[:1],
     "warnings": report.remarks[1:],
     "tables": {title: rows._asdict() for title, rows in others.items()},
-    "reproduce": document.reproduction(results, given, report.facts),
+    "reproduce": reproduce.describe(results, given, report.facts),
   }
   write_atomically(folder / "results.csv", table.to_csv(results))
   write_atomically(folder / "report.html", pages.to_html(shown))

@@ -139,7 +139,8 @@ function redraw() {
 function section(id, heading, note = "") {
   const element = make("section", { id }, make("h2", {}, heading));
   if (note) element.append(make("p", { class: "note" }, note));
-  document.querySelector("nav").append(make("a", { href: `#${id}` }, heading));
+  const name = id[0].toUpperCase() + id.slice(1).replaceAll("-", " ");
+  document.querySelector("nav").append(make("a", { href: `#${id}` }, name));
   main.append(element);
   return element;
 }

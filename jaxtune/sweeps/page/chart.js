@@ -27,9 +27,9 @@ function apart(ticks, at) {
 }
 
 function categories(values, low, high) {
-  const names = unique(values.map(String)).sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
-  const at = (value) => low + ((names.indexOf(String(value)) + 0.5) / names.length) * (high - low);
-  return { at, ticks: names.map((name) => [name, name]) };
+  const found = unique(values).sort((a, b) => compare(a, b, false));
+  const at = (value) => low + ((found.indexOf(value) + 0.5) / found.length) * (high - low);
+  return { at, ticks: found.map((value) => [value, short(value)]) };
 }
 
 function steps(first, last, most) {
@@ -58,7 +58,7 @@ function picture(width, height, label) {
     "aria-label": `${label}. The arrow keys go from point to point.` });
 }
 
-const widthOf = (element) => Math.max(280, Math.min(element.clientWidth, 1280));
+const widthOf = (element) => Math.max(280, Math.min(Math.floor(element.getBoundingClientRect().width), 1280));
 
 // Draws the frame of one panel, {left, top, width, height}, and returns its scales and its group.
 function panel(svg, box, { xs, ys, xTitle, yTitle, x = {}, y = {}, heading = "" }) {
@@ -95,7 +95,7 @@ function cut(text, letters) {
   return text.length <= letters ? text : `${text.slice(0, Math.max(1, Math.floor(letters) - 1))}…`;
 }
 
-// Draws the names of colours from `top` on, in as many lines as needed; returns their height.
+// Draws the names of colours from `top` on, in as many lines as needed, and ends the picture there.
 function legend(svg, entries, width, top) {
   let [x, y] = [8, top + 12];
   for (const { name, stroke, dash, index } of entries) {
@@ -108,7 +108,8 @@ function legend(svg, entries, width, top) {
       draw("text", { x: x + 23, y }, text)));
     x += wide + 6;
   }
-  return entries.length ? y - top + 12 : 0;
+  svg.setAttribute("viewBox", `0 0 ${width} ${y + 12}`);
+  svg.setAttribute("height", y + 12);
 }
 
 const path = (points) => "M" + points.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L");

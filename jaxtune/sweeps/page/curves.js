@@ -52,9 +52,7 @@ function drawCurves(width, view) {
     ys: all.flatMap(([, , low, high]) => [low, high]), xTitle: "step", yTitle: title(view.key),
     x: { own: false, room: 0.01 }, y: { log: view.log } });
   const targets = lines.flatMap(([one, points]) => drawCurve(to, one, points, dash(one), view.key));
-  const height = 364 + legend(svg, entries, width, 364);
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  svg.setAttribute("height", height);
+  legend(svg, entries, width, 364);
   hover(svg, targets, true);
   return svg;
 }
@@ -86,7 +84,7 @@ function addParallel() {
 // Lists the axes: what varies, the costs, and the chosen metric at the right.
 function coordinates(shown) {
   const keys = [...varying(), ...Object.keys(data.costs)];
-  const axes = keys.map((key) => ({ name: nameOf(key), value: (one) => xOf(one, key) ?? "–" }));
+  const axes = keys.map((key) => ({ name: nameOf(key), value: (one) => xOf(one, key) ?? "none" }));
   if (unique(shown.map((one) => one.method)).length > 1 && !varying().includes("method.name"))
     axes.unshift({ name: "method", value: (one) => one.method });
   axes.push({ name: arrow(state.metric), value: (one) => valueOf(one).mean });
@@ -104,8 +102,7 @@ function drawParallel(width) {
     const values = shown.map(value);
     const numbers = values.filter(isNumber);
     const wide = numbers.length === values.length && Math.max(...numbers) > 20 * Math.min(...numbers);
-    const size = scale(values, height - 20, 50, { log: wide, own: true, room: 0.03 });
-    return numbers.length === values.length ? size : ranked(values, height - 20, 50);
+    return scale(values, height - 20, 50, { log: wide, own: true, room: 0.03 });
   });
   const means = shown.map((one) => valueOf(one).mean);
   const [low, high] = [Math.min(...means), Math.max(...means)];
@@ -121,13 +118,6 @@ function drawParallel(width) {
   if (whole <= width) return svg;
   svg.style.maxWidth = "none";
   return make("div", { class: "scroll" }, svg);
-}
-
-// Orders mixed values: numbers by size, then words.
-function ranked(values, low, high) {
-  const found = unique(values).sort((a, b) => compare(a, b, false));
-  const at = (value) => low + ((found.indexOf(value) + 0.5) / found.length) * (high - low);
-  return { at, ticks: found.map((value) => [value, short(value)]) };
 }
 
 function drawCoordinate(svg, x, name, { at, ticks }, [i, gap, height]) {

@@ -9,7 +9,7 @@ function addWarnings() {
 function addControls() {
   const bar = document.querySelector("header .controls");
   const names = Object.keys(data.metrics).map((name) => [name, arrow(name)]);
-  const filter = make("input", { type: "search", id: "filter", placeholder: "filter: lora rank>=4  ( / )",
+  const filter = make("input", { type: "search", id: "filter", placeholder: "filter, like rank>=4",
     "aria-label": "filter configurations", input: () => { state.filter = filter.value; redraw(); } });
   const theme = make("button", { type: "button", id: "theme", title: "dark or light",
     "aria-label": "dark or light", click: () => setTheme(!isDark()) }, "◐");

@@ -83,7 +83,7 @@ function drawAgainst(width, view) {
   const below = Math.ceil(facets.length / across) * high;
   const colors = unique(shown.map((one) => settingOf(one, view.color)));
   const entries = colors.map((name, i) => ({ name, stroke: color(i) }));
-  const svg = picture(width, below + 24 * Math.ceil(entries.length / 2) + 12, arrow(state.metric));
+  const svg = picture(width, below, arrow(state.metric));
   const { ys, base } = extent(shown);
   const targets = [];
   facets.forEach(([name, members], i) => {
@@ -94,9 +94,7 @@ function drawAgainst(width, view) {
     drawBase(to, base);
     targets.push(...drawLines(to, members, view, colors));
   });
-  const height = below + legend(svg, entries, width, below + 4);
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  svg.setAttribute("height", height);
+  legend(svg, entries, width, below + 4);
   hover(svg, targets);
   return svg;
 }

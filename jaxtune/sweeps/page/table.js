@@ -65,6 +65,9 @@ function headCell(column) {
       column.title() + (sortedBy ? (down ? " ▾" : " ▴") : "")));
 }
 
+const stateOf = ({ state, detail }) => make("span", { class: `state ${state.split(" ")[0]}` },
+  detail ? `${state}: ${detail}` : state);
+
 function rowOf(one) {
   const open = opened.has(one.index);
   const expand = make("button", { type: "button", "aria-expanded": open, "data-expand": one.index,
@@ -76,8 +79,7 @@ function rowOf(one) {
     } }, open ? "▾" : "▸");
   const name = make("td", {}, expand,
     make("span", { class: "swatch", style: `background: ${color(one.index)}` }), one.label);
-  if (one.state !== "finished")
-    name.append(make("span", { class: `state ${one.state.split(" ")[0]}` }, one.state));
+  if (one.state !== "finished") name.append(stateOf(one));
   const cells = shownColumns().slice(1).map((column) => make("td", {}, column.cell(one)));
   return make("tr", { "data-c": one.index, mouseenter: () => focus(one.index),
     mouseleave: () => focus(null), click: () => pin(one.index) }, name, ...cells);
@@ -86,8 +88,7 @@ function rowOf(one) {
 function seedRows(one) {
   return opened.has(one.index) ? one.trials.map((trial) => {
     const [first, ...rest] = shownColumns().map((column) => make("td", {}, column.seed(trial)));
-    if (trial.state !== "finished")
-      first.append(make("span", { class: `state ${trial.state.split(" ")[0]}` }, trial.state));
+    if (trial.state !== "finished") first.append(stateOf(trial));
     return make("tr", { class: "seed" }, first, ...rest);
   }) : [];
 }
@@ -100,12 +101,17 @@ function baseRow(base) {
   return make("tr", { class: "base" }, make("td", {}, base.label), ...cells);
 }
 
+// Says whether a base has a value in any column.
+function isShown(base) {
+  return shownColumns().some(({ key }) => valueOf(base, key === "metric" ? state.metric : key));
+}
+
 function drawTable(place, count) {
   const found = sorted(visible());
   count.textContent = `${found.length} of ${data.configurations.length} configurations`;
   place.replaceChildren(make("table", {},
     make("thead", {}, make("tr", {}, ...shownColumns().map(headCell))),
-    make("tbody", {}, ...data.bases.map(baseRow),
+    make("tbody", {}, ...data.bases.filter(isShown).map(baseRow),
       ...found.flatMap((one) => [rowOf(one), ...seedRows(one)]))));
 }
 

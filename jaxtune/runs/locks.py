@@ -22,8 +22,14 @@ except ImportError:  # Windows
 
 NAME = ".lock"
 # Files and folders that a run, or a sweep, writes into its folder, after its config.json.
-RUN = ("metrics.jsonl", "predictions.jsonl", "result.json", "tuned.safetensors", "checkpoints")
-SWEEP = ("results.csv", "report.md", "report.html", "groups", "plots", "trials")
+RUN = (
+  "metrics.jsonl", "predictions.jsonl", "result.json", "scores.safetensors", "tuned.safetensors",
+  "checkpoints",
+)  # fmt: skip
+SWEEP = (
+  "results.csv", "results.parquet", "report.md", "report.html", "table.tex", "groups", "plots",
+  "trials",
+)  # fmt: skip
 
 
 def check_writable(folder: str | Path) -> None:

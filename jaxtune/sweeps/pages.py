@@ -41,10 +41,16 @@ img { max-width: 100%; background: white; border-radius: 4px; margin: .5rem 0; }
 {% endmacro %}
 <body>
 <h1>Sweep report</h1>
-{{ show(page.trials, ["base"] * page.trials.untrained + ["best"]) }}
-{% for remark in page.remarks %}
-<p class="note">{{ remark }}</p>
+{% if page.warnings %}
+<p>Beware:</p>
+<ul class="warnings">
+{% for warning in page.warnings %}
+<li>{{ warning }}</li>
 {% endfor %}
+</ul>
+{% endif %}
+{{ show(page.trials, ["base"] * page.trials.untrained + ["best"]) }}
+<p class="note">{{ page.reading }}</p>
 {% for title, table in page.others.items() %}
 <h2>{{ title }}</h2>
 {{ show(table, []) }}
@@ -64,21 +70,30 @@ img { max-width: 100%; background: white; border-radius: 4px; margin: .5rem 0; }
 """
 
 
+_FOLDED = ("All columns", "Comparisons")
+
+
 class Page(NamedTuple):
   """The content of a report, in the order in which it is shown."""
 
   trials: Table
-  remarks: list[str]
-  others: dict[str, Table]  # {title: table}
+  warnings: list[str]
+  reading: str
+  others: dict[str, Table]  # {title: table}; of these, `_FOLDED` are shown on demand
   plots: dict[str, bytes]  # {name: PNG}
   facts: dict[str, str]
 
 
 def to_markdown(page: Page) -> str:
   """Writes a page as Markdown, with its plots as plots/NAME.png."""
-  sections = ["# Sweep report", _markdown_table(page.trials), *page.remarks]
+  sections = ["# Sweep report"]
+  if page.warnings:
+    sections += ["Beware:", "\n".join(f"- {warning}" for warning in page.warnings)]
+  sections += [_markdown_table(page.trials), page.reading]
   for title, table in page.others.items():
-    sections += [f"## {title}", _markdown_table(table)]
+    shown = _markdown_table(table)
+    folded = f"<details><summary>{title}</summary>\n\n{shown}\n\n</details>"
+    sections += [folded] if title in _FOLDED else [f"## {title}", shown]
   if page.plots:
     sections += ["## Plots", *(f"![{_caption(name)}](plots/{name}.png)" for name in page.plots)]
   facts = "\n".join(f"- {key}: {value}" for key, value in page.facts.items())

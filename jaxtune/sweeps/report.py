@@ -1,4 +1,4 @@
-"""The report of a sweep: results.csv, report.md, report.html and plots."""
+"""The report of a sweep: report.md, report.html, results.csv and .parquet, table.tex and plots."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxtune import metrics
-from jaxtune.errors import UserError
+from jaxtune import metrics, schema
 from jaxtune.files import write_atomically
 from jaxtune.metrics.kinds.label import Confusion
 from jaxtune.runs.folder import read_history
-from jaxtune.runs.results import diverged
-from jaxtune.sweeps import confusion, grid, pages, plot, stats, table
+from jaxtune.sweeps import comparison, confusion, exports, grid, pages, plot, table
 
 
 def write(
@@ -26,6 +24,7 @@ def write(
   folder: str | Path,
   *,
   metric: str | None = None,
+  reference: str | None = None,
   config: Mapping[str, Any] | None = None,
   notes: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -37,39 +36,57 @@ def write(
     results: the result.json of every trial.
     folder: the sweep's folder; learning curves are read from its trials/<name>/metrics.jsonl.
     metric: the rows are sorted by it, and the plots show it; default the test loss.
-    config: the completed configuration that all trials share, for `scale_note`.
+    config: the completed configuration that all trials share, for the warnings.
+    reference: the label, or a trial, of what the others are compared with; default the best.
     notes: further facts to list, such as {"compiled programs": 1, "seconds": 81.5}.
 
   Raises:
     UserError: no results, an unknown metric, or a folder that cannot be written.
   """
-  if not results:
-    raise UserError("no finished trial to report on: run the sweep first")
   folder = Path(folder)
-  metric = table.choose_metric(results, metric)
-  best = stats.best_first(stats.group(results), metric)[0].results[0]
-  others = {
-    "By task": table.by_task(results, metric),
-    "What was drawn of each task": table.mixtures(results),
-    f"Classes of {best['trial']}": table.by_class(best),
-  }
-  plots = {}
-  for name, figure in _figures(results, folder, metric, best).items():
+  tuned = folder / "tuning.json"
+  compared = comparison.compare(
+    [{"folder": str(folder / "trials" / result["trial"])} | result for result in results],
+    metric,
+    reference=reference,
+    config=config,
+    failed=read_failed(folder),
+    curves=schema.read_json(tuned) if tuned.exists() else None,
+  )
+  page = _page(compared, folder, _facts(results, notes or {}))
+  for name, image in page.plots.items():
+    write_atomically(folder / "plots" / f"{name}.png", image)
+  write_atomically(folder / "results.csv", exports.to_csv(compared.columns))
+  write_atomically(folder / "results.parquet", exports.to_parquet(compared.columns))
+  write_atomically(folder / "table.tex", exports.to_latex(page.trials, page.reading))
+  write_atomically(folder / "report.html", pages.to_html(page))
+  write_atomically(folder / "report.md", pages.to_markdown(page))
+  return folder / "report.md"
+
+
+def _page(compared: comparison.Comparison, folder: Path, facts: dict[str, str]) -> pages.Page:
+  """Gathers what the pages show of a comparison, and draws its plots."""
+  finished = [result for row in compared.configurations for result in row.results]
+  best, plots = finished[0], {}
+  for name, figure in _figures(finished, folder, compared.metric, best).items():
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=150)
     plots[name] = stream.getvalue()
-    write_atomically(folder / "plots" / f"{name}.png", plots[name])
-  report = pages.Page(
-    trials=table.build(results, metric),
-    remarks=_remarks(results, metric, config),
-    others={title: rows for title, rows in others.items() if rows is not None},
+  others = {
+    "All columns": compared.tables["all columns"],
+    "Comparisons": compared.tables["comparisons"],
+    "By task": table.by_task(finished, compared.metric),
+    "What was drawn of each task": table.mixtures(finished),
+    f"Classes of {best['trial']}": table.by_class(best),
+  }
+  return pages.Page(
+    trials=compared.tables["main"],
+    warnings=[caution.text for caution in compared.warnings],
+    reading=_reading(compared),
+    others={title: rows for title, rows in others.items() if rows is not None and rows.rows},
     plots=plots,
-    facts=_facts(results, notes or {}),
+    facts=facts,
   )
-  write_atomically(folder / "results.csv", table.to_csv(results))
-  write_atomically(folder / "report.html", pages.to_html(report))
-  write_atomically(folder / "report.md", pages.to_markdown(report))
-  return folder / "report.md"
 
 
 def _figures(results: Sequence[dict], folder: Path, metric: str, best: dict) -> dict[str, Figure]:
@@ -84,79 +101,30 @@ def _figures(results: Sequence[dict], folder: Path, metric: str, best: dict) -> 
   return figures
 
 
-def scale_note(results: Sequence[dict], config: Mapping[str, Any] | None = None) -> str | None:
-  """Returns a warning where ranks were compared at a fixed alpha, so that LoRA's scale varied."""
-  ranks_at: dict[tuple[str, float], set[int]] = {}
-  for result in results:
-    flat = {"method.name": result["method"]}
-    flat |= grid.flatten(config or {}) | grid.flatten(result["settings"])
-    for path in flat:
-      section, _, key = path.rpartition(".")
-      alpha = flat.get(f"{section}.alpha")
-      if (
-        path.startswith("method.") and key == "rank" and alpha and not flat.get(f"{section}.scale")
-      ):
-        ranks_at.setdefault((section, alpha), set()).add(flat[path])
-  for (section, alpha), ranks in ranks_at.items():
-    if len(ranks) > 1:
-      return (
-        f"The rank axis also changed LoRA's scale: alpha = {stats.show(alpha)} is fixed, so "
-        f"alpha / rank falls as the rank grows (ranks {', '.join(map(str, sorted(ranks)))}). "
-        f"To compare ranks at one scale, set {section}.scale."
-      )
-  return None
+def _reading(compared: comparison.Comparison) -> str:
+  """Says how to read the table."""
+  title, better = metrics.title(compared.metric), "higher" if compared.higher_is_better else "lower"
+  reading = (
+    f"Sorted by {title}, {better} is better. Mean ± half-width of the 95 % interval (Student's t "
+    "over seeds); of a single seed [low, high], 95 % over the judged examples (bootstrap), or - "
+    f"where there is none. {compared.replicates}"
+  )
+  if len(compared.configurations) == 1:
+    return f"{reading} The change from the base is paired: both are measured on the same examples."
+  return (
+    f"{reading} Differences are paired by seed and, where scores by example are there, by example; "
+    "p is two-sided, with Holm's correction for all comparisons with "
+    f"{compared.reference}."
+  )
 
 
-def _remarks(results: Sequence[dict], metric: str, config: Mapping[str, Any] | None) -> list[str]:
-  """Says how to read the table, and what its readers should beware of."""
-  better = "higher" if metrics.higher_is_better(metric) else "lower"
-  remarks = [
-    f"Sorted by {metrics.title(metric)}, {better} is better. Mean ± half-width of the 95 % "
-    "interval (Student's t over seeds); of a single seed [low, high], 95 % over the judged "
-    "examples (bootstrap), or - where there is none. The change from the base is paired: both "
-    "are measured on the same examples."
-  ]
-  rows = stats.group(results)
-  if metric.startswith("test_") and len(rows) > len(stats.group_bases(rows)):
-    remarks.append(
-      f"The best of {len(rows)} configurations by a test metric is chosen on the test "
-      "set, so its figure is optimistic; choose by a validation metric to report it."
-    )
-  if metric.startswith("validation_"):
-    remarks.append(
-      "Validation chose the configurations' order, and the step whose weights were kept, so these "
-      "figures are optimistic; report a test metric of the best configuration."
-    )
-  if memorized := [result for result in results if _memorized(result)]:
-    remarks.append(
-      f"Learnt by heart ({len(memorized)} of {len(results)} trials): the loss on training examples "
-      "is less than half of that on held-out ones. Fewer steps, train.patience, regularize or a "
-      f"smaller method may help: {'; '.join(result['trial'] for result in memorized)}."
-    )
-  if failed := [result for result in results if diverged(result)]:
-    named = "; ".join(f"{result['trial']} ({_when(result)})" for result in failed)
-    remarks.append(
-      f"Diverged ({len(failed)} of {len(results)} trials): training that was not finite at some "
-      "step counts as such, whatever the weights kept from before it score, and so does a metric "
-      f"that is not finite. {named}."
-    )
-  if note := scale_note(results, config):
-    remarks.append(note)
-  return remarks
-
-
-def _when(result: dict) -> str:
-  """Says when a trial diverged, and at which step its kept weights were."""
-  if result.get("diverged_at") is None:
-    return "in its final metrics"
-  return f"at step {result['diverged_at']}, best step {result.get('best_step', 0) or 'none'}"
-
-
-def _memorized(result: dict) -> bool:
-  """Says whether the loss on training examples is less than half of that on held-out ones."""
-  final = result["final"]
-  held_out = final.get("validation_loss", final.get("test_loss", 0.0))
-  return final.get("train_loss", math.inf) < 0.5 * held_out
+def read_failed(folder: Path) -> dict[str, str]:
+  """Returns {trial: reason} of the trials of a sweep that failed and have no result."""
+  found = {}
+  for path in sorted(folder.glob("trials/*/failed.json")):
+    if not (path.parent / "result.json").exists():
+      found[path.parent.name] = str(schema.read_json(path).get("reason", "unknown"))
+  return found
 
 
 def _facts(results: Sequence[dict], notes: Mapping[str, Any]) -> dict[str, str]:

@@ -9,8 +9,6 @@ import pytest
 from jaxtune.errors import UserError
 from jaxtune.sweeps import report, table
 
-LORA = {"method": {"name": "lora", "alpha": 16.0, "scale": None}}
-
 
 def test_files(made, tmp_path):
   path = report.write(
@@ -104,23 +102,6 @@ def test_csv_has_a_row_a_trial_with_all_that_is_known(made, tmp_path):
   assert rows[2]["method.length"] == "10" and float(rows[2]["final.test_loss"]) == 1.5
   assert float(rows[0]["base.test_loss"]) == 3.0 and rows[0]["seconds"] == "2.0"
   assert "Diverged" in (tmp_path / "report.md").read_text()
-
-
-def test_the_note_on_the_scale_of_lora(made):
-  results = made.ranks({1: [2.0], 4: [1.5]})
-  assert "alpha = 16 is fixed" in report.scale_note(results, LORA)
-  assert "set method.scale" in report.scale_note(results, LORA)
-  assert report.scale_note(results) is None
-  assert report.scale_note(results[:1], LORA) is None
-  fixed = {"method": LORA["method"] | {"scale": 2.0}}
-  assert report.scale_note(results, fixed) is None
-  along = [
-    made.result({"method": {"name": "lora", "rank": r, "alpha": 2 * r}}, 2.0) for r in (1, 4)
-  ]
-  assert report.scale_note(along, LORA) is None
-  assert report.scale_note(
-    [made.result({"method": {"name": "lora", "rank": r}}, 2.0) for r in (1, 4)], LORA
-  )
 
 
 def test_text_is_escaped(made, tmp_path):

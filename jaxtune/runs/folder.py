@@ -21,7 +21,7 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation import judge
 from jaxtune.files import write_atomically, writing
 from jaxtune.models import quantize
-from jaxtune.runs import results
+from jaxtune.runs import results, scores
 from jaxtune.runs.trial import Trial
 
 LIBRARIES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
@@ -98,6 +98,7 @@ def finish(
   write(folder, overlay, trial.fingerprint, trial.config, dataset.labels, dataset.stop_tokens)
   if judged.predictions:
     _write_predictions(folder, trial, judged)
+  scores.write(folder, trial, judged)
   result = {
     "method": trial.config["method"]["name"],
     "trained_parameters": count_trained(trial.methods, overlay),
@@ -173,7 +174,7 @@ def best_trial(folder: Path) -> Path:
   losses = {}
   for trial, result in found.items():
     final = result["final"]
-    if not results.diverged(result):
+    if not results.diverged(result) and not result.get("exited_at"):
       loss = final.get("validation_loss", final.get("test_loss"))
       losses[trial] = loss if isinstance(loss, float) else float("inf")
   if not losses:

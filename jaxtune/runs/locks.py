@@ -22,17 +22,14 @@ except ImportError:  # Windows
 
 NAME = ".lock"
 # Files and folders that a run, or a sweep, writes into its folder, after its config.json.
-RUN = ("metrics.jsonl", "predictions.jsonl", "result.json", "tuned.safetensors", "checkpoints")
+RUN = (
+  "metrics.jsonl", "predictions.jsonl", "result.json", "scores.safetensors", "tuned.safetensors",
+  "checkpoints",
+)  # fmt: skip
 SWEEP = (
-  "results.csv",
-  "tuning",
-  "tuning.json",
-  "report.md",
-  "report.html",
-  "groups",
-  "plots",
-  "trials",
-)
+  "results.csv", "results.parquet", "tuning", "tuning.json", "report.md", "report.html",
+  "table.tex", "groups", "plots", "trials",
+)  # fmt: skip
 
 
 def check_writable(folder: str | Path) -> None:

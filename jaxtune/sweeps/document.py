@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import statistics
@@ -11,7 +10,7 @@ from typing import Any
 
 from jaxtune import metrics
 from jaxtune.runs.results import diverged
-from jaxtune.sweeps import grid, samples, stats, table
+from jaxtune.sweeps import comparison, grid, samples, stats, table
 
 # Costs that a result may hold: {its key: what the page calls it}.
 COSTS = {
@@ -23,30 +22,28 @@ COSTS = {
 _CURVES = ("_loss", "_accuracy", "_norm")  # what the names of curves end in
 _MOST_POINTS = 300  # of one curve
 _ALL_POINTS = 120_000  # of all curves, so that the page of a large sweep stays below 5 MB
-_MOST_COMPARED = 40  # configurations of the matrix of differences
 
 
 def build(
   results: Sequence[dict],
-  metric: str,
+  compared: comparison.Comparison | None,
   histories: Mapping[str, list[dict]],
-  predictions: Mapping[str, list[dict]],
   config: Mapping[str, Any],
 ) -> dict:
-  """Gathers all that the page draws from the results: see the functions below.
+  """Gathers all that the page draws from the trials; see the functions below.
 
   Args:
-    results: the result.json of every trial. One that is not finished has a "state" and no metrics.
-    metric: by which the configurations are sorted.
+    results: the result.json of every trial with its "folder", and trials that have none yet; see
+      `collect.read`.
+    compared: the comparison of those that finished, if there are any.
     histories: {trial: lines of its metrics.jsonl}.
-    predictions: {trial: lines of its predictions.jsonl}.
     config: the completed config that all trials share.
   """
+  metric = compared.metric if compared else table.choose_metric(results, None)
   rows = stats.best_first(stats.group(results), metric)
   names = dict.fromkeys([metric, *table.metric_names(results)])
   filled = [row._replace(settings=_filled(row.settings, config)) for row in rows]
   axes = _axes([row.settings for row in filled])
-  best = rows[0].results[0] if rows else {}
   return {
     "metric": metric,
     "metrics": {
@@ -56,11 +53,12 @@ def build(
     "settings": grid.short_keys(axes),
     "axis": next(iter(stats.numeric_axes(rows)), None),
     "costs": {key: name for key, name in COSTS.items() if any(key in one for one in results)},
-    "bases": bases([row for row in rows if row.results[0]["base"]], names),
+    "bases": bases(compared, names) if compared else [],
     "configurations": configurations(filled, names, axes, histories),
-    "pairs": pairs(rows, metric),
-    "samples": samples.of_winners(rows, metric, predictions),
-    "heat": samples.heat(best),
+    "pairs": pairs(rows, compared) if compared else [],
+    "warnings": [caution.text for caution in compared.warnings] if compared else [],
+    "samples": samples.of_winners(rows, metric),
+    "heat": samples.heat(rows[0].results[0]),
   }
 
 
@@ -112,17 +110,16 @@ def configurations(
   ]
 
 
-def bases(rows: Sequence[stats.Row], names: Iterable[str]) -> list[dict]:
-  """Describes what was measured without training; see `table.UNTRAINED`."""
-  names, found = list(names), []
-  for row in stats.group_bases(rows):
-    for key, label in table.UNTRAINED.items():
-      if any(result.get(key) for result in row.results):
-        shots = row.results[0].get("demonstrations", {}).get("shots")
-        summaries = {name: stats.of_base(row.results, name, key) for name in names}
-        values = {name: _interval(summary) for name, summary in summaries.items()}
-        found.append({"label": label.format(row.label, shots), "values": values})
-  return found
+def bases(compared: comparison.Comparison, names: Iterable[str]) -> list[dict]:
+  """Describes what was measured without training."""
+  simple = lambda one: {"mean": one.mean, **_ends(one.interval)}
+  return [
+    {
+      "label": base.label,
+      "values": {n: simple(base.metrics[n]) for n in names if n in base.metrics},
+    }
+    for base in compared.untrained
+  ]
 
 
 def state(result: Mapping[str, Any]) -> tuple[str, str]:
@@ -136,30 +133,23 @@ def state(result: Mapping[str, Any]) -> tuple[str, str]:
   return ("diverged", detail) if diverged(result) else ("finished", "")
 
 
-def pairs(rows: Sequence[stats.Row], metric: str) -> dict | None:
-  """Compares every two configurations, paired by seed; None where fewer than two were measured."""
-  measured = lambda row: stats.over_seeds(row.results, metric).mean is not None
-  chosen = [i for i, row in enumerate(rows) if measured(row)][:_MOST_COMPARED]
-  values = [
-    {"a": a, "b": b, "p": None, **_interval(_paired(rows[a], rows[b], metric))}
-    for a, b in itertools.combinations(chosen, 2)
+def pairs(rows: Sequence[stats.Row], compared: comparison.Comparison) -> list[dict]:
+  """Describes the comparisons of configurations, which are named by their index on the page."""
+  index_of = {result["trial"]: i for i, row in enumerate(rows) for result in row.results}
+  indices = {one.label: index_of[one.results[0]["trial"]] for one in compared.configurations}
+  return [
+    {
+      "a": indices[pair.a],
+      "b": indices[pair.b],
+      "mean": pair.test.difference,
+      **_ends(pair.test.interval),
+      "p": pair.p_pairs,
+      "better": pair.better,
+      "varied": pair.reason or pair.test.varied,
+    }
+    for pair in compared.pairs
+    if pair.test is not None
   ]
-  note = (
-    f"The row's {metrics.title(metric)} minus the column's, over the seeds that both have, with "
-    "its 95 % interval. Numbers above the columns are those of the rows."
-  )
-  return {"note": note, "rows": chosen, "values": values} if values else None
-
-
-def _paired(one: stats.Row, other: stats.Row, metric: str) -> stats.Summary:
-  """Summarises the differences of two configurations over the seeds that both have."""
-  seeds = {result["settings"].get("seed"): result for result in other.results}
-  common = [
-    (stats.final(result, metric), stats.final(seeds[seed], metric))
-    for result in one.results
-    if (seed := result["settings"].get("seed")) in seeds
-  ]
-  return stats.summarize(None if None in pair else pair[0] - pair[1] for pair in common)
 
 
 def to_json(document: Mapping[str, Any]) -> str:
@@ -194,10 +184,15 @@ def _estimates(results: Sequence[dict], names: Iterable[str], key: str | None = 
 
 
 def _interval(summary: stats.Summary) -> dict:
-  """Writes a summary as a mean and the ends of its interval, each None where there is none."""
+  """Writes a summary as a mean and the ends of its interval."""
   mean, half = summary.mean, summary.half_width
-  low, high = (None, None) if mean is None or half is None else (mean - half, mean + half)
-  return {"mean": mean, "low": low, "high": high}
+  several = mean is not None and half is not None
+  return {"mean": mean, **_ends((mean - half, mean + half) if several else None)}
+
+
+def _ends(interval: tuple[float, float] | None) -> dict[str, float | None]:
+  low, high = interval or (None, None)
+  return {"low": low, "high": high}
 
 
 def _mean_costs(results: Sequence[dict]) -> dict[str, float]:

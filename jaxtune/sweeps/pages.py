@@ -16,21 +16,30 @@ _FILES = Path(__file__).parent / "page"
 _SCRIPTS = ("base", "chart", "table", "plots", "curves", "compare", "page")  # in this order
 
 
+_FOLDED = ("All columns", "Comparisons")
+
+
 class Page(NamedTuple):
   """The content of report.md, in the order in which it is shown."""
 
   trials: Table
-  remarks: list[str]
-  others: dict[str, Table]  # {title: table}
+  warnings: list[str]
+  reading: str
+  others: dict[str, Table]  # {title: table}; of these, `_FOLDED` are shown on demand
   plots: list[str]  # names of the files in plots/
   facts: dict[str, str]
 
 
 def to_markdown(page: Page) -> str:
   """Writes a page as Markdown, with its plots as plots/NAME.png."""
-  sections = ["# Sweep report", _markdown_table(page.trials), *page.remarks]
+  sections = ["# Sweep report"]
+  if page.warnings:
+    sections += ["Beware:", "\n".join(f"- {warning}" for warning in page.warnings)]
+  sections += [_markdown_table(page.trials), page.reading]
   for title, table in page.others.items():
-    sections += [f"## {title}", _markdown_table(table)]
+    shown = _markdown_table(table)
+    folded = f"<details><summary>{title}</summary>\n\n{shown}\n\n</details>"
+    sections += [folded] if title in _FOLDED else [f"## {title}", shown]
   if page.plots:
     sections += ["## Plots", *(f"![{_caption(name)}](plots/{name}.png)" for name in page.plots)]
   facts = "\n".join(f"- {key}: {value}" for key, value in page.facts.items())

@@ -5,30 +5,28 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from jaxtune.runs.folder import read_predictions
 from jaxtune.sweeps import stats
 
 _MOST = 12  # examples
 _LONGEST = 2000  # characters of a text
 
 
-def of_winners(
-  rows: Sequence[stats.Row], metric: str, predictions: Mapping[str, list[dict]]
-) -> list[dict]:
+def of_winners(rows: Sequence[stats.Row], metric: str) -> list[dict]:
   """Puts what the best configuration of each method answered beside the base and the reference.
 
   Args:
-    rows: best first.
-    predictions: {trial: lines of its predictions.jsonl}.
+    rows: best first; their results have a "folder".
   """
   winners: dict[str, dict[str, dict]] = {}  # {label: {place in the data: line}}, of one a method
-  methods = set()
-  for row in rows:
-    best = stats.best_first([stats.Row("", {}, (result,)) for result in row.results], metric)
-    lines = predictions.get(best[0].results[0]["trial"], [])
-    if lines and row.settings["method.name"] not in methods:
-      methods.add(row.settings["method.name"])
+  for method in dict.fromkeys(row.settings["method.name"] for row in rows):
+    row = next(row for row in rows if row.settings["method.name"] == method)
+    single = [stats.Row("", {}, (result,)) for result in row.results]
+    best = stats.best_first(single, metric)[0].results[0]
+    if lines := read_predictions(Path(best["folder"])):
       winners[row.label] = {str(line["where"]): line for line in lines}
   if not winners:
     return []

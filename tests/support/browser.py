@@ -1,4 +1,4 @@
-"""The browser in which the page of a sweep is tested: the distribution's Chromium, without a window.
+"""The browser that tests the page of a sweep: the distribution's Chromium, without a window.
 
 `make browser` installs it where there is apt. `python tests/support/browser.py` says whether it is
 there, as `make check` asks.
@@ -33,7 +33,9 @@ def start(downloads: Path) -> Any:
   options.binary_location = binary
   for option in _OPTIONS:
     options.add_argument(option)
-  options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+  several = {"profile.default_content_setting_values.automatic_downloads": 1}
+  folder = {"download.default_directory": str(downloads)}
+  options.add_experimental_option("prefs", folder | several)
   options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
   return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
 

@@ -104,6 +104,7 @@ def _write_result(place: Path, setting: dict, steps: int) -> dict:
     "seconds": 10.0 + size,
     "versions": {"jax": "0.10", "device": "cpu", "commit": "0123abc"},
     "data": {"splits": {}},
+    "confusion": {"labels": ["no", "<b>yes</b>"], "counts": [[7, 3], [size, 10]]},
     "base_fingerprint": "f" * 64,
   }
   return results.write(place, result) | {"trial": place.name}

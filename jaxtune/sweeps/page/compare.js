@@ -1,48 +1,62 @@
 // The matrix of differences, heat maps, samples side by side, tables, and how to reproduce the sweep.
 
+const MOST_COMPARED = 40; // rows of the matrix
+
 function addMatrix() {
-  if (!data.pairs) return;
-  const element = section("differences", "Differences between configurations", data.pairs.note);
+  if (!data.pairs.length) return;
+  const element = section("differences", "Differences between configurations",
+    `The row's ${title(data.metric)} minus the column's, paired by seed and, where there are scores by `
+    + "example, by example. Green is better. A star says p < 0.05 after Holm's correction for all pairs.");
   const put = figure(element, "differences");
   drawers.push(() => put(drawMatrix(widthOf(element))));
 }
 
 function drawMatrix(width) {
-  const names = data.pairs.rows.filter((index) => visible().some((one) => one.index === index));
-  if (names.length < 2) return empty();
-  const labels = names.map((index, i) => `${i + 1}  ${data.configurations[index].label}`);
-  const cells = names.map((a) => names.map((b) => pairOf(a, b)));
+  const compared = new Set(data.pairs.flatMap((pair) => [pair.a, pair.b]));
+  const shown = visible().filter((one) => compared.has(one.index)).slice(0, MOST_COMPARED);
+  if (shown.length < 2) return empty();
+  const cells = shown.map((a) => shown.map((b) => pairOf(a.index, b.index)));
   const most = Math.max(...cells.flat().map((pair) => Math.abs(pair?.mean ?? 0))) || 1;
-  return cellsPicture(width, labels, names.map((_, i) => String(i + 1)), (row, column) => {
+  const labels = shown.map((one, i) => `${i + 1}  ${one.label}`);
+  return cellsPicture(width, labels, shown.map((_, i) => String(i + 1)), (row, column) => {
     const pair = cells[row][column];
-    if (!pair || pair.mean === null) return null;
-    const good = better(pair.mean, 0) ? "var(--good)" : "var(--bad)";
-    const chance = pair.p === null ? "" : `\np = ${show(pair.p)}${data.pairs.corrected ? " (Holm)" : ""}`;
-    return { fill: `color-mix(in oklab, ${good} ${8 + 62 * Math.abs(pair.mean) / most}%, var(--paper))`,
+    if (!pair) return null;
+    const hue = pair.mean > 0 === higher(data.metric) ? "var(--good)" : "var(--bad)";
+    return { fill: `color-mix(in oklab, ${hue} ${6 + 60 * Math.abs(pair.mean) / most}%, var(--paper))`,
       text: signed(pair.mean) + (pair.p !== null && pair.p < 0.05 ? " *" : ""),
-      tip: `${data.configurations[names[row]].label} minus ${data.configurations[names[column]].label}: `
-        + estimate(pair, signed) + chance };
+      tip: describePair(pair, shown[row].label, shown[column].label) };
   }, "differences between configurations");
 }
 
-// Finds the difference a - b, which is kept once for both orders.
-function pairOf(a, b) {
-  const found = data.pairs.values.find((pair) => pair.a === a && pair.b === b);
-  if (found) return found;
-  const turned = data.pairs.values.find((pair) => pair.a === b && pair.b === a);
-  const minus = (value) => (value === null ? null : -value);
-  return turned ? { ...turned, mean: minus(turned.mean), low: minus(turned.high), high: minus(turned.low) }
-    : null;
+function describePair(pair, a, b) {
+  const p = pair.p === null ? "no p" : `p ${writeP(pair.p)} (Holm, all pairs)`;
+  const chance = pair.better === null ? "" : `\nprobability that ${a} is better: ${show(pair.better)}`;
+  return `${a} minus ${b}: ${estimate(pair, signed)}, ${p}${chance}\n${pair.varied}`;
 }
+
+// Finds the comparison of a with b, which is kept once for both orders.
+function pairOf(a, b) {
+  const found = pairs.get(`${a} ${b}`);
+  if (found || !pairs.has(`${b} ${a}`)) return found;
+  const turned = pairs.get(`${b} ${a}`);
+  const minus = (value) => (value === null ? null : -value);
+  return { ...turned, mean: -turned.mean, low: minus(turned.high), high: minus(turned.low),
+    better: turned.better === null ? null : 1 - turned.better };
+}
+
+const pairs = new Map(data.pairs.map((pair) => [`${pair.a} ${pair.b}`, pair]));
 
 // Draws a table of coloured cells; `cell(row, column)` gives {fill, text, tip} or null.
 function cellsPicture(width, rows, columns, cell, label) {
   const left = Math.min(6.6 * Math.max(...rows.map((name) => name.length)) + 14, width * 0.45);
-  const wide = Math.max(13, Math.min(76, (width - left - 6) / columns.length));
+  const longest = 6.6 * Math.min(14, Math.max(...columns.map((name) => name.length)));
+  const fitting = (room) => Math.max(13, Math.min(76, (width - left - room) / columns.length));
+  const turned = longest > fitting(6); // names that are wider than a cell stand aslant
+  const room = turned ? 0.75 * longest + 4 : 6;
+  const wide = fitting(room);
   const high = Math.max(18, Math.min(34, wide));
-  const turned = Math.max(...columns.map((name) => name.length)) * 6.6 > wide;
-  const top = turned ? 74 : 22;
-  const svg = picture(width, top + rows.length * high + 6, label);
+  const top = turned ? 0.75 * longest + 12 : 22;
+  const svg = picture(left + columns.length * wide + room, top + rows.length * high + 6, label);
   columns.forEach((name, i) => {
     const x = left + (i + 0.5) * wide;
     svg.append(draw("text", { class: "faint", x, y: top - 7, "text-anchor": turned ? "start" : "middle",

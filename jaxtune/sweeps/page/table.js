@@ -12,7 +12,11 @@ function listColumns() {
   columns.push({ key: "configuration", title: () => "configuration", shown: true,
     sort: (one) => one.label, cell: (one) => one.label, seed: (trial) => trial.trial });
   metric("metric", chosen, () => arrow(state.metric), true);
-  columns.push({ key: "change", title: () => "change from the base", shown: true,
+  columns.push({ key: "difference", shown: data.pairs.length > 0,
+    title: () => `difference from the best${data.pairs.some((pair) => pair.p !== null)
+      ? " (p by Holm)" : ""}`, sort: (one) => pairOf(one.index, 0)?.mean,
+    cell: (one) => differenceFromBest(one), seed: () => "" });
+  columns.push({ key: "change", title: () => "change from the base", shown: !data.pairs.length,
     cell: (one) => estimate(one.changes[state.metric], signed),
     sort: (one) => one.changes[state.metric]?.mean, seed: (trial) => {
       const [after, before] = [trial.final[state.metric], trial.base[state.metric]];
@@ -33,6 +37,15 @@ function listColumns() {
       sort: (one) => one.settings[key], seed: () => "" });
   for (const name of Object.keys(data.metrics)) metric(name, () => name, () => arrow(name), false);
 }
+
+// Writes the paired difference from the best configuration, which is that of the page's own metric.
+function differenceFromBest(one) {
+  const pair = pairOf(one.index, 0);
+  if (!pair) return one.index ? "–" : "the best";
+  return estimate(pair, signed) + (pair.p === null ? "" : `, p ${writeP(pair.p)}`);
+}
+
+const writeP = (p) => (p < 0.001 ? "< 0.001" : `= ${Number(p.toPrecision(2))}`);
 
 // Compares two cells; what is missing comes last, in both directions.
 function compare(a, b, down) {

@@ -65,7 +65,7 @@ function panel(svg, box, { xs, ys, xTitle, yTitle, x = {}, y = {}, heading = "" 
   const bottom = box.top + box.height - 40;
   const top = box.top + (heading ? 24 : 8);
   const yScale = scale(ys, bottom, top, y);
-  const left = box.left + 26 + 6.6 * Math.max(...yScale.ticks.map(([, text]) => text.length));
+  const left = box.left + 28 + Math.max(...yScale.ticks.map(([, text]) => lengthOf(text)));
   const right = box.left + box.width - 12;
   const xScale = scale(xs, left, right, { own: true, ...x });
   const group = draw("g");
@@ -75,32 +75,44 @@ function panel(svg, box, { xs, ys, xTitle, yTitle, x = {}, y = {}, heading = "" 
       draw("line", { class: "grid", x1: left, x2: right, y1: height, y2: height }),
       draw("text", { class: "faint", x: left - 6, y: height + 4, "text-anchor": "end" }, text));
   }
-  const letters = Math.max(3, (right - left) / xScale.ticks.length / 6.4);
+  const room = (right - left) / xScale.ticks.length - 4;
   for (const [value, text] of xScale.ticks)
     group.append(draw("text", { class: "faint", x: xScale.at(value), y: bottom + 17,
-      "text-anchor": "middle" }, cut(text, letters)));
+      "text-anchor": "middle" }, cut(text, room)));
   const middle = (top + bottom) / 2;
   group.append(
     draw("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }),
     draw("text", { x: (left + right) / 2, y: bottom + 34, "text-anchor": "middle" }, xTitle),
     draw("text", { x: box.left + 12, y: middle, "text-anchor": "middle",
-      transform: `rotate(-90 ${box.left + 12} ${middle})` }, cut(yTitle, (bottom - top) / 6)));
+      transform: `rotate(-90 ${box.left + 12} ${middle})` }, cut(yTitle, bottom - top)));
   if (heading) group.append(
-    draw("text", { class: "strong", x: left, y: box.top + 14 }, cut(heading, (right - left) / 7)));
+    draw("text", { class: "strong", x: left, y: box.top + 14 }, cut(heading, 0.9 * (right - left))));
   svg.append(group);
   return { x: xScale.at, y: yScale.at, group, left, right, top, bottom };
 }
 
-function cut(text, letters) {
-  return text.length <= letters ? text : `${text.slice(0, Math.max(1, Math.floor(letters) - 1))}…`;
+// Measures a text, in pixels, as the pictures write it.
+function lengthOf(text) {
+  return pen.measureText(text).width;
+}
+
+const pen = make("canvas").getContext("2d");
+pen.font = '12px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
+
+// Shortens a text to at most so many pixels.
+function cut(text, pixels) {
+  if (lengthOf(text) <= pixels) return text;
+  let kept = text.length - 1;
+  while (kept > 1 && lengthOf(`${text.slice(0, kept)}…`) > pixels) kept--;
+  return `${text.slice(0, kept)}…`;
 }
 
 // Draws the names of colours from `top` on, in as many lines as needed, and ends the picture there.
 function legend(svg, entries, width, top) {
   let [x, y] = [8, top + 12];
   for (const { name, stroke, dash, index } of entries) {
-    const text = cut(name, (width - 40) / 6.4);
-    const wide = 34 + 6.4 * text.length;
+    const text = cut(name, width - 40);
+    const wide = 34 + lengthOf(text);
     if (x + wide > width && x > 8) [x, y] = [8, y + 19];
     svg.append(draw("g", { "data-c": index },
       draw("line", { x1: x, x2: x + 18, y1: y - 4, y2: y - 4, stroke, "stroke-width": 3,

@@ -48,8 +48,8 @@ const pairs = new Map(data.pairs.map((pair) => [`${pair.a} ${pair.b}`, pair]));
 
 // Draws a table of coloured cells; `cell(row, column)` gives {fill, text, tip} or null.
 function cellsPicture(width, rows, columns, cell, label) {
-  const left = Math.min(6.6 * Math.max(...rows.map((name) => name.length)) + 14, width * 0.45);
-  const longest = 6.6 * Math.min(14, Math.max(...columns.map((name) => name.length)));
+  const left = Math.min(Math.max(...rows.map(lengthOf)) + 14, width * 0.45);
+  const longest = Math.min(100, Math.max(...columns.map(lengthOf)));
   const fitting = (room) => Math.max(13, Math.min(76, (width - left - room) / columns.length));
   const turned = longest > fitting(6); // names that are wider than a cell stand aslant
   const room = turned ? 0.75 * longest + 4 : 6;
@@ -60,19 +60,19 @@ function cellsPicture(width, rows, columns, cell, label) {
   columns.forEach((name, i) => {
     const x = left + (i + 0.5) * wide;
     svg.append(draw("text", { class: "faint", x, y: top - 7, "text-anchor": turned ? "start" : "middle",
-      transform: turned ? `rotate(-45 ${x} ${top - 7})` : null }, cut(name, 14)));
+      transform: turned ? `rotate(-45 ${x} ${top - 7})` : null }, cut(name, 100)));
   });
   const targets = [];
   rows.forEach((name, row) => {
     const y = top + row * high;
     svg.append(draw("text", { x: left - 8, y: y + high / 2 + 4, "text-anchor": "end" },
-      cut(name, (left - 12) / 6.4)));
+      cut(name, left - 10)));
     columns.forEach((_, column) => {
       const found = cell(row, column);
       if (!found) return;
       const x = left + column * wide;
       svg.append(draw("rect", { class: "cell", x, y, width: wide, height: high, fill: found.fill }));
-      if (6.2 * found.text.length < wide - 4)
+      if (lengthOf(found.text) < wide + 2)
         svg.append(draw("text", { class: `small ${found.light ? "light" : ""}`, x: x + wide / 2,
           y: y + high / 2 + 4, "text-anchor": "middle" }, found.text));
       targets.push({ x: x + wide / 2, y: y + high / 2, text: found.tip });

@@ -123,9 +123,9 @@ function drawParallel(width) {
 function drawCoordinate(svg, x, name, { at, ticks }, [i, gap, height]) {
   svg.append(draw("line", { class: "axis", x1: x, x2: x, y1: 50, y2: height - 20, "stroke-width": 1.5 }),
     draw("text", { class: "strong small", x: x - 30, y: i % 2 && gap < 150 ? 34 : 16 },
-      cut(name, (gap < 150 ? 2 : 1) * gap / 6.6)));
+      cut(name, (gap < 150 ? 1.9 : 1) * gap)));
   for (const [value, text] of ticks)
-    svg.append(draw("text", { class: "small halo", x: x + 6, y: at(value) + 4 }, cut(text, gap / 6.6)));
+    svg.append(draw("text", { class: "small halo", x: x + 6, y: at(value) + 4 }, cut(text, gap)));
 }
 
 const ramp = (share) => `color-mix(in oklab, var(--high) ${Math.round(100 * share)}%, var(--low))`;

@@ -164,7 +164,7 @@ function nameFront(to, best, place) {
   const taken = [];
   for (const one of best) {
     const [x, y] = place(one);
-    const wide = 6.2 * one.label.length;
+    const wide = 0.9 * lengthOf(one.label);
     const left = x + 12 + wide < to.right ? x + 12 : x - 12 - wide;
     const free = taken.every((box) => left > box.left + box.wide || left + wide < box.left
       || Math.abs(box.y - y) > 14);

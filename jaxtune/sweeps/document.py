@@ -56,6 +56,7 @@ def build(
     "bases": bases(compared, names) if compared else [],
     "configurations": configurations(filled, names, axes, histories),
     "pairs": pairs(rows, compared) if compared else [],
+    "reference": _indices(rows, compared)[compared.reference] if compared else 0,
     "warnings": [caution.text for caution in compared.warnings] if compared else [],
     "samples": samples.of_winners(rows, metric),
     "heat": samples.heat(rows[0].results[0]),
@@ -133,10 +134,18 @@ def state(result: Mapping[str, Any]) -> tuple[str, str]:
   return ("diverged", detail) if diverged(result) else ("finished", "")
 
 
+def _indices(rows: Sequence[stats.Row], compared: comparison.Comparison) -> dict[str, int]:
+  """Returns {label in the comparison: index on the page}.
+
+  The page's own labels may differ, as it also shows trials that are not compared.
+  """
+  index_of = {result["trial"]: i for i, row in enumerate(rows) for result in row.results}
+  return {one.label: index_of[one.results[0]["trial"]] for one in compared.configurations}
+
+
 def pairs(rows: Sequence[stats.Row], compared: comparison.Comparison) -> list[dict]:
   """Describes the comparisons of configurations, which are named by their index on the page."""
-  index_of = {result["trial"]: i for i, row in enumerate(rows) for result in row.results}
-  indices = {one.label: index_of[one.results[0]["trial"]] for one in compared.configurations}
+  indices = _indices(rows, compared)
   return [
     {
       "a": indices[pair.a],
@@ -144,6 +153,7 @@ def pairs(rows: Sequence[stats.Row], compared: comparison.Comparison) -> list[di
       "mean": pair.test.difference,
       **_ends(pair.test.interval),
       "p": pair.p_pairs,
+      "p_reference": pair.p_reference,
       "better": pair.better,
       "varied": pair.reason or pair.test.varied,
     }

@@ -39,8 +39,8 @@ function pairOf(a, b) {
   const found = pairs.get(`${a} ${b}`);
   if (found || !pairs.has(`${b} ${a}`)) return found;
   const turned = pairs.get(`${b} ${a}`);
-  const minus = (value) => (value === null ? null : -value);
-  return { ...turned, mean: -turned.mean, low: minus(turned.high), high: minus(turned.low),
+  const minus = (value) => (value === null ? null : 0 - value);
+  return { ...turned, mean: minus(turned.mean), low: minus(turned.high), high: minus(turned.low),
     better: turned.better === null ? null : 1 - turned.better };
 }
 
@@ -157,9 +157,12 @@ function addSamples() {
 function addTables() {
   for (const [heading, { header, rows }] of Object.entries(data.tables)) {
     const line = (tag, cells) => make("tr", {}, ...cells.map((cell) => make(tag, {}, cell)));
-    section(heading.toLowerCase().replace(/\W+/g, "-"), heading).append(
-      make("div", { class: "scroll" }, make("table", {}, make("thead", {}, line("th", header)),
-        make("tbody", {}, ...rows.map((cells) => line("td", cells))))));
+    const table = make("div", { class: "scroll" }, make("table", {}, make("thead", {},
+      line("th", header)), make("tbody", {}, ...rows.map((cells) => line("td", cells)))));
+    if (heading === "Comparisons")
+      document.getElementById("differences")?.append(
+        make("details", {}, make("summary", {}, "All tests, effect sizes and seeds needed"), table));
+    else section(heading.toLowerCase().replace(/\W+/g, "-"), heading).append(table);
   }
 }
 

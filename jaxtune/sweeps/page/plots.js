@@ -81,8 +81,10 @@ function drawAgainst(width, view) {
   const across = Math.min(facets.length, Math.max(1, Math.floor(width / 330)));
   const [wide, high] = [width / across, facets.length > 1 ? 280 : 380];
   const below = Math.ceil(facets.length / across) * high;
-  const colors = unique(shown.map((one) => settingOf(one, view.color)));
-  const entries = colors.map((name, i) => ({ name, stroke: color(i) }));
+  const key = colorKey(shown, view);
+  const colors = unique(shown.map((one) => settingOf(one, key)));
+  const entries = colors.map((name, i) => ({ name: key === "method" ? name : `${nameOf(key)}: ${name}`,
+    stroke: color(i) }));
   const svg = picture(width, below, arrow(state.metric));
   const { ys, base } = extent(shown);
   const targets = [];
@@ -92,25 +94,31 @@ function drawAgainst(width, view) {
       yTitle: arrow(state.metric), x: { log: view.logX, room: 0.1 }, y: { log: view.logY },
       heading: view.facet ? `${nameOf(view.facet)}: ${name}` : "" });
     drawBase(to, base);
-    targets.push(...drawLines(to, members, view, colors));
+    targets.push(...drawLines(to, members, view.x, (one) => color(colors.indexOf(settingOf(one, key)))));
   });
   legend(svg, entries, width, below + 4);
   hover(svg, targets);
   return svg;
 }
 
+// Returns what the colours stand for: the choice, or, where all have one value of it, what varies.
+function colorKey(shown, view) {
+  const varies = (key) => unique(shown.map((one) => settingOf(one, key))).length > 1;
+  return [view.color, ...varying().filter((key) => key !== view.x)].find(varies) ?? view.color;
+}
+
 // Draws the lines of a panel, each through configurations that are alike but for the axis.
-function drawLines(to, members, view, colors) {
-  const others = (one) => JSON.stringify([one.method, ...varying().filter((key) => key !== view.x)
+function drawLines(to, members, axis, colorOf) {
+  const others = (one) => JSON.stringify([one.method, ...varying().filter((key) => key !== axis)
     .map((key) => one.settings[key])]);
-  const lines = [...groupBy(members, view.x in data.costs ? (one) => one.index : others).values()];
+  const lines = [...groupBy(members, axis in data.costs ? (one) => one.index : others).values()];
   return lines.flatMap((line, i) => {
     // Lines stand side by side, so that intervals do not hide each other.
-    const beside = lines.length <= 16 && !(view.x in data.costs) ? Math.min(9, 60 / lines.length) : 0;
+    const beside = lines.length <= 16 && !(axis in data.costs) ? Math.min(9, 60 / lines.length) : 0;
     const shift = beside * (i - (lines.length - 1) / 2);
-    const ordered = [...line].sort((a, b) => compare(xOf(a, view.x), xOf(b, view.x), false));
-    const stroke = color(colors.indexOf(settingOf(line[0], view.color)));
-    const points = ordered.map((one) => [to.x(xOf(one, view.x)) + shift, to.y(valueOf(one).mean)]);
+    const ordered = [...line].sort((a, b) => compare(xOf(a, axis), xOf(b, axis), false));
+    const stroke = colorOf(line[0]);
+    const points = ordered.map((one) => [to.x(xOf(one, axis)) + shift, to.y(valueOf(one).mean)]);
     to.group.append(draw("path", { d: path(points), stroke, "stroke-width": 1.8, fill: "none" }));
     return ordered.map((one, j) => drawPoint(to, one, points[j][0], stroke));
   });

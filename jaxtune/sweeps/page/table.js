@@ -13,9 +13,9 @@ function listColumns() {
     sort: (one) => one.label, cell: (one) => one.label, seed: (trial) => trial.trial });
   metric("metric", chosen, () => arrow(state.metric), true);
   columns.push({ key: "difference", shown: data.pairs.length > 0,
-    title: () => `difference from the best${data.pairs.some((pair) => pair.p !== null)
-      ? " (p by Holm)" : ""}`, sort: (one) => pairOf(one.index, 0)?.mean,
-    cell: (one) => differenceFromBest(one), seed: () => "" });
+    title: () => `${title(data.metric)}: difference from ${data.reference ? "the reference" : "the best"}`
+      + " (p by Holm)", sort: (one) => pairOf(one.index, data.reference)?.mean,
+    cell: writeDifference, seed: () => "" });
   columns.push({ key: "change", title: () => "change from the base", shown: !data.pairs.length,
     cell: (one) => estimate(one.changes[state.metric], signed),
     sort: (one) => one.changes[state.metric]?.mean, seed: (trial) => {
@@ -38,11 +38,12 @@ function listColumns() {
   for (const name of Object.keys(data.metrics)) metric(name, () => name, () => arrow(name), false);
 }
 
-// Writes the paired difference from the best configuration, which is that of the page's own metric.
-function differenceFromBest(one) {
-  const pair = pairOf(one.index, 0);
-  if (!pair) return one.index ? "–" : "the best";
-  return estimate(pair, signed) + (pair.p === null ? "" : `, p ${writeP(pair.p)}`);
+// Writes the paired difference from the reference, by the metric that the report was made for.
+function writeDifference(one) {
+  if (one.index === data.reference) return data.reference ? "the reference" : "the best";
+  const pair = pairOf(one.index, data.reference);
+  if (!pair) return "–";
+  return estimate(pair, signed) + (pair.p_reference === null ? "" : `, p ${writeP(pair.p_reference)}`);
 }
 
 const writeP = (p) => (p < 0.001 ? "< 0.001" : `= ${Number(p.toPrecision(2))}`);

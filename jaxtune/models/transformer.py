@@ -13,11 +13,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import Scope
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune import sharding
-from jaxtune.models import quantize
+from jaxtune.models import parts, quantize
 from jaxtune.models.config import Config
 from jaxtune.models.context import Context, Mask, Shared
 from jaxtune.models.layers import ACTIVATIONS, Attend, Embed, Linear, Norm, RelativeBias, Residual
@@ -200,8 +201,9 @@ class Trunk(nn.Module):
       self.relative = RelativeBias(*c.relative, c.heads, not c.causal)
     if c.embed_norm:
       self.embed_norm = c.norm()
+    block, policy = self._block()
     self.layers = nn.scan(
-      self._block(),
+      block if policy is None else nn.remat(block, prevent_cse=False, policy=policy),
       variable_axes={"params": 0, "peft": 0, "hyper": 0},
       variable_broadcast="shared",
       split_rngs={"params": True, "dropout": True},
@@ -222,12 +224,30 @@ class Trunk(nn.Module):
       x_BTD = x_BTD + self.positions(context.positions + c.position_offset)
     if c.embed_norm:
       x_BTD = self.embed_norm(x_BTD)
-    x_BTD, cache = self.layers(x_BTD, context.cache, self._flags(), self._shared(context))
+    arrays = {kind: own["layers"] for kind, own in self.variables.items() if "layers" in own}
+    if parts.needed(arrays, c.layers):
+      x_BTD, cache = self._in_parts(arrays, x_BTD, context), None
+    else:
+      x_BTD, cache = self.layers(x_BTD, context.cache, self._flags(), self._shared(context))
     x_BTD = x_BTD if c.order == "post" else self.norm(x_BTD)
     return x_BTD, None if context.cache is None else (cache, context.mask.keys)
 
-  def _block(self) -> Callable:
-    """Returns the class of the layers: `Block`, wrapped if it is rematerialised or its weights are.
+  def _in_parts(
+    self, arrays: dict[str, Any], x_BTD: Float[Array, "B T D"], context: Context
+  ) -> Float[Array, "B T D"]:
+    """Runs the layers as `self.layers` does, with the same random numbers, but by `parts.run`."""
+    c, (block, policy), shared = self.config, self._block(), self._shared(context)
+    split = lambda key: jax.random.split(key, c.layers)
+    of_layers = self._flags(), jax.tree.map(split, self.layers.scope.rngs)
+
+    def layer(variables: dict, x_BTD: Array, of_layer: tuple) -> Array:
+      flags, keys = of_layer
+      return block(c, parent=Scope(variables, keys, mutable=False))(x_BTD, None, flags, shared)[0]
+
+    return parts.run(layer, arrays, x_BTD, of_layers, policy, c.unroll)
+
+  def _block(self) -> tuple[Callable, Callable | None]:
+    """Returns the class of the layers, and what is stored of one for the backward pass.
 
     Kernels that are quantised, or split by "fsdp", are made whole inside the block, so that only
     one layer's are in memory at a time. The backward pass makes them again: this needs
@@ -240,7 +260,7 @@ class Trunk(nn.Module):
       whole = lambda params: quantize.dequantised(sharding.gathered(params), dtype=c.dtype)
       block = nn.map_variables(Block, "params", whole)
       policy = policy or jax.checkpoint_policies.dots_saveable
-    return block if policy is None else nn.remat(block, prevent_cse=False, policy=policy)
+    return block, policy
 
   def _flags(self) -> dict[str, Bool[Array, " L"]]:
     """Returns the flags in which layers differ, so that one scanned block serves them all."""

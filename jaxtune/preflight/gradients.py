@@ -37,7 +37,7 @@ def check(trials: Sequence[Trial]) -> None:
 
   def measure(overlay, base, rows):
     def loss(tuned):
-      forward = step.forward(program, overlay._replace(tuned=tuned), base)
+      forward = step.forward(program, overlay._replace(tuned=tuned), base, backward=True)
       return program.objective(forward, rows)[0].sum()
 
     value, gradients = jax.value_and_grad(loss)(overlay.tuned)

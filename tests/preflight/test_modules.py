@@ -135,3 +135,21 @@ def test_what_is_in_memory_at_the_peak():
   stated = compiled.memory_analysis().temp_size_in_bytes
   found = memory.peak(hlo.parse(compiled.as_text()), stated)
   assert found.bytes == pytest.approx(stated, rel=0.05)
+
+
+def test_the_memory_of_collectives_of_several_arrays():
+  text = """HloModule m, is_scheduled=true
+
+ENTRY %main (a: f32[256], b: f32[512]) -> f32[1024] {
+  %a = f32[256]{0} parameter(0)
+  %b = f32[512]{0} parameter(1)
+  %start = ((f32[256]{0}, f32[512]{0}), (f32[1024]{0}, f32[2048]{0})) all-gather-start(%a, %b)
+  %done = (f32[1024]{0}, f32[2048]{0}) all-gather-done(%start)
+  %c = f32[1024]{0} get-tuple-element(%done), index=0
+  %d = f32[2048]{0} get-tuple-element(%done), index=1
+  %sum = f32[1024]{0} negate(%c)
+  ROOT %e = f32[2048]{0} add(%sum, %d)
+}
+"""
+  found = memory.peak(hlo.parse(text), 0)
+  assert found.bytes == 4 * (1024 + 2048 + 2048)  # sum, d and e

@@ -32,7 +32,9 @@ MASKS = {
   "segments": Mask(ALL, causal=True, segments=SEGMENTS),
   "a prefix": Mask(REAL, causal=True, front=FRONT),
   "a prefix and a window": Mask(REAL, causal=True, window=20, front=FRONT),
+  "a prefix and a window both ways": Mask(REAL, window=20, front=FRONT),
   "a prefix both ways": Mask(REAL, front=FRONT),
+  "a window and segments": Mask(ALL, causal=True, window=20, segments=SEGMENTS),
 }
 # What the TPUs' kernel has no rules for.
 OTHERS = {
@@ -46,7 +48,8 @@ OTHERS = {
 
 def arrays(mask, dtype=jnp.float32):
   rng, keys = np.random.default_rng(0), T + (0 if mask.front is None else P)
-  draw = lambda length, heads: jnp.asarray(rng.standard_normal((B, length, heads, H)), dtype)
+  normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16).astype(dtype)
+  draw = lambda length, heads: normal(B, length, heads, H)
   return draw(T, N), draw(keys, K), draw(keys, K)
 
 
@@ -75,7 +78,9 @@ def measure(implementation, mask, softcap=None, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_splash_equals_plain(name):
+def test_splash_equals_plain(name, monkeypatch):
+  """In four tiles of queries and keys, of which the kernel skips those that hold no pair."""
+  monkeypatch.setattr(splash, "BLOCK", 128)
   found, expected = (measure(kind, MASKS[name]) for kind in ("splash", "plain"))
   close = lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5, rtol=1e-4)
   jax.tree.map(close, found, expected)
@@ -123,14 +128,17 @@ def test_splash_bounds_scores_as_plain_does():
   assert np.abs(expected[1] - other[1]).max() > 1e-2
 
 
+@pytest.mark.parametrize("name", ["causal", "a window and segments", "a prefix and a window"])
 @pytest.mark.parametrize("kernel", ["splash", "cudnn"])
-def test_bf16_is_as_near_as_plain(kernel):
-  """Each to what plain products in fp32 give."""
-  exact = measure("plain", MASKS["causal"])[1]
-  error = lambda kind: float(
-    jnp.sqrt(jnp.square(measure(kind, MASKS["causal"], dtype=jnp.bfloat16)[1] - exact).mean())
+def test_bf16_is_as_near_as_plain(kernel, name):
+  """Outputs and each gradient, to what plain products in fp32 give."""
+  exact, plain, found = (
+    jax.tree.leaves(measure(kind, MASKS[name], dtype=dtype))
+    for kind, dtype in (("plain", jnp.float32), ("plain", jnp.bfloat16), (kernel, jnp.bfloat16))
   )
-  assert error(kernel) < 1.2 * error("plain") < 0.02
+  for x, y, z in zip(exact, plain, found, strict=True):
+    near, far = (float(jnp.sqrt(jnp.square(a - x).mean())) for a in (z, y))
+    assert near < 1.1 * far < 0.02
 
 
 @pytest.mark.parametrize("method", [{"name": "lora"}, {"name": "prefix", "length": 3}])
@@ -151,13 +159,16 @@ def test_cudnn_in_a_program_for_a_gpu(family, method, monkeypatch):
   trials, rows = jax.tree.map(lambda x: jnp.stack([x, x]), (laid.tuned, tokens))
   with cudnn.on((9, 0)):
     traced = step.trace(trials, laid.base, rows)
-  found = re.findall(r"__cudnn\$(fmha\w+)", traced.lower(lowering_platforms=("cuda",)).as_text())
+  text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  found = re.findall(r"__cudnn\$(fmha\w+)", text)
   kinds = 1 if family == "llama" else 2  # of layers
   by_array = int(kinds == 2 and method["name"] == "prefix")
   assert found.count("fmhaSoftmax") == 2 * (kinds - by_array)
   assert found.count("fmhaSoftmaxBackward") == kinds - by_array
   assert found.count("fmhaScaleBiasSoftmax") == 2 * by_array
   assert found.count("fmhaScaleBiasSoftmaxBackward") == by_array
+  results = re.findall(r"SoftmaxBackward.*-> \((.*)\)", text)
+  assert [types.count("xbf16") for types in results] == kinds * [3]  # no gradient of an array
 
 
 @pytest.mark.parametrize(

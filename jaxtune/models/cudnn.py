@@ -47,7 +47,7 @@ def attend(
     mask = mask.replace(window=None)
   if mask.start is not None or softcap is not None or q_BTNH.shape[1] == 1:
     return None
-  if not sharding.splits("tensor", k_BSKH.shape[2]):
+  if not sharding.splits(k_BSKH.shape[2], "tensor"):
     return None
   if implementation == "cudnn" and not _takes(q_BTNH):
     return None
@@ -102,13 +102,19 @@ def _even(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> tuple[Any,
 
 
 def _run(q_BTNH, k_BSKH, v_BSKH, mask: Mask, scale: float, implementation: str) -> Array:
-  """Calls the kernel on each device's shards."""
+  """Calls the kernel on each device's shards.
+
+  Its causal mask begins at the first key, so that queries that begin later cannot be given to it.
+  Where "sequence" splits tokens, a device takes whole rows of some heads instead (Jacobs et al.
+  2023), or of all its heads where they are too few to be split.
+  """
   call = partial(jax.nn.dot_product_attention, scale=scale, implementation=implementation)
   split = lambda x, *axes: None if x is None else P(*axes)
   rows = mask.replace(
     keys=P(sharding.ROWS), segments=split(mask.segments, sharding.ROWS), front=split(mask.front)
   )
-  heads = P(sharding.ROWS, None, "tensor")
+  axes = ("tensor", "sequence")
+  heads = P(sharding.ROWS, None, axes if sharding.splits(k_BSKH.shape[2], *axes) else "tensor")
   attend = partial(_by_rules if by_rules(mask) else _by_array, call)
   return sharding.over_shards(attend, (heads, heads, heads, rows), heads)(
     q_BTNH, k_BSKH, v_BSKH, mask

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
@@ -57,30 +59,44 @@ def attend(
   """
   (_, length, heads, _), (_, slots, kv_heads, _) = q_BTNH.shape, k_BSKH.shape
   mixed = mask.segments is not None and (mask.open or mask.front is not None)
-  if mask.start is not None or mixed or not sharding.splits("tensor", kv_heads):
+  if mask.start is not None or mixed or not sharding.splits(kv_heads, "tensor"):
     return None
   if mask.window is not None and mask.local is not None:
     call = lambda mask: attend(q_BTNH, k_BSKH, v_BSKH, mask, scale, softcap, interpret=interpret)
     near, far = mask.replace(local=None), mask.replace(local=None, window=None)
     return jax.lax.cond(mask.local, lambda: call(near), lambda: call(far))
-  queries, keys = (-(-count // LANES) * LANES for count in (length, slots))
+  shards = sharding.size("sequence")  # of the queries
+  queries, keys = (-(-count // (shards * LANES)) * shards * LANES for count in (length, slots))
   front = 0 if mask.front is None else len(mask.front)
   rules = Visible((queries, keys), front, mask.causal, mask.window)
   kernel = kernels.make_splash_mha(
-    masks.MultiHeadMask([rules] * heads), block_sizes=_blocks(queries, keys),
-    head_shards=1, q_seq_shards=1, attn_logits_soft_cap=softcap, interpret=interpret,
+    masks.MultiHeadMask([rules] * heads), block_sizes=_blocks(queries // shards, keys),
+    head_shards=1, q_seq_shards=shards, attn_logits_soft_cap=softcap, interpret=interpret,
   )  # fmt: skip
   by_head = lambda x, count: jnp.pad(
     x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, count - x.shape[1]), (0, 0))
   )
-  by_rows, by_heads = P(sharding.ROWS), P(sharding.ROWS, "tensor")
-  run = sharding.over_shards(jax.vmap(kernel), (*[by_heads] * 3, by_rows), by_heads)
+  by_queries, by_heads = P(sharding.ROWS, "tensor", "sequence"), P(sharding.ROWS, "tensor")
+  segments = kernels.SegmentIds(P(*sharding.TOKENS), P(sharding.ROWS))
+  run = sharding.over_shards(
+    lambda kernel, *arrays: jax.vmap(kernel)(*arrays),
+    (_places(kernel, shards), by_queries, by_heads, by_heads, segments),
+    by_queries,
+  )
   scaled_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
   y_BNTH = run(
-    by_head(scaled_BTNH, queries), by_head(k_BSKH, keys), by_head(v_BSKH, keys),
+    kernel, by_head(scaled_BTNH, queries), by_head(k_BSKH, keys), by_head(v_BSKH, keys),
     _segments(mask, length, queries, keys),
   )  # fmt: skip
   return y_BNTH.transpose(0, 2, 1, 3)[:, :length]
+
+
+def _places(kernel: kernels.SplashAttentionKernel, shards: int) -> Any:
+  """Returns what splits a kernel's own arrays, which say what the queries of each shard see."""
+  if shards == 1:
+    return P()
+  by_queries = NamedSharding(jax.sharding.get_abstract_mesh(), P(None, "sequence"))
+  return kernel.manual_sharding_spec(by_queries)
 
 
 def _segments(mask: Mask, length: int, queries: int, keys: int) -> kernels.SegmentIds:

@@ -75,8 +75,8 @@ class Attention(nn.Module):
     """
     q_BTNH = self._heads(self.q_proj(x_BTD), self.q_norm, tables)
     if source_BSD is not None:
-      k_BSKH = self._heads(self.k_proj(source_BSD), self.k_norm, tables)
-      v_BSKH = self._heads(self.v_proj(source_BSD))
+      k_BSKH = sharding.whole_sequence(self._heads(self.k_proj(source_BSD), self.k_norm, tables))
+      v_BSKH = sharding.whole_sequence(self._heads(self.v_proj(source_BSD)))
       write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 2)
       new = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
       cache = new if cache is None else jax.tree.map(write, cache, new)
@@ -153,7 +153,7 @@ class Block(nn.Module):
       flags: {"local", "first"}: whether this layer is local, and whether it is the first.
     """
     c, old, new = self.config, cache or {}, {}
-    x_BTD = sharding.constrain(x_BTD, sharding.ROWS)
+    x_BTD = sharding.constrain(x_BTD, *sharding.TOKENS)
     mask, tables = shared.mask, shared.tables
     if c.window is not None:
       mask = mask.replace(window=c.window, local=None if c.local is None else flags["local"])
@@ -175,7 +175,7 @@ class Block(nn.Module):
       x_BTD = self.cross_residual(x_BTD, self._normed("cross_out_norm", y_BTD))
     h_BTD = self._normed("mlp_norm", input_BTD if c.order == "parallel" else x_BTD)
     y_BTD = self._normed("mlp_out_norm", self.mlp(h_BTD))
-    x_BTD = sharding.constrain(self.mlp_residual(x_BTD, y_BTD), sharding.ROWS)
+    x_BTD = sharding.constrain(self.mlp_residual(x_BTD, y_BTD), *sharding.TOKENS)
     return x_BTD, None if cache is None else new
 
   def _normed(self, name: str, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -222,6 +222,7 @@ class Trunk(nn.Module):
       x_BTD = x_BTD + self.positions(context.positions + c.position_offset)
     if c.embed_norm:
       x_BTD = self.embed_norm(x_BTD)
+    x_BTD = sharding.constrain(x_BTD, *sharding.TOKENS)
     x_BTD, cache = self.layers(x_BTD, context.cache, self._flags(), self._shared(context))
     x_BTD = x_BTD if c.order == "post" else self.norm(x_BTD)
     return x_BTD, None if context.cache is None else (cache, context.mask.keys)

@@ -239,10 +239,21 @@ def splits(count: int, *axes: str) -> bool:
   return count % size(*axes) == 0
 
 
-def whole_sequence(x_BSKH: jax.Array) -> jax.Array:
-  """Gathers the parts of keys or values that are split by "sequence", for the queries of each."""
-  free = P.UNCONSTRAINED  # the axis of heads, which "tensor" may split
-  return constrain(x_BSKH, ROWS, None, free, free) if size("sequence") > 1 else x_BSKH
+def axes_of_heads(count: int) -> tuple[str, ...]:
+  """Returns the axes that split the heads of attention, of which keys have `count`.
+
+  Where it divides them, "sequence" gives each device whole rows of some heads (Jacobs et al. 2023).
+  All then have equally much to do, also if a token attends to those before it alone.
+  """
+  axes = ("tensor", "sequence")
+  return axes if splits(count, *axes) else axes[:1]
+
+
+def heads(x_BTNH: jax.Array, gather: bool = False) -> jax.Array:
+  """Splits the tokens of queries, keys or values by "sequence", or gathers those of each row."""
+  free = P.UNCONSTRAINED  # "tensor" may split the axis of heads
+  split = size("sequence") > 1
+  return constrain(x_BTNH, ROWS, None if gather else "sequence", free, free) if split else x_BTNH
 
 
 def over_shards(function: Callable, inputs: tuple, output: P) -> Callable:

@@ -113,6 +113,7 @@ STEPS = {
                   {"mesh": {"fsdp": 16}}),
   "8b-tensor": Step("Llama 8B", "v5e:4x4", 16, 2048, {"Mcycles": 2177}, {"Mcycles": 1200},
                     {"mesh": {"data": 4, "tensor": 4}, "accumulate": 4, "remat": "linear"}),
+  "1b-sequence": Step("Llama 1B", "v5e:2x2", 1, 131072, {}, {"peak_GB": 15.75}, {"mesh": {"sequence": 4}}),
   "70b": Step("Llama 70B", "v5e:8x8", 64, 2048, {}, {"peak_GB": 15.75}, {"mesh": {"fsdp": 64}}),
   "16-trials": Step("GPT-2 small", "v5e", 8, 128, {"peak_GB": 12.3}, {"peak_GB": 5},
                     {"trials": 16, "remat": "linear"}),
@@ -190,7 +191,7 @@ def measure(name: str, step: Step, text_folder: Path | None = None, top: int = 0
   figures["other_GB"] = sum(moved.values())
   if device.platform == "cuda":
     figures |= fused(figures["kernels"])
-    whole = lowered.flops(lowered.outline(trials), shapes(step, len(trials), 1))
+    whole = lowered.flops(group, shapes(step, len(trials), 1)) / group.parallel.devices
     figures["floor_ms"] = 1e3 * whole / device.flops
   return figures | {"seconds_to_compile": round(seconds, 1)}
 

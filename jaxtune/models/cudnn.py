@@ -104,17 +104,15 @@ def _even(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> tuple[Any,
 def _run(q_BTNH, k_BSKH, v_BSKH, mask: Mask, scale: float, implementation: str) -> Array:
   """Calls the kernel on each device's shards.
 
-  Its causal mask begins at the first key, so that queries that begin later cannot be given to it.
-  Where "sequence" splits tokens, a device takes whole rows of some heads instead (Jacobs et al.
-  2023), or of all its heads where they are too few to be split.
+  Its causal mask begins at the first key, so that it cannot be given the later queries of a row
+  alone. Where "sequence" cannot split the heads, every device computes them all.
   """
   call = partial(jax.nn.dot_product_attention, scale=scale, implementation=implementation)
   split = lambda x, *axes: None if x is None else P(*axes)
   rows = mask.replace(
     keys=P(sharding.ROWS), segments=split(mask.segments, sharding.ROWS), front=split(mask.front)
   )
-  axes = ("tensor", "sequence")
-  heads = P(sharding.ROWS, None, axes if sharding.splits(k_BSKH.shape[2], *axes) else "tensor")
+  heads = P(sharding.ROWS, None, sharding.axes_of_heads(k_BSKH.shape[2]))
   attend = partial(_by_rules if by_rules(mask) else _by_array, call)
   return sharding.over_shards(attend, (heads, heads, heads, rows), heads)(
     q_BTNH, k_BSKH, v_BSKH, mask

@@ -75,16 +75,17 @@ class Attention(nn.Module):
     """
     q_BTNH = self._heads(self.q_proj(x_BTD), self.q_norm, tables)
     if source_BSD is not None:
-      k_BSKH = sharding.whole_sequence(self._heads(self.k_proj(source_BSD), self.k_norm, tables))
-      v_BSKH = sharding.whole_sequence(self._heads(self.v_proj(source_BSD)))
+      k_BSKH = self._heads(self.k_proj(source_BSD), self.k_norm, tables)
+      v_BSKH = self._heads(self.v_proj(source_BSD))
       write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 2)
-      new = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+      whole = (sharding.heads(x_BSKH, gather=True) for x_BSKH in (k_BSKH, v_BSKH))
+      new = tuple(x_BSKH.transpose(0, 2, 1, 3) for x_BSKH in whole)
       cache = new if cache is None else jax.tree.map(write, cache, new)
     k_BKSH, v_BKSH = cache
     y_BTNH = self.attend(
       q_BTNH, k_BKSH.transpose(0, 2, 1, 3), v_BKSH.transpose(0, 2, 1, 3), mask, bias_1NTS
     )
-    return self.o_proj(y_BTNH.reshape(*x_BTD.shape[:2], -1)), cache
+    return self.o_proj(sharding.heads(y_BTNH).reshape(*x_BTD.shape[:2], -1)), cache
 
   def _heads(
     self,
@@ -98,7 +99,8 @@ class Attention(nn.Module):
     y_BTNH = y_BTO.reshape(*y_BTO.shape[:2], -1, self.config.head_size)
     if norm is not None and self.config.qk_norm == "head":
       y_BTNH = norm(y_BTNH)
-    return checkpoint_name(y_BTNH if tables is None else rotate(y_BTNH, tables), "linear")
+    y_BTNH = y_BTNH if tables is None else rotate(y_BTNH, tables)
+    return checkpoint_name(sharding.heads(y_BTNH), "linear")
 
 
 class FeedForward(nn.Module):

@@ -102,12 +102,12 @@ class _Schedule:
     if one.opcode in (*ALIASES, "while"):
       return [buffer for values in operands for buffer in values]
     if one.opcode.endswith("-done"):
-      same = [b for b in operands[0] if b is not None and b.array.dims == one.arrays[0].dims]
-      return [same[-1] if same and self.size(one.arrays[0]) else None]
+      held = {b.array.dims: b for b in operands[0] if b is not None}
+      return [held.get(array.dims) if self.size(array) else None for array in one.arrays]
     fresh = [Buffer(array, one) if self.size(array) else None for array in one.arrays]
-    if one.opcode.endswith("-start") and len(fresh) > 1:  # its operand stands beside its result
-      result = 0 if one.opcode == "copy-start" else 1
-      return [buffer if i == result else None for i, buffer in enumerate(fresh)]
+    if one.opcode.endswith("-start") and len(fresh) > 1:
+      results = range(len(fresh))[one.results]
+      return [buffer if i in results else None for i, buffer in enumerate(fresh)]
     return [self._replaced(one, buffer, operands) for buffer in fresh]
 
   def _replaced(

@@ -154,9 +154,9 @@ def make(
 
   Args:
     kind: "jit" (any mesh) or "pmap" (data parallel over all local devices).
-    mesh: sizes of the axes, such as {"data": 2, "fsdp": 4}; by default all devices are on the axis
-      "data". One size may be -1, for all devices that are left. If the sizes need fewer devices
-      than there are, the first ones are used, as by `jax.make_mesh`: {"data": 1} is one device.
+    mesh: sizes of the axes, such as {"data": 2, "fsdp": 4}; by default all are on the axis "data".
+      "sequence" splits the tokens of each row. One size may be -1, for all devices that are left.
+      If fewer are needed than there are, the first ones are used: {"data": 1} is one device.
     devices: those to use; default all of this process's backend.
 
   Raises:
@@ -239,23 +239,6 @@ def splits(count: int, *axes: str) -> bool:
   return count % size(*axes) == 0
 
 
-def axes_of_heads(count: int) -> tuple[str, ...]:
-  """Returns the axes that split the heads of attention, of which keys have `count`.
-
-  Where it divides them, "sequence" gives each device whole rows of some heads (Jacobs et al. 2023).
-  All then have equally much to do, also if a token attends to those before it alone.
-  """
-  axes = ("tensor", "sequence")
-  return axes if splits(count, *axes) else axes[:1]
-
-
-def heads(x_BTNH: jax.Array, gather: bool = False) -> jax.Array:
-  """Splits the tokens of queries, keys or values by "sequence", or gathers those of each row."""
-  free = P.UNCONSTRAINED  # "tensor" may split the axis of heads
-  split = size("sequence") > 1
-  return constrain(x_BTNH, ROWS, None if gather else "sequence", free, free) if split else x_BTNH
-
-
 def over_shards(function: Callable, inputs: tuple, output: P) -> Callable:
   """Calls a function on each device's shards, which a kernel needs: jax cannot split one by itself.
 
@@ -280,11 +263,6 @@ def gathered(params: Any) -> Any:
     return constrain(leaf, *[None] * (leaf.ndim - len(spec)), *spec)
 
   return jax.tree_util.tree_map_with_path(gather, params) if gathers() else params
-
-
-def rows_of_a_device(rows: int) -> int:
-  """Returns how many of a batch's rows each device computes."""
-  return max(rows // size(*ROWS), 1)
 
 
 def _mesh() -> AbstractMesh | None:

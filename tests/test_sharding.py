@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ from safetensors.numpy import load_file
 from support import made_trials, tiny
 
 from jaxtune import peft, sharding, tree
-from jaxtune.errors import UserError
 from jaxtune.data import pack
+from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.preflight import checks, hlo, modules
 from jaxtune.runs import baseline, programs
@@ -115,12 +116,12 @@ def made_for(name, method=LORA, **model):
 
 
 def steps(made, mesh, trials=1, count=1):
-  """Returns what some steps of equal trials make of their weights and sums, and the module's text."""
+  """Returns the weights and sums after some steps of equal trials, and the module's text."""
   pretrained, config, batch = made
   trial = with_config(made_trials.make(pretrained), config)
   state, base = first_state(trial)
   parallel = sharding.make("jit", mesh)
-  step = parallel.compile(loop.make_step(programs.make_program(trial), 1, None), donate=True)
+  step: Any = parallel.compile(loop.make_step(programs.make_program(trial), 1), donate=True)
   progress = parallel.put(jax.tree.map(jnp.copy, loop.begin(tree.stack([state] * trials))), "trial")
   carry = (progress.state, progress.sums, progress.stale)
   batch = {name: np.concatenate([x] * trials) for name, x in batch.items()}

@@ -79,6 +79,8 @@ PLACES = {
   "projections, RoPE": r"/attn", "logits": r"score|logits|head|embed",
   "loops and layers": r"trunk|layers",
 }  # fmt: skip
+# What it says of the pass that it belongs to; the first that fits.
+PASSES = {"computed again": r"rematted_computation", "backward": r"transpose\(", "forward": r""}
 BEGIN = "<!-- accelerators table: written by experiments/accelerators/run.py -->\n"
 END = "<!-- end of accelerators -->\n"
 
@@ -109,7 +111,8 @@ STEPS = {
   "1b-whole": Step("Llama 1B", "v5e", 8, 1024, {"Mcycles": 1505, "peak_GB": 5.35}, {}),
   "1b-long": Step("Llama 1B", "v5e", 1, 32768, {}, {"peak_GB": 15.75}),
   "1b-sequence": Step("Llama 1B", "v5e:2x2", 1, 131072, {},
-                      {"peak_GB": 8, "gathered_GB": 0.1, "other_GB": 16.2}, {"mesh": {"sequence": 4}}),
+                      {"peak_GB": 8, "gathered_GB": 0.1, "other_GB": 16.2},
+                      {"mesh": {"sequence": 4}}),
   "1b-sequence-16": Step("Llama 1B", "v5e:4x4", 1, 131072, {},
                          {"peak_GB": 5, "gathered_GB": 8.7, "other_GB": 4.4},
                          {"mesh": {"sequence": 16}}),
@@ -191,22 +194,24 @@ def measure(name: str, step: Step, text_folder: Path | None = None, top: int = 0
   operations = figures.pop("dearest")
   for one in operations[:top]:
     print(f"{one['Mcycles']:10.1f} Mcycles  {one['name'][-110:]}  {one['source']}", flush=True)
-  figures["where"] = {key: by_place(operations, key) for key in ("Mcycles", "GB")}
+  sums = lambda names: {key: sums_of(operations, key, names) for key in ("Mcycles", "GB")}
+  figures["where"], figures["passes"] = sums(PLACES), sums(PASSES)
   moved = figures.pop("moved_GB")
   figures["gathered_GB"] = moved.pop("all-gather", 0.0)
   figures["other_GB"] = sum(moved.values())
   if device.platform == "cuda":
     figures |= fused(figures["kernels"])
-    whole = lowered.flops(group, shapes(step, len(trials), 1)) / group.parallel.devices
-    figures["floor_ms"] = 1e3 * whole / device.flops
+  whole = lowered.flops(lowered.outline(trials), shapes(step, len(trials), 1))
+  figures["floor_ms"] = 1e3 * whole / group.parallel.devices / device.flops
+  figures["traffic_ms"] = 1e12 * figures["traffic_GB"] / device.bandwidth
   return figures | {"seconds_to_compile": round(seconds, 1)}
 
 
-def by_place(operations: list[dict], key: str) -> dict[str, float]:
-  """Adds up "Mcycles", or "GB" to and from memory, of operations by where they belong."""
-  sums = dict.fromkeys([*PLACES, "the rest"], 0.0)
+def sums_of(operations: list[dict], key: str, names: dict[str, str]) -> dict[str, float]:
+  """Adds up "Mcycles", or "GB" to and from memory, of operations by what their names say."""
+  sums = dict.fromkeys([*names, "the rest"], 0.0)
   for one in operations:
-    fits = (place for place, name in PLACES.items() if re.search(name, one["name"]))
+    fits = (place for place, name in names.items() if re.search(name, one["name"]))
     sums[next(fits, "the rest")] += one[key]
   return sums
 
@@ -277,15 +282,33 @@ def where(rows: dict[str, dict]) -> str:
   return "\n".join(lines)
 
 
+def above(rows: dict[str, dict]) -> str:
+  """Lays out each step's time beside what its products and its traffic take at the peak rates."""
+  heads = ("time, ms", "its products, ms", "its traffic, ms", *PASSES)
+  lines = [f"| | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+  for name in (name for name in STEPS if name in rows):
+    row, device = rows[name], devices.KNOWN[STEPS[name].device.partition(":")[0]]
+    unit = "Mcycles" if row["Mcycles"] else "GB"
+    time = f"{1e9 * row['Mcycles'] / device.clock:,.0f}" if row["Mcycles"] else "not known"
+    total = sum(row["passes"][unit].values())
+    shares = [f"{row['passes'][unit][key] / total:.0%}" for key in PASSES]
+    cells = [time, f"{row['floor_ms']:,.0f}", f"{row['traffic_ms']:,.0f}", *shares]
+    lines.append(f"| {name} | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
 def tables(rows: dict[str, dict]) -> str:
-  return (
-    "\n\n".join(table(rows, platform) for platform in TITLES)
-    + (
-      "\n\nWhat stands in memory at the peak, and where the cycles of a TPU's step, or the bytes of"
-      "\na GPU's to and from memory, go; forward, backward and recomputed together:\n\n"
-    )
-    + where(rows)
-  )
+  """Lays all results out."""
+  return "\n\n".join([
+    *(table(rows, platform) for platform in TITLES),
+    "What stands in memory at the peak, and where the cycles of a TPU's step, or the bytes of\n"
+    "a GPU's to and from memory, go; forward, backward and recomputed together:",
+    where(rows),
+    "The time of each step beside what its products, none of them twice and attention between all\n"
+    "pairs of tokens, and its traffic with memory take at the device's peak rates; and the shares\n"
+    "of its cycles, or on GPUs of its traffic, by pass:",
+    above(rows),
+  ])  # fmt: skip
 
 
 def write(out: Path, rows: dict[str, dict], versions: dict[str, str]) -> dict[str, dict]:

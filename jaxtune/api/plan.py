@@ -12,9 +12,9 @@ from jaxtune import data
 from jaxtune.api import plan_text, sweep
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
-from jaxtune.preflight import checks, cost, devices, elsewhere, targets
+from jaxtune.preflight import cost, devices, elsewhere, targets
 from jaxtune.runs import compilations
-from jaxtune.runs.trial import outline, with_config
+from jaxtune.runs.trial import outline
 from jaxtune.sweeps import groups
 
 
@@ -76,13 +76,10 @@ def plan(
   if text is not None and device is None:
     raise UserError("--text is for compiled modules: name the device with --device, such as v5e")
   there = () if device is None else devices.describe(device)[1]
+  loaded = sweep.load(completed, outline, there)
   programs, texts, found = [], [], groups.groups(completed)
   for number, group in enumerate(found, 1):
-    first = outline(completed[group[0]])
-    trials = [with_config(first, completed[i]) for i in group]
-    for trial in trials:
-      checks.check_options(trial.config, there)
-      checks.check(trial)
+    trials = [loaded[i] for i in group]
     print(f"group {number} of {len(found)}: compiling", file=sys.stderr, flush=True)
     folder = compilations.plans(trials[0].config["train"]["compilation_cache"])
     figures = cost.cost(trials) if device is None else elsewhere.cost_on(trials, device, folder)
@@ -90,7 +87,10 @@ def plan(
       texts.append(f"// group {number}, {kind}, {device}\n{program.pop('text')}\n")
     programs.append(
       Program(
-        [names[i] for i in group], targets.describe(first), data.describe(first.dataset), figures
+        [names[i] for i in group],
+        targets.describe(trials[0]),
+        data.describe(trials[0].dataset),
+        figures,
       )
     )
   if text is not None:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def sweep(
 def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> list[dict]:
   names, settings, configs = expand(config, most_trials)
   compilations.keep(configs[0]["train"]["compilation_cache"])
-  folders, trials = [workdir / "trials" / name for name in names], _prepare(configs)
+  folders, trials = [workdir / "trials" / name for name in names], load(configs, prepare)
   training.check_same(trials)
   done = [_done(*pair) for pair in zip(folders, trials, strict=True)]
   if metric is not None:
@@ -137,17 +138,24 @@ def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list
   return tuple(map(list, zip(*distinct.values(), strict=True)))
 
 
-def _prepare(configs: list[dict]) -> list[Trial]:
-  """Loads every model and data set that the trials need, once each, and checks every trial."""
+def load(
+  configs: list[dict], load_one: Callable, devices: Sequence[Any] | None = None
+) -> list[Trial]:
+  """Loads every model and data set that the trials need, once each, and checks every trial.
+
+  Args:
+    load_one: (config, model of another trial or None) -> a trial, as `trial.prepare`.
+    devices: those of another machine; see `checks.check_options`.
+  """
   for config in configs:
-    checks.check_options(config)
+    checks.check_options(config, devices)
   loaded: dict[str, Trial] = {}
   models: dict[str, hf.Pretrained] = {}
   trials = []
   for config in configs:
     key, model = groups.data_key(config), groups.model_key(config)
     if key not in loaded:
-      loaded[key] = prepare(config, models.get(model))
+      loaded[key] = load_one(config, models.get(model))
       models[model] = loaded[key].pretrained
     trials.append(with_config(loaded[key], config))
     checks.check(trials[-1])

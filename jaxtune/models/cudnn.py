@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from jaxtune import sharding
 from jaxtune.models.context import Mask
+from jaxtune.models.split import axes_of_heads
 
 
 def attend(
@@ -112,7 +113,7 @@ def _run(q_BTNH, k_BSKH, v_BSKH, mask: Mask, scale: float, implementation: str) 
   rows = mask.replace(
     keys=P(sharding.ROWS), segments=split(mask.segments, sharding.ROWS), front=split(mask.front)
   )
-  heads = P(sharding.ROWS, None, sharding.axes_of_heads(k_BSKH.shape[2]))
+  heads = P(sharding.ROWS, None, axes_of_heads(k_BSKH.shape[2]))
   attend = partial(_by_rules if by_rules(mask) else _by_array, call)
   return sharding.over_shards(attend, (heads, heads, heads, rows), heads)(
     q_BTNH, k_BSKH, v_BSKH, mask

@@ -156,7 +156,8 @@ class LanguageModel(nn.Module):
 
     A part has `Config.scored_together` tokens on each device.
     """
-    part = max(self.config.scored_together // sharding.rows_of_a_device(len(x_BTD)), 1)
+    rows = max(len(x_BTD) // sharding.size(*sharding.ROWS), 1)  # of a device
+    part = max(self.config.scored_together // rows, 1)
     if part * sharding.size("sequence") >= x_BTD.shape[1]:
       return function(self.logits(x_BTD), targets_BT)
     model, variables = self.unbind()

@@ -118,6 +118,7 @@ def _join(parts: PyTree, like_BT: Array) -> PyTree:
   def join(x):
     count, _, tokens, *rest = x.shape
     by_shard = jnp.moveaxis(x.reshape(count, rows, shards, tokens // shards, *rest), 0, 2)
-    return by_shard.reshape(rows, shards, -1, *rest)[:, :, :each].reshape(rows, -1, *rest)[:, :length]
+    whole = by_shard.reshape(rows, shards, -1, *rest)[:, :, :each].reshape(rows, -1, *rest)
+    return whole[:, :length]
 
   return jax.tree.map(join, parts)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxtune import sharding
 from jaxtune.models.context import Mask
+from jaxtune.models.split import axes_of_heads
 
 LANES = 128  # of a TPU's vector registers: lengths are padded to multiples
 BLOCK = 512  # the largest tile of queries, and of keys
@@ -36,19 +37,19 @@ class Visible(masks._ComputableMask):
 
     super().__init__(shape, sees)
 
-  def __getitem__(self, tile: tuple[slice, slice]) -> np.ndarray:
+  def __getitem__(self, idx: tuple[slice, slice]) -> np.ndarray:
     """Returns which queries of a tile see which of its keys.
 
     Most tiles of a long text are seen by all of their queries or by none; only others are computed.
     """
-    (queries, keys), (_, front, causal, window) = tile, self.rules
+    (queries, keys), (_, front, causal, window) = idx, self.rules
     # By how many tokens keys of the tile are ahead of queries, and may be.
     least, most = keys.start - front - queries.stop + 1, keys.stop - front - queries.start - 1
     behind = math.inf if window is None else window - 1
     ahead = 0 if causal else behind
     alike = least > ahead or most < -behind or (least >= -behind and most <= ahead)
     if keys.start < front or not alike:
-      return super().__getitem__(tile)
+      return super().__getitem__(idx)
     return np.full((queries.stop - queries.start, keys.stop - keys.start), -behind <= most <= ahead)
 
   def __eq__(self, other: object) -> bool:
@@ -73,7 +74,7 @@ def attend(
   Args:
     interpret: whether the kernel is emulated, which any device can do.
   """
-  (_, length, heads, _), (_, slots, kv_heads, _) = q_BTNH.shape, k_BSKH.shape
+  _, slots, kv_heads, _ = k_BSKH.shape
   mixed = mask.segments is not None and (mask.open or mask.front is not None)
   if mask.start is not None or mixed or not sharding.splits(kv_heads, "tensor"):
     return None
@@ -83,7 +84,16 @@ def attend(
     call = lambda mask: attend(q_BTNH, k_BSKH, v_BSKH, mask, scale, softcap, interpret=interpret)
     near, far = mask.replace(local=None), mask.replace(local=None, window=None)
     return jax.lax.cond(mask.local, lambda: call(near), lambda: call(far))
-  by_heads = sharding.axes_of_heads(kv_heads)
+  return _run(q_BTNH, k_BSKH, v_BSKH, mask, scale, softcap=softcap, interpret=interpret)
+
+
+def _run(
+  q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask, scale: float, *,
+  softcap: float | None, interpret: bool,
+) -> Array:  # fmt: skip
+  """Calls the kernel on each device's shards: of heads, or of queries if the heads are too few."""
+  (_, length, heads, _), (_, slots, kv_heads, _) = q_BTNH.shape, k_BSKH.shape
+  by_heads = axes_of_heads(kv_heads)
   by_queries = () if "sequence" in by_heads else ("sequence",)
   shards = sharding.size(*by_queries)
   queries, keys = (-(-count // (shards * LANES)) * shards * LANES for count in (length, slots))

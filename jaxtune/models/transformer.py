@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune import sharding
-from jaxtune.models import quantize
+from jaxtune.models import quantize, split
 from jaxtune.models.config import Config
 from jaxtune.models.context import Context, Mask, Shared
 from jaxtune.models.layers import ACTIVATIONS, Attend, Embed, Linear, Norm, RelativeBias, Residual
@@ -78,14 +78,14 @@ class Attention(nn.Module):
       k_BSKH = self._heads(self.k_proj(source_BSD), self.k_norm, tables)
       v_BSKH = self._heads(self.v_proj(source_BSD))
       write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 2)
-      whole = (sharding.heads(x_BSKH, gather=True) for x_BSKH in (k_BSKH, v_BSKH))
+      whole = (split.heads(x_BSKH, gather=True) for x_BSKH in (k_BSKH, v_BSKH))
       new = tuple(x_BSKH.transpose(0, 2, 1, 3) for x_BSKH in whole)
       cache = new if cache is None else jax.tree.map(write, cache, new)
     k_BKSH, v_BKSH = cache
     y_BTNH = self.attend(
       q_BTNH, k_BKSH.transpose(0, 2, 1, 3), v_BKSH.transpose(0, 2, 1, 3), mask, bias_1NTS
     )
-    return self.o_proj(sharding.heads(y_BTNH).reshape(*x_BTD.shape[:2], -1)), cache
+    return self.o_proj(split.heads(y_BTNH).reshape(*x_BTD.shape[:2], -1)), cache
 
   def _heads(
     self,
@@ -100,7 +100,7 @@ class Attention(nn.Module):
     if norm is not None and self.config.qk_norm == "head":
       y_BTNH = norm(y_BTNH)
     y_BTNH = y_BTNH if tables is None else rotate(y_BTNH, tables)
-    return checkpoint_name(sharding.heads(y_BTNH), "linear")
+    return checkpoint_name(split.heads(y_BTNH), "linear")
 
 
 class FeedForward(nn.Module):

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,31 +41,33 @@ class Built(NamedTuple):
 
 
 def build(
-  lowered: Sequence[jax.stages.Lowered], device: str, folder: Path | None, quick: bool = False
+  lowered: Iterable[jax.stages.Lowered], device: str, folder: Path | None, quick: bool = False
 ) -> list[Built]:
   """Compiles programs, as many side by side as there are cores.
 
   jax's own cache cannot read programs for devices that are not here, so results are kept by this.
 
   Args:
+    lowered: a program is compiled while those behind it are lowered, if they are generated.
     device: its name.
     folder: where results are kept, by the program, the device and the compilers' versions; or None.
     quick: leaves optimisation out. The memory stays about the same, the time of the program not.
   """
   made = [device, quick, libraries.versions(*LIBRARIES), libraries.commit()]
   made += [os.environ.get(flag) for flag in FLAGS]
-  text = lambda one: json.dumps([one.as_text(), *made])
-  keys = [hashlib.sha256(text(one).encode()).hexdigest() for one in lowered]
-  distinct = dict(zip(keys, lowered, strict=True))
   level = jax.config.values["jax_optimization_level"]
   jax.config.update("jax_optimization_level", "O0" if quick else level)
+  keys, built = [], {}
   try:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-      built = pool.map(lambda key: _kept(distinct[key], folder and folder / key), distinct)
-      found = dict(zip(distinct, built, strict=True))
+      for one in lowered:
+        key = hashlib.sha256(json.dumps([one.as_text(), *made]).encode()).hexdigest()
+        if key not in built:
+          built[key] = pool.submit(_kept, one, folder and folder / key)
+        keys.append(key)
   finally:
     jax.config.update("jax_optimization_level", level)
-  return [found[key] for key in keys]
+  return [built[key].result() for key in keys]
 
 
 def _kept(lowered: jax.stages.Lowered, path: Path | None) -> Built:
@@ -79,10 +81,13 @@ def _kept(lowered: jax.stages.Lowered, path: Path | None) -> Built:
   return built
 
 
-def _compile(lowered: jax.stages.Lowered) -> Built:
+def _compile(lowered: jax.stages.Lowered, **options: Any) -> Built:
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
+    if "output tile sizes" in str(error) and not options:
+      # XLA finds no tiles for some products on a GPU that it cannot try them on.
+      return _compile(lowered, xla_gpu_enable_triton_gemm=False)
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     return Built("", refused=str(error).splitlines()[0].partition(": ")[2].rstrip("."))

@@ -80,6 +80,12 @@ LIMITS = {
 }
 
 
+INSTALL = (
+  "there is no compiler for {kind}: run pip install -e '.[{extra}]' in the folder of jaxtune's "
+  "source, in an environment of its own"
+)
+
+
 def describe(name: str) -> tuple[Device, list[Any]]:
   """Returns what is known of a device and jax's devices to compile for, as many as the slice has.
 
@@ -103,7 +109,7 @@ def describe(name: str) -> tuple[Device, list[Any]]:
 
 def _tpu(kind: str, size: str) -> list[Any]:
   if importlib.util.find_spec("libtpu") is None:
-    raise UserError(f"to compile for {kind}, install the compiler: pip install jaxtune[plan-tpu]")
+    raise UserError(INSTALL.format(kind=kind, extra="plan-tpu"))
   for name, value in ALONE.items():
     os.environ.setdefault(name, value)
   slice_name = f"{kind}:{size or SLICES[kind][0]}"
@@ -120,7 +126,7 @@ def _tpu(kind: str, size: str) -> list[Any]:
 
 def _gpu(kind: str, device: Device, count: str) -> list[Any]:
   if importlib.util.find_spec("jax_cuda12_plugin") is None:
-    raise UserError(f"to compile for {kind}, install the compiler: pip install jaxtune[plan-cuda]")
+    raise UserError(INSTALL.format(kind=kind, extra="plan-cuda"))
   capability, cores, cache, clock = device.gpu
   threads, shared, block = LIMITS[capability]
   text = GPU.format(

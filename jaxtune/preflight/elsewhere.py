@@ -65,7 +65,7 @@ def _cheapest(group: Outline, batch: dict, chunk: int, build: Callable) -> bool 
   Where the compiler does not know times, it is the one that computes least twice.
   """
   lower = partial(lowered.lower_step, group, batch, chunk)
-  built = build([lower(remat=policy) for policy in lowered.POLICIES])
+  built = build(lower(remat=policy) for policy in lowered.POLICIES)
   time = lambda one: compiled.read(one, group.device)["Mcycles"]
   fitting = [
     (time(one), i)
@@ -77,7 +77,7 @@ def _cheapest(group: Outline, batch: dict, chunk: int, build: Callable) -> bool 
 
 def _built(group: Outline, batches: dict, chunk: int, build: Callable) -> dict[str, Built]:
   """Compiles the programs of a group; one with a peak above the memory counts as refused."""
-  programs = [lowered.LOWER[kind](group, batch, chunk) for kind, batch in batches.items()]
+  programs = (lowered.LOWER[kind](group, batch, chunk) for kind, batch in batches.items())
   built, limit = build(programs), group.device.memory
   over = lambda one: "" if one.peak <= limit else f"its peak is {one.peak / 1e9:.2f} GB"
   checked = [one._replace(refused=one.refused or over(one)) for one in built]

@@ -102,12 +102,13 @@ class _Schedule:
     if one.opcode in (*ALIASES, "while"):
       return [buffer for values in operands for buffer in values]
     if one.opcode.endswith("-done"):
-      held = {b.array.dims: b for b in operands[0] if b is not None}
-      return [held.get(array.dims) if self.size(array) else None for array in one.arrays]
+      found = [*operands[0], *[None] * len(one.arrays)]
+      return [b if self.size(x) else None for b, x in zip(found, one.arrays, strict=False)]
     fresh = [Buffer(array, one) if self.size(array) else None for array in one.arrays]
-    if one.opcode.endswith("-start") and len(fresh) > 1:
-      results = range(len(fresh))[one.results]
-      return [buffer if i in results else None for i, buffer in enumerate(fresh)]
+    if one.opcode == "copy-start":  # (copy, operand, ...)
+      return fresh[:1]
+    if one.opcode.endswith("-start"):  # (operands, results, ...), or results alone
+      return fresh[len(operands) :] or fresh
     return [self._replaced(one, buffer, operands) for buffer in fresh]
 
   def _replaced(

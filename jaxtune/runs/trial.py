@@ -53,7 +53,7 @@ def prepare(config: dict, pretrained: hf.Pretrained | None = None) -> Trial:
   return make(config, pretrained, dataset, tree.fingerprint(pretrained.params))
 
 
-def outline(config: dict) -> Trial:
+def outline(config: dict, _: hf.Pretrained | None = None) -> Trial:
   """Does all that `prepare` does, but with the shapes of the weights in place of weights."""
   dataset, labelled = load_data(config), objective_of(config)
   labels = len(dataset.labels) or None

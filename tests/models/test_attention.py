@@ -217,7 +217,7 @@ def test_tiles_of_which_all_queries_see_the_same(causal, window, front):
   ids=str,
 )
 def test_a_model_on_a_mesh(kernel, mesh, monkeypatch):
-  """Rows, heads, tokens are split over devices; under vmap, and with remat, as trials are trained."""
+  """Rows, heads and tokens are split over devices; of trials under vmap, and with remat."""
   monkeypatch.setattr(splash, "attend", partial(splash.attend, interpret=True))
   monkeypatch.setattr(cudnn, "attend", partial(cudnn.attend, implementation="xla"))
   section = {"name": "stack", "lora": {"rank": 2}, "prefix": {"length": 3}}

@@ -201,8 +201,8 @@ def test_compilations_are_kept(tmp_path, monkeypatch):
   [
     ("v5", "unknown device 'v5'; did you mean 'v5"),
     ("h200:2x2", "a slice such as 4x4 is for TPUs, expected 'h200:4'"),
-    ("v5e:4x4", "pip install jaxtune\\[plan-tpu\\]"),
-    ("l4", "pip install jaxtune\\[plan-cuda\\]"),
+    ("v5e:4x4", "pip install -e '.\\[plan-tpu\\]'"),
+    ("l4", "pip install -e '.\\[plan-cuda\\]'"),
   ],
 )
 def test_devices_that_cannot_be_compiled_for(name, says):

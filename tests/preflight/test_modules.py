@@ -39,7 +39,7 @@ ENTRY %main (x: bf16[4]) -> bf16[4] {
   %while.1 = (s32[], bf16[4]) while(%t), condition=%condition, body=%body
   %all-reduce-start.1 = f32[10]{0} all-reduce-start(%x), channel_id=7
   %all-reduce.2 = f32[10]{0} all-reduce(%x), channel_id=7
-  %all-gather-start.3 = ((f32[1], bf16[2]), (f32[4], bf16[8])) all-gather-start(%x, %y), channel_id=8
+  %all-gather-start.3 = ((f32[1], bf16[2]), (f32[4], bf16[8])) all-gather-start(%x, %y)
   %copy.1 = bf16[4]{0} copy(%x), backend_config={"estimated_cycles":"7"}
 }
 """
@@ -151,18 +151,19 @@ def test_the_work_of_a_causal_kernel(queries, tiles, visited):
   assert kernel.flops == 2 * 3 * 8 * 4 * queries * 64 * 4096 * visited
 
 
-def test_the_memory_of_collectives_that_run_beside_others():
-  """Both results of one that is started, from then on until they are read."""
-  text = """
-ENTRY %main (x: f32[1], y: f32[2]) -> f32[8] {
-  %x = f32[1] parameter(0)
-  %y = f32[2] parameter(1)
-  %s = ((f32[1], f32[2]), (f32[4], f32[8])) all-gather-start(%x, %y), channel_id=1
-  %d = (f32[4], f32[8]) all-gather-done(%s)
-  %a = f32[4] get-tuple-element(%d), index=0
-  %b = f32[8] get-tuple-element(%d), index=1
-  %c = f32[16] custom-call(%a)
-  ROOT %e = f32[1] custom-call(%b, %c)
+def test_the_memory_of_collectives_of_several_arrays():
+  text = """HloModule m, is_scheduled=true
+
+ENTRY %main (a: f32[256], b: f32[512]) -> f32[1024] {
+  %a = f32[256]{0} parameter(0)
+  %b = f32[512]{0} parameter(1)
+  %start = ((f32[256]{0}, f32[512]{0}), (f32[1024]{0}, f32[2048]{0})) all-gather-start(%a, %b)
+  %done = (f32[1024]{0}, f32[2048]{0}) all-gather-done(%start)
+  %c = f32[1024]{0} get-tuple-element(%done), index=0
+  %d = f32[2048]{0} get-tuple-element(%done), index=1
+  %sum = f32[1024]{0} negate(%c)
+  ROOT %e = f32[2048]{0} add(%sum, %d)
 }
 """
-  assert memory.peak(hlo.parse(text), 0).bytes == 4 * (4 + 8 + 16)
+  found = memory.peak(hlo.parse(text), 0)
+  assert found.bytes == 4 * (1024 + 2048 + 2048)  # sum, d and e

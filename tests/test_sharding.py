@@ -128,7 +128,7 @@ def steps(made, mesh, trials=1, count=1):
   placed = parallel.put(base), parallel.put_batch(batch)
   compiled = step.lower(carry, *placed).compile()
   for _ in range(count):
-    carry = compiled(carry, *placed)
+    carry = jax.device_put(compiled(carry, *placed), compiled.input_shardings[0][0])
   return jax.tree.map(np.asarray, (carry[0].tuned, carry[1])), compiled.as_text()
 
 
@@ -202,9 +202,9 @@ def test_a_layout_resumes(llama, tmp_path, layout):
   assert whole[0][0] == again[0][0]
   for name, leaf in whole[0][2].items():
     np.testing.assert_array_equal(leaf, again[0][2][name])
-  elsewhere = {"train.mesh": {"data": 2, "sequence": 2}, "train.parallel": "jit"}
-  config = made_trials.complete(LORA, changes | elsewhere)
-  equal(go(other, setup, [config]), whole)
+  if layout != "pmap":
+    config = made_trials.complete(LORA, changes | {"train.mesh": {"data": 2, "sequence": 2}})
+    equal(go(other, setup, [config]), whole)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

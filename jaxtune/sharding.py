@@ -16,9 +16,10 @@ from jaxtune import hosts
 from jaxtune.errors import UserError
 from jaxtune.schema import Count
 
-AXES = ("trial", "data", "fsdp", "tensor")
+AXES = ("trial", "data", "fsdp", "sequence", "tensor")
 Kind = Literal["jit", "pmap"]
 ROWS = ("data", "fsdp")  # the axes that split a batch's rows
+TOKENS = (ROWS, "sequence")  # those that split activations (B, T, ...)
 Sizes = dict[Literal[*AXES], Literal[-1] | Count]  # -1 stands for all devices that are left
 
 # The first rule that matches a path splits the last axes of its leaf; other axes stay whole.
@@ -45,7 +46,7 @@ class Parallel(NamedTuple):
 
   Attributes:
     kind: "jit" or "pmap".
-    mesh: with the axes trial, data, fsdp and tensor; None for a single device under "jit".
+    mesh: with the axes AXES; None for a single device under "jit".
     devices: the number of devices.
   """
 
@@ -153,9 +154,9 @@ def make(
 
   Args:
     kind: "jit" (any mesh) or "pmap" (data parallel over all local devices).
-    mesh: sizes of the axes, such as {"data": 2, "fsdp": 4}; by default all devices are on the axis
-      "data". One size may be -1, for all devices that are left. If the sizes need fewer devices
-      than there are, the first ones are used, as by `jax.make_mesh`: {"data": 1} is one device.
+    mesh: sizes of the axes, such as {"data": 2, "fsdp": 4}; by default all are on the axis "data".
+      "sequence" splits the tokens of each row. One size may be -1, for all devices that are left.
+      If fewer are needed than there are, the first ones are used: {"data": 1} is one device.
     devices: those to use; default all of this process's backend.
 
   Raises:
@@ -228,9 +229,14 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
   return x if _mesh() is None else jax.lax.with_sharding_constraint(x, P(*axes))
 
 
-def splits(axis: str, size: int) -> bool:
-  """Says whether an axis of the mesh divides a number; true outside of a mesh."""
-  return _mesh() is None or size % _mesh().shape[axis] == 0
+def size(*axes: str) -> int:
+  """Returns into how many parts axes of the mesh split an array; 1 outside of a mesh."""
+  return 1 if _mesh() is None else math.prod(_mesh().shape[axis] for axis in axes)
+
+
+def splits(count: int, *axes: str) -> bool:
+  """Says whether axes of the mesh divide a number; true outside of a mesh."""
+  return count % size(*axes) == 0
 
 
 def over_shards(function: Callable, inputs: tuple, output: P) -> Callable:
@@ -246,7 +252,7 @@ def over_shards(function: Callable, inputs: tuple, output: P) -> Callable:
 
 def gathers() -> bool:
   """Says whether the function that is traced runs on a mesh that splits weights by "fsdp"."""
-  return _mesh() is not None and _mesh().shape["fsdp"] > 1
+  return size("fsdp") > 1
 
 
 def gathered(params: Any) -> Any:
@@ -257,12 +263,6 @@ def gathered(params: Any) -> Any:
     return constrain(leaf, *[None] * (leaf.ndim - len(spec)), *spec)
 
   return jax.tree_util.tree_map_with_path(gather, params) if gathers() else params
-
-
-def rows_of_a_device(rows: int) -> int:
-  """Returns how many of a batch's rows each device computes."""
-  sizes = {} if _mesh() is None else _mesh().shape
-  return max(rows // (sizes.get("data", 1) * sizes.get("fsdp", 1)), 1)
 
 
 def _mesh() -> AbstractMesh | None:

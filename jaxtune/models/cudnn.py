@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from jaxtune import sharding
 from jaxtune.models.context import Mask
+from jaxtune.models.split import axes_of_heads
 
 
 def attend(
@@ -46,7 +47,7 @@ def attend(
     mask = mask.replace(window=None)
   if mask.start is not None or softcap is not None or q_BTNH.shape[1] == 1:
     return None
-  if not sharding.splits("tensor", k_BSKH.shape[2]):
+  if not sharding.splits(k_BSKH.shape[2], "tensor"):
     return None
   if implementation == "cudnn" and not _takes(q_BTNH):
     return None
@@ -109,13 +110,17 @@ def _even(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> tuple[Any,
 
 
 def _run(q_BTNH, k_BSKH, v_BSKH, mask: Mask, scale: float, implementation: str) -> Array:
-  """Calls the kernel on each device's shards."""
+  """Calls the kernel on each device's shards.
+
+  Its causal mask begins at the first key, so that it cannot be given the later queries of a row
+  alone. Where "sequence" cannot split the heads, every device computes them all.
+  """
   call = partial(jax.nn.dot_product_attention, scale=scale, implementation=implementation)
   split = lambda x, *axes: None if x is None else P(*axes)
   rows = mask.replace(
     keys=P(sharding.ROWS), segments=split(mask.segments, sharding.ROWS), front=split(mask.front)
   )
-  heads = P(sharding.ROWS, None, "tensor")
+  heads = P(sharding.ROWS, None, axes_of_heads(k_BSKH.shape[2]))
   attend = partial(_by_rules if by_rules(mask) else _by_array, call)
   return sharding.over_shards(attend, (heads, heads, heads, rows), heads)(
     q_BTNH, k_BSKH, v_BSKH, mask

@@ -18,11 +18,8 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxtune import tree
 
-SHORT = (
-  "last",
-  "peft",
-  "hyper",
-)  # the collections whose arrays may belong to the last layers alone
+# The collections whose arrays may belong to the last layers alone.
+SHORT = ("last", "peft", "hyper")
 
 
 def needed(variables: dict[str, PyTree], depth: int) -> bool:

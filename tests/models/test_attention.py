@@ -1,6 +1,7 @@
 """Fused attention gives what plain matrix products give, for every rule of a mask."""
 
 import dataclasses
+import itertools
 import re
 from functools import partial
 
@@ -203,9 +204,31 @@ def test_other_masks_are_left_to_plain(name):
   assert splash.attend(*arrays(mask), mask, 1.0, None, interpret=True) is None
 
 
-@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
-def test_a_model_on_a_mesh(kernel, monkeypatch):
-  """Rows and heads are split over devices; under vmap, and with remat, as trials are trained."""
+@pytest.mark.parametrize("front", [0, 40])
+@pytest.mark.parametrize("window", [None, 1, 20, 100])
+@pytest.mark.parametrize("causal", [True, False])
+def test_tiles_of_which_all_queries_see_the_same(causal, window, front):
+  visible = splash.Visible((128, 160), front, causal, window)
+  for top, left in itertools.product(range(0, 128, 16), range(0, 160, 16)):
+    tile = slice(top, top + 16), slice(left, left + 16)
+    computed = visible.mask_function(np.arange(128)[tile[0], None], np.arange(160)[None, tile[1]])
+    np.testing.assert_array_equal(visible[tile], computed)
+
+
+@pytest.mark.parametrize(
+  ("kernel", "mesh"),
+  [
+    ("splash", {"fsdp": 2, "tensor": 2}),
+    ("cudnn", {"fsdp": 2, "tensor": 2}),
+    ("splash", {"sequence": 4}),  # queries, as there are two heads of keys
+    pytest.param("splash", {"data": 2, "sequence": 2}, marks=pytest.mark.full),  # heads
+    pytest.param("cudnn", {"data": 2, "sequence": 2}, marks=pytest.mark.full),
+    pytest.param("cudnn", {"tensor": 2, "sequence": 2}, marks=pytest.mark.full),  # neither
+  ],
+  ids=str,
+)
+def test_a_model_on_a_mesh(kernel, mesh, monkeypatch):
+  """Rows, heads and tokens are split over devices; of trials under vmap, and with remat."""
   monkeypatch.setattr(splash, "attend", partial(splash.attend, interpret=True))
   monkeypatch.setattr(cudnn, "attend", partial(cudnn.attend, implementation="xla"))
   section = {"name": "stack", "lora": {"rank": 2}, "prefix": {"length": 3}}
@@ -224,7 +247,7 @@ def test_a_model_on_a_mesh(kernel, monkeypatch):
 
     trials = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), laid.tuned)
     batch = {"tokens": np.stack([tokens[None]] * 2), "mask": np.stack([mask[None]] * 2)}
-    parallel = sharding.make("jit", {"fsdp": 2, "tensor": 2} if kind != "plain" else {"data": 1})
+    parallel = sharding.make("jit", mesh if kind != "plain" else {"data": 1})
     step = parallel.compile(sharding.over(jax.value_and_grad(loss), 2))
     place = parallel.put_batch(batch)
     found[kind] = jax.device_get(

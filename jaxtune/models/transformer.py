@@ -240,7 +240,7 @@ class Trunk(nn.Module):
   ) -> Float[Array, "B T D"]:
     """Runs the layers as `self.layers` does, with the same random numbers, but by `parts.run`."""
     c, (block, policy), shared = self.config, self._block(), self._shared(context)
-    keys = {name: jax.random.split(key, c.layers) for name, key in self.layers.scope.rngs.items()}
+    keys = jax.tree.map(lambda key: jax.random.split(key, c.layers), self.layers.scope.rngs)
 
     def layer(variables: dict, x_BTD: Array, of_layer: tuple) -> Array:
       flags, keys = of_layer

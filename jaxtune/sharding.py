@@ -22,6 +22,9 @@ ROWS = ("data", "fsdp")  # the axes that split a batch's rows
 TOKENS = (ROWS, "sequence")  # those that split activations (B, T, ...)
 Sizes = dict[Literal[*AXES], Literal[-1] | Count]  # -1 stands for all devices that are left
 
+BY_SIZE = ("by size",)  # in place of the axes of a rule; see `_by_size`
+LARGE = 2**23  # bytes of an array that are worth its being split
+
 # The first rule that matches a path splits the last axes of its leaf; other axes stay whole.
 RULES = (
   (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|head)/kernel(/int8|/nf4)?$", ("fsdp", "tensor")),
@@ -36,7 +39,8 @@ RULES = (
   (r"(head/(dense|out)|pooler/dense)/kernel$", ("fsdp", "tensor")),
   (r"(head/(dense|out)|pooler/dense)/bias$", ()),
   (r"head/bias$", ("tensor",)),
-  (r"(^|/)(peft|hyper|numbers)/", ()),  # the arrays of methods, and their optimizer moments
+  (r"(^|/)peft/", BY_SIZE),  # the arrays of methods, and their optimizer moments
+  (r"(^|/)(hyper|numbers)/", ()),
   (r"(^|/)(step|seed|count|untuned|sums/\w+|best|best_step|stale|stopped)$", ()),
 )
 
@@ -211,6 +215,7 @@ def shardings(mesh: Mesh, tree: Any, first: str | None = None) -> Any:
     if rule is None:
       uncovered.append(jax.tree_util.keystr(path, simple=True, separator="/"))
       rule = ()
+    rule = _by_size(leaf.shape[1:] if first else leaf.shape) if rule == BY_SIZE else rule
     spec = [None] * (leaf.ndim - len(rule)) + list(rule)
     if first and leaf.ndim:
       spec[0] = first
@@ -277,24 +282,8 @@ def _rule(path: tuple) -> tuple | None:
   return next((axes for pattern, axes in RULES if re.search(pattern, name)), None)
 
 
-def over(function: Callable, chunk: int) -> Callable:
-  """Maps function(trial, shared, batch) over the first axis of trial and batch.
-
-  Args:
-    function: takes one trial's arrays, the arrays that all trials share, and one trial's batch.
-    chunk: how many trials are computed together, by one vmap; the program loops over the chunks. On
-      a CPU choose 1, on an accelerator as many as its memory holds.
-  """
-
-  def run(trials: Any, shared: Any, batches: Any) -> Any:
-    count = jax.tree.leaves(trials)[0].shape[0]
-    if count == 1:
-      squeeze = lambda x: jax.tree.map(lambda leaf: leaf[0], x)
-      out = function(squeeze(trials), shared, squeeze(batches))
-      return jax.tree.map(lambda leaf: leaf[None], out)
-    apply = lambda pair: function(pair[0], shared, pair[1])
-    if chunk >= count:
-      return jax.vmap(apply)((trials, batches))
-    return jax.lax.map(apply, (trials, batches), batch_size=chunk if chunk > 1 else None)
-
-  return run
+def _by_size(shape: tuple[int, ...]) -> tuple:
+  """Returns the axes that split a method's array: of a large one, the longer of its last two."""
+  if len(shape) < 2 or 4 * math.prod(shape) < LARGE:
+    return ()
+  return ("fsdp", None) if shape[-2] > shape[-1] else (None, "fsdp")

@@ -142,6 +142,28 @@ def test_a_step_of_every_kind_of_model(name, mesh):
   jax.tree.map(close, steps(made, mesh)[0], steps(made, {"data": 1})[0])
 
 
+@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"trial": 2, "fsdp": 2}], ids=str)
+def test_large_arrays_of_methods_are_split(mesh, monkeypatch):
+  """Each layer's are gathered where they are used, so that no activation is summed for them."""
+  section = {"name": "stack", "one": LORA, "two": {"name": "prefix", "length": 4}}
+  made = made_for("llama", section)
+  whole = steps(made, {"data": 1}, 2, 2)[0]
+  monkeypatch.setattr(sharding, "LARGE", 0)
+  found, text = steps(made, mesh, 2, 2)
+  close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
+  jax.tree.map(close, found, whole)
+  layout = sharding.make("jit", mesh).mesh
+  a, b = jnp.zeros((2, 3, 32, 2)), jnp.zeros((2, 3, 2, 16))
+  placed = sharding.shardings(layout, {"peft": {"q": {"lora": {"a": a, "b": b}}}}, "trial")
+  assert {x.spec for x in jax.tree.leaves(placed)} == {
+    P("trial", None, "fsdp", None), P("trial", None, None, "fsdp")
+  }  # fmt: skip
+  monkeypatch.setattr(sharding, "LARGE", 2**23)
+  assert {x.spec for x in jax.tree.leaves(sharding.shardings(layout, {"peft": {"a": a}}))} == {
+    P(None, None, None, None)
+  }
+
+
 @functools.cache
 def packed(length):
   """Makes a decoder with LoRA and a prefix, logits of a few tokens at a time, and packed rows."""

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Key, PyTree
 
-from jaxtune import tree
+from jaxtune import sharding, tree
 from jaxtune.peft.adapted import Adapted, in_parts, reparametrise, weights
 from jaxtune.peft.method import Call, Method
 
@@ -86,7 +86,7 @@ def _intercept(
   for m in methods:
     arrays: dict[str, Array] = {}
     for collection in ("hyper", "shared", "peft"):
-      arrays |= module.get_variable(collection, m.name, {})
+      arrays |= sharding.gathered(module.get_variable(collection, m.name, {}))
     if arrays:
       next_fn = partial(m.intercept, Call(module, arrays, next_fn))
   return next_fn(*args, **kwargs)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 from tqdm import tqdm
 
-from jaxtune import data, hosts, peft, sharding
+from jaxtune import data, hosts, peft, tree
 from jaxtune.training import checkpoint
 from jaxtune.training.options import TrainOptions
 from jaxtune.training.step import Program, State, update
@@ -73,7 +73,7 @@ def make_step(program: Program, chunk: int, patience: int | None = None) -> Call
     skip = lambda: (state._replace(step=state.step + 1), sums, stale)
     return train() if patience is None else jax.lax.cond(stale < patience, train, skip)
 
-  mapped = lambda axis: sharding.over(partial(one_trial, axis=axis), chunk)
+  mapped = lambda axis: tree.over_trials(partial(one_trial, axis=axis), chunk)
   return lambda trials, base, batch, axis=None: mapped(axis)(trials, base, batch)
 
 

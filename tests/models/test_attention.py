@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support import tiny
 
-from jaxtune import peft, sharding
+from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.models import cudnn, hf, splash
 from jaxtune.models.context import ANY, Mask
@@ -156,7 +156,7 @@ def test_cudnn_in_a_program_for_a_gpu(family, method, monkeypatch):
     adapted = peft.Adapted(laid.methods, tuned, laid.hyper, base)
     return peft.apply(pretrained.model.clone(config=config), adapted, tokens, mask).sum()
 
-  step = jax.jit(sharding.over(jax.grad(loss), 2))
+  step = jax.jit(tree.over_trials(jax.grad(loss), 2))
   trials, rows = jax.tree.map(lambda x: jnp.stack([x, x]), (laid.tuned, tokens))
   with cudnn.on((9, 0)):
     traced = step.trace(trials, laid.base, rows)
@@ -248,7 +248,7 @@ def test_a_model_on_a_mesh(kernel, mesh, monkeypatch):
     trials = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), laid.tuned)
     batch = {"tokens": np.stack([tokens[None]] * 2), "mask": np.stack([mask[None]] * 2)}
     parallel = sharding.make("jit", mesh if kind != "plain" else {"data": 1})
-    step = parallel.compile(sharding.over(jax.value_and_grad(loss), 2))
+    step = parallel.compile(tree.over_trials(jax.value_and_grad(loss), 2))
     place = parallel.put_batch(batch)
     found[kind] = jax.device_get(
       step(parallel.put(trials, "trial"), parallel.put(laid.base), place)

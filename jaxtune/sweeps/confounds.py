@@ -102,13 +102,13 @@ def edge(evidence: Evidence) -> list[Caution]:
       known = stats.over_seeds(best.results, evidence.metric).mean is not None
       if wanted and known and best in ends:
         end = "lowest" if best is line[0] else "highest"
-        at_edge[f"{label or 'all'} ({end} of {len(line)}, {stats.show(best.settings[path])})"] = (
-          best
-        )
+        named = "" if label in ("", "all") else f" for {label}"
+        value = stats.show(best.settings[path])
+        at_edge[f"{value}, the {end} of {len(line)}{named}"] = best
     if at_edge:
       found += of_rows("edge", _edge(path, at_edge), at_edge.values())
   chosen = {
-    f"{name} ({stats.show(curve['chosen'])})": name
+    f"{stats.show(curve['chosen'])} for {name}": name
     for name, curve in evidence.curves.items()
     if curve.get("at_edge")
   }
@@ -265,6 +265,6 @@ def replicates(evidence: Evidence) -> str:
   if config.get("evaluate.temperature"):
     drawn.append("the generated text")
   return (
-    f"Replicates differ in `seed`, which draws {listed(drawn)} all at once: intervals are over all "
-    "of these together, and do not tell them apart."
+    f"Replicates differ in the seed, which draws {listed(drawn)} all at once: intervals are over "
+    "all of these together, and do not tell them apart."
   )

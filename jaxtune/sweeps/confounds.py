@@ -20,7 +20,8 @@ _TOKENS = 1.05  # how much more data count as more
 def find(evidence: Evidence) -> list[Caution]:
   """Returns what all functions here find."""
   rules = (
-    scale, one_rate, edge, few_seeds, unequal_seeds, selection, tokens, other_examples, far_base,
+    scale, one_rate, edge, few_seeds, unequal_seeds, selection, tokens, other_examples,
+    other_tokens, far_base,
   )  # fmt: skip
   return chained(rules, evidence)
 
@@ -223,6 +224,19 @@ def other_examples(evidence: Evidence) -> list[Caution]:
     f"{listed(trials[0] for trials in sets.values())}."
   )
   return [Caution("other_examples", text, tuple(t for trials in sets.values() for t in trials))]
+
+
+def other_tokens(evidence: Evidence) -> list[Caution]:
+  """Finds losses and perplexities that are per token of different tokenizers."""
+  known = {result["data"].get("tokenizer") for result in evidence.results if "data" in result}
+  name = evidence.metric.partition("/")[0]
+  if len(known) < 2 or not name.endswith(("_loss", "_perplexity")):
+    return []
+  text = (
+    f"The models have different tokenizers, and {metrics.title(name)} is per token: it cannot be "
+    "compared between them. Compare metrics of the text that they write, or of their answers."
+  )
+  return of_rows("other_tokens", text, evidence.rows)
 
 
 def far_base(evidence: Evidence) -> list[Caution]:

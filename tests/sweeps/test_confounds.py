@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from jaxtune.sweeps import comparison
+from jaxtune.runs.scores import Scores
+from jaxtune.sweeps import comparison, pairs
 
 LORA = {"method": {"name": "lora", "alpha": 16.0, "scale": None, "rslora": False}}
 SEEDS = range(3)
@@ -122,6 +123,19 @@ def test_different_amounts_of_data(made):
   ]  # fmt: skip
   ((text, _),) = said(mixed, "tokens", config=config)
   assert "about 400 tokens" in text and "to 800 " in text
+
+
+def test_figures_that_are_not_of_the_same_task(made, monkeypatch):
+  results = [made.result({"model.path": str(i)}, 2.0, bleu=3.0, folder=str(i)) for i in range(2)]
+  assert not said(results, "other_tokens") and not said(results, "other_examples")
+  for i, result in enumerate(results):
+    result["data"] = {"tokenizer": str(i)}
+  assert "test loss is per token" in said(results, "other_tokens")[0][0]
+  assert not said(results, "other_tokens", "test_bleu")
+  known = {str(i): Scores(f"hash {i}", {}, {}) for i in range(2)}
+  monkeypatch.setattr(pairs, "read_scores", lambda _: known)
+  ((text, trials),) = said(results, "other_examples")
+  assert "2 different sets of examples" in text and trials == tuple(r["trial"] for r in results)
 
 
 def test_a_base_that_is_far_from_the_task(made):

@@ -14,7 +14,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
     # A fifth of the time; later jaxlibs abort at a flag that they do not know.
-    "--xla_cpu_use_fusion_emitters=false" if version("jaxlib") < "0.12" else "",
+    "--xla_cpu_use_fusion_emitters=false" if version("jaxlib") < "0.11" else "",
   ]
 ).strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxtune import config as configs
 from jaxtune import data
-from jaxtune.api import plan_text, sweep
+from jaxtune.api import plan_text, sweep, trials
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.preflight import cost, devices, elsewhere, targets
@@ -76,20 +76,20 @@ def plan(
   if text is not None and device is None:
     raise UserError("--text is for compiled modules: name the device with --device, such as v5e")
   there = () if device is None else devices.describe(device)[1]
-  loaded = sweep.load(completed, outline, there)
+  loaded = trials.load(completed, outline, there)
   programs, texts, found = [], [], groups.groups(completed)
   for number, group in enumerate(found, 1):
-    trials = [loaded[i] for i in group]
+    members = [loaded[i] for i in group]
     print(f"group {number} of {len(found)}: compiling", file=sys.stderr, flush=True)
-    folder = compilations.plans(trials[0].config["train"]["compilation_cache"])
-    figures = cost.cost(trials) if device is None else elsewhere.cost_on(trials, device, folder)
+    folder = compilations.plans(members[0].config["train"]["compilation_cache"])
+    figures = cost.cost(members) if device is None else elsewhere.cost_on(members, device, folder)
     for kind, program in figures.get("programs", {}).items():
       texts.append(f"// group {number}, {kind}, {device}\n{program.pop('text')}\n")
     programs.append(
       Program(
         [names[i] for i in group],
-        targets.describe(trials[0]),
-        data.describe(trials[0].dataset),
+        targets.describe(members[0]),
+        data.describe(members[0].dataset),
         figures,
       )
     )

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import shutil
-from collections.abc import Callable, Sequence
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxtune import config as configs_
-from jaxtune import data, hosts, libraries, schema
+from jaxtune import hosts, libraries, schema
+from jaxtune.api import trials
 from jaxtune.errors import UserError
-from jaxtune.evaluation import compare
 from jaxtune.files import write_atomically
-from jaxtune.models import hf
-from jaxtune.preflight import checks, cost, gradients, targets
-from jaxtune.runs import baseline, compilations, locks, results
-from jaxtune.runs import group as training
-from jaxtune.runs.trial import Trial, prepare, with_config
-from jaxtune.sweeps import grid, groups, stats, table
-from jaxtune.training import checkpoint
+from jaxtune.preflight import checks
+from jaxtune.runs import compilations, group, locks, results
+from jaxtune.runs.trial import Trial, with_config
+from jaxtune.sweeps import grid, stats, table, tuning
 
 report = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
 
@@ -51,29 +45,32 @@ def sweep(
 def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> list[dict]:
   names, settings, configs = expand(config, most_trials)
   compilations.keep(configs[0]["train"]["compilation_cache"])
-  folders, trials = [workdir / "trials" / name for name in names], load(configs, prepare)
-  training.check_same(trials)
-  done = [_done(*pair) for pair in zip(folders, trials, strict=True)]
+  folders, loaded = [workdir / "trials" / name for name in names], trials.load(configs)
+  group.check_same(loaded)
   if metric is not None:
-    checks.check_metric(metric, trials[0])
+    checks.check_metric(metric, loaded[0])
+  rates = [tuning.rates_of(_overridden(config, setting)) for setting in settings]
+  for folder, trial, some in zip(folders, loaded, rates, strict=True):
+    if not some:
+      trials.finished(folder, trial)  # raises where it is another one, before anything is written
   write_atomically(workdir / "config.json", configs_.to_json(configs_.to_dict(config)))
-  members = groups.groups(configs)
-  # A group that was under way goes on as a whole from its checkpoint. Of any other group, only the
-  # trials that are not done are run.
-  waiting = [
-    group
-    if _checkpoints([trials[i] for i in group], workdir).exists()
-    else [i for i in group if not done[i]]
-    for group in members
-  ]
-  hosts.wait("what is left")  # before any process trains, and so makes checkpoints
-  _train_groups(waiting, trials, folders)
+  if any(rates):
+    settings, loaded = _tuned(settings, loaded, rates, workdir)
+  notes = {"compiled programs": trials.train(loaded, folders)}
   outcomes = [
-    results.read(folder) | {"trial": name, "settings": setting, "folder": str(folder)}
+    result | {"trial": name, "settings": setting, "folder": str(folder)}
     for folder, name, setting in zip(folders, names, settings, strict=True)
+    if (result := results.read(folder))
   ]
-  shared, notes = configs_.complete(config), {"compiled programs": len(members)}
+  failed = [folder for folder in folders if not (folder / "result.json").exists()]
+  if not outcomes:
+    said = schema.read_json(failed[0] / trials.FAILED)["reason"]
+    raise UserError(f"all {len(failed)} trials of {workdir} failed, the first one with {said}")
+  if failed:
+    said = f"{len(failed)} of {len(folders)} trials failed: see their {trials.FAILED}"
+    print(said, file=sys.stderr)
   if hosts.primary():
+    shared = configs_.complete(tuning.stated(_overridden(config, {})))
     report.write(outcomes, workdir, metric=metric, config=shared, notes=notes)
   hosts.wait("report")
   metric = table.choose_metric(outcomes, metric)
@@ -81,36 +78,48 @@ def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> li
   return [row.results[0] for row in stats.best_first(single, metric)]
 
 
-def _train_groups(waiting: list[list[int]], trials: list[Trial], folders: list[Path]) -> None:
-  """Trains group after group, once every distinct method has been tried for one step."""
-  for group in waiting:
-    if distinct := {str(trials[i].config["method"]): trials[i] for i in reversed(group)}:
-      gradients.check(list(distinct.values()))
-  untuned: dict[str, compare.Untuned] = {}
-  for number, group in enumerate(waiting, 1):
-    if not group:
-      continue
-    members = cost.with_remat([trials[i] for i in group])
-    member_folders = [folders[i] for i in group]
-    name = member_folders[0].name
-    print(f"program {number} of {len(waiting)}: {len(group)} trials, {name} ...")
-    print(targets.describe(members[0]))
-    keys = [groups.baseline_key(trial.config) for trial in members]
-    pairs = zip(reversed(keys), reversed(members), strict=True)
-    new = {key: trial for key, trial in pairs if key not in untuned}
-    if new:
-      untuned |= zip(new, baseline.evaluate_bases(list(new.values())), strict=True)
-    checkpoints = _checkpoints(members, member_folders[0].parents[1])
-    bases, chunk = [untuned[key] for key in keys], hosts.of_first(cost.choose_chunk(members))
-    training.train(members, member_folders, bases, checkpoints, chunk)
-    if hosts.primary():
-      shutil.rmtree(checkpoints, ignore_errors=True)
+def _tuned(
+  settings: list[dict], loaded: list[Trial], rates: list[list[float]], workdir: Path
+) -> tuple[list[dict], list[Trial]]:
+  """Trains what the choice of open learning rates needs; returns settings and trials with them.
+
+  Writes tuning.json, {name of a configuration: its `tuning.Curve`}.
+  """
+  plain = lambda setting: {k: v for k, v in setting.items() if k not in ("seed", tuning.PATH)}
+  named = [grid.name(plain(setting), list(settings[0])) for setting in settings]
+  needed, folders = {}, {}
+  for name, trial, some in zip(named, loaded, rates, strict=True):
+    if some and name not in needed:
+      without_test = trial._replace(dataset=trial.dataset._replace(test=None))
+      configs = tuning.trials(trial.config, some, trial.config["search"]["tune_seeds"])
+      needed[name] = [with_config(without_test, config) for config in configs]
+      folders[name] = [workdir / "tuning" / f"{name},{tuning.label(config)}" for config in configs]
+  trials.train(sum(needed.values(), []), sum(folders.values(), []))
+  curves, chosen = {}, []
+  for name, some in zip(named, rates, strict=True):
+    if some and name not in curves:
+      curves[name] = tuning.choose(some, [_validation_loss(folder) for folder in folders[name]])
+    chosen.append({tuning.PATH: curves[name].chosen} if some else {})
+  written = {name: {**curve._asdict(), "at_edge": curve.at_edge} for name, curve in curves.items()}
+  write_atomically(workdir / "tuning.json", json.dumps(written, indent=2))
+  tuned = [
+    with_config(trial, tuning.with_rate(trial.config, new[tuning.PATH])) if new else trial
+    for trial, new in zip(loaded, chosen, strict=True)
+  ]
+  return [setting | new for setting, new in zip(settings, chosen, strict=True)], tuned
+
+
+def _validation_loss(folder: Path) -> float | None:
+  """Reads a trial's validation loss; None where the trial failed or diverged."""
+  result = results.read(folder)
+  return None if not result or results.diverged(result) else result["final"]["validation_loss"]
 
 
 def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list[dict], list[dict]]:
   """Returns the names, settings and completed configs of all trials, checked.
 
-  Settings that complete to the same config are one trial, that of the first of them.
+  Settings that complete to the same config are one trial, that of the first of them. Where a
+  learning rate is to be chosen, the config has the lowest of them.
 
   Raises:
     UserError: also for more trials than `most_trials`, before they are listed.
@@ -124,72 +133,21 @@ def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list
       f"with --most-trials {count}"
     )
   settings = grid.expand(sweep)
-  plain = {key: value for key, value in configs_.to_dict(config).items() if key != "sweep"}
   axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
   distinct: dict[tuple, tuple[str, dict, dict]] = {}
   for setting in settings:
-    name = grid.name(setting, axes)
-    completed = configs_.complete(configs_.override(plain, setting))
+    full = _overridden(config, setting)
+    rates, name = tuning.rates_of(full), grid.name(tuning.named(setting), axes)
+    completed = configs_.complete(tuning.stated(full))
     # 1.0 and 1 are equal keys.
-    key = tuple(jax.tree.leaves_with_path(completed, is_leaf=lambda x: x is None))
+    key = (*rates, *jax.tree.leaves_with_path(completed, is_leaf=lambda x: x is None))
     if key in distinct:
       print(f"{name} is the same trial as {distinct[key][0]}: it is run, and counted, once")
     distinct.setdefault(key, (name, setting, completed))
   return tuple(map(list, zip(*distinct.values(), strict=True)))
 
 
-def load(
-  configs: list[dict], load_one: Callable, devices: Sequence[Any] | None = None
-) -> list[Trial]:
-  """Loads every model and data set that the trials need, once each, and checks every trial.
-
-  Args:
-    load_one: (config, model of another trial or None) -> a trial, as `trial.prepare`.
-    devices: those of another machine; see `checks.check_options`.
-  """
-  for config in configs:
-    checks.check_options(config, devices)
-  loaded: dict[str, Trial] = {}
-  models: dict[str, hf.Pretrained] = {}
-  trials = []
-  for config in configs:
-    key, model = groups.data_key(config), groups.model_key(config)
-    if key not in loaded:
-      loaded[key] = load_one(config, models.get(model))
-      models[model] = loaded[key].pretrained
-    trials.append(with_config(loaded[key], config))
-    checks.check(trials[-1])
-  datasets = {key: trial.dataset for key, trial in loaded.items()}
-  for group in groups.groups(configs):
-    keys = list(dict.fromkeys(groups.data_key(configs[i]) for i in group))
-    datasets |= zip(keys, data.align([datasets[key] for key in keys]), strict=True)
-  return [trial._replace(dataset=datasets[groups.data_key(trial.config)]) for trial in trials]
-
-
-def _done(folder: Path, trial: Trial) -> bool:
-  """Says whether a trial's result is there.
-
-  Raises:
-    UserError: where it is that of another configuration, base or data, or a file of it is missing
-      or damaged.
-  """
-  result = results.read(folder)
-  if not result:
-    return False
-  results.check_files(folder, result)
-  found = schema.read_json(folder / "config.json")
-  with contextlib.suppress(UserError):  # keys that are newer than the result had their defaults
-    found = json.loads(json.dumps(configs_.complete(found), default=str))
-  old = {"config": configs_.unplaced(found), "base": result.get("base_fingerprint")}
-  new = {"config": configs_.unplaced(trial.config), "base": trial.fingerprint}
-  old["data set"] = data.identity(result.get("data", {}))
-  new["data set"] = data.identity(trial.dataset.report)
-  checkpoint.check_same(f"{folder} holds the result", old, new)
-  return True
-
-
-def _checkpoints(trials: list[Trial], workdir: Path) -> Path:
-  """Names the folder of a group's checkpoints after its configs."""
-  identity = [configs_.unplaced(trial.config) for trial in trials]
-  identity = json.dumps(identity, sort_keys=True, default=str).encode()
-  return workdir / "groups" / hashlib.sha256(identity).hexdigest()[:16]
+def _overridden(config: Any, setting: dict) -> dict:
+  """Returns a config with a trial's settings, neither completed nor checked."""
+  plain = {key: value for key, value in configs_.to_dict(config).items() if key != "sweep"}
+  return configs_.override(plain, setting).to_dict()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from jaxtune import sharding
-from jaxtune.schema import Count, Share, Text
+from jaxtune.schema import Count, Seed, Share, Text
 
 
 class TrainOptions(NamedTuple):
@@ -25,7 +25,7 @@ class TrainOptions(NamedTuple):
     chunk: number of trials that one vmap computes together; None to let
       `preflight.cost.choose_chunk` choose.
     parallel: "jit", or "pmap" for data parallelism over all local devices.
-    mesh: sizes of the axes trial, data, fsdp and tensor, for "jit"; see `sharding.make`.
+    mesh: sizes of the axes trial, data, fsdp, sequence and tensor, for "jit"; see `sharding.make`.
     compilation_cache: a folder in which compiled programs are kept, so that the next run with the
       same program does not compile it; None for none. A folder that jax was given by itself
       (JAX_COMPILATION_CACHE_DIR) is used in its place.
@@ -61,6 +61,7 @@ class SearchOptions(NamedTuple):
       is above the median of the others' mean losses so far (Golovin et al. 2017); None, none.
     rungs: shares of the steps after which configurations are compared, each at the next evaluation.
     keep: the share of configurations that "halving" keeps at a rung, rounded up.
+    tune_seeds: seeds of the trials by which a learning rate is chosen; see `sweeps.tuning`.
     places: how many trials of a program are trained side by side, while the others wait for a free
       place; None for all.
   """
@@ -68,4 +69,5 @@ class SearchOptions(NamedTuple):
   early_exit: Literal["halving", "median"] | None = None
   rungs: tuple[Share, ...] = (0.25, 0.5)
   keep: Share = 0.5
+  tune_seeds: tuple[Seed, ...] = (1000,)
   places: Count | None = None

@@ -7,6 +7,7 @@ from support import made_trials
 
 from jaxtune import libraries
 from jaxtune.api import sweep as sweeps
+from jaxtune.api import trials
 from jaxtune.errors import UserError
 from jaxtune.runs.trial import with_config
 from jaxtune.sweeps import grid
@@ -59,8 +60,8 @@ def test_a_large_sweep_is_counted_and_not_listed():
 def test_a_finished_trial_is_read_back_whole(llama, tmp_path, monkeypatch):
   setup = made_trials.make(llama)
   config = made_trials.complete({"name": "lora"}, {"train.steps": 1}) | {"sweep": ({"seed": [0]},)}
-  monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: with_config(setup, config))
-  monkeypatch.setattr(sweeps.gradients, "check", lambda *_: None)
+  monkeypatch.setattr(trials, "prepare", lambda config, pretrained: with_config(setup, config))
+  monkeypatch.setattr(trials.gradients, "check", lambda *_: None)
   (result,) = sweeps.sweep(config, tmp_path)
   assert result["data"] == setup.dataset.report
   folder = tmp_path / "trials" / "seed=0"

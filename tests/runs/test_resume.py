@@ -12,6 +12,7 @@ import pytest
 from support import made_trials, resumable_run
 
 from jaxtune.api import sweep as sweeps
+from jaxtune.api import trials
 from jaxtune.errors import UserError
 from jaxtune.runs import group
 from jaxtune.runs.trial import with_config
@@ -162,14 +163,14 @@ def test_a_killed_sweep_skips_what_is_done(tmp_path, monkeypatch):
     "sweep": ({"method.rank": [1, 2], "optim.schedule": ["constant", "linear"]},)
   }
 
-  def fragile(trials, *rest):
-    groups.append([t.config["optim"]["schedule"] for t in trials])
+  def fragile(members, *rest):
+    groups.append([t.config["optim"]["schedule"] for t in members])
     if len(groups) == 2:
       raise KeyboardInterrupt
-    return real(trials, *rest)
+    return real(members, *rest)
 
-  monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: with_config(setup, config))
-  monkeypatch.setattr(sweeps.training, "train", fragile)
+  monkeypatch.setattr(trials, "prepare", lambda config, pretrained: with_config(setup, config))
+  monkeypatch.setattr(trials.training, "train", fragile)
   with pytest.raises(KeyboardInterrupt):
     sweeps.sweep(config, tmp_path)
   assert groups == [["constant"] * 2, ["linear"] * 2]
@@ -187,7 +188,7 @@ def test_a_killed_sweep_skips_what_is_done(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="another config: optim.learning_rate was 0.01, is now 0.5"):
     sweeps.sweep(config | {"optim": config["optim"] | {"learning_rate": 0.5}}, tmp_path)
   changed = setup._replace(dataset=setup.dataset._replace(report={"files": {"a.jsonl": "b" * 64}}))
-  monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: with_config(changed, config))
+  monkeypatch.setattr(trials, "prepare", lambda config, pretrained: with_config(changed, config))
   with pytest.raises(UserError, match=r"another data set: files.a.jsonl was None, is now 'b{16}'"):
     sweeps.sweep(config, tmp_path)
   assert contents(tmp_path) == saved and len(groups) == 3
@@ -199,12 +200,12 @@ def test_a_longer_axis_trains_what_is_new(tmp_path, monkeypatch):
   setup, real, groups = resumable_run.setup(), group.train, []
   config = made_trials.complete({"name": "lora", "rank": 2}, {"train.steps": 1})
 
-  def counted(trials, *rest):
-    groups.append([t.config["method"]["rank"] for t in trials])
-    return real(trials, *rest)
+  def counted(members, *rest):
+    groups.append([t.config["method"]["rank"] for t in members])
+    return real(members, *rest)
 
-  monkeypatch.setattr(sweeps, "prepare", lambda config, pretrained: with_config(setup, config))
-  monkeypatch.setattr(sweeps.training, "train", counted)
+  monkeypatch.setattr(trials, "prepare", lambda config, pretrained: with_config(setup, config))
+  monkeypatch.setattr(trials.training, "train", counted)
   sweeps.sweep(config | {"sweep": ({"method.rank": [1]},)}, tmp_path)
   (path,) = tmp_path.glob("trials/*/config.json")
   older = json.loads(path.read_text())

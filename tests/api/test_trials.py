@@ -1,0 +1,112 @@
+"""Trials that fail, and learning rates that a sweep chooses."""
+
+import json
+
+import pytest
+from support import made_trials
+
+from jaxtune.api import sweep as sweeps
+from jaxtune.api import trials
+from jaxtune.errors import UserError
+from jaxtune.runs.trial import with_config
+from jaxtune.sweeps import tuning
+
+CHANGES = {"train.steps": 4, "train.eval_every": 2, "optim.warmup": 0, "optim.clip": None}
+
+
+def config(sweep):
+  return made_trials.complete({"name": "lora", "rank": 2}, CHANGES) | {"sweep": sweep}
+
+
+@pytest.fixture
+def setup(llama, monkeypatch):
+  made = made_trials.make(llama)
+  monkeypatch.setattr(trials, "prepare", lambda config, pretrained: with_config(made, config))
+  monkeypatch.setattr(trials.gradients, "check", lambda *_: None)
+
+
+def test_a_trial_that_fails_stops_no_other(setup, tmp_path, monkeypatch, capsys):
+  real, broken, tried = trials.training.train, [2], []
+
+  def fragile(members, *rest):
+    ranks = [t.config["method"]["rank"] for t in members]
+    tried.append((ranks, rest[-1]))
+    if {*broken} & {*ranks}:
+      raise ValueError(f"rank {broken[0]} is broken")
+    return real(members, *rest)
+
+  monkeypatch.setattr(trials.training, "train", fragile)
+  swept = config(({"method.rank": [1, 2, 4]},))
+  results = sweeps.sweep(swept, tmp_path)
+  assert sorted(r["settings"]["method.rank"] for r in results) == [1, 4]
+  assert [ranks for ranks, _ in tried] == [[1, 2, 4], [1], [2], [4]]
+  failed = tmp_path / "trials" / "rank=2" / "failed.json"
+  assert json.loads(failed.read_text())["reason"] == "ValueError: rank 2 is broken"
+  assert "1 of 3 trials failed" in capsys.readouterr().err
+  assert len(list((tmp_path / "groups").glob("*"))) == 0
+
+  broken.clear()
+  assert len(sweeps.sweep(swept, tmp_path)) == 3 and not failed.exists()
+  assert [ranks for ranks, _ in tried[4:]] == [[2]], "what is done is not trained again"
+
+
+def test_a_group_too_large_for_the_memory_is_tried_with_fewer_at_a_time(
+  setup, tmp_path, monkeypatch
+):
+  real, chunks = trials.training.train, []
+
+  def narrow(members, folders, bases, checkpoints, chunk):
+    chunks.append((len(members), chunk))
+    if chunk > 1:
+      raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    return real(members, folders, bases, checkpoints, chunk)
+
+  monkeypatch.setattr(trials.training, "train", narrow)
+  monkeypatch.setattr(trials.cost, "choose_chunk", lambda _: 4)
+  assert len(sweeps.sweep(config(({"method.rank": [1, 2]},)), tmp_path)) == 2
+  assert chunks == [(2, 4), (2, 2), (2, 1)]
+
+
+def test_all_trials_fail(setup, tmp_path, monkeypatch):
+  def broken(*_):
+    raise ValueError("no good")
+
+  monkeypatch.setattr(trials.training, "train", broken)
+  with pytest.raises(UserError, match="all 2 trials of .* failed, the first one with .*no good"):
+    sweeps.sweep(config(({"method.rank": [1, 2]},)), tmp_path)
+
+
+def test_a_configuration_gets_the_rate_that_is_best_on_validation(setup, tmp_path):
+  """The rate that diverges is not chosen; seeds of the choice are not those of the results."""
+  rates = tuning.tune([1e-6, 3e-2, 1e30])
+  swept = config((
+    {"method.rank": [1, 2], "optim.learning_rate": [rates], "seed": [0, 1]},
+    {"method.rank": [4], "optim.learning_rate": [1e-3]},
+  ))  # fmt: skip
+  results = sweeps.sweep(swept, tmp_path)
+  rate = {(r["settings"]["method.rank"], r["settings"]["optim.learning_rate"]) for r in results}
+  assert rate == {(1, 3e-2), (2, 3e-2), (4, 1e-3)} and len(results) == 5
+  curves = json.loads((tmp_path / "tuning.json").read_text())
+  assert curves.keys() == {"rank=1", "rank=2"} and not curves["rank=1"]["at_edge"]
+  low, best, high = curves["rank=1"]["losses"]
+  assert best < low and high is None
+  seeds = {json.loads(p.read_text())["seed"] for p in tmp_path.glob("tuning/*/config.json")}
+  assert seeds == {1000} and len(list(tmp_path.glob("tuning/*/result.json"))) == 6
+  name = "rank=1,learning_rate=tuned,seed=1"
+  stated = json.loads((tmp_path / "trials" / name / "config.json").read_text())
+  assert stated["optim"]["learning_rate"] == 3e-2 and stated["seed"] == 1
+
+
+@pytest.mark.parametrize(
+  ("value", "says"),
+  [
+    ({"tune": [1e-3]}, "has 1 rate to choose from"),
+    ({"tune": [1e-3, -1.0]}, "expected a number, or tune"),
+    ({"rates": [1e-3]}, "expected a number, or tune"),
+  ],
+)
+def test_rates_to_choose_from(value, says):
+  with pytest.raises(UserError, match=says):
+    tuning.rates_of({"optim": {"learning_rate": value}})
+  with pytest.raises(UserError, match="of 0.1, 1 trains without divergence"):
+    tuning.choose([0.1, 1.0], [None, None])

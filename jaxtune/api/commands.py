@@ -57,7 +57,7 @@ def _train(options: Namespace) -> int:
 def _sweep(options: Namespace) -> None:
   jaxtune.sweep(_config(options), options.workdir, options.metric, options.most_trials)
   report = Path(options.workdir, "report.md").read_text()
-  print("\n".join(line for line in report.splitlines() if line.startswith("|")))
+  print(report.partition("\n<details>")[0].partition("\n\n")[2])
   print(f"report: {options.workdir}/report.html")
 
 

@@ -27,7 +27,7 @@ MOST_TRIALS = 1000  # more have to be confirmed
 def sweep(
   config: Any, workdir: str | Path, metric: str | None = None, most_trials: int = MOST_TRIALS
 ) -> list[dict]:
-  """Trains every trial of `config.sweep` and writes results.csv, report.md, report.html and plots.
+  """Trains every trial of `config.sweep` and writes its report; see `sweeps.report`.
 
   Args:
     config: as for `fit`, with a `sweep`: a tuple of grids {axis: values}.

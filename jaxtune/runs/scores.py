@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,14 +52,14 @@ def write(folder: Path, trial: Trial, judged: judge.Judged) -> None:
   if not draws:
     return
   rows = {name: np.asarray(judged.rows[name]) for name in ("loss", "weight", "correct")}
-  examples = identity(getattr(trial.dataset, judged.split))
+  examples = identity(getattr(trial.dataset, judged.split), judged.examples)
   flat = rows | {f"draws/{name}": np.asarray(x, np.float64) for name, x in draws.items()}
   metadata = {"jaxtune": json.dumps({"examples": examples})}  # as in `folder.write`
   write_atomically(folder / NAME, save(flat, metadata))
 
 
 def read(folder: Path, result: dict) -> Scores | None:
-  """Reads a trial's scores; None where it has none, as those of older versions.
+  """Reads a trial's scores; None where it has none, as those of older versions, or lost the file.
 
   Args:
     result: the trial's result.json.
@@ -66,10 +67,10 @@ def read(folder: Path, result: dict) -> Scores | None:
   Raises:
     UserError: where the file is not the one that the result was written with.
   """
-  if NAME not in result.get("files", {}):
+  path = folder / NAME
+  if NAME not in result.get("files", {}) or not path.exists():
     return None
   results.check_files(folder, result, (NAME,))
-  path = folder / NAME
   try:
     with safe_open(path, "numpy") as file:
       stated = schema.parse_json(file.metadata()["jaxtune"], path)
@@ -81,7 +82,11 @@ def read(folder: Path, result: dict) -> Scores | None:
   return Scores(examples, {k: x for k, x in flat.items() if not k.startswith("draws/")}, draws)
 
 
-def identity(split: Split) -> str:
-  """Returns a hash of the rows that a split's examples were made of, and of their number."""
-  rows = json.dumps([split.examples, split.rows], sort_keys=True, default=str)
+def identity(split: Split, predicted: Sequence[int] = ()) -> str:
+  """Returns a hash of the rows that a split's examples were made of.
+
+  Args:
+    predicted: the numbers of the examples that predictions were made for.
+  """
+  rows = json.dumps([split.examples, list(predicted), split.rows], sort_keys=True, default=str)
   return hashlib.sha256(rows.encode()).hexdigest()

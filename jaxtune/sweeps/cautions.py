@@ -76,8 +76,8 @@ def unresolved(evidence: Evidence) -> list[Caution]:
     return []
   text = (
     f"Not told apart from {evidence.reference} by {metrics.title(evidence.metric)} at 5 % (paired, "
-    f"Holm's correction): {listed(named)}. Seeds needed are those with which a t test finds a "
-    "difference as large as this one with probability 0.8, before any correction."
+    f"Holm's correction): {listed(named)}. Seeds needed are those with which a t test would find "
+    "a difference as large as this one with probability 0.8, before any correction."
   )
   return of_rows("unresolved", text, named.values())
 

@@ -20,7 +20,8 @@ _TOKENS = 1.05  # how much more data count as more
 def find(evidence: Evidence) -> list[Caution]:
   """Returns what all functions here find."""
   rules = (
-    scale, one_rate, edge, few_seeds, unequal_seeds, selection, tokens, other_examples, far_base,
+    scale, one_rate, edge, few_seeds, unequal_seeds, selection, tokens, other_examples,
+    other_tokens, far_base,
   )  # fmt: skip
   return chained(rules, evidence)
 
@@ -102,13 +103,13 @@ def edge(evidence: Evidence) -> list[Caution]:
       known = stats.over_seeds(best.results, evidence.metric).mean is not None
       if wanted and known and best in ends:
         end = "lowest" if best is line[0] else "highest"
-        at_edge[f"{label or 'all'} ({end} of {len(line)}, {stats.show(best.settings[path])})"] = (
-          best
-        )
+        named = "" if label in ("", "all") else f" for {label}"
+        value = stats.show(best.settings[path])
+        at_edge[f"{value}, the {end} of {len(line)}{named}"] = best
     if at_edge:
       found += of_rows("edge", _edge(path, at_edge), at_edge.values())
   chosen = {
-    f"{name} ({stats.show(curve['chosen'])})": name
+    f"{stats.show(curve['chosen'])} for {name}": name
     for name, curve in evidence.curves.items()
     if curve.get("at_edge")
   }
@@ -225,6 +226,19 @@ def other_examples(evidence: Evidence) -> list[Caution]:
   return [Caution("other_examples", text, tuple(t for trials in sets.values() for t in trials))]
 
 
+def other_tokens(evidence: Evidence) -> list[Caution]:
+  """Finds losses and perplexities that are per token of different tokenizers."""
+  known = {result["data"].get("tokenizer") for result in evidence.results if "data" in result}
+  name = evidence.metric.partition("/")[0]
+  if len(known) < 2 or not name.endswith(("_loss", "_perplexity")):
+    return []
+  text = (
+    f"The models have different tokenizers, and {metrics.title(name)} is per token: it cannot be "
+    "compared between them. Compare metrics of the text that they write, or of their answers."
+  )
+  return of_rows("other_tokens", text, evidence.rows)
+
+
 def far_base(evidence: Evidence) -> list[Caution]:
   """Finds a base whose perplexity is more than ten times that of the best configuration.
 
@@ -265,6 +279,6 @@ def replicates(evidence: Evidence) -> str:
   if config.get("evaluate.temperature"):
     drawn.append("the generated text")
   return (
-    f"Replicates differ in `seed`, which draws {listed(drawn)} all at once: intervals are over all "
-    "of these together, and do not tell them apart."
+    f"Replicates differ in the seed, which draws {listed(drawn)} all at once: intervals are over "
+    "all of these together, and do not tell them apart."
   )

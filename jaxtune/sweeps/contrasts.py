@@ -43,8 +43,8 @@ def main(evidence: Evidence, named: str) -> table.Table:
     change if alone else f"difference from {named} (p by Holm)",
     "seconds per trial",
   ]
-  body = [[cells[0], "0", cells[4], "-", "-"] for cells in table.untrained(rows, {metric: digits})]
-  count = len(body)
+  bases = [cells for cells in table.untrained(rows, {metric: digits}) if cells[4] != "-"]
+  body = [[cells[0], "0", cells[4], "-", "-"] for cells in bases]
   for row in rows:
     seconds = stats.summarize(result["seconds"] for result in row.results).mean
     pair = pairs_.find(evidence.pairs, row.label, evidence.reference)
@@ -58,7 +58,7 @@ def main(evidence: Evidence, named: str) -> table.Table:
         f"{seconds:.1f}",
       ]
     )
-  return table.Table(header, body, count)
+  return table.Table(header, body, len(bases))
 
 
 def comparisons(pairs: Sequence[pairs_.Pair], metric: str, reference: str) -> table.Table:
@@ -99,7 +99,7 @@ def _comparison(pair: pairs_.Pair) -> list[str]:
     f"{test.difference:+.4g}",
     between(test.interval, "+.4g") if test.interval else "-",
     *(number(p, ".3g") for p in (test.p, pair.p_reference, pair.p_pairs)),
-    f"{effect.g:+.2f} {between(effect.interval, '.2f')}" if effect else "-",
+    f"{number(effect.g, '+.2f')} {between(effect.interval, '.2f')}" if effect else "-",
     number(pair.better, ".3f"),
     f"{pair.wins} of {len(pair.seeds)}" + (f", {pair.ties} equal" if pair.ties else ""),
     str(needed),

@@ -1,14 +1,23 @@
 """Tests of paired differences: two configurations with the same seeds, on the same examples.
 
-Which test is right depends on what varies. Another seed would give another difference, and so would
-other examples; a statement about "A is better than B" means neither these seeds nor these examples.
-A bootstrap that resamples both (or a permutation of the signs) is the usual answer, but with the
-three to five seeds of a sweep it is wrong: resampled seeds vary too little, by (E - 1) / E and as
-normal numbers do, so that its 95 % intervals cover about 80 %, and of 2^5 signs the least two-sided
-p is 0.06. The design is that of readers who judge the same cases in radiology, with seeds for the
-readers, and `test` is its standard analysis (Obuchowski and Rockette 1995; degrees of freedom of
-Hillis 2007): seeds enter by Student's t, and the part that examples share over seeds by the
-bootstrap over examples, of which there are enough. Without draws it is the paired t test.
+Which test is right depends on what varies. "A is better than B" is meant of other seeds and of
+other examples than those that were drawn, and both make the difference of two figures vary:
+
+  variance of the mean difference = variance over seeds / E + covariance by examples
+
+The first part is estimated from the E differences (it holds what seeds and examples do together),
+the second from the metric on resamples of the examples, as the covariance that two seeds share. The
+paired t test knows the first part alone: where both parts are equal, its 95 % intervals of five
+seeds cover 88 %. A bootstrap of both, the usual answer, resamples three or five seeds, which vary
+too little (by (E - 1) / E, and without Student's tails): over seeds alone it covers 73 % or 84 %. A
+permutation of the signs of five seeds knows no p below 0.06. So seeds enter by Student's t and
+examples, of which there are enough, by the normal distribution: the mean difference less the true
+one is distributed as their sum (Behrens and Fisher). Its intervals cover 95 % where one part is
+small, and in between more, up to 99 % with two seeds. The split of the variance is that of
+Obuchowski and Rockette (1995), whose readers and cases are our seeds and examples; with the degrees
+of freedom of Hillis (2007), two seeds cover 87 %.
+
+Without scores by example the test is the paired t test, and with one seed it is of examples alone.
 
 Dimensions: E seeds (trials), Z resamples of the examples.
 """
@@ -25,8 +34,13 @@ from jaxtyping import Float
 from jaxtune import libraries
 
 special = libraries.Lazy("scipy.special")
+optimize = libraries.Lazy("scipy.optimize")
 _MOST_SEEDS = 1000
+_ROUNDING = 1e-9  # of the largest value
 Interval = tuple[float, float]
+# Quantiles, dense towards 0 where the tails of Student's t are, and their weights (Gauss-Legendre).
+_NODES, _LENGTHS = np.polynomial.legendre.leggauss(100)
+_QUANTILES, _WEIGHTS = ((_NODES + 1) / 2) ** 3, 1.5 * ((_NODES + 1) / 2) ** 2 * _LENGTHS
 
 
 class Test(NamedTuple):
@@ -36,8 +50,8 @@ class Test(NamedTuple):
     difference: its mean over seeds.
     interval: of 95 %; None where nothing varies.
     p: two-sided; None where nothing varies but there is a difference.
-    positive: the probability that the difference is above 0: the posterior of Student's t with a
-      flat prior on the mean and on the logarithm of the standard deviation.
+    positive: the probability that the true difference is above 0, with a flat prior on it and on
+      the logarithm of the deviation over seeds: the share of the test's distribution above 0.
     varied: what the test knows to vary: "seeds and examples", "seeds", "examples" or "nothing".
   """
 
@@ -53,13 +67,13 @@ class Effect(NamedTuple):
 
   Attributes:
     g: Hedges' g of pairs: Cohen's d_z, the mean by the standard deviation of the differences, times
-      the factor that makes it unbiased.
+      the factor that makes it unbiased; None of two seeds, which have no such factor.
     interval: of 95 % for the true size, by the noncentral t distribution.
-    seeds_needed: the seeds with which the paired t test at 5 % (before any correction) finds a
-      difference of size d_z with probability 0.8; None for more than a thousand.
+    seeds_needed: the seeds with which the paired t test at 5 % (on the same examples, before any
+      correction) finds a difference of size d_z with probability 0.8; None beyond a thousand.
   """
 
-  g: float
+  g: float | None
   interval: Interval
   seeds_needed: int | None
 
@@ -72,21 +86,33 @@ def test(differences_E: Sequence[float], draws_EZ: Float[np.ndarray, "E Z"] | No
     draws_EZ: the same differences on resamples of the examples, which are the same for all seeds.
   """
   values = np.asarray(differences_E, np.float64)
-  count, mean = len(values), float(values.mean())
-  of_seeds = _variance(values)
-  shared = 0.0 if draws_EZ is None else _shared_variance(draws_EZ)
-  parts = [name for name, x in (("seeds", of_seeds), ("examples", shared)) if x > 0]
-  varied = " and ".join(parts) or "nothing"
+  mean, count = float(values.mean()), len(values)
+  seeds = math.sqrt(_variance(values) / count)
+  examples = 0.0 if draws_EZ is None else math.sqrt(_shared_variance(draws_EZ))
+  parts = [name for name, error in (("seeds", seeds), ("examples", examples)) if error]
   if not parts:
-    return Test(mean, None, None if mean else 1.0, None if mean else 0.5, varied)
-  error = math.sqrt(of_seeds / count + shared)
-  # Hillis' degrees of freedom: count - 1 where examples add nothing, infinite where seeds do not.
-  freedom = (count - 1) * (1 + count * shared / of_seeds) ** 2 if of_seeds else math.inf
-  below = lambda t: float(special.ndtr(t) if math.isinf(freedom) else special.stdtr(freedom, t))
-  infinite = math.isinf(freedom)
-  half = error * float(special.ndtri(0.975) if infinite else special.stdtrit(freedom, 0.975))
-  t = mean / error
-  return Test(mean, (mean - half, mean + half), 2 * below(-abs(t)), below(t), varied)
+    return Test(mean, None, None if mean else 1.0, None if mean else 0.5, "nothing")
+  above = lambda x: _above(x, seeds, examples, count - 1)
+  bound = float(special.stdtrit(count - 1, 0.975)) * seeds if seeds else 0.0
+  if examples:  # the sum reaches less far than both bounds together
+    ends = 0.0, 2 * bound + 3 * examples
+    bound = float(optimize.brentq(lambda x: above(x) - 0.025, *ends, rtol=1e-9))
+  p, positive = 2 * above(abs(mean)), above(-mean)
+  return Test(mean, (mean - bound, mean + bound), p, positive, " and ".join(parts))
+
+
+def _above(x: float, seeds: float, examples: float, freedom: int) -> float:
+  """Returns P(seeds * T + examples * N > x), with T of Student's t and N normal.
+
+  Given the chi-square in T the sum is normal; that is integrated over the chi-square's quantiles.
+  """
+  if not examples:
+    return float(special.stdtr(freedom, -x / seeds))
+  if not seeds:
+    return float(special.ndtr(-x / examples))
+  squares = 2 * special.gammaincinv(freedom / 2, _QUANTILES)
+  deviations = np.sqrt(seeds**2 * freedom / squares + examples**2)
+  return float(special.ndtr(-x / deviations) @ _WEIGHTS)
 
 
 def effect(differences_E: Sequence[float]) -> Effect | None:
@@ -99,13 +125,11 @@ def effect(differences_E: Sequence[float]) -> Effect | None:
   # The noncentrality at which the observed t is the 97.5th, and the 2.5th percentile.
   of_share = lambda share: float(special.nctdtrinc(freedom, share, abs(size) * root)) / root
   low, high = sorted(math.copysign(1, size) * of_share(share) for share in (0.975, 0.025))
-  return Effect(_unbiased(freedom) * size, (low, high), seeds_needed(size))
+  return Effect(_unbiased(freedom) * size if count > 2 else None, (low, high), seeds_needed(size))
 
 
 def _unbiased(freedom: int) -> float:
-  """Returns the factor of Hedges' g (1981): of two pairs, whose d_z has no mean, 0."""
-  if freedom < 2:
-    return 0.0
+  """Returns the factor of Hedges (1981)."""
   logarithm = math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)
   return math.exp(logarithm) / math.sqrt(freedom / 2)
 
@@ -166,7 +190,7 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 2000) -> Interv
 
 def _variance(values: np.ndarray) -> float:
   """Returns the variance of values; 0 of one value, or where they differ by rounding alone."""
-  if len(values) < 2 or np.ptp(values) <= 1e-9 * np.abs(values).max():
+  if len(values) < 2 or np.ptp(values) <= _ROUNDING * np.abs(values).max():
     return 0.0
   return float(values.var(ddof=1))
 
@@ -177,9 +201,9 @@ def _shared_variance(draws_EZ: np.ndarray) -> float:
   Of one seed it is its whole variance by examples.
   """
   count = len(draws_EZ)
-  if not np.isfinite(draws_EZ).all():
+  if not np.isfinite(draws_EZ).all() or not _variance(draws_EZ.mean(0)):
     return 0.0
   if count == 1:
-    return float(draws_EZ[0].var(ddof=1))
+    return _variance(draws_EZ[0])
   covariances = np.cov(draws_EZ)
   return max(0.0, float(covariances.sum() - np.trace(covariances)) / (count * (count - 1)))

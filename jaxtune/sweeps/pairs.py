@@ -96,7 +96,7 @@ def turned(pair: Pair) -> Pair:
       interval=other(test.interval),
       positive=probability(test.positive),
     ),
-    effect=effect and effect._replace(g=-effect.g, interval=other(effect.interval)),
+    effect=effect and effect._replace(g=effect.g and -effect.g, interval=other(effect.interval)),
     better=probability(pair.better),
     wins=len(pair.seeds) - pair.wins - pair.ties if test else 0,
   )

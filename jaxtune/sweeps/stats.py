@@ -14,7 +14,7 @@ from jaxtune.runs.results import diverged
 from jaxtune.sweeps import grid
 from jaxtune.sweeps.groups import SHARES
 
-scipy_stats = libraries.Lazy("scipy.stats")
+special = libraries.Lazy("scipy.special")
 # Options of the training data alone, on which the metrics of the untuned base do not depend.
 _OF_TRAINING = tuple(f"data.{name}" for name in SHARES)
 
@@ -47,7 +47,8 @@ def summarize(values: Iterable[float | None]) -> Summary:
     return Summary(None, None, len(present), diverged)
   half_width = None
   if len(present) > 1:
-    half_width = float(scipy_stats.t.ppf(0.975, len(present) - 1) * scipy_stats.sem(present))
+    error = float(np.std(present, ddof=1)) / math.sqrt(len(present))
+    half_width = float(special.stdtrit(len(present) - 1, 0.975)) * error
   return Summary(float(np.mean(present)), half_width, len(present), 0)
 
 

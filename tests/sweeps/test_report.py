@@ -31,6 +31,30 @@ def test_files(made, tmp_path):
   assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
 
 
+def test_warnings_come_first_and_details_are_folded(made, tmp_path):
+  results = made.ranks({1: [2.0, 2.1], 4: [1.5, 1.4]})
+  for name, reason in (("rank=8,seed=0", "out of memory"), (results[0]["trial"], "an earlier one")):
+    folder = tmp_path / "trials" / name
+    folder.mkdir(parents=True)
+    (folder / "failed.json").write_text(json.dumps({"reason": reason}))
+  (tmp_path / "trials" / results[0]["trial"] / "result.json").write_text("{}")
+  curve = {"rates": [0.1, 1.0], "losses": [2.0, 1.0], "chosen": 1.0, "at_edge": True}
+  (tmp_path / "tuning.json").write_text(json.dumps({"rank=4": curve}))
+  written = report.write(results, tmp_path).read_text()
+  first, folded, _ = written.partition("<details><summary>All columns</summary>")
+  warnings, _, main = first.partition("| configuration |")
+  assert warnings.startswith("# Sweep report\n\nBeware:\n\n- Failed (1 trials")
+  assert "rank=8,seed=0 (out of memory)" in warnings and "an earlier one" not in warnings
+  assert "optim.learning_rate is at an edge of the values that were tried: 1 for rank=4" in warnings
+  assert "Fewer than 3 seeds" in warnings and "% of base" not in main
+  assert folded and written.count("</details>") == 2
+  page = (tmp_path / "report.html").read_text()
+  assert page.index("out of memory") < page.index("<th>configuration")
+  assert (tmp_path / "results.csv").read_text().splitlines()[-1].endswith(",out of memory")
+  assert (tmp_path / "results.parquet").read_bytes().startswith(b"PAR1")
+  assert r"lora rank=4 & 4,000 & 1.450" in (tmp_path / "table.tex").read_text()
+
+
 def test_table_begins_with_the_base_and_goes_on_best_first(made):
   results = made.ranks({1: [2.0, 2.2], 2: [math.nan, 1.0], 4: [1.5, 1.5]})
   found = table.build(results, "test_loss")

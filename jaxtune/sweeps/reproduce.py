@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pprint
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from jaxtune import config as configs
 
 
 def describe(
@@ -29,7 +32,8 @@ def describe(
 
 def config_file(given: Mapping[str, Any]) -> str:
   """Writes a config as a config file, by which the sweep can be run again."""
-  body = pprint.pformat(dict(given), width=96, sort_dicts=True)
+  plain = json.loads(configs.to_json(dict(given)))  # as config.json has it: a tuple is a list
+  body = pprint.pformat(plain, width=96, sort_dicts=False)
   indented = body.replace("\n", "\n  ")
   return f"def get_config():\n  return {indented}\n"
 

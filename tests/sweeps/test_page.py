@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 from support import browser, made_sweep
 
@@ -233,6 +234,4 @@ def test_the_config_on_the_page_is_the_config(made, tmp_path):
   page = made[0].open()
   shown = page.find("#reproduce pre")[0].text
   (tmp_path / "again.py").write_text(shown)
-  assert jaxtune.load_config(tmp_path / "again.py").to_dict() == {
-    **GIVEN, "sweep": jaxtune.load_config(tmp_path / "again.py").to_dict()["sweep"],
-  }  # fmt: skip
+  assert jaxtune.load_config(tmp_path / "again.py").to_dict() == ConfigDict(GIVEN).to_dict()

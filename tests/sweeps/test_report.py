@@ -12,6 +12,11 @@ from jaxtune.errors import UserError
 from jaxtune.sweeps import report, table
 
 
+def document(page):
+  """Returns what the page draws."""
+  return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text())[1])
+
+
 def test_files(made, tmp_path):
   path = report.write(
     made.ranks({1: [2.0, 2.1], 4: [1.5, 1.4]}),
@@ -33,14 +38,12 @@ def test_files(made, tmp_path):
 
 def test_warnings_come_first_and_details_are_folded(made, tmp_path):
   results = made.ranks({1: [2.0, 2.1], 4: [1.5, 1.4]})
-  for name, reason in (("rank=8,seed=0", "out of memory"), (results[0]["trial"], "an earlier one")):
-    folder = tmp_path / "trials" / name
-    folder.mkdir(parents=True)
-    (folder / "failed.json").write_text(json.dumps({"reason": reason}))
-  (tmp_path / "trials" / results[0]["trial"] / "result.json").write_text("{}")
+  failed = {"trial": "rank=8,seed=0", "settings": {"method.rank": 8, "seed": 0}, "method": "lora"}
+  failed |= {"folder": str(tmp_path), "state": "failed", "detail": "out of memory"}
+  failed |= {"final": {}, "base": {}}
   curve = {"rates": [0.1, 1.0], "losses": [2.0, 1.0], "chosen": 1.0, "at_edge": True}
   (tmp_path / "tuning.json").write_text(json.dumps({"rank=4": curve}))
-  written = report.write(results, tmp_path).read_text()
+  written = report.write(results, tmp_path, unfinished=[failed]).read_text()
   first, folded, _ = written.partition("<details><summary>All columns</summary>")
   warnings, _, main = first.partition("| configuration |")
   assert warnings.startswith("# Sweep report\n\nBeware:\n\n- Failed (1 trials")
@@ -48,8 +51,7 @@ def test_warnings_come_first_and_details_are_folded(made, tmp_path):
   assert "optim.learning_rate is at an edge of the values that were tried: 1 for rank=4" in warnings
   assert "Fewer than 3 seeds" in warnings and "% of base" not in main
   assert folded and written.count("</details>") == 2
-  page = (tmp_path / "report.html").read_text()
-  assert page.index("out of memory") < page.index("<th>configuration")
+  assert "out of memory" in document(tmp_path / "report.html")["warnings"][0]
   assert (tmp_path / "results.csv").read_text().splitlines()[-1].endswith(",out of memory")
   assert (tmp_path / "results.parquet").read_bytes().startswith(b"PAR1")
   assert r"lora rank=4 & 4,000 & 1.450" in (tmp_path / "table.tex").read_text()
@@ -136,8 +138,8 @@ def test_text_is_escaped(made, tmp_path):
   assert "a\\|b" in written
   page = (tmp_path / "report.html").read_text()
   assert "<b>" not in page
-  document = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
-  assert [one["settings"]["data.template"] for one in document["configurations"]] == ["a|b", "<b>&"]
+  shown = document(tmp_path / "report.html")["configurations"]
+  assert [one["settings"]["data.template"] for one in shown] == ["a|b", "<b>&"]
 
 
 def test_mistakes_are_named(made, tmp_path):

@@ -74,6 +74,7 @@ def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> li
       notes=notes,
       given={workdir.absolute().name: configs_.to_dict(config)},
       unfinished=failed,
+      curves=collect.curves(workdir),
     )
   hosts.wait("report")
   metric = table.choose_metric(outcomes, metric)

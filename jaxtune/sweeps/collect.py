@@ -35,6 +35,12 @@ def read(
   return finished, unfinished
 
 
+def curves(folder: Path) -> dict[str, dict]:
+  """Reads how a sweep chose the learning rates of its configurations; {} where it chose none."""
+  path = folder / "tuning.json"
+  return schema.read_json(path) if path.exists() else {}
+
+
 def _state(place: Path, running: bool, steps: int) -> tuple[str, str]:
   """Says in a word, and in detail, what becomes of a trial without a result."""
   if (place / FAILED).exists():

@@ -42,8 +42,8 @@ def test_warnings_come_first_and_details_are_folded(made, tmp_path):
   failed |= {"folder": str(tmp_path), "state": "failed", "detail": "out of memory"}
   failed |= {"final": {}, "base": {}}
   curve = {"rates": [0.1, 1.0], "losses": [2.0, 1.0], "chosen": 1.0, "at_edge": True}
-  (tmp_path / "tuning.json").write_text(json.dumps({"rank=4": curve}))
-  written = report.write(results, tmp_path, unfinished=[failed]).read_text()
+  given = {"unfinished": [failed], "curves": {"rank=4": curve}}
+  written = report.write(results, tmp_path, **given).read_text()
   first, folded, _ = written.partition("<details><summary>All columns</summary>")
   warnings, _, main = first.partition("| configuration |")
   assert warnings.startswith("# Sweep report\n\nBeware:\n\n- Failed (1 trials")

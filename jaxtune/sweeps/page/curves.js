@@ -72,6 +72,39 @@ function drawCurve(to, one, points, dash, key) {
     text: `${one.label}\nstep ${step}: ${title(key)} ${show(mean)}` }));
 }
 
+// Draws how a sweep chose the learning rates of its configurations, if it did.
+function addTuning() {
+  if (!data.tuning.length) return;
+  const edges = data.tuning.filter((one) => one.at_edge).map((one) => one.name);
+  const element = section("rates", "Learning rates", "Mean validation loss of every rate that was tried, "
+    + "with seeds of its own; a ring is around the chosen one. "
+    + (edges.length ? `At the edge, so that a better one may lie beyond: ${edges.join("; ")}.` : ""));
+  const put = figure(element, "learning-rates");
+  drawers.push(() => put(drawTuning(widthOf(element))));
+}
+
+function drawTuning(width) {
+  const lines = data.tuning.map(({ name, rates, losses, chosen }, i) => ({ name, stroke: color(i), chosen,
+    points: rates.map((rate, j) => [rate, losses[j]]).filter(([, loss]) => isNumber(loss)) }));
+  const svg = picture(width, 320, "validation loss against the learning rate");
+  const all = lines.flatMap(({ points }) => points);
+  const to = panel(svg, { left: 0, top: 0, width, height: 320 }, { xs: all.map(([rate]) => rate),
+    ys: all.map(([, loss]) => loss), xTitle: "learning rate", yTitle: "validation loss", x: { log: true } });
+  const targets = lines.flatMap(({ name, stroke, chosen, points }) => {
+    const places = points.map(([rate, loss]) => [to.x(rate), to.y(loss)]);
+    to.group.append(draw("path", { d: path(places), stroke, fill: "none", "stroke-width": 1.6 }));
+    return points.map(([rate, loss], i) => {
+      const [x, y] = places[i];
+      to.group.append(draw("circle", { cx: x, cy: y, r: rate === chosen ? 6 : 2.5, stroke,
+        "stroke-width": 2, fill: rate === chosen ? "none" : stroke }));
+      return { x, y, text: `${name}\nlearning rate ${short(rate)}: validation loss ${show(loss)}` };
+    });
+  });
+  legend(svg, lines, width, 324);
+  hover(svg, targets);
+  return svg;
+}
+
 function addParallel() {
   if (data.configurations.length < 2) return;
   const element = section("parallel", "Parallel coordinates",

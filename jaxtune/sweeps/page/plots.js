@@ -52,7 +52,7 @@ function drawBase(to, base) {
 }
 
 const groupBy = (items, key) => Map.groupBy(items, key);
-const plain = (value) => value === undefined ? "–" : show(value);
+const plain = (value) => value === undefined ? "–" : short(value);
 const settingOf = (one, key) => (key === "method" ? one.method : plain(one.settings[key]));
 const empty = () => make("p", { class: "note" }, "Nothing to show: no configuration has such values.");
 
@@ -85,6 +85,8 @@ function drawAgainst(width, view) {
   const colors = unique(shown.map((one) => settingOf(one, key)));
   const entries = colors.map((name, i) => ({ name: key === "method" ? name : `${nameOf(key)}: ${name}`,
     stroke: color(i) }));
+  const without = visible().filter(valueOf).length - shown.length;
+  if (without) entries.push({ name: `${without} without ${nameOf(view.x)} are not drawn`, stroke: "none" });
   const svg = picture(width, below, arrow(state.metric));
   const { ys, base } = extent(shown);
   const targets = [];

@@ -93,6 +93,12 @@ def test_no_error_and_nothing_beside_the_screen(made, width, theme):
   assert page.run(outside) == [], "no label is cut off"
 
 
+def test_what_has_no_place_on_an_axis_is_counted(made):
+  page = made[0].open()
+  assert "2 without rank are not drawn" in page.find("#axes svg")[0].text
+  assert len(page.find("#axes g[data-c]")) == 3
+
+
 def test_output_of_a_model_is_text(made):
   page = made[0].open()
   assert page.driver.title == "ranks & lengths"

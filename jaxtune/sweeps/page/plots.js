@@ -85,7 +85,7 @@ function drawAgainst(width, view) {
   const colors = unique(shown.map((one) => settingOf(one, key)));
   const entries = colors.map((name, i) => ({ name: key === "method" ? name : `${nameOf(key)}: ${name}`,
     stroke: color(i) }));
-  const without = visible().filter(valueOf).length - shown.length;
+  const without = visible().filter((one) => valueOf(one)).length - shown.length;
   if (without) entries.push({ name: `${without} without ${nameOf(view.x)} are not drawn`, stroke: "none" });
   const svg = picture(width, below, arrow(state.metric));
   const { ys, base } = extent(shown);

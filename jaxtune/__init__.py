@@ -23,6 +23,7 @@ if TYPE_CHECKING:
   from jaxtune.api.import_adapter import import_adapter as import_adapter
   from jaxtune.api.plan import plan as plan
   from jaxtune.api.show import show as show
+  from jaxtune.api.status import status as status
   from jaxtune.api.sweep import sweep as sweep
   from jaxtune.config import load_config as load_config
   from jaxtune.runs.finished import Run as Run
@@ -47,6 +48,7 @@ _HOMES = {
   "load_runs": "runs.finished",
   "plan": "api.plan",
   "show": "api.show",
+  "status": "api.status",
   "sweep": "api.sweep",
 }
 __all__ = list(_HOMES)

@@ -58,7 +58,7 @@ def _train(options: Namespace) -> int:
 def _sweep(options: Namespace) -> None:
   jaxtune.sweep(_config(options), options.workdir, options.metric, options.most_trials)
   report = Path(options.workdir, "report.md").read_text()
-  print("\n".join(line for line in report.splitlines() if line.startswith("|")))
+  print(report.partition("\n<details>")[0].partition("\n\n")[2])
   print(f"report: {options.workdir}/report.html")
 
 
@@ -70,6 +70,10 @@ def _status(options: Namespace) -> None:
     print(f"\n{status.text(found)}", flush=True)
     if not any(one.state in ("running", "waiting") for one in found):
       return
+
+
+def _report(options: Namespace) -> None:
+  print(f"report: {jaxtune.report(options.sweeps, options.out, options.metric)}")
 
 
 def _evaluate(options: Namespace) -> None:
@@ -188,7 +192,12 @@ COMMANDS = {
   } | _MOST_TRIALS | _HOSTS, "workdir"),
   "status": Command(_status, "say how far the trials of a sweep, or a run, are", {
     "workdir": dict(metavar="DIR", help="the folder of the sweep or the run"),
-    "--watch": dict(type=float, metavar="SECONDS", help="says it again and again until all is done"),
+    "--watch": dict(type=float, metavar="SECONDS", help="says it again until all is done"),
+  }, configurable=False),
+  "report": Command(_report, "write the report of sweeps anew, joined and while they run", {
+    "sweeps": dict(nargs="+", metavar="DIR", help="the folder of a sweep"),
+    "--out": dict(metavar="DIR", help="the report's folder (default: that of a single sweep)"),
+    "--metric": dict(help="what the report is sorted by (default: test loss)"),
   }, configurable=False),
   "evaluate": Command(_evaluate, "judge a finished run and its untuned base", _WORKDIR),
   "generate": Command(_generate, "continue prompts with a finished run, or with several", {

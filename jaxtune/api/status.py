@@ -1,4 +1,4 @@
-"""Says how far the trials of a sweep, or a single run, are; reads its folder, and writes nothing."""
+"""Says how far the trials of a sweep, or a run, are; reads their folder, and writes nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtune import schema
-from jaxtune.api import sweep, trials
+from jaxtune.api import sweep
 from jaxtune.errors import UserError
 from jaxtune.runs import folder as folders
 from jaxtune.runs import locks, results
+from jaxtune.sweeps import collect
 
 
 class Status(NamedTuple):
@@ -45,7 +46,7 @@ def status(workdir: str | Path) -> list[Status]:
   workdir = Path(workdir)
   if not (workdir / "config.json").exists():
     raise UserError(f"{workdir} has no config.json: expected the folder of a sweep or a run")
-  config, works = schema.read_json(workdir / "config.json"), locks.is_held(workdir)
+  config, works = schema.read_json(workdir / "config.json"), locks.in_use(workdir)
   if not config.get("sweep"):
     return [_of_trial(workdir.absolute().name, workdir, config["train"]["steps"], works)]
   names, _, configs = sweep.expand(config, 10**9)
@@ -66,7 +67,7 @@ def _of_trial(name: str, folder: Path, steps: int, works: bool) -> Status:
     state = "diverged" if results.diverged(result) else "done"
     state = "left early" if result.get("exited_at") else state
     return Status(name, state, result.get("stopped_at", step), steps, **known)
-  if (folder / trials.FAILED).exists():
+  if (folder / collect.FAILED).exists():
     return Status(name, "failed", step, steps, **known)
   if not (folder / "config.json").exists():
     return Status(name, "waiting", 0, steps)

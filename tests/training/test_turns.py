@@ -108,7 +108,8 @@ def test_who_leaves_does_not_depend_on_the_places(llama, together, tmp_path):
   exits = {n: [result["exited_at"] for result in results] for n, (results, *_) in found.items()}
   assert exits[2] == exits[None] and exits[2].count(2) == 2 and exits[2].count(None) == 3
   for e, left in enumerate(exits[2]):
-    for results, weights, _ in found.values():
+    for results, weights, folders in found.values():
+      assert (folders[e] / "scores.safetensors").exists() == (left is None)
       if left is None:
         for name, x in together[1][e].items():
           np.testing.assert_allclose(weights[e][name], x, rtol=0, atol=1e-7)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
   from jaxtune.api.plan import plan as plan
   from jaxtune.api.report import report as report
   from jaxtune.api.show import show as show
+  from jaxtune.api.status import status as status
   from jaxtune.api.sweep import sweep as sweep
   from jaxtune.config import load_config as load_config
   from jaxtune.runs.finished import Run as Run
@@ -49,6 +50,7 @@ _HOMES = {
   "plan": "api.plan",
   "report": "api.report",
   "show": "api.show",
+  "status": "api.status",
   "sweep": "api.sweep",
 }
 __all__ = list(_HOMES)

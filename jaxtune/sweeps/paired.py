@@ -7,15 +7,15 @@ other examples than those that were drawn, and both make the difference of two f
 
 The first part is estimated from the E differences (it holds what seeds and examples do together),
 the second from the metric on resamples of the examples, as the covariance that two seeds share. The
-paired t test knows the first part alone: where both parts are equal, its 95 % intervals of five
-seeds cover 88 %. A bootstrap of both, the usual answer, resamples three or five seeds, which vary
-too little (by (E - 1) / E, and without Student's tails): over seeds alone it covers 73 % or 84 %. A
-permutation of the signs of five seeds knows no p below 0.06. So seeds enter by Student's t and
-examples, of which there are enough, by the normal distribution: the mean difference less the true
-one is distributed as their sum (Behrens and Fisher). Its intervals cover 95 % where one part is
-small, and in between more, up to 99 % with two seeds. The split of the variance is that of
-Obuchowski and Rockette (1995), whose readers and cases are our seeds and examples; with the degrees
-of freedom of Hillis (2007), two seeds cover 87 %.
+paired t test knows the first part alone: with three seeds its 95 % intervals cover 85 % where both
+parts matter, and 54 % where examples do. A bootstrap of both, the usual answer, resamples so few
+seeds that they vary too little, by (E - 1) / E and without Student's tails: where seeds matter
+most, it covers 82 %. A permutation of the signs of five seeds knows no p below 0.06. So seeds enter
+by Student's t and examples, of which there are enough, by the normal distribution: the mean
+difference less the true one is distributed as their sum (Behrens and Fisher). Intervals of that sum
+cover 94 to 99 % in all of these cases, which `tests/sweeps/test_paired.py` simulates. The split of
+the variance is that of Obuchowski and Rockette (1995), whose readers and cases are our seeds and
+examples; the degrees of freedom of Hillis (2007) cover 87 % with two seeds.
 
 Without scores by example the test is the paired t test, and with one seed it is of examples alone.
 

@@ -11,12 +11,28 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from typing_extensions import TypedDict
 
 from jaxtune import metrics, schema
 from jaxtune.files import write_atomically
 from jaxtune.metrics.kinds.label import Confusion
 from jaxtune.runs.folder import read_history
 from jaxtune.sweeps import comparison, confusion, exports, grid, pages, plot, table
+
+
+class Failure(TypedDict):
+  """What is read of a trial's failed.json."""
+
+  __pydantic_config__ = schema.STRICT
+  reason: str
+
+
+class Curve(TypedDict):
+  """What is read of a configuration in a sweep's tuning.json."""
+
+  __pydantic_config__ = schema.STRICT
+  chosen: float
+  at_edge: bool
 
 
 def write(
@@ -44,14 +60,13 @@ def write(
     UserError: no results, an unknown metric, or a folder that cannot be written.
   """
   folder = Path(folder)
-  tuned = folder / "tuning.json"
   compared = comparison.compare(
     [{"folder": str(folder / "trials" / result["trial"])} | result for result in results],
     metric,
     reference=reference,
     config=config,
     failed=read_failed(folder),
-    curves=schema.read_json(tuned) if tuned.exists() else None,
+    curves=read_curves(folder),
   )
   page = _page(compared, folder, _facts(results, notes or {}))
   for name, image in page.plots.items():
@@ -123,8 +138,20 @@ def read_failed(folder: Path) -> dict[str, str]:
   found = {}
   for path in sorted(folder.glob("trials/*/failed.json")):
     if not (path.parent / "result.json").exists():
-      found[path.parent.name] = str(schema.read_json(path).get("reason", "unknown"))
+      said = schema.read_json(path)
+      schema.check(str(path), said, Failure)
+      found[path.parent.name] = said["reason"]
   return found
+
+
+def read_curves(folder: Path) -> dict[str, Curve]:
+  """Returns how a sweep chose the learning rate of each configuration; {} where it did not."""
+  path = folder / "tuning.json"
+  if not path.exists():
+    return {}
+  curves = schema.read_json(path)
+  schema.check(str(path), curves, dict[str, Curve])
+  return curves
 
 
 def _facts(results: Sequence[dict], notes: Mapping[str, Any]) -> dict[str, str]:

@@ -54,6 +54,23 @@ def test_warnings_come_first_and_details_are_folded(made, tmp_path):
   assert r"lora rank=4 & 4,000 & 1.450" in (tmp_path / "table.tex").read_text()
 
 
+@pytest.mark.parametrize(
+  ("name", "content", "says"),
+  [
+    ("tuning.json", {"rank=4": {"at_edge": True}}, "chosen"),
+    ("tuning.json", {"rank=4": {"chosen": "high", "at_edge": True}}, "chosen is 'high'"),
+    ("trials/rank=8/failed.json", {"why": "?"}, "reason"),
+    ("trials/rank=8/failed.json", ["?"], "failed.json"),
+  ],
+)
+def test_a_file_that_was_edited_is_named(made, tmp_path, name, content, says):
+  (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+  (tmp_path / name).write_text(json.dumps(content))
+  with pytest.raises(UserError) as error:
+    report.write([made.result({}, 2.0)], tmp_path)
+  assert f"/{name}" in str(error.value) and says in str(error.value)
+
+
 def test_table_begins_with_the_base_and_goes_on_best_first(made):
   results = made.ranks({1: [2.0, 2.2], 2: [math.nan, 1.0], 4: [1.5, 1.5]})
   found = table.build(results, "test_loss")

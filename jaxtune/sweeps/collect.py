@@ -5,11 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from jaxtune import schema
 from jaxtune.runs import locks, results
 from jaxtune.runs.folder import read_history
 
-FAILED = "failed.json"  # in a trial's folder: {"reason", "traceback"}
+FAILED = "failed.json"  # in a trial's folder; see `Failure`
+
+
+class Failure(TypedDict):
+  """What is read of a trial's failed.json."""
+
+  __pydantic_config__ = schema.STRICT
+  reason: str
+
+
+class Curve(TypedDict):
+  """What is read of a configuration in a sweep's tuning.json."""
+
+  __pydantic_config__ = schema.STRICT
+  rates: list[float]
+  losses: list[float | None]
+  chosen: float
+  at_edge: bool
 
 
 def read(
@@ -35,16 +54,22 @@ def read(
   return finished, unfinished
 
 
-def curves(folder: Path) -> dict[str, dict]:
+def curves(folder: Path) -> dict[str, Curve]:
   """Reads how a sweep chose the learning rates of its configurations; {} where it chose none."""
   path = folder / "tuning.json"
-  return schema.read_json(path) if path.exists() else {}
+  if not path.exists():
+    return {}
+  found = schema.read_json(path)
+  schema.check(str(path), found, dict[str, Curve])
+  return found
 
 
 def _state(place: Path, running: bool, steps: int) -> tuple[str, str]:
   """Says in a word, and in detail, what becomes of a trial without a result."""
-  if (place / FAILED).exists():
-    return "failed", str(schema.read_json(place / FAILED).get("reason"))
+  if (path := place / FAILED).exists():
+    said = schema.read_json(path)
+    schema.check(str(path), said, Failure)
+    return "failed", said["reason"]
   history = read_history(place)
   if not history and not (running and place.exists()):
     return "waiting", ""

@@ -38,16 +38,7 @@ import numpy as np
 
 from jaxtune import metrics
 from jaxtune.errors import UserError, nearest
-from jaxtune.sweeps import (
-  cautions,
-  confounds,
-  contrasts,
-  exports,
-  paired,
-  pairs,
-  stats,
-  table,
-)
+from jaxtune.sweeps import cautions, confounds, contrasts, exports, paired, pairs, stats, table
 from jaxtune.sweeps.evidence import Caution, Evidence, read_configs
 
 

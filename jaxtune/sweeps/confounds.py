@@ -29,14 +29,14 @@ def find(evidence: Evidence) -> list[Caution]:
 def scale(evidence: Evidence) -> list[Caution]:
   """Finds ranks that were compared at a fixed alpha, so that LoRA's scale varied with them."""
   ranks_at: dict[tuple, dict[str, int]] = {}
-  for trial, config in evidence.configs.items():
-    for path in config:
+  for result in evidence.results:
+    for path in (config := evidence.config(result)):
       section, _, key = path.rpartition(".")
       alpha = config.get(f"{section}.alpha")
       fixed = alpha and not config.get(f"{section}.scale")
       if path.startswith("method.") and key == "rank" and fixed:
         by = "the root of the rank" if config.get(f"{section}.rslora") else "rank"
-        ranks_at.setdefault((section, alpha, by), {})[trial] = config[path]
+        ranks_at.setdefault((section, alpha, by), {})[result["trial"]] = config[path]
   return [
     Caution(
       "scale",
@@ -61,7 +61,7 @@ def one_rate(evidence: Evidence) -> list[Caution]:
     candidates.setdefault(key, []).append(row)
   at: dict[float, list[stats.Row]] = {}
   for rows in candidates.values():
-    rates = {evidence.config(row).get(RATE) for row in rows}
+    rates = {evidence.config(row.results[0]).get(RATE) for row in rows}
     if len(rates) == 1 and None not in rates:
       at.setdefault(rates.pop(), []).extend(rows)
   return [warning for rate, rows in at.items() for warning in _one_rate(rate, rows)]
@@ -173,7 +173,7 @@ def tokens(evidence: Evidence) -> list[Caution]:
   """Finds configurations that have seen different amounts of training data."""
   amounts = {}
   for i, row in enumerate(evidence.rows):
-    seen = [tokens_seen(result, evidence.configs[result["trial"]]) for result in row.results]
+    seen = [tokens_seen(result, evidence.config(result)) for result in row.results]
     if None not in seen:
       amounts[i] = sum(seen) / len(seen)
   if not amounts or max(amounts.values()) <= _TOKENS * min(amounts.values()):
@@ -261,7 +261,7 @@ def far_base(evidence: Evidence) -> list[Caution]:
 
 def replicates(evidence: Evidence) -> str:
   """Says what differs between the seeds of a configuration, and so what intervals are over."""
-  config = evidence.config(evidence.rows[0])
+  config = evidence.config(evidence.results[0])
   if max(len(row.results) for row in evidence.rows) == 1:
     return (
       "One seed each: intervals and tests are over the judged examples alone, and say nothing of "

@@ -21,7 +21,7 @@ class Evidence(NamedTuple):
     reference: the label of the configuration that the others are compared with.
     pairs: their comparisons.
     scores: {folder of a trial: its scores}, as far as there are any.
-    configs: {trial: its config, flat}, as far as it is known.
+    configs: the flat config of each trial, as far as it is known; see `config`.
     exited: the trials that left early.
     failed: {trial: reason} of those that failed.
     curves: {configuration: the choice of its learning rate}; see `comparison.compare`.
@@ -42,9 +42,9 @@ class Evidence(NamedTuple):
     """The results of all trials that finished."""
     return [result for row in self.rows for result in row.results]
 
-  def config(self, row: stats.Row) -> Mapping[str, Any]:
-    """Returns the flat config of a row's first trial."""
-    return self.configs[row.results[0]["trial"]]
+  def config(self, result: dict) -> Mapping[str, Any]:
+    """Returns the flat config of a trial."""
+    return self.configs[_place(result)]
 
 
 class Caution(NamedTuple):
@@ -69,18 +69,25 @@ def of_rows(kind: str, text: str, rows: Iterable[stats.Row]) -> list[Caution]:
 def read_configs(
   results: Sequence[dict], shared: Mapping[str, Any]
 ) -> dict[str, Mapping[str, Any]]:
-  """Returns {trial: its config, flat}, from its folder, or else of what all trials share.
+  """Returns the flat config of each trial, from its folder, or else of what all trials share.
 
   Args:
     shared: the completed config of the sweep.
   """
-  return {result["trial"]: _config(result, grid.flatten(shared)) for result in results}
+  return {_place(result): _config(result, grid.flatten(shared)) for result in results}
+
+
+def _place(result: dict) -> str:
+  """Returns what tells a trial from those of other sweeps: its folder, or else its name."""
+  return result.get("folder") or result["trial"]
 
 
 def _config(result: dict, shared: Mapping[str, Any]) -> dict[str, Any]:
   path = Path(result.get("folder", "")) / "config.json"
   if "folder" in result and path.exists():
-    return {"method.name": result["method"]} | grid.flatten(schema.read_json(path))
+    config = schema.read_json(path)
+    schema.check(str(path), config, dict)
+    return {"method.name": result["method"]} | grid.flatten(config)
   settings = grid.flatten(result["settings"])
   other = settings.get("method.name", result["method"]) != shared.get("method.name")
   kept = {k: v for k, v in shared.items() if not (other and k.startswith("method."))}

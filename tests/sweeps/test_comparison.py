@@ -105,8 +105,14 @@ def test_examples_count_where_all_trials_were_judged_on_the_same(made):
   (seeds,) = pairs.compare(rows, "test_loss", RANKS[4], {})
   assert (both.test.varied, seeds.test.varied) == ("seeds and examples", "seeds")
   assert both.test.p > seeds.test.p and both.test.difference == seeds.test.difference
-  known["rank=1,seed=2"] = known["rank=1,seed=2"]._replace(examples="others")
-  assert pairs.compare(rows, "test_loss", RANKS[4], known) == [seeds]
+  scores = known["rank=1,seed=2"]
+  for other in (
+    scores._replace(examples="others"),
+    scores._replace(draws={}),
+    scores._replace(draws={"test_loss": np.full(500, np.nan)}),
+  ):
+    known["rank=1,seed=2"] = other
+    assert pairs.compare(rows, "test_loss", RANKS[4], known) == [seeds]
 
 
 def test_one_seed_is_compared_by_examples_or_not_at_all(made):

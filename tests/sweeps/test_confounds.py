@@ -32,7 +32,7 @@ def test_alpha_by_rank(made):
   results = made.ranks({1: [2.0], 4: [1.5]})
   ((text, trials),) = said(results, "scale", config=LORA)
   assert "alpha = 16 is fixed" in text and "(ranks 1, 4)" in text and "set method.scale" in text
-  assert trials == ("rank=1,seed=0", "rank=4,seed=0")
+  assert trials == ("rank=4,seed=0", "rank=1,seed=0"), "the best first"
   root = {"method": LORA["method"] | {"rslora": True}}
   assert "alpha / the root of the rank" in said(results, "scale", config=root)[0][0]
   fixed = {"method": LORA["method"] | {"scale": 2.0}}

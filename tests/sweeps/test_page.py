@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import time
 
 import numpy as np
@@ -225,6 +226,8 @@ def test_on_paper_the_controls_are_left_out(made):
 
 def test_a_sweep_under_way_shows_its_curves(driver, tmp_path):
   made_sweep.write(tmp_path, GIVEN, running=(0, 3))
+  curve = {"rates": [0.1, 0.2, 0.3], "losses": [2.0, 1.0, None], "chosen": 0.2, "at_edge": False}
+  (tmp_path / "tuning.json").write_text(json.dumps({"a": curve, "b": curve | {"at_edge": True}}))
   page = Page(driver[0], jaxtune.report([tmp_path]), driver[1]).open()
   assert page.driver.get_log("browser") == []
   states = [one.text for one in page.find(".state")]
@@ -234,6 +237,8 @@ def test_a_sweep_under_way_shows_its_curves(driver, tmp_path):
   lines = page.run("""return data.configurations.flatMap((one) => one.trials)
     .filter((one) => one.state === 'stopped').map((one) => one.curves.train_loss.length)""")
   assert lines == [10, 10]
+  rings = page.find('#rates circle[fill="none"]')
+  assert len(rings) == 2 and "may lie beyond: b." in page.find("#rates .note")[0].text
 
 
 def test_the_config_on_the_page_is_the_config(made, tmp_path):

@@ -6,16 +6,14 @@ function addCurves() {
   if (!keys.length) return;
   const element = section("curves", "Learning curves",
     "Means over the seeds that logged a step; bands reach from the lowest to the highest seed.");
-  const view = { key: keys[0], smooth: 0, log: false, most: 10 };
+  const view = { key: keys.includes("train_loss") ? "train_loss" : keys[0], smooth: 0, log: false, most: 10 };
   const set = (key) => (value) => { view[key] = value; redraw(); };
   const slider = make("input", { type: "range", min: 0, max: 0.95, step: 0.05, value: 0, id: "smooth",
     input: () => set("smooth")(Number(slider.value)) });
-  element.append(make("div", { class: "controls" },
+  figure(element, "learning-curves", (width) => drawCurves(width, view),
     choice("curve", keys.map((key) => [key, title(key)]), view.key, set("key")),
     choice("show", [["10", "the 10 best"], ["1000", "all"]], "10", (value) => set("most")(Number(value))),
-    make("label", {}, "smoothing", slider), toggle("log y", false, set("log"))));
-  const put = figure(element, "learning-curves");
-  drawers.push(() => put(drawCurves(widthOf(element), view)));
+    make("label", {}, "smoothing", slider), toggle("log y", false, set("log")));
 }
 
 // Averages seeds: [step, mean, lowest, highest] of every step that the longest seed logged.
@@ -53,8 +51,7 @@ function drawCurves(width, view) {
     x: { own: false, room: 0.01 }, y: { log: view.log } });
   const targets = lines.flatMap(([one, points]) => drawCurve(to, one, points, dash(one), view.key));
   legend(svg, entries, width, 364);
-  hover(svg, targets, true);
-  return svg;
+  return hover(svg, targets, true);
 }
 
 function drawCurve(to, one, points, dash, key) {
@@ -79,8 +76,7 @@ function addTuning() {
   const element = section("rates", "Learning rates", "Mean validation loss of every rate that was tried, "
     + "with seeds of its own; a ring is around the chosen one. "
     + (edges.length ? `At the edge, so that a better one may lie beyond: ${edges.join("; ")}.` : ""));
-  const put = figure(element, "learning-rates");
-  drawers.push(() => put(drawTuning(widthOf(element))));
+  figure(element, "learning-rates", drawTuning);
 }
 
 function drawTuning(width) {
@@ -101,8 +97,7 @@ function drawTuning(width) {
     });
   });
   legend(svg, lines, width, 324);
-  hover(svg, targets);
-  return svg;
+  return hover(svg, targets);
 }
 
 function addParallel() {
@@ -110,8 +105,7 @@ function addParallel() {
   const element = section("parallel", "Parallel coordinates",
     "A line is a configuration; the darker (in the dark theme: the lighter), the better. "
     + "Hover over a line, or click on it to keep it.");
-  const put = figure(element, "parallel-coordinates");
-  drawers.push(() => put(drawParallel(widthOf(element))));
+  figure(element, "parallel-coordinates", drawParallel);
 }
 
 // Lists the axes: what varies, the costs, and the chosen metric at the right.

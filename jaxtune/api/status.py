@@ -50,10 +50,12 @@ def status(workdir: str | Path) -> list[Status]:
   if not config.get("sweep"):
     return [_of_trial(workdir.absolute().name, workdir, config["train"]["steps"], works)]
   names, _, configs = sweep.expand(config, 10**9)
-  return [
-    _of_trial(name, workdir / "trials" / name, one["train"]["steps"], works)
-    for name, one in zip(names, configs, strict=True)
-  ]
+  places = [(name, workdir / "trials" / name) for name in names]
+  if not (workdir / "tuning.json").exists():  # the learning rates are being chosen
+    places = [(f"tuning/{one.name}", one) for one in sorted(workdir.glob("tuning/*"))] + places
+  steps = configs[0]["train"]["steps"]
+  of_name = {name: one["train"]["steps"] for name, one in zip(names, configs, strict=True)}
+  return [_of_trial(name, place, of_name.get(name, steps), works) for name, place in places]
 
 
 def _of_trial(name: str, folder: Path, steps: int, works: bool) -> Status:

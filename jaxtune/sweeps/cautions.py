@@ -68,8 +68,8 @@ def unresolved(evidence: Evidence) -> list[Caution]:
   named = {}
   for row in evidence.rows:
     pair = pairs.find(evidence.pairs, row.label, evidence.reference)
-    if pair is not None and (pair.p_reference is None or pair.p_reference >= 0.05):
-      why = pair.reason or pairs.write_p(pair.p_reference)
+    if pair is not None and (pair.p_adjusted is None or pair.p_adjusted >= 0.05):
+      why = pair.reason or pairs.write_p(pair.p_adjusted)
       needed = pair.effect and pair.effect.seeds_needed
       named[f"{row.label} ({why}{f', {needed} seeds needed' if needed else ''})"] = row
   if not named:

@@ -13,7 +13,8 @@
                                most frequent answer
   .pairs                       a `pairs.Pair` for every two configurations, A before B as in
                                .configurations: difference, interval, p with both of Holm's
-                               corrections, effect size, probability, seeds needed.
+                               corrections (show .p_adjusted), effect size, probability, seeds
+                               needed.
                                `pairs.find(compared.pairs, a, b)` turns one around
   .warnings                    an `evidence.Caution` each: kind, text, trials
   .replicates                  a sentence that says what differs between seeds
@@ -25,8 +26,8 @@
                                from `exports.to_csv` and `exports.to_parquet`
 
 Results are the contents of result.json with "trial" (its name), "settings" (the sweep's axes) and,
-where scores by example are to be used, "folder". Another metric is another call. Nothing is cached
-and nothing changes: values may be kept, and turned into JSON by `_asdict`.
+where scores by example are to be used, "folder". Another metric is another call. All values are
+numbers, text, None, and tuples and dicts of them; NaN stands for a trial that diverged.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def compare(
     replicates=confounds.replicates(evidence),
     exited=exited,
     failed=dict(evidence.failed),
-    tables=contrasts.tables(evidence, best=reference is None),
+    tables=contrasts.tables(evidence),
     columns=exports.columns(results, evidence.failed),
   )
 
@@ -163,8 +164,9 @@ def _evidence(
   metric = table.choose_metric(finished, metric)
   rows = stats.best_first(stats.group(finished), metric)
   chosen, scores = _reference(rows, reference), pairs.read_scores(finished)
-  compared = pairs.compare(rows, metric, chosen, scores)
-  return Evidence(rows, metric, chosen, compared, scores, read_configs(finished, config))
+  named, configs = reference is not None, read_configs(finished, config)
+  compared = pairs.compare(rows, metric, chosen, scores, named=named)
+  return Evidence(rows, metric, chosen, named, compared, scores, configs)
 
 
 def _reference(rows: Sequence[stats.Row], wanted: str | None) -> str:

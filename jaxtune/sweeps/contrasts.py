@@ -10,14 +10,10 @@ from jaxtune.sweeps import stats, table
 from jaxtune.sweeps.evidence import Evidence
 
 
-def tables(evidence: Evidence, *, best: bool = True) -> dict[str, table.Table]:
-  """Makes the tables that show a comparison: "main", "all columns" and "comparisons".
-
-  Args:
-    best: whether the reference is the best configuration.
-  """
+def tables(evidence: Evidence) -> dict[str, table.Table]:
+  """Makes the tables that show a comparison: "main", "all columns" and "comparisons"."""
   return {
-    "main": main(evidence, "the best" if best else evidence.reference),
+    "main": main(evidence, evidence.reference if evidence.named else "the best"),
     "all columns": table.build(evidence.results, evidence.metric),
     "comparisons": comparisons(evidence.pairs, evidence.metric, evidence.reference),
   }
@@ -108,10 +104,10 @@ def _comparison(pair: pairs_.Pair) -> list[str]:
 
 
 def _difference(pair: pairs_.Pair, digits: int) -> str:
-  """Writes a difference with its interval and its p, as adjusted for those with the reference."""
+  """Writes a difference with its interval and its adjusted p."""
   if pair.test is None:
     return "-"
   cell = f"{pair.test.difference:+.{digits}f}"
   if pair.test.interval is not None:
     cell += f" ± {pair.test.interval[1] - pair.test.difference:.{digits}f}"
-  return cell if pair.p_reference is None else f"{cell}, {pairs_.write_p(pair.p_reference)}"
+  return cell if pair.p_adjusted is None else f"{cell}, {pairs_.write_p(pair.p_adjusted)}"

@@ -19,6 +19,7 @@ class Evidence(NamedTuple):
     rows: the configurations of the trials that finished, best first.
     metric: what they are compared by.
     reference: the label of the configuration that the others are compared with.
+    named: whether that one was named; else it is the best.
     pairs: their comparisons.
     scores: {folder of a trial: its scores}, as far as there are any.
     configs: the flat config of each trial, as far as it is known; see `config`.
@@ -30,6 +31,7 @@ class Evidence(NamedTuple):
   rows: Sequence[stats.Row]
   metric: str
   reference: str
+  named: bool
   pairs: Sequence[pairs.Pair]
   scores: Mapping[str, scores.Scores]
   configs: Mapping[str, Mapping[str, Any]]

@@ -160,16 +160,19 @@ def seeds_needed(size: float, power: float = 0.8, level: float = 0.05) -> int | 
   return None
 
 
-def holm(ps: Sequence[float | None]) -> list[float | None]:
+def holm(ps: Sequence[float | None], others: int = 0) -> list[float | None]:
   """Adjusts p-values so that 5 % bounds the chance of any false one among them (Holm 1979).
 
   None is no test, and stays None.
+
+  Args:
+    others: how many tests of the family are left out; they count as those with the largest p.
   """
   known = sorted((p, i) for i, p in enumerate(ps) if p is not None)
   adjusted: list[float | None] = [None] * len(ps)
-  largest = 0.0
+  largest, count = 0.0, len(known) + others
   for rank, (p, i) in enumerate(known):
-    adjusted[i] = largest = max(largest, min(1.0, (len(known) - rank) * p))
+    adjusted[i] = largest = max(largest, min(1.0, (count - rank) * p))
   return adjusted
 
 

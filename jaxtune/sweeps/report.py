@@ -160,8 +160,8 @@ def _reading(compared: comparison.Comparison, interval: str = "± half-width") -
     return f"{reading} The change from the base is paired: both are measured on the same examples."
   return (
     f"{reading} Differences are paired by seed and, where scores by example are there, by example; "
-    "p is two-sided, with Holm's correction for all comparisons with "
-    f"{compared.reference}."
+    "p is two-sided, with Holm's correction for all pairs, as the same results have chosen the "
+    "best one, or for all comparisons with a configuration that was named."
   )
 
 

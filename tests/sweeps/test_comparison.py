@@ -51,6 +51,7 @@ def test_pairs_are_tested_and_corrected_twice(made):
   assert [one.p_reference for one in compared.pairs[:2]] == pytest.approx(with_best)
   assert compared.pairs[2].p_reference is None
   assert [one.p_pairs for one in compared.pairs] == pytest.approx(paired.holm(list(p.values())))
+  assert [one.p_adjusted for one in compared.pairs] == [one.p_pairs for one in compared.pairs]
   best = compared.pairs[0]
   assert best.test.difference < 0 and best.better > 0.99 and (best.wins, best.ties) == (4, 0)
   last = compared.pairs[2]
@@ -81,6 +82,10 @@ def test_another_reference_is_named_by_a_label_or_a_trial(made):
     compared = comparison.compare(results, reference=name)
     assert compared.reference == RANKS[1]
     assert [one.p_reference is None for one in compared.pairs] == [True, False, False]
+    first, *others = compared.pairs
+    assert first.p_adjusted == first.p_pairs
+    assert all(one.p_adjusted == one.p_reference <= one.p_pairs for one in others)
+    assert others[0].p_reference < others[0].p_pairs
     row = next(row for row in compared.tables["main"].rows if row[0] == RANKS[4])
     assert row[3].startswith("-0.650 ± ")
   with pytest.raises(UserError, match="no configuration is named 'rank=3'"):
@@ -196,7 +201,8 @@ def test_the_main_table_has_five_columns(made):
     "seconds per trial",
   ]
   tests = [scipy_stats.ttest_rel(LOSSES[n], LOSSES[4]) for n in (2, 1)]
-  low = [test.confidence_interval(0.95).low for test in tests]
+  low = [test.confidence_interval(0.95).low for test in tests]  # with the best
+  tests.append(scipy_stats.ttest_rel(LOSSES[2], LOSSES[1]))
   p = paired.holm([test.pvalue for test in tests])
   assert [row[3] for row in main.rows] == [
     "-",
@@ -210,10 +216,14 @@ def test_the_main_table_has_five_columns(made):
 
 
 def test_many_configurations_are_compared_with_the_reference_alone(made):
-  results = made.ranks({rank: [2.0 + rank, 2.1 + rank] for rank in range(1, 63)})
+  noise = np.random.default_rng(0).normal(0, 0.1, (63, 4))
+  results = made.ranks({rank: (rank / 10 + noise[rank]).tolist() for rank in range(1, 63)})
   compared = comparison.compare(results)
-  assert len(compared.pairs) == 61 and {one.a for one in compared.pairs} == {RANKS[1]}
-  assert {one.p_pairs for one in compared.pairs} == {None}
+  assert len(compared.pairs) == 61 and {one.a for one in compared.pairs} == {compared.reference}
+  surest = min(compared.pairs, key=lambda one: one.test.p)
+  assert surest.p_pairs == pytest.approx(surest.test.p * 62 * 61 / 2) and surest.p_pairs < 0.5
+  assert surest.p_adjusted == surest.p_pairs
+  assert surest.p_reference == pytest.approx(surest.test.p * 61)
 
 
 def test_csv_and_parquet_say_the_same(made):

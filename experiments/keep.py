@@ -36,7 +36,8 @@ def keep(source: Path, target: Path) -> None:
   text = notes.read_text() + "\n" if notes.exists() else ""
   (target / "README.md").write_text(text + report)
   if target.name == "quickstart":
-    table = [line for line in report.splitlines() if line.startswith("|")]
+    first = report.partition("\n<details>")[0]
+    table = [line for line in first.splitlines() if line.startswith("|")]
     before, rest = README.read_text().split(START)
     README.write_text("\n".join([before + START, *table, END + rest.split(END)[1]]))
 

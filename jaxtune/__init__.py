@@ -24,7 +24,9 @@ if TYPE_CHECKING:
   from jaxtune.api.import_adapter import import_adapter as import_adapter
   from jaxtune.api.plan import plan as plan
   from jaxtune.api.propose import propose as propose
+  from jaxtune.api.report import report as report
   from jaxtune.api.show import show as show
+  from jaxtune.api.status import status as status
   from jaxtune.api.sweep import sweep as sweep
   from jaxtune.config import load_config as load_config
   from jaxtune.runs.finished import Run as Run
@@ -50,7 +52,9 @@ _HOMES = {
   "load_runs": "runs.finished",
   "plan": "api.plan",
   "propose": "api.propose",
+  "report": "api.report",
   "show": "api.show",
+  "status": "api.status",
   "sweep": "api.sweep",
 }
 __all__ = list(_HOMES)

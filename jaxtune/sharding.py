@@ -16,10 +16,14 @@ from jaxtune import hosts
 from jaxtune.errors import UserError
 from jaxtune.schema import Count
 
-AXES = ("trial", "data", "fsdp", "tensor")
+AXES = ("trial", "data", "fsdp", "sequence", "tensor")
 Kind = Literal["jit", "pmap"]
 ROWS = ("data", "fsdp")  # the axes that split a batch's rows
+TOKENS = (ROWS, "sequence")  # those that split activations (B, T, ...)
 Sizes = dict[Literal[*AXES], Literal[-1] | Count]  # -1 stands for all devices that are left
+
+BY_SIZE = ("by size",)  # in place of the axes of a rule; see `_by_size`
+LARGE = 2**23  # bytes of an array that are worth its being split
 
 # The first rule that matches a path splits the last axes of its leaf; other axes stay whole.
 RULES = (
@@ -35,7 +39,8 @@ RULES = (
   (r"(head/(dense|out)|pooler/dense)/kernel$", ("fsdp", "tensor")),
   (r"(head/(dense|out)|pooler/dense)/bias$", ()),
   (r"head/bias$", ("tensor",)),
-  (r"(^|/)(peft|hyper|numbers)/", ()),  # the arrays of methods, and their optimizer moments
+  (r"(^|/)peft/", BY_SIZE),  # the arrays of methods, and their optimizer moments
+  (r"(^|/)(hyper|numbers)/", ()),
   (r"(^|/)(step|seed|count|untuned|sums/\w+|best|best_step|stale|stopped|exited|losses)$", ()),
 )
 
@@ -45,7 +50,7 @@ class Parallel(NamedTuple):
 
   Attributes:
     kind: "jit" or "pmap".
-    mesh: with the axes trial, data, fsdp and tensor; None for a single device under "jit".
+    mesh: with the axes AXES; None for a single device under "jit".
     devices: the number of devices.
   """
 
@@ -153,9 +158,9 @@ def make(
 
   Args:
     kind: "jit" (any mesh) or "pmap" (data parallel over all local devices).
-    mesh: sizes of the axes, such as {"data": 2, "fsdp": 4}; by default all devices are on the axis
-      "data". One size may be -1, for all devices that are left. If the sizes need fewer devices
-      than there are, the first ones are used, as by `jax.make_mesh`: {"data": 1} is one device.
+    mesh: sizes of the axes, such as {"data": 2, "fsdp": 4}; by default all are on the axis "data".
+      "sequence" splits the tokens of each row. One size may be -1, for all devices that are left.
+      If fewer are needed than there are, the first ones are used: {"data": 1} is one device.
     devices: those to use; default all of this process's backend.
 
   Raises:
@@ -210,6 +215,7 @@ def shardings(mesh: Mesh, tree: Any, first: str | None = None) -> Any:
     if rule is None:
       uncovered.append(jax.tree_util.keystr(path, simple=True, separator="/"))
       rule = ()
+    rule = _by_size(leaf.shape[1:] if first else leaf.shape) if rule == BY_SIZE else rule
     spec = [None] * (leaf.ndim - len(rule)) + list(rule)
     if first and leaf.ndim:
       spec[0] = first
@@ -228,9 +234,14 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
   return x if _mesh() is None else jax.lax.with_sharding_constraint(x, P(*axes))
 
 
-def splits(axis: str, size: int) -> bool:
-  """Says whether an axis of the mesh divides a number; true outside of a mesh."""
-  return _mesh() is None or size % _mesh().shape[axis] == 0
+def size(*axes: str) -> int:
+  """Returns into how many parts axes of the mesh split an array; 1 outside of a mesh."""
+  return 1 if _mesh() is None else math.prod(_mesh().shape[axis] for axis in axes)
+
+
+def splits(count: int, *axes: str) -> bool:
+  """Says whether axes of the mesh divide a number; true outside of a mesh."""
+  return count % size(*axes) == 0
 
 
 def over_shards(function: Callable, inputs: tuple, output: P) -> Callable:
@@ -246,7 +257,7 @@ def over_shards(function: Callable, inputs: tuple, output: P) -> Callable:
 
 def gathers() -> bool:
   """Says whether the function that is traced runs on a mesh that splits weights by "fsdp"."""
-  return _mesh() is not None and _mesh().shape["fsdp"] > 1
+  return size("fsdp") > 1
 
 
 def gathered(params: Any) -> Any:
@@ -257,12 +268,6 @@ def gathered(params: Any) -> Any:
     return constrain(leaf, *[None] * (leaf.ndim - len(spec)), *spec)
 
   return jax.tree_util.tree_map_with_path(gather, params) if gathers() else params
-
-
-def rows_of_a_device(rows: int) -> int:
-  """Returns how many of a batch's rows each device computes."""
-  sizes = {} if _mesh() is None else _mesh().shape
-  return max(rows // (sizes.get("data", 1) * sizes.get("fsdp", 1)), 1)
 
 
 def _mesh() -> AbstractMesh | None:
@@ -277,24 +282,8 @@ def _rule(path: tuple) -> tuple | None:
   return next((axes for pattern, axes in RULES if re.search(pattern, name)), None)
 
 
-def over(function: Callable, chunk: int) -> Callable:
-  """Maps function(trial, shared, batch) over the first axis of trial and batch.
-
-  Args:
-    function: takes one trial's arrays, the arrays that all trials share, and one trial's batch.
-    chunk: how many trials are computed together, by one vmap; the program loops over the chunks. On
-      a CPU choose 1, on an accelerator as many as its memory holds.
-  """
-
-  def run(trials: Any, shared: Any, batches: Any) -> Any:
-    count = jax.tree.leaves(trials)[0].shape[0]
-    if count == 1:
-      squeeze = lambda x: jax.tree.map(lambda leaf: leaf[0], x)
-      out = function(squeeze(trials), shared, squeeze(batches))
-      return jax.tree.map(lambda leaf: leaf[None], out)
-    apply = lambda pair: function(pair[0], shared, pair[1])
-    if chunk >= count:
-      return jax.vmap(apply)((trials, batches))
-    return jax.lax.map(apply, (trials, batches), batch_size=chunk if chunk > 1 else None)
-
-  return run
+def _by_size(shape: tuple[int, ...]) -> tuple:
+  """Returns the axes that split a method's array: of a large one, the longer of its last two."""
+  if len(shape) < 2 or 4 * math.prod(shape) < LARGE:
+    return ()
+  return ("fsdp", None) if shape[-2] > shape[-1] else (None, "fsdp")

@@ -115,3 +115,26 @@ def _mix(h: Any) -> Any:
   h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
   h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
   return h ^ (h >> 16)
+
+
+def over_trials(function: Callable, chunk: int) -> Callable:
+  """Maps function(trial, shared, batch) over the first axis of trial and batch.
+
+  Args:
+    function: takes one trial's arrays, the arrays that all trials share, and one trial's batch.
+    chunk: how many trials are computed together, by one vmap; the program loops over the chunks. On
+      a CPU choose 1, on an accelerator as many as its memory holds.
+  """
+
+  def run(trials: Any, shared: Any, batches: Any) -> Any:
+    count = jax.tree.leaves(trials)[0].shape[0]
+    if count == 1:
+      squeeze = lambda x: jax.tree.map(lambda leaf: leaf[0], x)
+      out = function(squeeze(trials), shared, squeeze(batches))
+      return jax.tree.map(lambda leaf: leaf[None], out)
+    apply = lambda pair: function(pair[0], shared, pair[1])
+    if chunk >= count:
+      return jax.vmap(apply)((trials, batches))
+    return jax.lax.map(apply, (trials, batches), batch_size=chunk if chunk > 1 else None)
+
+  return run

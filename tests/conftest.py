@@ -14,7 +14,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
     # A fifth of the time; later jaxlibs abort at a flag that they do not know.
-    "--xla_cpu_use_fusion_emitters=false" if version("jaxlib") < "0.12" else "",
+    "--xla_cpu_use_fusion_emitters=false" if version("jaxlib") < "0.11" else "",
   ]
 ).strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,7 +25,7 @@ import psutil
 import pytest
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
-from support import representatives, tiny
+from support import browser, representatives, tiny
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 MEMORY = psutil.virtual_memory().total // (2 * os.cpu_count())  # of a worker, in bytes
@@ -45,6 +45,13 @@ def pytest_collection_finish():
   gc.collect()
   gc.freeze()
   gc.disable()
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Says at the end, and in red, that the page of a sweep was not tested."""
+  skipped = terminalreporter.stats.get("skipped", [])
+  if any(browser.MISSING in str(report.longrepr) for report in skipped):
+    terminalreporter.write_line(browser.MISSING.upper(), red=True, bold=True)
 
 
 def forget():

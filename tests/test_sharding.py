@@ -1,6 +1,9 @@
 """Every layout of four devices gives what one device gives, in training and in evaluation."""
 
+import functools
 import json
+import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +14,10 @@ from safetensors.numpy import load_file
 from support import made_trials, tiny
 
 from jaxtune import peft, sharding, tree
+from jaxtune.data import pack
 from jaxtune.errors import UserError
 from jaxtune.models import hf
-from jaxtune.preflight import checks
+from jaxtune.preflight import checks, hlo, modules
 from jaxtune.runs import baseline, programs
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
@@ -35,6 +39,7 @@ LAYOUTS = {
   "accumulated": {"train.mesh": {"data": 2}, "train.accumulate": 2},
   "fsdp_tensor": {"train.mesh": {"fsdp": 2, "tensor": 2}},
   "uneven": {"train.mesh": {"tensor": 3}},
+  "sequence": {"train.mesh": {"fsdp": 2, "sequence": 2}},
 }
 STEPS = {"train.steps": 10, "train.eval_every": 5, "train.batch_size": 8, "evaluate.batch_size": 3}
 
@@ -72,7 +77,7 @@ def single(llama, tmp_path_factory):
   return go(tmp_path_factory.mktemp("single"), made_trials.make(llama), configs)
 
 
-@pytest.mark.parametrize("layout", ["accumulated", "fsdp_tensor", "uneven"])
+@pytest.mark.parametrize("layout", ["accumulated", "fsdp_tensor", "uneven", "sequence"])
 def test_a_layout_equals_a_single_device(llama, single, tmp_path, layout):
   changes = STEPS | {"optim.learning_rate": 1e-3} | LAYOUTS[layout]
   found = go(tmp_path, made_trials.make(llama), [made_trials.complete({"name": "full"}, changes)])
@@ -95,7 +100,7 @@ def test_trials_over_devices(gpt2, tmp_path):
   equal(found["pmap"], found["single"])
 
 
-def made_for(name):
+def made_for(name, method=LORA, **model):
   """Returns a model, its config and a batch (1, 1, B, ...): of 8 rows, whose lengths differ."""
   rng = np.random.default_rng(0)
   arrays = dict(made_trials.split(8, 3).arrays)
@@ -104,31 +109,97 @@ def made_for(name):
     changes, labels = {"objective": {"name": "classify"}}, rng.integers(0, 3, 8).astype(np.int32)
     arrays |= {"labels": labels, "weights": np.ones(8, np.float32)}
   else:
-    pretrained, changes = tiny.make(name), {}
+    pretrained, changes = tiny.make(name, **model), {}
   if name == "t5":
     arrays |= {"inputs": arrays["tokens"][:, :12], "inputs_mask": arrays["mask"][:, :12]}
-  config = made_trials.complete(LORA, {"train.batch_size": 8} | changes)
+  config = made_trials.complete(method, {"train.batch_size": 8} | changes)
   return pretrained, config, {key: x[None, None] for key, x in arrays.items()}
 
 
+def steps(made, mesh, trials=1, count=1):
+  """Returns the weights and sums after some steps of equal trials, and the module's text."""
+  pretrained, config, batch = made
+  trial = with_config(made_trials.make(pretrained), config)
+  state, base = first_state(trial)
+  parallel = sharding.make("jit", mesh)
+  step: Any = parallel.compile(loop.make_step(programs.make_program(trial), 1), donate=True)
+  progress = parallel.put(jax.tree.map(jnp.copy, begin(tree.stack([state] * trials))), "trial")
+  carry = (progress.state, progress.sums)
+  batch = {name: np.concatenate([x] * trials) for name, x in batch.items()}
+  placed = parallel.put(base), parallel.put_batch(batch)
+  compiled = step.lower(carry, *placed).compile()
+  for _ in range(count):
+    carry = jax.device_put(compiled(carry, *placed), compiled.input_shardings[0][0])
+  return jax.tree.map(np.asarray, (carry[0].tuned, carry[1])), compiled.as_text()
+
+
 @pytest.mark.full
+@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"sequence": 4}], ids=str)
 @pytest.mark.parametrize("name", ["bert", "t5", "gemma2"])
-def test_a_step_of_every_kind_of_model(name):
+def test_a_step_of_every_kind_of_model(name, mesh):
   """An encoder with a head, an encoder-decoder, and a decoder of local and global layers."""
-  pretrained, config, batch = made_for(name)
-  setup, found = made_trials.make(pretrained), {}
-  state, base = first_state(with_config(setup, config))
-  for kind, mesh in (("single", {"data": 1}), ("mesh", {"fsdp": 2, "tensor": 2})):
-    parallel = sharding.make("jit", mesh)
-    program = programs.make_program(with_config(setup, config))
-    step = parallel.compile(loop.make_step(program, 1), donate=True)
-    progress = begin(tree.stack([state]))
-    progress = parallel.put(jax.tree.map(jnp.copy, progress), "trial")
-    trial = (progress.state, progress.sums)
-    after, sums = step(trial, parallel.put(base), parallel.put_batch(batch))
-    found[kind] = jax.tree.map(np.asarray, (after.tuned, sums))
+  made = made_for(name)
   close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
-  jax.tree.map(close, found["mesh"], found["single"])
+  jax.tree.map(close, steps(made, mesh)[0], steps(made, {"data": 1})[0])
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"trial": 2, "fsdp": 2}], ids=str)
+def test_large_arrays_of_methods_are_split(mesh, monkeypatch):
+  """Each layer's are gathered where they are used, so that no activation is summed for them."""
+  section = {"name": "stack", "one": LORA, "two": {"name": "prefix", "length": 4}}
+  made = made_for("llama", section)
+  whole = steps(made, {"data": 1}, 2, 2)[0]
+  monkeypatch.setattr(sharding, "LARGE", 0)
+  found, text = steps(made, mesh, 2, 2)
+  close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
+  jax.tree.map(close, found, whole)
+  layout = sharding.make("jit", mesh).mesh
+  a, b = jnp.zeros((2, 3, 32, 2)), jnp.zeros((2, 3, 2, 16))
+  placed = sharding.shardings(layout, {"peft": {"q": {"lora": {"a": a, "b": b}}}}, "trial")
+  assert {x.spec for x in jax.tree.leaves(placed)} == {
+    P("trial", None, "fsdp", None), P("trial", None, None, "fsdp")
+  }  # fmt: skip
+  monkeypatch.setattr(sharding, "LARGE", 2**23)
+  assert {x.spec for x in jax.tree.leaves(sharding.shardings(layout, {"peft": {"a": a}}))} == {
+    P(None, None, None, None)
+  }
+
+
+@functools.cache
+def packed(length):
+  """Makes a decoder with LoRA and a prefix, logits of a few tokens at a time, and packed rows."""
+  section = {"name": "stack", "one": LORA, "two": {"name": "prefix", "length": 3}}
+  pretrained, config, _ = made_for("llama", section, remat="linear", scored_tokens=32)
+  arrays = pack.pack(made_trials.split(24, 3), length)[0].arrays
+  made = pretrained, config, {name: x[None, None, :8] for name, x in arrays.items()}
+  return made, steps(made, {"data": 1}, count=3)[0]
+
+
+@pytest.mark.parametrize(
+  ("mesh", "length"),
+  [
+    ({"sequence": 4}, 32),
+    pytest.param({"sequence": 4}, 29, marks=pytest.mark.full),
+    pytest.param({"trial": 2, "sequence": 2}, 32, marks=pytest.mark.full),
+    pytest.param({"data": 2, "sequence": 2}, 32, marks=pytest.mark.full),
+    pytest.param({"fsdp": 2, "sequence": 2}, 32, marks=pytest.mark.full),
+    pytest.param({"tensor": 2, "sequence": 2}, 32, marks=pytest.mark.full),
+  ],
+  ids=str,
+)
+def test_tokens_are_split(mesh, length):
+  """Where a row divides, keys and values are gathered, their gradients summed, and little else."""
+  made, alone = packed(length)
+  found, text = steps(made, mesh, mesh.get("trial", 1), 3)
+  close = lambda x, y: np.testing.assert_allclose(x, np.broadcast_to(y, x.shape), atol=2e-6)
+  jax.tree.map(close, found, alone)
+  if (mesh, length) == ({"sequence": 4}, 32):
+    moved = [one for one in modules.operations(hlo.parse(text)) if one.collective]
+    gathered = sum(one.moved for one in moved if one.collective == "all-gather")
+    c = made[0].model.config
+    keys = 2 * 4 * c.layers * made[2]["tokens"].size * c.kv_heads * c.head_size
+    assert 2 * keys <= gathered < 2.1 * keys, "forward, and again for the backward pass"
+    assert sum(one.moved for one in moved) - gathered < 1.2 * keys
 
 
 @pytest.mark.full
@@ -149,10 +220,14 @@ def test_a_layout_resumes(llama, tmp_path, layout):
   saved = tmp_path / "checkpoints"
   (saved / "6").rename(tmp_path / "gone")
   assert [p.name for p in saved.iterdir()] == ["3"]
+  shutil.copytree(tmp_path, other := tmp_path.with_name(f"{tmp_path.name}-other"))
   again = go(tmp_path, setup, [config])
   assert whole[0][0] == again[0][0]
   for name, leaf in whole[0][2].items():
     np.testing.assert_array_equal(leaf, again[0][2][name])
+  if layout != "pmap":
+    config = made_trials.complete(LORA, changes | {"train.mesh": {"data": 2, "sequence": 2}})
+    equal(go(other, setup, [config]), whole)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

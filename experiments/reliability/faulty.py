@@ -178,7 +178,7 @@ def contents(folder: Path) -> dict[str, str]:
       found["/".join(name.split("/")[:2])] = ""
     elif name == "results.csv":
       found[name] = _without_seconds(path.read_text())
-    elif name.endswith((".png", ".html", "report.md")):
+    elif name.endswith((".png", ".html", "report.md", ".parquet", ".tex")):
       found[name] = ""  # they show the seconds
     elif name.endswith((".json", ".jsonl", ".md")):
       found[name] = _TIMES.sub("", path.read_text())

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jaxtune
 from jaxtune import schema
-from jaxtune.api import methods, printing, sweeping
+from jaxtune.api import methods, printing, status, sweeping
 from jaxtune.data import templates
 from jaxtune.errors import UserError
 from jaxtune.runs import results
@@ -51,6 +52,20 @@ def _train(options: Namespace) -> int:
     file=sys.stderr,
   )
   return 1
+
+
+def _status(options: Namespace) -> None:
+  print(status.text(jaxtune.status(options.workdir)))
+  while options.watch:
+    time.sleep(options.watch)
+    found = jaxtune.status(options.workdir)
+    print(f"\n{status.text(found)}", flush=True)
+    if not any(one.state in ("running", "waiting") for one in found):
+      return
+
+
+def _report(options: Namespace) -> None:
+  print(f"report: {jaxtune.report(options.sweeps, options.out, options.metric)}")
 
 
 def _evaluate(options: Namespace) -> None:
@@ -166,6 +181,15 @@ COMMANDS = {
                    "workdir"),
   "sweep": Command(sweeping.run, "train every trial of a sweep and compare them",
                    sweeping.OPTIONS | _MOST_TRIALS | _HOSTS, "workdir"),
+  "status": Command(_status, "say how far the trials of a sweep, or a run, are", {
+    "workdir": dict(metavar="DIR", help="the folder of the sweep or the run"),
+    "--watch": dict(type=float, metavar="SECONDS", help="says it again until all is done"),
+  }, configurable=False),
+  "report": Command(_report, "write the report of sweeps anew, joined and while they run", {
+    "sweeps": dict(nargs="+", metavar="DIR", help="the folder of a sweep"),
+    "--out": dict(metavar="DIR", help="the report's folder (default: that of a single sweep)"),
+    "--metric": dict(help="what the report is sorted by (default: test loss)"),
+  }, configurable=False),
   "evaluate": Command(_evaluate, "judge a finished run and its untuned base", _WORKDIR),
   "generate": Command(_generate, "continue prompts with a finished run, or with several", {
     "--workdir": dict(required=True, action="append", metavar="DIR",

@@ -18,7 +18,7 @@ from jaxtune.files import write_atomically
 from jaxtune.preflight import checks
 from jaxtune.runs import compilations, group, locks, results
 from jaxtune.runs.trial import Trial, with_config
-from jaxtune.sweeps import grid, stats, table, tuning
+from jaxtune.sweeps import collect, grid, stats, table, tuning
 from jaxtune.training import checkpoint
 
 report = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
@@ -34,7 +34,7 @@ def sweep(
   most_trials: int = MOST_TRIALS,
   notes: Mapping[str, str] | None = None,
 ) -> list[dict]:
-  """Trains every trial of `config.sweep` and writes results.csv, report.md, report.html and plots.
+  """Trains every trial of `config.sweep` and writes its report; see `sweeps.report`.
 
   Args:
     config: as for `fit`, with a `sweep`: a tuple of grids {axis: values}.
@@ -70,21 +70,25 @@ def _run(
   if any(rates):
     settings, loaded = _tuned(settings, loaded, rates, choices, workdir)
   notes = {"compiled programs": trials.train(loaded, folders)} | read_notes(workdir)
-  outcomes = [
-    result | {"trial": name, "settings": setting, "folder": str(folder)}
-    for folder, name, setting in zip(folders, names, settings, strict=True)
-    if (result := results.read(folder))
-  ]
-  failed = [folder for folder in folders if not (folder / "result.json").exists()]
+  outcomes, failed = collect.read(workdir, names, settings, configs)
   if not outcomes:
-    said = schema.read_json(failed[0] / trials.FAILED)["reason"]
+    said = failed[0]["detail"]
     raise UserError(f"all {len(failed)} trials of {workdir} failed, the first one with {said}")
   if failed:
-    said = f"{len(failed)} of {len(folders)} trials failed: see their {trials.FAILED}"
+    said = f"{len(failed)} of {len(folders)} trials failed: see their {collect.FAILED}"
     print(said, file=sys.stderr)
   if hosts.primary():
     shared = configs_.complete(tuning.stated(_overridden(config, {})))
-    report.write(outcomes, workdir, metric=metric, config=shared, notes=notes)
+    report.write(
+      outcomes,
+      workdir,
+      metric=metric,
+      config=shared,
+      notes=notes,
+      given={workdir.absolute().name: configs_.to_dict(config)},
+      unfinished=failed,
+      curves=collect.curves(workdir),
+    )
   hosts.wait("report")
   metric = table.choose_metric(outcomes, metric)
   single = [stats.Row(outcome["trial"], {}, (outcome,)) for outcome in outcomes]

@@ -55,7 +55,7 @@ def _train(
   """Runs a sweep and prints its table."""
   jaxtune.sweep(config, workdir, options.metric, options.most_trials, notes)
   report = Path(workdir, "report.md").read_text()
-  print("\n".join(line for line in report.splitlines() if line.startswith("|")))
+  print(report.partition("\n<details>")[0].partition("\n\n")[2])
   print(f"report: {workdir}/report.html")
 
 

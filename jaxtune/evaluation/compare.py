@@ -74,7 +74,8 @@ def metric_intervals(
 ) -> dict[str, list[float]]:
   """Returns the 95 % interval over examples of the judged split's metrics, {name: [low, high]}."""
   return {
-    name: list(intervals.between(draws)) for name, draws in _draws(judged, names, resamples).items()
+    name: list(intervals.between(values))
+    for name, values in draws(judged, names, resamples).items()
   }
 
 
@@ -85,7 +86,7 @@ def differences(
 
   Metrics that either lacks are left out.
   """
-  mine, theirs = (_draws(one, names, resamples) for one in (judged, other))
+  mine, theirs = (draws(one, names, resamples) for one in (judged, other))
   return {
     name: [
       judged.metrics[name] - other.metrics[name],
@@ -96,24 +97,24 @@ def differences(
   }
 
 
-def _draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np.ndarray]:
+def draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np.ndarray]:
   """Returns each metric of the judged split on resamples, which are the same for every metric."""
-  draws: dict[str, np.ndarray] = {}
+  found: dict[str, np.ndarray] = {}
   if not judged.split or not resamples:
-    return draws
+    return found
   rows, loss = judged.rows, f"{judged.split}_loss"
-  draws[loss] = intervals.ratio_draws(rows["loss"], rows["weight"], resamples=resamples)
+  found[loss] = intervals.ratio_draws(rows["loss"], rows["weight"], resamples=resamples)
   if f"{judged.split}_perplexity" in judged.metrics:
-    draws[f"{judged.split}_perplexity"] = np.exp(draws[loss])
+    found[f"{judged.split}_perplexity"] = np.exp(found[loss])
   if f"{judged.split}_accuracy" in judged.metrics:  # of tokens; of labels, see below
     right = intervals.ratio_draws(rows["correct"], rows["weight"], resamples=resamples)
-    draws[f"{judged.split}_accuracy"] = 100 * right
+    found[f"{judged.split}_accuracy"] = 100 * right
   if judged.predictions is not None:
     for name in names:
-      draws[f"{judged.split}_{name}"] = intervals.draws(
+      found[f"{judged.split}_{name}"] = intervals.draws(
         name, judged.predictions, judged.references, resamples=resamples
       )
-  return draws
+  return found
 
 
 def chance(judged: Judged, names: Sequence[str], seen: Sequence[Any]) -> dict[str, float]:

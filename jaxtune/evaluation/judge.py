@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 from tqdm import tqdm
 
-from jaxtune import data, hosts, metrics, peft, sharding
+from jaxtune import data, hosts, metrics, peft, sharding, tree
 from jaxtune.evaluation import generate, texts
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.training.step import Program, judge
@@ -54,6 +54,7 @@ class Judged(NamedTuple):
     predictions: of its examples, or of some of them; None where nothing is predicted.
     references: of the same examples.
     examples: their numbers in the split.
+    untuned: what the untuned base predicted of the same examples.
   """
 
   metrics: dict[str, float]
@@ -62,6 +63,7 @@ class Judged(NamedTuple):
   predictions: list | None = None
   references: list | None = None
   examples: Sequence[int] = ()
+  untuned: list | None = None
 
 
 def make(
@@ -95,11 +97,11 @@ def make(
       top_p=options.top_p, key=jax.random.key(prompts["seed"]), numbers_N=prompts["numbers"],
     )  # fmt: skip
 
-  grouped = lambda overlays, base, batch, axis=None: sharding.over(partial(rows, axis=axis), chunk)(
-    overlays, base, batch
-  )
+  grouped = lambda overlays, base, batch, axis=None: tree.over_trials(
+    partial(rows, axis=axis), chunk
+  )(overlays, base, batch)
   return Evaluator(
-    parallel.compile(grouped), jax.jit(sharding.over(complete, chunk)), objective, parallel,
+    parallel.compile(grouped), jax.jit(tree.over_trials(complete, chunk)), objective, parallel,
     options, metric_names(options, objective), tokenizer, stop_tokens,
   )  # fmt: skip
 

@@ -5,14 +5,13 @@ on. For lengths to say which keys are real, each row's real slots are packed at 
 stay in order, so that they see the same keys. With a prefix, queries get as many slots in front.
 
 Segments, windows both ways, and windows beside a prefix are given to the kernel as an array, a bias
-of scores for each head. It is of the type of the queries, and so is the gradient that the kernel
-writes for it.
+of scores for each head, of the type of the queries.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from jaxtyping import Array, Float
 
 from jaxtune import sharding
 from jaxtune.models.context import Mask
+from jaxtune.models.split import axes_of_heads
 
 
 def attend(
@@ -47,7 +47,7 @@ def attend(
     mask = mask.replace(window=None)
   if mask.start is not None or softcap is not None or q_BTNH.shape[1] == 1:
     return None
-  if not sharding.splits("tensor", k_BSKH.shape[2]):
+  if not sharding.splits(k_BSKH.shape[2], "tensor"):
     return None
   if implementation == "cudnn" and not _takes(q_BTNH):
     return None
@@ -62,15 +62,23 @@ def attend(
   return jax.lax.cond(mask.local, lambda: run(near), lambda: run(far))[:, :length]
 
 
-@contextlib.contextmanager
-def on(capability: tuple[int, ...]) -> Iterator[None]:
+def on(capability: tuple[int, ...]) -> contextlib.AbstractContextManager[None]:
   """Lets programs be traced for a GPU of a compute capability, whatever this process runs on."""
-  of_process = kernels.check_compute_capability
-  kernels.check_compute_capability = lambda least: capability >= tuple(map(int, least.split(".")))
+  takes = lambda least: capability >= tuple(map(int, least.split(".")))
+  return _replaced("check_compute_capability", takes)
+
+
+@contextlib.contextmanager
+def _replaced(name: str, function: Callable) -> Iterator[None]:
+  """Replaces a function of jax's kernels, if this version of jax has it."""
+  of_jax = getattr(kernels, name, None)
+  if of_jax is not None:
+    setattr(kernels, name, function)
   try:
     yield
   finally:
-    kernels.check_compute_capability = of_process
+    if of_jax is not None:
+      setattr(kernels, name, of_jax)
 
 
 def by_rules(mask: Mask) -> bool:
@@ -102,13 +110,17 @@ def _even(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> tuple[Any,
 
 
 def _run(q_BTNH, k_BSKH, v_BSKH, mask: Mask, scale: float, implementation: str) -> Array:
-  """Calls the kernel on each device's shards."""
+  """Calls the kernel on each device's shards.
+
+  Its causal mask begins at the first key, so that it cannot be given the later queries of a row
+  alone. Where "sequence" cannot split the heads, every device computes them all.
+  """
   call = partial(jax.nn.dot_product_attention, scale=scale, implementation=implementation)
   split = lambda x, *axes: None if x is None else P(*axes)
   rows = mask.replace(
     keys=P(sharding.ROWS), segments=split(mask.segments, sharding.ROWS), front=split(mask.front)
   )
-  heads = P(sharding.ROWS, None, "tensor")
+  heads = P(sharding.ROWS, None, axes_of_heads(k_BSKH.shape[2]))
   attend = partial(_by_rules if by_rules(mask) else _by_array, call)
   return sharding.over_shards(attend, (heads, heads, heads, rows), heads)(
     q_BTNH, k_BSKH, v_BSKH, mask
@@ -119,7 +131,9 @@ def _by_array(call, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> 
   (batch, length, heads, _), slots = q_BTNH.shape, k_BSKH.shape[1]
   # jax's rule for vmap knows no bias that heads share.
   seen_BNTS = jnp.broadcast_to(mask.array(length), (batch, heads, length, slots))
-  return call(q_BTNH, k_BSKH, v_BSKH, mask=seen_BNTS)
+  # Until 0.11 jax lets the kernel write a gradient of the mask, which nothing reads.
+  with _replaced("should_export_dbias", lambda *_: False):
+    return call(q_BTNH, k_BSKH, v_BSKH, mask=seen_BNTS)
 
 
 def _by_rules(call, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:

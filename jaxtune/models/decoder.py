@@ -146,7 +146,7 @@ class LanguageModel(nn.Module):
     c = self.config
     x_BTD = x_BTD * jnp.asarray(c.logit_scale, x_BTD.dtype)
     y_BTV = (self.embed.attend(x_BTD) if c.tied else self.head(x_BTD)).astype(jnp.float32)
-    y_BTV = sharding.constrain(y_BTV, sharding.ROWS, None, "tensor")
+    y_BTV = sharding.constrain(y_BTV, *sharding.TOKENS, "tensor")
     if c.logit_softcap is not None:
       y_BTV = c.logit_softcap * jnp.tanh(y_BTV / c.logit_softcap)
     return y_BTV + self.logit_bias.astype(jnp.float32)[None] if c.logit_bias else y_BTV
@@ -156,8 +156,9 @@ class LanguageModel(nn.Module):
 
     A part has `Config.scored_together` tokens on each device.
     """
-    part = max(self.config.scored_together // sharding.rows_of_a_device(len(x_BTD)), 1)
-    if part >= x_BTD.shape[1]:
+    rows = max(len(x_BTD) // sharding.size(*sharding.ROWS), 1)  # of a device
+    part = max(self.config.scored_together // rows, 1)
+    if part * sharding.size("sequence") >= x_BTD.shape[1]:
       return function(self.logits(x_BTD), targets_BT)
     model, variables = self.unbind()
     head = lambda arrays: {name: x for name, x in arrays.items() if name in HEAD}

@@ -161,19 +161,22 @@ class Attend(nn.Module):
         return y_BTNH
     groups = k_BSKH.shape[2]
     # One product for all queries of a key/value head is faster than one each: experiments/speed.
-    q_BKMH = q_BTNH.transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)
+    q_BTKGH = q_BTNH.reshape(batch, length, groups, heads // groups, size)
+    q_BKMH = q_BTKGH.transpose(0, 2, 1, 3, 4).reshape(batch, groups, -1, size)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     scores_BKMS = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH).astype(jnp.float32) * scale
     if self.softcap is not None:
       scores_BKMS = self.softcap * jnp.tanh(scores_BKMS / self.softcap)
-    scores_BKGTS = scores_BKMS.reshape(batch, groups, heads // groups, length, -1)
+    scores_BKTGS = scores_BKMS.reshape(batch, groups, length, heads // groups, -1)
     if bias_1NTS is not None:
-      scores_BKGTS += bias_1NTS.reshape(1, groups, heads // groups, *bias_1NTS.shape[2:])
-    seen_B11TS = mask.array(length)[:, :, None]
-    scores_BKGTS = jnp.where(seen_B11TS, scores_BKGTS, jnp.finfo(jnp.float32).min)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS).astype(v_BSKH.dtype)
-    weights_BKMS = weights_BKGTS.reshape(batch, groups, -1, scores_BKGTS.shape[-1])
-    return (weights_BKMS @ v_BKSH).reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
+      bias_1KGTS = bias_1NTS.reshape(1, groups, heads // groups, *bias_1NTS.shape[2:])
+      scores_BKTGS += bias_1KGTS.swapaxes(2, 3)
+    seen_B1T1S = mask.array(length)[:, :, :, None]
+    scores_BKTGS = jnp.where(seen_B1T1S, scores_BKTGS, jnp.finfo(jnp.float32).min)
+    weights_BKTGS = jax.nn.softmax(scores_BKTGS).astype(v_BSKH.dtype)
+    weights_BKMS = weights_BKTGS.reshape(batch, groups, -1, scores_BKTGS.shape[-1])
+    y_BKTGH = (weights_BKMS @ v_BKSH).reshape(batch, groups, length, -1, size)
+    return y_BKTGH.transpose(0, 2, 1, 3, 4).reshape(batch, length, heads, size)
 
 
 class Residual(nn.Module):

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxtune import sharding
+
 Score = Callable[[Array, Array], tuple[Array, PyTree]]
 
 
@@ -29,7 +31,7 @@ def in_parts(
   Args:
     score: (logits (B, T, V), targets) -> (losses (B, T), others). Each token's losses depend on its
       own logits alone; no gradient goes through the others.
-    part: how many tokens of each row a part has.
+    part: how many tokens of each row a part has; on a mesh, from each device of "sequence".
     weights: trees of which the first may be trained.
   """
 
@@ -90,20 +92,33 @@ def _is_leaf(node: Any) -> bool:
 
 
 def _split(part: int, *arrays: Array) -> tuple[Array, ...]:
-  """Splits tokens (B, T, ...) into parts (count, B, part, ...), the last of which is padded."""
+  """Splits tokens (B, T, ...) into parts (count, B, shards * part, ...), the last ones padded.
+
+  Every part has tokens of all `shards` of the sequence, so that no device waits for another one.
+  """
+  shards = sharding.size("sequence")
 
   def split(x_BT):
-    rows, length = x_BT.shape[:2]
-    count = -(-length // part)
-    padding = [(0, 0), (0, count * part - length)] + [(0, 0)] * (x_BT.ndim - 2)
-    parts = jnp.pad(x_BT, padding).reshape(rows, count, part, *x_BT.shape[2:])
-    return jnp.moveaxis(parts, 1, 0)
+    rows, length, *rest = x_BT.shape
+    each = -(-length // shards)
+    count = -(-each // part)
+    pad = lambda x, axis, by: jnp.pad(x, [(0, by * (i == axis)) for i in range(x.ndim)])
+    by_shard = pad(x_BT, 1, shards * each - length).reshape(rows, shards, each, *rest)
+    parts = pad(by_shard, 2, count * part - each).reshape(rows, shards, count, part, *rest)
+    return jnp.moveaxis(parts, 2, 0).reshape(count, rows, shards * part, *rest)
 
   return tuple(map(split, arrays))
 
 
 def _join(parts: PyTree, like_BT: Array) -> PyTree:
-  """Joins parts (count, B, part, ...) to as many tokens (B, T, ...) as `like_BT` has."""
-  rows, length = like_BT.shape[:2]
-  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, -1, *x.shape[3:])[:, :length]
+  """Joins parts (count, B, shards * part, ...) to as many tokens (B, T, ...) as `like_BT` has."""
+  (rows, length), shards = like_BT.shape[:2], sharding.size("sequence")
+  each = -(-length // shards)
+
+  def join(x):
+    count, _, tokens, *rest = x.shape
+    by_shard = jnp.moveaxis(x.reshape(count, rows, shards, tokens // shards, *rest), 0, 2)
+    whole = by_shard.reshape(rows, shards, -1, *rest)[:, :, :each].reshape(rows, -1, *rest)
+    return whole[:, :length]
+
   return jax.tree.map(join, parts)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxtune import sharding
 from jaxtune.models.context import Mask
+from jaxtune.models.split import axes_of_heads
 
 LANES = 128  # of a TPU's vector registers: lengths are padded to multiples
 BLOCK = 512  # the largest tile of queries, and of keys
@@ -32,6 +36,21 @@ class Visible(masks._ComputableMask):
       return seen | (keys < 0) if front else seen & (keys > -1)
 
     super().__init__(shape, sees)
+
+  def __getitem__(self, idx: tuple[slice, slice]) -> np.ndarray:
+    """Returns which queries of a tile see which of its keys.
+
+    Most tiles of a long text are seen by all of their queries or by none; only others are computed.
+    """
+    (queries, keys), (_, front, causal, window) = idx, self.rules
+    # By how many tokens keys of the tile are ahead of queries, and may be.
+    least, most = keys.start - front - queries.stop + 1, keys.stop - front - queries.start - 1
+    behind = math.inf if window is None else window - 1
+    ahead = 0 if causal else behind
+    alike = least > ahead or most < -behind or (least >= -behind and most <= ahead)
+    if keys.start < front or not alike:
+      return super().__getitem__(idx)
+    return np.full((queries.stop - queries.start, keys.stop - keys.start), -behind <= most <= ahead)
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, Visible) and self.rules == other.rules
@@ -55,32 +74,60 @@ def attend(
   Args:
     interpret: whether the kernel is emulated, which any device can do.
   """
-  (_, length, heads, _), (_, slots, kv_heads, _) = q_BTNH.shape, k_BSKH.shape
+  _, slots, kv_heads, _ = k_BSKH.shape
   mixed = mask.segments is not None and (mask.open or mask.front is not None)
-  if mask.start is not None or mixed or not sharding.splits("tensor", kv_heads):
+  if mask.start is not None or mixed or not sharding.splits(kv_heads, "tensor"):
     return None
+  if mask.window is not None and mask.window >= slots:
+    mask = mask.replace(window=None, local=None)
   if mask.window is not None and mask.local is not None:
     call = lambda mask: attend(q_BTNH, k_BSKH, v_BSKH, mask, scale, softcap, interpret=interpret)
     near, far = mask.replace(local=None), mask.replace(local=None, window=None)
     return jax.lax.cond(mask.local, lambda: call(near), lambda: call(far))
-  queries, keys = (-(-count // LANES) * LANES for count in (length, slots))
+  return _run(q_BTNH, k_BSKH, v_BSKH, mask, scale, softcap=softcap, interpret=interpret)
+
+
+def _run(
+  q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask, scale: float, *,
+  softcap: float | None, interpret: bool,
+) -> Array:  # fmt: skip
+  """Calls the kernel on each device's shards: of heads, or of queries if the heads are too few."""
+  (_, length, heads, _), (_, slots, kv_heads, _) = q_BTNH.shape, k_BSKH.shape
+  by_heads = axes_of_heads(kv_heads)
+  by_queries = () if "sequence" in by_heads else ("sequence",)
+  shards = sharding.size(*by_queries)
+  queries, keys = (-(-count // (shards * LANES)) * shards * LANES for count in (length, slots))
   front = 0 if mask.front is None else len(mask.front)
-  rules = Visible((queries, keys), front, mask.causal, mask.window)
+  parts = shards if mask.causal or mask.window is not None else 1  # that see different keys
+  rules = Visible((queries // shards * parts, keys), front, mask.causal, mask.window)
   kernel = kernels.make_splash_mha(
-    masks.MultiHeadMask([rules] * heads), block_sizes=_blocks(queries, keys),
-    head_shards=1, q_seq_shards=1, attn_logits_soft_cap=softcap, interpret=interpret,
+    masks.MultiHeadMask([rules] * heads), block_sizes=_blocks(queries // shards, keys),
+    head_shards=1, q_seq_shards=parts, attn_logits_soft_cap=softcap, interpret=interpret,
   )  # fmt: skip
   by_head = lambda x, count: jnp.pad(
     x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, count - x.shape[1]), (0, 0))
   )
-  by_rows, by_heads = P(sharding.ROWS), P(sharding.ROWS, "tensor")
-  run = sharding.over_shards(jax.vmap(kernel), (*[by_heads] * 3, by_rows), by_heads)
+  of_queries, of_keys = P(sharding.ROWS, by_heads, by_queries), P(sharding.ROWS, by_heads)
+  segments = kernels.SegmentIds(P(sharding.ROWS, by_queries), P(sharding.ROWS))
+  run = sharding.over_shards(
+    lambda kernel, *arrays: jax.vmap(kernel)(*arrays),
+    (_places(kernel, parts), of_queries, of_keys, of_keys, segments),
+    of_queries,
+  )
   scaled_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
   y_BNTH = run(
-    by_head(scaled_BTNH, queries), by_head(k_BSKH, keys), by_head(v_BSKH, keys),
+    kernel, by_head(scaled_BTNH, queries), by_head(k_BSKH, keys), by_head(v_BSKH, keys),
     _segments(mask, length, queries, keys),
   )  # fmt: skip
   return y_BNTH.transpose(0, 2, 1, 3)[:, :length]
+
+
+def _places(kernel: kernels.SplashAttentionKernel, parts: int) -> Any:
+  """Returns what splits a kernel's own arrays, which say what the queries of each part see."""
+  if parts == 1:
+    return P()
+  by_queries = NamedSharding(jax.sharding.get_abstract_mesh(), P(None, "sequence"))
+  return kernel.manual_sharding_spec(by_queries)
 
 
 def _segments(mask: Mask, length: int, queries: int, keys: int) -> kernels.SegmentIds:

@@ -13,11 +13,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import Scope
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune import sharding
-from jaxtune.models import quantize
+from jaxtune.models import parts, quantize, split
 from jaxtune.models.config import Config
 from jaxtune.models.context import Context, Mask, Shared
 from jaxtune.models.layers import ACTIVATIONS, Attend, Embed, Linear, Norm, RelativeBias, Residual
@@ -78,13 +79,14 @@ class Attention(nn.Module):
       k_BSKH = self._heads(self.k_proj(source_BSD), self.k_norm, tables)
       v_BSKH = self._heads(self.v_proj(source_BSD))
       write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 2)
-      new = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+      whole = (split.heads(x_BSKH, gather=True) for x_BSKH in (k_BSKH, v_BSKH))
+      new = tuple(x_BSKH.transpose(0, 2, 1, 3) for x_BSKH in whole)
       cache = new if cache is None else jax.tree.map(write, cache, new)
     k_BKSH, v_BKSH = cache
     y_BTNH = self.attend(
       q_BTNH, k_BKSH.transpose(0, 2, 1, 3), v_BKSH.transpose(0, 2, 1, 3), mask, bias_1NTS
     )
-    return self.o_proj(y_BTNH.reshape(*x_BTD.shape[:2], -1)), cache
+    return self.o_proj(split.heads(y_BTNH).reshape(*x_BTD.shape[:2], -1)), cache
 
   def _heads(
     self,
@@ -98,7 +100,8 @@ class Attention(nn.Module):
     y_BTNH = y_BTO.reshape(*y_BTO.shape[:2], -1, self.config.head_size)
     if norm is not None and self.config.qk_norm == "head":
       y_BTNH = norm(y_BTNH)
-    return checkpoint_name(y_BTNH if tables is None else rotate(y_BTNH, tables), "linear")
+    y_BTNH = y_BTNH if tables is None else rotate(y_BTNH, tables)
+    return checkpoint_name(split.heads(y_BTNH), "linear")
 
 
 class FeedForward(nn.Module):
@@ -153,7 +156,7 @@ class Block(nn.Module):
       flags: {"local", "first"}: whether this layer is local, and whether it is the first.
     """
     c, old, new = self.config, cache or {}, {}
-    x_BTD = sharding.constrain(x_BTD, sharding.ROWS)
+    x_BTD = sharding.constrain(x_BTD, *sharding.TOKENS)
     mask, tables = shared.mask, shared.tables
     if c.window is not None:
       mask = mask.replace(window=c.window, local=None if c.local is None else flags["local"])
@@ -175,7 +178,7 @@ class Block(nn.Module):
       x_BTD = self.cross_residual(x_BTD, self._normed("cross_out_norm", y_BTD))
     h_BTD = self._normed("mlp_norm", input_BTD if c.order == "parallel" else x_BTD)
     y_BTD = self._normed("mlp_out_norm", self.mlp(h_BTD))
-    x_BTD = sharding.constrain(self.mlp_residual(x_BTD, y_BTD), sharding.ROWS)
+    x_BTD = sharding.constrain(self.mlp_residual(x_BTD, y_BTD), *sharding.TOKENS)
     return x_BTD, None if cache is None else new
 
   def _normed(self, name: str, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -200,8 +203,9 @@ class Trunk(nn.Module):
       self.relative = RelativeBias(*c.relative, c.heads, not c.causal)
     if c.embed_norm:
       self.embed_norm = c.norm()
+    block, policy = self._block()
     self.layers = nn.scan(
-      self._block(),
+      block if policy is None else nn.remat(block, prevent_cse=False, policy=policy),
       variable_axes={"params": 0, "peft": 0, "hyper": 0},
       variable_broadcast="shared",
       split_rngs={"params": True, "dropout": True},
@@ -222,12 +226,30 @@ class Trunk(nn.Module):
       x_BTD = x_BTD + self.positions(context.positions + c.position_offset)
     if c.embed_norm:
       x_BTD = self.embed_norm(x_BTD)
-    x_BTD, cache = self.layers(x_BTD, context.cache, self._flags(), self._shared(context))
+    x_BTD = sharding.constrain(x_BTD, *sharding.TOKENS)
+    arrays = {kind: own["layers"] for kind, own in self.variables.items() if "layers" in own}
+    if parts.needed(arrays, c.layers):
+      x_BTD, cache = self._in_parts(arrays, x_BTD, context), None
+    else:
+      x_BTD, cache = self.layers(x_BTD, context.cache, self._flags(), self._shared(context))
     x_BTD = x_BTD if c.order == "post" else self.norm(x_BTD)
     return x_BTD, None if context.cache is None else (cache, context.mask.keys)
 
-  def _block(self) -> Callable:
-    """Returns the class of the layers: `Block`, wrapped if it is rematerialised or its weights are.
+  def _in_parts(
+    self, arrays: dict[str, Any], x_BTD: Float[Array, "B T D"], context: Context
+  ) -> Float[Array, "B T D"]:
+    """Runs the layers as `self.layers` does, with the same random numbers, but by `parts.run`."""
+    c, (block, policy), shared = self.config, self._block(), self._shared(context)
+    keys = jax.tree.map(lambda key: jax.random.split(key, c.layers), self.layers.scope.rngs)
+
+    def layer(variables: dict, x_BTD: Array, of_layer: tuple) -> Array:
+      flags, keys = of_layer
+      return block(c, parent=Scope(variables, keys, mutable=False))(x_BTD, None, flags, shared)[0]
+
+    return parts.run(layer, arrays, x_BTD, (self._flags(), keys), policy, c.unroll)
+
+  def _block(self) -> tuple[Callable, Callable | None]:
+    """Returns the class of the layers, and what is stored of one for the backward pass.
 
     Kernels that are quantised, or split by "fsdp", are made whole inside the block, so that only
     one layer's are in memory at a time. The backward pass makes them again: this needs
@@ -240,13 +262,13 @@ class Trunk(nn.Module):
       whole = lambda params: quantize.dequantised(sharding.gathered(params), dtype=c.dtype)
       block = nn.map_variables(Block, "params", whole)
       policy = policy or jax.checkpoint_policies.dots_saveable
-    return block if policy is None else nn.remat(block, prevent_cse=False, policy=policy)
+    return block, policy
 
   def _flags(self) -> dict[str, Bool[Array, " L"]]:
     """Returns the flags in which layers differ, so that one scanned block serves them all."""
-    c = self.config
-    local = jnp.ones(c.layers, bool) if c.local is None else jnp.asarray(c.local)
-    return {"local": local, "first": jnp.arange(c.layers) == 0}
+    count, local = self.config.layers, self.config.local
+    local_L = jnp.asarray([True] * count if local is None else local)
+    return {"local": local_L, "first": jnp.arange(count) == 0}
 
   def _shared(self, context: Context) -> Shared:
     """Computes what all layers read: rotary tables and relative biases."""
@@ -262,9 +284,8 @@ class Trunk(nn.Module):
     # Padding is at the ends of a row, so slots are as far apart as the tokens in them.
     ahead_TS = mask.ahead(positions_BT.shape[1])
     bias_1NTS = None if c.relative is None else self.relative(ahead_TS)
-    states, real_BS = (None, None) if encoded is None else encoded
-    cross_mask = None if real_BS is None else Mask(real_BS)
-    return Shared(index, mask, tables, local_tables, bias_1NTS, states, cross_mask)
+    crossed = (None, None) if encoded is None else (encoded[0], Mask(encoded[1]))
+    return Shared(index, mask, tables, local_tables, bias_1NTS, *crossed)
 
 
 def _lengths(context: Context) -> Int[Array, "B T"]:

@@ -146,6 +146,23 @@ def weights(adapted: Adapted) -> PyTree:
   return _with_overwrites(adapted, tree.combine(adapted.base, adapted.tuned["params"]))
 
 
+def in_parts(adapted: Adapted) -> dict[str, PyTree]:
+  """Returns the weights without overwriting stacks of layers: {"params": ..., "last": ...}.
+
+  "last" has what the last layers read in place of the layers of "params".
+  """
+  params = tree.combine(adapted.base, adapted.tuned["params"])
+  methods = [m for m in adapted.methods if m.overwrite is not None]
+  if not methods:
+    return {"params": params}
+  lowest = lambda depth: min(m.lowest(depth) for m in methods)
+  old = {p: x[lowest(len(x)) :] if "/layers/" in p else x for p, x in tree.flatten(params).items()}
+  new = tree.flatten(_with_overwrites(adapted, tree.unflatten(old)))
+  changed = tree.unflatten({path: x for path, x in new.items() if x is not old[path]})
+  last, others = tree.partition(changed, lambda path: "/layers/" in path)
+  return {"params": tree.combine(params, others), "last": last}
+
+
 def merge(adapted: Adapted) -> PyTree[Float[Array, ...]]:
   """Merges the methods' weight deltas into a full tree of weights, in fp32.
 

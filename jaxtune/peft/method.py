@@ -88,7 +88,11 @@ class Method(NamedTuple):
     intercept: (Call, *args) -> output; wraps a module's call, whose arguments are `args`.
     trains: (path) -> whether this leaf of the base is trained in place (full, BitFit).
     overwrite: (leaves, arrays) -> leaves that the forward pass reads instead, of the same shapes
-      and types (last layers). Merging overwrites them too, in fp32.
+      and types (last layers). Merging overwrites them too, in fp32. Leaves may lack the layers
+      below `lowest`.
+    lowest: (depth) -> the first of `depth` layers in which its arrays change anything. A training
+      step runs the layers below without them, and without a backward pass if nothing else there is
+      trained.
     reparametrise: (trained) -> the arrays that `intercept` reads, computed from those that are
       trained where a method has a reparametrisation (the MLP of a prefix).
     merge: (leaves, arrays) -> leaves with the delta added, in fp32; None where a method adds arrays
@@ -118,6 +122,7 @@ class Method(NamedTuple):
   intercept: Callable | None = None
   trains: Callable[[str], bool] | None = None
   overwrite: Callable | None = None
+  lowest: Callable[[int], int] = lambda depth: 0
   reparametrise: Callable = lambda trained: trained
   merge: Callable | None = None
   penalty: Callable | None = None

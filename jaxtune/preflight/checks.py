@@ -38,10 +38,12 @@ def check_options(config: dict, devices: Sequence[Any] | None = None) -> None:
   parts = sharding.make(options.parallel, options.mesh, devices).batch_shards
   rows = options.batch_size // options.accumulate
   if rows % parts:
+    shared = math.gcd(rows, parts)
     raise UserError(
       f"train.batch_size {options.batch_size} in train.accumulate {options.accumulate} parts makes "
       f"{rows} examples at a time, which do not divide over {parts} devices; use a multiple of "
-      f"{parts * options.accumulate}, or train.mesh={{'data': {math.gcd(rows, parts)}}}"
+      f"{parts * options.accumulate}, or train.mesh={{'data': {shared}}}, for long texts with "
+      f"'sequence': {parts // shared}"
     )
 
 

@@ -63,7 +63,7 @@ def changes(group: Outline, name: str) -> Iterator[dict[str, Any]]:
   """Lists what may make a step fit as {config key: value}, each with all that came before it.
 
   Smaller parts of a batch come first, then rematerialisation, fewer logits at a time, a quantised
-  base, and a base that is split over the devices of the slice, or of larger ones.
+  base, and the devices of the slice, or of larger ones, that share the batch and the base.
 
   Args:
     name: of the device.
@@ -86,13 +86,28 @@ def changes(group: Outline, name: str) -> Iterator[dict[str, Any]]:
     yield made
   made = {key: value for key, value in made.items() if key != "train.accumulate"}
   rows, (kind, _, size) = options.batch_size // options.accumulate, name.partition(":")
+  length = lowered.step_batch(group.trials)["tokens"].shape[-1]
   for larger in () if options.parallel == "pmap" else (size, *devices.SLICES.get(kind, ())):
     count = len(devices.describe(f"{kind}:{larger}")[1]) if larger else 1
     if count > (1 if larger == size else len(group.devices)):
-      shards = math.gcd(rows, count)
-      mesh = {"fsdp": shards} | ({"tensor": count // shards} if shards < count else {})
       slice_name = {} if larger == size else {"--device": f"{kind}:{larger}"}
-      yield made | slice_name | {"train.mesh": mesh}
+      for mesh in _meshes(rows, length, c.kv_heads, count):
+        yield made | slice_name | {"train.mesh": mesh}
+
+
+def _meshes(rows: int, length: int, heads: int, count: int) -> Iterator[dict[str, int]]:
+  """Lists meshes of so many devices; where there are too few rows, tokens are split, then weights.
+
+  Args:
+    rows, length: of a part of a batch.
+    heads: of keys and values, by which "tensor" splits attention.
+  """
+  shards = math.gcd(rows, count)
+  rest = count // shards
+  for tensor in sorted({1, math.gcd(rest, heads), rest}):
+    sizes = {"fsdp": shards, "sequence": rest // tensor, "tensor": tensor}
+    if sizes["sequence"] == 1 or length >= FEW_TOKENS * sizes["sequence"]:
+      yield {axis: size for axis, size in sizes.items() if size > 1}
 
 
 def changed(group: Outline, change: dict[str, Any]) -> tuple[Outline, dict, dict[str, Any]]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxtune import data, sharding, tree
+from jaxtune import data, tree
 from jaxtune.errors import UserError
 from jaxtune.peft import Overlay
 from jaxtune.runs.first_state import first_state
@@ -37,14 +37,14 @@ def check(trials: Sequence[Trial]) -> None:
 
   def measure(overlay, base, rows):
     def loss(tuned):
-      forward = step.forward(program, overlay._replace(tuned=tuned), base)
+      forward = step.forward(program, overlay._replace(tuned=tuned), base, backward=True)
       return program.objective(forward, rows)[0].sum()
 
     value, gradients = jax.value_and_grad(loss)(overlay.tuned)
     return value, jax.tree.map(lambda g: jnp.abs(g).max(), gradients)
 
   rows = tree.stack([_rows(trial) for trial in trials])
-  values, largest = jax.jit(sharding.over(measure, 1))(tree.stack(overlays), bases[0], rows)
+  values, largest = jax.jit(tree.over_trials(measure, 1))(tree.stack(overlays), bases[0], rows)
   for e, value in enumerate(values):
     if not np.isfinite(value):
       raise UserError(_not_finite(float(value), trials[e].pretrained.params))

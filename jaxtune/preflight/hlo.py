@@ -55,6 +55,14 @@ class Instruction(NamedTuple):
     """Returns the bytes of the result in main memory."""
     return sum(array.taken for array in self.arrays)
 
+  @property
+  def results(self) -> slice:
+    """Returns which arrays are results: operands stand before those of what is started."""
+    count = len(self.operands)
+    if not self.opcode.endswith("-start") or len(self.arrays) <= count:
+      return slice(None)
+    return slice(1) if self.opcode == "copy-start" else slice(count, 2 * count)
+
   def attribute(self, name: str) -> str:
     """Returns the name of a computation that the instruction calls, such as its "body"; or ""."""
     return find(rf"\b{name}=%?([\w.\-]+)", self.line)

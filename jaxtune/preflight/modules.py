@@ -53,14 +53,17 @@ def operations(module: Module) -> Iterator[Operation]:
   return _walk(module, module.entry, 1, set())
 
 
-def _walk(module: Module, name: str, times: float, channels: set[str]) -> Iterator[Operation]:
+def _walk(
+  module: Module, name: str, times: float, channels: set[str], fused: bool = False
+) -> Iterator[Operation]:
   """Goes through a computation that runs `times` times, and through those that it calls.
 
   The branches of a conditional count as if each ran equally often.
 
   Args:
     channels: of the collectives that were met. One that overlaps with other work stands in several
-      fusions, with one channel in all of them.
+      fusions, with one channel in all of them. Elsewhere several may have the same channel.
+    fused: whether the computation is a fusion.
   """
   instructions = module.computations.get(name, [])
   named = {one.name: one for one in instructions}
@@ -68,7 +71,7 @@ def _walk(module: Module, name: str, times: float, channels: set[str]) -> Iterat
     if one.opcode == "while":
       body, condition = one.attribute("body"), one.attribute("condition")
       trips = _trips(module, one.line, condition)
-      yield from _walk(module, body, times * trips, channels)
+      yield from _walk(module, body, times * trips, channels, fused)
       continue
     where = dict(name=one.where or one.name, source=module.source(one))
     if one.opcode not in FREE and not one.opcode.endswith("-done"):
@@ -82,18 +85,16 @@ def _walk(module: Module, name: str, times: float, channels: set[str]) -> Iterat
         flops=times * _kernel_flops(one.line) if kernel else 0.0,
       )
     kind, channel = one.opcode.removesuffix("-start"), find(r"channel_id=(\d+)", one.line)
-    if kind in COLLECTIVES and channel not in channels:
+    if kind in COLLECTIVES and not (fused and channel in channels):
       channels |= {channel} - {""}
-      # The result of one that is started has the operand beside it.
-      halves = 2 if one.opcode != kind and kind != "all-reduce" else 1
-      moved = sum(array.bytes for array in one.arrays) / halves
+      moved = sum(array.bytes for array in one.arrays[one.results])
       yield Operation(**where, collective=kind, moved=times * moved)
     if one.opcode in ("call", "conditional", "fusion", "async-start"):
-      parts = hlo.called(one)
+      parts, within = hlo.called(one), one.opcode in ("fusion", "async-start")
       share = len(parts) if one.opcode == "conditional" else 1
       for called in parts:
-        found = _walk(module, called, times / share, channels)
-        yield from (o for o in found if o.collective or one.opcode not in ("fusion", "async-start"))
+        found = _walk(module, called, times / share, channels, fused or within)
+        yield from (o for o in found if o.collective or not within)
 
 
 def _traffic(module: Module, named: dict[str, Instruction], one: Instruction) -> float:
@@ -152,15 +153,18 @@ def _parameters(inner: list[Instruction]) -> dict[int, str]:
 
 
 def _kernel_flops(line: str) -> float:
-  """Returns the FLOP of a splash kernel with a causal mask, of which it skips the tiles above."""
+  """Returns the FLOP of a splash kernel with a causal mask, of which it skips the tiles above.
+
+  Of a row whose queries are split, these are the FLOP of the device that has the last ones.
+  """
   products = next((n for name, n in PRODUCTS.items() if f"%{name}" in line), 0)
   if not products:
     return 0.0
   shapes = re.findall(r"(\w+)\[([\d,]*)\]", find(r"operand_layout_constraints=\{(.*?)\}\}", line))
   sizes = [(kind, [int(size) for size in dims.split(",")]) for kind, dims in shapes]
-  tiles = next(dims for kind, dims in sizes if kind == "s8")[1:]
-  (_, queries), (_, keys), *_ = [one for one in sizes if one[0] not in ("s8", "s32")]
-  visited = (1 + 1 / max(tiles)) / 2
+  fewer, more = sorted(next(dims for kind, dims in sizes if kind.startswith("s"))[1:])
+  (_, queries), (_, keys), *_ = [one for one in sizes if not one[0].startswith("s")]
+  visited = 1 - (fewer - 1) / (2 * more)
   return 2 * products * math.prod(queries) * keys[-2] * visited
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation import judge
 from jaxtune.files import write_atomically, writing
 from jaxtune.models import quantize
-from jaxtune.runs import results
+from jaxtune.runs import results, scores
 from jaxtune.runs.trial import Trial
 
 LIBRARIES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
@@ -45,21 +46,34 @@ class Logs:
 
 def read_history(folder: Path) -> list[dict]:
   """Reads a run's metrics.jsonl, without lines that a kill cut off; [] if there is none."""
-  path = folder / "metrics.jsonl"
+  rows = _read_lines(folder / "metrics.jsonl")
+  return [row for row in rows if isinstance(row.get("step"), int)]
+
+
+def read_predictions(folder: Path) -> list[dict]:
+  """Reads a run's predictions.jsonl; [] if there is none."""
+  kept = {"where", "prompt", "prediction", "references"}
+  return [row for row in _read_lines(folder / "predictions.jsonl") if kept <= row.keys()]
+
+
+def _read_lines(path: Path) -> list[dict]:
+  """Reads the objects of a file of JSON lines, without lines that are cut off or damaged."""
   with writing(path):
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-  history = []
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+  rows = []
   for line in lines:
     with contextlib.suppress(ValueError, RecursionError):
       row = json.loads(line)
-      if isinstance(row, dict) and isinstance(row.get("step"), int):
-        history.append(row)
-  return history
+      if isinstance(row, dict):
+        rows.append(row)
+  return rows
 
 
 def versions() -> dict[str, str]:
   """Returns {name: version} of what a result depends on, with the commit of jaxtune if known."""
   found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+  found |= {"devices": str(jax.device_count()), "cores": str(os.cpu_count())}
+  found |= {"machine": f"{platform.system()} {platform.machine()}"}
   found |= libraries.versions(*LIBRARIES)
   if commit := libraries.commit():
     found["commit"] = commit
@@ -87,6 +101,7 @@ def finish(
   write(folder, overlay, trial.fingerprint, trial.config, dataset.labels, dataset.stop_tokens)
   if judged.predictions:
     _write_predictions(folder, trial, judged)
+  scores.write(folder, trial, judged)
   result = {
     "method": trial.config["method"]["name"],
     "trained_parameters": count_trained(trial.methods, overlay),
@@ -102,13 +117,15 @@ def finish(
 
 
 def _write_predictions(folder: Path, trial: Trial, judged: judge.Judged) -> None:
-  """Writes what a trial predicted beside the truth, a line an example."""
+  """Writes what a trial and its untuned base predicted beside the truth, a line an example."""
   split, decode = getattr(trial.dataset, judged.split), trial.pretrained.tokenizer.decode
-  answers = zip(judged.examples, judged.predictions, judged.references, strict=True)
+  untuned = judged.untuned or [None] * len(judged.predictions)
+  answers = zip(judged.examples, judged.predictions, judged.references, untuned, strict=True)
   lines = []
-  for n, prediction, references in answers:
+  for n, prediction, references, base in answers:
     row = {"where": split.where[n], "prompt": decode(split.prompts[n])}
     row |= {"prediction": prediction, "references": references}
+    row |= {} if base is None else {"base": base}
     lines.append(json.dumps(row, ensure_ascii=False) + "\n")
   write_atomically(folder / "predictions.jsonl", "".join(lines))
 
@@ -160,7 +177,7 @@ def best_trial(folder: Path) -> Path:
   losses = {}
   for trial, result in found.items():
     final = result["final"]
-    if not results.diverged(result):
+    if not results.diverged(result) and not result.get("exited_at"):
       loss = final.get("validation_loss", final.get("test_loss"))
       losses[trial] = loss if isinstance(loss, float) else float("inf")
   if not losses:

@@ -22,17 +22,14 @@ except ImportError:  # Windows
 
 NAME = ".lock"
 # Files and folders that a run, or a sweep, writes into its folder, after its config.json.
-RUN = ("metrics.jsonl", "predictions.jsonl", "result.json", "tuned.safetensors", "checkpoints")
+RUN = (
+  "metrics.jsonl", "predictions.jsonl", "result.json", "scores.safetensors", "tuned.safetensors",
+  "checkpoints",
+)  # fmt: skip
 SWEEP = (
-  "results.csv",
-  "tuning",
-  "tuning.json",
-  "report.md",
-  "report.html",
-  "groups",
-  "plots",
-  "trials",
-)
+  "results.csv", "results.parquet", "report.md", "report.html", "table.tex", "tuning",
+  "tuning.json", "groups", "plots", "trials",
+)  # fmt: skip
 
 
 def check_writable(folder: str | Path) -> None:
@@ -97,6 +94,20 @@ def held(folder: str | Path, kind: Literal["run", "sweep"] = "run") -> Iterator[
         "expected one that all processes share"
       )
     yield
+
+
+def in_use(folder: Path) -> bool:
+  """Says whether a process, maybe this one, has locked a folder; writes nothing."""
+  if fcntl is None:
+    return (folder / NAME).exists()
+  try:
+    with (folder / NAME).open() as file:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return True
+  except OSError:  # no such file, or no such locks
+    return False
+  return False
 
 
 @contextlib.contextmanager

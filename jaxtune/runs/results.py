@@ -14,7 +14,9 @@ from jaxtune import hosts, schema
 from jaxtune.errors import UserError
 from jaxtune.files import digest, write_atomically
 
-FILES = ("config.json", "metrics.jsonl", "predictions.jsonl", "tuned.safetensors")
+FILES = (
+  "config.json", "metrics.jsonl", "predictions.jsonl", "scores.safetensors", "tuned.safetensors",
+)  # fmt: skip
 
 
 class Report(TypedDict, total=False):

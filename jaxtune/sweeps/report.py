@@ -1,4 +1,4 @@
-"""The report of a sweep: results.csv, report.md, report.html and plots."""
+"""The report of a sweep: report.md, report.html, results.csv and .parquet, table.tex and plots."""
 
 from __future__ import annotations
 
@@ -10,15 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from jaxtune import metrics
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.metrics.kinds.label import Confusion
-from jaxtune.runs.folder import read_history
-from jaxtune.runs.results import diverged
-from jaxtune.sweeps import confusion, grid, pages, plot, stats, table
+from jaxtune.runs import folder as folders
+from jaxtune.sweeps import (
+  comparison,
+  confusion,
+  document,
+  exports,
+  grid,
+  pages,
+  plot,
+  reproduce,
+  table,
+)
+
+_HARDWARE = ("device", "devices", "cores", "machine")  # of what a result says as versions
 
 
 def write(
@@ -26,141 +36,137 @@ def write(
   folder: str | Path,
   *,
   metric: str | None = None,
+  reference: str | None = None,
   config: Mapping[str, Any] | None = None,
   notes: Mapping[str, Any] | None = None,
+  given: Mapping[str, Mapping[str, Any]] | None = None,
+  unfinished: Sequence[dict] = (),
+  curves: Mapping[str, Mapping] | None = None,
 ) -> Path:
   """Writes the report of a sweep into its folder and returns the path of report.md.
 
-  Every file is replaced as a whole, so nobody can read half of one.
+  Every file is replaced as a whole, so nobody can read half of one. Where no trial is finished,
+  the page alone is written.
 
   Args:
-    results: the result.json of every trial.
-    folder: the sweep's folder; learning curves are read from its trials/<name>/metrics.jsonl.
+    results: the result.json of every finished trial. Its learning curves and predictions are read
+      from its "folder", or else from trials/<name> of the sweep's folder.
+    folder: the sweep's folder.
     metric: the rows are sorted by it, and the plots show it; default the test loss.
-    config: the completed configuration that all trials share, for `scale_note`.
+    reference: the label, or a trial, of what the others are compared with; default the best.
+    config: the completed configuration that all trials share, for the warnings.
     notes: further facts to list, such as {"compiled programs": 1, "seconds": 81.5}.
+    given: {name of a sweep: its config as it was given}, from which it can be run again.
+    unfinished: trials that have no result; see `collect.read`. The page shows them; the other files
+      name those that failed.
+    curves: {configuration: how its learning rate was chosen}, as in tuning.json.
 
   Raises:
-    UserError: no results, an unknown metric, or a folder that cannot be written.
+    UserError: no trial, an unknown metric, or a folder that cannot be written.
   """
-  if not results:
+  if not results and not unfinished:
     raise UserError("no finished trial to report on: run the sweep first")
   folder = Path(folder)
-  metric = table.choose_metric(results, metric)
-  best = stats.best_first(stats.group(results), metric)[0].results[0]
-  others = {
-    "By task": table.by_task(results, metric),
-    "What was drawn of each task": table.mixtures(results),
-    f"Classes of {best['trial']}": table.by_class(best),
+  results = [{"folder": str(folder / "trials" / one["trial"])} | one for one in results]
+  histories = {
+    one["trial"]: folders.read_history(Path(one["folder"])) for one in (*results, *unfinished)
   }
-  plots = {}
-  for name, figure in _figures(results, folder, metric, best).items():
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150)
-    plots[name] = stream.getvalue()
-    write_atomically(folder / "plots" / f"{name}.png", plots[name])
-  report = pages.Page(
-    trials=table.build(results, metric),
-    remarks=_remarks(results, metric, config),
-    others={title: rows for title, rows in others.items() if rows is not None},
-    plots=plots,
-    facts=_facts(results, notes or {}),
-  )
-  write_atomically(folder / "results.csv", table.to_csv(results))
-  write_atomically(folder / "report.html", pages.to_html(report))
-  write_atomically(folder / "report.md", pages.to_markdown(report))
+  facts, compared = _facts(results, notes or {}), None
+  if any(not one.get("exited_at") for one in results):
+    compared = comparison.compare(
+      results,
+      metric,
+      reference=reference,
+      config=config,
+      failed={one["trial"]: one["detail"] for one in unfinished if one["state"] == "failed"},
+      curves=curves,
+    )
+    _write_files(compared, histories, facts, folder)
+  contents = document.build([*results, *unfinished], compared, histories, config or {}) | {
+    "title": " + ".join(given or {}) or folder.absolute().name,
+    "notes": [_reading(compared, "[low, high]")] if compared else [],
+    "tables": {name: rows._asdict() for name, rows in _others(compared).items()},
+    "tuning": [{"name": name, **curve} for name, curve in (curves or {}).items()],
+    "reproduce": reproduce.describe(results, given or {}, facts),
+  }
+  write_atomically(folder / "report.html", pages.to_html(contents))
   return folder / "report.md"
 
 
-def _figures(results: Sequence[dict], folder: Path, metric: str, best: dict) -> dict[str, Figure]:
-  """Draws {name: plot}, with the confusion matrix of the best trial if it has one."""
-  histories = {
-    result["trial"]: read_history(folder / "trials" / result["trial"]) for result in results
+def _write_files(
+  compared: comparison.Comparison,
+  histories: Mapping[str, list[dict]],
+  facts: Mapping[str, str],
+  folder: Path,
+) -> None:
+  """Writes all files of a report but its page."""
+  page = pages.Page(
+    trials=compared.tables["main"],
+    warnings=[caution.text for caution in compared.warnings],
+    reading=_reading(compared),
+    others={"All columns": compared.tables["all columns"]} | _others(compared),
+    plots=_draw(compared, histories, folder / "plots"),
+    facts=dict(facts),
+  )
+  write_atomically(folder / "results.csv", exports.to_csv(compared.columns))
+  write_atomically(folder / "results.parquet", exports.to_parquet(compared.columns))
+  write_atomically(folder / "table.tex", exports.to_latex(page.trials, page.reading))
+  write_atomically(folder / "report.md", pages.to_markdown(page))
+
+
+def _others(compared: comparison.Comparison | None) -> dict[str, table.Table]:
+  """Makes {title: table} of the tables beside the configurations' that a sweep has."""
+  if compared is None:
+    return {}
+  finished = [result for row in compared.configurations for result in row.results]
+  others = {
+    "Comparisons": compared.tables["comparisons"],
+    "By task": table.by_task(finished, compared.metric),
+    "What was drawn of each task": table.mixtures(finished),
+    f"Classes of {finished[0]['trial']}": table.by_class(finished[0]),
   }
-  figures = plot.figures(results, metric, histories)
-  if best.get("confusion"):
-    labels, counts_CC = best["confusion"]["labels"], np.asarray(best["confusion"]["counts"])
-    figures["confusion"] = confusion.draw(Confusion(tuple(labels), counts_CC), best["trial"])
-  return figures
+  return {title: rows for title, rows in others.items() if rows is not None and rows.rows}
 
 
-def scale_note(results: Sequence[dict], config: Mapping[str, Any] | None = None) -> str | None:
-  """Returns a warning where ranks were compared at a fixed alpha, so that LoRA's scale varied."""
-  ranks_at: dict[tuple[str, float], set[int]] = {}
-  for result in results:
-    flat = {"method.name": result["method"]}
-    flat |= grid.flatten(config or {}) | grid.flatten(result["settings"])
-    for path in flat:
-      section, _, key = path.rpartition(".")
-      alpha = flat.get(f"{section}.alpha")
-      if (
-        path.startswith("method.") and key == "rank" and alpha and not flat.get(f"{section}.scale")
-      ):
-        ranks_at.setdefault((section, alpha), set()).add(flat[path])
-  for (section, alpha), ranks in ranks_at.items():
-    if len(ranks) > 1:
-      return (
-        f"The rank axis also changed LoRA's scale: alpha = {stats.show(alpha)} is fixed, so "
-        f"alpha / rank falls as the rank grows (ranks {', '.join(map(str, sorted(ranks)))}). "
-        f"To compare ranks at one scale, set {section}.scale."
-      )
-  return None
+def _draw(
+  compared: comparison.Comparison, histories: Mapping[str, list[dict]], folder: Path
+) -> list[str]:
+  """Draws the plots, with the confusion matrix of the best trial if it has one; names them."""
+  finished = [result for row in compared.configurations for result in row.results]
+  figures = plot.figures(finished, compared.metric, histories)
+  if matrix := finished[0].get("confusion"):
+    counts = Confusion(tuple(matrix["labels"]), np.asarray(matrix["counts"]))
+    figures["confusion"] = confusion.draw(counts, finished[0]["trial"])
+  for name, figure in figures.items():
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150)
+    write_atomically(folder / f"{name}.png", stream.getvalue())
+  return list(figures)
 
 
-def _remarks(results: Sequence[dict], metric: str, config: Mapping[str, Any] | None) -> list[str]:
-  """Says how to read the table, and what its readers should beware of."""
-  better = "higher" if metrics.higher_is_better(metric) else "lower"
-  remarks = [
-    f"Sorted by {metrics.title(metric)}, {better} is better. Mean ± half-width of the 95 % "
-    "interval (Student's t over seeds); of a single seed [low, high], 95 % over the judged "
-    "examples (bootstrap), or - where there is none. The change from the base is paired: both "
-    "are measured on the same examples."
-  ]
-  rows = stats.group(results)
-  if metric.startswith("test_") and len(rows) > len(stats.group_bases(rows)):
-    remarks.append(
-      f"The best of {len(rows)} configurations by a test metric is chosen on the test "
-      "set, so its figure is optimistic; choose by a validation metric to report it."
-    )
-  if metric.startswith("validation_"):
-    remarks.append(
-      "Validation chose the configurations' order, and the step whose weights were kept, so these "
-      "figures are optimistic; report a test metric of the best configuration."
-    )
-  if memorized := [result for result in results if _memorized(result)]:
-    remarks.append(
-      f"Learnt by heart ({len(memorized)} of {len(results)} trials): the loss on training examples "
-      "is less than half of that on held-out ones. Fewer steps, train.patience, regularize or a "
-      f"smaller method may help: {'; '.join(result['trial'] for result in memorized)}."
-    )
-  if failed := [result for result in results if diverged(result)]:
-    named = "; ".join(f"{result['trial']} ({_when(result)})" for result in failed)
-    remarks.append(
-      f"Diverged ({len(failed)} of {len(results)} trials): training that was not finite at some "
-      "step counts as such, whatever the weights kept from before it score, and so does a metric "
-      f"that is not finite. {named}."
-    )
-  if note := scale_note(results, config):
-    remarks.append(note)
-  return remarks
+def _reading(compared: comparison.Comparison, interval: str = "± half-width") -> str:
+  """Says how to read the table.
 
-
-def _when(result: dict) -> str:
-  """Says when a trial diverged, and at which step its kept weights were."""
-  if result.get("diverged_at") is None:
-    return "in its final metrics"
-  return f"at step {result['diverged_at']}, best step {result.get('best_step', 0) or 'none'}"
-
-
-def _memorized(result: dict) -> bool:
-  """Says whether the loss on training examples is less than half of that on held-out ones."""
-  final = result["final"]
-  held_out = final.get("validation_loss", final.get("test_loss", 0.0))
-  return final.get("train_loss", math.inf) < 0.5 * held_out
+  Args:
+    interval: how an interval over seeds is written.
+  """
+  title, better = metrics.title(compared.metric), "higher" if compared.higher_is_better else "lower"
+  reading = (
+    f"Sorted by {title}, {better} is better. Mean {interval} of the 95 % interval (Student's "
+    "t over seeds); of a single seed [low, high], 95 % over the judged examples (bootstrap), or - "
+    f"where there is none. {compared.replicates}"
+  )
+  if len(compared.configurations) == 1:
+    return f"{reading} The change from the base is paired: both are measured on the same examples."
+  return (
+    f"{reading} Differences are paired by seed and, where scores by example are there, by example; "
+    "p is two-sided, with Holm's correction for all pairs, as the same results have chosen the "
+    "best one, or for all comparisons with a configuration that was named."
+  )
 
 
 def _facts(results: Sequence[dict], notes: Mapping[str, Any]) -> dict[str, str]:
-  """Returns {name: value} of the sweep's counts, its time, `notes`, its data and its versions."""
+  """Returns {name: value} of the sweep's counts, its time, `notes`, data, machine and versions."""
   sizes = dict.fromkeys(result["base_parameters"] for result in results)
   facts: dict[str, Any] = {
     "trials": len(results),
@@ -169,13 +175,17 @@ def _facts(results: Sequence[dict], notes: Mapping[str, Any]) -> dict[str, str]:
     "seconds of all trials": f"{sum(result['seconds'] for result in results):.1f}",
     **notes,
   }
-  for key in ("data", "versions"):
-    distinct = {
-      json.dumps(result[key], sort_keys=True): result[key] for result in results if key in result
-    }
+  said = {"data": [], "hardware": [], "versions": []}
+  for result in results:
+    versions = dict(result.get("versions", {}))
+    said["hardware"].append({key: versions.pop(key) for key in _HARDWARE if key in versions})
+    said["versions"].append(versions)
+    said["data"].append(result.get("data", {}))
+  for key, values in said.items():
+    distinct = {json.dumps(value, sort_keys=True): value for value in values if value}
     for i, value in enumerate(distinct.values()):
       facts[key if len(distinct) == 1 else f"{key} ({i + 1})"] = value
-  return {key.replace("_", " "): _fact(value) for key, value in facts.items()}
+  return {key.replace("_", " "): _fact(value) for key, value in facts.items() if value != ""}
 
 
 def _fact(value: Any) -> str:

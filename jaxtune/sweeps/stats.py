@@ -14,7 +14,7 @@ from jaxtune.runs.results import diverged
 from jaxtune.sweeps import grid
 from jaxtune.sweeps.groups import SHARES
 
-scipy_stats = libraries.Lazy("scipy.stats")
+special = libraries.Lazy("scipy.special")
 # Options of the training data alone, on which the metrics of the untuned base do not depend.
 _OF_TRAINING = tuple(f"data.{name}" for name in SHARES)
 
@@ -47,7 +47,8 @@ def summarize(values: Iterable[float | None]) -> Summary:
     return Summary(None, None, len(present), diverged)
   half_width = None
   if len(present) > 1:
-    half_width = float(scipy_stats.t.ppf(0.975, len(present) - 1) * scipy_stats.sem(present))
+    error = float(np.std(present, ddof=1)) / math.sqrt(len(present))
+    half_width = float(special.stdtrit(len(present) - 1, 0.975)) * error
   return Summary(float(np.mean(present)), half_width, len(present), 0)
 
 
@@ -55,7 +56,10 @@ def final(result: dict, metric: str) -> float | None:
   """Returns a trial's final metric, or None if it is missing.
 
   It is NaN for every metric of a diverged trial: a BLEU of 0, say, of such a model has no meaning.
+  A trial that left early has none: its validation loss is that of another step.
   """
+  if result.get("exited_at"):
+    return None
   return math.nan if diverged(result) else result["final"].get(metric)
 
 
@@ -70,24 +74,34 @@ def difference(results: Iterable[dict], metric: str, key: str = "base") -> Summa
   Args:
     key: "base", or "shots" for the base with demonstrations in its prompts.
   """
-  pairs = [(final(result, metric), result.get(key, {}).get(metric)) for result in results]
-  return summarize(None if None in pair else pair[0] - pair[1] for pair in pairs)
+  return summarize(change(result, metric, key) for result in results)
+
+
+def change(result: dict, metric: str, key: str = "base") -> float | None:
+  """Returns a trial's tuned minus the untuned metric; None where either is missing."""
+  tuned, untuned = final(result, metric), result.get(key, {}).get(metric)
+  return None if tuned is None or untuned is None else tuned - untuned
 
 
 def of_base(results: Iterable[dict], metric: str, key: str = "base") -> Summary:
   """Summarizes a metric that was measured without training.
 
-  If all trials measured the same number, it has no interval. They differ where the seed draws the
-  demonstrations, or the weights of a base that is read from no folder.
-
   Args:
     key: "base"; "shots", the base with demonstrations; "chance", one answer for all examples.
   """
+  return summarize(untrained(results, metric, key))
+
+
+def untrained(results: Iterable[dict], metric: str, key: str = "base") -> list[float]:
+  """Returns what trials measured without training; one value where it is the same in all of them.
+
+  It differs where the seed draws the demonstrations, or the weights of a base that is read from no
+  folder.
+  """
   measured = [result.get(key, {}).get(metric) for result in results]
   values = [value for value in measured if value is not None]
-  if values and np.allclose(values, values[0], rtol=1e-5, atol=0, equal_nan=True):
-    return summarize(values[:1])
-  return summarize(values)
+  same = values and np.allclose(values, values[0], rtol=1e-5, atol=0, equal_nan=True)
+  return values[:1] if same else values
 
 
 def group(results: Sequence[dict]) -> list[Row]:

@@ -1,9 +1,7 @@
-"""A sweep's results as tables: results.csv has a row for each trial, a report for each setting."""
+"""A sweep's results as tables of text, with a row for each configuration, task or class."""
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 from collections.abc import Sequence
@@ -11,7 +9,7 @@ from typing import NamedTuple
 
 from jaxtune import metrics
 from jaxtune.errors import UserError, nearest
-from jaxtune.sweeps import grid, stats
+from jaxtune.sweeps import stats
 
 
 class Table(NamedTuple):
@@ -42,29 +40,14 @@ def choose_metric(results: Sequence[dict], metric: str | None) -> str:
   return metric
 
 
-def to_csv(results: Sequence[dict]) -> str:
-  """Writes a row for each trial: settings, counts, time, and metrics with and without training."""
-  names = metric_names(results)
-  records = []  # of each trial: what it is, its settings, what was measured
-  for result in results:
-    counts = ("trained_parameters", "steps", "stopped_at", "diverged_at", "seconds")
-    measured = {key: result.get(key) for key in counts}
-    for part in (*UNTRAINED, "final"):
-      if result.get(part):
-        measured |= {f"{part}.{name}": result[part].get(name) for name in names}
-    settings = {
-      path: stats.show(value) if isinstance(value, list) else value
-      for path, value in grid.flatten(result["settings"]).items()
-    }
-    records.append(({key: result[key] for key in ("trial", "method")}, settings, measured))
-  columns: list[str] = []
-  for parts in zip(*records, strict=True):  # first what all trials are, then all their settings
-    columns += dict.fromkeys(itertools.chain(*parts))
-  stream = io.StringIO()
-  writer = csv.DictWriter(stream, columns, lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(identity | settings | measured for identity, settings, measured in records)
-  return stream.getvalue()
+def untrained_labels(row: stats.Row) -> dict[str, str]:
+  """Returns {"base", "shots" or "chance": its label}, as far as the trials of a base have it."""
+  shots = row.results[0].get("demonstrations", {}).get("shots")
+  return {
+    key: label.format(row.label, shots)
+    for key, label in UNTRAINED.items()
+    if any(result.get(key) for result in row.results)
+  }
 
 
 def build(results: Sequence[dict], metric: str) -> Table:
@@ -74,7 +57,7 @@ def build(results: Sequence[dict], metric: str) -> Table:
     metric: decides the order of the rows; the other metrics of its split follow it.
   """
   rows = stats.group(results)
-  scales = {name: _decimals(results, name) for name in _shown(results, metric)}
+  scales = {name: decimals(results, name) for name in _shown(results, metric)}
   compared = {"base": "base"}
   if any(result.get("shots") for result in results):
     compared["shots"] = "few-shot"
@@ -83,12 +66,12 @@ def build(results: Sequence[dict], metric: str) -> Table:
     "trained parameters",
     "% of base",
     "seeds",
-    *map(_title, scales),
+    *map(title, scales),
     *(f"change of {metrics.title(metric)} from {name}" for name in compared.values()),
     "seconds per trial",
   ]
-  body = [cells + ["-"] * (len(header) - len(cells)) for cells in _untrained(rows, scales)]
-  untrained = len(body)
+  body = [cells + ["-"] * (len(header) - len(cells)) for cells in untrained(rows, scales)]
+  count = len(body)
   for row in stats.best_first(rows, metric):
     trained, total = (row.results[0][f"{part}_parameters"] for part in ("trained", "base"))
     seconds = stats.summarize(result["seconds"] for result in row.results).mean
@@ -98,12 +81,12 @@ def build(results: Sequence[dict], metric: str) -> Table:
         f"{trained:,}",
         f"{100 * trained / total:.3g}",
         str(len(row.results)),
-        *(_measured(row.results, name, digits) for name, digits in scales.items()),
-        *(_measured(row.results, metric, scales[metric], key) for key in compared),
+        *(measured(row.results, name, digits) for name, digits in scales.items()),
+        *(measured(row.results, metric, scales[metric], key) for key in compared),
         f"{seconds:.1f}",
       ]
     )
-  return Table(header, body, untrained)
+  return Table(header, body, count)
 
 
 def by_task(results: Sequence[dict], metric: str) -> Table | None:
@@ -117,12 +100,12 @@ def by_task(results: Sequence[dict], metric: str) -> Table | None:
     return None
   rows = stats.best_first(stats.group(results), metric)
   bases = stats.group_bases(stats.group(results))
-  header = [f"{_title(metric)}, task", *(row.label for row in (*bases, *rows))]
+  header = [f"{title(metric)}, task", *(row.label for row in (*bases, *rows))]
   body = []
   for name in tasks:
-    digits = _decimals(results, name)
+    digits = decimals(results, name)
     before = [_cell(stats.of_base(row.results, name), digits) for row in bases]
-    after = [_measured(row.results, name, digits) for row in rows]
+    after = [measured(row.results, name, digits) for row in rows]
     body.append([name.partition("/")[2].replace("mean", "mean of tasks"), *before, *after])
   return Table(header, body)
 
@@ -182,7 +165,7 @@ def _shown(results: Sequence[dict], metric: str) -> list[str]:
   return list(dict.fromkeys([metric, *of_split, *means, *always]))
 
 
-def _untrained(rows: Sequence[stats.Row], scales: dict[str, int]) -> list[list[str]]:
+def untrained(rows: Sequence[stats.Row], scales: dict[str, int]) -> list[list[str]]:
   """Makes the rows of `UNTRAINED`, each once, up to the columns of the metrics.
 
   Args:
@@ -190,17 +173,14 @@ def _untrained(rows: Sequence[stats.Row], scales: dict[str, int]) -> list[list[s
   """
   body = []
   for row in stats.group_bases(rows):
-    for key, label in UNTRAINED.items():
-      if any(result.get(key) for result in row.results):
-        shots = row.results[0].get("demonstrations", {}).get("shots")
-        values = [_cell(stats.of_base(row.results, m, key), scales[m]) for m in scales]
-        cells = [label.format(row.label, shots), "0", "0", "-", *values]
-        if cells not in body:
-          body.append(cells)
+    for key, label in untrained_labels(row).items():
+      values = [_cell(stats.of_base(row.results, m, key), scales[m]) for m in scales]
+      if (cells := [label, "0", "0", "-", *values]) not in body:
+        body.append(cells)
   return body
 
 
-def _measured(results: Sequence[dict], metric: str, digits: int, key: str | None = None) -> str:
+def measured(results: Sequence[dict], metric: str, digits: int, key: str | None = None) -> str:
   """Writes a metric of trials that differ in the seed alone, with its interval.
 
   The interval is over seeds; of a single seed, over examples.
@@ -220,11 +200,11 @@ def _measured(results: Sequence[dict], metric: str, digits: int, key: str | None
   return _cell(summary, digits, len(results), sign)
 
 
-def _title(metric: str) -> str:
+def title(metric: str) -> str:
   return f"{metrics.title(metric)} {'↑' if metrics.higher_is_better(metric) else '↓'}"
 
 
-def _decimals(results: Sequence[dict], metric: str) -> int:
+def decimals(results: Sequence[dict], metric: str) -> int:
   """Returns how many digits a column has after the point: three below 10, else two."""
   means = [stats.over_seeds([result], metric).mean for result in results]
   return 3 if max((abs(mean) for mean in means if mean is not None), default=0) < 10 else 2

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 from tqdm import tqdm
 
-from jaxtune import data, hosts, peft, sharding
+from jaxtune import data, hosts, peft, tree
 from jaxtune.training import checkpoint, turns
 from jaxtune.training.options import TrainOptions, intervals
 from jaxtune.training.progress import METRICS, Evaluation, Progress, evaluated, first
@@ -40,7 +40,7 @@ def make_step(program: Program, chunk: int, turns: bool = False) -> Callable:
 
     return jax.lax.cond(taken[0], train, lambda: (state, sums)) if taken else train()
 
-  mapped = lambda axis: sharding.over(partial(one_trial, axis=axis), chunk)
+  mapped = lambda axis: tree.over_trials(partial(one_trial, axis=axis), chunk)
 
   def step(trials, shared, batch, axis=None):
     if not turns:

@@ -25,7 +25,7 @@ class TrainOptions(NamedTuple):
     chunk: number of trials that one vmap computes together; None to let
       `preflight.cost.choose_chunk` choose.
     parallel: "jit", or "pmap" for data parallelism over all local devices.
-    mesh: sizes of the axes trial, data, fsdp and tensor, for "jit"; see `sharding.make`.
+    mesh: sizes of the axes trial, data, fsdp, sequence and tensor, for "jit"; see `sharding.make`.
     compilation_cache: a folder in which compiled programs are kept, so that the next run with the
       same program does not compile it; None for none. A folder that jax was given by itself
       (JAX_COMPILATION_CACHE_DIR) is used in its place.

@@ -62,12 +62,17 @@ class Program(NamedTuple):
 
 
 def forward(
-  program: Program, overlay: peft.Overlay, base: PyTree, rng: Key[Array, ""] | None = None
-) -> Callable:
-  """Returns (batch, **options) -> the adapted model's output, with dropout if a key is given."""
+  program: Program, overlay: peft.Overlay, base: PyTree, rng: Key[Array, ""] | None = None,
+  backward: bool = False,
+) -> Callable:  # fmt: skip
+  """Returns (batch, **options) -> the adapted model's output, with dropout if a key is given.
+
+  Args:
+    backward: whether the output is differentiated; see `peft.apply`.
+  """
   adapted = peft.Adapted(program.methods, *overlay, base)
   inputs = lambda batch: {name: batch[name] for name in INPUTS if name in batch}
-  call = partial(peft.apply, program.model, adapted, rng=rng)
+  call = partial(peft.apply, program.model, adapted, rng=rng, backward=backward)
   return lambda batch, **options: call(**inputs(batch), **options)
 
 
@@ -116,7 +121,7 @@ def update(
   def part_loss(tuned, part):
     i, rows = part
     key = jax.random.fold_in(rng, i) if program.dropout else None
-    call = forward(program, peft.Overlay(tuned, state.hyper), base, key)
+    call = forward(program, peft.Overlay(tuned, state.hyper), base, key, backward=True)
     losses_B, others = program.objective(call, rows)
     return losses_B.sum(), jax.tree.map(jnp.sum, others)
 

@@ -13,7 +13,7 @@ from support import tiny
 from support.shapes import checked
 from transformers import BartConfig, T5Config
 
-from jaxtune import peft, sharding, tree
+from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.evaluation import decoding, generate, sampling, texts
 from jaxtune.models import hf
@@ -297,7 +297,9 @@ def test_grouped_equals_solo(llama, name, chunk):
     llama.model, peft.Adapted(laid[0].methods, *pair, base), batch["t"], batch["m"],
     max_new_tokens=NEW, stop_tokens=(0,), rows=2,
   )  # fmt: skip
-  np.testing.assert_array_equal(jax.jit(sharding.over(one, chunk))(pairs, laid[0][3], batch), alone)
+  np.testing.assert_array_equal(
+    jax.jit(tree.over_trials(one, chunk))(pairs, laid[0][3], batch), alone
+  )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Fused attention gives what plain matrix products give, for every rule of a mask."""
 
 import dataclasses
+import itertools
 import re
 from functools import partial
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from support import tiny
 
-from jaxtune import peft, sharding
+from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.models import cudnn, hf, splash
 from jaxtune.models.context import ANY, Mask
@@ -32,7 +33,9 @@ MASKS = {
   "segments": Mask(ALL, causal=True, segments=SEGMENTS),
   "a prefix": Mask(REAL, causal=True, front=FRONT),
   "a prefix and a window": Mask(REAL, causal=True, window=20, front=FRONT),
+  "a prefix and a window both ways": Mask(REAL, window=20, front=FRONT),
   "a prefix both ways": Mask(REAL, front=FRONT),
+  "a window and segments": Mask(ALL, causal=True, window=20, segments=SEGMENTS),
 }
 # What the TPUs' kernel has no rules for.
 OTHERS = {
@@ -46,7 +49,8 @@ OTHERS = {
 
 def arrays(mask, dtype=jnp.float32):
   rng, keys = np.random.default_rng(0), T + (0 if mask.front is None else P)
-  draw = lambda length, heads: jnp.asarray(rng.standard_normal((B, length, heads, H)), dtype)
+  normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16).astype(dtype)
+  draw = lambda length, heads: normal(B, length, heads, H)
   return draw(T, N), draw(keys, K), draw(keys, K)
 
 
@@ -75,7 +79,9 @@ def measure(implementation, mask, softcap=None, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_splash_equals_plain(name):
+def test_splash_equals_plain(name, monkeypatch):
+  """In four tiles of queries and keys, of which the kernel skips those that hold no pair."""
+  monkeypatch.setattr(splash, "BLOCK", 128)
   found, expected = (measure(kind, MASKS[name]) for kind in ("splash", "plain"))
   close = lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5, rtol=1e-4)
   jax.tree.map(close, found, expected)
@@ -123,14 +129,17 @@ def test_splash_bounds_scores_as_plain_does():
   assert np.abs(expected[1] - other[1]).max() > 1e-2
 
 
+@pytest.mark.parametrize("name", ["causal", "a window and segments", "a prefix and a window"])
 @pytest.mark.parametrize("kernel", ["splash", "cudnn"])
-def test_bf16_is_as_near_as_plain(kernel):
-  """Each to what plain products in fp32 give."""
-  exact = measure("plain", MASKS["causal"])[1]
-  error = lambda kind: float(
-    jnp.sqrt(jnp.square(measure(kind, MASKS["causal"], dtype=jnp.bfloat16)[1] - exact).mean())
+def test_bf16_is_as_near_as_plain(kernel, name):
+  """Outputs and each gradient, to what plain products in fp32 give."""
+  exact, plain, found = (
+    jax.tree.leaves(measure(kind, MASKS[name], dtype=dtype))
+    for kind, dtype in (("plain", jnp.float32), ("plain", jnp.bfloat16), (kernel, jnp.bfloat16))
   )
-  assert error(kernel) < 1.2 * error("plain") < 0.02
+  for x, y, z in zip(exact, plain, found, strict=True):
+    near, far = (float(jnp.sqrt(jnp.square(a - x).mean())) for a in (z, y))
+    assert near < 1.1 * far < 0.02
 
 
 @pytest.mark.parametrize("method", [{"name": "lora"}, {"name": "prefix", "length": 3}])
@@ -147,17 +156,20 @@ def test_cudnn_in_a_program_for_a_gpu(family, method, monkeypatch):
     adapted = peft.Adapted(laid.methods, tuned, laid.hyper, base)
     return peft.apply(pretrained.model.clone(config=config), adapted, tokens, mask).sum()
 
-  step = jax.jit(sharding.over(jax.grad(loss), 2))
+  step = jax.jit(tree.over_trials(jax.grad(loss), 2))
   trials, rows = jax.tree.map(lambda x: jnp.stack([x, x]), (laid.tuned, tokens))
   with cudnn.on((9, 0)):
     traced = step.trace(trials, laid.base, rows)
-  found = re.findall(r"__cudnn\$(fmha\w+)", traced.lower(lowering_platforms=("cuda",)).as_text())
+  text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  found = re.findall(r"__cudnn\$(fmha\w+)", text)
   kinds = 1 if family == "llama" else 2  # of layers
   by_array = int(kinds == 2 and method["name"] == "prefix")
   assert found.count("fmhaSoftmax") == 2 * (kinds - by_array)
   assert found.count("fmhaSoftmaxBackward") == kinds - by_array
   assert found.count("fmhaScaleBiasSoftmax") == 2 * by_array
   assert found.count("fmhaScaleBiasSoftmaxBackward") == by_array
+  results = re.findall(r"SoftmaxBackward.*-> \((.*)\)", text)
+  assert [types.count("xbf16") for types in results] == kinds * [3]  # no gradient of an array
 
 
 @pytest.mark.parametrize(
@@ -192,9 +204,31 @@ def test_other_masks_are_left_to_plain(name):
   assert splash.attend(*arrays(mask), mask, 1.0, None, interpret=True) is None
 
 
-@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
-def test_a_model_on_a_mesh(kernel, monkeypatch):
-  """Rows and heads are split over devices; under vmap, and with remat, as trials are trained."""
+@pytest.mark.parametrize("front", [0, 40])
+@pytest.mark.parametrize("window", [None, 1, 20, 100])
+@pytest.mark.parametrize("causal", [True, False])
+def test_tiles_of_which_all_queries_see_the_same(causal, window, front):
+  visible = splash.Visible((128, 160), front, causal, window)
+  for top, left in itertools.product(range(0, 128, 16), range(0, 160, 16)):
+    tile = slice(top, top + 16), slice(left, left + 16)
+    computed = visible.mask_function(np.arange(128)[tile[0], None], np.arange(160)[None, tile[1]])
+    np.testing.assert_array_equal(visible[tile], computed)
+
+
+@pytest.mark.parametrize(
+  ("kernel", "mesh"),
+  [
+    ("splash", {"fsdp": 2, "tensor": 2}),
+    ("cudnn", {"fsdp": 2, "tensor": 2}),
+    ("splash", {"sequence": 4}),  # queries, as there are two heads of keys
+    pytest.param("splash", {"data": 2, "sequence": 2}, marks=pytest.mark.full),  # heads
+    pytest.param("cudnn", {"data": 2, "sequence": 2}, marks=pytest.mark.full),
+    pytest.param("cudnn", {"tensor": 2, "sequence": 2}, marks=pytest.mark.full),  # neither
+  ],
+  ids=str,
+)
+def test_a_model_on_a_mesh(kernel, mesh, monkeypatch):
+  """Rows, heads and tokens are split over devices; of trials under vmap, and with remat."""
   monkeypatch.setattr(splash, "attend", partial(splash.attend, interpret=True))
   monkeypatch.setattr(cudnn, "attend", partial(cudnn.attend, implementation="xla"))
   section = {"name": "stack", "lora": {"rank": 2}, "prefix": {"length": 3}}
@@ -213,8 +247,8 @@ def test_a_model_on_a_mesh(kernel, monkeypatch):
 
     trials = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), laid.tuned)
     batch = {"tokens": np.stack([tokens[None]] * 2), "mask": np.stack([mask[None]] * 2)}
-    parallel = sharding.make("jit", {"fsdp": 2, "tensor": 2} if kind != "plain" else {"data": 1})
-    step = parallel.compile(sharding.over(jax.value_and_grad(loss), 2))
+    parallel = sharding.make("jit", mesh if kind != "plain" else {"data": 1})
+    step = parallel.compile(tree.over_trials(jax.value_and_grad(loss), 2))
     place = parallel.put_batch(batch)
     found[kind] = jax.device_get(
       step(parallel.put(trials, "trial"), parallel.put(laid.base), place)

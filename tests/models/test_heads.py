@@ -284,7 +284,7 @@ def test_linear_probe(tmp_path):
 def test_every_leaf_has_a_sharding_rule(name, kind):
   labels = None if kind == "mlm" else 4
   outlined = hf.outline(architecture=tiny.ENCODERS[name], head=kind, labels=labels)
-  mesh = Mesh(np.array(jax.devices()).reshape(1, 1, 2, 2), sharding.AXES)
+  mesh = Mesh(np.array(jax.devices()).reshape(1, 1, 2, 1, 2), sharding.AXES)
   placed = tree.flatten(sharding.shardings(mesh, outlined.params))
   if "head/dense/kernel" in placed:
     assert placed["head/dense/kernel"].spec == PartitionSpec("fsdp", "tensor")

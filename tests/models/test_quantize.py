@@ -253,7 +253,7 @@ def test_quantised_kernels_are_not_trained_in_place(method):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_shardings_cover_every_array(form):
-  mesh = jax.make_mesh((1, 1, 2, 2), sharding.AXES, (AxisType.Auto,) * 4)
+  mesh = jax.make_mesh((1, 1, 2, 1, 2), sharding.AXES, (AxisType.Auto,) * 5)
   placed = tree.flatten(sharding.shardings(mesh, as_form(plain("llama"), form).params))
   assert placed[f"trunk/layers/attn/q_proj/kernel/{form}"].spec == P(None, "fsdp", "tensor")
   assert placed[f"trunk/layers/attn/o_proj/kernel/{form}"].spec == P(None, "tensor", "fsdp")

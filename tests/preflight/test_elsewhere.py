@@ -149,6 +149,15 @@ def test_a_step_that_does_not_fit(here, monkeypatch):
   assert "no setting that was tried makes it fit" in plan_text.lay_out(found)
 
 
+def test_meshes_that_may_fit():
+  """Tokens are split where rows are too few and long, weights where that is not enough."""
+  meshes = lambda rows, length: list(fit._meshes(rows, length, heads=8, count=16))
+  assert meshes(32, 64) == [{"fsdp": 16}]
+  assert meshes(1, 2048) == [{"sequence": 16}, {"sequence": 2, "tensor": 8}, {"tensor": 16}]
+  assert meshes(4, 512) == [{"fsdp": 4, "sequence": 4}, {"fsdp": 4, "tensor": 4}]
+  assert meshes(1, 128) == [{"tensor": 16}]
+
+
 def test_a_peak_above_the_memory_does_not_fit(here, monkeypatch):
   """Not every compiler refuses a program that is too large."""
   small = HERE._replace(memory=1e5)

@@ -38,6 +38,8 @@ metadata={op_name="a/attend"}
 ENTRY %main (x: bf16[4]) -> bf16[4] {
   %while.1 = (s32[], bf16[4]) while(%t), condition=%condition, body=%body
   %all-reduce-start.1 = f32[10]{0} all-reduce-start(%x), channel_id=7
+  %all-reduce.2 = f32[10]{0} all-reduce(%x), channel_id=7
+  %all-gather-start.3 = ((f32[1], bf16[2]), (f32[4], bf16[8])) all-gather-start(%x, %y)
   %copy.1 = bf16[4]{0} copy(%x), backend_config={"estimated_cycles":"7"}
 }
 """
@@ -48,7 +50,8 @@ def test_loops_are_multiplied_out():
   cycles = {one.name: one.cycles for one in found if one.cycles}
   assert cycles == {"a/dot": 16 * 1000, "copy.1": 7}
   moved = [(one.collective, one.moved) for one in found if one.collective]
-  assert moved == [("all-gather", 16 * 64 * 2), ("all-reduce", 40)]
+  overlapping = ("all-gather", 16 * 64 * 2)
+  assert moved == [overlapping, ("all-reduce", 40), ("all-reduce", 40), ("all-gather", 32)]
   (kernel,) = [one for one in found if one.kernel]
   products = 2 * 3 * (8 * 4 * 1024 * 64) * 1024
   assert kernel.kernel == "tpu_custom_call" and kernel.flops == 16 * products * 0.75
@@ -135,6 +138,17 @@ def test_what_is_in_memory_at_the_peak():
   stated = compiled.memory_analysis().temp_size_in_bytes
   found = memory.peak(hlo.parse(compiled.as_text()), stated)
   assert found.bytes == pytest.approx(stated, rel=0.05)
+
+
+@pytest.mark.parametrize(("queries", "tiles", "visited"), [(4096, 8, 9 / 16), (1024, 2, 15 / 16)])
+def test_the_work_of_a_causal_kernel(queries, tiles, visited):
+  """Of rows that are whole, and of the device that has the last quarter of the queries."""
+  line = TEXT.partition("%splash_mha_dq.1")[2].partition("\n}")[0]
+  line = line.replace("s8[1,2,2]", f"s16[1,{tiles},8]{{2,1,0}}, s8[1,{tiles},8]")
+  line = line.replace("f32[8,4,1024", f"f32[8,4,{queries}").replace("f32[8,2,1024", "f32[8,2,4096")
+  text = "ENTRY %main (x: f32[]) -> f32[] {\n  %splash_mha_dq.1" + line + "\n}"
+  (kernel,) = modules.operations(hlo.parse(text))
+  assert kernel.flops == 2 * 3 * 8 * 4 * queries * 64 * 4096 * visited
 
 
 def test_the_memory_of_collectives_of_several_arrays():

@@ -17,6 +17,14 @@ def folder(tmp_path):
   return tmp_path
 
 
+def test_a_trial_that_left_early_does_not_speak_for_its_sweep(tmp_path):
+  for name, loss, left in (("a", 0.1, 5), ("b", 2.0, None), ("c", 1.0, None)):
+    trial = tmp_path / "trials" / name
+    trial.mkdir(parents=True)
+    results.write(trial, {"final": {"validation_loss": loss}, "exited_at": left})
+  assert runs.best_trial(tmp_path).name == "c"
+
+
 def test_what_was_written_is_read(folder):
   result = results.read(folder)
   assert result["at"] == str(folder) and {*result["files"]} == {*results.FILES}

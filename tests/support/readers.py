@@ -221,7 +221,7 @@ def write_run(folder: Path) -> None:
 
 def read_run(folder: Path) -> object:
   results.read(folder / "run")
-  runs.Logs([folder / "run"], 3)
+  runs.Logs([folder / "run"], [3])
   run = finished.load_run(folder / "run", pretrained("llama"))
   return made_trials.config.complete(run.config)
 

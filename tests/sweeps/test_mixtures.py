@@ -63,7 +63,7 @@ def test_mixtures_share_a_program_and_a_base_and_say_what_was_drawn(place, confi
     losses.add(result["final"]["test_loss"])
   assert len(losses) == 4
   report = (place / "mixed" / "report.md").read_text()
-  assert report.count("base (untuned)") == 2, "a row for the base, and a column of the tasks"
+  assert report.count("base (untuned)") == 3, "two rows for the base, and a column of the tasks"
   header, *body = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in report.split("each task\n\n")[1].splitlines()

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
+import re
 
 import pytest
 
 from jaxtune.errors import UserError
 from jaxtune.sweeps import report, table
 
-LORA = {"method": {"name": "lora", "alpha": 16.0, "scale": None}}
+
+def document(page):
+  """Returns what the page draws."""
+  return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text())[1])
 
 
 def test_files(made, tmp_path):
@@ -27,8 +32,29 @@ def test_files(made, tmp_path):
     for name in ("plots/test_loss-rank.png", "plots/test_loss-trained_parameters.png")
   )
   page = (tmp_path / "report.html").read_text()
-  assert page.count("data:image/png;base64,") == 2 and "http" not in page
+  assert not re.search(r"http|<img|@import|url\(|(src|href)=(?!.data:)", page), "it works offline"
   assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+
+
+def test_warnings_come_first_and_details_are_folded(made, tmp_path):
+  results = made.ranks({1: [2.0, 2.1], 4: [1.5, 1.4]})
+  failed = {"trial": "rank=8,seed=0", "settings": {"method.rank": 8, "seed": 0}, "method": "lora"}
+  failed |= {"folder": str(tmp_path), "state": "failed", "detail": "out of memory"}
+  failed |= {"final": {}, "base": {}}
+  curve = {"rates": [0.1, 1.0], "losses": [2.0, 1.0], "chosen": 1.0, "at_edge": True}
+  given = {"unfinished": [failed], "curves": {"rank=4": curve}}
+  written = report.write(results, tmp_path, **given).read_text()
+  first, folded, _ = written.partition("<details><summary>All columns</summary>")
+  warnings, _, main = first.partition("| configuration |")
+  assert warnings.startswith("# Sweep report\n\nBeware:\n\n- Failed (1 trials")
+  assert "rank=8,seed=0 (out of memory)" in warnings and "an earlier one" not in warnings
+  assert "optim.learning_rate is at an edge of the values that were tried: 1 for rank=4" in warnings
+  assert "Fewer than 3 seeds" in warnings and "% of base" not in main
+  assert folded and written.count("</details>") == 2
+  assert "out of memory" in document(tmp_path / "report.html")["warnings"][0]
+  assert (tmp_path / "results.csv").read_text().splitlines()[-1].endswith(",out of memory")
+  assert (tmp_path / "results.parquet").read_bytes().startswith(b"PAR1")
+  assert r"lora rank=4 & 4,000 & 1.450" in (tmp_path / "table.tex").read_text()
 
 
 def test_table_begins_with_the_base_and_goes_on_best_first(made):
@@ -106,28 +132,14 @@ def test_csv_has_a_row_a_trial_with_all_that_is_known(made, tmp_path):
   assert "Diverged" in (tmp_path / "report.md").read_text()
 
 
-def test_the_note_on_the_scale_of_lora(made):
-  results = made.ranks({1: [2.0], 4: [1.5]})
-  assert "alpha = 16 is fixed" in report.scale_note(results, LORA)
-  assert "set method.scale" in report.scale_note(results, LORA)
-  assert report.scale_note(results) is None
-  assert report.scale_note(results[:1], LORA) is None
-  fixed = {"method": LORA["method"] | {"scale": 2.0}}
-  assert report.scale_note(results, fixed) is None
-  along = [
-    made.result({"method": {"name": "lora", "rank": r, "alpha": 2 * r}}, 2.0) for r in (1, 4)
-  ]
-  assert report.scale_note(along, LORA) is None
-  assert report.scale_note(
-    [made.result({"method": {"name": "lora", "rank": r}}, 2.0) for r in (1, 4)], LORA
-  )
-
-
 def test_text_is_escaped(made, tmp_path):
   results = [made.result({"data.template": text}, 2.0) for text in ("a|b", "<b>&")]
   written = report.write(results, tmp_path).read_text()
   assert "a\\|b" in written
-  assert "&lt;b&gt;&amp;" in (tmp_path / "report.html").read_text()
+  page = (tmp_path / "report.html").read_text()
+  assert "<b>" not in page
+  shown = document(tmp_path / "report.html")["configurations"]
+  assert [one["settings"]["data.template"] for one in shown] == ["a|b", "<b>&"]
 
 
 def test_mistakes_are_named(made, tmp_path):

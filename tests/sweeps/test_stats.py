@@ -34,6 +34,13 @@ def test_a_diverged_trial_has_no_other_metric_either(made):
   assert math.isnan(stats.final(lost, "test_bleu"))
 
 
+def test_a_trial_that_left_early_has_no_final_metric(made):
+  left = made.result({"seed": 0}, 0.1, exited_at=5)
+  assert stats.final(left, "test_loss") is None and stats.change(left, "test_loss") is None
+  rows = stats.group([left | {"method": "prefix"}, made.result({"seed": 0}, 2.0)])
+  assert [row.label for row in stats.best_first(rows, "test_loss")] == ["lora", "prefix"]
+
+
 def test_group_leaves_out_the_seed_alone(made):
   rows = stats.group(made.ranks({1: [2.0, 2.1], 4: [1.5, 1.4]}))
   assert [row.label for row in rows] == ["lora rank=1", "lora rank=4"]

@@ -85,4 +85,4 @@ def test_two_templates_are_one_program(config, tmp_path, capsys):
     assert all(row["prompt"].startswith("?") == bool(longer) for row in rows[0])
   assert results[True]["base"]["test_loss"] != results[False]["base"]["test_loss"]
   report = (tmp_path / "sweep" / "report.md").read_text()
-  assert report.count("base (untuned)") == 2 and "most frequent answer" in report
+  assert report.count("base (untuned)") == 4 and "most frequent answer" in report

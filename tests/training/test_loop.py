@@ -15,7 +15,7 @@ from jaxtune import config, data, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.preflight import checks
-from jaxtune.runs import finished, programs
+from jaxtune.runs import finished, programs, results, scores
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training import loop, optim
@@ -264,14 +264,19 @@ def test_a_run_and_its_folder(tmp_path):
   changes |= {"evaluate.metrics": ["exact_match"], "evaluate.max_new_tokens": 4}
   config = made_trials.complete({"name": "prefix", "length": 2}, changes)
   (result,), (folder,) = go(tmp_path, setup, config)
-  names = {"config.json", "metrics.jsonl", "result.json", "tuned.safetensors", "predictions.jsonl"}
-  assert {path.name for path in folder.iterdir()} == names
+  assert {path.name for path in folder.iterdir()} == {"result.json", *results.FILES}
   assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
   assert json.loads((folder / "config.json").read_text())["method"]["length"] == 2
   assert result["trained_parameters"] == 3 * 2 * 2 * 2 * 8 and result["base"] == {"test_loss": 9.0}
   assert {"test_loss", "test_exact_match", "validation_loss"} <= {*result["final"]}
   assert [x["step"] for x in metrics(folder) if "train_loss" in x] == [1, 2, 3, 4, 5, 6]
   assert len((folder / "predictions.jsonl").read_text().splitlines()) == 8
+  kept = scores.read(folder, result)
+  assert kept.draws.keys() == result["intervals"].keys() and kept.rows["loss"].shape == (8,)
+  for name, draws in kept.draws.items():
+    assert result["intervals"][name] == list(np.quantile(draws, (0.025, 0.975)))
+  mean = kept.rows["loss"].sum() / kept.rows["weight"].sum()
+  assert mean == pytest.approx(result["final"]["test_loss"], rel=1e-5)
 
   run = finished.load_run(folder)
   flat = load_file(folder / "tuned.safetensors")

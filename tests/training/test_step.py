@@ -34,7 +34,7 @@ def losses(monkeypatch):
   """Sets what stands in for the model and its loss."""
 
   def stand_in(function):
-    forward = lambda program, overlay, base, rng=None: (
+    forward = lambda program, overlay, base, rng=None, backward=False: (
       lambda rows: function(program, *overlay, base, rows, rng)
     )
     monkeypatch.setattr(update, "forward", forward)

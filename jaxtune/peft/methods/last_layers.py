@@ -26,15 +26,16 @@ def method(layers: Count = 1, norm: bool = False, encoder: bool = False) -> peft
       too.
 
   The trained arrays (k, ...) are fp32, and are merged in fp32. The forward pass reads them in the
-  stored type of the stack (L, ...) that they are written into, so changes smaller than its rounding
-  show only once they add up. As all layers are one stack, a backward pass takes as much memory as
-  in full fine-tuning, and each trial of a group holds a stack; the optimizer's state is that of k
-  layers alone.
+  stored type of the stack (L, ...), so changes smaller than its rounding show only once they add
+  up. A training step runs the backward pass through k layers alone, unless another method trains
+  something below them. Generation writes the arrays into the stack, so that each trial then has a
+  stack of its own in memory.
   """
   return peft.Method(
     "last_layers",
     init=partial(_init, layers=layers, norm=norm, encoder=encoder),
     overwrite=_overwrite,
+    lowest=lambda depth: depth - layers,
     patterns=(".*",),
     options=dict(layers=layers, norm=norm, encoder=encoder),
   )

@@ -54,6 +54,7 @@ def method(
     init=partial(_init, rank=rank, layers=layers, first=first, targets=targets),
     intercept=partial(_intercept, difference=variant == "loreft"),
     reparametrise=_reparametrise if variant == "loreft" else lambda trained: trained,
+    lowest=lambda depth: 0 if layers is None else min(layers),
     count_unused=_count_unused,
     groupable=("rank", "first"),
     padded_axes={"rotate": (-1,), "learned_kernel": (-1,), "learned_bias": (-1,)},

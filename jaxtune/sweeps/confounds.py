@@ -1,0 +1,284 @@
+"""Confounds in the design of a sweep: differences that are not what the table says they are.
+
+Each function looks for one and returns what it found, as a list of warnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jaxtune import metrics
+from jaxtune.sweeps import stats
+from jaxtune.sweeps.evidence import Caution, Evidence, chained, listed, of_rows
+
+RATE = "optim.learning_rate"
+_FAR = 10  # times the best perplexity, from which on a base counts as far from the task
+_TOKENS = 1.05  # how much more data count as more
+
+
+def find(evidence: Evidence) -> list[Caution]:
+  """Returns what all functions here find."""
+  rules = (
+    scale, one_rate, edge, few_seeds, unequal_seeds, selection, tokens, other_examples,
+    other_tokens, far_base,
+  )  # fmt: skip
+  return chained(rules, evidence)
+
+
+def scale(evidence: Evidence) -> list[Caution]:
+  """Finds ranks that were compared at a fixed alpha, so that LoRA's scale varied with them."""
+  ranks_at: dict[tuple, dict[str, int]] = {}
+  for result in evidence.results:
+    for path in (config := evidence.config(result)):
+      section, _, key = path.rpartition(".")
+      alpha = config.get(f"{section}.alpha")
+      fixed = alpha and not config.get(f"{section}.scale")
+      if path.startswith("method.") and key == "rank" and fixed:
+        by = "the root of the rank" if config.get(f"{section}.rslora") else "rank"
+        ranks_at.setdefault((section, alpha, by), {})[result["trial"]] = config[path]
+  return [
+    Caution(
+      "scale",
+      f"The rank axis also changed LoRA's scale: alpha = {stats.show(alpha)} is fixed, so "
+      f"alpha / {by} falls as the rank grows (ranks "
+      f"{', '.join(map(str, sorted(set(ranks.values()))))}). To compare ranks at one scale, set "
+      f"{section}.scale.",
+      tuple(ranks),
+    )
+    for (section, alpha, by), ranks in ranks_at.items()
+    if len(set(ranks.values())) > 1
+  ]
+
+
+def one_rate(evidence: Evidence) -> list[Caution]:
+  """Finds several methods, or several sizes of one, that were trained with a single rate."""
+  if evidence.curves:  # each configuration has chosen its own
+    return []
+  candidates: dict[str, list[stats.Row]] = {}  # those that differ in the rate alone
+  for row in evidence.rows:
+    key = str(sorted((k, str(v)) for k, v in row.settings.items() if k != RATE))
+    candidates.setdefault(key, []).append(row)
+  at: dict[float, list[stats.Row]] = {}
+  for rows in candidates.values():
+    rates = {evidence.config(row.results[0]).get(RATE) for row in rows}
+    if len(rates) == 1 and None not in rates:
+      at.setdefault(rates.pop(), []).extend(rows)
+  return [warning for rate, rows in at.items() for warning in _one_rate(rate, rows)]
+
+
+def _one_rate(rate: float, rows: list[stats.Row]) -> list[Caution]:
+  sizes: dict[str, set[str]] = {}
+  for row in rows:
+    own = {k: str(v) for k, v in row.settings.items() if k.startswith("method.")}
+    sizes.setdefault(row.settings["method.name"], set()).add(str(sorted(own.items())))
+  several = [method for method, found in sizes.items() if len(found) > 1]
+  if len(sizes) == 1 and not several:
+    return []
+  whose = listed(sizes) if len(sizes) > 1 else f"all settings of {listed(several)}"
+  text = (
+    f"One learning rate, {stats.show(rate)}, for {whose}: the best rate differs between methods "
+    "and sizes, so that one of them may look worse for its rate alone. Sweep optim.learning_rate, "
+    "or let the sweep tune each one's own."
+  )
+  return of_rows("one_rate", text, rows)
+
+
+def edge(evidence: Evidence) -> list[Caution]:
+  """Finds best values at an end of those that were tried.
+
+  Of the learning rate that is said for every configuration; of another option of the method, the
+  optimizer or the regularisation, with at least three values, for the best configuration.
+  """
+  found = []
+  for path in stats.numeric_axes(evidence.rows):
+    if path.split(".")[0] not in ("method", "optim", "regularize"):
+      continue
+    numeric = lambda row, path=path: isinstance(row.settings.get(path), int | float)
+    rows = [row for row in evidence.rows if numeric(row)]
+    at_edge = {}
+    for label, line in stats.lines_along(rows, path).items():
+      best, ends = stats.best_first(line, evidence.metric)[0], (line[0], line[-1])
+      wanted = len(line) > 1 if path == RATE else len(line) > 2 and best is evidence.rows[0]
+      known = stats.over_seeds(best.results, evidence.metric).mean is not None
+      if wanted and known and best in ends:
+        end = "lowest" if best is line[0] else "highest"
+        named = "" if label in ("", "all") else f" for {label}"
+        value = stats.show(best.settings[path])
+        at_edge[f"{value}, the {end} of {len(line)}{named}"] = best
+    if at_edge:
+      found += of_rows("edge", _edge(path, at_edge), at_edge.values())
+  chosen = {
+    f"{stats.show(curve['chosen'])} for {name}": name
+    for name, curve in evidence.curves.items()
+    if curve.get("at_edge")
+  }
+  return found + ([Caution("edge", _edge(RATE, chosen), ())] if chosen else [])
+
+
+def _edge(path: str, where: Iterable[str]) -> str:
+  return (
+    f"The best {path} is at an edge of the values that were tried: {listed(where)}. A better one "
+    "may lie beyond: widen the axis."
+  )
+
+
+def few_seeds(evidence: Evidence) -> list[Caution]:
+  """Finds configurations of fewer than three seeds."""
+  few = [row for row in evidence.rows if len(row.results) < 3]
+  if not few:
+    return []
+  named = [f"{row.label} ({len(row.results)})" for row in few]
+  text = (
+    f"Fewer than 3 seeds: {listed(named)}. One seed does not show how much another would differ, "
+    "and the interval of two is 12.7 standard errors on either side."
+  )
+  return of_rows("few_seeds", text, few)
+
+
+def unequal_seeds(evidence: Evidence) -> list[Caution]:
+  """Finds configurations that do not have the metric with the same seeds."""
+  apart = [pair for pair in evidence.pairs if pair.unpaired]
+  if not apart:
+    return []
+  named = {label for pair in apart for label in (pair.a, pair.b)}
+  rows = [row for row in evidence.rows if row.label in named]
+  text = (
+    f"Not all configurations have {metrics.title(evidence.metric)} with the same seeds: "
+    f"{len(apart)} of {len(evidence.pairs)} comparisons use only the seeds that both have, while "
+    "means are over all seeds of each."
+  )
+  return of_rows("unequal_seeds", text, rows)
+
+
+def selection(evidence: Evidence) -> list[Caution]:
+  """Finds figures that are optimistic, as they chose what they are said of."""
+  metric, rows = evidence.metric, evidence.rows
+  if metric.startswith("test_") and len(rows) > len(stats.group_bases(rows)):
+    text = (
+      f"The best of {len(rows)} configurations by a test metric is chosen on the test set, so its "
+      "figure is optimistic; choose by a validation metric to report it."
+    )
+    return of_rows("selection", text, rows[:1])
+  if metric.startswith("validation_"):
+    text = (
+      "Validation chose the configurations' order, and the step whose weights were kept, so these "
+      "figures are optimistic; report a test metric of the best configuration."
+    )
+    return of_rows("selection", text, rows[:1])
+  return []
+
+
+def tokens(evidence: Evidence) -> list[Caution]:
+  """Finds configurations that have seen different amounts of training data."""
+  amounts = {}
+  for i, row in enumerate(evidence.rows):
+    seen = [tokens_seen(result, evidence.config(result)) for result in row.results]
+    if None not in seen:
+      amounts[i] = sum(seen) / len(seen)
+  if not amounts or max(amounts.values()) <= _TOKENS * min(amounts.values()):
+    return []
+  least, most = min(amounts, key=amounts.get), max(amounts, key=amounts.get)
+  text = (
+    "Different amounts of training data: from about "
+    f"{amounts[least]:,.0f} tokens ({evidence.rows[least].label}) to {amounts[most]:,.0f} "
+    f"({evidence.rows[most].label}), which are updates x batch size x mean length. Steps, "
+    "patience, batch sizes, lengths or mixtures differ, and a difference may be theirs."
+  )
+  return of_rows("tokens", text, [evidence.rows[i] for i in amounts])
+
+
+def tokens_seen(result: dict, config: Mapping[str, Any]) -> float | None:
+  """Estimates the tokens that a trial was trained on: draws times the mean length of an example.
+
+  None where the counts are not known, or where a row of the batch holds several examples.
+  """
+
+  def length(report: Mapping) -> float:
+    counts = report["splits"]["train"]
+    return counts["tokens"] / counts["kept"]
+
+  try:
+    if config.get("data.pack"):
+      return None
+    if result.get("mixture"):
+      tasks = result["data"]["tasks"]
+      return sum(one["drawn"] * length(tasks[task]) for task, one in result["mixture"].items())
+    return result["stopped_at"] * config["train.batch_size"] * length(result["data"])
+  except (KeyError, TypeError, ZeroDivisionError):
+    return None
+
+
+def other_examples(evidence: Evidence) -> list[Caution]:
+  """Finds trials that were judged on different examples."""
+  known = [(r, evidence.scores.get(r.get("folder", ""))) for r in evidence.results]
+  sets: dict[str, list[str]] = {}
+  for result, one in known:
+    if one is not None:
+      sets.setdefault(one.examples, []).append(result["trial"])
+  if len(sets) < 2:
+    return []
+  text = (
+    f"Trials were judged on {len(sets)} different sets of examples: their figures are not of the "
+    f"same task, and tests between them are over seeds alone. One each: "
+    f"{listed(trials[0] for trials in sets.values())}."
+  )
+  return [Caution("other_examples", text, tuple(t for trials in sets.values() for t in trials))]
+
+
+def other_tokens(evidence: Evidence) -> list[Caution]:
+  """Finds losses and perplexities that are per token of different tokenizers."""
+  known = {result["data"].get("tokenizer") for result in evidence.results if "data" in result}
+  name = evidence.metric.partition("/")[0]
+  if len(known) < 2 or not name.endswith(("_loss", "_perplexity")):
+    return []
+  text = (
+    f"The models have different tokenizers, and {metrics.title(name)} is per token: it cannot be "
+    "compared between them. Compare metrics of the text that they write, or of their answers."
+  )
+  return of_rows("other_tokens", text, evidence.rows)
+
+
+def far_base(evidence: Evidence) -> list[Caution]:
+  """Finds a base whose perplexity is more than ten times that of the best configuration.
+
+  Then most of what training does is to make the base speak the language of the task at all. Heads
+  that are new score by chance before training, and have no perplexity: nothing is said of them.
+  """
+  name = f"{evidence.metric.partition('_')[0]}_perplexity"
+  best = stats.over_seeds(evidence.rows[0].results, name).mean
+  base = stats.of_base(evidence.rows[0].results, name).mean
+  if best is None or base is None or base <= _FAR * best:
+    return []
+  text = (
+    f"The base is far from the task: its {metrics.title(name)} of {base:.4g} is {base / best:.3g} "
+    f"times that of the best configuration (from {_FAR} times on, this is said). What is compared "
+    "is mostly how fast methods recover from that, and not how well they adapt a model that knows "
+    "the language of the task."
+  )
+  return of_rows("far_base", text, evidence.rows[:1])
+
+
+def replicates(evidence: Evidence) -> str:
+  """Says what differs between the seeds of a configuration, and so what intervals are over."""
+  config = evidence.config(evidence.results[0])
+  if max(len(row.results) for row in evidence.rows) == 1:
+    return (
+      "One seed each: intervals and tests are over the judged examples alone, and say nothing of "
+      "how another seed would come out."
+    )
+  drawn = [
+    "the first weights of the method and of a new head",
+    "the order of the training examples",
+  ]
+  drawn.append("dropout")
+  if "model.path" in config and config["model.path"] is None:
+    drawn.append("the weights of the base")
+  if config.get("evaluate.shots"):
+    drawn.append("the demonstrations")
+  if config.get("evaluate.temperature"):
+    drawn.append("the generated text")
+  return (
+    f"Replicates differ in the seed, which draws {listed(drawn)} all at once: intervals are over "
+    "all of these together, and do not tell them apart."
+  )

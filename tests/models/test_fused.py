@@ -1,0 +1,139 @@
+"""Whole models with fused attention have the losses and gradients that plain products give.
+
+The kernels are emulated, TPUs' by Pallas's interpreter and cuDNN's by jax's own XLA code. Gradients
+are those of what a method trains, and of every leaf of the base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import matrix
+import numpy as np
+import pytest
+from support.methods import METHODS
+
+from jaxtune import objectives, peft, tree
+from jaxtune.models import cudnn, splash
+from jaxtune.training import step
+
+LORA, PREFIX = "rsLoRA, all linear", "prefix"
+# Each family with two methods, and each method over a decoder that has local and global layers, and
+# over an encoder-decoder.
+CELLS = [
+  (method, family)
+  for method in METHODS
+  for family in matrix.FAMILIES
+  if method in (LORA, PREFIX) or family in ("qwen2", "bart")
+]
+# How many attentions of a program TPUs' kernel takes, where it is not one. Beside that of local
+# layers a program holds that of global ones. An encoder-decoder has three, but T5 has relative
+# biases in all except the one over the encoder.
+WINDOWS = ("mistral", "qwen2", "gemma2", "gemma3_text", "phi3", "modernbert")
+ATTENTIONS = {"bart": 3, "t5": 1} | dict.fromkeys(WINDOWS, 2)
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch):
+  """Emulates the kernels; returns a list that a call of cuDNN's adds to."""
+  real, made = jax.nn.dot_product_attention, []
+  attend = lambda *args, **options: made.append(args) or real(*args, **options)
+  monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
+  monkeypatch.setattr(splash, "attend", partial(splash.attend, interpret=True))
+  monkeypatch.setattr(cudnn, "attend", partial(cudnn.attend, implementation="xla"))
+  return made
+
+
+def measure(kernel: str, method: str, family: str, dtype=jnp.float32, **entries) -> tuple:
+  """Returns the loss, the gradients by path, and how many Pallas kernels compute them.
+
+  Args:
+    entries: further ones of the batch.
+  """
+  section, _, quantize = METHODS[method]
+  pretrained = matrix.model(family, quantize)
+  config = pretrained.model.config
+  fields = dict(attention=kernel, dtype=dtype)
+  encoder = config.encoder and dataclasses.replace(config.encoder, **fields)
+  model = pretrained.model.clone(config=dataclasses.replace(config, encoder=encoder, **fields))
+  methods, state, base = matrix.lay(pretrained, section)
+  objective = objectives.module("sft" if config.head is None else "classify").loss
+  program = step.Program(model, methods, objective, None, 1)
+  batch = {name: x[0] for name, x in matrix.batch(pretrained).items()} | entries
+  for name in batch.keys() & {"inputs", "inputs_mask"}:
+    batch[name] = batch[name][:, :-2]  # other lengths than the decoder's
+
+  def loss(trees):
+    call = step.forward(program, peft.Overlay(trees["tuned"], state.hyper), trees.get("base", base))
+    return objective(call, batch)[0].sum()
+
+  trees = {"tuned": state.tuned} | ({} if quantize else {"base": base})
+  traced = jax.jit(jax.value_and_grad(loss)).trace(trees)
+  value, gradients = jax.device_get(traced.lower().compile()(trees))
+  return value, tree.flatten(gradients), count_kernels(traced.jaxpr.jaxpr)
+
+
+def count_kernels(jaxpr) -> int:
+  """Counts the Pallas kernels in a program and in all programs that it holds."""
+  inner = [sub for eqn in jaxpr.eqns for sub in jax.tree.leaves(list(eqn.params.values()))]
+  return sum(eqn.primitive.name == "pallas_call" for eqn in jaxpr.eqns) + sum(
+    count_kernels(getattr(sub, "jaxpr", sub)) for sub in inner if hasattr(sub, "eqns")
+  )
+
+
+def check_equal(found: tuple, expected: tuple) -> None:
+  """By the largest number of each leaf, or a thousandth of the largest one of all leaves.
+
+  The gradients of some leaves are rounding errors alone, of a key's bias where no prefix is.
+  """
+  np.testing.assert_allclose(found[0], expected[0], rtol=1e-6, equal_nan=False)
+  sizes = {path: np.abs(x).max() for path, x in expected[1].items()}
+  largest = max(sizes.values())
+  assert largest > 0.01
+  for path, x in expected[1].items():
+    apart = np.abs(found[1][path] - x).max()
+    assert apart <= 1e-5 * max(sizes[path], 1e-3 * largest), path
+
+
+@pytest.mark.parametrize(("method", "family"), CELLS)
+def test_fused_equals_plain(method, family, calls):
+  expected = measure("plain", method, family)
+  assert expected[2] == 0 and not calls
+  found = measure("splash", method, family)
+  # Forward, by queries and by keys; a quantised base's layers are computed again.
+  kernels = 3 + (METHODS[method].quantize is not None)
+  twice = 2 if method == "UniPELT" else 1  # with the prefix's values and without
+  assert found[2] == kernels * twice * ATTENTIONS.get(family, 1)
+  check_equal(found, expected)
+  check_equal(measure("cudnn", method, family), expected)
+  assert bool(calls) == (family != "gemma2")  # whose scores are bounded
+
+
+@pytest.mark.parametrize(("method", "kernels"), [(LORA, 6), (PREFIX, 0), ("prompt", 0)])
+def test_packed_rows(method, kernels, calls):
+  """In windows; TPUs' kernel takes no keys that are seen from all segments."""
+  segments = jnp.asarray(2 * [[1] * 4 + [2] * 5, [1] * 2 + [2] * 3 + [0] * 4])
+  real = segments > 0
+  entries = dict(segments=segments, mask=real, weights=real.astype(jnp.float32))
+  packed = partial(measure, method=method, family="mistral", **entries)
+  expected, found = packed("plain"), packed("splash")
+  assert found[2] == kernels and not calls
+  check_equal(found, expected)
+  check_equal(packed("cudnn"), expected)
+  assert calls
+
+
+@pytest.mark.parametrize("family", matrix.FAMILIES)
+def test_bf16_is_as_near_as_plain(family):
+  """All gradients together, to those of plain products in fp32."""
+  run = lambda kernel, dtype: sorted(measure(kernel, PREFIX, family, dtype)[1].items())
+  joined = lambda *args: np.concatenate([x.ravel() for _, x in run(*args)])
+  exact = joined("plain", jnp.float32)
+  error = lambda kernel: np.linalg.norm(joined(kernel, jnp.bfloat16) - exact)
+  bound = 1.2 * error("plain")
+  assert 0 < bound < 0.2 * np.linalg.norm(exact)
+  assert error("splash") < bound
+  assert error("cudnn") < bound

@@ -1,0 +1,179 @@
+"""Every confound is named where it is, with its trials, and not where it is not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from jaxtune.runs.scores import Scores
+from jaxtune.sweeps import comparison, pairs
+
+LORA = {"method": {"name": "lora", "alpha": 16.0, "scale": None, "rslora": False}}
+SEEDS = range(3)
+
+
+def said(results, kind, metric="test_loss", **more):
+  """Returns the texts of the warnings of a kind, and their trials."""
+  found = comparison.compare(results, metric, **more).warnings
+  return [(one.text, one.trials) for one in found if one.kind == kind]
+
+
+def along(made, path, losses, method="lora", **more):
+  """Returns results of three seeds for {value of `path`: loss}."""
+  return [
+    made.result({path: value, "seed": seed}, loss + 0.01 * seed, method=method, **more)
+    for value, loss in losses.items()
+    for seed in SEEDS
+  ]
+
+
+def test_alpha_by_rank(made):
+  results = made.ranks({1: [2.0], 4: [1.5]})
+  ((text, trials),) = said(results, "scale", config=LORA)
+  assert "alpha = 16 is fixed" in text and "(ranks 1, 4)" in text and "set method.scale" in text
+  assert trials == ("rank=4,seed=0", "rank=1,seed=0"), "the best first"
+  root = {"method": LORA["method"] | {"rslora": True}}
+  assert "alpha / the root of the rank" in said(results, "scale", config=root)[0][0]
+  fixed = {"method": LORA["method"] | {"scale": 2.0}}
+  assert not said(results, "scale", config=fixed) and not said(results, "scale")
+  assert not said(results[:1], "scale", config=LORA)
+  section = lambda rank, **more: made.result({"method": {"name": "lora", "rank": rank} | more}, 2.0)
+  assert not said([section(r, alpha=2 * r) for r in (1, 4)], "scale", config=LORA)
+  assert said([section(r) for r in (1, 4)], "scale", config=LORA)
+
+
+def test_one_rate_for_all(made):
+  config = {"optim": {"learning_rate": 0.005}}
+  sizes = made.ranks({1: [2.0], 4: [1.5]})
+  ((text, trials),) = said(sizes, "one_rate", config=config)
+  assert "One learning rate, 0.005, for all settings of lora" in text and len(trials) == 2
+  methods = [made.result({"method.name": m}, 2.0, method=m) for m in ("lora", "prefix")]
+  assert "0.005, for lora and prefix" in said(methods, "one_rate", config=config)[0][0]
+  methods[0]["settings"]["optim.learning_rate"] = 0.1
+  assert not said(methods, "one_rate", config=config), "each has its own"
+  swept = [
+    made.result({"method.rank": rank, "optim.learning_rate": rate}, 2.0)
+    for rank in (1, 4)
+    for rate in (0.1, 0.01)
+  ]
+  assert not said(swept, "one_rate", config=config)
+  curve = {"rank=1": {"rates": [0.1, 0.2], "losses": [1, 2], "chosen": 0.1, "at_edge": True}}
+  assert not said(sizes, "one_rate", config=config, curves=curve)
+  assert "tried: 0.1 for rank=1" in said(sizes, "edge", curves=curve)[0][0]
+
+
+@pytest.mark.parametrize(
+  ("path", "losses", "says"),
+  [
+    ("optim.learning_rate", {0.01: 2.0, 0.1: 1.0}, "0.1, the highest of 2"),
+    ("optim.learning_rate", {0.01: 1.0, 0.1: 2.0, 1.0: 3.0}, "0.01, the lowest of 3"),
+    ("optim.learning_rate", {0.01: 2.0, 0.1: 1.0, 1.0: 3.0}, None),
+    ("method.rank", {1: 2.0, 2: 1.5, 4: 1.0}, "4, the highest of 3"),
+    ("method.rank", {1: 2.0, 4: 1.0}, None),  # of two sizes one is always the best
+    ("data.limit", {1: 2.0, 2: 1.5, 4: 1.0}, None),
+  ],
+)
+def test_the_best_value_at_an_edge(made, path, losses, says):
+  found = said(along(made, path, losses), "edge")
+  assert bool(found) == bool(says) and (not says or f"{path} is at an edge" in found[0][0])
+  assert not says or says in found[0][0]
+
+
+def test_each_configuration_has_its_own_best_rate(made):
+  results = [
+    made.result({"method.rank": rank, "optim.learning_rate": rate}, loss)
+    for rank, losses in {1: [2.0, 1.0, 3.0], 4: [2.0, 3.0, 4.0]}.items()
+    for rate, loss in zip((0.01, 0.1, 1.0), losses, strict=True)
+  ]
+  ((text, trials),) = said(results, "edge")
+  assert "0.01, the lowest of 3 for rank=4." in text and trials == ("rank=4,learning_rate=0.01",)
+
+
+def test_few_seeds(made):
+  assert not said(made.ranks({1: [2.0, 2.1, 2.2]}), "few_seeds")
+  ((text, trials),) = said(made.ranks({1: [2.0, 2.1, 2.2], 4: [1.0, 1.1]}), "few_seeds")
+  assert "lora rank=4 (2)" in text and trials == ("rank=4,seed=0", "rank=4,seed=1")
+
+
+def test_selection_on_what_is_reported(made):
+  results = made.ranks({1: [2.0], 4: [1.5]})
+  assert "chosen on the test set" in said(results, "selection")[0][0]
+  assert not said(results[:1], "selection")
+  for result in results:
+    result["final"]["validation_loss"] = 1.0
+  assert "Validation chose" in said(results[:1], "selection", "validation_loss")[0][0]
+
+
+def test_different_amounts_of_data(made):
+  data = {"splits": {"train": {"tokens": 200, "kept": 20}}}
+  config = {"train": {"batch_size": 4}}
+  same = [made.result({"method.rank": r}, 2.0, data=data) for r in (1, 4)]
+  assert not said(same, "tokens", config=config) and not said(same, "tokens")
+  same[1]["stopped_at"] = 5
+  ((text, _),) = said(same, "tokens", config=config)
+  assert "about 200 tokens (lora rank=4) to 400 (lora rank=1)" in text
+  mixed = [
+    made.result({"data.mixture": name}, 2.0, data={"tasks": tasks}, mixture=drawn)
+    for name, tasks, drawn in (
+      ("equal", {"a": data, "b": {"splits": {"train": {"tokens": 90, "kept": 3}}}},
+       {"a": {"drawn": 20}, "b": {"drawn": 20}}),
+      ("capped", {"a": data}, {"a": {"drawn": 40}}),
+    )
+  ]  # fmt: skip
+  ((text, _),) = said(mixed, "tokens", config=config)
+  assert "about 400 tokens" in text and "to 800 " in text
+
+
+def test_figures_that_are_not_of_the_same_task(made, monkeypatch):
+  results = [made.result({"model.path": str(i)}, 2.0, bleu=3.0, folder=str(i)) for i in range(2)]
+  assert not said(results, "other_tokens") and not said(results, "other_examples")
+  for i, result in enumerate(results):
+    result["data"] = {"tokenizer": str(i)}
+  assert "test loss is per token" in said(results, "other_tokens")[0][0]
+  assert not said(results, "other_tokens", "test_bleu")
+  known = {str(i): Scores(f"hash {i}", {}, {}) for i in range(2)}
+  monkeypatch.setattr(pairs, "read_scores", lambda _: known)
+  ((text, trials),) = said(results, "other_examples")
+  assert "2 different sets of examples" in text and trials == tuple(r["trial"] for r in results)
+
+
+def test_a_base_that_is_far_from_the_task(made):
+  assert not said(made.ranks({1: [1.0]}), "far_base")
+  ((text, _),) = said(made.ranks({1: [1.0], 4: [0.5]}), "far_base")
+  assert f"perplexity of {math.exp(3.0):.4g} is 12.2 times" in text
+  assert not said(made.ranks({1: [1.0], 4: [0.8]}), "far_base")
+
+
+def test_differences_that_are_smaller_than_their_noise(made):
+  noisy = made.ranks({1: [2.0, 2.5, 1.5], 4: [1.9, 2.4, 1.6]})
+  ((text, _),) = said(noisy, "wide")
+  assert text.startswith("By test loss and test perplexity the configurations differ less")
+  ((text, trials),) = said(noisy, "unresolved")
+  assert "apart from lora rank=4 by test loss" in text and "lora rank=1 (p = 0.67, 97 seeds" in text
+  assert trials == ("rank=1,seed=0", "rank=1,seed=1", "rank=1,seed=2")
+  clear = made.ranks({1: [2.0, 2.1, 2.2], 4: [1.0, 1.1, 1.21]})
+  assert not said(clear, "wide") and not said(clear, "unresolved")
+
+
+def test_what_was_learnt_by_heart_and_what_diverged(made):
+  results = made.ranks({1: [2.0, 2.0], 4: [1.5, math.nan]})
+  results[0]["final"]["train_loss"] = 0.9
+  ((text, trials),) = said(results, "memorized")
+  assert "Learnt by heart (1 of 4 trials)" in text and trials == ("rank=1,seed=0",)
+  ((text, trials),) = said(results, "diverged")
+  assert "rank=4,seed=1 (in its final metrics)" in text and trials == ("rank=4,seed=1",)
+
+
+@pytest.mark.parametrize(
+  ("config", "says"),
+  [
+    ({}, "a new head, the order of the training examples and dropout all at once"),
+    ({"model": {"path": None}}, "dropout and the weights of the base all"),
+    ({"evaluate": {"shots": 2, "temperature": 0.7}}, "the demonstrations and the generated text"),
+  ],
+)
+def test_what_differs_between_seeds(made, config, says):
+  found = comparison.compare(made.ranks({1: [2.0, 2.1]}), config=config)
+  assert says in found.replicates
+  assert comparison.compare(made.ranks({1: [2.0]})).replicates.startswith("One seed each")

@@ -67,12 +67,17 @@ def report(
     target,
     metric=metric,
     config=shared,
-    notes={"compiled programs": programs},
+    notes={"compiled programs": programs} | _notes(places),
     given={name: one.given for name, one in sweeps.items()},
     unfinished=[trial for one in sweeps.values() for trial in one.unfinished],
     curves={name: curve for one in sweeps.values() for name, curve in one.curves.items()},
   )
   return target / "report.html"
+
+
+def _notes(places: Sequence[Path]) -> dict[str, str]:
+  """Returns the notes of a sweep's folder; of several sweeps none."""
+  return sweep.read_notes(places[0]) if len(places) == 1 else {}
 
 
 def read(folder: Path) -> Sweep:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,12 @@ from jaxtune import config as configs_
 from jaxtune import objectives, peft, schema
 from jaxtune.api import columns
 from jaxtune.api.dry_run import DryRun, count, dry_run, duration
+from jaxtune.api.sweep import MOST_TRIALS
 from jaxtune.assets import TINY
 from jaxtune.data import sources
 from jaxtune.errors import UserError
 from jaxtune.models import hf
+from jaxtune.peft import unions
 from jaxtune.sweeps import declare
 
 SIZES = {
@@ -71,6 +73,7 @@ def propose(
   answer: str | None = None,
   steps: int | None = None,
   overrides: Mapping[str, Any] | None = None,
+  most_trials: int = MOST_TRIALS,
 ) -> Proposal:
   """Makes a sweep of a data file: 80 % of its rows train, 10 % validate and 10 % test.
 
@@ -84,6 +87,7 @@ def propose(
     task: an objective; default what the columns suggest, see `columns.guess`.
     prompt, answer: columns; default the known ones, or the first and the second of two.
     overrides: {config key: value}.
+    most_trials: as for `sweep`.
 
   Raises:
     UserError: a file that cannot be read or has too few rows, columns that are not known, sizes
@@ -96,7 +100,7 @@ def propose(
   grids = _grids(methods, {"rank": ranks, "length": lengths, "width": widths}, rates, seeds)
   path = str(TINY if model is None else _absolute(model))
   longest, new_tokens = _lengths(path, found.task, lengths or SIZES["length"])
-  part, steps = round(rows / 10), _updates(steps, rows)
+  part = round(rows / 10)
   files = {"train": _absolute(data), "validation": part, "test": part, "max_length": longest}
   if model is None and "conversations" in found.assumed:  # the bundled model has no template
     files["chat_template"] = "plain"
@@ -105,22 +109,24 @@ def propose(
     "model": {"path": path},
     "data": files | POLICIES | found.options,
     "objective": {"name": found.task},
-    "optim": {"schedule": "linear", "warmup": steps // 10},
-    "train": {"steps": steps, "batch_size": BATCH, "eval_every": max(steps // 4, 1)},
     "evaluate": written if found.answers else {},
     "sweep": grids,
+    **_training(steps, rows),
   }
   config = configs_.override(config, overrides or {}).to_dict()
-  expected = dry_run(config)
+  expected = dry_run(config, most_trials)
   return Proposal(config, found.assumed | _assumed(config, rows, expected), expected)
 
 
-def _updates(steps: int | None, rows: int) -> int:
-  """Returns how many updates a trial makes: by default EPOCHS over the rows, within limits."""
+def _training(steps: int | None, rows: int) -> dict[str, dict]:
+  """Returns the sections of training: by default EPOCHS over the rows, within limits."""
   if steps is None:
-    return min(max(EPOCHS * rows * 8 // 10 // BATCH, FEWEST_STEPS), MOST_STEPS)
+    steps = min(max(EPOCHS * rows * 8 // 10 // BATCH, FEWEST_STEPS), MOST_STEPS)
   schema.check("--steps", steps, schema.Count)
-  return steps
+  return {
+    "optim": {"schedule": "linear", "warmup": steps // 10},
+    "train": {"steps": steps, "batch_size": BATCH, "eval_every": max(steps // 4, 1)},
+  }
 
 
 def _grids(
@@ -130,7 +136,7 @@ def _grids(
   seeds: Sequence[int],
 ) -> tuple[dict, ...]:
   """Returns a grid of each method, with its sizes, its rates and all seeds."""
-  options = {name: inspect.signature(peft.constructor(name)).parameters for name in methods}
+  options = {name: _options(name) for name in methods}
   for size, values in sizes.items():
     if values is not None and not any(size in known for known in options.values()):
       having = {"rank": "lora", "length": "prefix", "width": "adapter"}[size]
@@ -148,6 +154,15 @@ def _grids(
     axes = {"method": sections, "optim.learning_rate": [rate], "seed": list(seeds)}
     grids.append(declare.grid(axes))
   return declare.chain(*grids)
+
+
+def _options(method: str) -> Collection[str]:
+  """Returns the names of a method's options; of a union none, as its parts have them."""
+  if method in unions.UNIONS:
+    return ()
+  if method in ("stack", "regularize"):
+    raise UserError(f"--methods has {method!r}, which needs a config: expected such as lora")
+  return inspect.signature(peft.constructor(method)).parameters
 
 
 def _lengths(model: str, task: str, prefixes: Sequence[int]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -225,7 +226,21 @@ def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list
     if key in distinct:
       print(f"{name} is the same trial as {distinct[key][0]}: it is run, and counted, once")
     distinct.setdefault(key, (name, setting, completed))
-  return tuple(map(list, zip(*distinct.values(), strict=True)))
+  names, settings, completed = map(list, zip(*distinct.values(), strict=True))
+  _check_alphas(settings, completed)
+  return names, settings, completed
+
+
+def _check_alphas(settings: list[dict], completed: list[dict]) -> None:
+  """Raises UserError for an axis that changes no trial: LoRA's alpha where its scale is fixed."""
+  for axis in {axis for setting in settings for axis in setting if axis.endswith(".alpha")}:
+    path = axis.split(".")[:-1]
+    pairs = zip(settings, completed, strict=True)
+    methods = [functools.reduce(dict.get, path, full) for setting, full in pairs if axis in setting]
+    alphas, scales = ([method.get(key) for method in methods] for key in ("alpha", "scale"))
+    if len(set(alphas)) > 1 and None not in scales:
+      scale = ".".join([*path, "scale"])
+      raise UserError(f"sweep axis {axis!r} changes no trial, as {scale} is fixed: leave one out")
 
 
 def _overridden(config: Any, setting: dict) -> dict:

@@ -35,7 +35,8 @@ def run(options: Namespace) -> None:
 
 def _run_data(options: Namespace, chosen: dict[str, Any]) -> None:
   """Makes a sweep of a data file, says what it assumes, and runs it."""
-  proposal = jaxtune.propose(options.data, overrides=options.overrides, **chosen)
+  limits = {"overrides": options.overrides, "most_trials": options.most_trials}
+  proposal = jaxtune.propose(options.data, **chosen, **limits)
   print(f"assumed of {options.data}:\n{proposal}", flush=True)
   if options.dry:
     expected = proposal.expected

@@ -103,6 +103,8 @@ def test_a_page_for_a_csv_file_in_one_command(place, tmp_path, capsys, monkeypat
     ({"prompt": "questin", "answer": "reply"}, "did you mean 'question'"),
     ({"task": "clasify"}, "did you mean 'classify'"),
     ({"methods": ["lorra"]}, "did you mean 'lora'"),
+    ({"methods": ["stack"]}, "--methods has 'stack', which needs a config"),
+    ({"seeds": range(500)}, "trials, more than 1,000"),
     ({"methods": ["prefix"], "ranks": [4]}, "--ranks hits none of the methods prefix"),
     ({"lengths": [64]}, "--lengths has 64, expected less than the model's 64 positions"),
     ({"steps": 0}, "--steps is 0"),

@@ -47,6 +47,14 @@ def test_a_sweep_is_no_axis(axis):
     expand({axis: [1, 2]})
 
 
+def test_an_axis_that_changes_no_trial_is_refused():
+  """Its trials would count as several that agree to the last digit."""
+  alphas = {"method.alpha": [8.0, 16.0]}
+  assert len(expand(alphas | {"method.scale": [None, 2.0]})[0]) == 4
+  with pytest.raises(UserError, match="axis 'method.alpha' changes no trial, as method.scale is"):
+    expand(alphas | {"method.scale": [2.0]})
+
+
 def test_a_large_sweep_is_counted_and_not_listed():
   axes = {f"data.rename.{name}": list(range(100)) for name in "abcd"}
   assert grid.count((axes, {"seed": [0, 1]})) == 10**8 + 2

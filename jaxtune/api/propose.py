@@ -11,7 +11,7 @@ from jaxtune import config as configs_
 from jaxtune import objectives, peft, schema
 from jaxtune.api import columns
 from jaxtune.api.dry_run import DryRun, count, dry_run, duration
-from jaxtune.api.sweep import MOST_TRIALS
+from jaxtune.api.sweep import MOST_TRIALS, check_overrides
 from jaxtune.assets import TINY
 from jaxtune.data import sources
 from jaxtune.errors import UserError
@@ -113,9 +113,17 @@ def propose(
     "sweep": grids,
     **_training(steps, rows),
   }
-  config = configs_.override(config, overrides or {}).to_dict()
+  config = _changed(config, overrides or {})
   expected = dry_run(config, most_trials)
   return Proposal(config, found.assumed | _assumed(config, rows, expected), expected)
+
+
+def _changed(config: dict, overrides: Mapping[str, Any]) -> dict:
+  """Returns a config with overrides, of which none may concern the sweep's axes."""
+  if "sweep" in overrides:
+    raise UserError("--config.sweep is made of --methods, --ranks, ...: give --config in place")
+  check_overrides(config, overrides)
+  return configs_.override(config, overrides).to_dict()
 
 
 def _training(steps: int | None, rows: int) -> dict[str, dict]:

@@ -231,6 +231,18 @@ def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list
   return names, settings, completed
 
 
+def check_overrides(config: Any, overrides: Mapping[str, Any]) -> None:
+  """Raises UserError for an override that changes no trial, as an axis of the sweep replaces it."""
+  for key in overrides:
+    covers = lambda axis, key=key: key == axis or key.startswith(f"{axis}.")
+    found = [[*filter(covers, axes)] for axes in grid.plain(configs_.to_dict(config)["sweep"])]
+    if all(found):
+      raise UserError(
+        f"--config.{key} changes no trial, as the sweep has the axis {found[0][0]!r}: change that, "
+        "or leave it out"
+      )
+
+
 def _check_alphas(settings: list[dict], completed: list[dict]) -> None:
   """Raises UserError for an axis that changes no trial: LoRA's alpha where its scale is fixed."""
   for axis in {axis for setting in settings for axis in setting if axis.endswith(".alpha")}:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxtune
+from jaxtune.api import sweep
 from jaxtune.errors import UserError
 
 
@@ -25,6 +26,8 @@ def run(options: Namespace) -> None:
     _run_data(options, chosen)
     return
   config = jaxtune.load_config(options.config, options.overrides)
+  if config.get("sweep"):
+    sweep.check_overrides(config, options.overrides)
   if options.dry:
     print(jaxtune.dry_run(config, options.most_trials, options.device))
   elif options.workdir is None:

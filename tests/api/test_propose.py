@@ -103,6 +103,11 @@ def test_a_page_for_a_csv_file_in_one_command(place, tmp_path, capsys, monkeypat
     ({"prompt": "questin", "answer": "reply"}, "did you mean 'question'"),
     ({"task": "clasify"}, "did you mean 'classify'"),
     ({"methods": ["lorra"]}, "did you mean 'lora'"),
+    (
+      {"overrides": {"optim.learning_rate": 1.0}},
+      "changes no trial, as the sweep has the axis 'op",
+    ),
+    ({"overrides": {"sweep": ()}}, "--config.sweep is made of --methods"),
     ({"methods": ["stack"]}, "--methods has 'stack', which needs a config"),
     ({"seeds": range(500)}, "trials, more than 1,000"),
     ({"methods": ["prefix"], "ranks": [4]}, "--ranks hits none of the methods prefix"),

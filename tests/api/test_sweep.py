@@ -51,6 +51,10 @@ def test_an_axis_that_changes_no_trial_is_refused():
   """Its trials would count as several that agree to the last digit."""
   alphas = {"method.alpha": [8.0, 16.0]}
   assert len(expand(alphas | {"method.scale": [None, 2.0]})[0]) == 4
+  swept = {"sweep": ({"method": [{"name": "lora"}]}, {"method.rank": [1]})}
+  sweeps.check_overrides(swept, {"method.alpha": 3.0, "seed": 3})
+  with pytest.raises(UserError, match="--config.method.rank changes no trial, .* axis 'method'"):
+    sweeps.check_overrides(swept, {"method.rank": 2})
   with pytest.raises(UserError, match="axis 'method.alpha' changes no trial, as method.scale is"):
     expand(alphas | {"method.scale": [2.0]})
 

@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 COMPILERS := JAX_PLATFORMS=cpu $(PLAN_VENV)/bin/python
 ADAPTERS := JAXTUNE_ADAPTERS_PYTHON=$(abspath $(ADAPTERS_VENV))/bin/python
 
-.PHONY: quickstart test cases check certify parity matrix reliability speed accelerators format clean
+.PHONY: quickstart test cases browser check certify parity matrix reliability speed accelerators format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
@@ -28,9 +28,15 @@ test: $(VENV)/.installed-test $(if $(CASES),$(ADAPTERS_VENV)/.installed)
 cases:
 	$(MAKE) test CASES=all
 
+# The browser that tests the page of a sweep: the distribution's, where there is apt. Without one
+# these tests are skipped, and `make check` fails.
+browser:
+	apt-get install --yes --no-install-recommends chromium chromium-driver
+
 # The cases, every measurement at its smallest size, every family's logits beside PyTorch's, and two
 # steps by a TPU's compiler.
 check: cases $(PLAN_VENV)/.installed-tpu
+	$(BIN)/python tests/support/browser.py
 	$(PYTEST) -m measurement
 	$(BIN)/python tests/parity.py --workers 2
 	$(COMPILERS) experiments/accelerators/run.py --only 1b --only 16-trials

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
   from jaxtune.api.fit import fit as fit
   from jaxtune.api.import_adapter import import_adapter as import_adapter
   from jaxtune.api.plan import plan as plan
+  from jaxtune.api.report import report as report
   from jaxtune.api.show import show as show
+  from jaxtune.api.status import status as status
   from jaxtune.api.sweep import sweep as sweep
   from jaxtune.config import load_config as load_config
   from jaxtune.runs.finished import Run as Run
@@ -46,7 +48,9 @@ _HOMES = {
   "load_run": "runs.finished",
   "load_runs": "runs.finished",
   "plan": "api.plan",
+  "report": "api.report",
   "show": "api.show",
+  "status": "api.status",
   "sweep": "api.sweep",
 }
 __all__ = list(_HOMES)

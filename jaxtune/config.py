@@ -210,5 +210,11 @@ def to_dict(config: Any) -> dict:
 
 
 def to_json(config: dict) -> str:
-  """Writes a config as JSON with sorted keys, as a sweep's folder keeps it."""
-  return json.dumps(config, indent=2, sort_keys=True, default=str)
+  """Writes a config as JSON with sorted keys, as a sweep's folder keeps it.
+
+  The axes of a sweep keep their order, which the names of its trials follow.
+  """
+  ordered = json.loads(json.dumps(config, sort_keys=True, default=str))
+  if "sweep" in config:
+    ordered["sweep"] = config["sweep"]
+  return json.dumps(ordered, indent=2, default=str)

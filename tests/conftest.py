@@ -25,7 +25,7 @@ import psutil
 import pytest
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
-from support import representatives, tiny
+from support import browser, representatives, tiny
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 MEMORY = psutil.virtual_memory().total // (2 * os.cpu_count())  # of a worker, in bytes
@@ -45,6 +45,13 @@ def pytest_collection_finish():
   gc.collect()
   gc.freeze()
   gc.disable()
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Says at the end, and in red, that the page of a sweep was not tested."""
+  skipped = terminalreporter.stats.get("skipped", [])
+  if any(browser.MISSING in str(report.longrepr) for report in skipped):
+    terminalreporter.write_line(browser.MISSING.upper(), red=True, bold=True)
 
 
 def forget():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jaxtune
 from jaxtune import schema
-from jaxtune.api import methods, printing
+from jaxtune.api import methods, printing, status
 from jaxtune.data import templates
 from jaxtune.errors import UserError
 from jaxtune.runs import results
@@ -59,6 +60,20 @@ def _sweep(options: Namespace) -> None:
   report = Path(options.workdir, "report.md").read_text()
   print(report.partition("\n<details>")[0].partition("\n\n")[2])
   print(f"report: {options.workdir}/report.html")
+
+
+def _status(options: Namespace) -> None:
+  print(status.text(jaxtune.status(options.workdir)))
+  while options.watch:
+    time.sleep(options.watch)
+    found = jaxtune.status(options.workdir)
+    print(f"\n{status.text(found)}", flush=True)
+    if not any(one.state in ("running", "waiting") for one in found):
+      return
+
+
+def _report(options: Namespace) -> None:
+  print(f"report: {jaxtune.report(options.sweeps, options.out, options.metric)}")
 
 
 def _evaluate(options: Namespace) -> None:
@@ -175,6 +190,15 @@ COMMANDS = {
   "sweep": Command(_sweep, "train every trial of config.sweep and compare", _CONFIG | _WORKDIR | {
     "--metric": dict(help="what the report is sorted by (default: test loss)"),
   } | _MOST_TRIALS | _HOSTS, "workdir"),
+  "status": Command(_status, "say how far the trials of a sweep, or a run, are", {
+    "workdir": dict(metavar="DIR", help="the folder of the sweep or the run"),
+    "--watch": dict(type=float, metavar="SECONDS", help="says it again until all is done"),
+  }, configurable=False),
+  "report": Command(_report, "write the report of sweeps anew, joined and while they run", {
+    "sweeps": dict(nargs="+", metavar="DIR", help="the folder of a sweep"),
+    "--out": dict(metavar="DIR", help="the report's folder (default: that of a single sweep)"),
+    "--metric": dict(help="what the report is sorted by (default: test loss)"),
+  }, configurable=False),
   "evaluate": Command(_evaluate, "judge a finished run and its untuned base", _WORKDIR),
   "generate": Command(_generate, "continue prompts with a finished run, or with several", {
     "--workdir": dict(required=True, action="append", metavar="DIR",

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 
 from jaxtune import config as configs_
-from jaxtune import hosts, libraries, schema
+from jaxtune import hosts, libraries
 from jaxtune.api import trials
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.preflight import checks
 from jaxtune.runs import compilations, group, locks, results
 from jaxtune.runs.trial import Trial, with_config
-from jaxtune.sweeps import grid, stats, table, tuning
+from jaxtune.sweeps import collect, grid, stats, table, tuning
 
 report = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
 
@@ -57,21 +57,24 @@ def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> li
   if any(rates):
     settings, loaded = _tuned(settings, loaded, rates, workdir)
   notes = {"compiled programs": trials.train(loaded, folders)}
-  outcomes = [
-    result | {"trial": name, "settings": setting, "folder": str(folder)}
-    for folder, name, setting in zip(folders, names, settings, strict=True)
-    if (result := results.read(folder))
-  ]
-  failed = [folder for folder in folders if not (folder / "result.json").exists()]
+  outcomes, failed = collect.read(workdir, names, settings, configs)
   if not outcomes:
-    said = schema.read_json(failed[0] / trials.FAILED)["reason"]
+    said = failed[0]["detail"]
     raise UserError(f"all {len(failed)} trials of {workdir} failed, the first one with {said}")
   if failed:
-    said = f"{len(failed)} of {len(folders)} trials failed: see their {trials.FAILED}"
+    said = f"{len(failed)} of {len(folders)} trials failed: see their {collect.FAILED}"
     print(said, file=sys.stderr)
   if hosts.primary():
     shared = configs_.complete(tuning.stated(_overridden(config, {})))
-    report.write(outcomes, workdir, metric=metric, config=shared, notes=notes)
+    report.write(
+      outcomes,
+      workdir,
+      metric=metric,
+      config=shared,
+      notes=notes,
+      given={workdir.absolute().name: configs_.to_dict(config)},
+      unfinished=failed,
+    )
   hosts.wait("report")
   metric = table.choose_metric(outcomes, metric)
   single = [stats.Row(outcome["trial"], {}, (outcome,)) for outcome in outcomes]

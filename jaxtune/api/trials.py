@@ -23,9 +23,8 @@ from jaxtune.runs import baseline, results
 from jaxtune.runs import group as training
 from jaxtune.runs.trial import Trial, prepare, with_config
 from jaxtune.sweeps import groups
+from jaxtune.sweeps.collect import FAILED
 from jaxtune.training import checkpoint
-
-FAILED = "failed.json"
 
 
 def train(trials: list[Trial], folders: list[Path]) -> int:

@@ -54,6 +54,7 @@ class Judged(NamedTuple):
     predictions: of its examples, or of some of them; None where nothing is predicted.
     references: of the same examples.
     examples: their numbers in the split.
+    untuned: what the untuned base predicted of the same examples.
   """
 
   metrics: dict[str, float]
@@ -62,6 +63,7 @@ class Judged(NamedTuple):
   predictions: list | None = None
   references: list | None = None
   examples: Sequence[int] = ()
+  untuned: list | None = None
 
 
 def make(

@@ -45,16 +45,27 @@ class Logs:
 
 def read_history(folder: Path) -> list[dict]:
   """Reads a run's metrics.jsonl, without lines that a kill cut off; [] if there is none."""
-  path = folder / "metrics.jsonl"
+  rows = _read_lines(folder / "metrics.jsonl")
+  return [row for row in rows if isinstance(row.get("step"), int)]
+
+
+def read_predictions(folder: Path) -> list[dict]:
+  """Reads a run's predictions.jsonl; [] if there is none."""
+  kept = {"where", "prompt", "prediction", "references"}
+  return [row for row in _read_lines(folder / "predictions.jsonl") if kept <= row.keys()]
+
+
+def _read_lines(path: Path) -> list[dict]:
+  """Reads the objects of a file of JSON lines, without lines that are cut off or damaged."""
   with writing(path):
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-  history = []
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+  rows = []
   for line in lines:
     with contextlib.suppress(ValueError, RecursionError):
       row = json.loads(line)
-      if isinstance(row, dict) and isinstance(row.get("step"), int):
-        history.append(row)
-  return history
+      if isinstance(row, dict):
+        rows.append(row)
+  return rows
 
 
 def versions() -> dict[str, str]:
@@ -103,13 +114,15 @@ def finish(
 
 
 def _write_predictions(folder: Path, trial: Trial, judged: judge.Judged) -> None:
-  """Writes what a trial predicted beside the truth, a line an example."""
+  """Writes what a trial and its untuned base predicted beside the truth, a line an example."""
   split, decode = getattr(trial.dataset, judged.split), trial.pretrained.tokenizer.decode
-  answers = zip(judged.examples, judged.predictions, judged.references, strict=True)
+  untuned = judged.untuned or [None] * len(judged.predictions)
+  answers = zip(judged.examples, judged.predictions, judged.references, untuned, strict=True)
   lines = []
-  for n, prediction, references in answers:
+  for n, prediction, references, base in answers:
     row = {"where": split.where[n], "prompt": decode(split.prompts[n])}
     row |= {"prediction": prediction, "references": references}
+    row |= {} if base is None else {"base": base}
     lines.append(json.dumps(row, ensure_ascii=False) + "\n")
   write_atomically(folder / "predictions.jsonl", "".join(lines))
 

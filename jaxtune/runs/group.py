@@ -70,6 +70,8 @@ def train(
   arrays = hosts.fetch((overlays, progress._replace(state=None, tuned=None)))
   seconds = round(clock() / len(trials), 2)
   shared = {"seconds": seconds, "trials_in_program": len(trials), "versions": versions}
+  pairs = zip(judged, untuned, strict=True)
+  judged = [one._replace(untuned=base.base.predictions) for one, base in pairs]
   three = zip(judged, untuned, trials, strict=True)
   facts = [compare.record(one, base, evaluator, t.dataset) | shared for one, base, t in three]
   return _write(trials, folders, shapes, arrays, judged, facts)

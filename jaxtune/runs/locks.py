@@ -27,8 +27,8 @@ RUN = (
   "checkpoints",
 )  # fmt: skip
 SWEEP = (
-  "results.csv", "results.parquet", "report.md", "report.html", "table.tex", "tuning",
-  "tuning.json", "groups", "plots", "trials",
+  "results.csv", "results.parquet", "tuning", "tuning.json", "report.md", "report.html",
+  "table.tex", "groups", "plots", "trials",
 )  # fmt: skip
 
 
@@ -94,6 +94,20 @@ def held(folder: str | Path, kind: Literal["run", "sweep"] = "run") -> Iterator[
         "expected one that all processes share"
       )
     yield
+
+
+def in_use(folder: Path) -> bool:
+  """Says whether a process, maybe this one, has locked a folder; writes nothing."""
+  if fcntl is None:
+    return (folder / NAME).exists()
+  try:
+    with (folder / NAME).open() as file:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return True
+  except OSError:  # no such file, or no such locks
+    return False
+  return False
 
 
 @contextlib.contextmanager

@@ -2,85 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-from typing import NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from jinja2 import Environment
+from markupsafe import Markup
 
+from jaxtune.sweeps.document import to_json
 from jaxtune.sweeps.table import Table
 
-_HTML = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>Sweep report</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-:root { color-scheme: light dark; --line: #d0d7de; --faint: #59636e; --stripe: #f6f8fa; }
-@media (prefers-color-scheme: dark) {
-  :root { --line: #3d444d; --faint: #9198a1; --stripe: #151b23; }
-}
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .4rem .8rem; text-align: right; white-space: nowrap; }
-th { border-bottom: 2px solid var(--line); vertical-align: bottom; white-space: normal; }
-td { border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
-tr.base td { background: var(--stripe); font-style: italic; }
-tr.best td { font-weight: 600; }
-p.note, .facts { color: var(--faint); font-size: .9rem; }
-img { max-width: 100%; background: white; border-radius: 4px; margin: .5rem 0; }
-</style></head>
-{% macro show(table, kinds) %}
-<div class="scroll"><table>
-<thead><tr>{% for cell in table.header %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for cells in table.rows %}
-<tr class="{{ kinds[loop.index0] }}">{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
-{% endmacro %}
-<body>
-<h1>Sweep report</h1>
-{% if page.warnings %}
-<p>Beware:</p>
-<ul class="warnings">
-{% for warning in page.warnings %}
-<li>{{ warning }}</li>
-{% endfor %}
-</ul>
-{% endif %}
-{{ show(page.trials, ["base"] * page.trials.untrained + ["best"]) }}
-<p class="note">{{ page.reading }}</p>
-{% for title, table in page.others.items() %}
-<h2>{{ title }}</h2>
-{{ show(table, []) }}
-{% endfor %}
-<h2>Plots</h2>
-{% for name, image in page.plots.items() %}
-<img alt="{{ caption(name) }}" src="data:image/png;base64,{{ base64(image) }}">
-{% endfor %}
-<h2>The sweep</h2>
-<ul class="facts">
-{% for key, value in page.facts.items() %}
-<li>{{ key }}: {{ value }}</li>
-{% endfor %}
-</ul>
-</body>
-</html>
-"""
+_FILES = Path(__file__).parent / "page"
+_SCRIPTS = ("base", "chart", "table", "plots", "curves", "compare", "page")  # in this order
 
 
 _FOLDED = ("All columns", "Comparisons")
 
 
 class Page(NamedTuple):
-  """The content of a report, in the order in which it is shown."""
+  """The content of report.md, in the order in which it is shown."""
 
   trials: Table
   warnings: list[str]
   reading: str
   others: dict[str, Table]  # {title: table}; of these, `_FOLDED` are shown on demand
-  plots: dict[str, bytes]  # {name: PNG}
+  plots: list[str]  # names of the files in plots/
   facts: dict[str, str]
 
 
@@ -100,11 +46,16 @@ def to_markdown(page: Page) -> str:
   return "\n\n".join([*sections, "## The sweep", facts]) + "\n"
 
 
-def to_html(page: Page) -> str:
-  """Writes a page as HTML that needs no other file: its plots are in it."""
-  environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
-  encoded = lambda image: base64.b64encode(image).decode()
-  return environment.from_string(_HTML).render(page=page, caption=_caption, base64=encoded)
+def to_html(document: Mapping[str, Any]) -> str:
+  """Writes a document as HTML that needs no other file: its data, style and scripts are in it."""
+  read = lambda name: Markup((_FILES / name).read_text(encoding="utf-8"))
+  template = Environment(autoescape=True, keep_trailing_newline=True).from_string(read("page.html"))
+  return template.render(
+    title=document["title"],
+    style=read("page.css"),
+    script=Markup("\n").join(read(f"{name}.js") for name in _SCRIPTS),
+    data=Markup(to_json(document)),
+  )
 
 
 def _markdown_table(table: Table) -> str:

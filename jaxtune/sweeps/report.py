@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from typing_extensions import TypedDict
 
 from jaxtune import metrics, schema
+from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.metrics.kinds.label import Confusion
-from jaxtune.runs.folder import read_history
-from jaxtune.sweeps import comparison, confusion, exports, grid, pages, plot, table
-
-
-class Failure(TypedDict):
-  """What is read of a trial's failed.json."""
-
-  __pydantic_config__ = schema.STRICT
-  reason: str
+from jaxtune.runs import folder as folders
+from jaxtune.sweeps import (
+  comparison,
+  confusion,
+  document,
+  exports,
+  grid,
+  pages,
+  plot,
+  reproduce,
+  table,
+)
 
 
 class Curve(TypedDict):
@@ -43,85 +46,129 @@ def write(
   reference: str | None = None,
   config: Mapping[str, Any] | None = None,
   notes: Mapping[str, Any] | None = None,
+  given: Mapping[str, Mapping[str, Any]] | None = None,
+  unfinished: Sequence[dict] = (),
 ) -> Path:
   """Writes the report of a sweep into its folder and returns the path of report.md.
 
-  Every file is replaced as a whole, so nobody can read half of one.
+  Every file is replaced as a whole, so nobody can read half of one. Where no trial is finished,
+  the page alone is written.
 
   Args:
-    results: the result.json of every trial.
-    folder: the sweep's folder; learning curves are read from its trials/<name>/metrics.jsonl.
+    results: the result.json of every finished trial. Its learning curves and predictions are read
+      from its "folder", or else from trials/<name> of the sweep's folder.
+    folder: the sweep's folder.
     metric: the rows are sorted by it, and the plots show it; default the test loss.
-    config: the completed configuration that all trials share, for the warnings.
     reference: the label, or a trial, of what the others are compared with; default the best.
+    config: the completed configuration that all trials share, for the warnings.
     notes: further facts to list, such as {"compiled programs": 1, "seconds": 81.5}.
+    given: {name of a sweep: its config as it was given}, from which it can be run again.
+    unfinished: trials that have no result; see `collect.read`. The page shows them; the other files
+      name those that failed.
 
   Raises:
-    UserError: no results, an unknown metric, or a folder that cannot be written.
+    UserError: no trial, an unknown metric, or a folder that cannot be written.
   """
+  if not results and not unfinished:
+    raise UserError("no finished trial to report on: run the sweep first")
   folder = Path(folder)
-  compared = comparison.compare(
-    [{"folder": str(folder / "trials" / result["trial"])} | result for result in results],
-    metric,
-    reference=reference,
-    config=config,
-    failed=read_failed(folder),
-    curves=read_curves(folder),
-  )
-  page = _page(compared, folder, _facts(results, notes or {}))
-  for name, image in page.plots.items():
-    write_atomically(folder / "plots" / f"{name}.png", image)
-  write_atomically(folder / "results.csv", exports.to_csv(compared.columns))
-  write_atomically(folder / "results.parquet", exports.to_parquet(compared.columns))
-  write_atomically(folder / "table.tex", exports.to_latex(page.trials, page.reading))
-  write_atomically(folder / "report.html", pages.to_html(page))
-  write_atomically(folder / "report.md", pages.to_markdown(page))
+  results = [{"folder": str(folder / "trials" / one["trial"])} | one for one in results]
+  histories = {
+    one["trial"]: folders.read_history(Path(one["folder"])) for one in (*results, *unfinished)
+  }
+  facts, curves, compared = _facts(results, notes or {}), _tuning(folder), None
+  if any(not one.get("exited_at") for one in results):
+    compared = comparison.compare(
+      results,
+      metric,
+      reference=reference,
+      config=config,
+      failed={one["trial"]: one["detail"] for one in unfinished if one["state"] == "failed"},
+      curves=curves,
+    )
+    _write_files(compared, histories, facts, folder)
+  contents = document.build([*results, *unfinished], compared, histories, config or {}) | {
+    "title": " + ".join(given or {}) or folder.absolute().name,
+    "notes": [_reading(compared, "[low, high]")] if compared else [],
+    "tables": {name: rows._asdict() for name, rows in _others(compared).items()},
+    "tuning": [{"name": name, **curve} for name, curve in curves.items()],
+    "reproduce": reproduce.describe(results, given or {}, facts),
+  }
+  write_atomically(folder / "report.html", pages.to_html(contents))
   return folder / "report.md"
 
 
-def _page(compared: comparison.Comparison, folder: Path, facts: dict[str, str]) -> pages.Page:
-  """Gathers what the pages show of a comparison, and draws its plots."""
-  finished = [result for row in compared.configurations for result in row.results]
-  best, plots = finished[0], {}
-  for name, figure in _figures(finished, folder, compared.metric, best).items():
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150)
-    plots[name] = stream.getvalue()
-  others = {
-    "All columns": compared.tables["all columns"],
-    "Comparisons": compared.tables["comparisons"],
-    "By task": table.by_task(finished, compared.metric),
-    "What was drawn of each task": table.mixtures(finished),
-    f"Classes of {best['trial']}": table.by_class(best),
-  }
-  return pages.Page(
+def _tuning(folder: Path) -> dict[str, Curve]:
+  """Reads how a sweep chose the learning rates of its configurations; {} where it chose none."""
+  path = folder / "tuning.json"
+  if not path.exists():
+    return {}
+  curves = schema.read_json(path)
+  schema.check(str(path), curves, dict[str, Curve])
+  return curves
+
+
+def _write_files(
+  compared: comparison.Comparison,
+  histories: Mapping[str, list[dict]],
+  facts: Mapping[str, str],
+  folder: Path,
+) -> None:
+  """Writes all files of a report but its page."""
+  page = pages.Page(
     trials=compared.tables["main"],
     warnings=[caution.text for caution in compared.warnings],
     reading=_reading(compared),
-    others={title: rows for title, rows in others.items() if rows is not None and rows.rows},
-    plots=plots,
-    facts=facts,
+    others={"All columns": compared.tables["all columns"]} | _others(compared),
+    plots=_draw(compared, histories, folder / "plots"),
+    facts=dict(facts),
   )
+  write_atomically(folder / "results.csv", exports.to_csv(compared.columns))
+  write_atomically(folder / "results.parquet", exports.to_parquet(compared.columns))
+  write_atomically(folder / "table.tex", exports.to_latex(page.trials, page.reading))
+  write_atomically(folder / "report.md", pages.to_markdown(page))
 
 
-def _figures(results: Sequence[dict], folder: Path, metric: str, best: dict) -> dict[str, Figure]:
-  """Draws {name: plot}, with the confusion matrix of the best trial if it has one."""
-  histories = {
-    result["trial"]: read_history(folder / "trials" / result["trial"]) for result in results
+def _others(compared: comparison.Comparison | None) -> dict[str, table.Table]:
+  """Makes {title: table} of the tables beside the configurations' that a sweep has."""
+  if compared is None:
+    return {}
+  finished = [result for row in compared.configurations for result in row.results]
+  others = {
+    "Comparisons": compared.tables["comparisons"],
+    "By task": table.by_task(finished, compared.metric),
+    "What was drawn of each task": table.mixtures(finished),
+    f"Classes of {finished[0]['trial']}": table.by_class(finished[0]),
   }
-  figures = plot.figures(results, metric, histories)
-  if best.get("confusion"):
-    labels, counts_CC = best["confusion"]["labels"], np.asarray(best["confusion"]["counts"])
-    figures["confusion"] = confusion.draw(Confusion(tuple(labels), counts_CC), best["trial"])
-  return figures
+  return {title: rows for title, rows in others.items() if rows is not None and rows.rows}
 
 
-def _reading(compared: comparison.Comparison) -> str:
-  """Says how to read the table."""
+def _draw(
+  compared: comparison.Comparison, histories: Mapping[str, list[dict]], folder: Path
+) -> list[str]:
+  """Draws the plots, with the confusion matrix of the best trial if it has one; names them."""
+  finished = [result for row in compared.configurations for result in row.results]
+  figures = plot.figures(finished, compared.metric, histories)
+  if matrix := finished[0].get("confusion"):
+    counts = Confusion(tuple(matrix["labels"]), np.asarray(matrix["counts"]))
+    figures["confusion"] = confusion.draw(counts, finished[0]["trial"])
+  for name, figure in figures.items():
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150)
+    write_atomically(folder / f"{name}.png", stream.getvalue())
+  return list(figures)
+
+
+def _reading(compared: comparison.Comparison, interval: str = "± half-width") -> str:
+  """Says how to read the table.
+
+  Args:
+    interval: how an interval over seeds is written.
+  """
   title, better = metrics.title(compared.metric), "higher" if compared.higher_is_better else "lower"
   reading = (
-    f"Sorted by {title}, {better} is better. Mean ± half-width of the 95 % interval (Student's t "
-    "over seeds); of a single seed [low, high], 95 % over the judged examples (bootstrap), or - "
+    f"Sorted by {title}, {better} is better. Mean {interval} of the 95 % interval (Student's "
+    "t over seeds); of a single seed [low, high], 95 % over the judged examples (bootstrap), or - "
     f"where there is none. {compared.replicates}"
   )
   if len(compared.configurations) == 1:
@@ -131,27 +178,6 @@ def _reading(compared: comparison.Comparison) -> str:
     "p is two-sided, with Holm's correction for all pairs, as the same results have chosen the "
     "best one, or for all comparisons with a configuration that was named."
   )
-
-
-def read_failed(folder: Path) -> dict[str, str]:
-  """Returns {trial: reason} of the trials of a sweep that failed and have no result."""
-  found = {}
-  for path in sorted(folder.glob("trials/*/failed.json")):
-    if not (path.parent / "result.json").exists():
-      said = schema.read_json(path)
-      schema.check(str(path), said, Failure)
-      found[path.parent.name] = said["reason"]
-  return found
-
-
-def read_curves(folder: Path) -> dict[str, Curve]:
-  """Returns how a sweep chose the learning rate of each configuration; {} where it did not."""
-  path = folder / "tuning.json"
-  if not path.exists():
-    return {}
-  curves = schema.read_json(path)
-  schema.check(str(path), curves, dict[str, Curve])
-  return curves
 
 
 def _facts(results: Sequence[dict], notes: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@ import json
 import pytest
 from support import made_trials
 
+import jaxtune
 from jaxtune.api import sweep as sweeps
 from jaxtune.api import trials
 from jaxtune.errors import UserError
@@ -23,6 +24,12 @@ def setup(llama, monkeypatch):
   made = made_trials.make(llama)
   monkeypatch.setattr(trials, "prepare", lambda config, pretrained: with_config(made, config))
   monkeypatch.setattr(trials.gradients, "check", lambda *_: None)
+
+
+def rebuilt(folder):
+  """Says whether `jaxtune report` writes the page that the sweep wrote, to the byte."""
+  written = (folder / "report.html").read_bytes()
+  return jaxtune.report([folder]).read_bytes() == written
 
 
 def test_a_trial_that_fails_stops_no_other(setup, tmp_path, monkeypatch, capsys):
@@ -44,6 +51,7 @@ def test_a_trial_that_fails_stops_no_other(setup, tmp_path, monkeypatch, capsys)
   assert json.loads(failed.read_text())["reason"] == "ValueError: rank 2 is broken"
   assert "1 of 3 trials failed" in capsys.readouterr().err
   assert len(list((tmp_path / "groups").glob("*"))) == 0
+  assert rebuilt(tmp_path)
 
   broken.clear()
   assert len(sweeps.sweep(swept, tmp_path)) == 3 and not failed.exists()
@@ -95,6 +103,7 @@ def test_a_configuration_gets_the_rate_that_is_best_on_validation(setup, tmp_pat
   name = "rank=1,learning_rate=tuned,seed=1"
   stated = json.loads((tmp_path / "trials" / name / "config.json").read_text())
   assert stated["optim"]["learning_rate"] == 3e-2 and stated["seed"] == 1
+  assert rebuilt(tmp_path)
 
 
 @pytest.mark.parametrize(

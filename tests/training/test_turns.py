@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from support import made_trials
 
 from jaxtune.errors import UserError
-from jaxtune.training import turns
+from jaxtune.training import checkpoint, turns
 from jaxtune.training.options import SearchOptions, TrainOptions
 
 NAN = float("nan")
@@ -115,3 +115,27 @@ def test_who_leaves_does_not_depend_on_the_places(llama, together, tmp_path):
           np.testing.assert_allclose(weights[e][name], x, rtol=0, atol=1e-7)
       else:
         assert results[e]["final"].keys() == {"validation_loss"} and results[e]["stopped_at"] == 2
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_a_killed_group_goes_on_to_the_same_bits(llama, tmp_path, monkeypatch, after):
+  """Who takes turns, waits and leaves is decided from the checkpoint alone."""
+  setup, saves, real = made_trials.make(llama), [], checkpoint.Checkpoints.save
+  changes = {"search.early_exit": "median", "search.rungs": (0.3,), "search.places": 2}
+
+  def killed(*arguments):
+    real(*arguments)
+    saves.append(0)
+    if len(saves) == after:
+      raise KeyboardInterrupt
+
+  whole, _, undisturbed = trained(tmp_path / "whole", setup, **changes)
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", killed)
+  with pytest.raises(KeyboardInterrupt):
+    trained(tmp_path / "killed", setup, **changes)
+  results, _, folders = trained(tmp_path / "killed", setup, **changes)
+  assert any(r["exited_at"] for r in whole) and len(saves) > after
+  for e, (mine, theirs) in enumerate(zip(folders, undisturbed, strict=True)):
+    for name in ("tuned.safetensors", "metrics.jsonl"):
+      assert (mine / name).read_bytes() == (theirs / name).read_bytes()
+    assert results[e]["final"] == whole[e]["final"]

@@ -1,0 +1,144 @@
+"""The report of finished and running sweeps, made from their folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtune import config as configs_
+from jaxtune import libraries, schema
+from jaxtune.api import sweep
+from jaxtune.errors import UserError
+from jaxtune.runs import locks
+from jaxtune.sweeps import collect, grid, groups, tuning
+
+reports = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
+
+
+class Sweep(NamedTuple):
+  """What the folder of a sweep holds.
+
+  Attributes:
+    given: the config with which it was started.
+    shared: the completed config that all trials share.
+    configs: {trial: its completed config}.
+    finished, unfinished: its trials; see `collect.read`.
+  """
+
+  given: dict
+  shared: dict
+  configs: dict[str, dict]
+  finished: list[dict]
+  unfinished: list[dict]
+
+
+def report(
+  folders: Sequence[str | Path], out: str | Path | None = None, metric: str | None = None
+) -> Path:
+  """Writes the report of a sweep anew, or one report of several sweeps.
+
+  Sweeps may be under way: trials that are not finished are shown with their learning curves.
+
+  Args:
+    folders: of the sweeps.
+    out: where the report goes; default the folder of the sweep, if there is one.
+    metric: what results are sorted by; default the test loss.
+
+  Returns:
+    The path of report.html.
+
+  Raises:
+    UserError: a folder that holds no sweep, or several folders without `out`.
+  """
+  places = list(dict.fromkeys(map(Path, folders)))
+  target = _target(places, out)
+  sweeps = {name: read(place) for name, place in zip(_names(places), places, strict=True)}
+  shared, programs = {}, 0
+  for one in sweeps.values():
+    shared, programs = one.shared, programs + len(groups.groups(list(one.configs.values())))
+  if len(sweeps) > 1:
+    sweeps, shared = _joined(sweeps), {}
+  reports.write(
+    [result for one in sweeps.values() for result in one.finished],
+    target,
+    metric=metric,
+    config=shared,
+    notes={"compiled programs": programs},
+    given={name: one.given for name, one in sweeps.items()},
+    unfinished=[trial for one in sweeps.values() for trial in one.unfinished],
+  )
+  return target / "report.html"
+
+
+def read(folder: Path) -> Sweep:
+  """Reads a sweep from its folder.
+
+  Raises:
+    UserError: where the folder holds none, or a result in it is damaged.
+  """
+  path = folder / "config.json"
+  given = schema.read_json(path) if path.exists() else None
+  if not isinstance(given, dict) or not given.get("sweep"):
+    raise UserError(f"{folder} is not the folder of a sweep: expected a config.json with a sweep")
+  names, settings, configs = sweep.expand(given, sweep.MOST_TRIALS**2)
+  plain = {key: value for key, value in given.items() if key != "sweep"}
+  with_setting = lambda setting: configs_.override(plain, setting).to_dict()
+  for name, setting in zip(names, settings, strict=True):
+    if tuning.rates_of(with_setting(setting)):
+      setting[tuning.PATH] = _chosen(folder / "trials" / name)
+  shared = configs_.complete(tuning.stated(with_setting({})))
+  found = collect.read(folder, names, settings, configs)
+  return Sweep(given, shared, dict(zip(names, configs, strict=True)), *found)
+
+
+def _chosen(trial: Path) -> float | str:
+  """Returns the learning rate that was chosen for a trial; "tuned" where that is not known yet."""
+  path = trial / "config.json"
+  return schema.read_json(path)["optim"]["learning_rate"] if path.exists() else "tuned"
+
+
+def _target(places: Sequence[Path], out: str | Path | None) -> Path:
+  """Returns the folder of the report, in which it must not replace anything else."""
+  if out is None:
+    if len(places) > 1:
+      raise UserError(f"the report of {len(places)} sweeps needs its own folder: give --out DIR")
+    return places[0]
+  locks.check_writable(out)
+  if Path(out) not in places and (Path(out) / "config.json").exists():
+    raise UserError(f"{out} holds a run or a sweep: give another folder for the report")
+  return Path(out)
+
+
+def _names(places: Sequence[Path]) -> list[str]:
+  """Names sweeps by their folders, or by whole paths where two folders have one name."""
+  names = [place.absolute().name for place in places]
+  return names if len(set(names)) == len(names) else list(map(str, places))
+
+
+def _joined(sweeps: dict[str, Sweep]) -> dict[str, Sweep]:
+  """Names trials after their sweeps too, and states in their settings all in which they differ."""
+  flat = {
+    (name, trial): grid.flatten(configs_.unplaced(config))
+    for name, one in sweeps.items()
+    for trial, config in one.configs.items()
+  }
+  values: dict[str, set] = {}
+  for config in flat.values():
+    for path, value in config.items():
+      values.setdefault(path, set()).add(json.dumps(value, default=str))
+  varying = [path for path, seen in values.items() if len(seen) > 1 or path == "seed"]
+
+  def renamed(name: str, trial: dict) -> dict[str, Any]:
+    config = flat[name, trial["trial"]] | grid.flatten(trial["settings"])
+    settings = {path: config[path] for path in varying if path in config}
+    return trial | {"trial": f"{name}/{trial['trial']}", "settings": settings}
+
+  return {
+    name: one._replace(
+      finished=[renamed(name, trial) for trial in one.finished],
+      unfinished=[renamed(name, trial) for trial in one.unfinished],
+    )
+    for name, one in sweeps.items()
+  }

@@ -1,0 +1,57 @@
+"""Reads the trials of a sweep from its folder: finished ones, and what became of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from typing_extensions import TypedDict
+
+from jaxtune import schema
+from jaxtune.runs import locks, results
+from jaxtune.runs.folder import read_history
+
+FAILED = "failed.json"  # in a trial's folder: {"reason", "traceback"}
+
+
+class Failure(TypedDict):
+  """What is read of a trial's failed.json."""
+
+  __pydantic_config__ = schema.STRICT
+  reason: str
+
+
+def read(
+  folder: Path, names: Sequence[str], settings: Sequence[dict], configs: Sequence[dict]
+) -> tuple[list[dict], list[dict]]:
+  """Reads every trial of a sweep that may be under way.
+
+  Returns:
+    The results of the finished trials, each with its "trial", "settings" and "folder", and the
+    trials that have none: {"trial", "settings", "folder", "method", "state", "detail"}, with empty
+    "final" and "base". The state is running, stopped, waiting or failed.
+  """
+  finished, unfinished, running = [], [], locks.in_use(folder)
+  for name, setting, config in zip(names, settings, configs, strict=True):
+    place = folder / "trials" / name
+    known = {"trial": name, "settings": setting, "folder": str(place)}
+    if result := results.read(place):
+      finished.append(result | known)
+    else:
+      known |= {"method": config["method"]["name"], "final": {}, "base": {}}
+      state, detail = _state(place, running, config["train"]["steps"])
+      unfinished.append(known | {"state": state, "detail": detail})
+  return finished, unfinished
+
+
+def _state(place: Path, running: bool, steps: int) -> tuple[str, str]:
+  """Says in a word, and in detail, what becomes of a trial without a result."""
+  if (place / FAILED).exists():
+    said = schema.read_json(place / FAILED)
+    schema.check(str(place / FAILED), said, Failure)
+    return "failed", said["reason"]
+  history = read_history(place)
+  if not history and not (running and place.exists()):
+    return "waiting", ""
+  step = history[-1]["step"] if history else 0
+  return "running" if running else "stopped", f"step {step} of {steps}"

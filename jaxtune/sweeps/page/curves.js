@@ -1,0 +1,131 @@
+// Learning curves, and parallel coordinates.
+
+function addCurves() {
+  const trials = data.configurations.flatMap((one) => one.trials);
+  const keys = unique(trials.flatMap((trial) => Object.keys(trial.curves)));
+  if (!keys.length) return;
+  const element = section("curves", "Learning curves",
+    "Means over the seeds that logged a step; bands reach from the lowest to the highest seed.");
+  const view = { key: keys[0], smooth: 0, log: false, most: 10 };
+  const set = (key) => (value) => { view[key] = value; redraw(); };
+  const slider = make("input", { type: "range", min: 0, max: 0.95, step: 0.05, value: 0, id: "smooth",
+    input: () => set("smooth")(Number(slider.value)) });
+  element.append(make("div", { class: "controls" },
+    choice("curve", keys.map((key) => [key, title(key)]), view.key, set("key")),
+    choice("show", [["10", "the 10 best"], ["1000", "all"]], "10", (value) => set("most")(Number(value))),
+    make("label", {}, "smoothing", slider), toggle("log y", false, set("log"))));
+  const put = figure(element, "learning-curves");
+  drawers.push(() => put(drawCurves(widthOf(element), view)));
+}
+
+// Averages seeds: [step, mean, lowest, highest] of every step that the longest seed logged.
+function meanCurve(trials, key, smoothing) {
+  const seeds = trials.map((trial) => new Map(smoothed(trial.curves[key] ?? [], smoothing)));
+  const steps = unique(seeds.flatMap((seed) => [...seed.keys()])).sort((a, b) => a - b);
+  return steps.map((step) => {
+    const values = seeds.map((seed) => seed.get(step)).filter(isNumber);
+    const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+    return [step, mean, Math.min(...values), Math.max(...values)];
+  });
+}
+
+// Averages exponentially, without the bias towards the first value.
+function smoothed(points, share) {
+  let [sum, weight] = [0, 0];
+  return points.filter(([, value]) => isNumber(value)).map(([step, value]) => {
+    [sum, weight] = [share * sum + value, share * weight + 1];
+    return [step, sum / weight];
+  });
+}
+
+function drawCurves(width, view) {
+  const lines = visible().slice(0, view.most)
+    .map((one) => [one, meanCurve(one.trials, view.key, view.smooth)])
+    .filter(([, points]) => points.length);
+  if (!lines.length) return empty();
+  const all = lines.flatMap(([, points]) => points);
+  const dash = (one) => ["", "7 3", "2 3"][Math.floor(one.index / 10) % 3];
+  const entries = lines.map(([one]) => ({ name: one.label, stroke: color(one.index), dash: dash(one),
+    index: one.index }));
+  const svg = picture(width, 380, title(view.key));
+  const to = panel(svg, { left: 0, top: 0, width, height: 360 }, { xs: all.map(([step]) => step),
+    ys: all.flatMap(([, , low, high]) => [low, high]), xTitle: "step", yTitle: title(view.key),
+    x: { own: false, room: 0.01 }, y: { log: view.log } });
+  const targets = lines.flatMap(([one, points]) => drawCurve(to, one, points, dash(one), view.key));
+  legend(svg, entries, width, 364);
+  hover(svg, targets, true);
+  return svg;
+}
+
+function drawCurve(to, one, points, dash, key) {
+  const at = (place) => points.map((point) => [to.x(point[0]), to.y(point[place])]);
+  const mark = draw("g", { "data-c": one.index });
+  if (one.trials.length > 1)
+    mark.append(draw("path", { d: `${path([...at(2), ...at(3).reverse()])}Z`, fill: color(one.index),
+      opacity: 0.13 }));
+  mark.append(draw("path", { d: path(at(1)), stroke: color(one.index), "stroke-width": 1.7, fill: "none",
+    "stroke-dasharray": dash }));
+  to.group.append(mark);
+  if (points.length === 1) mark.append(draw("circle", { cx: at(1)[0][0], cy: at(1)[0][1], r: 3,
+    fill: color(one.index) }));
+  return points.map(([step, mean], i) => ({ x: at(1)[i][0], y: at(1)[i][1], index: one.index,
+    text: `${one.label}\nstep ${step}: ${title(key)} ${show(mean)}` }));
+}
+
+function addParallel() {
+  if (data.configurations.length < 2) return;
+  const element = section("parallel", "Parallel coordinates",
+    "A line is a configuration; the darker (in the dark theme: the lighter), the better. "
+    + "Hover over a line, or click on it to keep it.");
+  const put = figure(element, "parallel-coordinates");
+  drawers.push(() => put(drawParallel(widthOf(element))));
+}
+
+// Lists the axes: what varies, the costs, and the chosen metric at the right.
+function coordinates(shown) {
+  const keys = [...varying(), ...Object.keys(data.costs)];
+  const axes = keys.map((key) => ({ name: nameOf(key), value: (one) => xOf(one, key) ?? "none" }));
+  if (unique(shown.map((one) => one.method)).length > 1 && !varying().includes("method.name"))
+    axes.unshift({ name: "method", value: (one) => one.method });
+  axes.push({ name: arrow(state.metric), value: (one) => valueOf(one).mean });
+  return axes.filter((axis, i) => i === axes.length - 1 || unique(shown.map(axis.value)).length > 1);
+}
+
+function drawParallel(width) {
+  const shown = visible().filter((one) => valueOf(one));
+  if (!shown.length) return empty();
+  const axes = coordinates(shown);
+  const gap = Math.max(92, (width - 110) / Math.max(1, axes.length - 1));
+  const [whole, height] = [gap * (axes.length - 1) + 110, 330];
+  const svg = picture(whole, height, "parallel coordinates");
+  const scales = axes.map(({ value }) => {
+    const values = shown.map(value);
+    const numbers = values.filter(isNumber);
+    const wide = numbers.length === values.length && Math.max(...numbers) > 20 * Math.min(...numbers);
+    return scale(values, height - 20, 50, { log: wide, own: true, room: 0.03 });
+  });
+  const means = shown.map((one) => valueOf(one).mean);
+  const [low, high] = [Math.min(...means), Math.max(...means)];
+  const targets = shown.flatMap((one) => {
+    const share = high > low ? (valueOf(one).mean - low) / (high - low) : 1;
+    const points = axes.map(({ value }, i) => [40 + i * gap, scales[i].at(value(one))]);
+    svg.append(draw("path", { d: path(points), fill: "none", "stroke-width": 2, "data-c": one.index,
+      stroke: ramp(higher(state.metric) ? share : 1 - share) }));
+    return points.map(([x, y]) => ({ x, y, text: describe(one), index: one.index }));
+  });
+  axes.forEach(({ name }, i) => drawCoordinate(svg, 40 + i * gap, name, scales[i], [i, gap, height]));
+  hover(svg, targets);
+  if (whole <= width) return svg;
+  svg.style.maxWidth = "none";
+  return make("div", { class: "scroll" }, svg);
+}
+
+function drawCoordinate(svg, x, name, { at, ticks }, [i, gap, height]) {
+  svg.append(draw("line", { class: "axis", x1: x, x2: x, y1: 50, y2: height - 20, "stroke-width": 1.5 }),
+    draw("text", { class: "strong small", x: x - 30, y: i % 2 && gap < 150 ? 34 : 16 },
+      cut(name, (gap < 150 ? 1.9 : 1) * gap)));
+  for (const [value, text] of ticks)
+    svg.append(draw("text", { class: "small halo", x: x + 6, y: at(value) + 4 }, cut(text, gap)));
+}
+
+const ramp = (share) => `color-mix(in oklab, var(--high) ${Math.round(100 * share)}%, var(--low))`;

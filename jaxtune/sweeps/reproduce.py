@@ -1,0 +1,49 @@
+"""What the page of a sweep says so that it can be run again, and compared."""
+
+from __future__ import annotations
+
+import json
+import pprint
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtune import config as configs
+
+
+def describe(
+  results: Sequence[dict], given: Mapping[str, Mapping[str, Any]], facts: Mapping[str, str]
+) -> dict:
+  """Gathers what is needed to run the sweep again, and to know that it gave the same.
+
+  Args:
+    given: {name of a sweep: its config as it was given, which is what differs from the defaults}.
+  """
+  files = {f"{name}.py": config for name, config in given.items()}
+  again = "; ".join(
+    f"jaxtune sweep --config {shlex.quote(file)} --workdir runs/again" for file in files
+  )
+  return {
+    "facts": {"command": again, **facts} if again else dict(facts),
+    "config": {file: config_file(config) for file, config in files.items()},
+    "hashes": hashes(results),
+  }
+
+
+def config_file(given: Mapping[str, Any]) -> str:
+  """Writes a config as a config file, by which the sweep can be run again."""
+  plain = json.loads(configs.to_json(dict(given)))  # as config.json has it: a tuple is a list
+  body = pprint.pformat(plain, width=96, sort_dicts=False)
+  indented = body.replace("\n", "\n  ")
+  return f"def get_config():\n  return {indented}\n"
+
+
+def hashes(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """Returns {what: SHA-256} of the bases, the data files and the trials' results."""
+  found: dict[str, str] = {}
+  for result in results:
+    if base := result.get("base_fingerprint"):
+      found[f"base {base[:8]}"] = base
+    found |= {f"data {path}": sha for path, sha in (result["data"].get("files") or {}).items()}
+  found |= {f"result of {r['trial']}": r["sha256"] for r in results if "sha256" in r}
+  return found

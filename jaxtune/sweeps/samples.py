@@ -1,0 +1,68 @@
+"""What the page of a sweep shows of single trials: answers beside references, and heat maps."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtune.runs.folder import read_predictions
+from jaxtune.sweeps import stats
+
+_MOST = 12  # examples
+_LONGEST = 2000  # characters of a text
+
+
+def of_winners(rows: Sequence[stats.Row], metric: str) -> list[dict]:
+  """Puts what the best configuration of each method answered beside the base and the reference.
+
+  Args:
+    rows: best first; their results have a "folder".
+  """
+  winners: dict[str, dict[str, dict]] = {}  # {label: {place in the data: line}}, of one a method
+  for method in dict.fromkeys(row.settings["method.name"] for row in rows):
+    row = next(row for row in rows if row.settings["method.name"] == method)
+    single = [stats.Row("", {}, (result,)) for result in row.results]
+    best = stats.best_first(single, metric)[0].results[0]
+    if lines := read_predictions(Path(best["folder"])):
+      winners[row.label] = {str(line["where"]): line for line in lines}
+  if not winners:
+    return []
+  found = []
+  for where, line in itertools.islice(next(iter(winners.values())).items(), _MOST):
+    answers = [
+      {"name": label, "text": _text(lines[where]["prediction"])}
+      for label, lines in winners.items()
+      if where in lines
+    ]
+    if "base" in line:
+      answers.insert(0, {"name": "base (untuned)", "text": _text(line["base"])})
+    references = line["references"]
+    references = references if isinstance(references, list) else [references]
+    shown = {"where": where, "prompt": _text(line["prompt"]), "answers": answers}
+    found.append(shown | {"references": [_text(one) for one in references]})
+  return found
+
+
+def heat(best: Mapping[str, Any]) -> list[dict]:
+  """Lists the heat maps of the best trial: its confusion matrix, if it has one."""
+  if not best.get("confusion"):
+    return []
+  labels = [str(label) for label in best["confusion"]["labels"]]
+  return [
+    {
+      "title": f"Confusion matrix of {best['trial']}",
+      "note": "True classes down, predicted classes across.",
+      "rows": labels,
+      "columns": labels,
+      "values": best["confusion"]["counts"],
+      "unit": "examples",
+    }
+  ]
+
+
+def _text(value: Any) -> str:
+  text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+  return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"

@@ -1,0 +1,93 @@
+"""`jaxtune report`: sweeps from their folders, alone, joined and while they run."""
+
+import json
+import re
+
+import pytest
+from support import made_sweep
+
+import jaxtune
+from jaxtune import main
+from jaxtune.errors import UserError
+from jaxtune.runs import locks
+
+
+def document(page):
+  text = page.read_text()
+  return json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+
+
+def trials(page):
+  configurations = document(page)["configurations"]
+  return {t["trial"]: t for one in configurations for t in one["trials"]}
+
+
+def test_a_page_is_rebuilt_to_the_byte(tmp_path, capsys):
+  made_sweep.write(tmp_path / "s", made_sweep.config(made_sweep.lora([1, 4])))
+  page = jaxtune.report([tmp_path / "s"])
+  files = ("report.html", "report.md", "results.csv", "table.tex")
+  before = {name: (tmp_path / "s" / name).read_bytes() for name in files}
+  assert main.main(["report", str(tmp_path / "s")]) == 0
+  assert capsys.readouterr().out == f"report: {page}\n"
+  assert before == {name: (tmp_path / "s" / name).read_bytes() for name in files}
+
+
+def test_trials_of_a_running_sweep(tmp_path):
+  given = made_sweep.config(made_sweep.lora([1, 4]))
+  made_sweep.write(tmp_path, given, running=(0, 1, 2))
+  folders = sorted((tmp_path / "trials").iterdir())
+  (folders[1] / "failed.json").write_text('{"reason": "ValueError: broken"}')
+  (folders[2] / "metrics.jsonl").unlink()
+  (folders[2] / "config.json").unlink()
+  folders[2].rmdir()
+  with locks.held(tmp_path, "sweep"):
+    found = trials(jaxtune.report([tmp_path]))
+  said = [(found[f.name]["state"], found[f.name]["detail"]) for f in folders[:3]]
+  assert said == [("running", "step 20 of 40"), ("failed", "ValueError: broken"), ("waiting", "")]
+  assert trials(jaxtune.report([tmp_path]))[folders[0].name]["state"] == "stopped"
+  assert len(found[folders[0].name]["curves"]["train_loss"]) == 10
+  assert "ValueError: broken" in (tmp_path / "results.csv").read_text()
+  (folders[1] / "failed.json").write_text('{"why": "edited"}')
+  with pytest.raises(UserError, match=r"rank=\S+/failed.json: reason is missing"):
+    jaxtune.report([tmp_path])
+
+
+def test_a_sweep_of_which_no_trial_is_finished(tmp_path):
+  made_sweep.write(tmp_path, made_sweep.config(made_sweep.lora([1])), running=(0, 1, 2))
+  page = jaxtune.report([tmp_path])
+  assert {one["state"] for one in trials(page).values()} == {"stopped"}
+  assert not (tmp_path / "report.md").exists()
+
+
+def test_sweeps_are_joined_by_all_in_which_they_differ(tmp_path):
+  long = made_sweep.config(made_sweep.lora([4]), steps=80)
+  made_sweep.write(tmp_path / "a", made_sweep.config(made_sweep.lora([1, 4])))
+  made_sweep.write(tmp_path / "b", long)
+  page = jaxtune.report([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+  assert page == tmp_path / "both" / "report.html"
+  shown = document(page)
+  settings = [(c["settings"]["method.rank"], c["settings"]["train.steps"]) for c in
+              shown["configurations"]]  # fmt: skip
+  assert sorted(settings) == [(1, 40), (4, 40), (4, 80)]
+  assert all(len(one["trials"]) == 3 for one in shown["configurations"])
+  assert len(trials(page)) == 9 and shown["title"] == "a + b"
+  assert set(shown["reproduce"]["config"]) == {"a.py", "b.py"}
+  jaxtune.report([tmp_path / "a", tmp_path / "b"], tmp_path / "both")  # replaces its own report
+
+
+def test_mistakes_are_named(tmp_path):
+  made_sweep.write(tmp_path / "a", made_sweep.config(made_sweep.lora([1])))
+  for folders, out, says in (
+    (["none"], None, "none is not the folder of a sweep"),
+    (["a", "none"], None, "the report of 2 sweeps needs its own folder: give --out DIR"),
+    (["a", "none"], "a/trials", "none is not the folder of a sweep"),
+  ):
+    with pytest.raises(UserError, match=says):
+      jaxtune.report([tmp_path / f for f in folders], out and tmp_path / out)
+  made_sweep.write(tmp_path / "b", made_sweep.config(made_sweep.lora([4])))
+  with pytest.raises(UserError, match="b holds a run or a sweep"):
+    jaxtune.report([tmp_path / "a"], tmp_path / "b")
+  (path,) = (tmp_path / "b").glob("trials/*rank=4*seed=0/result.json")
+  path.write_text(path.read_text().replace('"seconds": 14', '"seconds": 1'))
+  with pytest.raises(UserError, match="result.json is damaged"):
+    jaxtune.report([tmp_path / "b"])

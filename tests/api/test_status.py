@@ -1,0 +1,43 @@
+"""How far the trials of a sweep are, by its folder."""
+
+import json
+import os
+
+import pytest
+from support import made_trials
+
+import jaxtune
+from jaxtune.api import status
+from jaxtune.errors import UserError
+from jaxtune.runs import locks
+
+
+def test_every_state_of_a_trial(tmp_path):
+  config = made_trials.complete({"name": "lora"}, {"train.steps": 40})
+  config |= {"sweep": ({"method.rank": [1, 2, 4, 8, 16]},)}
+  (tmp_path / "config.json").write_text(json.dumps(config, default=str))
+  folders = [tmp_path / "trials" / f"rank={rank}" for rank in (1, 2, 4, 8)]
+  rows = [{"step": 5, "train_loss": 3.0}, {"step": 10, "validation_loss": 2.0}]
+  rows += [{"step": 20, "validation_loss": 2.5}]
+  for folder in folders:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.utime(folder / "config.json", (0, (folder / "metrics.jsonl").stat().st_mtime - 100))
+  (folders[0] / "result.json").write_text(
+    json.dumps({"final": {"test_loss": 1.0}, "stopped_at": 40})
+  )
+  left = {"final": {"validation_loss": 2.5}, "stopped_at": 20, "exited_at": 20}
+  (folders[1] / "result.json").write_text(json.dumps(left))
+  (folders[2] / "failed.json").write_text(json.dumps({"reason": "broken"}))
+  states = lambda: [one.state for one in jaxtune.status(tmp_path)]
+  assert states() == ["done", "left early", "failed", "stopped", "waiting"]
+  with locks._locked(tmp_path):
+    assert states() == ["done", "left early", "failed", "running", "waiting"]
+    running = jaxtune.status(tmp_path)[3]
+  assert running.loss == 2.5 and running.best == 2.0 and running.step == 20
+  assert running.seconds_left == pytest.approx(100, abs=5), "as long as the first half took"
+  first, *lines = status.text(jaxtune.status(tmp_path)).splitlines()
+  assert first == "1 done, 1 left early, 1 failed, 1 stopped, 1 waiting" and len(lines) == 5
+  with pytest.raises(UserError, match="expected the folder of a sweep or a run"):
+    jaxtune.status(tmp_path / "nothing")

@@ -1,0 +1,110 @@
+"""The folder of a made sweep: every file that a report reads, without any training."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+from jaxtune import config as configs
+from jaxtune.assets import INSTRUCTIONS, TINY
+from jaxtune.runs import results
+from jaxtune.sweeps import grid
+
+HOSTILE = '</script><img src=x onerror="document.title=1"> & "quoted"'
+SEEDS = [0, 1, 2]
+
+
+def config(*grids: dict, steps: int = 40) -> dict:
+  """Returns the config of a sweep, as its config.json holds it."""
+  return {
+    "model": {"path": str(TINY)},
+    "data": {"train": str(INSTRUCTIONS / "train.jsonl")},
+    "method": {"name": "lora", "scale": 2.0},
+    "train": {"steps": steps},
+    "sweep": list(grids),
+  }
+
+
+def lora(ranks: list[int]) -> dict:
+  return {"method": [{"name": "lora", "rank": r, "scale": 2.0} for r in ranks], "seed": SEEDS}
+
+
+def prefix(lengths: list[int]) -> dict:
+  methods = [{"name": "prefix", "length": n} for n in lengths]
+  return {"method": methods, "optim.learning_rate": [0.3], "seed": SEEDS}
+
+
+def loss(method: dict, seed: int) -> float:
+  """Returns a made test loss, which falls with the size."""
+  size = method.get("rank") or method["length"]
+  drawn = random.Random(f"{method['name']} {size} {seed}").gauss(0, 0.03)
+  return (1.2 if method["name"] == "lora" else 1.5) + 1 / (1 + size) + drawn
+
+
+def write(folder: Path, given: dict, running: tuple[int, ...] = ()) -> list[dict]:
+  """Writes a sweep's folder; returns the results of its trials.
+
+  Args:
+    running: the numbers of trials that are not finished, and have logged half of their steps.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "config.json").write_text(configs.to_json(given))
+  settings, written = grid.expand(given["sweep"]), []
+  axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
+  for i, setting in enumerate(settings):
+    place = folder / "trials" / grid.name(setting, axes)
+    steps = given["train"]["steps"]
+    _write_history(place, setting, steps // 2 if i in running else steps)
+    if i not in running:
+      written.append(_write_result(place, setting, steps) | {"settings": setting})
+  return written
+
+
+def _write_history(place: Path, setting: dict, steps: int) -> None:
+  place.mkdir(parents=True)
+  (place / "config.json").write_text(json.dumps({"method": setting["method"]}))
+  end, lines = loss(setting["method"], setting["seed"]), []
+  for step in range(2, steps + 1, 2):
+    value = end + 3 * math.exp(-step / 10) + 0.2 * (-1) ** (step // 2)
+    lines.append({"step": step, "train_loss": value})
+    if step % 10 == 0:
+      lines.append({"step": step, "validation_loss": end + 3 * math.exp(-step / 10)})
+  (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _write_result(place: Path, setting: dict, steps: int) -> dict:
+  method, seed = setting["method"], setting["seed"]
+  value, size = loss(method, seed), method.get("rank") or method["length"]
+  rows = [
+    {
+      "where": f"test.jsonl:{n}",
+      "prompt": f"Question {n}: {HOSTILE}",
+      "prediction": f"the small answer of {method['name']} {HOSTILE}",
+      "references": [f"the answer {n} of {method['name']}"],
+      "base": "nothing at all",
+    }
+    for n in range(3)
+  ]
+  (place / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  measured = lambda x: {"test_loss": x, "test_accuracy": 100 * math.exp(-x)}
+  result = {
+    "method": method["name"],
+    "trained_parameters": 1000 * size,
+    "base_parameters": 3_000_000,
+    "final": measured(value),
+    "base": measured(2.5),
+    "intervals": {"test_loss": [value - 0.1, value + 0.1]},
+    "differences": {"base": {"test_loss": [value - 2.5, value - 2.6, value - 2.4]}},
+    "steps": steps,
+    "stopped_at": steps,
+    "best_step": steps,
+    "diverged_at": None,
+    "seconds": 10.0 + size,
+    "versions": {"jax": "0.10", "device": "cpu", "commit": "0123abc"},
+    "data": {"splits": {}},
+    "confusion": {"labels": ["no", "<b>yes</b>"], "counts": [[7, 3], [size, 10]]},
+    "base_fingerprint": "f" * 64,
+  }
+  return results.write(place, result) | {"trial": place.name}

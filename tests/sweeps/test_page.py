@@ -1,0 +1,237 @@
+"""The page of a sweep in a browser: what a reader sees, and what the buttons do."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+from support import browser, made_sweep
+
+import jaxtune
+
+GIVEN = made_sweep.config(made_sweep.lora([1, 4, 16]), made_sweep.prefix([5, 20]))
+
+
+class Page:
+  """The page in a browser, with what the tests ask it."""
+
+  def __init__(self, driver, path, downloads):
+    self.driver, self.path, self.downloads = driver, path, downloads
+
+  def open(self, width=1400, theme="light"):
+    size = dict(width=width, height=900, deviceScaleFactor=1, mobile=False)
+    media = [{"name": "prefers-color-scheme", "value": theme}]
+    self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": media})
+    self.driver.get(f"file://{self.path}")
+    return self
+
+  def run(self, script, *arguments):
+    return self.driver.execute_script(script, *arguments)
+
+  def find(self, selector):
+    return self.driver.find_elements("css selector", selector)
+
+  def labels(self):
+    """Lists the configurations of the table, from top to bottom."""
+    cells = self.find("#configurations tr[data-c] td:first-child")
+    return [cell.text.partition("\n")[0].lstrip("▸▾ ") for cell in cells]
+
+  def type(self, text):
+    box = self.find("#filter")[0]
+    box.clear()
+    box.send_keys(text)
+
+  def saved(self, button):
+    """Clicks a button and returns the content of the file that it saves."""
+    self.run("arguments[0].click()", button)
+    for _ in range(200):  # a file has another name until it is whole
+      for path in self.downloads.glob("[!.]*"):
+        if path.suffix in (".csv", ".png", ".svg"):
+          content = path.read_bytes()
+          path.unlink()
+          return content
+      time.sleep(0.05)
+    raise AssertionError("nothing was saved")
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+  if browser.find() is None:
+    pytest.skip(browser.MISSING)
+  downloads = tmp_path_factory.mktemp("downloads")
+  driver = browser.start(downloads)
+  yield driver, downloads
+  driver.quit()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, driver):
+  folder = tmp_path_factory.mktemp("made") / "ranks & lengths"
+  results = made_sweep.write(folder, GIVEN)
+  return Page(driver[0], jaxtune.report([folder]), driver[1]), results
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_error_and_nothing_beside_the_screen(made, width, theme):
+  page = made[0].open(width, theme)
+  assert page.driver.get_log("browser") == []
+  assert page.run("return document.documentElement.scrollWidth") == width
+  assert len(page.find("section")) == 9 and len(page.find("figure svg")) == 6
+  dark = page.run("return getComputedStyle(document.body).backgroundColor") == "rgb(17, 22, 28)"
+  assert dark == (theme == "dark")
+  outside = """return [...document.querySelectorAll('figure svg text')].filter((text) => {
+    const [box, all] = [text, text.ownerSVGElement].map((one) => one.getBoundingClientRect());
+    return box.left < all.left - 1 || box.right > all.right + 1 || box.bottom > all.bottom + 1;
+  }).map((text) => text.textContent)"""
+  assert page.run(outside) == [], "no label is cut off"
+
+
+def test_output_of_a_model_is_text(made):
+  page = made[0].open()
+  assert page.driver.title == "ranks & lengths"
+  assert made_sweep.HOSTILE in page.find("#samples .card.wide")[0].text
+  assert page.find("img") == []
+
+
+def test_sorts_by_any_column(made):
+  page = made[0].open()
+  best_first = [f"lora rank={r}" for r in (16, 4, 1)]
+  assert [label for label in page.labels() if "lora" in label] == best_first
+  heads = page.find("#configurations th button")
+  assert len(heads) == 5, "five columns a person would read"
+  heads[3].click()  # trained parameters
+  sizes = lambda: [
+    int(cell.text.replace(",", "")) for cell in page.find("tr[data-c] td:nth-child(4)")
+  ]
+  assert sizes() == [1000, 4000, 5000, 16000, 20000]
+  page.find("th[aria-sort] button")[0].send_keys("\n")
+  assert sizes() == [20000, 16000, 5000, 4000, 1000]
+
+
+def test_filters_the_table_and_the_plots(made):
+  page = made[0].open()
+  for text, count in (
+    ("lora", 3),
+    ("lora rank>=4", 2),
+    ("rank=4", 1),
+    ("test_loss<1.3", 1),
+    ("xyz", 0),
+  ):
+    page.type(text)
+    assert len(page.labels()) == count, text
+    drawn = {int(mark.get_attribute("data-c")) for mark in page.find("#pareto g[data-c]")}
+    assert len(drawn) == count
+  assert page.driver.get_log("browser") == []
+
+
+def test_opens_to_the_seeds(made):
+  page, results = made
+  page.open().find('[aria-label="seeds of lora rank=4"]')[0].click()
+  shown = [row.text for row in page.find("tr.seed")]
+  losses = [r["final"]["test_loss"] for r in results if "lora-rank=4-" in r["trial"]]
+  assert len(shown) == 3
+  for row, value in zip(shown, losses, strict=True):
+    assert f"{value:.3f}" in row
+
+
+def test_more_columns_on_demand(made):
+  page = made[0].open()
+  page.find("#configurations summary")[0].click()
+  page.find("#configurations details input")[-1].click()
+  assert page.find("#configurations th")[-1].text.startswith("test accuracy")
+
+
+def test_a_point_tells_its_mean_to_pointer_and_keyboard(made):
+  page, results = made
+  page.open().run("document.getElementById('axes').scrollIntoView()")
+  losses = [r["final"]["test_loss"] for r in results if "lora-rank=4-" in r["trial"]]
+  expected = f"lora rank=4\ntest loss: {np.mean(losses):.3f} ["
+  place = page.run("""const marks = [...document.querySelectorAll('#axes g[data-c]')];
+    const wanted = data.configurations.find((one) => one.label === 'lora rank=4').index;
+    const mark = marks.find((one) => Number(one.dataset.c) === wanted).lastChild;
+    const box = mark.getBoundingClientRect(); return [box.x + 4, box.y + 4]""")
+  move = dict(type="mouseMoved", x=place[0], y=place[1])
+  page.driver.execute_cdp_cmd("Input.dispatchMouseEvent", move)
+  assert page.find("#tip")[0].text.startswith(expected)
+  assert "focusing" in page.find("main")[0].get_attribute("class")
+  assert len(page.find("#configurations tr.on")) == 1, "the table shows which one it is"
+  page.driver.execute_cdp_cmd("Input.dispatchMouseEvent", move | dict(x=1, y=1))
+  picture = page.find("#curves svg")[0]
+  picture.send_keys("\ue014")  # arrow right
+  assert "step 2: train loss" in page.find("#tip")[0].text
+  picture.send_keys("\ue00c")  # escape
+  assert not page.find("#tip")[0].is_displayed()
+
+
+def test_smoothing_is_the_unbiased_exponential_mean(made):
+  page = made[0].open()
+  values = [3.0, 1.0, 2.0]
+  found = page.run("return smoothed([[1, 3], [2, 1], [3, 2]], 0.5)")
+  weights = [np.array([0.5 ** (n - i) for i in range(n + 1)]) for n in range(3)]
+  wanted = [np.dot(w, values[: len(w)]) / w.sum() for w in weights]
+  np.testing.assert_allclose([value for _, value in found], wanted)
+  before = page.find("#curves path")[1].get_attribute("d")
+  page.run("const s = document.getElementById('smooth'); s.value = 0.9; "
+           "s.dispatchEvent(new Event('input'))")  # fmt: skip
+  assert page.find("#curves path")[1].get_attribute("d") != before
+
+
+def test_saves_csv_of_what_is_shown(made):
+  page, results = made
+  page.open().type("lora")
+  text = page.saved(page.find("#csv")[0]).decode()
+  rows = {row["trial"]: row for row in csv.DictReader(io.StringIO(text))}
+  expected = {r["trial"]: r["final"]["test_loss"] for r in results if r["method"] == "lora"}
+  assert {name: float(row["test_loss"]) for name, row in rows.items()} == expected
+  assert {row["rank"] if "rank" in row else row["method.rank"] for row in rows.values()} == {
+    "1", "4", "16",
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_saves_pictures_in_the_colours_of_the_page(made, theme):
+  page = made[0].open(theme=theme)
+  image = Image.open(io.BytesIO(page.saved(page.find("#pareto figcaption button")[0])))
+  svg = page.find("#pareto svg")[0]
+  assert image.size == (2 * svg.size["width"], 2 * svg.size["height"])
+  pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+  paper = {"light": (255, 255, 255), "dark": (17, 22, 28)}[theme]
+  assert tuple(pixels[0]) == paper
+  line = {"light": (0, 114, 178), "dark": (93, 180, 240)}[theme]  # of the first method
+  assert (pixels == line).all(1).sum() > 20
+  text = page.saved(page.find("#pareto figcaption button")[1]).decode()
+  assert f"stroke: rgb{line}" in text, "a saved SVG has its colours, without the page's style"
+
+
+def test_on_paper_the_controls_are_left_out(made):
+  page = made[0].open(theme="dark")
+  page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+  assert not any(one.is_displayed() for one in page.find("nav, .controls, figcaption"))
+  assert all(one.is_displayed() for one in page.find("table:not(details table), figure svg"))
+
+
+def test_a_sweep_under_way_shows_its_curves(driver, tmp_path):
+  made_sweep.write(tmp_path, GIVEN, running=(0, 3))
+  page = Page(driver[0], jaxtune.report([tmp_path]), driver[1]).open()
+  assert page.driver.get_log("browser") == []
+  states = [one.text for one in page.find(".state")]
+  assert states == ["stopped 1 of 3"] * 2
+  page.type("stopped")
+  assert len(page.labels()) == 2
+  lines = page.run("""return data.configurations.flatMap((one) => one.trials)
+    .filter((one) => one.state === 'stopped').map((one) => one.curves.train_loss.length)""")
+  assert lines == [10, 10]
+
+
+def test_the_config_on_the_page_is_the_config(made, tmp_path):
+  page = made[0].open()
+  shown = page.find("#reproduce pre")[0].text
+  (tmp_path / "again.py").write_text(shown)
+  assert jaxtune.load_config(tmp_path / "again.py").to_dict() == ConfigDict(GIVEN).to_dict()

@@ -25,6 +25,7 @@ class Sweep(NamedTuple):
     shared: the completed config that all trials share.
     configs: {trial: its completed config}.
     finished, unfinished: its trials; see `collect.read`.
+    curves: how its learning rates were chosen; see `collect.curves`.
   """
 
   given: dict
@@ -32,6 +33,7 @@ class Sweep(NamedTuple):
   configs: dict[str, dict]
   finished: list[dict]
   unfinished: list[dict]
+  curves: dict[str, dict]
 
 
 def report(
@@ -68,6 +70,7 @@ def report(
     notes={"compiled programs": programs},
     given={name: one.given for name, one in sweeps.items()},
     unfinished=[trial for one in sweeps.values() for trial in one.unfinished],
+    curves={name: curve for one in sweeps.values() for name, curve in one.curves.items()},
   )
   return target / "report.html"
 
@@ -90,7 +93,8 @@ def read(folder: Path) -> Sweep:
       setting[tuning.PATH] = _chosen(folder / "trials" / name)
   shared = configs_.complete(tuning.stated(with_setting({})))
   found = collect.read(folder, names, settings, configs)
-  return Sweep(given, shared, dict(zip(names, configs, strict=True)), *found)
+  by_name = dict(zip(names, configs, strict=True))
+  return Sweep(given, shared, by_name, *found, collect.curves(folder))
 
 
 def _chosen(trial: Path) -> float | str:
@@ -139,6 +143,7 @@ def _joined(sweeps: dict[str, Sweep]) -> dict[str, Sweep]:
     name: one._replace(
       finished=[renamed(name, trial) for trial in one.finished],
       unfinished=[renamed(name, trial) for trial in one.unfinished],
+      curves={f"{name}/{label}": curve for label, curve in one.curves.items()},
     )
     for name, one in sweeps.items()
   }

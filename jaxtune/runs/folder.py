@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,8 @@ def _read_lines(path: Path) -> list[dict]:
 def versions() -> dict[str, str]:
   """Returns {name: version} of what a result depends on, with the commit of jaxtune if known."""
   found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+  found |= {"devices": str(jax.device_count()), "cores": str(os.cpu_count())}
+  found |= {"machine": f"{platform.system()} {platform.machine()}"}
   found |= libraries.versions(*LIBRARIES)
   if commit := libraries.commit():
     found["commit"] = commit

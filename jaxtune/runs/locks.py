@@ -27,8 +27,8 @@ RUN = (
   "checkpoints",
 )  # fmt: skip
 SWEEP = (
-  "results.csv", "results.parquet", "tuning", "tuning.json", "report.md", "report.html",
-  "table.tex", "groups", "plots", "trials",
+  "results.csv", "results.parquet", "report.md", "report.html", "table.tex", "tuning",
+  "tuning.json", "groups", "plots", "trials",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from jaxtune import schema
 from jaxtune.runs import locks, results
 from jaxtune.runs.folder import read_history
 
-FAILED = "failed.json"  # in a trial's folder: {"reason", "traceback"}
+FAILED = "failed.json"  # in a trial's folder; see `Failure`
 
 
 class Failure(TypedDict):
@@ -19,6 +19,16 @@ class Failure(TypedDict):
 
   __pydantic_config__ = schema.STRICT
   reason: str
+
+
+class Curve(TypedDict):
+  """What is read of a configuration in a sweep's tuning.json."""
+
+  __pydantic_config__ = schema.STRICT
+  rates: list[float]
+  losses: list[float | None]
+  chosen: float
+  at_edge: bool
 
 
 def read(
@@ -44,11 +54,21 @@ def read(
   return finished, unfinished
 
 
+def curves(folder: Path) -> dict[str, Curve]:
+  """Reads how a sweep chose the learning rates of its configurations; {} where it chose none."""
+  path = folder / "tuning.json"
+  if not path.exists():
+    return {}
+  found = schema.read_json(path)
+  schema.check(str(path), found, dict[str, Curve])
+  return found
+
+
 def _state(place: Path, running: bool, steps: int) -> tuple[str, str]:
   """Says in a word, and in detail, what becomes of a trial without a result."""
-  if (place / FAILED).exists():
-    said = schema.read_json(place / FAILED)
-    schema.check(str(place / FAILED), said, Failure)
+  if (path := place / FAILED).exists():
+    said = schema.read_json(path)
+    schema.check(str(path), said, Failure)
     return "failed", said["reason"]
   history = read_history(place)
   if not history and not (running and place.exists()):

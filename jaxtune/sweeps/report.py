@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from typing_extensions import TypedDict
 
-from jaxtune import metrics, schema
+from jaxtune import metrics
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.metrics.kinds.label import Confusion
@@ -29,13 +28,7 @@ from jaxtune.sweeps import (
   table,
 )
 
-
-class Curve(TypedDict):
-  """What is read of a configuration in a sweep's tuning.json."""
-
-  __pydantic_config__ = schema.STRICT
-  chosen: float
-  at_edge: bool
+_HARDWARE = ("device", "devices", "cores", "machine")  # of what a result says as versions
 
 
 def write(
@@ -48,6 +41,7 @@ def write(
   notes: Mapping[str, Any] | None = None,
   given: Mapping[str, Mapping[str, Any]] | None = None,
   unfinished: Sequence[dict] = (),
+  curves: Mapping[str, Mapping] | None = None,
 ) -> Path:
   """Writes the report of a sweep into its folder and returns the path of report.md.
 
@@ -65,6 +59,7 @@ def write(
     given: {name of a sweep: its config as it was given}, from which it can be run again.
     unfinished: trials that have no result; see `collect.read`. The page shows them; the other files
       name those that failed.
+    curves: {configuration: how its learning rate was chosen}, as in tuning.json.
 
   Raises:
     UserError: no trial, an unknown metric, or a folder that cannot be written.
@@ -76,7 +71,7 @@ def write(
   histories = {
     one["trial"]: folders.read_history(Path(one["folder"])) for one in (*results, *unfinished)
   }
-  facts, curves, compared = _facts(results, notes or {}), _tuning(folder), None
+  facts, compared = _facts(results, notes or {}), None
   if any(not one.get("exited_at") for one in results):
     compared = comparison.compare(
       results,
@@ -91,21 +86,11 @@ def write(
     "title": " + ".join(given or {}) or folder.absolute().name,
     "notes": [_reading(compared, "[low, high]")] if compared else [],
     "tables": {name: rows._asdict() for name, rows in _others(compared).items()},
-    "tuning": [{"name": name, **curve} for name, curve in curves.items()],
+    "tuning": [{"name": name, **curve} for name, curve in (curves or {}).items()],
     "reproduce": reproduce.describe(results, given or {}, facts),
   }
   write_atomically(folder / "report.html", pages.to_html(contents))
   return folder / "report.md"
-
-
-def _tuning(folder: Path) -> dict[str, Curve]:
-  """Reads how a sweep chose the learning rates of its configurations; {} where it chose none."""
-  path = folder / "tuning.json"
-  if not path.exists():
-    return {}
-  curves = schema.read_json(path)
-  schema.check(str(path), curves, dict[str, Curve])
-  return curves
 
 
 def _write_files(
@@ -181,7 +166,7 @@ def _reading(compared: comparison.Comparison, interval: str = "± half-width") -
 
 
 def _facts(results: Sequence[dict], notes: Mapping[str, Any]) -> dict[str, str]:
-  """Returns {name: value} of the sweep's counts, its time, `notes`, its data and its versions."""
+  """Returns {name: value} of the sweep's counts, its time, `notes`, data, machine and versions."""
   sizes = dict.fromkeys(result["base_parameters"] for result in results)
   facts: dict[str, Any] = {
     "trials": len(results),
@@ -190,13 +175,17 @@ def _facts(results: Sequence[dict], notes: Mapping[str, Any]) -> dict[str, str]:
     "seconds of all trials": f"{sum(result['seconds'] for result in results):.1f}",
     **notes,
   }
-  for key in ("data", "versions"):
-    distinct = {
-      json.dumps(result[key], sort_keys=True): result[key] for result in results if key in result
-    }
+  said = {"data": [], "hardware": [], "versions": []}
+  for result in results:
+    versions = dict(result.get("versions", {}))
+    said["hardware"].append({key: versions.pop(key) for key in _HARDWARE if key in versions})
+    said["versions"].append(versions)
+    said["data"].append(result.get("data", {}))
+  for key, values in said.items():
+    distinct = {json.dumps(value, sort_keys=True): value for value in values if value}
     for i, value in enumerate(distinct.values()):
       facts[key if len(distinct) == 1 else f"{key} ({i + 1})"] = value
-  return {key.replace("_", " "): _fact(value) for key, value in facts.items()}
+  return {key.replace("_", " "): _fact(value) for key, value in facts.items() if value != ""}
 
 
 def _fact(value: Any) -> str:

@@ -33,9 +33,11 @@ def describe(
 def config_file(given: Mapping[str, Any]) -> str:
   """Writes a config as a config file, by which the sweep can be run again."""
   plain = json.loads(configs.to_json(dict(given)))  # as config.json has it: a tuple is a list
-  body = pprint.pformat(plain, width=96, sort_dicts=False)
-  indented = body.replace("\n", "\n  ")
-  return f"def get_config():\n  return {indented}\n"
+  lines = []
+  for key, value in plain.items():
+    text = pprint.pformat(value, width=92 - len(key), sort_dicts=False)
+    lines.append(f"    {key!r}: " + text.replace("\n", "\n" + " " * (8 + len(key))) + ",\n")
+  return f"def get_config():\n  return {{\n{''.join(lines)}  }}\n"
 
 
 def hashes(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:

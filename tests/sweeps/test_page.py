@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import time
 
 import numpy as np
@@ -91,6 +92,12 @@ def test_no_error_and_nothing_beside_the_screen(made, width, theme):
     return box.left < all.left - 1 || box.right > all.right + 1 || box.bottom > all.bottom + 1;
   }).map((text) => text.textContent)"""
   assert page.run(outside) == [], "no label is cut off"
+
+
+def test_what_has_no_place_on_an_axis_is_counted(made):
+  page = made[0].open()
+  assert "2 without rank are not drawn" in page.find("#axes svg")[0].text
+  assert len(page.find("#axes g[data-c]")) == 3
 
 
 def test_output_of_a_model_is_text(made):
@@ -219,6 +226,8 @@ def test_on_paper_the_controls_are_left_out(made):
 
 def test_a_sweep_under_way_shows_its_curves(driver, tmp_path):
   made_sweep.write(tmp_path, GIVEN, running=(0, 3))
+  curve = {"rates": [0.1, 0.2, 0.3], "losses": [2.0, 1.0, None], "chosen": 0.2, "at_edge": False}
+  (tmp_path / "tuning.json").write_text(json.dumps({"a": curve, "b": curve | {"at_edge": True}}))
   page = Page(driver[0], jaxtune.report([tmp_path]), driver[1]).open()
   assert page.driver.get_log("browser") == []
   states = [one.text for one in page.find(".state")]
@@ -228,6 +237,8 @@ def test_a_sweep_under_way_shows_its_curves(driver, tmp_path):
   lines = page.run("""return data.configurations.flatMap((one) => one.trials)
     .filter((one) => one.state === 'stopped').map((one) => one.curves.train_loss.length)""")
   assert lines == [10, 10]
+  rings = page.find('#rates circle[fill="none"]')
+  assert len(rings) == 2 and "may lie beyond: b." in page.find("#rates .note")[0].text
 
 
 def test_the_config_on_the_page_is_the_config(made, tmp_path):

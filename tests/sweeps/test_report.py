@@ -42,8 +42,8 @@ def test_warnings_come_first_and_details_are_folded(made, tmp_path):
   failed |= {"folder": str(tmp_path), "state": "failed", "detail": "out of memory"}
   failed |= {"final": {}, "base": {}}
   curve = {"rates": [0.1, 1.0], "losses": [2.0, 1.0], "chosen": 1.0, "at_edge": True}
-  (tmp_path / "tuning.json").write_text(json.dumps({"rank=4": curve}))
-  written = report.write(results, tmp_path, unfinished=[failed]).read_text()
+  given = {"unfinished": [failed], "curves": {"rank=4": curve}}
+  written = report.write(results, tmp_path, **given).read_text()
   first, folded, _ = written.partition("<details><summary>All columns</summary>")
   warnings, _, main = first.partition("| configuration |")
   assert warnings.startswith("# Sweep report\n\nBeware:\n\n- Failed (1 trials")
@@ -55,16 +55,6 @@ def test_warnings_come_first_and_details_are_folded(made, tmp_path):
   assert (tmp_path / "results.csv").read_text().splitlines()[-1].endswith(",out of memory")
   assert (tmp_path / "results.parquet").read_bytes().startswith(b"PAR1")
   assert r"lora rank=4 & 4,000 & 1.450" in (tmp_path / "table.tex").read_text()
-
-
-@pytest.mark.parametrize(
-  ("curve", "says"),
-  [({"at_edge": True}, "chosen is missing"), ({"chosen": "?", "at_edge": True}, "chosen is '?'")],
-)
-def test_rates_that_were_edited_are_named(made, tmp_path, curve, says):
-  (tmp_path / "tuning.json").write_text(json.dumps({"rank=4": curve}))
-  with pytest.raises(UserError, match=rf"/tuning.json: rank=4.{re.escape(says)}"):
-    report.write([made.result({}, 2.0)], tmp_path)
 
 
 def test_table_begins_with_the_base_and_goes_on_best_first(made):

@@ -145,14 +145,15 @@ function section(id, heading, note = "") {
   return element;
 }
 
-// Adds a figure whose picture can be saved; returns a function that shows a new picture.
-function figure(element, name) {
+// Adds a figure, which `drawing(width)` draws whenever something changes, and which can be saved.
+function figure(element, name, drawing, ...controls) {
   const place = make("div");
   const save = (kind, text) => make("button", { type: "button", click: () =>
     exportPicture(place.querySelector("svg"), name, kind) }, text);
+  if (controls.length) element.append(make("div", { class: "controls" }, ...controls));
   element.append(
     make("figure", {}, place, make("figcaption", {}, save("png", "PNG"), save("svg", "SVG"))));
-  return (picture) => place.replaceChildren(picture);
+  drawers.push(() => place.replaceChildren(drawing(widthOf(element))));
 }
 
 function download(name, content) {
@@ -163,6 +164,7 @@ function download(name, content) {
 
 // Saves a picture as it looks now: the page's colours are written into a copy of it.
 function exportPicture(svg, name, kind) {
+  if (!svg) return; // nothing is drawn
   const copy = svg.cloneNode(true);
   const originals = [svg, ...svg.querySelectorAll("*")];
   [copy, ...copy.querySelectorAll("*")].forEach((element, i) => {

@@ -124,6 +124,13 @@ function legend(svg, entries, width, top) {
   svg.setAttribute("height", y + 12);
 }
 
+// Groups items by the text or number that `key` gives, in the order of their first appearance.
+function groupBy(items, key) {
+  const groups = new Map();
+  for (const item of items) groups.set(key(item), [...(groups.get(key(item)) ?? []), item]);
+  return groups;
+}
+
 const path = (points) => "M" + points.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L");
 
 // Names the nearest target {x, y, text, index} under the pointer, or the one that the arrow keys reach.
@@ -162,6 +169,7 @@ function hover(svg, targets, along = false) {
     event.preventDefault();
     go((current + step + targets.length) % targets.length);
   });
+  return svg;
 }
 
 function nearest(svg, targets, event, along) {

@@ -7,8 +7,7 @@ function addMatrix() {
   const element = section("differences", "Differences between configurations",
     `The row's ${title(data.metric)} minus the column's, paired by seed and, where there are scores by `
     + "example, by example. Green is better. A star says p < 0.05 after Holm's correction for all pairs.");
-  const put = figure(element, "differences");
-  drawers.push(() => put(drawMatrix(widthOf(element))));
+  figure(element, "differences", drawMatrix);
 }
 
 function drawMatrix(width) {
@@ -78,8 +77,7 @@ function cellsPicture(width, rows, columns, cell, label) {
       targets.push({ x: x + wide / 2, y: y + high / 2, text: found.tip });
     });
   });
-  hover(svg, targets);
-  return svg;
+  return hover(svg, targets);
 }
 
 // Heat maps appear where the data hold them: {title, note, rows, columns, values, unit}.
@@ -88,17 +86,17 @@ function addHeat() {
   const element = section("heat", "Heat maps");
   for (const map of data.heat) {
     element.append(make("h3", {}, map.title), make("p", { class: "note" }, map.note ?? ""));
-    const put = figure(element, map.title.replace(/\W+/g, "-"));
     const numbers = map.values.flat().filter(isNumber);
     const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
-    drawers.push(() => put(cellsPicture(widthOf(element), map.rows, map.columns, (row, column) => {
+    const drawing = (width) => cellsPicture(width, map.rows, map.columns, (row, column) => {
       const value = map.values[row][column];
       if (!isNumber(value)) return null;
       const share = high > low ? (value - low) / (high - low) : 0;
       return { fill: `color-mix(in oklab, var(--accent) ${Math.round(4 + 60 * share)}%, var(--paper))`,
         text: short(value),
         tip: `${map.rows[row]}, ${map.columns[column]}: ${short(value)} ${map.unit ?? ""}` };
-    }, map.title)));
+    }, map.title);
+    figure(element, map.title.replace(/\W+/g, "-"), drawing);
   }
 }
 

@@ -6,16 +6,14 @@ function addCurves() {
   if (!keys.length) return;
   const element = section("curves", "Learning curves",
     "Means over the seeds that logged a step; bands reach from the lowest to the highest seed.");
-  const view = { key: keys[0], smooth: 0, log: false, most: 10 };
+  const view = { key: keys.includes("train_loss") ? "train_loss" : keys[0], smooth: 0, log: false, most: 10 };
   const set = (key) => (value) => { view[key] = value; redraw(); };
   const slider = make("input", { type: "range", min: 0, max: 0.95, step: 0.05, value: 0, id: "smooth",
     input: () => set("smooth")(Number(slider.value)) });
-  element.append(make("div", { class: "controls" },
+  figure(element, "learning-curves", (width) => drawCurves(width, view),
     choice("curve", keys.map((key) => [key, title(key)]), view.key, set("key")),
     choice("show", [["10", "the 10 best"], ["1000", "all"]], "10", (value) => set("most")(Number(value))),
-    make("label", {}, "smoothing", slider), toggle("log y", false, set("log"))));
-  const put = figure(element, "learning-curves");
-  drawers.push(() => put(drawCurves(widthOf(element), view)));
+    make("label", {}, "smoothing", slider), toggle("log y", false, set("log")));
 }
 
 // Averages seeds: [step, mean, lowest, highest] of every step that the longest seed logged.
@@ -53,8 +51,7 @@ function drawCurves(width, view) {
     x: { own: false, room: 0.01 }, y: { log: view.log } });
   const targets = lines.flatMap(([one, points]) => drawCurve(to, one, points, dash(one), view.key));
   legend(svg, entries, width, 364);
-  hover(svg, targets, true);
-  return svg;
+  return hover(svg, targets, true);
 }
 
 function drawCurve(to, one, points, dash, key) {
@@ -72,13 +69,43 @@ function drawCurve(to, one, points, dash, key) {
     text: `${one.label}\nstep ${step}: ${title(key)} ${show(mean)}` }));
 }
 
+// Draws how a sweep chose the learning rates of its configurations, if it did.
+function addTuning() {
+  if (!data.tuning.length) return;
+  const edges = data.tuning.filter((one) => one.at_edge).map((one) => one.name);
+  const element = section("rates", "Learning rates", "Mean validation loss of every rate that was tried, "
+    + "with seeds of its own; a ring is around the chosen one. "
+    + (edges.length ? `At the edge, so that a better one may lie beyond: ${edges.join("; ")}.` : ""));
+  figure(element, "learning-rates", drawTuning);
+}
+
+function drawTuning(width) {
+  const lines = data.tuning.map(({ name, rates, losses, chosen }, i) => ({ name, stroke: color(i), chosen,
+    points: rates.map((rate, j) => [rate, losses[j]]).filter(([, loss]) => isNumber(loss)) }));
+  const svg = picture(width, 320, "validation loss against the learning rate");
+  const all = lines.flatMap(({ points }) => points);
+  const to = panel(svg, { left: 0, top: 0, width, height: 320 }, { xs: all.map(([rate]) => rate),
+    ys: all.map(([, loss]) => loss), xTitle: "learning rate", yTitle: "validation loss", x: { log: true } });
+  const targets = lines.flatMap(({ name, stroke, chosen, points }) => {
+    const places = points.map(([rate, loss]) => [to.x(rate), to.y(loss)]);
+    to.group.append(draw("path", { d: path(places), stroke, fill: "none", "stroke-width": 1.6 }));
+    return points.map(([rate, loss], i) => {
+      const [x, y] = places[i];
+      to.group.append(draw("circle", { cx: x, cy: y, r: rate === chosen ? 6 : 2.5, stroke,
+        "stroke-width": 2, fill: rate === chosen ? "none" : stroke }));
+      return { x, y, text: `${name}\nlearning rate ${short(rate)}: validation loss ${show(loss)}` };
+    });
+  });
+  legend(svg, lines, width, 324);
+  return hover(svg, targets);
+}
+
 function addParallel() {
   if (data.configurations.length < 2) return;
   const element = section("parallel", "Parallel coordinates",
     "A line is a configuration; the darker (in the dark theme: the lighter), the better. "
     + "Hover over a line, or click on it to keep it.");
-  const put = figure(element, "parallel-coordinates");
-  drawers.push(() => put(drawParallel(widthOf(element))));
+  figure(element, "parallel-coordinates", drawParallel);
 }
 
 // Lists the axes: what varies, the costs, and the chosen metric at the right.

@@ -53,7 +53,7 @@ function followWidth() {
 followTheme();
 addWarnings();
 addControls();
-for (const add of [addTable, addAgainst, addPareto, addCurves, addParallel, addMatrix, addHeat,
+for (const add of [addTable, addAgainst, addPareto, addCurves, addTuning, addParallel, addMatrix, addHeat,
   addSamples, addTables, addReproduce]) add();
 followWidth();
 redraw();

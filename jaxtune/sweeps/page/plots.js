@@ -51,8 +51,7 @@ function drawBase(to, base) {
       "text-anchor": "end" }, "base (untuned)"));
 }
 
-const groupBy = (items, key) => Map.groupBy(items, key);
-const plain = (value) => value === undefined ? "–" : show(value);
+const plain = (value) => value === undefined ? "–" : short(value);
 const settingOf = (one, key) => (key === "method" ? one.method : plain(one.settings[key]));
 const empty = () => make("p", { class: "note" }, "Nothing to show: no configuration has such values.");
 
@@ -65,13 +64,11 @@ function addAgainst() {
   const splits = [["", "none"], ["method", "method"], ...varying().map((key) => [key, nameOf(key)])];
   const view = { x: data.axis ?? axes[0], color: "method", facet: "", logX: true, logY: false };
   const set = (key) => (value) => { view[key] = value; redraw(); };
-  element.append(make("div", { class: "controls" },
+  figure(element, "metric-against-axis", (width) => drawAgainst(width, view),
     choice("horizontal", axes.map((key) => [key, nameOf(key)]), view.x, set("x")),
     choice("colours", splits.slice(1), view.color, set("color")),
     choice("panels", splits, view.facet, set("facet")),
-    toggle("log x", view.logX, set("logX")), toggle("log y", view.logY, set("logY"))));
-  const put = figure(element, "metric-against-axis");
-  drawers.push(() => put(drawAgainst(widthOf(element), view)));
+    toggle("log x", view.logX, set("logX")), toggle("log y", view.logY, set("logY")));
 }
 
 function drawAgainst(width, view) {
@@ -85,6 +82,8 @@ function drawAgainst(width, view) {
   const colors = unique(shown.map((one) => settingOf(one, key)));
   const entries = colors.map((name, i) => ({ name: key === "method" ? name : `${nameOf(key)}: ${name}`,
     stroke: color(i) }));
+  const without = visible().filter((one) => valueOf(one)).length - shown.length;
+  if (without) entries.push({ name: `${without} without ${nameOf(view.x)} are not drawn`, stroke: "none" });
   const svg = picture(width, below, arrow(state.metric));
   const { ys, base } = extent(shown);
   const targets = [];
@@ -97,8 +96,7 @@ function drawAgainst(width, view) {
     targets.push(...drawLines(to, members, view.x, (one) => color(colors.indexOf(settingOf(one, key)))));
   });
   legend(svg, entries, width, below + 4);
-  hover(svg, targets);
-  return svg;
+  return hover(svg, targets);
 }
 
 // Returns what the colours stand for: the choice, or, where all have one value of it, what varies.
@@ -130,11 +128,9 @@ function addPareto() {
   const element = section("pareto", "Quality against cost",
     "The dotted line is the Pareto front: no configuration is better at the same or a lower cost.");
   const view = { x: costs[0][0], log: true };
-  element.append(make("div", { class: "controls" },
+  figure(element, "pareto", (width) => drawPareto(width, view),
     choice("cost", costs, view.x, (value) => { view.x = value; redraw(); }),
-    toggle("log x", true, (on) => { view.log = on; redraw(); })));
-  const put = figure(element, "pareto");
-  drawers.push(() => put(drawPareto(widthOf(element), view)));
+    toggle("log x", true, (on) => { view.log = on; redraw(); }));
 }
 
 // Returns the configurations that none beats at the same or a lower cost, cheapest first.
@@ -163,8 +159,7 @@ function drawPareto(width, view) {
     drawPoint(to, one, place(one)[0], color(methods.indexOf(one.method))));
   nameFront(to, best, place);
   legend(svg, methods.map((name, i) => ({ name, stroke: color(i) })), width, 404);
-  hover(svg, targets);
-  return svg;
+  return hover(svg, targets);
 }
 
 // Writes the names of the front beside its points, where they touch no other name.

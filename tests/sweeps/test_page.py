@@ -14,6 +14,7 @@ from PIL import Image
 from support import browser, made_sweep
 
 import jaxtune
+from jaxtune.sweeps import comparison, pairs
 
 GIVEN = made_sweep.config(made_sweep.lora([1, 4, 16]), made_sweep.prefix([5, 20]))
 
@@ -146,6 +147,29 @@ def test_opens_to_the_seeds(made):
   assert len(shown) == 3
   for row, value in zip(shown, losses, strict=True):
     assert f"{value:.3f}" in row
+
+
+def test_the_differences_are_those_of_the_comparison(made):
+  """The matrix holds each pair twice, with opposite signs, and the table the column of the best."""
+  page, results = made
+  compared = comparison.compare(results, "test_loss")
+  page.open()
+  for pair in compared.pairs:
+    found, turned = page.run(
+      """const index = (label) => data.configurations.find((one) => one.label === label).index;
+      const [a, b] = [...arguments].map(index);
+      return [pairOf(a, b), pairOf(b, a)]""",
+      pair.a,
+      pair.b,
+    )
+    low, high = pair.test.interval
+    assert [found[k] for k in ("mean", "low", "high", "p")] == [
+      pair.test.difference, low, high, pair.p_adjusted,
+    ]  # fmt: skip
+    assert [turned["mean"], turned["low"], turned["high"]] == [-pair.test.difference, -high, -low]
+  best, *others = (row.text for row in page.find("#configurations tr[data-c]"))
+  p = pairs.find(compared.pairs, "lora rank=4", "lora rank=16").p_adjusted
+  assert "the best" in best and any(f"p = {p:.2g}" in row for row in others if "rank=4" in row)
 
 
 def test_more_columns_on_demand(made):

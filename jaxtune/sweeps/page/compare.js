@@ -6,7 +6,7 @@ function addMatrix() {
   if (!data.pairs.length) return;
   const element = section("differences", "Differences between configurations",
     `The row's ${title(data.metric)} minus the column's, paired by seed and, where there are scores by `
-    + "example, by example. Green is better. A star says p < 0.05 after Holm's correction for all pairs.");
+    + "example, by example. Green is better. A star says p < 0.05 after Holm's correction.");
   figure(element, "differences", drawMatrix);
 }
 
@@ -28,7 +28,7 @@ function drawMatrix(width) {
 }
 
 function describePair(pair, a, b) {
-  const p = pair.p === null ? "no p" : `p ${writeP(pair.p)} (Holm, all pairs)`;
+  const p = pair.p === null ? "no p" : `p ${writeP(pair.p)} (Holm)`;
   const chance = pair.better === null ? "" : `\nprobability that ${a} is better: ${show(pair.better)}`;
   return `${a} minus ${b}: ${estimate(pair, signed)}, ${p}${chance}\n${pair.varied}`;
 }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from jaxtune.api.complete import complete as complete
   from jaxtune.api.compose import compose_runs as compose_runs
+  from jaxtune.api.dry_run import dry_run as dry_run
   from jaxtune.api.evaluate import evaluate as evaluate
   from jaxtune.api.evaluate import judge_ranks as judge_ranks
   from jaxtune.api.evaluate import knock_out as knock_out
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
   from jaxtune.api.fit import fit as fit
   from jaxtune.api.import_adapter import import_adapter as import_adapter
   from jaxtune.api.plan import plan as plan
+  from jaxtune.api.propose import propose as propose
   from jaxtune.api.report import report as report
   from jaxtune.api.show import show as show
   from jaxtune.api.status import status as status
@@ -37,6 +39,7 @@ _HOMES = {
   "Run": "runs.finished",
   "complete": "api.complete",
   "compose_runs": "api.compose",
+  "dry_run": "api.dry_run",
   "evaluate": "api.evaluate",
   "export_run": "api.export",
   "extract": "api.extract",
@@ -48,6 +51,7 @@ _HOMES = {
   "load_run": "runs.finished",
   "load_runs": "runs.finished",
   "plan": "api.plan",
+  "propose": "api.propose",
   "report": "api.report",
   "show": "api.show",
   "status": "api.status",

@@ -58,13 +58,24 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
   """Runs a config file's `get_config` and sets overrides such as {"optim.learning_rate": 1e-3}.
 
   Args:
-    path: "configs/lora.py", or "configs/lora.py:ARG" to pass ARG to get_config.
+    path: "configs/lora.py", or "configs/lora.py:ARG" to pass ARG to get_config; or a config.json,
+      such as that of a sweep's folder.
   """
   file, _, argument = str(path).partition(":")
   if not os.path.isfile(file):
     folder = os.path.dirname(file) if os.path.isdir(os.path.dirname(file)) else "."
     raise UserError(f"no config file {file!r}; {nearest(file, Path(folder).glob('*.py'))}")
-  return override(_run_file(file, argument), overrides or {})
+  read = _read_json if file.endswith(".json") else _run_file
+  return override(read(file, argument), overrides or {})
+
+
+def _read_json(file: str, argument: str) -> ConfigDict:
+  """Reads a config as `to_json` writes it."""
+  content = schema.read_json(Path(file))
+  schema.check(file, content, dict)
+  if argument:
+    raise UserError(f"{file} takes no argument, got {argument!r}: only a Python config does")
+  return ConfigDict(content)
 
 
 def _run_file(file: str, argument: str) -> ConfigDict:

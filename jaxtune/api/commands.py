@@ -10,12 +10,11 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jaxtune
 from jaxtune import schema
-from jaxtune.api import methods, printing, status
+from jaxtune.api import methods, printing, status, sweeping
 from jaxtune.data import templates
 from jaxtune.errors import UserError
 from jaxtune.runs import results
@@ -53,13 +52,6 @@ def _train(options: Namespace) -> int:
     file=sys.stderr,
   )
   return 1
-
-
-def _sweep(options: Namespace) -> None:
-  jaxtune.sweep(_config(options), options.workdir, options.metric, options.most_trials)
-  report = Path(options.workdir, "report.md").read_text()
-  print(report.partition("\n<details>")[0].partition("\n\n")[2])
-  print(f"report: {options.workdir}/report.html")
 
 
 def _status(options: Namespace) -> None:
@@ -187,9 +179,8 @@ _MOST_TRIALS = {
 COMMANDS = {
   "train": Command(_train, "train one configuration", _CONFIG | _WORKDIR | _HOSTS,
                    "workdir"),
-  "sweep": Command(_sweep, "train every trial of config.sweep and compare", _CONFIG | _WORKDIR | {
-    "--metric": dict(help="what the report is sorted by (default: test loss)"),
-  } | _MOST_TRIALS | _HOSTS, "workdir"),
+  "sweep": Command(sweeping.run, "train every trial of a sweep and compare them",
+                   sweeping.OPTIONS | _MOST_TRIALS | _HOSTS, "workdir"),
   "status": Command(_status, "say how far the trials of a sweep, or a run, are", {
     "workdir": dict(metavar="DIR", help="the folder of the sweep or the run"),
     "--watch": dict(type=float, metavar="SECONDS", help="says it again until all is done"),

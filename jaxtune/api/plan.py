@@ -14,7 +14,7 @@ from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.preflight import cost, devices, elsewhere, targets
 from jaxtune.runs import compilations
-from jaxtune.runs.trial import outline
+from jaxtune.runs.trial import Trial, outline
 from jaxtune.sweeps import groups
 
 
@@ -27,12 +27,14 @@ class Program(NamedTuple):
     data: a table of the splits.
     cost: the figures of a step, from `preflight.cost.cost`, or for a named device from
       `preflight.elsewhere.cost_on`.
+    outlines: the trials themselves, with the shapes of weights in place of weights.
   """
 
   trials: list[str]
   targets: str
   data: str
   cost: dict
+  outlines: list[Trial]
 
 
 class Plan(NamedTuple):
@@ -72,9 +74,19 @@ def plan(
     names, _, completed = sweep.expand(config, most_trials)
   else:
     names, completed = ["run"], [configs.complete(config)]
-  device = None if device == "cpu" else device
-  if text is not None and device is None:
+  if text is not None and device in (None, "cpu"):
     raise UserError("--text is for compiled modules: name the device with --device, such as v5e")
+  return of_trials(names, completed, device, text)
+
+
+def of_trials(
+  names: list[str],
+  completed: list[dict],
+  device: str | None = None,
+  text: str | Path | None = None,
+) -> Plan:
+  """Describes the programs of trials, given by their names and completed configs; see `plan`."""
+  device = None if device == "cpu" else device
   there = () if device is None else devices.describe(device)[1]
   loaded = trials.load(completed, outline, there)
   programs, texts, found = [], [], groups.groups(completed)
@@ -91,6 +103,7 @@ def plan(
         targets.describe(members[0]),
         data.describe(members[0].dataset),
         figures,
+        members,
       )
     )
   if text is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxtune import config as configs_
-from jaxtune import hosts, libraries
+from jaxtune import hosts, libraries, schema
 from jaxtune.api import trials
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
@@ -18,14 +19,20 @@ from jaxtune.preflight import checks
 from jaxtune.runs import compilations, group, locks, results
 from jaxtune.runs.trial import Trial, with_config
 from jaxtune.sweeps import collect, grid, stats, table, tuning
+from jaxtune.training import checkpoint
 
 report = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
 
 MOST_TRIALS = 1000  # more have to be confirmed
+NOTES = "notes.json"
 
 
 def sweep(
-  config: Any, workdir: str | Path, metric: str | None = None, most_trials: int = MOST_TRIALS
+  config: Any,
+  workdir: str | Path,
+  metric: str | None = None,
+  most_trials: int = MOST_TRIALS,
+  notes: Mapping[str, str] | None = None,
 ) -> list[dict]:
   """Trains every trial of `config.sweep` and writes its report; see `sweeps.report`.
 
@@ -34,29 +41,35 @@ def sweep(
     workdir: the sweep's folder.
     metric: what results are sorted by; default the test loss.
     most_trials: how many trials the sweep may have; a larger one is refused before it starts.
+    notes: further facts for the report, {name: value}. They stay in the folder, as notes.json.
 
   Returns:
     Each trial's result, best first, with its "folder".
   """
   with locks.held(workdir, "sweep"):
-    return _run(config, Path(workdir), metric, most_trials)
+    return _run(config, Path(workdir), metric, most_trials, notes)
 
 
-def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> list[dict]:
+def _run(
+  config: Any, workdir: Path, metric: str | None, most_trials: int, notes: Mapping | None
+) -> list[dict]:
   names, settings, configs = expand(config, most_trials)
   compilations.keep(configs[0]["train"]["compilation_cache"])
   folders, loaded = [workdir / "trials" / name for name in names], trials.load(configs)
   group.check_same(loaded)
   if metric is not None:
     checks.check_metric(metric, loaded[0])
-  rates = [tuning.rates_of(_overridden(config, setting)) for setting in settings]
-  for folder, trial, some in zip(folders, loaded, rates, strict=True):
-    if not some:
-      trials.finished(folder, trial)  # raises where it is another one, before anything is written
+  rates = open_rates(config, settings)
+  choices = _choices(settings, loaded, rates, workdir)
+  stated = {folder: trial for choice in choices.values() for folder, trial in choice.items()}
+  stated |= {folders[i]: loaded[i] for i, some in enumerate(rates) if not some}
+  _check_folders(stated, folders)  # before anything is written
   write_atomically(workdir / "config.json", configs_.to_json(configs_.to_dict(config)))
+  if notes is not None:
+    write_atomically(workdir / NOTES, json.dumps(notes, indent=2, ensure_ascii=False))
   if any(rates):
-    settings, loaded = _tuned(settings, loaded, rates, workdir)
-  notes = {"compiled programs": trials.train(loaded, folders)}
+    settings, loaded = _tuned(settings, loaded, rates, choices, workdir)
+  notes = {"compiled programs": trials.train(loaded, folders)} | read_notes(workdir)
   outcomes, failed = collect.read(workdir, names, settings, configs)
   if not outcomes:
     said = failed[0]["detail"]
@@ -82,27 +95,79 @@ def _run(config: Any, workdir: Path, metric: str | None, most_trials: int) -> li
   return [row.results[0] for row in stats.best_first(single, metric)]
 
 
-def _tuned(
+def open_rates(config: Any, settings: list[dict]) -> list[list[float]]:
+  """Returns for each trial the learning rates from which its own is to be chosen; [] for none."""
+  return [tuning.rates_of(_overridden(config, setting)) for setting in settings]
+
+
+def configurations(settings: list[dict]) -> list[str]:
+  """Names each trial's configuration, for which one learning rate is chosen."""
+  axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
+  plain = lambda setting: {k: v for k, v in setting.items() if k not in ("seed", tuning.PATH)}
+  return [grid.name(plain(setting), axes) for setting in settings]
+
+
+def _choices(
   settings: list[dict], loaded: list[Trial], rates: list[list[float]], workdir: Path
+) -> dict[str, dict[Path, Trial]]:
+  """Returns {configuration: {folder: trial}} of the trials by which open rates are chosen."""
+  found: dict[str, dict[Path, Trial]] = {}
+  for name, trial, some in zip(configurations(settings), loaded, rates, strict=True):
+    if not some or name in found:
+      continue
+    if trial.dataset.validation is None:
+      raise UserError(f"{tuning.PATH} is chosen on a validation split: give data.validation")
+    without_test = trial._replace(dataset=trial.dataset._replace(test=None))
+    configs = tuning.trials(trial.config, some, trial.config["search"]["tune_seeds"])
+    found[name] = {
+      workdir / "tuning" / f"{name},{tuning.label(config)}": with_config(without_test, config)
+      for config in configs
+    }
+  return found
+
+
+def _check_folders(stated: dict[Path, Trial], folders: list[Path]) -> None:
+  """Raises UserError if folders of trials, finished or under way, are those of another sweep.
+
+  Args:
+    stated: {folder: trial} of the trials whose configs are known.
+    folders: of all trials; the learning rate of some may not be chosen yet.
+  """
+  for folder, trial in stated.items():
+    trials.finished(folder, trial)
+  for place in sorted({folder.parent for folder in (*stated, *folders)}):
+    for path in sorted(place.glob("*/config.json")):
+      folder = path.parent
+      if any((folder / name).exists() for name in ("result.json", trials.FAILED)):
+        continue
+      if folder not in stated and folder not in folders:
+        raise UserError(
+          f"{place.parent} holds an unfinished sweep, whose trial {folder.name} this one does not "
+          f"have: go on with its config, give another --workdir, or remove {folder}"
+        )
+      if folder in stated:
+        old, new = schema.read_json(path), configs_.unplaced(stated[folder].config)
+        holds = f"{folder} is an unfinished trial"
+        checkpoint.check_same(holds, {"config": configs_.unplaced(old)}, {"config": new})
+
+
+def _tuned(
+  settings: list[dict],
+  loaded: list[Trial],
+  rates: list[list[float]],
+  choices: dict[str, dict[Path, Trial]],
+  workdir: Path,
 ) -> tuple[list[dict], list[Trial]]:
   """Trains what the choice of open learning rates needs; returns settings and trials with them.
 
   Writes tuning.json, {name of a configuration: its `tuning.Curve`}.
   """
-  plain = lambda setting: {k: v for k, v in setting.items() if k not in ("seed", tuning.PATH)}
-  named = [grid.name(plain(setting), list(settings[0])) for setting in settings]
-  needed, folders = {}, {}
-  for name, trial, some in zip(named, loaded, rates, strict=True):
-    if some and name not in needed:
-      without_test = trial._replace(dataset=trial.dataset._replace(test=None))
-      configs = tuning.trials(trial.config, some, trial.config["search"]["tune_seeds"])
-      needed[name] = [with_config(without_test, config) for config in configs]
-      folders[name] = [workdir / "tuning" / f"{name},{tuning.label(config)}" for config in configs]
-  trials.train(sum(needed.values(), []), sum(folders.values(), []))
+  needed = {folder: trial for choice in choices.values() for folder, trial in choice.items()}
+  trials.train(list(needed.values()), list(needed))
   curves, chosen = {}, []
-  for name, some in zip(named, rates, strict=True):
+  for name, some in zip(configurations(settings), rates, strict=True):
     if some and name not in curves:
-      curves[name] = tuning.choose(some, [_validation_loss(folder) for folder in folders[name]])
+      curves[name] = tuning.choose(some, [_validation_loss(folder) for folder in choices[name]])
     chosen.append({tuning.PATH: curves[name].chosen} if some else {})
   written = {name: {**curve._asdict(), "at_edge": curve.at_edge} for name, curve in curves.items()}
   write_atomically(workdir / "tuning.json", json.dumps(written, indent=2))
@@ -111,6 +176,12 @@ def _tuned(
     for trial, new in zip(loaded, chosen, strict=True)
   ]
   return [setting | new for setting, new in zip(settings, chosen, strict=True)], tuned
+
+
+def read_notes(workdir: Path) -> dict[str, str]:
+  """Reads the notes that a sweep was started with; {} if there are none."""
+  path = workdir / NOTES
+  return schema.read_json(path) if path.exists() else {}
 
 
 def _validation_loss(folder: Path) -> float | None:

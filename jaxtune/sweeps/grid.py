@@ -27,7 +27,7 @@ def count(sweep: Grid | Sequence[Grid]) -> int:
   Raises:
     UserError: as `expand`.
   """
-  return sum(math.prod(map(len, _axes(grid).values())) for grid in _grids(sweep))
+  return sum(math.prod(map(len, axes.values())) for axes in plain(sweep))
 
 
 def expand(sweep: Grid | Sequence[Grid]) -> list[Settings]:
@@ -44,8 +44,7 @@ def expand(sweep: Grid | Sequence[Grid]) -> list[Settings]:
       a section named after one of its own keys, or an axis "sweep".
   """
   trials: dict[str, Settings] = {}
-  for grid in _grids(sweep):
-    axes = _axes(grid)
+  for axes in plain(sweep):
     for values in itertools.product(*axes.values()):
       settings = dict(zip(axes, values, strict=True))
       trials.setdefault(json.dumps(settings, sort_keys=True), settings)
@@ -88,11 +87,16 @@ def short_keys(paths: Iterable[str]) -> dict[str, str]:
   return {path: end if ends[end := path.rpartition(".")[2]] == 1 else path for path in paths}
 
 
-def _grids(sweep: Grid | Sequence[Grid]) -> list[Grid]:
+def plain(sweep: Grid | Sequence[Grid]) -> tuple[dict[str, list], ...]:
+  """Returns the grids of a sweep as a tuple of dicts of plain data.
+
+  Raises:
+    UserError: as `expand`.
+  """
   grids = list(sweep) if isinstance(sweep, (list, tuple)) else [sweep]
   if not grids:
     raise UserError('the sweep is empty: give it an axis, such as {"method.rank": [1, 2, 4]}')
-  return grids
+  return tuple(map(_axes, grids))
 
 
 def _axes(grid: Grid) -> dict[str, list]:

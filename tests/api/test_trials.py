@@ -9,6 +9,7 @@ import jaxtune
 from jaxtune.api import sweep as sweeps
 from jaxtune.api import trials
 from jaxtune.errors import UserError
+from jaxtune.runs.folder import begin
 from jaxtune.runs.trial import with_config
 from jaxtune.sweeps import tuning
 
@@ -104,6 +105,45 @@ def test_a_configuration_gets_the_rate_that_is_best_on_validation(setup, tmp_pat
   stated = json.loads((tmp_path / "trials" / name / "config.json").read_text())
   assert stated["optim"]["learning_rate"] == 3e-2 and stated["seed"] == 1
   assert rebuilt(tmp_path)
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_an_unfinished_sweep_of_another_config_is_refused(setup, tmp_path, monkeypatch, tuned):
+  """It would be lost; the same sweep, or a larger one, goes on."""
+  real, stops = trials.training.train, ["trials", "tuning"][tuned]
+
+  def stopped(members, folders, *rest):
+    if folders[0].parent.name != stops:
+      return real(members, folders, *rest)
+    begin(folders, [member.config for member in members])
+    raise KeyboardInterrupt
+
+  rate = tuning.tune([1e-3, 1e-2]) if tuned else 1e-3
+  swept = lambda *ranks, **sections: config(
+    ({"method.rank": list(ranks), "optim.learning_rate": [rate]},)
+  ) | sections  # fmt: skip
+  monkeypatch.setattr(trials.training, "train", stopped)
+  with pytest.raises(KeyboardInterrupt):
+    sweeps.sweep(swept(1, 2), tmp_path)
+  monkeypatch.setattr(trials.training, "train", real)
+  before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+  slower = swept(1, 2)["train"] | {"steps": 6}
+  for other, says in (
+    (swept(2, 4), f"unfinished sweep, whose trial {'rank=1'},learning_rate=0.001.* does not have"),
+    (swept(1, 2, train=slower), "is an unfinished trial of another config: train.steps was 4"),
+  ):
+    with pytest.raises(UserError, match=says):
+      sweeps.sweep(other, tmp_path)
+  assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+  assert len(sweeps.sweep(swept(4, 1, 2), tmp_path)) == 3
+
+
+def test_open_rates_need_a_validation_split(llama, tmp_path, monkeypatch):
+  made = made_trials.make(llama, validation=False)
+  monkeypatch.setattr(trials, "prepare", lambda config, pretrained: with_config(made, config))
+  with pytest.raises(UserError, match="learning_rate is chosen on a validation split"):
+    sweeps.sweep(config(({"optim.learning_rate": [tuning.tune([1e-3, 1e-2])]},)), tmp_path)
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

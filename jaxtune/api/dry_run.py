@@ -1,0 +1,172 @@
+"""Describes a sweep before it runs: trials, why programs differ, tokens, memory and time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxtune.api import plan, sweep
+from jaxtune.preflight import pace
+from jaxtune.runs.trial import Trial
+from jaxtune.sweeps import groups
+
+
+class Group(NamedTuple):
+  """Trials that share a compiled program.
+
+  Attributes:
+    trials: their names.
+    differs: {config key: value} of this group, where another group has another value.
+    tokens: how many tokens a trial is trained on in the mean, about, without padding.
+    memory: {part: MB} of a step, on each device.
+    seconds: the least time of all its trials together, without text that is generated; None where
+      that is unknown.
+    rates: how many trials beforehand choose the learning rates of its configurations.
+    splits: {name: counts} of the first trial's data, as its report has them.
+  """
+
+  trials: list[str]
+  differs: dict[str, Any]
+  tokens: int
+  memory: dict[str, float]
+  seconds: float | None
+  rates: int
+  splits: dict[str, dict]
+
+
+class DryRun(NamedTuple):
+  """What a sweep would do; its text is what `jaxtune sweep --dry` prints."""
+
+  groups: list[Group]
+  device: str | None
+
+  @property
+  def trials(self) -> int:
+    """The number of trials, also of those that choose learning rates."""
+    return sum(len(group.trials) + group.rates for group in self.groups)
+
+  @property
+  def tokens(self) -> int:
+    """The tokens that all trials are trained on, about."""
+    return sum(group.tokens * (len(group.trials) + group.rates) for group in self.groups)
+
+  @property
+  def seconds(self) -> float | None:
+    """The least time of all trials; None where that of a group is unknown."""
+    parts = [group.seconds for group in self.groups if group.seconds is not None]
+    return sum(parts) if len(parts) == len(self.groups) else None
+
+  def __str__(self) -> str:
+    keys = dict.fromkeys(key for group in self.groups for key in group.differs)
+    why = f", which differ in {', '.join(keys)}" if keys else ""
+    head = f"{count(sum(len(g.trials) for g in self.groups), 'trial')} in "
+    head += f"{count(len(self.groups), 'compiled program')}{why}"
+    blocks = [_lay_out(number, group) for number, group in enumerate(self.groups, 1)]
+    totals = f"in all: {count(self.trials, 'trial')}, {self.tokens:,} tokens, "
+    totals += f"{duration(self.seconds)} on {self.device or 'this machine'}"
+    return "\n\n".join([head, *blocks, totals])
+
+
+def dry_run(config: Any, most_trials: int = sweep.MOST_TRIALS, device: str | None = None) -> DryRun:
+  """Describes a sweep before it runs; trains and writes nothing.
+
+  Args:
+    most_trials: as for `sweep`.
+    device: a device that need not be here, as for `plan`.
+  """
+  names, settings, completed = sweep.expand(config, most_trials)
+  programs = plan.of_trials(names, completed, device).programs
+  differs = groups.differences([program.outlines[0].config for program in programs])
+  choosing = _choosing(config, names, settings, completed)
+  found = []
+  for program, keys in zip(programs, differs, strict=True):
+    tokens = round(sum(map(_tokens, program.outlines)) / len(program.trials))
+    extra = sum(choosing[name] for name in program.trials)
+    seconds, splits = _seconds(program), program.outlines[0].dataset.report["splits"]
+    if seconds is not None:
+      seconds *= 1 + extra / len(program.trials)
+    found.append(Group(program.trials, keys, tokens, _memory(program.cost), seconds, extra, splits))
+  return DryRun(found, None if device == "cpu" else device)
+
+
+def _choosing(
+  config: Any, names: list[str], settings: list[dict], completed: list[dict]
+) -> dict[str, int]:
+  """Returns {trial: how many trials choose the rate of its configuration, if it is the first}."""
+  seen, found = set(), {}
+  rates = sweep.open_rates(config, settings)
+  rows = zip(names, sweep.configurations(settings), rates, completed, strict=True)
+  for name, configuration, some, full in rows:
+    new = configuration not in seen
+    found[name] = len(some) * len(full["search"]["tune_seeds"]) * new
+    seen.add(configuration)
+  return found
+
+
+def _tokens(trial: Trial) -> int:
+  """Returns how many tokens a trial is trained on, about; of a stream, at most."""
+  split, train = trial.dataset.train, trial.config["train"]
+  lengths = getattr(split, "lengths", {"tokens": np.full(1, split.width)})
+  a_row = sum(float(counts.mean()) for counts in lengths.values())
+  return round(a_row * train["batch_size"] * train["steps"])
+
+
+def _memory(cost: dict) -> dict[str, float]:
+  """Returns {part of the memory: MB} of a step, from `cost.cost` or `elsewhere.cost_on`."""
+  if "device" not in cost:
+    named = {"base": "frozen_MB", "trained": "trained_state_MB", "working": "working_MB"}
+    return {part: cost[key] for part, key in named.items()}
+  step = cost["programs"]["training step"]
+  return {part: 1000 * size for part, size in step.get("parts_GB", {}).items()}
+
+
+def _seconds(program: plan.Program) -> float | None:
+  """Returns the least time of a group's trials, here or on the device of its figures."""
+  trials, programs = program.outlines, program.cost.get("programs")
+  if programs is None:
+    return pace.seconds(trials)
+  total = 0.0
+  for kind, often in pace.rounds(trials[0]).items():
+    if often and kind in programs:
+      if "does_not_fit" in programs[kind]:
+        return None
+      total += often * _milliseconds(programs[kind]) / 1000
+  return total
+
+
+def _milliseconds(figures: dict) -> float:
+  """Returns the time of a program by its compiler, or what its products or its traffic take."""
+  return figures["ms"] or max(figures["floor_ms"], figures["traffic_ms"])
+
+
+def _lay_out(number: int, group: Group) -> str:
+  """Lays out a group as a block of lines."""
+  why = ", ".join(f"{key}={value!r}" for key, value in group.differs.items())
+  lines = [f"program {number}: {count(len(group.trials), 'trial')}{f' with {why}' * bool(why)}"]
+  lines += [f"  {name}" for name in group.trials]
+  if group.rates:
+    lines.append(f"  and before them {count(group.rates, 'trial')} that choose learning rates")
+  trials = len(group.trials) + group.rates
+  memory = ", ".join(f"{part} {size:.1f}" for part, size in group.memory.items())
+  memory = f"{sum(group.memory.values()):,.1f} MB: {memory}" if memory else "does not fit"
+  lines += [
+    f"  tokens    {group.tokens:,} a trial, {group.tokens * trials:,} in all",
+    f"  memory    {memory}",
+    f"  time      {duration(group.seconds)}",
+  ]
+  return "\n".join(lines)
+
+
+def count(number: int, what: str) -> str:
+  """Writes a number of things: "1 trial", "1,200 trials"."""
+  return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def duration(seconds: float | None) -> str:
+  """Writes the least time of something, in seconds, minutes or hours."""
+  if seconds is None:
+    return "unknown time"
+  scale, unit = next((s, u) for s, u in ((3600, "hours"), (60, "minutes"), (1, "seconds"))
+                     if seconds >= 1.5 * s or s == 1)  # fmt: skip
+  return f"at least {seconds / scale:.1f} {unit}"

@@ -1,0 +1,191 @@
+"""Makes a sweep of a data file alone: what is not said is assumed, and what is assumed is said."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtune import config as configs_
+from jaxtune import objectives, peft, schema
+from jaxtune.api import columns
+from jaxtune.api.dry_run import DryRun, count, dry_run, duration
+from jaxtune.assets import TINY
+from jaxtune.data import sources
+from jaxtune.errors import UserError
+from jaxtune.models import hf
+from jaxtune.sweeps import declare
+
+SIZES = {
+  "rank": (1, 4, 16),
+  "length": (4, 16),
+  "width": (16,),
+}  # axes of the methods that have them
+FIXED = {"lora": {"scale": 2.0}}  # so that the rank is all that a rank changes
+SLOW, QUICK, QUICKEST = (1e-4, 3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2, 3e-2), (1e-2, 3e-2, 0.1, 0.3)
+RATES = {"full": SLOW, "last_layers": SLOW} | dict.fromkeys(
+  ("prefix", "prompt", "p_tuning", "ia3", "vera", "norms", "head"), QUICKEST
+)  # of all other methods QUICK
+FEWEST_ROWS = 10
+# Rows that cannot be used are left out, and counted; of validation and of test 200 are judged.
+POLICIES = {
+  "too_long": "skip", "no_target": "skip", "malformed": "skip", "special_tokens": "strip",
+  "overlap": "drop", "eval_limit": 200,
+}  # fmt: skip
+COMPLETED = 50  # prompts that are answered
+EPOCHS, FEWEST_STEPS, MOST_STEPS, BATCH = 3, 20, 100, 8
+LONGEST, LONGEST_ANSWER = 256, 48  # tokens
+
+
+class Proposal(NamedTuple):
+  """A sweep that was made of a data file.
+
+  Attributes:
+    config: it, as a config file would have it.
+    assumed: {what: how}, in words; its text.
+    expected: what it takes.
+  """
+
+  config: Any
+  assumed: dict[str, str]
+  expected: DryRun
+
+  def __str__(self) -> str:
+    width = max(map(len, self.assumed))
+    return "\n".join(f"  {what:<{width}}  {how}" for what, how in self.assumed.items())
+
+
+def propose(
+  data: str | Path,
+  methods: Sequence[str] = ("lora", "prefix"),
+  *,
+  ranks: Sequence[int] | None = None,
+  lengths: Sequence[int] | None = None,
+  widths: Sequence[int] | None = None,
+  rates: Sequence[float] | None = None,
+  seeds: Sequence[int] = (0, 1, 2),
+  model: str | Path | None = None,
+  task: str | None = None,
+  prompt: str | None = None,
+  answer: str | None = None,
+  steps: int | None = None,
+  overrides: Mapping[str, Any] | None = None,
+) -> Proposal:
+  """Makes a sweep of a data file: 80 % of its rows train, 10 % validate and 10 % test.
+
+  Args:
+    data: JSON lines, CSV, TSV or Parquet; see `data.sources.read`.
+    methods: names of methods. Every one is compared at each size that it has: at each rank, prefix
+      length or adapter width.
+    rates: learning rates from which each configuration gets its own, on validation; default those
+      of RATES.
+    model: a Hugging Face folder or hub name; default the bundled base.
+    task: an objective; default what the columns suggest, see `columns.guess`.
+    prompt, answer: columns; default the known ones, or the first and the second of two.
+    overrides: {config key: value}.
+
+  Raises:
+    UserError: a file that cannot be read or has too few rows, columns that are not known, sizes
+      that none of the methods has.
+  """
+  table = sources.read(str(data))
+  if (rows := len(table.rows)) < FEWEST_ROWS:
+    raise UserError(f"{data} has {rows} rows, expected {FEWEST_ROWS} or more to divide")
+  found = columns.guess(table, str(data), task, prompt, answer)
+  grids = _grids(methods, {"rank": ranks, "length": lengths, "width": widths}, rates, seeds)
+  path = str(TINY if model is None else _absolute(model))
+  longest, new_tokens = _lengths(path, found.task, lengths or SIZES["length"])
+  part = round(rows / 10)
+  if steps is None:
+    epochs = EPOCHS * (rows - 2 * part) // BATCH
+    steps = min(max(epochs, FEWEST_STEPS), MOST_STEPS)
+  schema.check("--steps", steps, schema.Count)
+  files = {"train": _absolute(data), "validation": part, "test": part, "max_length": longest}
+  if model is None and "conversations" in found.assumed:  # the bundled model has no template
+    files["chat_template"] = "plain"
+  written = {"generate": True, "max_new_tokens": new_tokens, "limit": COMPLETED}
+  config = {
+    "model": {"path": path},
+    "data": files | POLICIES | found.options,
+    "objective": {"name": found.task},
+    "optim": {"schedule": "linear", "warmup": steps // 10},
+    "train": {"steps": steps, "batch_size": BATCH, "eval_every": max(steps // 4, 1)},
+    "evaluate": written if found.answers else {},
+    "sweep": grids,
+  }
+  config = configs_.override(config, overrides or {}).to_dict()
+  expected = dry_run(config)
+  return Proposal(config, found.assumed | _assumed(config, rows, expected), expected)
+
+
+def _grids(
+  methods: Sequence[str],
+  sizes: dict[str, Sequence[int] | None],
+  rates: Sequence[float] | None,
+  seeds: Sequence[int],
+) -> tuple[dict, ...]:
+  """Returns a grid of each method, with its sizes, its rates and all seeds."""
+  options = {name: inspect.signature(peft.constructor(name)).parameters for name in methods}
+  for size, values in sizes.items():
+    if values is not None and not any(size in known for known in options.values()):
+      having = {"rank": "lora", "length": "prefix", "width": "adapter"}[size]
+      raise UserError(
+        f"--{size}s hits none of the methods {', '.join(methods)}, which have no {size}: leave it "
+        f"out, or add one that has, such as {having}"
+      )
+  grids = []
+  for name, known in options.items():
+    size = next((size for size in SIZES if size in known), None)
+    chosen = [{size: value} for value in sizes[size] or SIZES[size]] if size else [{}]
+    sections = [{"name": name, **one, **FIXED.get(name, {})} for one in chosen]
+    tried = list(rates or RATES.get(name, QUICK))
+    rate = declare.tune(tried) if len(tried) > 1 else tried[0]
+    axes = {"method": sections, "optim.learning_rate": [rate], "seed": list(seeds)}
+    grids.append(declare.grid(axes))
+  return declare.chain(*grids)
+
+
+def _lengths(model: str, task: str, prefixes: Sequence[int]) -> tuple[int, int]:
+  """Returns how many tokens a row and an answer may have, beside the longest prefix."""
+  head = objectives.module(task).HEAD
+  labels = 2 if head in ("classify", "tokens") else None
+  positions = hf.outline(model, head=head, labels=labels).model.config.positions
+  answer = min(LONGEST_ANSWER, positions // 4)
+  row = min(LONGEST, positions - answer - max(prefixes))
+  if row < 2:
+    raise UserError(
+      f"--lengths has {max(prefixes)}, expected less than the model's {positions} positions"
+    )
+  return row, answer
+
+
+def _absolute(path: str | Path) -> str:
+  """Returns the absolute path of a file or folder, or a hub name as it is."""
+  place = Path(path).expanduser()
+  return str(place.absolute()) if place.exists() else str(path)
+
+
+def _assumed(config: dict, rows: int, expected: DryRun) -> dict[str, str]:
+  """Says in words what a config assumes beside the columns."""
+  train, grids = config["train"], config["sweep"]
+  sections = [section for axes in grids for section in axes["method"]]
+  named = [" ".join([s["name"], *(f"{k} {s[k]}" for k in SIZES if k in s)]) for s in sections]
+  rates = {axes["method"][0]["name"]: axes["optim.learning_rate"][0] for axes in grids}
+  several = lambda rate: rate["tune"] if isinstance(rate, dict) else [rate]
+  tried = [f"{name} {', '.join(f'{r:g}' for r in several(rate))}" for name, rate in rates.items()]
+  splits = expected.groups[0].splits
+  kept = ", ".join(f"{name} {split['kept']:,}" for name, split in splits.items())
+  lost = rows - sum(split["kept"] for split in splits.values())
+  base = config["model"]["path"]
+  if base == str(TINY):
+    base = "the bundled model of 3.2 million parameters, for a demonstration: your own is --model"
+  return {
+    "rows": f"{kept}, drawn by a hash of each row; {lost:,} of {rows:,} are not used",
+    "base": base,
+    "compared": f"{', '.join(named)}, each with the seeds {', '.join(map(str, grids[0]['seed']))}",
+    "rates tried": f"{'; '.join(tried)}; each configuration gets its best on validation",
+    "training": f"{train['steps']} updates of {train['batch_size']} rows",
+    "time": f"{duration(expected.seconds)} on this machine, for {count(expected.trials, 'trial')}, "
+    "of which some choose the rates",
+  }

@@ -1,0 +1,55 @@
+"""How long the programs of a group take on this machine, at least, by their matrix products."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune.preflight import lowered
+from jaxtune.runs.trial import Trial
+from jaxtune.training.options import TrainOptions, intervals
+
+PROBED = 0.2  # seconds for which the products of a model are measured
+
+
+def rounds(trial: Trial) -> dict[str, int]:
+  """Returns how often each program of a trial runs in training and judging, by a key of LOWER.
+
+  Text that is generated is left out: how many rounds it takes is known only when it has ended.
+  """
+  options, rows = TrainOptions(**trial.config["train"]), trial.config["evaluate"]["batch_size"]
+  dataset = trial.dataset
+  batches = lambda split: 0 if split is None else -(-split.examples // rows)
+  held = (dataset.validation, dataset.test, dataset.general)
+  as_many_of_train = batches(dataset.validation or dataset.test)
+  while_training = -(-options.steps // intervals(options)[0]) * batches(dataset.validation)
+  judged = while_training + sum(map(batches, held)) + as_many_of_train
+  return {"training step": options.steps, "evaluation": judged}
+
+
+def seconds(trials: Sequence[Trial]) -> float:
+  """Returns the least time of all trials: that of their matrix products, as this machine does them.
+
+  Everything else that a step does comes on top: on a CPU one to three times as much.
+  """
+  group, often = lowered.outline(trials), rounds(trials[0])
+  batches = {kind: batch for kind, batch in lowered.batches(group).items() if often.get(kind)}
+  work = sum(often[kind] * lowered.flops(group, batch, kind) for kind, batch in batches.items())
+  return work / rate(trials[0])
+
+
+def rate(trial: Trial) -> float:
+  """Measures the FLOP/s of a product with a matrix of the model's, for all tokens of a batch."""
+  c, batch = trial.pretrained.model.config, lowered.step_batch([trial])["tokens"]
+  left, right = (batch.size, c.width), (c.width, 4 * c.width)
+  multiply = jax.jit(jnp.matmul)
+  arrays = jnp.ones(left, c.dtype), jnp.ones(right, c.dtype)
+  multiply(*arrays).block_until_ready()
+  count, began = 0, time.perf_counter()
+  while (passed := time.perf_counter() - began) < PROBED:
+    multiply(*arrays).block_until_ready()
+    count += 1
+  return 2.0 * left[0] * left[1] * right[1] * count / passed

@@ -251,6 +251,7 @@ def test_on_paper_the_controls_are_left_out(made):
 def test_a_sweep_under_way_shows_its_curves(driver, tmp_path):
   made_sweep.write(tmp_path, GIVEN, running=(0, 3))
   curve = {"rates": [0.1, 0.2, 0.3], "losses": [2.0, 1.0, None], "chosen": 0.2, "at_edge": False}
+  (tmp_path / "notes.json").write_text(json.dumps({"assumed prompt": "column 'question'"}))
   (tmp_path / "tuning.json").write_text(json.dumps({"a": curve, "b": curve | {"at_edge": True}}))
   page = Page(driver[0], jaxtune.report([tmp_path]), driver[1]).open()
   assert page.driver.get_log("browser") == []
@@ -261,6 +262,7 @@ def test_a_sweep_under_way_shows_its_curves(driver, tmp_path):
   lines = page.run("""return data.configurations.flatMap((one) => one.trials)
     .filter((one) => one.state === 'stopped').map((one) => one.curves.train_loss.length)""")
   assert lines == [10, 10]
+  assert page.find("#warnings dd")[0].text == "column 'question'", "what was assumed is on top"
   rings = page.find('#rates circle[fill="none"]')
   assert len(rings) == 2 and "may lie beyond: b." in page.find("#rates .note")[0].text
 

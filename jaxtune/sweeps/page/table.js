@@ -43,7 +43,7 @@ function writeDifference(one) {
   if (one.index === data.reference) return data.reference ? "the reference" : "the best";
   const pair = pairOf(one.index, data.reference);
   if (!pair) return "–";
-  return estimate(pair, signed) + (pair.p_adjusted === null ? "" : `, p ${writeP(pair.p_adjusted)}`);
+  return estimate(pair, signed) + (pair.p === null ? "" : `, p ${writeP(pair.p)}`);
 }
 
 const writeP = (p) => (p < 0.001 ? "< 0.001" : `= ${Number(p.toPrecision(2))}`);

@@ -12,6 +12,7 @@ test, with three seeds. Cost and scores: experiments/method_comparison/README.md
 from ml_collections import ConfigDict
 
 from jaxtune.assets import TINY
+from jaxtune.sweeps import declare
 
 METHODS = {
   "LoRA": {"name": "lora", "rank": 4},
@@ -80,8 +81,7 @@ def get_config(folder: str = "../shared/data/e2e") -> ConfigDict:
   config.optim = ConfigDict({"schedule": "linear", "warmup": 10})
   config.train = ConfigDict({"steps": 80, "batch_size": 8, "checkpoint_every": 80})
   config.evaluate = ConfigDict({"generate": True, "max_new_tokens": 48, "batch_size": 24})
-  config.sweep = tuple(
-    {"method": [METHODS[name]], "optim.learning_rate": [RATES[name]], "seed": [0, 1, 2]}
-    for name in METHODS
-  )
+  rates = [RATES[name] for name in METHODS]
+  tuned = declare.zip({"method": [*METHODS.values()], "optim.learning_rate": rates})
+  config.sweep = declare.product(tuned, {"seed": [0, 1, 2]})
   return config

@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from support import made_trials
 
 import jaxtune
 import jaxtune.api
-from jaxtune.api import families
+from jaxtune.api import families, sweep
 from jaxtune.assets import TINY
 from jaxtune.main import parser
 
@@ -31,6 +33,15 @@ def test_the_python_runs(tmp_path):
   report = (tmp_path / "runs/python/report.md").read_text()
   assert "base (untuned)" in report and "rank=4" in report
   assert (tmp_path / "runs/python/export/adapter_model.safetensors").exists()
+
+
+def test_the_declared_sweep_is_one():
+  (code,) = re.findall(r"```py\n(.*?)```", TEXT, re.DOTALL)
+  config = made_trials.complete({"name": "lora"})
+  holder = SimpleNamespace()
+  exec(code, {"config": holder})
+  names, settings, _ = sweep.expand(config | {"sweep": holder.sweep})
+  assert len(set(names)) == len(names) > 9 and max(s["method.rank"] for s in settings) == 16
 
 
 @pytest.mark.parametrize("command", re.findall(r"^ +(jaxtune .*)$", TEXT, re.MULTILINE))

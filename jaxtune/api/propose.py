@@ -96,11 +96,7 @@ def propose(
   grids = _grids(methods, {"rank": ranks, "length": lengths, "width": widths}, rates, seeds)
   path = str(TINY if model is None else _absolute(model))
   longest, new_tokens = _lengths(path, found.task, lengths or SIZES["length"])
-  part = round(rows / 10)
-  if steps is None:
-    epochs = EPOCHS * (rows - 2 * part) // BATCH
-    steps = min(max(epochs, FEWEST_STEPS), MOST_STEPS)
-  schema.check("--steps", steps, schema.Count)
+  part, steps = round(rows / 10), _updates(steps, rows)
   files = {"train": _absolute(data), "validation": part, "test": part, "max_length": longest}
   if model is None and "conversations" in found.assumed:  # the bundled model has no template
     files["chat_template"] = "plain"
@@ -117,6 +113,14 @@ def propose(
   config = configs_.override(config, overrides or {}).to_dict()
   expected = dry_run(config)
   return Proposal(config, found.assumed | _assumed(config, rows, expected), expected)
+
+
+def _updates(steps: int | None, rows: int) -> int:
+  """Returns how many updates a trial makes: by default EPOCHS over the rows, within limits."""
+  if steps is None:
+    return min(max(EPOCHS * rows * 8 // 10 // BATCH, FEWEST_STEPS), MOST_STEPS)
+  schema.check("--steps", steps, schema.Count)
+  return steps
 
 
 def _grids(

@@ -64,11 +64,8 @@ def _run(
   stated = {folder: trial for choice in choices.values() for folder, trial in choice.items()}
   stated |= {folders[i]: loaded[i] for i, some in enumerate(rates) if not some}
   _check_folders(stated, folders)  # before anything is written
-  write_atomically(workdir / "config.json", configs_.to_json(configs_.to_dict(config)))
-  if notes is not None:
-    write_atomically(workdir / NOTES, json.dumps(notes, indent=2, ensure_ascii=False))
-  if any(rates):
-    settings, loaded = _tuned(settings, loaded, rates, choices, workdir)
+  _begin(workdir, config, notes)
+  settings, loaded = _tuned(settings, loaded, rates, choices, workdir)
   notes = {"compiled programs": trials.train(loaded, folders)} | read_notes(workdir)
   outcomes, failed = collect.read(workdir, names, settings, configs)
   if not outcomes:
@@ -91,6 +88,13 @@ def _run(
 def shared(config: Any) -> dict:
   """Returns the completed config that all trials of a sweep start from."""
   return configs_.complete(tuning.stated(_overridden(config, {})))
+
+
+def _begin(workdir: Path, config: Any, notes: Mapping[str, str] | None) -> None:
+  """Writes what a sweep is."""
+  write_atomically(workdir / "config.json", configs_.to_json(configs_.to_dict(config)))
+  if notes is not None:
+    write_atomically(workdir / NOTES, json.dumps(notes, indent=2, ensure_ascii=False))
 
 
 def open_rates(config: Any, settings: list[dict]) -> list[list[float]]:
@@ -158,8 +162,10 @@ def _tuned(
 ) -> tuple[list[dict], list[Trial]]:
   """Trains what the choice of open learning rates needs; returns settings and trials with them.
 
-  Writes tuning.json, {name of a configuration: its `tuning.Curve`}.
+  Writes tuning.json, {name of a configuration: its `tuning.Curve`}, if any are open.
   """
+  if not choices:
+    return settings, loaded
   needed = {folder: trial for choice in choices.values() for folder, trial in choice.items()}
   trials.train(list(needed.values()), list(needed))
   curves, chosen = {}, []

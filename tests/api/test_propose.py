@@ -89,7 +89,8 @@ def test_a_page_for_a_csv_file_in_one_command(place, tmp_path, capsys, monkeypat
   again = ["sweep", "--config", f"{workdir}/config.json", "--workdir", str(workdir)]
   assert main(again) == 0, "what it made is a config like any other, and nothing is repeated"
   assert done == {path: path.stat().st_mtime_ns for path in workdir.rglob("result.json")}
-  assert "assumed prompt" in (workdir / "report.md").read_text()
+  assert main(["report", str(workdir)]) == 0
+  assert "assumed prompt" in (workdir / "report.md").read_text(), "also in a report that is rebuilt"
 
 
 @pytest.mark.parametrize(

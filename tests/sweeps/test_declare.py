@@ -4,14 +4,18 @@ import math
 
 import numpy as np
 import pytest
-from support import made_trials
+from support import folders, made_trials
 
+import jaxtune
 from jaxtune.api import sweep as sweeps
+from jaxtune.config import override
 from jaxtune.errors import UserError
 from jaxtune.sweeps import declare, grid, groups
 
 RANKS = {"method.rank": [1, 4, 16], "seed": [0, 1]}
 METHODS = {"method": [{"name": "lora", "rank": 2}, {"name": "prefix"}], "seed": [0]}
+
+PARTS = (("train", slice(14)), ("test", slice(14, 20)))
 
 
 def test_combinators_are_what_loops_would_make():
@@ -139,3 +143,23 @@ def test_an_axis_that_does_not_exist_names_the_nearest():
   for axis, nearest in (("method.rnk", "rank"), ("optm.learning_rate", "optim")):
     with pytest.raises(UserError, match=f"did you mean '{nearest}'"):
       sweeps.expand(made_trials.complete({"name": "lora"}) | {"sweep": declare.grid({axis: [1]})})
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("compiled_once")
+def test_shares_of_the_data_bases_and_quantisation_are_compared(tmp_path):
+  """Shares of the data in one program, the others in their own; each as it is alone."""
+  rows = [{"prompt": f"a{i % 10} b{i // 10} :", "completion": f" b{i % 7}"} for i in range(20)]
+  data = {name: folders.write(tmp_path, f"{name}.jsonl", rows[cut]) for name, cut in PARTS}
+  other = folders.base(tmp_path, "gpt2")
+  config = folders.config(folders.base(tmp_path, "llama"), data, method={"name": "prefix"})
+  sweep = declare.chain(
+    {"data.limit": [6, 12]}, {"model.quantize": ["int8"]}, {"model.path": [other]}
+  )
+  results = jaxtune.sweep(config | {"sweep": sweep}, tmp_path / "sweep")
+  assert sorted(result["trials_in_program"] for result in results) == [1, 1, 2, 2]
+  assert len({result["final"]["test_loss"] for result in results}) == 4
+  for number, result in enumerate(results):
+    alone = jaxtune.fit(override(config, result["settings"]), tmp_path / str(number))
+    for name, value in alone["final"].items():
+      assert result["final"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name

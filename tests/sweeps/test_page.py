@@ -243,9 +243,13 @@ def test_saves_pictures_in_the_colours_of_the_page(made, theme):
 
 def test_on_paper_the_controls_are_left_out(made):
   page = made[0].open(theme="dark")
+  paper = dict(width=794, height=1123, deviceScaleFactor=1, mobile=False)  # A4 at 96 dots an inch
+  page.find("#differences summary")[0].click()
   page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
   assert not any(one.is_displayed() for one in page.find("nav, .controls, figcaption"))
-  assert all(one.is_displayed() for one in page.find("table:not(details table), figure svg"))
+  assert all(one.is_displayed() for one in page.find("table, figure svg"))
+  page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", paper)
+  assert page.run("return document.documentElement.scrollWidth") <= paper["width"]
 
 
 def test_a_sweep_under_way_shows_its_curves(driver, tmp_path):

@@ -33,7 +33,7 @@ function listColumns() {
       cell: (one) => show(one.values[state.metric]?.deviation),
       sort: (one) => one.values[state.metric]?.deviation, seed: () => "" });
   for (const [key, name] of Object.entries(data.settings))
-    columns.push({ key, title: () => name, shown: false, cell: (one) => show(one.settings[key]),
+    columns.push({ key, title: () => name, shown: false, cell: (one) => plain(one.settings[key]),
       sort: (one) => one.settings[key], seed: () => "" });
   for (const name of Object.keys(data.metrics)) metric(name, () => name, () => arrow(name), false);
 }

@@ -26,6 +26,7 @@ class Sweep(NamedTuple):
     configs: {trial: its completed config}.
     finished, unfinished: its trials; see `collect.read`.
     curves: how its learning rates were chosen; see `collect.curves`.
+    notes: what was assumed when it was made; see `sweep.read_notes`.
   """
 
   given: dict
@@ -34,6 +35,7 @@ class Sweep(NamedTuple):
   finished: list[dict]
   unfinished: list[dict]
   curves: dict[str, dict]
+  notes: dict[str, Any]
 
 
 def report(
@@ -67,17 +69,13 @@ def report(
     target,
     metric=metric,
     config=shared,
-    notes={"compiled programs": programs} | _notes(places),
+    notes={"compiled programs": programs}
+    | {note: said for one in sweeps.values() for note, said in one.notes.items()},
     given={name: one.given for name, one in sweeps.items()},
     unfinished=[trial for one in sweeps.values() for trial in one.unfinished],
     curves={name: curve for one in sweeps.values() for name, curve in one.curves.items()},
   )
   return target / "report.html"
-
-
-def _notes(places: Sequence[Path]) -> dict[str, str]:
-  """Returns the notes of a sweep's folder; of several sweeps none."""
-  return sweep.read_notes(places[0]) if len(places) == 1 else {}
 
 
 def read(folder: Path) -> Sweep:
@@ -91,15 +89,13 @@ def read(folder: Path) -> Sweep:
   if not isinstance(given, dict) or not given.get("sweep"):
     raise UserError(f"{folder} is not the folder of a sweep: expected a config.json with a sweep")
   names, settings, configs = sweep.expand(given, sweep.MOST_TRIALS**2)
-  plain = {key: value for key, value in given.items() if key != "sweep"}
-  with_setting = lambda setting: configs_.override(plain, setting).to_dict()
-  for name, setting in zip(names, settings, strict=True):
-    if tuning.rates_of(with_setting(setting)):
+  for name, setting, rates in zip(names, settings, sweep.open_rates(given, settings), strict=True):
+    if rates:
       setting[tuning.PATH] = _chosen(folder / "trials" / name)
-  shared = configs_.complete(tuning.stated(with_setting({})))
   found = collect.read(folder, names, settings, configs)
   by_name = dict(zip(names, configs, strict=True))
-  return Sweep(given, shared, by_name, *found, collect.curves(folder))
+  curves, notes = collect.curves(folder), sweep.read_notes(folder)
+  return Sweep(given, sweep.shared(given), by_name, *found, curves, notes)
 
 
 def _chosen(trial: Path) -> float | str:
@@ -149,6 +145,7 @@ def _joined(sweeps: dict[str, Sweep]) -> dict[str, Sweep]:
       finished=[renamed(name, trial) for trial in one.finished],
       unfinished=[renamed(name, trial) for trial in one.unfinished],
       curves={f"{name}/{label}": curve for label, curve in one.curves.items()},
+      notes={f"{name}: {note}": said for note, said in one.notes.items()},
     )
     for name, one in sweeps.items()
   }

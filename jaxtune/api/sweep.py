@@ -76,21 +76,19 @@ def _run(
     said = f"{len(failed)} of {len(folders)} trials failed: see their {collect.FAILED}"
     print(said, file=sys.stderr)
   if hosts.primary():
-    shared = configs_.complete(tuning.stated(_overridden(config, {})))
     report.write(
-      outcomes,
-      workdir,
-      metric=metric,
-      config=shared,
-      notes=notes,
-      given={workdir.absolute().name: configs_.to_dict(config)},
-      unfinished=failed,
-      curves=collect.curves(workdir),
-    )
+      outcomes, workdir, metric=metric, config=shared(config), notes=notes, unfinished=failed,
+      given={workdir.absolute().name: configs_.to_dict(config)}, curves=collect.curves(workdir),
+    )  # fmt: skip
   hosts.wait("report")
   metric = table.choose_metric(outcomes, metric)
   single = [stats.Row(outcome["trial"], {}, (outcome,)) for outcome in outcomes]
   return [row.results[0] for row in stats.best_first(single, metric)]
+
+
+def shared(config: Any) -> dict:
+  """Returns the completed config that all trials of a sweep start from."""
+  return configs_.complete(tuning.stated(_overridden(config, {})))
 
 
 def _begin(workdir: Path, config: Any, notes: Mapping[str, str] | None) -> None:

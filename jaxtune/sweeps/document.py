@@ -152,8 +152,7 @@ def pairs(rows: Sequence[stats.Row], compared: comparison.Comparison) -> list[di
       "b": indices[pair.b],
       "mean": pair.test.difference,
       **_ends(pair.test.interval),
-      "p": pair.p_pairs,
-      "p_reference": pair.p_reference,
+      "p": pair.p_adjusted,
       "better": pair.better,
       "varied": pair.reason or pair.test.varied,
     }

@@ -47,6 +47,9 @@ def test_trials_of_a_running_sweep(tmp_path):
   assert trials(jaxtune.report([tmp_path]))[folders[0].name]["state"] == "stopped"
   assert len(found[folders[0].name]["curves"]["train_loss"]) == 10
   assert "ValueError: broken" in (tmp_path / "results.csv").read_text()
+  (folders[1] / "failed.json").write_text('{"why": "edited"}')
+  with pytest.raises(UserError, match=r"rank=\S+/failed.json: reason is missing"):
+    jaxtune.report([tmp_path])
 
 
 def test_a_sweep_of_which_no_trial_is_finished(tmp_path):

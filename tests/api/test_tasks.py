@@ -40,9 +40,9 @@ def splits(place, name, make, counts=(24, 8, 8)):
   }
 
 
-def predicted(folder):
+def predicted(folder, by="prediction"):
   rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-  return [row["references"] for row in rows], [row["prediction"] for row in rows]
+  return [row["references"] for row in rows], [row[by] for row in rows]
 
 
 def same(found, expected):
@@ -72,6 +72,8 @@ def test_classes_are_learnt(place, tmp_path, family):
   true, said = predicted(tmp_path)
   score = 100 * sklearn.f1_score(true, said, average="macro")
   assert final["test_macro_f1"] == pytest.approx(score)
+  score = 100 * sklearn.f1_score(*predicted(tmp_path, "base"), average="macro")
+  assert result["base"]["test_macro_f1"] == pytest.approx(score)
   assert result["chance"]["test_accuracy"] == 50
   difference, low, high = result["differences"]["base"]["test_accuracy"]
   assert difference == pytest.approx(final["test_accuracy"] - result["base"]["test_accuracy"])

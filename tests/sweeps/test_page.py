@@ -14,6 +14,7 @@ from PIL import Image
 from support import browser, made_sweep
 
 import jaxtune
+from jaxtune.sweeps import comparison, pairs
 
 GIVEN = made_sweep.config(made_sweep.lora([1, 4, 16]), made_sweep.prefix([5, 20]))
 
@@ -148,6 +149,29 @@ def test_opens_to_the_seeds(made):
     assert f"{value:.3f}" in row
 
 
+def test_the_differences_are_those_of_the_comparison(made):
+  """The matrix holds each pair twice, with opposite signs, and the table the column of the best."""
+  page, results = made
+  compared = comparison.compare(results, "test_loss")
+  page.open()
+  for pair in compared.pairs:
+    found, turned = page.run(
+      """const index = (label) => data.configurations.find((one) => one.label === label).index;
+      const [a, b] = [...arguments].map(index);
+      return [pairOf(a, b), pairOf(b, a)]""",
+      pair.a,
+      pair.b,
+    )
+    low, high = pair.test.interval
+    assert [found[k] for k in ("mean", "low", "high", "p")] == [
+      pair.test.difference, low, high, pair.p_adjusted,
+    ]  # fmt: skip
+    assert [turned["mean"], turned["low"], turned["high"]] == [-pair.test.difference, -high, -low]
+  best, *others = (row.text for row in page.find("#configurations tr[data-c]"))
+  p = pairs.find(compared.pairs, "lora rank=4", "lora rank=16").p_adjusted
+  assert "the best" in best and any(f"p = {p:.2g}" in row for row in others if "rank=4" in row)
+
+
 def test_more_columns_on_demand(made):
   page = made[0].open()
   page.find("#configurations summary")[0].click()
@@ -219,14 +243,19 @@ def test_saves_pictures_in_the_colours_of_the_page(made, theme):
 
 def test_on_paper_the_controls_are_left_out(made):
   page = made[0].open(theme="dark")
+  paper = dict(width=794, height=1123, deviceScaleFactor=1, mobile=False)  # A4 at 96 dots an inch
+  page.find("#differences summary")[0].click()
   page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
   assert not any(one.is_displayed() for one in page.find("nav, .controls, figcaption"))
-  assert all(one.is_displayed() for one in page.find("table:not(details table), figure svg"))
+  assert all(one.is_displayed() for one in page.find("table, figure svg"))
+  page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", paper)
+  assert page.run("return document.documentElement.scrollWidth") <= paper["width"]
 
 
 def test_a_sweep_under_way_shows_its_curves(driver, tmp_path):
   made_sweep.write(tmp_path, GIVEN, running=(0, 3))
   curve = {"rates": [0.1, 0.2, 0.3], "losses": [2.0, 1.0, None], "chosen": 0.2, "at_edge": False}
+  (tmp_path / "notes.json").write_text(json.dumps({"assumed prompt": "column 'question'"}))
   (tmp_path / "tuning.json").write_text(json.dumps({"a": curve, "b": curve | {"at_edge": True}}))
   page = Page(driver[0], jaxtune.report([tmp_path]), driver[1]).open()
   assert page.driver.get_log("browser") == []
@@ -237,6 +266,7 @@ def test_a_sweep_under_way_shows_its_curves(driver, tmp_path):
   lines = page.run("""return data.configurations.flatMap((one) => one.trials)
     .filter((one) => one.state === 'stopped').map((one) => one.curves.train_loss.length)""")
   assert lines == [10, 10]
+  assert page.find("#warnings dd")[0].text == "column 'question'", "what was assumed is on top"
   rings = page.find('#rates circle[fill="none"]')
   assert len(rings) == 2 and "may lie beyond: b." in page.find("#rates .note")[0].text
 

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from jaxtune.errors import UserError
-from jaxtune.sweeps import report, table
+from jaxtune.sweeps import comparison, report, table
 
 
 def document(page):
@@ -55,6 +55,15 @@ def test_warnings_come_first_and_details_are_folded(made, tmp_path):
   assert (tmp_path / "results.csv").read_text().splitlines()[-1].endswith(",out of memory")
   assert (tmp_path / "results.parquet").read_bytes().startswith(b"PAR1")
   assert r"lora rank=4 & 4,000 & 1.450" in (tmp_path / "table.tex").read_text()
+
+
+@pytest.mark.parametrize("reference", [None, "lora rank=1"])
+def test_the_page_has_the_p_that_holds_for_its_reference(made, tmp_path, reference):
+  results = made.ranks({1: [2.0, 2.1, 2.3], 2: [1.9, 2.0, 2.0], 4: [1.5, 1.4, 1.6]})
+  report.write(results, tmp_path, reference=reference)
+  shown = [pair["p"] for pair in document(tmp_path / "report.html")["pairs"]]
+  expected = comparison.compare(results, reference=reference).pairs
+  assert shown == pytest.approx([pair.p_adjusted for pair in expected])
 
 
 def test_table_begins_with_the_base_and_goes_on_best_first(made):

@@ -6,7 +6,7 @@ function addMatrix() {
   if (!data.pairs.length) return;
   const element = section("differences", "Differences between configurations",
     `The row's ${title(data.metric)} minus the column's, paired by seed and, where there are scores by `
-    + "example, by example. Green is better. A star says p < 0.05 after Holm's correction for all pairs.");
+    + "example, by example. Green is better. A star says p < 0.05 after Holm's correction.");
   figure(element, "differences", drawMatrix);
 }
 
@@ -28,7 +28,7 @@ function drawMatrix(width) {
 }
 
 function describePair(pair, a, b) {
-  const p = pair.p === null ? "no p" : `p ${writeP(pair.p)} (Holm, all pairs)`;
+  const p = pair.p === null ? "no p" : `p ${writeP(pair.p)} (Holm)`;
   const chance = pair.better === null ? "" : `\nprobability that ${a} is better: ${show(pair.better)}`;
   return `${a} minus ${b}: ${estimate(pair, signed)}, ${p}${chance}\n${pair.varied}`;
 }
@@ -164,17 +164,24 @@ function addTables() {
   }
 }
 
+// What was assumed when a sweep was made of a data file alone stands above everything else.
+const isAssumed = (name) => name.startsWith("assumed ");
+
+function listed(entries) {
+  return make("dl", {}, ...entries.flatMap(([name, value]) =>
+    [make("dt", {}, name), make("dd", {}, value)]));
+}
+
 function addReproduce() {
   const { facts, hashes, config } = data.reproduce;
   const element = section("reproduce", "To reproduce it");
-  const list = (entries) => make("dl", {}, ...Object.entries(entries).flatMap(([name, value]) =>
-    [make("dt", {}, name), make("dd", {}, value)]));
-  element.append(list(facts));
+  element.append(listed(Object.entries(facts).filter(([name]) => !isAssumed(name))));
   for (const [name, text] of Object.entries(config)) {
     const copy = make("button", { type: "button", class: "no-print",
       click: () => download(name.split(" ")[0], new Blob([text])) }, "save");
     element.append(make("h3", {}, `${name} `, copy), make("pre", { tabindex: 0 }, text));
   }
   if (Object.keys(hashes).length)
-    element.append(make("details", {}, make("summary", {}, "Hashes (SHA-256)"), list(hashes)));
+    element.append(make("details", {}, make("summary", {}, "Hashes (SHA-256)"),
+      listed(Object.entries(hashes))));
 }

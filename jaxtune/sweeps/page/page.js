@@ -3,6 +3,9 @@
 function addWarnings() {
   const place = make("div", { id: "warnings" });
   for (const text of data.warnings) place.append(make("p", { class: "warning", role: "note" }, text));
+  const assumed = Object.entries(data.reproduce.facts).filter(([name]) => isAssumed(name));
+  if (assumed.length)
+    place.append(make("details", { open: "" }, make("summary", {}, "What was assumed"), listed(assumed)));
   main.append(place);
 }
 

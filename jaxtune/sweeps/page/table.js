@@ -33,7 +33,7 @@ function listColumns() {
       cell: (one) => show(one.values[state.metric]?.deviation),
       sort: (one) => one.values[state.metric]?.deviation, seed: () => "" });
   for (const [key, name] of Object.entries(data.settings))
-    columns.push({ key, title: () => name, shown: false, cell: (one) => show(one.settings[key]),
+    columns.push({ key, title: () => name, shown: false, cell: (one) => plain(one.settings[key]),
       sort: (one) => one.settings[key], seed: () => "" });
   for (const name of Object.keys(data.metrics)) metric(name, () => name, () => arrow(name), false);
 }
@@ -43,7 +43,7 @@ function writeDifference(one) {
   if (one.index === data.reference) return data.reference ? "the reference" : "the best";
   const pair = pairOf(one.index, data.reference);
   if (!pair) return "–";
-  return estimate(pair, signed) + (pair.p_reference === null ? "" : `, p ${writeP(pair.p_reference)}`);
+  return estimate(pair, signed) + (pair.p === null ? "" : `, p ${writeP(pair.p)}`);
 }
 
 const writeP = (p) => (p < 0.001 ? "< 0.001" : `= ${Number(p.toPrecision(2))}`);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +20,8 @@ from jaxtune.models import hf
 from jaxtune.peft import unions
 from jaxtune.sweeps import declare
 
-SIZES = {
-  "rank": (1, 4, 16),
-  "length": (4, 16),
-  "width": (16,),
-}  # axes of the methods that have them
+# The sizes at which methods are compared, by the option that a method has.
+SIZES = {"width": (16,), "length": (4, 16), "rank": (1, 4, 16)}
 FIXED = {"lora": {"scale": 2.0}}  # so that the rank is all that a rank changes
 SLOW, QUICK, QUICKEST = (1e-4, 3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2, 3e-2), (1e-2, 3e-2, 0.1, 0.3)
 RATES = {"full": SLOW, "last_layers": SLOW} | dict.fromkeys(
@@ -203,12 +201,14 @@ def _assumed(config: dict, rows: int, expected: DryRun) -> dict[str, str]:
   tried = [f"{name} {', '.join(f'{r:g}' for r in several(rate))}" for name, rate in rates.items()]
   splits = expected.groups[0].splits
   kept = ", ".join(f"{name} {split['kept']:,}" for name, split in splits.items())
-  lost = rows - sum(split["kept"] for split in splits.values())
+  left = sum((Counter(split["skipped"]) for split in splits.values()), Counter())
+  left["beyond data.eval_limit"] = rows - sum(s["kept"] for s in splits.values()) - left.total()
+  lost = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in left.items() if n > 0)
   base = config["model"]["path"]
   if base == str(TINY):
     base = "the bundled model of 3.2 million parameters, for a demonstration: your own is --model"
   return {
-    "rows": f"{kept}, drawn by a hash of each row; {lost:,} of {rows:,} are not used",
+    "rows": f"{kept}, drawn by a hash of each row; left out: {lost or 'none'}",
     "base": base,
     "compared": f"{', '.join(named)}, each with the seeds {', '.join(map(str, grids[0]['seed']))}",
     "rates tried": f"{'; '.join(tried)}; each configuration gets its best on validation",

@@ -149,9 +149,11 @@ def _check_folders(stated: dict[Path, Trial], folders: list[Path]) -> None:
           f"have: go on with its config, give another --workdir, or remove {folder}"
         )
       if folder in stated:
-        old, new = schema.read_json(path), configs_.unplaced(stated[folder].config)
-        holds = f"{folder} is an unfinished trial"
-        checkpoint.check_same(holds, {"config": configs_.unplaced(old)}, {"config": new})
+        old = schema.read_json(path)
+        schema.check(str(path), old, dict)
+        old = json.loads(json.dumps(configs_.complete(old), default=str))
+        old, new = map(configs_.unplaced, (old, stated[folder].config))
+        checkpoint.check_same(f"{folder} is an unfinished trial", {"config": old}, {"config": new})
 
 
 def _tuned(

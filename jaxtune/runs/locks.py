@@ -27,7 +27,7 @@ RUN = (
   "checkpoints",
 )  # fmt: skip
 SWEEP = (
-  "results.csv", "results.parquet", "report.md", "report.html", "table.tex", "tuning",
+  "notes.json", "results.csv", "results.parquet", "report.md", "report.html", "table.tex", "tuning",
   "tuning.json", "groups", "plots", "trials",
 )  # fmt: skip
 

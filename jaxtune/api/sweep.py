@@ -115,7 +115,10 @@ def _choices(
 ) -> dict[str, dict[Path, Trial]]:
   """Returns {configuration: {folder: trial}} of the trials by which open rates are chosen."""
   found: dict[str, dict[Path, Trial]] = {}
+  lists: dict[str, list[float]] = {}
   for name, trial, some in zip(configurations(settings), loaded, rates, strict=True):
+    if some and lists.setdefault(name, some) != some:
+      raise UserError(f"{tuning.PATH} of {name} is chosen from {lists[name]} and {some}: give one")
     if not some or name in found:
       continue
     if trial.dataset.validation is None:

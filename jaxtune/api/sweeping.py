@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jaxtune
-from jaxtune.api import sweep
+from jaxtune import libraries
 from jaxtune.errors import UserError
+
+sweeps = libraries.Lazy("jaxtune.api.sweep")  # no other command needs all that trains
 
 
 def run(options: Namespace) -> None:
@@ -27,7 +29,7 @@ def run(options: Namespace) -> None:
     return
   config = jaxtune.load_config(options.config, options.overrides)
   if config.get("sweep"):
-    sweep.check_overrides(config, options.overrides)
+    sweeps.check_overrides(config, options.overrides)
   if options.dry:
     print(jaxtune.dry_run(config, options.most_trials, options.device))
   elif options.workdir is None:

@@ -138,6 +138,13 @@ def test_an_unfinished_sweep_of_another_config_is_refused(setup, tmp_path, monke
   assert len(sweeps.sweep(swept(4, 1, 2), tmp_path)) == 3
 
 
+def test_a_configuration_has_one_list_of_rates(setup, tmp_path):
+  lists = [{"optim.learning_rate": [tuning.tune([x, 1e-2])], "seed": [0]} for x in (1e-3, 1e-4)]
+  with pytest.raises(UserError, match="of trial is chosen from .0.001, 0.01. and .0.0001, 0.01.: give one"):
+    sweeps.sweep(config(tuple(lists)), tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
 def test_open_rates_need_a_validation_split(llama, tmp_path, monkeypatch):
   made = made_trials.make(llama, validation=False)
   monkeypatch.setattr(trials, "prepare", lambda config, pretrained: with_config(made, config))

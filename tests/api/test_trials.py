@@ -140,7 +140,9 @@ def test_an_unfinished_sweep_of_another_config_is_refused(setup, tmp_path, monke
 
 def test_a_configuration_has_one_list_of_rates(setup, tmp_path):
   lists = [{"optim.learning_rate": [tuning.tune([x, 1e-2])], "seed": [0]} for x in (1e-3, 1e-4)]
-  with pytest.raises(UserError, match="of trial is chosen from .0.001, 0.01. and .0.0001, 0.01.: give one"):
+  with pytest.raises(
+    UserError, match="of trial is chosen from .0.001, 0.01. and .0.0001, 0.01.: give one"
+  ):
     sweeps.sweep(config(tuple(lists)), tmp_path)
   assert not list(tmp_path.iterdir())
 

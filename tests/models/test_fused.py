@@ -21,19 +21,21 @@ from jaxtune.models import cudnn, splash
 from jaxtune.training import step
 
 LORA, PREFIX = "rsLoRA, all linear", "prefix"
-# Each family with two methods, and each method over a decoder that has local and global layers, and
-# over an encoder-decoder.
+# Each family with two methods, each method over a decoder that has local and global layers, and
+# over an encoder-decoder those that add keys or split its layers.
+OF_KEYS = ("prompt", "MAM", "UniPELT", "last layers")
 CELLS = [
   (method, family)
   for method in METHODS
   for family in matrix.FAMILIES
-  if method in (LORA, PREFIX) or family in ("qwen2", "bart")
+  if method in (LORA, PREFIX) or family == "qwen2" or (family == "bart" and method in OF_KEYS)
 ]
 # How many attentions of a program TPUs' kernel takes, where it is not one. Beside that of local
 # layers a program holds that of global ones. An encoder-decoder has three, but T5 has relative
 # biases in all except the one over the encoder.
 WINDOWS = ("mistral", "qwen2", "gemma2", "gemma3_text", "phi3", "modernbert")
 ATTENTIONS = {"bart": 3, "t5": 1} | dict.fromkeys(WINDOWS, 2)
+IN_PARTS = {"bart": 5, "qwen2": 4}  # of two scans of a decoder's layers, where the last are trained
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +108,8 @@ def test_fused_equals_plain(method, family, calls):
   # Forward, by queries and by keys; a quantised base's layers are computed again.
   kernels = 3 + (METHODS[method].quantize is not None)
   twice = 2 if method == "UniPELT" else 1  # with the prefix's values and without
-  assert found[2] == kernels * twice * ATTENTIONS.get(family, 1)
+  attentions = IN_PARTS if method == "last layers" else ATTENTIONS
+  assert found[2] == kernels * twice * attentions.get(family, 1)
   check_equal(found, expected)
   check_equal(measure("cudnn", method, family), expected)
   assert bool(calls) == (family != "gemma2")  # whose scores are bounded

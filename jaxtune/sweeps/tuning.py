@@ -1,6 +1,6 @@
 """Learning rates that a sweep chooses by itself, for each configuration on its validation split.
 
-  config.optim.learning_rate = tuning.tune([1e-4, 1e-3, 1e-2])
+  config.optim.learning_rate = declare.tune([1e-4, 1e-3, 1e-2])
 
 Every configuration is trained with every rate, with seeds of its own (`search.tune_seeds`), so
 that the seeds of the results have no part in the choice. The rate with the lowest mean validation

@@ -33,7 +33,7 @@ def config(tmp_path_factory):
 
 @pytest.mark.full
 def test_each_trial_is_compared_with_the_demonstrations_of_its_seed(config, tmp_path, monkeypatch):
-  class Stop(Exception):
+  class Stop(BaseException):
     pass
 
   def stop(trials, folders, bases, *rest):

@@ -59,6 +59,7 @@ MODELS = {
 }  # fmt: skip
 HERE = Path(__file__).resolve().parent
 LORA, PREFIX = {"name": "lora", "rank": 8}, {"name": "prefix", "length": 16}
+LARGE = {"name": "lora", "rank": 128, "targets": ["q_proj", "v_proj", "up_proj"]}
 PACKAGES = ("jax", "libtpu", "jax-cuda12-plugin")
 
 
@@ -124,6 +125,8 @@ STEPS = {
                   {"Mcycles": 3016, "peak_GB": 10.8, "gathered_GB": 13, "other_GB": 193},
                   {"Mcycles": 1100, "peak_GB": 6, "gathered_GB": 50, "other_GB": 1},
                   {"mesh": {"fsdp": 16}}),
+  "8b-rank": Step("Llama 8B", "v5e:4x4", 16, 2048, {}, {"peak_GB": 3},
+                  {"mesh": {"fsdp": 16}, "method": LARGE}),
   "8b-tensor": Step("Llama 8B", "v5e:4x4", 16, 2048, {"Mcycles": 2177}, {"Mcycles": 1200},
                     {"mesh": {"data": 4, "tensor": 4}, "accumulate": 4, "remat": "linear"}),
   "70b": Step("Llama 70B", "v5e:8x8", 64, 2048, {}, {"peak_GB": 15.75}, {"mesh": {"fsdp": 64}}),
@@ -266,7 +269,9 @@ def table(rows: dict[str, dict], platform: str) -> str:
     parts = f", in {step.more['accumulate']} parts" if "accumulate" in step.more else ""
     batch = f"{step.rows} x {step.tokens:,}{parts}"
     mesh = ", ".join(f"{axis} {size}" for axis, size in step.more.get("mesh", {}).items())
-    extras = [step.more.get("quantize", "").upper(), step.more.get("method", {}).get("name")]
+    method = step.more.get("method", {})
+    named = f"LoRA of rank {method['rank']}" if "rank" in method else method.get("name")
+    extras = [step.more.get("quantize", "").upper(), named]
     model = ", ".join(filter(None, [f"{trials}{step.model}", *extras]))
     cells = [model, f"{step.device}{mesh and ': '}{mesh}", batch, *cells]
     lines.append(f"| {' | '.join(cells)} |")

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune import config as configs
+from jaxtune.errors import UserError
 from jaxtune.preflight import checks, cost, gradients, targets
 from jaxtune.runs import baseline, compilations, group, locks
 from jaxtune.runs.trial import prepare
+from jaxtune.sweeps import tuning
 
 
 def fit(config: Any, workdir: str | Path) -> dict:
@@ -24,6 +26,8 @@ def fit(config: Any, workdir: str | Path) -> dict:
   """
   workdir = Path(workdir)
   with locks.held(workdir):
+    if tuning.rates_of(configs.to_dict(config)):
+      raise UserError(f"{tuning.PATH} is to be chosen, which a sweep does: train with one number")
     full = configs.complete(config)
     checks.check_options(full)
     compilations.keep(full["train"]["compilation_cache"])

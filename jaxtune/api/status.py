@@ -69,15 +69,11 @@ def _of_trial(name: str, folder: Path, steps: int, works: bool) -> Status:
     state = "diverged" if results.diverged(result) else "done"
     state = "left early" if result.get("exited_at") else state
     return Status(name, state, result.get("stopped_at", step), steps, **known)
-  if (folder / collect.FAILED).exists():
-    return Status(name, "failed", step, steps, **known)
-  if not (folder / "config.json").exists():
-    return Status(name, "waiting", 0, steps)
-  left = None
-  if step and works:
+  state, left = collect.state_of(folder, works, steps)[0], None
+  if step and state == "running":
     began, last = ((folder / name).stat().st_mtime for name in ("config.json", "metrics.jsonl"))
     left = max((last - began) / step * (steps - step) - (time.time() - last), 0.0)
-  return Status(name, "running" if works else "stopped", step, steps, **known, seconds_left=left)
+  return Status(name, state, step, steps, **known, seconds_left=left)
 
 
 def text(found: list[Status]) -> str:

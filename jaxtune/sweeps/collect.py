@@ -49,7 +49,7 @@ def read(
       finished.append(result | known)
     else:
       known |= {"method": config["method"]["name"], "final": {}, "base": {}}
-      state, detail = _state(place, running, config["train"]["steps"])
+      state, detail = state_of(place, running, config["train"]["steps"])
       unfinished.append(known | {"state": state, "detail": detail})
   return finished, unfinished
 
@@ -64,7 +64,7 @@ def curves(folder: Path) -> dict[str, Curve]:
   return found
 
 
-def _state(place: Path, running: bool, steps: int) -> tuple[str, str]:
+def state_of(place: Path, running: bool, steps: int) -> tuple[str, str]:
   """Says in a word, and in detail, what becomes of a trial without a result."""
   if (path := place / FAILED).exists():
     said = schema.read_json(path)

@@ -166,5 +166,9 @@ def test_open_rates_need_a_validation_split(llama, tmp_path, monkeypatch):
 def test_rates_to_choose_from(value, says):
   with pytest.raises(UserError, match=says):
     tuning.rates_of({"optim": {"learning_rate": value}})
+  with pytest.raises(UserError, match="has 1 rate|expected a number"):
+    jaxtune.fit({"optim": {"learning_rate": value}}, "no_folder")
+  with pytest.raises(UserError, match="a sweep does: train with one number"):
+    jaxtune.fit({"optim": {"learning_rate": tuning.tune([0.1, 0.2])}}, "no_folder")
   with pytest.raises(UserError, match="of 0.1, 1 trains without divergence"):
     tuning.choose([0.1, 1.0], [None, None])

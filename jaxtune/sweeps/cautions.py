@@ -12,7 +12,7 @@ import numpy as np
 from jaxtune import metrics
 from jaxtune.runs.results import diverged as has_diverged
 from jaxtune.sweeps import pairs, stats
-from jaxtune.sweeps.evidence import Caution, Evidence, chained, listed, of_rows
+from jaxtune.sweeps.evidence import Caution, Evidence, chained, listed, of_results, of_rows
 
 
 def find(evidence: Evidence) -> list[Caution]:
@@ -39,7 +39,7 @@ def exited(evidence: Evidence) -> list[Caution]:
     f"Left early ({len(named)} of {total} trials) by search.early_exit: they have a validation "
     f"loss of that step alone, and are in no mean, test or plot. {listed(named)}."
   )
-  return [Caution("exited", text, tuple(result["trial"] for result in evidence.exited))]
+  return of_results("exited", text, evidence.exited)
 
 
 def diverged(evidence: Evidence) -> list[Caution]:
@@ -53,7 +53,7 @@ def diverged(evidence: Evidence) -> list[Caution]:
     "some step counts as such, whatever the weights kept from before it score, and so does a "
     f"metric that is not finite. {listed(named)}."
   )
-  return [Caution("diverged", text, tuple(result["trial"] for result in lost))]
+  return of_results("diverged", text, lost)
 
 
 def _when(result: dict) -> str:
@@ -113,7 +113,7 @@ def memorized(evidence: Evidence) -> list[Caution]:
     "examples is less than half of that on held-out ones. Fewer steps, train.patience, regularize "
     f"or a smaller method may help: {listed(result['trial'] for result in known)}."
   )
-  return [Caution("memorized", text, tuple(result["trial"] for result in known))]
+  return of_results("memorized", text, known)
 
 
 def _memorized(final: dict) -> bool:

@@ -63,9 +63,14 @@ class Caution(NamedTuple):
   trials: tuple[str, ...]
 
 
+def of_results(kind: str, text: str, results: Iterable[dict]) -> list[Caution]:
+  """Returns a warning about some trials, as the only item of a list."""
+  return [Caution(kind, text, tuple(result["trial"] for result in results))]
+
+
 def of_rows(kind: str, text: str, rows: Iterable[stats.Row]) -> list[Caution]:
   """Returns a warning about all trials of some rows, as the only item of a list."""
-  return [Caution(kind, text, tuple(r["trial"] for row in rows for r in row.results))]
+  return of_results(kind, text, itertools.chain.from_iterable(row.results for row in rows))
 
 
 def read_configs(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxtune.api import plan, sweep
+from jaxtune.api import plan, stages, sweep
 from jaxtune.preflight import pace
 from jaxtune.runs.trial import Trial
 from jaxtune.sweeps import groups
@@ -96,7 +96,7 @@ def _choosing(
   """Returns {trial: how many trials choose the rate of its configuration, if it is the first}."""
   seen, found = set(), {}
   rates = sweep.open_rates(config, settings)
-  rows = zip(names, sweep.configurations(settings), rates, completed, strict=True)
+  rows = zip(names, stages.configurations(settings), rates, completed, strict=True)
   for name, configuration, some, full in rows:
     new = configuration not in seen
     found[name] = len(some) * len(full["search"]["tune_seeds"]) * new

@@ -46,7 +46,7 @@ def status(workdir: str | Path) -> list[Status]:
   workdir = Path(workdir)
   if not (workdir / "config.json").exists():
     raise UserError(f"{workdir} has no config.json: expected the folder of a sweep or a run")
-  config, works = schema.read_json(workdir / "config.json"), locks.in_use(workdir)
+  config, works = schema.read_json(workdir / "config.json"), locks.works(workdir)
   if not config.get("sweep"):
     return [_of_trial(workdir.absolute().name, workdir, config["train"]["steps"], works)]
   names, _, configs = sweep.expand(config, 10**9)

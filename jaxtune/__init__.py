@@ -22,6 +22,7 @@ if TYPE_CHECKING:
   from jaxtune.api.extract import extract as extract
   from jaxtune.api.fit import fit as fit
   from jaxtune.api.import_adapter import import_adapter as import_adapter
+  from jaxtune.api.launch.ray import on_ray as on_ray
   from jaxtune.api.plan import plan as plan
   from jaxtune.api.propose import propose as propose
   from jaxtune.api.report import report as report
@@ -50,6 +51,7 @@ _HOMES = {
   "load_config": "config",
   "load_run": "runs.finished",
   "load_runs": "runs.finished",
+  "on_ray": "api.launch.ray",
   "plan": "api.plan",
   "propose": "api.propose",
   "report": "api.report",

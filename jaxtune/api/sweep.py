@@ -41,7 +41,7 @@ def sweep(
     metric: what results are sorted by; default the test loss.
     most_trials: how many trials the sweep may have; a larger one is refused before it starts.
     notes: further facts for the report, {name: value}. They stay in the folder, as notes.json.
-    launcher: where the trials are trained: in this process, or `launch.on_ray(...)`.
+    launcher: where trials are trained: in this process, or with `jaxtune.on_ray()` on a cluster.
 
   Returns:
     Each trial's result, best first, with its "folder".

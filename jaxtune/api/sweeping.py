@@ -12,6 +12,7 @@ import jaxtune
 from jaxtune import libraries
 from jaxtune.errors import UserError
 
+cluster = libraries.Lazy("jaxtune.api.launch.cluster")
 sweeps = libraries.Lazy("jaxtune.api.sweep")  # no other command needs all that trains
 
 
@@ -59,10 +60,19 @@ def _train(
   config: Any, workdir: str, options: Namespace, notes: dict[str, str] | None = None
 ) -> None:
   """Runs a sweep and prints its table."""
-  jaxtune.sweep(config, workdir, options.metric, options.most_trials, notes)
+  limits = {"metric": options.metric, "most_trials": options.most_trials, "notes": notes}
+  jaxtune.sweep(config, workdir, **limits, **_launcher(options))
   report = Path(workdir, "report.md").read_text()
   print(report.partition("\n<details>")[0].partition("\n\n")[2])
   print(f"report: {workdir}/report.html")
+
+
+def _launcher(options: Namespace) -> dict[str, Any]:
+  """Returns the arguments of `sweep` that the options of a launcher make."""
+  if options.launcher is None:
+    return {}
+  wanted = cluster.resources(options.resources) if options.resources else {}
+  return {"launcher": jaxtune.on_ray(options.address, options.workers, wanted)}
 
 
 def _listed(kind: Callable[[str], Any], example: str) -> Callable[[str], list]:
@@ -98,6 +108,12 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
   "--metric": dict(help="what the report is sorted by (default: test loss)"),
   "--dry": dict(action="store_true", help="print trials, programs, memory and time; train nothing"),
   "--device": dict(help="with --dry, a device that need not be here, such as v5e:4x4"),
+  "--launcher": dict(choices=["ray", "slurm"], help="trains on a Ray cluster, or as a SLURM array"),
+  "--address": dict(
+    metavar="HOST:PORT", help="of the Ray cluster, or auto (default: one is started)"
+  ),
+  "--workers": dict(type=int, metavar="N", help="how many programs are trained at a time"),
+  "--resources": dict(metavar="cpu=4,gpu=1", help="what each takes; also tpu, memory=16G"),
   "--data": dict(metavar="FILE", help="in place of a config: JSON lines, CSV, TSV or Parquet"),
   **{f"--{name}": settings for name, settings in MADE.items()},
 }

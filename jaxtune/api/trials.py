@@ -17,7 +17,7 @@ from jaxtune import config as configs_
 from jaxtune import data, hosts, schema
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare
-from jaxtune.files import write_atomically
+from jaxtune.files import remove, write_atomically
 from jaxtune.models import hf
 from jaxtune.preflight import checks, cost, gradients, targets
 from jaxtune.runs import baseline, locks, results
@@ -57,6 +57,8 @@ def train(stage: Groups, numbers: Sequence[int] | None = None) -> None:
   tries it again.
   """
   chosen = range(len(stage.members)) if numbers is None else numbers
+  for left in (stage.folders[0].parents[1] / "groups").glob(".*"):  # by a process that was killed
+    shutil.rmtree(left, ignore_errors=True)
   waiting = {number: _waiting(stage, stage.members[number]) for number in chosen}
   hosts.wait("what is left")  # before any process trains, and so makes checkpoints
   for group in waiting.values():
@@ -141,10 +143,8 @@ def _train_group(
       for part in parts:
         _train_group(trials[part], folders[part], bases[part], smaller or 1)
     return
-  for folder in folders if hosts.primary() else ():
-    (folder / FAILED).unlink(missing_ok=True)
-  if hosts.primary():
-    shutil.rmtree(saved, ignore_errors=True)
+  for path in (*(folder / FAILED for folder in folders), saved) if hosts.primary() else ():
+    remove(path)
 
 
 def record_failure(folder: Path, reason: str) -> None:

@@ -117,6 +117,13 @@ def of_group(folder: Path, patience: float = 60) -> Iterator[None]:
     yield
 
 
+def holder(folder: Path) -> str | None:
+  """Returns the name of the process that has locked a folder, or None."""
+  with contextlib.suppress(OSError):
+    return (folder / NAME).read_text()
+  return None
+
+
 def works(sweep: Path) -> bool:
   """Says whether a process trains in the folder of a sweep or a run, or only groups of a sweep."""
   return in_use(sweep) or any(in_use(path.parent) for path in sweep.glob(f"*/*/{NAME}"))

@@ -47,14 +47,12 @@ def joined(address: str | None, cpus: int | None) -> Iterator[None]:
     ray.init  # noqa: B018
   except ImportError as error:
     raise UserError("--launcher ray needs Ray: pip install 'jaxtune[ray]'") from error
-  how = {"logging_level": logging.ERROR, "log_to_driver": False}
+  if address not in (None, "auto"):
+    _check_reached(address)
+  local = {"num_cpus": cpus, "include_dashboard": False} if address is None else {}
   try:
-    if address is None:
-      ray.init("local", num_cpus=cpus, include_dashboard=False, **how)
-    else:
-      if address != "auto":
-        _check_reached(address)
-      ray.init(address, **how)
+    with _quiet():
+      ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
   except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
     said = " ".join(str(error).split())[:300]
     raise _unreached(address, said) from error
@@ -63,6 +61,19 @@ def joined(address: str | None, cpus: int | None) -> Iterator[None]:
   finally:
     if trouble_of_head() is None:  # else it would wait for it, and abort
       ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Hides what libraries in C++ print on stderr: what is wrong is raised too."""
+  kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 2)
+  try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(nowhere)
 
 
 def _check_reached(address: str) -> None:
@@ -80,7 +91,8 @@ def _unreached(address: str | None, said: str) -> UserError:
   where = "no local Ray could be started" if address is None else f"no Ray cluster at {address}"
   return UserError(
     f"{where} ({said}): start one with `ray start --head`, and give its HOST:PORT, or `--address "
-    "auto` on one of its machines; without --address Ray is started here"
+    "auto` on one of its machines (with RAY_AUTH_MODE=token where it asks for one); without "
+    "--address Ray is started here"
   )
 
 
@@ -128,6 +140,9 @@ def need(wanted: Mapping[str, str], configs: Sequence[dict], machines: Sequence[
   return {name: count for name, count in found.items() if count}
 
 
-def write(need: Need) -> str:
-  """Writes resources as text."""
-  return ", ".join(f"{name} {count:,.0f}" for name, count in need.items())
+def write(resources: Need) -> str:
+  """Writes cores, devices and memory as text."""
+  shown = {name: f"{resources[name]:.0f}" for name in ("CPU", "GPU", "TPU") if name in resources}
+  if "memory" in resources:
+    shown["memory"] = f"{resources['memory'] / 2**30:.1f}G"
+  return ", ".join(f"{name} {count}" for name, count in shown.items())

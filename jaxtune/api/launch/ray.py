@@ -29,7 +29,6 @@ ray = libraries.Lazy("ray")
 PATIENCE = 30  # seconds for which a cluster may be without its head, or without a place to train
 NEWS = 2  # seconds between two reports of a worker
 LOSSES = 3  # workers that a group may lose before its trials count as failed
-KEPT = "what is done is kept, and the same command goes on from there"
 
 
 class Hand(NamedTuple):
@@ -124,14 +123,14 @@ def _train(crew: Crew, stage: stages.Stage) -> None:
 def _trouble(crew: Crew) -> str | None:
   """Says why the cluster can train nothing, or None."""
   if lost := cluster.trouble_of_head():
-    return f"{lost}: {KEPT}, once there is a cluster again"
+    return f"{lost}: start it again"
   machines = cluster.nodes()
   if cluster.places(crew.need, machines):
     return None
   largest = "; ".join(sorted({cluster.write(one) for one in machines})) or "none that lives"
   return (
     f"no machine of the Ray cluster has {cluster.write(crew.need)} for a group (there is {largest})"
-    f": start more with `ray start`, or give --resources; {KEPT}"
+    ": start more with `ray start`, or give other --resources"
   )
 
 
@@ -144,7 +143,7 @@ def _watch(crew: Crew, since: float | None) -> float | None:
   if (trouble := _trouble(crew)) is None:
     return None
   if since and time.monotonic() - since > PATIENCE:
-    raise UserError(trouble)
+    raise UserError(f"{trouble}; what is done is kept, and the same command goes on from there")
   return since or time.monotonic()
 
 
@@ -212,7 +211,7 @@ def _take(crew: Crew, call: Call, answer: Any) -> None:
   if call.what == "load":
     name, shared = answer
     how = "shares the folder" if shared else "does not share the folder, and sends its files"
-    print(f"worker {name} {how}")
+    print(f"worker {name} {how}", flush=True)
     crew.idle.append(Hand(call.hand.actor, name, shared))
   elif call.what == "news":
     _tell(crew, call.hand, answer)

@@ -29,7 +29,7 @@ RUN = (
 )  # fmt: skip
 SWEEP = (
   "notes.json", "results.csv", "results.parquet", "report.md", "report.html", "table.tex", "tuning",
-  "tuning.json", "groups", "plots", "trials",
+  "tuning.json", "groups", "plots", "slurm", "slurm.sh", "trials",
 )  # fmt: skip
 
 

@@ -23,6 +23,10 @@ from jaxtune.sweeps import tuning
 Launcher = Callable[[stages.Plan, Path], AbstractContextManager[Callable[[stages.Stage], None]]]
 
 
+class Elsewhere(Exception):
+  """Says that a sweep goes on without this process, and what is to be done for that."""
+
+
 @contextlib.contextmanager
 def here(plan: stages.Plan, workdir: Path) -> Iterator[Callable[[stages.Stage], None]]:
   """Trains in this process, group after group."""

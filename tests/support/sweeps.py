@@ -7,6 +7,7 @@ from pathlib import Path
 
 from support import folders, tiny
 
+NO_RAY = "ray is not installed: sweeps on a Ray cluster were not tested"
 _spec = importlib.util.spec_from_file_location(
   "faulty", tiny.ROOT / "experiments" / "reliability" / "faulty.py"
 )

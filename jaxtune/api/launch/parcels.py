@@ -88,6 +88,7 @@ def _write_folder(path: Path, contents: dict[str, bytes]) -> None:
   new = path.parent.with_name(f".{path.parent.name}.new")
   with writing(path):
     shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
     for name, content in contents.items():
       (new / name).parent.mkdir(parents=True, exist_ok=True)
       (new / name).write_bytes(content)

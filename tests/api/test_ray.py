@@ -26,27 +26,29 @@ def kill_a_worker(folder, killed):
   """Kills a worker that trains, once a checkpoint of a group is in the sweep's folder."""
   while not list(folder.glob("groups/*/*/state")):
     time.sleep(0.05)
-  for process in psutil.Process().children(recursive=True):
-    if process.cmdline()[:1] == ["ray::Worker.train"] and not killed:
-      killed.append(process.pid)
-      process.kill()
+  found = psutil.Process().children(recursive=True)
+  titles = (["ray::Worker.news"], ["ray::Worker.train"])
+  working = [one for one in found if one.cmdline()[:1] in titles]
+  killed.append(working[0].pid)
+  working[0].kill()
 
 
-@pytest.mark.parametrize("shared", [pytest.param(True, marks=pytest.mark.full), False])
-def test_a_lost_worker_changes_no_byte(ray, tmp_path, capsys, monkeypatch, shared):
-  grids = {"method.rank": [1, 2]}, {"method": [{"name": "prefix"}]}
+@pytest.mark.parametrize(
+  ("workers", "shared"), [(1, False), pytest.param(2, True, marks=pytest.mark.full)]
+)
+def test_a_lost_worker_changes_no_byte(ray, tmp_path, capsys, monkeypatch, workers, shared):
+  grids = [{"method.rank": [1, 2]}, {"method": [{"name": "prefix"}]}][:workers]
   config, killed = sweeps.config(tmp_path, *grids, steps=60), []
   whole, folder = tmp_path / "whole", tmp_path / "on_ray"
   jaxtune.sweep(config, whole)
-  if not shared:  # what the lock says is looked for by the workers
+  if not shared:  # workers look for what the lock of the folder says
     monkeypatch.setattr("jaxtune.api.launch.ray.locks.holder", lambda _: "another machine")
-  killer = threading.Thread(target=kill_a_worker, args=(folder, killed), daemon=True)
-  killer.start()
-  jaxtune.sweep(config, folder, launcher=jaxtune.on_ray(workers=2))
+  threading.Thread(target=kill_a_worker, args=(folder, killed), daemon=True).start()
+  jaxtune.sweep(config, folder, launcher=jaxtune.on_ray(workers=workers))
   said = capsys.readouterr()
   assert killed and said.err.count("is lost: its group goes on elsewhere") == 1
-  assert said.out.count(" shares the folder" if shared else "does not share the folder") == 3
-  assert "| program 2 of 2: 1 trials, prefix ..." in said.out
+  how = "shares the folder" if shared else "does not share the folder, and sends its files"
+  assert len(re.findall(rf"^worker \S+ {how}$", said.out, re.MULTILINE)) == workers + 1
   assert sweeps.differences(folder, whole) == ""
   assert not ray.is_initialized()
 

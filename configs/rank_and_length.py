@@ -1,4 +1,4 @@
-"""LoRA ranks, prefix lengths and other methods on a real BERT and three tasks, each at its own rate.
+"""LoRA ranks, prefix lengths and other methods of a real BERT on three tasks, each at its own rate.
 
   jaxtune sweep --config configs/rank_and_length.py:FOLDER,TASK --workdir runs/rank_and_length/TASK
 

@@ -76,7 +76,10 @@ def read(folder: Path) -> dict:
   schema.check(f"{path}: result", result, Result)
   written = {"files", "sha256"} & result.keys()  # older versions wrote neither
   if written and result.get("sha256") != _digest(result):
-    raise UserError(f"{path} is damaged: its content has another hash than it had when written")
+    raise UserError(
+      f"{path} is damaged or was edited: its content has another hash than it had when written; "
+      f"put it back, or delete {folder} to train the trial again"
+    )
   return result
 
 

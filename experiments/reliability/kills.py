@@ -182,9 +182,9 @@ def main() -> int:
   began = time.monotonic()
   finish(work, folder, None)
   whole, seconds, rows = faulty.contents(folder), time.monotonic() - began, []
-  for kind in options.kind or KINDS:
-    rng = random.Random(f"{options.seed}:{kind}")
-    for number in range(options.times):
+  rngs = {kind: random.Random(f"{options.seed}:{kind}") for kind in options.kind or KINDS}
+  for number in range(options.times):
+    for kind, rng in rngs.items():
       faulty.fresh(folder)
       # On Ray the start takes some seconds more; a worker is killed within its training.
       after = rng.random() * (seconds if kind in ("sweep", "worker") else 1.5 * seconds)

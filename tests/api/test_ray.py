@@ -26,11 +26,12 @@ def kill_a_worker(folder, killed):
   """Kills a worker that trains, once a checkpoint of a group is in the sweep's folder."""
   while not list(folder.glob("groups/*/*/state")):
     time.sleep(0.05)
-  found = psutil.Process().children(recursive=True)
-  titles = (["ray::Worker.news"], ["ray::Worker.train"])
-  working = [one for one in found if one.cmdline()[:1] in titles]
-  killed.append(working[0].pid)
-  working[0].kill()
+  titles = (["ray::Worker.news"], ["ray::Worker.train"])  # or, in between, ray::IDLE
+  while not killed:
+    for process in psutil.Process().children(recursive=True):
+      if process.cmdline()[:1] in titles and not killed:
+        killed.append(process.pid)
+        process.kill()
 
 
 @pytest.mark.parametrize(

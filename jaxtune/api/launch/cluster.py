@@ -36,8 +36,8 @@ def resources(text: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def joined(address: str | None, cpus: int | None) -> Iterator[None]:
-  """Joins the cluster at an address, or starts a local one with so many CPUs; leaves it at the end.
+def joined(address: str | None, cores: int) -> Iterator[None]:
+  """Joins the cluster at an address, or starts a local one of so many cores; leaves it at the end.
 
   Raises:
     UserError: where Ray is not installed, or the cluster cannot be reached.
@@ -49,7 +49,7 @@ def joined(address: str | None, cpus: int | None) -> Iterator[None]:
     raise UserError("--launcher ray needs Ray: pip install 'jaxtune[ray]'") from error
   if address not in (None, "auto"):
     _check_reached(address)
-  local = {"num_cpus": cpus, "include_dashboard": False} if address is None else {}
+  local = {"num_cpus": cores, "include_dashboard": False} if address is None else {}
   try:
     with _quiet():
       ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)

@@ -28,6 +28,7 @@ ray = libraries.Lazy("ray")
 
 PATIENCE = 30  # seconds for which a cluster may be without its head, or without a place to train
 NEWS = 2  # seconds between two reports of a worker
+HERE = 2  # workers on a machine that is no cluster and has no accelerators
 LOSSES = 3  # workers that a group may lose before its trials count as failed
 
 
@@ -75,19 +76,20 @@ def on_ray(
 
   Args:
     address: HOST:PORT of its head, or "auto" on one of its machines; None to start Ray here.
-    workers: how many groups are trained at a time; by default as many as there is room for, and two
-      on a Ray that is started here without accelerators.
+    workers: how many groups are trained at a time; by default as many as there is room for, and
+      `HERE` on a Ray that is started here and has no accelerators.
     resources: what a group takes, {"cpu": "4", "gpu": "1", "memory": "16G"}; see `cluster.need`.
   """
   wanted = resources or {}
-  cpus = (workers or 2) * int(wanted.get("cpu", 1)) if address is None else None
+  least = (workers or HERE) * int(wanted.get("cpu", 1))  # cores that a local Ray must count
 
   @contextlib.contextmanager
   def launcher(plan: stages.Plan, workdir: Path) -> Iterator[Callable[[stages.Stage], None]]:
-    with cluster.joined(address, cpus):
+    with cluster.joined(address, max(least, os.cpu_count() or 1)):
       need = cluster.need(wanted, plan.configs, cluster.nodes())
+      most = workers or (HERE if address is None and not {"GPU", "TPU"} & need.keys() else None)
       job = Job(plan, workdir.absolute(), locks.holder(workdir) or "", os.getcwd())
-      crew, losses, since = Crew(job, need, workers, [], {}), Counter(), None
+      crew, losses, since = Crew(job, need, most, [], {}), Counter(), None
       if trouble := _trouble(crew):
         raise UserError(trouble)
       while not crew.idle:  # the first worker has checked all that can be wrong
@@ -173,12 +175,18 @@ def _give(crew: Crew, stage: stages.Stage, number: int, group: list[int]) -> Non
 
 def _collect(crew: Crew, losses: Counter) -> list[int]:
   """Waits a second for answers, takes them, and returns the groups whose workers were lost."""
-  lost, (answers, _) = [], ray.wait(list(crew.calls), timeout=1)
+  lost, answers = [], []
+  if crew.calls:
+    answers, _ = ray.wait(list(crew.calls), timeout=1)
+  else:  # there is no room for a worker
+    time.sleep(1)
   for reference in answers:
     if (call := crew.calls.pop(reference, None)) is None:
       continue
     try:
       _take(crew, call, ray.get(reference))
+      if call.what != "news":
+        losses.pop(call.number, None)
     except ray.exceptions.RayTaskError as error:
       if not isinstance(error.cause, UserError):
         raise

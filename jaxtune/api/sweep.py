@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,6 +66,8 @@ def _run(
     curves = _tune(plan, workdir, train)
     settings, final = stages.final(plan, curves)
     train(final)
+  for left in (workdir / "groups").glob(".*") if hosts.primary() else ():  # by kills
+    shutil.rmtree(left)
   notes = {"compiled programs": len(final.groups())} | read_notes(workdir)
   outcomes, failed = collect.read(workdir, plan.names, settings, final.configs)
   if not outcomes:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -57,8 +56,6 @@ def train(stage: Groups, numbers: Sequence[int] | None = None) -> None:
   tries it again.
   """
   chosen = range(len(stage.members)) if numbers is None else numbers
-  for left in (stage.folders[0].parents[1] / "groups").glob(".*"):  # by a process that was killed
-    shutil.rmtree(left, ignore_errors=True)
   waiting = {number: _waiting(stage, stage.members[number]) for number in chosen}
   hosts.wait("what is left")  # before any process trains, and so makes checkpoints
   for group in waiting.values():

@@ -38,7 +38,7 @@ def kill_a_worker(folder, killed):
   ("workers", "shared"), [(1, False), pytest.param(2, True, marks=pytest.mark.full)]
 )
 def test_a_lost_worker_changes_no_byte(ray, tmp_path, capsys, monkeypatch, workers, shared):
-  grids = [{"method.rank": [1, 2]}, {"method": [{"name": "prefix"}]}][:workers]
+  grids = {"method.rank": [1, 2]}, {"optim.schedule": ["linear"]}  # two programs
   config, killed = sweeps.config(tmp_path, *grids, steps=60), []
   whole, folder = tmp_path / "whole", tmp_path / "on_ray"
   jaxtune.sweep(config, whole)

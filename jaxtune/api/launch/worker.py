@@ -55,7 +55,7 @@ class Worker:
     self.folder = job.workdir if self.shared else Path(tempfile.mkdtemp(prefix="jaxtune-"))
     self.known: parcels.Stamps = {}
     self.stages: dict[str, trials.Groups] = {}
-    self.idle, self.host = threading.Event(), socket.gethostname()
+    self.host, self.idle, self.files = socket.gethostname(), threading.Event(), threading.Lock()
     self.elsewhere = not job.holder.endswith(f" {self.host}")
 
   def load(self) -> tuple[str, bool]:
@@ -70,14 +70,15 @@ class Worker:
     Args:
       files: those of the group, for a worker that does not share the sweep's folder.
     """
-    if not self.shared:
-      shutil.rmtree(self.folder)
-      parcels.unpack(files, self.folder)
-      _, self.known = parcels.pack(self.folder, self.folder.glob("*/*"), {})
-    if stage.kind not in self.stages:
-      self.stages[stage.kind] = launch.grouped(stage, self.trials, self.folder)
     self.idle.clear()
+    with self.files:  # else `news` would tell that those of the group before are gone
+      if not self.shared:
+        shutil.rmtree(self.folder)
+        parcels.unpack(files, self.folder)
+        _, self.known = parcels.pack(self.folder, self.folder.glob("*/*"), {})
     try:
+      if stage.kind not in self.stages:
+        self.stages[stage.kind] = launch.grouped(stage, self.trials, self.folder)
       said, errors = contextlib.redirect_stdout(self.said), contextlib.redirect_stderr(self.said)
       with self._named(), said, errors:
         trials.train(self.stages[stage.kind], [number])
@@ -89,9 +90,10 @@ class Worker:
     self.idle.wait(seconds)
     files, text = None, self.said.getvalue()
     text = text[: text.rfind("\n") + 1]  # whole lines
-    if not self.shared:
-      places = self.folder.glob("*/*")
-      files, self.known = parcels.pack(self.folder, places, self.known)
+    with self.files:
+      if not self.shared:
+        places = self.folder.glob("*/*")
+        files, self.known = parcels.pack(self.folder, places, self.known)
     said, self.told = text[self.told :], len(text)
     return News(said, files)
 

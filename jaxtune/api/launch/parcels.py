@@ -59,13 +59,20 @@ def pack(sweep: Path, places: Iterable[Path], known: Stamps) -> tuple[Parcel, St
 
 def _contents(places: list[Path]) -> Iterator[Path]:
   """Yields the newest checkpoint of each group, then the trials' files, results before others."""
-  of_groups = [place for place in places if place.parent.name == "groups" and place.is_dir()]
-  for place in of_groups:
-    steps = [path for path in place.iterdir() if path.name.isdecimal()]
-    yield from sorted(steps, key=lambda path: int(path.name))[-1:]
-  trials = [place for place in places if place.parent.name != "groups" and place.is_dir()]
-  files = [path for place in trials for path in place.iterdir() if not path.name.startswith(".")]
+  for place in places:
+    if place.parent.name == "groups":
+      steps = [path for path in _listed(place) if path.name.isdecimal()]
+      yield from sorted(steps, key=lambda path: int(path.name))[-1:]
+  trials = [place for place in places if place.parent.name != "groups"]
+  files = [path for place in trials for path in _listed(place) if not path.name.startswith(".")]
   yield from sorted(files, key=lambda path: path.name != "result.json")
+
+
+def _listed(folder: Path) -> list[Path]:
+  """Lists a folder; [] if there is none, or none any more."""
+  with contextlib.suppress(FileNotFoundError):
+    return list(folder.iterdir())
+  return []
 
 
 def unpack(parcel: Parcel, sweep: Path) -> None:

@@ -31,7 +31,7 @@ from pathlib import Path
 import faulty
 import psutil
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "kills.csv"
 KINDS = ("sweep", "driver", "worker", "head")
 COLUMNS = ("kind", "number", "after", "verdict", "date")
 LIMIT = 600  # seconds for one command
@@ -181,25 +181,40 @@ def main() -> int:
   shutil.rmtree(folder)
   began = time.monotonic()
   finish(work, folder, None)
-  whole, seconds, rows = faulty.contents(folder), time.monotonic() - began, []
+  whole, seconds = faulty.contents(folder), time.monotonic() - began
+  kept = read() if options.keep else {}
   rngs = {kind: random.Random(f"{options.seed}:{kind}") for kind in options.kind or KINDS}
   for number in range(options.times):
     for kind, rng in rngs.items():
-      faulty.fresh(folder)
       # On Ray the start takes some seconds more; a worker is killed within its training.
       after = rng.random() * (seconds if kind in ("sweep", "worker") else 1.5 * seconds)
+      if (kind, str(number)) in kept:
+        continue
+      faulty.fresh(folder)
       try:
         kill(work, folder, kind, after)
         verdict = faulty.differences(faulty.contents(folder), whole) or "same"
       except RuntimeError as error:
         verdict = str(error)
       day = datetime.date.today().isoformat()
-      rows.append((kind, number, f"{after:.1f} s", " ".join(verdict.split()), day))
-      print(*rows[-1], sep=", ", flush=True)
-  if options.keep:
-    with (HERE / "kills.csv").open("w", newline="") as file:
-      csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
-  return int(any(verdict != "same" for *_, verdict, _ in rows))
+      row = (kind, str(number), f"{after:.1f} s", " ".join(verdict.split()), day)
+      kept[row[:2]] = dict(zip(COLUMNS, row, strict=True))
+      print(*row, sep=", ", flush=True)
+      if options.keep:
+        keep(kept)
+  return int(any(row["verdict"] != "same" for row in kept.values()))
+
+
+def read() -> dict[tuple[str, str], dict]:
+  with RESULTS.open(newline="") if RESULTS.exists() else open("/dev/null") as file:
+    return {(row["kind"], row["number"]): row for row in csv.DictReader(file)}
+
+
+def keep(rows: dict[tuple[str, str], dict]) -> None:
+  with RESULTS.open("w", newline="") as file:
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows.values())
 
 
 if __name__ == "__main__":

@@ -34,9 +34,8 @@ def kill_a_worker(folder, killed):
         process.kill()
 
 
-@pytest.mark.parametrize(
-  ("workers", "shared"), [(1, False), pytest.param(2, True, marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("workers", "shared"), [(1, False), (2, True)])
 def test_a_lost_worker_changes_no_byte(ray, tmp_path, capsys, monkeypatch, workers, shared):
   grids = {"method.rank": [1, 2]}, {"optim.schedule": ["linear"]}  # two programs
   config, killed = sweeps.config(tmp_path, *grids, steps=60), []
@@ -110,6 +109,7 @@ def test_what_a_group_takes():
       "unknown resource .*'gpus'; did you mean 'gpu'",
     ),
     (["--launcher", "ray", "--resources", "gpu=one"], "has 'gpu=one', expected such as cpu=4"),
+    (["--launcher", "ray", "--resources", "time=2:00"], "time is for --launcher slurm"),
     (["--launcher", "ray", "--workers", "0"], "--workers is 0, expected 1 or more"),
     (["--launcher", "slurm", "--address", "a:1"], "--address goes with --launcher ray"),
     (["--workers", "2"], "--workers goes with --launcher"),

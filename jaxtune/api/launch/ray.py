@@ -81,6 +81,8 @@ def on_ray(
     resources: what a group takes, {"cpu": "4", "gpu": "1", "memory": "16G"}; see `cluster.need`.
   """
   wanted = resources or {}
+  if "time" in wanted:
+    raise UserError("--resources: time is for --launcher slurm, Ray has no limit of time")
   least = (workers or HERE) * int(wanted.get("cpu", 1))  # cores that a local Ray must count
 
   @contextlib.contextmanager

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from jaxtune import config, data, hosts, peft, sharding, tree
 from jaxtune.evaluation import compare, judge
-from jaxtune.runs import folder, programs
+from jaxtune.runs import costs, folder, programs
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial
 from jaxtune.training import checkpoint, loop, turns
@@ -74,30 +74,54 @@ def train(
   judged = [one._replace(untuned=base.base.predictions) for one, base in pairs]
   three = zip(judged, untuned, trials, strict=True)
   facts = [compare.record(one, base, evaluator, t.dataset) | shared for one, base, t in three]
-  return _write(trials, folders, shapes, arrays, judged, facts)
+  counts = [step_counts(arrays[1], options, e, one.metrics) for e, one in enumerate(judged)]
+  spent = _spent(trials, shapes, group, progress, [count["stopped_at"] for count in counts])
+  facts = [a | b | c for a, b, c in zip(facts, counts, spent, strict=True)]
+  return _write(trials, folders, shapes, arrays[0], judged, facts)
+
+
+def _spent(
+  trials: Sequence[Trial],
+  shapes: Sequence[State],
+  group: loop.Group,
+  progress: Progress,
+  updates: Sequence[int],
+) -> list[dict[str, int]]:
+  """Returns what the training of each trial has cost; see `costs`."""
+  counters = costs.counters(trials, shapes, group.base)
+  three = zip(trials, counters, updates, strict=True)
+  spent = [costs.of_training(*one) for one in three]
+  if group.options.parallel == "pmap":  # whose memory jax does not tell
+    return spent
+  chosen, turns = np.arange(group.places or len(trials)), group.places is not None
+  shared = (group.base, chosen) if turns else group.base
+  batch = group.batch(chosen, np.zeros_like(chosen))
+  arguments = (progress.state, progress.sums), shared, batch
+  memory = costs.memory(group.step, arguments, shapes, group.chunk, turns)
+  pairs = zip(spent, memory or [None] * len(spent), strict=True)
+  return [one | ({} if taken is None else {"memory": taken}) for one, taken in pairs]
 
 
 def _write(
   trials: Sequence[Trial],
   folders: Sequence[Path],
-  shapes: Sequence[peft.Overlay],
-  arrays: tuple[peft.Overlay, Progress],
+  shapes: Sequence[State],
+  overlays: peft.Overlay,
   judged: Sequence[judge.Judged],
   facts: Sequence[dict],
 ) -> list[dict]:
   """Writes each trial's weights, predictions and result; returns the results.
 
   Args:
-    shapes: of each trial's overlay without the padding of its group.
-    arrays: the overlays that the trials keep, stacked, and the counts of their progress.
+    shapes: of each trial's state without the padding of its group.
+    overlays: those that the trials keep, stacked.
     facts: what else each result says.
   """
-  overlays, counts = arrays
-  options, results = TrainOptions(**trials[0].config["train"]), []
+  results = []
   for e, (trial, one) in enumerate(zip(trials, judged, strict=True)):
-    overlay = tree.crop(jax.tree.map(lambda x, e=e: x[e], overlays), shapes[e])
-    known = facts[e] | step_counts(counts, options, e, one.metrics)
-    results.append(folder.finish(folders[e], trial, overlay, one, known))
+    own = peft.Overlay(shapes[e].tuned, shapes[e].hyper)
+    overlay = tree.crop(jax.tree.map(lambda x, e=e: x[e], overlays), own)
+    results.append(folder.finish(folders[e], trial, overlay, one, facts[e]))
   return results
 
 
@@ -117,10 +141,10 @@ def _turns(trials: Sequence[Trial], options: TrainOptions) -> tuple[turns.Rule |
 
 def _started(
   trials: Sequence[Trial], parallel: sharding.Parallel
-) -> tuple[State, list[peft.Overlay], PyTree]:
-  """Returns the trials' first states, stacked; the shapes of their overlays; the frozen base."""
+) -> tuple[State, list[State], PyTree]:
+  """Returns the trials' first states, stacked; the shapes of each alone; the frozen base."""
   states, bases = zip(*map(first_state, trials), strict=True)
-  shapes = [jax.eval_shape(lambda s=s: peft.Overlay(s.tuned, s.hyper)) for s in states]
+  shapes = [jax.eval_shape(lambda s=s: s) for s in states]
   return tree.stack(list(states)), shapes, parallel.put(bases[0])
 
 

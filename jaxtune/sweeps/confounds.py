@@ -182,17 +182,20 @@ def tokens(evidence: Evidence) -> list[Caution]:
   text = (
     "Different amounts of training data: from about "
     f"{amounts[least]:,.0f} tokens ({evidence.rows[least].label}) to {amounts[most]:,.0f} "
-    f"({evidence.rows[most].label}), which are updates x batch size x mean length. Steps, "
-    "patience, batch sizes, lengths or mixtures differ, and a difference may be theirs."
+    f"({evidence.rows[most].label}), without padding. Steps, patience, batch sizes, lengths or "
+    "mixtures differ, and a difference may be theirs."
   )
   return of_rows("tokens", text, [evidence.rows[i] for i in amounts])
 
 
 def tokens_seen(result: dict, config: Mapping[str, Any]) -> float | None:
-  """Estimates the tokens that a trial was trained on: draws times the mean length of an example.
+  """Returns the tokens that a trial was trained on, as its result counts them.
 
-  None where the counts are not known, or where a row of the batch holds several examples.
+  Of a result without this count they are estimated, as draws times the mean length of an example;
+  None where that is not known, or where a row of the batch holds several examples.
   """
+  if "tokens" in result:
+    return result["tokens"]
 
   def length(report: Mapping) -> float:
     counts = report["splits"]["train"]

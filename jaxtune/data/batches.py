@@ -105,7 +105,7 @@ def batch(
 
 
 def kinds(split: Split | Stream, steps: int, batch_size: int) -> list[tuple[int, Batch]]:
-  """Returns a batch of every shape that a run's batches have, with how many of its steps have it."""
+  """Returns a batch of every shape that a run has, with the number of its steps."""
   if not split.order:
     return [(steps, batch(split, 0, 0, batch_size))]
   first = np.zeros(batch_size, np.int64)

@@ -38,7 +38,7 @@ def results(config, tmp_path_factory):
 
 
 def test_flops_are_those_of_the_products(config, results):
-  """A site of rank R has six products of R (inputs + outputs) numbers: x a, (x a) b and gradients."""
+  """A site has x a, (x a) b and two gradients of each: 6 R (inputs + outputs) FLOP for a token."""
   one, four, alone = results
   train = load_data(jaxtune.config.complete(config)).train
   widths = [data.batch(train, 1, step, BATCH)["tokens"].shape[1] for step in range(STEPS)]

@@ -126,9 +126,10 @@ def _solve(trial_of: Callable[[dict], Trial], setting: dict) -> tuple[dict, list
   for gap in gaps:
     if (gap.axis == matching.STEPS) != (gap in updates) or len(sizes) > 1:
       raise UserError(f"{gap.axis} is left open for {gap.budget}: declare it by declare.match")
-  known, said = {k: v for k, v in setting.items() if k != matching.STEPS or not updates}, []
+  bare = {k: v for k, v in setting.items() if k != matching.STEPS or not updates}
+  known, said = bare, []
   for gap in sizes:
-    count = lambda n, gap=gap: budgets.parameters(trial_of(_filled(known, gap, n)))
+    count = lambda n, gap=gap: budgets.parameters(trial_of(_filled(bare, gap, n)))
     number, words = _nearest(count, gap, _method(known), gap.path[-1])
     known, said = _filled(known, gap, number), [words]
   for gap in updates:

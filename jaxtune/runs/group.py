@@ -67,17 +67,16 @@ def train(
     )
     progress = loop.run(group, progress)
   overlays, judged = _judged(evaluator, base, trials, progress, options)
-  arrays = hosts.fetch((overlays, progress._replace(state=None, tuned=None)))
-  seconds = round(clock() / len(trials), 2)
-  shared = {"seconds": seconds, "trials_in_program": len(trials), "versions": versions}
+  overlays, counts = hosts.fetch((overlays, progress._replace(state=None, tuned=None)))
+  shared = {"seconds": round(clock() / len(trials), 2), "trials_in_program": len(trials)}
   pairs = zip(judged, untuned, strict=True)
   judged = [one._replace(untuned=base.base.predictions) for one, base in pairs]
-  three = zip(judged, untuned, trials, strict=True)
-  facts = [compare.record(one, base, evaluator, t.dataset) | shared for one, base, t in three]
-  counts = [step_counts(arrays[1], options, e, one.metrics) for e, one in enumerate(judged)]
-  spent = _spent(trials, shapes, group, progress, [count["stopped_at"] for count in counts])
-  facts = [a | b | c for a, b, c in zip(facts, counts, spent, strict=True)]
-  return _write(trials, folders, shapes, arrays[0], judged, facts)
+  steps = [step_counts(counts, options, e, one.metrics) for e, one in enumerate(judged)]
+  spent = _spent(trials, shapes, group, progress, [one["stopped_at"] for one in steps])
+  known = [shared | {"versions": versions} | a | b for a, b in zip(steps, spent, strict=True)]
+  four = zip(judged, untuned, trials, known, strict=True)
+  facts = [compare.record(one, base, evaluator, t.dataset) | more for one, base, t, more in four]
+  return _write(trials, folders, shapes, overlays, judged, facts)
 
 
 def _spent(

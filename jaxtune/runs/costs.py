@@ -98,7 +98,7 @@ def _inner(values: Any) -> Iterator[Any]:
 
 def memory(
   step: Any, arguments: tuple, states: Sequence[State], chunk: int, turns: bool = False
-) -> list[int] | None:
+) -> list[int]:
   """Returns the bytes that the training of each trial takes on a device, as if it ran alone.
 
   These are the frozen base, its own state (weights, moments of the optimizer) and the working
@@ -116,8 +116,6 @@ def memory(
   count = next(iter(batch.values())).shape[0]  # of the trials that take a step
   numbers = stacked.step.shape[0]
   analysis = step.lower(*arguments).compile().memory_analysis()
-  if analysis is None:  # of a device that tells nothing
-    return None
   # A loop over chunks gathers its results in a copy, and turns first take the states out of all.
   copies = (turns + (chunk < count)) * count * sharding.held(stacked) / numbers
   working = max(analysis.temp_size_in_bytes - copies, 0) / min(chunk, count)

@@ -66,15 +66,13 @@ def train(
       *(places, chunk, rule),
     )
     progress = loop.run(group, progress)
-  overlays, judged = _judged(evaluator, base, trials, progress, options)
+  overlays, judged = _judged(evaluator, base, trials, progress, untuned)
   overlays, counts = hosts.fetch((overlays, progress._replace(state=None, tuned=None)))
-  shared = {"seconds": round(clock() / len(trials), 2), "trials_in_program": len(trials)}
-  pairs = zip(judged, untuned, strict=True)
-  judged = [one._replace(untuned=base.base.predictions) for one, base in pairs]
-  steps = [step_counts(counts, options, e, one.metrics) for e, one in enumerate(judged)]
-  spent = _spent(trials, shapes, group, progress, [one["stopped_at"] for one in steps])
-  known = [shared | {"versions": versions} | a | b for a, b in zip(steps, spent, strict=True)]
-  four = zip(judged, untuned, trials, known, strict=True)
+  seconds = round(clock() / len(trials), 2)
+  shared = {"seconds": seconds, "trials_in_program": len(trials), "versions": versions}
+  known = [shared | step_counts(counts, options, e, j.metrics) for e, j in enumerate(judged)]
+  spent = _spent(trials, shapes, group, progress, known)
+  four = zip(judged, untuned, trials, spent, strict=True)
   facts = [compare.record(one, base, evaluator, t.dataset) | more for one, base, t, more in four]
   return _write(trials, folders, shapes, overlays, judged, facts)
 
@@ -84,21 +82,20 @@ def _spent(
   shapes: Sequence[State],
   group: loop.Group,
   progress: Progress,
-  updates: Sequence[int],
-) -> list[dict[str, int]]:
-  """Returns what the training of each trial has cost; see `costs`."""
+  known: Sequence[dict],
+) -> list[dict]:
+  """Adds to what is known of each trial, as its count of updates, what it has cost; see `costs`."""
+  spent = []
   counters = costs.counters(trials, shapes, group.base)
-  three = zip(trials, counters, updates, strict=True)
-  spent = [costs.of_training(*one) for one in three]
+  for trial, flops, one in zip(trials, counters, known, strict=True):
+    spent.append(one | costs.of_training(trial, flops, one["stopped_at"]))
   if group.options.parallel == "pmap":  # whose memory jax does not tell
     return spent
   chosen, turns = np.arange(group.places or len(trials)), group.places is not None
   shared = (group.base, chosen) if turns else group.base
-  batch = group.batch(chosen, np.zeros_like(chosen))
-  arguments = (progress.state, progress.sums), shared, batch
+  arguments = (progress.state, progress.sums), shared, group.batch(chosen, np.zeros_like(chosen))
   memory = costs.memory(group.step, arguments, shapes, group.chunk, turns)
-  pairs = zip(spent, memory or [None] * len(spent), strict=True)
-  return [one | ({} if taken is None else {"memory": taken}) for one, taken in pairs]
+  return [one | {"memory": taken} for one, taken in zip(spent, memory, strict=True)]
 
 
 def _write(
@@ -207,12 +204,13 @@ def _judged(
   base: PyTree,
   trials: Sequence[Trial],
   progress: Progress,
-  options: TrainOptions,
+  untuned: Sequence[compare.Untuned],
 ) -> tuple[peft.Overlay, list[judge.Judged]]:
   """Returns the overlays that the trials keep, stacked, and what each of them scores.
 
   Of trials that left early that is their last validation loss.
   """
+  options = TrainOptions(**trials[0].config["train"])
   best = options.keep == "best" and trials[0].dataset.validation is not None
   overlays = peft.Overlay(progress.tuned if best else progress.state.tuned, progress.state.hyper)
   exited, losses = hosts.fetch((progress.exited, progress.losses))
@@ -224,7 +222,8 @@ def _judged(
   scores = judge.judge_splits(evaluator, kept, base, datasets, seeds)
   fits = train_metrics(evaluator, kept, base, datasets)
   for e, fit, score in zip(left, fits, scores, strict=True):
-    judged[e] = score._replace(metrics=fit | score.metrics)
+    before = untuned[e].base.predictions
+    judged[e] = score._replace(metrics=fit | score.metrics, untuned=before)
   return overlays, judged
 
 

@@ -123,7 +123,9 @@ function drawLines(to, members, axis, colorOf) {
 }
 
 function addPareto() {
-  const costs = Object.entries(data.costs);
+  const varies = (key) => unique(data.configurations.map((one) => one.costs[key])).length > 1;
+  const known = Object.entries(data.costs);
+  const costs = known.some(([key]) => varies(key)) ? known.filter(([key]) => varies(key)) : known;
   if (!costs.length) return;
   const element = section("pareto", "Quality against cost",
     "The dotted line is the Pareto front: no configuration is better at the same or a lower cost.");

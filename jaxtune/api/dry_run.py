@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from jaxtune import data
 from jaxtune.api import matched, plan, sweep
 from jaxtune.preflight import pace
 from jaxtune.runs.trial import Trial
@@ -110,11 +109,10 @@ def _choosing(
 
 
 def _tokens(trial: Trial) -> int:
-  """Returns how many tokens a trial is trained on, about; of a stream, at most."""
+  """Returns how many tokens a trial is trained on, without padding; of a stream, at most."""
   split, train = trial.dataset.train, trial.config["train"]
-  lengths = getattr(split, "lengths", {"tokens": np.full(1, split.width)})
-  a_row = sum(float(counts.mean()) for counts in lengths.values())
-  return round(a_row * train["batch_size"] * train["steps"])
+  seen = data.tokens_seen(split, trial.config["seed"], train["steps"], train["batch_size"])
+  return split.width * train["batch_size"] * train["steps"] if seen is None else seen
 
 
 def _memory(cost: dict) -> dict[str, float]:

@@ -87,8 +87,9 @@ def match(config: Any, workdir: Path | None = None) -> Matched:
 
 
 def keep(matched: Matched, workdir: Path) -> None:
-  """Writes matched.json, if anything was open."""
+  """Writes matched.json, if anything was open, and prints what was reached."""
   if matched.reached:
+    print("equal budgets:", *matched.reached, sep="\n  ")
     kept = {"given": matched.given, "sweep": matched.config["sweep"], "reached": matched.reached}
     write_atomically(workdir / FILE, json.dumps(kept, indent=2))
 

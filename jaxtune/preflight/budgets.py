@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxtune import peft, tree
+from jaxtune import hosts, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.preflight import checks, cost, lowered
 from jaxtune.runs import costs
@@ -81,5 +81,6 @@ def seconds(trial: Trial) -> Callable[[int], float]:
     began = time.perf_counter()
     carry = jax.block_until_ready(step(carry, base, batch))
     taken.append(time.perf_counter() - began)
-  pace = statistics.median(taken[1:]) / work(1)  # the first batch is the widest
+  # In whole microseconds, which all processes have from the first one. The first batch is the widest.
+  pace = 1e-6 * hosts.of_first(max(round(1e6 * statistics.median(taken[1:])), 1)) / work(1)
   return lambda updates: pace * work(updates)

@@ -104,7 +104,8 @@ def memory(
   These are the frozen base, its own state (weights, moments of the optimizer) and the working
   memory of one trial. The last is what the group's compiled step needs beside its arguments, by
   XLA's own figure, without the copies of the group's states, divided by the trials that one vmap
-  computes. jax has the compiled step at hand once it was called, so that nothing is compiled.
+  computes: near what the trial's own program would take, less so for a large state that takes
+  turns. jax has the compiled step at hand once it was called, so that nothing is compiled.
 
   Args:
     step: what `Parallel.compile` returned.
@@ -116,9 +117,12 @@ def memory(
   count = next(iter(batch.values())).shape[0]  # of the trials that take a step
   numbers = stacked.step.shape[0]
   analysis = step.lower(*arguments).compile().memory_analysis()
-  # A loop over chunks gathers its results in a copy, and turns first take the states out of all.
-  copies = (turns + (chunk < count)) * count * sharding.held(stacked) / numbers
-  working = max(analysis.temp_size_in_bytes - copies, 0) / min(chunk, count)
+  # A loop over chunks gathers its results in a copy. Turns first take the states out of all, and
+  # then choose between a chunk's states before and after the step.
+  together = min(chunk, count)
+  copies = (chunk < count) * count + turns * (count + together)
+  beside = analysis.temp_size_in_bytes - copies * sharding.held(stacked) / numbers
+  working = max(beside, 0) / together
   base = sharding.held(shared[0] if turns else shared)
   bytes_of = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
   here = stacked.step.sharding.shard_shape(stacked.step.shape)[0]  # trials on a device

@@ -72,15 +72,14 @@ def seconds(trial: Trial) -> Callable[[int], float]:
   program = lowered.lower_step(lowered.outline(alone), lowered.step_batch(alone), 1)
   step, ((carry, base, batch), _) = program.compile(), program.args_info
   # Numbers are 0, and ids and masks are 1, so that some tokens are real.
-  fill = lambda x, at: jnp.full(
-    x.shape, not jnp.issubdtype(x.dtype, jnp.floating), x.dtype, device=at
-  )
+  value = lambda dtype: 0 if jnp.issubdtype(dtype, jnp.floating) else 1
+  fill = lambda x, at: jnp.full(x.shape, value(x.dtype), x.dtype, device=at)
   carry, base, batch = jax.tree.map(fill, (carry, base, batch), step.input_shardings[0])
   taken = []
   for _ in range(1 + MEASURED):
     began = time.perf_counter()
     carry = jax.block_until_ready(step(carry, base, batch))
     taken.append(time.perf_counter() - began)
-  # In whole microseconds, which all processes have from the first one. The first batch is the widest.
+  # In microseconds, as whole numbers are what processes share. The first batch is the widest.
   pace = 1e-6 * hosts.of_first(max(round(1e6 * statistics.median(taken[1:])), 1)) / work(1)
   return lambda updates: pace * work(updates)

@@ -119,7 +119,7 @@ def said(work: Path) -> str:
   return (work / "said").read_text(errors="replace")
 
 
-def until(work: Path, process: subprocess.Popen, seconds: float) -> None:
+def until(process: subprocess.Popen, seconds: float) -> None:
   """Waits so long, or until the process has ended."""
   with contextlib.suppress(subprocess.TimeoutExpired):
     process.wait(seconds)
@@ -128,32 +128,38 @@ def until(work: Path, process: subprocess.Popen, seconds: float) -> None:
 def finish(work: Path, folder: Path, address: str | None) -> None:
   """Runs the sweep to its end."""
   process = start(work, folder, address)
-  until(work, process, LIMIT)
+  until(process, LIMIT)
   if process.poll() != 0:
     process.kill()
     raise RuntimeError(f"ended with {process.poll()}: {said(work)[-600:]}")
 
 
-def kill(work: Path, folder: Path, kind: str, after: float) -> None:
-  """Starts the sweep, kills what is named after so many seconds, and brings it to its end."""
+def kill(work: Path, folder: Path, kind: str, after: float) -> bool:
+  """Starts the sweep, kills what is named after so many seconds, and brings it to its end.
+
+  Returns:
+    whether the sweep was under way by then.
+  """
   with head(work) if kind != "sweep" else contextlib.nullcontext() as address:
     process = start(work, folder, address)
     if kind == "worker":  # the seconds count from its first update
       while process.poll() is None and not list(folder.glob("*/*/metrics.jsonl")):
         time.sleep(0.1)
-    until(work, process, after)
+    until(process, after)
+    if process.poll() == 0:
+      return False
     if kind in ("sweep", "driver"):
       process.kill()
       process.wait()
       finish(work, folder, address)
-      return
+      return True
     if kind == "worker":
       workers = re.findall(r"^worker \S+:(\d+) ", said(work), re.MULTILINE)
       with contextlib.suppress(ProcessLookupError):
         os.kill(int(random.Random(after).choice(workers)), signal.SIGKILL)
     else:
       end_head(work)
-    until(work, process, LIMIT)
+    until(process, LIMIT)
   if kind == "head" and process.returncode:
     last = said(work).strip().splitlines()[-1]
     if process.returncode != 2 or not re.match("jaxtune: .*(is lost|cannot|no machine)", last):
@@ -162,6 +168,7 @@ def kill(work: Path, folder: Path, kind: str, after: float) -> None:
       finish(work, folder, address)
   elif process.returncode:
     raise RuntimeError(f"ended with {process.returncode}: {said(work)[-600:]}")
+  return True
 
 
 def main() -> int:
@@ -192,7 +199,9 @@ def main() -> int:
         continue
       faulty.fresh(folder)
       try:
-        kill(work, folder, kind, after)
+        while not kill(work, folder, kind, after):  # it had ended by then
+          faulty.fresh(folder)
+          after /= 2
         verdict = faulty.differences(faulty.contents(folder), whole) or "same"
       except RuntimeError as error:
         verdict = str(error)

@@ -14,7 +14,7 @@ import jax
 
 from jaxtune import config as configs_
 from jaxtune import hosts, libraries, schema
-from jaxtune.api import launch, stages
+from jaxtune.api import launch, matched, stages
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.runs import locks
@@ -59,10 +59,13 @@ def _run(
   notes: Mapping | None,
   launcher: launch.Launcher,
 ) -> list[dict]:
+  found = matched.match(config, workdir)
+  config, notes = found.config, (notes or {}) | found.notes or None
   plan = plan_of(config, metric, most_trials)
   stages.check_folders(plan, workdir)  # before anything is written
   with launcher(plan, workdir) as train:
     _begin(workdir, config, notes)
+    matched.keep(found, workdir)
     curves = _tune(plan, workdir, train)
     settings, final = stages.final(plan, curves)
     train(final)

@@ -94,11 +94,16 @@ def on_ray(
       crew, losses, since = Crew(job, need, most, [], {}), Counter(), None
       if trouble := _trouble(crew):
         raise UserError(trouble)
+      began = time.monotonic()
       while not crew.idle:  # the first worker has checked all that can be wrong
         since = _watch(crew, since)
         if since is None:
           _hire(crew, max(len(stage.groups()) for stage in plan.stated()) or 1)
         _collect(crew, losses)
+        if began and time.monotonic() - began > PATIENCE:
+          free = cluster.write(ray.available_resources())
+          print(f"no worker yet: one takes {cluster.write(need)}, and free is {free}", flush=True)
+          began = None
       yield lambda stage: _train(crew, stage)
 
   return launcher
@@ -197,6 +202,7 @@ def _collect(crew: Crew, losses: Counter) -> list[int]:
       if call.what == "news":
         continue
       losses[call.number] += 1
+      _dropped(crew, call.hand)
       with contextlib.suppress(Exception):  # it may live on where nothing reaches it
         ray.kill(call.hand.actor)
       _say_lost(call, losses[call.number], error)
@@ -228,12 +234,18 @@ def _take(crew: Crew, call: Call, answer: Any) -> None:
     if any(c.what == "train" and c.hand == call.hand for c in crew.calls.values()):
       crew.calls[call.hand.actor.news.remote(NEWS)] = call
   else:
-    of_hand = lambda c: c.what == "news" and c.hand == call.hand
-    for reference in [ref for ref, c in crew.calls.items() if of_hand(c)]:
-      del crew.calls[reference]
+    for reference in _dropped(crew, call.hand):
       _tell(crew, call.hand, ray.get(reference))
     _tell(crew, call.hand, ray.get(call.hand.actor.news.remote(0)))
     crew.idle.append(call.hand)
+
+
+def _dropped(crew: Crew, hand: Hand) -> list[Any]:
+  """Takes all calls of a worker out of the crew's, and returns their references."""
+  references = [reference for reference, call in crew.calls.items() if call.hand == hand]
+  for reference in references:
+    del crew.calls[reference]
+  return references
 
 
 def _tell(crew: Crew, hand: Hand, news: News) -> None:

@@ -1,0 +1,36 @@
+"""A reward model, which gives an answer a number, learnt from comparisons (Bradley & Terry 1952)."""
+
+from __future__ import annotations
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxtune.data import views
+from jaxtune.data.encode import pairs
+from jaxtune.objectives import Batch, Forward, Sums, preferred
+from jaxtune.schema import NonNegative
+
+HEAD = "reward"
+MEASURES = ("loss", "accuracy", "margin", "chosen", "rejected")
+METRICS = ()
+VIEW = views.PAIRS
+NUMBERS = ("margin", "centring")
+
+read, encode = pairs.read, pairs.encode
+
+
+def loss(
+  forward: Forward, batch: Batch, margin: NonNegative = 0.0, centring: NonNegative = 0.0
+) -> tuple[Float[Array, " B"], Sums]:
+  """Returns each pair's -log sigmoid(r(chosen) - r(rejected) - margin) + centring * (sum of both)^2.
+
+  Args:
+    forward: (batch) -> rewards in fp32, one for each row of tokens.
+    batch: tokens, mask and weights (B, 2, T); see `encode.pairs`.
+    margin: by how much the chosen answer's reward should be larger (Touvron et al. 2023).
+    centring: keeps rewards near 0, which comparisons leave open (Eisenstein et al. 2023).
+  """
+  flat = {name: x.reshape(-1, x.shape[2]) for name, x in batch.items() if x.ndim == 3}
+  rewards_B2 = forward(flat).reshape(-1, 2)
+  losses_B = -jax.nn.log_sigmoid(rewards_B2[:, 0] - rewards_B2[:, 1] - margin)
+  return preferred(losses_B + centring * rewards_B2.sum(1) ** 2, rewards_B2, batch)

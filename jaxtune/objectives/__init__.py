@@ -58,10 +58,14 @@ def module(name: str) -> ModuleType:
   return importlib.import_module(f"jaxtune.objectives.{name}")
 
 
-def static(section: dict) -> dict:
-  """Returns a config's section without the options that are arrays."""
-  numbers = getattr(module(section["name"]), "NUMBERS", ())
-  return {key: value for key, value in section.items() if key not in numbers}
+def numbers(section: dict) -> dict[str, float]:
+  """Returns the options of a config's section that are arrays of a trial."""
+  return {name: section[name] for name in getattr(module(section["name"]), "NUMBERS", ())}
+
+
+def static(section: dict) -> dict[str, Any]:
+  """Returns the other options, which are compiled into a program, with the name."""
+  return {key: value for key, value in section.items() if key not in numbers(section)}
 
 
 def preferred(

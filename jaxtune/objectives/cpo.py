@@ -1,4 +1,4 @@
-"""Contrastive preference optimisation: DPO without a reference, beside imitation (Xu et al. 2024)."""
+"""Contrastive preference optimisation: DPO without a reference, and imitation (Xu et al. 2024)."""
 
 from __future__ import annotations
 

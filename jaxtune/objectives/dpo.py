@@ -1,7 +1,7 @@
 """Direct preference optimisation: the policy is its own reward model (Rafailov et al. 2023).
 
-The implicit reward of an answer is beta * log(p(answer) / p_reference(answer)). The reference is the
-frozen base, or the adapter that training starts from, so that it costs no second model.
+The implicit reward of an answer is beta * log(p(answer) / p_reference(answer)). The reference is
+the frozen base, or the adapter that training starts from, so that it costs no second model.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ def loss(
     forward: (batch, score=, targets=) -> score(logits, targets), as for `sft.loss`.
     batch: tokens, mask and weights (B, 2, T), and reference (B, 2); see `encode.pairs`.
     kind: "sigmoid" -log sigmoid(beta d); "hinge" max(0, 1 - beta d) (SLiC, Zhao et al. 2023); "ipo"
-      (d - 1 / (2 beta))^2 with log-probabilities divided by their tokens (Azar et al. 2023, equation
-      17); "robust" the sigmoid loss without the bias of flipped labels (Chowdhury et al. 2024).
+      (d - 1 / (2 beta))^2 with log-probabilities divided by their tokens (Azar et al. 2023,
+      equation 17); "robust" the sigmoid loss without the bias of flipped labels (Chowdhury et al.
+      2024).
     beta: how strongly the policy is held to the reference; the smaller, the further it may go.
     label_smoothing: the share of pairs that are taken to be the wrong way round, below 0.5; for
       sigmoid (Mitchell 2023) and robust.

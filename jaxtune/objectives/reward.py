@@ -1,4 +1,4 @@
-"""A reward model, which gives an answer a number, learnt from comparisons (Bradley & Terry 1952)."""
+"""A reward model, which scores an answer, learnt from comparisons (Bradley & Terry 1952)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from jaxtyping import Array, Float
 
 from jaxtune.data import views
 from jaxtune.data.encode import pairs
-from jaxtune.objectives import Batch, Forward, Sums, preferred
+from jaxtune.objectives import Batch, Forward, Sums, choices, preferred
 from jaxtune.schema import NonNegative
 
 HEAD = "reward"
-MEASURES = ("loss", "accuracy", "margin", "chosen", "rejected")
-METRICS = ()
+MEASURES = ("loss", "margin", "chosen", "rejected")
+METRICS = ("accuracy",)
 VIEW = views.PAIRS
 NUMBERS = ("margin", "centring")
 
 read, encode = pairs.read, pairs.encode
+decode, references = choices.decode, choices.references
 
 
 def loss(
   forward: Forward, batch: Batch, margin: NonNegative = 0.0, centring: NonNegative = 0.0
 ) -> tuple[Float[Array, " B"], Sums]:
-  """Returns each pair's -log sigmoid(r(chosen) - r(rejected) - margin) + centring * (sum of both)^2.
+  """Returns each pair's -log sigmoid(r_chosen - r_rejected - margin) + centring * (sum of both)^2.
 
   Args:
     forward: (batch) -> rewards in fp32, one for each row of tokens.
@@ -30,7 +31,16 @@ def loss(
     margin: by how much the chosen answer's reward should be larger (Touvron et al. 2023).
     centring: keeps rewards near 0, which comparisons leave open (Eisenstein et al. 2023).
   """
-  flat = {name: x.reshape(-1, x.shape[2]) for name, x in batch.items() if x.ndim == 3}
-  rewards_B2 = forward(flat).reshape(-1, 2)
+  rewards_B2 = _rewards(forward, batch)
   losses_B = -jax.nn.log_sigmoid(rewards_B2[:, 0] - rewards_B2[:, 1] - margin)
   return preferred(losses_B + centring * rewards_B2.sum(1) ** 2, rewards_B2, batch)
+
+
+def predict(forward: Forward, batch: Batch, **_: float) -> Batch:
+  """Returns "labels" (B,), the numbers of the answers with the larger reward."""
+  return {"labels": _rewards(forward, batch).argmax(-1)}
+
+
+def _rewards(forward: Forward, batch: Batch) -> Float[Array, "B 2"]:
+  flat = {name: x.reshape(-1, x.shape[2]) for name, x in batch.items() if x.ndim == 3}
+  return forward(flat).reshape(-1, 2)

@@ -44,7 +44,8 @@ class Program(NamedTuple):
   Attributes:
     model: the linen module.
     methods: the methods, as `peft.build` returns them.
-    objective: (forward, batch) -> (losses (B,), {"weight": (B,), ...}), sums over each row.
+    objective: (forward, batch, **numbers) -> (losses (B,), {"weight": (B,), ...}), sums over each
+      row.
     make_optimizer: (numbers) -> optax transformation.
     steps: number of steps of the run.
     dropout: whether any trial is trained with dropout or other noise.
@@ -87,8 +88,9 @@ def judge(
       outputs.append(call(*args, **options))
     return outputs[0]
 
-  losses_B, others = program.objective(cached, batch)
-  predicted = {} if program.predict is None else program.predict(cached, batch)
+  numbers = _numbers(overlay)
+  losses_B, others = program.objective(cached, batch, **numbers)
+  predicted = {} if program.predict is None else program.predict(cached, batch, **numbers)
   return {"loss": losses_B, **others, **predicted}
 
 
@@ -121,8 +123,9 @@ def update(
   def part_loss(tuned, part):
     i, rows = part
     key = jax.random.fold_in(rng, i) if program.dropout else None
-    call = forward(program, peft.Overlay(tuned, state.hyper), base, key, backward=True)
-    losses_B, others = program.objective(call, rows)
+    overlay = peft.Overlay(tuned, state.hyper)
+    call = forward(program, overlay, base, key, backward=True)
+    losses_B, others = program.objective(call, rows, **_numbers(overlay))
     return losses_B.sum(), jax.tree.map(jnp.sum, others)
 
   gradient = partial(jax.value_and_grad(part_loss, has_aux=True), state.tuned)
@@ -147,6 +150,11 @@ def update(
   metrics["finite"] = jnp.isfinite(checked_3).all()
   state = state._replace(step=state.step + 1, tuned=tuned, optimizer=optimizer)
   return _adjusted(program, state, gradients), metrics
+
+
+def _numbers(overlay: peft.Overlay) -> dict[str, Array]:
+  """Returns the objective's own numbers, such as beta; see `runs.trial.make_methods`."""
+  return overlay.hyper.get("loss", {}).get("objective", {})
 
 
 def _summed(gradient: Callable, batch: dict[str, Array]) -> PyTree:

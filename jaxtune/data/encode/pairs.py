@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.data import conversations, labels, reading, templates
+from jaxtune.data import conversations, labels, reading
 from jaxtune.data.encode import chat, text
 from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.reading import Reading
@@ -92,9 +92,7 @@ def _pair(example: Example) -> Example:
 def _dialogue(example: Example, chosen: list, rejected: list) -> Example:
   """Reads two conversations that share all turns but the last."""
   before = list(example.row.get("prompt") or ())
-  sides = [
-    conversations.turns({"messages": before + answer}) for answer in (chosen, rejected)
-  ]
+  sides = [conversations.turns({"messages": before + answer}) for answer in (chosen, rejected)]
   (*shared, mine), (*others, theirs) = sides
   if shared != others:
     raise UserError("chosen and rejected differ before their last turns, expected one prompt")

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxtune.data import conversations, labels, reading
 from jaxtune.data.encode import chat, text
+from jaxtune.data.encode.shared import to_split
 from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.reading import Reading
 from jaxtune.data.sources import Table
@@ -125,32 +126,49 @@ def encode(
     The split, and counts with "longer_chosen", the share of pairs whose chosen answer has more
     tokens than the rejected one, of those that differ.
   """
-  conversation = bool(examples) and examples[0].conversation
-  sides = [_side(pair, number) for pair in examples for number in range(len(SIDES))]
+  sides = [[_side(pair, number) for number in range(len(SIDES))] for pair in examples]
+  split, counted = encode_twos(tokenizer, examples, sides, options)
+  split = split._replace(choices=[list(pair.choices) for pair in kept_of(examples, split)])
+  return split, counted | {"longer_chosen": longer_chosen(split)}
+
+
+def encode_twos(
+  tokenizer: Tokenizer,
+  examples: Sequence[Example],
+  sides: Sequence[Sequence[Example]],
+  options: EncodeOptions,
+) -> tuple[Split, dict]:
+  """Encodes two texts of every example, as `encode.text` or `encode.chat` does one.
+
+  Args:
+    sides: both texts of each example, every one with a row of its own.
+
+  Returns:
+    The split, whose tokens, mask and weights are (X, 2, T), without examples of which one text is
+    skipped; and its counts.
+  """
+  flat_sides = [side for two in sides for side in two]
+  conversation = bool(flat_sides) and flat_sides[0].conversation
   one_turn = options._replace(turns="last")
-  flat, counted = (chat if conversation else text).encode(tokenizer, sides, one_turn)
-  numbers = {id(side.row): number for number, side in enumerate(sides)}
+  flat, counted = (chat if conversation else text).encode(tokenizer, flat_sides, one_turn)
+  numbers = {id(side.row): number for number, side in enumerate(flat_sides)}
   at = {numbers[id(row)]: place for place, row in enumerate(flat.rows)}
   kept = [x for x in range(len(examples)) if 2 * x in at and 2 * x + 1 in at]
   places_X2 = np.array([(at[2 * x], at[2 * x + 1]) for x in kept], np.int64).reshape(-1, 2)
   arrays: dict[str, Any] = {name: array[places_X2] for name, array in flat.arrays.items()}
   arrays["labels"] = np.zeros(len(kept), np.int32)
-  arrays["reference"] = np.full((len(kept), len(SIDES)), np.nan, np.float32)
+  arrays["reference"] = np.full((len(kept), 2), np.nan, np.float32)
   chosen = [examples[x] for x in kept]
-  split = Split(
-    arrays,
-    [flat.prompts[place] for place in places_X2[:, 0]],
-    [pair.answers for pair in chosen],
-    [pair.row for pair in chosen],
-    [pair.where for pair in chosen],
-    choices=[list(pair.choices) for pair in chosen],
-  )
-  lost = len(examples) - len(kept)
+  split = to_split(arrays, chosen, [flat.prompts[place] for place in places_X2[:, 0]])
   more = {key: counted[key] for key in ("stop_tokens", "chat_template") if key in counted}
-  truncated = counted["truncated"]
-  return split, counts(
-    split, {"too_long": lost}, truncated, longer_chosen=longer_chosen(split), **more
-  )
+  lost = len(examples) - len(kept)
+  return split, counts(split, {"too_long": lost}, counted["truncated"], **more)
+
+
+def kept_of(examples: Sequence[Example], split: Split) -> list[Example]:
+  """Returns the examples that a split kept, in its order."""
+  rows = {id(row) for row in split.rows}
+  return [example for example in examples if id(example.row) in rows]
 
 
 def _side(pair: Example, number: int) -> Example:

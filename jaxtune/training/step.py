@@ -125,8 +125,8 @@ def update(
     key = jax.random.fold_in(rng, i) if program.dropout else None
     overlay = peft.Overlay(tuned, state.hyper)
     call = forward(program, overlay, base, key, backward=True)
-    losses_B, others = program.objective(call, rows, **_numbers(overlay))
-    return losses_B.sum(), jax.tree.map(jnp.sum, others)
+    losses_B, sums = program.objective(call, rows, **_numbers(overlay))
+    return jax.tree.map(jnp.sum, (losses_B, sums))
 
   gradient = partial(jax.value_and_grad(part_loss, has_aux=True), state.tuned)
   total = _summed(gradient, batch)
@@ -134,9 +134,8 @@ def update(
   weight = jnp.maximum(sums["weight"], 1e-6)
   gradients = jax.tree.map(lambda g: g / weight, gradients)
   gradients = _penalised(program.methods, gradients, state)
-  changes, optimizer = program.make_optimizer(state.numbers).update(
-    gradients, state.optimizer, state.tuned
-  )
+  make = program.make_optimizer(state.numbers)
+  changes, optimizer = make.update(gradients, state.optimizer, state.tuned)
   changes = optim.scale(changes, state.hyper, state.numbers["head_ratio"])
   metrics = {
     "loss": loss_sum / weight,

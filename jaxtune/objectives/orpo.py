@@ -27,6 +27,7 @@ def loss(forward: Forward, batch: Batch, beta: Positive = 0.1) -> tuple[Float[Ar
   """Returns each pair's -log p(chosen) a token - beta log sigmoid(log odds ratio).
 
   The odds of an answer are p / (1 - p), where log p is its mean over tokens (equations 4 to 7).
+  What is imitated is the answer alone, as in the paper; trl imitates the prompt too.
 
   Args:
     forward, batch: as for `dpo.loss`, without a reference.

@@ -19,7 +19,7 @@ from jaxtune.evaluation import compare
 from jaxtune.files import remove, write_atomically
 from jaxtune.models import hf
 from jaxtune.preflight import checks, cost, gradients, targets
-from jaxtune.runs import baseline, locks, results
+from jaxtune.runs import baseline, locks, reference, results
 from jaxtune.runs import group as training
 from jaxtune.runs.trial import Trial, prepare, with_config
 from jaxtune.sweeps import groups
@@ -58,6 +58,10 @@ def train(stage: Groups, numbers: Sequence[int] | None = None) -> None:
   chosen = range(len(stage.members)) if numbers is None else numbers
   waiting = {number: _waiting(stage, stage.members[number]) for number in chosen}
   hosts.wait("what is left")  # before any process trains, and so makes checkpoints
+  left = sorted({i for group in waiting.values() for i in group})
+  completed = zip(left, reference.added([stage.trials[i] for i in left]), strict=True)
+  known = dict(enumerate(stage.trials)) | dict(completed)
+  stage = stage._replace(trials=list(known.values()))
   for group in waiting.values():
     methods = {str(stage.trials[i].config["method"]): stage.trials[i] for i in reversed(group)}
     if methods:  # each distinct method is tried for one step, before any is trained
@@ -110,8 +114,8 @@ def _untuned(
   @functools.cache
   def judge(number: int) -> dict[str, compare.Untuned]:
     new = {key: trials[i] for key, (first, i) in firsts.items() if first == number}
-    scores = baseline.evaluate_bases(cost.with_remat(list(new.values())))
-    return dict(zip(new, scores, strict=True))
+    completed = cost.with_remat(reference.added(list(new.values())))
+    return dict(zip(new, baseline.evaluate_bases(completed), strict=True))
 
   return lambda group: [judge(firsts[keys[i]][0])[keys[i]] for i in group]
 

@@ -12,7 +12,7 @@ from jaxtune import libraries, schema
 from jaxtune.api import sweep
 from jaxtune.errors import UserError
 from jaxtune.runs import locks
-from jaxtune.sweeps import collect, grid, groups, tuning
+from jaxtune.sweeps import analysed, collect, grid, groups, tuning
 
 reports = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
 
@@ -27,6 +27,7 @@ class Sweep(NamedTuple):
     finished, unfinished: its trials; see `collect.read`.
     curves: how its learning rates were chosen; see `collect.curves`.
     notes: what was assumed when it was made; see `sweep.read_notes`.
+    analysis: what was measured of its finished trials; see `analysed.read`.
   """
 
   given: dict
@@ -36,6 +37,7 @@ class Sweep(NamedTuple):
   unfinished: list[dict]
   curves: dict[str, dict]
   notes: dict[str, Any]
+  analysis: analysed.Analysis | None = None
 
 
 def report(
@@ -74,6 +76,9 @@ def report(
     given={name: one.given for name, one in sweeps.items()},
     unfinished=[trial for one in sweeps.values() for trial in one.unfinished],
     curves={name: curve for one in sweeps.values() for name, curve in one.curves.items()},
+    analysis=analysed.join(
+      {f"{name}/" if len(sweeps) > 1 else "": one.analysis for name, one in sweeps.items()}
+    ),
   )
   return target / "report.html"
 
@@ -95,7 +100,8 @@ def read(folder: Path) -> Sweep:
   found = collect.read(folder, names, settings, configs)
   by_name = dict(zip(names, configs, strict=True))
   curves, notes = collect.curves(folder), sweep.read_notes(folder)
-  return Sweep(given, sweep.shared(given), by_name, *found, curves, notes)
+  analysis = analysed.read(folder)
+  return Sweep(given, sweep.shared(given), by_name, *found, curves, notes, analysis)
 
 
 def _chosen(trial: Path) -> float | str:

@@ -16,7 +16,7 @@ _FILES = Path(__file__).parent / "page"
 _SCRIPTS = ("base", "chart", "table", "plots", "curves", "compare", "page")  # in this order
 
 
-_FOLDED = ("All columns", "Comparisons")
+_FOLDED = ("All columns", "Comparisons", "Shared subspaces", "Nearest tokens")
 
 
 class Page(NamedTuple):

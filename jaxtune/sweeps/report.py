@@ -73,9 +73,8 @@ def write(
     raise UserError("no finished trial to report on: run the sweep first")
   folder = Path(folder)
   results = [{"folder": str(folder / "trials" / one["trial"])} | one for one in results]
-  histories = {
-    one["trial"]: folders.read_history(Path(one["folder"])) for one in (*results, *unfinished)
-  }
+  every = [*results, *unfinished]
+  histories = {one["trial"]: folders.read_history(Path(one["folder"])) for one in every}
   facts, compared = _facts(results, notes or {}), None
   if any(not one.get("exited_at") for one in results):
     compared = comparison.compare(
@@ -87,12 +86,11 @@ def write(
       curves=curves,
     )
     _write_files(compared, histories, facts, folder, analysis)
-  others = _others(compared, analysis)
-  contents = document.build([*results, *unfinished], compared, histories, config or {}, analysis)
+  contents = document.build(every, compared, histories, config or {}, analysis)
   contents |= {
     "title": " + ".join(given or {}) or folder.absolute().name,
     "notes": [_reading(compared, "[low, high]")] if compared else [],
-    "tables": {name: rows._asdict() for name, rows in others.items() if name not in _MAPPED},
+    "tables": _on_page(_others(compared, analysis)),
     "tuning": [{"name": name, **curve} for name, curve in (curves or {}).items()],
     "reproduce": reproduce.describe(results, given or {}, facts),
   }
@@ -138,6 +136,11 @@ def _others(
   if analysis is not None:
     others |= analysed.tables(analysed.configurations(compared.configurations, analysis), analysis)
   return {title: rows for title, rows in others.items() if rows is not None and rows.rows}
+
+
+def _on_page(tables: Mapping[str, table.Table]) -> dict[str, dict]:
+  """Returns the tables that the page has, which draws others as maps."""
+  return {title: rows._asdict() for title, rows in tables.items() if title not in _MAPPED}
 
 
 def _draw(

@@ -214,7 +214,7 @@ def test_uniform_attention_and_norms_of_every_attention_of_an_encoder_decoder():
   for name, share in uniform.items():
     one, site = found[name], arrays[name.replace("/", "/layers/") + "/attend"]
     np.testing.assert_allclose(one["uniform"], share, rtol=1e-5)
-    assert 0 < one["mass"].min() and one["mass"].max() < 1
+    assert one["mass"].min() > 0 and one["mass"].max() < 1
     for part in ("key", "value"):
       expected = np.linalg.norm(site[part], axis=-1).mean((1, 2))
       np.testing.assert_allclose(one["virtual"][part], expected, rtol=1e-5)

@@ -1,0 +1,82 @@
+"""Heat maps and tables of an analysis hold what was measured, as means over seeds."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from support import made_sweep
+
+import jaxtune
+from jaxtune.sweeps import analysed, heat, stats
+
+GIVEN = made_sweep.config(made_sweep.lora([1, 4]), made_sweep.prefix([5]))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("made") / "sweep"
+  results = made_sweep.write(folder, GIVEN)
+  analysis = made_sweep.analyse(folder, results)
+  return folder, analysis, analysed.configurations(stats.group(results), analysis)
+
+
+def find(maps, group, **choices):
+  (found,) = [m for m in maps if m["group"] == group and m["choices"].items() >= choices.items()]
+  return found
+
+
+def test_maps_are_means_over_seeds(made):
+  _, analysis, measured = made
+  maps = heat.of_analysis(measured, analysis)
+  label = next(one.label for one in measured if "rank=4" in one.label)
+  trials = [entry for name, entry in analysis["trials"].items() if "rank=4" in name]
+  found = find(maps, heat.WEIGHTS, configuration=label, measure="amplification factor")
+  assert found["rows"] == ["0", "1", "2"] and found["columns"] == ["q_proj", "v_proj"]
+  matrix = lambda entry, name: entry["weights"][f"trunk/layers/attn/{name}/kernel"]
+  of_v = [matrix(entry, "v_proj")["amplification"]["factor"][2] for entry in trials]
+  assert found["values"][2][1] == pytest.approx(np.mean(of_v))
+  cuts = find(maps, heat.CUTS)
+  assert cuts["columns"] == ["0", "1", "4"]
+  assert cuts["values"][0][2] is None, "rank 1 has no change of rank 4"
+  expected = np.mean([entry["truncated"]["loss"][2] for entry in trials])
+  assert cuts["values"][cuts["rows"].index(label)][2] == pytest.approx(expected)
+  shared = find(maps, heat.SHARED, dimensions="4", **{"directions of": "outputs"})
+  assert shared["values"] == [[None, None], [None, pytest.approx(0.7)]]
+  heads = [
+    e["attention"]["trunk/attn"]["mass"] for e in analysis["trials"].values() if not e["weights"]
+  ]
+  np.testing.assert_allclose(find(maps, heat.ATTENTION)["values"], np.mean(heads, 0))
+
+
+def test_modules_have_short_names_that_differ():
+  paths = [f"trunk/layers/{part}/kernel" for part in ("attn/q_proj", "cross/q_proj", "mlp/up_proj")]
+  assert heat.modules(paths) == ["attn/q_proj", "cross/q_proj", "mlp/up_proj"]
+  assert heat.modules(paths[1:]) == ["q_proj", "up_proj"]
+  both = ["encoder/layers/mlp/up_proj/kernel", "decoder/layers/mlp/up_proj/kernel"]
+  assert heat.modules(both) == ["encoder mlp/up_proj", "decoder mlp/up_proj"]
+
+
+def test_the_report_says_the_same(made):
+  folder, analysis, _ = made
+  jaxtune.report([folder])
+  report = (folder / "report.md").read_text()
+  rows = [line for line in report.splitlines() if "rank=4" in line]
+  trials = [entry for name, entry in analysis["trials"].items() if "rank=4" in name]
+  relative = [x for e in trials for w in e["weights"].values() for x in w["relative"]]
+  factors = [x for e in trials for w in e["weights"].values() for x in w["amplification"]["factor"]]
+  geometric = math.exp(np.mean(np.log(factors)))
+  assert any(
+    f"| {100 * np.mean(relative):.3g} |" in r and f"| {geometric:.3g} |" in r for r in rows
+  )
+  assert "<script>" not in report.replace(made_sweep.HOSTILE, "")
+  for name in ("change_of_weights", "shared_subspaces", "attention_to_virtual_tokens"):
+    assert (folder / "plots" / f"{name}.png").exists() and f"plots/{name}.png" in report
+
+
+def test_analyses_are_joined_under_the_names_of_their_sweeps(made):
+  _, analysis, _ = made
+  joined = analysed.join({"a/": analysis, "b/": None, "c/": json.loads(json.dumps(analysis))})
+  assert len(joined["trials"]) == 2 * len(analysis["trials"])
+  assert {name[:2] for pair in joined["similarity"] for name in pair["a"]} == {"a/", "c/"}
+  assert analysed.join({"": None}) is None

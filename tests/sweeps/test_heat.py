@@ -1,14 +1,12 @@
 """Heat maps and tables of an analysis hold what was measured, as means over seeds."""
 
 import json
-import math
 
 import numpy as np
 import pytest
 from support import made_sweep
 
-import jaxtune
-from jaxtune.sweeps import analysed, heat, stats
+from jaxtune.sweeps import analysed, heat, heat_plot, stats
 
 GIVEN = made_sweep.config(made_sweep.lora([1, 4]), made_sweep.prefix([5]))
 
@@ -57,21 +55,29 @@ def test_modules_have_short_names_that_differ():
   assert heat.modules(both) == ["encoder mlp/up_proj", "decoder mlp/up_proj"]
 
 
-def test_the_report_says_the_same(made):
-  folder, analysis, _ = made
-  jaxtune.report([folder])
-  report = (folder / "report.md").read_text()
-  rows = [line for line in report.splitlines() if "rank=4" in line]
+def test_tables_say_the_same(made):
+  _, analysis, measured = made
+  tables = analysed.tables(measured, analysis)
+  changes, cuts = tables["What training changed"], tables["Loss with changes cut to a rank"]
+  (row,) = [dict(zip(changes.header, r, strict=True)) for r in changes.rows if "rank=4" in r[0]]
   trials = [entry for name, entry in analysis["trials"].items() if "rank=4" in name]
   relative = [x for e in trials for w in e["weights"].values() for x in w["relative"]]
   factors = [x for e in trials for w in e["weights"].values() for x in w["amplification"]["factor"]]
-  geometric = math.exp(np.mean(np.log(factors)))
-  assert any(
-    f"| {100 * np.mean(relative):.3g} |" in r and f"| {geometric:.3g} |" in r for r in rows
-  )
-  assert "<script>" not in report.replace(made_sweep.HOSTILE, "")
-  for name in ("change_of_weights", "shared_subspaces", "attention_to_virtual_tokens"):
-    assert (folder / "plots" / f"{name}.png").exists() and f"plots/{name}.png" in report
+  assert float(row["change of W (%)"]) == pytest.approx(100 * np.mean(relative), rel=0.01)
+  assert float(row["amplification"]) == pytest.approx(np.exp(np.mean(np.log(factors))), rel=0.01)
+  assert row["attention to virtual tokens (%)"] == "-" and cuts.header[1:] == ["0", "1", "4"]
+  (pair,) = [r for r in tables["Shared subspaces"].rows if "rank=1" in r[0] and "rank=1" in r[1]]
+  assert pair[2:8] == ["1", "different", "0.5", "0.125", "0.5", "0.125"]
+  (_, of, tokens) = tables["Nearest tokens"].rows[-1]
+  assert of == "keys of trunk/attn, layer 2" and tokens.startswith('"a" 0.50, ')
+
+
+def test_every_group_has_a_plot(made):
+  _, analysis, measured = made
+  assert heat_plot.figures(measured, analysis).keys() == {
+    "change_of_weights", "shared_subspaces", "attention_to_virtual_tokens", "change_of_states",
+    "loss_with_changes_cut",
+  }  # fmt: skip
 
 
 def test_analyses_are_joined_under_the_names_of_their_sweeps(made):

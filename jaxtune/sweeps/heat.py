@@ -88,7 +88,7 @@ def _cuts(measured: Sequence[Measured], analysis: Analysis) -> list[dict]:
   ranks = sorted({rank for cut in losses.values() for rank in cut})
   note = (
     f"Mean loss over {analysis['examples']} examples of {analysis['split']} or all there are, with "
-    "only the largest singular values of every matrix' change kept, as many as the column says. "
+    "only the largest singular values of the change of every matrix, as many as the column says. "
     "At 0 the matrices are the base's; biases, scales and new heads are always as trained."
   )
   values = [[cut.get(rank) for rank in ranks] for cut in losses.values()]
@@ -98,40 +98,59 @@ def _cuts(measured: Sequence[Measured], analysis: Analysis) -> list[dict]:
 def _shared(measured: Sequence[Measured], analysis: Analysis) -> list[dict]:
   """Maps the similarity of subspaces by configurations, and of two of them by their dimensions."""
   label_of = {name: one.label for one in measured for name in one.trials}
-  pairs = {
-    (label_of[p["a"][0]], label_of[p["b"][0]]): p
-    for p in analysis["similarity"]
-    if {p["a"][0], p["b"][0]} <= label_of.keys()
-  }
-  if not pairs:
-    return []
+  pairs = {}
+  for pair in analysis["similarity"]:
+    a, b = (label_of.get(pair[side][0]) for side in ("a", "b"))
+    if a is not None and b is not None:
+      pairs |= {(b, a): _turned(pair), (a, b): pair}
+  labels = [one.label for one in measured if any(one.label in both for both in pairs)]
+  both = [(a, b) for a in labels for b in labels if (a, b) in pairs]
+  return [
+    one
+    for side in ("outputs", "inputs")
+    for one in (*_by_configurations(labels, pairs, side), *_by_dimensions(both, pairs, side))
+  ]
+
+
+def _by_configurations(labels: Sequence[str], pairs: Mapping, side: str) -> list[dict]:
   note = (
     "phi of Hu et al. 2021, section 7.2: 1 if the smaller subspace lies in the larger one, 0 if "
     "they are orthogonal; mean over layers, modules and pairs of trials with different seeds. Two "
-    "trials of one seed start from the same directions of inputs."
+    "trials of one seed start from the same directions of inputs. Random subspaces have the phi "
+    "that a cell tells beside its own."
   )
-  labels = list(dict.fromkeys(label for pair in pairs for label in pair))
-  dims, found = next(iter(pairs.values()))["dimensions"], []
-  find = lambda a, b: pairs.get((a, b)) or pairs.get((b, a))
-  for side in ("outputs", "inputs"):
-    for i, k in enumerate(dims):
-      cells = [[find(a, b) for b in labels] for a in labels]
-      values = [[p and p[side]["similarity"][i][i] for p in row] for row in cells]
-      if any(x is not None for row in values for x in row):
-        choices = {"directions of": side, "dimensions": str(k)}
-        notes = [[_by_chance(p, side, i, i) for p in row] for row in cells]
-        more = dict(notes=notes, range=[0, 1])
-        found.append(_map(SHARED, note, labels, labels, values, choices, **more))
-  for (a, b), pair in pairs.items():
-    for side in ("outputs", "inputs"):
-      choices = {"pair": f"{a} and {b}", "directions of": side}
-      notes = [[_by_chance(pair, side, i, j) for j in range(len(dims))] for i in range(len(dims))]
-      more = dict(notes=notes, range=[0, 1])
-      below = (
-        f"phi as above, of the largest directions: of {'the first'} down, of the second across."
-      )
-      found.append(_map(PAIRS, below, dims, dims, pair[side]["similarity"], choices, **more))
+  found, cells = [], [[pairs.get((a, b)) for b in labels] for a in labels]
+  numbers = range(1, len(labels) + 1)
+  names = [f"{n}  {label}" for n, label in zip(numbers, labels, strict=True)]
+  for i, k in enumerate(next(iter(pairs.values()))["dimensions"] if pairs else ()):
+    values = [[pair and pair[side]["similarity"][i][i] for pair in row] for row in cells]
+    if any(x is not None for row in values for x in row):
+      choices = {"directions of": side, "dimensions": str(k)}
+      more = {"notes": [[_by_chance(pair, side, i, i) for pair in row] for row in cells]}
+      found.append(_map(SHARED, note, names, numbers, values, choices, range=[0, 1], **more))
   return found
+
+
+def _by_dimensions(both: Sequence[tuple[str, str]], pairs: Mapping, side: str) -> list[dict]:
+  note = "phi as above, of as many of the largest directions as rows and columns say."
+  found = []
+  for a, b in both:
+    pair = pairs[a, b]
+    known = [[x is not None for x in row] for row in pair[side]["similarity"]]
+    down, across = (sum(map(any, lines)) for lines in (known, zip(*known, strict=True)))
+    dims = pair["dimensions"]
+    values = [row[:across] for row in pair[side]["similarity"][:down]]
+    notes = [[_by_chance(pair, side, i, j) for j in range(across)] for i in range(down)]
+    choices = {"rows": a, "columns": b, "directions of": side}
+    more = dict(notes=notes, range=[0, 1])
+    found.append(_map(PAIRS, note, dims[:down], dims[:across], values, choices, **more))
+  return found
+
+
+def _turned(pair: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a comparison with its configurations in the other order."""
+  turned = lambda side: {name: [*zip(*rows, strict=True)] for name, rows in pair[side].items()}
+  return {**pair, "inputs": turned("inputs"), "outputs": turned("outputs")}
 
 
 def _by_chance(pair: Mapping[str, Any] | None, side: str, i: int, j: int) -> str:

@@ -16,6 +16,16 @@ from jaxtune.sweeps.analysed import Analysis, Measured, cut_losses
 
 _MOST = 6  # panels
 _MOST_LINES = 10
+# {group of maps: (name of the file, how to read it)}
+_SHOWN = {
+  heat.WEIGHTS: (
+    "change_of_weights",
+    "|dW| / |W|, layers down and modules across; mean over seeds",
+  ),
+  heat.SHARED: ("shared_subspaces", "phi of the largest direction of two configurations"),
+  heat.ATTENTION: ("attention_to_virtual_tokens", "share of attention, layers down, heads across"),
+  heat.STATES: ("change_of_states", "|h' - h| / |h| of the output of each layer"),
+}
 
 
 def figures(measured: Sequence[Measured], analysis: Analysis) -> dict[str, Figure]:
@@ -29,19 +39,17 @@ def figures(measured: Sequence[Measured], analysis: Analysis) -> dict[str, Figur
     wanted = {"measure": next(iter(heat.MEASURES)), "dimensions": "1"}
     if all(one["choices"].get(key, value) == value for key, value in wanted.items()):
       chosen.setdefault(one["group"], []).append(one)
-  names = {
-    heat.WEIGHTS: "change_of_weights",
-    heat.SHARED: "shared_subspaces",
-    heat.ATTENTION: "attention_to_virtual_tokens",
-    heat.STATES: "change_of_states",
+  drawn = {
+    name: panels(chosen[group], reading)
+    for group, (name, reading) in _SHOWN.items()
+    if group in chosen
   }
-  drawn = {name: panels(chosen[group]) for group, name in names.items() if group in chosen}
   if lines := against_rank(measured):
     drawn["loss_with_changes_cut"] = lines
   return drawn
 
 
-def panels(maps: Sequence[Mapping[str, Any]]) -> Figure:
+def panels(maps: Sequence[Mapping[str, Any]], reading: str) -> Figure:
   """Draws the first heat maps of a group side by side, with one scale of colours."""
   left_out = max(len(maps) - _MOST, 0)
   maps = maps[:_MOST]
@@ -61,9 +69,8 @@ def panels(maps: Sequence[Mapping[str, Any]]) -> Figure:
   bar = figure.colorbar(image, ax=figure.axes, fraction=0.03, pad=0.02)
   bar.outline.set_visible(False)
   bar.ax.tick_params(labelsize=8, length=0)
-  more = f"; {left_out} more on the page" if left_out else ""
-  title = maps[0]["group"] + more
-  figure.suptitle(title, fontweight="bold", fontsize=12.5, x=0.02, ha="left")
+  more = f"\n{left_out} more on the page" if left_out else ""
+  figure.suptitle(f"{maps[0]['group']}: {reading}{more}", fontsize=10.5, x=0.02, ha="left")
   return figure
 
 
@@ -89,7 +96,7 @@ def _draw(axes: Axes, one: Mapping[str, Any], low: float, high: float) -> Any:
   axes.spines[:].set_visible(False)
   for (i, j), value in np.ndenumerate(values):
     if np.isfinite(value) and values.shape[1] <= 12:
-      dark = (value - low) > 0.55 * (high - low)
+      dark = (value - low) >= 0.47 * (high - low)
       text = f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
       axes.text(
         j, i, text, ha="center", va="center", fontsize=6.5, color="white" if dark else "black"
@@ -115,7 +122,9 @@ def against_rank(measured: Sequence[Measured]) -> Figure | None:
   ranks = sorted({rank for cut in losses.values() for rank in cut})
   powers = [rank for rank in ranks if rank & (rank - 1) == 0]
   axes.set_xticks([place(rank) for rank in powers], [str(rank) for rank in powers])
-  axes.set(xlabel="singular values kept of each matrix' change (log scale)", ylabel="loss (nats)")
+  axes.set(
+    xlabel="singular values kept of the change of each matrix (log scale)", ylabel="loss (nats)"
+  )
   canvas.write_title(
     axes, "Loss with changes cut to a rank", ["mean over seeds; 0: matrices of the base"]
   )

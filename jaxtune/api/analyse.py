@@ -85,7 +85,7 @@ def analyse(folder: str | Path, examples: int = 128) -> Analysed:
 
 
 def _finished(folder: Path) -> tuple[list[stats.Row], dict[str, int]]:
-  """Returns the finished trials of a sweep, or a run, by configuration, and {trial: its seed}."""
+  """Returns the finished trials, best configurations first, and {trial: its seed}."""
   if result := results.read(folder):
     name = folder.absolute().name
     found = [result | {"trial": name, "folder": str(folder), "settings": {}}]
@@ -96,22 +96,20 @@ def _finished(folder: Path) -> tuple[list[stats.Row], dict[str, int]]:
   found = [one for one in found if not results.diverged(one)]
   if not found:
     raise UserError(f"{folder} has no finished trial to analyse: wait for one, or train it again")
-  return stats.group(found), {one["trial"]: configs[one["trial"]]["seed"] for one in found}
+  rows = stats.best_first(stats.group(found), table.choose_metric(found, None))
+  return rows, {one["trial"]: configs[one["trial"]]["seed"] for one in found}
 
 
 def _load(place: Path, examples: int, cache: dict) -> tuple[Loaded, str]:
   """Loads a trial, with data and base that others share; returns it and its split's name."""
   config = configs_.complete(schema.read_json(place / "config.json"))
   data_key = groups.data_key(config)
-  if data_key not in cache:
-    cache[data_key] = load_data(config)
-  dataset = cache[data_key]
+  dataset = _once(cache, data_key, lambda: load_data(config))
   model_key = groups.model_key(config), len(dataset.labels)
   run = load_run(place, cache.get(model_key))
-  if model_key not in cache:
-    cache[model_key] = run.pretrained
-    cache[id(run.pretrained)] = tree.fingerprint(run.pretrained.params)
-  trial = make(run.config, run.pretrained, dataset, cache[id(run.pretrained)])
+  model = _once(cache, model_key, lambda: run.pretrained)
+  fingerprint = _once(cache, ("fingerprint", model_key), lambda: tree.fingerprint(model.params))
+  trial = make(run.config, model, dataset, fingerprint)
   name = "test" if dataset.validation is None else "validation"
   if (split := getattr(dataset, name)) is None:
     raise UserError(f"{place} has no validation or test split to run the model on: give data.test")
@@ -126,18 +124,18 @@ def _measure(loaded: Loaded, cache: dict) -> tuple[dict[str, Any], subspaces.Dir
   Returns:
     {"weights": {path of a matrix: `spectra.of_matrix`}, "vectors": {path: `spectra.of_vector`},
     "truncated": see `truncation.curve`, "states" and "attention": see `probes.means`, "prompt":
-    see `_nearest_tokens`}, and the largest directions of every matrix' change.
+    see `_nearest_tokens`}, and the largest directions of the change of every
+    matrix, by the base's fingerprint and path, as those of different bases are not comparable.
   """
   adapted, params = loaded.run.adapted, loaded.run.pretrained.params
   changed = changes.of(adapted, params, loaded.run.pretrained.fresh)
   decomposed = {path: x.spectrum() for path, x in changed.items() if x.is_matrix}
   weights, directions = {}, {}
   for path, spectrum in decomposed.items():
-    key = id(params), path
-    if key not in cache:
-      cache[key] = spectra.largest_squares(changed[path].base)
-    weights[path] = spectra.of_matrix(changed[path], spectrum, cache[key])
-    directions[path] = spectrum.directions
+    base, key = changed[path].base, (loaded.trial.fingerprint, path)
+    squares = _once(cache, key, lambda base=base: spectra.largest_squares(base))
+    weights[path] = spectra.of_matrix(changed[path], spectrum, squares)
+    directions[key] = spectrum.directions
   return {
     "weights": weights,
     "vectors": {p: spectra.of_vector(x) for p, x in changed.items() if not x.is_matrix},
@@ -162,11 +160,10 @@ def _truncated(
     return {}
   rest = truncation.rest(adapted)
   key = "evaluator", loaded.shared, _method_key(run) if rest else ""
-  if key not in cache:
-    parallel = sharding.make("jit", {"data": 1})
-    cache[key] = programs.make_evaluator(loaded.trial, parallel, methods=rest)
-  params = run.pretrained.params
-  return truncation.curve(cache[key], adapted, params, changed, decomposed, loaded.split)
+  parallel = sharding.make("jit", {"data": 1})
+  make = lambda: programs.make_evaluator(loaded.trial, parallel, methods=rest)
+  evaluator, params = _once(cache, key, make), run.pretrained.params
+  return truncation.curve(evaluator, adapted, params, changed, decomposed, loaded.split)
 
 
 def _probed(loaded: Loaded, cache: dict) -> dict[str, Any]:
@@ -174,16 +171,15 @@ def _probed(loaded: Loaded, cache: dict) -> dict[str, Any]:
   run, arrays = loaded.run, loaded.split.arrays
   prompt = sum(m.positions for m in run.adapted.methods if m.prepends)
   key = "probes", loaded.shared, _method_key(run)
-  if key not in cache:
-    program = programs.make_program(loaded.trial)
-    cache[key] = jax.jit(partial(probes.compare, program, prompt))
+  program = programs.make_program(loaded.trial)
+  compare = _once(cache, key, lambda: jax.jit(partial(probes.compare, program, prompt)))
   # Batches have one shape: of the last examples, those that fill none are left out.
   size = min(loaded.trial.config["evaluate"]["batch_size"], loaded.split.examples)
   weights = run.adapted.overlay, run.adapted.base, run.pretrained.params
   total = None
   for start in range(0, loaded.split.examples - size + 1, size):
     batch = {name: x[start : start + size] for name, x in arrays.items()}
-    total = probes.add(total, cache[key](*weights, batch))
+    total = probes.add(total, compare(*weights, batch))
   return probes.means(total, _decoder(run))
 
 
@@ -208,6 +204,13 @@ def _decoder(run: Run) -> Callable[[int], str]:
 
 def _method_key(run: Run) -> str:
   return json.dumps(run.config["method"], default=str)
+
+
+def _once(cache: dict, key: Any, make: Callable[[], Any]) -> Any:
+  """Returns what the cache has under a key; makes it if it has nothing."""
+  if key not in cache:
+    cache[key] = make()
+  return cache[key]
 
 
 def _plain(value: Any) -> Any:

@@ -97,7 +97,8 @@ def _hook(prompt: int, seen: dict[str, Shown]) -> Callable:
     elif isinstance(module, Attend):
       name = "cross" if "cross" in module.path else "attn"
       own, tokens_BS = now[name]
-      if own or args[3].front is not None:
+      # A gated prefix calls twice, the second time with values of zero.
+      if name not in now["shown"] and (own or args[3].front is not None):
         now["shown"][name] = _attention(next_fn, args, own, now["queries"], tokens_BS)
     return next_fn(*args, **kwargs)
 

@@ -13,7 +13,8 @@ MOST_COMPARED = 24  # configurations
 _MOST_PAIRS = 6  # of trials, of two configurations
 DIMENSIONS = (1, 2, 4, 8, 16)  # of subspaces, up to `changes.DIRECTIONS`
 
-Directions = Mapping[str, tuple[np.ndarray, np.ndarray]]  # {path: `Spectrum.directions`}
+# {key of a matrix: `Spectrum.directions`}; matrices with one key are compared.
+Directions = Mapping[Any, tuple[np.ndarray, np.ndarray]]
 
 
 def similarity(

@@ -18,7 +18,6 @@ from jaxtune import data, hosts, peft, schema, sharding, tree
 from jaxtune.api import report
 from jaxtune.errors import UserError
 from jaxtune.evaluation.analysis import changes, probes, spectra, subspaces, truncation
-from jaxtune.files import write_atomically
 from jaxtune.runs import programs, results
 from jaxtune.runs.finished import Run, load_run
 from jaxtune.runs.trial import Trial, load_data, make
@@ -29,8 +28,8 @@ class Analysed(NamedTuple):
   """What `analyse` returns.
 
   Attributes:
-    measures: {"examples", "split", "trials": {trial: see `_measure`}, "similarity": see
-      `subspaces.compare`}, as analysis.json holds them.
+    measures: {"examples", "split", "trials": {trial: see `_measure`, and "result", the hash of its
+      result.json}, "similarity": see `subspaces.compare`}, as analysis.json holds them.
     tables: {title: table} of their means by configuration.
   """
 
@@ -66,12 +65,13 @@ def analyse(folder: str | Path, examples: int = 128) -> Analysed:
   """
   schema.check("examples", examples, schema.Count)
   rows, seeds = _finished(Path(folder))
-  places = {one["trial"]: Path(one["folder"]) for row in rows for one in row.results}
+  every = {one["trial"]: one for row in rows for one in row.results}
   cache: dict[Any, Any] = {}  # models, data sets and compiled programs that trials share
   entries, directions, split = {}, {}, ""
-  for name, place in tqdm(places.items(), "analysing", leave=False, disable=hosts.bars()):
-    loaded, split = _load(place, examples, cache)
-    entries[name], directions[name] = _measure(loaded, cache)
+  for name, result in tqdm(every.items(), "analysing", leave=False, disable=hosts.bars()):
+    loaded, split = _load(Path(result["folder"]), examples, cache)
+    entry, directions[name] = _measure(loaded, cache)
+    entries[name] = entry | {"result": result.get("sha256")}
   trials = [[one["trial"] for one in row.results] for row in rows]
   found = {
     "examples": examples,
@@ -80,7 +80,7 @@ def analyse(folder: str | Path, examples: int = 128) -> Analysed:
     "similarity": subspaces.compare(trials, seeds, directions),
   }
   measures = _plain(found)
-  write_atomically(Path(folder) / analysed.NAME, json.dumps(measures, allow_nan=False))
+  analysed.write(Path(folder), measures)
   return Analysed(measures, analysed.tables(analysed.configurations(rows, measures), measures))
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
 
 from jaxtune import schema
+from jaxtune.errors import UserError
+from jaxtune.files import write_atomically
 from jaxtune.sweeps import stats
 from jaxtune.sweeps.table import Table
 
@@ -26,6 +29,7 @@ class Analysis(TypedDict):
   split: str
   trials: dict[str, dict[str, Any]]
   similarity: list[dict[str, Any]]
+  sha256: NotRequired[str]
 
 
 class Measured(NamedTuple):
@@ -36,14 +40,32 @@ class Measured(NamedTuple):
   entries: tuple[dict[str, Any], ...]
 
 
+def write(folder: Path, analysis: Analysis) -> None:
+  """Writes the analysis of a sweep, with its own hash."""
+  text = json.dumps({**analysis, "sha256": _digest(analysis)}, allow_nan=False)
+  write_atomically(folder / NAME, text)
+
+
 def read(folder: Path) -> Analysis | None:
-  """Reads the analysis of a sweep; None where there is none."""
+  """Reads the analysis of a sweep; None where there is none.
+
+  Raises:
+    UserError: where it is not what was written.
+  """
   path = folder / NAME
   if not path.exists():
     return None
   found = schema.read_json(path)
   schema.check(str(path), found, Analysis)
+  if found.get("sha256") != _digest({k: v for k, v in found.items() if k != "sha256"}):
+    raise UserError(
+      f"{path} was changed since it was written: run `jaxtune analyse {folder}` again, or delete it"
+    )
   return found
+
+
+def _digest(analysis: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(analysis).encode()).hexdigest()
 
 
 def join(analyses: Mapping[str, Analysis | None]) -> Analysis | None:
@@ -62,10 +84,13 @@ def join(analyses: Mapping[str, Analysis | None]) -> Analysis | None:
 
 
 def configurations(rows: Sequence[stats.Row], analysis: Analysis) -> list[Measured]:
-  """Lists the configurations of which trials were analysed, in the order of the rows."""
-  found = []
+  """Lists the configurations of which trials were analysed, in the order of the rows.
+
+  A trial that was trained again since then is left out.
+  """
+  found, known = [], {name: one["result"] for name, one in analysis["trials"].items()}
   for row in rows:
-    names = [one["trial"] for one in row.results if one["trial"] in analysis["trials"]]
+    names = [r["trial"] for r in row.results if known.get(r["trial"], "") == r.get("sha256")]
     if names:
       entries = tuple(analysis["trials"][name] for name in names)
       found.append(Measured(row.label, tuple(names), entries))
@@ -154,16 +179,12 @@ def _subspaces(measured: Sequence[Measured], analysis: Analysis) -> Table:
     cells = [
       _number(pair[side][what][i][i])
       for side in ("outputs", "inputs")
-      for i in dict.fromkeys((0, k))
+      for i in (0, k)
       for what in ("similarity", "random")
     ]
-    first = (
-      label_of[pair["a"][0]],
-      label_of[pair["b"][0]],
-      str(pair["dimensions"][k]),
-      pair["seeds"],
-    )
-    rows.append([*first, *(cells if k else [c for i in (0, 2) for c in cells[i : i + 2] * 2])])
+    labels = (label_of[pair[one][0]] for one in ("a", "b"))
+    first = (*labels, str(pair["dimensions"][k]), pair["seeds"])
+    rows.append([*first, *cells])
   rows.sort(key=lambda row: -float(row[6]))
   columns = [f"{side} {n}{what}" for side in ("outputs", "inputs") for n in ("1", "k")
              for what in ("", " by chance")]  # fmt: skip

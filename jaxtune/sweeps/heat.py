@@ -26,9 +26,12 @@ ATTENTION, STATES = "Attention to virtual tokens", "Change of the states"
 
 def of_analysis(measured: Sequence[Measured], analysis: Analysis) -> list[dict]:
   """Lists the maps of what was analysed, of the first `MOST` configurations."""
-  measured = measured[:MOST]
-  made = (_weights, _cuts, _shared, _attention, _states)
-  return [one for make in made for one in make(measured, analysis)]
+  shown, made = measured[:MOST], (_weights, _cuts, _shared, _attention, _states)
+  maps = [one for make in made for one in make(shown, analysis)]
+  if len(shown) < len(measured):
+    left_out = f" The {MOST} best of {len(measured)} configurations are shown."
+    maps = [one | {"note": one["note"] + left_out} for one in maps]
+  return maps
 
 
 def confusion(best: Mapping[str, Any]) -> list[dict]:

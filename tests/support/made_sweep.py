@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxtune import config as configs
 from jaxtune.assets import INSTRUCTIONS, TINY
 from jaxtune.runs import results
-from jaxtune.sweeps import grid
+from jaxtune.sweeps import analysed, grid
 
 HOSTILE = '</script><img src=x onerror="document.title=1"> & "quoted"'
 SEEDS = [0, 1, 2]
@@ -122,7 +122,7 @@ def analyse(folder: Path, results: list[dict]) -> dict:
       "amplification": {"factor": layers(), "update": layers(), "random": layers()},
     }  # fmt: skip
     entry = {"weights": {}, "vectors": {}, "truncated": {}, "states": {"trunk": layers()}}
-    entry |= {"attention": {}, "prompt": {}}
+    entry |= {"attention": {}, "prompt": {}, "result": result["sha256"]}
     if rank := method.get("rank"):
       paths = (f"trunk/layers/attn/{name}/kernel" for name in ("q_proj", "v_proj"))
       entry["weights"] = {path: matrix() for path in paths}
@@ -142,5 +142,5 @@ def analyse(folder: Path, results: list[dict]) -> dict:
     both = {"inputs": side, "outputs": side, "dimensions": [1, 2, 4]}
     pairs.append({"a": first, "b": second, "seeds": "different"} | both)
   found = {"examples": 8, "split": "validation", "trials": entries, "similarity": pairs}
-  (folder / "analysis.json").write_text(json.dumps(found))
+  analysed.write(folder, found)
   return found

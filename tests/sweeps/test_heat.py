@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support import made_sweep
 
+from jaxtune.errors import UserError
 from jaxtune.sweeps import analysed, heat, heat_plot, stats
 
 GIVEN = made_sweep.config(made_sweep.lora([1, 4]), made_sweep.prefix([5]))
@@ -78,6 +79,25 @@ def test_every_group_has_a_plot(made):
     "change_of_weights", "shared_subspaces", "attention_to_virtual_tokens", "change_of_states",
     "loss_with_changes_cut",
   }  # fmt: skip
+
+
+def test_a_trial_that_was_trained_again_is_left_out(made):
+  _, analysis, _ = made
+  rows = stats.group(made_sweep.write(made[0].with_name("again"), GIVEN))
+  again = [rows[0]._replace(results=tuple(r | {"sha256": "0"} for r in rows[0].results)), *rows[1:]]
+  every, some = (analysed.configurations(x, analysis) for x in (rows, again))
+  assert [one.label for one in every[1:]] == [one.label for one in some]
+
+
+def test_a_file_that_was_changed_by_hand_is_refused(made, tmp_path):
+  content = (made[0] / "analysis.json").read_text()
+  assert analysed.read(made[0]) is not None and analysed.read(tmp_path) is None
+  (tmp_path / "analysis.json").write_text(content.replace('"loss"', '"lost"'))
+  with pytest.raises(UserError, match=r"analysis.json was changed .* run `jaxtune analyse"):
+    analysed.read(tmp_path)
+  (tmp_path / "analysis.json").write_text('{"examples": 3}')
+  with pytest.raises(UserError, match=r"analysis.json.*is missing"):
+    analysed.read(tmp_path)
 
 
 def test_analyses_are_joined_under_the_names_of_their_sweeps(made):

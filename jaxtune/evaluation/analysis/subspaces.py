@@ -69,7 +69,7 @@ def compare(
 
 
 def _mean(pairs: Sequence[tuple[Directions, Directions]], side: int) -> dict[str, Any]:
-  """Returns {"similarity", "random"} of one side of the changes; {} without common matrices."""
+  """Returns {"similarity", "random"} of one side; {} where two changes share no matrix."""
   dims = np.asarray(DIMENSIONS)
   found, random = [], []
   for a, b in pairs:
@@ -80,9 +80,9 @@ def _mean(pairs: Sequence[tuple[Directions, Directions]], side: int) -> dict[str
       found.extend(padded[:, dims[:, None] - 1, dims[None] - 1])
       size = len(a[path][side][0])
       random.append([[random_similarity(size, i, j) for j in dims] for i in dims])
-  if not found:
-    return {}
   known = ~np.isnan(found)
+  if not known.any():
+    return {}
   total, count = np.where(known, found, 0).sum(0), known.sum(0)
   mean = np.where(count, total / np.maximum(count, 1), np.nan)
   return {"similarity": mean, "random": np.mean(random, 0)}

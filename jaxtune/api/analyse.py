@@ -54,7 +54,9 @@ class Loaded(NamedTuple):
 def analyse(folder: str | Path, examples: int = 128) -> Analysed:
   """Measures what each finished trial of a sweep, or a run, changes in the model.
 
-  Writes the measures as analysis.json into the folder, from where `report` shows them.
+  Writes the measures as analysis.json into the folder, from where `report` shows them. Changes
+  with factors (LoRA, VeRA, AdaLoRA) are decomposed in no time; those without (full fine-tuning,
+  DoRA, LoHa, LoKr, IA3) by a singular value decomposition of each whole matrix.
 
   Args:
     examples: how many examples of the validation split (of test, where there is none) the model is

@@ -74,7 +74,9 @@ def _analyse(options: Namespace) -> None:
     print(title)
     printing.print_cells([table.header, *table.rows])
     print()
-  print(f"analysis: {options.workdir}/analysis.json; `jaxtune report {options.workdir}` shows it")
+  print(f"analysis: {options.workdir}/analysis.json")
+  if len(found.measures["trials"]) > 1:
+    print(f"`jaxtune report {options.workdir}` shows it in pictures")
 
 
 def _evaluate(options: Namespace) -> None:

@@ -27,7 +27,6 @@ class Sweep(NamedTuple):
     finished, unfinished: its trials; see `collect.read`.
     curves: how its learning rates were chosen; see `collect.curves`.
     notes: what was assumed when it was made; see `sweep.read_notes`.
-    analysis: what was measured of its finished trials; see `analysed.read`.
   """
 
   given: dict
@@ -37,7 +36,6 @@ class Sweep(NamedTuple):
   unfinished: list[dict]
   curves: dict[str, dict]
   notes: dict[str, Any]
-  analysis: analysed.Analysis | None = None
 
 
 def report(
@@ -76,11 +74,17 @@ def report(
     given={name: one.given for name, one in sweeps.items()},
     unfinished=[trial for one in sweeps.values() for trial in one.unfinished],
     curves={name: curve for one in sweeps.values() for name, curve in one.curves.items()},
-    analysis=analysed.join(
-      {f"{name}/" if len(sweeps) > 1 else "": one.analysis for name, one in sweeps.items()}
-    ),
+    analysis=_analysis(places),
   )
   return target / "report.html"
+
+
+def _analysis(places: Sequence[Path]) -> analysed.Analysis | None:
+  """Reads what was analysed of the sweeps; trials are named as `_joined` names them."""
+  if len(places) == 1:
+    return analysed.read(places[0])
+  named = zip(_names(places), places, strict=True)
+  return analysed.join({f"{name}/": analysed.read(place) for name, place in named})
 
 
 def read(folder: Path) -> Sweep:
@@ -100,8 +104,7 @@ def read(folder: Path) -> Sweep:
   found = collect.read(folder, names, settings, configs)
   by_name = dict(zip(names, configs, strict=True))
   curves, notes = collect.curves(folder), sweep.read_notes(folder)
-  analysis = analysed.read(folder)
-  return Sweep(given, sweep.shared(given), by_name, *found, curves, notes, analysis)
+  return Sweep(given, sweep.shared(given), by_name, *found, curves, notes)
 
 
 def _chosen(trial: Path) -> float | str:

@@ -33,6 +33,7 @@ def swept(llama, tmp_path_factory):
 
 def test_finished_trials_are_measured_and_shown(swept, capsys):
   folder, finals = swept
+  (folder / "analysis.json").write_text("of another version")
   assert main(["analyse", str(folder)]) == 0
   said = capsys.readouterr().out
   assert "What training changed" in said and "lora rank=3" in said

@@ -18,7 +18,7 @@ from jaxtune import data, hosts, peft, schema, sharding, tree
 from jaxtune.api import report
 from jaxtune.errors import UserError
 from jaxtune.evaluation.analysis import changes, probes, spectra, subspaces, truncation
-from jaxtune.runs import programs, results
+from jaxtune.runs import programs, reference, results
 from jaxtune.runs.finished import Run, load_run
 from jaxtune.runs.trial import Trial, load_data, make
 from jaxtune.sweeps import analysed, groups, stats, table
@@ -111,9 +111,9 @@ def _load(place: Path, examples: int, cache: dict) -> tuple[Loaded, str]:
   run = load_run(place, cache.get(model_key))
   model = _once(cache, model_key, lambda: run.pretrained)
   fingerprint = _once(cache, ("fingerprint", model_key), lambda: tree.fingerprint(model.params))
-  trial = make(run.config, model, dataset, fingerprint)
+  (trial,) = reference.added([make(run.config, model, dataset, fingerprint)])
   name = "test" if dataset.validation is None else "validation"
-  if (split := getattr(dataset, name)) is None:
+  if (split := getattr(trial.dataset, name)) is None:
     raise UserError(f"{place} has no validation or test split to run the model on: give data.test")
   sections = {part: run.config[part] for part in ("objective", "evaluate", "regularize")}
   shared = json.dumps([data_key, str(model_key), sections], default=str)

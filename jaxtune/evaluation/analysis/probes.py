@@ -23,7 +23,7 @@ from jaxtune import peft
 from jaxtune.models.context import Mask
 from jaxtune.models.layers import Attend, Embed
 from jaxtune.models.transformer import Block, Trunk
-from jaxtune.training.step import INPUTS, Program
+from jaxtune.training.step import INPUTS, Program, numbers_of
 
 Shown = dict[str, Any]
 
@@ -44,7 +44,7 @@ def compare(
     `_attention` returns for each attention of a layer that sees virtual tokens.
   """
   adapted = peft.Adapted(program.methods, *overlay, base)
-  before = _observe(program, peft.untuned(params), 0, batch)
+  before = _observe(program, peft.untuned(params)._replace(hyper=overlay.hyper), 0, batch)
   found = {}
   for trunk, shown in _observe(program, adapted, prompt, batch).items():
     states_LBTD, real_BT = before[trunk].pop("states"), before[trunk].pop("real")
@@ -70,7 +70,8 @@ def _observe(
 
   # With a method named, the layers are never run in parts.
   call = partial(peft.apply, program.model, adapted, method=watched)
-  program.objective(lambda batch, **options: call(**inputs(batch), **options), batch)
+  forward = lambda batch, **options: call(**inputs(batch), **options)
+  program.objective(forward, batch, **numbers_of(adapted.overlay))
   return seen
 
 

@@ -9,7 +9,10 @@ from safetensors.numpy import load_file
 from support import made_trials
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-CHANGES = {"train.steps": 6, "train.eval_every": 2, "train.log_every": 2, "optim.warmup": 0}
+CHANGES = {
+  "train.steps": 6, "train.eval_every": 2, "train.log_every": 2, "optim.warmup": 0,
+  "evaluate.generate": True, "evaluate.max_new_tokens": 3,
+}  # fmt: skip
 # Five trials that do not divide by the devices, with padded ranks, dropout and seeds of their own.
 TRIALS = [
   {"method.rank": rank, "optim.learning_rate": rate, "method.dropout": dropout, "seed": seed}

@@ -13,7 +13,7 @@ import jax
 
 from jaxtune import config as configs_
 from jaxtune import hosts, libraries, schema
-from jaxtune.api import trials
+from jaxtune.api import matched, trials
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.preflight import checks
@@ -54,6 +54,8 @@ def sweep(
 def _run(
   config: Any, workdir: Path, metric: str | None, most_trials: int, notes: Mapping | None
 ) -> list[dict]:
+  found = matched.match(config, workdir)
+  config, notes = found.config, (notes or {}) | found.notes or None
   names, settings, configs = expand(config, most_trials)
   compilations.keep(configs[0]["train"]["compilation_cache"])
   folders, loaded = [workdir / "trials" / name for name in names], trials.load(configs)
@@ -66,6 +68,7 @@ def _run(
   stated |= {folders[i]: loaded[i] for i, some in enumerate(rates) if not some}
   _check_folders(stated, folders)  # before anything is written
   _begin(workdir, config, notes)
+  matched.keep(found, workdir)
   settings, loaded = _tuned(settings, loaded, rates, choices, workdir)
   notes = {"compiled programs": trials.train(loaded, folders)} | read_notes(workdir)
   outcomes, failed = collect.read(workdir, names, settings, configs)

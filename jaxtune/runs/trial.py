@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 from jaxtune import data, objectives, peft, sharding, tree
 from jaxtune.errors import UserError
@@ -31,11 +34,6 @@ class Trial(NamedTuple):
   fingerprint: str
   methods: tuple[peft.Method, ...]
   objective: Any
-
-  @property
-  def objective_options(self) -> dict:
-    """The options of the config's objective, without its name."""
-    return {key: value for key, value in self.config["objective"].items() if key != "name"}
 
 
 def prepare(config: dict, pretrained: hf.Pretrained | None = None) -> Trial:
@@ -74,6 +72,20 @@ def with_config(trial: Trial, config: dict) -> Trial:
   return trial._replace(config=config, methods=methods, objective=objective_of(config))
 
 
+def changed(trials: Sequence[Trial], **computation: Any) -> list[Trial]:
+  """Returns the trials of a group whose model is computed in another way.
+
+  Args:
+    computation: fields of the model's `Config`.
+  """
+  pretrained = trials[0].pretrained
+  config = dataclasses.replace(pretrained.model.config, **computation)
+  if config.encoder is not None:
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **computation))
+  pretrained = pretrained._replace(model=pretrained.model.clone(config=config))
+  return [trial._replace(pretrained=pretrained) for trial in trials]
+
+
 def load_data(config: dict) -> data.Data:
   """Loads the data of a completed config, as its model's tokenizer and its objective need them."""
   tokenizer, decoder_start, vocabulary = hf.language(**config["model"])
@@ -109,6 +121,9 @@ def make_methods(config: dict, fresh: tuple[str, ...] = ()) -> tuple[peft.Method
   methods = peft.build(config["method"])
   if objective_of(config).HEAD != "lm":
     methods += (head.method(fresh),)  # also beside the method "head", which trains no fresh pooler
+  if numbers := objectives.numbers(config["objective"]):
+    fixed = {name: jnp.float32(value) for name, value in numbers.items()}
+    methods += (peft.Method("objective", init=lambda *_: ({}, {"loss": fixed})),)
   if any(config["regularize"].values()):
     methods += (regularize.method(**config["regularize"]),)
   return methods

@@ -6,10 +6,10 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from support import folders, made_trials
+from support import folders, made_trials, tiny
 from support.methods import NEEDED, OTHER
 
-from jaxtune import config, peft, tree
+from jaxtune import config, objectives, peft, tree
 from jaxtune.api import trials
 from jaxtune.peft import methods
 from jaxtune.runs import programs
@@ -33,6 +33,12 @@ WORDS = {
   "data.template": "{{ text }} and more of it :", "data.answer": "{{ answer_choices[1 - label] }}",
   "data.choices": ["b0 b5", "b1"], "data.rename": {"text": "other"}, "data.limit": 5,
   "data.only": {"task": ["long"]}, "data.mixture": "equal", "data.temperature": 5.0, "data.cap": 2,
+}  # fmt: skip
+# The numbers of each objective's loss.
+LOSSES = {
+  "cpo": {"beta": 1.0, "alpha": 0.1}, "dpo": {"beta": 1.0}, "orpo": {"beta": 1.0},
+  "kto": {"beta": 1.0, "desirable": 3.0, "undesirable": 3.0},
+  "reward": {"margin": 3.0, "centring": 3.0}, "simpo": {"beta": 9.0, "gamma": 3.0},
 }  # fmt: skip
 WITH = {"data.cap": {"data.mixture": "capped"}}
 
@@ -66,14 +72,20 @@ PROGRAMS = [
 def test_every_key_that_programs_do_not_depend_on_is_below(llama):
   """Here by its place in a config, so that a new one is missed; those of methods are `METHODS`."""
   full = made_trials.complete(LORA, {"regularize.dropout": 0.1})
-  found = set()
-  for section, values in full.items():
-    for key in values if isinstance(values, dict) else ():
-      other = full | {section: values | {key: "another value"}}
-      if section != "method" and len(groups.groups([full, other])) == 1:
-        found.add(f"{section}.{key}")
+
+  def shared(full, section):
+    keys = full[section] if isinstance(full[section], dict) else ()
+    other = lambda key: full | {section: full[section] | {key: "another value"}}
+    return {key for key in keys if key != "name" and len(groups.groups([full, other(key)])) == 1}
+
+  found = {
+    f"{section}.{key}" for section in full if section != "method" for key in shared(full, section)
+  }
   assert len(groups.groups([full, full | {"seed": 7}])) == 1
   assert found | {"seed"} == {*NUMBERS, *NOISE, *WORDS}
+  for _, name, _ in pkgutil.iter_modules(objectives.__path__):
+    full = made_trials.complete(LORA, {"objective": {"name": name}})
+    assert shared(full, "objective") == LOSSES.get(name, {}).keys(), name
 
 
 def solo(trial, step):
@@ -124,8 +136,8 @@ def test_so_it_does_side_by_side(llama, method, other):
   check(made_trials.make(llama), method, [other, {"seed": 7}], chunk=3)
 
 
-def check(setup, method, others, chunk):
-  plain = {"regularize.dropout": 0.1} if others[0].keys() <= NOISE.keys() else {}
+def check(setup, method, others, chunk, plain=None):
+  plain = plain or ({"regularize.dropout": 0.1} if others[0].keys() <= NOISE.keys() else {})
   configs = [
     made_trials.complete(method, plain | one, train={"steps": STEPS}) for one in ({}, *others)
   ]
@@ -170,6 +182,20 @@ def test_so_it_does_for_every_word_and_share_of_the_data(tmp_path):
   configs = [config.complete(config.override(plain, one)) for one in ({}, *others)]
   assert len(groups.groups(configs)) == 1
   compare(trials.load(configs), [trials.load([one])[0] for one in configs], others, chunk=1)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_so_it_does_for_every_number_of_a_loss(llama, name):
+  head = objectives.module(name).HEAD
+  setup = made_trials.make(llama if head == "lm" else tiny.make("llama", head=head))
+  rng, pair = np.random.default_rng(0), [made_trials.split(40, seed).arrays for seed in (0, 3)]
+  arrays = {key: np.stack([one[key] for one in pair], 1) for key in pair[0]}
+  arrays["reference"] = -rng.uniform(20, 40, (40, 2)).astype(np.float32)
+  arrays["labels"] = rng.integers(0, 2, 40).astype(np.int32)
+  train = setup.dataset.train._replace(arrays=arrays)
+  setup = setup._replace(dataset=setup.dataset._replace(train=train))
+  others = [{f"objective.{key}": value} for key, value in LOSSES[name].items()]
+  check(setup, LORA, others, chunk=1, plain={"objective": {"name": name}})
 
 
 def test_padding_stays_zero(llama):

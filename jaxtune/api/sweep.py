@@ -18,7 +18,7 @@ from jaxtune.api import launch, matched, stages
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.runs import locks
-from jaxtune.sweeps import collect, grid, stats, table, tuning
+from jaxtune.sweeps import analysed, collect, grid, stats, table, tuning
 
 report = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
 
@@ -83,6 +83,7 @@ def _run(
     report.write(
       outcomes, workdir, metric=metric, config=shared(config), notes=notes, unfinished=failed,
       given={workdir.absolute().name: configs_.to_dict(config)}, curves=collect.curves(workdir),
+      analysis=analysed.read(workdir),
     )  # fmt: skip
   hosts.wait("report")
   metric = table.choose_metric(outcomes, metric)

@@ -6,6 +6,7 @@ import functools
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def sweep(
   metric: str | None = None,
   most_trials: int = MOST_TRIALS,
   notes: Mapping[str, str] | None = None,
+  during: AbstractContextManager | None = None,
 ) -> list[dict]:
   """Trains every trial of `config.sweep` and writes its report; see `sweeps.report`.
 
@@ -43,16 +45,22 @@ def sweep(
     metric: what results are sorted by; default the test loss.
     most_trials: how many trials the sweep may have; a larger one is refused before it starts.
     notes: further facts for the report, {name: value}. They stay in the folder, as notes.json.
+    during: is entered while trials train; see `follow`.
 
   Returns:
     Each trial's result, best first, with its "folder".
   """
   with locks.held(workdir, "sweep"):
-    return _run(config, Path(workdir), metric, most_trials, notes)
+    return _run(config, Path(workdir), metric, most_trials, notes, during or nullcontext())
 
 
 def _run(
-  config: Any, workdir: Path, metric: str | None, most_trials: int, notes: Mapping | None
+  config: Any,
+  workdir: Path,
+  metric: str | None,
+  most_trials: int,
+  notes: Mapping | None,
+  during: AbstractContextManager,
 ) -> list[dict]:
   names, settings, configs = expand(config, most_trials)
   compilations.keep(configs[0]["train"]["compilation_cache"])
@@ -66,8 +74,9 @@ def _run(
   stated |= {folders[i]: loaded[i] for i, some in enumerate(rates) if not some}
   _check_folders(stated, folders)  # before anything is written
   _begin(workdir, config, notes)
-  settings, loaded = _tuned(settings, loaded, rates, choices, workdir)
-  notes = {"compiled programs": trials.train(loaded, folders)} | read_notes(workdir)
+  with during:
+    settings, loaded = _tuned(settings, loaded, rates, choices, workdir)
+    notes = {"compiled programs": trials.train(loaded, folders)} | read_notes(workdir)
   outcomes, failed = collect.read(workdir, names, settings, configs)
   if not outcomes:
     said = failed[0]["detail"]

@@ -11,8 +11,10 @@ from typing import Any
 import jaxtune
 from jaxtune import libraries
 from jaxtune.errors import UserError
+from jaxtune.runs import loggers
 
 sweeps = libraries.Lazy("jaxtune.api.sweep")  # no other command needs all that trains
+follows = libraries.Lazy("jaxtune.api.follow")
 
 
 def run(options: Namespace) -> None:
@@ -59,7 +61,8 @@ def _train(
   config: Any, workdir: str, options: Namespace, notes: dict[str, str] | None = None
 ) -> None:
   """Runs a sweep and prints its table."""
-  jaxtune.sweep(config, workdir, options.metric, options.most_trials, notes)
+  during = follows.follow(workdir, loggers=loggers.chosen(vars(options)))
+  jaxtune.sweep(config, workdir, options.metric, options.most_trials, notes, during)
   report = Path(workdir, "report.md").read_text()
   print(report.partition("\n<details>")[0].partition("\n\n")[2])
   print(f"report: {workdir}/report.html")

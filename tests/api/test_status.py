@@ -7,7 +7,7 @@ import pytest
 from support import made_trials
 
 import jaxtune
-from jaxtune.api import status
+from jaxtune.api import status_text
 from jaxtune.errors import UserError
 from jaxtune.runs import locks
 
@@ -37,7 +37,10 @@ def test_every_state_of_a_trial(tmp_path):
     running = jaxtune.status(tmp_path)[3]
   assert running.loss == 2.5 and running.best == 2.0 and running.step == 20
   assert running.seconds_left == pytest.approx(100, abs=5), "as long as the first half took"
-  first, *lines = status.text(jaxtune.status(tmp_path)).splitlines()
-  assert first == "1 done, 1 left early, 1 failed, 1 stopped, 1 waiting" and len(lines) == 5
+  first, _, *lines = status_text.text(jaxtune.status(tmp_path)).splitlines()
+  assert first == (
+    "1 stopped, 1 failed, 1 done, 1 left early, 1 waiting, 70 % trained, best 2.0000 by rank=1"
+  )
+  assert [line.split()[:2] for line in lines[::4]] == [["rank=8", "stopped"], ["rank=16", "waiting"]]
   with pytest.raises(UserError, match="expected the folder of a sweep or a run"):
     jaxtune.status(tmp_path / "nothing")

@@ -25,7 +25,7 @@ import psutil
 import pytest
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
-from support import browser, representatives, tiny
+from support import browser, logged, representatives, tiny
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 MEMORY = psutil.virtual_memory().total // (2 * os.cpu_count())  # of a worker, in bytes
@@ -48,10 +48,11 @@ def pytest_collection_finish():
 
 
 def pytest_terminal_summary(terminalreporter):
-  """Says at the end, and in red, that the page of a sweep was not tested."""
+  """Says at the end, and in red, that the page of a sweep, or loggers, were not tested."""
   skipped = terminalreporter.stats.get("skipped", [])
-  if any(browser.MISSING in str(report.longrepr) for report in skipped):
-    terminalreporter.write_line(browser.MISSING.upper(), red=True, bold=True)
+  for missing in (browser.MISSING, logged.MISSING):
+    if any(missing in str(report.longrepr) for report in skipped):
+      terminalreporter.write_line(missing.upper(), red=True, bold=True)
 
 
 def forget():

@@ -23,12 +23,14 @@ def text(
 
   Args:
     width: of the screen in columns; None for lines of any length.
-    height: most lines; trials that do not fit are counted in the last one. None for all.
+    height: most lines. Trials that wait are then left out, and others that do not fit are counted
+      in the last line. None for all.
     bars: whether a bar stands in place of "running".
   """
   lines = summary(found, width) if len(found) > 1 else []
   best = lambda one: math.inf if one.best is None else one.best
-  rows = sorted(found, key=lambda one: (ORDER.index(one.state), best(one), -one.step))
+  shown = [one for one in found if height is None or one.state != "waiting"]
+  rows = sorted(shown, key=lambda one: (ORDER.index(one.state), best(one), -one.step))
   room = len(rows) if height is None else max(height - len(lines) - 1, 0)
   if len(rows) > room:
     room = max(room - 1, 0)

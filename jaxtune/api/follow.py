@@ -20,8 +20,8 @@ from rich.live import Live
 from rich.text import Text
 
 from jaxtune import hosts, schema
-from jaxtune.runs import loggers as loggers_
 from jaxtune.api import status, status_text
+from jaxtune.runs import loggers as loggers_
 from jaxtune.runs import results
 from jaxtune.runs.folder import read_history
 from jaxtune.sweeps import grid

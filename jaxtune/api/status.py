@@ -83,7 +83,7 @@ def watched(workdir: str | Path) -> Watched:
   """
   workdir = Path(workdir)
   path = workdir / "config.json"
-  config = schema.read_json(path) if path.exists() else None
+  config = schema.read_json(path, fix="put it back") if path.exists() else None
   if not isinstance(config, dict) or not {"sweep", "train"} & config.keys():
     raise UserError(f"{workdir} is not the folder of a sweep or a run: expected its config.json")
   if not config.get("sweep"):

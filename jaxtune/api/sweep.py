@@ -74,9 +74,10 @@ def _run(
   stated |= {folders[i]: loaded[i] for i, some in enumerate(rates) if not some}
   _check_folders(stated, folders)  # before anything is written
   _begin(workdir, config, notes)
+  notes = read_notes(workdir)
   with during:
     settings, loaded = _tuned(settings, loaded, rates, choices, workdir)
-    notes = {"compiled programs": trials.train(loaded, folders)} | read_notes(workdir)
+    notes = {"compiled programs": trials.train(loaded, folders), **notes}
   outcomes, failed = collect.read(workdir, names, settings, configs)
   if not outcomes:
     said = failed[0]["detail"]
@@ -161,8 +162,7 @@ def _check_folders(stated: dict[Path, Trial], folders: list[Path]) -> None:
           f"have: go on with its config, give another --workdir, or remove {folder}"
         )
       if folder in stated:
-        old = schema.read_json(path)
-        schema.check(str(path), old, dict)
+        old = schema.read_json(path, dict, f"put it back, or delete {folder} to start it again")
         old = json.loads(json.dumps(configs_.complete(old), default=str))
         old, new = map(configs_.unplaced, (old, stated[folder].config))
         checkpoint.check_same(f"{folder} is an unfinished trial", {"config": old}, {"config": new})
@@ -200,7 +200,7 @@ def _tuned(
 def read_notes(workdir: Path) -> dict[str, str]:
   """Reads the notes that a sweep was started with; {} if there are none."""
   path = workdir / NOTES
-  return schema.read_json(path) if path.exists() else {}
+  return schema.read_json(path, dict[str, str], "delete it") if path.exists() else {}
 
 
 def _validation_loss(folder: Path) -> float | None:

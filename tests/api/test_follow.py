@@ -11,9 +11,8 @@ import pytest
 from support import logged, made_trials
 
 from jaxtune import hosts, main
-from jaxtune.api import follow, status, status_text
+from jaxtune.api import follow, status, status_text, trials
 from jaxtune.api import sweep as sweeps
-from jaxtune.api import trials
 from jaxtune.errors import UserError
 from jaxtune.runs import loggers
 from jaxtune.runs.trial import with_config
@@ -152,7 +151,7 @@ def test_a_terminal_shows_one_view_and_a_file_gets_plain_lines(begun, monkeypatc
   assert set(out.splitlines()) == {"1 stopped, 1 waiting, 20 % trained"}
 
   main_end, end = os.openpty()
-  terminal = open(end, "w", buffering=1)
+  terminal = open(end, "w", buffering=1)  # noqa: SIM115
   monkeypatch.setenv("TERM", "xterm")
   monkeypatch.setenv("COLUMNS", "60")
   monkeypatch.setattr(sys, "stdout", terminal)

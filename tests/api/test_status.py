@@ -41,6 +41,9 @@ def test_every_state_of_a_trial(tmp_path):
   assert first == (
     "1 stopped, 1 failed, 1 done, 1 left early, 1 waiting, 70 % trained, best 2.0000 by rank=1"
   )
-  assert [line.split()[:2] for line in lines[::4]] == [["rank=8", "stopped"], ["rank=16", "waiting"]]
+  assert [line.split()[:2] for line in lines[::4]] == [
+    ["rank=8", "stopped"],
+    ["rank=16", "waiting"],
+  ]
   with pytest.raises(UserError, match="is not the folder of a sweep or a run"):
     jaxtune.status(tmp_path / "nothing")

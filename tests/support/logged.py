@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxtune import libraries
+
+accumulator = libraries.Lazy("tensorboard.backend.event_processing.event_accumulator")
+hyper = libraries.Lazy("tensorboard.plugins.hparams.plugin_data_pb2")
+internal = libraries.Lazy("wandb.proto.wandb_internal_pb2")
 NAMES = ("tensorboard", "wandb")
 ABSENT = [name for name in NAMES if importlib.util.find_spec(name) is None]
 MISSING = f"no {' and no '.join(ABSENT)}: loggers are NOT tested; pip install '.[test]' brings them"
@@ -25,19 +30,16 @@ def read(name: str, folder: Path, trial: str) -> Logged:
 
 
 def _tensorboard(folder: Path, trial: str) -> Logged:
-  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-  from tensorboard.plugins.hparams import plugin_data_pb2
-
   place = folder / "tensorboard" / trial
   assert len(list(place.iterdir())) == 1
-  events = EventAccumulator(str(place)).Reload()
+  events = accumulator.EventAccumulator(str(place)).Reload()
   rows: dict[int, dict[str, float]] = {}
   for tag in events.Tags()["scalars"]:
     for one in events.Scalars(tag):
       assert tag not in rows.setdefault(one.step, {}), "a step is there twice"
       rows[one.step][tag] = one.value
   ((_, content),) = events.PluginTagToContent("hparams").items()
-  varied = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+  varied = hyper.HParamsPluginData.FromString(content).session_start_info.hparams
   return rows, {key: getattr(value, value.WhichOneof("kind")) for key, value in varied.items()}
 
 
@@ -64,8 +66,6 @@ def _wandb(folder: Path, trial: str) -> Logged:
 
 def _records(path: Path) -> Iterator[Any]:
   """Reads a file of W&B: records in blocks of 32 kB, as those of LevelDB's log."""
-  from wandb.proto.wandb_internal_pb2 import Record
-
   data, at, parts = path.read_bytes(), 7, b""
   while at + 7 <= len(data):
     if (left := 32768 - at % 32768) < 7:
@@ -75,5 +75,5 @@ def _records(path: Path) -> Iterator[Any]:
     parts += data[at + 7 : at + 7 + length]
     at += 7 + length
     if kind in (1, 4):  # whole, or the last part
-      yield Record.FromString(parts)
+      yield internal.Record.FromString(parts)
       parts = b""

@@ -29,6 +29,7 @@ from jaxtune.training import optim
 
 SCREEN, LINES, LOGGERS = 1.0, 30.0, 5.0  # seconds between two looks
 SHARE = 0.05  # of the time that a thread may work
+GRACE = 120.0  # seconds that it may take at the end, to send what a slow network has not taken yet
 Act = Callable[[bool], None]  # (whether it is the last time) -> None
 
 
@@ -201,4 +202,6 @@ def _regularly(
     yield
   finally:
     over.set()
-    thread.join()
+    thread.join(GRACE)
+    if thread.is_alive():
+      print(f"warning: {what} has not ended after {GRACE:.0f} s and is left", file=sys.stderr)

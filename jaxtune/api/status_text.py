@@ -11,7 +11,7 @@ from jaxtune.api.status import DONE, Status
 
 ORDER = ("running", "stopped", "failed", "diverged", "done", "left early", "waiting")
 _BAR = 10  # columns of a bar, or of a state's name
-_SHORTEST = 20  # columns of a name
+_SHORTEST = 24  # columns of a name, unless all are shorter
 
 
 def text(
@@ -34,7 +34,7 @@ def text(
   room = len(rows) if height is None else max(height - len(lines) - 1, 0)
   if len(rows) > room:
     room = max(room - 1, 0)
-  lines += _table(rows[:room], width, bars) if room else []
+  lines += _table(rows[:room], width, bars) if rows[:room] else []
   if rows[room:]:
     lines.append(_fitted(f"{len(rows[room:])} more: {_counted(rows[room:])}", width))
   return "\n".join(lines[:height])
@@ -84,8 +84,9 @@ def _table(rows: Sequence[Status], width: int | None, bars: bool) -> list[str]:
   if bars:
     widths["state"] = _BAR
   used = lambda: sum(size + 2 for name, size in widths.items() if name != "trial")
+  shortest = min(_SHORTEST, max(len(_initials(one.name)) for one in rows))
   for name in ("state", "loss", "left"):
-    if width is not None and width - used() < min(_SHORTEST, widths["trial"]):
+    if width is not None and width - used() < shortest:
       del widths[name]
   if "state" not in widths:
     running = [one.state == "running" for one in rows]

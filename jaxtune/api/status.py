@@ -118,7 +118,7 @@ def _of_trial(of: Watched, name: str, steps: int, works: bool, before: Status | 
   losses = [row["validation_loss"] for row in history if "validation_loss" in row]
   finite = [loss for loss in losses if math.isfinite(loss)]
   trained = [row["train_loss"] for row in history if "train_loss" in row]
-  step = max((row["step"] for row in history), default=0)
+  earlier, step = [0, 0, *sorted({row["step"] for row in history})][-2:]
   known = dict(loss=(losses or trained or [None])[-1], best=min(finite, default=None))
   if result:
     state = "diverged" if results.diverged(result) else "done"
@@ -128,12 +128,14 @@ def _of_trial(of: Watched, name: str, steps: int, works: bool, before: Status | 
   if not step or state != "running":
     return Status(name, state, step, steps, **known)
   began, last = ((folder / file).stat().st_mtime for file in ("config.json", "metrics.jsonl"))
+  now = time.time()
   since = before and before.since
   if since is None or since[1] < began:  # it is seen for the first time, or was started again
     since = (step, last)
   from_step, then = since if step > since[0] else (0, began)
-  speed = (step - from_step) / (last - then) if last - then > 1 else None
-  left = None
+  speed, left = (step - from_step) / (last - then) if last - then > 1 else None, None
   if speed and step < steps:  # else it is being judged
-    left = max((steps - step) / speed - (time.time() - last), 0.0)
+    following = min(2 * step - earlier, steps)  # which is logged next, maybe after an evaluation
+    speed = min(speed, (following - from_step) / (now - then))
+    left = (steps - min(step + speed * (now - last), following)) / speed
   return Status(name, state, step, steps, **known, seconds_left=left, speed=speed, since=since)

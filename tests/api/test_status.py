@@ -37,6 +37,12 @@ def test_every_state_of_a_trial(tmp_path):
     running = jaxtune.status(tmp_path)[3]
   assert running.loss == 2.5 and running.best == 2.0 and running.step == 20
   assert running.seconds_left == pytest.approx(100, abs=5), "as long as the first half took"
+  long_ago = (folders[3] / "metrics.jsonl").stat().st_mtime - 1000
+  for name, before in (("config.json", 100), ("metrics.jsonl", 0)):
+    os.utime(folders[3] / name, (0, long_ago - before))
+  with locks._locked(tmp_path):
+    slow = jaxtune.status(tmp_path)[3].seconds_left
+  assert slow == pytest.approx(10 * 1100 / 30, abs=5), "as if step 30 were logged now"
   first, _, *lines = status_text.text(jaxtune.status(tmp_path)).splitlines()
   assert first == (
     "1 stopped, 1 failed, 1 done, 1 left early, 1 waiting, 70 % trained, best 2.0000 by rank=1"

@@ -232,9 +232,13 @@ def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list
   for setting in settings:
     full = _overridden(config, setting)
     rates, name = tuning.rates_of(full), grid.name(tuning.named(setting), axes)
-    completed = configs_.complete(tuning.stated(full))
-    # 1.0 and 1 are equal keys.
-    key = (*rates, *jax.tree.leaves_with_path(completed, is_leaf=lambda x: x is None))
+    try:
+      completed = configs_.complete(tuning.stated(full))
+    except UserError as error:
+      raise UserError(f"trial {name}: {error}") from error
+    # 1.0 and 1 are equal keys. What changes no result makes no other trial.
+    plain = configs_.unplaced(completed)
+    key = (*rates, *jax.tree.leaves_with_path(plain, is_leaf=lambda x: x is None))
     if key in distinct:
       print(f"{name} is the same trial as {distinct[key][0]}: it is run, and counted, once")
     distinct.setdefault(key, (name, setting, completed))

@@ -7,12 +7,13 @@ import pytest
 from support import made_trials
 
 import jaxtune
+from jaxtune import main
 from jaxtune.api import status_text
 from jaxtune.errors import UserError
 from jaxtune.runs import locks
 
 
-def test_every_state_of_a_trial(tmp_path):
+def test_every_state_of_a_trial(tmp_path, capsys):
   config = made_trials.complete({"name": "lora"}, {"train.steps": 40})
   config |= {"sweep": ({"method.rank": [1, 2, 4, 8, 16]},)}
   (tmp_path / "config.json").write_text(json.dumps(config, default=str))
@@ -51,5 +52,7 @@ def test_every_state_of_a_trial(tmp_path):
     ["rank=8", "stopped"],
     ["rank=16", "waiting"],
   ]
+  assert main.main(["status", str(tmp_path), "--watch"]) == 0, "nothing works there: it ends"
+  assert capsys.readouterr().out == f"{status_text.text(jaxtune.status(tmp_path))}\n"
   with pytest.raises(UserError, match="is not the folder of a sweep or a run"):
     jaxtune.status(tmp_path / "nothing")

@@ -87,7 +87,7 @@ def shown(
   Args:
     begun: says whether the folder is that of the trials already.
   """
-  console = Console()
+  console = Console(soft_wrap=True)  # of what is printed above the view
   if not console.is_terminal or console.is_dumb_terminal:
     say = lambda found: print(*status_text.summary(found), flush=True)
     with _regularly("progress", seconds or LINES, lambda: _looked(workdir, say), begun):

@@ -59,6 +59,7 @@ reliability: $(VENV)/.installed-test
 	$(BIN)/python experiments/reliability/mutants.py --check 25
 	$(BIN)/python experiments/reliability/fuzz.py --seconds 4
 	$(BIN)/python experiments/reliability/faults.py --points 1 --job train --job import
+	$(BIN)/python experiments/reliability/coverage.py --runs 400
 
 speed: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
 	$(ADAPTERS) $(BIN)/python experiments/speed/run.py

@@ -229,6 +229,12 @@ def shardings(mesh: Mesh, tree: Any, first: str | None = None) -> Any:
   return by_leaf
 
 
+def held(tree: Any) -> int:
+  """Returns the bytes that arrays take on each device."""
+  size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+  return sum(map(size, jax.tree.leaves(tree)))
+
+
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
   """Splits an activation's axes over those of the mesh; returns it as it is outside of a mesh."""
   return x if _mesh() is None else jax.lax.with_sharding_constraint(x, P(*axes))

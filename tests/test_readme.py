@@ -15,6 +15,7 @@ import jaxtune.api
 from jaxtune.api import families, sweep
 from jaxtune.assets import TINY
 from jaxtune.main import parser
+from jaxtune.sweeps import declare, grid, matching
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -36,12 +37,14 @@ def test_the_python_runs(tmp_path):
 
 
 def test_the_declared_sweep_is_one():
-  (code,) = re.findall(r"```py\n(.*?)```", TEXT, re.DOTALL)
+  code, matched = re.findall(r"```py\n(.*?)```", TEXT, re.DOTALL)
   config = made_trials.complete({"name": "lora"})
   holder = SimpleNamespace()
   exec(code, {"config": holder})
   names, settings, _ = sweep.expand(config | {"sweep": holder.sweep})
   assert len(set(names)) == len(names) > 9 and max(s["method.rank"] for s in settings) == 16
+  exec(matched, {"config": holder, "declare": declare})
+  assert grid.count(holder.sweep) == 9 and matching.is_open(holder.sweep)
 
 
 @pytest.mark.parametrize("command", re.findall(r"^ +(jaxtune .*)$", TEXT, re.MULTILINE))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from jaxtune.api import plan, sweep
+from jaxtune import data
+from jaxtune.api import matched, plan, sweep
 from jaxtune.preflight import pace
 from jaxtune.runs.trial import Trial
 from jaxtune.sweeps import groups
@@ -40,6 +39,7 @@ class DryRun(NamedTuple):
 
   groups: list[Group]
   device: str | None
+  budgets: tuple[str, ...] = ()  # what each method reaches of its budget
 
   @property
   def trials(self) -> int:
@@ -65,7 +65,10 @@ class DryRun(NamedTuple):
     blocks = [_lay_out(number, group) for number, group in enumerate(self.groups, 1)]
     totals = f"in all: {count(self.trials, 'trial')}, {self.tokens:,} tokens, "
     totals += f"{duration(self.seconds)} on {self.device or 'this machine'}"
-    return "\n\n".join([head, *blocks, totals])
+    equal = ["\n".join(["equal budgets:", *(f"  {one}" for one in self.budgets)])] * bool(
+      self.budgets
+    )
+    return "\n\n".join([head, *equal, *blocks, totals])
 
 
 def dry_run(config: Any, most_trials: int = sweep.MOST_TRIALS, device: str | None = None) -> DryRun:
@@ -75,6 +78,7 @@ def dry_run(config: Any, most_trials: int = sweep.MOST_TRIALS, device: str | Non
     most_trials: as for `sweep`.
     device: a device that need not be here, as for `plan`.
   """
+  config, reached, _ = matched.match(config)
   names, settings, completed = sweep.expand(config, most_trials)
   programs = plan.of_trials(names, completed, device).programs
   differs = groups.differences([program.outlines[0].config for program in programs])
@@ -87,7 +91,7 @@ def dry_run(config: Any, most_trials: int = sweep.MOST_TRIALS, device: str | Non
     if seconds is not None:
       seconds *= 1 + extra / len(program.trials)
     found.append(Group(program.trials, keys, tokens, _memory(program.cost), seconds, extra, splits))
-  return DryRun(found, None if device == "cpu" else device)
+  return DryRun(found, None if device == "cpu" else device, reached)
 
 
 def _choosing(
@@ -105,11 +109,10 @@ def _choosing(
 
 
 def _tokens(trial: Trial) -> int:
-  """Returns how many tokens a trial is trained on, about; of a stream, at most."""
+  """Returns how many tokens a trial is trained on, without padding; of a stream, at most."""
   split, train = trial.dataset.train, trial.config["train"]
-  lengths = getattr(split, "lengths", {"tokens": np.full(1, split.width)})
-  a_row = sum(float(counts.mean()) for counts in lengths.values())
-  return round(a_row * train["batch_size"] * train["steps"])
+  seen = data.tokens_seen(split, trial.config["seed"], train["steps"], train["batch_size"])
+  return split.width * train["batch_size"] * train["steps"] if seen is None else seen
 
 
 def _memory(cost: dict) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxtune import config as configs
 from jaxtune import data
-from jaxtune.api import plan_text, sweep, trials
+from jaxtune.api import matched, plan_text, sweep, trials
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.preflight import cost, devices, elsewhere, targets
@@ -71,7 +71,7 @@ def plan(
     text: a file for the compiled modules of a named device, one after another.
   """
   if configs.to_dict(config).get("sweep"):
-    names, _, completed = sweep.expand(config, most_trials)
+    names, _, completed = sweep.expand(matched.match(config).config, most_trials)
   else:
     names, completed = ["run"], [configs.complete(config)]
   if text is not None and device in (None, "cpu"):

@@ -14,7 +14,7 @@ import jax
 
 from jaxtune import config as configs_
 from jaxtune import hosts, libraries, schema
-from jaxtune.api import trials
+from jaxtune.api import matched, trials
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.preflight import checks
@@ -62,6 +62,8 @@ def _run(
   notes: Mapping | None,
   during: AbstractContextManager,
 ) -> list[dict]:
+  found = matched.match(config, workdir)
+  config, notes = found.config, (notes or {}) | found.notes or None
   names, settings, configs = expand(config, most_trials)
   compilations.keep(configs[0]["train"]["compilation_cache"])
   folders, loaded = [workdir / "trials" / name for name in names], trials.load(configs)
@@ -74,17 +76,13 @@ def _run(
   stated |= {folders[i]: loaded[i] for i, some in enumerate(rates) if not some}
   _check_folders(stated, folders)  # before anything is written
   _begin(workdir, config, notes)
+  matched.keep(found, workdir)
   notes = read_notes(workdir)
   with during:
     settings, loaded = _tuned(settings, loaded, rates, choices, workdir)
     notes = {"compiled programs": trials.train(loaded, folders), **notes}
   outcomes, failed = collect.read(workdir, names, settings, configs)
-  if not outcomes:
-    said = failed[0]["detail"]
-    raise UserError(f"all {len(failed)} trials of {workdir} failed, the first one with {said}")
-  if failed:
-    said = f"{len(failed)} of {len(folders)} trials failed: see their {collect.FAILED}"
-    print(said, file=sys.stderr)
+  _say_failed(outcomes, failed, workdir)
   if hosts.primary():
     report.write(
       outcomes, workdir, metric=metric, config=shared(config), notes=notes, unfinished=failed,
@@ -94,6 +92,16 @@ def _run(
   metric = table.choose_metric(outcomes, metric)
   single = [stats.Row(outcome["trial"], {}, (outcome,)) for outcome in outcomes]
   return [row.results[0] for row in stats.best_first(single, metric)]
+
+
+def _say_failed(outcomes: list[dict], failed: list[dict], workdir: Path) -> None:
+  """Prints how many trials failed; raises UserError if all did."""
+  if not outcomes:
+    said = failed[0]["detail"]
+    raise UserError(f"all {len(failed)} trials of {workdir} failed, the first one with {said}")
+  if failed:
+    said = f"{len(failed)} of {len(outcomes + failed)} trials failed: see their {collect.FAILED}"
+    print(said, file=sys.stderr)
 
 
 def shared(config: Any) -> dict:

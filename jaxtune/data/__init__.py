@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxtune.data import cells, conversations, ids, mix, templates
-from jaxtune.data.batches import arrange, batch, batches, join, sample
+from jaxtune.data.batches import arrange, batch, batches, join, kinds, sample, tokens_seen
 from jaxtune.data.encode import chat
 from jaxtune.data.encode.choices import same_folding
 from jaxtune.data.load import load
@@ -39,7 +39,8 @@ from jaxtune.errors import UserError
 __all__ = [
   "Data", "DataOptions", "EncodeOptions", "Split", "align", "arrange", "batch", "batches", "cells",
   "chat", "check_shots", "conversations", "describe", "encode_prompts", "identity",
-  "ids", "join", "load", "mix", "render_prompts", "sample", "shots", "templates",
+  "ids", "join", "kinds", "load", "mix", "render_prompts", "sample", "shots", "templates",
+  "tokens_seen",
 ]  # fmt: skip
 
 

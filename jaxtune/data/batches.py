@@ -104,6 +104,26 @@ def batch(
   return _take(split, rows_B[chosen], {})
 
 
+def kinds(split: Split | Stream, steps: int, batch_size: int) -> list[tuple[int, Batch]]:
+  """Returns a batch of every shape that a run has, with the number of its steps."""
+  if not split.order:
+    return [(steps, batch(split, 0, 0, batch_size))]
+  first = np.zeros(batch_size, np.int64)
+  found = mix.kinds(split.order, steps)
+  return [(turns, _take(split, first, kind.widths)) for kind, turns in found if turns]
+
+
+def tokens_seen(split: Split | Stream, seed: int, steps: int, batch_size: int) -> int | None:
+  """Counts the tokens, without padding, of the examples that a run draws; None for a stream."""
+  if isinstance(split, Stream):
+    return None
+  masks = [split.arrays[name] for name in ("mask", "inputs_mask") if name in split.arrays]
+  tokens_X = sum(mask.reshape(len(mask), -1).sum(1) for mask in masks)
+  alone = mix.Pool("", 0, 1.0, np.arange(split.examples)[:, None])
+  order = split.order or (mix.BatchKind(1.0, (alone,), {}),)
+  return mix.total(order, seed, steps, batch_size, tokens_X)
+
+
 def sample(split: Split, count: int) -> Split:
   """Returns a split with the arrays of `count` examples only, spread evenly over it."""
   count = min(count, split.examples)

@@ -187,6 +187,27 @@ def assign_turns(
   return whose_B, had_BW[np.arange(count), whose_B] - 1
 
 
+def kinds(order: Order, steps: int) -> list[tuple[BatchKind, int]]:
+  """Returns each kind of batch with how many of so many steps draw one."""
+  return list(zip(order, _turns_per_share(_shares(order), steps), strict=True))
+
+
+def total(order: Order, seed: int, steps: int, batch_size: int, values_X: np.ndarray) -> int:
+  """Sums a whole number of each row over all rows that a run of so many steps draws."""
+  found = 0
+  for kind, turns in kinds(order, steps):
+    drawn = _turns_per_share(_shares(kind.pools), turns * batch_size)
+    for pool, draws in zip(kind.pools, drawn, strict=True):
+      size, variants = pool.rows.shape
+      epochs, rest = divmod(draws, size)
+      # Epochs that are a multiple of the number of variants apart draw the same rows.
+      whole = [(e, size, len(range(e, epochs, variants))) for e in range(min(epochs, variants))]
+      for epoch, count, times in [*whole, (epochs, rest, 1)]:
+        rows = _rows(pool, seed, epoch * size + np.arange(count))
+        found += times * int(values_X[rows].sum())
+  return found
+
+
 def counts(order: Order, steps: int, batch_size: int) -> dict[str, dict]:
   """Counts what a run of so many steps draws of each task.
 
@@ -196,7 +217,7 @@ def counts(order: Order, steps: int, batch_size: int) -> dict[str, dict]:
     drawn}}.
   """
   tasks: dict[str, dict] = {}
-  for kind, turns in zip(order, _turns_per_share(_shares(order), steps), strict=True):
+  for kind, turns in kinds(order, steps):
     drawn = _turns_per_share(_shares(kind.pools), turns * batch_size)
     for pool, times in zip(kind.pools, drawn, strict=True):
       size = len(pool.rows)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -17,14 +16,13 @@ from jaxtune.evaluation import judge, texts
 from jaxtune.models import cudnn
 from jaxtune.models.layers import choose_attention
 from jaxtune.preflight.devices import Device
-from jaxtune.runs import programs
+from jaxtune.runs import costs, programs
 from jaxtune.runs.first_state import first_state
-from jaxtune.runs.trial import Trial
+from jaxtune.runs.trial import Trial, changed
 from jaxtune.training import loop
 from jaxtune.training.options import TrainOptions
 from jaxtune.training.progress import begin
 
-WHOLE = 2**31  # tokens: all of a batch's
 POLICIES = (False, "linear", True)  # of `model.remat`, by how much they compute twice
 
 
@@ -172,42 +170,18 @@ def flops(group: Outline, batch: dict, name: str = "training step") -> float:
   Args:
     name: a key of LOWER.
   """
-  whole = dict(scored_tokens=WHOLE, remat=False, attention="plain")
   count = len(group.trials)
   if name == "training step":
     states = _resized(group.states, batch)
     progress = jax.eval_shape(begin, states)
     carry = (states, progress.sums)
-    traced = jax.make_jaxpr(_step(group, batch, count, whole))(carry, group.base, batch)
+    traced = jax.make_jaxpr(_step(group, batch, count, costs.WHOLE))(carry, group.base, batch)
   else:
-    evaluator = _evaluator(group, batch, sharding.Parallel("jit", None, 1), count, whole)
+    evaluator = _evaluator(group, batch, sharding.Parallel("jit", None, 1), count, costs.WHOLE)
     function = evaluator.rows if name == "evaluation" else evaluator.complete
     overlays = peft.Overlay(group.states.tuned, group.states.hyper)
     traced = jax.make_jaxpr(function)(overlays, group.base, batch)
-  return _products(traced.jaxpr)
-
-
-def _products(jaxpr: Any) -> float:
-  """Counts the FLOP of matrix products; of a loop with an open end, those of one round."""
-  total = 0.0
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == "dot_general":
-      (contracted, _), _ = equation.params["dimension_numbers"]
-      left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-      total += 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
-      continue
-    times = equation.params["length"] if equation.primitive.name == "scan" else 1
-    total += sum(times * _products(inner) for inner in _inner(equation.params.values()))
-  return total
-
-
-def _inner(values: Any) -> Iterator[Any]:
-  for value in values:
-    value = getattr(value, "jaxpr", value)
-    if hasattr(value, "eqns"):
-      yield value
-    elif isinstance(value, tuple | list):
-      yield from _inner(value)
+  return costs.products(traced.jaxpr)
 
 
 def bytes_of_base(group: Outline) -> int:
@@ -224,20 +198,6 @@ def with_kernels(group: Outline, length: int) -> dict[str, Any]:
   if group.device is None or chosen is not None:
     return {}
   return {"attention": choose_attention(group.device.platform, length)}
-
-
-def changed(trials: Sequence[Trial], **computation: Any) -> list[Trial]:
-  """Returns the trials of a group whose model is computed in another way.
-
-  Args:
-    computation: fields of the model's `Config`.
-  """
-  pretrained = trials[0].pretrained
-  config = dataclasses.replace(pretrained.model.config, **computation)
-  if config.encoder is not None:
-    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **computation))
-  pretrained = pretrained._replace(model=pretrained.model.clone(config=config))
-  return [trial._replace(pretrained=pretrained) for trial in trials]
 
 
 def _step(group: Outline, batch: dict, chunk: int, computation: dict) -> Callable:

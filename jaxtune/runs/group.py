@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from jaxtune import config, data, hosts, peft, sharding, tree
 from jaxtune.evaluation import compare, judge
-from jaxtune.runs import folder, programs
+from jaxtune.runs import costs, folder, programs
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial
 from jaxtune.training import checkpoint, loop, turns
@@ -66,38 +66,58 @@ def train(
       *(places, chunk, rule),
     )
     progress = loop.run(group, progress)
-  overlays, judged = _judged(evaluator, base, trials, progress, options)
-  arrays = hosts.fetch((overlays, progress._replace(state=None, tuned=None)))
+  overlays, judged = _judged(evaluator, base, trials, progress, untuned)
+  overlays, counts = hosts.fetch((overlays, progress._replace(state=None, tuned=None)))
   seconds = round(clock() / len(trials), 2)
   shared = {"seconds": seconds, "trials_in_program": len(trials), "versions": versions}
-  pairs = zip(judged, untuned, strict=True)
-  judged = [one._replace(untuned=base.base.predictions) for one, base in pairs]
-  three = zip(judged, untuned, trials, strict=True)
-  facts = [compare.record(one, base, evaluator, t.dataset) | shared for one, base, t in three]
-  return _write(trials, folders, shapes, arrays, judged, facts)
+  known = [shared | step_counts(counts, options, e, j.metrics) for e, j in enumerate(judged)]
+  spent = _spent(trials, shapes, group, progress, known)
+  four = zip(judged, untuned, trials, spent, strict=True)
+  facts = [compare.record(one, base, evaluator, t.dataset) | more for one, base, t, more in four]
+  return _write(trials, folders, shapes, overlays, judged, facts)
+
+
+def _spent(
+  trials: Sequence[Trial],
+  shapes: Sequence[State],
+  group: loop.Group,
+  progress: Progress,
+  known: Sequence[dict],
+) -> list[dict]:
+  """Adds to what is known of each trial, as its count of updates, what it has cost; see `costs`."""
+  spent = []
+  counters = costs.counters(trials, shapes, group.base)
+  for trial, flops, one in zip(trials, counters, known, strict=True):
+    spent.append(one | costs.of_training(trial, flops, one["stopped_at"]))
+  if group.options.parallel == "pmap":  # whose memory jax does not tell
+    return spent
+  chosen, turns = np.arange(group.places or len(trials)), group.places is not None
+  shared = (group.base, chosen) if turns else group.base
+  arguments = (progress.state, progress.sums), shared, group.batch(chosen, np.zeros_like(chosen))
+  memory = costs.memory(group.step, arguments, shapes, group.chunk, turns)
+  return [one | {"memory": taken} for one, taken in zip(spent, memory, strict=True)]
 
 
 def _write(
   trials: Sequence[Trial],
   folders: Sequence[Path],
-  shapes: Sequence[peft.Overlay],
-  arrays: tuple[peft.Overlay, Progress],
+  shapes: Sequence[State],
+  overlays: peft.Overlay,
   judged: Sequence[judge.Judged],
   facts: Sequence[dict],
 ) -> list[dict]:
   """Writes each trial's weights, predictions and result; returns the results.
 
   Args:
-    shapes: of each trial's overlay without the padding of its group.
-    arrays: the overlays that the trials keep, stacked, and the counts of their progress.
+    shapes: of each trial's state without the padding of its group.
+    overlays: those that the trials keep, stacked.
     facts: what else each result says.
   """
-  overlays, counts = arrays
-  options, results = TrainOptions(**trials[0].config["train"]), []
+  results = []
   for e, (trial, one) in enumerate(zip(trials, judged, strict=True)):
-    overlay = tree.crop(jax.tree.map(lambda x, e=e: x[e], overlays), shapes[e])
-    known = facts[e] | step_counts(counts, options, e, one.metrics)
-    results.append(folder.finish(folders[e], trial, overlay, one, known))
+    own = peft.Overlay(shapes[e].tuned, shapes[e].hyper)
+    overlay = tree.crop(jax.tree.map(lambda x, e=e: x[e], overlays), own)
+    results.append(folder.finish(folders[e], trial, overlay, one, facts[e]))
   return results
 
 
@@ -117,10 +137,10 @@ def _turns(trials: Sequence[Trial], options: TrainOptions) -> tuple[turns.Rule |
 
 def _started(
   trials: Sequence[Trial], parallel: sharding.Parallel
-) -> tuple[State, list[peft.Overlay], PyTree]:
-  """Returns the trials' first states, stacked; the shapes of their overlays; the frozen base."""
+) -> tuple[State, list[State], PyTree]:
+  """Returns the trials' first states, stacked; the shapes of each alone; the frozen base."""
   states, bases = zip(*map(first_state, trials), strict=True)
-  shapes = [jax.eval_shape(lambda s=s: peft.Overlay(s.tuned, s.hyper)) for s in states]
+  shapes = [jax.eval_shape(lambda s=s: s) for s in states]
   return tree.stack(list(states)), shapes, parallel.put(bases[0])
 
 
@@ -184,12 +204,13 @@ def _judged(
   base: PyTree,
   trials: Sequence[Trial],
   progress: Progress,
-  options: TrainOptions,
+  untuned: Sequence[compare.Untuned],
 ) -> tuple[peft.Overlay, list[judge.Judged]]:
   """Returns the overlays that the trials keep, stacked, and what each of them scores.
 
   Of trials that left early that is their last validation loss.
   """
+  options = TrainOptions(**trials[0].config["train"])
   best = options.keep == "best" and trials[0].dataset.validation is not None
   overlays = peft.Overlay(progress.tuned if best else progress.state.tuned, progress.state.hyper)
   exited, losses = hosts.fetch((progress.exited, progress.losses))
@@ -201,7 +222,8 @@ def _judged(
   scores = judge.judge_splits(evaluator, kept, base, datasets, seeds)
   fits = train_metrics(evaluator, kept, base, datasets)
   for e, fit, score in zip(left, fits, scores, strict=True):
-    judged[e] = score._replace(metrics=fit | score.metrics)
+    before = untuned[e].base.predictions
+    judged[e] = score._replace(metrics=fit | score.metrics, untuned=before)
   return overlays, judged
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jaxtune import data, objectives, peft, sharding, tree
@@ -72,6 +73,20 @@ def with_config(trial: Trial, config: dict) -> Trial:
   """Returns the trial of another config with the same model and data."""
   methods = make_methods(config, trial.pretrained.fresh)
   return trial._replace(config=config, methods=methods, objective=objective_of(config))
+
+
+def changed(trials: Sequence[Trial], **computation: Any) -> list[Trial]:
+  """Returns the trials of a group whose model is computed in another way.
+
+  Args:
+    computation: fields of the model's `Config`.
+  """
+  pretrained = trials[0].pretrained
+  config = dataclasses.replace(pretrained.model.config, **computation)
+  if config.encoder is not None:
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **computation))
+  pretrained = pretrained._replace(model=pretrained.model.clone(config=config))
+  return [trial._replace(pretrained=pretrained) for trial in trials]
 
 
 def load_data(config: dict) -> data.Data:

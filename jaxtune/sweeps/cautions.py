@@ -17,7 +17,7 @@ from jaxtune.sweeps.evidence import Caution, Evidence, chained, listed, of_resul
 
 def find(evidence: Evidence) -> list[Caution]:
   """Returns what all functions here find."""
-  return chained((failed, exited, diverged, unresolved, wide, memorized), evidence)
+  return chained((failed, exited, diverged, unresolved, wide, memorized, overfitted), evidence)
 
 
 def failed(evidence: Evidence) -> list[Caution]:
@@ -114,6 +114,25 @@ def memorized(evidence: Evidence) -> list[Caution]:
     f"or a smaller method may help: {listed(result['trial'] for result in known)}."
   )
   return of_results("memorized", text, known)
+
+
+def overfitted(evidence: Evidence) -> list[Caution]:
+  """Names trials of which the last weights were kept, long after validation was at its best."""
+  late = [
+    result
+    for result in evidence.results
+    if evidence.config(result).get("train.keep") == "last"
+    and 0 < (result.get("best_step") or 0) <= 0.5 * result["stopped_at"]
+  ]
+  if not late:
+    return []
+  named = [f"{r['trial']} (step {r['best_step']} of {r['stopped_at']})" for r in late]
+  text = (
+    f"Overfitted ({len(late)} of {len(evidence.results)} trials): the validation loss was lowest "
+    "in the first half of the updates, and the last weights were kept. With train.keep='best' "
+    f"each has its own best step. {listed(named)}."
+  )
+  return of_results("overfitted", text, late)
 
 
 def _memorized(final: dict) -> bool:

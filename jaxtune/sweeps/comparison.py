@@ -39,7 +39,17 @@ import numpy as np
 
 from jaxtune import metrics
 from jaxtune.errors import UserError, nearest
-from jaxtune.sweeps import cautions, confounds, contrasts, exports, paired, pairs, stats, table
+from jaxtune.sweeps import (
+  cautions,
+  confounds,
+  contrasts,
+  exports,
+  paired,
+  pairs,
+  stats,
+  table,
+  unequal,
+)
 from jaxtune.sweeps.evidence import Caution, Evidence, read_configs
 
 
@@ -143,7 +153,7 @@ def compare(
     configurations=tuple(_configuration(row, names) for row in rows),
     untrained=tuple(_untrained(stats.group_bases(rows), names)),
     pairs=tuple(evidence.pairs),
-    warnings=(*cautions.find(evidence), *confounds.find(evidence)),
+    warnings=(*cautions.find(evidence), *confounds.find(evidence), *unequal.find(evidence)),
     replicates=confounds.replicates(evidence),
     exited=exited,
     failed=dict(evidence.failed),

@@ -5,23 +5,20 @@ Each function looks for one and returns what it found, as a list of warnings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from jaxtune import metrics
 from jaxtune.sweeps import stats
 from jaxtune.sweeps.evidence import Caution, Evidence, chained, listed, of_rows
+from jaxtune.sweeps.tuning import PATH as RATE
 
-RATE = "optim.learning_rate"
 _FAR = 10  # times the best perplexity, from which on a base counts as far from the task
-_TOKENS = 1.05  # how much more data count as more
 
 
 def find(evidence: Evidence) -> list[Caution]:
   """Returns what all functions here find."""
   rules = (
-    scale, one_rate, edge, few_seeds, unequal_seeds, selection, tokens, other_examples,
-    other_tokens, far_base,
+    scale, edge, few_seeds, unequal_seeds, selection, other_examples, other_tokens, far_base,
   )  # fmt: skip
   return chained(rules, evidence)
 
@@ -49,39 +46,6 @@ def scale(evidence: Evidence) -> list[Caution]:
     for (section, alpha, by), ranks in ranks_at.items()
     if len(set(ranks.values())) > 1
   ]
-
-
-def one_rate(evidence: Evidence) -> list[Caution]:
-  """Finds several methods, or several sizes of one, that were trained with a single rate."""
-  if evidence.curves:  # each configuration has chosen its own
-    return []
-  candidates: dict[str, list[stats.Row]] = {}  # those that differ in the rate alone
-  for row in evidence.rows:
-    key = str(sorted((k, str(v)) for k, v in row.settings.items() if k != RATE))
-    candidates.setdefault(key, []).append(row)
-  at: dict[float, list[stats.Row]] = {}
-  for rows in candidates.values():
-    rates = {evidence.config(row.results[0]).get(RATE) for row in rows}
-    if len(rates) == 1 and None not in rates:
-      at.setdefault(rates.pop(), []).extend(rows)
-  return [warning for rate, rows in at.items() for warning in _one_rate(rate, rows)]
-
-
-def _one_rate(rate: float, rows: list[stats.Row]) -> list[Caution]:
-  sizes: dict[str, set[str]] = {}
-  for row in rows:
-    own = {k: str(v) for k, v in row.settings.items() if k.startswith("method.")}
-    sizes.setdefault(row.settings["method.name"], set()).add(str(sorted(own.items())))
-  several = [method for method, found in sizes.items() if len(found) > 1]
-  if len(sizes) == 1 and not several:
-    return []
-  whose = listed(sizes) if len(sizes) > 1 else f"all settings of {listed(several)}"
-  text = (
-    f"One learning rate, {stats.show(rate)}, for {whose}: the best rate differs between methods "
-    "and sizes, so that one of them may look worse for its rate alone. Sweep optim.learning_rate, "
-    "or let the sweep tune each one's own."
-  )
-  return of_rows("one_rate", text, rows)
 
 
 def edge(evidence: Evidence) -> list[Caution]:
@@ -157,7 +121,7 @@ def selection(evidence: Evidence) -> list[Caution]:
   if metric.startswith("test_") and len(rows) > len(stats.group_bases(rows)):
     text = (
       f"The best of {len(rows)} configurations by a test metric is chosen on the test set, so its "
-      "figure is optimistic; choose by a validation metric to report it."
+      f"figure is optimistic; {_by_validation(evidence)}."
     )
     return of_rows("selection", text, rows[:1])
   if metric.startswith("validation_"):
@@ -169,44 +133,16 @@ def selection(evidence: Evidence) -> list[Caution]:
   return []
 
 
-def tokens(evidence: Evidence) -> list[Caution]:
-  """Finds configurations that have seen different amounts of training data."""
-  amounts = {}
-  for i, row in enumerate(evidence.rows):
-    seen = [tokens_seen(result, evidence.config(result)) for result in row.results]
-    if None not in seen:
-      amounts[i] = sum(seen) / len(seen)
-  if not amounts or max(amounts.values()) <= _TOKENS * min(amounts.values()):
-    return []
-  least, most = min(amounts, key=amounts.get), max(amounts, key=amounts.get)
-  text = (
-    "Different amounts of training data: from about "
-    f"{amounts[least]:,.0f} tokens ({evidence.rows[least].label}) to {amounts[most]:,.0f} "
-    f"({evidence.rows[most].label}), which are updates x batch size x mean length. Steps, "
-    "patience, batch sizes, lengths or mixtures differ, and a difference may be theirs."
+def _by_validation(evidence: Evidence) -> str:
+  """Says which configuration validation chooses, and what it has on test."""
+  chosen = stats.best_first(evidence.rows, "validation_loss")[0]
+  mean = lambda name: stats.over_seeds(chosen.results, name).mean
+  if mean("validation_loss") is None or mean(evidence.metric) is None:
+    return "choose by a validation metric to report it"
+  return (
+    f"to report a figure, choose by validation: its lowest loss is that of {chosen.label}, with a "
+    f"{metrics.title(evidence.metric)} of {mean(evidence.metric):.4g}"
   )
-  return of_rows("tokens", text, [evidence.rows[i] for i in amounts])
-
-
-def tokens_seen(result: dict, config: Mapping[str, Any]) -> float | None:
-  """Estimates the tokens that a trial was trained on: draws times the mean length of an example.
-
-  None where the counts are not known, or where a row of the batch holds several examples.
-  """
-
-  def length(report: Mapping) -> float:
-    counts = report["splits"]["train"]
-    return counts["tokens"] / counts["kept"]
-
-  try:
-    if config.get("data.pack"):
-      return None
-    if result.get("mixture"):
-      tasks = result["data"]["tasks"]
-      return sum(one["drawn"] * length(tasks[task]) for task, one in result["mixture"].items())
-    return result["stopped_at"] * config["train.batch_size"] * length(result["data"])
-  except (KeyError, TypeError, ZeroDivisionError):
-    return None
 
 
 def other_examples(evidence: Evidence) -> list[Caution]:

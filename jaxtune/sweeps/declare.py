@@ -27,11 +27,12 @@ from typing import Any
 from jaxtune import schema
 from jaxtune.errors import UserError, check_known, nearest
 from jaxtune.sweeps import grid as grids
+from jaxtune.sweeps.matching import match
 from jaxtune.sweeps.tuning import tune
 
 __all__ = [
-  "chain", "choice", "exclude", "grid", "integers", "log_uniform", "product", "random", "tune",
-  "uniform", "where", "zip",
+  "chain", "choice", "exclude", "grid", "integers", "log_uniform", "match", "product", "random",
+  "tune", "uniform", "where", "zip",
 ]  # fmt: skip
 
 Sweep = grids.Grid | Sequence[grids.Grid]

@@ -16,8 +16,7 @@ from jaxtune.sweeps import comparison, grid, samples, stats, table
 COSTS = {
   "trained_parameters": "trained parameters",
   "seconds": "seconds per trial",
-  "flops": "FLOPs",
-  "memory": "memory (bytes)",
+  **table.COSTS,
 }
 _CURVES = ("_loss", "_accuracy", "_norm")  # what the names of curves end in
 _MOST_POINTS = 300  # of one curve

@@ -15,7 +15,10 @@ from jaxtune.sweeps import grid, stats, table
 arrow = libraries.Lazy("pyarrow")
 parquet = libraries.Lazy("pyarrow.parquet")
 
-_COUNTS = ("trained_parameters", "steps", "stopped_at", "exited_at", "diverged_at", "seconds")
+_COUNTS = (
+  "trained_parameters", "steps", "stopped_at", "exited_at", "diverged_at", "tokens", "flops",
+  "flops_per_update", "memory", "seconds",
+)  # fmt: skip
 _LATEX = {
   "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
   "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "<": "$<$", ">": "$>$", "|": "$|$",

@@ -13,7 +13,8 @@ from jaxtune.sweeps.document import to_json
 from jaxtune.sweeps.table import Table
 
 _FILES = Path(__file__).parent / "page"
-_SCRIPTS = ("base", "chart", "table", "plots", "curves", "compare", "page")  # in this order
+# In this order.
+_SCRIPTS = ("base", "chart", "table", "plots", "curves", "parallel", "compare", "page")
 
 
 _FOLDED = ("All columns", "Comparisons")

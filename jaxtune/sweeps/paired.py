@@ -7,15 +7,15 @@ other examples than those that were drawn, and both make the difference of two f
 
 The first part is estimated from the E differences (it holds what seeds and examples do together),
 the second from the metric on resamples of the examples, as the covariance that two seeds share. The
-paired t test knows the first part alone: with three seeds its 95 % intervals cover 85 % where both
-parts matter, and 54 % where examples do. A bootstrap of both, the usual answer, resamples so few
+paired t test knows the first part alone: with three seeds its 95 % intervals cover 82 % where both
+parts matter, and 52 % where examples do. A bootstrap of both, the usual answer, resamples so few
 seeds that they vary too little, by (E - 1) / E and without Student's tails: where seeds matter
-most, it covers 82 %. A permutation of the signs of five seeds knows no p below 0.06. So seeds enter
+most, it covers 85 %. A permutation of the signs of five seeds knows no p below 0.06. So seeds enter
 by Student's t and examples, of which there are enough, by the normal distribution: the mean
 difference less the true one is distributed as their sum (Behrens and Fisher). Intervals of that sum
-cover 94 to 99 % in all of these cases, which `tests/sweeps/test_paired.py` simulates. The split of
-the variance is that of Obuchowski and Rockette (1995), whose readers and cases are our seeds and
-examples; the degrees of freedom of Hillis (2007) cover 87 % with two seeds.
+cover 95 to 99 % in all of these cases. The split of the variance is that of Obuchowski and Rockette
+(1995), whose readers and cases are our seeds and examples; the degrees of freedom of Hillis (2007)
+cover 88 % with two seeds. These figures are kept in `experiments/reliability/coverage.csv`.
 
 Without scores by example the test is the paired t test, and with one seed it is of examples alone.
 
@@ -181,7 +181,7 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 2000) -> Interv
 
   Percentiles are taken further out, as far as Student's t is from the normal distribution
   ("expanded percentiles", Hesterberg 2015), as a resample of E values varies too little. From about
-  eight values on it covers as stated; with three it is their range, which covers 75 %.
+  eight values on it covers 94 %; with three it is their range, which covers 75 % (as above).
   """
   known = np.asarray(values, np.float64)
   count = len(known)

@@ -20,6 +20,9 @@ class Table(NamedTuple):
   untrained: int = 0  # count of the first rows, which are of models that were not trained
 
 
+# {key of a result that says what training costs: what it is called}, and how numbers are written.
+COSTS = {"flops": "FLOPs of training", "memory": "bytes of memory", "tokens": "tokens seen"}
+UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 # {part of a result that was measured without training: label of its row}
 UNTRAINED = {"base": "{}", "shots": "{}, {}-shot", "chance": "most frequent answer"}
 
@@ -69,6 +72,7 @@ def build(results: Sequence[dict], metric: str) -> Table:
     *map(title, scales),
     *(f"change of {metrics.title(metric)} from {name}" for name in compared.values()),
     "seconds per trial",
+    *COSTS.values(),
   ]
   body = [cells + ["-"] * (len(header) - len(cells)) for cells in untrained(rows, scales)]
   count = len(body)
@@ -84,9 +88,19 @@ def build(results: Sequence[dict], metric: str) -> Table:
         *(measured(row.results, name, digits) for name, digits in scales.items()),
         *(measured(row.results, metric, scales[metric], key) for key in compared),
         f"{seconds:.1f}",
+        *(_cost(row.results, key) for key in COSTS),
       ]
     )
   return Table(header, body, count)
+
+
+def _cost(results: Sequence[dict], key: str) -> str:
+  """Writes the mean of a cost in few digits: "1.23 G"; "-" where it is not known."""
+  mean = stats.summarize(result.get(key) for result in results).mean
+  if mean is None:
+    return "-"
+  scale, unit = next((s, u) for s, u in UNITS if mean >= s or s == 1)
+  return f"{mean / scale:.3g} {unit}".strip()
 
 
 def by_task(results: Sequence[dict], metric: str) -> Table | None:

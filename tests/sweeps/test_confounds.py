@@ -59,7 +59,10 @@ def test_one_rate_for_all(made):
   ]
   assert not said(swept, "one_rate", config=config)
   curve = {"rank=1": {"rates": [0.1, 0.2], "losses": [1, 2], "chosen": 0.1, "at_edge": True}}
-  assert not said(sizes, "one_rate", config=config, curves=curve)
+  assert not said(sizes, "one_rate", config=config, curves=curve), "one is left, with this rate"
+  three = made.ranks({1: [2.0], 4: [1.5], 16: [1.0]})
+  ((_, trials),) = said(three, "one_rate", config=config, curves=curve)
+  assert trials == ("rank=16,seed=0", "rank=4,seed=0"), "rank 1 has chosen its own"
   assert "tried: 0.1 for rank=1" in said(sizes, "edge", curves=curve)[0][0]
 
 
@@ -105,11 +108,39 @@ def test_selection_on_what_is_reported(made):
   assert "Validation chose" in said(results[:1], "selection", "validation_loss")[0][0]
 
 
+def test_validation_says_what_to_report(made):
+  results = made.ranks({1: [2.0], 4: [1.5]})
+  for result, loss in zip(results, (1.0, 1.1), strict=True):
+    result["final"]["validation_loss"] = loss
+  ((text, _),) = said(results, "selection")
+  assert text.endswith("its lowest loss is that of lora rank=1, with a test loss of 2.")
+
+
+def test_budgets_that_differ(made):
+  of = lambda name, size, **more: made.result(
+    {"method": {"name": name} | more}, 2.0, method=name, parameters=size
+  )
+  lora, prefix, full = of("lora", 1000), of("prefix", 2000), of("full", 40_000)
+  assert not said([lora, prefix], "parameters")
+  ((text, trials),) = said([lora, prefix, full], "parameters")
+  assert "lora trains 1,000 parameters and full 40,000, 40 times as many" in text
+  assert len(trials) == 3
+  swept = [of("lora", 1000 * rank, rank=rank) for rank in (1, 4)]
+  assert not said([*swept, full], "parameters"), "lora's sizes were swept"
+  assert said([*swept, prefix, full], "parameters"), "and those of the others were not"
+  other = full | {"base_parameters": 99}
+  assert not said([lora, prefix, other], "parameters")
+
+
 def test_different_amounts_of_data(made):
   data = {"splits": {"train": {"tokens": 200, "kept": 20}}}
   config = {"train": {"batch_size": 4}}
   same = [made.result({"method.rank": r}, 2.0, data=data) for r in (1, 4)]
   assert not said(same, "tokens", config=config) and not said(same, "tokens")
+  counted = [one | {"tokens": n} for one, n in zip(same, (100, 104), strict=True)]
+  assert not said(counted, "tokens", config=config)
+  counted[1]["tokens"] = 106
+  assert "from about 100 tokens (lora rank=1) to 106" in said(counted, "tokens")[0][0]
   same[1]["stopped_at"] = 5
   ((text, _),) = said(same, "tokens", config=config)
   assert "about 200 tokens (lora rank=4) to 400 (lora rank=1)" in text
@@ -161,6 +192,12 @@ def test_what_was_learnt_by_heart_and_what_diverged(made):
   results[0]["final"]["train_loss"] = 0.9
   ((text, trials),) = said(results, "memorized")
   assert "Learnt by heart (1 of 4 trials)" in text and trials == ("rank=1,seed=0",)
+  late = {"train": {"keep": "last"}}
+  results[0] |= {"best_step": 5}
+  results[1] |= {"best_step": 6}
+  ((text, trials),) = said(results, "overfitted", config=late)
+  assert "rank=1,seed=0 (step 5 of 10)" in text and trials == ("rank=1,seed=0",)
+  assert not said(results, "overfitted"), "the best weights were kept"
   ((text, trials),) = said(results, "diverged")
   assert "rank=4,seed=1 (in its final metrics)" in text and trials == ("rank=4,seed=1",)
 

@@ -271,6 +271,103 @@ def test_a_sweep_under_way_shows_its_curves(driver, tmp_path):
   assert len(rings) == 2 and "may lie beyond: b." in page.find("#rates .note")[0].text
 
 
+def test_warnings_are_folded_and_open_on_paper(made):
+  page = made[0].open(width=390)
+  texts = page.run("return data.warnings")
+  assert page.find("#warnings h2")[0].text.startswith(f"{len(texts)} warnings")
+  items = page.find("#warnings details.warning")
+  heads = [item.find_elements("css selector", "summary")[0].text for item in items]
+  assert all(text.startswith(head) for text, head in zip(texts, heads, strict=True))
+  longest = next(i for i, text in enumerate(texts) if text.startswith("The best method.rank"))
+  assert heads[longest].endswith("the highest of 3."), "its first sentence"
+  rest = lambda: items[longest].find_elements("css selector", "p")[0]
+  assert not rest().is_displayed()
+  items[longest].find_elements("css selector", "summary")[0].send_keys("\n")
+  assert rest().is_displayed() and f"{heads[longest]} {rest().text}" == texts[longest]
+  page.run("dispatchEvent(new Event('beforeprint'))")
+  assert all(item.get_attribute("open") for item in items)
+  page.run("dispatchEvent(new Event('afterprint'))")
+  assert [bool(item.get_attribute("open")) for item in items].count(True) == 1
+  page.find("#warnings h2 button")[0].click()
+  assert all(item.get_attribute("open") for item in items)
+
+
+def drag(page, axis, *ends):
+  """Drags the pointer along an axis, from one value of it to another, beyond both by 4 pixels."""
+  x, ys = page.run(
+    """document.getElementById('parallel').scrollIntoView();
+    const box = document.querySelector(`[data-axis="${arguments[0]}"]`).getBoundingClientRect();
+    const axis = coordinates(data.configurations).find(({key}) => key === arguments[0]);
+    const values = data.configurations.map(axis.value);
+    const wide = Math.max(...values) > 20 * Math.min(...values);
+    const to = scale(values, 310, 50, { log: wide, own: true, room: 0.03 });
+    const ratio = box.height / 280;
+    return [box.x + box.width / 2, arguments[1].map((v) => box.y + (to.at(v) - 40) * ratio)]""",
+    axis,
+    list(ends),
+  )
+  low, high = max(ys) + 4, min(ys) - 4
+  for kind, y in (
+    ("Pressed", low),
+    ("Moved", (low + high) / 2),
+    ("Moved", high),
+    ("Released", high),
+  ):
+    page.driver.execute_cdp_cmd(
+      "Input.dispatchMouseEvent",
+      dict(type=f"mouse{kind}", x=x, y=y, button="left", buttons=1, clickCount=1),
+    )
+
+
+def test_a_range_of_an_axis_filters_the_page(made):
+  page = made[0].open()
+  drag(page, "trained_parameters", 4000, 16000)
+  left = ["lora rank=16", "lora rank=4", "prefix length=5 learning_rate=0.3"]
+  assert page.labels() == left
+  assert page.find("#count")[0].text == "3 of 5 configurations, in ranges of 1 parallel coordinates"
+  assert {int(mark.get_attribute("data-c")) for mark in page.find("#pareto g[data-c]")} == {0, 1, 3}
+  assert len(page.find("#parallel .outside")) == 2, "the others stay where they were, and are pale"
+  ends = lambda: page.find('[data-end="test_loss"]')
+  ends()[1].send_keys("\ue015")  # arrow down: the highest loss is left out
+  assert page.labels() == left, "it was left out already"
+  for _ in range(2):
+    page.driver.switch_to.active_element.send_keys("\ue015")
+  assert page.labels() == ["lora rank=16", "lora rank=4"], "the focus stays on the end"
+  assert ends()[1].get_attribute("aria-valuetext") == page.run(
+    "return short(data.configurations[1].values.test_loss.mean)"
+  )
+  page.driver.switch_to.active_element.send_keys("\ue00c")  # escape
+  assert page.labels() == left
+  drag(page, "trained_parameters", 15000, 15001)
+  assert len(page.labels()) == 5, "a range without any configuration is none"
+  drag(page, "trained_parameters", 4000, 5000)
+  page.find("#clear-ranges")[0].click()
+  assert len(page.labels()) == 5 and page.driver.get_log("browser") == []
+
+
+@pytest.mark.parametrize("cost", ["flops", "memory", "trained_parameters", "seconds"])
+def test_the_pareto_front_is_what_nothing_beats(made, cost):
+  page, results = made
+  page.open().run(
+    """const box = document.querySelector('#pareto select'); box.value = arguments[0];
+    box.dispatchEvent(new Event('change'))""",
+    cost,
+  )
+  means = {}
+  for result in results:
+    means.setdefault((result["method"], result[cost]), []).append(result["final"]["test_loss"])
+  points = [(price, np.mean(losses)) for (_, price), losses in means.items()]
+  best = [p for p in points if not any(q[0] <= p[0] and q[1] < p[1] for q in points)]
+  line = page.find("#pareto .front")[0].get_attribute("d")
+  assert line.count("L") == 2 * (len(best) - 1)
+  names = page.run(
+    "return front(visible(), arguments[0]).map((one) => one.costs[arguments[0]])", cost
+  )
+  assert names == sorted(price for price, _ in best)
+  offered = [option.get_attribute("value") for option in page.find("#pareto option")]
+  assert "tokens" not in offered, "all have seen as many"
+
+
 def test_the_config_on_the_page_is_the_config(made, tmp_path):
   page = made[0].open()
   shown = page.find("#reproduce pre")[0].text

@@ -6,7 +6,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const SVG = document.getElementById("blank").namespaceURI;
 const main = document.querySelector("main");
 const tip = document.getElementById("tip");
-const state = { metric: data.metric, filter: "", pinned: null };
+const state = { metric: data.metric, filter: "", pinned: null, ranges: new Map() };
 const drawers = []; // functions that draw a section anew
 
 // Makes an element of HTML; attributes that are functions listen to the event of their name.
@@ -69,9 +69,15 @@ function valueOf(configuration, metric = state.metric) {
   return value && value.mean !== null ? value : null;
 }
 
-// Returns the configurations that the filter leaves. Each word must occur in the name, the method or
-// the state, or be a comparison such as rank>=4 or test_loss<2.
+// Returns the configurations that the filter and the ranges of the parallel coordinates leave.
 function visible() {
+  const ranges = [...state.ranges.values()];
+  return filtered().filter((one) => ranges.every((inside) => inside(one)));
+}
+
+// Returns those that the filter leaves. Each word must occur in the name, the method or the state, or
+// be a comparison such as rank>=4 or test_loss<2.
+function filtered() {
   const words = state.filter.toLowerCase().split(/\s+/).filter(Boolean);
   return data.configurations.filter((one) => words.every((word) => matches(one, word)));
 }

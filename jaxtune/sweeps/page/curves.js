@@ -1,4 +1,4 @@
-// Learning curves, and parallel coordinates.
+// Learning curves, and how rates were chosen.
 
 function addCurves() {
   const trials = data.configurations.flatMap((one) => one.trials);
@@ -99,60 +99,3 @@ function drawTuning(width) {
   legend(svg, lines, width, 324);
   return hover(svg, targets);
 }
-
-function addParallel() {
-  if (data.configurations.length < 2) return;
-  const element = section("parallel", "Parallel coordinates",
-    "A line is a configuration; the darker (in the dark theme: the lighter), the better. "
-    + "Hover over a line, or click on it to keep it.");
-  figure(element, "parallel-coordinates", drawParallel);
-}
-
-// Lists the axes: what varies, the costs, and the chosen metric at the right.
-function coordinates(shown) {
-  const keys = [...varying(), ...Object.keys(data.costs)];
-  const axes = keys.map((key) => ({ name: nameOf(key), value: (one) => xOf(one, key) ?? "none" }));
-  if (unique(shown.map((one) => one.method)).length > 1 && !varying().includes("method.name"))
-    axes.unshift({ name: "method", value: (one) => one.method });
-  axes.push({ name: arrow(state.metric), value: (one) => valueOf(one).mean });
-  return axes.filter((axis, i) => i === axes.length - 1 || unique(shown.map(axis.value)).length > 1);
-}
-
-function drawParallel(width) {
-  const shown = visible().filter((one) => valueOf(one));
-  if (!shown.length) return empty();
-  const axes = coordinates(shown);
-  const gap = Math.max(92, (width - 110) / Math.max(1, axes.length - 1));
-  const [whole, height] = [gap * (axes.length - 1) + 110, 330];
-  const svg = picture(whole, height, "parallel coordinates");
-  const scales = axes.map(({ value }) => {
-    const values = shown.map(value);
-    const numbers = values.filter(isNumber);
-    const wide = numbers.length === values.length && Math.max(...numbers) > 20 * Math.min(...numbers);
-    return scale(values, height - 20, 50, { log: wide, own: true, room: 0.03 });
-  });
-  const means = shown.map((one) => valueOf(one).mean);
-  const [low, high] = [Math.min(...means), Math.max(...means)];
-  const targets = shown.flatMap((one) => {
-    const share = high > low ? (valueOf(one).mean - low) / (high - low) : 1;
-    const points = axes.map(({ value }, i) => [40 + i * gap, scales[i].at(value(one))]);
-    svg.append(draw("path", { d: path(points), fill: "none", "stroke-width": 2, "data-c": one.index,
-      stroke: ramp(higher(state.metric) ? share : 1 - share) }));
-    return points.map(([x, y]) => ({ x, y, text: describe(one), index: one.index }));
-  });
-  axes.forEach(({ name }, i) => drawCoordinate(svg, 40 + i * gap, name, scales[i], [i, gap, height]));
-  hover(svg, targets);
-  if (whole <= width) return svg;
-  svg.style.maxWidth = "none";
-  return make("div", { class: "scroll" }, svg);
-}
-
-function drawCoordinate(svg, x, name, { at, ticks }, [i, gap, height]) {
-  svg.append(draw("line", { class: "axis", x1: x, x2: x, y1: 50, y2: height - 20, "stroke-width": 1.5 }),
-    draw("text", { class: "strong small", x: x - 30, y: i % 2 && gap < 150 ? 34 : 16 },
-      cut(name, (gap < 150 ? 1.9 : 1) * gap)));
-  for (const [value, text] of ticks)
-    svg.append(draw("text", { class: "small halo", x: x + 6, y: at(value) + 4 }, cut(text, gap)));
-}
-
-const ramp = (share) => `color-mix(in oklab, var(--high) ${Math.round(100 * share)}%, var(--low))`;

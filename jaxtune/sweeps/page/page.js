@@ -2,11 +2,35 @@
 
 function addWarnings() {
   const place = make("div", { id: "warnings" });
-  for (const text of data.warnings) place.append(make("p", { class: "warning", role: "note" }, text));
+  if (data.warnings.length) place.append(makeWarnings());
   const assumed = Object.entries(data.reproduce.facts).filter(([name]) => isAssumed(name));
   if (assumed.length)
     place.append(make("details", { open: "" }, make("summary", {}, "What was assumed"), listed(assumed)));
   main.append(place);
+}
+
+// Lists the warnings by their first sentences; each opens to the rest of it, and on paper all do.
+function makeWarnings() {
+  const items = data.warnings.map((text) => {
+    const [first] = text.match(/^.+?[.](?= ([A-Z]|\S+=))|.+/s);
+    const rest = text.slice(first.length).trim();
+    return make("details", { class: "warning" }, make("summary", {}, make("span", {}, first)),
+      rest ? make("p", {}, rest) : null);
+  });
+  const openAll = (open) => items.forEach((item) => { item.open = open; });
+  const all = make("button", { type: "button", class: "no-print", "aria-expanded": "false",
+    click: () => {
+      const open = !items.every((item) => item.open);
+      openAll(open);
+      all.textContent = open ? "fold" : "read all";
+      all.setAttribute("aria-expanded", String(open));
+    } }, "read all");
+  let before = [];
+  addEventListener("beforeprint", () => { before = items.map((item) => item.open); openAll(true); });
+  addEventListener("afterprint", () => items.forEach((item, i) => { item.open = before[i]; }));
+  const count = `${items.length} ${items.length === 1 ? "warning" : "warnings"}`;
+  return make("div", { role: "region", "aria-label": "warnings" },
+    make("h2", {}, `${count} about this comparison `, all), ...items);
 }
 
 function addControls() {

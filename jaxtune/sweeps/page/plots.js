@@ -123,10 +123,14 @@ function drawLines(to, members, axis, colorOf) {
 }
 
 function addPareto() {
-  const costs = Object.entries(data.costs);
+  const varies = (key) => unique(data.configurations.map((one) => one.costs[key])).length > 1;
+  const known = Object.entries(data.costs);
+  const costs = known.some(([key]) => varies(key)) ? known.filter(([key]) => varies(key)) : known;
   if (!costs.length) return;
   const element = section("pareto", "Quality against cost",
-    "The dotted line is the Pareto front: no configuration is better at the same or a lower cost.");
+    "The dotted line is the Pareto front: no configuration is better at the same or a lower cost. FLOPs "
+    + "are those of the updates' matrix products, forward and backward, padding included. Memory is what "
+    + "the trial's training takes alone: the base, its own weights and moments, and what a step works in.");
   const view = { x: costs[0][0], log: true };
   figure(element, "pareto", (width) => drawPareto(width, view),
     choice("cost", costs, view.x, (value) => { view.x = value; redraw(); }),

@@ -122,7 +122,8 @@ function isShown(base) {
 
 function drawTable(place, count) {
   const found = sorted(visible());
-  count.textContent = `${found.length} of ${data.configurations.length} configurations`;
+  count.textContent = `${found.length} of ${data.configurations.length} configurations`
+    + (state.ranges.size ? `, in ranges of ${state.ranges.size} parallel coordinates` : "");
   place.replaceChildren(make("table", {},
     make("thead", {}, make("tr", {}, ...shownColumns().map(headCell))),
     make("tbody", {}, ...data.bases.filter(isShown).map(baseRow),

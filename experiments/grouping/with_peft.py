@@ -79,6 +79,6 @@ def judge(model: torch.nn.Module, split: data.Split, size: int) -> float:
 
 
 if __name__ == "__main__":
-  from run import configs  # ty: ignore[unresolved-import]
+  from run import configs
 
   print(json.dumps(train(configs()[int(sys.argv[1])])))

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtune import config as configs
 from jaxtune.errors import UserError
 from jaxtune.preflight import checks, cost, gradients, targets
-from jaxtune.runs import baseline, compilations, group, locks
+from jaxtune.runs import baseline, compilations, group, locks, reference
 from jaxtune.runs.trial import prepare
 from jaxtune.sweeps import tuning
 
@@ -36,6 +36,7 @@ def fit(config: Any, workdir: str | Path, during: AbstractContextManager | None 
     trial = prepare(full)
     group.check_same([trial])
     checks.check(trial)
+    (trial,) = reference.added([trial])
     gradients.check([trial])
     print(targets.describe(trial))
     (untuned,) = baseline.evaluate_bases([trial])

@@ -19,7 +19,7 @@ from jaxtune.evaluation import compare
 from jaxtune.files import write_atomically
 from jaxtune.models import hf
 from jaxtune.preflight import checks, cost, gradients, targets
-from jaxtune.runs import baseline, results
+from jaxtune.runs import baseline, reference, results
 from jaxtune.runs import group as training
 from jaxtune.runs.trial import Trial, prepare, with_config
 from jaxtune.sweeps import groups
@@ -53,6 +53,11 @@ def train(trials: list[Trial], folders: list[Path]) -> int:
 
 def _train_groups(waiting: list[list[int]], trials: list[Trial], folders: list[Path]) -> None:
   """Trains group after group, once every distinct method has been tried for one step."""
+  left = sorted({i for group in waiting for i in group})
+  completed = reference.added([trials[i] for i in left])
+  trials = list(trials)
+  for i, trial in zip(left, completed, strict=True):
+    trials[i] = trial
   for group in waiting:
     if distinct := {str(trials[i].config["method"]): trials[i] for i in reversed(group)}:
       gradients.check(list(distinct.values()))

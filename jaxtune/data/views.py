@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxtune.data.encode import pairs
 from jaxtune.data.encode.choices import unfold
 from jaxtune.data.split import Split
 from jaxtune.data.tokenizer import Tokenizer
@@ -112,6 +113,23 @@ def _unanswered(split: Split) -> list[str]:
   return [f"without an answer: {none:,} of {len(split.references):,}"]
 
 
+def _thumbs(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
+  """Writes a prompt with its answer, and the label."""
+  tokens, mask, weights = (split.arrays[name][at, 0] for name in ("tokens", "mask", "weights"))
+  return f"{_marked(tokenizer, tokens[mask], weights[mask], mark)}\nlabel: {split.choices[at][0]}"
+
+
+def _liked(split: Split) -> list[str]:
+  up = int(split.arrays["labels"].sum())
+  return [f"thumbs up: {up:,} of {split.examples:,}"]
+
+
+def _longer(split: Split) -> list[str]:
+  if (share := pairs.longer_chosen(split)) is None:
+    return []
+  return [f"the chosen answer is the longer one in {100 * share:.1f} % of pairs"]
+
+
 def _frequencies(title: str, split: Split) -> list[str]:
   counts = Counter(itertools.chain.from_iterable(split.references))
   total, wide = counts.total(), max(map(len, counts))
@@ -142,4 +160,6 @@ CLASSES = View(_texts, _labelled, partial(_frequencies, "examples by label:"))
 NUMBERS = View(_texts, _labelled, _range)
 WORDS = View(_texts, _words, partial(_frequencies, "words by tag:"))
 CHOICES = View(_prompts, _choices, partial(_frequencies, "examples by label:"))
+THUMBS = View(_prompts, _thumbs, _liked)
+PAIRS = View(_prompts, _choices, _longer)
 ANSWERS = View(_questions, _windows, _unanswered)

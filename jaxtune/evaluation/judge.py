@@ -145,20 +145,20 @@ def summarise(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = sl
   """Returns measures of a split by name, such as {"test_loss": ..., "test_accuracy": ...}.
 
   Args:
-    measures: some of "loss" (nats a target), "perplexity" and "accuracy" (of targets, in %).
-    rows: sums of each example, "loss", "correct" and "weight".
+    measures: some of "loss" (nats a target), "perplexity" and "accuracy" (of targets, in %), or
+      the names of other sums.
+    rows: sums of each example, "loss", "correct", "weight" and others.
     chosen: the examples that count; default all.
   """
-  loss, correct, weight = (
-    float(rows[name][chosen].sum(dtype=np.float64)) for name in ("loss", "correct", "weight")
-  )
-  mean = loss / weight
+  total = lambda name: float(rows[name][chosen].sum(dtype=np.float64))
+  weight = total("weight")
+  mean = total("loss") / weight
   known = {
-    "loss": mean,
-    "perplexity": math.exp(mean) if mean < 700 else math.inf,
-    "accuracy": 100 * correct / weight,
+    "perplexity": lambda: math.exp(mean) if mean < 700 else math.inf,
+    "accuracy": lambda: 100 * total("correct") / weight,
   }
-  return {f"{prefix}_{name}": known[name] for name in measures}
+  value = lambda name: known[name]() if name in known else total(name) / weight
+  return {f"{prefix}_{name}": value(name) for name in measures}
 
 
 def completions(

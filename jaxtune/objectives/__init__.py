@@ -8,10 +8,15 @@ Its data:
 Its model and its loss:
   HEAD: the head that the model needs, as `models.heads` names it ("lm", "classify", ...).
   loss(forward, batch, **options): sums for each row, (losses (B,), {"weight": the weights of its
-    targets, "correct": the weights of those that the model gets right}, each (B,)).
+    targets, "correct": the weights of those that the model gets right}, each (B,)). Further sums
+    can be MEASURES.
+  NUMBERS: options of the loss that are arrays, so that trials that differ in them share a program.
+  REFERENCE: whether its batches hold "reference", the log-probabilities that the answers have
+    before training; see `runs.reference`.
 
 Its evaluation:
-  MEASURES: what its losses say of a split: "loss", "perplexity", "accuracy" (of targets, in %).
+  MEASURES: what its losses say of a split: "loss", "perplexity", "accuracy" (of targets, in %), or
+    the name of another sum, which is divided by that of the weights.
   METRICS: names of the metrics that its predictions are judged by, all of one of `metrics.KINDS`.
   predict(forward, batch): the arrays that predictions are read from, (B, ...) by name.
   decode(dataset, split, arrays): the prediction for each example, read from these arrays. An
@@ -51,6 +56,41 @@ def module(name: str) -> ModuleType:
   known = [m.name for m in pkgutil.iter_modules(__path__)]
   check_known("objective", name, known)
   return importlib.import_module(f"jaxtune.objectives.{name}")
+
+
+def numbers(section: dict) -> dict[str, float]:
+  """Returns the options of a config's section that are arrays of a trial."""
+  return {name: section[name] for name in getattr(module(section["name"]), "NUMBERS", ())}
+
+
+def static(section: dict) -> dict[str, Any]:
+  """Returns the other options, which are compiled into a program, with the name."""
+  return {key: value for key, value in section.items() if key not in numbers(section)}
+
+
+def preferred(
+  losses_B: Float[Array, " B"], scores_B2: Float[Array, "B 2"], batch: Batch
+) -> tuple[Float[Array, " B"], Sums]:
+  """Returns the sums of an objective for pairs of answers, the chosen one first.
+
+  Args:
+    losses_B: in nats.
+    scores_B2: of both answers; a pair is right if the chosen one's is larger, and a tie half right.
+
+  Returns:
+    (losses, {"weight": 1 of real rows, "correct", "margin": the difference of the scores, "chosen"
+    and "rejected": the scores}), each (B,) and 0 where a row has no weight.
+  """
+  real_B = (batch["weights"].sum((1, 2)) > 0).astype(jnp.float32)
+  margin_B = scores_B2[:, 0] - scores_B2[:, 1]
+  sums = {
+    "weight": jnp.ones_like(real_B),
+    "correct": (1.0 + jnp.sign(margin_B)) / 2,
+    "margin": margin_B,
+    "chosen": scores_B2[:, 0],
+    "rejected": scores_B2[:, 1],
+  }
+  return losses_B * real_B, {name: x * real_B for name, x in sums.items()}
 
 
 def weigh(

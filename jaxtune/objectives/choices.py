@@ -55,14 +55,26 @@ def decode(dataset: Data, split: Split, arrays: dict[str, np.ndarray]) -> list[s
   return [answers[label] for label, answers in chosen]
 
 
+def log_probabilities(
+  forward: Forward, batch: Batch
+) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
+  """Returns log p(answer | prompt) of each answer in nats, and how many tokens it has.
+
+  Args:
+    forward: as for `sft.loss`.
+    batch: tokens, mask and weights, each (B, C, T), with weights on the tokens of the answer. All
+      answers run in one forward pass.
+  """
+  count = batch["tokens"].shape[1]
+  flat = {name: x.reshape(-1, x.shape[2]) for name, x in batch.items() if x.ndim == 3}
+  losses, sums = sft.loss(forward, flat)
+  return -losses.reshape(-1, count), sums["weight"].reshape(-1, count)
+
+
 def _scores(forward: Forward, batch: Batch, normalise: bool) -> Float[Array, "B C"]:
   if "answers" in batch:
     return _scores_of_tokens(forward, batch)
-  count = batch["tokens"].shape[1]
-  flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items() if name != "labels"}
-  losses, sums = sft.loss(forward, flat)
-  weights_BC = sums["weight"].reshape(-1, count)
-  scores_BC = -losses.reshape(-1, count)
+  scores_BC, weights_BC = log_probabilities(forward, batch)
   if normalise:
     scores_BC = scores_BC / jnp.maximum(weights_BC, 1.0)
   return jnp.where(weights_BC > 0, scores_BC, -1e9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
-from jaxtune import sharding, tree
+from jaxtune import objectives, sharding, tree
 from jaxtune.evaluation import judge
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.runs.trial import Trial
@@ -27,7 +27,7 @@ def make_program(trial: Trial, dropout: bool = False, chunk: int = 1) -> Program
   return Program(
     model,
     trial.methods,
-    partial(trial.objective.loss, **trial.objective_options),
+    partial(trial.objective.loss, **_static_options(trial)),
     lambda numbers: optim.make(numbers, steps, **options),
     steps,
     dropout,
@@ -43,7 +43,7 @@ def make_evaluator(
     chunk: trials side by side in one vmap.
     methods: methods in place of the trial's, such as () for the untuned base.
   """
-  objective, options = trial.objective, trial.objective_options
+  objective, options = trial.objective, _static_options(trial)
   options.pop("label_smoothing", None)
   program = make_program(trial, chunk=chunk)._replace(
     objective=partial(objective.loss, **options),
@@ -60,6 +60,12 @@ def make_evaluator(
     tokenizer=trial.pretrained.tokenizer,
     stop_tokens=trial.dataset.stop_tokens,
   )
+
+
+def _static_options(trial: Trial) -> dict:
+  """Returns the options of the objective that are no arrays of `Overlay.hyper`."""
+  options = objectives.static(trial.config["objective"])
+  return {key: value for key, value in options.items() if key != "name"}
 
 
 def uses_noise(config: dict) -> bool:

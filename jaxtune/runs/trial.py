@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxtune import data, objectives, peft, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
@@ -32,11 +34,6 @@ class Trial(NamedTuple):
   fingerprint: str
   methods: tuple[peft.Method, ...]
   objective: Any
-
-  @property
-  def objective_options(self) -> dict:
-    """The options of the config's objective, without its name."""
-    return {key: value for key, value in self.config["objective"].items() if key != "name"}
 
 
 def prepare(config: dict, pretrained: hf.Pretrained | None = None) -> Trial:
@@ -124,6 +121,9 @@ def make_methods(config: dict, fresh: tuple[str, ...] = ()) -> tuple[peft.Method
   methods = peft.build(config["method"])
   if objective_of(config).HEAD != "lm":
     methods += (head.method(fresh),)  # also beside the method "head", which trains no fresh pooler
+  if numbers := objectives.numbers(config["objective"]):
+    fixed = {name: jnp.float32(value) for name, value in numbers.items()}
+    methods += (peft.Method("objective", init=lambda *_: ({}, {"loss": fixed})),)
   if any(config["regularize"].values()):
     methods += (regularize.method(**config["regularize"]),)
   return methods

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from jaxtune import peft
+from jaxtune import objectives, peft
 from jaxtune.training import optim
 
 # Options of the data that do not change the shape of a batch: they may differ within a group.
@@ -17,7 +17,8 @@ def groups(configs: list[dict]) -> list[list[int]]:
   """Groups configs that can share a compiled program: they differ in numbers or words only.
 
   Numbers are the seed, those of the optimizer (learning rate, warm-up, weight decay, head ratio),
-  of regularisation and of the methods (rank, alpha, dropout, prefix length, adapter width). Words
+  of regularisation, of the objective (such as beta) and of the methods (rank, alpha, dropout,
+  prefix length, adapter width). Words
   are the prompt's template, the answers, which and how many rows are kept and each task's share.
   Anything else changes the program.
 
@@ -70,6 +71,7 @@ def _static(config: dict) -> dict:
     static["seed"] = config["seed"]  # the base's weights are drawn from it
   static["optim"] = {k: v for k, v in config["optim"].items() if k not in optim.NUMBERS}
   static["method"] = _static_method(config["method"])
+  static["objective"] = objectives.static(config["objective"])
   static["regularize"] = any(config["regularize"].values())
   # With several shapes of batches, the order of the shapes depends on the data.
   words = WORDS if config["data"]["buckets"] == 1 else ()
@@ -102,7 +104,7 @@ def data_key(config: dict) -> str:
 
 def model_key(config: dict) -> str:
   """Returns a text that is equal for configs of the same model and head."""
-  sections = {name: config[name] for name in ("model", "objective")}
+  sections = {"model": config["model"], "objective": objectives.static(config["objective"])}
   if config["model"]["path"] is None:  # its weights are drawn
     sections["seed"] = config["seed"]
   return json.dumps(sections, sort_keys=True, default=str)

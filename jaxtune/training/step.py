@@ -44,7 +44,8 @@ class Program(NamedTuple):
   Attributes:
     model: the linen module.
     methods: the methods, as `peft.build` returns them.
-    objective: (forward, batch) -> (losses (B,), {"weight": (B,), ...}), sums over each row.
+    objective: (forward, batch, **numbers) -> (losses (B,), {"weight": (B,), ...}), sums over each
+      row.
     make_optimizer: (numbers) -> optax transformation.
     steps: number of steps of the run.
     dropout: whether any trial is trained with dropout or other noise.
@@ -87,8 +88,9 @@ def judge(
       outputs.append(call(*args, **options))
     return outputs[0]
 
-  losses_B, others = program.objective(cached, batch)
-  predicted = {} if program.predict is None else program.predict(cached, batch)
+  numbers = _numbers(overlay)
+  losses_B, others = program.objective(cached, batch, **numbers)
+  predicted = {} if program.predict is None else program.predict(cached, batch, **numbers)
   return {"loss": losses_B, **others, **predicted}
 
 
@@ -121,9 +123,10 @@ def update(
   def part_loss(tuned, part):
     i, rows = part
     key = jax.random.fold_in(rng, i) if program.dropout else None
-    call = forward(program, peft.Overlay(tuned, state.hyper), base, key, backward=True)
-    losses_B, others = program.objective(call, rows)
-    return losses_B.sum(), jax.tree.map(jnp.sum, others)
+    overlay = peft.Overlay(tuned, state.hyper)
+    call = forward(program, overlay, base, key, backward=True)
+    losses_B, sums = program.objective(call, rows, **_numbers(overlay))
+    return jax.tree.map(jnp.sum, (losses_B, sums))
 
   gradient = partial(jax.value_and_grad(part_loss, has_aux=True), state.tuned)
   total = _summed(gradient, batch)
@@ -131,9 +134,8 @@ def update(
   weight = jnp.maximum(sums["weight"], 1e-6)
   gradients = jax.tree.map(lambda g: g / weight, gradients)
   gradients = _penalised(program.methods, gradients, state)
-  changes, optimizer = program.make_optimizer(state.numbers).update(
-    gradients, state.optimizer, state.tuned
-  )
+  make = program.make_optimizer(state.numbers)
+  changes, optimizer = make.update(gradients, state.optimizer, state.tuned)
   changes = optim.scale(changes, state.hyper, state.numbers["head_ratio"])
   metrics = {
     "loss": loss_sum / weight,
@@ -147,6 +149,11 @@ def update(
   metrics["finite"] = jnp.isfinite(checked_3).all()
   state = state._replace(step=state.step + 1, tuned=tuned, optimizer=optimizer)
   return _adjusted(program, state, gradients), metrics
+
+
+def _numbers(overlay: peft.Overlay) -> dict[str, Array]:
+  """Returns the objective's own numbers, such as beta; see `runs.trial.make_methods`."""
+  return overlay.hyper.get("loss", {}).get("objective", {})
 
 
 def _summed(gradient: Callable, batch: dict[str, Array]) -> PyTree:

@@ -1,0 +1,114 @@
+"""Log-probabilities that answers have before training, for objectives that compare with them.
+
+The reference is the frozen base, with the adapter that training starts from (`method.start`), if
+any. It is run over the data once, before training, and what it says becomes an array of the data:
+so a step needs no second forward pass, and no second model is in the memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxtune import data, files, peft, sharding
+from jaxtune.evaluation import judge
+from jaxtune.evaluation.options import EvaluateOptions
+from jaxtune.objectives import Batch, Forward, Sums, choices
+from jaxtune.runs import programs
+from jaxtune.runs.first_state import first_state
+from jaxtune.runs.trial import Trial
+
+
+def added(trials: Sequence[Trial]) -> list[Trial]:
+  """Returns the trials, whose data now have the reference's log-probabilities where they need them.
+
+  They are kept in `train.compilation_cache`, under a hash of the base, the adapter and the tokens.
+  """
+  known: dict[tuple, data.Data] = {}
+  completed = []
+  for trial in trials:
+    if not getattr(trial.objective, "REFERENCE", False):
+      completed.append(trial)
+      continue
+    starts = tuple(str(method.start) for method in trial.methods if method.start is not None)
+    key = (id(trial.dataset), starts)
+    if key not in known:
+      known[key] = _completed(trial)
+    completed.append(trial._replace(dataset=known[key]))
+  return completed
+
+
+def _completed(trial: Trial) -> data.Data:
+  """Fills in "reference" of a trial's splits."""
+  options = trial.config["train"]
+  parallel = sharding.make(options["parallel"], options["mesh"])
+  state, base = first_state(trial)
+  started = tuple(method for method in trial.methods if method.start is not None)
+  without = {path: x for path, x in state.hyper.items() if path != "loss"}  # the objective's own
+  overlay = peft.Overlay(state.tuned, without)
+  if not started:
+    overlay = peft.Overlay({"params": {}, "peft": {}}, {"untuned": jnp.zeros(())})
+  program = programs.make_program(trial)._replace(objective=_scored, methods=started)
+  evaluator = judge.make(
+    program, trial.objective, EvaluateOptions(**trial.config["evaluate"]), parallel=parallel,
+    chunk=1, tokenizer=None,
+  )  # fmt: skip
+  stacked = jax.tree.map(lambda x: x[None], overlay)
+  base = parallel.put(base if started else trial.pretrained.params)
+  found = {}
+  for name, split in trial.dataset.splits.items():
+    path = _cache(options["compilation_cache"], trial, overlay, split)
+    shape, reference_X2 = (split.examples, 2), _kept(path)
+    if reference_X2 is None or reference_X2.shape != shape:
+      (rows,) = judge.measure(evaluator, stacked, base, [split])
+      reference_X2 = rows["answers"]
+      _keep(path, reference_X2)
+    found[name] = split._replace(arrays=split.arrays | {"reference": reference_X2})
+  return trial.dataset._replace(**found)
+
+
+def _scored(forward: Forward, batch: Batch) -> tuple[Float[Array, " B"], Sums]:
+  """Returns log p of both answers as the sums of a row."""
+  sums_B2, _ = choices.log_probabilities(forward, batch)
+  return sums_B2.sum(1), {"answers": sums_B2}
+
+
+def _cache(
+  folder: str | None, trial: Trial, overlay: peft.Overlay, split: data.Split
+) -> Path | None:
+  """Returns the file for what the reference says of a split; None where nothing is kept.
+
+  Its name is equal only for the same base, adapter and tokens. Processes of several hosts, whose
+  folders may differ, keep nothing.
+  """
+  if folder is None or jax.process_count() > 1:
+    return None
+  digest = hashlib.sha256(trial.fingerprint.encode())
+  digest.update(repr(trial.config["model"]).encode())
+  for x in jax.tree.leaves(overlay):
+    digest.update(np.asarray(x).tobytes())
+  for name in ("tokens", "mask", "weights"):
+    digest.update(split.arrays[name].tobytes())
+  return Path(folder).expanduser() / "reference" / f"{digest.hexdigest()[:32]}.npy"
+
+
+def _kept(path: Path | None) -> np.ndarray | None:
+  """Reads a kept array; None where there is none, or one that cannot be read."""
+  try:
+    return np.load(path, allow_pickle=False) if path and path.exists() else None
+  except (OSError, ValueError):
+    return None
+
+
+def _keep(path: Path | None, array: np.ndarray) -> None:
+  if path is not None:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    files.write_atomically(path, buffer.getvalue())

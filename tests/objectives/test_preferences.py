@@ -1,0 +1,239 @@
+"""Objectives for pairs of answers: losses against torch, the reference, grouped trials, data."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import jaxtune
+from jaxtune import objectives
+from jaxtune.assets import TINY
+from jaxtune.errors import UserError
+
+B, T, V = 3, 7, 11
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(2 * B, T, V)).astype(np.float32) * 2
+WEIGHTS = (RNG.random((B, 2, T)) < 0.6).astype(np.float32)
+WEIGHTS[..., 1], WEIGHTS[..., 0] = 1, 0  # some target in every answer, none before the first token
+BATCH = {
+  "tokens": RNG.integers(0, V, (B, 2, T)).astype(np.int32),
+  "mask": np.ones((B, 2, T), bool),
+  "weights": WEIGHTS,
+  "labels": np.zeros(B, np.int32),
+  "reference": (RNG.normal(size=(B, 2)) * 3 - 8).astype(np.float32),
+}
+SMOOTH = 0.2
+
+
+def log_probabilities(logits):
+  """The sums over each answer's tokens, (B, 2)."""
+  flat = lambda array: torch.tensor(array.reshape(2 * B, T))
+  targets, weights = flat(BATCH["tokens"])[:, 1:].long(), flat(WEIGHTS)[:, 1:]
+  picked = logits.log_softmax(-1)[:, :-1].gather(-1, targets[..., None])[..., 0]
+  return (picked * weights).sum(-1).reshape(B, 2)
+
+
+def torch_loss(name, sums, counts, beta, **options):
+  """The papers' formulas, of log-probabilities (B, 2), their tokens (B, 2) and a reference."""
+  means, d = sums / counts, (sums - torch.tensor(BATCH["reference"]))
+  delta, kind = d[:, 0] - d[:, 1], options.get("kind", "sigmoid")
+  if name == "orpo":
+    odds = means - torch.log1p(-means.exp())
+    return -means[:, 0] - beta * F.logsigmoid(odds[:, 0] - odds[:, 1])
+  if name == "simpo":
+    return -F.logsigmoid(beta * (means[:, 0] - means[:, 1] - options["gamma"] / beta))
+  if name == "cpo":
+    return -F.logsigmoid(beta * (sums[:, 0] - sums[:, 1])) - options["alpha"] * means[:, 0]
+  if options.get("normalise") or kind == "ipo":
+    delta = (d / counts)[:, 0] - (d / counts)[:, 1]
+  s = options.get("label_smoothing", 0.0)
+  right, wrong = -F.logsigmoid(beta * delta), -F.logsigmoid(-beta * delta)
+  return {
+    "sigmoid": (1 - s) * right + s * wrong,
+    "robust": ((1 - s) * right - s * wrong) / (1 - 2 * s),
+    "hinge": torch.relu(1 - beta * delta),
+    "ipo": (delta - 1 / (2 * beta)) ** 2,
+  }[kind]
+
+
+@pytest.mark.parametrize(
+  "name, options",
+  [
+    ("dpo", {}),
+    ("dpo", {"label_smoothing": SMOOTH}),
+    ("dpo", {"kind": "robust", "label_smoothing": SMOOTH}),
+    ("dpo", {"kind": "hinge"}),
+    ("dpo", {"kind": "ipo"}),
+    ("dpo", {"normalise": True}),
+    ("orpo", {}),
+    ("simpo", {"gamma": 0.7}),
+    ("cpo", {"alpha": 0.6}),
+  ],
+)
+def test_losses_and_gradients_are_those_of_the_papers(name, options):
+  objective = objectives.module(name)
+
+  def ours(logits):
+    forward = lambda batch, score, targets: score(logits, targets)
+    losses, sums = objective.loss(forward, BATCH, beta=0.3, **options)
+    return losses.sum(), (losses, sums)
+
+  (_, (losses, sums)), gradient = jax.value_and_grad(ours, has_aux=True)(LOGITS)
+  logits = torch.tensor(LOGITS, requires_grad=True)
+  counts = torch.tensor(WEIGHTS[..., 1:].sum(-1))
+  expected = torch_loss(name, log_probabilities(logits), counts, 0.3, **options)
+  expected.sum().backward()
+  np.testing.assert_allclose(losses, expected.detach(), rtol=1e-5)
+  np.testing.assert_allclose(gradient, logits.grad, atol=1e-5)
+  assert sums["weight"].tolist() == [1.0] * B
+  np.testing.assert_allclose(sums["margin"], sums["chosen"] - sums["rejected"], rtol=1e-5)
+
+
+def test_a_reward_model_s_loss_is_that_of_bradley_and_terry():
+  rewards = RNG.normal(size=2 * B).astype(np.float32)
+  losses, sums = objectives.module("reward").loss(
+    lambda batch: jnp.asarray(rewards), BATCH, margin=0.4, centring=0.1
+  )
+  chosen, rejected = torch.tensor(rewards.reshape(B, 2)).T
+  expected = -F.logsigmoid(chosen - rejected - 0.4) + 0.1 * (chosen + rejected) ** 2
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  assert sums["correct"].tolist() == [float(a > b) for a, b in zip(chosen, rejected, strict=True)]
+
+
+WORDS = ["red", "green", "blue", "one", "two", "three", "four", "five"]
+PROMPTS = [f"Say {word} politely.\n" for word in WORDS]
+
+
+def write_pairs(path, rows=None):
+  rows = rows or [
+    {"prompt": prompt, "chosen": f"Please, {prompt[4:8]}.", "rejected": f"Take {prompt[4:7]}!"}
+    for prompt in PROMPTS
+  ]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return str(path)
+
+
+def config_of(path, **sections):
+  return {
+    "model": {"path": str(TINY)},
+    "data": {"train": path, "validation": 2, "max_length": 48},
+    "method": {"name": "lora", "rank": 2},
+    "optim": {"learning_rate": 1e-2},
+    "train": {"steps": 3, "batch_size": 4, "compilation_cache": None},
+  } | sections
+
+
+def test_a_group_of_betas_equals_trials_alone_and_the_base_stands_at_log_2(tmp_path):
+  path = write_pairs(tmp_path / "pairs.jsonl")
+  sweep = config_of(path, objective={"name": "dpo"})
+  grid = {"objective.beta": [0.1, 1.0]}
+  together = jaxtune.sweep(sweep | {"sweep": (grid,)}, tmp_path / "sweep")
+  assert {one["trials_in_program"] for one in together} == {2}
+  for one in together:
+    beta = one["settings"]["objective.beta"]
+    alone = jaxtune.fit(
+      sweep | {"objective": {"name": "dpo", "beta": beta}}, tmp_path / f"alone-{beta}"
+    )
+    assert one["base"]["validation_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert one["base"]["validation_margin"] == pytest.approx(0, abs=1e-6)
+    for name, value in alone["final"].items():
+      assert one["final"][name] == pytest.approx(value, abs=1e-5), name
+    assert alone["final"]["train_margin"] > 0
+
+
+def test_the_reference_is_the_adapter_that_training_starts_from(tmp_path):
+  path = write_pairs(tmp_path / "pairs.jsonl")
+  first = config_of(path, objective={"name": "simpo"})
+  jaxtune.fit(first, tmp_path / "first")
+  method = first["method"] | {"start": str(tmp_path / "first")}
+  rate = {"learning_rate": 1e-12}
+  second = first | {"objective": {"name": "dpo"}, "method": method, "optim": rate}
+  final = jaxtune.fit(second, tmp_path / "second")["final"]
+  assert final["validation_loss"] == pytest.approx(np.log(2), abs=1e-5)
+  assert final["validation_margin"] == pytest.approx(0, abs=1e-4)
+
+
+FORMS = {
+  "apart": {"prompt": "Hello?\n", "chosen": "Hi.", "rejected": "No."},
+  "instruction": {"instruction": "Greet.", "input": "", "chosen": "Hi.", "rejected": "No."},
+  "one text": {
+    "chosen": "Human: Hello?\n\nAssistant: Hi.",
+    "rejected": "Human: Hello?\n\nAssistant: No.",
+  },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_pairs_is_read(tmp_path, form):
+  from transformers import AutoTokenizer
+
+  from jaxtune import data
+
+  path = write_pairs(tmp_path / "pairs.jsonl", [FORMS[form]] * 2)
+  tokenizer = AutoTokenizer.from_pretrained(TINY)
+  split = data.load(tokenizer, objectives.module("dpo"), data.DataOptions(train=path)).train
+  assert split.choices == [["Hi.", "No."]] * 2
+  for number, answer in enumerate(("Hi.", "No.")):
+    trained = split.arrays["weights"][0, number] > 0
+    ids = split.arrays["tokens"][0, number][trained]
+    assert tokenizer.decode(ids[:-1]).strip() == answer
+    assert ids[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+  "row, said",
+  [
+    ({"prompt": "a\n", "chosen": "b", "rejected": "b"}, "the same answer"),
+    ({"prompt": "a\n", "chosen": " ", "rejected": "b"}, "the chosen answer is empty"),
+    ({"chosen": "b", "rejected": "c"}, "no prompt"),
+    ({"prompt": "a\n", "chosen": "b"}, "no column 'rejected'"),
+    ({"prompt": "a\n", "chosen": "b", "rejected": 3}, "expected two texts"),
+  ],
+)
+def test_a_pair_that_is_none_is_refused(tmp_path, row, said):
+  path = write_pairs(tmp_path / "pairs.jsonl", [row])
+  with pytest.raises(UserError, match=said):
+    jaxtune.fit(config_of(path, objective={"name": "dpo"}), tmp_path / "run")
+
+
+def test_kto_s_loss_is_that_of_the_paper():
+  labels = np.array([1, 0, 1], np.int32)
+  batch = BATCH | {"labels": labels}
+
+  def ours(logits):
+    forward = lambda batch, score, targets: score(logits, targets)
+    losses, sums = objectives.module("kto").loss(forward, batch, 0.3, 1.5, 0.7)
+    return losses.sum(), losses
+
+  (_, losses), gradient = jax.value_and_grad(ours, has_aux=True)(LOGITS)
+  logits = torch.tensor(LOGITS, requires_grad=True)
+  sums = log_probabilities(logits)
+  ratios = sums - torch.tensor(BATCH["reference"])
+  z = 0.3 * ratios[:, 1].detach().mean().clamp(min=0)
+  reward = 0.3 * ratios[:, 0]
+  up = 1.5 * (1 - torch.sigmoid(reward - z))
+  down = 0.7 * (1 - torch.sigmoid(z - reward))
+  expected = torch.where(torch.tensor(labels) > 0, up, down)
+  expected.sum().backward()
+  np.testing.assert_allclose(losses, expected.detach(), rtol=1e-5)
+  np.testing.assert_allclose(gradient, logits.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_thumbs_train_the_policy_towards_what_people_like(tmp_path, paired):
+  rows = [
+    {"prompt": prompt, "completion": f"{word} please", "label": word == "yes"}
+    for prompt in PROMPTS
+    for word in ("yes", "no")
+  ]
+  if paired:
+    rows = [{"prompt": p, "chosen": "yes please", "rejected": "no please"} for p in PROMPTS]
+  path = write_pairs(tmp_path / "thumbs.jsonl", rows)
+  sections = {"objective": {"name": "kto"}, "train": {"steps": 8, "batch_size": 4}}
+  final = jaxtune.fit(config_of(path, **sections), tmp_path / "run")["final"]
+  assert final["validation_up"] > final["validation_down"]
+  assert final["train_accuracy"] > 50

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from jaxtune.api.analyse import analyse as analyse
   from jaxtune.api.complete import complete as complete
   from jaxtune.api.compose import compose_runs as compose_runs
   from jaxtune.api.dry_run import dry_run as dry_run
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 # takes seconds to load, and no command needs all of it.
 _HOMES = {
   "Run": "runs.finished",
+  "analyse": "api.analyse",
   "complete": "api.complete",
   "compose_runs": "api.compose",
   "dry_run": "api.dry_run",

@@ -63,6 +63,11 @@ class Parallel(NamedTuple):
     """Returns the number of shards into which the examples of a batch are split."""
     return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
+  @property
+  def trial_shards(self) -> int:
+    """Returns the number of shards into which the trials of a group are split."""
+    return 1 if self.mesh is None else self.mesh.shape["trial"]
+
   def compile(self, function: Callable, donate: bool = False) -> Callable:
     """Compiles function(trials, shared, batch, axis=None).
 

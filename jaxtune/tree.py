@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxtune import hosts
 from jaxtune.errors import UserError
@@ -117,14 +119,38 @@ def _mix(h: Any) -> Any:
   return h ^ (h >> 16)
 
 
-def over_trials(function: Callable, chunk: int) -> Callable:
+def over_trials(function: Callable, chunk: int, mesh: Mesh | None = None) -> Callable:
   """Maps function(trial, shared, batch) over the first axis of trial and batch.
 
   Args:
     function: takes one trial's arrays, the arrays that all trials share, and one trial's batch.
-    chunk: how many trials are computed together, by one vmap; the program loops over the chunks. On
-      a CPU choose 1, on an accelerator as many as its memory holds.
+    chunk: how many trials each device computes together, by one vmap; the program loops over the
+      chunks. On a CPU choose 1, on an accelerator as many as its memory holds.
+    mesh: of the devices. Each part of its axis "trial" takes an equal share of the trials; where
+      they do not divide, the last one is computed more than once.
   """
+  local, shards = _in_chunks(function, chunk), 1 if mesh is None else mesh.shape["trial"]
+
+  def run(trials: Any, shared: Any, batches: Any) -> Any:
+    count = jax.tree.leaves(trials)[0].shape[0]
+    each = -(-count // shards)
+
+    def split(x: jax.Array) -> jax.Array:
+      if more := shards * each - count:
+        x = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (more, *x.shape[1:]))])
+      parts = x.reshape(shards, each, *x.shape[1:])
+      spec = P("trial", *[P.UNCONSTRAINED] * (parts.ndim - 1))
+      return jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, spec))
+
+    mapped = jax.vmap(local, (0, None, 0), spmd_axis_name="trial")
+    out = mapped(jax.tree.map(split, trials), shared, jax.tree.map(split, batches))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], out)
+
+  return local if shards == 1 else run
+
+
+def _in_chunks(function: Callable, chunk: int) -> Callable:
+  """Does what `over_trials` does for the trials of one part."""
 
   def run(trials: Any, shared: Any, batches: Any) -> Any:
     count = jax.tree.leaves(trials)[0].shape[0]

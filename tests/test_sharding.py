@@ -17,7 +17,7 @@ from jaxtune import peft, sharding, tree
 from jaxtune.data import pack
 from jaxtune.errors import UserError
 from jaxtune.models import hf
-from jaxtune.preflight import checks, hlo, modules
+from jaxtune.preflight import checks, hlo, lowered, modules
 from jaxtune.runs import baseline, programs
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
@@ -163,6 +163,35 @@ def test_large_arrays_of_methods_are_split(mesh, monkeypatch):
   assert {x.spec for x in jax.tree.leaves(sharding.shardings(layout, {"peft": {"a": a}}))} == {
     P(None, None, None, None)
   }
+
+
+@pytest.mark.parametrize(
+  ("mesh", "alone"), [({"trial": 4}, {"data": 1}), ({"trial": 2, "fsdp": 2}, {"fsdp": 2})], ids=str
+)
+def test_devices_share_trials_and_exchange_what_they_do_for_one(llama, mesh, alone):
+  """One trial at a time, as alone: of the trials nothing, and of the base each layer's weights."""
+  setup, generate = made_trials.make(llama), {"generate": True, "max_new_tokens": 3}
+
+  def programs_of(count, mesh):
+    changes = {"train.mesh": mesh, "train.batch_size": 8}
+    configs = [
+      made_trials.complete(LORA, changes | {"seed": seed}, evaluate=generate)
+      for seed in range(count)
+    ]
+    group = lowered.outline([with_config(setup, config) for config in configs])
+    for kind, batch in lowered.batches(group).items():
+      compiled = lowered.LOWER[kind](group, batch, 1).compile()
+      found = modules.operations(hlo.parse(compiled.as_text()))
+      results = {"all-gather"} if kind == "evaluation" else set()  # they are whole on every device
+      moved = [o.moved for o in found if o.collective and o.collective not in results]
+      yield kind, compiled.cost_analysis()["flops"], sum(moved)
+
+  share = 4 // mesh["trial"]
+  for (kind, work, moved), (_, expected, exchanged) in zip(
+    programs_of(4, mesh), programs_of(1, alone), strict=True
+  ):
+    assert work == pytest.approx(expected, rel=0.01), f"{kind}: loops count once"
+    assert moved <= share * exchanged, kind
 
 
 @functools.cache

@@ -75,6 +75,17 @@ def _report(options: Namespace) -> None:
   print(f"report: {jaxtune.report(options.sweeps, options.out, options.metric)}")
 
 
+def _analyse(options: Namespace) -> None:
+  found = jaxtune.analyse(options.workdir, options.examples)
+  for title, table in found.tables.items():
+    print(title)
+    printing.print_cells([table.header, *table.rows])
+    print()
+  print(f"analysis: {options.workdir}/analysis.json")
+  if len(found.measures["trials"]) > 1:
+    print(f"`jaxtune report {options.workdir}` shows it in pictures")
+
+
 def _evaluate(options: Namespace) -> None:
   run = jaxtune.load_run(options.workdir)
   printing.print_change(jaxtune.evaluate(run, options.overrides))
@@ -197,6 +208,11 @@ COMMANDS = {
     "sweeps": dict(nargs="+", metavar="DIR", help="the folder of a sweep"),
     "--out": dict(metavar="DIR", help="the report's folder (default: that of a single sweep)"),
     "--metric": dict(help="what the report is sorted by (default: test loss)"),
+  }, configurable=False),
+  "analyse": Command(_analyse, "measure what the finished trials of a sweep change in the model", {
+    "workdir": dict(metavar="DIR", help="the folder of the sweep or the run"),
+    "--examples": dict(type=int, default=128, metavar="N",
+                       help="of the validation split, that the model is run on (default: 128)"),
   }, configurable=False),
   "evaluate": Command(_evaluate, "judge a finished run and its untuned base", _WORKDIR),
   "generate": Command(_generate, "continue prompts with a finished run, or with several", {

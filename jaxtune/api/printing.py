@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -21,6 +21,17 @@ def print_table(metrics: Mapping[Any, Mapping[str, float]], title: str) -> None:
   for label, row in metrics.items():
     cells = [f"{row.get(name, float('nan')):.4f}".rjust(len(name)) for name in names]
     print("  ".join([str(label).ljust(width), *cells]))
+
+
+def print_cells(rows: Sequence[Sequence[str]]) -> None:
+  """Prints cells in columns, the first one and texts on the left and numbers on the right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  for row in rows:
+    cells = [
+      cell.ljust(width) if i == 0 or any(map(str.isalpha, rows[-1][i])) else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    print("  ".join(cells).rstrip())
 
 
 def print_change(result: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from jaxtune import libraries, schema
 from jaxtune.api import sweep, trials
 from jaxtune.errors import UserError
 from jaxtune.runs import locks
-from jaxtune.sweeps import collect, grid, groups, tuning
+from jaxtune.sweeps import analysed, collect, grid, groups, tuning
 from jaxtune.training import checkpoint
 
 reports = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
@@ -75,8 +75,17 @@ def report(
     given={name: one.given for name, one in sweeps.items()},
     unfinished=[trial for one in sweeps.values() for trial in one.unfinished],
     curves={name: curve for one in sweeps.values() for name, curve in one.curves.items()},
+    analysis=_analysis(places),
   )
   return target / "report.html"
+
+
+def _analysis(places: Sequence[Path]) -> analysed.Analysis | None:
+  """Reads what was analysed of the sweeps; trials are named as `_joined` names them."""
+  if len(places) == 1:
+    return analysed.read(places[0])
+  named = zip(_names(places), places, strict=True)
+  return analysed.join({f"{name}/": analysed.read(place) for name, place in named})
 
 
 def read(folder: Path) -> Sweep:

@@ -20,7 +20,7 @@ from jaxtune.files import write_atomically
 from jaxtune.preflight import checks
 from jaxtune.runs import compilations, group, locks, results
 from jaxtune.runs.trial import Trial, with_config
-from jaxtune.sweeps import collect, grid, stats, table, tuning
+from jaxtune.sweeps import analysed, collect, grid, stats, table, tuning
 from jaxtune.training import checkpoint
 
 report = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
@@ -87,6 +87,7 @@ def _run(
     report.write(
       outcomes, workdir, metric=metric, config=shared(config), notes=notes, unfinished=failed,
       given={workdir.absolute().name: configs_.to_dict(config)}, curves=collect.curves(workdir),
+      analysis=analysed.read(workdir),
     )  # fmt: skip
   hosts.wait("report")
   metric = table.choose_metric(outcomes, metric)

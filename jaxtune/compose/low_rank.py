@@ -15,6 +15,7 @@ import numpy as np
 from jaxtune import compose, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf, quantize
+from jaxtune.peft.spectrum import spectrum
 from jaxtune.runs.finished import Run
 
 
@@ -87,13 +88,6 @@ def truncate(run: Run, rank: int) -> tuple[Run, dict[str, float]]:
   for site, (a, b) in factors(run).items():
     made[site], kept[site] = _cut(*spectrum(a, b), rank, site)
   return with_lora(run, made), kept
-
-
-def spectrum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns the SVD (u, s, v) of the products a b (L, in, out) from the factors alone."""
-  (q_a, r_a), (q_b, r_b) = np.linalg.qr(a), np.linalg.qr(b.swapaxes(-1, -2))
-  u, s, v = np.linalg.svd(r_a @ r_b.swapaxes(-1, -2))
-  return q_a @ u, s, v @ q_b.swapaxes(-1, -2)
 
 
 def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, dict[str, float]]:

@@ -142,7 +142,7 @@ def anywhere(true: Bool[Array, ""]) -> Bool[Array, ""]:
 
 @anywhere.def_vmap
 def _anywhere(size: int, mapped: list[bool], true: Bool[Array, " E"]) -> tuple[Array, bool]:
-  return (true.any() if mapped[0] else true), False
+  return (anywhere(true.any()) if mapped[0] else true), False
 
 
 def _goes_on(texts: Texts) -> Bool[Array, ""]:

@@ -80,7 +80,7 @@ def make(
 
   Args:
     objective: the objective's module.
-    chunk: trials side by side in one vmap.
+    chunk: trials that each device computes side by side.
   """
 
   def rows(overlay, base, batch, axis=None):
@@ -97,11 +97,12 @@ def make(
       top_p=options.top_p, key=jax.random.key(prompts["seed"]), numbers_N=prompts["numbers"],
     )  # fmt: skip
 
-  grouped = lambda overlays, base, batch, axis=None: tree.over_trials(
-    partial(rows, axis=axis), chunk
-  )(overlays, base, batch)
+  mapped = partial(tree.over_trials, chunk=chunk, mesh=parallel.mesh)
+  grouped = lambda overlays, base, batch, axis=None: mapped(partial(rows, axis=axis))(
+    overlays, base, batch
+  )
   return Evaluator(
-    parallel.compile(grouped), jax.jit(tree.over_trials(complete, chunk)), objective, parallel,
+    parallel.compile(grouped), jax.jit(mapped(complete)), objective, parallel,
     options, metric_names(options, objective), tokenizer, stop_tokens,
   )  # fmt: skip
 

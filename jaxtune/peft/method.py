@@ -97,6 +97,8 @@ class Method(NamedTuple):
       trained where a method has a reparametrisation (the MLP of a prefix).
     merge: (leaves, arrays) -> leaves with the delta added, in fp32; None where a method adds arrays
       that are no change of weights, or adds none.
+    factors: (arrays) -> (a (L, I, M), b (L, M, O)), whose product is the delta that `merge` adds to
+      a kernel or an embedding; None where the delta is not of low rank.
     penalty: (trained, fixed) -> scalar whose gradient is added to that of the mean loss (AdaLoRA).
     adjust: (step, steps, trained, gradients, fixed) -> (trained, fixed) after update `step` of
       `steps`, counted from 1; gradients are those before clipping (AdaLoRA).
@@ -125,6 +127,7 @@ class Method(NamedTuple):
   lowest: Callable[[int], int] = lambda depth: 0
   reparametrise: Callable = lambda trained: trained
   merge: Callable | None = None
+  factors: Callable | None = None
   penalty: Callable | None = None
   adjust: Callable | None = None
   keep_from: Callable[[int], int] = lambda steps: 0

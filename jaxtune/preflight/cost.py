@@ -11,13 +11,13 @@ import jax
 
 from jaxtune import sharding
 from jaxtune.models import hf, quantize
-from jaxtune.preflight import compiled, lowered
+from jaxtune.preflight import compiled, fit, lowered
 from jaxtune.runs import compilations
 from jaxtune.runs.trial import Trial
 
 
 def choose_chunk(trials: Sequence[Trial]) -> int:
-  """Returns how many trials to compute side by side: `train.chunk`, if it is set.
+  """Returns how many trials each device computes side by side: `train.chunk`, if it is set.
 
   By default this is one on a CPU, which needs the least memory (by `experiments/speed`, 2 or 4 are
   a few per cent faster there, and 16 are slower), and on other devices as many as fit their memory
@@ -28,7 +28,7 @@ def choose_chunk(trials: Sequence[Trial]) -> int:
   if jax.default_backend() == "cpu":
     return 1
   group = lowered.outline(trials)
-  return fit_chunk(len(trials), _limit(), partial(_peak, group))
+  return fit_chunk(fit.side_by_side(group), _limit(), partial(_peak, group))
 
 
 def with_remat(trials: Sequence[Trial]) -> list[Trial]:

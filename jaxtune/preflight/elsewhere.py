@@ -25,7 +25,7 @@ def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> d
 
   Returns:
     "device"; "memory_GB" and "TFLOP_per_s" of each of the "devices"; "remat", which is chosen for a
-    model whose own is "auto"; "trials", of which "side_by_side" are computed together;
+    model whose own is "auto"; "trials", of which each device computes "side_by_side" together;
     "programs", by name what `_figures` returns of each; "largest", how many "rows" a part of a
     batch, and how many "trials" side by side, can have. A program that does not fit has
     "would_fit", the {config key: value} with which it would, or None.
@@ -33,7 +33,7 @@ def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> d
   device, found = devices.describe(name)
   group = lowered.outline(trials, device, found)
   build = partial(compiled.build, device=f"{name} {device}", folder=folder)
-  batches, chunk = lowered.batches(group), group.options.chunk or len(trials)
+  batches, chunk = lowered.batches(group), group.options.chunk or fit.side_by_side(group)
   auto = trials[0].pretrained.model.config.remat == "auto"
   if auto:
     remat = _cheapest(group, batches["training step"], chunk, build)
@@ -110,8 +110,9 @@ def _largest(group: Outline, batch: dict, chunk: int, built: dict, build: Callab
   """Returns how many rows a part of a batch, and how many trials side by side, can have."""
   peak, limit = built["training step"].peak, group.device.memory
   of_rows = lambda n: _peak(lowered.lower_step(group, _with_rows(batch, n), chunk), build)
-  of_trials = lambda n: _peak(lowered.lower_step(group, _with_trials(batch, n), n), build)
   rows, shards = batch["tokens"].shape[2], group.parallel.batch_shards
+  with_trials = lambda n: _with_trials(batch, n * group.parallel.trial_shards)
+  of_trials = lambda n: _peak(lowered.lower_step(group, with_trials(n), n), build)
   fixed, base = built["training step"].arguments, lowered.bytes_of_base(group)
   return {
     "rows": fit.largest(rows, peak, fixed, of_rows, limit, shards),

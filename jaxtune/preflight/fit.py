@@ -18,6 +18,13 @@ MOST = 64  # trials, or rows of a batch: for more of them nothing is compiled
 FEW_TOKENS = 128  # whose logits are computed together
 
 
+def side_by_side(group: Outline) -> int:
+  """Returns the most trials that each device can compute together: its share of the places."""
+  count = len(group.trials)
+  places = group.trials[0].config["search"]["places"] or count
+  return -(-min(places, count) // group.parallel.trial_shards)
+
+
 def largest(
   start: int,
   peak: float,

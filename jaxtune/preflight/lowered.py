@@ -205,7 +205,7 @@ def _step(group: Outline, batch: dict, chunk: int, computation: dict) -> Callabl
   noise = any(programs.uses_noise(trial.config) for trial in group.trials)
   fused = with_kernels(group, batch["tokens"].shape[-1]) | computation
   program = programs.make_program(changed(group.trials, **fused)[0], noise, chunk)
-  return loop.make_step(program, chunk)
+  return loop.make_step(program, chunk, mesh=group.parallel.mesh)
 
 
 def _evaluator(

@@ -158,7 +158,8 @@ def write(
   """Writes all that `read` needs of a run beside its base: tuned.safetensors; see `Record`."""
   record = Record(base=base, config=config, labels=[*labels], stop_tokens=[*stop_tokens])
   trees = overlay.tuned | {"hyper": overlay.hyper}
-  flat = {path: np.asarray(x) for path, x in tree.flatten(trees).items()}
+  # safetensors writes the memory behind an array as it lies there; a cropped array has gaps.
+  flat = {path: np.asarray(x, order="C") for path, x in tree.flatten(trees).items()}
   # One entry: safetensors writes several in any order, and equal runs are to be equal files.
   metadata = {"jaxtune": json.dumps(record, default=str)}
   write_atomically(folder / "tuned.safetensors", save(flat, metadata))

@@ -37,7 +37,7 @@ def train(
     folders: where each trial's result goes.
     untuned: what the untuned model scored on each trial's data.
     checkpoints: folder of the group's checkpoints.
-    chunk: trials side by side in one vmap.
+    chunk: trials that each device computes side by side.
 
   Returns:
     Each trial's result, as in its result.json.
@@ -56,14 +56,14 @@ def train(
     folder.begin(folders, [t.config for t in trials])
     group = loop.Group(
       options,
-      parallel.compile(loop.make_step(program, chunk, places is not None), donate=True),
+      parallel.compile(loop.make_step(program, chunk, bool(places), parallel.mesh), donate=True),
       base,
       _batches(trials, options, parallel),
-      _validation(evaluator, base, trials, chunk),
+      _validation(evaluator, base, trials, chunk * parallel.trial_shards),
       max((m.keep_from(options.steps) for m in program.methods), default=0),
       folder.Logs(folders, hosts.fetch(progress.state.step).tolist()),
       lambda updates, progress: saved.save(updates, progress, clock()),
-      *(places, chunk, rule),
+      *(places, chunk, parallel.trial_shards, rule),
     )
     progress = loop.run(group, progress)
   overlays, judged = _judged(evaluator, base, trials, progress, untuned)
@@ -175,11 +175,11 @@ def _identity(trials: Sequence[Trial]) -> dict:
 
 
 def _validation(
-  evaluator: judge.Evaluator, base: PyTree, trials: Sequence[Trial], chunk: int
+  evaluator: judge.Evaluator, base: PyTree, trials: Sequence[Trial], together: int
 ) -> Callable | None:
   """Returns (overlays, numbers of trials) -> their metrics on validation; None without a split.
 
-  All are judged by one program, and fewer of them `chunk` at a time, by another.
+  All are judged by one program, and fewer of them `together` at a time, by another.
   """
   splits, measures = [t.dataset.validation for t in trials], evaluator.objective.MEASURES
   if splits[0] is None:
@@ -190,8 +190,8 @@ def _validation(
       found = judge.measure(evaluator, overlays, base, splits)
     else:
       found = []
-      for part in np.split(chosen, range(chunk, len(chosen), chunk)):
-        full = np.pad(part, (0, chunk - len(part)), mode="edge")
+      for part in np.split(chosen, range(together, len(chosen), together)):
+        full = np.pad(part, (0, together - len(part)), mode="edge")
         some = jax.tree.map(lambda x, full=full: x[full], overlays)
         found += judge.measure(evaluator, some, base, [splits[e] for e in full])[: len(part)]
     return [judge.summarise(measures, rows, "validation") for rows in found]

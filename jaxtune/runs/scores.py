@@ -51,9 +51,10 @@ def write(folder: Path, trial: Trial, judged: judge.Judged) -> None:
   draws = compare.draws(judged, names, options.resamples)
   if not draws:
     return
-  rows = {name: np.asarray(judged.rows[name]) for name in ("loss", "weight", "correct")}
+  rows = {name: judged.rows[name] for name in ("loss", "weight", "correct")}
   examples = identity(getattr(trial.dataset, judged.split), judged.examples)
   flat = rows | {f"draws/{name}": np.asarray(x, np.float64) for name, x in draws.items()}
+  flat = {name: np.asarray(x, order="C") for name, x in flat.items()}  # as in `folder.write`
   metadata = {"jaxtune": json.dumps({"examples": examples})}  # as in `folder.write`
   write_atomically(folder / NAME, save(flat, metadata))
 

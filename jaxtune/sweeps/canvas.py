@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Annotation
@@ -19,6 +19,8 @@ from matplotlib.transforms import Bbox
 # yellow, which is hard to see on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+# From white through the palette's blue to a darker one, so that the lightness always falls.
+SHADES = LinearSegmentedColormap.from_list("shares", ["#ffffff", PALETTE[0], "#003a5c"])
 GREY = "#555555"
 # Where a name may stand beside its point: (the side of the text at the point, dx, dy), in points.
 _POSITIONS = [

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from jaxtune.metrics.kinds.label import Confusion
 from jaxtune.sweeps import canvas
 
-# From white through the palette's blue to a darker one, so that the lightness always falls.
-_SHADES = LinearSegmentedColormap.from_list("shares", ["#ffffff", canvas.PALETTE[0], "#003a5c"])
 _MOST_CLASSES = 30
 
 
@@ -38,7 +35,7 @@ def draw(matrix: Confusion, trial: str = "") -> Figure:
   side = cell * classes
   figure = Figure(figsize=(side + 2.6, side + 2.0), layout="constrained")
   axes = figure.add_subplot()
-  image = axes.imshow(matrix.shares_CC, cmap=_SHADES, vmin=0, vmax=1)
+  image = axes.imshow(matrix.shares_CC, cmap=canvas.SHADES, vmin=0, vmax=1)
   _name_classes(axes, matrix.labels, side)
   _write_counts(axes, matrix, cell)
   axes.set(xlabel="predicted class", ylabel="true class")

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxtune import metrics
 from jaxtune.runs.results import diverged
-from jaxtune.sweeps import comparison, grid, samples, stats, table
+from jaxtune.sweeps import analysed, comparison, grid, heat, samples, stats, table
 
 # Costs that a result may hold: {its key: what the page calls it}.
 COSTS = {
@@ -28,6 +28,7 @@ def build(
   compared: comparison.Comparison | None,
   histories: Mapping[str, list[dict]],
   config: Mapping[str, Any],
+  analysis: analysed.Analysis | None = None,
 ) -> dict:
   """Gathers all that the page draws from the trials; see the functions below.
 
@@ -37,12 +38,14 @@ def build(
     compared: the comparison of those that finished, if there are any.
     histories: {trial: lines of its metrics.jsonl}.
     config: the completed config that all trials share.
+    analysis: what was measured of the finished trials.
   """
   metric = compared.metric if compared else table.choose_metric(results, None)
   rows = stats.best_first(stats.group(results), metric)
   names = dict.fromkeys([metric, *table.metric_names(results)])
   filled = [row._replace(settings=_filled(row.settings, config)) for row in rows]
   axes = _axes([row.settings for row in filled])
+  measured = analysed.configurations(rows, analysis) if analysis else []
   return {
     "metric": metric,
     "metrics": {
@@ -58,7 +61,8 @@ def build(
     "reference": _indices(rows, compared)[compared.reference] if compared else 0,
     "warnings": [caution.text for caution in compared.warnings] if compared else [],
     "samples": samples.of_winners(rows, metric),
-    "heat": samples.heat(rows[0].results[0]),
+    "heat": heat.confusion(rows[0].results[0])
+    + (heat.of_analysis(measured, analysis) if analysis else []),
   }
 
 

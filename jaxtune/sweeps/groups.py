@@ -18,9 +18,10 @@ def groups(configs: list[dict]) -> list[list[int]]:
 
   Numbers are the seed, those of the optimizer (learning rate, warm-up, weight decay, head ratio),
   of regularisation, of the objective (such as beta) and of the methods (rank, alpha, dropout,
-  prefix length, adapter width). Words
-  are the prompt's template, the answers, which and how many rows are kept and each task's share.
-  Anything else changes the program.
+  prefix length, adapter width). Words are the prompt's template, the answers, which and how many
+  rows are kept and each task's share.
+  Anything else changes the program. Where words make rows longer, those of all trials are padded to
+  them, and noise such as dropout is drawn for the longer rows: other draws than in a solo run.
 
   Returns:
     Lists of indices into `configs`, in order of first appearance.

@@ -17,7 +17,7 @@ _FILES = Path(__file__).parent / "page"
 _SCRIPTS = ("base", "chart", "table", "plots", "curves", "parallel", "compare", "page")
 
 
-_FOLDED = ("All columns", "Comparisons")
+_FOLDED = ("All columns", "Comparisons", "Shared subspaces", "Nearest tokens")
 
 
 class Page(NamedTuple):

@@ -17,17 +17,20 @@ from jaxtune.files import write_atomically
 from jaxtune.metrics.kinds.label import Confusion
 from jaxtune.runs import folder as folders
 from jaxtune.sweeps import (
+  analysed,
   comparison,
   confusion,
   document,
   exports,
   grid,
+  heat_plot,
   pages,
   plot,
   reproduce,
   table,
 )
 
+_MAPPED = ("Loss with changes cut to a rank", "Shared subspaces")  # tables that the page maps
 _HARDWARE = ("device", "devices", "cores", "machine")  # of what a result says as versions
 
 
@@ -42,6 +45,7 @@ def write(
   given: Mapping[str, Mapping[str, Any]] | None = None,
   unfinished: Sequence[dict] = (),
   curves: Mapping[str, Mapping] | None = None,
+  analysis: analysed.Analysis | None = None,
 ) -> Path:
   """Writes the report of a sweep into its folder and returns the path of report.md.
 
@@ -60,6 +64,7 @@ def write(
     unfinished: trials that have no result; see `collect.read`. The page shows them; the other files
       name those that failed.
     curves: {configuration: how its learning rate was chosen}, as in tuning.json.
+    analysis: what `jaxtune analyse` measured; see `analysed.read`.
 
   Raises:
     UserError: no trial, an unknown metric, or a folder that cannot be written.
@@ -68,9 +73,8 @@ def write(
     raise UserError("no finished trial to report on: run the sweep first")
   folder = Path(folder)
   results = [{"folder": str(folder / "trials" / one["trial"])} | one for one in results]
-  histories = {
-    one["trial"]: folders.read_history(Path(one["folder"])) for one in (*results, *unfinished)
-  }
+  every = [*results, *unfinished]
+  histories = {one["trial"]: folders.read_history(Path(one["folder"])) for one in every}
   facts, compared = _facts(results, notes or {}), None
   if any(not one.get("exited_at") for one in results):
     compared = comparison.compare(
@@ -81,11 +85,12 @@ def write(
       failed={one["trial"]: one["detail"] for one in unfinished if one["state"] == "failed"},
       curves=curves,
     )
-    _write_files(compared, histories, facts, folder)
-  contents = document.build([*results, *unfinished], compared, histories, config or {}) | {
+    _write_files(compared, histories, facts, folder, analysis)
+  contents = document.build(every, compared, histories, config or {}, analysis)
+  contents |= {
     "title": " + ".join(given or {}) or folder.absolute().name,
     "notes": [_reading(compared, "[low, high]")] if compared else [],
-    "tables": {name: rows._asdict() for name, rows in _others(compared).items()},
+    "tables": _on_page(_others(compared, analysis)),
     "tuning": [{"name": name, **curve} for name, curve in (curves or {}).items()],
     "reproduce": reproduce.describe(results, given or {}, facts),
   }
@@ -98,14 +103,15 @@ def _write_files(
   histories: Mapping[str, list[dict]],
   facts: Mapping[str, str],
   folder: Path,
+  analysis: analysed.Analysis | None,
 ) -> None:
   """Writes all files of a report but its page."""
   page = pages.Page(
     trials=compared.tables["main"],
     warnings=[caution.text for caution in compared.warnings],
     reading=_reading(compared),
-    others={"All columns": compared.tables["all columns"]} | _others(compared),
-    plots=_draw(compared, histories, folder / "plots"),
+    others={"All columns": compared.tables["all columns"]} | _others(compared, analysis),
+    plots=_draw(compared, histories, folder / "plots", analysis),
     facts=dict(facts),
   )
   write_atomically(folder / "results.csv", exports.to_csv(compared.columns))
@@ -114,7 +120,9 @@ def _write_files(
   write_atomically(folder / "report.md", pages.to_markdown(page))
 
 
-def _others(compared: comparison.Comparison | None) -> dict[str, table.Table]:
+def _others(
+  compared: comparison.Comparison | None, analysis: analysed.Analysis | None
+) -> dict[str, table.Table]:
   """Makes {title: table} of the tables beside the configurations' that a sweep has."""
   if compared is None:
     return {}
@@ -125,11 +133,21 @@ def _others(compared: comparison.Comparison | None) -> dict[str, table.Table]:
     "What was drawn of each task": table.mixtures(finished),
     f"Classes of {finished[0]['trial']}": table.by_class(finished[0]),
   }
+  if analysis is not None:
+    others |= analysed.tables(analysed.configurations(compared.configurations, analysis), analysis)
   return {title: rows for title, rows in others.items() if rows is not None and rows.rows}
 
 
+def _on_page(tables: Mapping[str, table.Table]) -> dict[str, dict]:
+  """Returns the tables that the page has, which draws others as maps."""
+  return {title: rows._asdict() for title, rows in tables.items() if title not in _MAPPED}
+
+
 def _draw(
-  compared: comparison.Comparison, histories: Mapping[str, list[dict]], folder: Path
+  compared: comparison.Comparison,
+  histories: Mapping[str, list[dict]],
+  folder: Path,
+  analysis: analysed.Analysis | None,
 ) -> list[str]:
   """Draws the plots, with the confusion matrix of the best trial if it has one; names them."""
   finished = [result for row in compared.configurations for result in row.results]
@@ -137,6 +155,9 @@ def _draw(
   if matrix := finished[0].get("confusion"):
     counts = Confusion(tuple(matrix["labels"]), np.asarray(matrix["counts"]))
     figures["confusion"] = confusion.draw(counts, finished[0]["trial"])
+  if analysis is not None:
+    measured = analysed.configurations(compared.configurations, analysis)
+    figures |= heat_plot.figures(measured, analysis)
   for name, figure in figures.items():
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=150)

@@ -1,10 +1,10 @@
-"""What the page of a sweep shows of single trials: answers beside references, and heat maps."""
+"""What the page of a sweep shows of single trials: answers beside references."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +44,6 @@ def of_winners(rows: Sequence[stats.Row], metric: str) -> list[dict]:
     shown = {"where": where, "prompt": _text(line["prompt"]), "answers": answers}
     found.append(shown | {"references": [_text(one) for one in references]})
   return found
-
-
-def heat(best: Mapping[str, Any]) -> list[dict]:
-  """Lists the heat maps of the best trial: its confusion matrix, if it has one."""
-  if not best.get("confusion"):
-    return []
-  labels = [str(label) for label in best["confusion"]["labels"]]
-  return [
-    {
-      "title": f"Confusion matrix of {best['trial']}",
-      "note": "True classes down, predicted classes across.",
-      "rows": labels,
-      "columns": labels,
-      "values": best["confusion"]["counts"],
-      "unit": "examples",
-    }
-  ]
 
 
 def _text(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 from tqdm import tqdm
 
@@ -19,11 +20,13 @@ from jaxtune.training.progress import METRICS, Evaluation, Progress, evaluated, 
 from jaxtune.training.step import Program, update
 
 
-def make_step(program: Program, chunk: int, turns: bool = False) -> Callable:
+def make_step(
+  program: Program, chunk: int, turns: bool = False, mesh: Mesh | None = None
+) -> Callable:
   """Returns ((state, sums), base, batch, axis=None) -> the same pair after one step.
 
   Args:
-    chunk: number of trials that one vmap computes together.
+    chunk, mesh: see `tree.over_trials`.
     turns: whether only some of the N trials take the step. Then (base, places) stands in place of
       the base, places (E,) are their numbers, N for a place that stays empty, and the batch is that
       of E trials.
@@ -40,7 +43,7 @@ def make_step(program: Program, chunk: int, turns: bool = False) -> Callable:
 
     return jax.lax.cond(taken[0], train, lambda: (state, sums)) if taken else train()
 
-  mapped = lambda axis: tree.over_trials(partial(one_trial, axis=axis), chunk)
+  mapped = lambda axis: tree.over_trials(partial(one_trial, axis=axis), chunk, mesh)
 
   def step(trials, shared, batch, axis=None):
     if not turns:
@@ -68,7 +71,8 @@ class Group(NamedTuple):
     logs: writes each trial's metrics.jsonl.
     save: (number of updates of all trials, progress) -> None; writes a checkpoint.
     places: how many trials are trained side by side; None for all of them, at every step.
-    chunk: how many of them one vmap computes together.
+    chunk: how many of them each device computes together.
+    shards: the size of the mesh axis "trial".
     rule: says which leave early; see `turns`.
   """
 
@@ -82,6 +86,7 @@ class Group(NamedTuple):
   save: Callable[[int, Progress], None]
   places: int | None = None
   chunk: int = 1
+  shards: int = 1
   rule: turns.Rule | None = None
 
 
@@ -130,8 +135,9 @@ def run(group: Group, progress: Progress) -> Progress:
 def _turn(group: Group, progress: Progress, steps: np.ndarray) -> tuple[Progress, np.ndarray]:
   """Returns the progress with who leaves now, and the numbers of the trials in each place.
 
-  A place that stays empty has the number of trials. Empty ones cost time where one vmap computes
-  several, so that there are then half as many places, and so on: each number of them is a program.
+  A place that stays empty has the number of trials. Empty ones cost time where one vmap, or one
+  program of several devices, computes several, so that there are then half as many places, and so
+  on: each number of them is a program.
   """
   ended = hosts.fetch((progress.stopped, progress.exited, progress.losses))
   now = turns.Standing(steps, *map(np.asarray, ended))
@@ -146,7 +152,8 @@ def _turn(group: Group, progress: Progress, steps: np.ndarray) -> tuple[Progress
   chosen = turns.next_trials(now, waits, group.options.steps, width)
   if group.places is None or not chosen.size:
     return progress, chosen
-  while group.chunk > 1 and width // 2 >= chosen.size:
+  costly, least = group.chunk * group.shards > 1, max(chosen.size, group.shards)
+  while costly and width // 2 >= least:
     width = width // 2
   return progress, np.concatenate([chosen, np.full(width - chosen.size, len(steps))])
 

@@ -22,7 +22,7 @@ class TrainOptions(NamedTuple):
     keep: which weights are the result: "best" (by validation loss) or "last". With a method that
       has a budget (AdaLoRA), only weights that have reached it can be the best.
     checkpoint_every: steps between two checkpoints; None for as many as `eval_every`.
-    chunk: number of trials that one vmap computes together; None to let
+    chunk: number of trials that each device computes together, by one vmap; None to let
       `preflight.cost.choose_chunk` choose.
     parallel: "jit", or "pmap" for data parallelism over all local devices.
     mesh: sizes of the axes trial, data, fsdp, sequence and tensor, for "jit"; see `sharding.make`.

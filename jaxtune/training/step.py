@@ -88,7 +88,7 @@ def judge(
       outputs.append(call(*args, **options))
     return outputs[0]
 
-  numbers = _numbers(overlay)
+  numbers = numbers_of(overlay)
   losses_B, others = program.objective(cached, batch, **numbers)
   predicted = {} if program.predict is None else program.predict(cached, batch, **numbers)
   return {"loss": losses_B, **others, **predicted}
@@ -125,7 +125,7 @@ def update(
     key = jax.random.fold_in(rng, i) if program.dropout else None
     overlay = peft.Overlay(tuned, state.hyper)
     call = forward(program, overlay, base, key, backward=True)
-    losses_B, sums = program.objective(call, rows, **_numbers(overlay))
+    losses_B, sums = program.objective(call, rows, **numbers_of(overlay))
     return jax.tree.map(jnp.sum, (losses_B, sums))
 
   gradient = partial(jax.value_and_grad(part_loss, has_aux=True), state.tuned)
@@ -151,7 +151,7 @@ def update(
   return _adjusted(program, state, gradients), metrics
 
 
-def _numbers(overlay: peft.Overlay) -> dict[str, Array]:
+def numbers_of(overlay: peft.Overlay) -> dict[str, Array]:
   """Returns the objective's own numbers, such as beta; see `runs.trial.make_methods`."""
   return overlay.hyper.get("loss", {}).get("objective", {})
 

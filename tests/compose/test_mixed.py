@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import made_trials
+from support.methods import NEEDED, OTHER
 from support.random_runs import TOKENS, logits, make
 
 from jaxtune import peft, tree
@@ -87,17 +88,6 @@ def outlined(pretrained, section: dict) -> Run:
   return Run(
     None, full, pretrained, peft.Adapted(methods, {"params": {}, "peft": {}} | tuned, hyper, None)
   )
-
-
-# What else each option may be that `Method.groupable` says is an array.
-OTHER = {
-  "rank": 1, "ranks": {"q_proj": 3}, "init_rank": 9, "target_rank": 3, "width": 4, "length": 2,
-  "lengths": (1, 0, 2), "reduction_factor": 4.0, "first": 2, "alpha": 3.0, "dropout": 0.1,
-  "alphas": {"q_proj": 3.0}, "scale": 0.5, "rslora": True, "b_rate": 2.0, "orth_weight": 0.1,
-  "d_initial": 0.3, "init_scale": 0.1, "initialise": "vocabulary", "text": "a b",
-  "token_dropout": 0.1, "neftune": 1.0,
-}  # fmt: skip
-NEEDED = {"text": {"initialise": "text"}}  # by another option
 
 
 METHODS = {m.name for m in pkgutil.iter_modules(methods.__path__)}

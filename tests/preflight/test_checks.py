@@ -1,5 +1,7 @@
 """What is known before a run: chunk sizes, costs and metrics."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -25,21 +27,28 @@ def test_a_cpu_takes_one_trial_at_a_time_unless_told(llama):
   assert cost.choose_chunk([with_config(setup, c) for c in told]) == 2
 
 
-def test_other_devices_take_as_many_trials_as_fit(llama, monkeypatch):
-  """By the largest peak of a group's programs, as their compiler states it."""
+@pytest.mark.parametrize(
+  ("mesh", "count"), [({"data": 1}, 2), ({"trial": 2, "fsdp": 2}, 4)], ids=str
+)
+def test_other_devices_take_as_many_trials_as_fit(llama, monkeypatch, mesh, count):
+  """Each of them by the largest peak of a group's programs, as their compiler states it."""
   changes, generate = {"train.compilation_cache": None}, {"generate": True, "max_new_tokens": 3}
+  changes |= {"train.mesh": mesh}
   trials = [
     with_config(
       made_trials.make(llama),
       made_trials.complete({"name": "lora"}, changes | {"seed": seed}, evaluate=generate),
     )
-    for seed in range(2)
+    for seed in range(count)
   ]
   peak = cost._peak(lowered.outline(trials), 2)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   for limit, chunk in ((peak, 2), (peak - 1, 1)):
     monkeypatch.setattr(cost, "_limit", lambda limit=limit: limit)
     assert cost.choose_chunk(trials) == chunk
+  monkeypatch.setattr(cost, "_limit", lambda: math.inf)
+  search = {"search": trials[0].config["search"] | {"places": count // 2}}
+  assert cost.choose_chunk([t._replace(config=t.config | search) for t in trials]) == 1
 
 
 @pytest.mark.full

@@ -2,8 +2,12 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
+from support import made_trials
 
+from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.runs import folder as runs
 from jaxtune.runs import results
@@ -23,6 +27,18 @@ def test_a_trial_that_left_early_does_not_speak_for_its_sweep(tmp_path):
     trial.mkdir(parents=True)
     results.write(trial, {"final": {"validation_loss": loss}, "exited_at": left})
   assert runs.best_trial(tmp_path).name == "c"
+
+
+def test_weights_whose_padding_was_cut_off_are_written_as_they_are(tmp_path):
+  """A view of a larger array has gaps in memory, which a file must not copy."""
+  padded = {"params": {}, "peft": {"a": np.arange(24.0).reshape(2, 3, 4), "rate": np.float32(3)}}
+  shapes = {"params": {}, "peft": {"a": np.zeros((2, 3, 2)), "rate": np.float32(0)}}
+  tuned = tree.crop(padded, shapes)
+  runs.write(
+    tmp_path, peft.Overlay(tuned, {}), "base", made_trials.complete({"name": "lora"}), [], []
+  )
+  *_, found = runs.read(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, found, tree.flatten(tuned | {"hyper": {}}))
 
 
 def test_what_was_written_is_read(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -10,7 +11,7 @@ from pathlib import Path
 from jaxtune import config as configs
 from jaxtune.assets import INSTRUCTIONS, TINY
 from jaxtune.runs import results
-from jaxtune.sweeps import grid
+from jaxtune.sweeps import analysed, grid
 
 HOSTILE = '</script><img src=x onerror="document.title=1"> & "quoted"'
 SEEDS = [0, 1, 2]
@@ -117,3 +118,38 @@ def _write_result(place: Path, setting: dict, steps: int) -> dict:
     "base_fingerprint": "f" * 64,
   }
   return results.write(place, result) | {"trial": place.name}
+
+
+def analyse(folder: Path, results: list[dict]) -> dict:
+  """Writes a made analysis.json of trials: LoRAs of two modules in three layers, and prefixes."""
+  entries, ranks = {}, {}
+  for result in results:
+    method, draw = result["settings"]["method"], random.Random(result["trial"]).random
+    layers = lambda draw=draw: [draw() for _ in range(3)]
+    matrix = lambda layers=layers: {
+      "relative": layers(), "effective_rank": layers(), "spectral": layers(),
+      "amplification": {"factor": layers(), "update": layers(), "random": layers()},
+    }  # fmt: skip
+    entry = {"weights": {}, "vectors": {}, "truncated": {}, "states": {"trunk": layers()}}
+    entry |= {"attention": {}, "prompt": {}, "result": result["sha256"]}
+    if rank := method.get("rank"):
+      paths = (f"trunk/layers/attn/{name}/kernel" for name in ("q_proj", "v_proj"))
+      entry["weights"] = {path: matrix() for path in paths}
+      entry["truncated"] = {"rank": [0, 1, rank][: 2 + (rank > 1)], "loss": layers()}
+      entry["truncated"]["loss"] = entry["truncated"]["loss"][: len(entry["truncated"]["rank"])]
+      ranks.setdefault(rank, []).append(result["trial"])
+    else:
+      heads = [[draw() for _ in range(4)] for _ in range(3)]
+      nearest = {"nearest": [["a", HOSTILE]] * 3, "cosine": [[0.5, 0.25]] * 3}
+      entry["attention"] = {"trunk/attn": {"mass": heads, "uniform": [0.2] * 3, **nearest}}
+    entries[result["trial"]] = entry
+  pairs = []
+  for (a, first), (b, second) in itertools.combinations_with_replacement(ranks.items(), 2):
+    known = lambda i, j, a=a, b=b: 2**i <= a and 2**j <= b
+    grid = [[(0.5 + i / 10) if known(i, j) else None for j in range(3)] for i in range(3)]
+    side = {"similarity": grid, "random": [[0.125] * 3] * 3}
+    both = {"inputs": side, "outputs": side, "dimensions": [1, 2, 4]}
+    pairs.append({"a": first, "b": second, "seeds": "different"} | both)
+  found = {"examples": 8, "split": "validation", "trials": entries, "similarity": pairs}
+  analysed.write(folder, found)
+  return found

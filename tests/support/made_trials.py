@@ -17,9 +17,12 @@ UNTUNED = compare.Untuned(
 
 
 class Tokenizer:
-  """Just enough of a tokenizer: a stop token and a printable decoding."""
+  """Just enough of a tokenizer: a stop token, two ids for any text and a printable decoding."""
 
   eos_token_id = 0
+
+  def __call__(self, text, add_special_tokens=False):
+    return {"input_ids": [1, 2]}
 
   def decode(self, ids, skip_special_tokens=False):
     return " ".join(str(int(i)) for i in ids if i or not skip_special_tokens)

@@ -1,13 +1,17 @@
 """A trial in a group equals the same trial run alone, for every method and axis."""
 
+import pkgutil
 from functools import partial
 
 import jax
 import numpy as np
 import pytest
-from support import made_trials
+from support import folders, made_trials, tiny
+from support.methods import NEEDED, OTHER
 
-from jaxtune import peft, tree
+from jaxtune import config, objectives, peft, tree
+from jaxtune.api import trials
+from jaxtune.peft import methods
 from jaxtune.runs import programs
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
@@ -18,50 +22,96 @@ from jaxtune.training.options import TrainOptions
 from jaxtune.training.progress import begin
 
 STEPS = 10
-LORA, ADAPTER, PREFIX = {"name": "lora"}, {"name": "adapter"}, {"name": "prefix"}
+LORA, PREFIX = {"name": "lora"}, {"name": "prefix"}
 STACK = {"name": "stack", "lora": {"rank": 2}, "prefix": {"length": 3}, "adapter": {"width": 3}}
-OPTIM = [
-  {"optim.learning_rate": 2e-2}, {"optim.weight_decay": 0.5}, {"optim.warmup": 20}, {"seed": 7},
-]  # fmt: skip
+NUMBERS = {
+  "optim.learning_rate": 2e-2, "optim.weight_decay": 0.5, "optim.warmup": 20,
+  "optim.head_ratio": 3.0, "seed": 7,
+}  # fmt: skip
+NOISE = {"regularize.dropout": 0.2, "regularize.token_dropout": 0.1, "regularize.neftune": 5.0}
+WORDS = {
+  "data.template": "{{ text }} and more of it :", "data.answer": "{{ answer_choices[1 - label] }}",
+  "data.choices": ["b0 b5", "b1"], "data.rename": {"text": "other"}, "data.limit": 5,
+  "data.only": {"task": ["long"]}, "data.mixture": "equal", "data.temperature": 5.0, "data.cap": 2,
+}  # fmt: skip
+# The numbers of each objective's loss.
+LOSSES = {
+  "cpo": {"beta": 1.0, "alpha": 0.1}, "dpo": {"beta": 1.0}, "orpo": {"beta": 1.0},
+  "kto": {"beta": 1.0, "desirable": 3.0, "undesirable": 3.0},
+  "reward": {"margin": 3.0, "centring": 3.0}, "simpo": {"beta": 9.0, "gamma": 3.0},
+}  # fmt: skip
+WITH = {"data.cap": {"data.mixture": "capped"}}
+
+
+def options_of(name):
+  """Returns a change for each option of a method that trials of one program may differ in."""
+  (method,) = peft.build({"name": name})
+  needed = lambda option: {f"method.{key}": x for key, x in NEEDED.get(option, {}).items()}
+  return [{f"method.{option}": OTHER[option]} | needed(option) for option in method.groupable]
+
+
+def one_each(changes):
+  return [{key: value} | WITH.get(key, {}) for key, value in changes.items()]
+
+
+METHODS = {name: options_of(name) for _, name, _ in pkgutil.iter_modules(methods.__path__)}
+START = {"compacter": {"rank": 2}}  # whose default is what `OTHER` has
 # A program, and how each of its trials but the first differs from the first.
 PROGRAMS = [
-  ("llama", LORA, [{"method.rank": 1}, {"method.alpha": 32.0}, {"method.scale": 3.0},
-                   {"method.rslora": True}, {"method.dropout": 0.4}, *OPTIM]),
+  ("llama", {"name": name} | START.get(name, {}), others)
+  for name, others in METHODS.items() if others
+] + [
+  ("llama", {"name": "full"}, one_each(NUMBERS)),
+  ("llama", LORA, one_each(NOISE)),
   ("gpt2", LORA, [{"method.rank": 3}]),
-  ("llama", ADAPTER, [{"method.width": 5}, {"method.scale": 2.0}, {"method.dropout": 0.3},
-                      {"seed": 7}]),
   ("llama", PREFIX | {"projection": 8}, [{"method.length": 2}]),
-  ("llama", {"name": "full"}, [{"optim.learning_rate": 1e-3}, {"seed": 7}]),
   ("llama", STACK, [{"method.lora.rank": 1}, {"method.prefix.length": 4}]),
 ]  # fmt: skip
 
 
-def solo(config, setup, step):
+def test_every_key_that_programs_do_not_depend_on_is_below(llama):
+  """Here by its place in a config, so that a new one is missed; those of methods are `METHODS`."""
+  full = made_trials.complete(LORA, {"regularize.dropout": 0.1})
+
+  def shared(full, section):
+    keys = full[section] if isinstance(full[section], dict) else ()
+    other = lambda key: full | {section: full[section] | {key: "another value"}}
+    return {key for key in keys if key != "name" and len(groups.groups([full, other(key)])) == 1}
+
+  found = {
+    f"{section}.{key}" for section in full if section != "method" for key in shared(full, section)
+  }
+  assert len(groups.groups([full, full | {"seed": 7}])) == 1
+  assert found | {"seed"} == {*NUMBERS, *NOISE, *WORDS}
+  for _, name, _ in pkgutil.iter_modules(objectives.__path__):
+    full = made_trials.complete(LORA, {"objective": {"name": name}})
+    assert shared(full, "objective") == LOSSES.get(name, {}).keys(), name
+
+
+def solo(trial, step):
   """Runs the pure step alone, without padding, stacking or the loop; returns losses and weights."""
-  state, base = first_state(with_config(setup, config))
-  options = TrainOptions(**config["train"])
+  state, base = first_state(trial)
+  options = TrainOptions(**trial.config["train"])
   losses = []
   for i in range(options.steps):
-    batch = loop.make_batch([setup.dataset.train], [config["seed"]], [i], options)
+    batch = loop.make_batch([trial.dataset.train], [trial.config["seed"]], [i], options)
     state, metrics = step(state, base, {name: x[0] for name, x in batch.items()})
     losses.append(float(metrics["loss"]))
   return losses, state.tuned
 
 
-def grouped(configs, setup, chunk):
+def grouped(members, chunk):
   """Runs the group's compiled step; returns each trial's losses, the weights, and the step."""
-  options = TrainOptions(**configs[0]["train"])
-  states = [first_state(with_config(setup, config)) for config in configs]
+  options = TrainOptions(**members[0].config["train"])
+  states = [first_state(trial) for trial in members]
   base, stacked = states[0][1], tree.stack([state for state, _ in states])
-  program = programs.make_program(
-    with_config(setup, configs[0]), any(map(programs.uses_noise, configs))
-  )
-  step = jax.jit(loop.make_step(program, chunk))
+  noise = any(programs.uses_noise(trial.config) for trial in members)
+  step = jax.jit(loop.make_step(programs.make_program(members[0], noise), chunk))
   progress = begin(stacked)
   state, losses = progress.state, []
   for i in range(options.steps):
-    splits, seeds = [setup.dataset.train] * len(configs), [c["seed"] for c in configs]
-    batch = loop.make_batch(splits, seeds, [i] * len(configs), options)
+    splits, seeds = zip(*((t.dataset.train, t.config["seed"]) for t in members), strict=True)
+    batch = loop.make_batch(splits, seeds, [i] * len(members), options)
     state, sums = step((state, progress.sums), base, batch)
     losses.append(np.asarray(sums["loss"]))
   shapes = [jax.eval_shape(lambda s=s: s.tuned) for s, _ in states]
@@ -71,34 +121,81 @@ def grouped(configs, setup, chunk):
   return np.stack(losses, 1), tuned, step, state
 
 
-@pytest.mark.parametrize(("family", "method", "others"), PROGRAMS)
+@pytest.mark.parametrize(
+  ("family", "method", "others"), PROGRAMS, ids=[f"{name}-{m['name']}" for name, m, _ in PROGRAMS]
+)
 def test_every_trial_of_a_group_equals_its_solo_run(request, family, method, others):
   check(made_trials.make(request.getfixturevalue(family)), method, others, chunk=1)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("method", [LORA, STACK])
-def test_so_it_does_side_by_side(llama, method):
-  (others,) = [others for family, m, others in PROGRAMS if (family, m) == ("llama", method)]
-  check(made_trials.make(llama), method, others[-1:], chunk=2)
+@pytest.mark.parametrize(
+  ("method", "other"), [(LORA, {"method.rank": 1}), (STACK, {"method.prefix.length": 4})]
+)
+def test_so_it_does_side_by_side(llama, method, other):
+  check(made_trials.make(llama), method, [other, {"seed": 7}], chunk=3)
 
 
-def check(setup, method, others, chunk):
-  configs = [made_trials.complete(method, one, train={"steps": STEPS}) for one in ({}, *others)]
+def check(setup, method, others, chunk, plain=None):
+  plain = plain or ({"regularize.dropout": 0.1} if others[0].keys() <= NOISE.keys() else {})
+  configs = [
+    made_trials.complete(method, plain | one, train={"steps": STEPS}) for one in ({}, *others)
+  ]
   assert groups.groups(configs) == [list(range(len(configs)))]
-  losses, tuned, step, _ = grouped(configs, setup, chunk)
+  members = [with_config(setup, config) for config in configs]
+  compare(members, members, others, chunk)
+
+
+def compare(members, single, others, chunk):
+  """Compares the trials of a group with those alone, and sees that each change changes something.
+
+  Args:
+    single: the same trials with their own data, which are not padded to those of the group.
+  """
+  losses, tuned, step, _ = grouped(members, chunk)
   assert step._cache_size() == 1
   alone = {}  # one program for all without dropout, and for all with it
-  for config, each, weights in zip(configs, losses, tuned, strict=True):
-    drops = programs.uses_noise(config)
-    program = programs.make_program(with_config(setup, config), drops)
+  for trial, each, weights in zip(single, losses, tuned, strict=True):
+    drops = programs.uses_noise(trial.config)
     if drops not in alone:
-      alone[drops] = jax.jit(partial(update.update, program))
-    expected, whole = solo(config, setup, alone[drops])
+      alone[drops] = jax.jit(partial(update.update, programs.make_program(trial, drops)))
+    expected, whole = solo(trial, alone[drops])
     np.testing.assert_allclose(each, expected, rtol=0, atol=1e-5)
-    assert jax.tree.map(np.shape, weights) == jax.tree.map(np.shape, whole)
+    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+    jax.tree.map(close, weights, whole)
   for change, each in zip(others, losses[1:], strict=True):
     assert np.abs(losses[0] - each).max() > 1e-4, f"{change} changes nothing"
+
+
+def test_so_it_does_for_every_word_and_share_of_the_data(tmp_path):
+  rng, data = np.random.default_rng(0), {"overlap": "allow"}
+  for name, count in (("train", 12), ("test", 4)):
+    words = rng.choice(folders.WORDS[20:], (count, 8))
+    rows = [
+      {"task": "long" if i % 3 else "short", "text": " ".join(row[:4]), "other": " ".join(row),
+       "label": i % 2} for i, row in enumerate(words)
+    ]  # fmt: skip
+    data[name] = folders.write(tmp_path, f"{name}.jsonl", rows)
+  data |= {"template": "{{ text }} :", "answer": "{{ answer_choices[label] }}", "tasks": "task"}
+  plain = folders.config(folders.base(tmp_path, "llama"), data | {"choices": ["b0", "b1"]}, steps=5)
+  others = one_each(WORDS)
+  configs = [config.complete(config.override(plain, one)) for one in ({}, *others)]
+  assert len(groups.groups(configs)) == 1
+  compare(trials.load(configs), [trials.load([one])[0] for one in configs], others, chunk=1)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_so_it_does_for_every_number_of_a_loss(llama, name):
+  head = objectives.module(name).HEAD
+  setup = made_trials.make(llama if head == "lm" else tiny.make("llama", head=head))
+  rng, pair = np.random.default_rng(0), [made_trials.split(40, seed).arrays for seed in (0, 3)]
+  arrays = {key: np.stack([one[key] for one in pair], 1) for key in pair[0]}
+  arrays["reference"] = -rng.uniform(20, 40, (40, 2)).astype(np.float32)
+  arrays["labels"] = rng.integers(0, 2, 40).astype(np.int32)
+  train = setup.dataset.train._replace(arrays=arrays)
+  setup = setup._replace(dataset=setup.dataset._replace(train=train))
+  others = [{f"objective.{key}": value} for key, value in LOSSES[name].items()]
+  check(setup, LORA, others, chunk=1, plain={"objective": {"name": name}})
 
 
 def test_padding_stays_zero(llama):
@@ -106,7 +203,7 @@ def test_padding_stays_zero(llama):
   configs = [
     made_trials.complete(LORA, {"method.rank": rank}, train={"steps": 5}) for rank in (1, 4)
   ]
-  *_, state = grouped(configs, setup, 2)
+  *_, state = grouped([with_config(setup, config) for config in configs], 2)
   (site, arrays), *_ = peft.arrays_of(peft.build(LORA)[0], state.tuned["peft"]).items()
   assert (np.asarray(arrays["a"])[0, ..., 1:] == 0).all() and (arrays["b"][0, :, 1:] == 0).all()
   assert (np.asarray(arrays["a"])[1] != 0).all()

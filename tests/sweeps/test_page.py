@@ -76,6 +76,7 @@ def driver(tmp_path_factory):
 def made(tmp_path_factory, driver):
   folder = tmp_path_factory.mktemp("made") / "ranks & lengths"
   results = made_sweep.write(folder, GIVEN)
+  made_sweep.analyse(folder, results)
   return Page(driver[0], jaxtune.report([folder]), driver[1]), results
 
 
@@ -85,7 +86,7 @@ def test_no_error_and_nothing_beside_the_screen(made, width, theme):
   page = made[0].open(width, theme)
   assert page.driver.get_log("browser") == []
   assert page.run("return document.documentElement.scrollWidth") == width
-  assert len(page.find("section")) == 9 and len(page.find("figure svg")) == 6
+  assert len(page.find("section")) == 11 and len(page.find("figure svg")) == 12
   dark = page.run("return getComputedStyle(document.body).backgroundColor") == "rgb(17, 22, 28)"
   assert dark == (theme == "dark")
   outside = """return [...document.querySelectorAll('figure svg text')].filter((text) => {
@@ -373,3 +374,31 @@ def test_the_config_on_the_page_is_the_config(made, tmp_path):
   shown = page.find("#reproduce pre")[0].text
   (tmp_path / "again.py").write_text(shown)
   assert jaxtune.load_config(tmp_path / "again.py").to_dict() == ConfigDict(GIVEN).to_dict()
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_heat_maps_change_with_what_is_chosen(made, width):
+  page, found = made[0].open(width), json.loads((made[0].path.parent / "analysis.json").read_text())
+  heads = [head.text for head in page.find("#heat h3")]
+  assert len(heads) == len(page.find("#heat figure svg")) == 7, "six groups and the confusions"
+  choose = """const select = [...document.querySelectorAll('#heat select')].find((one) =>
+      one.parentElement.textContent.startsWith(arguments[0]) && [...one.options].some((option) =>
+      option.value === arguments[1]));
+    select.value = arguments[1]; select.dispatchEvent(new Event('change'));"""
+  page.run(choose, "configuration", "lora rank=4")
+  page.run(choose, "measure", "effective rank")
+  cells = lambda: [
+    text.text for text in page.find("#heat figure")[1].find_elements("css selector", "text")
+  ]
+  matrices = [
+    [x["effective_rank"] for x in entry["weights"].values()]
+    for name, entry in found["trials"].items()
+    if "rank=4" in name
+  ]
+  # Behind the names of the two modules: a row for each layer, its name first.
+  shown = np.array([float(text) for text in cells()[2:]]).reshape(3, 3)
+  np.testing.assert_allclose(shown[:, 1:], np.mean(matrices, 0).T, atol=0.006)
+  picture = page.find("#heat figure svg")[3]
+  picture.send_keys("\ue014")  # arrow right
+  assert "random subspaces: 0.125" in page.find("#tip")[0].text
+  picture.send_keys("\ue00c")  # escape

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from jaxtune.metrics.kinds import label
-from jaxtune.sweeps import confusion
+from jaxtune.sweeps import canvas, confusion
 
 
 def of_counts(counts):
@@ -35,7 +35,7 @@ def test_every_number_can_be_read_on_its_shade():
     counts[:, 1] = 100 - counts[:, 0]
     for text in numbers(confusion.draw(of_counts(counts))).values():
       seen.add(percent := int(text.get_text()))
-      shade = confusion._SHADES(percent / 100)[:3]
+      shade = canvas.SHADES(percent / 100)[:3]
       light, dark = sorted(map(luminance, (text.get_color(), shade)))[::-1]
       assert (light + 0.05) / (dark + 0.05) > 4.5, percent  # WCAG's AA
   assert seen == set(range(1, 100))

@@ -117,11 +117,14 @@ def test_who_leaves_does_not_depend_on_the_places(llama, together, tmp_path):
         assert results[e]["final"].keys() == {"validation_loss"} and results[e]["stopped_at"] == 2
 
 
-@pytest.mark.parametrize("after", [1, 4])
-def test_a_killed_group_goes_on_to_the_same_bits(llama, tmp_path, monkeypatch, after):
+@pytest.mark.parametrize(
+  ("after", "mesh"), [(1, {"data": 1}), (4, {"trial": 2, "fsdp": 2})], ids=str
+)
+def test_a_killed_group_goes_on_to_the_same_bits(llama, tmp_path, monkeypatch, after, mesh):
   """Who takes turns, waits and leaves is decided from the checkpoint alone."""
   setup, saves, real = made_trials.make(llama), [], checkpoint.Checkpoints.save
   changes = {"search.early_exit": "median", "search.rungs": (0.3,), "search.places": 2}
+  changes |= {"train.mesh": mesh}
 
   def killed(*arguments):
     real(*arguments)

@@ -75,6 +75,7 @@ def method(
     init=partial(_init, rank=init_rank, numbers=numbers | {"target": target_rank}, targets=targets),
     intercept=_intercept,
     merge=_merge,
+    factors=_factors,
     penalty=_penalty,
     adjust=partial(_adjust, betas=(beta1, beta2), interval=interval, **times),
     keep_from=lambda steps: schedule_bounds(steps, **times)[1],
@@ -114,9 +115,14 @@ def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*
   return call.next_fn(x_BTI) + delta_BTO
 
 
-def _merge(leaves: dict[str, Array], w: dict[str, Array]) -> dict[str, Array]:
+def _factors(w: dict[str, Array]) -> tuple[Float[Array, "*L I R"], Float[Array, "*L R O"]]:
   e_LR = w["scale"][..., None] * w["e"]
-  return {"kernel": leaves["kernel"] + w["a"] @ (e_LR[..., None] * w["b"])}
+  return w["a"], e_LR[..., None] * w["b"]
+
+
+def _merge(leaves: dict[str, Array], w: dict[str, Array]) -> dict[str, Array]:
+  a_LIR, b_LRO = _factors(w)
+  return {"kernel": leaves["kernel"] + a_LIR @ b_LRO}
 
 
 def _penalty(trained: peft.Arrays, fixed: peft.Arrays) -> Float[Array, ""]:

@@ -84,6 +84,7 @@ def method(
     init=partial(_init, targets=targets, dropout=dropout, **sizes, **flags),
     intercept=_intercept,
     merge=None if gate else _merge,
+    factors=None if gate or dora else _scaled_factors,
     groupable=("rank", "alpha", "scale", "rslora", "dropout", "ranks", "alphas", "b_rate"),
     padded_axes={"a": (-1,), "b": (-2,), "a0": (-1,), "b0": (-2,)},
     patterns=tuple(targets),
@@ -236,10 +237,15 @@ def _gain(w_IO: Float[Array, "*L I O"], arrays: dict[str, Array]) -> Float[Array
   return arrays["magnitude"] / jnp.sqrt(jnp.maximum(squares_O, 1e-30))
 
 
+def _scaled_factors(arrays: dict[str, Array]) -> Factors:
+  a_LIM, b_LMO = _factors(arrays)
+  return arrays["scale"][..., None, None] * a_LIM, b_LMO
+
+
 def _merge(leaves: dict[str, Array], arrays: dict[str, Array]) -> dict[str, Array]:
   name = "kernel" if "kernel" in leaves else "embedding"
-  a_LIR, b_LRO = _factors(arrays)
-  w_LIO = leaves[name] + arrays["scale"][..., None, None] * a_LIR @ b_LRO
+  a_LIM, b_LMO = _scaled_factors(arrays)
+  w_LIO = leaves[name] + a_LIM @ b_LMO
   if "magnitude" in arrays:
     w_LIO *= _gain(leaves[name], arrays)[..., None, :]
   return {name: w_LIO}

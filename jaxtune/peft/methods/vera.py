@@ -38,6 +38,7 @@ def method(
     init=partial(_init, rank=rank, d_initial=d_initial, targets=targets),
     intercept=_intercept,
     merge=_merge,
+    factors=_factors,
     groupable=("rank", "d_initial"),
     padded_axes={"d": (-1,), "shared:a": (-1,), "shared:b": (-2,)},
     patterns=tuple(targets),
@@ -70,6 +71,11 @@ def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*
   return call.next_fn(x_BTI) + delta_BTO * lift(w["b"], delta_BTO)
 
 
+def _factors(w: dict[str, Array]) -> tuple[Float[Array, "*L I R"], Float[Array, "*L R O"]]:
+  a_LIR = jnp.einsum("ir,...r->...ir", w["shared:a"], w["d"])
+  return a_LIR, jnp.einsum("ro,...o->...ro", w["shared:b"], w["b"])
+
+
 def _merge(leaves: dict[str, Array], w: dict[str, Array]) -> dict[str, Array]:
-  factors = (w[name] for name in ("shared:a", "d", "shared:b", "b"))
-  return {"kernel": leaves["kernel"] + jnp.einsum("ir,...r,ro,...o->...io", *factors)}
+  a_LIR, b_LRO = _factors(w)
+  return {"kernel": leaves["kernel"] + a_LIR @ b_LRO}

@@ -80,24 +80,39 @@ function cellsPicture(width, rows, columns, cell, label) {
   return hover(svg, targets);
 }
 
-// Heat maps appear where the data hold them: {title, note, rows, columns, values, unit}.
+// Heat maps appear where the data hold them: {title, note, rows, columns, values}, and maybe unit,
+// group, choices, range and notes. Maps of one group share a place, where a reader chooses one.
 function addHeat() {
   if (!data.heat.length) return;
   const element = section("heat", "Heat maps");
-  for (const map of data.heat) {
-    element.append(make("h3", {}, map.title), make("p", { class: "note" }, map.note ?? ""));
-    const numbers = map.values.flat().filter(isNumber);
-    const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
-    const drawing = (width) => cellsPicture(width, map.rows, map.columns, (row, column) => {
-      const value = map.values[row][column];
-      if (!isNumber(value)) return null;
-      const share = high > low ? (value - low) / (high - low) : 0;
-      return { fill: `color-mix(in oklab, var(--accent) ${Math.round(4 + 60 * share)}%, var(--paper))`,
-        text: short(value),
-        tip: `${map.rows[row]}, ${map.columns[column]}: ${short(value)} ${map.unit ?? ""}` };
-    }, map.title);
-    figure(element, map.title.replace(/\W+/g, "-"), drawing);
+  const nameOf = (map) => map.group ?? map.title;
+  for (const name of unique(data.heat.map(nameOf))) {
+    const maps = data.heat.filter((map) => nameOf(map) === name);
+    const chosen = { ...maps[0].choices };
+    const values = (key) => unique(maps.map((map) => map.choices[key])).map((value) => [value, value]);
+    const controls = Object.keys(chosen).filter((key) => values(key).length > 1).map((key) =>
+      choice(key, values(key), chosen[key], (value) => { chosen[key] = value; redraw(); }));
+    const current = () => maps.find((map) => Object.keys(chosen).every((key) =>
+      map.choices[key] === chosen[key]));
+    element.append(make("h3", {}, name), make("p", { class: "note" }, maps[0].note ?? ""));
+    figure(element, name.replace(/\W+/g, "-"), (width) => drawHeat(width, current()), ...controls);
   }
+}
+
+function drawHeat(width, map) {
+  if (!map) return empty();
+  const numbers = map.values.flat().filter(isNumber);
+  const [low, high] = map.range ?? [Math.min(...numbers), Math.max(...numbers)];
+  return cellsPicture(width, map.rows, map.columns, (row, column) => {
+    const value = map.values[row][column];
+    if (!isNumber(value)) return null;
+    const share = high > low ? (value - low) / (high - low) : 0;
+    const note = map.notes?.[row][column];
+    return { fill: `color-mix(in oklab, var(--accent) ${Math.round(4 + 60 * share)}%, var(--paper))`,
+      text: short(Number.isInteger(value) ? value : Number(value.toPrecision(3))),
+      tip: `${map.rows[row]}, ${map.columns[column]}: ${short(value)} ${map.unit ?? ""}`
+        + (note ? `\n${note}` : "") };
+  }, map.title);
 }
 
 // Marks how a text differs from its reference: words that it adds, and words that it lacks.

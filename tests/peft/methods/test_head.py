@@ -80,12 +80,11 @@ def test_seeds_draw_heads(made):
 def test_two_seeds_in_a_group_are_as_alone(made):
   configs = [complete(LORA, seed=seed) for seed in (0, 7)]
   assert groups.groups(configs) == [[0, 1]]
-  losses, tuned, step, _ = grouped(configs, made, 1)
-  alone = jax.jit(
-    lambda *args: update.update(programs.make_program(with_config(made, configs[0])), *args)
-  )
-  for e, config in enumerate(configs):
-    expected, weights = solo(config, made, alone)
+  members = [with_config(made, config) for config in configs]
+  losses, tuned, step, _ = grouped(members, 1)
+  alone = jax.jit(lambda *args: update.update(programs.make_program(members[0]), *args))
+  for e, one in enumerate(members):
+    expected, weights = solo(one, alone)
     np.testing.assert_allclose(losses[e], expected, atol=1e-5)
     close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4)
     jax.tree.map(close, tuned[e], weights)

@@ -11,11 +11,13 @@ from typing import Any
 import jaxtune
 from jaxtune import libraries
 from jaxtune.errors import UserError
+from jaxtune.runs import loggers
 
 cluster = libraries.Lazy("jaxtune.api.launch.cluster")
 launch = libraries.Lazy("jaxtune.api.launch")
 slurm = libraries.Lazy("jaxtune.api.launch.slurm")
 sweeps = libraries.Lazy("jaxtune.api.sweep")  # no other command needs all that trains
+follows = libraries.Lazy("jaxtune.api.follow")
 
 
 def run(options: Namespace) -> None:
@@ -67,8 +69,9 @@ def _train(
     slurm.train_group(plan, Path(workdir), options.group)
     return
   limits = {"metric": options.metric, "most_trials": options.most_trials, "notes": notes}
+  during = follows.follow(workdir, loggers=loggers.chosen(vars(options)))
   try:
-    jaxtune.sweep(config, workdir, **limits, **_launcher(options))
+    jaxtune.sweep(config, workdir, **limits, during=during, **_launcher(options))
   except launch.Elsewhere as says:
     print(says)
     return

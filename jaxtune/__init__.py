@@ -21,6 +21,7 @@ if TYPE_CHECKING:
   from jaxtune.api.export import export_run as export_run
   from jaxtune.api.extract import extract as extract
   from jaxtune.api.fit import fit as fit
+  from jaxtune.api.follow import follow as follow
   from jaxtune.api.import_adapter import import_adapter as import_adapter
   from jaxtune.api.launch.ray import on_ray as on_ray
   from jaxtune.api.launch.slurm import on_slurm as on_slurm
@@ -46,6 +47,7 @@ _HOMES = {
   "export_run": "api.export",
   "extract": "api.extract",
   "fit": "api.fit",
+  "follow": "api.follow",
   "import_adapter": "api.import_adapter",
   "judge_ranks": "api.evaluate",
   "knock_out": "api.evaluate",

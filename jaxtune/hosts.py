@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
+from rich.file_proxy import FileProxy
 
 from jaxtune.errors import UserError
 
@@ -135,8 +136,11 @@ def primary() -> bool:
 
 
 def bars() -> bool | None:
-  """Returns what tqdm takes as `disable`: bars are for terminals, and of the first process."""
-  return None if primary() else True
+  """Returns what tqdm takes as `disable`: bars are for terminals, and of the first process.
+
+  There are none where a view of all trials (`api.follow`) has taken the terminal.
+  """
+  return None if primary() and not isinstance(sys.stderr, FileProxy) else True
 
 
 def wait(for_what: str) -> None:

@@ -22,8 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     process that ends because another one of its run has ended has another code than 0.
   """
   libraries.quieten()
+  given = sys.argv[1:] if arguments is None else arguments
   try:
-    code = _run(sys.argv[1:] if arguments is None else arguments)
+    code = _run(given)
     sys.stdout.flush()
     return code
   except UserError as error:
@@ -38,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"jaxtune: out of memory{reason}: try a smaller batch_size", file=sys.stderr)
     return hosts.end(2)
   except KeyboardInterrupt:
-    print("jaxtune: interrupted", file=sys.stderr)
+    goes_on = given[:1] in (["train"], ["sweep"])
+    said = "; the same command goes on from the last checkpoint" if goes_on else ""
+    print(f"jaxtune: interrupted{said}", file=sys.stderr)
     return hosts.end(130)
   except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

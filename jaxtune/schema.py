@@ -107,18 +107,27 @@ def parse_json(text: str | bytes, where: str | Path) -> Any:
     raise UserError(f"{where}: JSON that cannot be read: {error}") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, expected: Any = Any, fix: str = "") -> Any:
   """Reads a JSON file; see `parse_json`.
+
+  Args:
+    expected: what it holds; see `check`.
+    fix: what to do about a file that was damaged, or edited, for the end of the error.
 
   Raises:
     UserError: also if the file is missing or cannot be opened.
   """
   try:
-    content = path.read_bytes()
+    content = parse_json(path.read_bytes(), path)
+    check(str(path), content, expected)
+    return content
+  except UserError as error:
+    if not fix:
+      raise
+    raise UserError(f"{error}; {fix}") from error
   except (OSError, ValueError) as error:
     reason = getattr(error, "strerror", None) or error
     raise UserError(f"{path} cannot be read: {reason}") from error
-  return parse_json(content, path)
 
 
 @functools.cache

@@ -197,7 +197,7 @@ def test_arguments_that_are_none(place, tmp_path, capsys):
 
 def test_what_ends_a_command(monkeypatch, capsys):
   def raising(error):
-    def text():
+    def text(*_):
       raise error
 
     return text
@@ -214,6 +214,9 @@ def test_what_ends_a_command(monkeypatch, capsys):
   ):
     monkeypatch.setattr("jaxtune.api.methods.text", raising(error))
     assert (main(["methods"]), capsys.readouterr().err) == (code, says)
+  monkeypatch.setattr(jaxtune, "load_config", raising(KeyboardInterrupt()), raising=False)
+  assert main(["train", "--config", "x", "--workdir", "y"]) == 130
+  assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
   monkeypatch.setattr("jaxtune.api.methods.text", raising(ZeroDivisionError()))
   with pytest.raises(ZeroDivisionError):  # a bug of jaxtune keeps its traceback
     main(["methods"])

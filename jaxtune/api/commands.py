@@ -6,18 +6,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jaxtune
-from jaxtune import schema
-from jaxtune.api import methods, printing, status, sweeping
+from jaxtune import libraries, schema
+from jaxtune.api import methods, printing, status_text, sweeping
 from jaxtune.data import templates
 from jaxtune.errors import UserError
-from jaxtune.runs import results
+from jaxtune.runs import locks, loggers, results
+
+follows = libraries.Lazy("jaxtune.api.follow")
 
 
 class Command(NamedTuple):
@@ -39,7 +43,9 @@ class Command(NamedTuple):
 
 
 def _train(options: Namespace) -> int:
-  result = jaxtune.fit(_config(options), options.workdir)
+  chosen = loggers.chosen(vars(options))
+  during = follows.follow(options.workdir, screen=False, loggers=chosen)
+  result = jaxtune.fit(_config(options), options.workdir, during)
   printing.print_change(result)
   print(f"result: {options.workdir}/result.json")
   if not results.diverged(result):
@@ -55,13 +61,14 @@ def _train(options: Namespace) -> int:
 
 
 def _status(options: Namespace) -> None:
-  print(status.text(jaxtune.status(options.workdir)))
-  while options.watch:
-    time.sleep(options.watch)
-    found = jaxtune.status(options.workdir)
-    print(f"\n{status.text(found)}", flush=True)
-    if not any(one.state in ("running", "waiting") for one in found):
-      return
+  found, workdir = jaxtune.status(options.workdir), Path(options.workdir)
+  if not options.watch or not locks.works(workdir):
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(status_text.text(found, width))
+    return
+  with follows.shown(workdir, seconds=options.watch):
+    while locks.works(workdir):
+      time.sleep(0.2)
 
 
 def _report(options: Namespace) -> None:
@@ -177,13 +184,14 @@ _MOST_TRIALS = {
 
 # fmt: off
 COMMANDS = {
-  "train": Command(_train, "train one configuration", _CONFIG | _WORKDIR | _HOSTS,
-                   "workdir"),
+  "train": Command(_train, "train one configuration",
+                   _CONFIG | _WORKDIR | loggers.OPTIONS | _HOSTS, "workdir"),
   "sweep": Command(sweeping.run, "train every trial of a sweep and compare them",
-                   sweeping.OPTIONS | _MOST_TRIALS | _HOSTS, "workdir"),
+                   sweeping.OPTIONS | _MOST_TRIALS | loggers.OPTIONS | _HOSTS, "workdir"),
   "status": Command(_status, "say how far the trials of a sweep, or a run, are", {
     "workdir": dict(metavar="DIR", help="the folder of the sweep or the run"),
-    "--watch": dict(type=float, metavar="SECONDS", help="says it again until all is done"),
+    "--watch": dict(type=float, nargs="?", const=1.0, metavar="SECONDS",
+                    help="shows it anew every so many seconds, while a process works there"),
   }, configurable=False),
   "report": Command(_report, "write the report of sweeps anew, joined and while they run", {
     "sweeps": dict(nargs="+", metavar="DIR", help="the folder of a sweep"),

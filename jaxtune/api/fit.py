@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from jaxtune.runs.trial import prepare
 from jaxtune.sweeps import tuning
 
 
-def fit(config: Any, workdir: str | Path) -> dict:
+def fit(config: Any, workdir: str | Path, during: AbstractContextManager | None = None) -> dict:
   """Trains one configuration; resumes where an earlier call in the same folder stopped.
 
   Args:
     config: a ConfigDict or nested dict of the sections that `jaxtune.config` names.
     workdir: the run's folder.
+    during: is entered while the trial trains; see `follow`.
 
   Returns:
     The content of result.json: metrics of the untuned base and of the tuned model, counts,
@@ -38,4 +40,5 @@ def fit(config: Any, workdir: str | Path) -> dict:
     print(targets.describe(trial))
     (untuned,) = baseline.evaluate_bases([trial])
     trials = cost.with_remat([trial])
-    return group.train(trials, [workdir], [untuned], workdir / "checkpoints")[0]
+    with during or nullcontext():
+      return group.train(trials, [workdir], [untuned], workdir / "checkpoints")[0]

@@ -69,8 +69,7 @@ def match(config: Any, workdir: Path | None = None) -> Matched:
     return Matched(config, (), given)
   path = workdir and workdir / FILE
   if path and path.exists():
-    kept = schema.read_json(path)
-    schema.check(str(path), kept, Kept)
+    kept = schema.read_json(path, Kept, "delete it")
     if kept["given"] == given:
       return Matched(plain | {"sweep": kept["sweep"]}, tuple(kept["reached"]), given)
   loaded: dict[str, Trial] = {}

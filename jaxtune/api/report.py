@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from jaxtune import config as configs_
 from jaxtune import libraries, schema
-from jaxtune.api import sweep
+from jaxtune.api import sweep, trials
 from jaxtune.errors import UserError
 from jaxtune.runs import locks
 from jaxtune.sweeps import collect, grid, groups, tuning
+from jaxtune.training import checkpoint
 
 reports = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
 
@@ -85,7 +86,7 @@ def read(folder: Path) -> Sweep:
     UserError: where the folder holds none, or a result in it is damaged.
   """
   path = folder / "config.json"
-  given = schema.read_json(path) if path.exists() else None
+  given = schema.read_json(path, fix="put it back") if path.exists() else None
   if not isinstance(given, dict) or not given.get("sweep"):
     raise UserError(f"{folder} is not the folder of a sweep: expected a config.json with a sweep")
   names, settings, configs = sweep.expand(given, sweep.MOST_TRIALS**2)
@@ -94,8 +95,23 @@ def read(folder: Path) -> Sweep:
       setting[tuning.PATH] = _chosen(folder / "trials" / name)
   found = collect.read(folder, names, settings, configs)
   by_name = dict(zip(names, configs, strict=True))
+  for result in found[0]:
+    _check_config(path, result, by_name[result["trial"]])
   curves, notes = collect.curves(folder), sweep.read_notes(folder)
   return Sweep(given, sweep.shared(given), by_name, *found, curves, notes)
+
+
+def _check_config(path: Path, result: dict, stated: dict) -> None:
+  """Raises UserError where a sweep's config.json was changed since a trial of it was trained."""
+  old = trials.trained(Path(result["folder"]))
+  new = configs_.unplaced(json.loads(json.dumps(stated, default=str)))
+  if tuning.PATH in result["settings"]:  # it was chosen
+    new["optim"]["learning_rate"] = old["optim"]["learning_rate"]
+  if apart := checkpoint.differences(old, new):
+    raise UserError(
+      f"{path} was changed since {result['trial']} was trained: {apart}; put it back, or start "
+      "another sweep with it in another folder"
+    )
 
 
 def _chosen(trial: Path) -> float | str:

@@ -167,8 +167,7 @@ def check_folders(plan: Plan, workdir: Path) -> None:
           f"have: go on with its config, give another --workdir, or remove {folder}"
         )
       if folder in stated:
-        old = schema.read_json(path)
-        schema.check(str(path), old, dict)
+        old = schema.read_json(path, dict, f"put it back, or delete {folder} to start it again")
         old = json.loads(json.dumps(configs_.complete(old), default=str))
         old, new = map(configs_.unplaced, (old, stated[folder]))
         checkpoint.check_same(f"{folder} is an unfinished trial", {"config": old}, {"config": new})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtune import schema
 from jaxtune.api import sweep
@@ -13,6 +14,8 @@ from jaxtune.errors import UserError
 from jaxtune.runs import folder as folders
 from jaxtune.runs import locks, results
 from jaxtune.sweeps import collect
+
+DONE = ("done", "left early", "diverged")  # states of trials that have a result
 
 
 class Status(NamedTuple):
@@ -26,6 +29,8 @@ class Status(NamedTuple):
     loss: the last validation loss, or the last training loss where there is none; or None.
     best: the lowest validation loss, or None.
     seconds_left: until the last step, at the pace so far; None where it is not known.
+    speed: updates a second, or None.
+    since: the step from which the pace counts, and when it was seen, in seconds since the epoch.
   """
 
   name: str
@@ -35,6 +40,30 @@ class Status(NamedTuple):
   loss: float | None = None
   best: float | None = None
   seconds_left: float | None = None
+  speed: float | None = None
+  since: tuple[int, float] | None = None
+
+
+class Watched(NamedTuple):
+  """What does not change while trials train.
+
+  Attributes:
+    folder: of the sweep or the run.
+    steps: {name of a trial: its updates in all}.
+    is_sweep: whether it is a sweep's.
+    axes: keys, or sections, of a config in which the trials differ.
+  """
+
+  folder: Path
+  steps: dict[str, int]
+  is_sweep: bool
+  axes: tuple[str, ...] = ("method", "optim", "seed")
+
+  def place(self, name: str) -> Path:
+    """Returns the folder of a trial."""
+    if not self.is_sweep:
+      return self.folder
+    return self.folder / name if name.startswith("tuning/") else self.folder / "trials" / name
 
 
 def status(workdir: str | Path) -> list[Status]:
@@ -43,62 +72,70 @@ def status(workdir: str | Path) -> list[Status]:
   Raises:
     UserError: for a folder that is of neither.
   """
+  return look(watched(workdir))
+
+
+def watched(workdir: str | Path) -> Watched:
+  """Reads which trials there are.
+
+  Raises:
+    UserError: as `status`.
+  """
   workdir = Path(workdir)
-  if not (workdir / "config.json").exists():
-    raise UserError(f"{workdir} has no config.json: expected the folder of a sweep or a run")
-  config, works = schema.read_json(workdir / "config.json"), locks.works(workdir)
+  path = workdir / "config.json"
+  config = schema.read_json(path, fix="put it back") if path.exists() else None
+  if not isinstance(config, dict) or not {"sweep", "train"} & config.keys():
+    raise UserError(f"{workdir} is not the folder of a sweep or a run: expected its config.json")
   if not config.get("sweep"):
-    return [_of_trial(workdir.absolute().name, workdir, config["train"]["steps"], works)]
-  names, _, configs = sweep.expand(config, 10**9)
-  places = [(name, workdir / "trials" / name) for name in names]
-  if not (workdir / "tuning.json").exists():  # the learning rates are being chosen
-    places = [(f"tuning/{one.name}", one) for one in sorted(workdir.glob("tuning/*"))] + places
-  steps = configs[0]["train"]["steps"]
-  of_name = {name: one["train"]["steps"] for name, one in zip(names, configs, strict=True)}
-  return [_of_trial(name, place, of_name.get(name, steps), works) for name, place in places]
+    return Watched(workdir, {workdir.absolute().name: config["train"]["steps"]}, False)
+  names, settings, configs = sweep.expand(config, 10**9)
+  steps = {name: one["train"]["steps"] for name, one in zip(names, configs, strict=True)}
+  axes = dict.fromkeys(axis for setting in settings for axis in setting)
+  return Watched(workdir, steps, True, tuple(axes))
 
 
-def _of_trial(name: str, folder: Path, steps: int, works: bool) -> Status:
+def look(of: Watched, before: Sequence[Status] = ()) -> list[Status]:
+  """Returns how far each trial is now.
+
+  Args:
+    before: what an earlier call returned: trials that had a result then are not read again, and
+      the pace of the others counts from the first call that saw them under way. Without it, it
+      counts from the start of their process.
+  """
+  works, known = locks.works(of.folder), {one.name: one for one in before}
+  steps = of.steps
+  if of.is_sweep and not (of.folder / "tuning.json").exists():  # learning rates are being chosen
+    most = max(steps.values())
+    steps = {f"tuning/{one.name}": most for one in sorted(of.folder.glob("tuning/*"))} | steps
+  return [_of_trial(of, name, count, works, known.get(name)) for name, count in steps.items()]
+
+
+def _of_trial(of: Watched, name: str, steps: int, works: bool, before: Status | None) -> Status:
+  if before and before.state in DONE:
+    return before
+  folder = of.place(name)
   history, result = folders.read_history(folder), results.read(folder)
   losses = [row["validation_loss"] for row in history if "validation_loss" in row]
   finite = [loss for loss in losses if math.isfinite(loss)]
   trained = [row["train_loss"] for row in history if "train_loss" in row]
-  step = max((row["step"] for row in history), default=0)
+  earlier, step = [0, 0, *sorted({row["step"] for row in history})][-2:]
   known = dict(loss=(losses or trained or [None])[-1], best=min(finite, default=None))
   if result:
     state = "diverged" if results.diverged(result) else "done"
     state = "left early" if result.get("exited_at") else state
     return Status(name, state, result.get("stopped_at", step), steps, **known)
-  state, left = collect.state_of(folder, works, steps)[0], None
-  if step and state == "running":
-    began, last = ((folder / name).stat().st_mtime for name in ("config.json", "metrics.jsonl"))
-    left = max((last - began) / step * (steps - step) - (time.time() - last), 0.0)
-  return Status(name, state, step, steps, **known, seconds_left=left)
-
-
-def text(found: list[Status]) -> str:
-  """Lays statuses out, a line each, below one that counts them."""
-  counts: dict[str, int] = {}
-  for one in found:
-    counts[one.state] = counts.get(one.state, 0) + 1
-  width = max(len(one.name) for one in found)
-  lines = [", ".join(f"{count} {state}" for state, count in counts.items())]
-  for one in found:
-    cells = [f"{one.name:{width}}", f"{one.state:10}", f"{one.step:>6,} of {one.steps:,}"]
-    cells += [_number("loss", one.loss), _number("best", one.best)]
-    if one.seconds_left is not None:
-      cells.append(f"{duration(one.seconds_left)} left")
-    lines.append("  ".join(cells).rstrip())
-  return "\n".join(lines)
-
-
-def _number(name: str, value: Any) -> str:
-  return " " * 13 if value is None else f"{name} {value:8.4f}"
-
-
-def duration(seconds: float) -> str:
-  """Writes a time as "45 s", "12 min" or "3 h 20 min"."""
-  if seconds < 90:
-    return f"{seconds:.0f} s"
-  minutes = round(seconds / 60)
-  return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+  state, _ = collect.state_of(folder, works, steps)
+  if not step or state != "running":
+    return Status(name, state, step, steps, **known)
+  began, last = ((folder / file).stat().st_mtime for file in ("config.json", "metrics.jsonl"))
+  now = time.time()
+  since = before and before.since
+  if since is None or since[1] < began:  # it is seen for the first time, or was started again
+    since = (step, last)
+  from_step, then = since if step > since[0] else (0, began)
+  speed, left = (step - from_step) / (last - then) if last - then > 1 else None, None
+  if speed and step < steps:  # else it is being judged
+    following = min(2 * step - earlier, steps)  # which is logged next, maybe after an evaluation
+    speed = min(speed, (following - from_step) / (now - then))
+    left = (steps - min(step + speed * (now - last), following)) / speed
+  return Status(name, state, step, steps, **known, seconds_left=left, speed=speed, since=since)

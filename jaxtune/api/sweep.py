@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def sweep(
   most_trials: int = MOST_TRIALS,
   notes: Mapping[str, str] | None = None,
   launcher: launch.Launcher = launch.here,
+  *,
+  during: AbstractContextManager | None = None,
 ) -> list[dict]:
   """Trains every trial of `config.sweep` and writes its report; see `sweeps.report`.
 
@@ -43,12 +46,14 @@ def sweep(
     most_trials: how many trials the sweep may have; a larger one is refused before it starts.
     notes: further facts for the report, {name: value}. They stay in the folder, as notes.json.
     launcher: where trials are trained: in this process, or with `jaxtune.on_ray()` on a cluster.
+    during: is entered while trials train; see `follow`.
 
   Returns:
     Each trial's result, best first, with its "folder".
   """
   with locks.held(workdir, "sweep"):
-    return _run(config, Path(workdir), metric, most_trials, notes, launcher)
+    known = {"launcher": launcher, "during": during or nullcontext()}
+    return _run(config, Path(workdir), metric, most_trials, notes, **known)
 
 
 def _run(
@@ -57,7 +62,9 @@ def _run(
   metric: str | None,
   most_trials: int,
   notes: Mapping | None,
+  *,
   launcher: launch.Launcher,
+  during: AbstractContextManager,
 ) -> list[dict]:
   found = matched.match(config, workdir)
   config, notes = found.config, (notes or {}) | found.notes or None
@@ -66,19 +73,16 @@ def _run(
   with launcher(plan, workdir) as train:
     _begin(workdir, config, notes)
     matched.keep(found, workdir)
-    curves = _tune(plan, workdir, train)
-    settings, final = stages.final(plan, curves)
-    train(final)
+    notes = read_notes(workdir)
+    with during:
+      curves = _tune(plan, workdir, train)
+      settings, final = stages.final(plan, curves)
+      train(final)
   for left in (workdir / "groups").glob(".*") if hosts.primary() else ():  # by kills
     shutil.rmtree(left)
-  notes = {"compiled programs": len(final.groups())} | read_notes(workdir)
+  notes = {"compiled programs": len(final.groups()), **notes}
   outcomes, failed = collect.read(workdir, plan.names, settings, final.configs)
-  if not outcomes:
-    said = failed[0]["detail"]
-    raise UserError(f"all {len(failed)} trials of {workdir} failed, the first one with {said}")
-  if failed:
-    said = f"{len(failed)} of {len(plan.names)} trials failed: see their {collect.FAILED}"
-    print(said, file=sys.stderr)
+  _say_failed(outcomes, failed, workdir)
   if hosts.primary():
     report.write(
       outcomes, workdir, metric=metric, config=shared(config), notes=notes, unfinished=failed,
@@ -94,6 +98,16 @@ def plan_of(config: Any, metric: str | None = None, most_trials: int = MOST_TRIA
   """Returns what a sweep trains; see `expand` for errors."""
   expanded = expand(config, most_trials)
   return stages.plan(expanded, open_rates(config, expanded[1]), metric)
+
+
+def _say_failed(outcomes: list[dict], failed: list[dict], workdir: Path) -> None:
+  """Prints how many trials failed; raises UserError if all did."""
+  if not outcomes:
+    said = failed[0]["detail"]
+    raise UserError(f"all {len(failed)} trials of {workdir} failed, the first one with {said}")
+  if failed:
+    said = f"{len(failed)} of {len(outcomes + failed)} trials failed: see their {collect.FAILED}"
+    print(said, file=sys.stderr)
 
 
 def shared(config: Any) -> dict:
@@ -132,7 +146,7 @@ def _tune(
 def read_notes(workdir: Path) -> dict[str, str]:
   """Reads the notes that a sweep was started with; {} if there are none."""
   path = workdir / NOTES
-  return schema.read_json(path) if path.exists() else {}
+  return schema.read_json(path, dict[str, str], "delete it") if path.exists() else {}
 
 
 def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list[dict], list[dict]]:
@@ -158,9 +172,13 @@ def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list
   for setting in settings:
     full = _overridden(config, setting)
     rates, name = tuning.rates_of(full), grid.name(tuning.named(setting), axes)
-    completed = configs_.complete(tuning.stated(full))
-    # 1.0 and 1 are equal keys.
-    key = (*rates, *jax.tree.leaves_with_path(completed, is_leaf=lambda x: x is None))
+    try:
+      completed = configs_.complete(tuning.stated(full))
+    except UserError as error:
+      raise UserError(f"trial {name}: {error}") from error
+    # 1.0 and 1 are equal keys. What changes no result makes no other trial.
+    plain = configs_.unplaced(completed)
+    key = (*rates, *jax.tree.leaves_with_path(plain, is_leaf=lambda x: x is None))
     if key in distinct:
       print(f"{name} is the same trial as {distinct[key][0]}: it is run, and counted, once")
     distinct.setdefault(key, (name, setting, completed))

@@ -11,11 +11,13 @@ from typing import Any
 import jaxtune
 from jaxtune import libraries
 from jaxtune.errors import UserError
+from jaxtune.runs import loggers
 
 cluster = libraries.Lazy("jaxtune.api.launch.cluster")
 launch = libraries.Lazy("jaxtune.api.launch")
 slurm = libraries.Lazy("jaxtune.api.launch.slurm")
 sweeps = libraries.Lazy("jaxtune.api.sweep")  # no other command needs all that trains
+follows = libraries.Lazy("jaxtune.api.follow")
 
 
 def run(options: Namespace) -> None:
@@ -66,9 +68,10 @@ def _train(
     plan = sweeps.plan_of(config, None, options.most_trials)
     slurm.train_group(plan, Path(workdir), options.group)
     return
+  during = follows.follow(workdir, loggers=loggers.chosen(vars(options)))
   limits = {"metric": options.metric, "most_trials": options.most_trials, "notes": notes}
   try:
-    jaxtune.sweep(config, workdir, **limits, **_launcher(options))
+    jaxtune.sweep(config, workdir, **limits, **_launcher(options), during=during)
   except launch.Elsewhere as says:
     print(says)
     return

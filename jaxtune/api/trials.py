@@ -191,15 +191,20 @@ def finished(folder: Path, trial: Trial) -> bool:
   if not result:
     return False
   results.check_files(folder, result)
-  found = schema.read_json(folder / "config.json")
-  with contextlib.suppress(UserError):  # keys that are newer than the result had their defaults
-    found = json.loads(json.dumps(configs_.complete(found), default=str))
-  old = {"config": configs_.unplaced(found), "base": result.get("base_fingerprint")}
+  old = {"config": trained(folder), "base": result.get("base_fingerprint")}
   new = {"config": configs_.unplaced(trial.config), "base": trial.fingerprint}
   old["data set"] = data.identity(result.get("data", {}))
   new["data set"] = data.identity(trial.dataset.report)
   checkpoint.check_same(f"{folder} holds the result", old, new)
   return True
+
+
+def trained(folder: Path) -> dict:
+  """Reads the config of a finished trial, without what says where it ran."""
+  found = schema.read_json(folder / "config.json")
+  with contextlib.suppress(UserError):  # keys that are newer than the result had their defaults
+    found = json.loads(json.dumps(configs_.complete(found), default=str))
+  return configs_.unplaced(found)
 
 
 def checkpoints(configs: Sequence[dict], workdir: Path) -> Path:

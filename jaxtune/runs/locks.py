@@ -15,6 +15,7 @@ import jax
 
 from jaxtune import config, hosts, schema
 from jaxtune.errors import UserError
+from jaxtune.files import writing
 
 try:
   import fcntl
@@ -48,7 +49,7 @@ def check_writable(folder: str | Path) -> None:
   if not existing.is_dir():
     raise UserError(f"{folder} cannot be written: {existing} is not a folder")
   if not os.access(existing, os.W_OK | os.X_OK):
-    raise UserError(f"{folder} cannot be written: permission denied for {existing}")
+    raise UserError(f"{folder} cannot be written: permission denied for {existing}; give another")
 
 
 def check_contents(folder: Path, kind: Literal["run", "sweep"] = "run") -> None:
@@ -59,7 +60,8 @@ def check_contents(folder: Path, kind: Literal["run", "sweep"] = "run") -> None:
   names = [name for name in ("config.json", *RUN, *SWEEP) if (folder / name).exists()]
   is_known = not names
   if names[:1] == ["config.json"]:
-    content = schema.read_json(folder / names[0])
+    fix = "put it back, or give another folder"
+    content = schema.read_json(folder / names[0], fix=fix)
     is_known = isinstance(content, dict) and "model" in content and content.keys() <= config.KEYS
   if not is_known:
     raise UserError(
@@ -171,10 +173,10 @@ def _locked(folder: Path) -> Iterator[None]:
       _lock(file, folder)
       if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
         break  # else the process that held the lock has just removed its file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
     stack.callback(path.unlink, missing_ok=True)
+    with writing(path):
+      file.truncate(0)
+      os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
     yield
 
 

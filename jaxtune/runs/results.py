@@ -72,15 +72,22 @@ def read(folder: Path) -> dict:
   path = folder / "result.json"
   if not path.exists():
     return {}
-  result = schema.read_json(path)
-  schema.check(f"{path}: result", result, Result)
+  result = schema.read_json(path, Result, again(folder))
   written = {"files", "sha256"} & result.keys()  # older versions wrote neither
   if written and result.get("sha256") != _digest(result):
     raise UserError(
       f"{path} is damaged or was edited: its content has another hash than it had when written; "
-      f"put it back, or delete {folder} to train the trial again"
+      f"{again(folder)}"
     )
   return result
+
+
+def again(folder: Path) -> str:
+  """Says what to do about a file of a finished trial that is damaged."""
+  return (
+    f"put it back, or delete {folder} to train the trial again (trained without its group, it "
+    "differs by the rounding of float32, about 1e-8)"
+  )
 
 
 def check_files(folder: Path, result: dict, names: tuple[str, ...] = FILES) -> None:
@@ -93,10 +100,7 @@ def check_files(folder: Path, result: dict, names: tuple[str, ...] = FILES) -> N
     if name not in names or (path.is_file() and digest(path) == wanted):
       continue
     wrong = "is damaged or changed" if path.exists() else "is missing"
-    raise UserError(
-      f"{path} {wrong} since result.json was written: put it back, or delete {folder} to train the "
-      "trial again (trained without its group, it differs by the rounding of float32, about 1e-8)"
-    )
+    raise UserError(f"{path} {wrong} since result.json was written: {again(folder)}")
 
 
 def diverged(result: dict) -> bool:

@@ -11,6 +11,7 @@ from jaxtune import schema
 from jaxtune.runs import locks, results
 from jaxtune.runs.folder import read_history
 
+SHOWN = ("config.json", "metrics.jsonl", "predictions.jsonl")  # files that a report shows
 FAILED = "failed.json"  # in a trial's folder; see `Failure`
 
 
@@ -46,6 +47,7 @@ def read(
     place = folder / "trials" / name
     known = {"trial": name, "settings": setting, "folder": str(place)}
     if result := results.read(place):
+      results.check_files(place, result, SHOWN)
       finished.append(result | known)
     else:
       known |= {"method": config["method"]["name"], "final": {}, "base": {}}
@@ -59,17 +61,13 @@ def curves(folder: Path) -> dict[str, Curve]:
   path = folder / "tuning.json"
   if not path.exists():
     return {}
-  found = schema.read_json(path)
-  schema.check(str(path), found, dict[str, Curve])
-  return found
+  return schema.read_json(path, dict[str, Curve], "delete it, and start the sweep again")
 
 
 def state_of(place: Path, running: bool, steps: int) -> tuple[str, str]:
   """Says in a word, and in detail, what becomes of a trial without a result."""
   if (path := place / FAILED).exists():
-    said = schema.read_json(path)
-    schema.check(str(path), said, Failure)
-    return "failed", said["reason"]
+    return "failed", schema.read_json(path, Failure, "delete it")["reason"]
   history = read_history(place)
   if not history and not (running and place.exists()):
     return "waiting", ""

@@ -92,9 +92,7 @@ def _place(result: dict) -> str:
 def _config(result: dict, shared: Mapping[str, Any]) -> dict[str, Any]:
   path = Path(result.get("folder", "")) / "config.json"
   if "folder" in result and path.exists():
-    config = schema.read_json(path)
-    schema.check(str(path), config, dict)
-    return {"method.name": result["method"]} | grid.flatten(config)
+    return {"method.name": result["method"]} | grid.flatten(schema.read_json(path, dict))
   settings = grid.flatten(result["settings"])
   other = settings.get("method.name", result["method"]) != shared.get("method.name")
   kept = {k: v for k, v in shared.items() if not (other and k.startswith("method."))}

@@ -195,7 +195,7 @@ def _log(
     trials: whose line is due.
     tokens: number of tokens in a step, padding included, for the rate that the bar shows.
   """
-  sums = hosts.fetch(progress.sums)
+  sums, best = hosts.fetch((progress.sums, progress.best.min()))
   means = {name: sums[name] / np.maximum(sums["steps"], 1) for name in METRICS}
   group.logs.write({
     e: dict(
@@ -205,7 +205,8 @@ def _log(
     for e in trials
   })  # fmt: skip
   rate = (bar.format_dict["rate"] or 0) * tokens / max(len(trials), 1)
-  bar.set_postfix_str(f"loss {means['loss'][trials].mean():.3f}, {rate:,.0f} tokens/s")
+  said = f", best {best:.3f}" if np.isfinite(best) else ""
+  bar.set_postfix_str(f"loss {means['loss'][trials].mean():.3f}{said}, {rate:,.0f} tokens/s")
   for e in trials[sums["diverged"][trials] > steps[trials] - sums["steps"][trials]]:
     at = sums["diverged"][e]
     tqdm.write(f"trial {e + 1} diverged: its loss, gradient or weights are not finite at step {at}")

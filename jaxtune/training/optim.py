@@ -52,7 +52,7 @@ def make(
   """
   given = {"learning_rate": learning_rate, "warmup": warmup, "weight_decay": weight_decay}
   numbers = given | (numbers or {})
-  rate = lambda count: numbers["learning_rate"] * _share(schedule, count, numbers["warmup"], steps)
+  rate = lambda count: numbers["learning_rate"] * share(schedule, count, numbers["warmup"], steps)
   decay = {"weight_decay": numbers["weight_decay"], "mask": _decayed}
   rule = {
     "adamw": lambda: optax.adamw(rate, b1, b2, epsilon, **decay),
@@ -84,7 +84,7 @@ def scale(changes: PyTree, hyper: PyTree, head_ratio: Float[Array, ""] | float) 
   return {"params": {}, "peft": {}} | tree.unflatten(flat)
 
 
-def _share(schedule: str, count: Array, warmup: Array | int, steps: int) -> Array:
+def share(schedule: str, count: Array | int, warmup: Array | int, steps: int) -> Array:
   """Returns the share of the peak learning rate at the update after `count` updates."""
   rise = jnp.minimum((count + 1) / jnp.maximum(warmup, 1), 1.0)
   remaining = jnp.clip((steps - count) / jnp.maximum(steps - warmup, 1), 0.0, 1.0)

@@ -91,3 +91,27 @@ def test_mistakes_are_named(tmp_path):
   path.write_text(path.read_text().replace('"seconds": 14', '"seconds": 1'))
   with pytest.raises(UserError, match="result.json is damaged"):
     jaxtune.report([tmp_path / "b"])
+
+
+def test_a_file_that_was_edited_is_named_with_what_to_do(tmp_path):
+  made_sweep.write(tmp_path, made_sweep.config(made_sweep.lora([1, 4])), running=(0,))
+  trial, waiting = (next(tmp_path.glob(f"trials/*rank={rank}-*seed=0")) for rank in (4, 1))
+  (waiting / "failed.json").write_text('{"reason": "broken"}')
+  back = f"put it back, or delete {re.escape(str(trial))} to train the trial again"
+  for path, old, new, says in (
+    (trial / "result.json", '"seconds": 14', '"seconds": 13', f"damaged or was edited: .*; {back}"),
+    (trial / "result.json", "{", "", f"malformed JSON at .*; {back}"),
+    (trial / "metrics.jsonl", '"train_loss": ', '"train_loss": 1', f"damaged or changed .*{back}"),
+    (trial / "config.json", "{", "[", f"config.json is damaged or changed .*{back}"),
+    (waiting / "failed.json", "broken", 'broken"', "malformed JSON at .*; delete it"),
+    (tmp_path / "config.json", '"steps": 40', '"steps": 50',
+     "config.json was changed since .* was trained: train.steps was 40, is now 50; put it back"),
+    (tmp_path / "config.json", "{", "", "config.json: malformed JSON at .*; put it back"),
+    (tmp_path / "notes.json", "", "[1]", "notes.json is .* expected dict; delete it"),
+  ):  # fmt: skip
+    before = path.read_text() if path.exists() else None
+    path.write_text((before or "").replace(old, new, 1))
+    with pytest.raises(UserError, match=says):
+      jaxtune.report([tmp_path])
+    path.unlink() if before is None else path.write_text(before)
+  assert jaxtune.report([tmp_path]).exists()

@@ -7,12 +7,13 @@ import pytest
 from support import made_trials
 
 import jaxtune
-from jaxtune.api import status
+from jaxtune import main
+from jaxtune.api import status_text
 from jaxtune.errors import UserError
 from jaxtune.runs import locks
 
 
-def test_every_state_of_a_trial(tmp_path):
+def test_every_state_of_a_trial(tmp_path, capsys):
   config = made_trials.complete({"name": "lora"}, {"train.steps": 40})
   config |= {"sweep": ({"method.rank": [1, 2, 4, 8, 16]},)}
   (tmp_path / "config.json").write_text(json.dumps(config, default=str))
@@ -37,7 +38,21 @@ def test_every_state_of_a_trial(tmp_path):
     running = jaxtune.status(tmp_path)[3]
   assert running.loss == 2.5 and running.best == 2.0 and running.step == 20
   assert running.seconds_left == pytest.approx(100, abs=5), "as long as the first half took"
-  first, *lines = status.text(jaxtune.status(tmp_path)).splitlines()
-  assert first == "1 done, 1 left early, 1 failed, 1 stopped, 1 waiting" and len(lines) == 5
-  with pytest.raises(UserError, match="expected the folder of a sweep or a run"):
+  long_ago = (folders[3] / "metrics.jsonl").stat().st_mtime - 1000
+  for name, before in (("config.json", 100), ("metrics.jsonl", 0)):
+    os.utime(folders[3] / name, (0, long_ago - before))
+  with locks._locked(tmp_path):
+    slow = jaxtune.status(tmp_path)[3].seconds_left
+  assert slow == pytest.approx(10 * 1100 / 30, abs=5), "as if step 30 were logged now"
+  first, _, *lines = status_text.text(jaxtune.status(tmp_path)).splitlines()
+  assert first == (
+    "1 stopped, 1 failed, 1 done, 1 left early, 1 waiting, 70 % trained, best 2.0000 by rank=1"
+  )
+  assert [line.split()[:2] for line in lines[::4]] == [
+    ["rank=8", "stopped"],
+    ["rank=16", "waiting"],
+  ]
+  assert main.main(["status", str(tmp_path), "--watch"]) == 0, "nothing works there: it ends"
+  assert capsys.readouterr().out == f"{status_text.text(jaxtune.status(tmp_path))}\n"
+  with pytest.raises(UserError, match="is not the folder of a sweep or a run"):
     jaxtune.status(tmp_path / "nothing")

@@ -26,6 +26,7 @@ def expand(*grids, **options):
     ({"optim.weight_decay": [0.01], "method.rank": [1], "seed": [0]}, "weight_decay=0.01,"),
     ({"method": [{"name": "lora", "rank": 1}]}, "lora-rank=1"),
     ({"method.rank": [1], "method.alpha": [16]}, "rank=1,alpha=16"),
+    ({"method.rank": [1], "search.places": [2]}, "rank=1,places=2"),  # changes no result
   ],
 )
 def test_a_trial_given_twice_is_one(capsys, again, name):

@@ -1,6 +1,7 @@
 """Trials that fail, and learning rates that a sweep chooses."""
 
 import json
+import os
 
 import pytest
 from support import made_trials
@@ -57,6 +58,29 @@ def test_a_trial_that_fails_stops_no_other(setup, tmp_path, monkeypatch, capsys)
   broken.clear()
   assert len(sweeps.sweep(swept, tmp_path)) == 3 and not failed.exists()
   assert [ranks for ranks, _ in tried[4:]] == [[2]], "what is done is not trained again"
+
+
+def test_a_full_disk_loses_nothing(setup, tmp_path, monkeypatch):
+  """The disk is full when the second result of a group is written; then there is room again."""
+  swept, real = config(({"method.rank": [1, 2]},)), os.fsync
+  full, whole = tmp_path / "full", tmp_path / "whole"
+
+  def fsync(file):
+    if os.readlink(f"/proc/self/fd/{file}").endswith("rank=2/.result.json.new"):
+      raise OSError(28, "No space left on device")
+    real(file)
+
+  monkeypatch.setattr(os, "fsync", fsync)
+  says = "cannot write .*rank=2/result.json: No space left on device; make room .* start again"
+  with pytest.raises(UserError, match=says):
+    sweeps.sweep(swept, full)
+  monkeypatch.setattr(os, "fsync", real)
+  losses = [
+    {one["trial"]: one["final"] for one in sweeps.sweep(swept, folder)} for folder in (full, whole)
+  ]
+  assert losses[0] == losses[1]
+  for path in whole.glob("trials/*/[mt]*"):  # metrics and weights
+    assert (full / path.relative_to(whole)).read_bytes() == path.read_bytes()
 
 
 def test_a_group_too_large_for_the_memory_is_tried_with_fewer_at_a_time(

@@ -110,3 +110,14 @@ def test_files_of_something_else_are_not_written_over(tmp_path, name, content):
   says = f"holds a {own}: give another folder for a {other}"
   with pytest.raises(UserError, match=says), locks.held(path.parent, other):
     pass
+
+
+def test_a_full_disk_is_said_by_the_lock(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "write", full)
+  says = r"cannot write .*\.lock: No space left on device; make room"
+  with pytest.raises(UserError, match=says), locks.held(tmp_path / "run"):
+    pass
+  assert list(tmp_path.iterdir()) == []

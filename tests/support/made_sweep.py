@@ -57,14 +57,19 @@ def write(folder: Path, given: dict, running: tuple[int, ...] = ()) -> list[dict
     place = folder / "trials" / grid.name(setting, axes)
     steps = given["train"]["steps"]
     _write_history(place, setting, steps // 2 if i in running else steps)
+    stated = configs.complete(configs.override(_without_sweep(given), setting))
+    (place / "config.json").write_text(json.dumps(stated, default=str))
     if i not in running:
       written.append(_write_result(place, setting, steps) | {"settings": setting})
   return written
 
 
+def _without_sweep(given: dict) -> dict:
+  return {key: value for key, value in given.items() if key != "sweep"}
+
+
 def _write_history(place: Path, setting: dict, steps: int) -> None:
   place.mkdir(parents=True)
-  (place / "config.json").write_text(json.dumps({"method": setting["method"]}))
   end, lines = loss(setting["method"], setting["seed"]), []
   for step in range(2, steps + 1, 2):
     value = end + 3 * math.exp(-step / 10) + 0.2 * (-1) ** (step // 2)

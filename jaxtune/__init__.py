@@ -24,6 +24,8 @@ if TYPE_CHECKING:
   from jaxtune.api.fit import fit as fit
   from jaxtune.api.follow import follow as follow
   from jaxtune.api.import_adapter import import_adapter as import_adapter
+  from jaxtune.api.launch.ray import on_ray as on_ray
+  from jaxtune.api.launch.slurm import on_slurm as on_slurm
   from jaxtune.api.plan import plan as plan
   from jaxtune.api.propose import propose as propose
   from jaxtune.api.report import report as report
@@ -54,6 +56,8 @@ _HOMES = {
   "load_config": "config",
   "load_run": "runs.finished",
   "load_runs": "runs.finished",
+  "on_ray": "api.launch.ray",
+  "on_slurm": "api.launch.slurm",
   "plan": "api.plan",
   "propose": "api.propose",
   "report": "api.report",

@@ -161,6 +161,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
       raise
 
 
+def remove(path: Path) -> None:
+  """Removes a file, or a folder so that at any time it is whole or not there under its name."""
+  if path.is_dir():
+    hidden = path.with_name(f".{path.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path = path.rename(hidden)
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Generator[None]:
   """Turns an error of the file system, such as a full disk, into a UserError with the path."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +22,13 @@ class Lazy:
 
   def __getattr__(self, attribute: str) -> Any:
     return getattr(importlib.import_module(self._name), attribute)
+
+
+def quieten() -> None:
+  """Keeps libraries from printing what a user need not know."""
+  logging.getLogger("absl").setLevel(logging.CRITICAL)  # its errors are also raised
+  os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it warns that PyTorch is missing
 
 
 def versions(*names: str) -> dict[str, str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from typing import NoReturn
 
-from jaxtune import config, hosts
+from jaxtune import config, hosts, libraries
 from jaxtune.api.commands import COMMANDS
 from jaxtune.errors import UserError
 from jaxtune.runs import locks
@@ -22,9 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     interrupts the command; 1 if training diverged, although its result is written; else 0. A
     process that ends because another one of its run has ended has another code than 0.
   """
-  logging.getLogger("absl").setLevel(logging.CRITICAL)  # its errors are also raised
-  os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it warns that PyTorch is missing
+  libraries.quieten()
   given = sys.argv[1:] if arguments is None else arguments
   try:
     code = _run(given)

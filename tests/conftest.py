@@ -25,7 +25,7 @@ import psutil
 import pytest
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
-from support import browser, logged, representatives, tiny
+from support import browser, logged, representatives, sweeps, tiny
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 MEMORY = psutil.virtual_memory().total // (2 * os.cpu_count())  # of a worker, in bytes
@@ -48,10 +48,10 @@ def pytest_collection_finish():
 
 
 def pytest_terminal_summary(terminalreporter):
-  """Says at the end, and in red, that the page of a sweep, or loggers, were not tested."""
-  skipped = terminalreporter.stats.get("skipped", [])
-  for missing in (browser.MISSING, logged.MISSING):
-    if any(missing in str(report.longrepr) for report in skipped):
+  """Says at the end, and in red, that the page of a sweep, loggers or Ray were not tested."""
+  skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+  for missing in (browser.MISSING, logged.MISSING, sweeps.NO_RAY):
+    if any(missing in reason for reason in skipped):
       terminalreporter.write_line(missing.upper(), red=True, bold=True)
 
 

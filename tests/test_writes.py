@@ -15,7 +15,7 @@ from jaxtune.errors import UserError
 # These write into a new folder, which is moved to its place when it is complete.
 FOLDERS = {
   "files.py", "models/hf.py", "api/export.py", "formats/card.py", "formats/peft/write.py",
-  "formats/adapterhub/write.py", "formats/merged.py",
+  "formats/adapterhub/write.py", "formats/merged.py", "api/launch/parcels.py",
 }  # fmt: skip
 # Temporary files for another process, and the bundled data, which the repository keeps.
 SCRATCH = {"certify/reloading.py", "certify/reload.py", "assets/instructions.py"}

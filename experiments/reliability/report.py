@@ -22,7 +22,7 @@ TEXT = """# Reliability
 
 <!-- written by python experiments/reliability/report.py -->
 
-Four instruments, run on {date} with Python {python}, {versions}.
+Five instruments; this page was written on {date} with Python {python}, {versions}.
 
 - `mutants.py`: would the tests notice a change of the code? The long form is
   `mutants.py --count 360`, and `--retry` once there are new tests.
@@ -30,11 +30,13 @@ Four instruments, run on {date} with Python {python}, {versions}.
   `fuzz.py --seconds 3600 --keep`, an hour for each reader.
 - `faults.py`: what do kills, full disks, lost permissions and flipped bits leave? The long form is
   `faults.py --keep`.
+- `kills.py`: does SIGKILL of a sweep, of its Ray driver, of a Ray worker or of the Ray head change
+  a byte? The long form is `kills.py --keep`, an hour or two.
 - `coverage.py`: do the intervals of reports cover, and does Holm's correction keep the error of a
   family? The long form is `coverage.py --keep`.
 
-`make reliability` runs a short form of each, in at most ten minutes on two quiet cores, and fails
-on anything new. The long forms can be stopped, and go on. `report.py` writes this page.
+`make reliability` runs a short form of the first three, in at most ten minutes on two quiet cores,
+and fails on anything new. The long forms can be stopped, and go on. `report.py` writes this page.
 
 ## Mutants
 
@@ -47,6 +49,10 @@ on anything new. The long forms can be stopped, and go on. `report.py` writes th
 ## Faults
 
 {faults}
+
+## Kills
+
+{kills}
 
 ## Coverage
 
@@ -156,6 +162,30 @@ def faults() -> str:
   ])  # fmt: skip
 
 
+def kills() -> str:
+  """Counts of what was killed, and how the sweep ended."""
+  found = rows("kills.csv")
+  if not found:
+    return "None were tried yet."
+  kinds = {kind: [r for r in found if r["kind"] == kind] for kind in {r["kind"]: 0 for r in found}}
+  bad = [r for r in found if r["verdict"] != "same"]
+  lines = [
+    [kind, len(rs), sum(r["verdict"] == "same" for r in rs), rs[-1]["date"]]
+    for kind, rs in kinds.items()
+  ]
+  return "\n\n".join([
+    "One small sweep (LoRA, adapters, prefixes with a rate to choose, early exit), killed at a"
+    " random moment and brought to its end by the same command, or by its driver where a worker was"
+    " killed. `same`: every file is that of the undisturbed sweep of one process, to the byte but"
+    " for times.",
+    table(["what was killed", "times", "same", "date"], lines),
+    "### Not the same",
+    table(["what was killed", "after", "what"],
+          ([r["kind"], r["after"], r["verdict"].replace("|", "\\|")] for r in bad))
+    if bad else "None.",
+  ])  # fmt: skip
+
+
 def coverage() -> str:
   """How often intervals hold the true value, and families of equal configurations differ."""
   found = rows("coverage.csv")
@@ -188,8 +218,7 @@ def main() -> int:
   versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
   text = TEXT.format(
     date=datetime.date.today().isoformat(), python=platform.python_version(), versions=versions,
-    mutants=mutants(), fuzz=fuzz(), faults=faults(),
-    coverage=coverage(),
+    mutants=mutants(), fuzz=fuzz(), faults=faults(), kills=kills(), coverage=coverage(),
   )  # fmt: skip
   ((Path(sys.argv[1]) if sys.argv[1:] else HERE) / "README.md").write_text(text)
   return 0

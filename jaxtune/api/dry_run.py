@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from jaxtune import data
-from jaxtune.api import matched, plan, sweep
+from jaxtune.api import matched, plan, stages, sweep
 from jaxtune.preflight import pace
 from jaxtune.runs.trial import Trial
 from jaxtune.sweeps import groups
@@ -100,7 +100,7 @@ def _choosing(
   """Returns {trial: how many trials choose the rate of its configuration, if it is the first}."""
   seen, found = set(), {}
   rates = sweep.open_rates(config, settings)
-  rows = zip(names, sweep.configurations(settings), rates, completed, strict=True)
+  rows = zip(names, stages.configurations(settings), rates, completed, strict=True)
   for name, configuration, some, full in rows:
     new = configuration not in seen
     found[name] = len(some) * len(full["search"]["tune_seeds"]) * new

@@ -102,7 +102,7 @@ def look(of: Watched, before: Sequence[Status] = ()) -> list[Status]:
       the pace of the others counts from the first call that saw them under way. Without it, it
       counts from the start of their process.
   """
-  works, known = locks.in_use(of.folder), {one.name: one for one in before}
+  works, known = locks.works(of.folder), {one.name: one for one in before}
   steps = of.steps
   if of.is_sweep and not (of.folder / "tuning.json").exists():  # learning rates are being chosen
     most = max(steps.values())

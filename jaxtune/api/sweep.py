@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,11 @@ import jax
 
 from jaxtune import config as configs_
 from jaxtune import hosts, libraries, schema
-from jaxtune.api import matched, trials
+from jaxtune.api import launch, matched, stages
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
-from jaxtune.preflight import checks
-from jaxtune.runs import compilations, group, locks, results
-from jaxtune.runs.trial import Trial, with_config
+from jaxtune.runs import locks
 from jaxtune.sweeps import analysed, collect, grid, stats, table, tuning
-from jaxtune.training import checkpoint
 
 report = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
 
@@ -35,6 +33,8 @@ def sweep(
   metric: str | None = None,
   most_trials: int = MOST_TRIALS,
   notes: Mapping[str, str] | None = None,
+  launcher: launch.Launcher = launch.here,
+  *,
   during: AbstractContextManager | None = None,
 ) -> list[dict]:
   """Trains every trial of `config.sweep` and writes its report; see `sweeps.report`.
@@ -45,13 +45,15 @@ def sweep(
     metric: what results are sorted by; default the test loss.
     most_trials: how many trials the sweep may have; a larger one is refused before it starts.
     notes: further facts for the report, {name: value}. They stay in the folder, as notes.json.
+    launcher: where trials are trained: in this process, or with `jaxtune.on_ray()` on a cluster.
     during: is entered while trials train; see `follow`.
 
   Returns:
     Each trial's result, best first, with its "folder".
   """
   with locks.held(workdir, "sweep"):
-    return _run(config, Path(workdir), metric, most_trials, notes, during or nullcontext())
+    known = {"launcher": launcher, "during": during or nullcontext()}
+    return _run(config, Path(workdir), metric, most_trials, notes, **known)
 
 
 def _run(
@@ -60,28 +62,26 @@ def _run(
   metric: str | None,
   most_trials: int,
   notes: Mapping | None,
+  *,
+  launcher: launch.Launcher,
   during: AbstractContextManager,
 ) -> list[dict]:
   found = matched.match(config, workdir)
   config, notes = found.config, (notes or {}) | found.notes or None
-  names, settings, configs = expand(config, most_trials)
-  compilations.keep(configs[0]["train"]["compilation_cache"])
-  folders, loaded = [workdir / "trials" / name for name in names], trials.load(configs)
-  group.check_same(loaded)
-  if metric is not None:
-    checks.check_metric(metric, loaded[0])
-  rates = open_rates(config, settings)
-  choices = _choices(settings, loaded, rates, workdir)
-  stated = {folder: trial for choice in choices.values() for folder, trial in choice.items()}
-  stated |= {folders[i]: loaded[i] for i, some in enumerate(rates) if not some}
-  _check_folders(stated, folders)  # before anything is written
-  _begin(workdir, config, notes)
-  matched.keep(found, workdir)
-  notes = read_notes(workdir)
-  with during:
-    settings, loaded = _tuned(settings, loaded, rates, choices, workdir)
-    notes = {"compiled programs": trials.train(loaded, folders), **notes}
-  outcomes, failed = collect.read(workdir, names, settings, configs)
+  plan = plan_of(config, metric, most_trials)
+  stages.check_folders(plan, workdir)  # before anything is written
+  with launcher(plan, workdir) as train:
+    _begin(workdir, config, notes)
+    matched.keep(found, workdir)
+    notes = read_notes(workdir)
+    with during:
+      curves = _tune(plan, workdir, train)
+      settings, final = stages.final(plan, curves)
+      train(final)
+  for left in (workdir / "groups").glob(".*") if hosts.primary() else ():  # by kills
+    shutil.rmtree(left)
+  notes = {"compiled programs": len(final.groups()), **notes}
+  outcomes, failed = collect.read(workdir, plan.names, settings, final.configs)
   _say_failed(outcomes, failed, workdir)
   if hosts.primary():
     report.write(
@@ -93,6 +93,12 @@ def _run(
   metric = table.choose_metric(outcomes, metric)
   single = [stats.Row(outcome["trial"], {}, (outcome,)) for outcome in outcomes]
   return [row.results[0] for row in stats.best_first(single, metric)]
+
+
+def plan_of(config: Any, metric: str | None = None, most_trials: int = MOST_TRIALS) -> stages.Plan:
+  """Returns what a sweep trains; see `expand` for errors."""
+  expanded = expand(config, most_trials)
+  return stages.plan(expanded, open_rates(config, expanded[1]), metric)
 
 
 def _say_failed(outcomes: list[dict], failed: list[dict], workdir: Path) -> None:
@@ -122,100 +128,26 @@ def open_rates(config: Any, settings: list[dict]) -> list[list[float]]:
   return [tuning.rates_of(_overridden(config, setting)) for setting in settings]
 
 
-def configurations(settings: list[dict]) -> list[str]:
-  """Names each trial's configuration, for which one learning rate is chosen."""
-  axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
-  plain = lambda setting: {k: v for k, v in setting.items() if k not in ("seed", tuning.PATH)}
-  return [grid.name(plain(setting), axes) for setting in settings]
-
-
-def _choices(
-  settings: list[dict], loaded: list[Trial], rates: list[list[float]], workdir: Path
-) -> dict[str, dict[Path, Trial]]:
-  """Returns {configuration: {folder: trial}} of the trials by which open rates are chosen."""
-  found: dict[str, dict[Path, Trial]] = {}
-  lists: dict[str, list[float]] = {}
-  for name, trial, some in zip(configurations(settings), loaded, rates, strict=True):
-    if some and lists.setdefault(name, some) != some:
-      raise UserError(f"{tuning.PATH} of {name} is chosen from {lists[name]} and {some}: give one")
-    if not some or name in found:
-      continue
-    if trial.dataset.validation is None:
-      raise UserError(f"{tuning.PATH} is chosen on a validation split: give data.validation")
-    without_test = trial._replace(dataset=trial.dataset._replace(test=None))
-    configs = tuning.trials(trial.config, some, trial.config["search"]["tune_seeds"])
-    found[name] = {
-      workdir / "tuning" / f"{name},{tuning.label(config)}": with_config(without_test, config)
-      for config in configs
-    }
-  return found
-
-
-def _check_folders(stated: dict[Path, Trial], folders: list[Path]) -> None:
-  """Raises UserError if folders of trials, finished or under way, are those of another sweep.
-
-  Args:
-    stated: {folder: trial} of the trials whose configs are known.
-    folders: of all trials; the learning rate of some may not be chosen yet.
-  """
-  for folder, trial in stated.items():
-    trials.finished(folder, trial)
-  for place in sorted({folder.parent for folder in (*stated, *folders)}):
-    for path in sorted(place.glob("*/config.json")):
-      folder = path.parent
-      if any((folder / name).exists() for name in ("result.json", trials.FAILED)):
-        continue
-      if folder not in stated and folder not in folders:
-        raise UserError(
-          f"{place.parent} holds an unfinished sweep, whose trial {folder.name} this one does not "
-          f"have: go on with its config, give another --workdir, or remove {folder}"
-        )
-      if folder in stated:
-        old = schema.read_json(path, dict, f"put it back, or delete {folder} to start it again")
-        old = json.loads(json.dumps(configs_.complete(old), default=str))
-        old, new = map(configs_.unplaced, (old, stated[folder].config))
-        checkpoint.check_same(f"{folder} is an unfinished trial", {"config": old}, {"config": new})
-
-
-def _tuned(
-  settings: list[dict],
-  loaded: list[Trial],
-  rates: list[list[float]],
-  choices: dict[str, dict[Path, Trial]],
-  workdir: Path,
-) -> tuple[list[dict], list[Trial]]:
-  """Trains what the choice of open learning rates needs; returns settings and trials with them.
+def _tune(
+  plan: stages.Plan, workdir: Path, train: Callable[[stages.Stage], None]
+) -> dict[str, tuning.Curve]:
+  """Trains what the choice of open learning rates needs, and returns what was chosen.
 
   Writes tuning.json, {name of a configuration: its `tuning.Curve`}, if any are open.
   """
-  if not choices:
-    return settings, loaded
-  needed = {folder: trial for choice in choices.values() for folder, trial in choice.items()}
-  trials.train(list(needed.values()), list(needed))
-  curves, chosen = {}, []
-  for name, some in zip(configurations(settings), rates, strict=True):
-    if some and name not in curves:
-      curves[name] = tuning.choose(some, [_validation_loss(folder) for folder in choices[name]])
-    chosen.append({tuning.PATH: curves[name].chosen} if some else {})
+  if not plan.tuning.names:
+    return {}
+  train(plan.tuning)
+  curves = stages.curves(plan, workdir)
   written = {name: {**curve._asdict(), "at_edge": curve.at_edge} for name, curve in curves.items()}
   write_atomically(workdir / "tuning.json", json.dumps(written, indent=2))
-  tuned = [
-    with_config(trial, tuning.with_rate(trial.config, new[tuning.PATH])) if new else trial
-    for trial, new in zip(loaded, chosen, strict=True)
-  ]
-  return [setting | new for setting, new in zip(settings, chosen, strict=True)], tuned
+  return curves
 
 
 def read_notes(workdir: Path) -> dict[str, str]:
   """Reads the notes that a sweep was started with; {} if there are none."""
   path = workdir / NOTES
   return schema.read_json(path, dict[str, str], "delete it") if path.exists() else {}
-
-
-def _validation_loss(folder: Path) -> float | None:
-  """Reads a trial's validation loss; None where the trial failed or diverged."""
-  result = results.read(folder)
-  return None if not result or results.diverged(result) else result["final"]["validation_loss"]
 
 
 def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list[dict], list[dict]]:

@@ -13,6 +13,9 @@ from jaxtune import libraries
 from jaxtune.errors import UserError
 from jaxtune.runs import loggers
 
+cluster = libraries.Lazy("jaxtune.api.launch.cluster")
+launch = libraries.Lazy("jaxtune.api.launch")
+slurm = libraries.Lazy("jaxtune.api.launch.slurm")
 sweeps = libraries.Lazy("jaxtune.api.sweep")  # no other command needs all that trains
 follows = libraries.Lazy("jaxtune.api.follow")
 
@@ -61,11 +64,43 @@ def _train(
   config: Any, workdir: str, options: Namespace, notes: dict[str, str] | None = None
 ) -> None:
   """Runs a sweep and prints its table."""
+  if options.group is not None:
+    plan = sweeps.plan_of(config, None, options.most_trials)
+    slurm.train_group(plan, Path(workdir), options.group)
+    return
   during = follows.follow(workdir, loggers=loggers.chosen(vars(options)))
-  jaxtune.sweep(config, workdir, options.metric, options.most_trials, notes, during)
+  limits = {"metric": options.metric, "most_trials": options.most_trials, "notes": notes}
+  try:
+    jaxtune.sweep(config, workdir, **limits, **_launcher(options), during=during)
+  except launch.Elsewhere as says:
+    print(says)
+    return
   report = Path(workdir, "report.md").read_text()
   print(report.partition("\n<details>")[0].partition("\n\n")[2])
   print(f"report: {workdir}/report.html")
+
+
+def _launcher(options: Namespace) -> dict[str, Any]:
+  """Returns the arguments of `sweep` that the options of a launcher make."""
+  if options.launcher is None:
+    if (option := _given(options, "address", "workers", "resources")) is not None:
+      raise UserError(f"--{option} goes with --launcher")
+    return {}
+  if options.workers is not None and options.workers < 1:
+    raise UserError(f"--workers is {options.workers}, expected 1 or more")
+  if options.coordinator is not None:
+    raise UserError("--launcher and --coordinator are two ways to use several machines: give one")
+  wanted = cluster.resources(options.resources) if options.resources else {}
+  if options.launcher == "ray":
+    return {"launcher": jaxtune.on_ray(options.address, options.workers, wanted)}
+  if options.address is not None:
+    raise UserError("--address goes with --launcher ray")
+  return {"launcher": jaxtune.on_slurm(options.workers, wanted)}
+
+
+def _given(options: Namespace, *names: str) -> str | None:
+  """Returns the first of these options that was given, or None."""
+  return next((name for name in names if getattr(options, name) is not None), None)
 
 
 def _listed(kind: Callable[[str], Any], example: str) -> Callable[[str], list]:
@@ -101,6 +136,13 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
   "--metric": dict(help="what the report is sorted by (default: test loss)"),
   "--dry": dict(action="store_true", help="print trials, programs, memory and time; train nothing"),
   "--device": dict(help="with --dry, a device that need not be here, such as v5e:4x4"),
+  "--launcher": dict(choices=["ray", "slurm"], help="trains on a Ray cluster, or as a SLURM array"),
+  "--address": dict(
+    metavar="HOST:PORT", help="of the Ray cluster, or auto (default: one is started)"
+  ),
+  "--workers": dict(type=int, metavar="N", help="how many programs are trained at a time"),
+  "--resources": dict(metavar="cpu=4,gpu=1", help="what each takes; also tpu, memory=16G"),
+  "--group": dict(metavar="trials/N", help="trains one program of a sweep that was begun"),
   "--data": dict(metavar="FILE", help="in place of a config: JSON lines, CSV, TSV or Parquet"),
   **{f"--{name}": settings for name, settings in MADE.items()},
 }

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtune import config as configs_
 from jaxtune import data, hosts, schema
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare
-from jaxtune.files import write_atomically
+from jaxtune.files import remove, write_atomically
 from jaxtune.models import hf
 from jaxtune.preflight import checks, cost, gradients, targets
-from jaxtune.runs import baseline, reference, results
+from jaxtune.runs import baseline, locks, reference, results
 from jaxtune.runs import group as training
 from jaxtune.runs.trial import Trial, prepare, with_config
 from jaxtune.sweeps import groups
@@ -27,65 +27,102 @@ from jaxtune.sweeps.collect import FAILED
 from jaxtune.training import checkpoint
 
 
-def train(trials: list[Trial], folders: list[Path]) -> int:
-  """Trains what is not done yet of these trials; returns the number of their programs.
+class Groups(NamedTuple):
+  """The trials of a stage and their compiled programs.
+
+  Attributes:
+    trials: all of the stage.
+    folders: where each one's result goes, SWEEP/KIND/NAME.
+    members: the numbers of the trials of each program.
+    untuned: (numbers of trials) -> what the untuned base scores on the data of each.
+  """
+
+  trials: list[Trial]
+  folders: list[Path]
+  members: list[list[int]]
+  untuned: Callable[[Sequence[int]], list[compare.Untuned]]
+
+
+def grouped(trials: list[Trial], folders: list[Path]) -> Groups:
+  """Finds the groups of trials; nothing is computed yet."""
+  members = groups.groups([trial.config for trial in trials])
+  return Groups(trials, folders, members, _untuned(trials, members))
+
+
+def train(stage: Groups, numbers: Sequence[int] | None = None) -> None:
+  """Trains what is not done yet of these groups, by default of all.
 
   A trial that fails is recorded in its folder's failed.json, and stops no other. The next call
   tries it again.
-
-  Args:
-    folders: of the trials, each SWEEP/KIND/NAME.
   """
-  done = [finished(*pair) for pair in zip(folders, trials, strict=True)]
-  members, workdir = groups.groups([t.config for t in trials]), folders[0].parents[1]
-  # A group that was under way goes on as a whole from its checkpoint. Of any other group, only the
-  # trials that are not done are run.
-  waiting = [
-    group
-    if _checkpoints([trials[i] for i in group], workdir).exists()
-    else [i for i in group if not done[i]]
-    for group in members
-  ]
+  chosen = range(len(stage.members)) if numbers is None else numbers
+  waiting = {number: _waiting(stage, stage.members[number]) for number in chosen}
   hosts.wait("what is left")  # before any process trains, and so makes checkpoints
-  _train_groups(waiting, trials, folders)
-  return len(members)
+  for group in waiting.values():
+    methods = {str(stage.trials[i].config["method"]): stage.trials[i] for i in reversed(group)}
+    if methods:  # each distinct method is tried for one step, before any is trained
+      gradients.check(list(methods.values()))
+  for number, group in waiting.items():
+    if group:
+      first = stage.folders[stage.members[number][0]]
+      with locks.of_group(first):
+        print(
+          f"program {number + 1} of {len(stage.members)}: {len(group)} trials, {first.name} ..."
+        )
+        _train_program(stage, group)
 
 
-def _train_groups(waiting: list[list[int]], trials: list[Trial], folders: list[Path]) -> None:
-  """Trains group after group, once every distinct method has been tried for one step."""
-  left = sorted({i for group in waiting for i in group})
-  completed = reference.added([trials[i] for i in left])
-  trials = list(trials)
-  for i, trial in zip(left, completed, strict=True):
-    trials[i] = trial
-  for group in waiting:
-    if distinct := {str(trials[i].config["method"]): trials[i] for i in reversed(group)}:
-      gradients.check(list(distinct.values()))
-  untuned: dict[str, compare.Untuned] = {}
-  for number, group in enumerate(waiting, 1):
-    if not group:
-      continue
-    members = cost.with_remat([trials[i] for i in group])
-    member_folders = [folders[i] for i in group]
-    name = member_folders[0].name
-    print(f"program {number} of {len(waiting)}: {len(group)} trials, {name} ...")
-    print(targets.describe(members[0]))
-    keys = [groups.baseline_key(trial.config) for trial in members]
-    pairs = zip(reversed(keys), reversed(members), strict=True)
-    new = {key: trial for key, trial in pairs if key not in untuned}
-    if new:
-      untuned |= zip(new, baseline.evaluate_bases(list(new.values())), strict=True)
-    bases, chunk = [untuned[key] for key in keys], hosts.of_first(cost.choose_chunk(members))
-    _train_group(members, member_folders, bases, chunk)
+def _waiting(stage: Groups, group: list[int]) -> list[int]:
+  """Returns the trials of a group that are to be trained.
+
+  A group that was under way goes on as a whole from its checkpoint. Of any other group, only the
+  trials that are not done are trained.
+  """
+  done = [finished(stage.folders[i], stage.trials[i]) for i in group]
+  configs = [stage.trials[i].config for i in group]
+  if checkpoints(configs, stage.folders[0].parents[1]).exists():
+    return group
+  return [i for i, is_done in zip(group, done, strict=True) if not is_done]
+
+
+def _train_program(stage: Groups, group: list[int]) -> None:
+  members = cost.with_remat([stage.trials[i] for i in group])
+  print(targets.describe(members[0]))
+  chunk = hosts.of_first(cost.choose_chunk(members))
+  _train_group(members, [stage.folders[i] for i in group], stage.untuned(group), chunk)
+
+
+def _untuned(
+  trials: list[Trial], members: list[list[int]]
+) -> Callable[[Sequence[int]], list[compare.Untuned]]:
+  """Returns (numbers of trials) -> what the untuned base scores on the data of each.
+
+  Data on which a group is the first to need the scores are judged together, once. So what is
+  computed together does not depend on which groups are trained here: the scores are the same to the
+  last digit.
+  """
+  keys = [groups.baseline_key(trial.config) for trial in trials]
+  firsts: dict[str, tuple[int, int]] = {}  # of each key, the first group and trial that have it
+  for number, group in enumerate(members):
+    for i in group:
+      firsts.setdefault(keys[i], (number, i))
+
+  @functools.cache
+  def judge(number: int) -> dict[str, compare.Untuned]:
+    new = {key: trials[i] for key, (first, i) in firsts.items() if first == number}
+    scores = baseline.evaluate_bases(cost.with_remat(list(new.values())))
+    return dict(zip(new, scores, strict=True))
+
+  return lambda group: [judge(firsts[keys[i]][0])[keys[i]] for i in group]
 
 
 def _train_group(
   trials: list[Trial], folders: list[Path], bases: list[compare.Untuned], chunk: int
 ) -> None:
   """Trains a group; if it fails, with fewer trials side by side, and then each trial alone."""
-  checkpoints = _checkpoints(trials, folders[0].parents[1])
+  saved = checkpoints([trial.config for trial in trials], folders[0].parents[1])
   try:
-    training.train(trials, folders, bases, checkpoints, chunk)
+    training.train(trials, folders, bases, saved, chunk)
   except UserError:
     raise
   except Exception as error:
@@ -93,7 +130,7 @@ def _train_group(
       raise
     reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     if len(trials) == 1:
-      _record_failure(folders[0], reason)
+      record_failure(folders[0], reason)
     else:
       smaller = chunk // 2 if "RESOURCE_EXHAUSTED" in reason else 0
       how = f"{smaller} at a time" if smaller else "one by one"
@@ -103,13 +140,11 @@ def _train_group(
       for part in parts:
         _train_group(trials[part], folders[part], bases[part], smaller or 1)
     return
-  for folder in folders if hosts.primary() else ():
-    (folder / FAILED).unlink(missing_ok=True)
-  if hosts.primary():
-    shutil.rmtree(checkpoints, ignore_errors=True)
+  for path in (*(folder / FAILED for folder in folders), saved) if hosts.primary() else ():
+    remove(path)
 
 
-def _record_failure(folder: Path, reason: str) -> None:
+def record_failure(folder: Path, reason: str) -> None:
   """Writes why a trial failed, with its traceback."""
   print(f"{folder.name} failed ({reason}); the other trials go on", file=sys.stderr)
   if hosts.primary():
@@ -142,7 +177,8 @@ def load(
   for group in groups.groups(configs):
     keys = list(dict.fromkeys(groups.data_key(configs[i]) for i in group))
     datasets |= zip(keys, data.align([datasets[key] for key in keys]), strict=True)
-  return [trial._replace(dataset=datasets[groups.data_key(trial.config)]) for trial in trials]
+  trials = [trial._replace(dataset=datasets[groups.data_key(trial.config)]) for trial in trials]
+  return reference.added(trials) if load_one is None else trials
 
 
 def finished(folder: Path, trial: Trial) -> bool:
@@ -172,8 +208,7 @@ def trained(folder: Path) -> dict:
   return configs_.unplaced(found)
 
 
-def _checkpoints(trials: list[Trial], workdir: Path) -> Path:
+def checkpoints(configs: Sequence[dict], workdir: Path) -> Path:
   """Names the folder of a group's checkpoints after its configs."""
-  identity = [configs_.unplaced(trial.config) for trial in trials]
-  identity = json.dumps(identity, sort_keys=True, default=str).encode()
-  return workdir / "groups" / hashlib.sha256(identity).hexdigest()[:16]
+  identity = json.dumps(list(map(configs_.unplaced, configs)), sort_keys=True, default=str)
+  return workdir / "groups" / hashlib.sha256(identity.encode()).hexdigest()[:16]

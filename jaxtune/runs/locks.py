@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
@@ -29,7 +30,7 @@ RUN = (
 )  # fmt: skip
 SWEEP = (
   "notes.json", "results.csv", "results.parquet", "report.md", "report.html", "table.tex", "tuning",
-  "tuning.json", "groups", "plots", "trials",
+  "tuning.json", "groups", "plots", "slurm", "slurm.sh", "trials",
 )  # fmt: skip
 
 
@@ -96,6 +97,38 @@ def held(folder: str | Path, kind: Literal["run", "sweep"] = "run") -> Iterator[
         "expected one that all processes share"
       )
     yield
+
+
+@contextlib.contextmanager
+def of_group(folder: Path, patience: float = 60) -> Iterator[None]:
+  """Locks a group of a sweep, by the folder of its first trial, while it is trained.
+
+  Waits some seconds for a process that holds it: that of a sweep that was killed, and which Ray has
+  not ended yet.
+
+  Raises:
+    UserError: where another process, which is named, still holds it.
+  """
+  if not hosts.primary():
+    yield
+    return
+  until = time.monotonic() + patience
+  while in_use(folder) and time.monotonic() < until:
+    time.sleep(0.5)
+  with _locked(folder):
+    yield
+
+
+def holder(folder: Path) -> str | None:
+  """Returns the name of the process that has locked a folder, or None."""
+  with contextlib.suppress(OSError):
+    return (folder / NAME).read_text()
+  return None
+
+
+def works(sweep: Path) -> bool:
+  """Says whether a process trains in the folder of a sweep or a run, or only groups of a sweep."""
+  return in_use(sweep) or any(in_use(path.parent) for path in sweep.glob(f"*/*/{NAME}"))
 
 
 def in_use(folder: Path) -> bool:

@@ -42,7 +42,7 @@ def read(
     trials that have none: {"trial", "settings", "folder", "method", "state", "detail"}, with empty
     "final" and "base". The state is running, stopped, waiting or failed.
   """
-  finished, unfinished, running = [], [], locks.in_use(folder)
+  finished, unfinished, running = [], [], locks.works(folder)
   for name, setting, config in zip(names, settings, configs, strict=True):
     place = folder / "trials" / name
     known = {"trial": name, "settings": setting, "folder": str(place)}

@@ -1,0 +1,58 @@
+"""Where the groups of a sweep are trained: in this process, on a Ray cluster, as a SLURM array.
+
+A launcher is a context manager. With a sweep's plan and folder it loads and checks what it needs,
+and yields a function that trains a stage. It writes nothing before that is called. `here` is the
+launcher of one process. The others call `load` and `grouped` in other processes, group by group, so
+that all write the same files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from jaxtune.api import stages, trials
+from jaxtune.errors import UserError
+from jaxtune.preflight import checks
+from jaxtune.runs import compilations, group
+from jaxtune.runs.trial import Trial
+from jaxtune.sweeps import tuning
+
+Launcher = Callable[[stages.Plan, Path], AbstractContextManager[Callable[[stages.Stage], None]]]
+
+
+class Elsewhere(Exception):
+  """Says that a sweep goes on without this process, and what is to be done for that."""
+
+
+@contextlib.contextmanager
+def here(plan: stages.Plan, workdir: Path) -> Iterator[Callable[[stages.Stage], None]]:
+  """Trains in this process, group after group."""
+  loaded = load(plan, workdir)
+  yield lambda stage: trials.train(grouped(stage, loaded, workdir))
+
+
+def load(plan: stages.Plan, workdir: Path) -> list[Trial]:
+  """Loads the models and the data of all trials, and checks them beside what the folder holds.
+
+  Raises:
+    UserError: for what cannot work, for results of another config, base or data, or damaged ones.
+  """
+  compilations.keep(plan.configs[0]["train"]["compilation_cache"])
+  loaded = trials.load(plan.configs)
+  group.check_same(loaded)
+  if plan.metric is not None:
+    checks.check_metric(plan.metric, loaded[0])
+  if any(loaded[i].dataset.validation is None for i in plan.tuning.sources):
+    raise UserError(f"{tuning.PATH} is chosen on a validation split: give data.validation")
+  for stage in plan.stated():
+    for folder, trial in zip(stage.folders(workdir), stages.trials_of(stage, loaded), strict=True):
+      trials.finished(folder, trial)
+  return loaded
+
+
+def grouped(stage: stages.Stage, loaded: Sequence[Trial], workdir: Path) -> trials.Groups:
+  """Returns the groups of a stage, given all trials of the sweep."""
+  return trials.grouped(stages.trials_of(stage, loaded), stage.folders(workdir))

@@ -1,0 +1,173 @@
+"""What a sweep trains, by its config alone: first what chooses learning rates, then its trials."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from jaxtune import config as configs_
+from jaxtune import schema
+from jaxtune.errors import UserError
+from jaxtune.runs import results
+from jaxtune.runs.trial import Trial, with_config
+from jaxtune.sweeps import grid, groups, tuning
+from jaxtune.sweeps.collect import FAILED
+from jaxtune.training import checkpoint
+
+
+class Stage(NamedTuple):
+  """Trials that need no result of each other.
+
+  Attributes:
+    kind: "tuning" for those by which learning rates are chosen, "trials" for those of the sweep.
+      It is also the name of the folder that holds theirs.
+    names: of their folders.
+    configs: completed.
+    sources: of each, the trial of the sweep whose model and data it has.
+  """
+
+  kind: Literal["tuning", "trials"]
+  names: list[str]
+  configs: list[dict]
+  sources: list[int]
+
+  def folders(self, workdir: Path) -> list[Path]:
+    return [workdir / self.kind / name for name in self.names]
+
+  def groups(self) -> list[list[int]]:
+    """Returns the trials of each compiled program."""
+    return groups.groups(self.configs)
+
+
+class Plan(NamedTuple):
+  """All that a sweep trains.
+
+  Attributes:
+    names, settings, configs: of its trials, as `sweep.expand` returns them.
+    rates: of each trial, the learning rates from which its own is to be chosen; [] for none.
+    tuning: the stage that chooses them; without trials where there are none.
+    metric: what results are sorted by, or None.
+  """
+
+  names: list[str]
+  settings: list[dict]
+  configs: list[dict]
+  rates: list[list[float]]
+  tuning: Stage
+  metric: str | None
+
+  def stated(self) -> list[Stage]:
+    """Returns the stages as far as all learning rates in them are known from the start."""
+    known = [i for i, rates in enumerate(self.rates) if not rates]
+    names, configs = ([of[i] for i in known] for of in (self.names, self.configs))
+    return [self.tuning, Stage("trials", names, configs, known)]
+
+
+def plan(
+  expanded: tuple[list[str], list[dict], list[dict]], rates: list[list[float]], metric: str | None
+) -> Plan:
+  """Makes the plan of a sweep.
+
+  Raises:
+    UserError: where trials of one configuration state different rates to choose from.
+  """
+  names, settings, configs = expanded
+  tuned = Stage("tuning", [], [], [])
+  for name, i in _firsts(settings, rates).items():
+    for config in tuning.trials(configs[i], rates[i], configs[i]["search"]["tune_seeds"]):
+      tuned.names.append(f"{name},{tuning.label(config)}")
+      tuned.configs.append(config)
+      tuned.sources.append(i)
+  return Plan(names, settings, configs, rates, tuned, metric)
+
+
+def _firsts(settings: list[dict], rates: list[list[float]]) -> dict[str, int]:
+  """Returns the first trial of each configuration whose learning rate is to be chosen."""
+  firsts: dict[str, int] = {}
+  for i, (name, some) in enumerate(zip(configurations(settings), rates, strict=True)):
+    if some and rates[firsts.setdefault(name, i)] != some:
+      raise UserError(
+        f"{tuning.PATH} of {name} is chosen from {rates[firsts[name]]} and {some}: give one"
+      )
+  return firsts
+
+
+def configurations(settings: list[dict]) -> list[str]:
+  """Names each trial's configuration, for which one learning rate is chosen."""
+  axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
+  plain = lambda setting: {k: v for k, v in setting.items() if k not in ("seed", tuning.PATH)}
+  return [grid.name(plain(setting), axes) for setting in settings]
+
+
+def curves(plan: Plan, workdir: Path) -> dict[str, tuning.Curve]:
+  """Chooses the learning rate of each configuration that leaves it open; {} where none does.
+
+  Raises:
+    UserError: where trials by which it is chosen are not done, or all of them diverged.
+  """
+  folders = plan.tuning.folders(workdir)
+  for folder in folders:
+    if not any((folder / name).exists() for name in ("result.json", FAILED)):
+      raise UserError(f"{tuning.PATH} is not chosen yet: {folder} is not done, train that first")
+  found = {}
+  for name, i in _firsts(plan.settings, plan.rates).items():
+    pairs = zip(plan.tuning.sources, folders, strict=True)
+    losses = [_validation_loss(folder) for source, folder in pairs if source == i]
+    found[name] = tuning.choose(plan.rates[i], losses)
+  return found
+
+
+def final(plan: Plan, chosen: dict[str, tuning.Curve]) -> tuple[list[dict], Stage]:
+  """Returns the settings of the sweep's trials and their stage, with the rates that were chosen."""
+  settings, configs = [], []
+  names = configurations(plan.settings)
+  for name, setting, config, some in zip(
+    names, plan.settings, plan.configs, plan.rates, strict=True
+  ):
+    rate = {tuning.PATH: chosen[name].chosen} if some else {}
+    settings.append(setting | rate)
+    configs.append(tuning.with_rate(config, rate[tuning.PATH]) if some else config)
+  return settings, Stage("trials", plan.names, configs, list(range(len(configs))))
+
+
+def trials_of(stage: Stage, loaded: list[Trial]) -> list[Trial]:
+  """Returns the trials of a stage, given all those of the sweep; without test data for tuning."""
+  made = []
+  for config, source in zip(stage.configs, stage.sources, strict=True):
+    trial = loaded[source]
+    if stage.kind == "tuning":
+      trial = trial._replace(dataset=trial.dataset._replace(test=None))
+    made.append(with_config(trial, config))
+  return made
+
+
+def _validation_loss(folder: Path) -> float | None:
+  """Reads a trial's validation loss; None where the trial failed or diverged."""
+  result = results.read(folder)
+  return None if not result or results.diverged(result) else result["final"]["validation_loss"]
+
+
+def check_folders(plan: Plan, workdir: Path) -> None:
+  """Raises UserError if the folders of trials that are under way are those of another sweep."""
+  stated = {
+    folder: config
+    for stage in plan.stated()
+    for folder, config in zip(stage.folders(workdir), stage.configs, strict=True)
+  }
+  folders = [workdir / "trials" / name for name in plan.names]
+  for place in sorted({folder.parent for folder in (*stated, *folders)}):
+    for path in sorted(place.glob("*/config.json")):
+      folder = path.parent
+      if any((folder / name).exists() for name in ("result.json", FAILED)):
+        continue
+      if folder not in stated and folder not in folders:
+        raise UserError(
+          f"{place.parent} holds an unfinished sweep, whose trial {folder.name} this one does not "
+          f"have: go on with its config, give another --workdir, or remove {folder}"
+        )
+      if folder in stated:
+        old = schema.read_json(path, dict, f"put it back, or delete {folder} to start it again")
+        old = json.loads(json.dumps(configs_.complete(old), default=str))
+        old, new = map(configs_.unplaced, (old, stated[folder]))
+        checkpoint.check_same(f"{folder} is an unfinished trial", {"config": old}, {"config": new})

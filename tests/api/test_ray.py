@@ -1,0 +1,134 @@
+"""Sweeps on a Ray cluster write the files of one process, whatever dies meanwhile."""
+
+import json
+import re
+import threading
+import time
+
+import psutil
+import pytest
+from support import sweeps
+
+import jaxtune
+from jaxtune import libraries
+from jaxtune.api.launch import cluster, parcels
+from jaxtune.errors import UserError
+from jaxtune.files import remove
+from jaxtune.main import main
+
+
+@pytest.fixture
+def ray():
+  return pytest.importorskip("ray", reason=sweeps.NO_RAY)
+
+
+def kill_a_worker(folder, killed):
+  """Kills a worker that trains, once a checkpoint of a group is in the sweep's folder."""
+  while not list(folder.glob("groups/*/*/state")):
+    time.sleep(0.05)
+  titles = (["ray::Worker.news"], ["ray::Worker.train"])  # or, in between, ray::IDLE
+  while not killed:
+    for process in psutil.Process().children(recursive=True):
+      if process.cmdline()[:1] in titles and not killed:
+        killed.append(process.pid)
+        process.kill()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("workers", "shared"), [(1, False), (2, True)])
+def test_a_lost_worker_changes_no_byte(ray, tmp_path, capsys, monkeypatch, workers, shared):
+  grids = {"method.rank": [1, 2]}, {"optim.schedule": ["linear"]}  # two programs
+  config, killed = sweeps.config(tmp_path, *grids, steps=60), []
+  whole, folder = tmp_path / "whole", tmp_path / "on_ray"
+  jaxtune.sweep(config, whole)
+  if not shared:  # workers look for what the lock of the folder says
+    monkeypatch.setattr("jaxtune.api.launch.ray.locks.holder", lambda _: "another machine")
+  threading.Thread(target=kill_a_worker, args=(folder, killed), daemon=True).start()
+  jaxtune.sweep(config, folder, launcher=jaxtune.on_ray(workers=workers))
+  said = capsys.readouterr()
+  assert killed and said.err.count("is lost: its group goes on elsewhere") == 1
+  how = "shares the folder" if shared else "does not share the folder, and sends its files"
+  assert len(re.findall(rf"^worker \S+ {how}$", said.out, re.MULTILINE)) == workers + 1
+  assert sweeps.differences(folder, whole) == ""
+  assert not ray.is_initialized()
+
+
+def test_a_group_travels_whole(tmp_path):
+  """With its newest checkpoint, and without what is gone."""
+  home, away = tmp_path / "home", tmp_path / "away"
+  trial, group = home / "trials" / "a", home / "groups" / "0a"
+  for step in (8, 10):
+    (group / str(step) / "state").mkdir(parents=True)
+    (group / str(step) / "state" / "arrays").write_bytes(bytes([step]))
+  trial.mkdir(parents=True)
+  (trial / "metrics.jsonl").write_text("1\n")
+  (trial / ".lock").write_text("")
+  parcel, stamps = parcels.pack(home, [trial, group], {})
+  parcels.unpack(parcel, away)
+  names = lambda folder: {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+  assert names(away) == {"groups/0a/10/state/arrays", "trials/a/metrics.jsonl"}
+  assert parcels.pack(home, [trial, group], stamps)[0] == parcels.Parcel({}, {}, [])
+
+  (trial / "result.json").write_text("{}")
+  (group / "12").mkdir()
+  parcel, stamps = parcels.pack(home, [trial, group], stamps)
+  assert (list(parcel.checkpoints), list(parcel.files)) == (
+    ["groups/0a/12"],
+    ["trials/a/result.json"],
+  )
+  parcels.unpack(parcel, away)
+  assert names(away) == {"trials/a/metrics.jsonl", "trials/a/result.json"}
+  assert [path.name for path in (away / "groups" / "0a").iterdir()] == ["12"]
+
+  remove(group)
+  parcels.unpack(parcels.pack(home, [trial, group], stamps)[0], away)
+  assert not list((away / "groups").iterdir())
+
+
+def test_what_a_group_takes():
+  need = lambda text, mesh, *machines: dict(
+    cluster.need(cluster.resources(text) if text else {}, [{"train": {"mesh": mesh}}], machines)
+  )
+  cpu, gpu, tpu = {"CPU": 8.0}, {"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "TPU": 4.0}
+  assert need("", None, cpu) == {"CPU": 1}
+  assert need("", None, cpu, gpu) == {"CPU": 1, "GPU": 1}
+  assert need("", {"data": 2, "fsdp": 2}, gpu) == {"CPU": 1, "GPU": 4}
+  assert need("cpu=4", {"data": 2}, gpu) == {"CPU": 4, "GPU": 2}
+  assert need("", None, tpu) == {"CPU": 1, "TPU": 4} and need("", {"data": 1}, tpu)["TPU"] == 1
+  assert need("gpu=0,memory=2G", None, gpu) == {"CPU": 1, "memory": 2**31}
+  assert cluster.places({"CPU": 3, "GPU": 1}, [cpu, gpu, gpu]) == 4
+
+
+@pytest.mark.parametrize(
+  ("options", "says"),
+  [
+    (["--launcher", "ray", "--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1 .*refused"),
+    (["--launcher", "ray", "--address", "ray://a:1"], "expected HOST:PORT of the cluster's head"),
+    (
+      ["--launcher", "ray", "--resources", "gpus=1"],
+      "unknown resource .*'gpus'; did you mean 'gpu'",
+    ),
+    (["--launcher", "ray", "--resources", "gpu=one"], "has 'gpu=one', expected such as cpu=4"),
+    (["--launcher", "ray", "--resources", "time=2:00"], "time is for --launcher slurm"),
+    (["--launcher", "ray", "--workers", "0"], "--workers is 0, expected 1 or more"),
+    (["--launcher", "slurm", "--address", "a:1"], "--address goes with --launcher ray"),
+    (["--workers", "2"], "--workers goes with --launcher"),
+  ],
+)
+def test_what_no_cluster_can_do_is_one_line(ray, tmp_path, capsys, options, says):
+  (tmp_path / "config.json").write_text(
+    json.dumps(sweeps.config(tmp_path, {"method.rank": [1, 2]}), default=str)
+  )
+  files = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "sweep")]
+  assert main(["sweep", *files, *options]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert re.search(says, line), line
+  assert not (tmp_path / "sweep").exists()
+
+
+def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(cluster, "ray", libraries.Lazy("no_such_ray"))
+  with pytest.raises(UserError, match=r"--launcher ray needs Ray: pip install 'jaxtune\[ray\]'"):
+    config = sweeps.config(tmp_path, {"seed": [0, 1]})
+    jaxtune.sweep(config, tmp_path / "sweep", launcher=jaxtune.on_ray())
+  assert not (tmp_path / "sweep").exists()

@@ -62,12 +62,12 @@ def _train(options: Namespace) -> int:
 
 def _status(options: Namespace) -> None:
   found, workdir = jaxtune.status(options.workdir), Path(options.workdir)
-  if not options.watch or not locks.in_use(workdir):
+  if not options.watch or not locks.works(workdir):
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(status_text.text(found, width))
     return
   with follows.shown(workdir, seconds=options.watch):
-    while locks.in_use(workdir):
+    while locks.works(workdir):
       time.sleep(0.2)
 
 

@@ -33,9 +33,9 @@ def sweep(
   metric: str | None = None,
   most_trials: int = MOST_TRIALS,
   notes: Mapping[str, str] | None = None,
+  launcher: launch.Launcher = launch.here,
   *,
   during: AbstractContextManager | None = None,
-  launcher: launch.Launcher = launch.here,
 ) -> list[dict]:
   """Trains every trial of `config.sweep` and writes its report; see `sweeps.report`.
 
@@ -45,15 +45,15 @@ def sweep(
     metric: what results are sorted by; default the test loss.
     most_trials: how many trials the sweep may have; a larger one is refused before it starts.
     notes: further facts for the report, {name: value}. They stay in the folder, as notes.json.
-    during: is entered while trials train; see `follow`.
     launcher: where trials are trained: in this process, or with `jaxtune.on_ray()` on a cluster.
+    during: is entered while trials train; see `follow`.
 
   Returns:
     Each trial's result, best first, with its "folder".
   """
   with locks.held(workdir, "sweep"):
-    during = during or nullcontext()
-    return _run(config, Path(workdir), metric, most_trials, notes, during=during, launcher=launcher)
+    known = {"launcher": launcher, "during": during or nullcontext()}
+    return _run(config, Path(workdir), metric, most_trials, notes, **known)
 
 
 def _run(
@@ -63,8 +63,8 @@ def _run(
   most_trials: int,
   notes: Mapping | None,
   *,
-  during: AbstractContextManager,
   launcher: launch.Launcher,
+  during: AbstractContextManager,
 ) -> list[dict]:
   found = matched.match(config, workdir)
   config, notes = found.config, (notes or {}) | found.notes or None
@@ -75,7 +75,8 @@ def _run(
     matched.keep(found, workdir)
     notes = read_notes(workdir)
     with during:
-      settings, final = stages.final(plan, _tune(plan, workdir, train))
+      curves = _tune(plan, workdir, train)
+      settings, final = stages.final(plan, curves)
       train(final)
   for left in (workdir / "groups").glob(".*") if hosts.primary() else ():  # by kills
     shutil.rmtree(left)

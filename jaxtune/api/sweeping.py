@@ -68,10 +68,10 @@ def _train(
     plan = sweeps.plan_of(config, None, options.most_trials)
     slurm.train_group(plan, Path(workdir), options.group)
     return
-  limits = {"metric": options.metric, "most_trials": options.most_trials, "notes": notes}
   during = follows.follow(workdir, loggers=loggers.chosen(vars(options)))
+  limits = {"metric": options.metric, "most_trials": options.most_trials, "notes": notes}
   try:
-    jaxtune.sweep(config, workdir, **limits, during=during, **_launcher(options))
+    jaxtune.sweep(config, workdir, **limits, **_launcher(options), during=during)
   except launch.Elsewhere as says:
     print(says)
     return

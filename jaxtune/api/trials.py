@@ -58,10 +58,6 @@ def train(stage: Groups, numbers: Sequence[int] | None = None) -> None:
   chosen = range(len(stage.members)) if numbers is None else numbers
   waiting = {number: _waiting(stage, stage.members[number]) for number in chosen}
   hosts.wait("what is left")  # before any process trains, and so makes checkpoints
-  left = sorted({i for group in waiting.values() for i in group})
-  completed = zip(left, reference.added([stage.trials[i] for i in left]), strict=True)
-  known = dict(enumerate(stage.trials)) | dict(completed)
-  stage = stage._replace(trials=list(known.values()))
   for group in waiting.values():
     methods = {str(stage.trials[i].config["method"]): stage.trials[i] for i in reversed(group)}
     if methods:  # each distinct method is tried for one step, before any is trained
@@ -114,8 +110,8 @@ def _untuned(
   @functools.cache
   def judge(number: int) -> dict[str, compare.Untuned]:
     new = {key: trials[i] for key, (first, i) in firsts.items() if first == number}
-    completed = cost.with_remat(reference.added(list(new.values())))
-    return dict(zip(new, baseline.evaluate_bases(completed), strict=True))
+    scores = baseline.evaluate_bases(cost.with_remat(list(new.values())))
+    return dict(zip(new, scores, strict=True))
 
   return lambda group: [judge(firsts[keys[i]][0])[keys[i]] for i in group]
 
@@ -181,7 +177,8 @@ def load(
   for group in groups.groups(configs):
     keys = list(dict.fromkeys(groups.data_key(configs[i]) for i in group))
     datasets |= zip(keys, data.align([datasets[key] for key in keys]), strict=True)
-  return [trial._replace(dataset=datasets[groups.data_key(trial.config)]) for trial in trials]
+  trials = [trial._replace(dataset=datasets[groups.data_key(trial.config)]) for trial in trials]
+  return reference.added(trials) if load_one is None else trials
 
 
 def finished(folder: Path, trial: Trial) -> bool:

@@ -76,7 +76,7 @@ def read(folder: Path) -> dict:
   written = {"files", "sha256"} & result.keys()  # older versions wrote neither
   if written and result.get("sha256") != _digest(result):
     raise UserError(
-      f"{path} is damaged or edited: its content has another hash than it had when written; "
+      f"{path} is damaged or was edited: its content has another hash than it had when written; "
       f"{again(folder)}"
     )
   return result

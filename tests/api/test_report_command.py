@@ -99,7 +99,7 @@ def test_a_file_that_was_edited_is_named_with_what_to_do(tmp_path):
   (waiting / "failed.json").write_text('{"reason": "broken"}')
   back = f"put it back, or delete {re.escape(str(trial))} to train the trial again"
   for path, old, new, says in (
-    (trial / "result.json", '"seconds": 14', '"seconds": 13', f"damaged or edited: .*; {back}"),
+    (trial / "result.json", '"seconds": 14', '"seconds": 13', f"damaged or was edited: .*; {back}"),
     (trial / "result.json", "{", "", f"malformed JSON at .*; {back}"),
     (trial / "metrics.jsonl", '"train_loss": ', '"train_loss": 1', f"damaged or changed .*{back}"),
     (trial / "config.json", "{", "[", f"config.json is damaged or changed .*{back}"),

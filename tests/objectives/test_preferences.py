@@ -155,6 +155,8 @@ def test_the_reference_is_the_adapter_that_training_starts_from(tmp_path):
   final = jaxtune.fit(second, tmp_path / "second")["final"]
   assert final["validation_loss"] == pytest.approx(np.log(2), abs=1e-5)
   assert final["validation_margin"] == pytest.approx(0, abs=1e-4)
+  again = jaxtune.evaluate(jaxtune.load_run(tmp_path / "second"))["final"]
+  assert again["validation_loss"] == pytest.approx(final["validation_loss"], abs=1e-6)
 
 
 FORMS = {

@@ -60,7 +60,7 @@ def test_completing_twice_changes_nothing():
     ("method", {"name": "stack"}, "stack without methods"),
     ("method", {"name": "stack", "lora": {"rnk": 1}}, "method.lora.rnk; did you mean 'rank'"),
     ("method", {"name": "stack", "lora": 3}, "method.lora needs a name"),
-    ("objective", {"name": "dpo"}, "unknown objective 'dpo'; valid choices: choices, classify"),
+    ("objective", {"name": "xyz"}, "unknown objective 'xyz'; valid choices: choices, classify"),
     ("objective", {"forward": 1}, "unknown config key objective.forward"),
     ("method.rank", True, "method.rank is True (bool), expected int"),
     ("method.rank", 4.0, "method.rank is 4.0 (float), expected int"),

@@ -112,7 +112,7 @@ AXES = [
   ("method.targets", [["q_proj"], ["q_proj", "v_proj"]], 2),
   ("method", [{"name": "lora"}, {"name": "prefix"}], 2), ("model.quantize", [None, "int8"], 2),
   ("model.path", ["a/b", "a/c"], 2), ("regularize.dropout", [0.0, 0.2], 2),
-  ("train.mesh", [{"data": 1}, None], 2),
+  ("train.parallel", ["jit", "pmap"], 2),
   ("method", [{"name": "stack", "lora": {}}, {"name": "stack", "prefix": {}}], 2),
 ]  # fmt: skip
 

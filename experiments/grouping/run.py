@@ -98,7 +98,7 @@ def swept(*options: str, exits: str = "") -> Callable[[Path, int, dict], list[di
         "configuration": row["trial"].rpartition(",seed=")[0],
         "exited": bool(row["exited_at"]),
         "validation_loss": float(row["final.validation_loss"]),
-        "test_loss": float(row["final.test_loss"]),
+        "test_loss": float(row["final.test_loss"] or "nan"),  # trials that left are not judged
       }
       for row in rows
     ]
@@ -197,8 +197,8 @@ def main() -> None:
       print(f"measuring {way} ...", flush=True)
       results[way] = measure(way, options.trials)
       print(json.dumps(results[way], indent=2), flush=True)
-  results["versions"] = versions()
-  path.write_text(json.dumps(results, indent=2) + "\n")
+      results["versions"] = versions()
+      path.write_text(json.dumps(results, indent=2) + "\n")
   if "one at a time" in results:
     notes = (HERE / "notes.md").read_text()
     (options.out / "README.md").write_text(notes + "\n" + written(results))

@@ -1,6 +1,6 @@
 """Measures what grouping, early exit and workers bring: 48 trials, start of the command to its end.
 
-  python experiments/grouping/run.py                   # all of them, about an hour on 2 cores
+  python experiments/grouping/run.py                   # all of them
   python experiments/grouping/run.py --only grouped
   python experiments/grouping/run.py --trials 4 --out FOLDER   # the figures mean nothing
 

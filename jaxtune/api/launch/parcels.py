@@ -44,13 +44,12 @@ def pack(sweep: Path, places: Iterable[Path], known: Stamps) -> tuple[Parcel, St
     with contextlib.suppress(FileNotFoundError):  # it has been removed meanwhile
       stat = path.stat()
       stamp = stat.st_mtime_ns, stat.st_size
-      if known.get(name) == stamp:
-        pass
-      elif path.is_dir():
+      changed = known.get(name) != stamp
+      if changed and path.is_dir():
         inner = [inner for inner in path.rglob("*") if inner.is_file()]
         checkpoints[name] = {str(one.relative_to(path)): one.read_bytes() for one in inner}
         path.stat()  # whole, as it is removed by being renamed
-      else:
+      elif changed:
         files[name] = path.read_bytes()
       stamps[name] = stamp
   checkpoints = {name: inner for name, inner in checkpoints.items() if name in stamps}

@@ -79,7 +79,7 @@ def _check(o: DataOptions, objective: Any, decoder_start: tuple[int, ...]) -> No
   if o.stream is not None:
     used = [f"data.{key}" for key in ("tasks", "pack", "resample", "limit") if getattr(o, key)]
     used += ["data.buckets"] * (o.buckets > 1) + ["an encoder-decoder"] * bool(decoder_start)
-    used += [f"objective {name!r}"] * (not writes_text)
+    used += [f"objective {name!r}"] * (name != "sft")
     if used:
       raise UserError(
         f"data.stream is for plain training of decoders by 'sft', not with {' and '.join(used)}"

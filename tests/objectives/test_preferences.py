@@ -186,6 +186,13 @@ def test_every_form_of_pairs_is_read(tmp_path, form):
     assert ids[-1] == tokenizer.eos_token_id
 
 
+def test_pairs_are_not_streamed(tmp_path):
+  asked = config_of(write_pairs(tmp_path / "pairs.jsonl"), objective={"name": "dpo"})
+  asked["data"] = asked["data"] | {"stream": 4, "validation": None}
+  with pytest.raises(UserError, match="by 'sft', not with objective 'dpo'"):
+    jaxtune.fit(asked, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
   "row, said",
   [

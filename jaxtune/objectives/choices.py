@@ -66,9 +66,13 @@ def log_probabilities(
       answers run in one forward pass.
   """
   count = batch["tokens"].shape[1]
-  flat = {name: x.reshape(-1, x.shape[2]) for name, x in batch.items() if x.ndim == 3}
-  losses, sums = sft.loss(forward, flat)
+  losses, sums = sft.loss(forward, flat(batch))
   return -losses.reshape(-1, count), sums["weight"].reshape(-1, count)
+
+
+def flat(batch: Batch) -> Batch:
+  """Returns the arrays (B, C, T) of a batch as (B * C, T), so that all answers run together."""
+  return {name: x.reshape(-1, x.shape[2]) for name, x in batch.items() if x.ndim == 3}
 
 
 def _scores(forward: Forward, batch: Batch, normalise: bool) -> Float[Array, "B C"]:

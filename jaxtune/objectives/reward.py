@@ -42,5 +42,4 @@ def predict(forward: Forward, batch: Batch, **_: float) -> Batch:
 
 
 def _rewards(forward: Forward, batch: Batch) -> Float[Array, "B 2"]:
-  flat = {name: x.reshape(-1, x.shape[2]) for name, x in batch.items() if x.ndim == 3}
-  return forward(flat).reshape(-1, 2)
+  return forward(choices.flat(batch)).reshape(-1, 2)

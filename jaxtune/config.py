@@ -28,7 +28,7 @@ from jaxtune.models import hf
 from jaxtune.peft import unions
 from jaxtune.peft.methods import regularize
 from jaxtune.training import optim
-from jaxtune.training.options import SearchOptions, TrainOptions
+from jaxtune.training.options import RolloutOptions, SearchOptions, TrainOptions
 
 # section: (the function that owns it, arguments that the caller supplies)
 SECTIONS = {
@@ -39,6 +39,7 @@ SECTIONS = {
   "train": (TrainOptions, set()),
   "evaluate": (EvaluateOptions, set()),
   "search": (SearchOptions, set()),
+  "rollout": (RolloutOptions, set()),
 }
 KEYS = {"seed", "method", "objective", "sweep", *SECTIONS}
 

@@ -14,9 +14,12 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from jaxtune import data, hosts, metrics, peft, sharding, tree
-from jaxtune.evaluation import generate, texts
+from jaxtune.evaluation import generate, rewards, texts
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.training.step import Program, judge
+
+
+SUMS = ("loss", "weight", "correct")  # of each example, whatever the objective
 
 
 class Evaluator(NamedTuple):
@@ -32,6 +35,7 @@ class Evaluator(NamedTuple):
     metrics: names of the metrics of predictions.
     tokenizer: the model's.
     stop_tokens: ids that end a completion.
+    rewards: by which the model's own answers are judged, in place of losses.
   """
 
   rows: Callable
@@ -42,6 +46,13 @@ class Evaluator(NamedTuple):
   metrics: tuple[str, ...]
   tokenizer: Any
   stop_tokens: tuple[int, ...]
+  rewards: rewards.Rewards | None = None
+
+  @property
+  def measures(self) -> tuple[str, ...]:
+    """What is measured of a split; see `objectives`."""
+    more = () if self.rewards is None else tuple(self.rewards.labels)
+    return (*self.objective.MEASURES, *more)
 
 
 class Judged(NamedTuple):
@@ -75,6 +86,7 @@ def make(
   chunk: int,
   tokenizer: Any,
   stop_tokens: tuple[int, ...] = (),
+  rewards: rewards.Rewards | None = None,
 ) -> Evaluator:
   """Makes an evaluator; its functions are compiled at the first call with each shape.
 
@@ -103,7 +115,7 @@ def make(
   )
   return Evaluator(
     parallel.compile(grouped), jax.jit(mapped(complete)), objective, parallel,
-    options, metric_names(options, objective), tokenizer, stop_tokens,
+    options, metric_names(options, objective), tokenizer, stop_tokens, rewards,
   )  # fmt: skip
 
 
@@ -117,7 +129,12 @@ def metric_names(options: EvaluateOptions, objective: Any) -> tuple[str, ...]:
 def measure(
   evaluator: Evaluator, overlays: peft.Overlay, base: PyTree, splits: Sequence[data.Split]
 ) -> list[dict]:
-  """Runs every trial over its own split; returns {"loss": (X,), "weight": (X,), ...} of each."""
+  """Runs every trial over its own split; returns {"loss": (X,), "weight": (X,), ...} of each.
+
+  Where answers are rewarded, the loss is minus the reward of the model's own.
+  """
+  if evaluator.rewards is not None:
+    return _rewarded(evaluator, overlays, base, splits)
   parts = evaluator.parallel.batch_shards
   size = -(-evaluator.options.batch_size // parts) * parts  # rows are added without weight
   distinct = {id(split): split for split in splits}
@@ -132,6 +149,27 @@ def measure(
   return [
     {name: x[e, : split.examples] for name, x in joined.items()} for e, split in enumerate(splits)
   ]
+
+
+def _rewarded(
+  evaluator: Evaluator, overlays: peft.Overlay, base: PyTree, splits: Sequence[data.Split]
+) -> list[dict]:
+  """Lets every trial answer the prompts of its split; returns the rewards of its answers."""
+  rows = [split.arrays["example"] for split in splits]
+  ids = [[s.prompts[n] for n in own] for s, own in zip(splits, rows, strict=True)]
+  answered = completions(evaluator, overlays, base, ids, [0] * len(splits))
+  decode = partial(evaluator.tokenizer.decode, skip_special_tokens=True)
+  found = []
+  for split, own, asked, answers in zip(splits, rows, ids, answered, strict=True):
+    references, source = ([values[n] for n in own] for values in (split.references, split.rows))
+    judged = rewards.score(
+      evaluator.rewards, rewards.Answers(list(map(decode, asked)), answers, references, source)
+    )
+    known_N = np.isfinite(judged["reward"]).astype(np.float64)
+    judged = {name: np.nan_to_num(values_N) for name, values_N in judged.items()}
+    sums = {"loss": -judged["reward"], "weight": known_N, "correct": judged["reward"] > 0}
+    found.append(sums | judged)
+  return found
 
 
 def stack(batches: Sequence[dict]) -> dict:
@@ -204,7 +242,7 @@ def judge_splits(
       continue
     measured = measure(evaluator, overlays, base, splits)
     for e, (rows, split) in enumerate(zip(measured, splits, strict=True)):
-      scores = by_task(partial(summarise, evaluator.objective.MEASURES, rows), split.tasks, name)
+      scores = by_task(partial(summarise, evaluator.measures, rows), split.tasks, name)
       judgements[e] = Judged(judgements[e].metrics | scores, name, rows)
   if judgements[0].split not in ("validation", "test") or not evaluator.metrics:
     return judgements
@@ -230,7 +268,7 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
     true, tasks = [true[n] for n in chosen], tasks and [tasks[n] for n in chosen]
     scores = partial(_scores, evaluator.metrics, predictions[e], true)
     scored = judged.metrics | by_task(scores, tasks, name)
-    sums = {key: judged.rows[key] for key in ("loss", "weight", "correct")}
+    sums = {key: x for key, x in judged.rows.items() if key in (*SUMS, *evaluator.measures)}
     predicted.append(Judged(scored, name, sums, predictions[e], true, chosen))
   return predicted
 

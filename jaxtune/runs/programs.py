@@ -6,10 +6,11 @@ import dataclasses
 from functools import partial
 
 from jaxtune import objectives, sharding, tree
-from jaxtune.evaluation import judge
+from jaxtune.evaluation import judge, rewards
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.runs.trial import Trial
 from jaxtune.training import optim
+from jaxtune.training.options import RolloutOptions
 from jaxtune.training.step import Program
 
 
@@ -31,7 +32,26 @@ def make_program(trial: Trial, dropout: bool = False, chunk: int = 1) -> Program
     lambda numbers: optim.make(numbers, steps, **options),
     steps,
     dropout,
+    logged=logged(trial),
+    updates=RolloutOptions(**trial.config["rollout"]).updates if rolls_out(trial) else 1,
   )
+
+
+def rolls_out(trial: Trial) -> bool:
+  """Says whether a trial learns from answers that it draws itself; see `rollouts`."""
+  return getattr(trial.objective, "ROLLOUT", False)
+
+
+def logged(trial: Trial) -> tuple[str, ...]:
+  """Returns the names of the sums of a step that are logged beside its loss."""
+  names = getattr(trial.objective, "LOGGED", ())
+  return (*names, *make_rewards(trial).labels) if rolls_out(trial) else names
+
+
+def make_rewards(trial: Trial) -> rewards.Rewards:
+  """Finds the rewards of a trial's config."""
+  o = RolloutOptions(**trial.config["rollout"])
+  return rewards.make(o.rewards or {}, timeout=o.timeout, on_error=o.on_error)
 
 
 def make_evaluator(
@@ -59,6 +79,7 @@ def make_evaluator(
     chunk=chunk,
     tokenizer=trial.pretrained.tokenizer,
     stop_tokens=trial.dataset.stop_tokens,
+    rewards=make_rewards(trial) if rolls_out(trial) else None,
   )
 
 

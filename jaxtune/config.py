@@ -179,8 +179,9 @@ def _complete_objective(section: dict) -> dict:
     raise UserError(f"config.objective is {section!r}, expected a section with a name")
   options = {"name": "sft"} | section
   name = options.pop("name")
-  owner = objectives.module(name).loss
-  return {"name": name} | _complete_section("objective", options, owner, {"forward", "batch"})
+  owner, trained = objectives.module(name).loss, objectives.arrays({"name": name}, 1)
+  supplied = {"forward", "batch", *trained}
+  return {"name": name} | _complete_section("objective", options, owner, supplied)
 
 
 def complete_method(section: dict, path: str = "method") -> dict:

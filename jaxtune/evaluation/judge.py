@@ -14,10 +14,9 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from jaxtune import data, hosts, metrics, peft, sharding, tree
-from jaxtune.evaluation import generate, rewards, texts
+from jaxtune.evaluation import answers, generate, rewards
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.training.step import Program, judge
-
 
 SUMS = ("loss", "weight", "correct")  # of each example, whatever the objective
 
@@ -134,7 +133,7 @@ def measure(
   Where answers are rewarded, the loss is minus the reward of the model's own.
   """
   if evaluator.rewards is not None:
-    return _rewarded(evaluator, overlays, base, splits)
+    return answers.rewarded(evaluator, overlays, base, splits)
   parts = evaluator.parallel.batch_shards
   size = -(-evaluator.options.batch_size // parts) * parts  # rows are added without weight
   distinct = {id(split): split for split in splits}
@@ -149,27 +148,6 @@ def measure(
   return [
     {name: x[e, : split.examples] for name, x in joined.items()} for e, split in enumerate(splits)
   ]
-
-
-def _rewarded(
-  evaluator: Evaluator, overlays: peft.Overlay, base: PyTree, splits: Sequence[data.Split]
-) -> list[dict]:
-  """Lets every trial answer the prompts of its split; returns the rewards of its answers."""
-  rows = [split.arrays["example"] for split in splits]
-  ids = [[s.prompts[n] for n in own] for s, own in zip(splits, rows, strict=True)]
-  answered = completions(evaluator, overlays, base, ids, [0] * len(splits))
-  decode = partial(evaluator.tokenizer.decode, skip_special_tokens=True)
-  found = []
-  for split, own, asked, answers in zip(splits, rows, ids, answered, strict=True):
-    references, source = ([values[n] for n in own] for values in (split.references, split.rows))
-    judged = rewards.score(
-      evaluator.rewards, rewards.Answers(list(map(decode, asked)), answers, references, source)
-    )
-    known_N = np.isfinite(judged["reward"]).astype(np.float64)
-    judged = {name: np.nan_to_num(values_N) for name, values_N in judged.items()}
-    sums = {"loss": -judged["reward"], "weight": known_N, "correct": judged["reward"] > 0}
-    found.append(sums | judged)
-  return found
 
 
 def stack(batches: Sequence[dict]) -> dict:
@@ -198,29 +176,6 @@ def summarise(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = sl
   }
   value = lambda name: known[name]() if name in known else total(name) / weight
   return {f"{prefix}_{name}": value(name) for name in measures}
-
-
-def completions(
-  evaluator: Evaluator,
-  overlays: peft.Overlay,
-  base: PyTree,
-  prompts: Sequence[list[list[int]]],
-  seeds: Sequence[int],
-) -> list[list[str]]:
-  """Completes every trial's own prompts; returns a list of texts for each trial.
-
-  Args:
-    seeds: one for each trial; a draw depends on it and on the prompt's number, not on the batch.
-  """
-  seeds_E = np.asarray(seeds, np.int32)
-  made = texts.complete(
-    lambda batch: hosts.fetch(evaluator.complete(overlays, base, batch | {"seed": seeds_E})),
-    prompts,
-    evaluator.options.batch_size,
-    evaluator.stop_tokens,
-  )
-  decode = partial(evaluator.tokenizer.decode, skip_special_tokens=True)
-  return [[decode(ids).strip() for ids in of_trial] for of_trial in made]
 
 
 def judge_splits(
@@ -261,7 +216,7 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
   else:
     pairs = zip(splits, numbers, strict=True)
     prompts = [[split.prompts[n] for n in chosen] for split, chosen in pairs]
-    predictions = completions(evaluator, overlays, base, prompts, seeds)
+    predictions = answers.completions(evaluator, overlays, base, prompts, seeds)
   predicted = []
   for e, (judged, split, chosen) in enumerate(zip(judgements, splits, numbers, strict=True)):
     true, tasks = objective.references(datasets[e], split), _tasks(split)

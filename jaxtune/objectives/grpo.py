@@ -15,7 +15,7 @@ Where the answers come from is said in the config's section `rollout`; see `runs
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +99,8 @@ def loss(
       second pass over the batch.
   """
   del advantage, length  # `learn` has read them
-  log_BT, entropy_BT = log_probabilities(forward, batch, temperature)
+  minus_log_BT, entropy_BT = scored(forward, batch, temperature)
+  log_BT = -minus_log_BT
   weights_BT = following(batch["weights"])
   change_BT = log_BT - batch["policy"]
   if ratio == "sequence":
@@ -135,14 +136,16 @@ def following(weights_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
   return jnp.roll(weights_BT, -1, 1).at[:, -1].set(0.0)
 
 
-def log_probabilities(
-  forward: Forward, batch: Batch, temperature: float
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-  """Returns log p(next token) at each position, and the entropy there without its gradient."""
+def observe(forward: Forward, batch: Batch, temperature: float, **_: Array) -> Sums:
+  """Returns what `learn` needs of answers by the weights that drew them, each (B, T)."""
+  losses_BT, _ = scored(forward, batch, temperature)
+  return {"policy": -losses_BT * following(batch["weights"])}
+
+
+def scored(forward: Forward, batch: Batch, temperature: float) -> Any:
+  """Scores each position's next token: -log p of it, and the entropy without its gradient."""
   targets_BT = jnp.roll(batch["tokens"], -1, 1)
-  score = partial(_score, temperature=temperature)
-  losses_BT, entropy_BT = forward(batch, score=score, targets=targets_BT)
-  return -losses_BT, entropy_BT
+  return forward(batch, score=partial(_score, temperature=temperature), targets=targets_BT)
 
 
 def entropies(forward: Forward, batch: Batch, temperature: float) -> Float[Array, "B T"]:

@@ -38,8 +38,9 @@ def check(trials: Sequence[Trial]) -> None:
 
   def measure(overlay, base, rows):
     def loss(tuned):
-      forward = step.forward(program, overlay._replace(tuned=tuned), base, backward=True)
-      return program.objective(forward, rows)[0].sum()
+      own = overlay._replace(tuned=tuned)
+      forward = step.forward(program, own, base, backward=True)
+      return program.objective(forward, rows, **step.numbers_of(own))[0].sum()
 
     value, gradients = jax.value_and_grad(loss)(overlay.tuned)
     return value, jax.tree.map(lambda g: jnp.abs(g).max(), gradients)

@@ -21,7 +21,8 @@ WHOLE = dict(scored_tokens=2**31, remat=False, attention="plain")  # nothing is 
 def of_training(trial: Trial, flops: Callable[[int], int], updates: int) -> dict[str, int]:
   """Returns the costs of so many updates: "flops", "flops_per_update" (the mean) and "tokens".
 
-  Tokens are those of all examples drawn, without padding; of a stream, and of answers that are drawn while training, they are not known.
+  Tokens are those of all examples drawn, without padding; of a stream, and of answers that
+  are drawn while training, they are not known.
 
   Args:
     flops: from `counter`.

@@ -44,8 +44,12 @@ def rolls_out(trial: Trial) -> bool:
 
 def logged(trial: Trial) -> tuple[str, ...]:
   """Returns the names of the sums of a step that are logged beside its loss."""
-  names = getattr(trial.objective, "LOGGED", ())
-  return (*names, *make_rewards(trial).labels) if rolls_out(trial) else names
+  return (*getattr(trial.objective, "LOGGED", ()), *reward_labels(trial))
+
+
+def reward_labels(trial: Trial) -> tuple[str, ...]:
+  """Returns the names by which a trial's rewards are reported."""
+  return tuple(make_rewards(trial).labels) if rolls_out(trial) else ()
 
 
 def make_rewards(trial: Trial) -> rewards.Rewards:
@@ -71,10 +75,13 @@ def make_evaluator(
   )
   if hasattr(objective, "predict"):
     program = program._replace(predict=partial(objective.predict, **options))
+  judging = EvaluateOptions(**trial.config["evaluate"])
+  if rolls_out(trial):  # held-out answers are as long as those that are learnt from
+    judging = judging._replace(max_new_tokens=trial.config["rollout"]["max_new_tokens"])
   return judge.make(
     program,
     objective,
-    EvaluateOptions(**trial.config["evaluate"]),
+    judging,
     parallel=parallel,
     chunk=chunk,
     tokenizer=trial.pretrained.tokenizer,

@@ -1,4 +1,4 @@
-"""Rollouts: a policy answers prompts, its answers are judged, and they become batches to learn from.
+"""Rollouts: a policy answers prompts, its answers are judged, and batches are made of them.
 
 A rollout is a pure function of the trial's seed, the number of the step and the weights of that
 moment. So a run that is resumed draws the answers that it would have drawn, and a trial of a group
@@ -8,7 +8,7 @@ those that it would draw alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from jaxtune import data, hosts, peft, sharding
 from jaxtune.data import padding
 from jaxtune.evaluation import judge, rewards, texts
 from jaxtune.evaluation.options import EvaluateOptions
-from jaxtune.objectives import Batch, Forward, Sums, grpo
+from jaxtune.objectives import grpo
 from jaxtune.runs import programs, reference
 from jaxtune.runs.trial import Trial
 from jaxtune.training.options import RolloutOptions, TrainOptions
@@ -66,9 +66,11 @@ def begin(
   drawing = EvaluateOptions(
     batch_size=train.batch_size, max_new_tokens=options.max_new_tokens, temperature=temperature,
   )  # fmt: skip
-  score = lambda forward, batch, **_: _scored(first.objective, forward, batch, temperature)
 
-  def evaluator(program: Program) -> judge.Evaluator:
+  def evaluator(program: Program, observe: Callable) -> judge.Evaluator:
+    score = lambda forward, batch, **own: (
+      batch["weights"].sum(1), observe(forward, batch, temperature, **own)
+    )  # fmt: skip
     return judge.make(
       program._replace(objective=score), first.objective, drawing, parallel=parallel, chunk=chunk,
       tokenizer=first.pretrained.tokenizer, stop_tokens=first.dataset.stop_tokens,
@@ -77,8 +79,9 @@ def begin(
   methods, started, frozen = reference.before(trials, base, parallel)
   longest = max(map(len, (prompt for t in trials for prompt in t.dataset.train.prompts)))
   return Rollouts(
-    trials, options, train, evaluator(program), evaluator(program._replace(methods=methods)),
-    started, base, frozen, programs.make_rewards(first), padding.width(longest, None),
+    trials, options, train, evaluator(program, first.objective.observe),
+    evaluator(program._replace(methods=methods), grpo.observe), started, base, frozen,
+    programs.make_rewards(first), padding.width(longest, None),
   )  # fmt: skip
 
 
@@ -103,7 +106,8 @@ def batch(
   """
   r, trials = rollouts, [rollouts.trials[e] for e in chosen]
   numbers = steps // r.options.updates
-  rows = [_rows(t, int(n), r.prompts, r.options.samples) for t, n in zip(trials, numbers, strict=True)]
+  numbered = list(zip(trials, map(int, numbers), strict=True))
+  rows = [_rows(r, *one) for one in numbered]
   own = lambda overlay: jax.tree.map(lambda x: x[chosen], overlay)
   overlays = own(peft.Overlay(state.tuned, state.hyper))
   ids_ENn = _drawn(r, overlays, trials, rows, numbers)
@@ -113,8 +117,7 @@ def batch(
   before = judge.measure(r.before, own(r.started), r.frozen, splits)
   five = zip(trials, splits, judged, scored, before, strict=True)
   learnt = [_learnt(r, *one) for one in five]
-  seeds = [(t.config["seed"], int(n)) for t, n in zip(trials, numbers, strict=True)]
-  order = [_order(r, seed) for seed in seeds]
+  order = [_order(r, (t.config["seed"], n)) for t, n in numbered]
   fold = lambda x: x.reshape(-1, r.train.batch_size // r.train.accumulate, *x.shape[1:])
   return {
     name: np.stack([fold(one[name][at]) for one, at in zip(learnt, order, strict=True)])
@@ -122,18 +125,10 @@ def batch(
   }
 
 
-def _scored(
-  objective: Any, forward: Forward, batch: Batch, temperature: float
-) -> tuple[Any, Sums]:
-  """Returns log p of the answers' tokens as the sums of rows, (B, T)."""
-  log_BT, _ = objective.log_probabilities(forward, batch, temperature)
-  return batch["weights"].sum(1), {"policy": log_BT * objective.following(batch["weights"])}
-
-
-def _rows(trial: Trial, number: int, prompts: int, samples: int) -> np.ndarray:
+def _rows(r: Rollouts, trial: Trial, number: int) -> np.ndarray:
   """Returns which rows of the training split a rollout's answers are of, (N,)."""
-  rows_P = data.batch(trial.dataset.train, trial.config["seed"], number, prompts)["example"]
-  return np.repeat(rows_P, samples)
+  rows_P = data.batch(trial.dataset.train, trial.config["seed"], number, r.prompts)["example"]
+  return np.repeat(rows_P, r.options.samples)
 
 
 def _drawn(
@@ -170,7 +165,9 @@ def _answered(
   split, tokenizer = trial.dataset.train, trial.pretrained.tokenizer
   prompts = [split.prompts[row] for row in rows_N]
   answers = [texts.until_stop(ids_n, r.policy.stop_tokens) for ids_n in ids_Nn]
-  stopped = [ids_n[: len(answer) + 1].tolist() for answer, ids_n in zip(answers, ids_Nn, strict=True)]
+  stopped = [
+    ids_n[: len(answer) + 1].tolist() for answer, ids_n in zip(answers, ids_Nn, strict=True)
+  ]
   width = r.width + r.options.max_new_tokens
   whole = [prompt + ids for prompt, ids in zip(prompts, stopped, strict=True)]
   lengths_N = np.array(list(map(len, whole)))

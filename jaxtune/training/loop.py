@@ -169,9 +169,7 @@ def _turn(group: Group, progress: Progress, steps: np.ndarray) -> tuple[Progress
   return progress, np.concatenate([chosen, np.full(width - chosen.size, len(steps))])
 
 
-def _batch(
-  group: Group, places: np.ndarray, steps: np.ndarray, progress: Progress
-) -> dict | None:
+def _batch(group: Group, places: np.ndarray, steps: np.ndarray, progress: Progress) -> dict | None:
   """Returns the batch of the next step; an empty place has that of the first one."""
   if not places.size:
     return None

@@ -156,8 +156,9 @@ def update(
 
 
 def numbers_of(overlay: peft.Overlay) -> dict[str, Array]:
-  """Returns the objective's own numbers, such as beta; see `runs.trial.make_methods`."""
-  return overlay.hyper.get("loss", {}).get("objective", {})
+  """Returns the objective's own numbers and arrays, such as beta; see `runs.trial.make_methods`."""
+  own = lambda arrays: arrays.get("loss", {}).get("objective", {})
+  return own(overlay.hyper) | own(overlay.tuned["peft"])
 
 
 def _summed(gradient: Callable, batch: dict[str, Array]) -> PyTree:

@@ -1,6 +1,6 @@
 """Rewards of answers: functions that a config names, and their weighted sum.
 
-A config's `rollout.rewards` is {name: weight}. A name is one of
+A name in a config's `rollout.rewards` is one of
 
   "exact_match"              any metric of generated text, of each answer alone, divided by its best
                              value: here 1 where the answer is an accepted one, else 0
@@ -12,10 +12,10 @@ A config's `rollout.rewards` is {name: weight}. A name is one of
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import threading
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -70,17 +70,23 @@ class Rewards(NamedTuple):
     return found
 
 
-def make(weights: Mapping[str, float], **options: Any) -> Rewards:
+def make(names: Sequence[str], weights: Sequence[float] | None = None, **options: Any) -> Rewards:
   """Finds the functions of rewards; the options are the other fields of `Rewards`.
 
   Raises:
-    UserError: no reward, an unknown name, or a file that does not have the function.
+    UserError: no reward, an unknown name, a file that does not have the function, or as many
+      weights as there are not names.
   """
-  if not weights:
+  if not names:
+    raise UserError("rollout.rewards is empty, expected names such as ('exact_match',)")
+  weights = [1.0] * len(names) if weights is None else weights
+  if len(weights) != len(names):
     raise UserError(
-      "rollout.rewards is empty, expected {name: weight}, for example {'exact_match': 1.0}"
+      f"rollout.weights has {len(weights)} numbers, expected one for each of {len(names)} rewards"
     )
-  return Rewards({name: _find(name) for name in weights}, dict(weights), **options)
+  return Rewards(
+    {name: _find(name) for name in names}, dict(zip(names, weights, strict=True)), **options
+  )
 
 
 def score(rewards: Rewards, answers: Answers) -> dict[str, np.ndarray]:
@@ -177,9 +183,10 @@ def _from_file(path: Path, name: str) -> Function:
   """Returns a function of a Python file, which is run as a config file is."""
   if not path.is_file():
     raise UserError(f"reward {path}:{name}: no file {str(path)!r}, expected a Python file")
-  module = types.ModuleType(path.stem)
+  loader = SourceFileLoader(path.stem, str(path))
+  module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
   try:
-    SourceFileLoader(path.stem, str(path)).exec_module(module)
+    loader.exec_module(module)
   except Exception as error:
     raise UserError(f"reward {path}:{name}: the file fails with {error!r}") from error
   functions = {key for key, value in vars(module).items() if inspect.isfunction(value)}

@@ -25,8 +25,6 @@ def check(trial: Trial) -> int:
   programs.make_rewards(trial)
   if trial.pretrained.model.config.encoder is not None:
     raise UserError(f"objective {name!r} is for decoders, not for encoder-decoders")
-  if config["data"]["pack"]:
-    raise UserError(f"data.pack joins examples, but objective {name!r} answers each prompt alone")
   _check_counts(TrainOptions(**config["train"]), RolloutOptions(**config["rollout"]), config)
   longest = max(map(len, trial.dataset.train.prompts))
   return longest + config["rollout"]["max_new_tokens"]

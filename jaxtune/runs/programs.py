@@ -55,7 +55,7 @@ def reward_labels(trial: Trial) -> tuple[str, ...]:
 def make_rewards(trial: Trial) -> rewards.Rewards:
   """Finds the rewards of a trial's config."""
   o = RolloutOptions(**trial.config["rollout"])
-  return rewards.make(o.rewards or {}, timeout=o.timeout, on_error=o.on_error)
+  return rewards.make(o.rewards, o.weights, timeout=o.timeout, on_error=o.on_error)
 
 
 def make_evaluator(

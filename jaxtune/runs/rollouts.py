@@ -145,7 +145,7 @@ def _drawn(
     for t, rows_N in zip(trials, rows, strict=True)
   ]
   tokens_ENT, mask_ENT = map(np.stack, zip(*padded, strict=True))
-  seeds = [_seed(t.config["seed"], int(n)) for t, n in zip(trials, numbers, strict=True)]
+  seeds = [seed_of(t.config["seed"], int(n)) for t, n in zip(trials, numbers, strict=True)]
   count, total = len(trials), tokens_ENT.shape[1]
   return hosts.fetch(r.policy.complete(overlays, r.base, {
     "tokens": tokens_ENT, "mask": mask_ENT, "seed": np.asarray(seeds, np.int32),
@@ -153,7 +153,7 @@ def _drawn(
   }))  # fmt: skip
 
 
-def _seed(*numbers: int) -> int:
+def seed_of(*numbers: int) -> int:
   """Makes one seed of a trial's seed and a step."""
   return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
 

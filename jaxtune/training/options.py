@@ -85,7 +85,8 @@ class RolloutOptions(NamedTuple):
     epochs: how often the updates go through these. A rollout makes minibatches * epochs updates, of
       which `train.steps` is a multiple.
     max_new_tokens: the most tokens of an answer.
-    rewards: {name: weight}, what answers are judged by; see `evaluation.rewards`.
+    rewards: the names of what answers are judged by; see `evaluation.rewards`.
+    weights: of these rewards; 0 for one that is reported and not trained on. None: all are 1.
     timeout: the seconds that one call of a reward may take.
     on_error: what happens where a reward fails: "stop", or "skip" the answers that it fails on.
   """
@@ -94,7 +95,8 @@ class RolloutOptions(NamedTuple):
   minibatches: Count = 1
   epochs: Count = 1
   max_new_tokens: Count = 32
-  rewards: dict[str, float] | None = None
+  rewards: tuple[str, ...] = ()
+  weights: tuple[float, ...] | None = None
   timeout: Positive = 60.0
   on_error: Literal["stop", "skip"] = "stop"
 

@@ -68,6 +68,7 @@ class Sampled(NamedTuple):
 def loss(
   forward: Forward,
   batch: Batch,
+  *,
   temperature: Positive = 1.0,
   advantage: Advantage = "group_std",
   length: Length = "answer",

@@ -40,6 +40,7 @@ def loss(
   batch: Batch,
   value_kernel: Float[Array, " D"],
   value_bias: Float[Array, ""],
+  *,
   temperature: Positive = 1.0,
   clip_low: NonNegative = 0.2,
   clip_high: NonNegative = 0.2,
@@ -129,6 +130,7 @@ def _goes_on(change_BT: Float[Array, "B T"], batch: Batch, kl_stop: Array | floa
 
 def learn(
   sampled: grpo.Sampled,
+  *,
   kl: float,
   estimator: grpo.Estimator,
   gamma: float,

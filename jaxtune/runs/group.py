@@ -50,9 +50,8 @@ def train(
   evaluator = programs.make_evaluator(first, parallel, chunk)
   rule, places = _turns(trials, options)
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
-    compared = rule.rungs[-1] if rule else 1
-    progress = parallel.put(begin(states, compared, program.logged), "trial")
-    progress, before = saved.restore(progress) or (progress, 0.0)
+    progress = begin(states, rule.rungs[-1] if rule else 1, program.logged)
+    progress, before = saved.restore(start := parallel.put(progress, "trial")) or (start, 0.0)
     clock = lambda: before + time.perf_counter() - began
     folder.begin(folders, [t.config for t in trials])
     group = loop.Group(

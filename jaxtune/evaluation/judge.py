@@ -50,7 +50,7 @@ class Evaluator(NamedTuple):
   @property
   def measures(self) -> tuple[str, ...]:
     """What is measured of a split; see `objectives`."""
-    more = () if self.rewards is None else tuple(self.rewards.labels)
+    more = () if self.rewards is None else tuple(rewards.labels(list(self.rewards.functions)))
     return (*self.objective.MEASURES, *more)
 
 

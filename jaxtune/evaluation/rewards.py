@@ -8,6 +8,7 @@ A name in a config's `rollout.rewards` is one of
   "matches:^[0-9]+$"         1 where the regular expression is found in the answer, else 0
   "rewards.py:has_title"     a function of a Python file, (prompts, completions, rows) -> floats,
                              one for each completion; rows are those that the prompts were made of
+  "model:runs/reward"        the score of a finished reward model; see `runs.reward_model`
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -60,18 +61,27 @@ class Rewards(NamedTuple):
   timeout: float = 60.0
   on_error: Literal["stop", "skip"] = "stop"
 
-  @property
-  def labels(self) -> dict[str, str]:
-    """The names by which rewards are reported, such as "reward_has_title": {label: name}."""
-    found: dict[str, str] = {}
-    for name in self.functions:
-      label = "reward_" + ("matches" if name.startswith(PATTERN) else name.rpartition(":")[2])
-      found[label if label not in found else f"{label}_{len(found) + 1}"] = name
-    return found
+
+def labels(names: Sequence[str]) -> dict[str, str]:
+  """Returns how rewards are reported, such as {"reward_has_title": "rewards.py:has_title"}."""
+  found: dict[str, str] = {}
+  for name in names:
+    first, _, last = name.rpartition(":")
+    label = "reward_" + (last if first.endswith(".py") or not first else first.partition(":")[0])
+    found[label if label not in found else f"{label}_{len(found) + 1}"] = name
+  return found
 
 
-def make(names: Sequence[str], weights: Sequence[float] | None = None, **options: Any) -> Rewards:
-  """Finds the functions of rewards; the options are the other fields of `Rewards`.
+def make(
+  names: Sequence[str],
+  weights: Sequence[float] | None = None,
+  models: Mapping[str, Function] | None = None,
+  **options: Any,
+) -> Rewards:
+  """Finds the functions of rewards; the other options are fields of `Rewards`.
+
+  Args:
+    models: the functions of the names that are reward models.
 
   Raises:
     UserError: no reward, an unknown name, a file that does not have the function, or as many
@@ -84,9 +94,9 @@ def make(names: Sequence[str], weights: Sequence[float] | None = None, **options
     raise UserError(
       f"rollout.weights has {len(weights)} numbers, expected one for each of {len(names)} rewards"
     )
-  return Rewards(
-    {name: _find(name) for name in names}, dict(zip(names, weights, strict=True)), **options
-  )
+  known = models or {}
+  functions = {name: known[name] if name in known else _find(name) for name in names}
+  return Rewards(functions, dict(zip(names, weights, strict=True)), **options)
 
 
 def score(rewards: Rewards, answers: Answers) -> dict[str, np.ndarray]:
@@ -98,8 +108,9 @@ def score(rewards: Rewards, answers: Answers) -> dict[str, np.ndarray]:
     UserError: where a function raises an error, takes too long, or returns another number of
       values, or one that is not finite, and on_error is "stop".
   """
-  found = {label: _judged(rewards, name, answers) for label, name in rewards.labels.items()}
-  total_N = sum(rewards.weights[name] * found[label] for label, name in rewards.labels.items())
+  named = labels(list(rewards.functions))
+  found = {label: _judged(rewards, name, answers) for label, name in named.items()}
+  total_N = sum(rewards.weights[name] * found[label] for label, name in named.items())
   return {"reward": np.asarray(total_N)} | found
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from jaxtune import objectives, sharding, tree
 from jaxtune.evaluation import judge, rewards
 from jaxtune.evaluation.options import EvaluateOptions
+from jaxtune.runs import reward_model
 from jaxtune.runs.trial import Trial
 from jaxtune.training import optim
 from jaxtune.training.options import RolloutOptions
@@ -49,13 +50,14 @@ def logged(trial: Trial) -> tuple[str, ...]:
 
 def reward_labels(trial: Trial) -> tuple[str, ...]:
   """Returns the names by which a trial's rewards are reported."""
-  return tuple(make_rewards(trial).labels) if rolls_out(trial) else ()
+  return tuple(rewards.labels(trial.config["rollout"]["rewards"])) if rolls_out(trial) else ()
 
 
 def make_rewards(trial: Trial) -> rewards.Rewards:
   """Finds the rewards of a trial's config."""
   o = RolloutOptions(**trial.config["rollout"])
-  return rewards.make(o.rewards, o.weights, timeout=o.timeout, on_error=o.on_error)
+  models = reward_model.find(o.rewards)
+  return rewards.make(o.rewards, o.weights, models, timeout=o.timeout, on_error=o.on_error)
 
 
 def make_evaluator(

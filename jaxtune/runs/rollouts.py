@@ -179,8 +179,8 @@ def _answered(
     "mask": mask_NT,
     "weights": (mask_NT & (places_T >= before_N[:, None])).astype(np.float32),
   }
-  decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip()
-  completions = list(map(decode, answers))
+  decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+  completions = [decode(ids).strip() for ids in answers]
   references = [split.references[row] for row in rows_N]
   source = [split.rows[row] for row in rows_N]
   asked = rewards.Answers(list(map(decode, prompts)), completions, references, source)
@@ -247,7 +247,7 @@ def example(trial: Trial, prompts: dict[str, np.ndarray]) -> dict[str, np.ndarra
     np.zeros(rows), 1, zeros_NT, zeros_NT, zeros_NT, zeros_NT, options.max_new_tokens
   )
   learnt = trial.objective.learn(sampled, **trial.config["objective"])
-  judged = ("reward", *programs.make_rewards(trial).labels, "length", "truncated", "repeated")
+  judged = ("reward", *programs.reward_labels(trial), "length", "truncated", "repeated")
   return {
     "tokens": np.zeros((rows, width), np.int32), "mask": np.ones((rows, width), bool),
     "weights": np.ones((rows, width), np.float32), "policy": zeros_NT, "reference": zeros_NT,

@@ -15,7 +15,7 @@ from jaxtune.config import complete
 from jaxtune.errors import UserError
 from jaxtune.evaluation import rewards
 from jaxtune.objectives import grpo, ppo
-from jaxtune.runs import programs, rollouts
+from jaxtune.runs import programs, reward_model, rollouts
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import prepare
 
@@ -375,3 +375,24 @@ def test_an_empty_prompt_is_refused(made, tmp_path):
   path.write_text('{"prompt": "a"}\n{"prompt": " "}\n')
   with pytest.raises(UserError, match="empty.jsonl:2: the prompt is empty"):
     jaxtune.fit(made(data={"train": str(path), "validation": None}), tmp_path / "run")
+
+
+def test_a_reward_model_rewards_as_it_judges_pairs(made, tmp_path):
+  pairs = tmp_path / "pairs.jsonl"
+  rows = [{"prompt": f"Say {c}.\n", "chosen": f"{c} it is", "rejected": c} for c in "abcd"]
+  pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  config = made("reward") | {"data": {"train": str(pairs), "test": str(pairs), "overlap": "allow"}}
+  jaxtune.fit(config | {"rollout": {}}, tmp_path / "judge")
+  name = f"model:{tmp_path}/judge"
+  functions = rewards.make((name,), models=reward_model.find((name,)))
+  score = lambda side: rewards.score(
+    functions,
+    rewards.Answers(*([row[key] for row in rows] for key in ("prompt", side)), [[]] * 4, rows),
+  )["reward_model"]
+  found = json.loads((tmp_path / "judge" / "result.json").read_text())["final"]
+  assert found["test_chosen"] == pytest.approx(score("chosen").mean(), abs=1e-5)
+  assert found["test_rejected"] == pytest.approx(score("rejected").mean(), abs=1e-5)
+  trained = jaxtune.fit(made(rollout={"rewards": (name,)}), tmp_path / "run")["final"]
+  assert trained["validation_reward"] == trained["validation_reward_model"]
+  with pytest.raises(UserError, match="by objective 'grpo', expected a reward model"):
+    reward_model.find((f"model:{tmp_path}/run",))

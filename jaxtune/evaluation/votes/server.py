@@ -12,13 +12,13 @@ import errno
 import hashlib
 import hmac
 import ipaddress
+import re
 import socket
 import sqlite3
 import unicodedata
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import flask
 import waitress
@@ -34,6 +34,7 @@ from jaxtune.evaluation.votes.store import Store
 PAGE = Path(__file__).parent / "page"
 LARGEST = 16 * 2**10  # bytes of a request's body
 LONGEST_NAME, LONGEST_REASON = 60, 1000  # characters
+_HOST = re.compile(r"(\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[^\s:/@\[\]]+))(:\d+)?")
 _HEADERS = {
   "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
   "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -96,7 +97,7 @@ def make(store: Store, host: str) -> flask.Flask:
 def listen(store: Store, host: str, port: int) -> Any:
   """Returns a server whose `run` answers requests until it is interrupted.
 
-  Its `effective_port` is the port, also where 0 was asked for.
+  Its `effective_port` is the port, as a text, also where 0 was asked for.
 
   Raises:
     UserError: where the address is in use, or none of this machine.
@@ -250,10 +251,8 @@ def _equal(given: str, secret: str) -> bool:
 
 def _host(header: str) -> str:
   """Returns the name in a Host header, in lower case and without the port; "" if it has none."""
-  try:
-    return (urlsplit(f"//{header}").hostname or "").lower()
-  except ValueError:
-    return ""
+  found = _HOST.fullmatch(header.lower())
+  return (found["six"] or found["name"]) if found else ""
 
 
 def _is_ip(host: str) -> bool:

@@ -114,9 +114,14 @@ def votes(store: Store) -> list[Vote]:
 
 def _shown(store: Store, rater: str, number: int) -> dict[str, Any]:
   pair = store.project.pairs[number - 1]
-  a, b = (answer.strip() for answer in pair.answers)
+  a, b = (_trimmed(answer) for answer in pair.answers)
   first, second = (a, b) if order.left(store.project.seed, rater, number) == "a" else (b, a)
-  return {"number": number, "prompt": pair.prompt.strip(), "left": first, "right": second}
+  return {"number": number, "prompt": _trimmed(pair.prompt), "left": first, "right": second}
+
+
+def _trimmed(text: str) -> str:
+  """Takes empty lines off, and keeps the first line's indentation, as code needs it."""
+  return text.strip("\r\n").rstrip()
 
 
 def _check_known(store: Store, rater: str, pair: int | None = None) -> None:

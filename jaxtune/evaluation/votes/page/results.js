@@ -2,9 +2,9 @@
 
 import { ask, find, hideToken, make, say, session } from "./base.js";
 
-const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(0)} %`);
+const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(0)}\u00a0%`);
 const between = (interval) =>
-  interval ? `${(100 * interval[0]).toFixed(0)} to ${(100 * interval[1]).toFixed(0)} %` : "–";
+  interval ? `${(100 * interval[0]).toFixed(0)} to ${percent(interval[1])}` : "–";
 const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
 
 const section = (title, ...children) => make("section", {}, make("h2", {}, title), ...children);
@@ -39,9 +39,9 @@ function axis(value, interval, words) {
 function verdict(found) {
   const [a, b] = found.names;
   const [low, high] = found.interval;
-  const ahead = low > 0.5 ? `${a} is preferred to ${b}` : high < 0.5 ? `${b} is preferred to ${a}`
-    : `${a} and ${b} are not told apart by these votes`;
-  return make("p", { class: "verdict" }, `${ahead[0].toUpperCase()}${ahead.slice(1)}.`);
+  const ahead = low > 0.5 ? `Raters prefer ${a} to ${b}.` : high < 0.5 ? `Raters prefer ${b} to ${a}.`
+    : `These votes do not tell ${a} and ${b} apart.`;
+  return make("p", { class: "verdict" }, ahead);
 }
 
 function winRate(found) {
@@ -59,12 +59,12 @@ function winRate(found) {
     bar([[a, found.wins, "a"], ["ties", found.ties, "tie"], [b, found.losses, "b"]]), legend,
     note(`A tie counts half for each; ${count(found.skips, "skipped vote")} ` +
       `${found.skips === 1 ? "is" : "are"} left out. ${found.judged} of ${count(found.pairs, "pair")} ` +
-      "judged. The interval is Wilson's, over pairs: several votes on one pair are not independent."),
+      "judged. The interval is Wilson’s, over pairs: several votes on one pair are not independent."),
     skipped(found.skipped));
 }
 
 function skipped(reasons) {
-  const said = Object.entries(reasons).map(([reason, number]) => `${number} ${reason}`);
+  const said = Object.entries(reasons).map(([reason, number]) => `${reason} (${number})`);
   return note(said.length ? `Prompts that were not judged: ${said.join(", ")}.` : "");
 }
 
@@ -90,7 +90,7 @@ function side(found) {
 
 function raters(found) {
   const [a, b] = found.names;
-  const heads = ["Rater", "Votes", `${a} better`, "Ties", `${b} better`, "Skipped", `Win rate of ${a}`, "Answer 1"];
+  const heads = ["Rater", "Votes", `${a} better`, "Ties", `${b} better`, "Skipped", `Win rate of ${a}`, "Chose answer 1"];
   const rows = found.raters.map((one) => [
     one.name, one.votes, one.wins, one.ties, one.losses, one.skips,
     one.win_rate === null ? "–" : `${percent(one.win_rate)} (${between(one.interval)})`, percent(one.left),

@@ -63,11 +63,14 @@ def identity(
 
 
 def make(
-  workdirs: Sequence[str | Path], table: sources.Table, sampling: Sampling, seed: int
+  workdirs: Sequence[str | Path], table: sources.Table, sampling: Sampling, seed: int, stated: dict
 ) -> Project:
   """Makes the pairs: generates answers by the runs, or takes those of the file.
 
   Prompts that leave no room for an answer, empty prompts and equal answers are left out.
+
+  Args:
+    stated: the `identity`, with which the pairs are kept.
 
   Raises:
     UserError: where no pair is left; for rows that the runs or the file's columns do not fit.
@@ -82,7 +85,6 @@ def make(
   if not kept:
     said = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
     raise UserError(f"no pair of answers is left to judge: of {len(table.rows)} prompts {said}")
-  stated = identity(workdirs, table, sampling, seed)
   return Project(names, stated, seed, skipped, kept)
 
 
@@ -110,29 +112,44 @@ def _generated(
   runs, names = _load(workdirs)
   for run in runs:
     check_writes(run)
+    if room([run], sampling.max_new_tokens) < 1:
+      raise UserError(
+        f"max_new_tokens is {sampling.max_new_tokens}, expected fewer than the "
+        f"{run.pretrained.model.config.positions} positions of the model of {run.folder}"
+      )
   prompts = _prompts(table)
-  shown, turns = worded(runs[0], prompts, sampling.task), [None] * len(prompts)
-  if shown is None:
-    turns = [data.conversations.turns(row, answered=False) for row in prompts]
-    shown = [_spoken(one) for one in turns]
-  empty = {n for n, text in enumerate(shown) if not text.strip()}
-  fits, too_long = [n for n in range(len(prompts)) if n not in empty], 0
-  for run in runs:
-    most = room([run], sampling.max_new_tokens)
-    ids = encode(run, [prompts[n] for n in fits], sampling.task)
-    fitting = [n for n, one in zip(fits, ids, strict=True) if len(one) <= most]
-    fits, too_long = fitting, too_long + len(fits) - len(fitting)
+  try:
+    shown, turns = worded(runs[0], prompts, sampling.task), [None] * len(prompts)
+    if shown is None:
+      turns = [data.conversations.turns(row, answered=False) for row in prompts]
+      shown = [_spoken(one) for one in turns]
+    asked = [n for n, text in enumerate(shown) if text.strip()]
+    fits = asked
+    for run in runs:
+      fits = _fitting(run, prompts, fits, sampling)
+  except UserError as error:
+    raise UserError(f"{', '.join(table.hashes)}: {error}") from error
   made = []
   for number, (run, name) in enumerate(zip(runs, names, strict=True)):
     print(f"answers of {name} to {len(fits)} prompts", flush=True)
-    asked = [prompts[n] for n in fits]
     drawn = dict(seed=seed + number, **sampling._asdict())
-    made.append(complete(run, asked, **drawn) if fits else [])
+    made.append(complete(run, [prompts[n] for n in fits], **drawn) if fits else [])
   pairs = [
     Pair(shown[n], answers, table.where[n], turns[n])
     for n, answers in zip(fits, zip(*made, strict=True), strict=True)
   ]
-  return names, pairs, {"empty prompts": len(empty), "too long for the model": too_long}
+  lost = {
+    "empty prompts": len(prompts) - len(asked),
+    "too long for the model": len(asked) - len(fits),
+  }
+  return names, pairs, lost
+
+
+def _fitting(run: Run, prompts: list, numbers: list[int], sampling: Sampling) -> list[int]:
+  """Returns the numbers of those prompts that leave a run's model room for an answer."""
+  most = room([run], sampling.max_new_tokens)
+  ids = encode(run, [prompts[n] for n in numbers], sampling.task)
+  return [n for n, one in zip(numbers, ids, strict=True) if len(one) <= most]
 
 
 def _load(workdirs: Sequence[str | Path]) -> tuple[list[Run], tuple[str, str]]:

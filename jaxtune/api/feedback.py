@@ -141,11 +141,12 @@ def _keep_answers(
 ) -> None:
   """Makes the database if there is none; raises UserError for one of other answers."""
   table = answers.read(prompts)
+  stated = answers.identity(workdirs, table, sampling, seed)
   if not store.exists(path):
-    store.create(path, answers.make(workdirs, table, sampling, seed))
+    store.create(path, answers.make(workdirs, table, sampling, seed, stated))
     return
   with store.opened(path) as opened:
-    store.check_same(opened, answers.identity(workdirs, table, sampling, seed), path)
+    store.check_same(opened, stated, path)
 
 
 def _chosen(pair: store.Pair, choice: str) -> dict[str, Any]:

@@ -148,6 +148,8 @@ def _generated(
 def _fitting(run: Run, prompts: list, numbers: list[int], sampling: Sampling) -> list[int]:
   """Returns the numbers of those prompts that leave a run's model room for an answer."""
   most = room([run], sampling.max_new_tokens)
+  if not numbers:
+    return []
   ids = encode(run, [prompts[n] for n in numbers], sampling.task)
   return [n for n, one in zip(numbers, ids, strict=True) if len(one) <= most]
 
@@ -157,12 +159,12 @@ def _load(workdirs: Sequence[str | Path]) -> tuple[list[Run], tuple[str, str]]:
   first = load_run(workdirs[0])
   if len(workdirs) == 1:
     untuned = first._replace(adapted=peft.untuned(first.pretrained.params))
-    return [first, untuned], (str(workdirs[0]), BASE)
+    return [first, untuned], (str(first.folder), BASE)
   if _are_samples(workdirs):
-    return [first, first], (f"{workdirs[0]}, sample 1", f"{workdirs[0]}, sample 2")
+    return [first, first], (f"{first.folder}, sample 1", f"{first.folder}, sample 2")
   bases = [folder_.read(Path(folder))[1]["base"] for folder in workdirs]
-  shared = first.pretrained if bases[0] == bases[1] else None
-  return [first, load_run(workdirs[1], shared)], (str(workdirs[0]), str(workdirs[1]))
+  second = load_run(workdirs[1], first.pretrained if bases[0] == bases[1] else None)
+  return [first, second], (str(first.folder), str(second.folder))
 
 
 def _are_samples(workdirs: Sequence[str | Path]) -> bool:

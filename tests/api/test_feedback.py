@@ -228,19 +228,27 @@ def test_votes_train_a_reward_model_in_one_command(given, tmp_path, capsys):
   assert result["final"]["validation_margin"] > result["base"]["validation_margin"] + 1
 
 
-def test_conversations_are_exported_as_turns(tmp_path):
-  turns = [{"role": "user", "content": "a1"}]
-  pair = store.Pair("user: a1", ("b1", "b2"), "f:1", turns)
-  project = store.Project(("one", "two"), {}, 0, {}, [pair])
-  store.create(tmp_path / store.NAME, project)
+def test_conversations_are_answered_and_exported_as_turns(place, tmp_path, monkeypatch):
+  template = "{% for m in messages %}{{ m.content }} {% endfor %}:"
+  run = jaxtune.load_run(place / "one")
+  spoken = run._replace(
+    config=run.config | {"data": run.config["data"] | {"chat_template": template}}
+  )
+  monkeypatch.setattr(answers, "load_run", lambda *_: spoken)
+  turns = [{"role": "user", "content": "a1 b1"}]
+  rows = folders.write(tmp_path, "chat.jsonl", [{"messages": turns}])
+  (pair,) = serve([place / "one"], rows, tmp_path, max_new_tokens=6).pairs
+  assert pair.prompt == "user: a1 b1"
+  assert pair.answers[0] == jaxtune.complete(run, ["a1 b1 :"], max_new_tokens=6)[0]
   judge(tmp_path, ("x", 1, "b", ""))
   jaxtune.export_votes(tmp_path / "votes.jsonl", tmp_path)
   row = json.loads((tmp_path / "votes.jsonl").read_text())
-  spoken = lambda text: [{"role": "assistant", "content": text}]
-  assert (row["prompt"], row["chosen"], row["rejected"]) == (turns, spoken("b2"), spoken("b1"))
+  answered = lambda text: [{"role": "assistant", "content": text}]
+  expected = turns, answered(pair.answers[1]), answered(pair.answers[0])
+  assert (row["prompt"], row["chosen"], row["rejected"]) == expected
   file = str(tmp_path / "votes.jsonl")
   read = pairs.read(sources.read(file), "train", DataOptions(train=file))
-  assert read.groups[0][0].choices == ("b2", "b1") and read.groups[0][0].conversation
+  assert read.groups[0][0].choices == pair.answers[::-1] and read.groups[0][0].conversation
 
 
 def test_the_command_says_where_the_page_is(given, tmp_path, capsys, monkeypatch):

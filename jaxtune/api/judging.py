@@ -63,7 +63,7 @@ def _print_results(found: Mapping[str, Any]) -> None:
   if agreed and agreed["pairs"]:
     kappa = "not defined" if agreed["kappa"] is None else f"{agreed['kappa']:.3f}"
     print(
-      f"{agreed['kind']}'s kappa {kappa} over {agreed['pairs']} pairs that several judged; two "
+      f"{agreed['kind']} {kappa} over {agreed['pairs']} pairs that several judged; two "
       f"votes on one pair are equal in {100 * agreed['agreed']:.1f} %"
     )
 

@@ -113,9 +113,9 @@ def agree(votes: Sequence[Vote]) -> dict[str, Any] | None:
   """Measures the agreement of raters on the pairs that several of them judged, without skips.
 
   Returns:
-    {"kind": "Cohen" for two raters, "Fleiss" for more; "kappa": a number, or None where it is not
-    defined; "pairs": how many count; "agreed": the share of two votes on one pair that are equal};
-    None for fewer than two raters.
+    {"kind": "Cohen's kappa" for two raters, "Fleiss' kappa" for more; "kappa": a number, or None
+    where it is not defined; "pairs": how many count; "agreed": the share of two votes on one pair
+    that are equal}; None for fewer than two raters.
   """
   decided = _decided(votes)
   raters = list(dict.fromkeys(vote.rater for vote in decided))
@@ -129,9 +129,9 @@ def agree(votes: Sequence[Vote]) -> dict[str, Any] | None:
   counts_XC = np.array(counted, np.int64).reshape(-1, len(CHOICES))
   if len(raters) == 2:
     first, second = ([choices[rater] for choices in shared] for rater in raters)
-    kind, kappa = "Cohen", cohen(first, second)
+    kind, kappa = "Cohen's kappa", cohen(first, second)
   else:
-    kind, kappa = "Fleiss", fleiss(counts_XC)
+    kind, kappa = "Fleiss' kappa", fleiss(counts_XC)
   votes_X = counts_XC.sum(1)
   agreed_X = (counts_XC * (counts_XC - 1)).sum(1) / (votes_X * (votes_X - 1))
   agreed = float(agreed_X.mean()) if len(shared) else None

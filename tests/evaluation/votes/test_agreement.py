@@ -70,13 +70,13 @@ def test_two_raters_are_compared_by_cohen_and_three_by_fleiss_on_what_they_share
   first = votes(("x", 1, "a"), ("x", 2, "b"), ("x", 3, "tie"), ("x", 4, "a"), ("x", 5, "a"))
   second = votes(("y", 1, "a"), ("y", 2, "b"), ("y", 3, "a"), ("y", 4, "b"), ("y", 6, "skip"))
   found = agreement.agree(first + second)
-  assert (found["kind"], found["pairs"], found["agreed"]) == ("Cohen", 4, 0.5)
+  assert (found["kind"], found["pairs"], found["agreed"]) == ("Cohen's kappa", 4, 0.5)
   expected = cohen_kappa_score(["a", "b", "tie", "a"], ["a", "b", "a", "b"])
   assert found["kappa"] == pytest.approx(expected)
   third = agreement.agree(first + second + votes(("z", 1, "a"), ("z", 5, "b")))
   # By hand: pairs 1 to 5 have 3, 2, 2, 2 and 2 votes, of which 1, 1, 0, 0 and 0 agree; the 11 votes
   # are 6 a, 1 tie and 4 b.
   by_chance = (36 + 1 + 16) / 121
-  assert third["kind"] == "Fleiss" and third["kappa"] == pytest.approx(
+  assert third["kind"] == "Fleiss' kappa" and third["kappa"] == pytest.approx(
     (0.4 - by_chance) / (1 - by_chance)
   )

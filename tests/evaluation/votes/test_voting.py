@@ -50,7 +50,7 @@ def test_all_pairs_are_judged_once_and_undone_from_the_latest(opened):
   assert voting.state(opened, "x") == {
     "done": 9, "total": 9, "skipped": 1, "latest": seen[-1], "pair": None,
   }  # fmt: skip
-  voting.vote(opened, "y", seen[0], "left")
+  voting.vote(opened, "y", seen[-1], "left")
   with pytest.raises(voting.Refused, match="not your latest"):
     voting.undo(opened, "x", seen[0])
   for _ in range(2):  # the same request again

@@ -120,7 +120,8 @@ hideToken();
 document.addEventListener("keydown", pressed);
 for (const element of document.querySelectorAll("[data-choice]"))
   element.addEventListener("click", () => {
-    if (!String(getSelection())) vote(element.dataset.choice); // else text was selected
+    const selecting = element.matches(".answer") && String(getSelection());
+    if (!selecting) vote(element.dataset.choice);
   });
 for (const button of document.querySelectorAll(".undo")) button.addEventListener("click", undo);
 find("#leave").addEventListener("click", welcome);

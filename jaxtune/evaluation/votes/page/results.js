@@ -48,6 +48,7 @@ function winRate(found) {
   if (found.win_rate === null) return section("Win rate", note("There is no vote yet."));
   const [a, b] = found.names;
   const words = `${a} wins ${percent(found.win_rate)} (95 % interval ${between(found.interval)})`;
+  const less = found.skips ? `; left out: ${count(found.skips, "skipped vote")}` : "";
   const legend = make("ul", { class: "legend" },
     ...[[`${a} is better`, "a"], ["Tie", "tie"], [`${b} is better`, "b"]].map(([label, kind], i) =>
       make("li", {}, make("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), label,
@@ -57,9 +58,8 @@ function winRate(found) {
       ` win rate of ${a}, 95 % interval ${between(found.interval)}`),
     axis(found.win_rate, found.interval, words),
     bar([[a, found.wins, "a"], ["ties", found.ties, "tie"], [b, found.losses, "b"]]), legend,
-    note(`A tie counts half for each; ${count(found.skips, "skipped vote")} ` +
-      `${found.skips === 1 ? "is" : "are"} left out. ${found.judged} of ${count(found.pairs, "pair")} ` +
-      "judged. The interval is Wilson’s, over pairs: several votes on one pair are not independent."),
+    note(`A tie counts half for each${less}. ${found.judged} of ${count(found.pairs, "pair")} judged. ` +
+      "The interval is Wilson’s, over pairs: several votes on one pair are not independent."),
     skipped(found.skipped));
 }
 
@@ -74,7 +74,7 @@ function agreement(found) {
   if (!given.pairs) return note("No pair was judged by two raters yet.");
   const kappa = given.kappa === null ? "is not defined, as all votes are the same" : given.kappa.toFixed(2);
   return make("div", {},
-    make("p", { class: "figure" }, `${given.kind}’s kappa `, make("strong", {}, kappa),
+    make("p", { class: "figure" }, `${given.kind} `, make("strong", {}, kappa),
       ` over ${count(given.pairs, "pair")} that several judged`),
     note(`Two raters of one pair choose the same in ${percent(given.agreed)} of the cases. Kappa is 1 where ` +
       "they always do, and 0 where they do as often as by chance."));
@@ -85,7 +85,7 @@ function side(found) {
   const words = `Answer 1 is chosen in ${percent(found.left)} (95 % interval ${between(found.left_interval)})`;
   return make("div", {}, axis(found.left, found.left_interval, words),
     note(`${words} of the votes that are no ties. As sides are drawn at random, an interval without ` +
-      "50 % shows raters who favour a position."));
+      "50\u00a0% shows raters who favour a position."));
 }
 
 function raters(found) {
@@ -98,7 +98,7 @@ function raters(found) {
   const table = make("table", {},
     make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", { scope: "col" }, head)))),
     make("tbody", {}, ...rows.map(([name, ...cells]) =>
-      make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((cell) => make("td", {}, String(cell)))))));
+      make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((cell, i) => make("td", { "data-head": heads[i + 1] }, String(cell)))))));
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Raters" }, table);
 }
 

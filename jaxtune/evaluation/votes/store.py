@@ -93,7 +93,8 @@ def exists(path: Path) -> bool:
   """
   if not path.exists():
     return False
-  with contextlib.closing(_connect(path)) as connection, _named(path):
+  unchanged = f"{path.resolve().as_uri()}?mode=ro"  # it may be another program's
+  with _named(path), contextlib.closing(sqlite3.connect(unchanged, uri=True)) as connection:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

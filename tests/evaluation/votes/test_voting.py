@@ -121,8 +121,10 @@ def test_databases_of_others_are_refused(tmp_path, project):
   path.unlink()
   with sqlite3.connect(path) as foreign:
     foreign.execute("CREATE TABLE mine (x)")
-  with pytest.raises(UserError, match="another program"):
-    store.exists(path)
+  before = path.read_bytes()
+  with pytest.raises(UserError, match="another program"), store.opened(path):
+    pass
+  assert path.read_bytes() == before
   path.unlink()
   store.create(path, project)
   with store.opened(path) as opened:

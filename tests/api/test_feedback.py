@@ -31,16 +31,14 @@ class Stop(Exception):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-  """A folder with two runs over one base, and a run of a classifier."""
+  """A folder with two runs over one base."""
   folder = tmp_path_factory.mktemp("runs")
   base = folders.base(folder, "llama")
-  rows = [{"prompt": f"a{n} b{n} :", "completion": f" c{n}", "label": n % 2} for n in range(8)]
+  rows = [{"prompt": f"a{n} b{n} :", "completion": f" c{n}"} for n in range(8)]
   data = {"train": folders.write(folder, "train.jsonl", rows)}
   for name, seed in (("one", 0), ("two", 1)):
     config = folders.config(base, data, seed=seed, optim={"learning_rate": 0.3})
     jaxtune.fit(config, folder / name)
-  labelled = data | {"rename": {"text": "prompt"}}
-  jaxtune.fit(folders.config(base, labelled, "classify"), folder / "classifier")
   return folder
 
 
@@ -143,7 +141,6 @@ def test_mistakes_are_said_before_anything_is_generated(place, prompts, tmp_path
     ([one], other, "other.jsonl: row 0: column 'prompt' is missing"),
     ([], prompts, r"prompts.jsonl:1: .*'answer_a'"),
     ([one] * 3, prompts, "3 times"),
-    ([place / "classifier"], prompts, "writes no text"),
     ([one], None, "--prompts FILE"),
     ([], None, "--prompts FILE"),
   ):
@@ -154,6 +151,11 @@ def test_mistakes_are_said_before_anything_is_generated(place, prompts, tmp_path
   same = folders.write(tmp_path, "same.jsonl", [GIVEN[0] | {"answer_b": " yes, it is\n"}])
   with pytest.raises(UserError, match="no pair of answers is left .* of 1 prompts 1 identical"):
     jaxtune.feedback([], same, votes)
+  run = jaxtune.load_run(one)
+  classifier = run._replace(config=run.config | {"objective": {"name": "classify"}})
+  monkeypatch.setattr(answers, "load_run", lambda *_: classifier)
+  with pytest.raises(UserError, match="trained for classify: it writes no text"):
+    jaxtune.feedback([one], prompts, votes)
   assert not votes.exists()
 
 

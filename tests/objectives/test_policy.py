@@ -274,6 +274,16 @@ def test_a_group_of_policies_equals_policies_alone(made, tmp_path, objective):
       np.testing.assert_allclose(x, theirs[name], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("layout", [{"parallel": "pmap"}, {"mesh": {"data": 2, "fsdp": 2}}])
+def test_a_policy_over_devices_equals_one_on_a_device(made, tmp_path, layout):
+  jaxtune.fit(made("ppo", rollout=TWICE), tmp_path / "one")
+  jaxtune.fit(made("ppo", rollout=TWICE, train=layout), tmp_path / "four")
+  one, four = (load_file(tmp_path / run / "tuned.safetensors") for run in ("one", "four"))
+  for name, x in one.items():
+    np.testing.assert_allclose(four[name], x, atol=1e-5, err_msg=name)
+
+
 def test_sampler_and_trainer_have_the_same_policy_as_pytorch(made, tmp_path):
   from transformers import AutoModelForCausalLM
 

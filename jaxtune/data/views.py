@@ -136,11 +136,11 @@ def _both(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _pairs(split: Split) -> list[str]:
-  """Counts ties and pairs that truncation made equal; says how well length tells the choice."""
+  """Counts ties and pairs of equal tokens; says how well length alone tells the choice."""
   tokens, tied_X = split.arrays["tokens"], split.arrays["difference"] == 0
   same = int((tokens[:, 0] == tokens[:, 1]).all(-1).sum())
   lines = [f"ties: {int(tied_X.sum()):,}"]
-  lines += [f"pairs whose answers differ only where they were cut off: {same:,}"] if same else []
+  lines += [f"pairs whose answers have the same tokens: {same:,}"] if same else []
   longer, of = pairs.longer_chosen(split)
   if of:
     low, high = wilson(longer, of)

@@ -159,7 +159,7 @@ def test_pairs(tokenizer):
   train, test = text.split("== test ==")
   assert "duplicates: 2 (" in train and "ties: 0\n" in train
   assert "pairs that are given the other way round too: 1\n" in train
-  assert "pairs whose answers differ only where they were cut off: 1\n" in train
+  assert "pairs whose answers have the same tokens: 1\n" in train
   assert "is the longer one in 80.0 % of 5 pairs (95 % interval 37.6 to 96.4)" in train
   assert "3 cut" in train.splitlines()[1]
   assert "ties: 1\n" in test and "longer one" not in test.split("--")[0]

@@ -1,6 +1,7 @@
 """Objectives for pairs of answers: losses against torch, the reference, grouped trials, data."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support import tiny
+from transformers import AutoTokenizer
 
 import jaxtune
 from jaxtune import objectives
 from jaxtune.assets import TINY
 from jaxtune.errors import UserError
+from jaxtune.models import hf
 
 B, T, V = 3, 7, 11
 RNG = np.random.default_rng(0)
@@ -177,8 +181,6 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_pairs_is_read(tmp_path, form):
-  from transformers import AutoTokenizer
-
   from jaxtune import data
 
   path = write_pairs(tmp_path / "pairs.jsonl", [FORMS[form]] * 2)
@@ -274,3 +276,17 @@ def test_a_reward_model_s_result_says_how_far_its_rewards_can_be_trusted(tmp_pat
   report = (tmp_path / "run" / "report.md").read_text()
   assert "| length alone | 0 | 0 | - |" in report and "## Ties of" in report
   assert (tmp_path / "run" / "plots" / "calibration.png").exists()
+
+
+def test_an_encoder_becomes_a_reward_model(tmp_path):
+  """Its head has a bias, which cancels in every comparison."""
+  fields = tiny.ENCODERS["bert"] | {"vocab_size": AutoTokenizer.from_pretrained(TINY).vocab_size}
+  pretrained = tiny.random(fields | {"pad_token_id": 0}, head="mlm")
+  hf.save(pretrained, pretrained.params, tmp_path / "bert")
+  for name in ("tokenizer.json", "tokenizer_config.json"):
+    shutil.copy(TINY / name, tmp_path / "bert")
+  path = write_pairs(tmp_path / "pairs.jsonl")
+  sections = {"model": {"path": str(tmp_path / "bert")}, "objective": {"name": "reward"}}
+  sections["train"] = {"steps": 12, "batch_size": 4, "compilation_cache": None}
+  final = jaxtune.fit(config_of(path, **sections), tmp_path / "run")["final"]
+  assert final["validation_accuracy"] == 100

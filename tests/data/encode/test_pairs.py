@@ -36,6 +36,18 @@ def test_every_two_answers_that_differ_are_a_pair(column, scores):
   assert {one.prompt for one in examples} == {"q\n"}
 
 
+def test_conversations_are_rated_too():
+  turn = lambda role, content: {"role": role, "content": content}
+  row = {
+    "prompt": [turn("user", "hi")],
+    "completions": [[turn("assistant", text)] for text in ("good", "bad")],
+    "ranking": [2, 1],
+  }
+  (pair,), _ = read("dpo", [row])
+  assert pair.choices == ("bad", "good") and pair.conversation and pair.key == "user: hi"
+  assert pair.row["rejected"]["messages"] == [turn("user", "hi"), turn("assistant", "good")]
+
+
 @pytest.mark.parametrize(
   "row, said",
   [

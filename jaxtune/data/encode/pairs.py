@@ -180,13 +180,7 @@ def encode_twos(
     skipped; its counts; and the examples that are kept.
   """
   flat_sides = [side for two in sides for side in two]
-  if flat_sides and flat_sides[0].conversation:
-    flat, counted = chat.encode(tokenizer, flat_sides, options._replace(turns="last"))
-  elif two_texts and ends_texts(tokenizer):
-    flat_sides = [side._replace(row=_texts(side)) for side in flat_sides]
-    flat, counted = _encode_whole(tokenizer, flat_sides, options)
-  else:
-    flat, counted = text.encode(tokenizer, flat_sides, options)
+  flat, counted = encode_answers(tokenizer, flat_sides, options, two_texts)
   numbers = {id(side.row): number for number, side in enumerate(flat_sides)}
   at = {numbers[id(row)]: place for place, row in enumerate(flat.rows)}
   kept = [x for x in range(len(examples)) if 2 * x in at and 2 * x + 1 in at]
@@ -201,19 +195,23 @@ def encode_twos(
   return split, counts(split, {"too_long": lost}, counted["truncated"], **more), chosen
 
 
-def _texts(side: Example) -> dict:
-  return {"text": side.prompt, "pair": side.answers[0]}
-
-
-def _encode_whole(
-  tokenizer: Tokenizer, sides: Sequence[Example], options: EncodeOptions
+def encode_answers(
+  tokenizer: Tokenizer, sides: Sequence[Example], options: EncodeOptions, two_texts: bool = False
 ) -> tuple[Split, dict]:
-  """Encodes prompts and answers as the tokenizer writes two texts; the second one has weights."""
-  flat, counted = whole_texts.encode(tokenizer, sides, np.zeros(len(sides)), options, {})
+  """Encodes prompts with an answer each, as `encode` does both answers of a pair."""
+  if sides and sides[0].conversation:
+    return chat.encode(tokenizer, sides, options._replace(turns="last"))
+  if not (two_texts and ends_texts(tokenizer)):
+    return text.encode(tokenizer, sides, options)
+  rows = [{"text": side.prompt, "pair": side.answers[0]} for side in sides]
+  read_from = {id(row): side.row for row, side in zip(rows, sides, strict=True)}
+  whole = [side._replace(row=row) for side, row in zip(sides, rows, strict=True)]
+  flat, counted = whole_texts.encode(tokenizer, whole, np.zeros(len(rows)), options, {})
   arrays = {name: x for name, x in flat.arrays.items() if name != "labels"}
   arrays["weights"] = arrays.get("types", arrays["mask"]).astype(np.float32)
   prompts = token_ids(tokenizer, [row["text"] for row in flat.rows])
-  return flat._replace(arrays=arrays, prompts=prompts), counted
+  rows = [read_from[id(row)] for row in flat.rows]
+  return flat._replace(arrays=arrays, prompts=prompts, rows=rows), counted
 
 
 def _side(pair: Example, number: int) -> Example:

@@ -5,6 +5,10 @@
 The pairs are those of preference/rasbt: two wordings of one answer, of which the polite one was
 chosen. The bundled base is tuned by LoRA; question, design and results:
 experiments/preferences/README.md.
+
+Cost and score, written by experiments/keep.py:
+preferences: 5 trials, 5 minutes one after another; test accuracy (%) 74.19 ± 2.45 with lora,
+  50.00 untuned.
 """
 
 from ml_collections import ConfigDict

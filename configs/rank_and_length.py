@@ -21,7 +21,7 @@ TASKS = {
       "test": f"{DATA}/sst2/test.tsv",
       "columns": ("sentence", "label"),
       "rename": {"text": "sentence", "label": "label"},
-      "max_length": 40,
+      "max_length": 32,
     },
     "objective": {"name": "classify"},
   },
@@ -30,7 +30,7 @@ TASKS = {
       "train": f"{DATA}/wnut17/train.jsonl",
       "validation": f"{DATA}/wnut17/dev.jsonl",
       "test": f"{DATA}/wnut17/test.jsonl",
-      "max_length": 40,
+      "max_length": 32,
     },
     "objective": {"name": "tokens"},
   },
@@ -40,7 +40,7 @@ TASKS = {
       "validation": 0.1,
       "test": f"{DATA}/reviews/test.jsonl.gz",
       "rename": {"text": "text", "label": "stars"},
-      "max_length": 40,
+      "max_length": 32,
     },
     "objective": {"name": "classify"},
   },
@@ -64,12 +64,12 @@ def get_config(folder_and_task: str) -> ConfigDict:
   task = TASKS[name]
   config = ConfigDict()
   config.seed = 0
-  config.model = ConfigDict({"path": folder, "remat": True})
-  shared = {"too_long": "truncate", "overlap": "drop", "limit": 3000, "eval_limit": 500}
+  config.model = ConfigDict({"path": folder})
+  shared = {"too_long": "truncate", "overlap": "drop", "limit": 3000, "eval_limit": 400}
   config.data = ConfigDict(task["data"] | shared)
   config.objective = ConfigDict(task["objective"])
   config.optim = ConfigDict({"schedule": "linear", "warmup": 10})
-  config.train = ConfigDict({"steps": 80, "batch_size": 16, "eval_every": 40})
+  config.train = ConfigDict({"steps": 64, "batch_size": 16, "eval_every": 64})
   config.evaluate = ConfigDict({"batch_size": 50})
   config.sweep = declare.chain(
     *(

@@ -36,8 +36,7 @@ def get_config(folder_and_data: str) -> ConfigDict:
   config.objective = ConfigDict({"name": "reward"})
   config.method = ConfigDict({"name": "lora", "rank": 8, "scale": 2.0})
   config.optim = ConfigDict({"learning_rate": 3e-3, "schedule": "linear", "warmup": 5})
-  steps = 40 if folder else 120  # the encoder is larger and was pretrained on more text
-  config.train = ConfigDict({"steps": steps, "batch_size": 8, "eval_every": steps // 2})
+  config.train = ConfigDict({"steps": 40, "batch_size": 8, "eval_every": 20})
   config.evaluate = ConfigDict({"batch_size": 25})
   config.sweep = ({"seed": [0, 1, 2]},)
   return config

@@ -28,7 +28,7 @@ from jaxtune.models import hf
 from jaxtune.peft import unions
 from jaxtune.peft.methods import regularize
 from jaxtune.training import optim
-from jaxtune.training.options import SearchOptions, TrainOptions
+from jaxtune.training.options import RolloutOptions, SearchOptions, TrainOptions
 
 # section: (the function that owns it, arguments that the caller supplies)
 SECTIONS = {
@@ -39,6 +39,7 @@ SECTIONS = {
   "train": (TrainOptions, set()),
   "evaluate": (EvaluateOptions, set()),
   "search": (SearchOptions, set()),
+  "rollout": (RolloutOptions, set()),
 }
 KEYS = {"seed", "method", "objective", "sweep", *SECTIONS}
 
@@ -178,8 +179,9 @@ def _complete_objective(section: dict) -> dict:
     raise UserError(f"config.objective is {section!r}, expected a section with a name")
   options = {"name": "sft"} | section
   name = options.pop("name")
-  owner = objectives.module(name).loss
-  return {"name": name} | _complete_section("objective", options, owner, {"forward", "batch"})
+  owner, trained = objectives.module(name).loss, objectives.arrays({"name": name}, 1)
+  supplied = {"forward", "batch", *trained}
+  return {"name": name} | _complete_section("objective", options, owner, supplied)
 
 
 def complete_method(section: dict, path: str = "method") -> dict:

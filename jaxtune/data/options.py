@@ -23,7 +23,8 @@ class EncodeOptions(NamedTuple):
       an encoder-decoder it holds for the inputs and for the outputs.
     too_long: what happens to an example of more tokens: "error", "skip", "truncate", or "chunk",
       which cuts plain text into windows. Each encoder says which of them it knows.
-    no_target: what happens to an example without any token to train on: "error" or "skip".
+    no_target: what happens to an example without any token to train on: "error" or "skip"; or
+      "keep", where nothing is trained.
     special_tokens: what happens to a text that holds the BOS or the EOS that is added to it anyway:
       "error", "strip" or "allow"; see `specials`.
     malformed: what happens to an example that contradicts itself: "error" or "skip".

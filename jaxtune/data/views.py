@@ -66,6 +66,12 @@ def _tokens(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
   return _safe(_inputs(split, tokenizer, at)) + text
 
 
+def _asked(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
+  """Writes a prompt and the reference, if there is one."""
+  prompt, reference = tokenizer.decode(split.prompts[at]), split.references[at][0]
+  return _safe(prompt) + (f"\nreference: {_safe(reference)}" if reference else "")
+
+
 def _labelled(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
   """Writes a text and its label."""
   text = tokenizer.decode(split.arrays["tokens"][at][split.arrays["mask"][at]])
@@ -177,6 +183,7 @@ def _safe(text: str) -> str:
 
 
 TEXT = View(_texts, _tokens)
+ASKED = View(_prompts, _asked)
 CLASSES = View(_texts, _labelled, partial(_frequencies, "examples by label:"))
 NUMBERS = View(_texts, _labelled, _range)
 WORDS = View(_texts, _words, partial(_frequencies, "words by tag:"))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtune import metrics
 from jaxtune.data import Data, Split
 from jaxtune.data.encode import pairs
-from jaxtune.evaluation.judge import Evaluator, Judged
+from jaxtune.evaluation.judge import SUMS, Evaluator, Judged
 from jaxtune.metrics import intervals
 from jaxtune.metrics.kinds import label, preference, tags
 
@@ -131,6 +131,11 @@ def draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np.
   if f"{judged.split}_accuracy" in judged.metrics:  # of tokens; of labels, see below
     right = intervals.ratio_draws(rows["correct"], rows["weight"], resamples=resamples)
     found[f"{judged.split}_accuracy"] = 100 * right
+  for name in rows:  # an objective's own sums
+    if name not in SUMS and f"{judged.split}_{name}" in judged.metrics:
+      found[f"{judged.split}_{name}"] = intervals.ratio_draws(
+        rows[name], rows["weight"], resamples=resamples
+      )
   if judged.predictions is not None:
     for name in names:
       found[f"{judged.split}_{name}"] = intervals.draws(

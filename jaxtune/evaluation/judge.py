@@ -14,9 +14,11 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from jaxtune import data, hosts, metrics, peft, sharding, tree
-from jaxtune.evaluation import generate, texts
+from jaxtune.evaluation import answers, generate, rewards
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.training.step import Program, judge
+
+SUMS = ("loss", "weight", "correct")  # of each example, whatever the objective
 
 
 class Evaluator(NamedTuple):
@@ -32,6 +34,7 @@ class Evaluator(NamedTuple):
     metrics: names of the metrics of predictions.
     tokenizer: the model's.
     stop_tokens: ids that end a completion.
+    rewards: by which the model's own answers are judged, in place of losses.
   """
 
   rows: Callable
@@ -42,6 +45,13 @@ class Evaluator(NamedTuple):
   metrics: tuple[str, ...]
   tokenizer: Any
   stop_tokens: tuple[int, ...]
+  rewards: rewards.Rewards | None = None
+
+  @property
+  def measures(self) -> tuple[str, ...]:
+    """What is measured of a split; see `objectives`."""
+    more = () if self.rewards is None else tuple(rewards.labels(list(self.rewards.functions)))
+    return (*self.objective.MEASURES, *more)
 
 
 class Judged(NamedTuple):
@@ -75,6 +85,7 @@ def make(
   chunk: int,
   tokenizer: Any,
   stop_tokens: tuple[int, ...] = (),
+  rewards: rewards.Rewards | None = None,
 ) -> Evaluator:
   """Makes an evaluator; its functions are compiled at the first call with each shape.
 
@@ -103,7 +114,7 @@ def make(
   )
   return Evaluator(
     parallel.compile(grouped), jax.jit(mapped(complete)), objective, parallel,
-    options, metric_names(options, objective), tokenizer, stop_tokens,
+    options, metric_names(options, objective), tokenizer, stop_tokens, rewards,
   )  # fmt: skip
 
 
@@ -117,7 +128,12 @@ def metric_names(options: EvaluateOptions, objective: Any) -> tuple[str, ...]:
 def measure(
   evaluator: Evaluator, overlays: peft.Overlay, base: PyTree, splits: Sequence[data.Split]
 ) -> list[dict]:
-  """Runs every trial over its own split; returns {"loss": (X,), "weight": (X,), ...} of each."""
+  """Runs every trial over its own split; returns {"loss": (X,), "weight": (X,), ...} of each.
+
+  Where answers are rewarded, the loss is minus the reward of the model's own.
+  """
+  if evaluator.rewards is not None:
+    return answers.rewarded(evaluator, overlays, base, splits)
   parts = evaluator.parallel.batch_shards
   size = -(-evaluator.options.batch_size // parts) * parts  # rows are added without weight
   distinct = {id(split): split for split in splits}
@@ -162,29 +178,6 @@ def summarise(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = sl
   return {f"{prefix}_{name}": value(name) for name in measures}
 
 
-def completions(
-  evaluator: Evaluator,
-  overlays: peft.Overlay,
-  base: PyTree,
-  prompts: Sequence[list[list[int]]],
-  seeds: Sequence[int],
-) -> list[list[str]]:
-  """Completes every trial's own prompts; returns a list of texts for each trial.
-
-  Args:
-    seeds: one for each trial; a draw depends on it and on the prompt's number, not on the batch.
-  """
-  seeds_E = np.asarray(seeds, np.int32)
-  made = texts.complete(
-    lambda batch: hosts.fetch(evaluator.complete(overlays, base, batch | {"seed": seeds_E})),
-    prompts,
-    evaluator.options.batch_size,
-    evaluator.stop_tokens,
-  )
-  decode = partial(evaluator.tokenizer.decode, skip_special_tokens=True)
-  return [[decode(ids).strip() for ids in of_trial] for of_trial in made]
-
-
 def judge_splits(
   evaluator: Evaluator,
   overlays: peft.Overlay,
@@ -204,7 +197,7 @@ def judge_splits(
       continue
     measured = measure(evaluator, overlays, base, splits)
     for e, (rows, split) in enumerate(zip(measured, splits, strict=True)):
-      scores = by_task(partial(summarise, evaluator.objective.MEASURES, rows), split.tasks, name)
+      scores = by_task(partial(summarise, evaluator.measures, rows), split.tasks, name)
       judgements[e] = Judged(judgements[e].metrics | scores, name, rows)
   if judgements[0].split not in ("validation", "test") or not evaluator.metrics:
     return judgements
@@ -223,14 +216,14 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
   else:
     pairs = zip(splits, numbers, strict=True)
     prompts = [[split.prompts[n] for n in chosen] for split, chosen in pairs]
-    predictions = completions(evaluator, overlays, base, prompts, seeds)
+    predictions = answers.completions(evaluator, overlays, base, prompts, seeds)
   predicted = []
   for e, (judged, split, chosen) in enumerate(zip(judgements, splits, numbers, strict=True)):
     true, tasks = objective.references(datasets[e], split), _tasks(split)
     true, tasks = [true[n] for n in chosen], tasks and [tasks[n] for n in chosen]
     scores = partial(_scores, evaluator.metrics, predictions[e], true)
     scored = judged.metrics | by_task(scores, tasks, name)
-    sums = {key: judged.rows[key] for key in ("loss", "weight", "correct")}
+    sums = {key: x for key, x in judged.rows.items() if key in (*SUMS, *evaluator.measures)}
     predicted.append(Judged(scored, name, sums, predictions[e], true, chosen))
   return predicted
 

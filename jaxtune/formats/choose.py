@@ -67,12 +67,16 @@ def choose_format(adapted: peft.Adapted, format: str = "auto") -> str:
 
 
 def trained_methods(adapted: peft.Adapted) -> tuple[peft.Method, ...]:
-  """Lists the methods without those that train a head alone, or nothing (regularisation)."""
+  """Lists the methods without those that train a head alone, or nothing in the model.
+
+  The latter are regularisation, and an objective with arrays of its own, such as a value function.
+  """
   moved = tree.flatten(adapted.tuned["params"])
   beyond = lambda m: (
     m.trains is not None and any(m.trains(path) and not is_head(path) for path in moved)
   )
-  return tuple(m for m in adapted.methods if beyond(m) or peft.arrays_of(m, adapted.tuned["peft"]))
+  adds = lambda m: m.intercept is not None and peft.arrays_of(m, adapted.tuned["peft"])
+  return tuple(m for m in adapted.methods if beyond(m) or m.overwrite is not None or adds(m))
 
 
 def _stack_format(methods: Sequence[peft.Method], format: str) -> str:

@@ -189,7 +189,8 @@ class Decoder(LanguageModel):
   returns. mask (B, T) is true at real tokens, with padding on either side; a row's real tokens are
   at positions 0, 1, ... `segments` (B, T) packs several examples into a row: 1, 2, ... by example,
   0 at padding. Tokens then attend only to their own example, whose positions start at 0. With
-  `score` and `targets` it returns score(logits, targets), without all logits (see `score`).
+  `score` and `targets` it returns score(logits, targets), without all logits (see `score`); with
+  `states` also the states (B, T, D) that the logits are computed from.
   """
 
   def setup(self):
@@ -203,6 +204,7 @@ class Decoder(LanguageModel):
     segments: Int[Array, "B T"] | None = None,
     score: Score | None = None,
     targets: Int[Array, "B T"] | None = None,
+    states: bool = False,
   ) -> Any:
     mask_BT = jnp.ones(tokens.shape, bool) if mask is None else mask
     context = row_context(mask_BT, causal=True)
@@ -213,7 +215,8 @@ class Decoder(LanguageModel):
       context = Context(mask, context.positions - first_BT)
     x_BTD, _ = self.trunk(self.embed_tokens(tokens), context)
     if score is not None:
-      return self.score(score, x_BTD, targets)
+      scored = self.score(score, x_BTD, targets)
+      return (scored, x_BTD) if states else scored
     return self.logits(x_BTD) if self.config.head is None else self.head(x_BTD, mask_BT)
 
   def prefill(

@@ -11,6 +11,12 @@ Its model and its loss:
     targets, "correct": the weights of those that the model gets right}, each (B,)). Further sums
     can be MEASURES.
   NUMBERS: options of the loss that are arrays, so that trials that differ in them share a program.
+  init(width): arrays that are trained beside the methods, by the names under which `loss` takes
+    them, for a model whose states have so many numbers; an objective without them lacks it.
+  ROLLOUT: whether its answers are drawn while it is trained; see `runs.rollouts`. Then also
+    observe(forward, batch, temperature): what is to be known of answers before they are learnt
+    from, (B, T) by name; learn(sampled, **options): the further arrays of their batches.
+  LOGGED: sums that are logged in training, divided by that of the weights.
   REFERENCE: whether its batches hold "reference", the log-probabilities that the answers have
     before training; see `runs.reference`.
 
@@ -56,6 +62,12 @@ def module(name: str) -> ModuleType:
   known = [m.name for m in pkgutil.iter_modules(__path__)]
   check_known("objective", name, known)
   return importlib.import_module(f"jaxtune.objectives.{name}")
+
+
+def arrays(section: dict, width: int) -> dict[str, Array]:
+  """Returns the arrays that an objective trains itself; see `init` above."""
+  init = getattr(module(section["name"]), "init", None)
+  return {} if init is None else init(width)
 
 
 def numbers(section: dict) -> dict[str, float]:

@@ -184,7 +184,7 @@ def merge(adapted: Adapted) -> PyTree[Float[Array, ...]]:
     changed |= trained.keys()
     if method.merge is not None:
       params = _map_sites(params, method.merge, trained, fixed)
-    elif trained and method.overwrite is None:
+    elif trained and method.overwrite is None and method.intercept is not None:
       raise UserError(
         f"method {method.name!r} is no weight delta and cannot be merged; export it as an adapter"
       )

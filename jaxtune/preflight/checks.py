@@ -15,6 +15,8 @@ from jaxtune import data, metrics, peft, sharding
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation import judge, sampling
 from jaxtune.evaluation.options import EvaluateOptions
+from jaxtune.preflight import rollout
+from jaxtune.runs import programs
 from jaxtune.runs.trial import Trial, tokenizing
 from jaxtune.training import turns
 from jaxtune.training.options import SearchOptions, TrainOptions
@@ -57,7 +59,7 @@ def check(trial: Trial) -> None:
       raise UserError(f"{key} needs a validation split: give data.validation")
   _check_batches(config, dataset)
   data.mix.check(dataset.train.order, options.steps, options.batch_size)
-  _check_lengths(trial, _check_evaluation(trial))
+  _check_lengths(trial, max(rollout.check(trial), _check_evaluation(trial)))
   tokenize = tokenizing(trial.pretrained)
   make = lambda params: (
     peft.init(jax.random.key(0), trial.methods, trial.sites, params, tokenize).overlay
@@ -80,7 +82,7 @@ def _check_evaluation(trial: Trial) -> int:
     raise UserError("evaluate.metrics judge text: set evaluate.generate=True, or leave them out")
   if options.generate and predicts:
     name = trial.config["objective"]["name"]
-    raise UserError(f"evaluate.generate is for objective 'sft'; {name!r} predicts")
+    raise UserError(f"evaluate.generate is for objectives of text; {name!r} predicts")
   return _longest_completed(trial, options) if options.generate else 0
 
 
@@ -131,7 +133,8 @@ def check_metric(metric: str, trial: Trial) -> None:
   """Raises UserError for a metric to sort by that no trial will have."""
   objective, options = trial.objective, EvaluateOptions(**trial.config["evaluate"])
   names = [s for s in ("general", "validation", "test") if getattr(trial.dataset, s) is not None]
-  known = [f"{split}_{kind}" for split in names for kind in objective.MEASURES]
+  measures = (*objective.MEASURES, *programs.reward_labels(trial))
+  known = [f"{split}_{kind}" for split in names for kind in measures]
   known += [f"{names[-1]}_{kind}" for kind in judge.metric_names(options, objective)]
   whole, _, task = metric.partition("/")
   if whole not in known:

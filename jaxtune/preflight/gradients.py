@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from jaxtune import data, tree
 from jaxtune.errors import UserError
 from jaxtune.peft import Overlay
+from jaxtune.runs import rollouts
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.programs import make_program
 from jaxtune.runs.trial import Trial
@@ -37,8 +38,9 @@ def check(trials: Sequence[Trial]) -> None:
 
   def measure(overlay, base, rows):
     def loss(tuned):
-      forward = step.forward(program, overlay._replace(tuned=tuned), base, backward=True)
-      return program.objective(forward, rows)[0].sum()
+      own = overlay._replace(tuned=tuned)
+      forward = step.forward(program, own, base, backward=True)
+      return program.objective(forward, rows, **step.numbers_of(own))[0].sum()
 
     value, gradients = jax.value_and_grad(loss)(overlay.tuned)
     return value, jax.tree.map(lambda g: jnp.abs(g).max(), gradients)
@@ -77,7 +79,8 @@ def with_noise(deltas: PyTree, deviation: float = 0.02) -> PyTree:
 def _rows(trial: Trial) -> dict:
   """Returns the two examples of the first batch with the largest weights."""
   config = trial.config
-  batch = data.batch(trial.dataset.train, config["seed"], 0, config["train"]["batch_size"])
+  drawn = data.batch(trial.dataset.train, config["seed"], 0, config["train"]["batch_size"])
+  batch = rollouts.example(trial, drawn)
   weights = batch.get("weights")
   heaviest = np.arange(len(batch["tokens"]))
   if weights is not None and weights.ndim > 1:

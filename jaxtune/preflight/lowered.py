@@ -16,7 +16,7 @@ from jaxtune.evaluation import judge, texts
 from jaxtune.models import cudnn
 from jaxtune.models.layers import choose_attention
 from jaxtune.preflight.devices import Device
-from jaxtune.runs import costs, programs
+from jaxtune.runs import costs, programs, rollouts
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial, changed
 from jaxtune.training import loop
@@ -86,7 +86,8 @@ def step_batch(trials: Sequence[Trial]) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes (E, A, B, ...) of the trials' batches."""
   train = trials[0].config["train"]
   parts = train["accumulate"]
-  widest = data.batch(trials[0].dataset.train, 0, 0, train["batch_size"])  # batch 0 is the widest
+  drawn = data.batch(trials[0].dataset.train, 0, 0, train["batch_size"])  # batch 0 is the widest
+  widest = rollouts.example(trials[0], drawn)
   lead = (len(trials), parts, train["batch_size"] // parts)
   shaped = lambda x: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype)
   return {name: shaped(x) for name, x in widest.items()}
@@ -96,7 +97,7 @@ def judged_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct] | None:
   """Returns the shapes (E, 1, B, ...) of the widest batch that is judged; None without a split."""
   trial, shards = group.trials[0], group.parallel.batch_shards
   held = [s for s in (trial.dataset.general, trial.dataset.validation, trial.dataset.test) if s]
-  if not held:
+  if not held or programs.rolls_out(trial):  # whose answers are judged
     return None
   widest = max(held, key=lambda split: split.width)
   rows = -(-trial.config["evaluate"]["batch_size"] // shards) * shards

@@ -11,7 +11,7 @@ import jax
 from jaxtyping import PyTree
 
 from jaxtune import data, sharding
-from jaxtune.runs import programs
+from jaxtune.runs import programs, rollouts
 from jaxtune.runs.trial import Trial, changed
 from jaxtune.training.step import State, update
 
@@ -21,13 +21,15 @@ WHOLE = dict(scored_tokens=2**31, remat=False, attention="plain")  # nothing is 
 def of_training(trial: Trial, flops: Callable[[int], int], updates: int) -> dict[str, int]:
   """Returns the costs of so many updates: "flops", "flops_per_update" (the mean) and "tokens".
 
-  Tokens are those of all examples drawn, without padding; of a stream they are not known.
+  Tokens are those of all examples drawn, without padding; of a stream, and of answers that
+  are drawn while training, they are not known.
 
   Args:
     flops: from `counter`.
   """
   total, batch_size = flops(updates), trial.config["train"]["batch_size"]
-  tokens = data.tokens_seen(trial.dataset.train, trial.config["seed"], updates, batch_size)
+  count = None if programs.rolls_out(trial) else data.tokens_seen
+  tokens = count and count(trial.dataset.train, trial.config["seed"], updates, batch_size)
   known = {} if tokens is None else {"tokens": tokens}
   return {"flops": total, "flops_per_update": round(total / updates), **known}
 
@@ -59,7 +61,7 @@ def counter(trial: Trial, state: State, base: PyTree) -> Callable[[int], int]:
 
   def flops(updates: int) -> int:
     found = data.kinds(trial.dataset.train, updates, train["batch_size"])
-    return sum(count * of_update(batch) for count, batch in found)
+    return sum(count * of_update(rollouts.example(trial, batch)) for count, batch in found)
 
   return flops
 

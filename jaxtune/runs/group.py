@@ -14,13 +14,13 @@ from jaxtyping import PyTree
 
 from jaxtune import config, data, hosts, peft, sharding, tree
 from jaxtune.evaluation import compare, judge
-from jaxtune.runs import costs, folder, programs
+from jaxtune.runs import costs, folder, programs, rollouts
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial
 from jaxtune.training import checkpoint, loop, turns
 from jaxtune.training.options import SearchOptions, TrainOptions
 from jaxtune.training.progress import Progress, begin
-from jaxtune.training.step import State
+from jaxtune.training.step import Program, State
 
 
 def train(
@@ -50,20 +50,20 @@ def train(
   evaluator = programs.make_evaluator(first, parallel, chunk)
   rule, places = _turns(trials, options)
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
-    progress = parallel.put(begin(states, rule.rungs[-1] if rule else 1), "trial")
-    progress, before = saved.restore(progress) or (progress, 0.0)
+    progress = begin(states, rule.rungs[-1] if rule else 1, program.logged)
+    progress, before = saved.restore(start := parallel.put(progress, "trial")) or (start, 0.0)
     clock = lambda: before + time.perf_counter() - began
     folder.begin(folders, [t.config for t in trials])
     group = loop.Group(
       options,
       parallel.compile(loop.make_step(program, chunk, bool(places), parallel.mesh), donate=True),
       base,
-      _batches(trials, options, parallel),
+      _batches(trials, program, base, parallel, chunk),
       _validation(evaluator, base, trials, chunk * parallel.trial_shards),
       max((m.keep_from(options.steps) for m in program.methods), default=0),
       folder.Logs(folders, hosts.fetch(progress.state.step).tolist()),
       lambda updates, progress: saved.save(updates, progress, clock()),
-      *(places, chunk, parallel.trial_shards, rule),
+      *(places, chunk, parallel.trial_shards, rule, program.updates),
     )
     progress = loop.run(group, progress)
   overlays, judged = _judged(evaluator, base, trials, progress, untuned)
@@ -93,7 +93,8 @@ def _spent(
     return spent
   chosen, turns = np.arange(group.places or len(trials)), group.places is not None
   shared = (group.base, chosen) if turns else group.base
-  arguments = (progress.state, progress.sums), shared, group.batch(chosen, np.zeros_like(chosen))
+  batch = group.batch(chosen, np.zeros_like(chosen), progress.state)
+  arguments = (progress.state, progress.sums), shared, batch
   memory = costs.memory(group.step, arguments, shapes, group.chunk, turns)
   return [one | {"memory": taken} for one, taken in zip(spent, memory, strict=True)]
 
@@ -145,11 +146,14 @@ def _started(
 
 
 def _batches(
-  trials: Sequence[Trial], options: TrainOptions, parallel: sharding.Parallel
-) -> Callable[[np.ndarray, np.ndarray], dict]:
-  """Returns (numbers of trials, step of each) -> their batch, on the devices."""
+  trials: Sequence[Trial], program: Program, base: PyTree, parallel: sharding.Parallel, chunk: int
+) -> Callable[[np.ndarray, np.ndarray, State], dict]:
+  """Returns (numbers of trials, step of each, state) -> their batch, on the devices."""
+  options = TrainOptions(**trials[0].config["train"])
+  if programs.rolls_out(trials[0]):
+    return rollouts.batches(rollouts.begin(trials, program, base, parallel, chunk), parallel)
 
-  def batch(chosen: np.ndarray, steps: np.ndarray) -> dict:
+  def batch(chosen: np.ndarray, steps: np.ndarray, _: State) -> dict:
     splits = [trials[e].dataset.train for e in chosen]
     seeds = [trials[e].config["seed"] for e in chosen]
     shape = len(chosen), options.accumulate, options.batch_size // options.accumulate
@@ -181,7 +185,7 @@ def _validation(
 
   All are judged by one program, and fewer of them `together` at a time, by another.
   """
-  splits, measures = [t.dataset.validation for t in trials], evaluator.objective.MEASURES
+  splits, measures = [t.dataset.validation for t in trials], evaluator.measures
   if splits[0] is None:
     return None
 
@@ -257,4 +261,4 @@ def train_metrics(
     for dataset, split in zip(datasets, held, strict=True)
   }
   rows = judge.measure(evaluator, overlays, base, [chosen[id(d.train)] for d in datasets])
-  return [judge.summarise(evaluator.objective.MEASURES, one, "train") for one in rows]
+  return [judge.summarise(evaluator.measures, one, "train") for one in rows]

@@ -6,10 +6,12 @@ import dataclasses
 from functools import partial
 
 from jaxtune import objectives, sharding, tree
-from jaxtune.evaluation import judge
+from jaxtune.evaluation import judge, rewards
 from jaxtune.evaluation.options import EvaluateOptions
+from jaxtune.runs import reward_model
 from jaxtune.runs.trial import Trial
 from jaxtune.training import optim
+from jaxtune.training.options import RolloutOptions
 from jaxtune.training.step import Program
 
 
@@ -31,7 +33,31 @@ def make_program(trial: Trial, dropout: bool = False, chunk: int = 1) -> Program
     lambda numbers: optim.make(numbers, steps, **options),
     steps,
     dropout,
+    logged=logged(trial),
+    updates=RolloutOptions(**trial.config["rollout"]).updates if rolls_out(trial) else 1,
   )
+
+
+def rolls_out(trial: Trial) -> bool:
+  """Says whether a trial learns from answers that it draws itself; see `rollouts`."""
+  return getattr(trial.objective, "ROLLOUT", False)
+
+
+def logged(trial: Trial) -> tuple[str, ...]:
+  """Returns the names of the sums of a step that are logged beside its loss."""
+  return (*getattr(trial.objective, "LOGGED", ()), *reward_labels(trial))
+
+
+def reward_labels(trial: Trial) -> tuple[str, ...]:
+  """Returns the names by which a trial's rewards are reported."""
+  return tuple(rewards.labels(trial.config["rollout"]["rewards"])) if rolls_out(trial) else ()
+
+
+def make_rewards(trial: Trial) -> rewards.Rewards:
+  """Finds the rewards of a trial's config."""
+  o = RolloutOptions(**trial.config["rollout"])
+  models = reward_model.find(o.rewards)
+  return rewards.make(o.rewards, o.weights, models, timeout=o.timeout, on_error=o.on_error)
 
 
 def make_evaluator(
@@ -51,14 +77,18 @@ def make_evaluator(
   )
   if hasattr(objective, "predict"):
     program = program._replace(predict=partial(objective.predict, **options))
+  judging = EvaluateOptions(**trial.config["evaluate"])
+  if rolls_out(trial):  # held-out answers are as long as those that are learnt from
+    judging = judging._replace(max_new_tokens=trial.config["rollout"]["max_new_tokens"])
   return judge.make(
     program,
     objective,
-    EvaluateOptions(**trial.config["evaluate"]),
+    judging,
     parallel=parallel,
     chunk=chunk,
     tokenizer=trial.pretrained.tokenizer,
     stop_tokens=trial.dataset.stop_tokens,
+    rewards=make_rewards(trial) if rolls_out(trial) else None,
   )
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from jaxtune import data, files, peft, sharding
+from jaxtune import data, files, peft, sharding, tree
 from jaxtune.evaluation import judge
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.objectives import Batch, Forward, Sums, choices
@@ -49,19 +49,14 @@ def _completed(trial: Trial) -> data.Data:
   """Fills in "reference" of a trial's splits."""
   options = trial.config["train"]
   parallel = sharding.make(options["parallel"], options["mesh"])
-  state, base = first_state(trial)
-  started = tuple(method for method in trial.methods if method.start is not None)
-  without = {path: x for path, x in state.hyper.items() if path != "loss"}  # the objective's own
-  overlay = peft.Overlay(state.tuned, without)
-  if not started:
-    overlay = peft.Overlay({"params": {}, "peft": {}}, {"untuned": jnp.zeros(())})
+  started, overlay, base = _start(trial)
   program = programs.make_program(trial)._replace(objective=_scored, methods=started)
   evaluator = judge.make(
     program, trial.objective, EvaluateOptions(**trial.config["evaluate"]), parallel=parallel,
     chunk=1, tokenizer=None,
   )  # fmt: skip
   stacked = jax.tree.map(lambda x: x[None], overlay)
-  base = parallel.put(base if started else trial.pretrained.params)
+  base = parallel.put(base)
   found = {}
   for name, split in trial.dataset.splits.items():
     path = _cache(options["compilation_cache"], trial, overlay, split)
@@ -72,6 +67,35 @@ def _completed(trial: Trial) -> data.Data:
       _keep(path, reference_X2)
     found[name] = split._replace(arrays=split.arrays | {"reference": reference_X2})
   return trial.dataset._replace(**found)
+
+
+def before(
+  trials: Sequence[Trial], base: PyTree, parallel: sharding.Parallel
+) -> tuple[tuple[peft.Method, ...], peft.Overlay, PyTree]:
+  """Returns how to run the model of a group of trials as it is before training.
+
+  Args:
+    base: the group's frozen base, on the devices; only the leaves that it lacks take new memory.
+
+  Returns:
+    (methods, the overlays of all trials, the weights under them).
+  """
+  methods, overlays, bases = zip(*map(_start, trials), strict=True)
+  held, known = tree.flatten(base), tree.flatten(bases[0])
+  missing = parallel.put(tree.unflatten({p: x for p, x in known.items() if p not in held}))
+  weights = {path: held[path] for path in known if path in held} | tree.flatten(missing)
+  return methods[0], parallel.put(tree.stack(list(overlays)), "trial"), tree.unflatten(weights)
+
+
+def _start(trial: Trial) -> tuple[tuple[peft.Method, ...], peft.Overlay, PyTree]:
+  """Returns the methods that begin with a trained adapter, their overlay, and the base under it."""
+  methods = tuple(method for method in trial.methods if method.start is not None)
+  if not methods:
+    nothing = peft.Overlay({"params": {}, "peft": {}}, {"untuned": jnp.zeros(())})
+    return (), nothing, trial.pretrained.params
+  state, base = first_state(trial)
+  fixed = {path: x for path, x in state.hyper.items() if path != "loss"}  # the objective's own
+  return methods, peft.Overlay(state.tuned, fixed), base
 
 
 def _scored(forward: Forward, batch: Batch) -> tuple[Float[Array, " B"], Sums]:

@@ -123,7 +123,12 @@ def make_methods(config: dict, fresh: tuple[str, ...] = ()) -> tuple[peft.Method
     methods += (head.method(fresh),)  # also beside the method "head", which trains no fresh pooler
   if numbers := objectives.numbers(config["objective"]):
     fixed = {name: jnp.float32(value) for name, value in numbers.items()}
-    methods += (peft.Method("objective", init=lambda *_: ({}, {"loss": fixed})),)
+
+    def init(key, sites, frozen):
+      width = frozen.leaves["embed/embedding"].shape[-1]
+      return {"loss": objectives.arrays(config["objective"], width)}, {"loss": fixed}
+
+    methods += (peft.Method("objective", init=init),)
   if any(config["regularize"].values()):
     methods += (regularize.method(**config["regularize"]),)
   return methods

@@ -16,14 +16,14 @@ from tqdm import tqdm
 from jaxtune import data, hosts, peft, tree
 from jaxtune.training import checkpoint, turns
 from jaxtune.training.options import TrainOptions, intervals
-from jaxtune.training.progress import METRICS, Evaluation, Progress, evaluated, first
-from jaxtune.training.step import Program, update
+from jaxtune.training.progress import COUNTS, METRICS, Evaluation, Progress, evaluated, first
+from jaxtune.training.step import Program, State, update
 
 
 def make_step(
   program: Program, chunk: int, turns: bool = False, mesh: Mesh | None = None
 ) -> Callable:
-  """Returns ((state, sums), base, batch, axis=None) -> the same pair after one step.
+  """Returns ((state, sums), base, batch, axis=None) -> the same pair after the program's updates.
 
   Args:
     chunk, mesh: see `tree.over_trials`.
@@ -35,11 +35,18 @@ def make_step(
   def one_trial(carry, base, batch, axis):
     state, sums, *taken = carry
 
-    def train():
+    def one_update(carry, batch):
+      state, sums = carry
       after, metrics = update(program, state, base, batch, axis)
-      new = {name: sums[name] + metrics[name] for name in METRICS}
+      new = {name: sums[name] + metrics[name] for name in (*METRICS, *program.logged)}
       diverged = first(sums["diverged"], ~metrics["finite"], after.step)
-      return after, new | {"steps": sums["steps"] + 1, "diverged": diverged}
+      return (after, new | {"steps": sums["steps"] + 1, "diverged": diverged}), None
+
+    def train():
+      if program.updates == 1:
+        return one_update((state, sums), batch)[0]
+      batches = jax.tree.map(lambda x: x.reshape(program.updates, -1, *x.shape[1:]), batch)
+      return jax.lax.scan(one_update, (state, sums), batches)[0]
 
     return jax.lax.cond(taken[0], train, lambda: (state, sums)) if taken else train()
 
@@ -64,7 +71,8 @@ class Group(NamedTuple):
     options: the `train` section.
     step: what `make_step` returns, compiled.
     base: the frozen weights.
-    batch: (trials, step of each) -> their batch (E, A, B, ...), on the devices.
+    batch: (trials, step of each, state) -> their batch (E, A, B, ...), on the devices; for several
+      updates, their parts one after another in A. Only rollouts read the state.
     validate: (overlays, trials) -> metrics of these trials on their validation splits; None without
       one.
     keep_from: the first step whose weights may be kept; evaluations before it are only logged.
@@ -74,12 +82,13 @@ class Group(NamedTuple):
     chunk: how many of them each device computes together.
     shards: the size of the mesh axis "trial".
     rule: says which leave early; see `turns`.
+    updates: of the program.
   """
 
   options: TrainOptions
   step: Callable
   base: PyTree
-  batch: Callable[[np.ndarray, np.ndarray], dict]
+  batch: Callable[[np.ndarray, np.ndarray, State], dict]
   validate: Callable[[peft.Overlay, np.ndarray], list[dict]] | None
   keep_from: int
   logs: Any
@@ -88,6 +97,7 @@ class Group(NamedTuple):
   chunk: int = 1
   shards: int = 1
   rule: turns.Rule | None = None
+  updates: int = 1
 
 
 def run(group: Group, progress: Progress) -> Progress:
@@ -104,26 +114,27 @@ def run(group: Group, progress: Progress) -> Progress:
   progress, places = _turn(group, progress, steps)
   bar = tqdm(total=options.steps * len(steps), initial=int(steps.sum()), desc="training",
              unit="step", disable=hosts.bars())  # fmt: skip
-  batch, may_end = _batch(group, places, steps), options.patience or group.rule
+  batch, may_end = _batch(group, places, steps, progress), options.patience or group.rule
   with checkpoint.interrupts() as interrupted, bar:
     while places.size:
       carry, taken = (progress.state, progress.sums), places[places < len(steps)]
       shared = group.base if group.places is None else (group.base, places)
       state, sums = group.step(carry, shared, batch)
       progress, tokens = progress._replace(state=state, sums=sums), np.prod(batch["tokens"].shape)
-      steps[taken] += 1
-      last, every = steps[taken] == options.steps, lambda n, taken=taken: steps[taken] % n == 0
+      steps[taken] += group.updates
+      passed = lambda n, at: at // n > (at - group.updates) // n
+      last, every = steps[taken] == options.steps, partial(passed, at=steps[taken])
       judged = taken[every(eval_every) | last] if group.validate is not None else taken[:0]
       changes = last.any() or (may_end and judged.size)
-      batch = None if changes else _batch(group, places, steps)
+      batch = None if changes else _batch(group, places, steps, progress)
       if (logged := taken[every(options.log_every) | last]).size:
         progress = _log(group, progress, logged, steps, bar, tokens)
       if group.validate is not None and judged.size:
         progress = _keep_best(group, group.validate, progress, judged, steps)
       if changes:
         progress, places = _turn(group, progress, steps)
-        batch = _batch(group, places, steps)
-      bar.update(len(taken))
+        batch = _batch(group, places, steps, progress)
+      bar.update(len(taken) * group.updates)
       stop = interrupted(int(steps.sum()))
       if every(checkpoint_every).any() or last.any() or stop or not places.size:
         group.save(int(steps.sum()), progress)
@@ -158,12 +169,12 @@ def _turn(group: Group, progress: Progress, steps: np.ndarray) -> tuple[Progress
   return progress, np.concatenate([chosen, np.full(width - chosen.size, len(steps))])
 
 
-def _batch(group: Group, places: np.ndarray, steps: np.ndarray) -> dict | None:
+def _batch(group: Group, places: np.ndarray, steps: np.ndarray, progress: Progress) -> dict | None:
   """Returns the batch of the next step; an empty place has that of the first one."""
   if not places.size:
     return None
   trials = np.where(places < len(steps), places, places[0])
-  return group.batch(trials, steps[trials])
+  return group.batch(trials, steps[trials], progress.state)
 
 
 def make_batch(
@@ -203,11 +214,12 @@ def _log(
     tokens: number of tokens in a step, padding included, for the rate that the bar shows.
   """
   sums, best = hosts.fetch((progress.sums, progress.best.min()))
-  means = {name: sums[name] / np.maximum(sums["steps"], 1) for name in METRICS}
+  means = {n: x / np.maximum(sums["steps"], 1) for n, x in sums.items() if n not in COUNTS}
   group.logs.write({
     e: dict(
       step=int(steps[e]), train_loss=float(means["loss"][e]),
       train_accuracy=100 * float(means["accuracy"][e]), grad_norm=float(means["grad_norm"][e]),
+      **{f"train_{n}": float(means[n][e]) for n in means if n not in METRICS},
     )
     for e in trials
   })  # fmt: skip

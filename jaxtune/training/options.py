@@ -1,11 +1,11 @@
-"""Declares the `train` and the `search` section of a config."""
+"""Declares the `train`, the `search` and the `rollout` section of a config."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 from jaxtune import sharding
-from jaxtune.schema import Count, Seed, Share, Text
+from jaxtune.schema import Count, Positive, Seed, Share, Text
 
 
 class TrainOptions(NamedTuple):
@@ -71,3 +71,36 @@ class SearchOptions(NamedTuple):
   keep: Share = 0.5
   tune_seeds: tuple[Seed, ...] = (1000,)
   places: Count | None = None
+
+
+class RolloutOptions(NamedTuple):
+  """Declares the `rollout` section of a config: how a policy's own answers are drawn and judged.
+
+  A rollout draws answers to prompts of the training data by the weights of that moment, and judges
+  them. Its answers make the batches of the updates that follow: `train.batch_size` answers each.
+
+  Attributes:
+    samples: the number of answers to each prompt.
+    minibatches: the number of batches that the answers of a rollout are divided into.
+    epochs: how often the updates go through these. A rollout makes minibatches * epochs updates, of
+      which `train.steps` is a multiple.
+    max_new_tokens: the most tokens of an answer.
+    rewards: the names of what answers are judged by; see `evaluation.rewards`.
+    weights: of these rewards; 0 for one that is reported and not trained on. None: all are 1.
+    timeout: the seconds that one call of a reward may take.
+    on_error: what happens where a reward fails: "stop", or "skip" the answers that it fails on.
+  """
+
+  samples: Count = 8
+  minibatches: Count = 1
+  epochs: Count = 1
+  max_new_tokens: Count = 32
+  rewards: tuple[str, ...] = ()
+  weights: tuple[float, ...] | None = None
+  timeout: Positive = 60.0
+  on_error: Literal["stop", "skip"] = "stop"
+
+  @property
+  def updates(self) -> int:
+    """The number of updates that a rollout makes."""
+    return self.minibatches * self.epochs

@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 from jaxtune.training.step import State
 
 METRICS = ("loss", "accuracy", "grad_norm")  # of a step; each log line has their means
+COUNTS = ("steps", "diverged")  # kept beside their sums
 
 
 class Progress(NamedTuple):
@@ -41,16 +42,17 @@ class Progress(NamedTuple):
   losses: Array
 
 
-@partial(jax.jit, static_argnums=1)
-def begin(states: State, compared: int = 1) -> Progress:
+@partial(jax.jit, static_argnums=(1, 2))
+def begin(states: State, compared: int = 1, logged: tuple[str, ...] = ()) -> Progress:
   """Returns the progress of a group before its first step.
 
   Args:
     compared: V, the number of evaluations that an early exit compares, at least 1.
+    logged: of the program.
   """
   count = states.step.shape[0]
   zeros = lambda: jnp.zeros(count, jnp.int32)  # not shared, because the step donates its arguments
-  sums = {name: jnp.zeros(count) for name in (*METRICS, "steps")} | {"diverged": zeros()}
+  sums = {name: jnp.zeros(count) for name in (*METRICS, *logged, "steps")} | {"diverged": zeros()}
   tuned, best = jax.tree.map(jnp.copy, states.tuned), jnp.full(count, jnp.inf)
   losses = jnp.full((count, compared), jnp.nan)
   return Progress(states, sums, tuned, best, zeros(), zeros(), zeros(), zeros(), losses)

@@ -51,6 +51,8 @@ class Program(NamedTuple):
     dropout: whether any trial is trained with dropout or other noise.
     predict: (forward, batch) -> {name: (B, ...)}, the predictions; None for objectives whose
       predictions are generated texts.
+    logged: names of the objective's sums that are logged, divided by that of the weights.
+    updates: how many updates are made of each batch that the step is handed, one after another.
   """
 
   model: Any
@@ -60,6 +62,8 @@ class Program(NamedTuple):
   steps: int
   dropout: bool = False
   predict: Callable | None = None
+  logged: tuple[str, ...] = ()
+  updates: int = 1
 
 
 def forward(
@@ -114,7 +118,7 @@ def update(
   Returns:
     (next state, {"loss", "accuracy", "tokens", "grad_norm", "finite"}). "tokens" is the sum of all
     weights, and loss and accuracy are divided by it; "finite" says whether the loss and the norms
-    of the gradients and of the new weights are finite.
+    of the gradients and of the new weights are finite. Also the program's `logged`.
   """
   rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
   if axis is not None:
@@ -142,7 +146,7 @@ def update(
     "accuracy": sums["correct"] / weight,
     "tokens": sums["weight"],
     "grad_norm": optax.tree.norm(gradients),
-  }
+  } | {name: sums[name] / weight for name in program.logged}
   tuned = optax.apply_updates(state.tuned, changes)
   # Where squares of weights overflow, the model's norms return 0, and the loss stays finite.
   checked_3 = jnp.stack([metrics["loss"], metrics["grad_norm"], optax.tree.norm(tuned)])
@@ -152,8 +156,9 @@ def update(
 
 
 def numbers_of(overlay: peft.Overlay) -> dict[str, Array]:
-  """Returns the objective's own numbers, such as beta; see `runs.trial.make_methods`."""
-  return overlay.hyper.get("loss", {}).get("objective", {})
+  """Returns the objective's own numbers and arrays, such as beta; see `runs.trial.make_methods`."""
+  own = lambda arrays: arrays.get("loss", {}).get("objective", {})
+  return own(overlay.hyper) | own(overlay.tuned["peft"])
 
 
 def _summed(gradient: Callable, batch: dict[str, Array]) -> PyTree:

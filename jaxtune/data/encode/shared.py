@@ -89,8 +89,10 @@ def drop_untrained(
   """Applies the policy to items, which have an `example`, without a token that is trained.
 
   Returns:
-    The others, and how many were left out.
+    The others, or with the policy "keep" all of them, and how many were left out.
   """
+  if options.no_target == "keep":
+    return list(items), 0
   kept = [item for item, some in zip(items, trained, strict=True) if some]
   empty = [item.example.where for item, some in zip(items, trained, strict=True) if not some]
   if empty and options.no_target == "error":

@@ -1,0 +1,68 @@
+"""Prompts alone, which a policy answers itself while it is trained.
+
+Rows are those of supervised training: text with a prompt, or conversations, whose last turn is left
+out. An answer is not needed; where a row has one, it is the reference that rewards and metrics
+compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxtune.data import conversations, padding, reading
+from jaxtune.data.encode import chat, text
+from jaxtune.data.options import DataOptions, EncodeOptions
+from jaxtune.data.reading import Reading
+from jaxtune.data.sources import Table
+from jaxtune.data.split import Split, counts
+from jaxtune.data.templates import Example
+from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.errors import UserError
+
+NO_ANSWER = "."  # is encoded in place of an answer that a row does not have
+
+
+def read(table: Table, name: str, options: DataOptions) -> Reading:
+  """Reads text or conversations; columns `prompt` or `instruction` are enough.
+
+  Raises:
+    UserError: a prompt without a word in it.
+  """
+  known, turns = set(table.columns), conversations.column(table.columns)
+  if options.template is None and options.answer is None and not turns:
+    for prompt, answer in (("prompt", "completion"), ("instruction", "output")):
+      if prompt in known and answer not in known:
+        table = table._replace(rows=[row | {answer: ""} for row in table.rows])
+        break
+  found = reading.read_text(table, name, options)
+  for example in found.heads:
+    if not example.conversation and not (example.prompt or "").strip():
+      raise UserError(f"{example.where}: the prompt is empty, expected a text to be answered")
+  return found
+
+
+def encode(
+  tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
+) -> tuple[Split, dict]:
+  """Encodes prompts as `encode.text` or `encode.chat` does before an answer.
+
+  tokens and mask are (X, T), weights (X, T) are 1 on all tokens of the prompt, and example (X,) is
+  its number, by which the rows, prompts and references of a batch are found.
+
+  Returns:
+    The split, whose references are [""] where a row has no answer; and its counts.
+  """
+  conversation = bool(examples) and examples[0].conversation
+  answered = lambda example: bool(example.answers and example.answers[0].strip())
+  filled = [e if conversation or answered(e) else e._replace(answers=[NO_ANSWER]) for e in examples]
+  one_turn = options._replace(turns="last")
+  split, counted = (chat if conversation else text).encode(tokenizer, filled, one_turn)
+  arrays = padding.pad_tokens(tokenizer, split.prompts, options.max_length)
+  arrays["weights"] = arrays["mask"].astype(np.float32)
+  arrays["example"] = np.arange(len(split.prompts), dtype=np.int64)
+  references = [[""] if one == [NO_ANSWER] else one for one in split.references]
+  split = split._replace(arrays=arrays, references=references)
+  more = {key: counted[key] for key in ("stop_tokens", "chat_template") if key in counted}
+  return split, counts(split, counted["skipped"], counted["truncated"], **more)

@@ -1,0 +1,55 @@
+"""Checks of runs that learn from answers which they draw themselves."""
+
+from __future__ import annotations
+
+from jaxtune.errors import UserError
+from jaxtune.runs import programs
+from jaxtune.runs.trial import Trial
+from jaxtune.training.options import RolloutOptions, TrainOptions, intervals
+
+
+def check(trial: Trial) -> int:
+  """Checks the section `rollout` of a trial; returns the longest prompt with its answer, or 0.
+
+  Raises:
+    UserError: for numbers of answers, prompts and updates that do not fit together, for rewards
+      that cannot be found, and for models and data that answers cannot be learnt with.
+  """
+  name, config = trial.config["objective"]["name"], trial.config
+  if not programs.rolls_out(trial):
+    if config["rollout"]["rewards"]:
+      raise UserError(
+        f"rollout.rewards are for objectives such as 'grpo'; {name!r} draws no answers"
+      )
+    return 0
+  programs.make_rewards(trial)
+  if trial.pretrained.model.config.encoder is not None:
+    raise UserError(f"objective {name!r} is for decoders, not for encoder-decoders")
+  _check_counts(TrainOptions(**config["train"]), RolloutOptions(**config["rollout"]), config)
+  longest = max(map(len, trial.dataset.train.prompts))
+  return longest + config["rollout"]["max_new_tokens"]
+
+
+def _check_counts(train: TrainOptions, rollout: RolloutOptions, config: dict) -> None:
+  """Raises UserError unless answers fill batches, and updates fill rollouts."""
+  answers = rollout.minibatches * train.batch_size
+  if answers % rollout.samples:
+    raise UserError(
+      f"a rollout has train.batch_size * rollout.minibatches = {answers} answers, which is no "
+      f"multiple of rollout.samples, {rollout.samples}: use a multiple, such as "
+      f"{-(-answers // rollout.samples) * rollout.samples // rollout.minibatches or 1}"
+    )
+  advantage = config["objective"].get("advantage", "batch")
+  if rollout.samples == 1 and not advantage.startswith("batch"):
+    raise UserError(
+      "rollout.samples is 1, but objective.advantage compares the answers to one prompt; expected "
+      "2 or more, or objective.advantage='batch'"
+    )
+  eval_every, checkpoint_every = intervals(train)
+  early = config["search"]["early_exit"] is not None
+  for key, steps in (("train.steps", train.steps), ("train.eval_every", early and eval_every)):
+    if steps and steps % rollout.updates:
+      raise UserError(
+        f"{key} is {steps}, expected a multiple of the updates of a rollout, "
+        f"rollout.minibatches * rollout.epochs = {rollout.updates}"
+      )

@@ -1,0 +1,64 @@
+"""A finished reward model as the reward of a policy's answers, "model:FOLDER" in a config."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxtune import peft
+from jaxtune.data.encode import pairs
+from jaxtune.data.options import EncodeOptions
+from jaxtune.data.padding import pad
+from jaxtune.data.templates import Example
+from jaxtune.errors import UserError
+from jaxtune.evaluation import rewards
+from jaxtune.runs import finished
+from jaxtune.training import step
+
+PREFIX = "model:"
+PAD_TO = 32  # tokens; every width is a program of its own
+
+
+def find(names: Sequence[str]) -> dict[str, rewards.Function]:
+  """Returns the functions of those names that are reward models.
+
+  Raises:
+    UserError: a folder without a finished run, or with one that is no reward model.
+  """
+  folders = {name: Path(name.removeprefix(PREFIX)) for name in names if name.startswith(PREFIX)}
+  return {name: _loaded(str(folder.resolve())) for name, folder in folders.items()}
+
+
+@functools.lru_cache(maxsize=4)  # training and judging read the same model
+def _loaded(folder: str) -> rewards.Function:
+  """Loads a reward model; returns (answers) -> the reward of each."""
+  run = finished.load_run(folder)
+  name, c = run.config["objective"]["name"], run.pretrained.model.config
+  if name != "reward":
+    raise UserError(f"{folder} was trained by objective {name!r}, expected a reward model")
+  tokenizer = run.pretrained.tokenizer
+  most = c.positions - sum(m.positions for m in run.adapted.methods)
+  options = EncodeOptions(most, too_long="truncate", no_target="keep", special_tokens="allow")
+
+  @jax.jit
+  def score(overlay, base, inputs):
+    adapted = peft.Adapted(run.adapted.methods, *overlay, base)
+    return peft.apply(run.pretrained.model, adapted, **inputs)
+
+  def reward(answers: rewards.Answers) -> np.ndarray:
+    said = zip(answers.prompts, answers.completions, strict=True)
+    examples = [
+      Example(prompt, [answer], {}, f"answer {n}") for n, (prompt, answer) in enumerate(said)
+    ]
+    split, _ = pairs.encode_answers(tokenizer, examples, options, two_texts=True)
+    width = min(-(-split.width // PAD_TO) * PAD_TO, most)
+    inputs = {
+      key: pad(x, width, dtype=x.dtype) for key, x in split.arrays.items() if key in step.INPUTS
+    }
+    return np.asarray(score(run.adapted.overlay, run.adapted.base, inputs))
+
+  return reward

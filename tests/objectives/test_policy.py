@@ -1,0 +1,398 @@
+"""Policies that learn from their own answers: losses against torch, rollouts, rewards."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+import jaxtune
+from jaxtune import sharding
+from jaxtune.assets import TINY
+from jaxtune.config import complete
+from jaxtune.errors import UserError
+from jaxtune.evaluation import rewards
+from jaxtune.objectives import grpo, ppo
+from jaxtune.runs import programs, reward_model, rollouts
+from jaxtune.runs.first_state import first_state
+from jaxtune.runs.trial import prepare
+
+B, T, V, D = 4, 6, 9, 5
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(B, T, V)).astype(np.float32) * 2
+STATES = RNG.normal(size=(B, T, D)).astype(np.float32)
+WEIGHTS = np.zeros((B, T), np.float32)
+for row, (first, last) in enumerate(((2, 6), (1, 3), (3, 6), (2, 4))):
+  WEIGHTS[row, first:last] = 1
+FOLLOWING = np.roll(WEIGHTS, -1, 1)
+
+
+def like(scale):
+  return (RNG.normal(size=(B, T)) * scale).astype(np.float32)
+
+
+BATCH = {
+  "tokens": RNG.integers(0, V, (B, T)).astype(np.int32),
+  "mask": np.ones((B, T), bool),
+  "weights": WEIGHTS,
+  "policy": -2 + like(0.5),
+  "reference": -2 + like(0.5),
+  "advantages": like(1) * FOLLOWING,
+  "values": like(1),
+  "returns": like(1),
+  "scale": np.array([0.2, 0.5, 0.3, 0.4], np.float32),
+  **{name: np.ones(B, np.float32) for name in ("reward", *grpo.COUNTED)},
+}
+
+
+def torch_policy(logits, temperature):
+  """log p(next token) and the entropy, (B, T - 1), and the weights of these positions."""
+  log = (logits[:, :-1] / temperature).log_softmax(-1)
+  targets = torch.tensor(BATCH["tokens"][:, 1:]).long()
+  picked = log.gather(-1, targets[..., None])[..., 0]
+  return picked, -(log.exp() * log).sum(-1), torch.tensor(WEIGHTS[:, 1:])
+
+
+def torch_loss(logits, o, values=None):
+  """The papers' formulas; `values` (B, T - 1) make it PPO's."""
+  given = {name: torch.tensor(BATCH[name][:, :-1]) for name in
+           ("policy", "reference", "advantages", "values", "returns")}  # fmt: skip
+  log, entropy, weights = torch_policy(logits, o.get("temperature", 1.0))
+  change = log - given["policy"]
+  if o.get("ratio") == "sequence":
+    change = ((change * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)).expand(B, -1)
+  ratio, a = change.exp(), given["advantages"]
+  losses = -torch.minimum(ratio * a, ratio.clamp(1 - o["clip_low"], 1 + o["clip_high"]) * a)
+  if values is None:
+    d = given["reference"] - log
+    kinds = {"k1": -d, "k2": d**2 / 2, "k3": d.exp() - 1 - d}
+    losses = losses + o["kl"] * kinds[o.get("estimator", "k3")]
+  else:
+    near = given["values"] + (values - given["values"]).clamp(-o["value_clip"], o["value_clip"])
+    squares = [(x - given["returns"]) ** 2 for x in (values, near)]
+    losses = losses + o["value_weight"] * 0.5 * torch.maximum(*squares)
+  losses = losses - o.get("entropy", 0.0) * entropy
+  return (losses * weights).sum(1) * torch.tensor(BATCH["scale"])
+
+
+CLIPS = {"clip_low": 0.1, "clip_high": 0.3}
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"kl": 0.0},
+    {"kl": 0.4, "temperature": 0.7},
+    {"kl": 0.4, "estimator": "k1"},
+    {"kl": 0.4, "estimator": "k2", "entropy": 0.1},
+    {"kl": 0.2, "ratio": "sequence"},
+  ],
+)
+def test_the_policy_s_loss_and_gradient_are_those_of_the_papers(options):
+  def ours(logits):
+    forward = lambda batch, score, targets: score(logits, targets)
+    losses, sums = grpo.loss(forward, BATCH, **CLIPS, **options)
+    return losses.sum(), (losses, sums)
+
+  (_, (losses, sums)), gradient = jax.value_and_grad(ours, has_aux=True)(LOGITS)
+  logits = torch.tensor(LOGITS, requires_grad=True)
+  expected = torch_loss(logits, CLIPS | options)
+  expected.sum().backward()
+  np.testing.assert_allclose(losses, expected.detach(), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(gradient, logits.grad, atol=1e-5)
+  assert sums["weight"].tolist() == [1.0] * B
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_ppo_s_loss_trains_policy_and_values(detached):
+  options = CLIPS | {"value_clip": 0.3, "value_weight": 0.5, "entropy": 0.05}
+  kernel = RNG.normal(size=D).astype(np.float32)
+
+  def ours(logits, states, kernel):
+    def forward(batch, score, targets, **more):
+      scored = score(logits, targets)
+      return (scored, states) if more.get("states") else scored
+
+    losses, _ = ppo.loss(forward, BATCH, kernel, np.float32(0.1), detached=detached, **options)
+    return losses.sum(), losses
+
+  (_, losses), gradients = jax.value_and_grad(ours, (0, 1, 2), has_aux=True)(LOGITS, STATES, kernel)
+  tensors = [torch.tensor(x, requires_grad=True) for x in (LOGITS, STATES, kernel)]
+  states = tensors[1].detach() if detached else tensors[1]
+  values = (states @ tensors[2] + 0.1)[:, :-1]
+  expected = torch_loss(tensors[0], options, values)
+  expected.sum().backward()
+  np.testing.assert_allclose(losses, expected.detach(), rtol=1e-5, atol=1e-6)
+  for mine, theirs in zip(gradients, tensors, strict=True):
+    theirs = np.zeros_like(mine) if theirs.grad is None else theirs.grad
+    np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_ppo_gives_no_gradient_once_the_policy_has_moved_too_far():
+  forward = lambda batch, score, targets, **_: (score(LOGITS, targets), STATES)
+  zeros = np.zeros(D, np.float32), np.float32(0)
+  losses = [ppo.loss(forward, BATCH, *zeros, kl_stop=limit)[0] for limit in (0.0, 1e-3, 1e3)]
+  assert not losses[1].any()
+  np.testing.assert_array_equal(losses[0], losses[2])
+  assert losses[0].all()
+
+
+def test_advantages_are_those_of_their_papers():
+  rewards_PS = np.array([[1.0, 2.0, 6.0], [0.0, 0.0, np.nan]])
+  of = lambda kind: grpo.advantages(rewards_PS, kind)
+  np.testing.assert_allclose(of("group"), [[-2, -1, 3], [0, 0, np.nan]])
+  deviation = np.std([1, 2, 6], ddof=1)
+  np.testing.assert_allclose(of("group_std")[0], np.array([-2, -1, 3]) / (deviation + grpo.TINY))
+  np.testing.assert_allclose(of("leave_one_out"), [[1 - 4, 2 - 3.5, 6 - 1.5], [0, 0, np.nan]])
+  np.testing.assert_allclose(of("batch")[0], np.array([1, 2, 6]) - 9 / 5)
+  whole = np.array([1, 2, 6, 0, 0])
+  np.testing.assert_allclose(
+    of("batch_std")[0], (whole - whole.mean())[:3] / (np.std(whole, ddof=1) + grpo.TINY)
+  )
+
+
+def test_generalised_advantages_are_the_sum_of_discounted_errors():
+  rewards_NT, values_NT = like(1), BATCH["values"]
+  gamma, trace = 0.9, 0.8
+  found = ppo.generalised(rewards_NT, values_NT, FOLLOWING, gamma, trace)
+  for n in range(B):
+    places = np.flatnonzero(FOLLOWING[n])
+    value = lambda t, n=n, places=places: values_NT[n, t] if t in places else 0.0
+    errors = {t: rewards_NT[n, t] + gamma * value(t + 1) - value(t) for t in places}
+    for t in range(T):
+      later = [(gamma * trace) ** (s - t) * errors[s] for s in places if s >= t]
+      assert found[n, t] == pytest.approx(sum(later) if t in places else 0.0, abs=1e-5)
+
+
+def test_ppo_s_reward_comes_with_the_last_token_and_the_penalty_with_each():
+  sampled = grpo.Sampled(
+    np.array([1.0, -9.0, 2.0, 0.0]), 1, FOLLOWING, BATCH["policy"], BATCH["reference"],
+    np.zeros((B, T), np.float32), T,
+  )  # fmt: skip
+  options = {"kl": 0.5, "estimator": "k1", "gamma": 1.0, "trace": 1.0, "score_clip": 3.0}
+  found = ppo.learn(sampled, whiten=False, **options)
+  penalties = 0.5 * (BATCH["policy"] - BATCH["reference"]) * FOLLOWING
+  first = FOLLOWING.argmax(1)
+  expected = np.array([1.0, -3.0, 2.0, 0.0]) - penalties.sum(1)
+  np.testing.assert_allclose(found["advantages"][np.arange(B), first], expected, rtol=1e-5)
+  white = ppo.learn(sampled, whiten=True, **options)["advantages"][FOLLOWING > 0]
+  assert (white.mean(), white.std(ddof=1)) == pytest.approx((0, 1), abs=1e-5)
+
+
+# What follows trains the bundled model.
+
+REWARDS = """
+import os
+from pathlib import Path
+
+def vowels(prompts, completions, rows):
+  tally = Path(__file__).with_suffix(".calls")
+  calls = int(tally.read_text()) + 1 if tally.exists() else 1
+  tally.write_text(str(calls))
+  assert len(prompts) == len(rows) and all("instruction" in row for row in rows)
+  if calls == int(os.environ.get("FAILS_AT", 0)):
+    raise RuntimeError("out of patience")
+  return [sum(c in "aeiou" for c in text) / 10 for text in completions]
+
+def half(prompts, completions, rows):
+  if len(completions) > 1 or completions[0][:1] in "aeiouAEIOU":
+    raise ValueError("a vowel")
+  return [1.0]
+
+def slow(prompts, completions, rows):
+  import time
+  time.sleep(60)
+
+def few(prompts, completions, rows): return [1.0]
+def odd(prompts, completions, rows): return [float("nan")] * len(completions)
+"""
+
+
+@pytest.fixture
+def made(tmp_path):
+  """Writes prompts and rewards; returns (sections) -> a config."""
+  rows = [{"instruction": f"Say {word}."} for word in "abcdefg"]
+  path = tmp_path / "prompts.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  (tmp_path / "rewards.py").write_text(REWARDS)
+
+  def config(name="grpo", reward="vowels", **sections):
+    rollout = {"samples": 2, "max_new_tokens": 4, "rewards": (f"{tmp_path}/rewards.py:{reward}",)}
+    whole = {
+      "model": {"path": str(TINY)},
+      "data": {"train": str(path), "validation": 2},
+      "method": {"name": "lora", "rank": 2},
+      "objective": {"name": name},
+      "optim": {"learning_rate": 1e-2},
+      "rollout": rollout,
+      "train": {"steps": 4, "batch_size": 4, "log_every": 1, "compilation_cache": None},
+    }
+    return whole | {key: whole.get(key, {}) | value for key, value in sections.items()}
+
+  return config
+
+
+TWICE = {"minibatches": 1, "epochs": 2}
+
+
+@pytest.mark.parametrize("objective", ["grpo", "ppo"])
+def test_a_rollout_run_that_fails_and_goes_on_ends_like_one_that_did_not(
+  made, tmp_path, monkeypatch, objective
+):
+  config = made(objective, rollout=TWICE, train={"checkpoint_every": 2})
+  whole = jaxtune.fit(config, tmp_path / "whole")
+  (tmp_path / "rewards.calls").unlink()
+  monkeypatch.setenv("FAILS_AT", "4")  # the base, the first rollout, its validation, the second
+  with pytest.raises(UserError, match="RuntimeError: out of patience"):
+    jaxtune.fit(config, tmp_path / "killed")
+  monkeypatch.delenv("FAILS_AT")
+  resumed = jaxtune.fit(config, tmp_path / "killed")
+  assert resumed["final"] == whole["final"]
+  for name in ("tuned.safetensors", "metrics.jsonl"):
+    one, other = ((tmp_path / run / name).read_bytes() for run in ("whole", "killed"))
+    assert one == other
+  logged = [json.loads(x) for x in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+  first = next(line for line in logged if "train_reward" in line)
+  assert first["train_reward"] == pytest.approx(first["train_reward_vowels"])
+  assert 0 < first["train_length"] <= 4
+
+
+@pytest.mark.parametrize("objective", ["grpo", "ppo"])
+def test_a_group_of_policies_equals_policies_alone(made, tmp_path, objective):
+  grid = {"method.rank": [1, 3], "objective.kl": [0.0, 0.5]}
+  together = jaxtune.sweep(made(objective, rollout=TWICE) | {"sweep": (grid,)}, tmp_path / "sweep")
+  assert {one["trials_in_program"] for one in together} == {4}
+  for one in (together[0], together[-1]):
+    rank, kl = (one["settings"][key] for key in grid)
+    alone, folder = made(objective, rollout=TWICE, method={"rank": rank}), tmp_path / f"{rank}"
+    jaxtune.fit(alone | {"objective": {"name": objective, "kl": kl}}, folder)
+    mine, theirs = (load_file(f"{f}/tuned.safetensors") for f in (one["folder"], folder))
+    assert mine.keys() == theirs.keys()
+    for name, x in mine.items():
+      np.testing.assert_allclose(x, theirs[name], atol=1e-5, err_msg=name)
+
+
+def test_sampler_and_trainer_have_the_same_policy_as_pytorch(made, tmp_path):
+  from transformers import AutoModelForCausalLM
+
+  temperature = 0.8
+  config = complete(made(objective={"temperature": temperature}, data={"validation": None}))
+  trial = prepare(config)
+  parallel = sharding.make("jit", None)
+  state, base = first_state(trial)
+  program = programs.make_program(trial)
+  drawn = rollouts.begin([trial], program, parallel.put(base), parallel, 1)
+  stacked = jax.tree.map(lambda x: x[None], state)
+  batch = rollouts.batch(drawn, np.array([0]), np.array([0]), stacked)
+  batch = {name: x[0, 0] for name, x in batch.items()}
+  tokens, weights = torch.tensor(batch["tokens"]).long(), batch["weights"]
+  model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+  with torch.no_grad():
+    out = model(tokens, attention_mask=torch.tensor(batch["mask"]).long())
+  log = (out.logits / temperature).log_softmax(-1)[:, :-1].numpy()
+  picked = np.take_along_axis(log, batch["tokens"][:, 1:, None], -1)[..., 0] * weights[:, 1:]
+  for name in ("policy", "reference"):
+    np.testing.assert_allclose(batch[name][:, :-1], picked, atol=2e-4)
+  # The draws again, each by its own key, from PyTorch's logits.
+  key = jax.random.key(rollouts.seed_of(config["seed"], 0))
+  for n, row in enumerate(weights):
+    own = jax.random.fold_in(key, n)
+    for at, t in enumerate(np.flatnonzero(row)):
+      noise = jax.random.gumbel(jax.random.fold_in(own, at), log.shape[-1:])
+      assert batch["tokens"][n, t] == (log[n, t - 1] + noise).argmax()
+
+
+def test_a_policy_is_exported_as_its_adapter(made, tmp_path):
+  jaxtune.fit(made("ppo"), tmp_path / "run")
+  first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+  assert first["train_clipped"] == 0  # the policy has drawn these answers itself
+  assert first["train_kl"] == pytest.approx(0, abs=1e-5)
+  jaxtune.export_run(jaxtune.load_run(tmp_path / "run"), tmp_path / "adapter")
+  names = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
+  assert names and all("lora" in name for name in names)
+
+
+@pytest.mark.parametrize(
+  "reward, says",
+  [
+    ("few", "returned an array of shape .1,., expected one number for each of"),
+    ("odd", "returned nan for answer 0, expected a finite number"),
+    ("half", "failed with ValueError: a vowel"),
+    ("slow", "took longer than rollout.timeout, 0.2 seconds"),
+    ("vowel", "no function 'vowel' there; did you mean 'vowels'"),
+  ],
+)
+def test_a_reward_that_fails_stops_the_run(made, tmp_path, reward, says):
+  with pytest.raises(UserError, match=says):
+    jaxtune.fit(made(reward=reward, rollout={"timeout": 0.2}), tmp_path / "run")
+
+
+def test_answers_that_a_reward_fails_on_are_left_out(made, tmp_path):
+  made(reward="half")
+  functions = rewards.make((f"{tmp_path}/rewards.py:half", "length"), (2.0, 0.0), on_error="skip")
+  answers = rewards.Answers(["p"] * 3, ["a", "x", "yz"], [["a"]] * 3, [{"instruction": ""}] * 3)
+  found = rewards.score(functions, answers)
+  np.testing.assert_array_equal(found["reward"], [np.nan, 2, 2])
+  np.testing.assert_array_equal(found["reward_length"], [1, 1, 2])
+  result = jaxtune.fit(made(reward="half", rollout={"on_error": "skip"}), tmp_path / "run")
+  assert np.isfinite(result["final"]["validation_reward"])
+
+
+def test_rewards_have_names():
+  asked = ("exact_match", "matches: ^[0-9]+$", "rougeL")
+  answers = rewards.Answers(["?"] * 2, ["12", "a cat"], [["12"], ["a dog"]], [{}] * 2)
+  found = rewards.score(rewards.make(asked, (1.0, 0.5, 0.0)), answers)
+  np.testing.assert_allclose(found["reward"], [1.5, 0])
+  np.testing.assert_allclose(found["reward_rougeL"], [1, 0.5])
+  with pytest.raises(UserError, match="unknown reward 'exact'; did you mean 'exact_match'"):
+    rewards.make(("exact",))
+  with pytest.raises(UserError, match="no regular expression"):
+    rewards.make(("matches:[",))
+
+
+@pytest.mark.parametrize(
+  "sections, says",
+  [
+    ({"rollout": {"rewards": ()}}, "rollout.rewards is empty"),
+    ({"rollout": {"weights": (1.0, 2.0)}}, "has 2 numbers, expected one for each of 1 rewards"),
+    ({"rollout": {"samples": 3}}, "4 answers, which is no multiple of rollout.samples, 3"),
+    ({"rollout": {"samples": 1}}, "expected 2 or more, or objective.advantage='batch'"),
+    ({"rollout": {"epochs": 3}}, "train.steps is 4, expected a multiple of"),
+    ({"rollout": {"max_new_tokens": 4000}}, "exceed the model's"),
+    ({"name": "sft", "data": {"text": "instruction"}}, "'sft' draws no answers"),
+  ],
+)
+def test_a_rollout_that_cannot_work_is_refused(made, tmp_path, sections, says):
+  with pytest.raises(UserError, match=says):
+    jaxtune.fit(made(**sections), tmp_path / "run")
+  assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_empty_prompt_is_refused(made, tmp_path):
+  path = tmp_path / "empty.jsonl"
+  path.write_text('{"prompt": "a"}\n{"prompt": " "}\n')
+  with pytest.raises(UserError, match="empty.jsonl:2: the prompt is empty"):
+    jaxtune.fit(made(data={"train": str(path), "validation": None}), tmp_path / "run")
+
+
+def test_a_reward_model_rewards_as_it_judges_pairs(made, tmp_path):
+  pairs = tmp_path / "pairs.jsonl"
+  rows = [{"prompt": f"Say {c}.\n", "chosen": f"{c} it is", "rejected": c} for c in "abcd"]
+  pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  config = made("reward") | {"data": {"train": str(pairs), "test": str(pairs), "overlap": "allow"}}
+  jaxtune.fit(config | {"rollout": {}}, tmp_path / "judge")
+  name = f"model:{tmp_path}/judge"
+  functions = rewards.make((name,), models=reward_model.find((name,)))
+  score = lambda side: rewards.score(
+    functions,
+    rewards.Answers(*([row[key] for row in rows] for key in ("prompt", side)), [[]] * 4, rows),
+  )["reward_model"]
+  found = json.loads((tmp_path / "judge" / "result.json").read_text())["final"]
+  assert found["test_chosen"] == pytest.approx(score("chosen").mean(), abs=1e-5)
+  assert found["test_rejected"] == pytest.approx(score("rejected").mean(), abs=1e-5)
+  trained = jaxtune.fit(made(rollout={"rewards": (name,)}), tmp_path / "run")["final"]
+  assert trained["validation_reward"] == trained["validation_reward_model"]
+  with pytest.raises(UserError, match="by objective 'grpo', expected a reward model"):
+    reward_model.find((f"model:{tmp_path}/run",))

@@ -137,4 +137,5 @@ def overfitted(evidence: Evidence) -> list[Caution]:
 
 def _memorized(final: dict) -> bool:
   held_out = final.get("validation_loss", final.get("test_loss", 0.0))
-  return final.get("train_loss", math.inf) < 0.5 * held_out
+  # Where answers are rewarded, losses are negative rewards, of which no half says anything.
+  return 0 < final.get("train_loss", math.inf) < 0.5 * held_out

@@ -1,4 +1,4 @@
-"""Learning curves: the losses in metrics.jsonl against the step."""
+"""Learning curves: losses, or rewards, in metrics.jsonl against the step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from jaxtune import metrics
 from jaxtune.sweeps import canvas, stats
 
 _MOST_CURVES = 10
+_LOSSES = ("train_loss", "validation_loss")
+_REWARDS = ("train_reward", "validation_reward", "train_kl")  # of policies
 
 
 def learning_curves(
@@ -18,11 +20,13 @@ def learning_curves(
 ) -> Figure | None:
   """Draws the training and the validation loss of the first ten rows against the step.
 
-  Returns None if no loss was logged at two steps.
+  Of policies these are the rewards, and the divergence from the reference. Returns None if nothing
+  was logged at two steps.
   """
+  entries = [entry for history in histories.values() for entry in history]
   panels = [
     key
-    for key in ("train_loss", "validation_loss")
+    for key in (_REWARDS if any("train_reward" in entry for entry in entries) else _LOSSES)
     if any(sum(key in entry for entry in history) > 1 for history in histories.values())
   ]
   if not panels:
@@ -39,7 +43,7 @@ def learning_curves(
       color = looks[row.label].color
       axes.plot(list(curve), mean, color=color, linewidth=1.6, label=row.label)
       # The training loss of single batches varies much: more than a few bands would hide the lines.
-      if len(row.results) > 1 and (len(shown) <= 4 or key == "validation_loss"):
+      if len(row.results) > 1 and (len(shown) <= 4 or key.startswith("validation")):
         banded = True
         axes.fill_between(
           list(curve), mean - half_width, mean + half_width, linewidth=0, color=color, alpha=0.15

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ COSTS = {
   "seconds": "seconds per trial",
   **table.COSTS,
 }
-_CURVES = ("_loss", "_accuracy", "_norm")  # what the names of curves end in
+_CURVES = re.compile("train_|.*_(loss|accuracy|norm)$|.*_reward")  # the names of curves
 _MOST_POINTS = 300  # of one curve
 _ALL_POINTS = 120_000  # of all curves, so that the page of a large sweep stays below 5 MB
 
@@ -219,7 +220,7 @@ def _costs(result: Mapping[str, Any]) -> dict[str, float]:
 def _trial(result: dict, histories: Mapping[str, list[dict]], points: int) -> dict:
   """Describes one trial, with its curves at no more than `points` steps each."""
   history = histories.get(result["trial"], [])
-  keys = dict.fromkeys(key for line in history for key in line if key.endswith(_CURVES))
+  keys = dict.fromkeys(key for line in history for key in line if _CURVES.match(key))
   curves = {}
   for key in keys:
     # A run that went on from a checkpoint may have logged a step again.

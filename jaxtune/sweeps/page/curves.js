@@ -6,7 +6,8 @@ function addCurves() {
   if (!keys.length) return;
   const element = section("curves", "Learning curves",
     "Means over the seeds that logged a step; bands reach from the lowest to the highest seed.");
-  const view = { key: keys.includes("train_loss") ? "train_loss" : keys[0], smooth: 0, log: false, most: 10 };
+  const first = ["train_reward", "train_loss"].find((key) => keys.includes(key)) ?? keys[0];
+  const view = { key: first, smooth: 0, log: false, most: 10 };
   const set = (key) => (value) => { view[key] = value; redraw(); };
   const slider = make("input", { type: "range", min: 0, max: 0.95, step: 0.05, value: 0, id: "smooth",
     input: () => set("smooth")(Number(slider.value)) });

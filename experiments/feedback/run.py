@@ -1,0 +1,227 @@
+"""Supervised tuning, a reward model, and policies that learn from it, on the bundled base.
+
+  python experiments/feedback/run.py runs/feedback
+  python experiments/feedback/run.py --tiny runs/feedback   # few updates; the figures mean nothing
+
+Pairs of answers are drawn from the supervised model. Which of two is chosen is drawn too, with
+probability sigmoid(8 * difference of their true worth), as people would choose who are often but
+not always right. The true worth of an answer is computed by rewards.py; no method but "true"
+reward in the tables sees it. Stages that are finished are not repeated. Writes results.json and
+README.md, which is notes.md followed by the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+from scipy.stats import t as student
+
+import jaxtune
+from jaxtune import data, peft
+from jaxtune.assets import INSTRUCTIONS
+from jaxtune.data import padding, templates
+from jaxtune.evaluation import rewards
+from jaxtune.objectives import grpo
+from jaxtune.runs import reward_model
+from jaxtune.runs.finished import Run
+
+HERE = Path(__file__).resolve().parent
+CONFIG = HERE.parents[1] / "configs" / "feedback.py"
+POLICIES = ("sft_more", "dpo", "kto", "orpo", "grpo", "ppo", "grpo_ranks")
+SHARPNESS = 8.0
+SAMPLES = 8  # of best-of-n, and of the estimate of the divergence
+NEW_TOKENS = 48
+
+
+def module(path: Path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  found = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(found)
+  return found
+
+
+worth = module(HERE / "rewards.py").worth
+
+
+def stage(name: str, folder: Path, steps: int | None) -> list[dict]:
+  """Runs a stage's sweep, or goes on with it; returns its results."""
+  changes = {} if steps is None else {"train.steps": steps}
+  config = jaxtune.load_config(f"{CONFIG}:{name},{folder}", changes)
+  return jaxtune.sweep(config, folder / name)
+
+
+def write(path: Path, rows: list[dict]) -> None:
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def restaurants(name: str) -> list[dict]:
+  rows = map(json.loads, (INSTRUCTIONS / f"{name}.jsonl").read_text().splitlines())
+  return [row for row in rows if row["task"] == "describe"]
+
+
+def choose_pairs(run: Run, rows: list[dict], seed: int) -> list[dict]:
+  """Draws two answers to each prompt and which of them is chosen; equal ones are left out."""
+  texts = [
+    jaxtune.complete(run, rows, max_new_tokens=NEW_TOKENS, temperature=1.0, seed=seed + side)
+    for side in (0, 1)
+  ]
+  rng, pairs = np.random.default_rng(seed), []
+  for row, *two in zip(rows, *texts, strict=True):
+    two = [text.strip() for text in two]
+    if two[0] == two[1] or not all(two):
+      continue
+    difference = worth(two[0], row["input"]) - worth(two[1], row["input"])
+    first = rng.random() < 1 / (1 + math.exp(-SHARPNESS * difference))
+    chosen, rejected = two if first else two[::-1]
+    asked = {key: row[key] for key in ("instruction", "input")}
+    pairs.append(asked | {"chosen": chosen, "rejected": rejected})
+  return pairs
+
+
+def prepare(folder: Path, steps: int | None) -> None:
+  """Makes the data, the supervised model, the pairs of its answers and the reward model."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in ("train", "validation", "test"):
+    write(folder / f"{name}.jsonl", restaurants(name))
+  (best,) = stage("sft", folder, steps)
+  run = jaxtune.load_run(best["folder"])
+  if not (folder / "base").exists():
+    jaxtune.export_run(run, folder / "base", format="merged")
+  if not (folder / "pairs_test.jsonl").exists():
+    train = restaurants("train")
+    drawn = [pair for seed in (10, 20, 30) for pair in choose_pairs(run, train, seed)]
+    write(folder / "pairs.jsonl", drawn)
+    write(folder / "pairs_test.jsonl", choose_pairs(run, restaurants("test"), 40))
+  (judge,) = stage("reward", folder, steps)
+  if not (folder / "judge").exists():
+    (folder / "judge").symlink_to(Path(judge["folder"]).resolve())
+
+
+def log_probabilities(run: Run, adapted: peft.Adapted, batch: dict) -> np.ndarray:
+  """Returns log p of each answer by a model, (N,)."""
+
+  @jax.jit
+  def score(overlay, base, batch):
+    inputs = {"tokens": batch["tokens"], "mask": batch["mask"]}
+    whole = peft.Adapted(adapted.methods, *overlay, base)
+    forward = lambda _, **options: peft.apply(run.pretrained.model, whole, **inputs, **options)
+    return grpo.observe(forward, batch, 1.0)["policy"].sum(1)
+
+  return np.asarray(score(adapted.overlay, adapted.base, batch))
+
+
+def divergence(run: Run, rows: list[dict]) -> float:
+  """Estimates KL(policy | supervised model) of an answer in nats, from a sample of each prompt."""
+  tokenizer, stop = run.pretrained.tokenizer, run.stop_tokens[0]
+  texts = jaxtune.complete(run, rows, max_new_tokens=NEW_TOKENS, temperature=1.0, seed=1)
+  asked = templates.render_prompts(rows)
+  prompts = data.encode_prompts(tokenizer, asked)
+  answers = [tokenizer.encode(text, add_special_tokens=False) + [stop] for text in texts]
+  ids = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+  lengths, starts = (np.array(list(map(len, some)))[:, None] for some in (ids, prompts))
+  places = np.arange(lengths.max())
+  mask = places < lengths
+  batch = {
+    "tokens": padding.pad(ids, len(places)),
+    "mask": mask,
+    "weights": (mask & (places >= starts)).astype(np.float32),
+  }
+  before = peft.untuned(run.pretrained.params)
+  mine, theirs = (log_probabilities(run, one, batch) for one in (run.adapted, before))
+  return float((mine - theirs).mean())
+
+
+def judged(texts: list[str], rows: list[dict], others: list[str]) -> dict[str, float]:
+  """Returns the true worth of answers, their words, style and how often they beat others'."""
+  values = [worth(text, row["input"]) for text, row in zip(texts, rows, strict=True)]
+  rivals = [worth(text, row["input"]) for text, row in zip(others, rows, strict=True)]
+  wins = [
+    (mine > theirs) + 0.5 * (mine == theirs) for mine, theirs in zip(values, rivals, strict=True)
+  ]
+  style = [bool(re.match(r"[A-Z].*\.$", text.strip(), re.DOTALL)) for text in texts]
+  return {
+    "true reward": float(np.mean(values)),
+    "words": float(np.mean([len(text.split()) for text in texts])),
+    "sentence (%)": 100 * float(np.mean(style)),
+    "wins (%)": 100 * float(np.mean(wins)),
+  }
+
+
+def best_of(run: Run, judge: str, rows: list[dict], seed: int) -> list[str]:
+  """Draws several answers to each prompt and keeps the one that the reward model likes best."""
+  drawn = [
+    jaxtune.complete(run, rows, max_new_tokens=NEW_TOKENS, temperature=1.0, seed=100 * seed + n)
+    for n in range(SAMPLES)
+  ]
+  name = f"model:{judge}"
+  functions = rewards.make((name,), models=reward_model.find((name,)))
+  asked = templates.render_prompts(rows)
+  score = lambda texts: rewards.score(
+    functions, rewards.Answers(asked, texts, [[]] * len(rows), rows)
+  )
+  best = np.argmax([score(texts)["reward"] for texts in drawn], 0)
+  return [drawn[n][i] for i, n in enumerate(best)]
+
+
+def measure(folder: Path, stages: dict[str, list[dict]]) -> dict[str, list[dict]]:
+  """Judges every run on the test prompts: {method: what each seed scores}."""
+  rows = restaurants("test")
+  write_answers = lambda run: jaxtune.complete(run, rows, max_new_tokens=NEW_TOKENS)
+  sft = jaxtune.load_run(next((folder / "sft").glob("*/result.json")).parent)
+  start = write_answers(sft)
+  found = {"sft": [judged(start, rows, start) | {"KL": 0.0}]}
+  found["best of 8"] = [
+    judged(best_of(sft, str(folder / "judge"), rows, seed), rows, start) for seed in range(5)
+  ]
+  for name, results in stages.items():
+    for result in sorted(results, key=lambda one: one["settings"]["seed"]):
+      run = jaxtune.load_run(result["folder"])
+      rank = result["settings"]["method.rank"]
+      scored = judged(write_answers(run), rows, start) | {"KL": divergence(run, rows)}
+      scored["seconds"] = result["seconds"]
+      found.setdefault(f"{name.removesuffix('_ranks')}, rank {rank}", []).append(scored)
+  return found
+
+
+def interval(values: list[float]) -> str:
+  """Writes a mean with half of its 95 % interval over seeds, by Student's t."""
+  if len(values) < 2:
+    return f"{values[0]:.3g}"
+  half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+  return f"{np.mean(values):.3g} ± {half:.2g}"
+
+
+def table(found: dict[str, list[dict]]) -> str:
+  columns = ("true reward", "wins (%)", "KL", "words", "sentence (%)", "seconds")
+  lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+  for name, scores in found.items():
+    cells = [interval([s[c] for s in scores]) if c in scores[0] else "" for c in columns]
+    lines.append(f"| {name} | " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("folder", type=Path)
+  parser.add_argument("--tiny", action="store_true", help="few updates; the figures mean nothing")
+  parser.add_argument("--out", type=Path, default=HERE)
+  options = parser.parse_args()
+  steps = 2 if options.tiny else None
+  prepare(options.folder, steps)
+  stages = {name: stage(name, options.folder, steps) for name in POLICIES}
+  found = measure(options.folder, stages)
+  options.out.mkdir(parents=True, exist_ok=True)
+  (options.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+  notes = (HERE / "notes.md").read_text()
+  (options.out / "README.md").write_text(f"{notes}\n{table(found)}\n")
+
+
+if __name__ == "__main__":
+  main()

@@ -28,8 +28,8 @@ test: $(VENV)/.installed-test $(if $(CASES),$(ADAPTERS_VENV)/.installed)
 cases:
 	$(MAKE) test CASES=all
 
-# The browser that tests the page of a sweep: the distribution's, where there is apt. Without one
-# these tests are skipped, and `make check` fails.
+# The browser that tests the pages of a sweep and of feedback: the distribution's, where there is
+# apt. Without one these tests are skipped, and `make check` fails.
 browser:
 	apt-get install --yes --no-install-recommends chromium chromium-driver
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
   from jaxtune.api.evaluate import knock_out as knock_out
   from jaxtune.api.export import export_run as export_run
   from jaxtune.api.extract import extract as extract
+  from jaxtune.api.feedback import export_votes as export_votes
+  from jaxtune.api.feedback import feedback as feedback
+  from jaxtune.api.feedback import vote_results as vote_results
   from jaxtune.api.fit import fit as fit
   from jaxtune.api.follow import follow as follow
   from jaxtune.api.import_adapter import import_adapter as import_adapter
@@ -47,7 +50,9 @@ _HOMES = {
   "dry_run": "api.dry_run",
   "evaluate": "api.evaluate",
   "export_run": "api.export",
+  "export_votes": "api.feedback",
   "extract": "api.extract",
+  "feedback": "api.feedback",
   "fit": "api.fit",
   "follow": "api.follow",
   "import_adapter": "api.import_adapter",
@@ -64,6 +69,7 @@ _HOMES = {
   "show": "api.show",
   "status": "api.status",
   "sweep": "api.sweep",
+  "vote_results": "api.feedback",
 }
 __all__ = list(_HOMES)
 

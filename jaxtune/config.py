@@ -179,8 +179,7 @@ def _complete_objective(section: dict) -> dict:
     raise UserError(f"config.objective is {section!r}, expected a section with a name")
   options = {"name": "sft"} | section
   name = options.pop("name")
-  owner, trained = objectives.module(name).loss, objectives.arrays({"name": name}, 1)
-  supplied = {"forward", "batch", *trained}
+  owner, supplied = objectives.module(name).loss, objectives.supplied(name)
   return {"name": name} | _complete_section("objective", options, owner, supplied)
 
 

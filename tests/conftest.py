@@ -48,7 +48,7 @@ def pytest_collection_finish():
 
 
 def pytest_terminal_summary(terminalreporter):
-  """Says at the end, and in red, that the page of a sweep, loggers or Ray were not tested."""
+  """Says at the end, and in red, that pages, loggers or Ray were not tested."""
   skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
   for missing in (browser.MISSING, logged.MISSING, sweeps.NO_RAY):
     if any(missing in reason for reason in skipped):

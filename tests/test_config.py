@@ -153,7 +153,11 @@ def owners():
   for section, (owner, supplied) in config.SECTIONS.items():
     yield section, owner, supplied
   for found in pkgutil.iter_modules(objectives.__path__):
-    yield f"objective {found.name}", objectives.module(found.name).loss, {"forward", "batch"}
+    yield (
+      f"objective {found.name}",
+      objectives.module(found.name).loss,
+      objectives.supplied(found.name),
+    )
   for found in pkgutil.iter_modules(methods.__path__):
     yield f"method {found.name}", peft.constructor(found.name), set()
 

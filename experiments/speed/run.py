@@ -11,6 +11,8 @@ step:  one update of a method (GPT-2-small's shape with random weights, batch 4 
        left out.
 compiling: the processor time to compile a LoRA update of 48 layers, beside one of 12.
 generate: greedy texts of 64 tokens for 8 prompts of 32, the same model.
+feedback: on the bundled model with LoRA of rank 8, an update of DPO on 8 pairs, and one of GRPO
+       on 32 answers of 32 tokens, which are drawn and judged first; beside trl's trainers.
 group: the makespan of 16 trials of 100 updates on the bundled model, from the start of the command:
        one jaxtune sweep against 16 peft processes one after another.
 chunk: how many trials to run side by side in one vmap.
@@ -101,6 +103,18 @@ def measure_generate() -> dict:
   return in_turns(workers, ROUNDS, 1)
 
 
+def measure_feedback() -> dict:
+  """Times updates of DPO and of GRPO, with its answers, beside trl with peft, by its trainers."""
+  found = {}
+  for objective, ways in (("dpo", ("", "precomputed")), ("grpo", ("",))):
+    workers = {"jaxtune": Worker("jaxtune", "feedback", objective)}
+    for how in ways:
+      name = f"trl, {how}" if how else "trl"
+      workers[name] = Worker("others", "feedback", objective, *filter(None, [how]))
+    found[objective] = in_turns(workers, ROUNDS, STEPS)
+  return found
+
+
 def measure_group() -> dict:
   """Times both makespans, start-up and compilation included."""
   with tempfile.TemporaryDirectory() as folder:
@@ -158,6 +172,9 @@ smaller, than the faster one of the others.
 | --- | ---: | ---: | ---: |
 | 64 tokens for each of 8 prompts of 32, GPT-2 small: ms (transformers) | {ours} | {theirs} | \
 **{generate_ratio}** |
+| DPO on 8 pairs, bundled model: ms (trl with peft) | {dpo_ours} | {dpo_theirs} | **{dpo_ratio}** |
+| GRPO, drawing and learning 32 answers of 32 tokens: ms (trl with peft) | {grpo_ours} | \
+{grpo_theirs} | **{grpo_ratio}** |
 | 16 trials of 100 updates on the bundled model, start to end: seconds (peft) | {group_ours} | \
 {group_theirs} | **{group_ratio}** |
 
@@ -189,6 +206,7 @@ def write(results: dict, folder: Path) -> None:
     **results["versions"], steps="\n".join(rows), chunks=chunks, choices=choices,
     ours=generate["ms"]["jaxtune"], theirs=generate["ms"]["transformers"],
     generate_ratio=generate["ratio"], compiling=results["compiling"]["ratio"],
+    **_of_feedback(results["feedback"]),
     group_ours=group["seconds"]["jaxtune"],
     group_theirs=group["seconds"]["peft"], group_ratio=group["ratio"],
     default="1" if results["versions"]["device"] == "cpu" else "all of them",
@@ -196,10 +214,20 @@ def write(results: dict, folder: Path) -> None:
   (folder / "README.md").write_text(text)
 
 
+def _of_feedback(results: dict) -> dict:
+  """Returns what TEXT needs of DPO and GRPO."""
+  found = {}
+  for name, one in results.items():
+    others = ", ".join(f"{ms} ({who})" for who, ms in one["ms"].items() if who != "jaxtune")
+    found |= {f"{name}_ours": one["ms"]["jaxtune"], f"{name}_theirs": others}
+    found[f"{name}_ratio"] = one["ratio"]
+  return found
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
-    "--only", choices=("step", "generate", "compiling", "group", "chunk", "choices")
+    "--only", choices=("step", "generate", "feedback", "compiling", "group", "chunk", "choices")
   )
   parser.add_argument("--tiny", action="store_true", help="the smallest sizes of everything")
   parser.add_argument("--out", type=Path, default=HERE, help="where results go")
@@ -209,6 +237,7 @@ def main() -> None:
   measures = {
     "step": measure_step,
     "generate": measure_generate,
+    "feedback": measure_feedback,
     "compiling": measure_compiling,
     "chunk": measure_chunk,
     "choices": measure_choices,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from functools import partial
 
 import jax
 import numpy as np
+import worker
 from worker import answer
 
 from jaxtune.runs.first_state import first_state
@@ -26,6 +28,9 @@ METHODS = {
   "adapter": {"name": "adapter"}, "full": {"name": "full"},
 }  # fmt: skip
 UPDATES = 2 if SMALLEST else 100
+# Of DPO: pairs in a batch; of GRPO: answers, eight to a prompt, and their tokens.
+PROMPTS, ROWS, ANSWERS, NEW_TOKENS = (8, 2, 8, 4) if SMALLEST else (128, 8, 32, 32)
+FEEDBACK = {"dpo": {"name": "dpo"}, "grpo": {"name": "grpo", "kl": 0.04}}
 RATES, SEEDS = ([1e-3], [0, 1]) if SMALLEST else ([1e-3, 3e-3, 5e-3, 1e-2], [0, 1, 2, 3])
 
 
@@ -99,6 +104,41 @@ def generate() -> None:
   )  # fmt: skip
   base = jax.tree.map(jnp.asarray, pretrained.params)
   answer(lambda: go(base, prompts, np.ones(prompts.shape, bool)).block_until_ready(), peak)
+
+
+def feedback(objective: str) -> None:
+  """Answers each line of stdin with the times of so many updates of DPO or GRPO, in ms.
+
+  An update of GRPO draws and judges its answers first.
+  """
+  from jaxtune import config, sharding, tree
+  from jaxtune.assets import TINY
+  from jaxtune.runs import group, programs, reference, trial
+  from jaxtune.training import loop
+
+  with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+    file.write("".join(json.dumps(row) + "\n" for row in worker.pairs(PROMPTS)))
+    file.flush()
+    full = config.complete({
+      "model": {"path": str(TINY)}, "data": {"train": file.name},
+      "method": METHODS["lora"], "objective": FEEDBACK[objective],
+      "rollout": {"samples": 8, "max_new_tokens": NEW_TOKENS, "rewards": ("length",)},
+      "train": {"batch_size": ANSWERS if objective == "grpo" else ROWS, "compilation_cache": None},
+    })  # fmt: skip
+    (made,) = reference.added([trial.prepare(full)])
+  parallel, program = sharding.make("jit", None), programs.make_program(made)
+  state, base = first_state(made)
+  progress = begin(tree.stack([state]), 1, program.logged)
+  batch = group.batches([made], program, parallel.put(base), parallel, 1)
+  go = jax.jit(loop.make_step(program, 1), donate_argnums=0)
+  carry, steps = (progress.state, progress.sums), np.zeros(1, np.int64)
+
+  def once() -> None:
+    nonlocal carry, steps
+    carry = jax.block_until_ready(go(carry, base, batch(np.array([0]), steps, carry[0])))
+    steps = steps + 1
+
+  answer(once, peak)
 
 
 def sweep_config():
@@ -219,5 +259,5 @@ def choices() -> None:
 
 if __name__ == "__main__":
   name, *arguments = (text for text in sys.argv[1:] if text != "--tiny")
-  known = {f.__name__: f for f in (step, compiling, generate, group, chunk, choices)}
+  known = {f.__name__: f for f in (step, compiling, generate, feedback, group, chunk, choices)}
   known[name](*arguments)

@@ -1,6 +1,7 @@
 """The other libraries' side of run.py: the plain training loop of their documentation.
 
-peft for LoRA and prefixes, adapters for bottlenecks, transformers for full updates and generation.
+peft for LoRA and prefixes, adapters for bottlenecks, transformers for full updates and generation,
+trl for learning from feedback.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import tempfile
+import time
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
-from worker import answer
+from worker import answer, pairs, reply
 
 SMALLEST = "--tiny" in sys.argv
 BATCH, LENGTH, UPDATES = 4, 128, 2 if SMALLEST else 100
@@ -79,6 +82,68 @@ def generate() -> None:
   answer(once, peak)
 
 
+def feedback(objective: str, how: str = "") -> None:
+  """Answers lines of stdin from within trl's trainer: DPO or GRPO on the bundled model.
+
+  Args:
+    how: "precomputed" for a reference whose log-probabilities trl computes before training.
+  """
+  import trl
+  from datasets import Dataset
+  from peft import LoraConfig
+  from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+  from jaxtune.assets import TINY
+
+  prompts, rows, answers, new = (8, 2, 8, 4) if SMALLEST else (128, 8, 32, 32)
+
+  class Turns(TrainerCallback):
+    left, times, began = 0, [], 0.0
+
+    def on_step_begin(self, *_, **__):
+      if not self.left:
+        line = sys.stdin.readline()
+        self.left, self.times = int(line) if line.strip().isdigit() else 3, []
+      self.began = time.perf_counter()
+
+    def on_step_end(self, *_, **__):
+      self.times.append(1000 * (time.perf_counter() - self.began))
+      self.left -= 1
+      if not self.left:
+        reply(self.times, peak())
+
+  shared = dict(
+    output_dir=tempfile.mkdtemp(), report_to=[], use_cpu=DEVICE == "cpu", bf16=False,
+    gradient_checkpointing=False, learning_rate=1e-3, max_steps=10_000, save_strategy="no",
+    logging_strategy="no", disable_tqdm=True, optim="adamw_torch",
+  )  # fmt: skip
+  more: dict = {"eval_dataset": None}
+  if objective == "dpo":
+    args = trl.DPOConfig(
+      per_device_train_batch_size=rows, precompute_ref_log_probs=how == "precomputed", **shared
+    )
+    make = trl.DPOTrainer
+  else:
+    args = trl.GRPOConfig(
+      per_device_train_batch_size=answers, num_generations=8, max_completion_length=new, beta=0.04,
+      steps_per_generation=1, loss_type="grpo", **shared,
+    )  # fmt: skip
+    make, more = (
+      trl.GRPOTrainer,
+      {"reward_funcs": lambda completions, **_: list(map(len, completions))},
+    )
+  trainer = make(
+    model=AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32),
+    args=args,
+    train_dataset=Dataset.from_list(pairs(prompts)),
+    processing_class=AutoTokenizer.from_pretrained(TINY),
+    peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]),
+    callbacks=[Turns()],
+    **more,
+  )
+  trainer.train()
+
+
 def peak() -> int | None:
   return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None
 
@@ -124,4 +189,5 @@ def trial(number: str) -> None:
 
 if __name__ == "__main__":
   name, *arguments = (text for text in sys.argv[1:] if text != "--tiny")
-  {"step": step, "generate": generate, "trial": trial}[name](*arguments)
+  known = {f.__name__: f for f in (step, generate, feedback, trial)}
+  known[name](*arguments)

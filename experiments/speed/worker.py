@@ -9,6 +9,22 @@ import time
 from collections.abc import Callable
 
 
+def pairs(count: int) -> list[dict]:
+  """Returns prompts with two answers each: their own, and that of the next row of the same task."""
+  from jaxtune.assets import INSTRUCTIONS
+
+  rows = [json.loads(line) for line in (INSTRUCTIONS / "train.jsonl").open()]
+  rows = [row for row in rows if row["task"] == "describe"][: count + 1]
+  return [
+    {
+      "prompt": f"{row['instruction']}\n{row['input']}\n",
+      "chosen": row["output"],
+      "rejected": other["output"],
+    }
+    for row, other in zip(rows, rows[1:], strict=False)
+  ]
+
+
 def answer(once: Callable, peak_on_device: Callable[[], int | None]) -> None:
   """Answers each line of stdin with the times of so many calls in ms, and the peak of memory.
 
@@ -21,7 +37,11 @@ def answer(once: Callable, peak_on_device: Callable[[], int | None]) -> None:
       began = time.perf_counter()
       value = once()
       times.append(1000 * (time.perf_counter() - began))
-    of_process = 1000 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak = (peak_on_device() or of_process) / 1e6
-    loss = round(value, 3) if isinstance(value, float) else None
-    print(json.dumps({"ms": times, "peak_MB": peak, "loss": loss}), flush=True)
+    reply(times, peak_on_device(), round(value, 3) if isinstance(value, float) else None)
+
+
+def reply(times: list[float], peak: int | None, loss: float | None = None) -> None:
+  """Writes times in ms and the peak of memory: of the device, in bytes, or of the process."""
+  of_process = 1000 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  answered = {"ms": times, "peak_MB": (peak or of_process) / 1e6, "loss": loss}
+  print(json.dumps(answered), flush=True)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jaxtune
 from jaxtune import libraries, schema
-from jaxtune.api import methods, printing, status_text, sweeping
+from jaxtune.api import judging, methods, printing, status_text, sweeping
 from jaxtune.data import templates
 from jaxtune.errors import UserError
 from jaxtune.runs import locks, loggers, results
@@ -230,6 +230,8 @@ COMMANDS = {
     "--top-p": dict(type=float),
     "--seed": dict(type=int, default=0),
   }, configurable=False),
+  "feedback": Command(judging.run, "let people choose between two answers on a local page",
+                      judging.OPTIONS, configurable=False),
   "export": Command(_export, "write a finished run for PyTorch", _WORKDIR | {
     "--out": dict(required=True, metavar="DIR", help="where the export goes"),
     "--format": dict(default="auto", help="auto, peft, adapterhub or merged"),

@@ -51,11 +51,11 @@ def complete(
   sampling.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
   if len(runs) == 1:
     adapted, which_N = run.adapted, None
-    ids = _encode(run, prompts, task)
+    ids = encode(run, prompts, task)
   else:
     adapted, which_N = mixed.together(runs), jnp.asarray(which)
     pairs = zip(which, prompts, strict=True)
-    ids = [_encode(runs[i], [prompt], task)[0] for i, prompt in pairs]
+    ids = [encode(runs[i], [prompt], task)[0] for i, prompt in pairs]
   if not ids or not all(ids):
     raise UserError("a prompt is empty, or there is none: expected at least one token to continue")
   data.ids.check(tokenizer, ids, c.vocabulary, [f"prompt {n + 1}" for n in range(len(ids))])
@@ -86,26 +86,39 @@ def _program(
   return partial(go, adapted.overlay, adapted.base)
 
 
-def _check_room(runs: list[Run], longest: int, max_new_tokens: int) -> None:
-  """Raises UserError unless the model has positions for a prompt and its completion."""
+def check_writes(run: Run) -> None:
+  """Raises UserError for a run whose model writes no text."""
+  if objective_of(run.config).HEAD != "lm":
+    raise UserError(
+      f"{run.folder} was trained for {run.config['objective']['name']}: it writes no text; "
+      "`jaxtune evaluate` judges it"
+    )
+
+
+def room(runs: list[Run], max_new_tokens: int) -> int:
+  """Returns how many tokens a prompt may have, so that the model has positions for a completion."""
   c = runs[0].pretrained.model.config
   prefix = max(sum(method.positions for method in run.adapted.methods) for run in runs)
   # The halves of an encoder-decoder place prompt and completion each for itself.
-  sides = [longest + max_new_tokens] if c.encoder is None else [longest, max_new_tokens]
-  if max(sides) + prefix > c.positions:
+  if c.encoder is None:
+    return c.positions - prefix - max_new_tokens
+  return c.positions - prefix if max_new_tokens + prefix <= c.positions else 0
+
+
+def _check_room(runs: list[Run], longest: int, max_new_tokens: int) -> None:
+  """Raises UserError unless the model has positions for a prompt and its completion."""
+  if longest > room(runs, max_new_tokens):
+    prefix = max(sum(method.positions for method in run.adapted.methods) for run in runs)
+    positions = runs[0].pretrained.model.config.positions
     raise UserError(
       f"a prompt of {longest} tokens, a completion of {max_new_tokens} and a prefix of {prefix} "
-      f"exceed the model's {c.positions} positions"
+      f"exceed the model's {positions} positions"
     )
 
 
 def _choose(runs: list[Run], prompts: list, which: Sequence[int] | None) -> Sequence[int]:
   """Checks that the runs write text, and returns which of them each prompt is for."""
-  if objective_of(runs[0].config).HEAD != "lm":
-    raise UserError(
-      f"{runs[0].folder} was trained for {runs[0].config['objective']['name']}: it writes no text; "
-      "`jaxtune evaluate` judges it"
-    )
+  check_writes(runs[0])
   if len(runs) == 1 and which is None:
     return [0] * len(prompts)
   if which is None or len(which) != len(prompts) or not all(0 <= i < len(runs) for i in which):
@@ -118,24 +131,40 @@ def _choose(runs: list[Run], prompts: list, which: Sequence[int] | None) -> Sequ
   return which
 
 
-def _encode(run: Run, prompts: list, task: str | None = None) -> list[list[int]]:
-  """Renders rows by the template of the run, and tokenises them."""
+def encode(run: Run, prompts: list, task: str | None = None) -> list[list[int]]:
+  """Renders prompts as `complete` does, and tokenises them; the arguments are its own."""
+  o, texts = _render(run, prompts, task)
+  tokenizer = run.pretrained.tokenizer
+  if texts is None:
+    return data.chat.prompts(tokenizer, prompts, o["chat_template"])
+  whole = run.pretrained.model.config.encoder is not None
+  return data.encode_prompts(tokenizer, texts, whole, o.get("special_tokens", "error"))
+
+
+def worded(run: Run, prompts: list, task: str | None = None) -> list[str] | None:
+  """Returns the texts that prompts become; None for conversations."""
+  return _render(run, prompts, task)[1]
+
+
+def _render(run: Run, prompts: list, task: str | None) -> tuple[dict, list[str] | None]:
+  """Returns the options of data that prompts are read by, and their texts by the run's template.
+
+  The texts are None where all are conversations, which the chat template renders.
+  """
   for prompt in prompts:
     if not isinstance(prompt, str | dict):
       raise UserError(f"the prompt {prompt!r} is neither a text nor an object of columns")
     written = json.dumps(prompt, ensure_ascii=False, default=str)
     data.cells.check_characters(f"the prompt {schema.shown(prompt)}", written)
   given = all(isinstance(prompt, str) for prompt in prompts)
-  o, tokenizer = run.config["data"], run.pretrained.tokenizer
+  o = run.config["data"]
   o = o if given and task is None else _of_task(run, o, task)
   spoken = [isinstance(one, dict) and data.conversations.column(one) for one in prompts]
   if prompts and all(spoken) and o["template"] is None:
-    return data.chat.prompts(tokenizer, prompts, o["chat_template"])
+    return o, None
   rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
   form = {} if given else {name: o[name] for name in ("template", "rename", "choices")}
-  texts = data.render_prompts(rows, **form)
-  whole = run.pretrained.model.config.encoder is not None
-  return data.encode_prompts(tokenizer, texts, whole, o.get("special_tokens", "error"))
+  return o, data.render_prompts(rows, **form)
 
 
 def _of_task(run: Run, o: dict, task: str | None) -> dict:

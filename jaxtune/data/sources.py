@@ -16,7 +16,7 @@ import re
 import stat
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +80,20 @@ def read(
   return Table(rows, where, hashes)
 
 
+def read_lines(source: str) -> Table:
+  """Reads a text file (.txt): each line that is not blank is a row {"prompt": line}.
+
+  Raises:
+    UserError: a missing, empty or damaged file.
+  """
+  path = _find(source, (".txt",))
+  kept = [(f"{path}:{at}", line.rstrip("\r\n")) for at, line in _lines(path) if line.strip()]
+  if not kept:
+    raise UserError(f"{source} holds no lines: expected at least one")
+  rows = [{"prompt": line} for _, line in kept]
+  return Table(rows, [place for place, _ in kept], {source: files.digest(path)})
+
+
 def stream(
   source: str | Sequence[str], split: str = "train", columns: Sequence[str] | None = None
 ) -> Iterator[tuple[str, dict]]:
@@ -104,14 +118,18 @@ def names(source: str | Sequence[str], split: str = "train") -> list[str]:
   return list(map(str, listed))
 
 
-def _find(source: str) -> Path | None:
-  """Returns the path of a file that can be read; None if the source can only be a hub name."""
-  path = Path(source)
+def _find(source: str, kinds: Collection[str] = tuple(_KINDS)) -> Path | None:
+  """Returns the path of a file that can be read; None if the source can only be a hub name.
+
+  Args:
+    kinds: the endings that the file may have, besides .gz.
+  """
+  path, ending = Path(source), Path(source.lower().removesuffix(".gz")).suffix
   try:
     path = path.expanduser()
     mode = path.stat().st_mode
   except (FileNotFoundError, NotADirectoryError) as error:
-    if _HUB_NAME.fullmatch(source) and not kind(source) and not path.parent.is_dir():
+    if _HUB_NAME.fullmatch(source) and ending not in kinds and not path.parent.is_dir():
       return None
     raise UserError(_missing(path)) from error
   except (OSError, ValueError, RuntimeError) as error:  # links in a circle, a NUL, no such user
@@ -122,8 +140,8 @@ def _find(source: str) -> Path | None:
     raise UserError(f"{path} is a folder: name a file in it ({', '.join(files[:8]) or 'none'})")
   if not stat.S_ISREG(mode):
     raise UserError(f"{path} is a pipe or a device: expected a file")
-  if kind(source) is None:
-    raise UserError(f"{path}: unknown file type, expected one of {', '.join(_KINDS)} (or .gz)")
+  if ending not in kinds:
+    raise UserError(f"{path}: unknown file type, expected one of {', '.join(kinds)} (or .gz)")
   return path
 
 

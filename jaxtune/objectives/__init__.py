@@ -64,10 +64,15 @@ def module(name: str) -> ModuleType:
   return importlib.import_module(f"jaxtune.objectives.{name}")
 
 
-def arrays(section: dict, width: int) -> dict[str, Array]:
+def arrays(name: str, width: int) -> dict[str, Array]:
   """Returns the arrays that an objective trains itself; see `init` above."""
-  init = getattr(module(section["name"]), "init", None)
+  init = getattr(module(name), "init", None)
   return {} if init is None else init(width)
+
+
+def supplied(name: str) -> set[str]:
+  """Returns the arguments of an objective's loss that no config sets."""
+  return {"forward", "batch", *arrays(name, 1)}
 
 
 def numbers(section: dict) -> dict[str, float]:

@@ -58,7 +58,7 @@ def train(
       options,
       parallel.compile(loop.make_step(program, chunk, bool(places), parallel.mesh), donate=True),
       base,
-      _batches(trials, program, base, parallel, chunk),
+      batches(trials, program, base, parallel, chunk),
       _validation(evaluator, base, trials, chunk * parallel.trial_shards),
       max((m.keep_from(options.steps) for m in program.methods), default=0),
       folder.Logs(folders, hosts.fetch(progress.state.step).tolist()),
@@ -145,7 +145,7 @@ def _started(
   return tree.stack(list(states)), shapes, parallel.put(bases[0])
 
 
-def _batches(
+def batches(
   trials: Sequence[Trial], program: Program, base: PyTree, parallel: sharding.Parallel, chunk: int
 ) -> Callable[[np.ndarray, np.ndarray, State], dict]:
   """Returns (numbers of trials, step of each, state) -> their batch, on the devices."""

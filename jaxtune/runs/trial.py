@@ -126,7 +126,7 @@ def make_methods(config: dict, fresh: tuple[str, ...] = ()) -> tuple[peft.Method
 
     def init(key, sites, frozen):
       width = frozen.leaves["embed/embedding"].shape[-1]
-      return {"loss": objectives.arrays(config["objective"], width)}, {"loss": fixed}
+      return {"loss": objectives.arrays(config["objective"]["name"], width)}, {"loss": fixed}
 
     methods += (peft.Method("objective", init=init),)
   if any(config["regularize"].values()):

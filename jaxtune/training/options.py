@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from jaxtune import sharding
-from jaxtune.schema import Count, Positive, Seed, Share, Text
+from jaxtune.schema import Count, Finite, Positive, Seed, Share, Text
 
 
 class TrainOptions(NamedTuple):
@@ -96,7 +96,7 @@ class RolloutOptions(NamedTuple):
   epochs: Count = 1
   max_new_tokens: Count = 32
   rewards: tuple[str, ...] = ()
-  weights: tuple[float, ...] | None = None
+  weights: tuple[Finite, ...] | None = None
   timeout: Positive = 60.0
   on_error: Literal["stop", "skip"] = "stop"
 

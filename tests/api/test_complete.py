@@ -12,7 +12,7 @@ def test_prompts_are_encoded_as_in_training():
   data = {"template": "{{ article }} ?", "rename": {"article": "text"}, "choices": None}
   run = Run(None, {"data": data}, pretrained, peft.untuned({}))
   shown = lambda prompts: [
-    pretrained.tokenizer.decode(ids) for ids in complete._encode(run, prompts)
+    pretrained.tokenizer.decode(ids) for ids in complete.encode(run, prompts)
   ]
   assert shown([{"text": "a1 b2"}]) == ["a1 b2 ? </s>"]  # an encoder reads the end of its text
   assert shown(["c3", "d4 e5"]) == ["c3 </s>", "d4 e5 </s>"]

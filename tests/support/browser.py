@@ -1,4 +1,4 @@
-"""The browser that tests the page of a sweep: the distribution's Chromium, without a window.
+"""The browser that tests the pages: the distribution's Chromium, without a window.
 
 `make browser` installs it where there is apt. `python tests/support/browser.py` says whether it is
 there, as `make check` asks.
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MISSING = "no browser: the page of a sweep is NOT tested; `make browser` installs one (Debian, apt)"
+MISSING = "no browser: the pages are NOT tested; `make browser` installs one (Debian, apt)"
 # Pictures of the tests need no sandbox, which a container seldom allows.
 _OPTIONS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars")
 

@@ -49,7 +49,7 @@ def test_a_batch_is_made_while_the_step_before_it_is_taken():
     order.append(f"step {batch['number']}")
     return carry[0]._replace(step=carry[0].step + 1), *carry[1:]
 
-  def batch(trials, steps):
+  def batch(trials, steps, _):
     assert trials.tolist() == [0]
     order.append(f"batch {steps[0]}")
     return {"tokens": np.zeros((1, 1, 1, 1)), "number": steps[0]}

@@ -323,7 +323,7 @@ def test_generate_shows_a_conversation_and_its_tools_as_training_does(speaker):
   split, _ = run(speaker, [sharegpt("hello", "fine") | tooled], chat_template=source)
   data = {"template": None, "chat_template": source}
   finished = Run(None, {"data": data}, SimpleNamespace(tokenizer=speaker), None)
-  prompts = complete._encode(finished, [sharegpt("hello") | tooled])
+  prompts = complete.encode(finished, [sharegpt("hello") | tooled])
   assert prompts == split.prompts
   assert speaker.decode(prompts[0]) == "sum<|start|>user\nhello<|end|>\n<|start|>assistant\n"
 

@@ -46,9 +46,12 @@ FAMILIES = {
   "llama (grouped query)": "llama",
   "bert (classify)": "bert",
   "bert (tokens)": "bert",
+  "bert (reward)": "bert",
+  "llama (reward)": "llama",
   "t5": "t5",
 }
 HEADS = {f"bert ({head})": dict(head=head, labels=3) for head in ("classify", "tokens")}
+HEADS |= {f"{name} (reward)": dict(head="reward") for name in ("bert", "llama")}
 PEFT = (
   "LoRA", "LoRA, all linear", "rsLoRA, all linear", "LoRA, ranks by pattern", "LoRA of embeddings",
   "LoRA-FA", "PiSSA", "OLoRA", "DoRA, all linear", "AdaLoRA, pruned", "VeRA, of outputs", "LoHa",
@@ -88,6 +91,10 @@ EMPTY = dict.fromkeys(COLUMNS[3:5]) | {"round trip": "", "verdict": "not run"}
 
 def rows(family: str):
   """Yields (format, dtype, method) of everything that is exported."""
+  if family.endswith("(reward)"):
+    yield "peft", "float32", "LoRA"
+    yield "merged", "float32", "LoRA, all linear"
+    return
   groups = [("peft", "float32", FEW if family == "bert (tokens)" else PEFT)]
   if family in ("gpt2", "llama (grouped query)"):
     groups += [("adapterhub", "float32", ADAPTERHUB), ("merged", "float32", MERGED)]

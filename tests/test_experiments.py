@@ -108,15 +108,19 @@ def a_bert(folder):
 
 
 # Every one of fifteen tasks needs an example to train on and one to be judged by.
-SMALLEST = {"task_mixture": {"train.batch_size": 60, "evaluate.limit": 15}}
+SMALLEST = {
+  "reward_model": {"data.eval_limit": 100},  # most texts are too long
+  "task_mixture": {"train.batch_size": 60, "evaluate.limit": 15},
+}
 PLACES = {"translation": "../shared/data/multi30k"}  # where DATA is not that of E2E
 
 
 @pytest.mark.full
 @pytest.mark.measurement
 @pytest.mark.parametrize("name", [
-  "dialogues", "entities", "method_comparison", "prefix_length", "rank_ablation", "sentiment",
-  "sentiment_rates", "star_ratings", "task_mixture", "titles", "translation",
+  "dialogues", "entities", "method_comparison", "preferences", "prefix_length", "rank_ablation",
+  "reward_model", "sentiment", "sentiment_rates", "star_ratings", "task_mixture", "titles",
+  "translation",
 ])  # fmt: skip
 def test_the_commands_of_a_page_run(name, shared, copy):
   """At the smallest size, one after another, in a copy of the repository."""

@@ -2,7 +2,8 @@
 
 A hash of all columns of a row, as they are in the file, decides to which split it belongs. So the
 order of the file does not matter, equal rows stay together, and templates that read different
-columns are compared on the same examples.
+columns are compared on the same examples. Of answers that people judged it is a hash of the prompt,
+as the first template writes it: a model has seen a prompt if it has seen any answer to it.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def separate(
   """Refuses, drops or allows examples that two splits share.
 
   Two splits share an example if they have a prompt with an accepted answer that are equal but for
-  case, width and whitespace. "drop" takes it out of train (out of validation, if validation and
-  test share it).
+  case, width and whitespace; of examples with a `key`, if that is equal. "drop" takes it out of
+  train (out of validation, if validation and test share it).
 
   Returns:
     The splits, and counts by pair: {"train/test": {"shared": 2, "dropped": 2, "same_prompt": 5}}.
@@ -124,6 +125,8 @@ def normalise(text: str) -> str:
 def _position(example: Example, salt: str) -> int:
   """Hashes a row to 64 bits; neither the order of its columns nor null columns count."""
   row = example.row if example.source is None else example.source
+  if example.key is not None:
+    row = {"prompt": example.key}
   cells = sorted((name, cell) for name, cell in row.items() if cell is not None)
   content = "\x1f".join(f"{name}\x1e{_plain(cell)}" for name, cell in cells)
   digest = hashlib.blake2b(f"{salt}\x1d{content}".encode(), digest_size=8).digest()
@@ -140,7 +143,9 @@ def _plain(value: object) -> str:
 
 
 def _texts(example: Example) -> list[bytes]:
-  """Hashes an example's prompt with each of its answers."""
+  """Hashes an example's prompt with each of its answers, or its key alone."""
+  if example.key is not None:
+    return [hashlib.blake2b(normalise(example.key).encode(), digest_size=16).digest()]
   prompt = normalise(example.prompt or "")
   return [
     hashlib.blake2b(f"{prompt}\x1d{normalise(answer)}".encode(), digest_size=16).digest()

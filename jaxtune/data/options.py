@@ -53,7 +53,8 @@ class DataOptions(NamedTuple):
 
   Attributes:
     train: a file, several, or a hub name; see `sources.read`.
-    validation: the same; or a part of train, as a fraction below 1 or a count of rows.
+    validation: the same; or a part of train, as a fraction below 1 or a count of rows. Of answers
+      that people judged, all that have one prompt are in one split.
     test: as `validation`.
     general: plain text on other subjects (a column `text`), whose loss before and after training
       shows how much the model forgets; for language models.
@@ -72,9 +73,10 @@ class DataOptions(NamedTuple):
     special_tokens: what happens if a template writes the BOS that the tokenizer adds anyway, or if
       an answer holds EOS: "error", "strip" or "allow".
     stride: how many tokens two windows of a long context share; see `encode.qa`.
-    malformed: what happens to a malformed conversation or labelled row: "error" or "skip".
-    overlap: what happens to examples that two splits share: "error", "drop" (from train) or
-      "allow".
+    malformed: what happens to a malformed conversation, labelled row or pair of answers: "error" or
+      "skip".
+    overlap: what happens to examples that two splits share, or prompts of judged answers: "error",
+      "drop" (from train) or "allow".
     limit: the most rows of train, chosen by hash.
     eval_limit: the most rows of validation and of test, and the most windows of general. Of the
       tasks that a column names, equally many are kept.

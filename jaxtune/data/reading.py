@@ -6,6 +6,7 @@ An objective's `read(table, name, options) -> Reading` is one of these functions
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ class Reading(NamedTuple):
   """The examples of a split before they are encoded.
 
   Attributes:
-    groups: the examples of each row, one for each template.
+    groups: the examples of each row: one for each template, or of each pair of its answers one for
+      each template.
     form: how the rows were read, for the report.
     skipped: how many rows were left out, by reason.
   """
@@ -38,6 +40,18 @@ class Reading(NamedTuple):
     """Returns the reading of the rows whose first example is one of these."""
     kept = {id(example) for example in heads}
     return self._replace(groups=[group for group in self.groups if id(group[0]) in kept])
+
+  def by_first_template(self) -> Reading:
+    """Returns the reading with one example of each row, or of each pair, by its first template."""
+    runs = lambda group: itertools.groupby(group, key=lambda example: id(example.row))
+    return self._replace(groups=[[next(run) for _, run in runs(group)] for group in self.groups])
+
+  def without_ties(self) -> Reading:
+    """Returns the reading without pairs of answers that are rated alike, which it counts."""
+    groups = [[one for one in group if one.difference] for group in self.groups]
+    ties = sum(map(len, self.groups)) - sum(map(len, groups))
+    skipped = self.skipped | ({"ties": ties} if ties else {})
+    return self._replace(groups=[group for group in groups if group], skipped=skipped)
 
 
 def read_text(table: Table, name: str, options: DataOptions) -> Reading:

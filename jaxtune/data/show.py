@@ -40,7 +40,7 @@ def show(
     lines = [f"== {name} ==", *_histogram(_lengths(split))]
     lines.append(f"duplicates: {again:,} (text equal but for case, width and whitespace)")
     if view.labels is not None:
-      lines += [*_contradictions(split, texts[name]), *view.labels(split)]
+      lines += [*_contradictions(split, texts[name], view), *view.labels(split)]
     paragraphs.append("\n".join(lines))
   overlap = []
   for left, right in itertools.combinations(texts, 2):
@@ -82,10 +82,10 @@ def _histogram(lengths: np.ndarray) -> list[str]:
   return lines
 
 
-def _contradictions(split: Split, texts: Sequence[str]) -> list[str]:
+def _contradictions(split: Split, texts: Sequence[str], view: View) -> list[str]:
   """Counts the texts that have different labels in several examples."""
   labels = defaultdict(set)
   for text, references in zip(texts, split.references, strict=True):
     labels[text].add(tuple(references))
   several = sum(len(different) > 1 for different in labels.values())
-  return [f"texts with more than one label: {several:,}"] if several else []
+  return [f"{view.contradictions}: {several:,}"] if several else []

@@ -130,14 +130,16 @@ def _divide(readings: dict[str, Reading], options: DataOptions) -> dict[str, Rea
         )
       train = readings["train"]
       remaining, drawn = divide.draw(train.heads, size, name, SPLIT_SEED)
-      readings["train"], held = train.keep(remaining), train.keep(drawn)
-      readings[name] = held._replace(groups=[group[:1] for group in held.groups])
+      readings["train"] = train.keep(remaining)
+      readings[name] = train.keep(drawn).by_first_template()
   for name, reading in readings.items():
     if name == "train":  # it keeps the shares that the tasks have in the file
       kept = divide.limited(reading.heads, options.limit, SPLIT_SEED)
     else:  # it holds the rare tasks too
       kept = divide.limited(reading.heads, options.eval_limit, SPLIT_SEED, options.tasks)
     readings[name] = reading.keep(kept)
+  if "train" in readings:
+    readings["train"] = readings["train"].without_ties()
   return readings
 
 

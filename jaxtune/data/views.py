@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxtune.data.divide import normalise
 from jaxtune.data.encode import pairs
 from jaxtune.data.encode.choices import unfold
 from jaxtune.data.split import Split
 from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.metrics.proportions import wilson
 
 Mark = Callable[[str], str]  # (a text that is trained) -> the text with marks around it
 
@@ -25,11 +27,13 @@ class View(NamedTuple):
     texts: yields the text of each example without its label; two examples of one text are doubles.
     example: writes the example with a number, with what is trained marked.
     labels: writes lines that count a split's labels; None if its examples have no label.
+    contradictions: what texts with different labels are called.
   """
 
   texts: Callable[[Split, Tokenizer], Iterator[str]]
   example: Callable[[Split, Tokenizer, int, Mark], str]
   labels: Callable[[Split], list[str]] | None = None
+  contradictions: str = "texts with more than one label"
 
 
 def _texts(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
@@ -75,9 +79,10 @@ def _labelled(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
 
 
 def _choices(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
-  """Writes a prompt with each of its answers, a star before the right one."""
+  """Writes a prompt with each of its answers, a star before the right one unless it is a tie."""
   arrays = unfold({name: x[at : at + 1] for name, x in split.arrays.items()})
-  right = arrays["labels"][0]
+  tied = "difference" in arrays and arrays["difference"][0] == 0
+  right = None if tied else arrays["labels"][0]
   rows = zip(*(arrays[name][0] for name in ("tokens", "mask", "weights")), strict=True)
   return "\n".join(
     f"{'*' if number == right else ' '} {_marked(tokenizer, tokens[mask], weights[mask], mark)}"
@@ -130,10 +135,26 @@ def _liked(split: Split) -> list[str]:
   return [f"thumbs up: {up:,} of {split.examples:,}"]
 
 
-def _longer(split: Split) -> list[str]:
-  if (share := pairs.longer_chosen(split)) is None:
-    return []
-  return [f"the chosen answer is the longer one in {100 * share:.1f} % of pairs"]
+def _both(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
+  """Yields each prompt with both answers, in an order that does not depend on the choice."""
+  for prompt, answers in zip(_prompts(split, tokenizer), split.choices or (), strict=True):
+    yield "\n".join([prompt, *sorted(map(normalise, answers))])
+
+
+def _pairs(split: Split) -> list[str]:
+  """Counts ties and pairs of equal tokens; says how well length alone tells the choice."""
+  tokens, tied_X = split.arrays["tokens"], split.arrays["difference"] == 0
+  same = int((tokens[:, 0] == tokens[:, 1]).all(-1).sum())
+  lines = [f"ties: {int(tied_X.sum()):,}"]
+  lines += [f"pairs whose answers have the same tokens: {same:,}"] if same else []
+  longer, of = pairs.longer_chosen(split)
+  if of:
+    low, high = wilson(longer, of)
+    lines.append(
+      f"the chosen answer is the longer one in {100 * longer / of:.1f} % of {of:,} pairs "
+      f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    )
+  return lines
 
 
 def _frequencies(title: str, split: Split) -> list[str]:
@@ -168,5 +189,5 @@ NUMBERS = View(_texts, _labelled, _range)
 WORDS = View(_texts, _words, partial(_frequencies, "words by tag:"))
 CHOICES = View(_prompts, _choices, partial(_frequencies, "examples by label:"))
 THUMBS = View(_prompts, _thumbs, _liked)
-PAIRS = View(_prompts, _choices, _longer)
+PAIRS = View(_both, _choices, _pairs, "pairs that are given the other way round too")
 ANSWERS = View(_questions, _windows, _unanswered)

@@ -9,9 +9,10 @@ import numpy as np
 
 from jaxtune import metrics
 from jaxtune.data import Data, Split
+from jaxtune.data.encode import pairs
 from jaxtune.evaluation.judge import SUMS, Evaluator, Judged
 from jaxtune.metrics import intervals
-from jaxtune.metrics.kinds import label, tags
+from jaxtune.metrics.kinds import label, preference, tags
 
 
 class Untuned(NamedTuple):
@@ -34,7 +35,9 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset: Data
   Returns:
     "base" and "final" {metric: value}, "intervals" {metric: [low, high]}, "differences" {"base" and
     "shots": {metric: [difference, low, high]}}, "shots" (its metrics, and "demonstrations"),
-    "chance" {metric: value}; for labels and tags "classes", and for labels "confusion".
+    "chance" {metric: value}; for labels and tags "classes", and for labels "confusion"; for rewards
+    "calibration", "by_length" and "ties", see `metrics.kinds.preference`; for pairs of answers
+    "length" {metric: what the longer answer scores, or the shorter one}.
   """
   names, resamples = evaluator.metrics, evaluator.options.resamples
   train = dataset.train  # The answers of a stream are not known beforehand.
@@ -48,6 +51,7 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset: Data
   }
   kind = metrics.kind_of(evaluator.objective.METRICS[0])
   result |= _classes(judged, kind, dataset.labels or None)
+  result |= _pairs(judged, kind, dataset)
   if untuned.shots is not None:
     result["differences"]["shots"] = differences(judged, untuned.shots, names, resamples)
     result["shots"] = untuned.shots.metrics
@@ -67,6 +71,24 @@ def _classes(judged: Judged, kind: str, names: Sequence[str] | None) -> dict:
     "classes": [row._asdict() for row in label.per_class(predictions, references, names)],
     "confusion": {"labels": list(confusion.labels), "counts": confusion.counts_CC.tolist()},
   }
+
+
+def _pairs(judged: Judged, kind: str, dataset: Data) -> dict:
+  """Makes what is said of pairs of answers: by length alone, and of their rewards."""
+  split = getattr(dataset, judged.split, None)
+  if split is None or "difference" not in split.arrays:
+    return {}
+  longer, of = pairs.longer_chosen(dataset.train)
+  right, judged_pairs = pairs.longer_chosen(split)
+  found = {}
+  if of and judged_pairs:
+    share = right / judged_pairs if 2 * longer >= of else 1 - right / judged_pairs
+    found["length"] = {f"{judged.split}_accuracy": 100 * share}
+  if kind == "preference" and np.isfinite(judged.predictions).all():
+    both = judged.predictions, judged.references
+    found |= {name: getattr(preference, name)(*both) for name in ("calibration", "by_length")}
+    found["ties"] = preference.ties(*both)
+  return found
 
 
 def metric_intervals(
@@ -130,6 +152,7 @@ def chance(judged: Judged, names: Sequence[str], seen: Sequence[Any]) -> dict[st
     are not known (a stream).
   """
   seen = [one for one in seen if one != []]  # plain text has no answers
+  names = [name for name in names if hasattr(metrics.KINDS[metrics.kind_of(name)], "baseline")]
   if judged.predictions is None or not seen:
     return {}
   scores = metrics.baseline(judged.references, names, seen)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune import libraries, peft, tree
+from jaxtune.data.tokenizer import ends_texts
 from jaxtune.formats import loading, references
 from jaxtune.formats.facts import Facts
 from jaxtune.formats.merged import Rounding
@@ -156,6 +157,8 @@ def snippet(
   head = pretrained.model.config.head
   kind = "lm" if head is None else "qa" if head.kind == "qa" else None
   prompt = '"Where does she live?", "She lives in Rome."' if kind == "qa" else '"A text."'
+  if head is not None and head.kind == "reward" and ends_texts(pretrained.tokenizer):
+    prompt = '"A question?", "Its answer."'
   stops = ""
   if stop_tokens and form != "merged":  # a merged folder's generation_config.json has them
     stops = f", eos_token_id={list(stop_tokens)}"

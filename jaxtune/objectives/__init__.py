@@ -92,13 +92,15 @@ def preferred(
 
   Args:
     losses_B: in nats.
-    scores_B2: of both answers; a pair is right if the chosen one's is larger, and a tie half right.
+    scores_B2: of both answers; a pair is right if the chosen one's is larger, and half right if
+      they are equal.
 
   Returns:
     (losses, {"weight": 1 of real rows, "correct", "margin": the difference of the scores, "chosen"
-    and "rejected": the scores}), each (B,) and 0 where a row has no weight.
+    and "rejected": the scores}), each (B,) and 0 where a row has no weight, or is a tie.
   """
-  real_B = (batch["weights"].sum((1, 2)) > 0).astype(jnp.float32)
+  real_B = (batch["weights"].sum((1, 2)) > 0) & (batch["difference"] > 0)
+  real_B = real_B.astype(jnp.float32)
   margin_B = scores_B2[:, 0] - scores_B2[:, 1]
   sums = {
     "weight": jnp.ones_like(real_B),

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 
 from jaxtune import peft
-from jaxtune.data.encode import text
+from jaxtune.data.encode import pairs
 from jaxtune.data.options import EncodeOptions
 from jaxtune.data.padding import pad
 from jaxtune.data.templates import Example
 from jaxtune.errors import UserError
 from jaxtune.evaluation import rewards
 from jaxtune.runs import finished
+from jaxtune.training import step
 
 PREFIX = "model:"
 PAD_TO = 32  # tokens; every width is a program of its own
@@ -44,20 +45,20 @@ def _loaded(folder: str) -> rewards.Function:
   options = EncodeOptions(most, too_long="truncate", no_target="keep", special_tokens="allow")
 
   @jax.jit
-  def score(overlay, base, tokens, mask):
+  def score(overlay, base, inputs):
     adapted = peft.Adapted(run.adapted.methods, *overlay, base)
-    return peft.apply(run.pretrained.model, adapted, tokens=tokens, mask=mask)
+    return peft.apply(run.pretrained.model, adapted, **inputs)
 
   def reward(answers: rewards.Answers) -> np.ndarray:
-    pairs = zip(answers.prompts, answers.completions, strict=True)
+    said = zip(answers.prompts, answers.completions, strict=True)
     examples = [
-      Example(prompt, [said], {}, f"answer {n}") for n, (prompt, said) in enumerate(pairs)
+      Example(prompt, [answer], {}, f"answer {n}") for n, (prompt, answer) in enumerate(said)
     ]
-    split, _ = text.encode(tokenizer, examples, options)
+    split, _ = pairs.encode_answers(tokenizer, examples, options, two_texts=True)
     width = min(-(-split.width // PAD_TO) * PAD_TO, most)
-    tokens, mask = (
-      pad(split.arrays[key], width, dtype=x) for key, x in (("tokens", np.int32), ("mask", bool))
-    )
-    return np.asarray(score(run.adapted.overlay, run.adapted.base, tokens, mask))
+    inputs = {
+      key: pad(x, width, dtype=x.dtype) for key, x in split.arrays.items() if key in step.INPUTS
+    }
+    return np.asarray(score(run.adapted.overlay, run.adapted.base, inputs))
 
   return reward

@@ -26,6 +26,7 @@ from jaxtune.sweeps import (
   heat_plot,
   pages,
   plot,
+  preferences,
   reproduce,
   table,
 )
@@ -132,6 +133,7 @@ def _others(
     "By task": table.by_task(finished, compared.metric),
     "What was drawn of each task": table.mixtures(finished),
     f"Classes of {finished[0]['trial']}": table.by_class(finished[0]),
+    **preferences.tables(finished[0]),
   }
   if analysis is not None:
     others |= analysed.tables(analysed.configurations(compared.configurations, analysis), analysis)
@@ -155,6 +157,7 @@ def _draw(
   if matrix := finished[0].get("confusion"):
     counts = Confusion(tuple(matrix["labels"]), np.asarray(matrix["counts"]))
     figures["confusion"] = confusion.draw(counts, finished[0]["trial"])
+  figures |= preferences.figures(finished[0])
   if analysis is not None:
     measured = analysed.configurations(compared.configurations, analysis)
     figures |= heat_plot.figures(measured, analysis)

@@ -87,7 +87,8 @@ def of_base(results: Iterable[dict], metric: str, key: str = "base") -> Summary:
   """Summarizes a metric that was measured without training.
 
   Args:
-    key: "base"; "shots", the base with demonstrations; "chance", one answer for all examples.
+    key: "base"; "shots", the base with demonstrations; "chance", one answer for all examples;
+      "length", the longer of two answers, or the shorter one.
   """
   return summarize(untrained(results, metric, key))
 

@@ -24,7 +24,12 @@ class Table(NamedTuple):
 COSTS = {"flops": "FLOPs of training", "memory": "bytes of memory", "tokens": "tokens seen"}
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 # {part of a result that was measured without training: label of its row}
-UNTRAINED = {"base": "{}", "shots": "{}, {}-shot", "chance": "most frequent answer"}
+UNTRAINED = {
+  "base": "{}",
+  "shots": "{}, {}-shot",
+  "chance": "most frequent answer",
+  "length": "length alone",
+}
 
 
 def metric_names(results: Sequence[dict]) -> list[str]:
@@ -44,7 +49,7 @@ def choose_metric(results: Sequence[dict], metric: str | None) -> str:
 
 
 def untrained_labels(row: stats.Row) -> dict[str, str]:
-  """Returns {"base", "shots" or "chance": its label}, as far as the trials of a base have it."""
+  """Returns {key of `UNTRAINED`: its label}, as far as the trials of a base have it."""
   shots = row.results[0].get("demonstrations", {}).get("shots")
   return {
     key: label.format(row.label, shots)

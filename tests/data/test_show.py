@@ -142,3 +142,26 @@ def test_choices(tokenizer):
     colour=False,
   )
   assert "  It is [[bad]]\n* It is [[good]]" in text
+
+
+def test_pairs(tokenizer):
+  pair = lambda prompt, chosen, rejected: {
+    "prompt": prompt, "chosen": chosen, "rejected": rejected
+  }  # fmt: skip
+  rows = [
+    pair("ask\n", "yes", "no"), pair("ask\n", "Yes", "no"), pair("ask\n", "no", "yes"),
+    pair("ask\n", "well", "no"), pair("other\n", "aaa", "b"), pair("long\n", "aaaa1", "aaaa2"),
+  ]  # fmt: skip
+  tie = [{"prompt": "tie\n", "completions": ["a", "bc"], "ratings": [3, 3]}]
+  options = {"max_length": 9, "too_long": "truncate"}
+  train, test = (encode(tokenizer, "dpo", made, **options) for made in (rows, tie))
+  text = show(data(train=train, test=test), views.PAIRS, tokenizer, count=6, colour=False)
+  train, test = text.split("== test ==")
+  assert "duplicates: 2 (" in train and "ties: 0\n" in train
+  assert "pairs that are given the other way round too: 1\n" in train
+  assert "pairs whose answers have the same tokens: 1\n" in train
+  assert "is the longer one in 80.0 % of 5 pairs (95 % interval 37.6 to 96.4)" in train
+  assert "3 cut" in train.splitlines()[1]
+  assert "ties: 1\n" in test and "longer one" not in test.split("--")[0]
+  assert "* ask\n[[yes</s>]]\n  ask\n[[no</s>]]" in test
+  assert "  tie\n[[a</s>]]\n  tie\n[[bc</s>]]" in test

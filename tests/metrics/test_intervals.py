@@ -33,6 +33,9 @@ def examples(kind, count, seed=0, share=0.4):
   if kind == "number":
     true = rng.integers(0, 4, count).astype(float)  # with ties
     return [x + round(2 * share * rng.normal()) for x in true], list(true)
+  if kind == "preference":
+    rewards = rng.normal(0, 2, (count, 2)).tolist()
+    return rewards, [{"difference": float(x), "tokens": [1, 1]} for x in rng.integers(0, 4, count)]
   choices = WORDS if kind == "text" else ["O", "O", "B-a", "I-a", "B-b", "I-b"]
   true = [rng.choice(choices, rng.integers(4, 9)).tolist() for _ in range(count)]
   said = [noisy(rng, one, choices, share) for one in true]

@@ -232,7 +232,8 @@ def test_every_metric_has_a_direction_and_bounds():
     low, high = metrics.bounds(f"test_{name}/task")
     correlates = name in ("matthews", "pearson", "spearman")
     assert (low, high) == ((0, np.inf) if name == "mse" else (-100 * correlates, 100))
-    assert metrics.higher_is_better(f"test_{name}") == (name != "mse") and metric.title
+    assert metrics.higher_is_better(f"test_{name}") == (name not in ("mse", "ece"))
+    assert metric.title
   for name in ("loss", "perplexity"):
     assert metrics.bounds(f"test_{name}") == (0, np.inf)
     assert not metrics.higher_is_better(f"test_{name}")

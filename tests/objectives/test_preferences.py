@@ -1,6 +1,7 @@
 """Objectives for pairs of answers: losses against torch, the reference, grouped trials, data."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support import tiny
+from transformers import AutoTokenizer
 
 import jaxtune
 from jaxtune import objectives
 from jaxtune.assets import TINY
 from jaxtune.errors import UserError
+from jaxtune.models import hf
 
 B, T, V = 3, 7, 11
 RNG = np.random.default_rng(0)
@@ -24,6 +28,7 @@ BATCH = {
   "mask": np.ones((B, 2, T), bool),
   "weights": WEIGHTS,
   "labels": np.zeros(B, np.int32),
+  "difference": np.array([1, 2, 0.5], np.float32),
   "reference": (RNG.normal(size=(B, 2)) * 3 - 8).astype(np.float32),
 }
 SMOOTH = 0.2
@@ -95,13 +100,18 @@ def test_losses_and_gradients_are_those_of_the_papers(name, options):
 
 def test_a_reward_model_s_loss_is_that_of_bradley_and_terry():
   rewards = RNG.normal(size=2 * B).astype(np.float32)
-  losses, sums = objectives.module("reward").loss(
-    lambda batch: jnp.asarray(rewards), BATCH, margin=0.4, centring=0.1
-  )
+  reward = objectives.module("reward")
+  score = lambda batch: jnp.asarray(rewards)
+  losses, sums = reward.loss(score, BATCH, margin=0.4, centring=0.1)
   chosen, rejected = torch.tensor(rewards.reshape(B, 2)).T
-  expected = -F.logsigmoid(chosen - rejected - 0.4) + 0.1 * (chosen + rejected) ** 2
+  wanted = 0.4 * torch.tensor(BATCH["difference"])
+  expected = -F.logsigmoid(chosen - rejected - wanted) + 0.1 * (chosen + rejected) ** 2
   np.testing.assert_allclose(losses, expected, rtol=1e-5)
   assert sums["correct"].tolist() == [float(a > b) for a, b in zip(chosen, rejected, strict=True)]
+  tied = BATCH | {"difference": np.array([1, 0, 0.5], np.float32)}
+  losses, sums = reward.loss(score, tied, margin=0.4)
+  assert losses[1] == 0 and sums["weight"].tolist() == [1, 0, 1] and sums["correct"][1] == 0
+  assert reward.predict(score, tied)["rewards"].tolist() == rewards.reshape(B, 2).tolist()
 
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "four", "five"]
@@ -171,8 +181,6 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_pairs_is_read(tmp_path, form):
-  from transformers import AutoTokenizer
-
   from jaxtune import data
 
   path = write_pairs(tmp_path / "pairs.jsonl", [FORMS[form]] * 2)
@@ -246,3 +254,39 @@ def test_thumbs_train_the_policy_towards_what_people_like(tmp_path, paired):
   final = jaxtune.fit(config_of(path, **sections), tmp_path / "run")["final"]
   assert final["validation_up"] > final["validation_down"]
   assert final["train_accuracy"] > 50
+
+
+def test_a_reward_model_s_result_says_how_far_its_rewards_can_be_trusted(tmp_path):
+  rows = [
+    {"prompt": prompt, "completions": ["no", "yes, gladly", "yes, always"], "ratings": [1, 4, 4]}
+    for prompt in PROMPTS
+  ]
+  path = write_pairs(tmp_path / "rated.jsonl", rows)
+  sections = {"objective": {"name": "reward", "margin": 0.1}, "train": {"steps": 12}}
+  config = config_of(path, **sections)
+  config["data"]["test"] = 3
+  config["train"] |= {"batch_size": 4, "compilation_cache": None}
+  (result,) = jaxtune.sweep(config | {"sweep": ({"seed": [0]},)}, tmp_path / "run")
+  assert result["final"]["test_accuracy"] == 100 and result["final"]["test_ece"] > 0
+  assert {"test_accuracy", "test_ece"} <= result["intervals"].keys()
+  assert result["length"] == {"test_accuracy": 100} and result["chance"] == {}
+  assert result["by_length"]["longer"]["pairs"] == 6
+  assert sum(row["pairs"] for row in result["calibration"]) == 6
+  assert result["ties"]["pairs"] == 3 and result["ties"]["ties"] < result["ties"]["others"]
+  report = (tmp_path / "run" / "report.md").read_text()
+  assert "| length alone | 0 | 0 | - |" in report and "## Ties of" in report
+  assert (tmp_path / "run" / "plots" / "calibration.png").exists()
+
+
+def test_an_encoder_becomes_a_reward_model(tmp_path):
+  """Its head has a bias, which cancels in every comparison."""
+  fields = tiny.ENCODERS["bert"] | {"vocab_size": AutoTokenizer.from_pretrained(TINY).vocab_size}
+  pretrained = tiny.random(fields | {"pad_token_id": 0}, head="mlm")
+  hf.save(pretrained, pretrained.params, tmp_path / "bert")
+  for name in ("tokenizer.json", "tokenizer_config.json"):
+    shutil.copy(TINY / name, tmp_path / "bert")
+  path = write_pairs(tmp_path / "pairs.jsonl")
+  sections = {"model": {"path": str(tmp_path / "bert")}, "objective": {"name": "reward"}}
+  sections["train"] = {"steps": 12, "batch_size": 4, "compilation_cache": None}
+  final = jaxtune.fit(config_of(path, **sections), tmp_path / "run")["final"]
+  assert final["validation_accuracy"] == 100

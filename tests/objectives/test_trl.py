@@ -33,6 +33,7 @@ REFERENCE = (RNG.normal(size=(B, 2)) * 2 - 8).astype(np.float32)
 PAIRS = {
   "tokens": TOKENS, "mask": np.ones((B, 2, T), bool), "weights": WEIGHTS,
   "labels": np.zeros(B, np.int32), "reference": REFERENCE,
+  "difference": RNG.integers(1, 4, B).astype(np.float32),
 }  # fmt: skip
 same = lambda x, **_: x
 ACCELERATOR = SimpleNamespace(
@@ -165,7 +166,8 @@ def test_reward():
   tensor = torch.tensor(scores, requires_grad=True)
   model = lambda **_: SimpleNamespace(logits=torch.cat([tensor[:, 0], tensor[:, 1]])[:, None])
   stand_in = trainer(args=SimpleNamespace(center_rewards_coefficient=0.1))
-  expected = RewardTrainer.compute_loss(stand_in, model, {"margin": torch.tensor(0.4)})
+  margins = 0.4 * torch.tensor(PAIRS["difference"])
+  expected = RewardTrainer.compute_loss(stand_in, model, {"margin": margins})
   expected.backward()
   assert float(loss) == pytest.approx(expected.item(), rel=1e-5)
   np.testing.assert_allclose(gradient, tensor.grad, atol=1e-5)

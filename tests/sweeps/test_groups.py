@@ -192,6 +192,7 @@ def test_so_it_does_for_every_number_of_a_loss(llama, name):
   arrays = {key: np.stack([one[key] for one in pair], 1) for key in pair[0]}
   arrays["reference"] = -rng.uniform(20, 40, (40, 2)).astype(np.float32)
   arrays["labels"] = rng.integers(0, 2, 40).astype(np.int32)
+  arrays["difference"] = rng.integers(1, 4, 40).astype(np.float32)
   train = setup.dataset.train._replace(arrays=arrays)
   setup = setup._replace(dataset=setup.dataset._replace(train=train))
   others = [{f"objective.{key}": value} for key, value in LOSSES[name].items()]

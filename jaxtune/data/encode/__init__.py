@@ -8,6 +8,8 @@ see `reading.read_columns`.
   text        prompts with answers, and plain text
   chat        conversations, by a chat template
   choices     prompts with several answers to choose from
+  pairs       prompts with two answers, of which people preferred one (rated: of several answers)
+  thumbs      prompts with one answer, which people liked or did not like
   classify    texts, or pairs of them, with a class each
   regression  texts, or pairs of them, with a number each
   tokens      words with a tag each

@@ -1,12 +1,15 @@
 """Prompts with two answers each, of which people preferred one.
 
-A row has the columns `chosen` and `rejected`, as texts or as lists of turns:
+A row has two answers as texts or as lists of turns, or several that people rated or ranked:
 
-  prompt, chosen, rejected     an answer each, after a prompt of its own; or in place of `prompt`
-                               any other column, by a template
-  chosen, rejected             both with the prompt in front: texts that share their beginning up to
-                               and with the last "Assistant:", or conversations that share all
-                               turns but the last
+  prompt, chosen, rejected       an answer each, after a prompt of its own; or in place of `prompt`
+                                 any other column, by a template
+  chosen, rejected               both with the prompt in front: texts that share their beginning up
+                                 to and with the last "Assistant:", or conversations that share all
+                                 turns but the last
+  prompt, completions, ratings   lists of answers and of numbers, the larger the better: a pair for
+                                 every two answers (`encode.rated`)
+  prompt, completions, ranking   the same with ranks, 1 for the best; answers may share a rank
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from jaxtune.data import conversations, labels, reading
-from jaxtune.data.encode import chat, text
+from jaxtune.data.encode import chat, rated, text, whole_texts
 from jaxtune.data.encode.shared import to_split
 from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.reading import Reading
 from jaxtune.data.sources import Table
 from jaxtune.data.split import Split, counts
 from jaxtune.data.templates import Example
-from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.data.tokenizer import Tokenizer, ends_texts, token_ids
 from jaxtune.errors import UserError
 
 SIDES = ("chosen", "rejected")
@@ -35,28 +38,44 @@ _ANSWER = "Assistant:"  # what stands before an answer in whole dialogues writte
 def read(table: Table, name: str, options: DataOptions) -> Reading:
   """Makes an example of every pair: its prompt, and `choices`, the chosen answer first.
 
+  Pairs that a row's ratings make are one group, and all that have one prompt belong to one split.
+
   Raises:
     UserError: a row without two different answers to one prompt, unless malformed is "skip".
   """
-  for side in SIDES:
-    if side not in table.columns:
-      raise UserError(
-        f"{getattr(options, name)}: no column {side!r} in {', '.join(table.columns)}; pairs need "
-        "'chosen' and 'rejected', with a 'prompt' or with the prompt in front of both"
-      )
-  unread = [Example(None, [], *row) for row in zip(table.rows, table.where, strict=True)]
-  if _asks(table, options):
-    rows = [row | {"output": row["chosen"], "completion": row["chosen"]} for row in table.rows]
-    answer = None if options.template is None else "chosen"
-    asked = options._replace(answer=answer, text=None)
-    found = reading.read_prompts(table._replace(rows=rows), name, asked)
-    unread = [head._replace(row=row) for head, row in zip(found.heads, table.rows, strict=True)]
-    form = found.form
+  if rated.ANSWERS in table.columns:
+    table, pairs, bad = rated.pairs(table, options.malformed)
   else:
-    form = {"columns": SIDES}
-  pairs, bad = labels.checked(unread, _pair, options.malformed)
-  groups = [[pair] for _, pair in pairs]
+    for side in SIDES:
+      if side not in table.columns:
+        raise UserError(
+          f"{getattr(options, name)}: no column {side!r} in {', '.join(table.columns)}; pairs need "
+          "'chosen' and 'rejected', with a 'prompt' or with the prompt in front of both, or "
+          "'completions' with 'ratings' or a 'ranking'"
+        )
+    pairs, bad = [[(row, 1.0)] for row in range(len(table.rows))], 0
+  by_row, form = _unread(table, name, options)
+  groups = []
+  for of_row in pairs:
+    unread = [one._replace(difference=d) for row, d in of_row for one in by_row[row]]
+    good, refused = labels.checked(unread, _pair, options.malformed)
+    bad += refused
+    if good:
+      groups.append([pair._replace(key=good[0][1].prompt) for _, pair in good])
   return Reading(groups, form, {"malformed": bad} if bad else {})
+
+
+def _unread(table: Table, name: str, options: DataOptions) -> tuple[list[list[Example]], dict]:
+  """Makes examples of every row, one for each template, whose answers are not read yet."""
+  if not _asks(table, options):
+    placed = zip(table.rows, table.where, strict=True)
+    return [[Example(None, [], row, where)] for row, where in placed], {"columns": SIDES}
+  rows = [row | {"output": row["chosen"], "completion": row["chosen"]} for row in table.rows]
+  answer = None if options.template is None else "chosen"
+  asked = options._replace(answer=answer, text=None)
+  found = reading.read_prompts(table._replace(rows=rows), name, asked)
+  by_row = zip(found.groups, table.rows, strict=True)
+  return [[one._replace(row=row) for one in group] for group, row in by_row], found.form
 
 
 def _asks(table: Table, options: DataOptions) -> bool:
@@ -114,22 +133,34 @@ def _check(chosen: str, rejected: str) -> None:
 
 
 def encode(
-  tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
+  tokenizer: Tokenizer,
+  examples: Sequence[Example],
+  options: EncodeOptions,
+  two_texts: bool = False,
 ) -> tuple[Split, dict]:
   """Encodes both answers of every pair as `encode.text` or `encode.chat` does a single one.
 
   tokens, mask and weights are (X, 2, T), the chosen answer first, and labels (X,) are 0, its number
-  among the two. "reference" (X, 2) is NaN until `runs.reference` has filled it in. A pair of which
-  one answer is skipped is left out.
+  among the two. difference (X,) says by how much the chosen answer is rated higher: 1 where only
+  the choice is known, and 0 for a tie. "reference" (X, 2) is NaN until `runs.reference` has filled
+  it in. A pair of which one answer is skipped is left out.
+
+  Args:
+    two_texts: whether a tokenizer that ends texts itself, as those of encoders do, writes prompt
+      and answer as it does two texts, with "types" where it has them.
 
   Returns:
-    The split, and counts with "longer_chosen", the share of pairs whose chosen answer has more
-    tokens than the rejected one, of those that differ.
+    The split, and counts with "ties" and "longer_chosen", the share of pairs whose chosen answer
+    has more tokens than the rejected one, of those that differ.
   """
   sides = [[_side(pair, number) for number in range(len(SIDES))] for pair in examples]
-  split, counted = encode_twos(tokenizer, examples, sides, options)
-  split = split._replace(choices=[list(pair.choices) for pair in kept_of(examples, split)])
-  return split, counted | {"longer_chosen": longer_chosen(split)}
+  split, counted, kept = encode_twos(tokenizer, examples, sides, options, two_texts)
+  difference_X = np.array([pair.difference for pair in kept], np.float32)
+  arrays = split.arrays | {"difference": difference_X}
+  split = split._replace(arrays=arrays, choices=[list(pair.choices) for pair in kept])
+  longer, of = longer_chosen(split)
+  ties = int((difference_X == 0).sum())
+  return split, counted | {"ties": ties, "longer_chosen": longer / of if of else None}
 
 
 def encode_twos(
@@ -137,7 +168,8 @@ def encode_twos(
   examples: Sequence[Example],
   sides: Sequence[Sequence[Example]],
   options: EncodeOptions,
-) -> tuple[Split, dict]:
+  two_texts: bool = False,
+) -> tuple[Split, dict, list[Example]]:
   """Encodes two texts of every example, as `encode.text` or `encode.chat` does one.
 
   Args:
@@ -145,12 +177,10 @@ def encode_twos(
 
   Returns:
     The split, whose tokens, mask and weights are (X, 2, T), without examples of which one text is
-    skipped; and its counts.
+    skipped; its counts; and the examples that are kept.
   """
   flat_sides = [side for two in sides for side in two]
-  conversation = bool(flat_sides) and flat_sides[0].conversation
-  one_turn = options._replace(turns="last")
-  flat, counted = (chat if conversation else text).encode(tokenizer, flat_sides, one_turn)
+  flat, counted = encode_answers(tokenizer, flat_sides, options, two_texts)
   numbers = {id(side.row): number for number, side in enumerate(flat_sides)}
   at = {numbers[id(row)]: place for place, row in enumerate(flat.rows)}
   kept = [x for x in range(len(examples)) if 2 * x in at and 2 * x + 1 in at]
@@ -162,13 +192,26 @@ def encode_twos(
   split = to_split(arrays, chosen, [flat.prompts[place] for place in places_X2[:, 0]])
   more = {key: counted[key] for key in ("stop_tokens", "chat_template") if key in counted}
   lost = len(examples) - len(kept)
-  return split, counts(split, {"too_long": lost}, counted["truncated"], **more)
+  return split, counts(split, {"too_long": lost}, counted["truncated"], **more), chosen
 
 
-def kept_of(examples: Sequence[Example], split: Split) -> list[Example]:
-  """Returns the examples that a split kept, in its order."""
-  rows = {id(row) for row in split.rows}
-  return [example for example in examples if id(example.row) in rows]
+def encode_answers(
+  tokenizer: Tokenizer, sides: Sequence[Example], options: EncodeOptions, two_texts: bool = False
+) -> tuple[Split, dict]:
+  """Encodes prompts with an answer each, as `encode` does both answers of a pair."""
+  if sides and sides[0].conversation:
+    return chat.encode(tokenizer, sides, options._replace(turns="last"))
+  if not (two_texts and ends_texts(tokenizer)):
+    return text.encode(tokenizer, sides, options)
+  rows = [{"text": side.prompt, "pair": side.answers[0]} for side in sides]
+  read_from = {id(row): side.row for row, side in zip(rows, sides, strict=True)}
+  whole = [side._replace(row=row) for side, row in zip(sides, rows, strict=True)]
+  flat, counted = whole_texts.encode(tokenizer, whole, np.zeros(len(rows)), options, {})
+  arrays = {name: x for name, x in flat.arrays.items() if name != "labels"}
+  arrays["weights"] = arrays.get("types", arrays["mask"]).astype(np.float32)
+  prompts = token_ids(tokenizer, [row["text"] for row in flat.rows])
+  rows = [read_from[id(row)] for row in flat.rows]
+  return flat._replace(arrays=arrays, prompts=prompts, rows=rows), counted
 
 
 def _side(pair: Example, number: int) -> Example:
@@ -177,8 +220,11 @@ def _side(pair: Example, number: int) -> Example:
   return pair._replace(answers=[pair.choices[number]], row=row, choices=())
 
 
-def longer_chosen(split: Split) -> float | None:
-  """Returns the share of pairs whose chosen answer is the longer one; None without such pairs."""
-  lengths_X2 = split.arrays["weights"].sum(-1)
-  differ = lengths_X2[:, 0] != lengths_X2[:, 1]
-  return float((lengths_X2[:, 0] > lengths_X2[:, 1])[differ].mean()) if differ.any() else None
+def longer_chosen(split: Split) -> tuple[int, int]:
+  """Counts the pairs whose chosen answer has more tokens, and those whose answers differ in that.
+
+  Ties are left out.
+  """
+  lengths_X2 = split.arrays["mask"].sum(-1)[split.arrays["difference"] > 0]
+  first_X, second_X = lengths_X2.T
+  return int((first_X > second_X).sum()), int((first_X != second_X).sum())

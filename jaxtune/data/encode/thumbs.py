@@ -32,24 +32,32 @@ def read(table: Table, name: str, options: DataOptions) -> Reading:
   """
   if set(pairs.SIDES) <= set(table.columns):
     found = pairs.read(table, name, options)
-    groups = [
-      [pair._replace(answers=[answer], choices=(label,), row=_one(pair, side))]
-      for pair in found.heads
-      for side, answer, label in zip(pairs.SIDES, pair.choices, reversed(NAMES), strict=True)
-    ]
-    return found._replace(groups=groups)
+    return found._replace(groups=[_both(group) for group in found.groups])
   if "label" not in table.columns:
     raise UserError(
       f"{getattr(options, name)}: no column 'label' in {', '.join(table.columns)}; expected a "
       "label (true or false) beside each answer, or pairs with 'chosen' and 'rejected'"
     )
   found = reading.read_prompts(table, name, options)
-  good, bad = labels.checked(found.heads, _labelled, options.malformed)
-  return Reading([[one] for _, one in good], found.form, {"malformed": bad} if bad else {})
+  groups, bad = [], 0
+  for group in found.groups:
+    good, refused = labels.checked(group, _labelled, options.malformed)
+    bad += refused
+    if good:
+      groups.append([one._replace(key=group[0].prompt) for _, one in good])
+  return Reading(groups, found.form, {"malformed": bad} if bad else {})
 
 
-def _one(pair: Example, side: str) -> dict:
-  return dict(pair.row[side]) if pair.conversation else dict(pair.row)
+def _both(group: list[Example]) -> list[Example]:
+  """Returns both answers of a pair, each by every template, with a row of its own."""
+  made = []
+  for number, side in enumerate(pairs.SIDES):
+    row = group[0].row[side] if group[0].conversation else dict(group[0].row)
+    label = (NAMES[1 - number],)
+    made += [
+      pair._replace(answers=[pair.choices[number]], choices=label, row=row) for pair in group
+    ]
+  return made
 
 
 def _labelled(example: Example) -> Example:
@@ -59,13 +67,13 @@ def _labelled(example: Example) -> Example:
   if not example.answers or not example.answers[0].strip():
     raise UserError("the answer is empty")
   up = str(value).lower() in ("true", "1", "up")
-  return example._replace(choices=(NAMES[up],), row=dict(example.row))
+  return example._replace(choices=(NAMES[up],))
 
 
 def encode(
   tokenizer: Tokenizer, examples: Sequence[Example], options: EncodeOptions
 ) -> tuple[Split, dict]:
-  """Encodes every answer, and beside it the next example's answer to the same prompt.
+  """Encodes every answer, and beside it, after the same prompt, that of the next other prompt.
 
   tokens, mask and weights are (X, 2, T): the answer, and the one that does not belong to the
   prompt, of which the divergence from the reference is estimated. labels (X,) are 1 for "up".
@@ -73,16 +81,22 @@ def encode(
   Returns:
     The split, and counts with "classes" (examples by label).
   """
-  following = [*examples[1:], *examples[:1]]
   sides = [
-    [one._replace(row=dict(one.row)), _answered(one, other)]
-    for one, other in zip(examples, following, strict=True)
+    [one._replace(row=dict(one.row)), _answered(one, _following(examples, at))]
+    for at, one in enumerate(examples)
   ]
-  split, counted = pairs.encode_twos(tokenizer, examples, sides, options)
-  kept = [one.choices[0] for one in pairs.kept_of(examples, split)]
+  split, counted, examples = pairs.encode_twos(tokenizer, examples, sides, options)
+  kept = [one.choices[0] for one in examples]
   arrays = split.arrays | {"labels": np.array([name == "up" for name in kept], np.int32)}
   split = split._replace(arrays=arrays, choices=[[name] for name in kept])
   return split, counted | {"classes": {name: kept.count(name) for name in NAMES}}
+
+
+def _following(examples: Sequence[Example], at: int) -> Example:
+  """Returns the next example of another prompt, from the first on again; else the next."""
+  turn = (examples[(at + step) % len(examples)] for step in range(1, len(examples)))
+  following = examples[(at + 1) % len(examples)]
+  return next((other for other in turn if other.key != examples[at].key), following)
 
 
 def _answered(example: Example, other: Example) -> Example:

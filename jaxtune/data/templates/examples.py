@@ -27,6 +27,10 @@ class Example(NamedTuple):
     choices: the answers to choose from, if the template lists them.
     source: the row as it was read, if `row` holds more.
     conversation: whether `row` holds turns, which a chat template turns into text.
+    key: the prompt, if it alone decides to which split the example belongs, so that two splits
+      never share it with other answers; None: the row decides. See `divide`.
+    difference: of a pair of answers, by how much the first one is rated higher; 0 for a tie, which
+      is judged and not trained on.
   """
 
   prompt: str | None
@@ -36,6 +40,8 @@ class Example(NamedTuple):
   choices: Sequence[str] = ()
   source: dict | None = None
   conversation: bool = False
+  key: str | None = None
+  difference: float = 1.0
 
 
 def render(form: Format, rows: Sequence[dict], where: Sequence[str]) -> list[Example]:

@@ -1,0 +1,168 @@
+"""Pairs of answers: from ratings and rankings, apart by prompt, by templates, and as two texts."""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import pytest
+from support.reading import read
+
+from jaxtune import data, objectives
+from jaxtune.data import DataOptions, EncodeOptions
+from jaxtune.errors import UserError
+
+
+def load(tokenizer, objective="dpo", **options):
+  return data.load(tokenizer, objectives.module(objective), DataOptions(**options))
+
+
+def rated(prompt, scores, column="ratings", **more):
+  answers = [f"answer {n} to {prompt}" for n in range(len(scores))]
+  return {"prompt": prompt, "completions": answers, column: scores} | more
+
+
+@pytest.mark.parametrize("column, scores", [("ratings", [2, 5.5, 2, 1]), ("ranking", [2, 1, 2, 5])])
+def test_every_two_answers_that_differ_are_a_pair(column, scores):
+  better = (lambda a, b: a - b) if column == "ratings" else (lambda a, b: b - a)
+  examples, skipped = read("reward", [rated("q\n", scores, column)])
+  found = {
+    tuple(int(answer.split()[1]) for answer in one.choices): one.difference for one in examples
+  }
+  assert len(found) == len(examples) == 6 and not skipped
+  for (chosen, rejected), difference in found.items():
+    assert difference == better(scores[chosen], scores[rejected]) >= 0
+  assert found[0, 2] == 0
+  assert {one.prompt for one in examples} == {"q\n"}
+
+
+def test_conversations_are_rated_too():
+  turn = lambda role, content: {"role": role, "content": content}
+  row = {
+    "prompt": [turn("user", "hi")],
+    "completions": [[turn("assistant", text)] for text in ("good", "bad")],
+    "ranking": [2, 1],
+  }
+  (pair,), _ = read("dpo", [row])
+  assert pair.choices == ("bad", "good") and pair.conversation and pair.key == "user: hi"
+  assert pair.row["rejected"]["messages"] == [turn("user", "hi"), turn("assistant", "good")]
+
+
+@pytest.mark.parametrize(
+  "row, said",
+  [
+    (rated("q", [1]), "1 completions with 1 ratings, expected two or more with as many"),
+    (rated("q", [1, 2]) | {"completions": ["a"] * 3}, "3 completions with 2 ratings"),
+    (rated("q", [1, float("nan")]), "ratings holds nan, expected a number"),
+    (rated("q", [1, True]), "ratings holds True, expected a number"),
+    (rated("q", [0, 1], "ranking"), "ranking holds 0, expected a whole number from 1"),
+    (rated("q", [1, 2]) | {"completions": "ab"}, "completions is str, expected a list"),
+    (rated("q", [1, 1]) | {"completions": ["a", "a"]}, "all completions are the same answer"),
+    (rated("q", [1, 2]) | {"completions": ["a", "a"]}, "are the same answer: leave the pair out"),
+    (rated("q", [1, 2]) | {"completions": ["a", " "]}, "the chosen answer is empty"),
+  ],
+)
+def test_a_malformed_rating_is_refused_or_skipped(row, said):
+  good = rated("p", [1, 2], next(name for name in ("ratings", "ranking") if name in row))
+  with pytest.raises(UserError, match=f"f:2: .*{said}"):
+    read("dpo", [good, row])
+  examples, skipped = read("dpo", [good, row], malformed="skip")
+  assert [one.prompt for one in examples] == ["p"] and skipped == {"malformed": 1}
+
+
+def test_completions_need_one_kind_of_score():
+  with pytest.raises(UserError, match="completions come with neither ratings nor ranking"):
+    read("dpo", [{"prompt": "q", "completions": ["a", "b"]}])
+  with pytest.raises(UserError, match="with ratings and ranking, expected one list"):
+    read("dpo", [rated("q", [1, 2], ranking=[1, 2])])
+
+
+def prompts(split):
+  return [tuple(prompt) for prompt in split.prompts]
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+@pytest.mark.parametrize("size", [0.3, 5])
+def test_a_prompt_is_in_one_split_alone(write, tokenizer, objective, size):
+  rows = [
+    {"prompt": f"q{n % 20}\n", "chosen": f"good {n}", "rejected": f"bad {n}", "id": n}
+    for n in range(60)
+  ]
+  one = load(tokenizer, objective, train=write("f.jsonl", rows), validation=size, test=0.2)
+  found = [collections.Counter(prompts(split)) for split in one.splits.values()]
+  assert len(found) == 3 and sum(found, collections.Counter()).total() == 60 * (
+    2 if objective == "kto" else 1
+  )
+  for left, right in ((0, 1), (0, 2), (1, 2)):
+    assert not found[left].keys() & found[right].keys()
+  if objective == "kto":  # both thumbs of a pair are judged
+    assert set(one.validation.arrays["labels"].tolist()) == {0, 1}
+
+
+def test_all_pairs_of_ratings_are_drawn_together_and_ties_are_judged_alone(write, tokenizer):
+  path = write("f.jsonl", [rated(f"q{n}\n", [1, 2, 2, 4]) for n in range(12)])
+  one = load(tokenizer, train=path, validation=3)
+  assert set(collections.Counter(prompts(one.validation)).values()) == {6}
+  assert len(set(prompts(one.validation))) == 3
+  assert set(collections.Counter(prompts(one.train)).values()) == {5}
+  assert one.train.arrays["difference"].min() == 1
+  assert one.train.arrays["difference"].dtype == np.float32
+  assert (one.validation.arrays["difference"] == 0).sum() == 3
+  counts = one.report["splits"]
+  assert counts["train"]["skipped"] == {"ties": 9} and counts["train"]["read"] == 54
+  assert counts["validation"]["ties"] == 3
+
+
+def test_two_files_may_not_share_a_prompt(write, tokenizer):
+  pair = lambda prompt, answer: {"prompt": prompt, "chosen": answer, "rejected": "no"}
+  train = write("train.jsonl", [pair("A \n", "yes"), pair("b\n", "yes"), pair("a\n", "well")])
+  test = write("test.jsonl", [pair("a\n", "fine")])
+  with pytest.raises(UserError, match=r"2 examples of train are in test too: .*train.jsonl:1 = "):
+    load(tokenizer, train=train, test=test)
+  one = load(tokenizer, train=train, test=test, overlap="drop")
+  assert [tokenizer.decode(prompt) for prompt in one.train.prompts] == ["b\n"]
+
+
+def test_each_epoch_draws_another_template_of_a_pair(write, tokenizer):
+  rows = [{"prompt": f"q{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(8)]
+  options = {
+    "train": write("f.jsonl", rows), "validation": 2, "template": ["{{ prompt }}:", "{{ prompt }}?"]
+  }  # fmt: skip
+  plain = load(tokenizer, **options)
+  texts = [tokenizer.decode(prompt) for prompt in plain.train.prompts]
+  assert len(texts) == 12 and {text[-1] for text in texts} == {":", "?"}
+  held = [tokenizer.decode(prompt) for prompt in plain.validation.prompts]
+  assert {text[-1] for text in held} == {":"}
+  assert not {text[:-1] for text in held} & {text[:-1] for text in texts}
+  train = load(tokenizer, **options, resample=True).train
+  words = lambda step: [
+    tokenizer.decode(row[0][mask[0]])[:3]
+    for batch in [data.batch(train, 0, step, 6)]
+    for row, mask in zip(batch["tokens"], batch["mask"], strict=True)
+  ]
+  first, second = words(0), words(1)
+  assert {text[:-1] for text in first} == {text[:-1] for text in texts} and len(first) == 6
+  assert sorted(first + second) == sorted(texts)
+
+
+def test_a_thumb_s_other_answer_belongs_to_another_prompt(tokenizer):
+  rows = [{"prompt": f"q{n}\n", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(3)]
+  examples, _ = read("kto", rows)
+  split, _ = objectives.module("kto").encode(tokenizer, examples, EncodeOptions())
+  text = lambda at, side: tokenizer.decode(split.arrays["tokens"][at, side])
+  for at in range(split.examples):
+    mine, other = text(at, 0)[:2], text(at, 1)
+    assert mine in other and mine[1] not in other.split()[-1]
+
+
+def test_an_encoder_reads_prompt_and_answer_as_two_texts(wordpiece):
+  row = {"prompt": "a b", "chosen": "b", "rejected": "a b"}
+  examples, _ = read("reward", [row])
+  split, counts = objectives.module("reward").encode(wordpiece, examples, EncodeOptions())
+  for side, answer in enumerate(("b", "a b")):
+    known = wordpiece("a b", answer)
+    real = split.arrays["mask"][0, side]
+    assert split.arrays["tokens"][0, side][real].tolist() == known["input_ids"]
+    assert split.arrays["types"][0, side][real].tolist() == known["token_type_ids"]
+    assert split.arrays["weights"][0, side][real].tolist() == known["token_type_ids"]
+  assert counts["longer_chosen"] == 0 and split.choices == [["b", "a b"]]

@@ -2,7 +2,8 @@
 
   python experiments/rank_and_length/shape.py runs/rank_and_length
 
-The folder holds the sweeps of configs/rank_and_length.py, one for each task. Every shape is one
+The folder holds sweeps of configs/rank_and_length.py, one for each task. Each one's results.csv and
+table are kept here, so that tasks can be run one at a time. Every shape is one
 number for each seed (a slope over doublings, a curvature, a difference), so that Student's t over
 seeds tests it; Holm's correction is over all tests of the table. README.md is notes.md followed by
 the table of shapes and the table of each task.
@@ -11,6 +12,7 @@ the table of shapes and the table of each task.
 from __future__ import annotations
 
 import csv
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -45,8 +47,16 @@ class Curve(NamedTuple):
     return of(larger) - of(smaller)
 
 
-def read(folder: Path, metric: str) -> list[dict]:
-  with (folder / "results.csv").open() as file:
+def keep(task: str, folder: Path) -> None:
+  """Copies a finished sweep's results and the table of its report."""
+  shutil.copy(folder / "results.csv", HERE / f"{task}.csv")
+  lines = (folder / "report.md").read_text().splitlines()
+  rest = lines[next(i for i, line in enumerate(lines) if line.startswith("|")) :]
+  (HERE / f"{task}.md").write_text("\n".join(rest[: rest.index("")]) + "\n")
+
+
+def read(task: str, metric: str) -> list[dict]:
+  with (HERE / f"{task}.csv").open() as file:
     return [row for row in csv.DictReader(file) if row.get(f"final.{metric}")]
 
 
@@ -118,8 +128,11 @@ def draw(curves: dict[str, dict[str, Curve]], method: str, folder: Path) -> None
 
 def main() -> None:
   runs = Path(sys.argv[1])
-  done = [task for task in TASKS if (runs / task / "report.md").exists()]
-  rows = {task: read(runs / task, TASKS[task][0]) for task in done}
+  for task in TASKS:
+    if (runs / task / "report.md").exists():
+      keep(task, runs / task)
+  done = [task for task in TASKS if (HERE / f"{task}.csv").exists()]
+  rows = {task: read(task, TASKS[task][0]) for task in done}
   curves = {
     task: {method: curve(rows[task], method, TASKS[task][0]) for method in SIZES} for task in done
   }
@@ -129,10 +142,7 @@ def main() -> None:
   parts = [(HERE / "notes.md").read_text(), "# Shapes\n", table(found), ""]
   parts += [f"![quality against {size}](plots/{size}.png)\n" for size in SIZES.values()]
   for task in done:
-    lines = (runs / task / "report.md").read_text().splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("|"))
-    rest = lines[first:]
-    parts += [f"# {task}\n", "\n".join(rest[: rest.index("")]), ""]
+    parts += [f"# {task}\n", (HERE / f"{task}.md").read_text()]
   (HERE / "README.md").write_text("\n".join(parts))
 
 

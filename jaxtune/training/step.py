@@ -158,7 +158,7 @@ def update(
 def numbers_of(overlay: peft.Overlay) -> dict[str, Array]:
   """Returns the objective's own numbers and arrays, such as beta; see `runs.trial.make_methods`."""
   own = lambda arrays: arrays.get("loss", {}).get("objective", {})
-  return own(overlay.hyper) | own(overlay.tuned["peft"])
+  return own(overlay.hyper) | own(overlay.tuned.get("peft", {}))
 
 
 def _summed(gradient: Callable, batch: dict[str, Array]) -> PyTree:

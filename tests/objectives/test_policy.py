@@ -19,6 +19,7 @@ from jaxtune.runs import programs, reward_model, rollouts
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import prepare
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 B, T, V, D = 4, 6, 9, 5
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(B, T, V)).astype(np.float32) * 2
@@ -237,7 +238,7 @@ def made(tmp_path):
 TWICE = {"minibatches": 1, "epochs": 2}
 
 
-@pytest.mark.parametrize("objective", ["grpo", "ppo"])
+@pytest.mark.parametrize("objective", [pytest.param("grpo", marks=pytest.mark.full), "ppo"])
 def test_a_rollout_run_that_fails_and_goes_on_ends_like_one_that_did_not(
   made, tmp_path, monkeypatch, objective
 ):
@@ -259,15 +260,18 @@ def test_a_rollout_run_that_fails_and_goes_on_ends_like_one_that_did_not(
   assert 0 < first["train_length"] <= 4
 
 
-@pytest.mark.parametrize("objective", ["grpo", "ppo"])
+@pytest.mark.parametrize("objective", [pytest.param("grpo", marks=pytest.mark.full), "ppo"])
 def test_a_group_of_policies_equals_policies_alone(made, tmp_path, objective):
-  grid = {"method.rank": [1, 3], "objective.kl": [0.0, 0.5]}
-  together = jaxtune.sweep(made(objective, rollout=TWICE) | {"sweep": (grid,)}, tmp_path / "sweep")
-  assert {one["trials_in_program"] for one in together} == {4}
-  for one in (together[0], together[-1]):
-    rank, kl = (one["settings"][key] for key in grid)
+  numbers = {"grpo": {"kl": 0.5}, "ppo": {"kl": 0.5, "gamma": 0.9, "trace": 0.5}}[objective]
+  grid = {"method.rank": [1, 3]} | {f"objective.{key}": [x] for key, x in numbers.items()}
+  trials = {"method.rank": [2]}, grid
+  together = jaxtune.sweep(made(objective, rollout=TWICE) | {"sweep": trials}, tmp_path / "sweep")
+  assert {one["trials_in_program"] for one in together} == {3}
+  for one in together:
+    own = numbers if "objective.kl" in one["settings"] else {}
+    rank = one["settings"]["method.rank"]
     alone, folder = made(objective, rollout=TWICE, method={"rank": rank}), tmp_path / f"{rank}"
-    jaxtune.fit(alone | {"objective": {"name": objective, "kl": kl}}, folder)
+    jaxtune.fit(alone | {"objective": {"name": objective} | own}, folder)
     mine, theirs = (load_file(f"{f}/tuned.safetensors") for f in (one["folder"], folder))
     assert mine.keys() == theirs.keys()
     for name, x in mine.items():

@@ -39,7 +39,13 @@ LOSSES = {
   "cpo": {"beta": 1.0, "alpha": 0.1}, "dpo": {"beta": 1.0}, "orpo": {"beta": 1.0},
   "kto": {"beta": 1.0, "desirable": 3.0, "undesirable": 3.0},
   "reward": {"margin": 3.0, "centring": 3.0}, "simpo": {"beta": 9.0, "gamma": 3.0},
+  "grpo": {"clip_low": 0.5, "clip_high": 1.0, "kl": 1.0},
+  "ppo": {
+    "clip_low": 0.5, "clip_high": 1.0, "value_clip": 1.0, "value_weight": 3.0, "kl_stop": 0.1
+  },
 }  # fmt: skip
+# Those that only rollouts read, before a step; objectives/test_policy.py has them.
+ROLLED = {"ppo": {"kl", "gamma", "trace"}}
 WITH = {"data.cap": {"data.mixture": "capped"}}
 
 
@@ -85,7 +91,8 @@ def test_every_key_that_programs_do_not_depend_on_is_below(llama):
   assert found | {"seed"} == {*NUMBERS, *NOISE, *WORDS}
   for _, name, _ in pkgutil.iter_modules(objectives.__path__):
     full = made_trials.complete(LORA, {"objective": {"name": name}})
-    assert shared(full, "objective") == LOSSES.get(name, {}).keys(), name
+    read = LOSSES.get(name, {}).keys() | ROLLED.get(name, set())
+    assert shared(full, "objective") == read, name
 
 
 def solo(trial, step):
@@ -106,8 +113,9 @@ def grouped(members, chunk):
   states = [first_state(trial) for trial in members]
   base, stacked = states[0][1], tree.stack([state for state, _ in states])
   noise = any(programs.uses_noise(trial.config) for trial in members)
-  step = jax.jit(loop.make_step(programs.make_program(members[0], noise), chunk))
-  progress = begin(stacked)
+  program = programs.make_program(members[0], noise)
+  step = jax.jit(loop.make_step(program, chunk))
+  progress = begin(stacked, 1, program.logged)
   state, losses = progress.state, []
   for i in range(options.steps):
     splits, seeds = zip(*((t.dataset.train, t.config["seed"]) for t in members), strict=True)
@@ -193,10 +201,21 @@ def test_so_it_does_for_every_number_of_a_loss(llama, name):
   arrays["reference"] = -rng.uniform(20, 40, (40, 2)).astype(np.float32)
   arrays["labels"] = rng.integers(0, 2, 40).astype(np.int32)
   arrays["difference"] = rng.integers(1, 4, 40).astype(np.float32)
+  if programs.rolls_out(setup._replace(objective=objectives.module(name))):
+    arrays = pair[0] | answers(rng, pair[0]["weights"])
   train = setup.dataset.train._replace(arrays=arrays)
   setup = setup._replace(dataset=setup.dataset._replace(train=train))
   others = [{f"objective.{key}": value} for key, value in LOSSES[name].items()]
   check(setup, LORA, others, chunk=1, plain={"objective": {"name": name}})
+
+
+def answers(rng, weights):
+  """What is known of sampled answers: uniform numbers, and ones of what only logs read."""
+  drawn = lambda low, high: rng.uniform(low, high, weights.shape).astype(np.float32)
+  known = ("scale", "reward", "length", "truncated", "repeated")
+  arrays = {name: np.ones(len(weights), np.float32) for name in known}
+  arrays |= {name: drawn(-8, -2) for name in ("policy", "reference")}
+  return arrays | {name: drawn(-1, 1) for name in ("advantages", "values", "returns")}
 
 
 def test_padding_stays_zero(llama):

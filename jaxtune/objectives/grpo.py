@@ -83,7 +83,8 @@ def loss(
 
   Args:
     forward: as for `sft.loss`.
-    batch: tokens, mask, weights (B, T), and what `learn` returns of its answers.
+    batch: tokens, mask, weights (B, T), and what `learn` returns of its answers; "policy" (B, T),
+      log p when they were drawn, where several updates follow.
     temperature: by which the logits are divided, when answers are drawn and when they are learnt.
     advantage: an answer's reward minus the mean reward: of its prompt's answers ("group"; with
       "group_std" divided by their standard deviation), of the other answers to its prompt
@@ -103,7 +104,8 @@ def loss(
   minus_log_BT, entropy_BT = scored(forward, batch, temperature)
   log_BT = -minus_log_BT
   weights_BT = following(batch["weights"])
-  change_BT = log_BT - batch["policy"]
+  # Answers of a single update are drawn by the weights that it starts from.
+  change_BT = log_BT - batch.get("policy", jax.lax.stop_gradient(log_BT))
   if ratio == "sequence":
     tokens_B1 = jnp.maximum(weights_BT.sum(1, keepdims=True), 1.0)
     change_BT = jnp.broadcast_to(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxtune import data, hosts, peft, sharding
+from jaxtune import data, hosts, objectives, peft, sharding
 from jaxtune.data import padding
 from jaxtune.evaluation import judge, rewards, texts
 from jaxtune.evaluation.options import EvaluateOptions
@@ -85,6 +85,15 @@ def begin(
   )  # fmt: skip
 
 
+def needs_policy(trial: Trial) -> bool:
+  """Says whether answers are scored by the weights that drew them, before the first update.
+
+  A single update computes these scores itself, unless the objective also needs values.
+  """
+  name = trial.config["objective"]["name"]
+  return RolloutOptions(**trial.config["rollout"]).updates > 1 or bool(objectives.arrays(name, 1))
+
+
 def batches(rollouts: Rollouts, parallel: sharding.Parallel) -> Callable:
   """Returns (numbers of trials, step of each, state) -> their batches, on the devices."""
 
@@ -113,7 +122,9 @@ def batch(
   ids_ENn = _drawn(r, overlays, trials, rows, numbers)
   splits, answers = zip(*map(lambda *one: _answered(r, *one), trials, rows, ids_ENn), strict=True)
   judged = [rewards.score(r.judges, one) for one in answers]
-  scored = judge.measure(r.policy, overlays, r.base, splits)
+  scored = [{} for _ in splits]
+  if needs_policy(trials[0]):
+    scored = judge.measure(r.policy, overlays, r.base, splits)
   before = judge.measure(r.before, own(r.started), r.frozen, splits)
   five = zip(trials, splits, judged, scored, before, strict=True)
   learnt = [_learnt(r, *one) for one in five]
@@ -195,13 +206,14 @@ def _learnt(
   weights_NT = split.arrays["weights"] * judged_N[:, None]
   following_NT = np.roll(weights_NT, -1, 1)
   sampled = grpo.Sampled(
-    judged["reward"], r.options.samples, following_NT, scored["policy"], before["policy"],
-    scored.get("values"), r.options.max_new_tokens,
+    judged["reward"], r.options.samples, following_NT, scored.get("policy", before["policy"]),
+    before["policy"], scored.get("values"), r.options.max_new_tokens,
   )  # fmt: skip
   learnt = trial.objective.learn(sampled, **trial.config["objective"])
   known = {name: np.nan_to_num(values).astype(np.float32) for name, values in judged.items()}
   arrays = split.arrays | {"weights": weights_NT}
-  arrays |= {"policy": scored["policy"], "reference": before["policy"]}
+  arrays |= {"reference": before["policy"]}
+  arrays |= {"policy": scored["policy"]} if "policy" in scored else {}
   return arrays | known | _counted(r, split) | learnt
 
 
@@ -248,9 +260,10 @@ def example(trial: Trial, prompts: dict[str, np.ndarray]) -> dict[str, np.ndarra
   )
   learnt = trial.objective.learn(sampled, **trial.config["objective"])
   judged = ("reward", *programs.reward_labels(trial), "length", "truncated", "repeated")
-  return {
+  policy = {"policy": zeros_NT} if needs_policy(trial) else {}
+  return policy | {
     "tokens": np.zeros((rows, width), np.int32), "mask": np.ones((rows, width), bool),
-    "weights": np.ones((rows, width), np.float32), "policy": zeros_NT, "reference": zeros_NT,
+    "weights": np.ones((rows, width), np.float32), "reference": zeros_NT,
     **{name: np.zeros(rows, np.float32) for name in judged},
     **{name: np.ones_like(x) for name, x in learnt.items()},
   }  # fmt: skip

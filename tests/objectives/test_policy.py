@@ -292,7 +292,8 @@ def test_sampler_and_trainer_have_the_same_policy_as_pytorch(made, tmp_path):
   from transformers import AutoModelForCausalLM
 
   temperature = 0.8
-  config = complete(made(objective={"temperature": temperature}, data={"validation": None}))
+  objective = {"temperature": temperature}
+  config = complete(made(objective=objective, data={"validation": None}, rollout=TWICE))
   trial = prepare(config)
   parallel = sharding.make("jit", None)
   state, base = first_state(trial)

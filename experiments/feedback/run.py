@@ -5,8 +5,8 @@
 
 Pairs of answers are drawn from the supervised model. Which of two is chosen is drawn too, with
 probability sigmoid(8 * difference of their true worth), as people would choose who are often but
-not always right. The true worth of an answer is computed by rewards.py; no method but "true"
-reward in the tables sees it. Stages that are finished are not repeated. Writes results.json and
+not always right. The true worth of an answer is computed by rewards.py; no method learns
+from it, it is only reported. Stages that are finished are not repeated. Writes results.json and
 README.md, which is notes.md followed by the tables.
 """
 

@@ -72,6 +72,11 @@ def labels(names: Sequence[str]) -> dict[str, str]:
   return found
 
 
+def compares(name: str) -> bool:
+  """Says whether a reward compares an answer with a reference, as metrics do."""
+  return name in metrics.KINDS["text"].METRICS
+
+
 def make(
   names: Sequence[str],
   weights: Sequence[float] | None = None,
@@ -94,6 +99,8 @@ def make(
     raise UserError(
       f"rollout.weights has {len(weights)} numbers, expected one for each of {len(names)} rewards"
     )
+  if not any(weights):
+    raise UserError("rollout.weights are all 0: nothing would be learnt; give one another weight")
   known = models or {}
   functions = {name: known[name] if name in known else _find(name) for name in names}
   return Rewards(functions, dict(zip(names, weights, strict=True)), **options)

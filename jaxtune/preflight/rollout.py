@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jaxtune.errors import UserError
+from jaxtune.evaluation import rewards
 from jaxtune.runs import programs
 from jaxtune.runs.trial import Trial
 from jaxtune.training.options import RolloutOptions, TrainOptions, intervals
@@ -23,11 +24,24 @@ def check(trial: Trial) -> int:
       )
     return 0
   programs.make_rewards(trial)
+  _check_references(trial)
   if trial.pretrained.model.config.encoder is not None:
     raise UserError(f"objective {name!r} is for decoders, not for encoder-decoders")
   _check_counts(TrainOptions(**config["train"]), RolloutOptions(**config["rollout"]), config)
   longest = max(map(len, trial.dataset.train.prompts))
   return longest + config["rollout"]["max_new_tokens"]
+
+
+def _check_references(trial: Trial) -> None:
+  """Raises UserError for a reward that compares with answers which the data do not have."""
+  names = [name for name in trial.config["rollout"]["rewards"] if rewards.compares(name)]
+  for split in trial.dataset.splits.values() if names else ():
+    for references, where in zip(split.references, split.where, strict=True):
+      if not any(map(str.strip, references)):
+        raise UserError(
+          f"{where} has no answer, which reward {names[0]!r} compares with: give the rows a column "
+          "`output` or `completion`, or use another reward"
+        )
 
 
 def _check_counts(train: TrainOptions, rollout: RolloutOptions, config: dict) -> None:
@@ -36,8 +50,8 @@ def _check_counts(train: TrainOptions, rollout: RolloutOptions, config: dict) ->
   if answers % rollout.samples:
     raise UserError(
       f"a rollout has train.batch_size * rollout.minibatches = {answers} answers, which is no "
-      f"multiple of rollout.samples, {rollout.samples}: use a multiple, such as "
-      f"{-(-answers // rollout.samples) * rollout.samples // rollout.minibatches or 1}"
+      f"multiple of rollout.samples, {rollout.samples}: use a train.batch_size that is, such as "
+      f"{-(-train.batch_size // rollout.samples) * rollout.samples}"
     )
   advantage = config["objective"].get("advantage", "batch")
   if rollout.samples == 1 and not advantage.startswith("batch"):

@@ -372,6 +372,8 @@ def test_rewards_have_names():
   [
     ({"rollout": {"rewards": ()}}, "rollout.rewards is empty"),
     ({"rollout": {"weights": (1.0, 2.0)}}, "has 2 numbers, expected one for each of 1 rewards"),
+    ({"rollout": {"weights": (0.0,)}}, "rollout.weights are all 0"),
+    ({"rollout": {"rewards": ("rougeL",)}}, "prompts.jsonl:1 has no answer, which reward 'rougeL'"),
     ({"rollout": {"samples": 3}}, "4 answers, which is no multiple of rollout.samples, 3"),
     ({"rollout": {"samples": 1}}, "expected 2 or more, or objective.advantage='batch'"),
     ({"rollout": {"epochs": 3}}, "train.steps is 4, expected a multiple of"),

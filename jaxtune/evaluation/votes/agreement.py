@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,24 +10,9 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxtune.evaluation.votes.voting import Vote
+from jaxtune.metrics.proportions import wilson
 
 CHOICES = ("a", "tie", "b")
-_Z = 1.959963984540054  # the normal distribution's 97.5th percentile
-
-
-def wilson(successes: float, count: int) -> tuple[float, float] | None:
-  """Returns the 95 % score interval of a share (Wilson 1927); None without any observation.
-
-  Args:
-    successes: 0 to `count`; halves are allowed, as ties count half.
-  """
-  if not count:
-    return None
-  share, z2 = successes / count, _Z**2
-  middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-  spread = share * (1 - share) / count + z2 / (4 * count**2)
-  half = _Z * math.sqrt(spread) / (1 + z2 / count)
-  return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def cohen(first: Sequence[str], second: Sequence[str]) -> float | None:
@@ -105,7 +89,7 @@ def tally(votes: Sequence[Vote]) -> dict[str, Any]:
     "win_rate": rate,
     "interval": None if rate is None else wilson(rate * pairs, pairs),
     "left": lefts / len(sided) if sided else None,
-    "left_interval": wilson(lefts, len(sided)),
+    "left_interval": wilson(lefts, len(sided)) if sided else None,
   }
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
 from jaxtune.evaluation.votes import agreement
@@ -17,12 +16,6 @@ TABLE = """0 0 0 0 14, 0 2 6 4 2, 0 0 3 5 6, 0 3 9 2 0, 2 2 8 1 1,
 def votes(*given, left="a"):
   """Makes votes of (rater, pair, choice)."""
   return [Vote(rater, pair, choice, left, "", 0.0) for rater, pair, choice in given]
-
-
-@pytest.mark.parametrize("successes, count", [(0, 7), (3, 7), (7, 7), (41, 60)])
-def test_the_interval_is_wilson_s(successes, count):
-  expected = stats.binomtest(successes, count).proportion_ci(method="wilson")
-  assert agreement.wilson(successes, count) == pytest.approx((expected.low, expected.high))
 
 
 def test_cohen_s_kappa_is_sklearn_s():
@@ -42,7 +35,6 @@ def test_fleiss_kappa_is_that_of_a_published_table():
 
 
 def test_what_is_not_defined_is_none():
-  assert agreement.wilson(0, 0) is None
   assert agreement.cohen([], []) is None
   assert agreement.cohen(["a", "a"], ["a", "a"]) is None
   assert agreement.fleiss(np.array([[3, 0, 0], [2, 0, 0]])) is None

@@ -10,15 +10,13 @@ from functools import partial
 
 import jax
 import numpy as np
-import worker
-from worker import answer
+from worker import ANSWERS, NEW_TOKENS, PROMPTS, ROWS, SMALLEST, answer, pairs
 
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training.options import TrainOptions
 from jaxtune.training.progress import begin
 
-SMALLEST = "--tiny" in sys.argv
 GPT2_SMALL = dict(
   model_type="gpt2", vocab_size=50257, n_embd=768, n_layer=12, n_head=12, n_positions=1024
 ) | (dict(n_embd=24, n_layer=2, n_head=2) if SMALLEST else {})
@@ -28,8 +26,6 @@ METHODS = {
   "adapter": {"name": "adapter"}, "full": {"name": "full"},
 }  # fmt: skip
 UPDATES = 2 if SMALLEST else 100
-# Of DPO: pairs in a batch; of GRPO: answers, eight to a prompt, and their tokens.
-PROMPTS, ROWS, ANSWERS, NEW_TOKENS = (8, 2, 8, 4) if SMALLEST else (128, 8, 32, 32)
 FEEDBACK = {"dpo": {"name": "dpo"}, "grpo": {"name": "grpo", "kl": 0.04}}
 RATES, SEEDS = ([1e-3], [0, 1]) if SMALLEST else ([1e-3, 3e-3, 5e-3, 1e-2], [0, 1, 2, 3])
 
@@ -117,7 +113,7 @@ def feedback(objective: str) -> None:
   from jaxtune.training import loop
 
   with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
-    file.write("".join(json.dumps(row) + "\n" for row in worker.pairs(PROMPTS)))
+    file.write("".join(json.dumps(row) + "\n" for row in pairs(PROMPTS)))
     file.flush()
     full = config.complete({
       "model": {"path": str(TINY)}, "data": {"train": file.name},

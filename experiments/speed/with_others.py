@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
-from worker import answer, pairs, reply
+from worker import ANSWERS, NEW_TOKENS, PROMPTS, ROWS, SMALLEST, answer, pairs, reply
 
-SMALLEST = "--tiny" in sys.argv
 BATCH, LENGTH, UPDATES = 4, 128, 2 if SMALLEST else 100
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RATES = (1e-3, 3e-3, 5e-3, 1e-2)
@@ -95,8 +94,6 @@ def feedback(objective: str, how: str = "") -> None:
 
   from jaxtune.assets import TINY
 
-  prompts, rows, answers, new = (8, 2, 8, 4) if SMALLEST else (128, 8, 32, 32)
-
   class Turns(TrainerCallback):
     left, times, began = 0, [], 0.0
 
@@ -120,13 +117,14 @@ def feedback(objective: str, how: str = "") -> None:
   more: dict = {"eval_dataset": None}
   if objective == "dpo":
     args = trl.DPOConfig(
-      per_device_train_batch_size=rows, precompute_ref_log_probs=how == "precomputed", **shared
+      per_device_train_batch_size=ROWS, precompute_ref_log_probs=how == "precomputed", **shared
     )
     make = trl.DPOTrainer
   else:
     args = trl.GRPOConfig(
-      per_device_train_batch_size=answers, num_generations=8, max_completion_length=new, beta=0.04,
-      steps_per_generation=1, loss_type="grpo", **shared,
+      per_device_train_batch_size=ANSWERS, num_generations=8,
+      max_completion_length=NEW_TOKENS, beta=0.04, steps_per_generation=1, loss_type="grpo",
+      **shared,
     )  # fmt: skip
     make, more = (
       trl.GRPOTrainer,
@@ -135,7 +133,7 @@ def feedback(objective: str, how: str = "") -> None:
   trainer = make(
     model=AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32),
     args=args,
-    train_dataset=Dataset.from_list(pairs(prompts)),
+    train_dataset=Dataset.from_list(pairs(PROMPTS)),
     processing_class=AutoTokenizer.from_pretrained(TINY),
     peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]),
     callbacks=[Turns()],

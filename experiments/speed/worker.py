@@ -8,6 +8,10 @@ import sys
 import time
 from collections.abc import Callable
 
+SMALLEST = "--tiny" in sys.argv
+# Of DPO: pairs in a batch; of GRPO: answers, eight to a prompt, and their tokens.
+PROMPTS, ROWS, ANSWERS, NEW_TOKENS = (8, 2, 8, 4) if SMALLEST else (128, 8, 32, 32)
+
 
 def pairs(count: int) -> list[dict]:
   """Returns prompts with two answers each: their own, and that of the next row of the same task."""

@@ -28,6 +28,7 @@ from jaxtune import data, peft
 from jaxtune.assets import INSTRUCTIONS
 from jaxtune.data import padding, templates
 from jaxtune.evaluation import rewards
+from jaxtune.evaluation.texts import pad_left
 from jaxtune.objectives import grpo
 from jaxtune.runs import reward_model
 from jaxtune.runs.finished import Run
@@ -112,7 +113,7 @@ def log_probabilities(run: Run, adapted: peft.Adapted, batch: dict) -> np.ndarra
     inputs = {"tokens": batch["tokens"], "mask": batch["mask"]}
     whole = peft.Adapted(adapted.methods, *overlay, base)
     forward = lambda _, **options: peft.apply(run.pretrained.model, whole, **inputs, **options)
-    return grpo.observe(forward, batch, 1.0)["policy"].sum(1)
+    return grpo.observe(forward, batch, 1.0)["policy"].sum((1, 2))
 
   return np.asarray(score(adapted.overlay, adapted.base, batch))
 
@@ -124,14 +125,13 @@ def divergence(run: Run, rows: list[dict]) -> float:
   asked = templates.render_prompts(rows)
   prompts = data.encode_prompts(tokenizer, asked)
   answers = [tokenizer.encode(text, add_special_tokens=False) + [stop] for text in texts]
-  ids = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-  lengths, starts = (np.array(list(map(len, some)))[:, None] for some in (ids, prompts))
-  places = np.arange(lengths.max())
-  mask = places < lengths
+  tokens, mask = pad_left(prompts, stop, max(map(len, prompts)))
+  lengths = np.array(list(map(len, answers)))[:, None]
+  real = np.arange(lengths.max()) < lengths
   batch = {
-    "tokens": padding.pad(ids, len(places)),
-    "mask": mask,
-    "weights": (mask & (places >= starts)).astype(np.float32),
+    "tokens": np.concatenate([tokens, padding.pad(answers, lengths.max())], 1),
+    "mask": np.concatenate([mask, real], 1),
+    "weights": real[:, None].astype(np.float32),
   }
   before = peft.untuned(run.pretrained.params)
   mine, theirs = (log_probabilities(run, one, batch) for one in (run.adapted, before))

@@ -1,19 +1,49 @@
 """The texts that trials write for prompts, and the rewards of these texts.
 
-The functions take a `judge.Evaluator`.
+`completions` and `rewarded` take a `judge.Evaluator`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxtune import data, hosts, peft
-from jaxtune.evaluation import rewards, texts
+from jaxtune import data, hosts, peft, sharding, tree
+from jaxtune.evaluation import generate, rewards, texts
+from jaxtune.evaluation.options import EvaluateOptions
+from jaxtune.training.step import Program
+
+
+def completer(
+  program: Program,
+  options: EvaluateOptions,
+  stop_tokens: tuple[int, ...],
+  *,
+  parallel: sharding.Parallel,
+  chunk: int,
+  share: int = 1,
+) -> Callable:
+  """Returns `judge.Evaluator.complete`, compiled at the first call with each shape.
+
+  Args:
+    share: as for `generate.generate`.
+  """
+
+  def complete(overlay, base, prompts):
+    adapted = peft.Adapted(program.methods, *overlay, base)
+    return generate.generate(
+      program.model, adapted, prompts["tokens"], prompts["mask"],
+      max_new_tokens=options.max_new_tokens, stop_tokens=stop_tokens, rows=options.batch_size,
+      share=share, count=prompts["count"], temperature=options.temperature, top_k=options.top_k,
+      top_p=options.top_p, key=jax.random.key(prompts["seed"]), numbers_N=prompts["numbers"],
+    )  # fmt: skip
+
+  return jax.jit(tree.over_trials(complete, chunk, parallel.mesh))
 
 
 def completions(

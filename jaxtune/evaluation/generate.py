@@ -5,6 +5,7 @@ All is one compiled loop: texts are begun, continued, and those that end make ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxtune import peft
 from jaxtune.evaluation import decoding, sampling
-from jaxtune.models.decoder import Cache, replace_rows
+from jaxtune.models.decoder import Cache, map_rows, replace_rows
 
 
 class Job(NamedTuple):
@@ -29,6 +30,7 @@ class Job(NamedTuple):
     keys: (N,), of the draws of each text; None for greedy ones.
     count: how many texts are to be continued, the first ones.
     together: how many texts are begun at a time.
+    share: how many neighbours have the same prompt.
     new: how many tokens a text has at most.
     stops: (stop tokens,).
     draw: (logits (B, V), number of the token (B,), keys (B,)) -> tokens (B,).
@@ -40,6 +42,7 @@ class Job(NamedTuple):
   keys: Key[Array, " N"] | None
   count: Int[ArrayLike, ""]
   together: int
+  share: int
   new: int
   stops: Int[Array, " stops"]
   draw: Callable
@@ -75,6 +78,7 @@ def generate(
   max_new_tokens: int,
   stop_tokens: tuple[int, ...],
   rows: int | None = None,
+  share: int = 1,
   count: Int[ArrayLike, ""] | None = None,
   which_N: Int[Array, " N"] | None = None,
   temperature: float = 0.0,
@@ -94,6 +98,8 @@ def generate(
     stop_tokens: a text ends with the first token that it draws of these.
     rows: how many texts are continued at a time; default all. The others wait, and take the places
       of those that end, a quarter of the rows at a time (continuous batching).
+    share: that so many texts, one after another, have the same prompt, which is then processed once
+      for all of them that are begun at a time.
     count: how many texts are to be continued, the first ones; default all.
     which_N: which of several adapters continues each text; see `decoding.calls`.
     temperature: 0 is greedy; then the other options are not used.
@@ -108,13 +114,14 @@ def generate(
   """
   total = len(prompts_NT)
   rows = min(rows or total, total)
+  together = rows if rows == total else -(-rows // 4)
   numbers_N = jnp.arange(total) if numbers_N is None else numbers_N
   job = Job(
-    jnp.asarray(prompts_NT),
-    jnp.asarray(mask_NT),
+    *map(jnp.asarray, (prompts_NT, mask_NT)),
     jax.vmap(partial(jax.random.fold_in, key))(numbers_N) if temperature else None,
     total if count is None else count,
-    rows if rows == total else -(-rows // 4),
+    together,
+    math.gcd(share, together),
     max_new_tokens,
     jnp.asarray(stop_tokens),
     partial(sampling.draw, temperature=temperature, top_k=top_k, top_p=top_p),
@@ -125,8 +132,7 @@ def generate(
     lambda texts: _continue(job, _begin(job, texts)),
     _none_yet(job, rows),
   )
-  last_N1 = jnp.maximum(texts.counts - 1, 0)[:, None]
-  at_Nn = jnp.minimum(jnp.arange(max_new_tokens)[None], last_N1)
+  at_Nn = jnp.minimum(jnp.arange(max_new_tokens)[None], jnp.maximum(texts.counts - 1, 0)[:, None])
   return jnp.take_along_axis(texts.tokens, at_Nn, 1)
 
 
@@ -181,7 +187,11 @@ def _begin(job: Job, texts: Texts) -> Texts:
   chosen_R = (texts.numbers[rows_R] == total) & (numbers_R < job.count)
   numbers_R = jnp.where(chosen_R, numbers_R, total)
   own = lambda x_NT: x_NT.at[numbers_R].get(mode="clip")
-  logits_RV, cache = job.calls.prefill(numbers_R, own(job.prompts), own(job.mask))
+  asked = (numbers_R, own(job.prompts), own(job.mask))
+  logits_RV, cache = job.calls.prefill(*(x[:: job.share] for x in asked))
+  if job.share > 1:
+    logits_RV = jnp.repeat(logits_RV, job.share, 0)
+    cache = map_rows(lambda axis, x: jnp.repeat(x, job.share, axis), cache)
   texts, going_R, drawn_R = _advance(job, texts, numbers_R, logits_RV)
   put = lambda old_B, new_R: old_B.at[rows_R].set(jnp.where(chosen_R, new_R, old_B[rows_R]))
   return texts._replace(

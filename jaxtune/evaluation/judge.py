@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from jaxtune import data, hosts, metrics, peft, sharding, tree
-from jaxtune.evaluation import answers, generate, rewards
+from jaxtune.evaluation import answers, rewards
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.training.step import Program, judge
 
@@ -99,22 +99,14 @@ def make(
     gather = lambda x: jax.lax.all_gather(x, axis, tiled=True)
     return judged if axis is None else jax.tree.map(gather, judged)
 
-  def complete(overlay, base, prompts):
-    adapted = peft.Adapted(program.methods, *overlay, base)
-    return generate.generate(
-      program.model, adapted, prompts["tokens"], prompts["mask"],
-      max_new_tokens=options.max_new_tokens, stop_tokens=stop_tokens, rows=options.batch_size,
-      count=prompts["count"], temperature=options.temperature, top_k=options.top_k,
-      top_p=options.top_p, key=jax.random.key(prompts["seed"]), numbers_N=prompts["numbers"],
-    )  # fmt: skip
+  def grouped(*arguments, axis=None):
+    return tree.over_trials(partial(rows, axis=axis), chunk, parallel.mesh)(*arguments)
 
-  mapped = partial(tree.over_trials, chunk=chunk, mesh=parallel.mesh)
-  grouped = lambda overlays, base, batch, axis=None: mapped(partial(rows, axis=axis))(
-    overlays, base, batch
-  )
+  complete = answers.completer(program, options, stop_tokens, parallel=parallel, chunk=chunk)
+  names = metric_names(options, objective)
   return Evaluator(
-    parallel.compile(grouped), jax.jit(mapped(complete)), objective, parallel,
-    options, metric_names(options, objective), tokenizer, stop_tokens, rewards,
+    parallel.compile(grouped), complete, objective, parallel, options, names, tokenizer,
+    stop_tokens, rewards,
   )  # fmt: skip
 
 

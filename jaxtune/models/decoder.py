@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune import sharding
 from jaxtune.models.config import Config
-from jaxtune.models.context import Context, Mask, row_context
+from jaxtune.models.context import ANY, Context, Mask, row_context
 from jaxtune.models.heads import TaskHead
 from jaxtune.models.layers import Embed, Linear
 from jaxtune.models.score import Score, in_parts
@@ -188,9 +188,11 @@ class Decoder(LanguageModel):
   `model.apply(variables, tokens, mask)` returns logits (B, T, V) in fp32, or what a task's head
   returns. mask (B, T) is true at real tokens, with padding on either side; a row's real tokens are
   at positions 0, 1, ... `segments` (B, T) packs several examples into a row: 1, 2, ... by example,
-  0 at padding. Tokens then attend only to their own example, whose positions start at 0. With
-  `score` and `targets` it returns score(logits, targets), without all logits (see `score`); with
-  `states` also the states (B, T, D) that the logits are computed from.
+  0 at padding. Tokens then attend only to their own example, whose positions start at 0. `branches`
+  (B, T) lets several continuations of a prompt share its tokens: 0 at the prompt, which is at the
+  start of the row, and 1, 2, ... by continuation. With `score` and `targets` it returns
+  score(logits, targets), without all logits (see `score`), of the slots `places` alone where these
+  are given; with `states` also the states (B, T, D) that these logits are computed from.
   """
 
   def setup(self):
@@ -202,19 +204,25 @@ class Decoder(LanguageModel):
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"] | None = None,
     segments: Int[Array, "B T"] | None = None,
+    branches: Int[Array, "B T"] | None = None,
+    *,
     score: Score | None = None,
     targets: Int[Array, "B T"] | None = None,
+    places: Sequence[int] | None = None,
     states: bool = False,
   ) -> Any:
     mask_BT = jnp.ones(tokens.shape, bool) if mask is None else mask
     context = row_context(mask_BT, causal=True)
     if segments is not None:
-      starts_BT = jnp.diff(segments, axis=1, prepend=segments[:, :1]) != 0
-      first_BT = jax.lax.cummax(jnp.where(starts_BT, context.positions, 0), axis=1)
-      mask = context.mask.replace(segments=segments)
-      context = Context(mask, context.positions - first_BT)
+      context = _split(context, segments, 0)
+    if branches is not None:
+      prompt_BT = branches == 0
+      context = _split(context, branches, (mask_BT & prompt_BT).sum(1, keepdims=True))
+      segments = jnp.where(prompt_BT, ANY, branches)
+      context = context._replace(mask=context.mask.replace(segments=segments, open=True))
     x_BTD, _ = self.trunk(self.embed_tokens(tokens), context)
     if score is not None:
+      x_BTD = x_BTD if places is None else x_BTD[:, jnp.asarray(places)]
       scored = self.score(score, x_BTD, targets)
       return (scored, x_BTD) if states else scored
     return self.logits(x_BTD) if self.config.head is None else self.head(x_BTD, mask_BT)
@@ -224,3 +232,15 @@ class Decoder(LanguageModel):
   ) -> tuple[Float[Array, "B V"], Cache]:
     """Processes prompts that are padded on the left; see `begin_cache`."""
     return self.begin_cache(prompts_BT, row_context(mask_BT, causal=True), room)
+
+
+def _split(
+  context: Context, segments_BT: Int[Array, "B T"], before_B1: Int[Array, "B 1"] | int
+) -> Context:
+  """Lets tokens attend to their own segment alone, whose positions start at `before`.
+
+  Those of the first segment start at 0.
+  """
+  starts_BT = jnp.diff(segments_BT, axis=1, prepend=segments_BT[:, :1]) != 0
+  first_BT = jax.lax.cummax(jnp.where(starts_BT, context.positions - before_B1, 0), axis=1)
+  return Context(context.mask.replace(segments=segments_BT), context.positions - first_BT)

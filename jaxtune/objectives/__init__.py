@@ -15,7 +15,8 @@ Its model and its loss:
     them, for a model whose states have so many numbers; an objective without them lacks it.
   ROLLOUT: whether its answers are drawn while it is trained; see `runs.rollouts`. Then also
     observe(forward, batch, temperature): what is to be known of answers before they are learnt
-    from, (B, T) by name; learn(sampled, **options): the further arrays of their batches.
+    from, (R, S, n) by name; learn(sampled, **options): the further arrays of their batches.
+  adapt(numbers, metrics): its NUMBERS after an update with these metrics; without it they stay.
   LOGGED: sums that are logged in training, divided by that of the weights.
   REFERENCE: whether its batches hold "reference", the log-probabilities that the answers have
     before training; see `runs.reference`.

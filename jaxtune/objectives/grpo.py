@@ -14,6 +14,7 @@ Where the answers come from is said in the config's section `rollout`; see `runs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -31,10 +32,10 @@ HEAD = "lm"
 MEASURES = ("loss", "reward")
 METRICS = sft.METRICS
 VIEW = views.ASKED
-NUMBERS = ("clip_low", "clip_high", "kl")
+NUMBERS = ("clip_low", "clip_high", "kl", "kl_target", "kl_rate")
 ROLLOUT = True
 COUNTED = ("length", "truncated", "repeated")
-LOGGED = ("reward", "kl", "entropy", "clipped", *COUNTED)
+LOGGED = ("reward", "kl", "kl_weight", "entropy", "clipped", *COUNTED)
 TINY = 1e-4  # added to a standard deviation, as trl does
 
 read, encode, references = asked.read, asked.encode, sft.references
@@ -50,9 +51,9 @@ class Sampled(NamedTuple):
   Attributes:
     rewards: (N,); NaN for answers that were not judged. Those to one prompt stand side by side.
     samples: the number of answers to each prompt.
-    weights: (N, T), 1 at the positions whose next token is the answer's.
-    policy, reference: (N, T), log p(next token) by the policy that drew it, and before training.
-    values: (N, T), what a value function expects at each position; None without one.
+    weights: (N, n), 1 at the tokens of the answer.
+    policy, reference: (N, n), log p of each token by the policy that drew it, and before training.
+    values: (N, n), what a value function expects before each token; None without one.
     most: the most tokens that an answer can have.
   """
 
@@ -76,15 +77,20 @@ def loss(
   clip_low: NonNegative = 0.2,
   clip_high: NonNegative = 0.2,
   kl: NonNegative = 0.0,
+  kl_target: NonNegative = 0.0,
+  kl_rate: NonNegative = 0.1,
   estimator: Estimator = "k3",
   entropy: Rate = 0.0,
-) -> tuple[Float[Array, " B"], Sums]:
+) -> tuple[Float[Array, "R S"], Sums]:
   """Returns each answer's clipped loss: the sum over its tokens, times its `scale`.
 
   Args:
     forward: as for `sft.loss`.
-    batch: tokens, mask, weights (B, T), and what `learn` returns of its answers; "policy" (B, T),
-      log p when they were drawn, where several updates follow.
+    batch: tokens and mask (R, P + S n): in each row a prompt, padded on the left to P tokens, and S
+      answers to it, each padded on the right to n. "branches" says which is which, as `Decoder`
+      reads it, where S is not 1. "weights" (R, S, n), 1 at an answer's tokens; "reference"
+      (R, S, n), log p of these before training; "reward" (R, S), and what `learn` returns;
+      "policy" (R, S, n), log p when they were drawn, where several updates follow.
     temperature: by which the logits are divided, when answers are drawn and when they are learnt.
     advantage: an answer's reward minus the mean reward: of its prompt's answers ("group"; with
       "group_std" divided by their standard deviation), of the other answers to its prompt
@@ -95,67 +101,72 @@ def loss(
     clip_low, clip_high: how far the ratio may fall below 1, and rise above it, before an answer
       moves the policy no more.
     kl: weight of the divergence from the policy before training.
+    kl_target, kl_rate: the divergence, in nats a token, that `adapt` brings the policy to by moving
+      that weight, and how fast it moves; with a target of 0 the weight stays.
     estimator: of that divergence, from d = log(p_reference / p): "k1" -d, "k2" d^2 / 2, "k3"
       exp(d) - 1 - d (Schulman 2020).
     entropy: weight of the policy's entropy, which is added to what is maximised; above 0 it costs a
       second pass over the batch.
   """
-  del advantage, length  # `learn` has read them
-  minus_log_BT, entropy_BT = scored(forward, batch, temperature)
-  log_BT = -minus_log_BT
-  weights_BT = following(batch["weights"])
+  del advantage, length, kl_target, kl_rate  # `learn` and `adapt` read them
+  minus_log_RSn, entropy_RSn = scored(forward, batch, temperature)
+  log_RSn, weights_RSn = -minus_log_RSn, batch["weights"]
   # Answers of a single update are drawn by the weights that it starts from.
-  change_BT = log_BT - batch.get("policy", jax.lax.stop_gradient(log_BT))
+  change_RSn = log_RSn - batch.get("policy", jax.lax.stop_gradient(log_RSn))
   if ratio == "sequence":
-    tokens_B1 = jnp.maximum(weights_BT.sum(1, keepdims=True), 1.0)
-    change_BT = jnp.broadcast_to(
-      (change_BT * weights_BT).sum(1, keepdims=True) / tokens_B1, change_BT.shape
-    )
-  losses_BT, clipped_BT = clip(change_BT, batch["advantages"], clip_low, clip_high)
-  kl_BT = divergence(batch["reference"] - log_BT, estimator)
-  losses_BT = losses_BT + kl * kl_BT
+    mean_RS = (change_RSn * weights_RSn).sum(-1) / jnp.maximum(weights_RSn.sum(-1), 1.0)
+    change_RSn = jnp.broadcast_to(mean_RS[..., None], change_RSn.shape)
+  losses_RSn, clipped_RSn = clip(change_RSn, batch["advantages"], clip_low, clip_high)
+  kl_RSn = divergence(batch["reference"] - log_RSn, estimator)
+  losses_RSn = losses_RSn + kl * kl_RSn
   if entropy:
-    losses_BT = losses_BT - entropy * entropies(forward, batch, temperature)
-  monitored = {"kl": kl_BT, "entropy": entropy_BT, "clipped": clipped_BT}
-  return added_up(losses_BT, monitored, batch)
+    losses_RSn = losses_RSn - entropy * entropies(forward, batch, temperature)
+  monitored = {"kl": kl_RSn, "entropy": entropy_RSn, "clipped": clipped_RSn}
+  monitored["kl_weight"] = jnp.full_like(kl_RSn, kl)
+  return added_up(losses_RSn, monitored, batch)
 
 
 def added_up(
-  losses_BT: Float[Array, "B T"], monitored: dict[str, Float[Array, "B T"]], batch: Batch
-) -> tuple[Float[Array, " B"], Sums]:
+  losses_RSn: Float[Array, "R S n"], monitored: dict[str, Float[Array, "R S n"]], batch: Batch
+) -> tuple[Float[Array, "R S"], Sums]:
   """Returns the scaled losses of answers, and what is monitored of them as means over tokens."""
-  weights_BT = following(batch["weights"])
-  tokens_B = jnp.maximum(weights_BT.sum(1), 1.0)
-  real_B = (weights_BT.sum(1) > 0).astype(jnp.float32)
-  mean = lambda x_BT: (x_BT * weights_BT).sum(1) / tokens_B
-  known = {name: x * real_B for name, x in batch.items() if name.startswith(("reward", *COUNTED))}
-  sums = {"weight": real_B, "correct": real_B * (batch["reward"] > 0)}
+  weights_RSn = batch["weights"]
+  tokens_RS = weights_RSn.sum(-1)
+  real_RS = (tokens_RS > 0).astype(jnp.float32)
+  mean = lambda x_RSn: (x_RSn * weights_RSn).sum(-1) / jnp.maximum(tokens_RS, 1.0)
+  known = {name: x * real_RS for name, x in batch.items() if name.startswith(("reward", *COUNTED))}
+  sums = {"weight": real_RS, "correct": real_RS * (batch["reward"] > 0)}
   sums |= {name: mean(x) for name, x in monitored.items()} | known
-  return (losses_BT * weights_BT).sum(1) * batch["scale"], sums
-
-
-def following(weights_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
-  """Moves the weights of tokens to the positions that predict them."""
-  return jnp.roll(weights_BT, -1, 1).at[:, -1].set(0.0)
+  return (losses_RSn * weights_RSn).sum(-1) * batch["scale"], sums
 
 
 def observe(forward: Forward, batch: Batch, temperature: float, **_: Array) -> Sums:
-  """Returns what `learn` needs of answers by the weights that drew them, each (B, T)."""
-  losses_BT, _ = scored(forward, batch, temperature)
-  return {"policy": -losses_BT * following(batch["weights"])}
+  """Returns what `learn` needs of answers by the weights that drew them, each (R, S, n)."""
+  losses_RSn, _ = scored(forward, batch, temperature)
+  return {"policy": -losses_RSn * batch["weights"]}
 
 
 def scored(forward: Forward, batch: Batch, temperature: float) -> Any:
-  """Scores each position's next token: -log p of it, and the entropy without its gradient."""
-  targets_BT = jnp.roll(batch["tokens"], -1, 1)
-  return forward(batch, score=partial(_score, temperature=temperature), targets=targets_BT)
+  """Scores the tokens of answers: -log p of each, and the entropy without its gradient."""
+  return read_answers(forward, batch, partial(_score, temperature=temperature))
 
 
-def entropies(forward: Forward, batch: Batch, temperature: float) -> Float[Array, "B T"]:
-  """Returns the entropy of the next token in nats at each position, with its gradient."""
-  targets_BT = jnp.roll(batch["tokens"], -1, 1)
+def entropies(forward: Forward, batch: Batch, temperature: float) -> Float[Array, "R S n"]:
+  """Returns the entropy in nats of what each token of an answer is drawn from."""
   score = lambda logits, targets: (_entropy(logits / temperature), ())
-  return forward(batch, score=score, targets=targets_BT)[0]
+  return read_answers(forward, batch, score)[0]
+
+
+def read_answers(forward: Forward, batch: Batch, score: Callable) -> Any:
+  """Returns what `forward` does of the tokens of answers alone, each array (R, S, n, ...)."""
+  rows, samples, new = batch["weights"].shape
+  first = batch["tokens"].shape[1] - samples * new
+  # Where an answer's tokens are predicted: at the end of the prompt, and at its own tokens.
+  own_Sn = first + np.arange(samples * new).reshape(samples, new)
+  places_Sn = np.concatenate([np.full((samples, 1), first - 1), own_Sn[:, :-1]], 1)
+  targets = batch["tokens"][:, first:]
+  found = forward(batch, score=score, targets=targets, places=places_Sn.ravel())
+  return jax.tree.map(lambda x: x.reshape(rows, samples, new, *x.shape[2:]), found)
 
 
 def _score(
@@ -174,17 +185,17 @@ def _entropy(logits_BTV: Float[Array, "B T V"]) -> Float[Array, "B T"]:
 
 
 def clip(
-  change_BT: Float[Array, "B T"], advantages_BT: Float[Array, "B T"], low: float, high: float
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+  change_RSn: Float[Array, "R S n"], advantages_RSn: Float[Array, "R S n"], low: float, high: float
+) -> tuple[Float[Array, "R S n"], Float[Array, "R S n"]]:
   """Returns PPO's clipped loss (Schulman et al. 2017, equation 7), and 1 where it is clipped.
 
   Args:
-    change_BT: log(p / p_drawn).
+    change_RSn: log(p / p_drawn).
   """
-  ratio_BT = jnp.exp(change_BT)
-  gain_BT = ratio_BT * advantages_BT
-  bound_BT = jnp.clip(ratio_BT, 1.0 - low, 1.0 + high) * advantages_BT
-  return -jnp.minimum(gain_BT, bound_BT), (bound_BT < gain_BT).astype(jnp.float32)
+  ratio_RSn = jnp.exp(change_RSn)
+  gain_RSn = ratio_RSn * advantages_RSn
+  bound_RSn = jnp.clip(ratio_RSn, 1.0 - low, 1.0 + high) * advantages_RSn
+  return -jnp.minimum(gain_RSn, bound_RSn), (bound_RSn < gain_RSn).astype(jnp.float32)
 
 
 def divergence(d: Array, estimator: Estimator) -> Array:
@@ -194,16 +205,28 @@ def divergence(d: Array, estimator: Estimator) -> Array:
   return 0.5 * d**2 if estimator == "k2" else jnp.exp(d) - 1.0 - d
 
 
+def adapt(numbers: dict[str, Array], metrics: dict[str, Array]) -> dict[str, Array]:
+  """Returns the numbers of the next update, with a weight `kl` nearer to what keeps the target.
+
+  It grows by the share `kl_rate` of the divergence's relative error, which is clipped to 0.2
+  (Ziegler et al. 2019, section 2.2), and shrinks where the policy is nearer than the target.
+  """
+  target = numbers["kl_target"]
+  error = jnp.clip(metrics["kl"] / jnp.maximum(target, 1e-12) - 1.0, -0.2, 0.2)
+  moved = numbers["kl"] * (1.0 + numbers["kl_rate"] * error)
+  return numbers | {"kl": jnp.where(target > 0, moved, numbers["kl"])}
+
+
 def learn(sampled: Sampled, advantage: Advantage, length: Length, **_: object) -> dict:
-  """Returns what an update reads of each answer: "advantages" (N, T) and "scale" (N,).
+  """Returns what an update reads of each answer: "advantages" (N, n) and "scale" (N,).
 
   Answers that were not judged have neither, and do not count in the means.
   """
   values_N = advantages(sampled.rewards.reshape(-1, sampled.samples), advantage).ravel()
   judged_N = ~np.isnan(sampled.rewards)
-  advantages_NT = np.where(judged_N, values_N, 0.0)[:, None] * sampled.weights
+  advantages_Nn = np.where(judged_N, values_N, 0.0)[:, None] * sampled.weights
   scale_N = scales(sampled, length) * judged_N
-  return {"advantages": advantages_NT.astype(np.float32), "scale": scale_N.astype(np.float32)}
+  return {"advantages": advantages_Nn.astype(np.float32), "scale": scale_N.astype(np.float32)}
 
 
 def scales(sampled: Sampled, length: Length) -> np.ndarray:

@@ -21,11 +21,12 @@ from jaxtune.objectives import Batch, Forward, Sums, grpo
 from jaxtune.schema import NonNegative, Positive, Rate
 
 HEAD, MEASURES, METRICS, VIEW = grpo.HEAD, grpo.MEASURES, grpo.METRICS, grpo.VIEW
-NUMBERS = ("clip_low", "clip_high", "value_clip", "value_weight", "kl", "gamma", "trace", "kl_stop")
+NUMBERS = ("clip_low", "clip_high", "value_clip", "value_weight", "kl", "kl_target", "kl_rate",
+           "gamma", "trace", "kl_stop")  # fmt: skip
 ROLLOUT = True
 LOGGED = (*grpo.LOGGED, "value", "value_error")
 
-read, encode, references = grpo.read, grpo.encode, grpo.references
+read, encode, references, adapt = grpo.read, grpo.encode, grpo.references, grpo.adapt
 
 Discount = Annotated[float, Ge(0), Le(1)]
 
@@ -48,6 +49,8 @@ def loss(
   value_weight: NonNegative = 0.1,
   detached: bool = False,
   kl: NonNegative = 0.05,
+  kl_target: NonNegative = 0.0,
+  kl_rate: NonNegative = 0.1,
   estimator: grpo.Estimator = "k1",
   kl_stop: NonNegative = 0.0,
   gamma: Discount = 1.0,
@@ -55,40 +58,40 @@ def loss(
   whiten: bool = True,
   score_clip: NonNegative = 0.0,
   entropy: Rate = 0.0,
-) -> tuple[Float[Array, " B"], Sums]:
+) -> tuple[Float[Array, "R S"], Sums]:
   """Returns each answer's loss, of the policy and of the value function.
 
   Args:
-    forward, batch: as for `grpo.loss`, with "values" and "returns" (B, T) of the batch.
+    forward, batch: as for `grpo.loss`, with "values" and "returns" (R, S, n) of the batch.
     value_kernel, value_bias: of the value function.
     temperature, clip_low, clip_high, entropy: as for `grpo.loss`.
     value_clip: how far a value may move from what it was when the answer was drawn.
     value_weight: weight of the squared error of the values.
     detached: whether the value function reads the states without training what makes them.
-    kl: weight of the penalty, in rewards; `estimator` as for `grpo.loss`.
+    kl: weight of the penalty, in rewards; `kl_target`, `kl_rate`, `estimator` as for `grpo.loss`.
     kl_stop: the divergence from the policy that drew the answers, over the rows that are computed
       at once, beyond which they give no more gradient; 0 for none.
     gamma, trace: the discount, and lambda, of generalised advantages (Schulman et al. 2016).
     whiten: whether the advantages of a rollout are brought to mean 0 and standard deviation 1.
     score_clip: the largest size of a reward, before penalties; 0 for no limit.
   """
-  del kl, estimator, gamma, trace, whiten, score_clip  # `learn` has read them
-  log_BT, entropy_BT, values_BT = _read(
-    forward, batch, temperature, value_kernel, value_bias, detached
-  )
-  change_BT = log_BT - batch["policy"]
-  losses_BT, clipped_BT = grpo.clip(change_BT, batch["advantages"], clip_low, clip_high)
-  near_BT = batch["values"] + jnp.clip(values_BT - batch["values"], -value_clip, value_clip)
-  errors = [(x - batch["returns"]) ** 2 for x in (values_BT, near_BT)]
-  losses_BT = losses_BT + value_weight * 0.5 * jnp.maximum(*errors)
+  del kl_target, kl_rate, estimator, gamma, trace, whiten, score_clip  # `learn`, `adapt` read them
+  values = value_kernel, value_bias, detached
+  log_RSn, entropy_RSn, values_RSn = _read(forward, batch, temperature, *values)
+  change_RSn = log_RSn - batch["policy"]
+  losses_RSn, clipped_RSn = grpo.clip(change_RSn, batch["advantages"], clip_low, clip_high)
+  near_RSn = batch["values"] + jnp.clip(values_RSn - batch["values"], -value_clip, value_clip)
+  errors = [(x - batch["returns"]) ** 2 for x in (values_RSn, near_RSn)]
+  losses_RSn += value_weight * 0.5 * jnp.maximum(*errors)
   if entropy:
-    losses_BT = losses_BT - entropy * grpo.entropies(forward, batch, temperature)
-  losses_BT = losses_BT * _goes_on(change_BT, batch, kl_stop)
+    losses_RSn -= entropy * grpo.entropies(forward, batch, temperature)
+  losses_RSn = losses_RSn * _goes_on(change_RSn, batch, kl_stop)
   monitored = {
-    "kl": grpo.divergence(batch["reference"] - log_BT, "k3"), "entropy": entropy_BT,
-    "clipped": clipped_BT, "value": values_BT, "value_error": errors[0],
+    "kl": grpo.divergence(batch["reference"] - log_RSn, "k3"), "entropy": entropy_RSn,
+    "clipped": clipped_RSn, "value": values_RSn, "value_error": errors[0],
+    "kl_weight": jnp.full_like(log_RSn, kl),
   }  # fmt: skip
-  return grpo.added_up(losses_BT, monitored, batch)
+  return grpo.added_up(losses_RSn, monitored, batch)
 
 
 def observe(
@@ -99,10 +102,9 @@ def observe(
   value_bias: Float[Array, ""],
   **_: Array,
 ) -> Sums:
-  """Returns what `learn` needs of answers by the weights that drew them, each (B, T)."""
+  """Returns what `learn` needs of answers by the weights that drew them, each (R, S, n)."""
   read = _read(forward, batch, temperature, value_kernel, value_bias)
-  weights_BT = grpo.following(batch["weights"])
-  return {"policy": read[0] * weights_BT, "values": read[2] * weights_BT}
+  return {"policy": read[0] * batch["weights"], "values": read[2] * batch["weights"]}
 
 
 def _read(
@@ -113,18 +115,19 @@ def _read(
   bias: Array,
   detached: bool = False,
 ) -> tuple[Array, Array, Array]:
-  """Returns log p of the next token, its entropy and the value, (B, T), by one forward pass."""
+  """Returns log p of the tokens, entropies and values, (R, S, n), by one pass."""
   call = partial(forward, states=True)
-  (losses_BT, entropy_BT), states_BTD = grpo.scored(call, batch, temperature)
-  states_BTD = jax.lax.stop_gradient(states_BTD) if detached else states_BTD
-  values_BT = states_BTD.astype(jnp.float32) @ kernel_D + bias
-  return -losses_BT, entropy_BT, values_BT
+  (losses_RSn, entropy_RSn), states_RSnD = grpo.scored(call, batch, temperature)
+  states_RSnD = jax.lax.stop_gradient(states_RSnD) if detached else states_RSnD
+  values_RSn = states_RSnD.astype(jnp.float32) @ kernel_D + bias
+  return -losses_RSn, entropy_RSn, values_RSn
 
 
-def _goes_on(change_BT: Float[Array, "B T"], batch: Batch, kl_stop: Array | float) -> Array:
+def _goes_on(change_RSn: Float[Array, "R S n"], batch: Batch, kl_stop: Array | float) -> Array:
   """Returns 0 where the policy has left that which drew the answers too far, else 1."""
-  weights_BT = grpo.following(batch["weights"])
-  moved = (grpo.divergence(-change_BT, "k3") * weights_BT).sum() / jnp.maximum(weights_BT.sum(), 1)
+  weights_RSn = batch["weights"]
+  moved_RSn = grpo.divergence(-change_RSn, "k3") * weights_RSn
+  moved = moved_RSn.sum() / jnp.maximum(weights_RSn.sum(), 1)
   return jax.lax.stop_gradient(jnp.where((kl_stop > 0) & (moved > kl_stop), 0.0, 1.0))
 
 
@@ -139,40 +142,40 @@ def learn(
   score_clip: float,
   **_: object,
 ) -> dict[str, np.ndarray]:
-  """Returns what an update reads: "advantages", "returns" and "values" (N, T), and "scale" (N,).
+  """Returns what an update reads: "advantages", "returns" and "values" (N, n), and "scale" (N,).
 
   Sums over the tokens of an answer are divided by the mean number of tokens of the rollout.
   """
   scores_N = np.nan_to_num(sampled.rewards)
   if score_clip:
     scores_N = np.clip(scores_N, -score_clip, score_clip)
-  penalty_NT = kl * np.asarray(grpo.divergence(sampled.reference - sampled.policy, estimator))
-  last_NT = sampled.weights * (np.cumsum(sampled.weights[:, ::-1], 1)[:, ::-1] == 1)
-  rewards_NT = last_NT * scores_N[:, None] - penalty_NT * sampled.weights
-  advantages_NT = generalised(rewards_NT, sampled.values, sampled.weights, gamma, trace)
-  returns_NT = advantages_NT + sampled.values
+  penalty_Nn = kl * np.asarray(grpo.divergence(sampled.reference - sampled.policy, estimator))
+  last_Nn = sampled.weights * (np.cumsum(sampled.weights[:, ::-1], 1)[:, ::-1] == 1)
+  rewards_Nn = last_Nn * scores_N[:, None] - penalty_Nn * sampled.weights
+  advantages_Nn = generalised(rewards_Nn, sampled.values, sampled.weights, gamma, trace)
+  returns_Nn = advantages_Nn + sampled.values
   if whiten:
     count = max(sampled.weights.sum(), 1.0)
-    centred_NT = advantages_NT - advantages_NT.sum() / count
-    deviation = np.sqrt((centred_NT**2 * sampled.weights).sum() / max(count - 1, 1))
-    advantages_NT = centred_NT / (deviation + 1e-8) * sampled.weights
-  arrays = {"advantages": advantages_NT, "returns": returns_NT, "values": sampled.values}
+    centred_Nn = advantages_Nn - advantages_Nn.sum() / count
+    deviation = np.sqrt((centred_Nn**2 * sampled.weights).sum() / max(count - 1, 1))
+    advantages_Nn = centred_Nn / (deviation + 1e-8) * sampled.weights
+  arrays = {"advantages": advantages_Nn, "returns": returns_Nn, "values": sampled.values}
   arrays["scale"] = grpo.scales(sampled, "batch") * (sampled.weights.sum(1) > 0)
   return {name: x.astype(np.float32) for name, x in arrays.items()}
 
 
 def generalised(
-  rewards_NT: np.ndarray, values_NT: np.ndarray, weights_NT: np.ndarray, gamma: float, trace: float
+  rewards_Nn: np.ndarray, values_Nn: np.ndarray, weights_Nn: np.ndarray, gamma: float, trace: float
 ) -> np.ndarray:
   """Returns the generalised advantages of positions with weight 1, which stand in one piece.
 
   A_t = d_t + gamma * trace * A_{t+1}, with d_t = r_t + gamma * V_{t+1} - V_t; after the last
   position both are 0.
   """
-  advantages_NT, after_N = np.zeros_like(values_NT), np.zeros(len(values_NT))
-  next_N = np.zeros(len(values_NT))
-  for t in reversed(range(values_NT.shape[1])):
-    delta_N = rewards_NT[:, t] + gamma * next_N - values_NT[:, t]
-    after_N = (delta_N + gamma * trace * after_N) * weights_NT[:, t]
-    advantages_NT[:, t], next_N = after_N, values_NT[:, t] * weights_NT[:, t]
-  return advantages_NT
+  advantages_Nn, after_N = np.zeros_like(values_Nn), np.zeros(len(values_Nn))
+  next_N = np.zeros(len(values_Nn))
+  for t in reversed(range(values_Nn.shape[1])):
+    delta_N = rewards_Nn[:, t] + gamma * next_N - values_Nn[:, t]
+    after_N = (delta_N + gamma * trace * after_N) * weights_Nn[:, t]
+    advantages_Nn[:, t], next_N = after_N, values_Nn[:, t] * weights_Nn[:, t]
+  return advantages_Nn

@@ -69,7 +69,8 @@ def seconds(trial: Trial) -> Callable[[int], float]:
   if trial.config["train"]["parallel"] == "pmap":
     raise UserError("a budget of seconds needs train.parallel='jit', not 'pmap'")
   alone, work = cost.with_remat([trial]), flops(trial)
-  program = lowered.lower_step(lowered.outline(alone), lowered.step_batch(alone), 1)
+  group = lowered.outline(alone)
+  program = lowered.lower_step(group, lowered.step_batch(group), 1)
   step, ((carry, base, batch), _) = program.compile(), program.args_info
   # Numbers are 0, and ids and masks are 1, so that some tokens are real.
   value = lambda dtype: 0 if jnp.issubdtype(dtype, jnp.floating) else 1

@@ -79,8 +79,8 @@ def cost(trials: Sequence[Trial]) -> dict:
     step of all trials, of its matrix products and without what rematerialisation computes again; of
     a quantised base, what a weight of its kernels takes.
   """
-  chunk, batch = choose_chunk(trials), lowered.step_batch(trials)
   group = lowered.outline(trials)._replace(parallel=sharding.Parallel("jit", None, 1))
+  chunk, batch = choose_chunk(trials), lowered.step_batch(group)
   # The program is never run, so it need not be fast. On a CPU it compiles in half the time without
   # optimisation, and takes the same memory.
   quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}

@@ -93,7 +93,7 @@ def changes(group: Outline, name: str) -> Iterator[dict[str, Any]]:
     yield made
   made = {key: value for key, value in made.items() if key != "train.accumulate"}
   rows, (kind, _, size) = options.batch_size // options.accumulate, name.partition(":")
-  length = lowered.step_batch(group.trials)["tokens"].shape[-1]
+  length = lowered.step_batch(group)["tokens"].shape[-1]
   for larger in () if options.parallel == "pmap" else (size, *devices.SLICES.get(kind, ())):
     count = len(devices.describe(f"{kind}:{larger}")[1]) if larger else 1
     if count > (1 if larger == size else len(group.devices)):
@@ -133,7 +133,8 @@ def changed(group: Outline, change: dict[str, Any]) -> tuple[Outline, dict, dict
   if "--device" in change:
     there = devices.describe(change["--device"])
   computation = {key[6:]: value for key, value in change.items() if key.startswith("model.")}
-  return lowered.outline(trials, *there), lowered.step_batch(trials), computation
+  outline = lowered.outline(trials, *there)
+  return outline, lowered.step_batch(outline), computation
 
 
 def _quantises(group: Outline) -> bool:

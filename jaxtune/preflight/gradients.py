@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from jaxtune import data, tree
 from jaxtune.errors import UserError
 from jaxtune.peft import Overlay
-from jaxtune.runs import rollouts
+from jaxtune.runs import answer_rows
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.programs import make_program
 from jaxtune.runs.trial import Trial
@@ -80,7 +80,7 @@ def _rows(trial: Trial) -> dict:
   """Returns the two examples of the first batch with the largest weights."""
   config = trial.config
   drawn = data.batch(trial.dataset.train, config["seed"], 0, config["train"]["batch_size"])
-  batch = rollouts.example(trial, drawn)
+  batch = answer_rows.example(trial, drawn)
   weights = batch.get("weights")
   heaviest = np.arange(len(batch["tokens"]))
   if weights is not None and weights.ndim > 1:

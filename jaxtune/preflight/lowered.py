@@ -16,7 +16,7 @@ from jaxtune.evaluation import judge, texts
 from jaxtune.models import cudnn
 from jaxtune.models.layers import choose_attention
 from jaxtune.preflight.devices import Device
-from jaxtune.runs import costs, programs, rollouts
+from jaxtune.runs import answer_rows, costs, programs
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial, changed
 from jaxtune.training import loop
@@ -75,21 +75,22 @@ def outline(
 def batches(group: Outline) -> dict[str, dict]:
   """Returns the shapes of the batches of the programs that a group runs, by a key of LOWER."""
   found = {
-    "training step": step_batch(group.trials),
+    "training step": step_batch(group),
     "evaluation": judged_batch(group),
     "generation": prompts(group.trials),
   }
   return {kind: batch for kind, batch in found.items() if batch is not None}
 
 
-def step_batch(trials: Sequence[Trial]) -> dict[str, jax.ShapeDtypeStruct]:
+def step_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes (E, A, B, ...) of the trials' batches."""
-  train = trials[0].config["train"]
+  trials, train = group.trials, group.trials[0].config["train"]
   parts = train["accumulate"]
   drawn = data.batch(trials[0].dataset.train, 0, 0, train["batch_size"])  # batch 0 is the widest
-  widest = rollouts.example(trials[0], drawn)
-  lead = (len(trials), parts, train["batch_size"] // parts)
-  shaped = lambda x: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype)
+  platform = None if group.device is None else group.device.platform
+  widest = answer_rows.example(trials[0], drawn, group.parallel.batch_shards, platform)
+  lead = len(trials), parts
+  shaped = lambda x: jax.ShapeDtypeStruct((*lead, len(x) // parts, *x.shape[1:]), x.dtype)
   return {name: shaped(x) for name, x in widest.items()}
 
 

@@ -38,12 +38,12 @@ def seconds(trials: Sequence[Trial]) -> float:
   group, often = lowered.outline(trials), rounds(trials[0])
   batches = {kind: batch for kind, batch in lowered.batches(group).items() if often.get(kind)}
   work = sum(often[kind] * lowered.flops(group, batch, kind) for kind, batch in batches.items())
-  return work / rate(trials[0])
+  return work / rate(group)
 
 
-def rate(trial: Trial) -> float:
-  """Measures the FLOP/s of a product with a matrix of the model's, for all tokens of a batch."""
-  c, batch = trial.pretrained.model.config, lowered.step_batch([trial])["tokens"]
+def rate(group: lowered.Outline) -> float:
+  """Measures the FLOP/s of a product with a matrix of the model's, for a batch of each trial's."""
+  c, batch = group.trials[0].pretrained.model.config, lowered.step_batch(group)["tokens"]
   left, right = (batch.size, c.width), (c.width, 4 * c.width)
   multiply = jax.jit(jnp.matmul)
   arrays = jnp.ones(left, c.dtype), jnp.ones(right, c.dtype)

@@ -11,7 +11,7 @@ import jax
 from jaxtyping import PyTree
 
 from jaxtune import data, sharding
-from jaxtune.runs import programs, rollouts
+from jaxtune.runs import answer_rows, programs
 from jaxtune.runs.trial import Trial, changed
 from jaxtune.training.step import State, update
 
@@ -48,11 +48,10 @@ def counter(trial: Trial, state: State, base: PyTree) -> Callable[[int], int]:
   """
   program, train = programs.make_program(changed([trial], **WHOLE)[0]), trial.config["train"]
   parts = train["accumulate"]
-  rows = parts, train["batch_size"] // parts
   known: dict[str, int] = {}
 
   def of_update(batch: dict) -> int:
-    fold = lambda x: jax.ShapeDtypeStruct((*rows, *x.shape[1:]), x.dtype)
+    fold = lambda x: jax.ShapeDtypeStruct((parts, len(x) // parts, *x.shape[1:]), x.dtype)
     shapes = jax.tree.map(fold, batch)
     if (key := str(shapes)) not in known:
       traced = jax.make_jaxpr(partial(update, program))(state, base, shapes)
@@ -61,7 +60,7 @@ def counter(trial: Trial, state: State, base: PyTree) -> Callable[[int], int]:
 
   def flops(updates: int) -> int:
     found = data.kinds(trial.dataset.train, updates, train["batch_size"])
-    return sum(count * of_update(rollouts.example(trial, batch)) for count, batch in found)
+    return sum(count * of_update(answer_rows.example(trial, batch)) for count, batch in found)
 
   return flops
 

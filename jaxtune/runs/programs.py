@@ -35,6 +35,7 @@ def make_program(trial: Trial, dropout: bool = False, chunk: int = 1) -> Program
     dropout,
     logged=logged(trial),
     updates=RolloutOptions(**trial.config["rollout"]).updates if rolls_out(trial) else 1,
+    adapt=getattr(trial.objective, "adapt", None),
   )
 
 

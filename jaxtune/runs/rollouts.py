@@ -14,12 +14,13 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxtune import data, hosts, objectives, peft, sharding
+from jaxtune import data, hosts, peft, sharding
 from jaxtune.data import padding
 from jaxtune.evaluation import judge, rewards, texts
+from jaxtune.evaluation.answers import completer
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.objectives import grpo
-from jaxtune.runs import programs, reference
+from jaxtune.runs import answer_rows, programs, reference
 from jaxtune.runs.trial import Trial
 from jaxtune.training.options import RolloutOptions, TrainOptions
 from jaxtune.training.step import Program, State
@@ -31,16 +32,20 @@ class Rollouts(NamedTuple):
   Attributes:
     trials: of the group.
     options, train: the sections `rollout` and `train`.
-    policy: completes prompts, and scores answers, with the trials' weights.
+    draw: completes prompts with the trials' weights; see `judge.Evaluator.complete`.
+    policy: scores answers with the same weights.
     before: scores answers as the model did before training, with the overlays `started`.
     base, frozen: the weights that `policy` and `before` lay the trials' over.
     judges: the rewards.
     width: the tokens of a padded prompt.
+    share: how many answers share a row with their prompt; see
+      `answer_rows.shared`.
   """
 
   trials: Sequence[Trial]
   options: RolloutOptions
   train: TrainOptions
+  draw: Callable
   policy: judge.Evaluator
   before: judge.Evaluator
   started: peft.Overlay
@@ -48,6 +53,7 @@ class Rollouts(NamedTuple):
   frozen: PyTree
   judges: rewards.Rewards
   width: int
+  share: int
 
   @property
   def prompts(self) -> int:
@@ -60,38 +66,34 @@ def begin(
 ) -> Rollouts:
   """Prepares the rollouts of a group of trials."""
   first = trials[0]
-  options = RolloutOptions(**first.config["rollout"])
+  options, train = answer_rows.options(first)
   temperature = first.config["objective"]["temperature"]
-  train = TrainOptions(**first.config["train"])
+  share = min(answer_rows.shared(trial, parallel.batch_shards) for trial in trials)
   drawing = EvaluateOptions(
     batch_size=train.batch_size, max_new_tokens=options.max_new_tokens, temperature=temperature,
   )  # fmt: skip
+  scoring = drawing._replace(batch_size=train.batch_size // share)
+  together = {"parallel": parallel, "chunk": chunk}
 
   def evaluator(program: Program, observe: Callable) -> judge.Evaluator:
     score = lambda forward, batch, **own: (
-      batch["weights"].sum(1), observe(forward, batch, temperature, **own)
+      batch["weights"].sum(-1), observe(forward, batch, temperature, **own)
     )  # fmt: skip
     return judge.make(
-      program._replace(objective=score), first.objective, drawing, parallel=parallel, chunk=chunk,
-      tokenizer=first.pretrained.tokenizer, stop_tokens=first.dataset.stop_tokens,
+      program._replace(objective=score), first.objective, scoring,
+      tokenizer=first.pretrained.tokenizer, stop_tokens=first.dataset.stop_tokens, **together,
     )  # fmt: skip
 
   methods, started, frozen = reference.before(trials, base, parallel)
-  longest = max(map(len, (prompt for t in trials for prompt in t.dataset.train.prompts)))
   return Rollouts(
-    trials, options, train, evaluator(program, first.objective.observe),
+    trials, options, train,
+    completer(
+      program, drawing, first.dataset.stop_tokens, share=options.samples, **together
+    ),
+    evaluator(program, first.objective.observe),
     evaluator(program._replace(methods=methods), grpo.observe), started, base, frozen,
-    programs.make_rewards(first), padding.width(longest, None),
+    programs.make_rewards(first), max(map(answer_rows.prompt_width, trials)), share,
   )  # fmt: skip
-
-
-def needs_policy(trial: Trial) -> bool:
-  """Says whether answers are scored by the weights that drew them, before the first update.
-
-  A single update computes these scores itself, unless the objective also needs values.
-  """
-  name = trial.config["objective"]["name"]
-  return RolloutOptions(**trial.config["rollout"]).updates > 1 or bool(objectives.arrays(name, 1))
 
 
 def batches(rollouts: Rollouts, parallel: sharding.Parallel) -> Callable:
@@ -123,13 +125,16 @@ def batch(
   splits, answers = zip(*map(lambda *one: _answered(r, *one), trials, rows, ids_ENn), strict=True)
   judged = [rewards.score(r.judges, one) for one in answers]
   scored = [{} for _ in splits]
-  if needs_policy(trials[0]):
+  if answer_rows.needs_policy(trials[0]):
     scored = judge.measure(r.policy, overlays, r.base, splits)
   before = judge.measure(r.before, own(r.started), r.frozen, splits)
-  five = zip(trials, splits, judged, scored, before, strict=True)
+  weights_E = hosts.fetch(state.hyper["loss"]["objective"]["kl"])[chosen]
+  seen = [own | {"reference": x["policy"]} for own, x in zip(scored, before, strict=True)]
+  five = zip(trials, splits, judged, seen, map(float, weights_E), strict=True)
   learnt = [_learnt(r, *one) for one in five]
   order = [_order(r, (t.config["seed"], n)) for t, n in numbered]
-  fold = lambda x: x.reshape(-1, r.train.batch_size // r.train.accumulate, *x.shape[1:])
+  rows_of_part = r.train.batch_size // r.train.accumulate // r.share
+  fold = lambda x: x.reshape(-1, rows_of_part, *x.shape[1:])
   return {
     name: np.stack([fold(one[name][at]) for one, at in zip(learnt, order, strict=True)])
     for name in learnt[0]
@@ -158,7 +163,7 @@ def _drawn(
   tokens_ENT, mask_ENT = map(np.stack, zip(*padded, strict=True))
   seeds = [seed_of(t.config["seed"], int(n)) for t, n in zip(trials, numbers, strict=True)]
   count, total = len(trials), tokens_ENT.shape[1]
-  return hosts.fetch(r.policy.complete(overlays, r.base, {
+  return hosts.fetch(r.draw(overlays, r.base, {
     "tokens": tokens_ENT, "mask": mask_ENT, "seed": np.asarray(seeds, np.int32),
     "numbers": np.tile(np.arange(total), (count, 1)), "count": np.full(count, total),
   }))  # fmt: skip
@@ -172,24 +177,23 @@ def seed_of(*numbers: int) -> int:
 def _answered(
   r: Rollouts, trial: Trial, rows_N: np.ndarray, ids_Nn: np.ndarray
 ) -> tuple[data.Split, rewards.Answers]:
-  """Puts prompts and answers together, padded on the right, as the trainer reads them."""
+  """Puts prompts and answers together, as the trainer reads them; see `grpo.loss`."""
   split, tokenizer = trial.dataset.train, trial.pretrained.tokenizer
   prompts = [split.prompts[row] for row in rows_N]
   answers = [texts.until_stop(ids_n, r.policy.stop_tokens) for ids_n in ids_Nn]
-  stopped = [
-    ids_n[: len(answer) + 1].tolist() for answer, ids_n in zip(answers, ids_Nn, strict=True)
-  ]
-  width = r.width + r.options.max_new_tokens
-  whole = [prompt + ids for prompt, ids in zip(prompts, stopped, strict=True)]
-  lengths_N = np.array(list(map(len, whole)))
-  before_N = np.array(list(map(len, prompts)))
-  places_T = np.arange(width)
-  mask_NT = places_T < lengths_N[:, None]
+  lengths_N = np.minimum(np.array(list(map(len, answers))) + 1, ids_Nn.shape[1])
+  real_Nn = np.arange(ids_Nn.shape[1]) < lengths_N[:, None]
+  pad = padding.pad_token(tokenizer)
+  tokens_RP, mask_RP = texts.pad_left(prompts[:: r.share], pad, r.width)
+  behind = lambda x_RP, x_Nn: np.concatenate([x_RP, x_Nn.reshape(len(x_RP), -1)], 1)
   arrays = {
-    "tokens": padding.pad(whole, width, padding.pad_token(tokenizer)),
-    "mask": mask_NT,
-    "weights": (mask_NT & (places_T >= before_N[:, None])).astype(np.float32),
+    "tokens": behind(tokens_RP, np.where(real_Nn, ids_Nn, pad)),
+    "mask": behind(mask_RP, real_Nn),
+    "weights": real_Nn.reshape(len(tokens_RP), r.share, -1).astype(np.float32),
   }
+  if r.share > 1:
+    branch_N1 = 1 + np.arange(len(prompts))[:, None] % r.share
+    arrays["branches"] = behind(np.zeros_like(tokens_RP), branch_N1 * np.ones_like(ids_Nn))
   decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
   completions = [decode(ids).strip() for ids in answers]
   references = [split.references[row] for row in rows_N]
@@ -199,27 +203,35 @@ def _answered(
 
 
 def _learnt(
-  r: Rollouts, trial: Trial, split: data.Split, judged: dict, scored: dict, before: dict
+  r: Rollouts, trial: Trial, split: data.Split, judged: dict, seen: dict, kl: float
 ) -> dict[str, np.ndarray]:
-  """Returns the arrays of a rollout's answers that updates read, (N, ...)."""
-  judged_N = np.isfinite(judged["reward"])
-  weights_NT = split.arrays["weights"] * judged_N[:, None]
-  following_NT = np.roll(weights_NT, -1, 1)
+  """Returns the arrays of a rollout's answers that updates read, (R, ...).
+
+  Args:
+    seen: what `observe` returns of the policy, as far as it was asked, and "reference".
+    kl: the weight of the divergence by now.
+  """
+  shape = split.arrays["weights"].shape
+  flat = lambda x_RSn: x_RSn.reshape(-1, shape[-1])
+  weights_Nn = flat(split.arrays["weights"]) * np.isfinite(judged["reward"])[:, None]
+  seen = {name: flat(x) for name, x in seen.items() if np.ndim(x) == len(shape)}
+  reference_Nn = seen["reference"]
   sampled = grpo.Sampled(
-    judged["reward"], r.options.samples, following_NT, scored.get("policy", before["policy"]),
-    before["policy"], scored.get("values"), r.options.max_new_tokens,
+    judged["reward"], r.options.samples, weights_Nn, seen.get("policy", reference_Nn), reference_Nn,
+    seen.get("values"), shape[-1],
   )  # fmt: skip
-  learnt = trial.objective.learn(sampled, **trial.config["objective"])
-  known = {name: np.nan_to_num(values).astype(np.float32) for name, values in judged.items()}
-  arrays = split.arrays | {"weights": weights_NT}
-  arrays |= {"reference": before["policy"]}
-  arrays |= {"policy": scored["policy"]} if "policy" in scored else {}
-  return arrays | known | _counted(r, split) | learnt
+  found = {name: np.nan_to_num(values).astype(np.float32) for name, values in judged.items()}
+  found |= {"weights": weights_Nn, "reference": reference_Nn} | _counted(r, split)
+  found |= {"policy": seen["policy"]} if "policy" in seen else {}
+  found |= trial.objective.learn(sampled, **trial.config["objective"] | {"kl": kl})
+  return split.arrays | {name: x.reshape(*shape[:2], *x.shape[1:]) for name, x in found.items()}
 
 
 def _counted(r: Rollouts, split: data.Split) -> dict[str, np.ndarray]:
   """Returns the length of each answer, whether it was cut off, and whether it is a repetition."""
-  weights, tokens = split.arrays["weights"], split.arrays["tokens"]
+  new = split.arrays["weights"].shape[-1]
+  weights = split.arrays["weights"].reshape(-1, new)
+  tokens = split.arrays["tokens"][:, r.width :].reshape(-1, new)
   answers = [tuple(row[own > 0]) for row, own in zip(tokens, weights, strict=True)]
   stops = r.policy.stop_tokens
   repeated = []
@@ -235,35 +247,9 @@ def _counted(r: Rollouts, split: data.Split) -> dict[str, np.ndarray]:
 
 
 def _order(r: Rollouts, seed: tuple[int, int]) -> np.ndarray:
-  """Returns the numbers of the answers in the order in which updates read them."""
-  total = r.prompts * r.options.samples
+  """Returns the numbers of the rows in the order in which updates read them."""
+  total = r.prompts * r.options.samples // r.share
   if r.options.minibatches == 1:
     return np.tile(np.arange(total), r.options.epochs)
   draw = np.random.default_rng(np.random.SeedSequence((*seed, 1)))
   return np.concatenate([draw.permutation(total) for _ in range(r.options.epochs)])
-
-
-def example(trial: Trial, prompts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns an imagined batch of the shapes that updates read; of other objectives the batch.
-
-  Args:
-    prompts: a batch of the training split.
-  """
-  if not programs.rolls_out(trial):
-    return prompts
-  options = RolloutOptions(**trial.config["rollout"])
-  rows, longest = len(prompts["tokens"]), max(map(len, trial.dataset.train.prompts))
-  width = padding.width(longest, None) + options.max_new_tokens
-  zeros_NT = np.zeros((rows, width), np.float32)
-  sampled = grpo.Sampled(
-    np.zeros(rows), 1, zeros_NT, zeros_NT, zeros_NT, zeros_NT, options.max_new_tokens
-  )
-  learnt = trial.objective.learn(sampled, **trial.config["objective"])
-  judged = ("reward", *programs.reward_labels(trial), "length", "truncated", "repeated")
-  policy = {"policy": zeros_NT} if needs_policy(trial) else {}
-  return policy | {
-    "tokens": np.zeros((rows, width), np.int32), "mask": np.ones((rows, width), bool),
-    "weights": np.ones((rows, width), np.float32), "reference": zeros_NT,
-    **{name: np.zeros(rows, np.float32) for name in judged},
-    **{name: np.ones_like(x) for name, x in learnt.items()},
-  }  # fmt: skip

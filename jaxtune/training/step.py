@@ -15,7 +15,7 @@ from jaxtune import peft
 from jaxtune.training import optim
 
 # The entries of a batch that the model reads; the objective reads the others.
-INPUTS = ("tokens", "mask", "segments", "types", "inputs", "inputs_mask")
+INPUTS = ("tokens", "mask", "segments", "branches", "types", "inputs", "inputs_mask")
 
 
 class State(NamedTuple):
@@ -53,6 +53,8 @@ class Program(NamedTuple):
       predictions are generated texts.
     logged: names of the objective's sums that are logged, divided by that of the weights.
     updates: how many updates are made of each batch that the step is handed, one after another.
+    adapt: (the objective's numbers, metrics of an update) -> those of the next one; None where
+      they stay.
   """
 
   model: Any
@@ -64,6 +66,7 @@ class Program(NamedTuple):
   predict: Callable | None = None
   logged: tuple[str, ...] = ()
   updates: int = 1
+  adapt: Callable | None = None
 
 
 def forward(
@@ -152,7 +155,7 @@ def update(
   checked_3 = jnp.stack([metrics["loss"], metrics["grad_norm"], optax.tree.norm(tuned)])
   metrics["finite"] = jnp.isfinite(checked_3).all()
   state = state._replace(step=state.step + 1, tuned=tuned, optimizer=optimizer)
-  return _adjusted(program, state, gradients), metrics
+  return _adapted(program, _adjusted(program, state, gradients), metrics), metrics
 
 
 def numbers_of(overlay: peft.Overlay) -> dict[str, Array]:
@@ -195,3 +198,12 @@ def _adjusted(program: Program, state: State, gradients: PyTree) -> State:
       tuned, hyper = state.tuned | {"peft": deltas}, peft.with_arrays(m, state.hyper, fixed)
       state = state._replace(tuned=tuned, hyper=hyper)
   return state
+
+
+def _adapted(program: Program, state: State, metrics: dict[str, Array]) -> State:
+  """Lets the objective change its own numbers by what an update has measured."""
+  if program.adapt is None:
+    return state
+  own = state.hyper["loss"]
+  own = own | {"objective": program.adapt(own["objective"], metrics)}
+  return state._replace(hyper=state.hyper | {"loss": own})

@@ -20,50 +20,48 @@ from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import prepare
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-B, T, V, D = 4, 6, 9, 5
+R, S, N, P, V, D = 2, 2, 6, 3, 9, 5  # rows of a prompt of P tokens and S answers of N tokens
 RNG = np.random.default_rng(0)
-LOGITS = RNG.normal(size=(B, T, V)).astype(np.float32) * 2
-STATES = RNG.normal(size=(B, T, D)).astype(np.float32)
-WEIGHTS = np.zeros((B, T), np.float32)
-for row, (first, last) in enumerate(((2, 6), (1, 3), (3, 6), (2, 4))):
-  WEIGHTS[row, first:last] = 1
-FOLLOWING = np.roll(WEIGHTS, -1, 1)
+LOGITS = RNG.normal(size=(R, S * N, V)).astype(np.float32) * 2
+STATES = RNG.normal(size=(R, S * N, D)).astype(np.float32)
+LENGTHS = np.array([[6, 2], [3, 4]])
+WEIGHTS = (np.arange(N) < LENGTHS[..., None]).astype(np.float32)
 
 
 def like(scale):
-  return (RNG.normal(size=(B, T)) * scale).astype(np.float32)
+  return (RNG.normal(size=(R, S, N)) * scale).astype(np.float32)
 
 
 BATCH = {
-  "tokens": RNG.integers(0, V, (B, T)).astype(np.int32),
-  "mask": np.ones((B, T), bool),
+  "tokens": RNG.integers(0, V, (R, P + S * N)).astype(np.int32),
   "weights": WEIGHTS,
   "policy": -2 + like(0.5),
   "reference": -2 + like(0.5),
-  "advantages": like(1) * FOLLOWING,
+  "advantages": like(1) * WEIGHTS,
   "values": like(1),
   "returns": like(1),
-  "scale": np.array([0.2, 0.5, 0.3, 0.4], np.float32),
-  **{name: np.ones(B, np.float32) for name in ("reward", *grpo.COUNTED)},
+  "scale": np.array([[0.2, 0.5], [0.3, 0.4]], np.float32),
+  **{name: np.ones((R, S), np.float32) for name in ("reward", *grpo.COUNTED)},
 }
 
 
 def torch_policy(logits, temperature):
-  """log p(next token) and the entropy, (B, T - 1), and the weights of these positions."""
-  log = (logits[:, :-1] / temperature).log_softmax(-1)
-  targets = torch.tensor(BATCH["tokens"][:, 1:]).long()
+  """log p of the answers' tokens and the entropy, (R, S, N), and the weights of these."""
+  log = (logits / temperature).log_softmax(-1).reshape(R, S, N, V)
+  targets = torch.tensor(BATCH["tokens"][:, P:]).long().reshape(R, S, N)
   picked = log.gather(-1, targets[..., None])[..., 0]
-  return picked, -(log.exp() * log).sum(-1), torch.tensor(WEIGHTS[:, 1:])
+  return picked, -(log.exp() * log).sum(-1), torch.tensor(WEIGHTS)
 
 
 def torch_loss(logits, o, values=None):
-  """The papers' formulas; `values` (B, T - 1) make it PPO's."""
-  given = {name: torch.tensor(BATCH[name][:, :-1]) for name in
+  """The papers' formulas; `values` (R, S, N) make it PPO's."""
+  given = {name: torch.tensor(BATCH[name]) for name in
            ("policy", "reference", "advantages", "values", "returns")}  # fmt: skip
   log, entropy, weights = torch_policy(logits, o.get("temperature", 1.0))
   change = log - given["policy"]
   if o.get("ratio") == "sequence":
-    change = ((change * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)).expand(B, -1)
+    mean = (change * weights).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
+    change = mean.expand(change.shape)
   ratio, a = change.exp(), given["advantages"]
   losses = -torch.minimum(ratio * a, ratio.clamp(1 - o["clip_low"], 1 + o["clip_high"]) * a)
   if values is None:
@@ -75,7 +73,7 @@ def torch_loss(logits, o, values=None):
     squares = [(x - given["returns"]) ** 2 for x in (values, near)]
     losses = losses + o["value_weight"] * 0.5 * torch.maximum(*squares)
   losses = losses - o.get("entropy", 0.0) * entropy
-  return (losses * weights).sum(1) * torch.tensor(BATCH["scale"])
+  return (losses * weights).sum(-1) * torch.tensor(BATCH["scale"])
 
 
 CLIPS = {"clip_low": 0.1, "clip_high": 0.3}
@@ -93,7 +91,7 @@ CLIPS = {"clip_low": 0.1, "clip_high": 0.3}
 )
 def test_the_policy_s_loss_and_gradient_are_those_of_the_papers(options):
   def ours(logits):
-    forward = lambda batch, score, targets: score(logits, targets)
+    forward = lambda batch, score, targets, places: score(logits, targets)
     losses, sums = grpo.loss(forward, BATCH, **CLIPS, **options)
     return losses.sum(), (losses, sums)
 
@@ -103,7 +101,7 @@ def test_the_policy_s_loss_and_gradient_are_those_of_the_papers(options):
   expected.sum().backward()
   np.testing.assert_allclose(losses, expected.detach(), rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(gradient, logits.grad, atol=1e-5)
-  assert sums["weight"].tolist() == [1.0] * B
+  assert sums["weight"].tolist() == [[1.0] * S] * R
 
 
 @pytest.mark.parametrize("detached", [False, True])
@@ -122,7 +120,7 @@ def test_ppo_s_loss_trains_policy_and_values(detached):
   (_, losses), gradients = jax.value_and_grad(ours, (0, 1, 2), has_aux=True)(LOGITS, STATES, kernel)
   tensors = [torch.tensor(x, requires_grad=True) for x in (LOGITS, STATES, kernel)]
   states = tensors[1].detach() if detached else tensors[1]
-  values = (states @ tensors[2] + 0.1)[:, :-1]
+  values = (states @ tensors[2] + 0.1).reshape(R, S, N)
   expected = torch_loss(tensors[0], options, values)
   expected.sum().backward()
   np.testing.assert_allclose(losses, expected.detach(), rtol=1e-5, atol=1e-6)
@@ -154,31 +152,43 @@ def test_advantages_are_those_of_their_papers():
   )
 
 
+def test_the_weight_of_the_divergence_goes_towards_its_target():
+  numbers = {"kl": np.float32(0.5), "kl_rate": np.float32(0.5), "other": np.float32(3)}
+  after = lambda kl, target: grpo.adapt(numbers | {"kl_target": np.float32(target)}, {"kl": kl})
+  for kl, expected in ((0.11, 0.5 * 1.05), (0.02, 0.5 * 0.9), (9.0, 0.5 * 1.1)):
+    found = after(kl, 0.1)
+    assert (found["kl"], found["other"]) == (pytest.approx(expected), 3)
+  assert after(9.0, 0.0)["kl"] == 0.5
+
+
+def flat(x_RSN):
+  return x_RSN.reshape(R * S, N)
+
+
 def test_generalised_advantages_are_the_sum_of_discounted_errors():
-  rewards_NT, values_NT = like(1), BATCH["values"]
+  rewards_Nn, values_Nn, weights_Nn = (flat(x) for x in (like(1), BATCH["values"], WEIGHTS))
   gamma, trace = 0.9, 0.8
-  found = ppo.generalised(rewards_NT, values_NT, FOLLOWING, gamma, trace)
-  for n in range(B):
-    places = np.flatnonzero(FOLLOWING[n])
-    value = lambda t, n=n, places=places: values_NT[n, t] if t in places else 0.0
-    errors = {t: rewards_NT[n, t] + gamma * value(t + 1) - value(t) for t in places}
-    for t in range(T):
-      later = [(gamma * trace) ** (s - t) * errors[s] for s in places if s >= t]
-      assert found[n, t] == pytest.approx(sum(later) if t in places else 0.0, abs=1e-5)
+  found = ppo.generalised(rewards_Nn, values_Nn, weights_Nn, gamma, trace)
+  for n, length in enumerate(LENGTHS.ravel()):
+    value = lambda t, n=n, length=length: values_Nn[n, t] if t < length else 0.0
+    errors = [rewards_Nn[n, t] + gamma * value(t + 1) - value(t) for t in range(length)]
+    for t in range(N):
+      later = [(gamma * trace) ** (s - t) * errors[s] for s in range(t, length)]
+      assert found[n, t] == pytest.approx(sum(later), abs=1e-5)
 
 
 def test_ppo_s_reward_comes_with_the_last_token_and_the_penalty_with_each():
+  scores = BATCH["policy"], BATCH["reference"]
   sampled = grpo.Sampled(
-    np.array([1.0, -9.0, 2.0, 0.0]), 1, FOLLOWING, BATCH["policy"], BATCH["reference"],
-    np.zeros((B, T), np.float32), T,
+    np.array([1.0, -9.0, 2.0, 0.0]), 1, *(flat(x) for x in (WEIGHTS, *scores)),
+    np.zeros((R * S, N), np.float32), N,
   )  # fmt: skip
   options = {"kl": 0.5, "estimator": "k1", "gamma": 1.0, "trace": 1.0, "score_clip": 3.0}
   found = ppo.learn(sampled, whiten=False, **options)
-  penalties = 0.5 * (BATCH["policy"] - BATCH["reference"]) * FOLLOWING
-  first = FOLLOWING.argmax(1)
-  expected = np.array([1.0, -3.0, 2.0, 0.0]) - penalties.sum(1)
-  np.testing.assert_allclose(found["advantages"][np.arange(B), first], expected, rtol=1e-5)
-  white = ppo.learn(sampled, whiten=True, **options)["advantages"][FOLLOWING > 0]
+  penalties = 0.5 * (scores[0] - scores[1]) * WEIGHTS
+  expected = np.array([1.0, -3.0, 2.0, 0.0]) - flat(penalties).sum(1)
+  np.testing.assert_allclose(found["advantages"][:, 0], expected, rtol=1e-5)
+  white = ppo.learn(sampled, whiten=True, **options)["advantages"][flat(WEIGHTS) > 0]
   assert (white.mean(), white.std(ddof=1)) == pytest.approx((0, 1), abs=1e-5)
 
 
@@ -242,7 +252,8 @@ TWICE = {"minibatches": 1, "epochs": 2}
 def test_a_rollout_run_that_fails_and_goes_on_ends_like_one_that_did_not(
   made, tmp_path, monkeypatch, objective
 ):
-  config = made(objective, rollout=TWICE, train={"checkpoint_every": 2})
+  adapted = {"name": objective, "kl": 0.1, "kl_target": 1e-3, "kl_rate": 1.0}
+  config = made(objective=adapted, rollout=TWICE, train={"checkpoint_every": 2})
   whole = jaxtune.fit(config, tmp_path / "whole")
   (tmp_path / "rewards.calls").unlink()
   monkeypatch.setenv("FAILS_AT", "4")  # the base, the first rollout, its validation, the second
@@ -258,11 +269,15 @@ def test_a_rollout_run_that_fails_and_goes_on_ends_like_one_that_did_not(
   first = next(line for line in logged if "train_reward" in line)
   assert first["train_reward"] == pytest.approx(first["train_reward_vowels"])
   assert 0 < first["train_length"] <= 4
+  weights = [line["train_kl_weight"] for line in logged if "train_reward" in line]
+  # The mean of two updates; the first one had not left the start, so that the second has 0.8 of it.
+  assert weights[0] == pytest.approx(0.09)
 
 
 @pytest.mark.parametrize("objective", [pytest.param("grpo", marks=pytest.mark.full), "ppo"])
 def test_a_group_of_policies_equals_policies_alone(made, tmp_path, objective):
-  numbers = {"grpo": {"kl": 0.5}, "ppo": {"kl": 0.5, "gamma": 0.9, "trace": 0.5}}[objective]
+  numbers = {"kl": 0.5, "kl_target": 0.01, "kl_rate": 2.0}
+  numbers |= {"gamma": 0.9, "trace": 0.5} if objective == "ppo" else {}
   grid = {"method.rank": [1, 3]} | {f"objective.{key}": [x] for key, x in numbers.items()}
   trials = {"method.rank": [2]}, grid
   together = jaxtune.sweep(made(objective, rollout=TWICE) | {"sweep": trials}, tmp_path / "sweep")
@@ -288,35 +303,42 @@ def test_a_policy_over_devices_equals_one_on_a_device(made, tmp_path, layout):
     np.testing.assert_allclose(four[name], x, atol=1e-5, err_msg=name)
 
 
-def test_sampler_and_trainer_have_the_same_policy_as_pytorch(made, tmp_path):
+@pytest.mark.parametrize("samples", [1, 4])
+def test_sampler_and_trainer_have_the_same_policy_as_pytorch(made, tmp_path, samples):
   from transformers import AutoModelForCausalLM
 
   temperature = 0.8
-  objective = {"temperature": temperature}
-  config = complete(made(objective=objective, data={"validation": None}, rollout=TWICE))
+  objective = {"temperature": temperature, "advantage": "batch"}
+  rollout = TWICE | {"samples": samples}
+  config = complete(made(objective=objective, data={"validation": None}, rollout=rollout))
   trial = prepare(config)
-  parallel = sharding.make("jit", None)
+  parallel = sharding.make("jit", {"data": 1})
   state, base = first_state(trial)
   program = programs.make_program(trial)
   drawn = rollouts.begin([trial], program, parallel.put(base), parallel, 1)
   stacked = jax.tree.map(lambda x: x[None], state)
   batch = rollouts.batch(drawn, np.array([0]), np.array([0]), stacked)
   batch = {name: x[0, 0] for name, x in batch.items()}
-  tokens, weights = torch.tensor(batch["tokens"]).long(), batch["weights"]
+  rows, share, new = batch["weights"].shape
+  assert (rows, share) == (4 // samples, samples)
   model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
-  with torch.no_grad():
-    out = model(tokens, attention_mask=torch.tensor(batch["mask"]).long())
-  log = (out.logits / temperature).log_softmax(-1)[:, :-1].numpy()
-  picked = np.take_along_axis(log, batch["tokens"][:, 1:, None], -1)[..., 0] * weights[:, 1:]
-  for name in ("policy", "reference"):
-    np.testing.assert_allclose(batch[name][:, :-1], picked, atol=2e-4)
-  # The draws again, each by its own key, from PyTorch's logits.
   key = jax.random.key(rollouts.seed_of(config["seed"], 0))
-  for n, row in enumerate(weights):
-    own = jax.random.fold_in(key, n)
-    for at, t in enumerate(np.flatnonzero(row)):
+  width = batch["tokens"].shape[1] - share * new
+  for row, s in np.ndindex(rows, share):
+    prompt = batch["tokens"][row, :width][batch["mask"][row, :width]]
+    real = batch["weights"][row, s] > 0
+    answer = batch["tokens"][row, width:].reshape(share, new)[s, real]
+    with torch.no_grad():
+      out = model(torch.tensor([*prompt, *answer])[None])
+    log = (out.logits / temperature).log_softmax(-1)[0, len(prompt) - 1 : -1].numpy()
+    for name in ("policy", "reference"):
+      picked = log[np.arange(len(answer)), answer]
+      np.testing.assert_allclose(batch[name][row, s, real], picked, atol=2e-4)
+    # The draws again, each by its own key, from PyTorch's logits.
+    own = jax.random.fold_in(key, row * share + s)
+    for at, token in enumerate(answer):
       noise = jax.random.gumbel(jax.random.fold_in(own, at), log.shape[-1:])
-      assert batch["tokens"][n, t] == (log[n, t - 1] + noise).argmax()
+      assert token == (log[at] + noise).argmax()
 
 
 def test_a_policy_is_exported_as_its_adapter(made, tmp_path):

@@ -45,7 +45,8 @@ LOSSES = {
   },
 }  # fmt: skip
 # Those that only rollouts read, before a step; objectives/test_policy.py has them.
-ROLLED = {"ppo": {"kl", "gamma", "trace"}}
+ADAPTED = {"kl_target", "kl_rate"}
+ROLLED = {"grpo": ADAPTED, "ppo": {"kl", "gamma", "trace"} | ADAPTED}
 WITH = {"data.cap": {"data.mixture": "capped"}}
 
 

@@ -159,7 +159,8 @@ def _rows(folder: Path) -> dict[int, dict[str, float]]:
   """Returns {step: all metrics of it} of a trial."""
   rows: dict[int, dict[str, float]] = {}
   for row in read_history(folder):
-    rows.setdefault(row.pop("step"), {}).update(row)
+    numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+    rows.setdefault(numbers.pop("step"), {}).update(numbers)
   return rows
 
 

@@ -18,6 +18,8 @@ from jaxtune.evaluation import generate, rewards, texts
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.training.step import Program
 
+SHOWN = 3  # answers of each evaluation, which are logged
+
 
 def completer(
   program: Program,
@@ -72,7 +74,12 @@ def completions(
 def rewarded(
   evaluator: Any, overlays: peft.Overlay, base: PyTree, splits: Sequence[data.Split]
 ) -> list[dict]:
-  """Lets every trial answer the prompts of its split; returns the rewards of its answers."""
+  """Lets every trial answer the prompts of its split; returns the rewards of its answers.
+
+  Returns:
+    Of each trial the sums of its examples, as `judge.measure`, and "shown": the first few answers,
+    [{"prompt", "answer", "reward"}, ...].
+  """
   rows = [split.arrays["example"] for split in splits]
   ids = [[s.prompts[n] for n in own] for s, own in zip(splits, rows, strict=True)]
   answered = completions(evaluator, overlays, base, ids, [0] * len(splits))
@@ -80,11 +87,12 @@ def rewarded(
   found = []
   for split, own, asked, answers in zip(splits, rows, ids, answered, strict=True):
     references, source = ([values[n] for n in own] for values in (split.references, split.rows))
-    judged = rewards.score(
-      evaluator.rewards, rewards.Answers(list(map(decode, asked)), answers, references, source)
-    )
+    prompts = list(map(decode, asked))
+    judged = rewards.score(evaluator.rewards, rewards.Answers(prompts, answers, references, source))
     known_N = np.isfinite(judged["reward"]).astype(np.float64)
     judged = {name: np.nan_to_num(values_N) for name, values_N in judged.items()}
     sums = {"loss": -judged["reward"], "weight": known_N, "correct": judged["reward"] > 0}
-    found.append(sums | judged)
+    three = zip(prompts[:SHOWN], answers, judged["reward"].tolist(), strict=False)
+    shown = [{"prompt": p, "answer": a, "reward": reward} for p, a, reward in three]
+    found.append(sums | judged | {"shown": shown})
   return found

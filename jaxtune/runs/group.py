@@ -198,7 +198,8 @@ def _validation(
         full = np.pad(part, (0, together - len(part)), mode="edge")
         some = jax.tree.map(lambda x, full=full: x[full], overlays)
         found += judge.measure(evaluator, some, base, [splits[e] for e in full])[: len(part)]
-    return [judge.summarise(measures, rows, "validation") for rows in found]
+    answered = lambda rows: {"answers": rows["shown"]} if "shown" in rows else {}
+    return [judge.summarise(measures, rows, "validation") | answered(rows) for rows in found]
 
   return validate
 

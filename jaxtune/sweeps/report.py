@@ -28,6 +28,7 @@ from jaxtune.sweeps import (
   plot,
   preferences,
   reproduce,
+  samples,
   table,
 )
 
@@ -91,7 +92,7 @@ def write(
   contents |= {
     "title": " + ".join(given or {}) or folder.absolute().name,
     "notes": [_reading(compared, "[low, high]")] if compared else [],
-    "tables": _on_page(_others(compared, analysis)),
+    "tables": _on_page(_others(compared, histories, analysis)),
     "tuning": [{"name": name, **curve} for name, curve in (curves or {}).items()],
     "reproduce": reproduce.describe(results, given or {}, facts),
   }
@@ -111,7 +112,7 @@ def _write_files(
     trials=compared.tables["main"],
     warnings=[caution.text for caution in compared.warnings],
     reading=_reading(compared),
-    others={"All columns": compared.tables["all columns"]} | _others(compared, analysis),
+    others={"All columns": compared.tables["all columns"]} | _others(compared, histories, analysis),
     plots=_draw(compared, histories, folder / "plots", analysis),
     facts=dict(facts),
   )
@@ -122,7 +123,9 @@ def _write_files(
 
 
 def _others(
-  compared: comparison.Comparison | None, analysis: analysed.Analysis | None
+  compared: comparison.Comparison | None,
+  histories: Mapping[str, list[dict]],
+  analysis: analysed.Analysis | None,
 ) -> dict[str, table.Table]:
   """Makes {title: table} of the tables beside the configurations' that a sweep has."""
   if compared is None:
@@ -134,6 +137,7 @@ def _others(
     "What was drawn of each task": table.mixtures(finished),
     f"Classes of {finished[0]['trial']}": table.by_class(finished[0]),
     **preferences.tables(finished[0]),
+    **samples.while_training(finished[0]["trial"], histories.get(finished[0]["trial"], [])),
   }
   if analysis is not None:
     others |= analysed.tables(analysed.configurations(compared.configurations, analysis), analysis)

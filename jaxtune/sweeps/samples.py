@@ -10,8 +10,10 @@ from typing import Any
 
 from jaxtune.runs.folder import read_predictions
 from jaxtune.sweeps import stats
+from jaxtune.sweeps.table import Table
 
 _MOST = 12  # examples
+_EVALUATIONS = 5  # whose answers are shown
 _LONGEST = 2000  # characters of a text
 
 
@@ -44,6 +46,26 @@ def of_winners(rows: Sequence[stats.Row], metric: str) -> list[dict]:
     shown = {"where": where, "prompt": _text(line["prompt"]), "answers": answers}
     found.append(shown | {"references": [_text(one) for one in references]})
   return found
+
+
+def while_training(trial: str, history: Sequence[dict]) -> dict[str, Table]:
+  """Makes {title: table} of what a policy answered at its evaluations.
+
+  Args:
+    history: the lines of its metrics.jsonl, whose "answers" `evaluation.answers` makes.
+  """
+  kept = [line for line in history if isinstance(line.get("answers"), list)]
+  rows = [
+    [str(line["step"]), _line(one["prompt"]), _line(one["answer"]), f"{one['reward']:.3f}"]
+    for line in kept[:: max(1, -(-len(kept) // _EVALUATIONS))]
+    for one in line["answers"]
+  ]
+  header = ["step", "prompt", "answer", "reward"]
+  return {f"Answers of {trial} while it was trained": Table(header, rows)} if rows else {}
+
+
+def _line(text: str) -> str:
+  return " ".join(_text(text).split())
 
 
 def _text(value: Any) -> str:

@@ -269,6 +269,11 @@ def test_a_rollout_run_that_fails_and_goes_on_ends_like_one_that_did_not(
   first = next(line for line in logged if "train_reward" in line)
   assert first["train_reward"] == pytest.approx(first["train_reward_vowels"])
   assert 0 < first["train_length"] <= 4
+  shown = [one for line in logged for one in line.get("answers", ())]
+  assert shown
+  for one in shown:
+    assert one["prompt"].strip().endswith("Response:")
+    assert one["reward"] == sum(c in "aeiou" for c in one["answer"]) / 10
   weights = [line["train_kl_weight"] for line in logged if "train_reward" in line]
   # The mean of two updates; the first one had not left the start, so that the second has 0.8 of it.
   assert weights[0] == pytest.approx(0.09)
@@ -282,6 +287,7 @@ def test_a_group_of_policies_equals_policies_alone(made, tmp_path, objective):
   trials = {"method.rank": [2]}, grid
   together = jaxtune.sweep(made(objective, rollout=TWICE) | {"sweep": trials}, tmp_path / "sweep")
   assert {one["trials_in_program"] for one in together} == {3}
+  assert "while it was trained" in (tmp_path / "sweep" / "report.md").read_text()
   for one in together:
     own = numbers if "objective.kl" in one["settings"] else {}
     rank = one["settings"]["method.rank"]

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from jaxtune import data, sharding
+from jaxtune import data, peft, sharding
 from jaxtune.runs import answer_rows, programs
 from jaxtune.runs.trial import Trial, changed
-from jaxtune.training.step import State, update
+from jaxtune.training.step import State, judge, update
 
 WHOLE = dict(scored_tokens=2**31, remat=False, attention="plain")  # nothing is computed twice
 
@@ -40,7 +40,8 @@ def counter(trial: Trial, state: State, base: PyTree) -> Callable[[int], int]:
   These are the matrix products of its updates, forward and backward, of padded rows too, without
   what rematerialisation computes again and without validation. They are counted in the update of
   the trial alone, which is traced once for each width of batches: one that is smaller than others
-  of its group has a figure of its own.
+  of its group has a figure of its own. Answers that are drawn while training add forward passes:
+  one that draws them, one for each time that they are scored, all as if they had the most tokens.
 
   Args:
     state: the trial's first state, or its shapes.
@@ -48,14 +49,21 @@ def counter(trial: Trial, state: State, base: PyTree) -> Callable[[int], int]:
   """
   program, train = programs.make_program(changed([trial], **WHOLE)[0]), trial.config["train"]
   parts = train["accumulate"]
+  passes = 0.0
+  if programs.rolls_out(trial):
+    passes = (2 + answer_rows.needs_policy(trial)) / trial.config["rollout"]["epochs"]
   known: dict[str, int] = {}
 
   def of_update(batch: dict) -> int:
     fold = lambda x: jax.ShapeDtypeStruct((parts, len(x) // parts, *x.shape[1:]), x.dtype)
     shapes = jax.tree.map(fold, batch)
     if (key := str(shapes)) not in known:
-      traced = jax.make_jaxpr(partial(update, program))(state, base, shapes)
-      known[key] = round(products(traced.jaxpr))
+      count = lambda function, *arguments: products(jax.make_jaxpr(function)(*arguments).jaxpr)
+      total = count(partial(update, program), state, base, shapes)
+      if passes:
+        overlay, whole = peft.Overlay(state.tuned, state.hyper), jax.eval_shape(dict, batch)
+        total += passes * count(partial(judge, program), overlay, base, whole)
+      known[key] = round(total)
     return known[key]
 
   def flops(updates: int) -> int:

@@ -6,6 +6,7 @@ from support import folders
 
 import jaxtune
 from jaxtune import data
+from jaxtune.data import padding
 from jaxtune.runs.trial import load_data
 
 STEPS, BATCH = 5, 4
@@ -46,6 +47,22 @@ def test_flops_are_those_of_the_products(config, results):
   assert four["flops"] - one["flops"] == 3 * 6 * one["trained_parameters"] * BATCH * sum(widths)
   assert one["flops"] == alone["flops"], "the padding of a group counts for nobody"
   assert one["flops_per_update"] == round(one["flops"] / STEPS)
+
+
+def test_flops_of_a_policy_count_the_passes_that_draw_and_score(config, tmp_path):
+  """In an update 6 R (inputs + outputs) FLOP for a token, and 2 each to draw and to score once."""
+  policy = {"objective": {"name": "grpo"}, "train": config["train"] | {"eval_every": None}}
+  policy |= {"rollout": {"samples": 2, "max_new_tokens": 3, "rewards": ("length",)}}
+  method = lambda rank: {"name": "lora", "rank": rank}
+  one, four = (
+    jaxtune.fit(config | policy | {"method": method(rank)}, tmp_path / str(rank)) for rank in (1, 4)
+  )
+  prompts = load_data(jaxtune.config.complete(config | policy)).train.prompts
+  tokens = (BATCH // 2) * (
+    padding.width(max(map(len, prompts)), None) + 2 * 3
+  )  # a prompt is shared
+  more = four["trained_parameters"] - one["trained_parameters"]
+  assert four["flops"] - one["flops"] == (6 + 2 + 2) * more * tokens * STEPS
 
 
 def test_tokens_are_those_of_the_batches(config, results):

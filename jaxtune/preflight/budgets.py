@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtune import hosts, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.preflight import checks, cost, lowered
-from jaxtune.runs import costs
+from jaxtune.runs import costs, programs
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial, tokenizing
 
@@ -64,10 +64,16 @@ def seconds(trial: Trial) -> Callable[[int], float]:
   other widths take as much less as their FLOP are fewer.
 
   Raises:
-    UserError: for pmap, whose programs are not compiled beforehand.
+    UserError: for pmap, whose programs are not compiled beforehand, and for policies.
   """
   if trial.config["train"]["parallel"] == "pmap":
     raise UserError("a budget of seconds needs train.parallel='jit', not 'pmap'")
+  if programs.rolls_out(trial):
+    name = trial.config["objective"]["name"]
+    raise UserError(
+      f"a budget of seconds is not for objective {name!r}, whose answers may become longer; "
+      "expected a budget of flops"
+    )
   alone, work = cost.with_remat([trial]), flops(trial)
   group = lowered.outline(alone)
   program = lowered.lower_step(group, lowered.step_batch(group), 1)

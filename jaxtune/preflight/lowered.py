@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -83,13 +84,13 @@ def batches(group: Outline) -> dict[str, dict]:
 
 
 def step_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the shapes (E, A, B, ...) of the trials' batches."""
+  """Returns the shapes (E, A, B, ...) of the trials' batches; of several updates, one in A each."""
   trials, train = group.trials, group.trials[0].config["train"]
   parts = train["accumulate"]
   drawn = data.batch(trials[0].dataset.train, 0, 0, train["batch_size"])  # batch 0 is the widest
   platform = None if group.device is None else group.device.platform
   widest = answer_rows.example(trials[0], drawn, group.parallel.batch_shards, platform)
-  lead = len(trials), parts
+  lead = len(trials), parts * programs.updates(trials[0])
   shaped = lambda x: jax.ShapeDtypeStruct((*lead, len(x) // parts, *x.shape[1:]), x.dtype)
   return {name: shaped(x) for name, x in widest.items()}
 
@@ -109,15 +110,22 @@ def judged_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct] | None:
 
 
 def prompts(trials: Sequence[Trial]) -> dict[str, jax.ShapeDtypeStruct] | None:
-  """Returns the shapes of a batch of prompts that are completed; None if no text is generated."""
+  """Returns the shapes of a batch of prompts that are completed; None if no text is generated.
+
+  A policy's prompts are those that a rollout answers.
+  """
   options, dataset = trials[0].config["evaluate"], trials[0].dataset
   split = dataset.test or dataset.validation
-  if not options["generate"] or split is None:
+  if programs.rolls_out(trials[0]):
+    rollout, train = answer_rows.options(trials[0])
+    longest, count = answer_rows.prompt_width(trials[0]), rollout.minibatches * train.batch_size
+  elif not options["generate"] or split is None:
     return None
-  lengths = [len(split.prompts[n]) for n in judge.completed(split, options["limit"])]
-  calls = texts.schedule(lengths, options["batch_size"])
-  longest = max(length for length, _ in calls)
-  count = max(len(numbers) for length, numbers in calls if length == longest)
+  else:
+    lengths = [len(split.prompts[n]) for n in judge.completed(split, options["limit"])]
+    calls = texts.schedule(lengths, options["batch_size"])
+    longest = max(length for length, _ in calls)
+    count = max(len(numbers) for length, numbers in calls if length == longest)
   array = lambda kind, *axes: jax.ShapeDtypeStruct((len(trials), *axes), kind)
   return {
     "tokens": array(jnp.int32, count, longest), "mask": array(bool, count, longest),
@@ -134,10 +142,8 @@ def lower_step(group: Outline, batch: dict, chunk: int, **computation: Any) -> j
     computation: fields of the model's `Config` that are to be changed.
   """
   step = _step(group, batch, chunk, computation)
-  states = _resized(group.states, batch)
-  progress = jax.eval_shape(begin, states)
-  sums = _placed(group, {"sums": progress.sums}, "trial")["sums"]
-  carry = (_placed(group, states, "trial"), sums)
+  states, sums = _carry(group, batch)
+  carry = _placed(group, states, "trial"), _placed(group, {"sums": sums}, "trial")["sums"]
   return _lower(group, group.parallel.compile(step, donate=True), carry, batch)
 
 
@@ -174,10 +180,8 @@ def flops(group: Outline, batch: dict, name: str = "training step") -> float:
   """
   count = len(group.trials)
   if name == "training step":
-    states = _resized(group.states, batch)
-    progress = jax.eval_shape(begin, states)
-    carry = (states, progress.sums)
-    traced = jax.make_jaxpr(_step(group, batch, count, costs.WHOLE))(carry, group.base, batch)
+    step = _step(group, batch, count, costs.WHOLE)
+    traced = jax.make_jaxpr(step)(_carry(group, batch), group.base, batch)
   else:
     evaluator = _evaluator(group, batch, sharding.Parallel("jit", None, 1), count, costs.WHOLE)
     function = evaluator.rows if name == "evaluation" else evaluator.complete
@@ -214,7 +218,18 @@ def _evaluator(
   group: Outline, batch: dict, parallel: sharding.Parallel, chunk: int, computation: dict
 ) -> Any:
   fused = with_kernels(group, batch["tokens"].shape[-1]) | computation
-  return programs.make_evaluator(changed(group.trials, **fused)[0], parallel, chunk)
+  trial = changed(group.trials, **fused)[0]
+  if programs.rolls_out(trial):  # which completes prompts as many at a time as it learns from
+    judging = trial.config["evaluate"] | {"batch_size": trial.config["train"]["batch_size"]}
+    trial = trial._replace(config=trial.config | {"evaluate": judging})
+  return programs.make_evaluator(trial, parallel, chunk)
+
+
+def _carry(group: Outline, batch: dict) -> tuple[Any, dict]:
+  """Returns the shapes of as many states as the batch has trials, and of their sums."""
+  states = _resized(group.states, batch)
+  of_group = partial(begin, logged=programs.logged(group.trials[0]))
+  return states, jax.eval_shape(of_group, states).sums
 
 
 def _resized(states: Any, batch: dict) -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune.preflight import lowered
+from jaxtune.runs import programs
 from jaxtune.runs.trial import Trial
 from jaxtune.training.options import TrainOptions, intervals
 
@@ -27,7 +28,7 @@ def rounds(trial: Trial) -> dict[str, int]:
   as_many_of_train = batches(dataset.validation or dataset.test)
   while_training = -(-options.steps // intervals(options)[0]) * batches(dataset.validation)
   judged = while_training + sum(map(batches, held)) + as_many_of_train
-  return {"training step": options.steps, "evaluation": judged}
+  return {"training step": options.steps // programs.updates(trial), "evaluation": judged}
 
 
 def seconds(trials: Sequence[Trial]) -> float:

@@ -34,7 +34,7 @@ def make_program(trial: Trial, dropout: bool = False, chunk: int = 1) -> Program
     steps,
     dropout,
     logged=logged(trial),
-    updates=RolloutOptions(**trial.config["rollout"]).updates if rolls_out(trial) else 1,
+    updates=updates(trial),
     adapt=getattr(trial.objective, "adapt", None),
   )
 
@@ -42,6 +42,11 @@ def make_program(trial: Trial, dropout: bool = False, chunk: int = 1) -> Program
 def rolls_out(trial: Trial) -> bool:
   """Says whether a trial learns from answers that it draws itself; see `rollouts`."""
   return getattr(trial.objective, "ROLLOUT", False)
+
+
+def updates(trial: Trial) -> int:
+  """Returns how many updates a call of a trial's training step makes."""
+  return RolloutOptions(**trial.config["rollout"]).updates if rolls_out(trial) else 1
 
 
 def logged(trial: Trial) -> tuple[str, ...]:

@@ -15,9 +15,11 @@ from jaxtune.config import complete
 from jaxtune.errors import UserError
 from jaxtune.evaluation import rewards
 from jaxtune.objectives import grpo, ppo
+from jaxtune.preflight import lowered
 from jaxtune.runs import programs, reward_model, rollouts
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import prepare
+from jaxtune.sweeps import declare
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 R, S, N, P, V, D = 2, 2, 6, 3, 9, 5  # rows of a prompt of P tokens and S answers of N tokens
@@ -348,6 +350,18 @@ def test_sampler_and_trainer_have_the_same_policy_as_pytorch(made, tmp_path, sam
       assert below[-1] > number - 1e-5 and (token == 0 or below[-2] < number + 1e-5)
 
 
+@pytest.mark.parametrize("objective", ["grpo", "ppo"])
+def test_a_policy_s_programs_are_planned(made, objective):
+  trial = prepare(complete(made(objective, rollout=TWICE)))
+  group = lowered.outline([trial])
+  batches = lowered.batches(group)
+  assert batches["training step"]["weights"].shape[2:] == (4, 1, 4)  # a row for each of 4 devices
+  assert batches["generation"]["tokens"].shape[:2] == (1, 4)
+  for kind, batch in batches.items():
+    assert lowered.flops(group, batch, kind) > 1e6
+    lowered.LOWER[kind](group, batch, 1)
+
+
 def test_a_policy_is_exported_as_its_adapter(made, tmp_path):
   jaxtune.fit(made("ppo"), tmp_path / "run")
   first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
@@ -414,6 +428,12 @@ def test_a_rollout_that_cannot_work_is_refused(made, tmp_path, sections, says):
   with pytest.raises(UserError, match=says):
     jaxtune.fit(made(**sections), tmp_path / "run")
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_policy_has_no_budget_of_seconds(made, tmp_path):
+  sweep = declare.match(["lora"], seconds=1)
+  with pytest.raises(UserError, match="seconds is not for objective 'grpo'.*a budget of flops"):
+    jaxtune.sweep(made() | {"sweep": sweep}, tmp_path / "sweep")
 
 
 def test_an_empty_prompt_is_refused(made, tmp_path):

@@ -59,7 +59,7 @@ def test_matrix_products_are_counted(llama, kind):
     x.size for p, x in tree.flatten(llama.params).items() if "layers" in p and "kernel" in p
   )
   batch = {
-    "training step": lowered.step_batch(group.trials),
+    "training step": lowered.step_batch(group),
     "evaluation": lowered.judged_batch(group),
     "generation": lowered.prompts(group.trials),
   }[kind]
@@ -95,7 +95,7 @@ def test_what_is_stored_is_chosen_by_the_memory(monkeypatch, limit, policy):
   build = lambda programs, **_: [compiled.Built("", int(peaks[remat])) for remat in programs]
   monkeypatch.setattr(lowered, "lower_step", lower)
   group = lowered.outline(trials({"data": 1}), HERE._replace(memory=limit, clock=0), jax.devices())
-  assert elsewhere._cheapest(group, lowered.step_batch(group.trials), 1, build) == policy
+  assert elsewhere._cheapest(group, lowered.step_batch(group), 1, build) == policy
   on_cpu = cost.with_remat(lowered.changed(group.trials, remat="auto"))
   assert on_cpu[0].pretrained.model.config.remat == "linear"
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
@@ -108,7 +108,8 @@ def test_what_is_stored_is_chosen_by_the_memory(monkeypatch, limit, policy):
 def test_fsdp_exchanges_weights_and_no_activations():
   """Every kernel is gathered twice, forward and backward; else only what is small is summed."""
   (trial,) = trials({"fsdp": 4})
-  group, batch = lowered.outline([trial], HERE, jax.devices()), lowered.step_batch([trial])
+  group = lowered.outline([trial], HERE, jax.devices())
+  batch = lowered.step_batch(group)
   text = lowered.lower_step(group, batch, 1).compile().as_text()
   found = [one for one in modules.operations(hlo.parse(text)) if one.collective]
   flat = tree.flatten(trial.pretrained.params)
@@ -254,6 +255,7 @@ def test_what_is_stored_for_the_backward_pass():
     pretrained = tiny.random(tiny.ARCHITECTURES["llama"] | {"num_hidden_layers": 12}, remat=remat)
     config = made_trials.complete({"name": "lora"}, {"train.mesh": {"data": 1}})
     trial = with_config(made_trials.make(pretrained), config)
-    program = lowered.lower_step(lowered.outline([trial]), lowered.step_batch([trial]), 1)
+    group = lowered.outline([trial])
+    program = lowered.lower_step(group, lowered.step_batch(group), 1)
     taken.append(program.compile().memory_analysis().temp_size_in_bytes)
   assert taken[0] < taken[1] < taken[2]

@@ -80,7 +80,7 @@ def _rows(trial: Trial) -> dict:
   """Returns the two examples of the first batch with the largest weights."""
   config = trial.config
   drawn = data.batch(trial.dataset.train, config["seed"], 0, config["train"]["batch_size"])
-  batch = answer_rows.example(trial, drawn)
+  batch = answer_rows.example([trial], drawn)
   weights = batch.get("weights")
   heaviest = np.arange(len(batch["tokens"]))
   if weights is not None and weights.ndim > 1:

@@ -89,7 +89,7 @@ def step_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct]:
   parts = train["accumulate"]
   drawn = data.batch(trials[0].dataset.train, 0, 0, train["batch_size"])  # batch 0 is the widest
   platform = None if group.device is None else group.device.platform
-  widest = answer_rows.example(trials[0], drawn, group.parallel.batch_shards, platform)
+  widest = answer_rows.example(trials, drawn, group.parallel.batch_shards, platform)
   lead = len(trials), parts * programs.updates(trials[0])
   shaped = lambda x: jax.ShapeDtypeStruct((*lead, len(x) // parts, *x.shape[1:]), x.dtype)
   return {name: shaped(x) for name, x in widest.items()}
@@ -118,7 +118,7 @@ def prompts(trials: Sequence[Trial]) -> dict[str, jax.ShapeDtypeStruct] | None:
   split = dataset.test or dataset.validation
   if programs.rolls_out(trials[0]):
     rollout, train = answer_rows.options(trials[0])
-    longest, count = answer_rows.prompt_width(trials[0]), rollout.minibatches * train.batch_size
+    longest, count = answer_rows.layout(trials)[1], rollout.minibatches * train.batch_size
   elif not options["generate"] or split is None:
     return None
   else:

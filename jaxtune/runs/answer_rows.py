@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -56,20 +58,32 @@ def shared(trial: Trial, shards: int = 1, platform: str | None = None) -> int:
   return min([1, *filter(fits, range(2, rollout.samples + 1))], key=work)
 
 
+def layout(
+  trials: Sequence[Trial], shards: int = 1, platform: str | None = None
+) -> tuple[int, int]:
+  """Returns what the rows of a group of trials have in common: `shared`, and tokens of a prompt."""
+  return min(shared(t, shards, platform) for t in trials), max(map(prompt_width, trials))
+
+
 def example(
-  trial: Trial, prompts: dict[str, np.ndarray], shards: int = 1, platform: str | None = None
+  trials: Sequence[Trial],
+  prompts: dict[str, np.ndarray],
+  shards: int = 1,
+  platform: str | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns an imagined batch of the shapes that updates read; of other objectives the batch.
 
   Args:
+    trials: of a group.
     prompts: a batch of the training split.
     shards, platform: as for `shared`.
   """
+  trial = trials[0]
   if not programs.rolls_out(trial):
     return prompts
-  share, new = shared(trial, shards, platform), trial.config["rollout"]["max_new_tokens"]
+  (share, prompt), new = layout(trials, shards, platform), options(trial)[0].max_new_tokens
   count = len(prompts["tokens"])
-  rows, width = count // share, prompt_width(trial) + share * new
+  rows, width = count // share, prompt + share * new
   zeros_Nn = np.zeros((count, new), np.float32)
   sampled = grpo.Sampled(np.zeros(count), 1, zeros_Nn, zeros_Nn, zeros_Nn, zeros_Nn, new)
   found = trial.objective.learn(sampled, **trial.config["objective"])

@@ -68,7 +68,7 @@ def counter(trial: Trial, state: State, base: PyTree) -> Callable[[int], int]:
 
   def flops(updates: int) -> int:
     found = data.kinds(trial.dataset.train, updates, train["batch_size"])
-    return sum(count * of_update(answer_rows.example(trial, batch)) for count, batch in found)
+    return sum(count * of_update(answer_rows.example([trial], batch)) for count, batch in found)
 
   return flops
 

@@ -93,7 +93,11 @@ def _spent(
     return spent
   chosen, turns = np.arange(group.places or len(trials)), group.places is not None
   shared = (group.base, chosen) if turns else group.base
-  batch = group.batch(chosen, np.zeros_like(chosen), progress.state)
+  if programs.rolls_out(trials[0]):  # no answers are drawn for this
+    parallel = sharding.make(group.options.parallel, group.options.mesh)
+    batch = rollouts.imagined(trials, len(chosen), parallel)
+  else:
+    batch = group.batch(chosen, np.zeros_like(chosen), progress.state)
   arguments = (progress.state, progress.sums), shared, batch
   memory = costs.memory(group.step, arguments, shapes, group.chunk, turns)
   return [one | {"memory": taken} for one, taken in zip(spent, memory, strict=True)]

@@ -68,7 +68,7 @@ def begin(
   first = trials[0]
   options, train = answer_rows.options(first)
   temperature = first.config["objective"]["temperature"]
-  share = min(answer_rows.shared(trial, parallel.batch_shards) for trial in trials)
+  share, width = answer_rows.layout(trials, parallel.batch_shards)
   drawing = EvaluateOptions(
     batch_size=train.batch_size, max_new_tokens=options.max_new_tokens, temperature=temperature,
   )  # fmt: skip
@@ -92,7 +92,7 @@ def begin(
     ),
     evaluator(program, first.objective.observe),
     evaluator(program._replace(methods=methods), grpo.observe), started, base, frozen,
-    programs.make_rewards(first), max(map(answer_rows.prompt_width, trials)), share,
+    programs.make_rewards(first), width, share,
   )  # fmt: skip
 
 
@@ -139,6 +139,17 @@ def batch(
     name: np.stack([fold(one[name][at]) for one, at in zip(learnt, order, strict=True)])
     for name in learnt[0]
   }
+
+
+def imagined(trials: Sequence[Trial], count: int, parallel: sharding.Parallel) -> dict:
+  """Returns a batch of `count` trials, of the shapes of those that `batches` makes, undrawn."""
+  train, updates = answer_rows.options(trials[0])[1], programs.updates(trials[0])
+  prompts = data.batch(trials[0].dataset.train, 0, 0, train.batch_size // train.accumulate)
+  part_of_one = answer_rows.example(trials, prompts, parallel.batch_shards)
+  lead = count, updates * train.accumulate
+  whole = {name: np.broadcast_to(x, (*lead, *x.shape)) for name, x in part_of_one.items()}
+  part = lambda trials, rows: {name: x[trials][:, :, rows] for name, x in whole.items()}
+  return parallel.spread(whole["tokens"].shape[:3], part)
 
 
 def _rows(r: Rollouts, trial: Trial, number: int) -> np.ndarray:

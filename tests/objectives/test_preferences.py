@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import tiny
+from support.interrupting import resumes
 from transformers import AutoTokenizer
 
 import jaxtune
@@ -153,6 +154,13 @@ def test_a_group_of_betas_equals_trials_alone_and_the_base_stands_at_log_2(tmp_p
     for name, value in alone["final"].items():
       assert one["final"][name] == pytest.approx(value, abs=1e-5), name
     assert alone["final"]["train_margin"] > 0
+
+
+@pytest.mark.parametrize("name", [pytest.param("dpo", marks=pytest.mark.full), "reward"])
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch, name):
+  config = config_of(write_pairs(tmp_path / "pairs.jsonl"), objective={"name": name})
+  config["train"] |= {"steps": 4, "checkpoint_every": 2}
+  resumes(monkeypatch, config, tmp_path, 2)
 
 
 def test_the_reference_is_the_adapter_that_training_starts_from(tmp_path):

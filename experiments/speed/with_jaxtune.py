@@ -122,7 +122,7 @@ def feedback(objective: str) -> None:
       "train": {"batch_size": ANSWERS if objective == "grpo" else ROWS, "compilation_cache": None},
     })  # fmt: skip
     (made,) = reference.added([trial.prepare(full)])
-  parallel, program = sharding.make("jit", None), programs.make_program(made)
+  parallel, program = sharding.make("jit", None), programs.of_group([made])
   state, base = first_state(made)
   progress = begin(tree.stack([state]), 1, program.logged)
   batch = group.batches([made], program, parallel.put(base), parallel, 1)
@@ -176,7 +176,7 @@ def chunk() -> None:
   states, base = [first_state(with_config(setup, c)) for c in configs], None
   base, seeds, found = states[0][1], [c["seed"] for c in configs], {}
   for size in (1, 2) if SMALLEST else (1, 2, 4, 16):
-    program = programs.make_program(with_config(setup, configs[0]))
+    program = programs.of_group([with_config(setup, configs[0])])
     go = jax.jit(loop.make_step(program, size))
     progress = begin(tree.stack([state for state, _ in states]))
     carry, times = (progress.state, progress.sums), []

@@ -208,7 +208,7 @@ class Decoder(LanguageModel):
     *,
     score: Score | None = None,
     targets: Int[Array, "B T"] | None = None,
-    places: Sequence[int] | None = None,
+    places: Sequence[int] | Int[Array, "B M"] | None = None,
     states: bool = False,
   ) -> Any:
     mask_BT = jnp.ones(tokens.shape, bool) if mask is None else mask
@@ -222,7 +222,7 @@ class Decoder(LanguageModel):
       context = context._replace(mask=context.mask.replace(segments=segments, open=True))
     x_BTD, _ = self.trunk(self.embed_tokens(tokens), context)
     if score is not None:
-      x_BTD = x_BTD if places is None else x_BTD[:, jnp.asarray(places)]
+      x_BTD = x_BTD if places is None else _at(x_BTD, jnp.asarray(places))
       scored = self.score(score, x_BTD, targets)
       return (scored, x_BTD) if states else scored
     return self.logits(x_BTD) if self.config.head is None else self.head(x_BTD, mask_BT)
@@ -244,3 +244,10 @@ def _split(
   starts_BT = jnp.diff(segments_BT, axis=1, prepend=segments_BT[:, :1]) != 0
   first_BT = jax.lax.cummax(jnp.where(starts_BT, context.positions - before_B1, 0), axis=1)
   return Context(context.mask.replace(segments=segments_BT), context.positions - first_BT)
+
+
+def _at(x_BTD: Float[Array, "B T D"], places: Int[Array, "*B M"]) -> Float[Array, "B M D"]:
+  """Returns the states of some slots of each row: the same ones, or each row's own."""
+  if places.ndim == 1:
+    return x_BTD[:, places]
+  return jnp.take_along_axis(x_BTD, places[..., None], 1)

@@ -208,9 +208,8 @@ def with_kernels(group: Outline, length: int) -> dict[str, Any]:
 
 def _step(group: Outline, batch: dict, chunk: int, computation: dict) -> Callable:
   """Returns the training step of a group, neither compiled nor placed."""
-  noise = any(programs.uses_noise(trial.config) for trial in group.trials)
   fused = with_kernels(group, batch["tokens"].shape[-1]) | computation
-  program = programs.make_program(changed(group.trials, **fused)[0], noise, chunk)
+  program = programs.of_group(changed(group.trials, **fused), chunk)
   return loop.make_step(program, chunk, mesh=group.parallel.mesh)
 
 

@@ -47,7 +47,8 @@ def counter(trial: Trial, state: State, base: PyTree) -> Callable[[int], int]:
     state: the trial's first state, or its shapes.
     base: the frozen base, or its shapes.
   """
-  program, train = programs.make_program(changed([trial], **WHOLE)[0]), trial.config["train"]
+  targets, train = programs.count_targets([trial]), trial.config["train"]
+  program = programs.make_program(changed([trial], **WHOLE)[0], targets=targets)
   parts = train["accumulate"]
   passes = 0.0
   if programs.rolls_out(trial):

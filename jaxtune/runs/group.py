@@ -46,7 +46,7 @@ def train(
   options = TrainOptions(**first.config["train"])
   parallel = sharding.make(options.parallel, options.mesh)
   states, shapes, base = _started(trials, parallel)
-  program = programs.make_program(first, any(programs.uses_noise(t.config) for t in trials), chunk)
+  program = programs.of_group(trials, chunk)
   evaluator = programs.make_evaluator(first, parallel, chunk)
   rule, places = _turns(trials, options)
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 from jaxtune import objectives, sharding, tree
+from jaxtune.data import Split
+from jaxtune.data.padding import PAD_TO
 from jaxtune.evaluation import judge, rewards
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.runs import reward_model
@@ -15,12 +18,15 @@ from jaxtune.training.options import RolloutOptions
 from jaxtune.training.step import Program
 
 
-def make_program(trial: Trial, dropout: bool = False, chunk: int = 1) -> Program:
+def make_program(
+  trial: Trial, dropout: bool = False, chunk: int = 1, targets: int | None = None
+) -> Program:
   """Makes the program that is compiled for a group, from any one of its trials.
 
   Args:
     dropout: whether any trial of the group is trained with noise; see `uses_noise`.
     chunk: trials side by side in one vmap, which share the room for logits.
+    targets: of the group, for training; see `count_targets`.
   """
   model = trial.pretrained.model
   tokens = max(model.config.scored_together // chunk, 1)
@@ -36,7 +42,31 @@ def make_program(trial: Trial, dropout: bool = False, chunk: int = 1) -> Program
     logged=logged(trial),
     updates=updates(trial),
     adapt=getattr(trial.objective, "adapt", None),
+    targets=targets,
   )
+
+
+def of_group(trials: Sequence[Trial], chunk: int = 1) -> Program:
+  """Makes the program that trains a group; `chunk` as for `make_program`."""
+  noise = any(uses_noise(trial.config) for trial in trials)
+  return make_program(trials[0], noise, chunk, count_targets(trials))
+
+
+def count_targets(trials: Sequence[Trial]) -> int | None:
+  """Returns of how many tokens of a row the training of a group computes logits; None: of all.
+
+  As many as the row with the most targets has, so that none are computed of prompts: a third of an
+  update, for a small model with a large vocabulary. Few are saved above three quarters of a row.
+  """
+  c, splits = trials[0].pretrained.model.config, [trial.dataset.train for trial in trials]
+  split_rows = (trials[0].config["train"]["mesh"] or {}).get("sequence", 1) != 1
+  if c.head is not None or c.encoder is not None or rolls_out(trials[0]) or split_rows:
+    return None
+  if not all(isinstance(split, Split) for split in splits):  # streams are not known beforehand
+    return None
+  most = max(int((split.arrays["weights"][..., 1:] != 0).sum(-1).max()) for split in splits)
+  most = -(-most // PAD_TO) * PAD_TO
+  return most if most <= 0.75 * max(split.width for split in splits) else None
 
 
 def rolls_out(trial: Trial) -> bool:

@@ -55,6 +55,8 @@ class Program(NamedTuple):
     updates: how many updates are made of each batch that the step is handed, one after another.
     adapt: (the objective's numbers, metrics of an update) -> those of the next one; None where
       they stay.
+    targets: of how many tokens of a row logits are computed, at least as many as have a weight;
+      None: of all.
   """
 
   model: Any
@@ -67,6 +69,7 @@ class Program(NamedTuple):
   logged: tuple[str, ...] = ()
   updates: int = 1
   adapt: Callable | None = None
+  targets: int | None = None
 
 
 def forward(
@@ -79,9 +82,30 @@ def forward(
     backward: whether the output is differentiated; see `peft.apply`.
   """
   adapted = peft.Adapted(program.methods, *overlay, base)
-  inputs = lambda batch: {name: batch[name] for name in INPUTS if name in batch}
-  call = partial(peft.apply, program.model, adapted, rng=rng, backward=backward)
-  return lambda batch, **options: call(**inputs(batch), **options)
+  apply = partial(peft.apply, program.model, adapted, rng=rng, backward=backward)
+
+  def call(batch, **options):
+    inputs = {name: batch[name] for name in INPUTS if name in batch}
+    if program.targets is None or "score" not in options or "places" in options:
+      return apply(**inputs, **options)
+    return _at_targets(partial(apply, **inputs), batch["weights"], program.targets, **options)
+
+  return call
+
+
+def _at_targets(
+  apply: Callable, weights_BT: Array, most: int, *, targets: Array, **options: Any
+) -> PyTree:
+  """Scores the positions alone whose next token has a weight, `most` of each row; others get 0."""
+  if most >= weights_BT.shape[1]:
+    return apply(targets=targets, **options)
+  following_BT = jnp.roll(weights_BT, -1, 1).at[:, -1].set(0.0)
+  places_BM = jnp.argsort(following_BT == 0, axis=1, stable=True)[:, :most]
+  targets_BM = jnp.take_along_axis(targets, places_BM, 1)
+  scored = apply(targets=targets_BM, places=places_BM, **options)
+  empty = lambda x_BM: jnp.zeros(weights_BT.shape, x_BM.dtype)
+  put = lambda x_BM: jnp.put_along_axis(empty(x_BM), places_BM, x_BM, 1, inplace=False)
+  return jax.tree.map(put, scored)
 
 
 def judge(

@@ -38,8 +38,7 @@ class Rollouts(NamedTuple):
     base, frozen: the weights that `policy` and `before` lay the trials' over.
     judges: the rewards.
     width: the tokens of a padded prompt.
-    share: how many answers share a row with their prompt; see
-      `answer_rows.shared`.
+    share: how many answers share a row with their prompt; see `answer_rows.shared`.
   """
 
   trials: Sequence[Trial]
@@ -87,9 +86,7 @@ def begin(
   methods, started, frozen = reference.before(trials, base, parallel)
   return Rollouts(
     trials, options, train,
-    completer(
-      program, drawing, first.dataset.stop_tokens, share=options.samples, **together
-    ),
+    completer(program, drawing, first.dataset.stop_tokens, share=options.samples, **together),
     evaluator(program, first.objective.observe),
     evaluator(program._replace(methods=methods), grpo.observe), started, base, frozen,
     programs.make_rewards(first), width, share,

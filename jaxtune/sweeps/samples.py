@@ -55,12 +55,17 @@ def while_training(trial: str, history: Sequence[dict]) -> dict[str, Table]:
     history: the lines of its metrics.jsonl, whose "answers" `evaluation.answers` makes.
   """
   kept = [line for line in history if isinstance(line.get("answers"), list)]
-  rows = [
-    [str(line["step"]), _line(one["prompt"]), _line(one["answer"]), f"{one['reward']:.3f}"]
-    for line in kept[:: max(1, -(-len(kept) // _EVALUATIONS))]
-    for one in line["answers"]
-  ]
-  header = ["step", "prompt", "answer", "reward"]
+  shown = [(line["step"], *one.values()) for line in kept[:: -(-len(kept) // _EVALUATIONS) or 1]
+           for one in line["answers"]]  # fmt: skip
+  rows = []
+  for asked in dict.fromkeys(prompt for _, prompt, *_ in shown):
+    own = [one for one in shown if one[1] == asked]
+    names = [_line(asked), *[""] * (len(own) - 1)]
+    rows += [
+      [name, str(step), f"{reward:.3f}", _line(answer)]
+      for name, (step, _, answer, reward) in zip(names, own, strict=True)
+    ]
+  header = ["prompt", "step", "reward", "answer"]
   return {f"Answers of {trial} while it was trained": Table(header, rows)} if rows else {}
 
 

@@ -1,6 +1,7 @@
 // The matrix of differences, heat maps, samples side by side, tables, and how to reproduce the sweep.
 
 const MOST_COMPARED = 40; // rows of the matrix
+const LONG_CELL = 48; // characters, from which a column of a table wraps
 
 function addMatrix() {
   if (!data.pairs.length) return;
@@ -169,7 +170,9 @@ function addSamples() {
 
 function addTables() {
   for (const [heading, { header, rows }] of Object.entries(data.tables)) {
-    const line = (tag, cells) => make("tr", {}, ...cells.map((cell) => make(tag, {}, cell)));
+    const prose = header.map((_, i) => rows.some((cells) => cells[i].length > LONG_CELL));
+    const line = (tag, cells) => make("tr", {}, ...cells.map((cell, i) =>
+      make(tag, prose[i] ? { class: "prose" } : {}, cell)));
     const table = make("div", { class: "scroll" }, make("table", {}, make("thead", {},
       line("th", header)), make("tbody", {}, ...rows.map((cells) => line("td", cells)))));
     if (heading === "Comparisons")

@@ -1,21 +1,32 @@
-"""What answers of configs/feedback.py are truly worth: complete and short descriptions."""
+"""What answers of configs/feedback.py are truly worth: titles of the right tone, and short ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-WORDS = 40  # so many words cost as much as all facts bring
+TONES = ("Terrible", "Disappointing", "Average", "Good", "Perfect")  # by the stars of a review
+WORDS = 10  # so many words cost as much as the right tone brings
 
 
-def complete_and_short(
+def right_and_short(
   prompts: Sequence[str], completions: Sequence[str], rows: Sequence[dict]
 ) -> list[float]:
-  """Returns the share of a restaurant's facts that a text mentions, less its words / 40."""
-  return [worth(text, row["input"]) for text, row in zip(completions, rows, strict=True)]
+  """Returns how near a title's tone is to its review's stars, less its words / 10."""
+  return [worth(text, row["stars"]) for text, row in zip(completions, rows, strict=True)]
 
 
-def worth(text: str, facts: str) -> float:
-  """Judges one text by facts such as "name: The Humble Kite; food: Moroccan"."""
-  values = [fact.partition(": ")[2].lower() for fact in facts.split("; ")]
-  mentioned = sum(value in text.lower() for value in values)
-  return mentioned / len(values) - len(text.split()) / WORDS
+def right_tone(
+  prompts: Sequence[str], completions: Sequence[str], rows: Sequence[dict]
+) -> list[float]:
+  """Returns how near a title's tone is to its review's stars: 1 if right, 0 if opposite or none."""
+  return [tone(text, row["stars"]) for text, row in zip(completions, rows, strict=True)]
+
+
+def worth(text: str, stars: int) -> float:
+  return tone(text, stars) - len(text.split()) / WORDS
+
+
+def tone(text: str, stars: int) -> float:
+  """Judges the first word of a title."""
+  first = (text.split() or [""])[0].strip(":.,!")
+  return 1 - abs(TONES.index(first) + 1 - stars) / 4 if first in TONES else 0.0

@@ -3,7 +3,7 @@
   python experiments/feedback/run.py runs/feedback
   python experiments/feedback/run.py --tiny runs/feedback   # few updates; the figures mean nothing
 
-Pairs of answers are drawn from the supervised model. Which of two is chosen is drawn too, with
+Pairs of titles are drawn from the supervised model. Which of two is chosen is drawn too, with
 probability sigmoid(8 * difference of their true worth), as people would choose who are often but
 not always right. The true worth of an answer is computed by rewards.py; no method learns
 from it, it is only reported. Stages that are finished are not repeated. Writes results.json and
@@ -16,7 +16,6 @@ import argparse
 import importlib.util
 import json
 import math
-import re
 from pathlib import Path
 
 import jax
@@ -25,7 +24,7 @@ from scipy.stats import t as student
 
 import jaxtune
 from jaxtune import data, peft
-from jaxtune.assets import INSTRUCTIONS
+from jaxtune.assets import instructions
 from jaxtune.data import padding, templates
 from jaxtune.evaluation import rewards
 from jaxtune.evaluation.texts import pad_left
@@ -38,7 +37,7 @@ CONFIG = HERE.parents[1] / "configs" / "feedback.py"
 POLICIES = ("sft_more", "dpo", "kto", "orpo", "grpo", "ppo", "grpo_ranks")
 SHARPNESS = 8.0
 SAMPLES = 8  # of best-of-n, and of the estimate of the divergence
-NEW_TOKENS = 48
+NEW_TOKENS = 24
 
 
 def module(path: Path):
@@ -48,7 +47,7 @@ def module(path: Path):
   return found
 
 
-worth = module(HERE / "rewards.py").worth
+truth = module(HERE / "rewards.py")
 
 
 def stage(name: str, folder: Path, steps: int | None) -> list[dict]:
@@ -62,9 +61,12 @@ def write(path: Path, rows: list[dict]) -> None:
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def restaurants(name: str) -> list[dict]:
-  rows = map(json.loads, (INSTRUCTIONS / f"{name}.jsonl").read_text().splitlines())
-  return [row for row in rows if row["task"] == "describe"]
+def reviews(split: str, *seeds: int) -> list[dict]:
+  """Makes reviews with titles, and their stars."""
+  rows = [row for seed in seeds for row in instructions.rows(split, seed) if row["task"] == "title"]
+  first = lambda output: output if isinstance(output, str) else output[0]
+  stars = lambda row: 1 + truth.TONES.index(first(row["output"]).split()[0])
+  return [row | {"stars": stars(row)} for row in rows]
 
 
 def choose_pairs(run: Run, rows: list[dict], seed: int) -> list[dict]:
@@ -78,7 +80,7 @@ def choose_pairs(run: Run, rows: list[dict], seed: int) -> list[dict]:
     two = [text.strip() for text in two]
     if two[0] == two[1] or not all(two):
       continue
-    difference = worth(two[0], row["input"]) - worth(two[1], row["input"])
+    difference = truth.worth(two[0], row["stars"]) - truth.worth(two[1], row["stars"])
     first = rng.random() < 1 / (1 + math.exp(-SHARPNESS * difference))
     chosen, rejected = two if first else two[::-1]
     asked = {key: row[key] for key in ("instruction", "input")}
@@ -89,17 +91,17 @@ def choose_pairs(run: Run, rows: list[dict], seed: int) -> list[dict]:
 def prepare(folder: Path, steps: int | None) -> None:
   """Makes the data, the supervised model, the pairs of its answers and the reward model."""
   folder.mkdir(parents=True, exist_ok=True)
-  for name in ("train", "validation", "test"):
-    write(folder / f"{name}.jsonl", restaurants(name))
+  more, test = reviews("train", 1, 2, 3), reviews("test", *range(5))
+  files = {"train": reviews("train", 0), "prompts": more, "test": test}
+  for name, rows in (files | {"validation": reviews("validation", 0)}).items():
+    write(folder / f"{name}.jsonl", rows)
   (best,) = stage("sft", folder, steps)
   run = jaxtune.load_run(best["folder"])
   if not (folder / "base").exists():
     jaxtune.export_run(run, folder / "base", format="merged")
   if not (folder / "pairs_test.jsonl").exists():
-    train = restaurants("train")
-    drawn = [pair for seed in (10, 20, 30) for pair in choose_pairs(run, train, seed)]
-    write(folder / "pairs.jsonl", drawn)
-    write(folder / "pairs_test.jsonl", choose_pairs(run, restaurants("test"), 40))
+    write(folder / "pairs.jsonl", choose_pairs(run, more, 10))
+    write(folder / "pairs_test.jsonl", choose_pairs(run, test, 40))
   (judge,) = stage("reward", folder, steps)
   if not (folder / "judge").exists():
     (folder / "judge").symlink_to(Path(judge["folder"]).resolve())
@@ -139,17 +141,17 @@ def divergence(run: Run, rows: list[dict]) -> float:
 
 
 def judged(texts: list[str], rows: list[dict], others: list[str]) -> dict[str, float]:
-  """Returns the true worth of answers, their words, style and how often they beat others'."""
-  values = [worth(text, row["input"]) for text, row in zip(texts, rows, strict=True)]
-  rivals = [worth(text, row["input"]) for text, row in zip(others, rows, strict=True)]
-  wins = [
-    (mine > theirs) + 0.5 * (mine == theirs) for mine, theirs in zip(values, rivals, strict=True)
+  """Returns the true worth of answers, its parts, and how often they beat others'."""
+  of = lambda texts: [
+    truth.worth(text, row["stars"]) for text, row in zip(texts, rows, strict=True)
   ]
-  style = [bool(re.match(r"[A-Z].*\.$", text.strip(), re.DOTALL)) for text in texts]
+  values = of(texts)
+  wins = [(mine > its) + 0.5 * (mine == its) for mine, its in zip(values, of(others), strict=True)]
+  tones = list(map(truth.tone, texts, stars))
   return {
     "true reward": float(np.mean(values)),
+    "tone": float(np.mean(tones)),
     "words": float(np.mean([len(text.split()) for text in texts])),
-    "sentence (%)": 100 * float(np.mean(style)),
     "wins (%)": 100 * float(np.mean(wins)),
   }
 
@@ -171,22 +173,29 @@ def best_of(run: Run, judge: str, rows: list[dict], seed: int) -> list[str]:
 
 
 def measure(folder: Path, stages: dict[str, list[dict]]) -> dict[str, list[dict]]:
-  """Judges every run on the test prompts: {method: what each seed scores}."""
-  rows = restaurants("test")
-  write_answers = lambda run: jaxtune.complete(run, rows, max_new_tokens=NEW_TOKENS)
-  sft = jaxtune.load_run(next((folder / "sft").glob("*/result.json")).parent)
-  start = write_answers(sft)
-  found = {"sft": [judged(start, rows, start) | {"KL": 0.0}]}
+  """Judges every run on the test prompts: {method: what each seed scores}.
+
+  Answers are drawn as in training, at temperature 1; "greedy" is the true reward of greedy ones.
+  """
+  rows = reviews("test", *range(5))
+  write_answers = lambda run, temperature, seed=0: jaxtune.complete(
+    run, rows, max_new_tokens=NEW_TOKENS, temperature=temperature, seed=seed
+  )
+  sft = jaxtune.load_run(next((folder / "sft").glob("trials/*/result.json")).parent)
+  start = [write_answers(sft, 1.0, seed) for seed in range(5)]
+  greedy = judged(write_answers(sft, 0.0), rows, start[0])["true reward"]
+  found = {"sft": [judged(texts, rows, texts) | {"KL": 0.0, "greedy": greedy} for texts in start]}
   found["best of 8"] = [
-    judged(best_of(sft, str(folder / "judge"), rows, seed), rows, start) for seed in range(5)
+    judged(best_of(sft, str(folder / "judge"), rows, seed), rows, start[seed]) for seed in range(5)
   ]
   for name, results in stages.items():
     for result in sorted(results, key=lambda one: one["settings"]["seed"]):
-      run = jaxtune.load_run(result["folder"])
-      rank = result["settings"]["method.rank"]
-      scored = judged(write_answers(run), rows, start) | {"KL": divergence(run, rows)}
-      scored["seconds"] = result["seconds"]
-      found.setdefault(f"{name.removesuffix('_ranks')}, rank {rank}", []).append(scored)
+      run, seed = jaxtune.load_run(result["folder"]), result["settings"]["seed"]
+      scored = judged(write_answers(run, 1.0, seed), rows, start[seed])
+      scored["greedy"] = judged(write_answers(run, 0.0), rows, start[seed])["true reward"]
+      scored |= {"KL": divergence(run, rows), "seconds": result["seconds"]}
+      label = f"{name.removesuffix('_ranks')}, rank {result['settings']['method.rank']}"
+      found.setdefault(label, []).append(scored)
   return found
 
 
@@ -199,7 +208,7 @@ def interval(values: list[float]) -> str:
 
 
 def table(found: dict[str, list[dict]]) -> str:
-  columns = ("true reward", "wins (%)", "KL", "words", "sentence (%)", "seconds")
+  columns = ("true reward", "greedy", "wins (%)", "KL", "tone", "words", "seconds")
   lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
   for name, scores in found.items():
     cells = [interval([s[c] for s in scores]) if c in scores[0] else "" for c in columns]

@@ -142,9 +142,8 @@ def divergence(run: Run, rows: list[dict]) -> float:
 
 def judged(texts: list[str], rows: list[dict], others: list[str]) -> dict[str, float]:
   """Returns the true worth of answers, its parts, and how often they beat others'."""
-  of = lambda texts: [
-    truth.worth(text, row["stars"]) for text, row in zip(texts, rows, strict=True)
-  ]
+  stars = [row["stars"] for row in rows]
+  of = lambda texts: list(map(truth.worth, texts, stars))
   values = of(texts)
   wins = [(mine > its) + 0.5 * (mine == its) for mine, its in zip(values, of(others), strict=True)]
   tones = list(map(truth.tone, texts, stars))

@@ -18,4 +18,4 @@ def wilson(count: float, of: float) -> tuple[float, float]:
   share, square = count / of, _Z**2 / of
   middle = (share + square / 2) / (1 + square)
   half = _Z / (1 + square) * math.sqrt(share * (1 - share) / of + square / (4 * of))
-  return max(middle - half, 0.0), min(middle + half, 1.0)
+  return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)  # rounded

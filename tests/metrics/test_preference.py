@@ -75,3 +75,10 @@ def test_wilson_s_interval_is_scipy_s(count, of):
   known = binomtest(count, of).proportion_ci(method="wilson")
   assert wilson(count, of) == pytest.approx((known.low, known.high))
   assert np.isnan(wilson(0, 0)).all()
+
+
+def test_wilson_s_interval_holds_the_share():
+  for of in range(1, 200):
+    for count in (0, of):
+      low, high = wilson(count, of)
+      assert low <= count / of <= high

@@ -39,7 +39,8 @@ def figures(result: Mapping[str, Any]) -> dict[str, Figure]:
   right, low, high = (np.array([row[key] for row in curve]) for key in ("right", "low", "high"))
   confidence = [row["confidence"] for row in curve]
   axes.plot([50, 100], [50, 100], color=canvas.GREY, linestyle="--", linewidth=1)
-  axes.errorbar(confidence, right, [right - low, high - right], color=canvas.PALETTE[0], marker="o")
+  ends = np.maximum([right - low, high - right], 0.0)  # which were rounded
+  axes.errorbar(confidence, right, ends, color=canvas.PALETTE[0], marker="o")
   axes.set(xlabel="confidence, sigmoid(|difference of rewards|) (%)", ylabel="right (%)")
   reading = [result["trial"].replace(",", ", "), "ten bins; bars: 95 %; dashed: calibrated"]
   canvas.write_title(axes, "Calibration", reading)

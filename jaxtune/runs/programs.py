@@ -55,14 +55,15 @@ def of_group(trials: Sequence[Trial], chunk: int = 1) -> Program:
 def count_targets(trials: Sequence[Trial]) -> int | None:
   """Returns of how many tokens of a row the training of a group computes logits; None: of all.
 
-  As many as the row with the most targets has, so that none are computed of prompts: a third of an
-  update, for a small model with a large vocabulary. Few are saved above three quarters of a row.
+  As many as the row with the most targets has, so that none are computed of prompts. Where that is
+  above three quarters of a row, few would be saved.
   """
-  c, splits = trials[0].pretrained.model.config, [trial.dataset.train for trial in trials]
-  split_rows = (trials[0].config["train"]["mesh"] or {}).get("sequence", 1) != 1
-  if c.head is not None or c.encoder is not None or rolls_out(trials[0]) or split_rows:
+  c, mesh = trials[0].pretrained.model.config, trials[0].config["train"]["mesh"] or {}
+  if c.head is not None or c.encoder is not None or rolls_out(trials[0]):
     return None
-  if not all(isinstance(split, Split) for split in splits):  # streams are not known beforehand
+  splits = [trial.dataset and trial.dataset.train for trial in trials]  # or shapes alone
+  known = all(isinstance(split, Split) for split in splits)  # of a stream they are not
+  if not known or mesh.get("sequence", 1) != 1:
     return None
   most = max(int((split.arrays["weights"][..., 1:] != 0).sum(-1).max()) for split in splits)
   most = -(-most // PAD_TO) * PAD_TO

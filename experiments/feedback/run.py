@@ -21,6 +21,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from scipy.stats import t as student
+from scipy.stats import ttest_ind
 
 import jaxtune
 from jaxtune import data, peft
@@ -200,17 +201,28 @@ def measure(folder: Path, stages: dict[str, list[dict]]) -> dict[str, list[dict]
 
 def interval(values: list[float]) -> str:
   """Writes a mean with half of its 95 % interval over seeds, by Student's t."""
-  if len(values) < 2:
+  if len(set(values)) < 2:  # one model, whose greedy answers are always the same
     return f"{values[0]:.3g}"
   half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
   return f"{np.mean(values):.3g} ± {half:.2g}"
 
 
+def above(scores: list[dict], others: list[dict]) -> str:
+  """Writes by how much the true reward is above others', with its 95 % interval by Welch's t."""
+  mine, theirs = ([one["true reward"] for one in some] for some in (scores, others))
+  interval = ttest_ind(mine, theirs, equal_var=False).confidence_interval(0.95)
+  difference = np.mean(mine) - np.mean(theirs)
+  return f"{difference:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
+
+
 def table(found: dict[str, list[dict]]) -> str:
   columns = ("true reward", "greedy", "wins (%)", "KL", "tone", "words", "seconds")
-  lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+  compared = {f"above {name}": name for name in ("sft", "sft_more, rank 8")}
+  head = [*columns[:1], *compared, *columns[1:]]
+  lines = ["| | " + " | ".join(head) + " |", "| --- |" + " ---: |" * len(head)]
   for name, scores in found.items():
     cells = [interval([s[c] for s in scores]) if c in scores[0] else "" for c in columns]
+    cells[1:1] = ["" if name == of else above(scores, found[of]) for of in compared.values()]
     lines.append(f"| {name} | " + " | ".join(cells) + " |")
   return "\n".join(lines)
 

@@ -94,7 +94,7 @@ def cost(trials: Sequence[Trial]) -> dict:
     "frozen_MB": megabytes(frozen),
     "trained_state_MB": megabytes(memory.argument_size_in_bytes - frozen),
     "working_MB": megabytes(memory.temp_size_in_bytes),
-    "GFLOP_per_step": round(lowered.flops(group, batch) / 1e9, 3),
+    "GFLOP_per_step": float(f"{lowered.flops(group, batch) / 1e9:.4g}"),
     **_quantised(trials[0].pretrained),
   }
 

@@ -203,7 +203,7 @@ def test_so_it_does_for_every_number_of_a_loss(llama, name):
   arrays["labels"] = rng.integers(0, 2, 40).astype(np.int32)
   arrays["difference"] = rng.integers(1, 4, 40).astype(np.float32)
   if programs.rolls_out(setup._replace(objective=objectives.module(name))):
-    arrays = pair[0] | answers(rng, pair[0]["weights"])
+    arrays = pair[0] | answers(rng, pair[0]["weights"][:, None, 1:])
   train = setup.dataset.train._replace(arrays=arrays)
   setup = setup._replace(dataset=setup.dataset._replace(train=train))
   others = [{f"objective.{key}": value} for key, value in LOSSES[name].items()]
@@ -211,10 +211,13 @@ def test_so_it_does_for_every_number_of_a_loss(llama, name):
 
 
 def answers(rng, weights):
-  """What is known of sampled answers: uniform numbers, and ones of what only logs read."""
+  """What is known of sampled answers: uniform numbers, and ones of what only logs read.
+
+  Each row has one answer, to a prompt of one token.
+  """
   drawn = lambda low, high: rng.uniform(low, high, weights.shape).astype(np.float32)
   known = ("scale", "reward", "length", "truncated", "repeated")
-  arrays = {name: np.ones(len(weights), np.float32) for name in known}
+  arrays = {name: np.ones((len(weights), 1), np.float32) for name in known} | {"weights": weights}
   arrays |= {name: drawn(-8, -2) for name in ("policy", "reference")}
   return arrays | {name: drawn(-1, 1) for name in ("advantages", "values", "returns")}
 

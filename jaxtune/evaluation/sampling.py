@@ -22,7 +22,7 @@ def draw(
   """Draws token `at_B` of each row with the row's own key; greedily where the temperature is 0.
 
   One uniform number is drawn for each row, and the first token is taken at which the sum of the
-  probabilities so far is above it: a CPU takes a quarter of the time of noise for every token.
+  probabilities so far is above it, which needs no noise for every token of the vocabulary.
   """
   if not temperature:
     return logits_BV.argmax(-1).astype(jnp.int32)

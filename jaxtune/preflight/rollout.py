@@ -27,6 +27,11 @@ def check(trial: Trial) -> int:
   _check_references(trial)
   if trial.pretrained.model.config.encoder is not None:
     raise UserError(f"objective {name!r} is for decoders, not for encoder-decoders")
+  if config["objective"]["kl_target"] and not config["objective"]["kl"]:
+    raise UserError(
+      "objective.kl_target moves objective.kl by a share of itself, and that is 0; "
+      "expected a weight to begin with, such as objective.kl=0.05"
+    )
   _check_counts(TrainOptions(**config["train"]), RolloutOptions(**config["rollout"]), config)
   longest = max(map(len, trial.dataset.train.prompts))
   return longest + config["rollout"]["max_new_tokens"]

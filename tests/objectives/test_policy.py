@@ -419,6 +419,7 @@ def test_rewards_have_names():
     ({"rollout": {"rewards": ("rougeL",)}}, "prompts.jsonl:1 has no answer, which reward 'rougeL'"),
     ({"rollout": {"samples": 3}}, "4 answers, which is no multiple of rollout.samples, 3"),
     ({"rollout": {"samples": 1}}, "expected 2 or more, or objective.advantage='batch'"),
+    ({"objective": {"kl_target": 0.1}}, "expected a weight to begin with, such as objective.kl"),
     ({"rollout": {"epochs": 3}}, "train.steps is 4, expected a multiple of"),
     ({"rollout": {"max_new_tokens": 4000}}, "exceed the model's"),
     ({"name": "sft", "data": {"text": "instruction"}}, "'sft' draws no answers"),

@@ -22,7 +22,7 @@ def needs_policy(trial: Trial) -> bool:
   A single update computes these scores itself, unless the objective also needs values.
   """
   name = trial.config["objective"]["name"]
-  return RolloutOptions(**trial.config["rollout"]).updates > 1 or bool(objectives.arrays(name, 1))
+  return programs.updates(trial) > 1 or bool(objectives.arrays(name, 1))
 
 
 def shared(trial: Trial, shards: int = 1, platform: str | None = None) -> int:

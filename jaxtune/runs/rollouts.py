@@ -95,13 +95,7 @@ def begin(
 
 def batches(rollouts: Rollouts, parallel: sharding.Parallel) -> Callable:
   """Returns (numbers of trials, step of each, state) -> their batches, on the devices."""
-
-  def placed(chosen: np.ndarray, steps: np.ndarray, state: State) -> dict:
-    whole = batch(rollouts, chosen, steps, state)
-    part = lambda trials, rows: {name: x[trials][:, :, rows] for name, x in whole.items()}
-    return parallel.spread(whole["tokens"].shape[:3], part)
-
-  return placed
+  return lambda *now: parallel.put_batch(batch(rollouts, *now))
 
 
 def batch(
@@ -144,9 +138,8 @@ def imagined(trials: Sequence[Trial], count: int, parallel: sharding.Parallel) -
   prompts = data.batch(trials[0].dataset.train, 0, 0, train.batch_size // train.accumulate)
   part_of_one = answer_rows.example(trials, prompts, parallel.batch_shards)
   lead = count, updates * train.accumulate
-  whole = {name: np.broadcast_to(x, (*lead, *x.shape)) for name, x in part_of_one.items()}
-  part = lambda trials, rows: {name: x[trials][:, :, rows] for name, x in whole.items()}
-  return parallel.spread(whole["tokens"].shape[:3], part)
+  spread = lambda x: np.broadcast_to(x, (*lead, *x.shape))
+  return parallel.put_batch({name: spread(x) for name, x in part_of_one.items()})
 
 
 def _rows(r: Rollouts, trial: Trial, number: int) -> np.ndarray:

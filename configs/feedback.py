@@ -2,7 +2,7 @@
 
   jaxtune sweep --config configs/feedback.py:STAGE,FOLDER --workdir runs/feedback/STAGE
 
-STAGE is sft, sft_more, reward, dpo, kto, orpo, grpo, ppo or grpo_ranks. FOLDER has train.jsonl,
+STAGE is sft, sft_more, reward, dpo, kto, orpo, grpo, ppo or grpo_others. FOLDER has train.jsonl,
 validation.jsonl and test.jsonl (reviews with titles), prompts.jsonl (more reviews), pairs.jsonl and
 pairs_test.jsonl (two titles each), `base`, the model after sft, and `judge`, a reward model.
 experiments/feedback/run.py makes them all, stage by stage.
@@ -18,7 +18,7 @@ SEEDS = [0, 1, 2, 3, 4]
 HERE = "experiments/feedback/rewards.py"
 REPORTED = (f"{HERE}:right_and_short", f"{HERE}:right_tone")  # and not trained on
 PAIRS = {"dpo": {"beta": 0.1}, "kto": {"beta": 0.1}, "orpo": {"beta": 0.5}}
-KL = {"grpo": 0.2, "ppo": 0.1}  # at 0.1, one of five seeds of GRPO left the titles altogether
+KL = {"grpo": 0.2, "ppo": 0.1}  # at 0.1, a seed of GRPO can leave the titles: see grpo_others
 # (learning rate, updates, examples in an update)
 BUDGETS = {
   "sft": (5e-3, 150, 16),
@@ -34,10 +34,8 @@ BUDGETS = {
 
 def get_config(stage_and_folder: str) -> ConfigDict:
   stage, _, folder = stage_and_folder.partition(",")
-  check_known("stage", stage, [*BUDGETS, "grpo_ranks"])
-  objective, ranks = stage.removesuffix("_ranks"), [8]
-  if objective != stage:
-    ranks = [1, 64]
+  check_known("stage", stage, [*BUDGETS, "grpo_others"])
+  objective = stage.removesuffix("_others")
   rate, steps, batch_size = BUDGETS[objective]
   config = ConfigDict()
   config.seed = 0
@@ -58,11 +56,19 @@ def get_config(stage_and_folder: str) -> ConfigDict:
   config.train = ConfigDict({"steps": steps, "batch_size": batch_size, "keep": "last"})
   config.train.eval_every = max(steps // 3, 2)
   config.evaluate = ConfigDict({"batch_size": 50})
-  if stage in ("sft", "reward"):
-    config.sweep = declare.grid({"seed": [0]})
-  else:
-    config.sweep = declare.grid({"method.rank": ranks, "seed": SEEDS})
+  config.sweep = sweep_of(stage)
   return config
+
+
+def sweep_of(stage: str) -> list[dict]:
+  if stage in ("sft", "reward"):
+    return declare.grid({"seed": [0]})
+  if stage == "grpo_others":
+    return declare.chain(
+      {"method.rank": [1, 64], "seed": SEEDS},
+      {"method.rank": [8], "objective.kl": [KL["grpo"] / 2], "seed": SEEDS},
+    )
+  return declare.grid({"method.rank": [8], "seed": SEEDS})
 
 
 def data_of(objective: str, folder: str) -> dict:

@@ -1,7 +1,7 @@
 """Supervised tuning, a reward model, and policies that learn from it, on the bundled base.
 
   python experiments/feedback/run.py runs/feedback
-  python experiments/feedback/run.py --tiny runs/feedback   # few updates; the figures mean nothing
+  python experiments/feedback/run.py --tiny runs/feedback   # little of all, to try the script
 
 Pairs of titles are drawn from the supervised model. Which of two is chosen is drawn too, with
 probability sigmoid(8 * difference of their true worth), as people would choose who are often but
@@ -35,10 +35,11 @@ from jaxtune.runs.finished import Run
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parents[1] / "configs" / "feedback.py"
-POLICIES = ("sft_more", "dpo", "kto", "orpo", "grpo", "ppo", "grpo_ranks")
+POLICIES = ("sft_more", "dpo", "kto", "orpo", "grpo", "ppo", "grpo_others")
 SHARPNESS = 8.0
 SAMPLES = 8  # of best-of-n, and of the estimate of the divergence
 NEW_TOKENS = 24
+TINY_ROWS = 32  # reviews of each file with --tiny
 
 
 def module(path: Path):
@@ -56,6 +57,10 @@ def stage(name: str, folder: Path, steps: int | None) -> list[dict]:
   changes = {} if steps is None else {"train.steps": steps}
   config = jaxtune.load_config(f"{CONFIG}:{name},{folder}", changes)
   return jaxtune.sweep(config, folder / name)
+
+
+def read(path: Path) -> list[dict]:
+  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write(path: Path, rows: list[dict]) -> None:
@@ -89,23 +94,27 @@ def choose_pairs(run: Run, rows: list[dict], seed: int) -> list[dict]:
   return pairs
 
 
-def prepare(folder: Path, steps: int | None) -> None:
-  """Makes the data, the supervised model, the pairs of its answers and the reward model."""
+def prepare(folder: Path, steps: int | None) -> dict:
+  """Makes the data, the supervised model, the pairs of its answers and the reward model.
+
+  Returns the reward model's result.
+  """
   folder.mkdir(parents=True, exist_ok=True)
-  more, test = reviews("train", 1, 2, 3), reviews("test", *range(5))
-  files = {"train": reviews("train", 0), "prompts": more, "test": test}
-  for name, rows in (files | {"validation": reviews("validation", 0)}).items():
-    write(folder / f"{name}.jsonl", rows)
+  seeds = {"train": (0,), "prompts": (1, 2, 3), "validation": (0,), "test": range(5)}
+  for name, of in seeds.items():
+    rows = reviews("train" if name == "prompts" else name, *of)
+    write(folder / f"{name}.jsonl", rows if steps is None else rows[:TINY_ROWS])
   (best,) = stage("sft", folder, steps)
   run = jaxtune.load_run(best["folder"])
   if not (folder / "base").exists():
     jaxtune.export_run(run, folder / "base", format="merged")
   if not (folder / "pairs_test.jsonl").exists():
-    write(folder / "pairs.jsonl", choose_pairs(run, more, 10))
-    write(folder / "pairs_test.jsonl", choose_pairs(run, test, 40))
+    write(folder / "pairs.jsonl", choose_pairs(run, read(folder / "prompts.jsonl"), 10))
+    write(folder / "pairs_test.jsonl", choose_pairs(run, read(folder / "test.jsonl"), 40))
   (judge,) = stage("reward", folder, steps)
   if not (folder / "judge").exists():
     (folder / "judge").symlink_to(Path(judge["folder"]).resolve())
+  return judge
 
 
 def log_probabilities(run: Run, adapted: peft.Adapted, batch: dict) -> np.ndarray:
@@ -156,6 +165,21 @@ def judged(texts: list[str], rows: list[dict], others: list[str]) -> dict[str, f
   }
 
 
+def choices(folder: Path, judge: dict) -> str:
+  """Writes how many held-out choices the reward model, length and the true worth get right."""
+  stars = {row["input"]: row["stars"] for row in read(folder / "test.jsonl")}
+  pairs = read(folder / "pairs_test.jsonl")
+  worth = lambda pair, side: truth.worth(pair[side], stars[pair["input"]])
+  gaps = np.array([worth(pair, "chosen") - worth(pair, "rejected") for pair in pairs])
+  model, length = judge["final"]["test_accuracy"], judge["length"]["test_accuracy"]
+  right, ties = 100 * np.mean(gaps > 0), 100 * np.mean(gaps == 0)
+  return (
+    f"Of {len(pairs)} held-out choices the reward model gets {model:.0f} % right, length alone "
+    f"{length:.0f} %, and the true worth {right:.0f} %; {ties:.0f} % are between titles of the "
+    "same true worth."
+  )
+
+
 def best_of(run: Run, judge: str, rows: list[dict], seed: int) -> list[str]:
   """Draws several answers to each prompt and keeps the one that the reward model likes best."""
   drawn = [
@@ -172,12 +196,18 @@ def best_of(run: Run, judge: str, rows: list[dict], seed: int) -> list[str]:
   return [drawn[n][i] for i, n in enumerate(best)]
 
 
+def label(stage: str, settings: dict) -> str:
+  """Names a configuration in the table."""
+  weight = f", weight of KL {settings['objective.kl']}" if "objective.kl" in settings else ""
+  return f"{stage.removesuffix('_others')}, rank {settings['method.rank']}{weight}"
+
+
 def measure(folder: Path, stages: dict[str, list[dict]]) -> dict[str, list[dict]]:
   """Judges every run on the test prompts: {method: what each seed scores}.
 
   Answers are drawn as in training, at temperature 1; "greedy" is the true reward of greedy ones.
   """
-  rows = reviews("test", *range(5))
+  rows = read(folder / "test.jsonl")
   write_answers = lambda run, temperature, seed=0: jaxtune.complete(
     run, rows, max_new_tokens=NEW_TOKENS, temperature=temperature, seed=seed
   )
@@ -194,8 +224,7 @@ def measure(folder: Path, stages: dict[str, list[dict]]) -> dict[str, list[dict]
       scored = judged(write_answers(run, 1.0, seed), rows, start[seed])
       scored["greedy"] = judged(write_answers(run, 0.0), rows, start[seed])["true reward"]
       scored |= {"KL": divergence(run, rows), "seconds": result["seconds"]}
-      label = f"{name.removesuffix('_ranks')}, rank {result['settings']['method.rank']}"
-      found.setdefault(label, []).append(scored)
+      found.setdefault(label(name, result["settings"]), []).append(scored)
   return found
 
 
@@ -230,17 +259,19 @@ def table(found: dict[str, list[dict]]) -> str:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("folder", type=Path)
-  parser.add_argument("--tiny", action="store_true", help="few updates; the figures mean nothing")
+  parser.add_argument("--tiny", action="store_true", help="little of all, to try the script")
   parser.add_argument("--out", type=Path, default=HERE)
   options = parser.parse_args()
   steps = 2 if options.tiny else None
-  prepare(options.folder, steps)
+  judge = prepare(options.folder, steps)
   stages = {name: stage(name, options.folder, steps) for name in POLICIES}
   found = measure(options.folder, stages)
   options.out.mkdir(parents=True, exist_ok=True)
   (options.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
   notes = (HERE / "notes.md").read_text()
-  (options.out / "README.md").write_text(f"{notes}\n{table(found)}\n")
+  (options.out / "README.md").write_text(
+    f"{notes}\n{choices(options.folder, judge)}\n\n{table(found)}\n"
+  )
 
 
 if __name__ == "__main__":

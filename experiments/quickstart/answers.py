@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 import jaxtune
+from jaxtune import libraries
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 START, END = (
@@ -47,6 +48,7 @@ def main() -> None:
   parser.add_argument("sweep", type=Path)
   parser.add_argument("--keep", action="store_true", help="write the answers into the README")
   options = parser.parse_args()
+  libraries.quieten()
   trial = best_adapter(options.sweep)
   done = jaxtune.export_run(jaxtune.load_run(trial), options.sweep / "export")
   print(f"exported {trial} to {done.folder} ({done.format})\n")

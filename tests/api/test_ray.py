@@ -38,7 +38,7 @@ def kill_a_worker(folder, killed):
 @pytest.mark.parametrize(("workers", "shared"), [(1, False), (2, True)])
 def test_a_lost_worker_changes_no_byte(ray, tmp_path, capsys, monkeypatch, workers, shared):
   grids = {"method.rank": [1, 2]}, {"optim.schedule": ["constant"]}  # two programs
-  config, killed = sweeps.config(tmp_path, *grids, steps=60), []
+  config, killed = sweeps.config(tmp_path, *grids, steps=24), []
   whole, folder = tmp_path / "whole", tmp_path / "on_ray"
   jaxtune.sweep(config, whole)
   if not shared:  # workers look for what the lock of the folder says

@@ -86,6 +86,12 @@ def static(section: dict) -> dict[str, Any]:
   return {key: value for key, value in section.items() if key not in numbers(section)}
 
 
+def counted(batch: Batch) -> Float[Array, " B"]:
+  """Returns 1 for each pair of answers that counts, 0 for one without a weight and for a tie."""
+  real_B = (batch["weights"].sum((1, 2)) > 0) & (batch["difference"] > 0)
+  return real_B.astype(jnp.float32)
+
+
 def preferred(
   losses_B: Float[Array, " B"], scores_B2: Float[Array, "B 2"], batch: Batch
 ) -> tuple[Float[Array, " B"], Sums]:
@@ -100,8 +106,7 @@ def preferred(
     (losses, {"weight": 1 of real rows, "correct", "margin": the difference of the scores, "chosen"
     and "rejected": the scores}), each (B,) and 0 where a row has no weight, or is a tie.
   """
-  real_B = (batch["weights"].sum((1, 2)) > 0) & (batch["difference"] > 0)
-  real_B = real_B.astype(jnp.float32)
+  real_B = counted(batch)
   margin_B = scores_B2[:, 0] - scores_B2[:, 1]
   sums = {
     "weight": jnp.ones_like(real_B),

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 from jaxtune.data import views
 from jaxtune.data.encode import pairs
-from jaxtune.objectives import Batch, Forward, Sums, choices, preferred, sft
+from jaxtune.objectives import Batch, Forward, Sums, choices, counted, preferred, sft
 from jaxtune.schema import Positive
 
 HEAD = "lm"
-MEASURES = ("loss", "accuracy", "margin", "chosen", "rejected")
+MEASURES = ("loss", "accuracy", "margin", "chosen", "rejected", "drift")
 METRICS = sft.METRICS
 VIEW = views.PAIRS
 NUMBERS = ("beta",)
@@ -49,9 +49,15 @@ def loss(
     label_smoothing: the share of pairs that are taken to be the wrong way round, below 0.5; for
       sigmoid (Mitchell 2023) and robust.
     normalise: divide log-probabilities by the tokens of their answer, for every kind.
+
+  Returns:
+    (losses, sums), each (B,), as `preferred` has them, and "drift", the mean of both answers'
+    log(p_reference / p) in nats: where the reference has drawn the answers, an estimate of
+    KL(reference | policy).
   """
   sums_B2, tokens_B2 = choices.log_probabilities(forward, batch)
   ratios_B2 = sums_B2 - batch["reference"]
+  drift_B = -ratios_B2.mean(1)
   if normalise or kind == "ipo":
     ratios_B2 = ratios_B2 / jnp.maximum(tokens_B2, 1.0)
   rewards_B2 = beta * ratios_B2
@@ -65,4 +71,5 @@ def loss(
     sign = -1 if kind == "robust" else 1
     losses_B = (1 - label_smoothing) * right_B + sign * label_smoothing * wrong_B
     losses_B = losses_B / (1 - label_smoothing + sign * label_smoothing)
-  return preferred(losses_B, rewards_B2, batch)
+  losses_B, sums = preferred(losses_B, rewards_B2, batch)
+  return losses_B, sums | {"drift": drift_B * counted(batch)}

@@ -12,7 +12,7 @@ from jaxtune.objectives import Batch, Forward, Sums, choices, sft
 from jaxtune.schema import Positive
 
 HEAD = "lm"
-MEASURES = ("loss", "accuracy", "up", "down")
+MEASURES = ("loss", "accuracy", "up", "down", "drift")
 METRICS = sft.METRICS
 VIEW = views.THUMBS
 NUMBERS = ("beta", "desirable", "undesirable")
@@ -43,7 +43,8 @@ def loss(
 
   Returns:
     (losses, sums), each (B,). "correct" says whether r has the sign of the label, "up" and "down"
-    are the rewards of the two kinds.
+    are the rewards of the two kinds, "drift" is log(p_reference / p) of the answer in nats, as for
+    `dpo.loss`.
   """
   sums_B2, _ = choices.log_probabilities(forward, batch)
   rewards_B2 = beta * (sums_B2 - batch["reference"])
@@ -59,5 +60,6 @@ def loss(
     "correct": (1.0 + sign_B * jnp.sign(rewards_B2[:, 0])) / 2,
     "up": jnp.where(up_B, rewards_B2[:, 0], 0.0),
     "down": jnp.where(up_B, 0.0, rewards_B2[:, 0]),
+    "drift": -rewards_B2[:, 0] / beta,
   }
   return losses_B * real_B, {name: x * real_B for name, x in sums.items()}

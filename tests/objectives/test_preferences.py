@@ -97,6 +97,9 @@ def test_losses_and_gradients_are_those_of_the_papers(name, options):
   np.testing.assert_allclose(gradient, logits.grad, atol=1e-5)
   assert sums["weight"].tolist() == [1.0] * B
   np.testing.assert_allclose(sums["margin"], sums["chosen"] - sums["rejected"], rtol=1e-5)
+  if name == "dpo":
+    drift = (BATCH["reference"] - log_probabilities(torch.tensor(LOGITS)).numpy()).mean(1)
+    np.testing.assert_allclose(sums["drift"], drift, rtol=1e-5)
 
 
 def test_a_reward_model_s_loss_is_that_of_bradley_and_terry():

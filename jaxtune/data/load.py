@@ -70,7 +70,7 @@ def _check(o: DataOptions, objective: Any, decoder_start: tuple[int, ...]) -> No
   writes_text, name = not hasattr(objective, "decode"), objective.__name__.rpartition(".")[2]
   if o.tasks is None and (o.mixture, o.temperature, o.cap) != ("proportional", 1.0, None):
     raise UserError("data.mixture, temperature and cap are shares of tasks: give data.tasks")
-  if o.general is not None and (not writes_text or decoder_start):
+  if o.general is not None and (name != "sft" or decoder_start):
     raise UserError("data.general is for language models: objective 'sft' of a decoder")
   if not writes_text and decoder_start:
     raise UserError(

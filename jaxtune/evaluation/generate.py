@@ -184,7 +184,8 @@ def _begin(job: Job, texts: Texts) -> Texts:
   total = len(texts.tokens)
   rows_R = jnp.argsort(texts.numbers != total, stable=True)[: job.together]
   numbers_R = texts.begun + jnp.arange(job.together)
-  chosen_R = (texts.numbers[rows_R] == total) & (numbers_R < job.count)
+  # Under vmap, texts are also begun where another trial alone has the room.
+  chosen_R = _has_room(job, texts) & (texts.numbers[rows_R] == total) & (numbers_R < job.count)
   numbers_R = jnp.where(chosen_R, numbers_R, total)
   own = lambda x_NT: x_NT.at[numbers_R].get(mode="clip")
   asked = (numbers_R, own(job.prompts), own(job.mask))

@@ -157,10 +157,10 @@ def summarise(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = sl
     measures: some of "loss" (nats a target), "perplexity" and "accuracy" (of targets, in %), or
       the names of other sums.
     rows: sums of each example, "loss", "correct", "weight" and others.
-    chosen: the examples that count; default all.
+    chosen: the examples that count; default all. Where none has a weight, measures are NaN.
   """
   total = lambda name: float(rows[name][chosen].sum(dtype=np.float64))
-  weight = total("weight")
+  weight = total("weight") or math.nan
   mean = total("loss") / weight
   known = {
     "perplexity": lambda: math.exp(mean) if mean < 700 else math.inf,

@@ -30,6 +30,10 @@ from jaxtune.errors import UserError, check_known, nearest
 PATTERN = "matches:"
 
 
+class _Hangs(UserError):
+  """A function takes longer than it may."""
+
+
 class Answers(NamedTuple):
   """Answers to be judged and what they answer; each list has an entry for every answer."""
 
@@ -89,8 +93,8 @@ def make(
     models: the functions of the names that are reward models.
 
   Raises:
-    UserError: no reward, an unknown name, a file that does not have the function, or as many
-      weights as there are not names.
+    UserError: no reward, one twice, an unknown name, a file that does not have the function, or
+      another number of weights than of names.
   """
   if not names:
     raise UserError("rollout.rewards is empty, expected names such as ('exact_match',)")
@@ -99,6 +103,8 @@ def make(
     raise UserError(
       f"rollout.weights has {len(weights)} numbers, expected one for each of {len(names)} rewards"
     )
+  if twice := [name for name in names if list(names).count(name) > 1]:
+    raise UserError(f"rollout.rewards has {twice[0]!r} twice: give it once, with another weight")
   if not any(weights):
     raise UserError("rollout.weights are all 0: nothing would be learnt; give one another weight")
   known = models or {}
@@ -117,19 +123,24 @@ def score(rewards: Rewards, answers: Answers) -> dict[str, np.ndarray]:
   """
   named = labels(list(rewards.functions))
   found = {label: _judged(rewards, name, answers) for label, name in named.items()}
-  total_N = sum(rewards.weights[name] * found[label] for label, name in named.items())
+  trained = {label: rewards.weights[name] for label, name in named.items() if rewards.weights[name]}
+  total_N = sum(weight * found[label] for label, weight in trained.items())
   return {"reward": np.asarray(total_N)} | found
 
 
 def _judged(rewards: Rewards, name: str, answers: Answers) -> np.ndarray:
-  """Returns what one function says of every answer, (N,), and asks for each alone if it fails."""
+  """Returns what one function says of every answer, (N,).
+
+  If it fails, it is asked for each alone, but not if it hangs: each would take as long.
+  """
   try:
     return _called(rewards, name, answers)
-  except UserError:
+  except UserError as error:
     if rewards.on_error == "stop":
       raise
+    asked = 0 if isinstance(error, _Hangs) else len(answers.completions)
   found = np.full(len(answers.completions), np.nan)
-  for n in range(len(found)):
+  for n in range(asked):
     try:
       found[n] = _called(rewards, name, answers.one(n))[0]
     except UserError:
@@ -144,7 +155,7 @@ def _called(rewards: Rewards, name: str, answers: Answers) -> np.ndarray:
   def call() -> None:
     try:
       box["values"] = rewards.functions[name](answers)
-    except Exception as error:  # whatever a user's function raises
+    except BaseException as error:  # whatever a user's function raises, also by sys.exit()
       box["error"] = error
 
   thread = threading.Thread(target=call, daemon=True)
@@ -152,7 +163,7 @@ def _called(rewards: Rewards, name: str, answers: Answers) -> np.ndarray:
   thread.join(rewards.timeout)
   said = f"reward {name!r}"
   if thread.is_alive():
-    raise UserError(f"{said} took longer than rollout.timeout, {rewards.timeout} seconds")
+    raise _Hangs(f"{said} took longer than rollout.timeout, {rewards.timeout} seconds")
   if "error" in box:
     error = box["error"]
     raise UserError(f"{said} failed with {type(error).__name__}: {error}") from error
@@ -163,7 +174,7 @@ def _checked(said: str, values: Any, count: int) -> np.ndarray:
   """Returns a function's values as an array (count,)."""
   try:
     values_N = np.asarray(values, np.float64)
-  except (TypeError, ValueError) as error:
+  except Exception as error:  # whatever an object of a user's function does
     raise UserError(f"{said} returned {schema.shown(values)}, expected {count} numbers") from error
   if values_N.shape != (count,):
     got = f"an array of shape {values_N.shape}"

@@ -81,6 +81,11 @@ def numbers(section: dict) -> dict[str, float]:
   return {name: section[name] for name in getattr(module(section["name"]), "NUMBERS", ())}
 
 
+def judged_by(section: dict) -> dict[str, float]:
+  """Returns those of them that change what a model scores: answers are judged by rewards alone."""
+  return {} if getattr(module(section["name"]), "ROLLOUT", False) else numbers(section)
+
+
 def static(section: dict) -> dict[str, Any]:
   """Returns the other options, which are compiled into a program, with the name."""
   return {key: value for key, value in section.items() if key not in numbers(section)}

@@ -79,7 +79,7 @@ def loss(
   kl: NonNegative = 0.0,
   kl_target: NonNegative = 0.0,
   kl_rate: NonNegative = 0.1,
-  estimator: Estimator = "k3",
+  estimator: Literal["k2", "k3"] = "k3",
   entropy: Rate = 0.0,
 ) -> tuple[Float[Array, "R S"], Sums]:
   """Returns each answer's clipped loss: the sum over its tokens, times its `scale`.
@@ -103,14 +103,14 @@ def loss(
     kl: weight of the divergence from the policy before training.
     kl_target, kl_rate: the divergence, in nats a token, that `adapt` brings the policy to by moving
       that weight, and how fast it moves; with a target of 0 the weight stays.
-    estimator: of that divergence, from d = log(p_reference / p): "k1" -d, "k2" d^2 / 2, "k3"
-      exp(d) - 1 - d (Schulman 2020).
+    estimator: of that divergence, from d = log(p_reference / p): "k2" d^2 / 2, "k3" exp(d) - 1 - d
+      (Schulman 2020). The gradient of "k1", -d, is 0 on average: it is for `ppo` alone.
     entropy: weight of the policy's entropy, which is added to what is maximised; above 0 it costs a
       second pass over the batch.
   """
   del advantage, length, kl_target, kl_rate  # `learn` and `adapt` read them
   minus_log_RSn, entropy_RSn = scored(forward, batch, temperature)
-  log_RSn, weights_RSn = -minus_log_RSn, batch["weights"]
+  log_RSn, weights_RSn = of_answers(-minus_log_RSn, batch), batch["weights"]
   # Answers of a single update are drawn by the weights that it starts from.
   change_RSn = log_RSn - batch.get("policy", jax.lax.stop_gradient(log_RSn))
   if ratio == "sequence":
@@ -143,12 +143,20 @@ def added_up(
 def observe(forward: Forward, batch: Batch, temperature: float, **_: Array) -> Sums:
   """Returns what `learn` needs of answers by the weights that drew them, each (R, S, n)."""
   losses_RSn, _ = scored(forward, batch, temperature)
-  return {"policy": -losses_RSn * batch["weights"]}
+  return {"policy": of_answers(-losses_RSn, batch)}
 
 
 def scored(forward: Forward, batch: Batch, temperature: float) -> Any:
   """Scores the tokens of answers: -log p of each, and the entropy without its gradient."""
   return read_answers(forward, batch, partial(_score, temperature=temperature))
+
+
+def of_answers(log_RSn: Float[Array, "R S n"], batch: Batch) -> Float[Array, "R S n"]:
+  """Returns log p of the tokens of answers, and 0 behind them.
+
+  There p may be so small that a ratio of it is infinite.
+  """
+  return jnp.where(batch["weights"] > 0, log_RSn, 0.0)
 
 
 def entropies(forward: Forward, batch: Batch, temperature: float) -> Float[Array, "R S n"]:
@@ -199,7 +207,10 @@ def clip(
 
 
 def divergence(d: Array, estimator: Estimator) -> Array:
-  """Estimates KL(p | p_reference) of tokens drawn from p, by d = log(p_reference / p)."""
+  """Estimates KL(p | p_reference) of tokens drawn from p, by d = log(p_reference / p).
+
+  "k1" is -d, the others are in `loss`.
+  """
   if estimator == "k1":
     return -d
   return 0.5 * d**2 if estimator == "k2" else jnp.exp(d) - 1.0 - d
@@ -232,7 +243,8 @@ def learn(sampled: Sampled, advantage: Advantage, length: Length, **_: object) -
 def scales(sampled: Sampled, length: Length) -> np.ndarray:
   """Returns what the sum over each answer's tokens is multiplied by, (N,)."""
   tokens_N = np.maximum(sampled.weights.sum(1), 1.0)
-  mean = np.full(len(tokens_N), tokens_N.mean())
+  judged_N = sampled.weights.any(1)
+  mean = np.full(len(tokens_N), tokens_N[judged_N].mean() if judged_N.any() else 1.0)
   divisors = {"answer": tokens_N, "batch": mean, "fixed": np.full_like(mean, sampled.most)}
   return 1.0 / divisors.get(length, np.ones_like(mean))
 

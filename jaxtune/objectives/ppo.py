@@ -104,7 +104,7 @@ def observe(
 ) -> Sums:
   """Returns what `learn` needs of answers by the weights that drew them, each (R, S, n)."""
   read = _read(forward, batch, temperature, value_kernel, value_bias)
-  return {"policy": read[0] * batch["weights"], "values": read[2] * batch["weights"]}
+  return {"policy": read[0], "values": read[2] * batch["weights"]}
 
 
 def _read(
@@ -120,7 +120,7 @@ def _read(
   (losses_RSn, entropy_RSn), states_RSnD = grpo.scored(call, batch, temperature)
   states_RSnD = jax.lax.stop_gradient(states_RSnD) if detached else states_RSnD
   values_RSn = states_RSnD.astype(jnp.float32) @ kernel_D + bias
-  return -losses_RSn, entropy_RSn, values_RSn
+  return grpo.of_answers(-losses_RSn, batch), entropy_RSn, values_RSn
 
 
 def _goes_on(change_RSn: Float[Array, "R S n"], batch: Batch, kl_stop: Array | float) -> Array:

@@ -33,7 +33,8 @@ def check(trial: Trial) -> int:
       "expected a weight to begin with, such as objective.kl=0.05"
     )
   _check_counts(TrainOptions(**config["train"]), RolloutOptions(**config["rollout"]), config)
-  longest = max(map(len, trial.dataset.train.prompts))
+  asked = [prompt for split in trial.dataset.splits.values() for prompt in split.prompts]
+  longest = max(map(len, asked))
   return longest + config["rollout"]["max_new_tokens"]
 
 

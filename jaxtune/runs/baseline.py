@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from jaxtune import data, peft, sharding
+from jaxtune import data, objectives, peft, sharding
 from jaxtune.evaluation import compare, judge
 from jaxtune.runs.programs import make_evaluator
 from jaxtune.runs.trial import Trial
@@ -27,18 +27,29 @@ def evaluate_bases(
   parallel = parallel or sharding.make(layout["parallel"], layout["mesh"])
   evaluator = make_evaluator(trials[0], parallel, methods=())
   base = parallel.put(trials[0].pretrained.params)
-  tuned = {"params": {}, "peft": {}}
-  nothing = lambda n: parallel.put(peft.Overlay(tuned, {"untuned": jnp.zeros(n)}), "trial")
-  distinct = {id(trial.dataset): trial.dataset for trial in trials}
-  scores = judge.judge_splits(evaluator, nothing(len(distinct)), base, list(distinct.values()))
+  nothing = lambda trials: parallel.put(_overlay(trials), "trial")
+  key = lambda trial: (id(trial.dataset), *objectives.judged_by(trial.config["objective"]).values())
+  distinct = {key(trial): trial for trial in trials}
+  asked = list(distinct.values())
+  scores = judge.judge_splits(evaluator, nothing(asked), base, [trial.dataset for trial in asked])
   scores_of = dict(zip(distinct, scores, strict=True))
-  judged = [scores_of[id(trial.dataset)] for trial in trials]
+  judged = [scores_of[key(trial)] for trial in trials]
   if not evaluator.options.shots:
     return [compare.Untuned(score) for score in judged]
   split = judged[0].split
   shown, drawn = zip(*(_with_shots(t, evaluator.options, split) for t in trials), strict=True)
-  shots = judge.judge_splits(evaluator, nothing(len(trials)), base, data.align(list(shown)))
+  shots = judge.judge_splits(evaluator, nothing(trials), base, data.align(list(shown)))
   return [compare.Untuned(*parts) for parts in zip(judged, shots, drawn, strict=True)]
+
+
+def _overlay(trials: Sequence[Trial]) -> peft.Overlay:
+  """Returns overlays that change nothing and hold the numbers by which trials are judged."""
+  sections = [objectives.judged_by(trial.config["objective"]) for trial in trials]
+  numbers = {
+    name: jnp.array([section[name] for section in sections], jnp.float32) for name in sections[0]
+  }
+  fixed = {"untuned": jnp.zeros(len(trials)), "loss": {"objective": numbers}}
+  return peft.Overlay({"params": {}, "peft": {}}, fixed)
 
 
 def _with_shots(trial: Trial, options: judge.EvaluateOptions, name: str) -> tuple[data.Data, dict]:

@@ -1,4 +1,9 @@
-"""A finished reward model as the reward of a policy's answers, "model:FOLDER" in a config."""
+"""A finished reward model as the reward of a policy's answers, "model:FOLDER" in a config.
+
+It reads them as it was trained: after their prompt as a text, or, if it was trained on
+conversations, as the last turn of one, in its own chat template. A prompt that is no conversation
+is then the turn of a user.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +15,14 @@ import jax
 import numpy as np
 
 from jaxtune import peft
+from jaxtune.data import conversations
 from jaxtune.data.encode import pairs
 from jaxtune.data.options import EncodeOptions
 from jaxtune.data.padding import pad
 from jaxtune.data.templates import Example
 from jaxtune.errors import UserError
 from jaxtune.evaluation import rewards
-from jaxtune.runs import finished
+from jaxtune.runs import finished, results
 from jaxtune.training import step
 
 PREFIX = "model:"
@@ -42,7 +48,12 @@ def _loaded(folder: str) -> rewards.Function:
     raise UserError(f"{folder} was trained by objective {name!r}, expected a reward model")
   tokenizer = run.pretrained.tokenizer
   most = c.positions - sum(m.positions for m in run.adapted.methods)
-  options = EncodeOptions(most, too_long="truncate", no_target="keep", special_tokens="allow")
+  options = EncodeOptions(
+    most, too_long="truncate", no_target="keep", special_tokens="allow",
+    chat_template=run.config["data"]["chat_template"],
+  )  # fmt: skip
+  seen = results.read(run.folder).get("data", {}).get("splits", {}).get("train", {})
+  example = _turn if "chat_template" in seen else _text
 
   @jax.jit
   def score(overlay, base, inputs):
@@ -50,10 +61,8 @@ def _loaded(folder: str) -> rewards.Function:
     return peft.apply(run.pretrained.model, adapted, **inputs)
 
   def reward(answers: rewards.Answers) -> np.ndarray:
-    said = zip(answers.prompts, answers.completions, strict=True)
-    examples = [
-      Example(prompt, [answer], {}, f"answer {n}") for n, (prompt, answer) in enumerate(said)
-    ]
+    said = zip(answers.prompts, answers.completions, answers.rows, strict=True)
+    examples = [example(*one, f"answer {n}") for n, one in enumerate(said)]
     split, _ = pairs.encode_answers(tokenizer, examples, options, two_texts=True)
     width = min(-(-split.width // PAD_TO) * PAD_TO, most)
     inputs = {
@@ -62,3 +71,17 @@ def _loaded(folder: str) -> rewards.Function:
     return np.asarray(score(run.adapted.overlay, run.adapted.base, inputs))
 
   return reward
+
+
+def _text(prompt: str, answer: str, row: dict, where: str) -> Example:
+  del row
+  return Example(prompt, [answer], {}, where)
+
+
+def _turn(prompt: str, answer: str, row: dict, where: str) -> Example:
+  """Returns the conversation that a prompt and its answer make."""
+  before = [{"role": "user", "content": prompt}]
+  if conversations.column(tuple(row)):
+    before = conversations.turns(row)[:-1]  # the last is the answer that the data have
+  turns = [*before, {"role": "assistant", "content": answer}]
+  return Example(prompt, [answer], row | {"messages": turns}, where, conversation=True)

@@ -215,7 +215,7 @@ def _learnt(
   shape = split.arrays["weights"].shape
   flat = lambda x_RSn: x_RSn.reshape(-1, shape[-1])
   weights_Nn = flat(split.arrays["weights"]) * np.isfinite(judged["reward"])[:, None]
-  seen = {name: flat(x) for name, x in seen.items() if np.ndim(x) == len(shape)}
+  seen = {name: flat(x) * weights_Nn for name, x in seen.items() if np.ndim(x) == len(shape)}
   reference_Nn = seen["reference"]
   sampled = grpo.Sampled(
     judged["reward"], r.options.samples, weights_Nn, seen.get("policy", reference_Nn), reference_Nn,

@@ -94,7 +94,8 @@ def baseline_key(config: dict) -> str:
   """
   data = {key: value for key, value in config["data"].items() if key not in SHARES}
   seed = f"seed {config['seed']}" if config["evaluate"]["shots"] else ""
-  return data_key(config | {"data": data}) + seed
+  numbers = objectives.judged_by(config["objective"])
+  return data_key(config | {"data": data}) + seed + json.dumps(numbers, sort_keys=True)
 
 
 def data_key(config: dict) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from annotated_types import Gt, Le
 
 from jaxtune import sharding
-from jaxtune.schema import Count, Finite, Positive, Seed, Share, Text
+from jaxtune.schema import Count, Finite, Seed, Share, Text
 
 
 class TrainOptions(NamedTuple):
@@ -87,7 +89,7 @@ class RolloutOptions(NamedTuple):
     max_new_tokens: the most tokens of an answer.
     rewards: the names of what answers are judged by; see `evaluation.rewards`.
     weights: of these rewards; 0 for one that is reported and not trained on. None: all are 1.
-    timeout: the seconds that one call of a reward may take.
+    timeout: the seconds that one call of a reward may take, at most a day.
     on_error: what happens where a reward fails: "stop", or "skip" the answers that it fails on.
   """
 
@@ -97,7 +99,7 @@ class RolloutOptions(NamedTuple):
   max_new_tokens: Count = 32
   rewards: tuple[str, ...] = ()
   weights: tuple[Finite, ...] | None = None
-  timeout: Positive = 60.0
+  timeout: Annotated[float, Gt(0), Le(86_400)] = 60.0
   on_error: Literal["stop", "skip"] = "stop"
 
   @property

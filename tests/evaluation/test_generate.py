@@ -302,6 +302,22 @@ def test_grouped_equals_solo(llama, name, chunk):
   )
 
 
+def test_texts_with_one_prompt_stay_with_it_in_a_group(llama):
+  """Two to a prompt, begun two at a time, by trials whose texts end at other times."""
+  laid = [tiny.lay(llama, METHODS["lora"] | {"rank": n}, noise=0.3) for n in (1, 4)]
+  prompts = np.repeat(np.arange(1, 55).reshape(18, 3), 2, 0)
+  one = lambda pair, base, prompts: generate.generate(
+    llama.model, peft.Adapted(laid[0].methods, *pair, base), prompts, prompts > 0, share=2, rows=8,
+    max_new_tokens=NEW, stop_tokens=tuple(range(0, tiny.VOCABULARY, 4)), temperature=1.0,
+    key=jax.random.key(0),
+  )  # fmt: skip
+  pairs, both = tree.stack([one.overlay for one in laid]), np.broadcast_to(prompts, (2, 36, 3))
+  alone, together = (
+    jax.jit(tree.over_trials(one, chunk))(pairs, laid[0][3], both) for chunk in (1, 2)
+  )
+  np.testing.assert_array_equal(together, alone)
+
+
 @pytest.mark.parametrize(
   ("options", "says"),
   [

@@ -86,7 +86,6 @@ CLIPS = {"clip_low": 0.1, "clip_high": 0.3}
   [
     {"kl": 0.0},
     {"kl": 0.4, "temperature": 0.7},
-    {"kl": 0.4, "estimator": "k1"},
     {"kl": 0.4, "estimator": "k2", "entropy": 0.1},
     {"kl": 0.2, "ratio": "sequence"},
   ],
@@ -104,6 +103,27 @@ def test_the_policy_s_loss_and_gradient_are_those_of_the_papers(options):
   np.testing.assert_allclose(losses, expected.detach(), rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(gradient, logits.grad, atol=1e-5)
   assert sums["weight"].tolist() == [[1.0] * S] * R
+
+
+def test_what_stands_behind_an_answer_does_not_count():
+  """Also where it is so unlikely that its ratio is infinite, as padding is for a trained model."""
+  far = np.where(WEIGHTS.reshape(R, -1, 1) > 0, LOGITS, LOGITS * 300)
+  values = {"value_kernel": np.ones(D, np.float32), "value_bias": np.float32(0)}
+  for objective, options in ((grpo, {"kl": 0.5}), (ppo, values | {"kl_stop": 1e3})):
+
+    def total(logits, objective=objective, options=options):
+      def forward(batch, score, targets, **more):
+        scored = score(logits, targets)
+        return (scored, STATES) if more.get("states") else scored
+
+      losses, sums = objective.loss(forward, BATCH, **options)
+      return losses.sum(), sums
+
+    (loss, sums), gradient = jax.value_and_grad(total, has_aux=True)(far)
+    (expected, others), _ = jax.value_and_grad(total, has_aux=True)(LOGITS)
+    assert float(loss) == pytest.approx(float(expected))
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(sums["kl"], others["kl"])
 
 
 @pytest.mark.parametrize("detached", [False, True])
@@ -216,7 +236,18 @@ def half(prompts, completions, rows):
 
 def slow(prompts, completions, rows):
   import time
+  with Path(__file__).with_suffix(".naps").open("a") as naps:
+    naps.write("z")
   time.sleep(60)
+
+def leaves(prompts, completions, rows):
+  raise SystemExit
+
+def tensor(prompts, completions, rows):
+  import torch
+  return torch.ones(len(completions), requires_grad=True)
+
+def huge(prompts, completions, rows): return [10**400] * len(completions)
 
 def few(prompts, completions, rows): return [1.0]
 def odd(prompts, completions, rows): return [float("nan")] * len(completions)
@@ -398,6 +429,30 @@ def test_answers_that_a_reward_fails_on_are_left_out(made, tmp_path):
   assert np.isfinite(result["final"]["validation_reward"])
 
 
+def test_rewards_fail_in_many_ways(made, tmp_path):
+  """None of which is a stack trace; one that is only reported leaves no answer out."""
+  made()
+  kinds = ("leaves", "tensor", "huge", "slow")
+  names = [f"{tmp_path}/rewards.py:{kind}" for kind in kinds]
+  answers = rewards.Answers(["p"] * 2, ["a", "bc"], [[]] * 2, [{}] * 2)
+  for name, says in zip(names, ("SystemExit", "returned", "returned", "longer than"), strict=True):
+    with pytest.raises(UserError, match=says):
+      rewards.score(rewards.make((name,), timeout=0.2), answers)
+  weights = (0.0, 0.0, 0.0, 0.0, 2.0)
+  functions = rewards.make((*names, "length"), weights, timeout=0.2, on_error="skip")
+  found = rewards.score(functions, answers)
+  assert found["reward"].tolist() == [2, 4]
+  assert all(np.isnan(found[f"reward_{kind}"]).all() for kind in kinds)
+  assert (tmp_path / "rewards.naps").read_text() == "zz"  # once to stop, once to skip
+  with pytest.raises(UserError, match="has 'length' twice"):
+    rewards.make(("length", "length"))
+
+
+def test_a_judgement_of_nothing_is_none(made, tmp_path):
+  result = jaxtune.fit(made(reward="odd", rollout={"on_error": "skip"}), tmp_path / "run")
+  assert np.isnan(result["final"]["validation_reward"])
+
+
 def test_rewards_have_names():
   asked = ("exact_match", "matches: ^[0-9]+$", "rougeL")
   answers = rewards.Answers(["?"] * 2, ["12", "a cat"], [["12"], ["a dog"]], [{}] * 2)
@@ -423,6 +478,7 @@ def test_rewards_have_names():
     ({"rollout": {"epochs": 3}}, "train.steps is 4, expected a multiple of"),
     ({"rollout": {"max_new_tokens": 4000}}, "exceed the model's"),
     ({"name": "sft", "data": {"text": "instruction"}}, "'sft' draws no answers"),
+    ({"data": {"general": "text.jsonl"}}, "data.general is for language models: objective 'sft'"),
   ],
 )
 def test_a_rollout_that_cannot_work_is_refused(made, tmp_path, sections, says):
@@ -437,6 +493,13 @@ def test_a_policy_has_no_budget_of_seconds(made, tmp_path):
     jaxtune.sweep(made() | {"sweep": sweep}, tmp_path / "sweep")
 
 
+def test_a_held_out_prompt_leaves_room_for_its_answer(made, tmp_path):
+  path = tmp_path / "long.jsonl"
+  path.write_text(json.dumps({"instruction": "word " * 500}))
+  with pytest.raises(UserError, match="exceed the model's"):
+    jaxtune.fit(made(data={"validation": str(path)}), tmp_path / "run")
+
+
 def test_an_empty_prompt_is_refused(made, tmp_path):
   path = tmp_path / "empty.jsonl"
   path.write_text('{"prompt": "a"}\n{"prompt": " "}\n')
@@ -444,11 +507,18 @@ def test_an_empty_prompt_is_refused(made, tmp_path):
     jaxtune.fit(made(data={"train": str(path), "validation": None}), tmp_path / "run")
 
 
-def test_a_reward_model_rewards_as_it_judges_pairs(made, tmp_path):
+@pytest.mark.parametrize("conversation", [False, True])
+def test_a_reward_model_rewards_as_it_judges_pairs(made, tmp_path, conversation):
   pairs = tmp_path / "pairs.jsonl"
   rows = [{"prompt": f"Say {c}.\n", "chosen": f"{c} it is", "rejected": c} for c in "abcd"]
-  pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  turns = lambda row: {
+    "prompt": [{"role": "user", "content": row["prompt"]}],
+    **{side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")},
+  }
+  written = [turns(row) if conversation else row for row in rows]
+  pairs.write_text("".join(json.dumps(row) + "\n" for row in written))
   config = made("reward") | {"data": {"train": str(pairs), "test": str(pairs), "overlap": "allow"}}
+  config["data"] |= {"chat_template": "plain"} if conversation else {}
   jaxtune.fit(config | {"rollout": {}}, tmp_path / "judge")
   name = f"model:{tmp_path}/judge"
   functions = rewards.make((name,), models=reward_model.find((name,)))

@@ -159,6 +159,19 @@ def test_a_group_of_betas_equals_trials_alone_and_the_base_stands_at_log_2(tmp_p
     assert alone["final"]["train_margin"] > 0
 
 
+def test_the_base_is_judged_by_the_numbers_of_each_trial(tmp_path):
+  """So that a trial which learns nothing differs in nothing, whatever its gamma."""
+  config = config_of(write_pairs(tmp_path / "pairs.jsonl"), objective={"name": "simpo"})
+  config["optim"] = {"learning_rate": 0.0}
+  sweep = {"objective.beta": [10.0], "objective.gamma": [0.5, 5.0]}
+  found = jaxtune.sweep(config | {"sweep": (sweep,)}, tmp_path / "sweep")
+  for one in found:
+    for name, value in one["base"].items():
+      assert one["final"][name] == pytest.approx(value, abs=1e-5), name
+  low, high = (one["base"]["validation_loss"] for one in found)
+  assert high > low + 1
+
+
 @pytest.mark.parametrize("name", [pytest.param("dpo", marks=pytest.mark.full), "reward"])
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch, name):
   config = config_of(write_pairs(tmp_path / "pairs.jsonl"), objective={"name": name})

@@ -62,12 +62,12 @@ def _both(group: list[Example]) -> list[Example]:
 
 def _labelled(example: Example) -> Example:
   value = example.row["label"]
-  if value not in (0, 1) and str(value).lower() not in ("true", "false", *NAMES, "0", "1"):
+  said = str(int(value)) if value in (0, 1) else str(value).lower()  # 1.0 and True are 1
+  if said not in ("true", "false", *NAMES, "0", "1"):
     raise UserError(f"the label is {value!r}, expected true or false")
   if not example.answers or not example.answers[0].strip():
     raise UserError("the answer is empty")
-  up = str(value).lower() in ("true", "1", "up")
-  return example._replace(choices=(NAMES[up],))
+  return example._replace(choices=(NAMES[said in ("true", "1", "up")],))
 
 
 def encode(

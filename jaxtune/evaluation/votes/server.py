@@ -78,7 +78,7 @@ def make(store: Store, host: str) -> flask.Flask:
   """
   app = flask.Flask(__name__, template_folder=str(PAGE), static_folder=None)
   app.config["MAX_CONTENT_LENGTH"] = LARGEST
-  names = {host, "localhost", socket.gethostname().lower()}
+  names = {host.lower(), "localhost", socket.gethostname().lower()}
   cookie = f"jaxtune-{_sign(store.token, 'cookie')[:8]}"  # cookies are shared by all ports
   app.before_request(partial(_guard, store.token, cookie, names))
   app.after_request(_add_headers)
@@ -103,8 +103,10 @@ def listen(store: Store, host: str, port: int) -> Any:
     UserError: where the address is in use, or none of this machine.
   """
   try:
+    # A name may stand for several addresses, whose ports would differ where 0 was asked for.
+    (*_, (first, *_)), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return waitress.create_server(
-      make(store, host), host=host, port=port, threads=8, ident=None,
+      make(store, host), host=first, port=port, threads=8, ident=None,
       max_request_body_size=LARGEST, max_request_header_size=LARGEST,
     )  # fmt: skip
   except (OSError, ValueError) as error:

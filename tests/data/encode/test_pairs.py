@@ -155,6 +155,15 @@ def test_a_thumb_s_other_answer_belongs_to_another_prompt(tokenizer):
     assert mine in other and mine[1] not in other.split()[-1]
 
 
+def test_thumbs_are_up_in_many_forms():
+  labels = (True, 1, 1.0, "up", "True", "1", False, 0, 0.0, "down", "false")
+  rows = [{"prompt": f"q{n}", "completion": "a", "label": label} for n, label in enumerate(labels)]
+  examples, _ = read("kto", rows)
+  assert [example.choices for example in examples] == [("up",)] * 6 + [("down",)] * 5
+  with pytest.raises(UserError, match="the label is 0.5, expected true or false"):
+    read("kto", [rows[0] | {"label": 0.5}])
+
+
 def test_an_encoder_reads_prompt_and_answer_as_two_texts(wordpiece):
   row = {"prompt": "a b", "chosen": "b", "rejected": "a b"}
   examples, _ = read("reward", [row])

@@ -124,7 +124,8 @@ for (const element of document.querySelectorAll("[data-choice]"))
     if (!selecting) vote(element.dataset.choice);
   });
 for (const button of document.querySelectorAll(".undo")) button.addEventListener("click", undo);
-find("#leave").addEventListener("click", welcome);
+// A vote that is still being sent belongs to the rater who gave it.
+find("#leave").addEventListener("click", () => busy || welcome());
 find("#name-form").addEventListener("submit", (event) => {
   event.preventDefault();
   join(find("#name").value).catch((error) => say(error.message));

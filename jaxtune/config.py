@@ -50,8 +50,8 @@ def unplaced(config: dict) -> dict:
   This is its mesh, its cache and the number of places, none of which changes its results.
   """
   return config | {
-    "train": config["train"] | {"mesh": None, "compilation_cache": None},
-    "search": config["search"] | {"places": None},
+    "train": config.get("train", {}) | {"mesh": None, "compilation_cache": None},
+    "search": config.get("search", {}) | {"places": None},
   }
 
 

@@ -135,6 +135,11 @@ def primary() -> bool:
   return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def several() -> bool:
+  """Says whether this process is one of a run of several."""
+  return jax.distributed.is_initialized()
+
+
 def bars() -> bool | None:
   """Returns what tqdm takes as `disable`: bars are for terminals, and of the first process.
 

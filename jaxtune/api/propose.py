@@ -199,6 +199,8 @@ def _assumed(config: dict, rows: int, expected: DryRun) -> dict[str, str]:
   rates = {axes["method"][0]["name"]: axes["optim.learning_rate"][0] for axes in grids}
   several = lambda rate: rate["tune"] if isinstance(rate, dict) else [rate]
   tried = [f"{name} {', '.join(f'{r:g}' for r in several(rate))}" for name, rate in rates.items()]
+  is_open = any(isinstance(rate, dict) for rate in rates.values())
+  chosen = ["each configuration gets its best on validation"] * is_open
   splits = expected.groups[0].splits
   kept = ", ".join(f"{name} {split['kept']:,}" for name, split in splits.items())
   left = sum((Counter(split["skipped"]) for split in splits.values()), Counter())
@@ -211,8 +213,8 @@ def _assumed(config: dict, rows: int, expected: DryRun) -> dict[str, str]:
     "rows": f"{kept}, drawn by a hash of each row; left out: {lost or 'none'}",
     "base": base,
     "compared": f"{', '.join(named)}, each with the seeds {', '.join(map(str, grids[0]['seed']))}",
-    "rates tried": f"{'; '.join(tried)}; each configuration gets its best on validation",
+    "rates tried": "; ".join([*tried, *chosen]),
     "training": f"{train['steps']} updates of {train['batch_size']} rows",
-    "time": f"{duration(expected.seconds)} on this machine, for {count(expected.trials, 'trial')}, "
-    "of which some choose the rates",
+    "time": f"{duration(expected.seconds)} on this machine, for {count(expected.trials, 'trial')}"
+    + ", of which some choose the rates" * bool(chosen),
   }

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from typing_extensions import TypedDict
+
 from jaxtune import config as configs_
 from jaxtune import libraries, schema
 from jaxtune.api import sweep, trials
@@ -123,10 +125,24 @@ def _check_config(path: Path, result: dict, stated: dict) -> None:
     )
 
 
+class _Rate(TypedDict):
+  __pydantic_config__ = schema.STRICT
+  learning_rate: float
+
+
+class _Trained(TypedDict):
+  """What is read of a trial's config.json."""
+
+  __pydantic_config__ = schema.STRICT
+  optim: _Rate
+
+
 def _chosen(trial: Path) -> float | str:
   """Returns the learning rate that was chosen for a trial; "tuned" where that is not known yet."""
   path = trial / "config.json"
-  return schema.read_json(path)["optim"]["learning_rate"] if path.exists() else "tuned"
+  if not path.exists():
+    return "tuned"
+  return schema.read_json(path, _Trained, "put it back")["optim"]["learning_rate"]
 
 
 def _target(places: Sequence[Path], out: str | Path | None) -> Path:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from typing_extensions import TypedDict
+
 from jaxtune import schema
 from jaxtune.api import sweep
 from jaxtune.errors import UserError
@@ -42,6 +44,18 @@ class Status(NamedTuple):
   seconds_left: float | None = None
   speed: float | None = None
   since: tuple[int, float] | None = None
+
+
+class _Steps(TypedDict):
+  __pydantic_config__ = schema.STRICT
+  steps: int
+
+
+class _Run(TypedDict):
+  """What is read of a run's config.json."""
+
+  __pydantic_config__ = schema.STRICT
+  train: _Steps
 
 
 class Watched(NamedTuple):
@@ -87,6 +101,7 @@ def watched(workdir: str | Path) -> Watched:
   if not isinstance(config, dict) or not {"sweep", "train"} & config.keys():
     raise UserError(f"{workdir} is not the folder of a sweep or a run: expected its config.json")
   if not config.get("sweep"):
+    schema.check(str(path), config, _Run)
     return Watched(workdir, {workdir.absolute().name: config["train"]["steps"]}, False)
   names, settings, configs = sweep.expand(config, 10**9)
   steps = {name: one["train"]["steps"] for name, one in zip(names, configs, strict=True)}
@@ -104,7 +119,7 @@ def look(of: Watched, before: Sequence[Status] = ()) -> list[Status]:
   """
   works, known = locks.works(of.folder), {one.name: one for one in before}
   steps = of.steps
-  if of.is_sweep and not (of.folder / "tuning.json").exists():  # learning rates are being chosen
+  if of.is_sweep and not (of.folder / collect.TUNING).exists():  # learning rates are being chosen
     most = max(steps.values())
     steps = {f"tuning/{one.name}": most for one in sorted(of.folder.glob("tuning/*"))} | steps
   return [_of_trial(of, name, count, works, known.get(name)) for name, count in steps.items()]
@@ -115,9 +130,9 @@ def _of_trial(of: Watched, name: str, steps: int, works: bool, before: Status | 
     return before
   folder = of.place(name)
   history, result = folders.read_history(folder), results.read(folder)
-  losses = [row["validation_loss"] for row in history if "validation_loss" in row]
+  numbers = lambda name: [row[name] for row in history if isinstance(row.get(name), int | float)]
+  losses, trained = numbers("validation_loss"), numbers("train_loss")
   finite = [loss for loss in losses if math.isfinite(loss)]
-  trained = [row["train_loss"] for row in history if "train_loss" in row]
   earlier, step = [0, 0, *sorted({row["step"] for row in history})][-2:]
   known = dict(loss=(losses or trained or [None])[-1], best=min(finite, default=None))
   if result:

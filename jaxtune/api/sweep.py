@@ -112,8 +112,15 @@ def _say_failed(outcomes: list[dict], failed: list[dict], workdir: Path) -> None
 
 
 def shared(config: Any) -> dict:
-  """Returns the completed config that all trials of a sweep start from."""
-  return configs_.complete(tuning.stated(_overridden(config, {})))
+  """Returns the completed config that all trials of a sweep start from.
+
+  Where axes alone complete it, such as an axis of data, it is that of the first trial.
+  """
+  try:
+    return configs_.complete(tuning.stated(_overridden(config, {})))
+  except UserError:
+    first = grid.expand(configs_.to_dict(config)["sweep"])[0]
+    return configs_.complete(tuning.stated(_overridden(config, first)))
 
 
 def _begin(workdir: Path, config: Any, notes: Mapping[str, str] | None) -> None:
@@ -136,11 +143,13 @@ def _tune(
   Writes tuning.json, {name of a configuration: its `tuning.Curve`}, if any are open.
   """
   if not plan.tuning.names:
+    if hosts.primary():
+      (workdir / collect.TUNING).unlink(missing_ok=True)  # of rates that were open before
     return {}
   train(plan.tuning)
   curves = stages.curves(plan, workdir)
   written = {name: {**curve._asdict(), "at_edge": curve.at_edge} for name, curve in curves.items()}
-  write_atomically(workdir / "tuning.json", json.dumps(written, indent=2))
+  write_atomically(workdir / collect.TUNING, json.dumps(written, indent=2))
   return curves
 
 

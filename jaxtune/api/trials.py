@@ -62,10 +62,13 @@ def train(stage: Groups, numbers: Sequence[int] | None = None) -> None:
     methods = {str(stage.trials[i].config["method"]): stage.trials[i] for i in reversed(group)}
     if methods:  # each distinct method is tried for one step, before any is trained
       gradients.check(list(methods.values()))
-  for number, group in waiting.items():
-    if group:
-      first = stage.folders[stage.members[number][0]]
-      with locks.of_group(first):
+  for number in (number for number, group in waiting.items() if group):
+    members = stage.members[number]
+    first = stage.folders[members[0]]
+    with locks.of_group(first):
+      # Another process may have trained it meanwhile; those of one run have the same lock.
+      group = waiting[number] if hosts.several() else _waiting(stage, members)
+      if group:
         print(
           f"program {number + 1} of {len(stage.members)}: {len(group)} trials, {first.name} ..."
         )
@@ -137,6 +140,8 @@ def _train_group(
       said = f"{len(trials)} trials failed together ({reason}); they are tried {how}"
       print(said, file=sys.stderr)
       parts = [slice(None)] if smaller else [slice(e, e + 1) for e in range(len(trials))]
+      if not smaller and hosts.primary():
+        remove(saved)  # else the next call would go on with the group
       for part in parts:
         _train_group(trials[part], folders[part], bases[part], smaller or 1)
     return

@@ -200,6 +200,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     raise UserError(
       f"{path}: damaged or cut-off gzip data after line {number} ({error}); fetch the file again"
     ) from error
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _json(path: Path) -> Iterator[tuple[int | str, Any]]:
@@ -243,12 +245,13 @@ def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, dict]
 
 def _header(path: Path, line: int, fields: list[str]) -> list[str]:
   """Returns the names of a header line, and checks that all differ."""
-  if len(set(fields)) < len(fields) or not all(name.strip() for name in fields):
+  names = [name.strip() for name in fields]
+  if len(set(names)) < len(names) or not all(names):
     raise UserError(
       f"{path}:{line}: the header {fields} has an empty or repeated name; "
       "for a file without a header pass `columns`, e.g. ('sentence', 'label')"
     )
-  return [name.strip() for name in fields]
+  return names
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict]]:

@@ -23,6 +23,7 @@ except ImportError:  # Windows
   fcntl = None
 
 NAME = ".lock"
+GLANCE = 1.0  # seconds that a lock is waited for: `in_use` takes one for an instant
 # Files and folders that a run, or a sweep, writes into its folder, after its config.json.
 RUN = (
   "metrics.jsonl", "predictions.jsonl", "result.json", "scores.safetensors", "tuned.safetensors",
@@ -184,7 +185,15 @@ def _lock(file: IO[str], folder: Path) -> None:
   try:
     if fcntl is None:
       raise OSError("no fcntl")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    until = time.monotonic() + GLANCE
+    while True:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+      except BlockingIOError:
+        if time.monotonic() > until:
+          raise
+        time.sleep(0.01)
   except BlockingIOError as error:
     file.seek(0)
     holder = file.read() or "another process"

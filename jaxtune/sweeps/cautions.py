@@ -17,7 +17,9 @@ from jaxtune.sweeps.evidence import Caution, Evidence, chained, listed, of_resul
 
 def find(evidence: Evidence) -> list[Caution]:
   """Returns what all functions here find."""
-  return chained((failed, exited, diverged, unresolved, wide, memorized, overfitted), evidence)
+  return chained(
+    (failed, repeated, exited, diverged, unresolved, wide, memorized, overfitted), evidence
+  )
 
 
 def failed(evidence: Evidence) -> list[Caution]:
@@ -27,6 +29,17 @@ def failed(evidence: Evidence) -> list[Caution]:
   named = [f"{trial} ({reason})" for trial, reason in evidence.failed.items()]
   text = f"Failed ({len(named)} trials, which have no result): {listed(named)}."
   return [Caution("failed", text, tuple(evidence.failed))]
+
+
+def repeated(evidence: Evidence) -> list[Caution]:
+  """Names trials that are no further replicates."""
+  if not evidence.repeated:
+    return []
+  text = (
+    f"Trained more than once ({len(evidence.repeated)} trials, with the settings and the seed of "
+    f"another one): a seed counts once. {listed([one['trial'] for one in evidence.repeated])}."
+  )
+  return of_results("repeated", text, evidence.repeated)
 
 
 def exited(evidence: Evidence) -> list[Caution]:

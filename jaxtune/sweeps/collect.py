@@ -12,6 +12,7 @@ from jaxtune.runs import locks, results
 from jaxtune.runs.folder import read_history
 
 SHOWN = ("config.json", "metrics.jsonl", "predictions.jsonl")  # files that a report shows
+TUNING = "tuning.json"  # in a sweep's folder; see `curves`
 FAILED = "failed.json"  # in a trial's folder; see `Failure`
 
 
@@ -58,7 +59,7 @@ def read(
 
 def curves(folder: Path) -> dict[str, Curve]:
   """Reads how a sweep chose the learning rates of its configurations; {} where it chose none."""
-  path = folder / "tuning.json"
+  path = folder / TUNING
   if not path.exists():
     return {}
   return schema.read_json(path, dict[str, Curve], "delete it, and start the sweep again")

@@ -176,7 +176,9 @@ def _evidence(
   chosen, scores = _reference(rows, reference), pairs.read_scores(finished)
   named, configs = reference is not None, read_configs(finished, config)
   compared = pairs.compare(rows, metric, chosen, scores, named=named)
-  return Evidence(rows, metric, chosen, named, compared, scores, configs)
+  counted = {id(result) for row in rows for result in row.results}
+  repeated = [result for result in finished if id(result) not in counted]
+  return Evidence(rows, metric, chosen, named, compared, scores, configs, repeated=tuple(repeated))
 
 
 def _reference(rows: Sequence[stats.Row], wanted: str | None) -> str:

@@ -25,6 +25,7 @@ class Evidence(NamedTuple):
     configs: the flat config of each trial, as far as it is known; see `config`.
     exited: the trials that left early.
     failed: {trial: reason} of those that failed.
+    repeated: those that differ in nothing from another one, which counts alone.
     curves: {configuration: the choice of its learning rate}; see `comparison.compare`.
   """
 
@@ -38,6 +39,7 @@ class Evidence(NamedTuple):
   exited: Sequence[dict] = ()
   failed: Mapping[str, str] = {}
   curves: Mapping[str, Mapping] = {}
+  repeated: Sequence[dict] = ()
 
   @property
   def results(self) -> list[dict]:

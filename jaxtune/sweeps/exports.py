@@ -72,7 +72,9 @@ def to_parquet(values: Mapping[str, Sequence[Any]]) -> bytes:
 def _of_one_type(column: Sequence[Any]) -> list[Any]:
   types = {type(value) for value in column if value is not None}
   if types <= {int, float} and types:
-    return [None if x is None else max(types, key=lambda t: t is float)(x) for x in column]
+    large = any(isinstance(x, int) and abs(x) >= 2**63 for x in column)
+    kind = float if large or float in types else int
+    return [None if x is None else kind(x) for x in column]
   if types == {bool}:
     return list(column)
   return [None if x is None else stats.show(x) for x in column]
@@ -84,7 +86,7 @@ def to_latex(rows: table.Table, caption: str, label: str = "tab:sweep") -> str:
   Args:
     caption: plain text.
   """
-  line = lambda cells: " & ".join(map(_escaped, cells)) + r" \\"
+  line = lambda cells: " & ".join(_escaped(" ".join(cell.split())) for cell in cells) + r" \\"
   body = [line(cells) for cells in rows.rows]
   if rows.untrained and rows.untrained < len(body):
     body.insert(rows.untrained, r"\midrule")

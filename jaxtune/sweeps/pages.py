@@ -62,7 +62,7 @@ def to_html(document: Mapping[str, Any]) -> str:
 def _markdown_table(table: Table) -> str:
   rule = ["---"] + ["---:"] * (len(table.header) - 1)
   return "\n".join(
-    "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
     for cells in (table.header, rule, *table.rows)
   )
 

@@ -37,6 +37,7 @@ special = libraries.Lazy("scipy.special")
 optimize = libraries.Lazy("scipy.optimize")
 _MOST_SEEDS = 1000
 _ROUNDING = 1e-9  # of the largest value
+_LARGE = 300.0  # a t beyond which SciPy's search for the noncentrality may not end
 Interval = tuple[float, float]
 # Quantiles, dense towards 0 where the tails of Student's t are, and their weights (Gauss-Legendre).
 _NODES, _LENGTHS = np.polynomial.legendre.leggauss(100)
@@ -126,9 +127,17 @@ def effect(differences_E: Sequence[float]) -> Effect | None:
     return None
   size, freedom, root = float(values.mean()) / math.sqrt(variance), count - 1, math.sqrt(count)
   # The noncentrality at which the observed t is the 97.5th, and the 2.5th percentile.
-  of_share = lambda share: float(special.nctdtrinc(freedom, share, abs(size) * root)) / root
+  of_share = lambda share: _noncentrality(freedom, share, abs(size) * root) / root
   low, high = sorted(math.copysign(1, size) * of_share(share) for share in (0.975, 0.025))
   return Effect(_unbiased(freedom) * size if count > 2 else None, (low, high), seeds_needed(size))
+
+
+def _noncentrality(freedom: int, share: float, t: float) -> float:
+  """Returns the noncentrality of the t distribution of which a share is below t, above 0."""
+  if t < _LARGE:
+    return float(special.nctdtrinc(freedom, share, t))
+  # The normal part of so large a t does not matter beside its mean: what varies is the chi-square.
+  return t * math.sqrt(2 * special.gammaincinv(freedom / 2, 1 - share) / freedom)
 
 
 def _unbiased(freedom: int) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 
 from jaxtune import metrics
@@ -149,6 +150,7 @@ def _on_page(tables: Mapping[str, table.Table]) -> dict[str, dict]:
   return {title: rows._asdict() for title, rows in tables.items() if title not in _MAPPED}
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a name may hold dollar signs
 def _draw(
   compared: comparison.Comparison,
   histories: Mapping[str, list[dict]],

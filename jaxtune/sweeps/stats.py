@@ -106,17 +106,20 @@ def untrained(results: Iterable[dict], metric: str, key: str = "base") -> list[f
 
 
 def group(results: Sequence[dict]) -> list[Row]:
-  """Puts trials that differ in the seed alone into one row, in order of first appearance."""
+  """Puts trials that differ in the seed alone into one row, in order of first appearance.
+
+  A seed counts once: of several trials that differ in nothing, the first one is kept.
+  """
   settings: dict[str, dict] = {}
-  members: dict[str, list[dict]] = {}
+  members: dict[str, dict[Any, dict]] = {}
   for result in results:
     flat = {"method.name": result["method"]} | grid.flatten(result["settings"])
-    flat.pop("seed", None)
+    seed = flat.pop("seed", None)
     key = json.dumps(flat, sort_keys=True)
     settings.setdefault(key, flat)
-    members.setdefault(key, []).append(result)
+    members.setdefault(key, {}).setdefault(seed, result)
   return [
-    Row(label, settings[key], tuple(members[key]))
+    Row(label, settings[key], tuple(members[key].values()))
     for key, label in zip(settings, labels(list(settings.values())), strict=True)
   ]
 
@@ -211,5 +214,7 @@ def labels(settings: Sequence[dict[str, Any]]) -> list[str]:
 def show(value: Any) -> str:
   """Writes a setting's value compactly: 0.00001 as 1e-5, a list as its items."""
   if isinstance(value, float):
-    return f"{value:g}".replace("e-0", "e-").replace("e+0", "e+")
+    short = f"{value:g}"
+    short = short if float(short) == value else repr(value)  # two values are never written alike
+    return short.replace("e-0", "e-").replace("e+0", "e+")
   return "+".join(map(show, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -92,7 +92,12 @@ def trials(config: dict, rates: Sequence[float], seeds: Sequence[int]) -> list[d
   """Returns the completed configs of the trials that a choice needs, rate after rate.
 
   They predict nothing: only their validation losses are read.
+
+  Raises:
+    UserError: without a seed.
   """
+  if not seeds:
+    raise UserError("search.tune_seeds is empty, expected seeds to choose a learning rate with")
   quiet = {
     "evaluate": config["evaluate"] | {"generate": False, "shots": 0, "resamples": 0},
     "search": config["search"] | {"early_exit": None},

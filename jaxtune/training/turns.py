@@ -84,7 +84,11 @@ def leave(rule: Rule, every: int, now: Standing) -> tuple[np.ndarray, np.ndarray
       break
     teams = np.asarray(rule.teams)
     losers = _losers(rule, {t: now.losses[there & (teams == t), :number] for t in teams[there]})
-    exited[np.isin(teams, losers) & (now.steps == step) & (exited == 0)] = step
+    lost = np.isin(teams, losers) & (exited == 0)
+    leaving = lost & (now.steps == step)
+    # With them go seeds that the patience has ended: else these alone would stand for the others.
+    leaving |= lost & (now.stopped > 0) & np.isin(teams, teams[leaving])
+    exited[leaving] = step
   return exited, waits & (exited == 0)
 
 

@@ -1,5 +1,6 @@
 """Trials that fail, and learning rates that a sweep chooses."""
 
+import contextlib
 import json
 import os
 
@@ -41,6 +42,8 @@ def test_a_trial_that_fails_stops_no_other(setup, tmp_path, monkeypatch, capsys)
     ranks = [t.config["method"]["rank"] for t in members]
     tried.append((ranks, rest[-1]))
     if {*broken} & {*ranks}:
+      if len(ranks) > 1:
+        rest[2].mkdir(parents=True)  # it fails after a checkpoint
       raise ValueError(f"rank {broken[0]} is broken")
     return real(members, *rest)
 
@@ -52,12 +55,36 @@ def test_a_trial_that_fails_stops_no_other(setup, tmp_path, monkeypatch, capsys)
   failed = tmp_path / "trials" / "rank=2" / "failed.json"
   assert json.loads(failed.read_text())["reason"] == "ValueError: rank 2 is broken"
   assert "1 of 3 trials failed" in capsys.readouterr().err
-  assert len(list((tmp_path / "groups").glob("*"))) == 0
+  assert len(list((tmp_path / "groups").glob("*"))) == 0, "the group is not gone on with"
   assert rebuilt(tmp_path)
 
   broken.clear()
   assert len(sweeps.sweep(swept, tmp_path)) == 3 and not failed.exists()
   assert [ranks for ranks, _ in tried[4:]] == [[2]], "what is done is not trained again"
+
+
+def test_what_another_process_has_just_trained_is_not_trained_again(setup, tmp_path, monkeypatch):
+  """Nor is it where this process had to wait for its lock, as tasks of SLURM and Ray may."""
+  swept, real = config(({"method.rank": [1]},)), trials.locks.of_group
+
+  @contextlib.contextmanager
+  def after_another(first):
+    monkeypatch.setattr(trials.locks, "of_group", real)
+    trials.train(stages[-1])
+    monkeypatch.setattr(trials, "_train_program", lambda *_: pytest.fail("trained twice"))
+    with real(first):
+      yield
+
+  stages, grouped = [], trials.grouped
+  monkeypatch.setattr(trials, "grouped", lambda *a: stages.append(grouped(*a)) or stages[-1])
+  monkeypatch.setattr(trials.locks, "of_group", after_another)
+  assert len(sweeps.sweep(swept, tmp_path)) == 1
+
+
+def test_what_only_axes_complete_is_reported_of_the_first_trial():
+  swept = config(({"data.train": ["a.jsonl", "b.jsonl"]},))
+  del swept["data"]["train"]
+  assert sweeps.shared(swept)["data"]["train"] == "a.jsonl"
 
 
 def test_a_full_disk_loses_nothing(setup, tmp_path, monkeypatch):
@@ -129,6 +156,8 @@ def test_a_configuration_gets_the_rate_that_is_best_on_validation(setup, tmp_pat
   stated = json.loads((tmp_path / "trials" / name / "config.json").read_text())
   assert stated["optim"]["learning_rate"] == 3e-2 and stated["seed"] == 1
   assert rebuilt(tmp_path)
+  sweeps.sweep(config(({"method.rank": [4], "optim.learning_rate": [1e-3]},)), tmp_path)
+  assert not (tmp_path / "tuning.json").exists(), "no rate is chosen any more"
 
 
 @pytest.mark.parametrize("tuned", [False, True])

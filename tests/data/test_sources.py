@@ -75,7 +75,7 @@ BROKEN = [
   ("a.csv", "x,y\n1,2\n1,2,3\n", ":3: 3 fields, expected 2"),
   ("a.csv", 'x,y\n1,"2"z\n', ":2: malformed row"),
   ("a.csv", 'x,y\n1,2\n3,"4\n', ":3: malformed row"),
-  ("a.csv", "x,x\n1,2\n", ":1: the header"),
+  ("a.csv", "x,x \n1,2\n", ":1: the header"),
   ("a.tsv", "x\ty\n1\n", ":2: 1 fields, expected 2"),
   ("a.parquet", b"PAR1 no", "not a readable Parquet file"),
   ("a.jsonl", "", "holds no rows"),

@@ -121,6 +121,10 @@ def test_an_effect_has_its_size_and_its_exact_interval():
   assert turned.g == -found.g and turned.interval == pytest.approx(tuple(ends), rel=1e-4)
   assert paired.effect([0.3]) is None and paired.effect([0.3, 0.3, 0.3]) is None
   assert paired.effect([0.1, 0.3]).g is None, "two seeds have no unbiased size"
+  # Seeds that hardly differ: then t is the mean over a chi-square's root, in closed form.
+  nearly = paired.effect([1, 1.000001, 0.999999])
+  ends = np.sqrt(scipy_stats.chi2.ppf((0.025, 0.975), 2) / 2) * 1e6
+  assert nearly.interval == pytest.approx(tuple(ends), rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [0.1, 0.3, 0.5, 1.0, 2.0, 4.0])

@@ -142,13 +142,23 @@ def test_csv_has_a_row_a_trial_with_all_that_is_known(made, tmp_path):
 
 
 def test_text_is_escaped(made, tmp_path):
-  results = [made.result({"data.template": text}, 2.0) for text in ("a|b", "<b>&")]
+  named = ("a|b", "<b>&", r"cost: $\frac$ and $$", "two\n\nlines")
+  results = [made.result({"data.template": text}, 2.0, flops=2**63) for text in named]
   written = report.write(results, tmp_path).read_text()
-  assert "a\\|b" in written
+  assert "a\\|b" in written and "two lines" in written
+  assert "two lines" in (tmp_path / "table.tex").read_text()
   page = (tmp_path / "report.html").read_text()
   assert "<b>" not in page
   shown = document(tmp_path / "report.html")["configurations"]
-  assert [one["settings"]["data.template"] for one in shown] == ["a|b", "<b>&"]
+  assert [one["settings"]["data.template"] for one in shown] == list(named)
+
+
+def test_a_trial_of_two_sweeps_counts_once(made, tmp_path):
+  results = made.ranks({1: [2.0, 2.5], 4: [1.5, 1.4]})
+  twice = [results[0] | {"trial": "again"}]
+  written = report.write(results + twice, tmp_path).read_text()
+  assert "Trained more than once (1 trials" in written and "again" in written
+  assert report.write(results, tmp_path).read_text().count("2.250 ±") == written.count("2.250 ±")
 
 
 def test_mistakes_are_named(made, tmp_path):

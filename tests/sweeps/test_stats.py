@@ -45,6 +45,8 @@ def test_group_leaves_out_the_seed_alone(made):
   rows = stats.group(made.ranks({1: [2.0, 2.1], 4: [1.5, 1.4]}))
   assert [row.label for row in rows] == ["lora rank=1", "lora rank=4"]
   assert [len(row.results) for row in rows] == [2, 2]
+  again = stats.group(made.ranks({1: [2.0, 2.1]}) + made.ranks({1: [2.0]}))
+  assert [len(row.results) for row in again] == [2], "a seed counts once"
 
 
 def test_difference_is_paired(made):
@@ -92,6 +94,7 @@ def test_a_row_without_the_metric_comes_before_one_that_diverged(made):
 def test_settings_are_shown_compactly():
   shown = [stats.show(value) for value in (1e-5, 1e-10, 1e6, 1e20, 0.5, 3, ["a", 1e-4])]
   assert shown == ["1e-5", "1e-10", "1e+6", "1e+20", "0.5", "3", "a+0.0001"]
+  assert stats.show(0.001) != stats.show(0.0010000001)
 
 
 def test_a_base_for_each_data_set_but_not_for_each_mixture(made):

@@ -39,6 +39,17 @@ def test_who_comes_first_waits_for_the_others():
   assert exited.tolist() == [0, 0, 10, 0] and not waits.any()
 
 
+def test_a_configuration_leaves_whole():
+  """Also its seed that the patience has ended before; one of which all seeds ended stays."""
+  rule = turns.Rule("halving", (3,), 0.5, (0, 0, 1, 1, 2, 2))
+  losses = [[3.0, 2.0, 1.0]] * 2 + [[2.0, 1.2, NAN], [8.0, 7.0, 6.0]] + [[9.0, NAN, NAN]] * 2
+  now = standing(losses, [30, 30, 20, 30, 10, 10], stopped=[0, 0, 20, 0, 10, 10])
+  exited, _ = turns.leave(rule, 10, now)
+  assert exited.tolist() == [0, 0, 0, 0, 0, 0]
+  exited, _ = turns.leave(rule._replace(keep=0.3), 10, now)
+  assert exited.tolist() == [0, 0, 30, 30, 0, 0]
+
+
 def test_the_median_rule_and_divergence():
   """A best loss above the median of the others' means leaves, and so does an infinite one."""
   rule = turns.Rule("median", (2,), 0.5, (0, 1, 2, 3))

@@ -32,6 +32,8 @@ def resources(text: str) -> dict[str, str]:
         f"--resources has {part!r}, expected such as cpu=4,gpu=1,memory=16G,time=12:00:00"
       )
     found[name] = value
+  if int(found.get("cpu", 1)) == 0:
+    raise UserError("--resources has cpu=0, expected a core for each group at least")
   return found
 
 

@@ -80,6 +80,12 @@ def flatten(settings: Mapping[str, Any]) -> Settings:
   return flat
 
 
+def brief(number: float) -> str:
+  """Writes a number with six digits, or with as many as tell it from all others."""
+  short = f"{number:g}"
+  return short if float(short) == number else repr(number)
+
+
 def short_keys(paths: Iterable[str]) -> dict[str, str]:
   """Maps each path to its last part, or to itself where two paths end in the same."""
   paths = list(dict.fromkeys(paths))

@@ -214,7 +214,5 @@ def labels(settings: Sequence[dict[str, Any]]) -> list[str]:
 def show(value: Any) -> str:
   """Writes a setting's value compactly: 0.00001 as 1e-5, a list as its items."""
   if isinstance(value, float):
-    short = f"{value:g}"
-    short = short if float(short) == value else repr(value)  # two values are never written alike
-    return short.replace("e-0", "e-").replace("e+0", "e+")
+    return grid.brief(value).replace("e-0", "e-").replace("e+0", "e+")
   return "+".join(map(show, value)) if isinstance(value, (list, tuple)) else str(value)

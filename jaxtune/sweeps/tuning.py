@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxtune.errors import UserError
+from jaxtune.sweeps import grid
 
 SECTION, KEY = "optim", "learning_rate"
 PATH = f"{SECTION}.{KEY}"
@@ -85,7 +86,7 @@ def named(setting: dict) -> dict:
 
 def label(config: dict) -> str:
   """Names a trial of `trials` among those of its configuration."""
-  return f"{KEY}={config[SECTION][KEY]:g},seed={config['seed']}"
+  return f"{KEY}={grid.brief(config[SECTION][KEY])},seed={config['seed']}"
 
 
 def trials(config: dict, rates: Sequence[float], seeds: Sequence[int]) -> list[dict]:

@@ -168,6 +168,9 @@ function addSamples() {
   });
 }
 
+// The part of a heading that the navigation has room for: "Classes" of "Classes of rank=4,seed=0".
+const brief = (heading) => heading.split(" of ")[0].toLowerCase().replace(/\W+/g, "-");
+
 function addTables() {
   for (const [heading, { header, rows }] of Object.entries(data.tables)) {
     const prose = header.map((_, i) => rows.some((cells) => cells[i].length > LONG_CELL));
@@ -178,7 +181,7 @@ function addTables() {
     if (heading === "Comparisons")
       document.getElementById("differences")?.append(
         make("details", {}, make("summary", {}, "All tests, effect sizes and seeds needed"), table));
-    else section(heading.toLowerCase().replace(/\W+/g, "-"), heading).append(table);
+    else section(brief(heading), heading).append(table);
   }
 }
 

@@ -71,6 +71,13 @@ def test_quantisation(tmp_path):
   assert "NF4" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.full
+@pytest.mark.measurement
+def test_feedback(tmp_path):
+  run("experiments/feedback/run.py", "--tiny", tmp_path / "runs", "--out", tmp_path / "out")
+  assert "| grpo, rank 64 |" in (tmp_path / "out" / "README.md").read_text()
+
+
 # The smallest size of every sweep, whatever its config asks for.
 SMALL = {
   "data.eval_limit": 12, "optim.warmup": 0, "train.steps": 1, "train.batch_size": 2,

@@ -45,6 +45,7 @@ def joined(address: str | None, cores: int) -> Iterator[None]:
     UserError: where Ray is not installed, or the cluster cannot be reached.
   """
   os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+  os.environ.setdefault("RAY_worker_niceness", "0")  # of a local one, whose workers do all the work
   try:
     ray.init  # noqa: B018
   except ImportError as error:

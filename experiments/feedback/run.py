@@ -39,7 +39,7 @@ POLICIES = ("sft_more", "dpo", "kto", "orpo", "grpo", "ppo", "grpo_others")
 SHARPNESS = 8.0
 SAMPLES = 8  # of best-of-n, and of the estimate of the divergence
 NEW_TOKENS = 24
-TINY_ROWS = 32  # reviews of each file with --tiny
+TINY_ROWS, TINY_SEEDS = 32, 2  # reviews of each file, and seeds, with --tiny
 
 
 def module(path: Path):
@@ -55,7 +55,9 @@ truth = module(HERE / "rewards.py")
 def stage(name: str, folder: Path, steps: int | None) -> list[dict]:
   """Runs a stage's sweep, or goes on with it; returns its results."""
   changes = {} if steps is None else {"train.steps": steps}
-  config = jaxtune.load_config(f"{CONFIG}:{name},{folder}", changes)
+  config = jaxtune.load_config(f"{CONFIG}:{name},{folder}", changes).to_dict()
+  if steps is not None:
+    config["sweep"] = [axes | {"seed": axes["seed"][:TINY_SEEDS]} for axes in config["sweep"]]
   return jaxtune.sweep(config, folder / name)
 
 

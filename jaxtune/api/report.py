@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from typing_extensions import TypedDict
-
 from jaxtune import config as configs_
 from jaxtune import libraries, schema
 from jaxtune.api import sweep, trials
 from jaxtune.errors import UserError
+from jaxtune.runs import folder as folders
 from jaxtune.runs import locks
 from jaxtune.sweeps import analysed, collect, grid, groups, tuning
 from jaxtune.training import checkpoint
@@ -125,24 +124,12 @@ def _check_config(path: Path, result: dict, stated: dict) -> None:
     )
 
 
-class _Rate(TypedDict):
-  __pydantic_config__ = schema.STRICT
-  learning_rate: float
-
-
-class _Trained(TypedDict):
-  """What is read of a trial's config.json."""
-
-  __pydantic_config__ = schema.STRICT
-  optim: _Rate
-
-
 def _chosen(trial: Path) -> float | str:
   """Returns the learning rate that was chosen for a trial; "tuned" where that is not known yet."""
   path = trial / "config.json"
   if not path.exists():
     return "tuned"
-  return schema.read_json(path, _Trained, "put it back")["optim"]["learning_rate"]
+  return schema.read_json(path, folders.Config, "put it back")["optim"]["learning_rate"]
 
 
 def _target(places: Sequence[Path], out: str | Path | None) -> Path:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from typing_extensions import TypedDict
-
 from jaxtune import schema
 from jaxtune.api import sweep
 from jaxtune.errors import UserError
@@ -44,18 +42,6 @@ class Status(NamedTuple):
   seconds_left: float | None = None
   speed: float | None = None
   since: tuple[int, float] | None = None
-
-
-class _Steps(TypedDict):
-  __pydantic_config__ = schema.STRICT
-  steps: int
-
-
-class _Run(TypedDict):
-  """What is read of a run's config.json."""
-
-  __pydantic_config__ = schema.STRICT
-  train: _Steps
 
 
 class Watched(NamedTuple):
@@ -101,7 +87,7 @@ def watched(workdir: str | Path) -> Watched:
   if not isinstance(config, dict) or not {"sweep", "train"} & config.keys():
     raise UserError(f"{workdir} is not the folder of a sweep or a run: expected its config.json")
   if not config.get("sweep"):
-    schema.check(str(path), config, _Run)
+    schema.check(str(path), config, folders.Config)
     return Watched(workdir, {workdir.absolute().name: config["train"]["steps"]}, False)
   names, settings, configs = sweep.expand(config, 10**9)
   steps = {name: one["train"]["steps"] for name, one in zip(names, configs, strict=True)}

@@ -31,7 +31,7 @@ from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.padding import to_widest
 from jaxtune.data.prompts import encode_prompts
 from jaxtune.data.shots import check_shots, shots
-from jaxtune.data.split import SPLITS, Split
+from jaxtune.data.split import SPLITS, Split, most_targets
 from jaxtune.data.task import Data
 from jaxtune.data.templates import render_prompts
 from jaxtune.errors import UserError
@@ -39,8 +39,8 @@ from jaxtune.errors import UserError
 __all__ = [
   "Data", "DataOptions", "EncodeOptions", "Split", "align", "arrange", "batch", "batches", "cells",
   "chat", "check_shots", "conversations", "describe", "encode_prompts", "identity",
-  "ids", "join", "kinds", "load", "mix", "render_prompts", "sample", "shots", "templates",
-  "tokens_seen",
+  "ids", "join", "kinds", "load", "mix", "most_targets", "render_prompts", "sample",
+  "shots", "templates", "tokens_seen",
 ]  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def separate(
 
   Two splits share an example if they have a prompt with an accepted answer that are equal but for
   case, width and whitespace; of examples with a `key`, if that is equal. "drop" takes it out of
-  train (out of validation, if validation and test share it).
+  train (out of validation, if validation and test share it), with all other wordings of its row.
 
   Returns:
     The splits, and counts by pair: {"train/test": {"shared": 2, "dropped": 2, "same_prompt": 5}}.
@@ -88,9 +88,9 @@ def separate(
   """
   splits, report = dict(splits), {}
   for left, right in itertools.combinations([name for name in SPLITS if name in splits], 2):
-    by_text = {key: example for example in reversed(splits[right]) for key in _texts(example)}
+    by_text = {key: example for example in reversed(splits[right]) for key in texts(example)}
     twins = [
-      next((by_text[key] for key in _texts(example) if key in by_text), None)
+      next((by_text[key] for key in texts(example) if key in by_text), None)
       for example in splits[left]
     ]
     shared = [pair for pair in zip(splits[left], twins, strict=True) if pair[1] is not None]
@@ -102,14 +102,17 @@ def separate(
         f"{len(shared)} examples of {left} are in {right} too: {pairs}{more}: mend the files, or "
         f"set data.overlap='drop' (takes them from the {side}) or 'allow'"
       )
-    if shared and overlap == "drop":
-      splits[left] = list(itertools.compress(splits[left], [twin is None for twin in twins]))
+    dropped = 0
+    if shared and overlap == "drop":  # with all wordings of their rows
+      rows = {id(example.row) for example, _ in shared}
+      kept = [example for example in splits[left] if id(example.row) not in rows]
+      splits[left], dropped = kept, len(splits[left]) - len(kept)
       if not splits[left]:
         raise UserError(f"the {left} split is empty: all of it is in {right} too")
     prompts = {normalise(one.prompt) for one in splits[right] if one.prompt is not None}
     report[f"{left}/{right}"] = {
       "shared": len(shared),
-      "dropped": len(shared) if overlap == "drop" else 0,
+      "dropped": dropped,
       "same_prompt": sum(
         one.prompt is not None and normalise(one.prompt) in prompts for one in splits[left]
       ),
@@ -142,7 +145,7 @@ def _plain(value: object) -> str:
   return "" if value is None else normalise(str(value))
 
 
-def _texts(example: Example) -> list[bytes]:
+def texts(example: Example) -> list[bytes]:
   """Hashes an example's prompt with each of its answers, or its key alone."""
   if example.key is not None:
     return [hashlib.blake2b(normalise(example.key).encode(), digest_size=16).digest()]

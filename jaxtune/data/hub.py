@@ -41,7 +41,9 @@ def open_split(source: str, split: str, streaming: bool) -> Iterable[dict]:
     raise UserError(f"{name} from the hub: {str(error).splitlines()[0]}; {advice}") from error
   if split not in data:
     raise UserError(f"{name} has no split {split!r}; {nearest(split, data)}")
-  return data[split] if streaming else data[split].to_list()
+  # Pictures and sounds stay the bytes and paths that they are in the data set: none is opened.
+  rows = data[split] if options else data[split].to_iterable_dataset()
+  return rows.decode(False)
 
 
 @contextlib.contextmanager

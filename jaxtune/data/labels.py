@@ -31,7 +31,11 @@ def names(values: Iterable, labels: Sequence[str] | None) -> list[str]:
       f"the examples have only one label, {''.join(present)!r}, expected two or more: set "
       "data.labels to all there are"
     )
-  return sorted(present, key=(int if all(map(_whole, present)) else str))
+  return sorted(present, key=_number_first if all(map(_whole, present)) else str)
+
+
+def _number_first(name: str) -> tuple[int, str]:
+  return int(name), name  # "1" and "01" are two names
 
 
 def index(value: object, names: Sequence[str]) -> int:

@@ -38,16 +38,18 @@ def load(
     UserError: for any mistake in the options or the data, with file and line.
   """
   _check(options, objective, decoder_start)
-  read = lambda options: task.read(tokenizer, objective, options, decoder_start, vocabulary)
+  named = options.tasks if isinstance(options.tasks, Mapping) else {"": None}
+  each = [options if o is None else _of_task(name, o, options) for name, o in named.items()]
+  found, overlap = task.separate([task.read(objective, one) for one in each], options.overlap)
+  encoded = [task.encode(one, tokenizer, objective, decoder_start, vocabulary) for one in found]
   if isinstance(options.tasks, Mapping):
-    tasks = {name: read(_of_task(name, given, options)) for name, given in options.tasks.items()}
-    dataset = _join(tasks)
+    dataset = _join(dict(zip(named, encoded, strict=True)))
   else:
-    dataset = read(options)
+    (dataset,) = encoded
     if options.tasks is not None:
-      named = {name: _name_tasks(split, options.tasks) for name, split in dataset.splits.items()}
-      dataset = dataset._replace(**named)
-  report = dataset.report
+      with_tasks = {name: _name_tasks(s, options.tasks) for name, s in dataset.splits.items()}
+      dataset = dataset._replace(**with_tasks)
+  report = dataset.report | {"overlap": overlap}
   if options.stream is None:
     train, packing = _arrange(dataset.train, options)
     dataset, report = dataset._replace(train=train), report | packing
@@ -77,6 +79,13 @@ def _check(o: DataOptions, objective: Any, decoder_start: tuple[int, ...]) -> No
       f"objective {name!r}: not for encoder-decoders, which are trained by 'sft' on prompts"
     )
   if o.stream is not None:
+    if o.overlap == "error" and any(
+      isinstance(getattr(o, name), str | tuple | list) for name in SPLITS[1:]
+    ):
+      raise UserError(
+        "data.overlap is 'error', and a stream cannot be compared before it is read: expected "
+        "'drop', by which what validation or test have too is not trained on, or 'allow'"
+      )
     used = [f"data.{key}" for key in ("tasks", "pack", "resample", "limit") if getattr(o, key)]
     used += ["data.buckets"] * (o.buckets > 1) + ["an encoder-decoder"] * bool(decoder_start)
     used += [f"objective {name!r}"] * (name != "sft")
@@ -159,6 +168,8 @@ def _arrange(split: Split, o: DataOptions) -> tuple[Split, dict]:
   Returns:
     The split, and {"packing": the report of `pack`} if it is packed, else {}.
   """
+  if o.resample and o.too_long == "chunk":
+    raise UserError("data.resample draws one text for each row: not with too_long='chunk'")
   report, variants = {}, templates.variants(split.rows) if o.resample else None
   if o.pack:
     if o.resample or o.buckets > 1:

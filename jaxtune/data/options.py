@@ -136,6 +136,6 @@ class DataOptions(NamedTuple):
 
 # Options of a mixture as a whole, which a task cannot have for itself.
 OF_MIXTURE = (
-  "general", "tasks", "mixture", "temperature", "cap", "mixture_batches", "resample", "buckets",
-  "pack", "stream",
+  "general", "tasks", "mixture", "temperature", "cap", "mixture_batches", "overlap", "resample",
+  "buckets", "pack", "stream",
 )  # fmt: skip

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -49,8 +50,8 @@ def shots(
   """
   check_shots(split, train, count)
   drawn = _draw(train, count, seed)
-  front = len(encode_prompts(tokenizer, [""])[0])
   separator = tokenizer("\n\n", add_special_tokens=False).input_ids
+  front = partial(_front, encode_prompts(tokenizer, [""])[0], tokenizer.bos_token_id)
   texts = [_text(train, row, front, tokenizer.eos_token_id) + separator for row in drawn]
   used, before = Counter(), []
   for prompt, length in zip(split.prompts, split.lengths["tokens"].tolist(), strict=True):
@@ -62,7 +63,7 @@ def shots(
     before.append(sum(fitting, []))
   with_shots = split._replace(
     arrays=split.arrays | _prepended(tokenizer, split, before, front, positions),
-    prompts=[_insert(p, front, ids) for p, ids in zip(split.prompts, before, strict=True)],
+    prompts=[_insert(p, front(p), ids) for p, ids in zip(split.prompts, before, strict=True)],
   )
   places = [train.where[row] for row in drawn]
   return with_shots, {"shots": count, "used": dict(sorted(used.items())), "demonstrations": places}
@@ -95,14 +96,22 @@ def _draw(train: Split, count: int, seed: int) -> list[int]:
   return rng.permutation(order[np.argsort(turn_X, kind="stable")[:count]]).tolist()
 
 
-def _text(train: Split, row: int, front: int, eos: int) -> list[int]:
+def _front(added: list[int], bos: int | None, row: list[int]) -> int:
+  """Counts the special tokens that a row begins with: those that a tokenizer adds, or a BOS.
+
+  Chat templates write their own, or none.
+  """
+  return len(added) if added and row[: len(added)] == added else int(row[:1] == [bos])
+
+
+def _text(train: Split, row: int, front: Callable[[list[int]], int], eos: int) -> list[int]:
   """Returns the ids of an example's prompt and right answer, without BOS and EOS around them."""
   tokens, mask = train.arrays["tokens"][row], train.arrays["mask"][row]
   if tokens.ndim == 2:  # one row for each answer there is to choose from
     label = train.arrays["labels"][row] if len(tokens) > 1 else 0
     tokens, mask = tokens[label], mask[label]
   ids = tokens[mask].tolist()
-  return ids[front : -1 if ids[-1] == eos else None]
+  return ids[front(ids) : -1 if ids[-1] == eos else None]
 
 
 def _insert(row: list, front: int, values: list) -> list:
@@ -111,7 +120,11 @@ def _insert(row: list, front: int, values: list) -> list:
 
 
 def _prepended(
-  tokenizer: Tokenizer, split: Split, before: Sequence[list[int]], front: int, positions: int
+  tokenizer: Tokenizer,
+  split: Split,
+  before: Sequence[list[int]],
+  front: Callable[[list[int]], int],
+  positions: int,
 ) -> dict[str, np.ndarray]:
   """Returns the tokens with the demonstrations before them, for each answer to choose from."""
   *shape, width = split.arrays["mask"].shape
@@ -120,8 +133,9 @@ def _prepended(
   tokens, weights = [], []
   for row, real_T in enumerate(flat["mask"]):
     ids = before[row // answers] if real_T.any() else []
-    tokens.append(_insert(flat["tokens"][row, real_T].tolist(), front, ids))
-    weights.append(_insert(flat["weights"][row, real_T].tolist(), front, [0.0] * len(ids)))
+    real = flat["tokens"][row, real_T].tolist()
+    tokens.append(_insert(real, front(real), ids))
+    weights.append(_insert(flat["weights"][row, real_T].tolist(), front(real), [0.0] * len(ids)))
   arrays = pad_tokens(tokenizer, tokens, max(positions, width))
   arrays["weights"] = pad(weights, arrays["tokens"].shape[1], 0, np.float32)
   return {name: x.reshape(*shape, x.shape[1]) for name, x in arrays.items()}

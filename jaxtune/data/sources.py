@@ -16,7 +16,7 @@ import re
 import stat
 import sys
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from jaxtune import files, schema
 from jaxtune.data import hub
 from jaxtune.errors import UserError, nearest
 
+csv.field_size_limit(sys.maxsize)  # of the whole process; the default refuses fields above 128 kB
 _KINDS = {
   ".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv",
   ".parquet": "parquet",
@@ -103,6 +104,16 @@ def stream(
   """
   for name in names(source, split):
     yield from _pairs(name, _find(name), split, columns, streaming=True)
+
+
+def has(row: dict, wanted: Mapping[str, Any]) -> bool:
+  """Says whether a row's columns have the wanted values, each one or several, compared as text."""
+  return all(str(row.get(column)) in texts_of(values) for column, values in wanted.items())
+
+
+def texts_of(values: Any) -> set[str]:
+  """Returns one value, or each of several, as text."""
+  return set(map(str, values if isinstance(values, (list, tuple)) else [values]))
 
 
 def kind(source: str) -> str | None:
@@ -207,19 +218,22 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _json(path: Path) -> Iterator[tuple[int | str, Any]]:
   """Yields (line or row, value) of JSON lines, or of a file that is one array."""
   lines = _lines(path)
+  first = True
   for number, line in lines:
-    if number == 1 and line.lstrip().startswith("["):
-      whole = line + "".join(rest for _, rest in lines)
+    if not line.strip():
+      continue
+    if first and line.lstrip().startswith("["):
+      whole = "\n" * (number - 1) + line + "".join(rest for _, rest in lines)
       yield from _numbered(schema.parse_json(whole, path))
-    elif line.strip():
+    else:
       yield number, schema.parse_json(line, f"{path}:{number}")
+    first = False
 
 
 def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, dict]]:
   """Yields (line, row); a quoted row may have several lines, of which the first counts."""
   tabs = kind(path.name) == "tsv"
   dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
-  limit = csv.field_size_limit(sys.maxsize)  # its default refuses fields above 128 kB
   reader = csv.reader((line for _, line in _lines(path)), strict=True, **dialect)
   names = list(columns) if columns else None
   start = 1
@@ -239,13 +253,16 @@ def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, dict]
       start = reader.line_num + 1
   except csv.Error as error:
     raise UserError(f"{path}:{start}: malformed row, {error}") from error
-  finally:
-    csv.field_size_limit(limit)
 
 
 def _header(path: Path, line: int, fields: list[str]) -> list[str]:
   """Returns the names of a header line, and checks that all differ."""
   names = [name.strip() for name in fields]
+  if not names[0] and all(names[1:]):
+    raise UserError(
+      f"{path}:{line}: the first column has no name in the header {fields}: write the file without "
+      "the numbers of its rows, in pandas with to_csv(..., index=False), or name the column"
+    )
   if len(set(names)) < len(names) or not all(names):
     raise UserError(
       f"{path}:{line}: the header {fields} has an empty or repeated name; "
@@ -258,7 +275,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
   import datasets
 
   try:
-    yield from _numbered(datasets.IterableDataset.from_parquet(str(path)))
+    # Pictures and sounds stay the bytes and paths that they are in the file: none is opened.
+    yield from _numbered(datasets.IterableDataset.from_parquet(str(path)).decode(False))
   except Exception as error:  # pyarrow and datasets wrap each other's errors in many classes
     cause = str(error.__cause__ or error).splitlines()[0]
     raise UserError(f"{path}: not a readable Parquet file ({cause})") from error

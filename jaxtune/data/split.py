@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxtune.data import mix
+from jaxtune.data.padding import PAD_TO
 
 SPLITS = ("train", "validation", "test")
 
@@ -56,6 +58,16 @@ class Split(NamedTuple):
   def width(self) -> int:
     """The number of tokens of a padded row, T."""
     return self.arrays["tokens"].shape[-1]
+
+
+def most_targets(splits: Sequence[Split]) -> int | None:
+  """Returns how many targets the row with the most has, rounded up as the lengths of rows are.
+
+  None where that is above three quarters of a row, so that few positions are without a target.
+  """
+  most = max(int((split.arrays["weights"][..., 1:] != 0).sum(-1).max()) for split in splits)
+  most = -(-most // PAD_TO) * PAD_TO
+  return most if most <= 0.75 * max(split.width for split in splits) else None
 
 
 def measures(split: Split) -> dict[str, Any]:

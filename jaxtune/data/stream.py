@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-from jaxtune.data import mix, sources, templates
+from jaxtune.data import divide, mix, sources, templates
 from jaxtune.data.options import DataOptions
 from jaxtune.data.padding import check_too_long, pad_token
 from jaxtune.data.split import Split
@@ -111,13 +112,15 @@ def load(
   tokenizer: Tokenizer,
   options: DataOptions,
   encode: Callable[[list[templates.Example]], tuple[Split, dict]],
+  held: Sequence[templates.Example] = (),
 ) -> Stream:
   """Opens data.train as a stream of prompts and answers; only its first rows are read yet.
 
   Args:
-    options: every row has max_length tokens. A row that too_long="skip" or no_target="skip" leaves
-      out keeps its place, with weight 0.
+    options: every row has max_length tokens. A row that is left out by too_long="skip",
+      no_target="skip" or overlap="drop" keeps its place, with weight 0.
     encode: (examples) -> (split, counts).
+    held: the examples of other splits, which are not trained on if overlap is "drop".
 
   Raises:
     UserError: options that contradict each other, a source that is missing or broken.
@@ -125,15 +128,25 @@ def load(
   check_too_long(options.too_long, ("skip", "truncate"))
   if options.max_length is None:
     raise UserError("data.stream needs data.max_length: the rows to come are not known")
-  rows = lambda: sources.stream(options.train, "train", options.columns)
-  first = list(islice(rows(), min(options.stream, 100)))
-  columns = sources.Table([row for _, row in first], [], {}).columns
+  whole, only = partial(sources.stream, options.train, "train", options.columns), options.only or {}
+  rows = lambda: (pair for pair in whole() if sources.has(pair[1], only))
+  pairs = list(islice(rows(), min(options.stream, 100)))
+  if not pairs:
+    raise UserError(f"data.only is {only}: no row of train has these values in these columns")
+  first = [row for _, row in pairs], [place for place, _ in pairs]
+  columns = sources.Table(*first, {}).columns
   form = templates.choose(columns, where=str(options.train), **options.wording())
   if len(form.templates) > 1:
     raise UserError("data.stream reads rows by one template: give one, or load the data whole")
 
+  known = set(chain.from_iterable(map(divide.texts, held))) if options.overlap == "drop" else set()
+
   def encode_block(rows: list[dict], where: list[str]) -> Arrays:
-    split, _ = encode(templates.render(form, rows, where))
+    examples = templates.render(form, rows, where)
+    kept = [example for example in examples if known.isdisjoint(divide.texts(example))]
+    split = encode(kept)[0] if kept else None
+    if split is None or not split.where:  # others stand in their places, with weight 0
+      split = encode(templates.render(form, *first))[0]._replace(where=[])
     return _aligned(split, where, options.max_length, pad_token(tokenizer))
 
   return Stream(rows, encode_block, options.max_length, options.stream)
@@ -145,7 +158,7 @@ def _aligned(split: Split, where: Sequence[str], width: int, pad: int) -> Arrays
   Where an example was skipped the row is a copy of another with weight 0.
   """
   row_of = {place: row for row, place in enumerate(split.where)}
-  if not row_of:
+  if not split.examples:
     raise UserError(f"{where[0]} to {where[-1]}: all {len(where)} rows of the block were skipped")
   rows_X = np.array([row_of.get(place, 0) for place in where])
   kept_X = np.array([place in row_of for place in where], np.float32)

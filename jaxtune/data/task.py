@@ -16,6 +16,11 @@ from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError, nearest
 
 SPLIT_SEED = 0  # every run draws the same splits and limited rows, whatever its own seed
+# What helps where most examples of a split were skipped for this reason.
+FIXES = {
+  "too_long": "raise data.max_length",
+  "label": "its labels are neither in data.labels nor among those of the training data",
+}
 
 
 class Data(NamedTuple):
@@ -43,43 +48,85 @@ class Data(NamedTuple):
     return {name: getattr(self, name) for name in SPLITS if getattr(self, name) is not None}
 
 
-def read(
+class Task(NamedTuple):
+  """The examples of one task, read and divided, and not yet tokenised.
+
+  Attributes:
+    readings: what was read, by split.
+    examples: those of `readings`, without those that another split has too.
+    report: hashes of files, their rows and their formats.
+  """
+
+  options: DataOptions
+  readings: dict[str, Reading]
+  examples: dict[str, list[Example]]
+  report: dict
+
+
+def read(objective: Any, options: DataOptions) -> Task:
+  """Reads the files of one task, draws the splits that have none, and limits them."""
+  if options.train is None:
+    raise UserError("data.train is missing: expected a file, several, or a hub name")
+  readings, files = _read_files(objective.read, options)
+  report = {
+    "files": files,
+    "file_rows": {name: len(reading.groups) for name, reading in readings.items()},
+    "format": {name: reading.form for name, reading in readings.items()},
+  }
+  readings = _divide(readings, options)
+  return Task(options, readings, {name: _examples(r) for name, r in readings.items()}, report)
+
+
+def _examples(reading: Reading) -> list[Example]:
+  return list(chain.from_iterable(reading.groups))
+
+
+def separate(tasks: Sequence[Task], overlap: str) -> tuple[list[Task], dict]:
+  """Refuses, drops or allows examples that two splits share, be it in two tasks.
+
+  Returns:
+    The tasks, and the counts of `divide.separate`.
+  """
+  together = {
+    name: list(chain.from_iterable(task.examples.get(name, ()) for task in tasks))
+    for name in SPLITS
+    if any(name in task.examples for task in tasks)
+  }
+  kept, report = divide.separate(together, overlap)
+  known = {name: set(map(id, examples)) for name, examples in kept.items()}
+  remaining = lambda task: {
+    name: [example for example in examples if id(example) in known[name]]
+    for name, examples in task.examples.items()
+  }
+  return [task._replace(examples=remaining(task)) for task in tasks], report
+
+
+def encode(
+  task: Task,
   tokenizer: Tokenizer,
   objective: Any,
-  options: DataOptions,
   decoder_start: tuple[int, ...],
   vocabulary: int | None,
 ) -> Data:
-  """Reads the splits of one task; the arguments are those of `load.load`."""
-  if options.train is None:
-    raise UserError("data.train is missing: expected a file, several, or a hub name")
+  """Tokenises the splits of a task; the arguments are those of `load.load`."""
+  options, counts, splits = task.options, {}, dict.fromkeys(SPLITS)
+  encoding = options.encoding(decoder_start)
 
-  def encode(examples: list[Example], encoding: EncodeOptions) -> tuple[Split, dict]:
+  def checked(examples: list[Example], encoding: EncodeOptions) -> tuple[Split, dict]:
     split, counts = objective.encode(tokenizer, examples, encoding)
     if vocabulary is not None and counts["kept"]:
       ids.check_split(tokenizer, split, vocabulary)
     return split, counts
 
-  splits, counts = dict.fromkeys(SPLITS), {}
-  encoding = options.encoding(decoder_start)
   if options.stream is not None:
-    splits["train"] = stream.load(tokenizer, options, partial(encode, encoding=encoding))
-  readings, files = _read_files(objective.read, options)
-  file_rows = {name: len(reading.groups) for name, reading in readings.items()}
-  readings = _divide(readings, options)
-  examples = {name: list(chain.from_iterable(r.groups)) for name, r in readings.items()}
-  remaining, overlap = divide.separate(examples, options.overlap)
-  for name, reading in readings.items():  # train first: its labels are the others' too
-    splits[name], encoded = encode(remaining[name], encoding)
+    held = list(chain.from_iterable(task.examples.values()))
+    splits["train"] = stream.load(tokenizer, options, partial(checked, encoding=encoding), held)
+  for name, reading in task.readings.items():  # train first: its labels are the others' too
+    remaining = task.examples[name]
+    splits[name], encoded = checked(remaining, encoding)
     encoding = encoding._replace(labels=encoded.get("labels", encoding.labels))
-    counts[name] = _with_lost(name, encoded, reading, examples[name], remaining[name])
-  report = {
-    "splits": {name: counts[name] for name in SPLITS if name in counts},
-    "overlap": overlap,
-    "files": files,
-    "file_rows": file_rows,
-    "format": {name: reading.form for name, reading in readings.items()},
-  }
+    counts[name] = _with_lost(name, encoded, reading, _examples(reading), remaining)
+  report = {"splits": {name: counts[name] for name in SPLITS if name in counts}} | task.report
   return Data(**splits, report=report, labels=tuple(counts.get("train", {}).get("labels", ())))
 
 
@@ -104,14 +151,13 @@ def _read_files(
 def _keep_only(table: sources.Table, wanted: dict, name: str) -> sources.Table:
   """Keeps the rows whose columns have the wanted values, compared as text."""
   for column, values in wanted.items():
-    values = set(map(str, values if isinstance(values, (list, tuple)) else [values]))
     present = {str(row[column]) for row in table.rows if column in row}
-    if missing := sorted(values - present):
+    if missing := sorted(sources.texts_of(values) - present):
       raise UserError(
         f"data.only: no row of {name} has {missing[0]!r} as its {column}; "
         f"{nearest(missing[0], sorted(present)[:20])}"
       )
-    keeps = [str(row.get(column)) in values for row in table.rows]
+    keeps = [sources.has(row, {column: values}) for row in table.rows]
     rows, where = (list(compress(items, keeps)) for items in (table.rows, table.where))
     table = table._replace(rows=rows, where=where)
   return table
@@ -152,11 +198,13 @@ def _with_lost(
     before, after: its examples with, and without, those that another split has too.
   """
   skipped = reading.skipped | counts["skipped"]
-  if not counts["kept"]:
-    raise UserError(
-      f"the {name} split is empty: of {len(after)} examples all were skipped ({skipped}): raise "
-      "data.max_length, or look at the answers"
-    )
   if shared := len(before) - len(after):
     skipped["overlap"] = shared
-  return {"read": len(before) + sum(reading.skipped.values())} | counts | {"skipped": skipped}
+  read = len(before) + sum(reading.skipped.values())
+  if not counts["kept"]:
+    reason = max(skipped, key=lambda reason: skipped[reason], default=None)
+    raise UserError(
+      f"the {name} split is empty: of {read} examples all were skipped ({skipped}): "
+      + FIXES.get(reason, "look at the answers in its file")
+    )
+  return {"read": read} | counts | {"skipped": skipped}

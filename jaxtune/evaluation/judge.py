@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from jaxtune import data, hosts, metrics, peft, sharding, tree
 from jaxtune.evaluation import answers, rewards
 from jaxtune.evaluation.options import EvaluateOptions
-from jaxtune.training.step import Program, judge
+from jaxtune.training.step import Program, chooses, judge
 
 SUMS = ("loss", "weight", "correct")  # of each example, whatever the objective
 
@@ -25,7 +26,8 @@ class Evaluator(NamedTuple):
   """Compiled evaluation of overlays that are stacked over trials.
 
   Attributes:
-    rows: (overlays, base, batch (E, 1, B, ...)) -> {"loss": (E, B), ...}; see `step.judge`.
+    rows: (targets) -> (overlays, base, batch (E, 1, B, ...)) -> {"loss": (E, B), ...}; see
+      `step.judge` and `Program.targets`.
     complete: (overlays, base, {"tokens", "mask" (E, N, T), "numbers" (E, N), "count", "seed"
       (E,)}) -> ids (E, N, max_new_tokens); see `generate.generate`.
     objective: the objective's module.
@@ -35,6 +37,7 @@ class Evaluator(NamedTuple):
     tokenizer: the model's.
     stop_tokens: ids that end a completion.
     rewards: by which the model's own answers are judged, in place of losses.
+    chooses: whether logits can be computed where a target is alone; see `step.chooses`.
   """
 
   rows: Callable
@@ -46,6 +49,11 @@ class Evaluator(NamedTuple):
   tokenizer: Any
   stop_tokens: tuple[int, ...]
   rewards: rewards.Rewards | None = None
+  chooses: bool = False
+
+  def targets(self, splits: Sequence[data.Split]) -> int | None:
+    """Returns of how many tokens of a row logits are computed; None: of all."""
+    return data.most_targets(splits) if self.chooses else None
 
   @property
   def measures(self) -> tuple[str, ...]:
@@ -94,19 +102,25 @@ def make(
     chunk: trials that each device computes side by side.
   """
 
-  def rows(overlay, base, batch, axis=None):
-    judged = judge(program, overlay, base, jax.tree.map(lambda x: x[0], batch))
+  def rows(overlay, base, batch, targets, axis):
+    some = program._replace(targets=targets)
+    judged = judge(some, overlay, base, jax.tree.map(lambda x: x[0], batch))
     gather = lambda x: jax.lax.all_gather(x, axis, tiled=True)
     return judged if axis is None else jax.tree.map(gather, judged)
 
-  def grouped(*arguments, axis=None):
-    return tree.over_trials(partial(rows, axis=axis), chunk, parallel.mesh)(*arguments)
+  @functools.cache
+  def compiled(targets):
+    def grouped(*arguments, axis=None):
+      of_trial = partial(rows, targets=targets, axis=axis)
+      return tree.over_trials(of_trial, chunk, parallel.mesh)(*arguments)
+
+    return parallel.compile(grouped)
 
   complete = answers.completer(program, options, stop_tokens, parallel=parallel, chunk=chunk)
   names = metric_names(options, objective)
   return Evaluator(
-    parallel.compile(grouped), complete, objective, parallel, options, names, tokenizer,
-    stop_tokens, rewards,
+    compiled, complete, objective, parallel, options, names, tokenizer, stop_tokens, rewards,
+    chooses(program.model.config, parallel.mesh.shape if parallel.mesh else {}),
   )  # fmt: skip
 
 
@@ -131,10 +145,10 @@ def measure(
   distinct = {id(split): split for split in splits}
   batches = {key: list(data.batches(split, size)) for key, split in distinct.items()}
   walks = [batches[id(split)] for split in splits]
-  measured = []
+  measured, run = [], evaluator.rows(evaluator.targets(splits))
   for i in tqdm(range(max(map(len, walks))), "judging", leave=False, disable=hosts.bars()):
     batch = stack([walk[min(i, len(walk) - 1)] for walk in walks])
-    out = evaluator.rows(overlays, base, evaluator.parallel.put_batch(batch))
+    out = run(overlays, base, evaluator.parallel.put_batch(batch))
     measured.append(jax.tree.map(np.asarray, out))
   joined = jax.tree.map(lambda *parts: np.concatenate(parts, 1), *measured)
   return [

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from jaxtune import objectives, sharding, tree
-from jaxtune.data import Split
-from jaxtune.data.padding import PAD_TO
+from jaxtune.data import Split, most_targets
 from jaxtune.evaluation import judge, rewards
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.runs import reward_model
 from jaxtune.runs.trial import Trial
 from jaxtune.training import optim
 from jaxtune.training.options import RolloutOptions
-from jaxtune.training.step import Program
+from jaxtune.training.step import Program, chooses
 
 
 def make_program(
@@ -55,19 +54,14 @@ def of_group(trials: Sequence[Trial], chunk: int = 1) -> Program:
 def count_targets(trials: Sequence[Trial]) -> int | None:
   """Returns of how many tokens of a row the training of a group computes logits; None: of all.
 
-  As many as the row with the most targets has, so that none are computed of prompts. Where that is
-  above three quarters of a row, few would be saved.
+  As many as the row with the most targets has, so that none are computed of prompts.
   """
-  c, mesh = trials[0].pretrained.model.config, trials[0].config["train"]["mesh"] or {}
-  if c.head is not None or c.encoder is not None or rolls_out(trials[0]):
-    return None
   splits = [trial.dataset and trial.dataset.train for trial in trials]  # or shapes alone
   known = all(isinstance(split, Split) for split in splits)  # of a stream they are not
-  if not known or mesh.get("sequence", 1) != 1:
+  mesh = trials[0].config["train"]["mesh"] or {}
+  if not known or rolls_out(trials[0]) or not chooses(trials[0].pretrained.model.config, mesh):
     return None
-  most = max(int((split.arrays["weights"][..., 1:] != 0).sum(-1).max()) for split in splits)
-  most = -(-most // PAD_TO) * PAD_TO
-  return most if most <= 0.75 * max(split.width for split in splits) else None
+  return most_targets(splits)
 
 
 def rolls_out(trial: Trial) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -91,6 +91,16 @@ def forward(
     return _at_targets(partial(apply, **inputs), batch["weights"], program.targets, **options)
 
   return call
+
+
+def chooses(model: Any, mesh: Mapping[str, int]) -> bool:
+  """Says whether logits can be computed of some tokens: of decoders whose rows are not split.
+
+  Args:
+    model: the model's `Config`.
+    mesh: the number of devices along each axis.
+  """
+  return model.head is None and model.encoder is None and mesh.get("sequence", 1) == 1
 
 
 def _at_targets(

@@ -112,7 +112,7 @@ BAD = [
   ({"no_target": "warn"}, "no_target is 'warn' .*'error' or 'skip'"),
   ({"columns": ("a", "b")}, "data.columns names the columns of CSV or TSV"),
   ({"validation": 0.00001}, "validation split is empty"),
-  ({"max_length": 8, "too_long": "skip"}, "train split is empty.*too_long"),
+  ({"max_length": 8, "too_long": "skip"}, "train split is empty.*too_long.*: raise data.max"),
   ({"max_length": 8}, r"a.jsonl:1: 12 tokens, more than max_length=8"),
   ({"train": 0.5}, "data.train is 0.5 .*, expected text or list"),
   ({"train": ()}, "names no file"),

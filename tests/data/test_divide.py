@@ -107,6 +107,17 @@ def test_overlap_is_refused_dropped_or_allowed():
   assert kept == parts and report["train/test"]["shared"] == 2
 
 
+def test_all_wordings_of_a_row_are_dropped():
+  train = [
+    Example(wording + one.prompt, one.answers, one.row, one.where)
+    for one in examples(4)
+    for wording in ("", "Please: ")
+  ]
+  kept, report = divide.separate({"train": train, "test": examples(2, "t")}, "drop")
+  assert names(kept["train"]) == {"q2", "q3"} and len(kept["train"]) == 4
+  assert report["train/test"] == {"shared": 2, "dropped": 4, "same_prompt": 0}
+
+
 def test_an_equal_prompt_with_another_answer_is_no_overlap():
   parts = {"train": examples(3), "validation": [Example("q1", ["z"], {}, "v:1")]}
   _, report = divide.separate(parts, "error")

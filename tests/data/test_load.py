@@ -93,6 +93,17 @@ def test_a_limit_keeps_the_rare_tasks_of_a_column(load, files):
   assert sorted(found.validation.tasks) == ["x", "x", "x", "y"]
 
 
+def test_what_another_task_trains_on_is_compared_too(load, files):
+  tasks = {"x": {"train": files["x"], "test": files["y"]}, "y": {"train": files["y"]}}
+  tasks["y"]["test"] = files["x"]
+  with pytest.raises(UserError, match="24 examples of train are in test too: x.jsonl:1 = x.jsonl"):
+    try:
+      load(tasks=tasks)
+    except UserError as error:
+      raise UserError(str(error).replace(str(Path(files["x"]).parent) + "/", "")) from None
+  assert load(tasks=tasks, overlap="allow").report["overlap"]["train/test"]["shared"] == 24
+
+
 def test_only_some_rows(load):
   some = load(train="train", only={"task": "y"})
   assert some.report["file_rows"]["train"] == 8
@@ -122,7 +133,10 @@ MISTAKES = [
   ({"train": "train", "mixture": {"x": -1}}, "data.mixture.x is -1 .*, expected at least 0"),
   ({"train": "train", "mixture_batches": "taks"}, "mixture_batches is .* did you mean 'task'"),
   *(({"train": "train", "test": size}, "data.test is ") for size in (0, -0.1, 1.5, True)),
-  ({"tasks": {"x": {"train": "x", "overlap": "dorp"}}}, "overlap is 'dorp' .* mean 'drop'"),
+  ({"tasks": {"x": {"train": "x", "turns": "lats"}}}, "turns is 'lats' .* mean 'last'"),
+  ({"tasks": {"x": {"overlap": "drop"}}}, "data.tasks.x.overlap belongs to the mixture as a"),
+  ({"train": "plain", "resample": True, "too_long": "chunk", "max_length": 8}, "not with too_long"),
+  (STREAM | {"test": "test"}, "a stream cannot be compared .* 'drop', .* or 'allow'"),
   ({}, "data.train is missing"),
   ({"train": "train", "tasks": "tsk"}, "train.jsonl:1: data.tasks: .* did you mean 'task'"),
   ({"tasks": {}}, "data.tasks is empty"),

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxtune.data import EncodeOptions
-from jaxtune.data.encode import text
+from jaxtune.data import EncodeOptions, conversations
+from jaxtune.data.encode import chat, text
 from jaxtune.data.shots import shots
 from jaxtune.data.templates import Example
 from jaxtune.errors import UserError
@@ -41,6 +41,28 @@ def test_the_text_is_what_one_would_write_by_hand(make_tokenizer, options):
   again, _ = shots(test, train, tokenizer, 3, positions=200, seed=4)
   assert again.prompts == few.prompts
   assert shots(test, train, tokenizer, 3, positions=200, seed=5)[0].prompts != few.prompts
+
+
+@pytest.mark.parametrize("options, begins", [({}, "<s>"), ({"bos": True}, ""), ({}, "")])
+def test_conversations_begin_as_their_template_does(make_tokenizer, options, begins):
+  tokenizer = make_tokenizer(**options)
+  source = begins + "{% for m in messages %}[{{ m.content }}]{% if m.role == 'assistant' %}</s>"
+  source += "{% endif %}{% endfor %}{% if add_generation_prompt %}[{% endif %}"
+
+  def talk(*pairs):
+    turns = [
+      {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+      for q, a in pairs
+    ]
+    examples, _ = conversations.read(turns, [f"f:{n}" for n in range(len(turns))])
+    return chat.encode(tokenizer, examples, EncodeOptions(chat_template=source))[0]
+
+  few, _ = shots(talk(("q", "a")), talk(("one", "1"), ("two", "2")), tokenizer, 2, positions=200)
+  text = tokenizer.decode(few.prompts[0])
+  one, two = "[one][1]\n\n", "[two][2]\n\n"
+  assert text in (f"{begins}{one}{two}[q][", f"{begins}{two}{one}[q][")
+  whole = few.arrays["tokens"][0][few.arrays["mask"][0]]
+  assert tokenizer.decode(whole) == text + "a]</s>"
 
 
 def test_what_does_not_fit_is_left_out_from_the_far_end_and_counted(tokenizer):

@@ -76,6 +76,8 @@ BROKEN = [
   ("a.csv", 'x,y\n1,"2"z\n', ":2: malformed row"),
   ("a.csv", 'x,y\n1,2\n3,"4\n', ":3: malformed row"),
   ("a.csv", "x,x \n1,2\n", ":1: the header"),
+  ("a.csv", ",x\n0,2\n", ":1: the first column has no name in the header ['', 'x']: write"),
+  ("a.json", '\n\n[{"x": 1},\n {"x": }]', "malformed JSON at line 4, column 8"),
   ("a.tsv", "x\ty\n1\n", ":2: 1 fields, expected 2"),
   ("a.parquet", b"PAR1 no", "not a readable Parquet file"),
   ("a.jsonl", "", "holds no rows"),
@@ -143,6 +145,26 @@ def test_header_and_columns_contradict(write):
   path = write("a.tsv", "x\ty\n1\t2\n")
   with pytest.raises(UserError, match="has a header line"):
     sources.read(path, columns=("x", "y"))
+
+
+def test_pictures_are_not_opened(tmp_path, monkeypatch):
+  """A Parquet file may declare that a column's paths are pictures, of this machine or another."""
+  rows = [{"text": "a", "image": {"bytes": None, "path": str(tmp_path / "secret.png")}}]
+  kinds = datasets.Features({"text": datasets.Value("string"), "image": datasets.Image()})
+  made = datasets.Dataset.from_list(rows, features=kinds)
+  path = str(tmp_path / "a.parquet")
+  pyarrow.parquet.write_table(made.data.table, path)
+  assert sources.read(path).rows == rows
+  monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *args, **kwargs: None)
+  monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: {"train": made})
+  assert sources.read("owner/name").rows == rows
+
+
+def test_long_fields_are_read_from_two_files_at_once(write):
+  first, second = write("a.csv", "x\n1\n"), write("b.csv", f"x\n1\n{'y' * 200_000}\n")
+  streams = sources.stream(first), sources.stream(second)
+  assert [next(one)[1] for one in streams] == [{"x": "1"}] * 2
+  assert [len(list(one)) for one in streams] == [0, 1]
 
 
 def test_a_hub_name_gives_the_split_of_that_name(monkeypatch):

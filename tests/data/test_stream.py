@@ -121,8 +121,28 @@ def test_what_is_skipped_keeps_its_place_without_weight(tokenizer, write):
   assert (found["weights"].sum(1) > 0).sum() == 3 and found["mask"].any(1).all()
   take(streamed, range(4), size=5)
   assert found["weights"].sum() == 2 + 3 + 4
-  with pytest.raises(UserError, match="mixed.jsonl:4 to .*all 1 rows of the block were skipped"):
-    take(load(tokenizer, path, block=1, too_long="skip", no_target="skip"), range(4), size=1)
+  alone = take(load(tokenizer, path, 1, too_long="skip", no_target="skip"), range(5), size=1)
+  assert [one["weights"].sum() for one in alone] == [2, 3, 4, 0, 0]
+  with pytest.raises(UserError, match="none.jsonl:1 to .*all 2 rows of the block were skipped"):
+    take(load(tokenizer, write("none.jsonl", rows[3:]), too_long="skip", no_target="skip"), [0])
+
+
+def test_only_some_rows_are_streamed(tokenizer, write):
+  path = write("two.jsonl", [row | {"lang": ("de", "en")[n % 2]} for n, row in enumerate(ROWS)])
+  found = take(load(tokenizer, path, only={"lang": "en"}), [0], size=11)
+  assert sorted(numbers(tokenizer, found)) == list(range(1, 23, 2))
+  for only in ({"lang": "fr"}, {"tongue": "en"}):
+    with pytest.raises(UserError, match="no row of train has these values in these columns"):
+      load(tokenizer, path, only=only)
+
+
+def test_what_another_split_has_is_not_trained_on(tokenizer, path, write):
+  held = write("held.jsonl", [ROWS[3] | {"prompt": "Question  3\n"}, *ROWS[5:10]])
+  options = DataOptions(train=path, test=held, stream=5, max_length=WIDTH, overlap="drop")
+  (found,) = take(data.load(tokenizer, sft, options).train, [0], size=23)
+  trained = [text for text, w in zip(found["tokens"], found["weights"], strict=True) if w.any()]
+  assert sorted(numbers(tokenizer, [{"tokens": trained}])) == [0, 1, 2, 4, *range(10, 23)]
+  assert found["mask"].any(1).all()
 
 
 def test_sources_stream_what_they_read(write, tmp_path):
@@ -146,7 +166,8 @@ def test_hub_names_stream_where_the_hub_is_reached_and_read_the_cache_elsewhere(
 
   def fake(name, configuration, **options):
     asked.append(options)
-    return {"train": datasets.Dataset.from_list(ROWS)}
+    rows = datasets.Dataset.from_list(ROWS)
+    return {"train": rows.to_iterable_dataset() if options else rows}
 
   monkeypatch.setattr(datasets, "load_dataset", fake)
   monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *args, **kwargs: None)
@@ -177,6 +198,6 @@ def test_a_streamed_config_is_loaded_and_shown_without_its_training_data(tokeniz
   loaded = data.load(tokenizer, sft, DataOptions(**streamed))
   assert len(batch(loaded.train, 0, 0, 4)["tokens"]) == 4
   assert "==" not in show(loaded, views.TEXT, tokenizer)
-  streamed |= {"train": path, "columns": None, "validation": path}
+  streamed |= {"train": path, "columns": None, "validation": path, "overlap": "allow"}
   text = show(data.load(tokenizer, sft, DataOptions(**streamed)), views.TEXT, tokenizer)
   assert "== validation ==\n23 examples" in text and "== train ==" not in text

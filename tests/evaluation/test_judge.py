@@ -10,7 +10,7 @@ from jaxtune import data, peft, sharding, tree
 from jaxtune.evaluation import judge
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.objectives import tokens
-from jaxtune.runs import programs
+from jaxtune.runs import costs, programs
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training import step
@@ -67,11 +67,37 @@ def test_trials_may_have_different_numbers_of_examples():
   split = lambda n: made_trials.split(n, n)
   run = lambda pairs, base, batch: {"loss": batch["tokens"][:, 0].sum(-1)}
   parallel = sharding.Parallel("jit", None, 1)
-  evaluator = judge.Evaluator(run, None, tokens, parallel, options, (), None, ())
+  evaluator = judge.Evaluator(lambda _: run, None, tokens, parallel, options, (), None, ())
   parts = [split(10), split(3), split(7)]
   found = judge.measure(evaluator, None, None, parts)
   for rows, part in zip(found, parts, strict=True):
     np.testing.assert_array_equal(rows["loss"], part.arrays["tokens"].sum(-1))
+
+
+def test_logits_are_computed_where_a_target_is(llama):
+  """Of 48 tokens of a row 7 have a weight at most, and logits of 8 are computed."""
+  setup = made_trials.make(llama)
+  config = made_trials.complete({"name": "lora"})
+  evaluator = programs.make_evaluator(
+    with_config(setup, config), sharding.make(mesh={"data": 1}), 1
+  )
+  split = made_trials.split(COUNT, 3, 48)
+  few = (np.cumsum(split.arrays["weights"], -1) <= 7) * split.arrays["weights"]
+  split = split._replace(arrays=split.arrays | {"weights": few})
+  assert evaluator.targets([split]) == 8
+  state, base = first_state(with_config(setup, config))
+  overlays = jax.tree.map(lambda x: x[None], peft.Overlay(state.tuned, state.hyper))
+  found, whole = (
+    judge.measure(made, overlays, base, [split])[0]
+    for made in (evaluator, evaluator._replace(chooses=False))
+  )
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), found, whole)
+  batch = judge.stack([split.arrays])
+  work = [
+    costs.products(jax.make_jaxpr(evaluator.rows(most))(overlays, base, batch).jaxpr)
+    for most in (8, None)
+  ]
+  assert work[0] < work[1]
 
 
 def test_loss_and_prediction_share_one_forward_pass(monkeypatch):

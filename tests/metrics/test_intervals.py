@@ -38,6 +38,10 @@ def examples(kind, count, seed=0, share=0.4):
     return rewards, [{"difference": float(x), "tokens": [1, 1]} for x in rng.integers(0, 4, count)]
   choices = WORDS if kind == "text" else ["O", "O", "B-a", "I-a", "B-b", "I-b"]
   true = [rng.choice(choices, rng.integers(4, 9)).tolist() for _ in range(count)]
+  if kind == "tags":  # of true ones a B begins every span
+    spans = [["O"], ["O"], ["B-a"], ["B-a", "I-a"], ["B-b", "I-b"]]
+    drawn = rng.integers(len(spans), size=(count, 5)).tolist()
+    true = [sum((spans[n] for n in numbers), []) for numbers in drawn]
   said = [noisy(rng, one, choices, share) for one in true]
   if kind == "tags":
     return said, true

@@ -96,8 +96,9 @@ def test_labels_by_hand():
 
 def test_spans_are_read_strictly():
   rng = np.random.default_rng(0)
-  draw = lambda: rng.choice(["O", "O", "B-a", "I-a", "B-b", "I-b"], (60, 7)).tolist()
-  said, true = draw(), draw()
+  spans = [["O"], ["O"], ["B-a"], ["B-a", "I-a"], ["B-b", "I-b"]]
+  true = [sum((spans[n] for n in row), []) for row in rng.integers(len(spans), size=(60, 5))]
+  said = [rng.choice(["O", "O", "B-a", "I-a", "B-b", "I-b"], len(row)).tolist() for row in true]
   right = sum(len(spans_of(s) & spans_of(t)) for s, t in zip(said, true, strict=True))
   precision = right / sum(len(spans_of(s)) for s in said)
   recall = right / sum(len(spans_of(t)) for t in true)
@@ -163,6 +164,8 @@ def test_score_names_its_metrics_in_order():
     ([["O"]], [["O", "O"]], ("span_f1",), "example 0 has 1 predicted tags for 2 words"),
     ([["O"]], [["E-x"]], ("span_f1",), "the tag 'E-x'; expected 'O', 'B-type'"),
     ([["B-"]], [["O"]], ("span_f1",), "the tag 'B-'"),
+    ([["O"] * 2], [["O", "I-x"]], ("span_f1",), "true tag 'I-x' behind 'O', expected IOB2"),
+    ([["O"] * 2], [["B-y", "I-x"]], ("span_f1",), "true tag 'I-x' behind 'B-y'"),
   ],
 )
 def test_mistakes_are_named(said, true, names, message):

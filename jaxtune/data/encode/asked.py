@@ -55,14 +55,21 @@ def encode(
     The split, whose references are [""] where a row has no answer; and its counts.
   """
   conversation = bool(examples) and examples[0].conversation
-  answered = lambda example: bool(example.answers and example.answers[0].strip())
-  filled = [e if conversation or answered(e) else e._replace(answers=[NO_ANSWER]) for e in examples]
-  one_turn = options._replace(turns="last")
-  split, counted = (chat if conversation else text).encode(tokenizer, filled, one_turn)
-  arrays = padding.pad_tokens(tokenizer, split.prompts, options.max_length)
+  # Whether a prompt is kept does not depend on its answer: only the prompt's own length counts.
+  filled = examples
+  if not conversation:
+    filled = [example._replace(answers=[NO_ANSWER, *example.answers]) for example in examples]
+  whole = options._replace(turns="last", max_length=None)
+  split, counted = (chat if conversation else text).encode(tokenizer, filled, whole)
+  lengths = list(map(len, split.prompts))
+  long = {*padding.find_too_long(lengths, split.where, options, ("skip",))}
+  pick = lambda values: [value for at, value in enumerate(values) if at not in long]
+  prompts, references = pick(split.prompts), pick(split.references)
+  if not conversation:
+    references = [answers or [""] for _, *answers in references]
+  arrays = padding.pad_tokens(tokenizer, prompts, options.max_length)
   arrays["weights"] = arrays["mask"].astype(np.float32)
-  arrays["example"] = np.arange(len(split.prompts), dtype=np.int64)
-  references = [[""] if one == [NO_ANSWER] else one for one in split.references]
-  split = split._replace(arrays=arrays, references=references)
+  arrays["example"] = np.arange(len(prompts), dtype=np.int64)
+  split = Split(arrays, prompts, references, pick(split.rows), pick(split.where))
   more = {key: counted[key] for key in ("stop_tokens", "chat_template") if key in counted}
-  return split, counts(split, counted["skipped"], counted["truncated"], **more)
+  return split, counts(split, counted["skipped"] | {"too_long": len(long)}, **more)

@@ -192,11 +192,16 @@ def _mask(
 def _stop(
   whole: list[int], begin: int, end: int, marks: Collection[int], blank: Callable[[int], bool]
 ) -> int | None:
-  """Finds the token that ends a turn: the first special one after which no text follows."""
-  stop = None
+  """Finds the token that ends a turn: of the special ones after which no text follows, the first.
+
+  Of several without a space between them, as behind a call of a tool, it is the last.
+  """
+  stop, last = None, end
   while end > begin and blank(whole[end - 1]):
     end -= 1
     stop = end if whole[end] in marks else stop
+  while stop is not None and stop + 1 < last and whole[stop + 1] in marks:
+    stop += 1
   return stop
 
 

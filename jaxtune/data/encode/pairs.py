@@ -96,6 +96,10 @@ def _pair(example: Example) -> Example:
     raise UserError(f"chosen and rejected are {kinds}, expected two texts or two lists of turns")
   prompt = example.prompt
   if prompt is None:
+    if isinstance(example.row.get("prompt"), list | tuple):
+      raise UserError(
+        "prompt is a list of turns, and chosen and rejected are texts, expected lists"
+      )
     shared = os.path.commonprefix([chosen, rejected])
     at = shared.rfind(_ANSWER)
     if at < 0:
@@ -111,7 +115,11 @@ def _pair(example: Example) -> Example:
 
 def _dialogue(example: Example, chosen: list, rejected: list) -> Example:
   """Reads two conversations that share all turns but the last."""
-  before = list(example.row.get("prompt") or ())
+  before = example.row.get("prompt") or ()
+  if isinstance(before, str):  # beside whole conversations it is there twice
+    alone = len(chosen) == len(rejected) == 1
+    before = [{"role": "user", "content": before}] if alone else ()
+  before = list(before)
   sides = [conversations.turns({"messages": before + answer}) for answer in (chosen, rejected)]
   (*shared, mine), (*others, theirs) = sides
   if shared != others:

@@ -34,12 +34,18 @@ def fits(prediction: Any, reference: Any) -> bool:
 
 
 def check(prediction: Sequence[str], reference: Sequence[str]) -> None:
-  """Raises UserError for tags of another number of words, or that are not IOB2."""
+  """Raises UserError for tags of another number of words, and true ones that are not IOB2."""
   if len(prediction) != len(reference):
     raise UserError(f"has {len(prediction)} predicted tags for {len(reference)} words")
   for tag in (*prediction, *reference):
     if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) < 3):
       raise UserError(f"has the tag {tag!r}; expected 'O', 'B-type' or 'I-type' (IOB2)")
+  for before, tag in zip(("O", *reference), reference, strict=False):
+    if tag[:2] == "I-" and before[2:] != tag[2:]:
+      raise UserError(
+        f"has the true tag {tag!r} behind {before!r}, expected IOB2, in which every span begins "
+        "with a B: convert the data"
+      )
 
 
 def baseline(references: Tags, seen: Tags) -> list[list[str]]:

@@ -29,8 +29,10 @@ function fill(element, attributes, children) {
 }
 
 // Writes a number for a person: thousands are separated, and small numbers keep their digits.
-function show(value) {
+// `places` is how many follow the point, if not as its size asks.
+function show(value, places) {
   if (typeof value !== "number") return value === null || value === undefined ? "–" : String(value);
+  if (places !== undefined) return value.toFixed(places);
   const size = Math.abs(value);
   if (Number.isInteger(value)) return size < 1e7 ? value.toLocaleString("en") : short(value);
   if (size >= 1e5 || size < 5e-3) return short(value);
@@ -47,7 +49,7 @@ function short(value) {
   return String(Number(value.toPrecision(4)));
 }
 
-const signed = (value) => (value > 0 ? "+" : "") + show(value);
+const signed = (value, places) => (value > 0 ? "+" : "") + show(value, places);
 const title = (metric) => data.metrics[metric]?.title ?? metric.replaceAll("_", " ");
 const higher = (metric) => data.metrics[metric]?.higher ?? false;
 const arrow = (metric) => `${title(metric)} ${higher(metric) ? "↑" : "↓"}`;
@@ -55,12 +57,14 @@ const better = (a, b) => (higher(state.metric) ? a > b : a < b);
 const color = (index) => `var(--c${index % 10})`;
 const unique = (values) => [...new Set(values)];
 
-// Writes an estimate with its interval: "1.23 [1.10, 1.36]".
+// Writes an estimate with its interval, in the digits that the interval tells: "1.23 [1.10, 1.36]".
 function estimate(value, write = show) {
   if (!value || value.mean === null) return "–";
   const some = value.count && value.count < value.of ? ` (${value.count} of ${value.of})` : "";
   if (value.low === null) return write(value.mean) + some;
-  return `${write(value.mean)} [${write(value.low)}, ${write(value.high)}]${some}`;
+  const digits = 1 - Math.floor(Math.log10(value.high - value.low));
+  const places = digits >= 1 && digits <= 5 ? digits : undefined;
+  return `${write(value.mean, places)} [${write(value.low, places)}, ${write(value.high, places)}]${some}`;
 }
 
 // Returns the estimate of the chosen metric, with finite numbers, or null.

@@ -338,6 +338,21 @@ def test_a_stop_token_that_only_the_whole_has_is_trained_once(speaker):
   assert counts["stop_tokens"] == [speaker.eos_token_id]
 
 
+def test_several_marks_behind_calls_are_one_stop(speaker):
+  """As DeepSeek's and Kimi's templates write them: else no second call would ever be written."""
+  call = {"function": {"name": "sum"}}
+  row = openai("how", "hello")
+  row["messages"][1] |= {"tool_calls": [call, call]}
+  source = (
+    "{% for m in messages %}<|start|>{{ m.content }}{% for call in m.tool_calls or [] %}<|head|>"
+    "{{ call.function.name }}<|tail|>{% endfor %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>{% endif %}"
+  )
+  split, counts = run(speaker, [row], chat_template=source)
+  assert speaker.decode(trained(split, 0)) == "hello<|head|>sum<|tail|><|head|>sum<|tail|><|end|>"
+  assert counts["stop_tokens"] == speaker.convert_tokens_to_ids(["<|end|>"])
+
+
 @pytest.mark.parametrize(
   ("row", "message"),
   [

@@ -48,6 +48,19 @@ def test_conversations_are_rated_too():
   assert pair.row["rejected"]["messages"] == [turn("user", "hi"), turn("assistant", "good")]
 
 
+def test_a_text_as_prompt_beside_conversations_is_there_twice_or_their_first_turn():
+  turns = lambda *texts: [
+    {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)
+  ]
+  whole = {"prompt": "hi", "chosen": turns("hi", "good"), "rejected": turns("hi", "bad")}
+  alone = whole | {"chosen": turns("hi", "good")[1:], "rejected": turns("hi", "bad")[1:]}
+  for row in (whole, alone):
+    (pair,), _ = read("dpo", [row])
+    assert pair.choices == ("good", "bad") and pair.prompt == "user: hi"
+  with pytest.raises(UserError, match="f:1: prompt is a list of turns, and chosen .* are texts"):
+    read("dpo", [{"prompt": turns("hi"), "chosen": "good", "rejected": "bad"}])
+
+
 @pytest.mark.parametrize(
   "row, said",
   [

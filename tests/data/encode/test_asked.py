@@ -1,0 +1,38 @@
+"""Prompts that a policy answers itself: an answer that is there is a reference, and no more."""
+
+from __future__ import annotations
+
+import pytest
+from support.reading import read
+
+from jaxtune.data import EncodeOptions
+from jaxtune.data.encode import asked
+from jaxtune.errors import UserError
+
+ROWS = [
+  {"prompt": "short?", "completion": "a worked solution " * 9},
+  {"prompt": "a longer question?", "completion": "."},
+  {"prompt": "none?", "completion": ""},
+]
+
+
+def test_only_the_prompt_has_to_fit(tokenizer):
+  examples, _ = read("grpo", ROWS)
+  split, counts = asked.encode(tokenizer, examples, EncodeOptions(max_length=10, too_long="skip"))
+  assert counts["kept"] == 2 and counts["skipped"] == {"too_long": 1}
+  assert list(map(tokenizer.decode, split.prompts)) == ["short?", "none?"]
+  assert split.references == [[ROWS[0]["completion"]], [""]] and split.where == ["f:1", "f:3"]
+  assert split.arrays["example"].tolist() == [0, 1]
+  with pytest.raises(UserError, match="f:2: 18 tokens, more than max_length=10"):
+    asked.encode(tokenizer, examples, EncodeOptions(max_length=10))
+  split, _ = asked.encode(tokenizer, examples, EncodeOptions(max_length=18))
+  assert split.references[1] == ["."] and split.arrays["mask"].sum(1).tolist() == [6, 18, 5]
+
+
+def test_a_conversation_s_last_turn_need_not_fit(tokenizer):
+  source = "{% for m in messages %}[{{ m.content }}]{% if loop.index == 2 %}</s>{% endif %}{% endfor %}"
+  turns = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "x" * 50}]
+  examples, _ = read("grpo", [{"messages": turns}])
+  options = EncodeOptions(max_length=8, chat_template=source)
+  split, _ = asked.encode(tokenizer, examples, options)
+  assert tokenizer.decode(split.prompts[0]) == "[ask]" and split.references == [["x" * 50]]

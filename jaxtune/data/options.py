@@ -75,14 +75,16 @@ class DataOptions(NamedTuple):
     stride: how many tokens two windows of a long context share; see `encode.qa`.
     malformed: what happens to a malformed conversation, labelled row or pair of answers: "error" or
       "skip".
-    overlap: what happens to examples that two splits share, or prompts of judged answers: "error",
-      "drop" (from train) or "allow".
+    overlap: what happens to examples that two splits share, of one task or of two, or prompts of
+      judged answers: "error", "drop" (from train, with all wordings of their rows) or "allow". A
+      stream with a validation or test split is for "drop" or "allow".
     limit: the most rows of train, chosen by hash.
     eval_limit: the most rows of validation and of test, and the most windows of general. Of the
       tasks that a column names, equally many are kept.
     mixture, temperature, cap: each task's share of the batches; see `mix.shares`.
     mixture_batches: "mixed" if a batch holds all tasks, "task" if it holds one.
-    resample: of several templates, draw one for each row and epoch, and do not train on all.
+    resample: of several templates, draw one for each row and epoch, and do not train on all; not
+      for documents in chunks.
     buckets: the most widths that batches have, by the lengths of their examples; 1 for one width.
     pack: whether to put several short examples into a row, in which they do not see each other.
     stream: for training data that is too large for the memory, the rows of a block; two blocks are

@@ -30,7 +30,7 @@ def test_only_the_prompt_has_to_fit(tokenizer):
 
 
 def test_a_conversation_s_last_turn_need_not_fit(tokenizer):
-  source = "{% for m in messages %}[{{ m.content }}]{% if loop.index == 2 %}</s>{% endif %}{% endfor %}"
+  source = "{% for m in messages %}[{{ m.content }}]{{ '</s>' * (loop.index - 1) }}{% endfor %}"
   turns = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "x" * 50}]
   examples, _ = read("grpo", [{"messages": turns}])
   options = EncodeOptions(max_length=8, chat_template=source)

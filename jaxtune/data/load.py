@@ -133,7 +133,8 @@ def _stop_tokens(tokenizer: Tokenizer, report: dict) -> tuple[int, ...]:
   """Lists the ids that end an answer: eos first, then those of the chat templates of all tasks."""
   trained = [one["splits"].get("train", {}) for one in report.get("tasks", {"": report}).values()]
   ends = {stop for counts in trained for stop in counts.get("stop_tokens", ())}
-  return tuple(dict.fromkeys((tokenizer.eos_token_id, *sorted(ends))))
+  eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]  # BERT's has none
+  return tuple(dict.fromkeys((*eos, *sorted(ends))))
 
 
 def _summed(reports: dict[str, dict]) -> dict:

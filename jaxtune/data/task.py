@@ -122,10 +122,12 @@ def encode(
     held = list(chain.from_iterable(task.examples.values()))
     splits["train"] = stream.load(tokenizer, options, partial(checked, encoding=encoding), held)
   for name, reading in task.readings.items():  # train first: its labels are the others' too
-    remaining = task.examples[name]
+    before, remaining = _examples(reading), task.examples[name]
+    if before and not remaining:
+      raise UserError(f"the {name} split is empty: other splits have all of its {len(before)} rows")
     splits[name], encoded = checked(remaining, encoding)
     encoding = encoding._replace(labels=encoded.get("labels", encoding.labels))
-    counts[name] = _with_lost(name, encoded, reading, _examples(reading), remaining)
+    counts[name] = _with_lost(name, encoded, reading, before, remaining)
   report = {"splits": {name: counts[name] for name in SPLITS if name in counts}} | task.report
   return Data(**splits, report=report, labels=tuple(counts.get("train", {}).get("labels", ())))
 

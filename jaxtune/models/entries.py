@@ -126,6 +126,7 @@ class Entries(TypedDict, total=False):
   final_logit_softcapping: Positive | None
   hidden_act: Activation | None
   hidden_activation: Activation | None
+  dense_act_fn: Activation | None
   activation_function: Activation | None
   activation: Activation | None
   classifier_activation: Activation | None

@@ -163,8 +163,12 @@ def choose(known: dict, hf: dict, kind: str, labels: int | None, random: bool) -
       f"{', '.join(known)}"
     )
   architectures = hf.get("architectures") or []
+  endings = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+  # Where the table of the embeddings is the head, a folder of the bare model has all of it.
+  if hf.get("tie_word_embeddings", True):
+    endings += ("Model",)
   for name in architectures if kind == "lm" else ():
-    if not name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+    if not name.endswith(endings):
       raise UserError(f"architecture {name!r} has no language model's head, expected {known['lm']}")
   if kind == "lm" and labels is None:
     return None
@@ -183,6 +187,19 @@ def choose(known: dict, hf: dict, kind: str, labels: int | None, random: bool) -
       f"the head of the checkpoint has {stored} labels, but a head {kind!r} {outputs}"
     )
   return Head(kind, outputs, bias=kind not in POOLED)
+
+
+def classes(known: dict, hf: dict, kind: str) -> tuple[str, ...]:
+  """Returns what the outputs of a folder's own head of a kind are called, () without names.
+
+  Args:
+    known, hf: as for `choose`.
+  """
+  own = kind in known and known[kind] in (hf.get("architectures") or ())
+  named = {str(number): str(name) for number, name in (hf.get("id2label") or {}).items()}
+  listed = tuple(named.get(str(number), "") for number in range(len(named)))
+  nameless = all(name == f"LABEL_{number}" for number, name in enumerate(listed))
+  return () if nameless or not own or kind not in ("classify", "tokens") else listed
 
 
 def names(c: Any, tokens: str = "score", lm: str = "lm_head") -> list[Tensor]:

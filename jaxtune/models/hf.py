@@ -175,18 +175,20 @@ def language(
   *,
   architecture: dict | None = None,
   tokenizer: str | None = None,
+  head: str = "lm",
   dtype: str = "float32",
   **computation: Any,
-) -> tuple[Any, tuple[int, ...], int]:
+) -> tuple[Any, tuple[int, ...], int, tuple[str, ...]]:
   """Loads a model's tokenizer and checks the model's options, without reading weights.
 
   Returns:
     The tokenizer or None; the tokens that an encoder-decoder's outputs begin with, () for other
-    models; the number of tokens that have an embedding.
+    models; the number of tokens that have an embedding; the classes of the folder's own head.
   """
   folder, hf_config, family = _source(path, architecture)
   config = _model_config(family, hf_config, dtype=DTYPES[dtype], **computation)
-  return tokenizers.load(tokenizer, folder), config.decoder_start, config.vocabulary
+  classes = heads.classes(family.ARCHITECTURES, hf_config, head) if folder else ()
+  return tokenizers.load(tokenizer, folder), config.decoder_start, config.vocabulary, classes
 
 
 def _source(path: str | None, architecture: dict | None) -> tuple[Path | None, dict, Any]:
@@ -278,9 +280,7 @@ def write(
   hf_config = heads.write(pretrained.hf_config | {"dtype": dtype}, c.head, labels)
   for name in ("torch_dtype", "_name_or_path"):  # an older name of dtype; the folder of the base
     hf_config.pop(name, None)
-  architectures = [family.ARCHITECTURES[c.head_kind]]
-  stored = hf_config.get("architectures")
-  hf_config["architectures"] = stored if c.head is None and stored else architectures
+  hf_config["architectures"] = [family.ARCHITECTURES[c.head_kind]]
   tensors: dict[str, np.ndarray] = {}
   for row in family.names(c):
     leaf = np.asarray(flat[row.ours]).astype(DTYPES[dtype])

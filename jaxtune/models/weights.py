@@ -239,7 +239,8 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def _shards(folder: Path) -> list[str]:
   """Lists the names of the files that hold the weights."""
   index = folder / "model.safetensors.index.json"
-  if not index.exists():
+  # transformers reads the single file first, and leaves an old index beside it where it saves.
+  if (folder / "model.safetensors").exists() or not index.exists():
     return ["model.safetensors"]
   entries = schema.read_json(index)
   schema.check(str(index), entries, dict)

@@ -88,11 +88,30 @@ def changed(trials: Sequence[Trial], **computation: Any) -> list[Trial]:
 
 def load_data(config: dict) -> data.Data:
   """Loads the data of a completed config, as its model's tokenizer and its objective need them."""
-  tokenizer, decoder_start, vocabulary = hf.language(**config["model"])
+  objective = objective_of(config)
+  language = hf.language(**config["model"], head=objective.HEAD)
+  tokenizer, decoder_start, vocabulary, classes = language
   if tokenizer is None:
     raise UserError("the model's folder has no tokenizer; name one with model.tokenizer")
+  read = lambda options: data.load(tokenizer, objective, options, decoder_start, vocabulary)
   options = data.DataOptions(**config["data"])
-  return data.load(tokenizer, objective_of(config), options, decoder_start, vocabulary)
+  dataset = read(options)
+  return dataset if options.labels else _in_order(dataset, classes, read, options)
+
+
+def _in_order(
+  dataset: data.Data, classes: tuple[str, ...], read: Callable, options: data.DataOptions
+) -> data.Data:
+  """Returns the data with the labels in the order of the outputs of the model's own head."""
+  labels = dataset.labels
+  if len(classes) != len(labels) or classes == labels or all(map(str.isdigit, labels)):
+    return dataset
+  if set(classes) == set(labels):
+    return read(options._replace(labels=classes))
+  raise UserError(
+    f"the model's head has the classes {', '.join(classes)}, and the data the labels "
+    f"{', '.join(labels)}: set data.labels to the data's, in the order of the head's"
+  )
 
 
 def load_model(config: dict, labels: int, place: Callable | None = None) -> hf.Pretrained:

@@ -102,6 +102,9 @@ def test_what_another_task_trains_on_is_compared_too(load, files):
     except UserError as error:
       raise UserError(str(error).replace(str(Path(files["x"]).parent) + "/", "")) from None
   assert load(tasks=tasks, overlap="allow").report["overlap"]["train/test"]["shared"] == 24
+  tasks["y"]["test"] = files["test"]
+  with pytest.raises(UserError, match="train split is empty: other splits have all of its 8 rows"):
+    load(tasks=tasks, overlap="drop")
 
 
 def test_only_some_rows(load):

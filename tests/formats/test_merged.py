@@ -18,7 +18,8 @@ TIED = {
   "llama3": tiny.ARCHITECTURES["llama3"] | dict(num_hidden_layers=1),
   "t5": tiny.ARCHITECTURES["t5"]
   | dict(num_layers=1, num_decoder_layers=1, tie_word_embeddings=True),
-  "bart": tiny.ARCHITECTURES["bart"] | dict(encoder_layers=1, decoder_layers=1),
+  "bart": tiny.ARCHITECTURES["bart"]
+  | dict(encoder_layers=1, decoder_layers=1, forced_bos_token_id=5),
 }
 TABLES = {"gpt2": "transformer.wte.weight", "llama3": "model.embed_tokens.weight",
           "t5": "shared.weight", "bart": "model.shared.weight"}  # fmt: skip
@@ -115,8 +116,8 @@ def test_a_lookup_s_delta_beside_trained_layers(tied, tmp_path, reload):
 
 
 @pytest.mark.parametrize("stated", [{"eos_token_id": 0, "top_k": 7}, None])
-@pytest.mark.parametrize("name", ["llama3", "t5"])
-def test_pytorch_stops_where_the_run_did(tied, name, stated, tmp_path):
+@pytest.mark.parametrize("name", ["llama3", "t5", "bart"])
+def test_pytorch_begins_and_stops_as_the_run_did(tied, name, stated, tmp_path):
   """A chat template's end of a turn is no token that the base stops at."""
   from transformers import GenerationConfig
 
@@ -131,5 +132,5 @@ def test_pytorch_stops_where_the_run_did(tied, name, stated, tmp_path):
   found = GenerationConfig.from_pretrained(made.folder)
   assert found.eos_token_id == [3, 1]
   assert found.top_k == (stated or {}).get("top_k")
-  start = None if stated else model.hf_config.get("decoder_start_token_id")
-  assert found.decoder_start_token_id == start
+  begun = found.decoder_start_token_id, found.forced_bos_token_id
+  assert tuple(x for x in begun if x is not None) == model.model.config.decoder_start

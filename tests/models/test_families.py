@@ -184,6 +184,18 @@ def test_config_refused(name, change, word):
   assert word in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name, change, read", [
+  ("t5", {"feed_forward_proj": "gated-gelu", "dense_act_fn": "silu"}, "dense_act_fn"),
+  ("gemma", {"hidden_act": "gelu", "hidden_activation": "relu"}, "hidden_act"),
+  ("gemma2", {"hidden_act": "relu", "hidden_activation": "gelu"}, "hidden_activation"),
+  ("gemma3_text", {"hidden_act": "relu"}, "hidden_activation"),
+])  # fmt: skip
+def test_activations_are_those_that_transformers_reads(name, change, read):
+  architecture = (tiny.ARCHITECTURES | tiny.DECODERS)[name] | change
+  ours = hf.family_module(name).config(architecture).activation
+  assert ours == getattr(AutoConfig.for_model(**architecture), read)
+
+
 @pytest.mark.parametrize("read", [hf.language, hf.outline, hf.load])
 @pytest.mark.parametrize("name, word", [
   ("gemma2", "bound"), ("llama", "on a GPU"), ("t5", "on a GPU"),

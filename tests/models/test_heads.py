@@ -1,6 +1,7 @@
 """Heads equal PyTorch's in scores, and folders with, without and with other heads load and save."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,13 @@ import pytest
 import transformers
 from jax.sharding import Mesh, PartitionSpec
 from safetensors.numpy import load_file, save_file
-from support import tiny
+from support import folders, tiny
 
+from jaxtune import config as configs
 from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.models import heads, hf
+from jaxtune.runs import trial
 
 WEIGHTS = "model.safetensors"
 
@@ -260,6 +263,45 @@ def test_label_names_must_be_as_many(bert, tmp_path):
   ours = hf.load(str(bert), head="classify")
   with pytest.raises(UserError, match="2 names for the 3 labels"):
     hf.save(ours, ours.params, tmp_path / "model", labels=("a", "b"))
+
+
+def test_the_classes_of_a_folder_s_own_head(tmp_path):
+  """They say what its outputs mean, whatever the order of the data's labels would be."""
+  tiny.torch_twin(
+    tiny.torch_config("bert", id2label={0: "up", 1: "down", 2: "even"}), tmp_path / "own",
+    architecture("bert", "classify"),
+  )  # fmt: skip
+  folder = folders.base(tmp_path, "bert")  # of another head, but with a tokenizer
+  names = ("tokenizer.json", "tokenizer_config.json")
+  for name in names:
+    shutil.copy(f"{folder}/{name}", tmp_path / "own" / name)
+  rows = [{"text": f"a{i}", "label": ("down", "even", "up")[i % 3]} for i in range(9)]
+  train = folders.write(tmp_path, "train.tsv", rows)
+  read = lambda rows, **more: trial.load_data(
+    configs.complete(folders.config(str(tmp_path / "own"), {"train": rows} | more, "classify"))
+  )
+  dataset = read(train)
+  assert dataset.labels == ("up", "down", "even")
+  assert dataset.train.arrays["labels"][:3].tolist() == [1, 2, 0]
+  assert read(train, labels=("even", "down", "up")).labels == ("even", "down", "up")
+  others = [{"text": row["text"], "label": row["label"].upper()} for row in rows]
+  with pytest.raises(UserError, match="head has the classes up, down, even, and the data .* DOWN"):
+    read(folders.write(tmp_path, "others.tsv", others))
+  numbers = [{"text": f"a{i}", "label": str(i % 3)} for i in range(9)]
+  assert read(folders.write(tmp_path, "numbers.tsv", numbers)).labels == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_a_bare_model_whose_table_is_its_head(name, tmp_path):
+  config = tiny.torch_config(name, tie_word_embeddings=True)
+  tiny.torch_twin(config, tmp_path, {"gpt2": "GPT2Model", "bart": "BartModel"}[name])
+  ours = hf.load(str(tmp_path))
+  hf.save(ours, ours.params, tmp_path / "ours")
+  stored = json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"]
+  assert stored == [hf.family_module(name).ARCHITECTURES["lm"]]
+  edit(tmp_path, tie_word_embeddings=False)
+  with pytest.raises(UserError, match="has no language model's head"):
+    hf.load(str(tmp_path))
 
 
 def test_linear_probe(tmp_path):

@@ -124,6 +124,8 @@ def test_config_damaged(folder, contents):
   '{"weight_map": "\\ud800"}',
 ])  # fmt: skip
 def test_json_that_cannot_be_read(folder, name, contents):
+  if "index" in name:
+    (folder / WEIGHTS).unlink()
   (folder / name).write_text(contents)
   refused(folder, name)
 
@@ -185,6 +187,7 @@ def test_bin_only(folder):
 
 @pytest.mark.parametrize("shard", ["../evil.safetensors", "/etc/passwd", "..", ""])
 def test_index_that_leaves_its_folder(folder, shard):
+  (folder / WEIGHTS).unlink()
   index = {"weight_map": {"model.norm.weight": shard}}
   (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
   refused(folder, "index.json", "outside")
@@ -194,14 +197,23 @@ def test_index_that_leaves_its_folder(folder, shard):
   "contents", ["", "{}", "[]", '{"weight_map": []}', '{"weight_map": {"a": 3}}']
 )
 def test_index_damaged(folder, contents):
+  (folder / WEIGHTS).unlink()
   (folder / f"{WEIGHTS}.index.json").write_text(contents)
   refused(folder, "index.json")
 
 
 def test_shard_missing(folder):
+  (folder / WEIGHTS).unlink()
   index = {"weight_map": {"model.norm.weight": "model-2.safetensors"}}
   (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
   refused(folder, "lacks model-2.safetensors")
+
+
+def test_an_old_index_beside_a_single_file_is_not_read(folder):
+  """transformers leaves it where it saves a model that had shards, and reads the file too."""
+  index = {"weight_map": {"model.norm.weight": "model-00001-of-00007.safetensors"}}
+  (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+  hf.load(str(folder))
 
 
 def test_not_a_folder(folder, tmp_path):

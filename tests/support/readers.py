@@ -102,7 +102,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def read_tokenizer(folder: Path) -> object:
-  tokenizer, start, vocabulary = hf.language(str(folder / "model"))
+  tokenizer, start, vocabulary, _ = hf.language(str(folder / "model"))
   if tokenizer is None:
     return None
   options = data.DataOptions(train=str(folder / "train.jsonl"), overlap="allow")

@@ -18,10 +18,11 @@ def config(hf: dict, **overrides) -> Config:
   hf = dict(
     num_key_value_heads=16, head_dim=256, max_position_embeddings=8192, tie_word_embeddings=True,
   ) | hf  # fmt: skip
-  name = hf.get("hidden_activation") or hf.get("hidden_act") or "gelu_pytorch_tanh"
+  first = hf["model_type"] == "gemma"  # as in transformers, where later ones have another entry
+  name = hf.get("hidden_act" if first else "hidden_activation") or "gelu_pytorch_tanh"
   fields = dict(
-    # As in transformers: files with "gelu" mean the approximation that the model was trained with.
-    activation="gelu_pytorch_tanh" if name == "gelu" else name,
+    # Gemma's files with "gelu" mean the approximation that the model was trained with.
+    activation="gelu_pytorch_tanh" if first and name == "gelu" else name,
     embed_scale=hf["hidden_size"] ** 0.5,
     norm_offset=1.0,
   )

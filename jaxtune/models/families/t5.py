@@ -25,6 +25,7 @@ def config(hf: dict, **overrides) -> Config:
   kind = hf.get("feed_forward_proj", "relu")
   gated = kind.startswith("gated-")
   activation = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
+  activation = hf.get("dense_act_fn") or activation
   schema.check("config.json: the activation in feed_forward_proj", activation, Activation)
   tied = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True))
   buckets = hf.get("relative_attention_num_buckets", 32)

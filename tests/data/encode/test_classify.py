@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support import reading
 
+from jaxtune import data, objectives
 from jaxtune.data import EncodeOptions
 from jaxtune.data.encode import classify, regression
 from jaxtune.errors import UserError
@@ -107,6 +108,13 @@ def test_labels_outside_the_set(wordpiece):
     classify.encode(wordpiece, read(ROWS[:1]), EncodeOptions())
   split, _ = classify.encode(wordpiece, read(ROWS[:1]), EncodeOptions(labels=("neg", "pos")))
   assert split.arrays["labels"].tolist() == [1]
+
+
+def test_a_tokenizer_without_eos_ends_nothing(wordpiece, write):
+  path = write("rows.jsonl", ROWS)
+  options = data.DataOptions(train=path, rename={"text": "a", "label": "y"})
+  assert wordpiece.eos_token_id is None
+  assert data.load(wordpiece, objectives.module("classify"), options).stop_tokens == ()
 
 
 def test_texts_without_a_token(wordpiece):

@@ -74,7 +74,18 @@ def stack(runs: Sequence[Run]) -> Run:
   """
   check_bases(runs)
   stacked, deltas, hyper, params = {}, {}, {}, {}
+  taken: set[str] = set()  # the weights that runs before have trained
   for run in runs:
+    moved = tree.flatten(run.adapted.tuned["params"])
+    new = moved.keys() | set().union(
+      *(peft.overwritten(m, run.adapted.overlay.arrays_of(m)[0]) for m in run.adapted.methods)
+    )
+    if twice := sorted(new & taken):
+      raise UserError(
+        f"{run.folder} and another adapter both trained {twice[0]}: average them, or leave one out"
+      )
+    taken |= new
+    params |= moved
     for name, section in sections(run).items():
       free = (f"{name}_{n}" for n in itertools.count(2))
       new = next(n for n in itertools.chain([name], free) if n not in stacked)
@@ -83,12 +94,6 @@ def stack(runs: Sequence[Run]) -> Run:
       stacked[new] = section
       deltas |= peft.by_path(renamed, peft.arrays_of(method, run.adapted.tuned["peft"]))
       hyper |= peft.by_path(renamed, peft.arrays_of(method, run.adapted.hyper))
-    moved = tree.flatten(run.adapted.tuned["params"])
-    if twice := sorted(moved.keys() & params.keys()):
-      raise UserError(
-        f"{run.folder} and another adapter both trained {twice[0]}: average them, or leave one out"
-      )
-    params |= moved
   tuned = {"params": tree.unflatten(params), "peft": tree.unflatten(deltas)}
   return with_method(
     runs[0], {"name": "stack", **stacked}, peft.Overlay(tuned, tree.unflatten(hyper))

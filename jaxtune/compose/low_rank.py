@@ -15,6 +15,7 @@ import numpy as np
 from jaxtune import compose, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf, quantize
+from jaxtune.models.heads import is_head
 from jaxtune.peft.spectrum import spectrum
 from jaxtune.runs.finished import Run
 
@@ -81,26 +82,33 @@ def factors(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def truncate(run: Run, rank: int) -> tuple[Run, dict[str, float]]:
   """Cuts a trained LoRA to its best approximation of a lower rank (Eckart & Young 1936).
 
+  A site that has a lower rank keeps its own.
+
   Returns:
     (the run, {site: share of the delta's squared norm that is kept}).
   """
-  made, kept = {}, {}
-  for site, (a, b) in factors(run).items():
-    made[site], kept[site] = _cut(*spectrum(a, b), rank, site)
+  made, kept, found = {}, {}, factors(run)
+  most = max(a.shape[-1] for a, _ in found.values())
+  if not 1 <= rank <= most:
+    raise UserError(f"rank is {rank}, expected 1 to {most}, the largest of {run.folder}")
+  for site, (a, b) in found.items():
+    made[site], kept[site] = _cut(*spectrum(a, b), min(rank, a.shape[-1]), site)
   return with_lora(run, made), kept
 
 
 def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, dict[str, float]]:
   """Writes weight deltas {path: (L, in, out)} as a LoRA, by truncated SVD.
 
-  A site whose delta has a lower rank than `rank` keeps its own. A head that the base's folder does
-  not have is kept whole.
+  A site whose delta has a lower rank than `rank` keeps its own. A task's head is kept whole, with
+  all that the base's folder does not have.
 
   Raises:
     UserError: where something else than a linear layer or an embedding has changed.
   """
   made, kept, base = {}, {}, tree.flatten(run.pretrained.params)
-  heads = {path: np.asarray(base[path], np.float32) for path in run.pretrained.fresh}
+  of_task = run.pretrained.model.config.head is not None
+  whole = {p for p in base if of_task and is_head(p, pooler=False)} | {*run.pretrained.fresh}
+  heads = {path: np.asarray(base[path], np.float32) for path in sorted(whole)}
   heads = {path: x + delta.get(path, 0) for path, x in heads.items()}
   for path, x in delta.items():
     if path in heads:
@@ -181,9 +189,10 @@ def with_lora(
   (method,) = peft.build(section)
   trained = {site: arrays(*pair) for site, pair in made.items()}
   one = lambda site, value: jnp.full(made[site][0].shape[:-2], value)
+  sites = peft.find_sites(run.pretrained.model)
   fixed = {
     site: {"scale": one(site, 1.0), "dropout": one(site, 0.0)}
-    | ({} if site.endswith("embed") else {"rate:b": one(site, 1.0)})
+    | ({} if sites[site].kind == "Embed" else {"rate:b": one(site, 1.0)})
     for site in made
   }
   moved = run.adapted.tuned["params"]

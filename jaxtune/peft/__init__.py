@@ -18,6 +18,7 @@ from jaxtune.peft.adapted import (
   check_floating,
   init,
   merge,
+  overwritten,
   reparametrise,
   split,
   untuned,
@@ -32,6 +33,6 @@ from jaxtune.peft.sites import Site, check_hits, check_rank, find_sites, hits, m
 __all__ = [
   "Adapted", "Arrays", "Call", "Frozen", "Method", "Overlay", "Site", "apply", "arrays_of",
   "build", "by_path", "check_floating", "check_hits", "check_rank", "constructor", "draw",
-  "find_sites", "hits", "init", "match", "merge", "reparametrise", "sections", "site_key", "split",
-  "uniform", "untuned", "weights", "with_arrays",
+  "find_sites", "hits", "init", "match", "merge", "overwritten", "reparametrise", "sections",
+  "site_key", "split", "uniform", "untuned", "weights", "with_arrays",
 ]  # fmt: skip

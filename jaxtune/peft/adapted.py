@@ -84,10 +84,13 @@ def init(
   in_place, base = split(methods, params)
   flat = tree.flatten(params)
   frozen = Frozen(partial(quantize.weight, flat), tokenize, flat)
-  deltas, hyper = {}, {}
+  deltas, hyper, taken = {}, {}, set()
   for method in methods:
     trained, fixed = method.init(site_key(key, method.name), sites, frozen)
     _check_in_place(method, flat)
+    if twice := (new := overwritten(method, trained)) & taken:
+      raise UserError(f"two methods train {min(twice)}, one without effect: leave one out")
+    taken |= new
     deltas |= by_path(method, trained)
     hyper |= by_path(method, fixed)
   tuned = {
@@ -102,6 +105,13 @@ def split(methods: tuple[Method, ...], params: PyTree) -> tuple[dict, dict]:
   return tree.partition(
     params, lambda path: any(m.trains is not None and m.trains(path) for m in methods)
   )
+
+
+def overwritten(method: Method, trained: Arrays) -> set[str]:
+  """Returns the paths of the weights that a method's arrays stand for; see `Method.overwrite`."""
+  if method.overwrite is None:
+    return set()
+  return {f"{site}/{name}" for site, arrays in trained.items() for name in arrays}
 
 
 def _check_names(methods: tuple[Method, ...], sites: dict[str, Site]) -> None:

@@ -40,7 +40,8 @@ def _continued(method: peft.Method, trial: Trial, overlay: peft.Overlay) -> peft
   trained = _fit(method, drawn, trained, "trained arrays")
   fixed = _fit(method, numbers, fixed, "fixed numbers")
   moved = tree.flatten(overlay.tuned["params"])
-  lost = [path for path in params if path not in moved and not is_head(path)]
+  of_task = trial.pretrained.model.config.head is not None  # whose head is trained anew
+  lost = [path for path in params if path not in moved and not (of_task and is_head(path))]
   if lost:
     raise UserError(
       f"method.start: {method.start} has trained {lost[0]} too, which no method of the config "

@@ -64,9 +64,9 @@ def scaled(run: Run, factor: float) -> Run:
   return run._replace(adapted=run.adapted._replace(tuned=tuned))
 
 
-def classifier(seed: int) -> Run:
+def classifier(seed: int, fresh: tuple[str, ...] = ("head/out/kernel",)) -> Run:
   pretrained = tiny.make("llama", head="classify", labels=3)
-  pretrained = pretrained._replace(fresh=("head/out/kernel",))
+  pretrained = pretrained._replace(fresh=fresh)
   full = made_trials.complete(LORA) | {"objective": {"name": "classify"}}
   methods = make_methods(full, pretrained.fresh)
   sites = peft.find_sites(pretrained.model)
@@ -76,8 +76,9 @@ def classifier(seed: int) -> Run:
 
 
 @pytest.mark.parametrize("how", ["cat", "linear"])
-def test_heads_are_added_as_deltas_are(how):
-  runs = [classifier(1), classifier(2)]
+@pytest.mark.parametrize("fresh", [("head/out/kernel",), ()], ids=["new", "the folder's own"])
+def test_heads_are_added_as_deltas_are(how, fresh):
+  runs = [classifier(1, fresh), classifier(2, fresh)]
   if how == "cat":
     made = low_rank.concatenate(runs, [0.5, 0.25])
   else:
@@ -164,6 +165,12 @@ def test_a_stack_of_two_full_models_is_refused(gpt2):
   runs = [make(gpt2, {"name": "bitfit"}, seed) for seed in (0, 1)]
   with pytest.raises(UserError, match="both trained .*bias"):
     compose.stack(runs)
+  last = {"name": "last_layers"}
+  for first, second in ((last, last), ({"name": "full"}, last), (last, {"name": "norms"})):
+    with pytest.raises(UserError, match="both trained trunk/layers/"):
+      compose.stack([make(gpt2, first, 0), make(gpt2, second, 1)])
+  with pytest.raises(UserError, match="two methods train trunk/layers/.*, one without effect"):
+    make(gpt2, {"name": "stack", "a": last, "b": last})
 
 
 @pytest.mark.parametrize("section", [{"name": "prefix", "length": 3}, {"name": "bitfit"}])
@@ -303,6 +310,22 @@ def test_truncation_is_the_best_of_its_rank(llama):
     low_rank.truncate(run, 4)
   with pytest.raises(UserError, match="rank is 3, expected 1 to 2"):
     low_rank.truncate(make(llama, LORA | {"rank": 2}), 3)
+
+
+def test_a_site_of_a_lower_rank_keeps_its_own(llama):
+  run = make(llama, LORA | {"ranks": {"down_proj": 1}})
+  cut, kept = low_rank.truncate(run, 2)
+  whole, part = deltas.of(run), deltas.of(cut)
+  for path in (path for path in whole if "down_proj" in path):
+    close(part[path], whole[path], 1e-5)
+    assert kept[path.rsplit("/", 1)[0]] == pytest.approx(1, abs=1e-6)
+
+
+def test_loras_of_positions_are_added(gpt2):
+  runs = [make(gpt2, LORA | {"targets": ("positions", "q_proj")}, seed) for seed in (0, 1)]
+  made, parts = low_rank.concatenate(runs, [0.5, 1.0]), list(map(deltas.of, runs))
+  for path, x in deltas.of(made).items():
+    close(x, 0.5 * parts[0][path] + parts[1][path], 1e-5)
 
 
 def test_a_lora_is_extracted_from_two_checkpoints(llama, tmp_path):

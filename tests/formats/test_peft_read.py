@@ -7,12 +7,14 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from support import tiny
+from support import made_trials, tiny
 
 from jaxtune import certify, formats, peft
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
 from jaxtune.models import hf
+from jaxtune.runs.first_state import first_state
+from jaxtune.runs.trial import with_config
 
 pytest.importorskip("peft")
 
@@ -55,11 +57,23 @@ CASES = {
   "LoRA and biases": ("bert", "tokens", "Lora", dict(
     task_type="TOKEN_CLS", r=3, target_modules=["query", "output.dense"], bias="lora_only",
   )),
+  "LoRA and all biases": ("bert", "tokens", "Lora", dict(
+    task_type="TOKEN_CLS", r=3, target_modules=["query"], bias="all",
+  )),
+  "targets inside of what is saved": ("roberta", "classify", "Lora", dict(
+    task_type="SEQ_CLS", r=2, target_modules=["query", "dense"],
+  )),
+  "a head of which a part is saved": ("modernbert", "classify", "Lora", dict(
+    task_type="SEQ_CLS", r=2, target_modules=["Wqkv"],
+  )),
   "IA3 and a pooler": ("bert", "classify", "IA3", dict(
     task_type="SEQ_CLS", modules_to_save=["classifier", "pooler"],
   )),
   "prompt of tokens": ("bert", "tokens", "PromptTuning", PROMPT | dict(task_type="TOKEN_CLS")),
   "T5": ("t5", None, "Lora", SEQ2SEQ | dict(r=3, target_modules=["q", "wo", "lm_head"])),
+  "some layers of T5": ("t5", None, "Lora", SEQ2SEQ | dict(
+    r=3, target_modules=["q", "wo"], layers_to_transform=[0],
+  )),
   "T5 prompt": ("t5", None, "PromptTuning", SEQ2SEQ | PROMPT | dict(
     num_transformer_submodules=1,
   )),
@@ -117,7 +131,7 @@ def keep(model):
 def inputs(model):
   """Names of arguments here and there, with their arrays."""
   tokens, mask = tiny.batch(side="right", length=9)
-  tokens = np.where(mask, np.maximum(tokens, 1), 0).astype(np.int32)
+  tokens = np.where(mask, np.maximum(tokens, 2), 0).astype(np.int32)
   if model.model.config.encoder is None:
     return dict(tokens=tokens, mask=mask), dict(input_ids=tokens, attention_mask=mask)
   ours = dict(tokens=tokens[:, :5], mask=mask[:, :5], inputs=tokens, inputs_mask=mask)
@@ -143,13 +157,31 @@ def test_what_peft_wrote(case, base, tmp_path):
   np.testing.assert_allclose(logits[real], theirs[real], atol=1e-4, rtol=0)
   (bare,) = certify.our_logits(model, peft.untuned(model.params), [ours])
   assert np.abs(logits - bare)[real].max() > 1e-2
-  if options.get("bias") == "lora_only":
+  if "bias" in options:
     return  # biases beside a LoRA are read, but have no place in our own files
   export(model, adapted, tmp_path / "ours", format="peft")
   before, after = (tensors(tmp_path / name) for name in ("theirs", "ours"))
-  assert before.keys() == after.keys()
+  # Beside ModernBERT's classifier we save the layer below it, which a new head has too.
+  assert before.keys() == {n for n in after if ".head." not in n}
   for n, x in before.items():
     np.testing.assert_array_equal(after[n], x, err_msg=n)
+
+
+def test_a_table_that_scores_too_is_not_read_as_a_lookup(tmp_path):
+  saved = CAUSAL | QV | dict(r=2, modules_to_save=["embed_tokens"])
+  tiny.torch_twin(tiny.torch_config("llama", tie_word_embeddings=True), tmp_path / "base")
+  model = hf.load(str(tmp_path / "base"))
+  written(model, None, "Lora", saved, tmp_path / "adapter")
+  with pytest.raises(UserError, match="trained model.embed_tokens.weight: .* the lookup alone"):
+    formats.read(tmp_path / "adapter", model)
+
+
+def test_a_trained_output_layer_is_not_left_behind(base, tmp_path):
+  model, saved = base("llama", None), CAUSAL | QV | dict(r=2, modules_to_save=["lm_head"])
+  written(model, None, "Lora", saved, tmp_path)
+  config = made_trials.complete({"name": "lora", "rank": 2, "start": str(tmp_path)})
+  with pytest.raises(UserError, match="method.start: .* has trained head/kernel too, which no"):
+    first_state(with_config(made_trials.make(model), config))
 
 
 def tensors(folder):

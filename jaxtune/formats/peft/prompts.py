@@ -39,11 +39,7 @@ def write_prefix(pretrained: hf.Pretrained, trained: dict, fixed: dict) -> tuple
       f"PEFT starts real tokens at position {kept.sum()}, after the prefix; this one was trained "
       f"with them at {offset} (shift=False), as in AdapterHub: train with shift=True"
     )
-  if seen_for(c, int(kept.sum())) == 0:
-    raise UserError(
-      f"in PyTorch a prefix of {kept.sum()} takes the room of the model's sliding window of "
-      f"{c.window} tokens; train one that is well shorter"
-    )
+  _check_window(c, int(kept.sum()))
   flat = prefixes.pack(trained[site], kept).reshape(int(kept.sum()), -1)
   width = c.kv_heads * c.head_size
   config = _virtual("prefix", c, flat, c.kv_heads, width) | {
@@ -52,6 +48,15 @@ def write_prefix(pretrained: hf.Pretrained, trained: dict, fixed: dict) -> tuple
     "init_weights": None,
   }
   return config, {KEY: flat}
+
+
+def _check_window(c: Config, length: int) -> None:
+  """Raises UserError for a prefix that fills a sliding window in PyTorch."""
+  if seen_for(c, length) == 0:
+    raise UserError(
+      f"in PyTorch a prefix of {length} takes the room of the model's sliding window of "
+      f"{c.window} tokens; train one that is well shorter"
+    )
 
 
 def check_family(pretrained: hf.Pretrained) -> None:
@@ -143,6 +148,7 @@ def _read_prefix(
 ) -> tuple[dict, dict]:
   c = pretrained.model.config
   check_family(pretrained)
+  _check_window(c, length)
   files.check_shape(KEY, flat.shape, (length, c.layers * 2 * c.kv_heads * c.head_size))
   site = "trunk/layers/attn/attend"
   mask = np.ones((c.layers, length), bool)

@@ -105,18 +105,33 @@ def _whole(tensors: dict, pretrained: hf.Pretrained) -> tuple[dict, set[str]]:
   for row in files.table(pretrained):
     for name, index in row.their_names(shapes[row.ours]).items():
       module, _, leaf = name.rpartition(".")
+      # With bias="all" PEFT writes the biases of a head that it saves two or three times.
+      again = {f"{module}.{copy}.{leaf}" for copy in ("modules_to_save", "original_module")}
+      used |= again & tensors.keys()
       key = next((k for k in (name, f"{module}.base_layer.{leaf}") if k in tensors), None)
       if key is None or row.ours not in flat:
         continue
+      if row.ours == "embed/embedding" and ".base_layer." not in key and scores(pretrained):
+        raise UserError(
+          f"the adapter has trained {key}: PEFT changes it for the lookup alone, where the same "
+          "table of this model scores the logits, or serves its decoder too"
+        )
       check_shape(key, tensors[key].shape, row.their_shape(shapes[row.ours]))
       used.add(key)
       ours = row.read(tensors[key])
-      if key != name and leaf == "weight":  # PEFT's copy of a base's embeddings
-        if not np.allclose(ours, np.asarray(flat[row.ours], np.float32), atol=1e-2, rtol=1e-2):
+      if ".base_layer." in key and leaf == "weight":  # PEFT's copy of a base's embeddings
+        own = np.asarray(flat[row.ours], np.float32)
+        if np.abs(ours - own).max() > 2**-7 * np.abs(own).max():  # more than bf16 rounds off
           raise UserError(f"{key} is not the base's own: the adapter is of another base")
         continue
       params.setdefault(row.ours, np.array(flat[row.ours], np.float32))[index] = ours
   return params, used
+
+
+def scores(pretrained: hf.Pretrained) -> bool:
+  """Says whether the table of embeddings has another use than to look up a decoder's tokens."""
+  c = pretrained.model.config
+  return c.encoder is not None or (c.tied if c.head is None else c.head.kind == "mlm")
 
 
 def _check_head(params: dict, pretrained: hf.Pretrained) -> None:
@@ -124,7 +139,8 @@ def _check_head(params: dict, pretrained: hf.Pretrained) -> None:
   if pretrained.model.config.head is None:
     return
   for row in files.table(pretrained):
-    needed = is_head(row.ours, pooler=False) or row.ours in pretrained.fresh
+    saved = row.theirs.split(".")[0] in layout.HEADS and is_head(row.ours, pooler=False)
+    needed = saved or row.ours in pretrained.fresh
     if needed and row.ours not in params and row.ours in files.shapes(pretrained):
       raise UserError(
         f"the adapter has no {row.theirs}, which a model with the head "

@@ -29,6 +29,11 @@ def find(config: dict, names: list[str], outputs: tuple[str, ...]) -> list[str]:
     found = [name for name in names if _hits(wanted, name)]
   excluded = config.get("exclude_modules") or []
   found = [name for name in found if not _hits(excluded, name) and _layer_hits(config, name)]
+  whole = config.get("modules_to_save") or ()  # these are trained themselves
+  saved = lambda name: any(
+    patterns.fullmatch(module, name, r"(?:.*\.)?", r"(?:\..*)?") for module in whole
+  )
+  found = [name for name in found if not saved(name)]
   if not found:
     raise UserError(f"target_modules {wanted!r} hits no module of this model; such as {names[-1]}")
   return found
@@ -59,5 +64,6 @@ def _layer_hits(config: dict, name: str) -> bool:
     return True
   layers, under = [layers] if isinstance(layers, int) else layers, config.get("layers_pattern")
   under = [under] if isinstance(under, str) else under or [r"[^.]*"]
-  found = (patterns.fullmatch(place, name, r".*\.", r"\.(\d+)\..*") for place in under)
+  # The first number of a name counts, as in PEFT: that of T5's block, and not of its sublayer.
+  found = (patterns.fullmatch(place, name, r"(?:.*?\.)??", r"\.(\d+)\..*") for place in under)
   return any(match and int(match[match.re.groups]) in layers for match in found)

@@ -132,7 +132,9 @@ def load(
   rows = lambda: (pair for pair in whole() if sources.has(pair[1], only))
   pairs = list(islice(rows(), min(options.stream, 100)))
   if not pairs:
-    raise UserError(f"data.only is {only}: no row of train has these values in these columns")
+    raise UserError(
+      f"data.only is {only}, expected values that rows of train have in these columns"
+    )
   first = [row for _, row in pairs], [place for place, _ in pairs]
   columns = sources.Table(*first, {}).columns
   form = templates.choose(columns, where=str(options.train), **options.wording())

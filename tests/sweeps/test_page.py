@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ def test_a_point_tells_its_mean_to_pointer_and_keyboard(made):
   page, results = made
   page.open().run("document.getElementById('axes').scrollIntoView()")
   losses = [r["final"]["test_loss"] for r in results if "lora-rank=4-" in r["trial"]]
-  expected = f"lora rank=4\ntest loss: {np.mean(losses):.3f} ["
+  expected = f"lora rank=4\ntest loss: {np.mean(losses):.2f} ["
   place = page.run("""const marks = [...document.querySelectorAll('#axes g[data-c]')];
     const wanted = data.configurations.find((one) => one.label === 'lora rank=4').index;
     const mark = marks.find((one) => Number(one.dataset.c) === wanted).lastChild;
@@ -200,6 +201,15 @@ def test_a_point_tells_its_mean_to_pointer_and_keyboard(made):
   assert "step 2: train loss" in page.find("#tip")[0].text
   picture.send_keys("\ue00c")  # escape
   assert not page.find("#tip")[0].is_displayed()
+
+
+def test_an_estimate_has_the_digits_that_its_interval_tells(made):
+  estimate = "return estimate({mean: arguments[0], low: arguments[1], high: arguments[2]}, signed)"
+  run = partial(made[0].open().driver.execute_script, estimate)
+  assert run(0.0051, -0.004814, 0.0151) == "+0.005 [-0.005, +0.015]"
+  assert run(12.345, 11.2, 13.4) == "+12.3 [+11.2, +13.4]"
+  assert run(4.1e-7, 3.9e-7, 4.3e-7) == "+4.1e-7 [+3.9e-7, +4.3e-7]"
+  assert run(0.5, 0.5, 0.5) == "+0.500 [+0.500, +0.500]"
 
 
 def test_smoothing_is_the_unbiased_exponential_mean(made):

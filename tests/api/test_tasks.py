@@ -290,7 +290,8 @@ def test_a_mixture_in_buckets_resumes_and_is_judged_by_task(place, tmp_path, mon
 
 @pytest.mark.full
 def test_a_streamed_run_resumes(place, tmp_path, monkeypatch):
-  data = splits(place, "translated", translated) | {"stream": 5, "max_length": 8}
+  data = splits(place, "translated", translated)
+  data |= {"stream": 5, "max_length": 8, "overlap": "drop"}
   config = folders.config(str(place / "llama"), data, steps=4)
   config["train"] |= {"checkpoint_every": 1, "batch_size": 8}
   result = resumes(monkeypatch, config, tmp_path, 3)

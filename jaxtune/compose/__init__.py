@@ -77,14 +77,14 @@ def stack(runs: Sequence[Run]) -> Run:
   taken: set[str] = set()  # the weights that runs before have trained
   for run in runs:
     moved = tree.flatten(run.adapted.tuned["params"])
-    new = moved.keys() | set().union(
+    own = moved.keys() | set().union(
       *(peft.overwritten(m, run.adapted.overlay.arrays_of(m)[0]) for m in run.adapted.methods)
     )
-    if twice := sorted(new & taken):
+    if twice := sorted(own & taken):
       raise UserError(
         f"{run.folder} and another adapter both trained {twice[0]}: average them, or leave one out"
       )
-    taken |= new
+    taken |= own
     params |= moved
     for name, section in sections(run).items():
       free = (f"{name}_{n}" for n in itertools.count(2))

@@ -106,9 +106,9 @@ def stream(
     yield from _pairs(name, _find(name), split, columns, streaming=True)
 
 
-def has(row: dict, wanted: Mapping[str, Any]) -> bool:
-  """Says whether a row's columns have the wanted values, each one or several, compared as text."""
-  return all(str(row.get(column)) in texts_of(values) for column, values in wanted.items())
+def has(row: dict, wanted: Mapping[str, set[str]]) -> bool:
+  """Says whether each column of a row has one of the wanted values, compared as text."""
+  return all(str(row.get(column)) in values for column, values in wanted.items())
 
 
 def texts_of(values: Any) -> set[str]:

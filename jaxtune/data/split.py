@@ -65,6 +65,7 @@ def most_targets(splits: Sequence[Split]) -> int | None:
 
   None where that is above three quarters of a row, so that few positions are without a target.
   """
+  splits = list({id(split): split for split in splits}.values())  # trials often share one
   most = max(int((split.arrays["weights"][..., 1:] != 0).sum(-1).max()) for split in splits)
   most = -(-most // PAD_TO) * PAD_TO
   return most if most <= 0.75 * max(split.width for split in splits) else None

@@ -128,12 +128,13 @@ def load(
   check_too_long(options.too_long, ("skip", "truncate"))
   if options.max_length is None:
     raise UserError("data.stream needs data.max_length: the rows to come are not known")
-  whole, only = partial(sources.stream, options.train, "train", options.columns), options.only or {}
+  whole = partial(sources.stream, options.train, "train", options.columns)
+  only = {column: sources.texts_of(values) for column, values in (options.only or {}).items()}
   rows = lambda: (pair for pair in whole() if sources.has(pair[1], only))
   pairs = list(islice(rows(), min(options.stream, 100)))
   if not pairs:
     raise UserError(
-      f"data.only is {only}, expected values that rows of train have in these columns"
+      f"data.only is {options.only}, expected values that rows of train have in these columns"
     )
   first = [row for _, row in pairs], [place for place, _ in pairs]
   columns = sources.Table(*first, {}).columns

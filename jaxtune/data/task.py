@@ -153,8 +153,8 @@ def _read_files(
 def _keep_only(table: sources.Table, wanted: dict, name: str) -> sources.Table:
   """Keeps the rows whose columns have the wanted values, compared as text."""
   for column, values in wanted.items():
-    present = {str(row[column]) for row in table.rows if column in row}
-    if missing := sorted(sources.texts_of(values) - present):
+    values, present = sources.texts_of(values), {str(r[column]) for r in table.rows if column in r}
+    if missing := sorted(values - present):
       raise UserError(
         f"data.only: no row of {name} has {missing[0]!r} as its {column}; "
         f"{nearest(missing[0], sorted(present)[:20])}"

@@ -63,7 +63,7 @@ def _write_generation(pretrained: hf.Pretrained, folder: Path, stop_tokens: Sequ
   if base and base.exists():
     stated = schema.read_json(base)
   else:  # what transformers takes from config.json where there is no such file
-    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
     stated = {n: x for n in names if (x := pretrained.hf_config.get(n)) is not None}
   starts = ("decoder_start_token_id", "forced_bos_token_id")
   stated |= dict(zip(starts, pretrained.model.config.decoder_start, strict=False))

@@ -7,6 +7,7 @@ BERT's pooler, which is a part of the model, is at `pooler/dense`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,10 +166,10 @@ def choose(known: dict, hf: dict, kind: str, labels: int | None, random: bool) -
   architectures = hf.get("architectures") or []
   endings = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
   # Where the table of the embeddings is the head, a folder of the bare model has all of it.
-  if hf.get("tie_word_embeddings", True):
-    endings += ("Model",)
+  bare = re.sub(f"({'|'.join(endings)})$", "Model", known["lm"]) if kind == "lm" else None
   for name in architectures if kind == "lm" else ():
-    if not name.endswith(endings):
+    whole = name == bare and hf.get("tie_word_embeddings", True)
+    if not whole and not name.endswith(endings):
       raise UserError(f"architecture {name!r} has no language model's head, expected {known['lm']}")
   if kind == "lm" and labels is None:
     return None

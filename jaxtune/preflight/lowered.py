@@ -97,10 +97,9 @@ def step_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct]:
 
 def judged_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct] | None:
   """Returns the shapes (E, 1, B, ...) of the widest batch that is judged; None without a split."""
-  trial, shards, held = group.trials[0], group.parallel.batch_shards, _held(group)
-  if not held or programs.rolls_out(trial):  # whose answers are judged
+  trial, shards, widest = group.trials[0], group.parallel.batch_shards, _widest(group)
+  if widest is None or programs.rolls_out(trial):  # whose answers are judged
     return None
-  widest = max(held, key=lambda split: split.width)
   rows = -(-trial.config["evaluate"]["batch_size"] // shards) * shards
   lead = (len(group.trials), 1, rows)
   return {
@@ -108,15 +107,16 @@ def judged_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct] | None:
   }
 
 
-def _held(group: Outline) -> list[data.Split]:
-  """Returns the splits by which a trial is judged."""
+def _widest(group: Outline) -> data.Split | None:
+  """Returns the split with the widest rows of those by which a trial is judged."""
   dataset = group.trials[0].dataset
-  return [s for s in (dataset.general, dataset.validation, dataset.test) if s]
+  held = [s for s in (dataset.general, dataset.validation, dataset.test) if s]
+  return max(held, key=lambda split: split.width, default=None)
 
 
-def _targets(group: Outline, evaluator: judge.Evaluator) -> int | None:
-  """Returns of how many tokens of a row the widest batch that is judged needs logits."""
-  return evaluator.targets([max(_held(group), key=lambda split: split.width)])
+def _judge_rows(group: Outline, evaluator: judge.Evaluator) -> Callable:
+  """Returns the evaluator's program for the widest batch that is judged."""
+  return evaluator.rows(evaluator.targets([_widest(group)]))
 
 
 def prompts(trials: Sequence[Trial]) -> dict[str, jax.ShapeDtypeStruct] | None:
@@ -160,7 +160,7 @@ def lower_step(group: Outline, batch: dict, chunk: int, **computation: Any) -> j
 def lower_judge(group: Outline, batch: dict, chunk: int, **computation: Any) -> jax.stages.Lowered:
   """Lowers the program that judges a batch of rows, as `lower_step` does a step."""
   evaluator = _evaluator(group, batch, group.parallel, chunk, computation)
-  return _lower(group, evaluator.rows(_targets(group, evaluator)), _overlays(group, batch), batch)
+  return _lower(group, _judge_rows(group, evaluator), _overlays(group, batch), batch)
 
 
 def lower_completion(
@@ -194,8 +194,7 @@ def flops(group: Outline, batch: dict, name: str = "training step") -> float:
     traced = jax.make_jaxpr(step)(_carry(group, batch), group.base, batch)
   else:
     evaluator = _evaluator(group, batch, sharding.Parallel("jit", None, 1), count, costs.WHOLE)
-    judges = name == "evaluation"
-    function = evaluator.rows(_targets(group, evaluator)) if judges else evaluator.complete
+    function = _judge_rows(group, evaluator) if name == "evaluation" else evaluator.complete
     overlays = peft.Overlay(group.states.tuned, group.states.hyper)
     traced = jax.make_jaxpr(function)(overlays, group.base, batch)
   return costs.products(traced.jaxpr)

@@ -105,13 +105,13 @@ def _whole(tensors: dict, pretrained: hf.Pretrained) -> tuple[dict, set[str]]:
   for row in files.table(pretrained):
     for name, index in row.their_names(shapes[row.ours]).items():
       module, _, leaf = name.rpartition(".")
-      # With bias="all" PEFT writes the biases of a head that it saves two or three times.
-      again = {f"{module}.{copy}.{leaf}" for copy in ("modules_to_save", "original_module")}
-      used |= again & tensors.keys()
+      if name in tensors:  # with bias="all" PEFT writes the bias of a head that it saves again
+        again = {f"{module}.{copy}.{leaf}" for copy in ("modules_to_save", "original_module")}
+        used |= again & tensors.keys()
       key = next((k for k in (name, f"{module}.base_layer.{leaf}") if k in tensors), None)
       if key is None or row.ours not in flat:
         continue
-      if row.ours == "embed/embedding" and ".base_layer." not in key and scores(pretrained):
+      if row.ours == "embed/embedding" and ".base_layer." not in key and _scores(pretrained):
         raise UserError(
           f"the adapter has trained {key}: PEFT changes it for the lookup alone, where the same "
           "table of this model scores the logits, or serves its decoder too"
@@ -128,7 +128,7 @@ def _whole(tensors: dict, pretrained: hf.Pretrained) -> tuple[dict, set[str]]:
   return params, used
 
 
-def scores(pretrained: hf.Pretrained) -> bool:
+def _scores(pretrained: hf.Pretrained) -> bool:
   """Says whether the table of embeddings has another use than to look up a decoder's tokens."""
   c = pretrained.model.config
   return c.encoder is not None or (c.tied if c.head is None else c.head.kind == "mlm")

@@ -77,6 +77,12 @@ def openai(*texts, system=None):
   return {"messages": ([{"role": "system", "content": system}] if system else []) + turns}
 
 
+def calling(text, *tools):
+  row = openai("how", text)
+  row["messages"][1]["tool_calls"] = [{"function": {"name": name}} for name in tools]
+  return row
+
+
 def sharegpt(*texts, system=None):
   turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
   return {"conversations": ([{"from": "system", "value": system}] if system else []) + turns}
@@ -161,9 +167,7 @@ def test_a_tool_s_result_is_not_trained_and_a_weight_of_0_leaves_a_turn_out(spea
 
 
 def test_calls_of_tools_reach_the_template(speaker):
-  call = [{"function": {"name": "sum"}}]
-  row = openai("how", "hello") | {"tools": [{"name": "sum"}]}
-  row["messages"][1] = {"role": "assistant", "content": None, "tool_calls": call}
+  row = calling(None, "sum") | {"tools": [{"name": "sum"}]}
   source = (
     "{% for t in tools or [] %}{{ t.name }}{% endfor %}{% for m in messages %}"
     "<|start|>{{ m.content or m.tool_calls[0].function.name }}<|end|>{% endfor %}"
@@ -340,15 +344,12 @@ def test_a_stop_token_that_only_the_whole_has_is_trained_once(speaker):
 
 def test_several_marks_behind_calls_are_one_stop(speaker):
   """As DeepSeek's and Kimi's templates write them: else no second call would ever be written."""
-  call = {"function": {"name": "sum"}}
-  row = openai("how", "hello")
-  row["messages"][1] |= {"tool_calls": [call, call]}
   source = (
     "{% for m in messages %}<|start|>{{ m.content }}{% for call in m.tool_calls or [] %}<|head|>"
     "{{ call.function.name }}<|tail|>{% endfor %}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>{% endif %}"
   )
-  split, counts = run(speaker, [row], chat_template=source)
+  split, counts = run(speaker, [calling("hello", "sum", "sum")], chat_template=source)
   assert speaker.decode(trained(split, 0)) == "hello<|head|>sum<|tail|><|head|>sum<|tail|><|end|>"
   assert counts["stop_tokens"] == speaker.convert_tokens_to_ids(["<|end|>"])
 

@@ -144,12 +144,22 @@ def load(
 
   known = set(chain.from_iterable(map(divide.texts, held))) if options.overlap == "drop" else set()
 
-  def encode_block(rows: list[dict], where: list[str]) -> Arrays:
+  def encoded(rows: list[dict], where: list[str]) -> Split | None:
     examples = templates.render(form, rows, where)
     kept = [example for example in examples if known.isdisjoint(divide.texts(example))]
     split = encode(kept)[0] if kept else None
-    if split is None or not split.where:  # others stand in their places, with weight 0
-      split = encode(templates.render(form, *first))[0]._replace(where=[])
+    return split if split and split.where else None
+
+  start = encoded(*first)
+  if start is None:
+    raise UserError(
+      f"{first[1][0]} to {first[1][-1]}: all {len(pairs)} rows are skipped (too long, without an "
+      "answer, or in another split too), expected one to train on among the first of a stream"
+    )
+
+  def encode_block(rows: list[dict], where: list[str]) -> Arrays:
+    # Where all are skipped, others stand in their places, with weight 0.
+    split = encoded(rows, where) or start._replace(where=[])
     return _aligned(split, where, options.max_length, pad_token(tokenizer))
 
   return Stream(rows, encode_block, options.max_length, options.stream)
@@ -161,8 +171,6 @@ def _aligned(split: Split, where: Sequence[str], width: int, pad: int) -> Arrays
   Where an example was skipped the row is a copy of another with weight 0.
   """
   row_of = {place: row for row, place in enumerate(split.where)}
-  if not split.examples:
-    raise UserError(f"{where[0]} to {where[-1]}: all {len(where)} rows of the block were skipped")
   rows_X = np.array([row_of.get(place, 0) for place in where])
   kept_X = np.array([place in row_of for place in where], np.float32)
   missing = [(0, 0), (0, width - split.width)]

@@ -19,7 +19,7 @@ SPLIT_SEED = 0  # every run draws the same splits and limited rows, whatever its
 # What helps where most examples of a split were skipped for this reason.
 FIXES = {
   "too_long": "raise data.max_length",
-  "label": "its labels are neither in data.labels nor among those of the training data",
+  "label": "the training data have none of its labels: set data.labels to all there are",
 }
 
 

@@ -77,10 +77,12 @@ def with_noise(deltas: PyTree, deviation: float = 0.02) -> PyTree:
 
 
 def _rows(trial: Trial) -> dict:
-  """Returns the two examples of the first batch with the largest weights."""
+  """Returns the two examples with the largest weights of the first batch that has any."""
   config = trial.config
-  drawn = data.batch(trial.dataset.train, config["seed"], 0, config["train"]["batch_size"])
-  batch = answer_rows.example([trial], drawn)
+  size = config["train"]["batch_size"]
+  draw = lambda step: data.batch(trial.dataset.train, config["seed"], step, size)
+  weighted = (drawn for drawn in map(draw, range(100)) if np.any(drawn.get("weights", True)))
+  batch = answer_rows.example([trial], next(weighted, None) or draw(0))
   weights = batch.get("weights")
   heaviest = np.arange(len(batch["tokens"]))
   if weights is not None and weights.ndim > 1:

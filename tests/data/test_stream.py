@@ -123,8 +123,8 @@ def test_what_is_skipped_keeps_its_place_without_weight(tokenizer, write):
   assert found["weights"].sum() == 2 + 3 + 4
   alone = take(load(tokenizer, path, 1, too_long="skip", no_target="skip"), range(5), size=1)
   assert [one["weights"].sum() for one in alone] == [2, 3, 4, 0, 0]
-  with pytest.raises(UserError, match="none.jsonl:1 to .*all 2 rows of the block were skipped"):
-    take(load(tokenizer, write("none.jsonl", rows[3:]), too_long="skip", no_target="skip"), [0])
+  with pytest.raises(UserError, match="none.jsonl:1 to .*all 2 rows are skipped .*, expected one"):
+    load(tokenizer, write("none.jsonl", rows[3:]), too_long="skip", no_target="skip")
 
 
 def test_only_some_rows_are_streamed(tokenizer, write):
@@ -143,6 +143,8 @@ def test_what_another_split_has_is_not_trained_on(tokenizer, path, write):
   trained = [text for text, w in zip(found["tokens"], found["weights"], strict=True) if w.any()]
   assert sorted(numbers(tokenizer, [{"tokens": trained}])) == [0, 1, 2, 4, *range(10, 23)]
   assert found["mask"].any(1).all()
+  with pytest.raises(UserError, match="all 5 rows are skipped .* or in another split too"):
+    data.load(tokenizer, sft, options._replace(test=path))
 
 
 def test_sources_stream_what_they_read(write, tmp_path):

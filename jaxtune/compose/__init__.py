@@ -55,15 +55,25 @@ def sections(run: Run) -> dict[str, dict]:
   return peft.sections(run.config["method"])
 
 
+def bare(run: Run) -> peft.Adapted:
+  """Returns a run's adapted weights without what training alone reads: its loss's, its noise."""
+  methods = tuple(m for m in run.adapted.methods if m.name in sections(run))
+  own = {method.name for method in methods}
+  of_methods = lambda arrays: tree.partition(arrays, lambda path: path.split("/")[-2] in own)[0]
+  tuned = run.adapted.tuned | {"peft": of_methods(run.adapted.tuned["peft"])}
+  return run.adapted._replace(methods=methods, tuned=tuned, hyper=of_methods(run.adapted.hyper))
+
+
 def arrays(run: Run) -> dict[str, jax.Array]:
-  """Returns {path: array} of all that a run lays over its base, under "params", "peft", "hyper"."""
-  return tree.flatten({**run.adapted.tuned, "hyper": run.adapted.hyper})
+  """Returns {path: array} of what a run lays over its base, under "params", "peft", "hyper"."""
+  adapted = bare(run)
+  return tree.flatten({**adapted.tuned, "hyper": adapted.hyper})
 
 
 def calls(run: Run) -> list[tuple]:
   """Lists the methods with their functions; runs of one program have equal lists."""
   plain = lambda f: (f.func, f.args, f.keywords) if isinstance(f, partial) else f
-  return [(m.name, m.kind, plain(m.intercept)) for m in run.adapted.methods]
+  return [(m.name, m.kind, plain(m.intercept)) for m in bare(run).methods]
 
 
 def stack(runs: Sequence[Run]) -> Run:
@@ -122,7 +132,7 @@ def average(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
   for run in runs[1:]:
     check_alike(runs[0], run)
   mean = lambda *leaves: sum(w * x for w, x in zip(weights, leaves, strict=True))
-  tuned = jax.tree.map(mean, *(run.adapted.tuned for run in runs))
+  tuned = jax.tree.map(mean, *(bare(run).tuned for run in runs))
   overlay = peft.Overlay(tuned, runs[0].adapted.hyper)
   return with_method(runs[0], runs[0].config["method"], overlay)
 
@@ -146,13 +156,32 @@ def check_alike(one: Run, other: Run) -> None:
 
 
 def with_method(run: Run, section: dict, overlay: peft.Overlay) -> Run:
-  """Returns a run over the same base with another method and its arrays, without regularisation."""
+  """Returns a run over the same base with another method and its arrays, without regularisation.
+
+  Its objective's numbers and arrays stay those of `run`.
+  """
   changed = run.config | {"method": config.complete_method(section)}
   changed["regularize"] = dict.fromkeys(run.config["regularize"], 0.0)
   methods = make_methods(changed, run.pretrained.fresh)
   _, base = peft.split(methods, run.pretrained.params)
-  tuned = {"params": {}, "peft": {}} | overlay.tuned
-  owned = {m.name for m in methods}
-  hyper, _ = tree.partition(overlay.hyper, lambda path: path.split("/")[-2] in owned)
-  adapted = peft.Adapted(methods, tuned, hyper, base)
+  tuned, hyper = _of_objective(run, methods)
+  tuned = {
+    "params": overlay.tuned.get("params", {}),
+    "peft": tree.combine(tuned, overlay.tuned.get("peft", {})),
+  }
+  owned = {m.name for m in methods} - {"objective"}
+  own, _ = tree.partition(overlay.hyper, lambda path: path.split("/")[-2] in owned)
+  adapted = peft.Adapted(methods, tuned, tree.combine(hyper, own), base)
   return run._replace(config=changed, adapted=adapted)
+
+
+def _of_objective(run: Run, methods: Sequence[peft.Method]) -> tuple[dict, dict]:
+  """Returns what a run's objective (trains, reads): the run's own, or where it has none, new."""
+  found = tuple(method for method in methods if method.name == "objective")
+  if not found:
+    return {}, {}
+  own, params = run.adapted, run.pretrained.params
+  if "objective" not in {method.name for method in own.methods}:
+    own = peft.init(jax.random.key(0), found, peft.find_sites(run.pretrained.model), params)
+  trained, fixed = own.overlay.arrays_of(found[0])
+  return tuple(tree.unflatten(peft.by_path(found[0], one)) for one in (trained, fixed))

@@ -27,8 +27,8 @@ def together(runs: Sequence[Run]) -> peft.Adapted:
         f"{described(run)} and {described(runs[0])} are of different methods, options or targets "
         f"({reason}): one batch holds adapters of one kind; give the others a batch of their own"
       )
-  overlay = tree.stack([run.adapted.overlay for run in runs])
-  return runs[0].adapted._replace(tuned=overlay.tuned, hyper=overlay.hyper)
+  overlay = tree.stack([compose.bare(run).overlay for run in runs])
+  return compose.bare(runs[0])._replace(tuned=overlay.tuned, hyper=overlay.hyper)
 
 
 def apart(one: Run, other: Run) -> str:
@@ -38,7 +38,7 @@ def apart(one: Run, other: Run) -> str:
   first, second = compose.arrays(one), compose.arrays(other)
   if lone := first.keys() ^ second.keys():
     return f"{min(lone)} is in one of them alone"
-  padded = {method.name: method.padded_axes for method in one.adapted.methods}
+  padded = {method.name: method.padded_axes for method in compose.bare(one).methods}
   for path, leaf in first.items():
     owner, name = path.split("/")[-2:]
     free = padded.get(owner, {}).get(name, ()) if path.startswith(("peft/", "hyper/")) else ()

@@ -14,7 +14,7 @@ from jaxtune.api.export import export
 from jaxtune.compose import deltas, knockout, low_rank
 from jaxtune.errors import UserError
 from jaxtune.models import hf
-from jaxtune.runs.finished import Run
+from jaxtune.runs.finished import Run, keep
 from jaxtune.runs.trial import make_methods
 
 
@@ -57,6 +57,31 @@ def test_noise_of_training_is_no_part_of_what_is_composed(llama):
     assert [m.name for m in made.adapted.methods] == ["lora"]
     assert not any("regularize" in path for path in tree.flatten(made.adapted.hyper))
     close(logits(made), logits(noisy))
+
+
+@pytest.mark.parametrize("name", ["dpo", "ppo"])
+def test_what_an_objective_reads_stays_that_of_the_first(llama, name, tmp_path):
+  numbers = {"dpo": {"beta": 0.5}, "ppo": {"kl": 0.25}}[name]
+  runs = [make(llama, LORA, i, objective={"name": name} | numbers) for i in (0, 1)]
+  plain = make(llama, LORA, 2)
+  own = {p: x for p, x in flat(runs[0]).items() if "/objective/" in p}
+  assert len(own) > 1 or name == "dpo"
+  made = [
+    compose.stack(runs),
+    compose.average([runs[0], plain]),
+    low_rank.concatenate([runs[0], plain]),
+    low_rank.truncate(runs[0], 2)[0],
+  ]
+  for i, run in enumerate(made):
+    keep(run, tmp_path / str(i))
+    assert {p: x.tolist() for p, x in flat(run).items() if p in own} == {
+      p: x.tolist() for p, x in own.items()
+    }
+  assert not any("/objective/" in p for p in flat(compose.average([plain, runs[0]])))
+
+
+def flat(run: Run) -> dict:
+  return tree.flatten({**run.adapted.tuned, "hyper": run.adapted.hyper})
 
 
 def scaled(run: Run, factor: float) -> Run:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support import made_trials
 from support.methods import NEEDED, OTHER
-from support.random_runs import TOKENS, logits, make
+from support.random_runs import LORA, TOKENS, logits, make
 
 from jaxtune import peft, tree
 from jaxtune.compose import mixed
@@ -75,6 +75,12 @@ def test_each_prompt_is_continued_by_its_own_adapter(llama):
   made = generate.generate(llama.model, adapted, *texts, which_N=which, rows=2, **options)
   for row, i in enumerate([1, 0, 1]):
     np.testing.assert_array_equal(made[row], alone[i][row])
+
+
+def test_how_adapters_were_trained_does_not_keep_them_from_one_batch(llama):
+  dpo = {"objective": {"name": "dpo"}, "regularize": {"dropout": 0.1}}
+  runs = [make(llama, LORA), make(llama, LORA, 1, **dpo)]
+  assert [m.name for m in mixed.together(runs).methods] == ["lora"]
 
 
 def outlined(pretrained, section: dict) -> Run:

@@ -17,9 +17,9 @@ TOKENS = np.array([[3, 14, 15, 9, 26], [5, 3, 5, 8, 9], [7, 9, 3, 2, 3]], np.int
 LORA = {"name": "lora", "rank": 3, "targets": ["q_proj", "down_proj"], "alpha": 5.0}
 
 
-def make(pretrained, section: dict, seed: int = 0, name: str = "run") -> Run:
-  """Makes a run that might have been trained: random arrays."""
-  full = made_trials.complete(section)
+def make(pretrained, section: dict, seed: int = 0, name: str = "run", **sections) -> Run:
+  """Makes a run that might have been trained, with other sections of its config: random arrays."""
+  full = made_trials.complete(section, **sections)
   methods = make_methods(full, pretrained.fresh)
   sites = tiny.find_sites(pretrained.model)
   key = jax.random.key(seed)

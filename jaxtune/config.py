@@ -15,6 +15,7 @@ import json
 import os
 import traceback
 import typing
+from collections.abc import Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def _read_json(file: str, argument: str) -> ConfigDict:
   schema.check(file, content, dict)
   if argument:
     raise UserError(f"{file} takes no argument, got {argument!r}: only a Python config does")
-  return ConfigDict(content)
+  return ConfigDict(content, allow_dotted_keys=True)
 
 
 def _run_file(file: str, argument: str) -> ConfigDict:
@@ -91,7 +92,7 @@ def _run_file(file: str, argument: str) -> ConfigDict:
     if not isinstance(config, ConfigDict | dict):
       said = schema.shown(config)
       raise UserError(f"get_config() in {file} returned {said}, expected a ConfigDict")
-    return ConfigDict(to_dict(config))
+    return ConfigDict(to_dict(config), allow_dotted_keys=True)
   except (UserError, KeyboardInterrupt):
     raise
   except BaseException as error:  # sys.exit() too: it would end in success, with nothing done
@@ -104,7 +105,8 @@ def _run_file(file: str, argument: str) -> ConfigDict:
 
 def override(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
   """Returns a copy with dotted keys set; a key may also name a whole section."""
-  config = ConfigDict(to_dict(config))
+  # Keys of values, such as patterns of sites and names of tasks, may have dots.
+  config = ConfigDict(to_dict(config), allow_dotted_keys=True)
   for key, value in overrides.items():
     *sections, last = names = key.split(".")
     if any(not name or hasattr(ConfigDict, name) for name in names):
@@ -112,13 +114,14 @@ def override(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     section = config
     for name in sections:
       if name not in section:
-        section[name] = ConfigDict()
+        section[name] = ConfigDict(allow_dotted_keys=True)
       section = section[name]
       if not isinstance(section, ConfigDict):
         raise UserError(f"unknown config key {key}: {name} is {section!r}, not a section")
     try:
       with section.ignore_type():
-        section[last] = value
+        whole = isinstance(value, dict)
+        section[last] = ConfigDict(value, allow_dotted_keys=True) if whole else value
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       # A value that is a dict may have keys that no ConfigDict accepts.
       raise UserError(f"config key {key} is {schema.shown(value)}: {error}") from error
@@ -215,6 +218,9 @@ def _complete_section(section: str, given: dict, owner: Any, supplied: set[str])
 
 def to_dict(config: Any) -> dict:
   """Copies a ConfigDict, or a dict, into plain nested dicts."""
+  if not isinstance(config, ConfigDict | Mapping):
+    said = schema.shown(config)
+    raise UserError(f"a config is {said}, expected a dict; `load_config` reads one from a file")
   try:
     return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
   except TypeError as error:  # a ConfigDict sorts its keys

@@ -55,7 +55,7 @@ def analyse(folder: str | Path, examples: int = 128) -> Analysed:
   """Measures what each finished trial of a sweep, or a run, changes in the model.
 
   Writes the measures as analysis.json into the folder, from where `report` shows them. Changes
-  with factors (LoRA, VeRA, AdaLoRA) are decomposed in no time; those without (full fine-tuning,
+  with factors (LoRA, VeRA, AdaLoRA) are decomposed quickly; those without (full fine-tuning,
   DoRA, LoHa, LoKr, IA3) by a singular value decomposition of each whole matrix.
 
   Args:
@@ -174,6 +174,8 @@ def _probed(loaded: Loaded, cache: dict) -> dict[str, Any]:
   prompt = sum(m.positions for m in run.adapted.methods if m.prepends)
   key = "probes", loaded.shared, _method_key(run)
   program = programs.make_program(loaded.trial)
+  if programs.rolls_out(loaded.trial):  # its examples are prompts: there is nothing to score
+    program = program._replace(objective=lambda forward, batch, **_: forward(batch))
   compare = _once(cache, key, lambda: jax.jit(partial(probes.compare, program, prompt)))
   # Batches have one shape: of the last examples, those that fill none are left out.
   size = min(loaded.trial.config["evaluate"]["batch_size"], loaded.split.examples)

@@ -92,7 +92,8 @@ def truncate(run: Run, rank: int) -> tuple[Run, dict[str, float]]:
   if not 1 <= rank <= most:
     raise UserError(f"rank is {rank}, expected 1 to {most}, the largest of {run.folder}")
   for site, (a, b) in found.items():
-    made[site], kept[site] = _cut(*spectrum(a, b), min(rank, a.shape[-1]), site)
+    u, s, v = spectrum(a, b)
+    made[site], kept[site] = _cut(u, s, v, min(rank, s.shape[-1]), site)
   return with_lora(run, made), kept
 
 

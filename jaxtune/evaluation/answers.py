@@ -90,7 +90,8 @@ def rewarded(
     prompts = list(map(decode, asked))
     judged = rewards.score(evaluator.rewards, rewards.Answers(prompts, answers, references, source))
     known_N = np.isfinite(judged["reward"]).astype(np.float64)
-    judged = {name: np.nan_to_num(values_N) for name, values_N in judged.items()}
+    # Of an answer that could not be judged as a whole, no reward counts, as in training.
+    judged = {name: np.nan_to_num(values_N) * known_N for name, values_N in judged.items()}
     sums = {"loss": -judged["reward"], "weight": known_N, "correct": judged["reward"] > 0}
     three = zip(prompts[:SHOWN], answers, judged["reward"].tolist(), strict=False)
     shown = [{"prompt": p, "answer": a, "reward": reward} for p, a, reward in three]

@@ -239,7 +239,7 @@ def _judged(
 def step_counts(progress: Progress, options: TrainOptions, e: int, metrics: dict) -> dict:
   """Gathers the counts of updates that a trial's result has; None stands for never."""
   exited = int(progress.exited[e])
-  stopped = exited or int(progress.stopped[e]) or options.steps
+  stopped = int(progress.stopped[e]) or exited or options.steps
   lost = None if np.isfinite([*metrics.values()]).all() else stopped
   return {
     "steps": options.steps,

@@ -245,7 +245,7 @@ def _keep_best(
   group.logs.write(rows)
   loss, due = np.zeros(count, np.float32), np.isin(np.arange(count), trials)
   loss[trials] = [values["validation_loss"] for values in found]
-  number = np.maximum(steps // intervals(group.options)[0] - 1, 0)
+  number = turns.number(steps, intervals(group.options)[0])
   evaluation = Evaluation(due, loss, steps, number)
   after = evaluated(progress, evaluation, group.keep_from, patience or -1)
   if patience is None:

@@ -57,13 +57,26 @@ def rule(search: SearchOptions, train: TrainOptions, teams: Sequence[int]) -> Ru
   if search.early_exit is None:
     return None
   every, _ = intervals(train)
-  rungs = sorted({math.ceil(share * train.steps / every) for share in search.rungs})
+  rungs = sorted({_upwards(share * train.steps / every) for share in search.rungs})
   if not rungs or not 0 < rungs[0] * every <= rungs[-1] * every < train.steps:
     raise UserError(
       f"search.rungs {search.rungs}: with train.eval_every {every} these are the evaluations "
       f"{rungs}, expected shares of the {train.steps} steps with an evaluation before the last one"
     )
   return Rule(search.early_exit, tuple(rungs), search.keep, tuple(teams))
+
+
+def number(steps: np.ndarray, every: int) -> np.ndarray:
+  """Returns the number, from 0, of the evaluation after so many updates.
+
+  The last evaluation may be between two others, and has a number of its own.
+  """
+  return np.maximum(-(-steps // every) - 1, 0)
+
+
+def _upwards(number: float) -> int:
+  """Rounds upwards, but for what a product of floats is too large: 0.55 * 100 is 55."""
+  return math.ceil(number - 1e-9)
 
 
 def leave(rule: Rule, every: int, now: Standing) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +112,7 @@ def _losers(rule: Rule, losses: dict[int, np.ndarray]) -> list[int]:
   means = {team: worst(_filled(one)).mean(0) for team, one in losses.items()}
   if rule.name == "halving":
     order = sorted(means, key=lambda team: (means[team][-1], team))
-    return order[max(math.ceil(rule.keep * len(order)), 1) :]
+    return order[max(_upwards(rule.keep * len(order)), 1) :]
   averages = {team: mean.mean() for team, mean in means.items()}
   others = lambda team: [average for name, average in averages.items() if name != team]
   return [t for t in means if others(t) and means[t].min() > np.median(others(t))]

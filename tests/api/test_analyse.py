@@ -7,10 +7,11 @@ from support import made_trials
 
 import jaxtune
 from jaxtune.api import analyse, sweep, trials
+from jaxtune.assets import TINY
 from jaxtune.errors import UserError
 from jaxtune.main import main
 from jaxtune.runs import finished
-from jaxtune.runs.trial import with_config
+from jaxtune.runs.trial import load_data, with_config
 from jaxtune.sweeps import heat
 
 RANKS = [{"name": "lora", "rank": 1}, {"name": "lora", "rank": 3}]
@@ -61,6 +62,25 @@ def test_finished_trials_are_measured_and_shown(swept, capsys):
   for group in (heat.WEIGHTS, heat.CUTS, heat.SHARED, heat.PAIRS, heat.ATTENTION, heat.STATES):
     assert group in page
   assert (folder / "plots" / "loss_with_changes_cut.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_a_policy_is_run_on_its_prompts(name, tmp_path, monkeypatch):
+  monkeypatch.setattr(analyse, "load_data", load_data)
+  monkeypatch.setattr(analyse, "load_run", finished.load_run)
+  (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "word {i}"}}\n' for i in range(8)))
+  config = {
+    "model": {"path": str(TINY)},
+    "data": {"train": str(tmp_path / "prompts.jsonl"), "validation": 2, "max_length": 16},
+    "method": {"name": "lora", "rank": 2},
+    "objective": {"name": name},
+    "rollout": {"rewards": ("length",), "samples": 2, "max_new_tokens": 2},
+    "train": {"steps": 1, "batch_size": 4},
+    "evaluate": {"max_new_tokens": 2, "resamples": 0},
+  }
+  jaxtune.fit(config, tmp_path / "run")
+  (entry,) = jaxtune.analyse(tmp_path / "run", examples=2).measures["trials"].values()
+  assert len(entry["states"]) == 1 and entry["truncated"]["rank"] == [0, 1, 2]
 
 
 def test_a_run_alone_and_trials_that_are_not_finished(swept, tmp_path):

@@ -337,6 +337,14 @@ def test_truncation_is_the_best_of_its_rank(llama):
     low_rank.truncate(make(llama, LORA | {"rank": 2}), 3)
 
 
+def test_a_sum_of_factors_is_cut_where_weights_are_smaller_than_its_rank(llama):
+  """PiSSA's change is a product of twice its rank."""
+  run = make(llama, {"name": "lora", "rank": 16, "initialise": "pissa"})
+  most = max(a.shape[-1] for a, _ in low_rank.factors(run).values())
+  made, _ = low_rank.truncate(run, most)
+  close(logits(made), logits(run), 1e-3)
+
+
 def test_a_site_of_a_lower_rank_keeps_its_own(llama):
   run = make(llama, LORA | {"ranks": {"down_proj": 1}})
   cut, kept = low_rank.truncate(run, 2)

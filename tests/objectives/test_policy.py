@@ -1,6 +1,7 @@
 """Policies that learn from their own answers: losses against torch, rollouts, rewards."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,10 +10,11 @@ import torch
 from safetensors.numpy import load_file
 
 import jaxtune
-from jaxtune import sharding
+from jaxtune import data, sharding
 from jaxtune.assets import TINY
 from jaxtune.config import complete
 from jaxtune.errors import UserError
+from jaxtune.evaluation import answers as judged
 from jaxtune.evaluation import rewards
 from jaxtune.objectives import grpo, ppo
 from jaxtune.preflight import lowered
@@ -418,13 +420,23 @@ def test_a_reward_that_fails_stops_the_run(made, tmp_path, reward, says):
     jaxtune.fit(made(reward=reward, rollout={"timeout": 0.2}), tmp_path / "run")
 
 
-def test_answers_that_a_reward_fails_on_are_left_out(made, tmp_path):
+def test_answers_that_a_reward_fails_on_are_left_out(made, tmp_path, monkeypatch):
   made(reward="half")
   functions = rewards.make((f"{tmp_path}/rewards.py:half", "length"), (2.0, 0.0), on_error="skip")
   answers = rewards.Answers(["p"] * 3, ["a", "x", "yz"], [["a"]] * 3, [{"instruction": ""}] * 3)
   found = rewards.score(functions, answers)
   np.testing.assert_array_equal(found["reward"], [np.nan, 2, 2])
   np.testing.assert_array_equal(found["reward_length"], [1, 1, 2])
+  # Nor does their length count in a split's means.
+  split = data.Split(
+    {"example": np.arange(3)}, [[1]] * 3, answers.references, answers.rows, ["x"] * 3
+  )
+  decode = lambda ids, **_: "p"
+  evaluator = SimpleNamespace(tokenizer=SimpleNamespace(decode=decode), rewards=functions)
+  monkeypatch.setattr(judged, "completions", lambda *_: [answers.completions])
+  (sums,) = judged.rewarded(evaluator, None, None, [split])
+  assert sums["weight"].tolist() == [0, 1, 1] and sums["reward_length"].tolist() == [0, 1, 2]
+  monkeypatch.undo()
   result = jaxtune.fit(made(reward="half", rollout={"on_error": "skip"}), tmp_path / "run")
   assert np.isfinite(result["final"]["validation_reward"])
 

@@ -75,6 +75,12 @@ def test_rungs_need_an_evaluation_before_the_end(rungs):
   assert turns.rule(SearchOptions("halving"), TrainOptions(steps=100), [0, 1]).rungs == (3, 5)
 
 
+def test_rungs_and_evaluations_are_numbered_from_the_first():
+  options = TrainOptions(steps=100, eval_every=5)
+  assert turns.rule(SearchOptions("halving", (0.55,)), options, [0, 1]).rungs == (11,)
+  assert turns.number(np.array([100, 200, 250]), 100).tolist() == [0, 1, 2]
+
+
 CHANGES = {"train.steps": 6, "train.eval_every": 2, "train.log_every": 2, "optim.warmup": 0}
 RATES = (1e-4, 1e-2, 1e-3, 3e-2, 3e-3)
 

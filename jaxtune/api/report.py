@@ -100,10 +100,11 @@ def read(folder: Path) -> Sweep:
   if not isinstance(given, dict) or not given.get("sweep"):
     raise UserError(f"{folder} is not the folder of a sweep: expected a config.json with a sweep")
   names, settings, configs = sweep.expand(given, sweep.MOST_TRIALS**2)
-  for name, setting, rates in zip(names, settings, sweep.open_rates(given, settings), strict=True):
-    if rates:
+  rates = sweep.open_rates(given, settings)
+  for name, setting, some in zip(names, settings, rates, strict=True):
+    if some:
       setting[tuning.PATH] = _chosen(folder / "trials" / name)
-  found = collect.read(folder, names, settings, configs)
+  found = collect.read(folder, names, settings, configs, rates)
   by_name = dict(zip(names, configs, strict=True))
   for result in found[0]:
     _check_config(path, result, by_name[result["trial"]])
@@ -157,6 +158,9 @@ def _joined(sweeps: dict[str, Sweep]) -> dict[str, Sweep]:
     for name, one in sweeps.items()
     for trial, config in one.configs.items()
   }
+  for name, one in sweeps.items():
+    for trial in (*one.finished, *one.unfinished):  # with the learning rate that was chosen
+      flat[name, trial["trial"]] |= grid.flatten(trial["settings"])
   values: dict[str, set] = {}
   for config in flat.values():
     for path, value in config.items():
@@ -164,7 +168,7 @@ def _joined(sweeps: dict[str, Sweep]) -> dict[str, Sweep]:
   varying = [path for path, seen in values.items() if len(seen) > 1 or path == "seed"]
 
   def renamed(name: str, trial: dict) -> dict[str, Any]:
-    config = flat[name, trial["trial"]] | grid.flatten(trial["settings"])
+    config = flat[name, trial["trial"]]
     settings = {path: config[path] for path in varying if path in config}
     return trial | {"trial": f"{name}/{trial['trial']}", "settings": settings}
 

@@ -10,6 +10,7 @@ from jaxtune import config as configs_
 from jaxtune import schema
 from jaxtune.errors import UserError
 from jaxtune.runs import results
+from jaxtune.runs.folder import Config
 from jaxtune.runs.trial import Trial, with_config
 from jaxtune.sweeps import grid, groups, tuning
 from jaxtune.sweeps.collect import FAILED
@@ -103,6 +104,9 @@ def configurations(settings: list[dict]) -> list[str]:
 def curves(plan: Plan, workdir: Path) -> dict[str, tuning.Curve]:
   """Chooses the learning rate of each configuration that leaves it open; {} where none does.
 
+  One whose trials have begun keeps their rate, also where a trial that had failed has now another
+  one's loss below its own.
+
   Raises:
     UserError: where trials by which it is chosen are not done, or all of them diverged.
   """
@@ -110,11 +114,23 @@ def curves(plan: Plan, workdir: Path) -> dict[str, tuning.Curve]:
   for folder in folders:
     if not any((folder / name).exists() for name in ("result.json", FAILED)):
       raise UserError(f"{tuning.PATH} is not chosen yet: {folder} is not done, train that first")
-  found = {}
+  found, begun = {}, _begun(plan, workdir)
   for name, i in _firsts(plan.settings, plan.rates).items():
     pairs = zip(plan.tuning.sources, folders, strict=True)
     losses = [_validation_loss(folder) for source, folder in pairs if source == i]
-    found[name] = tuning.choose(plan.rates[i], losses)
+    curve = tuning.choose(name, plan.rates[i], losses)
+    found[name] = curve._replace(chosen=begun.get(name, curve.chosen))
+  return found
+
+
+def _begun(plan: Plan, workdir: Path) -> dict[str, float]:
+  """Returns {configuration: learning rate} of those of which a trial has begun."""
+  found = {}
+  for name, trial, some in zip(configurations(plan.settings), plan.names, plan.rates, strict=True):
+    path = workdir / "trials" / trial / "config.json"
+    if some and path.exists():
+      rate = schema.read_json(path, Config, "put it back")["optim"]["learning_rate"]
+      found |= {name: rate} if rate in some else {}
   return found
 
 

@@ -81,7 +81,7 @@ def _run(
   for left in (workdir / "groups").glob(".*") if hosts.primary() else ():  # by kills
     shutil.rmtree(left)
   notes = {"compiled programs": len(final.groups()), **notes}
-  outcomes, failed = collect.read(workdir, plan.names, settings, final.configs)
+  outcomes, failed = collect.read(workdir, plan.names, settings, final.configs, plan.rates)
   _say_failed(outcomes, failed, workdir)
   if hosts.primary():
     report.write(
@@ -147,6 +147,10 @@ def _tune(
       (workdir / collect.TUNING).unlink(missing_ok=True)  # of rates that were open before
     return {}
   train(plan.tuning)
+  failed = sum((folder / collect.FAILED).exists() for folder in plan.tuning.folders(workdir))
+  if failed:
+    where = f"see their {collect.FAILED} in {workdir / plan.tuning.kind}"
+    print(f"{failed} trials that choose learning rates failed: {where}", file=sys.stderr)
   curves = stages.curves(plan, workdir)
   written = {name: {**curve._asdict(), "at_edge": curve.at_edge} for name, curve in curves.items()}
   write_atomically(workdir / collect.TUNING, json.dumps(written, indent=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,7 +66,7 @@ def _train(
 ) -> None:
   """Runs a sweep and prints its table."""
   if options.group is not None:
-    plan = sweeps.plan_of(config, None, options.most_trials)
+    plan = sweeps.plan_of(config, None, sys.maxsize)  # it was confirmed when the sweep was begun
     slurm.train_group(plan, Path(workdir), options.group)
     return
   during = follows.follow(workdir, loggers=loggers.chosen(vars(options)))

@@ -124,6 +124,8 @@ def _train_group(
 ) -> None:
   """Trains a group; if it fails, with fewer trials side by side, and then each trial alone."""
   saved = checkpoints([trial.config for trial in trials], folders[0].parents[1])
+  for folder in folders if hosts.primary() else ():
+    remove(folder / FAILED)  # of a call before: now it is tried again
   try:
     training.train(trials, folders, bases, saved, chunk)
   except UserError:
@@ -145,8 +147,8 @@ def _train_group(
       for part in parts:
         _train_group(trials[part], folders[part], bases[part], smaller or 1)
     return
-  for path in (*(folder / FAILED for folder in folders), saved) if hosts.primary() else ():
-    remove(path)
+  if hosts.primary():
+    remove(saved)
 
 
 def record_failure(folder: Path, reason: str) -> None:

@@ -108,6 +108,18 @@ def hash_ends(source: str | Sequence[str]) -> dict[str, str]:
   return hashes
 
 
+def _first_rows(
+  rows: Callable[[], Iterator[tuple[str, dict]]], options: DataOptions
+) -> tuple[list, list]:
+  """Returns the first rows of a source, and where they stand."""
+  pairs = list(islice(rows(), min(options.stream, 100)))
+  if not pairs:
+    raise UserError(
+      f"data.only is {options.only}, expected values that rows of train have in these columns"
+    )
+  return [row for _, row in pairs], [place for place, _ in pairs]
+
+
 def load(
   tokenizer: Tokenizer,
   options: DataOptions,
@@ -131,12 +143,7 @@ def load(
   whole = partial(sources.stream, options.train, "train", options.columns)
   only = {column: sources.texts_of(values) for column, values in (options.only or {}).items()}
   rows = lambda: (pair for pair in whole() if sources.has(pair[1], only))
-  pairs = list(islice(rows(), min(options.stream, 100)))
-  if not pairs:
-    raise UserError(
-      f"data.only is {options.only}, expected values that rows of train have in these columns"
-    )
-  first = [row for _, row in pairs], [place for place, _ in pairs]
+  first = _first_rows(rows, options)
   columns = sources.Table(*first, {}).columns
   form = templates.choose(columns, where=str(options.train), **options.wording())
   if len(form.templates) > 1:
@@ -153,7 +160,7 @@ def load(
   start = encoded(*first)
   if start is None:
     raise UserError(
-      f"{first[1][0]} to {first[1][-1]}: all {len(pairs)} rows are skipped (too long, without an "
+      f"{first[1][0]} to {first[1][-1]}: all {len(first[1])} rows are skipped (too long, without an "
       "answer, or in another split too), expected one to train on among the first of a stream"
     )
 

@@ -34,19 +34,27 @@ class Curve(TypedDict):
 
 
 def read(
-  folder: Path, names: Sequence[str], settings: Sequence[dict], configs: Sequence[dict]
+  folder: Path,
+  names: Sequence[str],
+  settings: Sequence[dict],
+  configs: Sequence[dict],
+  rates: Sequence[Sequence[float]],
 ) -> tuple[list[dict], list[dict]]:
   """Reads every trial of a sweep that may be under way.
 
+  Args:
+    rates: of each trial, the learning rates of which it has the best; [] for none.
+
   Returns:
-    The results of the finished trials, each with its "trial", "settings" and "folder", and the
+    The results of the finished trials, each with its "trial", "settings", "folder" and "own_rate",
+    whether its learning rate was chosen for its configuration; and the
     trials that have none: {"trial", "settings", "folder", "method", "state", "detail"}, with empty
     "final" and "base". The state is running, stopped, waiting or failed.
   """
   finished, unfinished, running = [], [], locks.works(folder)
-  for name, setting, config in zip(names, settings, configs, strict=True):
+  for name, setting, config, some in zip(names, settings, configs, rates, strict=True):
     place = folder / "trials" / name
-    known = {"trial": name, "settings": setting, "folder": str(place)}
+    known = {"trial": name, "settings": setting, "folder": str(place), "own_rate": bool(some)}
     if result := results.read(place):
       results.check_files(place, result, SHOWN)
       finished.append(result | known)

@@ -118,7 +118,7 @@ def unequal_seeds(evidence: Evidence) -> list[Caution]:
 def selection(evidence: Evidence) -> list[Caution]:
   """Finds figures that are optimistic, as they chose what they are said of."""
   metric, rows = evidence.metric, evidence.rows
-  if metric.startswith("test_") and len(rows) > len(stats.group_bases(rows)):
+  if metric.startswith("test_") and len(rows) > stats.count_tasks(rows):
     text = (
       f"The best of {len(rows)} configurations by a test metric is chosen on the test set, so its "
       f"figure is optimistic; {_by_validation(evidence)}."

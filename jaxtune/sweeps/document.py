@@ -42,7 +42,9 @@ def build(
     analysis: what was measured of the finished trials.
   """
   metric = compared.metric if compared else table.choose_metric(results, None)
-  rows = stats.best_first(stats.group(results), metric)
+  # Of a seed that was trained twice the trial is shown that is compared.
+  compared_first = sorted(results, key=lambda one: "state" in one or bool(one.get("exited_at")))
+  rows = stats.best_first(stats.group(compared_first), metric)
   names = dict.fromkeys([metric, *table.metric_names(results)])
   filled = [row._replace(settings=_filled(row.settings, config)) for row in rows]
   axes = _axes([row.settings for row in filled])
@@ -105,11 +107,12 @@ def configurations(
       "label": row.label,
       "method": row.settings["method.name"],
       "state": _state_of_all(row.results),
+      "ownRate": bool(row.results[0].get("own_rate")),
       "settings": {path: _plain(row.settings[path]) for path in axes if path in row.settings},
       "costs": _mean_costs(row.results),
       "values": _estimates(row.results, names),
       "changes": _estimates(row.results, names, "base"),
-      "trials": [_trial(result, histories, points) for result in row.results],
+      "trials": _trials(row.results, histories, points),
     }
     for i, row in enumerate(rows)
   ]
@@ -217,18 +220,40 @@ def _costs(result: Mapping[str, Any]) -> dict[str, float]:
   return {key: result[key] for key in COSTS if isinstance(result.get(key), (int, float))}
 
 
-def _trial(result: dict, histories: Mapping[str, list[dict]], points: int) -> dict:
-  """Describes one trial, with its curves at no more than `points` steps each."""
-  history = histories.get(result["trial"], [])
-  keys = dict.fromkeys(key for line in history for key in line if _CURVES.match(key))
-  curves = {}
-  for key in keys:
-    # A run that went on from a checkpoint may have logged a step again.
-    logged = {line["step"]: line[key] for line in history if _is_number(line.get(key))}
-    steps = sorted(logged)
-    every = max(1, math.ceil(len(steps) / points))
-    kept = dict.fromkeys([*steps[::every], *steps[-1:]])
-    curves[key] = [[step, float(f"{logged[step]:.5g}")] for step in kept]
+def _trials(
+  results: Sequence[dict], histories: Mapping[str, list[dict]], points: int
+) -> list[dict]:
+  """Describes trials that differ in the seed alone, with their curves at the same steps."""
+  logged = [_logged(histories.get(result["trial"], [])) for result in results]
+  kept = {}
+  for key in dict.fromkeys(key for curves in logged for key in curves):
+    steps = sorted({step for curves in logged for step in curves.get(key, {})})
+    last = {max(curves[key]) for curves in logged if key in curves}
+    kept[key] = last.union(steps[:: max(1, math.ceil(len(steps) / points))])
+  return [_trial(result, own, kept) for result, own in zip(results, logged, strict=True)]
+
+
+def _logged(history: Sequence[dict]) -> dict[str, dict[int, float]]:
+  """Returns {name of a curve: {step: value}} of the lines of a metrics.jsonl, in their order.
+
+  A run that went on from a checkpoint may have logged a step again: the later line counts.
+  """
+  curves: dict[str, dict[int, float]] = {}
+  for line in history:
+    for key in filter(_CURVES.match, line):
+      if _is_number(line[key]):
+        curves.setdefault(key, {})[line["step"]] = line[key]
+  return curves
+
+
+def _trial(
+  result: dict, logged: Mapping[str, Mapping[int, float]], kept: Mapping[str, set[int]]
+) -> dict:
+  """Describes one trial, with its curves at the steps that are kept."""
+  curves = {
+    key: [[step, float(f"{values[step]:.5g}")] for step in sorted(kept[key] & values.keys())]
+    for key, values in logged.items()
+  }
   word, detail = state(result)
   return {
     "trial": result["trial"],

@@ -13,6 +13,7 @@ from jaxtune import libraries, metrics
 from jaxtune.runs.results import diverged
 from jaxtune.sweeps import grid
 from jaxtune.sweeps.groups import SHARES
+from jaxtune.sweeps.tuning import PATH as RATE
 
 special = libraries.Lazy("scipy.special")
 # Options of the training data alone, on which the metrics of the untuned base do not depend.
@@ -125,20 +126,47 @@ def group(results: Sequence[dict]) -> list[Row]:
 
 
 def group_bases(rows: Sequence[Row]) -> list[Row]:
-  """Returns a row for the untuned base, or one for each model or data set in the sweep."""
-  shared: dict[str, list[Row]] = {}
-  for row in rows:
-    key = {
-      path: value
-      for path, value in row.settings.items()
-      if path.split(".")[0] in ("model", "data") and not path.startswith(_OF_TRAINING)
-    }
-    shared.setdefault(json.dumps(key, sort_keys=True), []).append(row)
-  names = labels([{"method.name": "base (untuned)"} | json.loads(key) for key in shared])
+  """Returns a row for the untuned base, or one for each way in which it was judged.
+
+  These are each model and data set of the sweep, and settings of the objective and the evaluation
+  that change what the base scores.
+  """
+  bases: dict[str, list[Row]] = {}
+  for members in _by_sections(rows, ("model", "data")).values():
+    apart = _by_sections(members, ("model", "data", "objective", "evaluate"))
+    bases |= apart if _scored_apart(members) else _by_sections(members, ("model", "data"))
+  names = labels([{"method.name": "base (untuned)"} | json.loads(key) for key in bases])
   return [
     Row(label, json.loads(key), tuple(r for row in members for r in row.results))
-    for (key, members), label in zip(shared.items(), names, strict=True)
+    for (key, members), label in zip(bases.items(), names, strict=True)
   ]
+
+
+def count_tasks(rows: Sequence[Row]) -> int:
+  """Counts the pairs of a model and a data set in a sweep."""
+  return len(_by_sections(rows, ("model", "data")))
+
+
+def _by_sections(rows: Sequence[Row], sections: Sequence[str]) -> dict[str, list[Row]]:
+  """Groups rows by their settings of these sections, as JSON, without those of training alone."""
+  found: dict[str, list[Row]] = {}
+  for row in rows:
+    own = {path: x for path, x in row.settings.items() if path.split(".")[0] in sections}
+    key = {path: x for path, x in own.items() if not path.startswith(_OF_TRAINING)}
+    found.setdefault(json.dumps(key, sort_keys=True), []).append(row)
+  return found
+
+
+def _scored_apart(rows: Sequence[Row]) -> bool:
+  """Says whether trials with one seed differ in what their base scores."""
+  of_seeds: dict[Any, list[dict]] = {}
+  for result in (result for row in rows for result in row.results):
+    of_seeds.setdefault(result["settings"].get("seed"), []).append(result)
+  names = {(key, name) for key in ("base", "shots") for row in rows for result in row.results
+           for name in result.get(key, {})}  # fmt: skip
+  return any(
+    len(untrained(same, name, key)) > 1 for same in of_seeds.values() for key, name in names
+  )
 
 
 def best_first(rows: Sequence[Row], metric: str) -> list[Row]:
@@ -166,8 +194,13 @@ def numeric_axes(rows: Sequence[Row]) -> list[str]:
 
 
 def lines_along(rows: Sequence[Row], path: str) -> dict[str, list[Row]]:
-  """Groups rows by the label of their settings other than `path`, each group in its order."""
-  others = [{key: value for key, value in row.settings.items() if key != path} for row in rows]
+  """Groups rows by the label of their settings other than `path`, each group in its order.
+
+  A learning rate that was chosen for a configuration is none of these settings: it goes with the
+  others.
+  """
+  left_out = lambda row: {path, RATE} if row.results[0].get("own_rate") else {path}
+  others = [{k: x for k, x in row.settings.items() if k not in left_out(row)} for row in rows]
   methods = {row.settings["method.name"] for row in rows}
   lines: dict[str, list[Row]] = {}
   for row, label in zip(rows, labels(others), strict=True):

@@ -106,10 +106,11 @@ def trials(config: dict, rates: Sequence[float], seeds: Sequence[int]) -> list[d
   return [with_rate(config, rate) | quiet | {"seed": seed} for rate in rates for seed in seeds]
 
 
-def choose(rates: Sequence[float], losses: Sequence[float | None]) -> Curve:
+def choose(name: str, rates: Sequence[float], losses: Sequence[float | None]) -> Curve:
   """Chooses a rate.
 
   Args:
+    name: of the configuration, for the error.
     losses: of the trials, in the order of `trials`; None where one failed or diverged.
 
   Raises:
@@ -119,6 +120,9 @@ def choose(rates: Sequence[float], losses: Sequence[float | None]) -> Curve:
   means = known.reshape(len(rates), -1).mean(1)
   if not np.isfinite(means).any():
     shown = ", ".join(f"{rate:g}" for rate in rates)
-    raise UserError(f"no {PATH} of {shown} trains without divergence: give lower ones")
+    raise UserError(
+      f"no {PATH} of {shown} trains {name} without divergence or failure: give lower ones, or see "
+      "the failed.json of its trials in the folder tuning"
+    )
   finite = [mean if math.isfinite(mean) else None for mean in means.tolist()]
   return Curve(list(rates), finite, float(rates[int(np.argmin(means))]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtune.sweeps import grid, stats
+from jaxtune.sweeps import stats
 from jaxtune.sweeps.evidence import Caution, Evidence, chained, listed, of_rows
 from jaxtune.sweeps.tuning import PATH as RATE
 
@@ -25,7 +25,7 @@ def one_rate(evidence: Evidence) -> list[Caution]:
   """Finds several methods, or several sizes of one, that were trained with a single rate."""
   candidates: dict[str, list[stats.Row]] = {}  # those that differ in the rate alone
   for row in evidence.rows:
-    if _chosen(evidence, row):
+    if row.results[0].get("own_rate"):
       continue
     key = str(sorted((k, str(v)) for k, v in row.settings.items() if k != RATE))
     candidates.setdefault(key, []).append(row)
@@ -52,14 +52,6 @@ def _one_rate(rate: float, rows: list[stats.Row]) -> list[Caution]:
     "or let the sweep tune each one's own."
   )
   return of_rows("one_rate", text, rows)
-
-
-def _chosen(evidence: Evidence, row: stats.Row) -> bool:
-  """Says whether a configuration has chosen its own rate, under the name that tuning.json has."""
-  axes = dict.fromkeys(axis for result in evidence.results for axis in result["settings"])
-  own = {k: v for k, v in row.results[0]["settings"].items() if k not in ("seed", RATE)}
-  name = grid.name(own, axes)
-  return any(curve == name or curve.endswith(f"/{name}") for curve in evidence.curves)
 
 
 def parameters(evidence: Evidence) -> list[Caution]:

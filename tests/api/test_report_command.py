@@ -9,7 +9,8 @@ from support import made_sweep
 import jaxtune
 from jaxtune import main
 from jaxtune.errors import UserError
-from jaxtune.runs import locks
+from jaxtune.runs import locks, results
+from jaxtune.sweeps import tuning
 
 
 def document(page):
@@ -73,6 +74,28 @@ def test_sweeps_are_joined_by_all_in_which_they_differ(tmp_path):
   assert len(trials(page)) == 9 and shown["title"] == "a + b"
   assert set(shown["reproduce"]["config"]) == {"a.py", "b.py"}
   jaxtune.report([tmp_path / "a", tmp_path / "b"], tmp_path / "both")  # replaces its own report
+
+
+def test_joined_sweeps_that_chose_other_rates_are_not_one(tmp_path):
+  """The second one widens the first one's rates."""
+  for name, rates in (("a", [0.01, 0.1]), ("b", [0.01, 0.1, 1.0])):
+    axis = {"optim.learning_rate": [tuning.tune(rates)]}
+    made_sweep.write(tmp_path / name, made_sweep.config(made_sweep.lora([1, 4]) | axis))
+  shown = document(jaxtune.report([tmp_path / "a", tmp_path / "b"], tmp_path / "both"))
+  rates = [one["settings"]["optim.learning_rate"] for one in shown["configurations"]]
+  assert sorted(rates) == [0.1, 0.1, 1.0, 1.0]
+  assert not any("One learning rate" in warning for warning in shown["warnings"])
+
+
+def test_a_trial_that_left_in_one_sweep_and_finished_in_another(tmp_path):
+  for name in "ab":
+    made_sweep.write(tmp_path / name, made_sweep.config(made_sweep.lora([1, 4])))
+  (path,) = (tmp_path / "a").glob("trials/*rank=4*seed=0/result.json")
+  left = {k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"}
+  results.write(path.parent, left | {"exited_at": 20, "final": {"validation_loss": 2.0}})
+  found = trials(jaxtune.report([tmp_path / "a", tmp_path / "b"], tmp_path / "both"))
+  name = path.parent.name
+  assert f"b/{name}" in found and f"a/{name}" not in found and len(found) == 6
 
 
 def test_mistakes_are_named(tmp_path):

@@ -11,6 +11,7 @@ import jaxtune
 from jaxtune.api import sweep as sweeps
 from jaxtune.api import trials
 from jaxtune.errors import UserError
+from jaxtune.runs import results as results_
 from jaxtune.runs.folder import begin
 from jaxtune.runs.trial import with_config
 from jaxtune.sweeps import tuning
@@ -156,6 +157,12 @@ def test_a_configuration_gets_the_rate_that_is_best_on_validation(setup, tmp_pat
   stated = json.loads((tmp_path / "trials" / name / "config.json").read_text())
   assert stated["optim"]["learning_rate"] == 3e-2 and stated["seed"] == 1
   assert rebuilt(tmp_path)
+  # A trial of the choice that had failed now has the best loss: what has begun keeps its rate.
+  (place,) = tmp_path.glob("tuning/rank=1*=1e-06*")
+  won = {k: v for k, v in json.loads((place / "result.json").read_text()).items() if k != "sha256"}
+  results_.write(place, won | {"final": won["final"] | {"validation_loss": 0.01}})
+  again = sweeps.sweep(swept, tmp_path)
+  assert {r["settings"]["optim.learning_rate"] for r in again} == {3e-2, 1e-3}
   sweeps.sweep(config(({"method.rank": [4], "optim.learning_rate": [1e-3]},)), tmp_path)
   assert not (tmp_path / "tuning.json").exists(), "no rate is chosen any more"
 
@@ -223,5 +230,5 @@ def test_rates_to_choose_from(value, says):
     jaxtune.fit({"optim": {"learning_rate": value}}, "no_folder")
   with pytest.raises(UserError, match="a sweep does: train with one number"):
     jaxtune.fit({"optim": {"learning_rate": tuning.tune([0.1, 0.2])}}, "no_folder")
-  with pytest.raises(UserError, match="of 0.1, 1 trains without divergence"):
-    tuning.choose([0.1, 1.0], [None, None])
+  with pytest.raises(UserError, match="of 0.1, 1 trains lora without divergence"):
+    tuning.choose("lora", [0.1, 1.0], [None, None])

@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxtune import config as configs
 from jaxtune.assets import INSTRUCTIONS, TINY
 from jaxtune.runs import results
-from jaxtune.sweeps import analysed, grid
+from jaxtune.sweeps import analysed, grid, tuning
 
 HOSTILE = '</script><img src=x onerror="document.title=1"> & "quoted"'
 SEEDS = [0, 1, 2]
@@ -47,6 +47,8 @@ def loss(method: dict, seed: int) -> float:
 def write(folder: Path, given: dict, running: tuple[int, ...] = ()) -> list[dict]:
   """Writes a sweep's folder; returns the results of its trials.
 
+  Where a learning rate is to be chosen, it is the highest one.
+
   Args:
     running: the numbers of trials that are not finished, and have logged half of their steps.
   """
@@ -55,7 +57,9 @@ def write(folder: Path, given: dict, running: tuple[int, ...] = ()) -> list[dict
   settings, written = grid.expand(given["sweep"]), []
   axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
   for i, setting in enumerate(settings):
-    place = folder / "trials" / grid.name(setting, axes)
+    place = folder / "trials" / grid.name(tuning.named(setting), axes)
+    if isinstance(rate := setting.get(tuning.PATH), dict):
+      setting |= {tuning.PATH: max(rate["tune"])}
     steps = given["train"]["steps"]
     _write_history(place, setting, steps // 2 if i in running else steps)
     stated = configs.complete(configs.override(_without_sweep(given), setting))

@@ -24,6 +24,6 @@ def test_a_file_that_was_edited_is_named(tmp_path, name, content, says):
   (tmp_path / name).write_text(json.dumps(content))
   config = {"method": {"name": "lora"}, "train": {"steps": 1}}
   with pytest.raises(UserError) as error:
-    collect.read(tmp_path, ["rank=8"], [{}], [config])
+    collect.read(tmp_path, ["rank=8"], [{}], [config], [[]])
     collect.curves(tmp_path)
   assert f"/{name}" in str(error.value) and says in str(error.value)

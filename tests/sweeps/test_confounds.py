@@ -59,11 +59,23 @@ def test_one_rate_for_all(made):
   ]
   assert not said(swept, "one_rate", config=config)
   curve = {"rank=1": {"rates": [0.1, 0.2], "losses": [1, 2], "chosen": 0.1, "at_edge": True}}
-  assert not said(sizes, "one_rate", config=config, curves=curve), "one is left, with this rate"
+  sizes[0]["own_rate"] = True
+  assert not said(sizes, "one_rate", config=config), "one is left, with this rate"
   three = made.ranks({1: [2.0], 4: [1.5], 16: [1.0]})
-  ((_, trials),) = said(three, "one_rate", config=config, curves=curve)
+  three[0]["own_rate"] = True
+  ((_, trials),) = said(three, "one_rate", config=config)
   assert trials == ("rank=16,seed=0", "rank=4,seed=0"), "rank 1 has chosen its own"
   assert "tried: 0.1 for rank=1" in said(sizes, "edge", curves=curve)[0][0]
+
+
+def test_the_best_size_is_at_an_edge_whatever_rate_it_chose(made):
+  rates = {1: 0.01, 4: 0.01, 16: 0.003}
+  best_last = [
+    made.result({"method.rank": r, "optim.learning_rate": x}, 2.0 - r / 10, own_rate=True)
+    for r, x in rates.items()
+  ]
+  ((text, _),) = said(best_last, "edge")
+  assert "method.rank" in text and "16, the highest of 3" in text
 
 
 @pytest.mark.parametrize(

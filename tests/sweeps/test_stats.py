@@ -104,6 +104,17 @@ def test_a_base_for_each_data_set_but_not_for_each_mixture(made):
   assert len(stats.group_bases(rows("method.rank", [1, 2]))) == 1
 
 
+def test_a_base_for_each_objective_that_scores_it_otherwise(made):
+  """A mean over them would be of no model, and no seed differs."""
+  rows = lambda *bases: stats.group([
+    made.result({"objective.beta": beta, "seed": seed}, 2.0, base=base)
+    for beta, base in enumerate(bases) for seed in (0, 1)
+  ])  # fmt: skip
+  found = stats.group_bases(rows(3.0, 2.5))
+  assert [row.label for row in found] == ["base (untuned) beta=0", "base (untuned) beta=1"]
+  assert len(stats.group_bases(rows(3.0, 3.0))) == 1 == stats.count_tasks(rows(3.0, 2.5))
+
+
 def test_labels():
   lora = {"method.name": "lora", "method.alpha": 16, "optim.learning_rate": 1e-3}
   full = {"method.name": "full", "optim.learning_rate": 1e-3}

@@ -51,6 +51,11 @@ def on_slurm(
       done = [(any((f / name).exists() for name in ("result.json", FAILED))) for f in folders]
       left = [number for number, group in enumerate(groups) if not all(done[i] for i in group)]
       idle = [number for number in left if not locks.in_use(folders[groups[number][0]])]
+      if failed := sum((f / FAILED).exists() for f in folders):
+        print(
+          f"{failed} trials in {workdir}/{stage.kind} failed: remove their {FAILED} to try them",
+          file=sys.stderr,
+        )
       if not left:
         return
       counts = f"{len(left)} of {len(groups)} programs of {workdir}/{stage.kind} are left"

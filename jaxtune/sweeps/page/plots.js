@@ -107,8 +107,10 @@ function colorKey(shown, view) {
 
 // Draws the lines of a panel, each through configurations that are alike but for the axis.
 function drawLines(to, members, axis, colorOf) {
-  const others = (one) => JSON.stringify([one.method, ...varying().filter((key) => key !== axis)
-    .map((key) => one.settings[key])]);
+  // A learning rate that was chosen for a configuration goes with its other settings.
+  const differs = (one, key) => key !== axis && !(one.ownRate && key === "optim.learning_rate");
+  const others = (one) => JSON.stringify([one.method, ...varying().map((key) =>
+    differs(one, key) ? one.settings[key] : null)]);
   const lines = [...groupBy(members, axis in data.costs ? (one) => one.index : others).values()];
   return lines.flatMap((line, i) => {
     // Lines stand side by side, so that intervals do not hide each other.

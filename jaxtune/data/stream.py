@@ -160,8 +160,8 @@ def load(
   start = encoded(*first)
   if start is None:
     raise UserError(
-      f"{first[1][0]} to {first[1][-1]}: all {len(first[1])} rows are skipped (too long, without an "
-      "answer, or in another split too), expected one to train on among the first of a stream"
+      f"{first[1][0]} to {first[1][-1]}: all {len(first[1])} rows are skipped (too long, without "
+      "an answer, or in another split too), expected one to train on among the first of a stream"
     )
 
   def encode_block(rows: list[dict], where: list[str]) -> Arrays:

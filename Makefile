@@ -54,7 +54,7 @@ parity: $(VENV)/.installed-test
 matrix: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
 	$(ADAPTERS) $(BIN)/python tests/matrix.py --keep
 
-# Mutants, fuzzing and faults in short, in ten minutes; their README says how to run the long forms.
+# Mutants, fuzzing, faults and coverage in short, in ten minutes; their README says how to run the long forms.
 reliability: $(VENV)/.installed-test
 	$(BIN)/python experiments/reliability/mutants.py --check 25
 	$(BIN)/python experiments/reliability/fuzz.py --seconds 4

@@ -3,9 +3,10 @@
   jaxtune sweep --config configs/summarisation.py:titles --workdir runs/titles
   jaxtune sweep --config configs/summarisation.py:dialogues --workdir runs/dialogues
 
-DATA holds reviews (columns title, text), dialogsum (dialogue, summary; test: three summaries) and
-corpus, on which forgetting is measured. Examples that do not fit max_length are left out, the same
-ones in every row of the table. Cost and scores: experiments/titles and experiments/dialogues.
+The constant DATA names a folder with reviews (columns title, text), dialogsum (dialogue, summary;
+test: three summaries) and corpus, on which forgetting is measured. Examples that do not fit
+max_length are left out, the same ones in every row of the table. Cost and
+scores: experiments/titles and experiments/dialogues.
 
 Cost and score, written by experiments/keep.py:
 dialogues: 2 trials, 5 minutes one after another; test loss 3.044 [2.891, 3.218] with full

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).parent
+OUTCOMES = ("inputs", "read", "refused", "findings")  # columns of fuzz.csv
 CORPUS = HERE.parents[1] / "tests" / "corpus"
 LIBRARIES = ("jax", "transformers", "torch", "mutmut", "hypothesis", "pytest")
 TEXT = """# Reliability
@@ -35,8 +36,9 @@ Five instruments; this page was written on {date} with Python {python}, {version
 - `coverage.py`: do the intervals of reports cover, and does Holm's correction keep the error of a
   family? The long form is `coverage.py --keep`.
 
-`make reliability` runs a short form of the first three, in at most ten minutes on two quiet cores,
-and fails on anything new. The long forms can be stopped, and go on. `report.py` writes this page.
+`make reliability` runs a short form of all but `kills.py`, in at most ten minutes on two quiet
+cores, and fails on anything new. The long forms can be stopped, and go on. `report.py` writes
+this page.
 
 ## Mutants
 
@@ -89,7 +91,7 @@ def mutants() -> str:
     len(rs), sum(r["outcome"] == "killed" for r in rs),
     sum(r["outcome"] != "killed" and r["key"] in equivalent for r in rs),
   )  # fmt: skip
-  score = lambda all_, killed, same: f"{100 * killed / max(all_ - same, 1):.0f} %"
+  score = lambda all_, killed, same: f"{100 * killed / (all_ - same):.0f} %" if all_ > same else "-"
   names = dict.fromkeys(r["module"] for r in found)
   modules = {m: [r for r in found if r["module"] == m] for m in names}
   lines = [[m, *count(rs), score(*count(rs))] for m, rs in modules.items()]
@@ -121,18 +123,17 @@ def fuzz() -> str:
   if not found:
     return "None was run yet."
   lines = [
-    [r["reader"], r["seconds"], r["inputs"], r["read"], r["refused"], kinds[r["reader"]]]
-    for r in found
+    [*(r[name] for name in ("reader", "seconds", *OUTCOMES)), kinds[r["reader"]]] for r in found
   ]
   hours = sum(int(r["seconds"]) for r in found) / 3600
   names = [[c["reader"], c["found"].replace("|", "\\|"), c["date"]] for c in cases]
   return "\n\n".join([
     f"{hours:.1f} hours in all. An input may be read or refused in one line; a stack trace, a"
     " signal, 20 seconds of a core, a gigabyte of memory, a file outside its folder, a program or a"
-    " connection is a finding. Findings were mended, and stand in `tests/corpus`, where"
-    " `tests/test_corpus.py` reads them again.",
-    table(["reader", "seconds", "inputs", "read", "refused", "findings"], lines),
-    "### Findings",
+    " connection is a finding. Inputs that were neither read nor refused show one. Those that are"
+    " kept in `tests/corpus` are read again by `tests/test_corpus.py`.",
+    table(["reader", "seconds", *OUTCOMES, "kept of all runs"], lines),
+    "### Findings that are kept",
     table(["reader", "what happened", "found on"], names) if names else "None.",
   ])  # fmt: skip
 

@@ -42,7 +42,14 @@ def complete(
       that the run was trained with; conversations, {"messages": [...]}, with "tools" or without,
       by the chat template; or texts to be continued as they stand.
     task: of a mixture, the task by whose template rows become prompts.
+    max_new_tokens: the most tokens of a continuation.
     temperature: 0 is greedy; with more, `top_k` and `top_p` restrict the draw.
+    top_k: how many of the likeliest tokens are drawn from; None for all.
+    top_p: the likeliest tokens that have this probability together are drawn from; None for all.
+    seed: of the draw.
+
+  Returns:
+    A continuation of each prompt, in their order, without the stop token.
   """
   runs = [run] if isinstance(run, Run) else list(run)
   which, run = _choose(runs, prompts, which), runs[0]

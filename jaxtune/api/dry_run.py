@@ -21,7 +21,7 @@ class Group(NamedTuple):
     memory: {part: MB} of a step, on each device.
     seconds: the least time of all its trials together, without text that is generated; None where
       that is unknown.
-    rates: how many trials beforehand choose the learning rates of its configurations.
+    rates: how many further trials are trained first, to choose learning rates.
     splits: {name: counts} of the first trial's data, as its report has them.
   """
 

@@ -85,7 +85,7 @@ def export_votes(
   """Writes votes as JSON lines of prompt, chosen, rejected, pair, rater and reason.
 
   This is the form that preference objectives and `reward` train on. Ties, skips, and choices beside
-  an empty answer are no such rows.
+  an empty answer are left out.
 
   Args:
     everything: writes every vote, with the columns prompt, answer_a, answer_b, choice ("a", "b",

@@ -41,8 +41,8 @@ def follow(
   Nothing that fails meanwhile ends the training: one warning is printed, and the rest goes on.
 
   Args:
-    screen: whether the trials are shown on the terminal. Where stdout is none, a line now and then
-      says how far they are, in any case.
+    screen: whether trials are shown on the terminal. Without a terminal, a line is printed now and
+      then in any case.
     loggers: names of `jaxtune.runs.loggers`.
 
   Raises:

@@ -29,7 +29,7 @@ class Matched(NamedTuple):
   """A config whose sweep leaves nothing open.
 
   Attributes:
-    config: it.
+    config: the config, with numbers in place of what was open.
     reached: what each method reached of its budget, in words; () where nothing was open.
     given: the config as it was given, as JSON.
   """

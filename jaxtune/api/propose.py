@@ -42,7 +42,7 @@ class Proposal(NamedTuple):
   """A sweep that was made of a data file.
 
   Attributes:
-    config: it, as a config file would have it.
+    config: the sweep's config, as a config file would give it.
     assumed: {what: how}, in words; its text.
     expected: what it takes.
   """

@@ -26,7 +26,8 @@ class Job(NamedTuple):
   Attributes:
     plan: what the sweep trains.
     workdir: its folder.
-    holder: what its lock says; a worker that does not read the same there has another folder.
+    holder: the content of the sweep's lock file; a worker that reads something else there does not
+      share the folder.
     started: the folder in which the sweep was started, from which relative paths are meant.
   """
 

@@ -1,17 +1,18 @@
 """Measures what grouping, early exit and workers bring: 48 trials, start of the command to its end.
 
-  python experiments/grouping/run.py                   # all of them
-  python experiments/grouping/run.py --only grouped
+  python experiments/grouping/run.py
   python experiments/grouping/run.py --trials 4 --out FOLDER   # the figures mean nothing
 
 one at a time:       a process for each trial, each of which compiles its program, or reads it from
-                     the compilation cache, which is empty at the start of each way
+                     the compilation cache, which is empty at the start
 grouped:             one sweep
 grouped, early exit: one sweep, in which successive halving leaves configurations out
 two Ray workers:     one sweep, whose programs go to two processes on this machine
 peft:                a process for each trial, in the loop of with_peft.py
 
-The winner is the configuration with the lowest mean validation loss; its test loss is reported.
+The ways take turns: first all of them with one half of the trials, then with the other half, so
+that a machine that becomes slower does so for all. The winner is the configuration with the lowest
+mean validation loss; its test loss is reported.
 """
 
 from __future__ import annotations
@@ -26,68 +27,67 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parents[1] / "configs" / "grouping.py"
+ROUNDS = 2
+Way = Callable[[Path, Sequence[int], dict], list[dict]]
 
 
-def configs(count: int | None = None) -> list[dict]:
-  """Returns the complete config of each trial."""
+def trials() -> tuple[list[str], list[dict]]:
+  """Returns the configuration of each trial, its name without the seed, and its complete config."""
   import jaxtune
   from jaxtune.api import sweep
 
-  return sweep.expand(jaxtune.load_config(str(CONFIG)))[2][:count]
+  names, _, configs = sweep.expand(jaxtune.load_config(str(CONFIG)))
+  return [name.rpartition(",seed=")[0] for name in names], configs
 
 
 def alone(number: int, folder: str) -> None:
   """Trains one trial and leaves out what a sweep adds."""
   import jaxtune
 
-  jaxtune.fit(configs()[number], folder)
+  jaxtune.fit(trials()[1][number], folder)
 
 
-def one_at_a_time(folder: Path, count: int, environment: dict) -> list[dict]:
-  for number in range(count):
-    trial = folder / str(number)
-    run = [sys.executable, __file__, "--alone", str(number), str(trial)]
+def one_at_a_time(folder: Path, numbers: Sequence[int], environment: dict) -> list[dict]:
+  for number in numbers:
+    run = [sys.executable, __file__, "--alone", str(number), str(folder / str(number))]
     subprocess.run(run, check=True, stdout=subprocess.DEVNULL, env=environment)
-  found = [json.loads((folder / str(i) / "result.json").read_text()) for i in range(count)]
+  found = [json.loads((folder / str(n) / "result.json").read_text()) for n in numbers]
+  names, _ = trials()
   return [
-    {"updates": result["stopped_at"], "configuration": configuration, **result["final"]}
-    for result, configuration in zip(found, labels(count), strict=True)
+    {"updates": result["stopped_at"], "configuration": names[n], **result["final"]}
+    for result, n in zip(found, numbers, strict=True)
   ]
 
 
-def with_peft(folder: Path, count: int, environment: dict) -> list[dict]:
-  found = []
-  for number in range(count):
-    run = [sys.executable, str(HERE / "with_peft.py"), str(number)]
+def with_peft(folder: Path, numbers: Sequence[int], environment: dict) -> list[dict]:
+  found, (names, configs) = [], trials()
+  for number in numbers:
+    path = folder / f"{number}.json"
+    path.write_text(json.dumps(configs[number], default=str))
+    run = [sys.executable, str(HERE / "with_peft.py"), str(path)]
     text = subprocess.run(run, check=True, capture_output=True, text=True, env=environment).stdout
-    found.append(json.loads(text.splitlines()[-1]))
-  updates = configs()[0]["train"]["steps"]
-  return [
-    {"updates": updates, "configuration": configuration, **losses}
-    for losses, configuration in zip(found, labels(count), strict=True)
-  ]
+    known = {"updates": configs[number]["train"]["steps"], "configuration": names[number]}
+    found.append(known | json.loads(text.splitlines()[-1]))
+  return found
 
 
-def swept(*options: str, exits: str = "") -> Callable[[Path, int, dict], list[dict]]:
+def swept(*options: str, exits: str = "") -> Way:
   """Returns a way that is one sweep, started by the command."""
 
-  def run(folder: Path, count: int, environment: dict) -> list[dict]:
-    path = folder / "config.json"
-    if count < len(configs()):
-      import jaxtune
-      from jaxtune.sweeps import grid
+  def run(folder: Path, numbers: Sequence[int], environment: dict) -> list[dict]:
+    import jaxtune
+    from jaxtune.sweeps import grid
 
-      config = jaxtune.load_config(f"{CONFIG}:{exits}").to_dict()
-      first = grid.expand(config["sweep"])[:count]
-      config["sweep"] = [{axis: [value] for axis, value in one.items()} for one in first]
-      path.write_text(json.dumps(config))
-    source = str(path) if path.exists() else f"{CONFIG}:{exits}"
-    command = [sys.executable, "-m", "jaxtune.main", "sweep", "--config", source]
+    config = jaxtune.load_config(f"{CONFIG}:{exits}").to_dict()
+    every = list(grid.expand(config["sweep"]))
+    config["sweep"] = [{axis: [value] for axis, value in every[n].items()} for n in numbers]
+    (folder / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "jaxtune.main", "sweep", "--config", folder / "config.json"]
     command += ["--workdir", str(folder / "sweep"), *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     with (folder / "sweep" / "results.csv").open() as file:
@@ -106,7 +106,7 @@ def swept(*options: str, exits: str = "") -> Callable[[Path, int, dict], list[di
   return run
 
 
-WAYS = {
+WAYS: dict[str, Way] = {
   "one at a time": one_at_a_time,
   "grouped": swept(),
   "grouped, early exit": swept(exits="halving"),
@@ -115,23 +115,23 @@ WAYS = {
 }
 
 
-def labels(count: int) -> list[str]:
-  """Returns the configuration of each trial: its name without the seed."""
-  import jaxtune
-  from jaxtune.api import sweep
-
-  names = sweep.expand(jaxtune.load_config(str(CONFIG)))[0][:count]
-  return [name.rpartition(",seed=")[0] for name in names]
-
-
-def measure(way: str, count: int) -> dict:
-  """Runs the trials in one way, with an empty compilation cache."""
+def timed(way: str, numbers: Sequence[int]) -> tuple[float, list[dict]]:
+  """Runs trials in one way, with an empty compilation cache; returns the seconds, and results."""
   with tempfile.TemporaryDirectory() as folder:
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "cache")}
     began = time.perf_counter()
-    trials = WAYS[way](Path(folder), count, environment)
-    seconds = time.perf_counter() - began
-  seen = [trial for trial in trials if not trial.get("exited")]
+    found = WAYS[way](Path(folder), numbers, environment)
+    return time.perf_counter() - began, found
+
+
+def summarised(seconds: Sequence[float], found: Sequence[dict]) -> dict:
+  """Returns what the table has of one way.
+
+  Args:
+    seconds: of each round.
+    found: the results of all trials.
+  """
+  seen = [trial for trial in found if not trial.get("exited")]
   losses = {
     configuration: [
       statistics.mean(t[f"{split}_loss"] for t in seen if t["configuration"] == configuration)
@@ -141,8 +141,8 @@ def measure(way: str, count: int) -> dict:
   }
   winner = min(losses, key=lambda name: losses[name][0])
   return {
-    "seconds": round(seconds, 1),
-    "updates": sum(trial["updates"] for trial in trials),
+    "seconds": [round(x, 1) for x in seconds],
+    "updates": sum(trial["updates"] for trial in found),
     "winner": winner,
     "test_loss": round(losses[winner][1], 4),
   }
@@ -164,44 +164,46 @@ def written(results: dict) -> str:
   """Returns the table of the results as Markdown."""
   slowest = results["one at a time"]["seconds"]
   rows = [
-    "| | seconds | of one at a time | updates of all trials | winner | its test loss |",
-    "| --- | ---: | ---: | ---: | --- | ---: |",
+    "| | seconds | of one at a time | in each half | updates | winner | its test loss |",
+    "| --- | ---: | ---: | ---: | ---: | --- | ---: |",
   ]
   for way in WAYS:
-    if row := results.get(way):
-      share = f"{row['seconds'] / slowest:.2f}"
-      rows.append(
-        f"| {way} | {row['seconds']} | {share} | {row['updates']:,} | {row['winner']} | "
-        f"{row['test_loss']:.3f} |"
-      )
+    row = results[way]
+    halves = ", ".join(f"{x / y:.2f}" for x, y in zip(row["seconds"], slowest, strict=True))
+    seconds = sum(row["seconds"])
+    rows.append(
+      f"| {way} | {seconds:,.0f} | {seconds / sum(slowest):.2f} | {halves} | "
+      f"{row['updates']:,} | {row['winner']} | {row['test_loss']:.3f} |"
+    )
   v = results["versions"]
   return "\n".join(rows) + (
     f"\n\nMeasured on {v['date']}: {v['device']}, {v['cores']} cores, jax {v['jax']}, torch "
-    f"{v['torch']}, peft {v['peft']}, ray {v['ray']}; each way once, one after another.\n"
+    f"{v['torch']}, peft {v['peft']}, ray {v['ray']}; the ways in turn, each with one half of the "
+    "trials (LoRA and LoHa), and then each with the other (prefixes and prompts).\n"
   )
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--only", choices=WAYS)
   parser.add_argument("--trials", type=int, default=48, help="how many of the 48 trials")
   parser.add_argument("--out", type=Path, default=HERE, help="where results go")
   parser.add_argument("--alone", nargs=2, metavar=("NUMBER", "FOLDER"), help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.alone:
     return alone(int(options.alone[0]), options.alone[1])
-  path = options.out / "results.json"
-  results = json.loads(path.read_text()) if options.only and path.exists() else {}
-  for way in WAYS:
-    if options.only in (None, way):
-      print(f"measuring {way} ...", flush=True)
-      results[way] = measure(way, options.trials)
-      print(json.dumps(results[way], indent=2), flush=True)
-      results["versions"] = versions()
-      path.write_text(json.dumps(results, indent=2) + "\n")
-  if "one at a time" in results:
-    notes = (HERE / "notes.md").read_text()
-    (options.out / "README.md").write_text(notes + "\n" + written(results))
+  seconds, found = ({way: [] for way in WAYS} for _ in range(2))
+  half = -(-options.trials // ROUNDS)
+  for start in range(0, options.trials, half):
+    for way in WAYS:
+      took, of_trials = timed(way, range(start, min(start + half, options.trials)))
+      seconds[way].append(took)
+      found[way] += of_trials
+      print(f"{way}, from trial {start}: {took:.1f} s", flush=True)
+  results = {way: summarised(seconds[way], found[way]) for way in WAYS}
+  results["versions"] = versions()
+  (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+  notes = (HERE / "notes.md").read_text()
+  (options.out / "README.md").write_text(notes + "\n" + written(results))
 
 
 if __name__ == "__main__":

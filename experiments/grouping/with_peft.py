@@ -1,19 +1,21 @@
 """Trains and judges one trial of configs/grouping.py with peft, in the loop of its documentation.
 
-  python experiments/grouping/with_peft.py NUMBER
+  python experiments/grouping/with_peft.py CONFIG.json
 
-It sees the same tokens in the same order as jaxtune's trial, and is judged as often.
+The trial's config is complete. It sees the same tokens in the same order as jaxtune's trial, and is
+judged as often.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import peft
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 
 from jaxtune import data
 from jaxtune.assets import TINY
@@ -46,10 +48,12 @@ def train(config: dict) -> dict[str, float]:
   trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
   optimizer = torch.optim.AdamW(trained, config["optim"]["learning_rate"], weight_decay=0.0)
   steps, size = config["train"]["steps"], config["train"]["batch_size"]
+  schedule = get_linear_schedule_with_warmup(optimizer, 0, steps)  # jaxtune's default
   for step in range(steps):
     loss_of(model, data.batch(dataset.train, config["seed"], step, size)).backward()
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
+    schedule.step()
     optimizer.zero_grad()
     if (step + 1) % config["train"]["eval_every"] == 0:
       validation = judge(model, dataset.validation, config["evaluate"]["batch_size"])
@@ -79,6 +83,4 @@ def judge(model: torch.nn.Module, split: data.Split, size: int) -> float:
 
 
 if __name__ == "__main__":
-  from run import configs
-
-  print(json.dumps(train(configs()[int(sys.argv[1])])))
+  print(json.dumps(train(json.loads(Path(sys.argv[1]).read_text()))))

@@ -75,6 +75,8 @@ def _read_json(file: str, argument: str) -> ConfigDict:
   """Reads a config as `to_json` writes it."""
   content = schema.read_json(Path(file))
   schema.check(file, content, dict)
+  if isinstance(content.get("sweep"), dict):  # a ConfigDict sorts its keys, and axes have an order
+    content["sweep"] = [content["sweep"]]
   if argument:
     raise UserError(f"{file} takes no argument, got {argument!r}: only a Python config does")
   return ConfigDict(content, allow_dotted_keys=True)

@@ -34,6 +34,12 @@ def test_what_was_written_whole_is_replaced_whole(tmp_path, monkeypatch, exchang
   assert content(folder) == {"a": "3"} and [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
+def snapshot(folder):
+  """Returns {path: a file's text, where a link leads to, or None of a folder}."""
+  said = lambda p: p.readlink() if p.is_symlink() else None if p.is_dir() else p.read_text()
+  return {path: said(path) for path in folder.rglob("*")}
+
+
 OTHERS = {
   "notes": lambda folder: (folder / "notes.txt").write_text("mine"),
   "hidden notes": lambda folder: (folder / ".notes").write_text("mine"),
@@ -50,13 +56,19 @@ OTHERS = {
 def test_nothing_else_is_lost(tmp_path, case, meanwhile):
   folder = tmp_path / "x"
   write(folder, a="1", inner__b="2")
-  if not meanwhile:
+  mine = {}
+
+  def put():
     OTHERS[case](folder)
+    mine.update(snapshot(folder))
+
+  if not meanwhile:
+    put()
   with pytest.raises(UserError, match="would be lost"), files.replacing(folder) as new:
     assert meanwhile
-    OTHERS[case](folder)
+    put()
     (new / "a").write_text("4")
-  assert (folder / "inner" / "b").read_text() == "2"
+  assert snapshot(folder) == mine
   assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 

@@ -143,12 +143,15 @@ def test_overrides_reach_the_run(place, tmp_path):
     ("data.train={place}/tran.jsonl", "did you mean 'train.jsonl'"),
     ("data.train={place}/empty.jsonl", "empty.jsonl holds no rows"),
     ("data.train={place}/malformed.jsonl", "malformed.jsonl:2: malformed JSON"),
-    ("data.train={place}/column.jsonl", "column.jsonl"),
+    (
+      "data.train={place}/column.jsonl",
+      "column.jsonl: no known format in the columns question, reply",
+    ),
     ("data.train={place}/gap.jsonl", "gap.jsonl:3"),
     ("data.validation=0.0001", "validation split is empty"),
     ("data.test={place}/train.jsonl", "12 examples of train are in test too"),
     ("data.max_length=2", "max_length=2"),
-    ("model.path={place}/nothing", "nothing"),
+    ("model.path={place}/nothing", "nothing', which is not a folder"),
     ("model.path={place}", "is not a model folder"),
     ("model.path={place}/truncated", "is damaged or truncated"),
     ("model.path=nobody/nothing", "check the spelling and the network"),
@@ -157,7 +160,7 @@ def test_overrides_reach_the_run(place, tmp_path):
     ("train.mesh={'data': 4}", "do not divide over 4 devices"),
     ("train.mesh={'data': 8}", "needs 8 devices, but there are 4"),
     ("train.patience=0", "train.patience is 0"),
-    ("seed.x=1", "seed"),
+    ("seed.x=1", "config key seed is {'x': 1} (dict), expected int"),
   ],
 )
 def test_bad_input(place, tmp_path, capsys, override, says):

@@ -47,11 +47,11 @@ def test_the_declared_sweep_is_one():
   assert grid.count(holder.sweep) == 9 and matching.is_open(holder.sweep)
 
 
-@pytest.mark.parametrize("command", re.findall(r"^ +(jaxtune .*)$", TEXT, re.MULTILINE))
+@pytest.mark.parametrize("command", re.findall(r"^ *(jaxtune .*)$", TEXT, re.MULTILINE))
 def test_commands_parse(command):
   import shlex
 
-  options, rest = parser().parse_known_args(shlex.split(command)[1:])
+  options, rest = parser().parse_known_args(shlex.split(command, comments=True)[1:])
   assert all(item.startswith("--config.") for item in rest)
   for path in re.findall(r"(?:configs|jaxtune)/[\w/.]+", command):
     assert (ROOT / path).exists(), path

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 from support import made_trials, tiny
 
-from jaxtune import peft, sharding, tree
+from jaxtune import sharding, tree
 from jaxtune.data import pack
 from jaxtune.errors import UserError
 from jaxtune.models import hf
@@ -353,12 +353,3 @@ def test_meshes(mesh, devices, shards):
 def test_a_batch_that_does_not_divide_is_refused(changes):
   with pytest.raises(UserError, match="do not divide over 4 devices; use a multiple of"):
     checks.check_options(made_trials.complete(LORA, changes))
-
-
-def test_every_method_is_here():
-  known = ("adapter", "bitfit", "full", "head", "lora", "prefix")
-  for name in known:
-    peft.constructor(name)
-  with pytest.raises(UserError, match="unknown method '\\?'; valid choices") as error:
-    peft.constructor("?")
-  assert set(known) <= set(str(error.value).split(": ")[-1].rstrip(".").split(", "))

@@ -5,14 +5,14 @@
 
 one at a time:       a process for each trial, each of which compiles its program, or reads it from
                      the compilation cache, which is empty at the start
-grouped:             one sweep
-grouped, early exit: one sweep, in which successive halving leaves configurations out
-two Ray workers:     one sweep, whose programs go to two processes on this machine
+grouped:             a sweep
+grouped, early exit: a sweep, in which successive halving leaves configurations out
+two Ray workers:     a sweep, whose programs go to two processes on this machine
 peft:                a process for each trial, in the loop of with_peft.py
 
-The ways take turns: first all of them with one half of the trials, then with the other half, so
-that a machine that becomes slower does so for all. The winner is the configuration with the lowest
-mean validation loss; its test loss is reported.
+The ways take turns: first all of them with one half of the trials (two of the four programs), then
+with the other half, so that a machine that becomes slower does so for all. The winner is
+the configuration with the lowest mean validation loss; its test loss is reported.
 """
 
 from __future__ import annotations
@@ -45,16 +45,25 @@ def trials() -> tuple[list[str], list[dict]]:
   return [name.rpartition(",seed=")[0] for name in names], configs
 
 
-def alone(number: int, folder: str) -> None:
+def alone(config: str, folder: str) -> None:
   """Trains one trial and leaves out what a sweep adds."""
   import jaxtune
 
-  jaxtune.fit(trials()[1][number], folder)
+  jaxtune.fit(json.loads(Path(config).read_text()), folder)
+
+
+def write_configs(folder: Path, numbers: Sequence[int]) -> list[Path]:
+  """Writes the complete config of each trial."""
+  _, configs = trials()
+  paths = [folder / f"{number}.json" for number in numbers]
+  for number, path in zip(numbers, paths, strict=True):
+    path.write_text(json.dumps(configs[number], default=str))
+  return paths
 
 
 def one_at_a_time(folder: Path, numbers: Sequence[int], environment: dict) -> list[dict]:
-  for number in numbers:
-    run = [sys.executable, __file__, "--alone", str(number), str(folder / str(number))]
+  for path in write_configs(folder, numbers):
+    run = [sys.executable, __file__, "--alone", str(path), str(path.with_suffix(""))]
     subprocess.run(run, check=True, stdout=subprocess.DEVNULL, env=environment)
   found = [json.loads((folder / str(n) / "result.json").read_text()) for n in numbers]
   names, _ = trials()
@@ -66,9 +75,7 @@ def one_at_a_time(folder: Path, numbers: Sequence[int], environment: dict) -> li
 
 def with_peft(folder: Path, numbers: Sequence[int], environment: dict) -> list[dict]:
   found, (names, configs) = [], trials()
-  for number in numbers:
-    path = folder / f"{number}.json"
-    path.write_text(json.dumps(configs[number], default=str))
+  for number, path in zip(numbers, write_configs(folder, numbers), strict=True):
     run = [sys.executable, str(HERE / "with_peft.py"), str(path)]
     text = subprocess.run(run, check=True, capture_output=True, text=True, env=environment).stdout
     known = {"updates": configs[number]["train"]["steps"], "configuration": names[number]}
@@ -187,10 +194,10 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--trials", type=int, default=48, help="how many of the 48 trials")
   parser.add_argument("--out", type=Path, default=HERE, help="where results go")
-  parser.add_argument("--alone", nargs=2, metavar=("NUMBER", "FOLDER"), help=argparse.SUPPRESS)
+  parser.add_argument("--alone", nargs=2, metavar=("CONFIG", "FOLDER"), help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.alone:
-    return alone(int(options.alone[0]), options.alone[1])
+    return alone(*options.alone)
   seconds, found = ({way: [] for way in WAYS} for _ in range(2))
   half = -(-options.trials // ROUNDS)
   for start in range(0, options.trials, half):
@@ -199,9 +206,9 @@ def main() -> None:
       seconds[way].append(took)
       found[way] += of_trials
       print(f"{way}, from trial {start}: {took:.1f} s", flush=True)
-  results = {way: summarised(seconds[way], found[way]) for way in WAYS}
-  results["versions"] = versions()
-  (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+      results = {way: summarised(seconds[way], found[way]) for way in WAYS if found[way]}
+      results["versions"] = versions()
+      (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
   notes = (HERE / "notes.md").read_text()
   (options.out / "README.md").write_text(notes + "\n" + written(results))
 

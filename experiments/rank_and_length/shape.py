@@ -6,7 +6,7 @@ The folder holds sweeps of configs/rank_and_length.py, one for each task. Each o
 table are kept here, so that tasks can be run one at a time. Every shape is one
 number for each seed (a slope over doublings, a curvature, a difference), so that Student's t over
 seeds tests it; Holm's correction is over all tests of the table. README.md is notes.md followed by
-the table of shapes and the table of each task.
+the table of shapes and the tables of each task.
 """
 
 from __future__ import annotations
@@ -103,6 +103,21 @@ def table(found: list[tuple[str, str, np.ndarray]]) -> str:
   return "\n".join(lines)
 
 
+def scores(rows: list[dict], metric: str, title: str) -> str:
+  """Returns the table of the metric whose shapes are tested: each configuration over its seeds."""
+  found: dict[tuple[str, int], list[float]] = {}
+  for row in rows:
+    sizes = (row.get(f"method.{name}") for name in ("rank", "length", "width"))
+    key = row["method.name"], int(next(filter(None, sizes), 0))
+    found.setdefault(key, []).append(float(row[f"final.{metric}"]))
+  lines = [f"| method | size | {title} | of its seeds |", "| --- | ---: | ---: | ---: |"]
+  for (method, size), values in sorted(found.items()):
+    mean, half = np.mean(values), half_width(np.array(values))
+    ends = f"{min(values):.1f} to {max(values):.1f}"
+    lines.append(f"| {method} | {size or '-'} | {mean:.1f} ± {half:.1f} | {ends} |")
+  return "\n".join(lines) + "\n"
+
+
 def half_width(values: np.ndarray) -> float:
   count = len(values)
   return student.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count)
@@ -142,7 +157,7 @@ def main() -> None:
   parts = [(HERE / "notes.md").read_text(), "# Shapes\n", table(found), ""]
   parts += [f"![quality against {size}](plots/{size}.png)\n" for size in SIZES.values()]
   for task in done:
-    parts += [f"# {task}\n", (HERE / f"{task}.md").read_text()]
+    parts += [f"# {task}\n", (HERE / f"{task}.md").read_text(), scores(rows[task], *TASKS[task])]
   (HERE / "README.md").write_text("\n".join(parts))
 
 

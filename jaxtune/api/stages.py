@@ -10,9 +10,8 @@ from jaxtune import config as configs_
 from jaxtune import schema
 from jaxtune.errors import UserError
 from jaxtune.runs import results
-from jaxtune.runs.folder import Config
 from jaxtune.runs.trial import Trial, with_config
-from jaxtune.sweeps import grid, groups, tuning
+from jaxtune.sweeps import collect, grid, groups, tuning
 from jaxtune.sweeps.collect import FAILED
 from jaxtune.training import checkpoint
 
@@ -104,8 +103,8 @@ def configurations(settings: list[dict]) -> list[str]:
 def curves(plan: Plan, workdir: Path) -> dict[str, tuning.Curve]:
   """Chooses the learning rate of each configuration that leaves it open; {} where none does.
 
-  One whose trials have begun keeps their rate, also where a trial that had failed has now another
-  one's loss below its own.
+  One whose trials have begun keeps its rate, also where a trial of another rate, which had failed,
+  has now a lower loss.
 
   Raises:
     UserError: where trials by which it is chosen are not done, or all of them diverged.
@@ -124,13 +123,12 @@ def curves(plan: Plan, workdir: Path) -> dict[str, tuning.Curve]:
 
 
 def _begun(plan: Plan, workdir: Path) -> dict[str, float]:
-  """Returns {configuration: learning rate} of those of which a trial has begun."""
-  found = {}
+  """Returns {configuration: its rate} of those that chose it before one of their trials began."""
+  known, found = collect.curves(workdir), {}
   for name, trial, some in zip(configurations(plan.settings), plan.names, plan.rates, strict=True):
-    path = workdir / "trials" / trial / "config.json"
-    if some and path.exists():
-      rate = schema.read_json(path, Config, "put it back")["optim"]["learning_rate"]
-      found |= {name: rate} if rate in some else {}
+    began = (workdir / "trials" / trial / "config.json").exists()
+    if began and name in known and known[name]["rates"] == some:
+      found[name] = known[name]["chosen"]
   return found
 
 

@@ -147,10 +147,6 @@ def _tune(
       (workdir / collect.TUNING).unlink(missing_ok=True)  # of rates that were open before
     return {}
   train(plan.tuning)
-  failed = sum((folder / collect.FAILED).exists() for folder in plan.tuning.folders(workdir))
-  if failed:
-    where = f"see their {collect.FAILED} in {workdir / plan.tuning.kind}"
-    print(f"{failed} trials that choose learning rates failed: {where}", file=sys.stderr)
   curves = stages.curves(plan, workdir)
   written = {name: {**curve._asdict(), "at_edge": curve.at_edge} for name, curve in curves.items()}
   write_atomically(workdir / collect.TUNING, json.dumps(written, indent=2))

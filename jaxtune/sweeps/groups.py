@@ -95,7 +95,9 @@ def baseline_key(config: dict) -> str:
   data = {key: value for key, value in config["data"].items() if key not in SHARES}
   seed = f"seed {config['seed']}" if config["evaluate"]["shots"] else ""
   numbers = objectives.judged_by(config["objective"])
-  return data_key(config | {"data": data}) + seed + json.dumps(numbers, sort_keys=True)
+  rewards = config["rollout"] if objectives.rolls_out(config["objective"]) else None
+  own = json.dumps([numbers, rewards], sort_keys=True, default=str)
+  return data_key(config | {"data": data}) + seed + own
 
 
 def data_key(config: dict) -> str:

@@ -173,7 +173,7 @@ def _base_line(axes: Axes, rows: Sequence[stats.Row], metric: str) -> list[str]:
     A note that states the base's value instead, where its line would squash the rest.
   """
   bases = [stats.of_base(row.results, metric).mean for row in stats.group_bases(rows)]
-  means = [mean for mean in bases if mean is not None]
+  means = list(dict.fromkeys(mean for mean in bases if mean is not None))
   if len(means) != 1:
     return []
   low, high = axes.get_ylim()

@@ -128,12 +128,12 @@ def group(results: Sequence[dict]) -> list[Row]:
 def group_bases(rows: Sequence[Row]) -> list[Row]:
   """Returns a row for the untuned base, or one for each way in which it was judged.
 
-  These are each model and data set of the sweep, and settings of the objective and the evaluation
-  that change what the base scores.
+  These are each model and data set of the sweep, and settings of the objective, the evaluation and
+  the rewards that change what the base scores.
   """
   bases: dict[str, list[Row]] = {}
   for members in _by_sections(rows, ("model", "data")).values():
-    apart = _by_sections(members, ("model", "data", "objective", "evaluate"))
+    apart = _by_sections(members, ("model", "data", "objective", "evaluate", "rollout"))
     bases |= apart if _scored_apart(members) else _by_sections(members, ("model", "data"))
   names = labels([{"method.name": "base (untuned)"} | json.loads(key) for key in bases])
   return [

@@ -4,7 +4,7 @@
 
 Every configuration is trained with every rate, with seeds of its own (`search.tune_seeds`), so
 that the seeds of the results have no part in the choice. The rate with the lowest mean validation
-loss is then that of its trials.
+loss is then that of its trials, and stays so once one of them has begun.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Curve(NamedTuple):
   Attributes:
     rates: in ascending order.
     losses: the mean validation loss with each, over seeds; None where a trial failed or diverged.
-    chosen: the rate of the lowest one.
+    chosen: the rate of its trials, which had the lowest one when they began.
   """
 
   rates: list[float]

@@ -47,7 +47,7 @@ def test_finished_trials_are_measured_and_shown(swept, capsys):
     if "lora" in name:
       # What was written of a trial that was padded in its group is what was judged.
       assert entry["truncated"]["loss"][-1] == pytest.approx(finals[name]["validation_loss"], 1e-4)
-      assert entry["truncated"]["rank"] == [0, 1] if "rank=1" in name else [0, 1, 2, 3]
+      assert entry["truncated"]["rank"] == ([0, 1] if "rank=1" in name else [0, 1, 2, 3])
   # The first cut is to the base, the same for all.
   first = {e["truncated"]["loss"][0] for e in measures["trials"].values() if e["truncated"]}
   assert len(first) == 1

@@ -39,14 +39,15 @@ def rebuilt(folder):
 def test_a_trial_that_fails_stops_no_other(setup, tmp_path, monkeypatch, capsys):
   real, broken, tried = trials.training.train, [2], []
 
-  def fragile(members, *rest):
+  def fragile(members, folders, *rest):
     ranks = [t.config["method"]["rank"] for t in members]
+    assert not any((folder / "failed.json").exists() for folder in folders), "it is tried again"
     tried.append((ranks, rest[-1]))
     if {*broken} & {*ranks}:
       if len(ranks) > 1:
-        rest[2].mkdir(parents=True)  # it fails after a checkpoint
+        rest[1].mkdir(parents=True)  # it fails after a checkpoint
       raise ValueError(f"rank {broken[0]} is broken")
-    return real(members, *rest)
+    return real(members, folders, *rest)
 
   monkeypatch.setattr(trials.training, "train", fragile)
   swept = config(({"method.rank": [1, 2, 4]},))
@@ -163,6 +164,9 @@ def test_a_configuration_gets_the_rate_that_is_best_on_validation(setup, tmp_pat
   results_.write(place, won | {"final": won["final"] | {"validation_loss": 0.01}})
   again = sweeps.sweep(swept, tmp_path)
   assert {r["settings"]["optim.learning_rate"] for r in again} == {3e-2, 1e-3}
+  wider = [{"method.rank": [1], "optim.learning_rate": [tuning.tune([1e-6, 2e-2, 3e-2, 1e30])]}]
+  with pytest.raises(UserError, match="optim.learning_rate was 0.03, is now 1e-06"):
+    sweeps.sweep(config((wider[0] | {"seed": [0, 1]},)), tmp_path)
   sweeps.sweep(config(({"method.rank": [4], "optim.learning_rate": [1e-3]},)), tmp_path)
   assert not (tmp_path / "tuning.json").exists(), "no rate is chosen any more"
 

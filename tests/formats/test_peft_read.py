@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -295,9 +296,16 @@ def test_a_pickle_is_read_as_plain_tensors(adapters, tmp_path):
   for site, arrays in whole.items():
     for name, x in arrays.items():
       np.testing.assert_array_equal(read[site][name], x)
-  torch.save({"x": pytest.raises}, pickle)
+  made = tmp_path / "made by a pickle"
+
+  class Code:
+    def __reduce__(self):
+      return Path.touch, (made,)
+
+  torch.save({"x": Code()}, pickle)
   with pytest.raises(UserError, match="cannot be read as plain tensors"):
     formats.read(tmp_path / "x", model)
+  assert not made.exists()
 
 
 def test_folders_that_are_no_adapters(adapters, tmp_path):

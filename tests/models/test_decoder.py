@@ -111,10 +111,9 @@ def test_content_of_padding_does_not_matter(pretrained, section, side):
   made, again = (tiny.forward(pretrained, laid, t, mask) for t in (tokens, other))
   np.testing.assert_array_equal(made[mask], again[mask])
   assert np.isfinite(made).all()
-  for row, real in enumerate(mask):
-    alone = tiny.forward(pretrained, laid, tokens[row : row + 1, real])
-    np.testing.assert_allclose(made[row][real], alone[0], atol=2e-5, rtol=0)
-    break  # rows of other lengths are other programs, compiled anew
+  assert not mask[1].all()
+  alone = tiny.forward(pretrained, laid, tokens[1:2, mask[1]])
+  np.testing.assert_allclose(made[1][mask[1]], alone[0], atol=2e-5, rtol=0)
 
 
 def test_left_equals_right_padding(pretrained):

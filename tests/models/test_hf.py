@@ -12,7 +12,7 @@ from support import tiny
 from transformers import AutoModelForCausalLM
 
 from jaxtune.errors import UserError
-from jaxtune.models import hf
+from jaxtune.models import hf, tokenizer
 from jaxtune.models.decoder import Decoder
 
 WEIGHTS = "model.safetensors"
@@ -277,3 +277,16 @@ def test_peak_memory_of_loading(folder, tmp_path):
   command = [sys.executable, "-c", PEAK, str(folder), str(large)]
   ratio = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
   assert 0.9 < ratio <= 1.2
+
+
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "OwnTokenizer"])
+def test_code_beside_a_tokenizer_is_not_run(tmp_path, kind):
+  made = tmp_path / "made by code"
+  (tmp_path / "own.py").write_text(f"open({str(made)!r}, 'w')\nclass OwnTokenizer: pass\n")
+  entries = {"tokenizer_class": kind, "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(entries))
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+  (tmp_path / "tokenizer.json").write_text("{}")
+  with pytest.raises(UserError, match="cannot be loaded"):
+    tokenizer.load(None, tmp_path)
+  assert not made.exists()

@@ -53,7 +53,7 @@ def method(
       the same table, they use the base's, as in PEFT, but `merge` changes the table for both.
     ranks, alphas: {pattern: value}, such as {"mlp/\\w+": 4}, in place of rank and alpha at the
       targets that a pattern hits. Every pattern must hit one, and two that hit the same must agree.
-      (A ConfigDict takes no key with a dot.)
+      (A ConfigDict takes keys with dots if it is made with allow_dotted_keys=True.)
     initialise: how a and b start. "kaiming": a uniform in +-1/sqrt(inputs), b = 0, as in the
       authors' code. "gaussian": a from N(0, 1 / R^2), b = 0.
       "pissa" (Meng et al. 2024): a0 = U sqrt(S / s), b0 = sqrt(S / s) V^T of the R largest singular

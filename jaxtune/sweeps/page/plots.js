@@ -60,7 +60,7 @@ function addAgainst() {
   if (!axes.length) return;
   const element = section("axes", "Metric against an axis",
     "Points are means, bars 95 % intervals, small dots single seeds. Lines join configurations that "
-    + "differ in the horizontal axis alone.");
+    + "differ in the horizontal axis alone, and in a learning rate that was chosen for each.");
   const splits = [["", "none"], ["method", "method"], ...varying().map((key) => [key, nameOf(key)])];
   const view = { x: data.axis ?? axes[0], color: "method", facet: "", logX: true, logY: false };
   const set = (key) => (value) => { view[key] = value; redraw(); };

@@ -12,12 +12,6 @@ from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.peft.methods import regularize
 from jaxtune.runs import programs
-from jaxtune.runs.first_state import first_state
-from jaxtune.runs.trial import with_config
-from jaxtune.sweeps import groups
-from jaxtune.training import loop, step
-from jaxtune.training.options import TrainOptions
-from jaxtune.training.progress import begin
 
 RATES = {"dropout": 0.0, "token_dropout": 0.0, "neftune": 0.0}
 
@@ -105,38 +99,6 @@ def test_every_sublayer_is_dropped(llama):
   assert methods[-1].options == {"dropout": 0.25, "token_dropout": 0.0, "neftune": 0.0}
   places = {path.split("/")[-3] for path in tree.flatten(hyper) if path.endswith("/dropout")}
   assert places == {"attn_residual", "mlp_residual", "embed"}
-
-
-@pytest.mark.full
-def test_trials_with_other_rates_share_a_program(llama):
-  setup = made_trials.make(llama)
-  rates = [{"dropout": 0.3}, {"neftune": 20.0, "dropout": 0.1}, {"token_dropout": 0.2}]
-  configs = [
-    made_trials.complete({"name": "lora", "rank": 2}, regularize=rate, train={"steps": 3})
-    for rate in rates
-  ]
-  assert groups.groups(configs) == [[0, 1, 2]]
-  options = TrainOptions(**configs[0]["train"])
-  started = [first_state(with_config(setup, config)) for config in configs]
-  program, base = (
-    programs.make_program(with_config(setup, configs[0]), any(map(programs.uses_noise, configs))),
-    started[0][1],
-  )
-  alone = jax.jit(partial(step.update, program))
-  group = jax.jit(loop.make_step(program, 1))
-  states, progress = [state for state, _ in started], None
-  progress = begin(tree.stack(states))
-  together = progress.state
-  for i in range(options.steps):
-    splits, seeds = [setup.dataset.train] * 3, [c["seed"] for c in configs]
-    batch = loop.make_batch(splits, seeds, [i] * 3, options)
-    together, sums = group((together, progress.sums), base, batch)
-    one = {name: x[0] for name, x in batch.items()}
-    found = [alone(state, base, one) for state in states]
-    states = [state for state, _ in found]
-    losses = np.array([float(metrics["loss"]) for _, metrics in found])
-    np.testing.assert_allclose(sums["loss"], losses, atol=1e-5)
-  assert np.ptp(losses) > 1e-3, "the rates change nothing"
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import jaxtune
+from jaxtune import config
 
 PACKAGE = Path(jaxtune.__file__).parent
-SECTIONS = "model|data|method|objective|regularize|optim|train|evaluate"
+SECTIONS = "|".join(sorted(config.KEYS - {"seed", "sweep"}))
 NAMES = ("LoRA", "AdaLoRA", "PEFT", "AdapterHub", "JSON", "CSV", "TSV", "Python", "PyTorch", "NaN")
 
 

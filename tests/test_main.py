@@ -17,6 +17,7 @@ from jaxtune.api import evaluate
 from jaxtune.errors import UserError
 from jaxtune.main import main
 from jaxtune.models import hf
+from jaxtune.runs import baseline
 from jaxtune.training import checkpoint
 
 CONFIG = """
@@ -163,7 +164,9 @@ def test_overrides_reach_the_run(place, tmp_path):
     ("seed.x=1", "config key seed is {'x': 1} (dict), expected int"),
   ],
 )
-def test_bad_input(place, tmp_path, capsys, override, says):
+def test_bad_input(place, tmp_path, capsys, monkeypatch, override, says):
+  judges = lambda *_: pytest.fail("the base is judged before everything is checked")
+  monkeypatch.setattr(baseline, "evaluate_bases", judges)
   (place / "empty.jsonl").write_text("")
   (place / "malformed.jsonl").write_text(rows(0, 1) + '{"prompt": "a1 :", \n')
   (place / "column.jsonl").write_text('{"question": "a1", "reply": "b1"}\n')

@@ -3,6 +3,7 @@
 import ast
 import gc
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -19,19 +20,25 @@ FOLDERS = {
 }  # fmt: skip
 # Temporary files for another process, and the bundled data, which the repository keeps.
 SCRATCH = {"certify/reloading.py", "certify/reload.py", "assets/instructions.py"}
+# A temporary file that replaces another one, locks, lines that are added to a log, and stdout.
+OPENED = {"files.py", "runs/locks.py", "runs/folder.py", "runs/loggers/tensorboard.py", "hosts.py"}
 WRITERS = {"write_text", "write_bytes", "savez", "save_file", "rename"}
 
 
 def test_files_are_written_by_one_function():
   package = Path(jaxtune.__file__).parent
-  found = set()
+  found, opened = set(), set()
   for path in package.rglob("*.py"):
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.Call):
         name = ast.unparse(node.func)
         if name == "os.replace" or name.rpartition(".")[2] in WRITERS:
           found.add(str(path.relative_to(package)))
-  assert found == FOLDERS | SCRATCH
+        modes = [str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)]
+        opens = name.rpartition(".")[2] in ("open", "fdopen")
+        if opens and any(re.fullmatch("[wax][b+]*", mode) for mode in modes):
+          opened.add(str(path.relative_to(package)))
+  assert found == FOLDERS | SCRATCH and opened == OPENED
 
 
 @pytest.mark.parametrize("fails", ["fsync", "replace"])

@@ -16,6 +16,7 @@ import os
 import traceback
 import typing
 from collections.abc import Mapping
+from functools import partial
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ SECTIONS = {
   "search": (SearchOptions, set()),
   "rollout": (RolloutOptions, set()),
 }
+# Keys of values, such as patterns of sites and names of tasks, may have dots.
+_open = partial(ConfigDict, allow_dotted_keys=True)
 KEYS = {"seed", "method", "objective", "sweep", *SECTIONS}
 
 
@@ -79,7 +82,7 @@ def _read_json(file: str, argument: str) -> ConfigDict:
     content["sweep"] = [content["sweep"]]
   if argument:
     raise UserError(f"{file} takes no argument, got {argument!r}: only a Python config does")
-  return ConfigDict(content, allow_dotted_keys=True)
+  return _open(content)
 
 
 def _run_file(file: str, argument: str) -> ConfigDict:
@@ -94,7 +97,7 @@ def _run_file(file: str, argument: str) -> ConfigDict:
     if not isinstance(config, ConfigDict | dict):
       said = schema.shown(config)
       raise UserError(f"get_config() in {file} returned {said}, expected a ConfigDict")
-    return ConfigDict(to_dict(config), allow_dotted_keys=True)
+    return _open(to_dict(config))
   except (UserError, KeyboardInterrupt):
     raise
   except BaseException as error:  # sys.exit() too: it would end in success, with nothing done
@@ -107,8 +110,7 @@ def _run_file(file: str, argument: str) -> ConfigDict:
 
 def override(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
   """Returns a copy with dotted keys set; a key may also name a whole section."""
-  # Keys of values, such as patterns of sites and names of tasks, may have dots.
-  config = ConfigDict(to_dict(config), allow_dotted_keys=True)
+  config = _open(to_dict(config))
   for key, value in overrides.items():
     *sections, last = names = key.split(".")
     if any(not name or hasattr(ConfigDict, name) for name in names):
@@ -116,14 +118,14 @@ def override(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     section = config
     for name in sections:
       if name not in section:
-        section[name] = ConfigDict(allow_dotted_keys=True)
+        section[name] = _open()
       section = section[name]
       if not isinstance(section, ConfigDict):
         raise UserError(f"unknown config key {key}: {name} is {section!r}, not a section")
     try:
       with section.ignore_type():
         whole = isinstance(value, dict)
-        section[last] = ConfigDict(value, allow_dotted_keys=True) if whole else value
+        section[last] = _open(value) if whole else value
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       # A value that is a dict may have keys that no ConfigDict accepts.
       raise UserError(f"config key {key} is {schema.shown(value)}: {error}") from error

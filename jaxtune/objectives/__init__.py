@@ -81,14 +81,14 @@ def numbers(section: dict) -> dict[str, float]:
   return {name: section[name] for name in getattr(module(section["name"]), "NUMBERS", ())}
 
 
-def rolls_out(section: dict) -> bool:
-  """Says whether an objective learns from answers that the model draws itself."""
-  return getattr(module(section["name"]), "ROLLOUT", False)
+def rolls_out(objective: Any) -> bool:
+  """Says whether an objective, given its module, learns from answers that the model draws."""
+  return getattr(objective, "ROLLOUT", False)
 
 
 def judged_by(section: dict) -> dict[str, float]:
   """Returns those of them that change what a model scores: answers are judged by rewards alone."""
-  return {} if rolls_out(section) else numbers(section)
+  return {} if rolls_out(module(section["name"])) else numbers(section)
 
 
 def static(section: dict) -> dict[str, Any]:

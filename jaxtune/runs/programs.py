@@ -66,7 +66,7 @@ def count_targets(trials: Sequence[Trial]) -> int | None:
 
 def rolls_out(trial: Trial) -> bool:
   """Says whether a trial learns from answers that it draws itself; see `rollouts`."""
-  return getattr(trial.objective, "ROLLOUT", False)
+  return objectives.rolls_out(trial.objective)
 
 
 def updates(trial: Trial) -> int:

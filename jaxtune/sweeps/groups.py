@@ -95,7 +95,8 @@ def baseline_key(config: dict) -> str:
   data = {key: value for key, value in config["data"].items() if key not in SHARES}
   seed = f"seed {config['seed']}" if config["evaluate"]["shots"] else ""
   numbers = objectives.judged_by(config["objective"])
-  rewards = config["rollout"] if objectives.rolls_out(config["objective"]) else None
+  policy = objectives.rolls_out(objectives.module(config["objective"]["name"]))
+  rewards = config["rollout"] if policy else None
   own = json.dumps([numbers, rewards], sort_keys=True, default=str)
   return data_key(config | {"data": data}) + seed + own
 

@@ -132,9 +132,9 @@ def group_bases(rows: Sequence[Row]) -> list[Row]:
   the rewards that change what the base scores.
   """
   bases: dict[str, list[Row]] = {}
-  for members in _by_sections(rows, ("model", "data")).values():
+  for key, members in _by_sections(rows, ("model", "data")).items():
     apart = _by_sections(members, ("model", "data", "objective", "evaluate", "rollout"))
-    bases |= apart if _scored_apart(members) else _by_sections(members, ("model", "data"))
+    bases |= apart if _scored_apart(members) else {key: members}
   names = labels([{"method.name": "base (untuned)"} | json.loads(key) for key in bases])
   return [
     Row(label, json.loads(key), tuple(r for row in members for r in row.results))

@@ -173,7 +173,11 @@ class LanguageModel(nn.Module):
       rngs = None if key is None else {"dropout": jax.random.fold_in(key, i)}
       return model.apply(tuned | others, x_BtD, method="logits", rngs=rngs)
 
-    return in_parts(logits, function, part, (tuned, fixed), x_BTD, targets_BT)
+    # Traced now: by the backward pass, flax has forgotten the methods that act on the head.
+    part_BtD = x_BTD[:, : part * sharding.size("sequence")]
+    traced, read = jax.closure_convert(logits, tuned, fixed, part_BtD, jnp.zeros((), jnp.int32))
+    call = lambda tuned, fixed, x_BtD, i: traced(tuned[0], fixed, x_BtD, i, *tuned[1])
+    return in_parts(call, function, part, ((tuned, read), fixed), x_BTD, targets_BT)
 
   @nn.nowrap
   def trace_inputs(self) -> dict[str, Int[Array, "B T"]]:

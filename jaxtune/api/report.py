@@ -41,14 +41,16 @@ class Sweep(NamedTuple):
 
 
 def report(
-  folders: Sequence[str | Path], out: str | Path | None = None, metric: str | None = None
+  folders: str | Path | Sequence[str | Path],
+  out: str | Path | None = None,
+  metric: str | None = None,
 ) -> Path:
   """Writes the report of a sweep anew, or one report of several sweeps.
 
   Sweeps may be under way: trials that are not finished are shown with their learning curves.
 
   Args:
-    folders: of the sweeps.
+    folders: of the sweep, or of several.
     out: where the report goes; default the folder of the sweep, if there is one.
     metric: what results are sorted by; default the test loss.
 
@@ -56,9 +58,12 @@ def report(
     The path of report.html.
 
   Raises:
-    UserError: a folder that holds no sweep, or several folders without `out`.
+    UserError: no folder, one that holds no sweep, or several without `out`.
   """
+  folders = [folders] if isinstance(folders, (str, Path)) else folders
   places = list(dict.fromkeys(map(Path, folders)))
+  if not places:
+    raise UserError("no folder was given, expected that of a sweep, or several")
   target = _target(places, out)
   sweeps = {name: read(place) for name, place in zip(_names(places), places, strict=True)}
   shared, programs = {}, 0

@@ -211,7 +211,8 @@ def _recipe(
     yield "of the optimizer", _listed(optim)
   if train:
     best = result.get("best_step")
-    kept = "" if best in (None, 0, train["steps"]) else f", of which step {best} is kept"
+    last = train.get("keep") == "last" or best in (None, 0, train["steps"])
+    kept = "" if last else f", of which step {best} is kept"
     yield "steps", f"{train['steps']}{kept}"
     yield "batch size", train["batch_size"]
   if "seed" in config:

@@ -7,6 +7,7 @@ print them.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ KINDS = {m.name: importlib.import_module(f"{kinds.__name__}.{m.name}")
          for m in pkgutil.iter_modules(kinds.__path__)}  # fmt: skip
 METRICS = {name: metric for kind in KINDS.values() for name, metric in kind.METRICS.items()}
 _LOSSES = ("loss", "perplexity")  # measured on every split, without predictions
+# Measures of preferences that fall as a policy learns: `objectives.preferred` and KTO have them.
+_FALLING = ("_rejected", "_down", "_drift")
 
 
 def of_kind(kind: str) -> list[str]:
@@ -84,15 +87,21 @@ def baseline(
 def higher_is_better(metric: str) -> bool:
   """Says whether a model improves as a metric such as `test_loss` rises."""
   name = _base_name(metric)
-  return METRICS[name].higher_is_better if name in METRICS else name not in _LOSSES
+  if name in METRICS:
+    return METRICS[name].higher_is_better
+  whole = metric.partition("/")[0]
+  return name not in _LOSSES and ("reward_" in whole or not whole.endswith(_FALLING))
 
 
 def bounds(metric: str) -> tuple[float, float]:
-  """Returns the least and the largest value that a metric can have."""
+  """Returns the least and the largest value that a metric can have.
+
+  The loss of a policy is below 0 all the same: it is the negative of its reward.
+  """
   name = _base_name(metric)
   if name in METRICS:
     return METRICS[name].low, METRICS[name].high
-  return (0.0, float("inf")) if name in _LOSSES else (0.0, 100.0)
+  return 0.0 if name in _LOSSES else -math.inf, math.inf
 
 
 def title(metric: str) -> str:
@@ -105,8 +114,13 @@ def title(metric: str) -> str:
 
 
 def _base_name(metric: str) -> str:
-  """Returns the longest known name that a metric ends in, "bleu" for "test_bleu/TASK", or ""."""
+  """Returns the longest known name that a metric ends in, "bleu" for "test_bleu/TASK", or "".
+
+  A reward has a unit of its own, also where it is named like a metric.
+  """
   whole = metric.partition("/")[0]
+  if "reward_" in whole:
+    return ""
   known = [name for name in (*METRICS, *_LOSSES) if f"_{whole}".endswith(f"_{name}")]
   return max(known, key=len, default="")
 

@@ -123,7 +123,7 @@ def compare(
   *,
   reference: str | None = None,
   config: Mapping[str, Any] | None = None,
-  failed: Mapping[str, str] | None = None,
+  failed: Sequence[dict] = (),
   curves: Mapping[str, Mapping] | None = None,
 ) -> Comparison:
   """Compares the configurations of a sweep.
@@ -134,7 +134,7 @@ def compare(
     reference: the label, or a trial, of the configuration that others are compared with; default
       the best one.
     config: the completed config that the trials share, for the warnings.
-    failed: {trial: reason} of those without a result.
+    failed: the trials without a result, with a "detail"; see `collect.read`.
     curves: {configuration: its learning rates, their losses and the chosen one} of a sweep that
       chose its rates, as in its tuning.json.
 
@@ -144,7 +144,8 @@ def compare(
   exited = tuple(result for result in results if result.get("exited_at"))
   finished = [result for result in results if not result.get("exited_at")]
   evidence = _evidence(finished, metric, reference, config or {})
-  evidence = evidence._replace(exited=exited, failed=failed or {}, curves=curves or {})
+  reasons = {one["trial"]: one["detail"] for one in failed}
+  evidence = evidence._replace(exited=exited, failed=reasons, curves=curves or {})
   rows, metric, names = evidence.rows, evidence.metric, table.metric_names(finished)
   return Comparison(
     metric=metric,
@@ -158,7 +159,7 @@ def compare(
     exited=exited,
     failed=dict(evidence.failed),
     tables=contrasts.tables(evidence),
-    columns=exports.columns(results, evidence.failed),
+    columns=exports.columns(results, failed),
   )
 
 
@@ -196,15 +197,15 @@ def _configuration(row: stats.Row, names: Iterable[str]) -> Configuration:
   first = row.results[0]
   final = lambda name: [stats.final(result, name) for result in row.results]
   change = lambda name, key: [stats.change(result, name, key) for result in row.results]
-  over_examples = first.get("differences", {})
+  ends = lambda name, key=None: stats.over_examples(row.results, name, key)
   return Configuration(
     label=row.label,
     settings=row.settings,
     seeds=tuple(result["settings"].get("seed") for result in row.results),
     results=row.results,
-    metrics={n: estimate(final(n), first.get("intervals", {}).get(n)) for n in names},
+    metrics={n: estimate(final(n), ends(n)) for n in names},
     changes={
-      key: {n: estimate(change(n, key), over_examples.get(key, {}).get(n)) for n in names}
+      key: {n: estimate(change(n, key), ends(n, key)) for n in names}
       for key in ("base", "shots")
       if any(result.get(key) for result in row.results)
     },
@@ -222,24 +223,23 @@ def _untrained(bases: Sequence[stats.Row], names: Iterable[str]) -> Iterable[Con
 
 
 def estimate(
-  values: Sequence[float | None], over_examples: Sequence[float] | None = None
+  values: Sequence[float | None], over_examples: paired.Interval | None = None
 ) -> Estimate:
   """Estimates a mean over seeds.
 
   Args:
-    over_examples: what ends in the interval over examples of a single seed.
+    over_examples: the interval over examples, of a single seed.
   """
   summary = stats.summarize(values)
   known = [value for value in values if value is not None]
   mean, half = summary.mean, summary.half_width
   several = half is not None
-  single = mean is not None and len(known) == 1 and bool(over_examples)
   return Estimate(
     values=tuple(values),
     mean=mean,
     deviation=float(np.std(known, ddof=1)) if several else None,
     interval=(mean - half, mean + half) if several else None,
     bootstrap=paired.bootstrap_interval(known) if several else None,
-    examples=(over_examples[-2], over_examples[-1]) if single else None,
+    examples=over_examples if mean is not None else None,
     diverged=summary.diverged,
   )

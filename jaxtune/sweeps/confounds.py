@@ -125,9 +125,11 @@ def selection(evidence: Evidence) -> list[Caution]:
     )
     return of_rows("selection", text, rows[:1])
   if metric.startswith("validation_"):
+    kept = any(evidence.config(r).get("train.keep") == "best" for r in evidence.results)
+    step = " and the step whose weights were kept" * kept
     text = (
-      "Validation chose the configurations' order, and the step whose weights were kept, so these "
-      "figures are optimistic; report a test metric of the best configuration."
+      f"Validation chose the configurations' order{step}, so these figures are optimistic; report "
+      "a test metric of the best configuration."
     )
     return of_rows("selection", text, rows[:1])
   return []
@@ -166,7 +168,10 @@ def other_tokens(evidence: Evidence) -> list[Caution]:
   """Finds losses and perplexities that are per token of different tokenizers."""
   known = {result["data"].get("tokenizer") for result in evidence.results if "data" in result}
   name = evidence.metric.partition("/")[0]
-  if len(known) < 2 or not name.endswith(("_loss", "_perplexity")):
+  split, _, measure = name.rpartition("_")
+  # A loss is per token where the split has a perplexity; others are per example, word or pair.
+  per_token = any(f"{split}_perplexity" in result["final"] for result in evidence.results)
+  if len(known) < 2 or measure not in ("loss", "perplexity") or not per_token:
     return []
   text = (
     f"The models have different tokenizers, and {metrics.title(name)} is per token: it cannot be "

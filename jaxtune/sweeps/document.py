@@ -181,18 +181,17 @@ def _estimates(results: Sequence[dict], names: Iterable[str], key: str | None = 
     {metric: {"mean", "low", "high", "count" of the seeds that have it, "of" all seeds}}, and the
     standard "deviation" of the metric itself.
   """
-  first, found = results[0], {}
+  found = {}
   for name in names:
     if key is None:
-      summary, intervals = stats.over_seeds(results, name), first.get("intervals", {})
+      summary = stats.over_seeds(results, name)
     else:
       summary = stats.difference(results, name, key)
-      intervals = first.get("differences", {}).get(key, {})
     if not summary.count:
       continue
     found[name] = _interval(summary) | {"count": summary.count, "of": len(results)}
-    if len(results) == 1 and summary.mean is not None and intervals.get(name):
-      found[name] |= dict(zip(("low", "high"), intervals[name][-2:], strict=True))
+    if summary.mean is not None and (ends := stats.over_examples(results, name, key)):
+      found[name] |= _ends(ends)
     if key is None and summary.count > 1 and summary.mean is not None:
       values = [stats.final(result, name) for result in results]
       found[name]["deviation"] = statistics.stdev(x for x in values if x is not None)
@@ -212,8 +211,13 @@ def _ends(interval: tuple[float, float] | None) -> dict[str, float | None]:
 
 
 def _mean_costs(results: Sequence[dict]) -> dict[str, float]:
-  costs = [cost for result in results if (cost := _costs(result))]
-  return {key: statistics.mean(cost[key] for cost in costs) for key in (costs or [{}])[0]}
+  """Returns the mean of each cost over the seeds that have it."""
+  costs = [_costs(result) for result in results]
+  return {
+    key: statistics.mean(cost[key] for cost in costs if key in cost)
+    for key in COSTS
+    if any(key in cost for cost in costs)
+  }
 
 
 def _costs(result: Mapping[str, Any]) -> dict[str, float]:

@@ -26,28 +26,33 @@ _LATEX = {
 } | {character: f"\\{character}" for character in "&%$#_{}"}  # fmt: skip
 
 
-def columns(results: Sequence[dict], failed: Mapping[str, str]) -> dict[str, list[Any]]:
+def columns(results: Sequence[dict], failed: Sequence[dict]) -> dict[str, list[Any]]:
   """Returns a value for each trial: its settings, counts, time, metrics with and without training.
 
   None stands for what a trial does not have.
 
   Args:
-    failed: {trial: reason}.
+    failed: the trials that have no result, and why: their "detail".
   """
   names = table.metric_names(results)
-  records = []  # of each trial: what it is, its settings, what was measured
-  for result in results:
-    measured = {key: result.get(key) for key in _COUNTS}
+
+  def measured(result: dict) -> dict[str, Any]:
+    found = {key: result.get(key) for key in _COUNTS}
     for part in (*table.UNTRAINED, "final"):
       if result.get(part):
-        measured |= {f"{part}.{name}": result[part].get(name) for name in names}
-    identity = {key: result[key] for key in ("trial", "method")}
-    records.append((identity, grid.flatten(result["settings"]), measured))
-  records += [({"trial": trial}, {}, {"failed": reason}) for trial, reason in failed.items()]
+        found |= {f"{part}.{name}": result[part].get(name) for name in names}
+    return found
+
+  described = [(result, measured(result)) for result in results]
+  described += [(one, {"failed": one["detail"]}) for one in failed]
+  records = [  # of each trial: what it is, its settings, what was measured
+    ({key: one[key] for key in ("trial", "method")}, grid.flatten(one["settings"]), found)
+    for one, found in described
+  ]
   keys: list[str] = []
   for parts in zip(*records, strict=True):  # first what all trials are, then all their settings
     keys += dict.fromkeys(itertools.chain(*parts))
-  rows = [identity | settings | measured for identity, settings, measured in records]
+  rows = [identity | settings | found for identity, settings, found in records]
   return {key: [row.get(key) for row in rows] for key in dict.fromkeys(keys)}
 
 

@@ -1,8 +1,8 @@
 """The heat maps of a sweep's page: {title, note, rows, columns, values, ...}.
 
 Maps of one "group" are shown in one place, where "choices", {name: value}, say which is shown.
-"range" are the ends of the scale, by default the least and the largest value, and "notes" what the
-pointer tells beside a value.
+"shades" are what the cells' colours show, by default the values, "range" the ends of their scale,
+by default the least and the largest, and "notes" what the pointer tells beside a value.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from jaxtune.metrics.kinds.label import Confusion
 from jaxtune.sweeps.analysed import Analysis, Measured, cut_losses, mean
 
 MOST = 24  # configurations
@@ -38,14 +41,17 @@ def confusion(best: Mapping[str, Any]) -> list[dict]:
   """Lists the confusion matrix of the best trial, if it has one."""
   if not best.get("confusion"):
     return []
-  labels = [str(label) for label in best["confusion"]["labels"]]
+  labels, counts = [str(x) for x in best["confusion"]["labels"]], best["confusion"]["counts"]
   return [
     {
       "title": f"Confusion matrix of {best['trial']}",
-      "note": "True classes down, predicted classes across.",
+      "note": "True classes down, predicted classes across. Numbers are examples, shades their "
+      "share of the true class.",
       "rows": labels,
       "columns": labels,
-      "values": best["confusion"]["counts"],
+      "values": counts,
+      "shades": Confusion(tuple(labels), np.asarray(counts)).shares_CC.tolist(),
+      "range": [0, 1],
       "unit": "examples",
     }
   ]

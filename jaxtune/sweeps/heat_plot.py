@@ -64,7 +64,7 @@ def panels(maps: Sequence[Mapping[str, Any]], reading: str) -> Figure:
   image = None
   for axes, one in zip(frames, maps, strict=False):
     image = _draw(axes, one, low, high)
-  for axes in list(frames)[len(maps) :] + [*figure.axes][len(maps) :]:
+  for axes in figure.axes[len(maps) :]:
     axes.set_visible(False)
   bar = figure.colorbar(image, ax=figure.axes, fraction=0.03, pad=0.02)
   bar.outline.set_visible(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,8 @@ _FILES = Path(__file__).parent / "page"
 _SCRIPTS = ("base", "chart", "table", "plots", "curves", "parallel", "compare", "page")
 
 
-_FOLDED = ("All columns", "Comparisons", "Shared subspaces", "Nearest tokens")
+_FOLDED = ("All columns", "Comparisons", "Comparisons with the reference", "Shared subspaces",
+           "Nearest tokens")  # fmt: skip
 
 
 class Page(NamedTuple):
@@ -35,7 +37,7 @@ def to_markdown(page: Page) -> str:
   """Writes a page as Markdown, with its plots as plots/NAME.png."""
   sections = ["# Sweep report"]
   if page.warnings:
-    sections += ["Beware:", "\n".join(f"- {warning}" for warning in page.warnings)]
+    sections += ["Beware:", "\n".join(f"- {_escaped(warning)}" for warning in page.warnings)]
   sections += [_markdown_table(page.trials), page.reading]
   for title, table in page.others.items():
     shown = _markdown_table(table)
@@ -43,7 +45,7 @@ def to_markdown(page: Page) -> str:
     sections += [folded] if title in _FOLDED else [f"## {title}", shown]
   if page.plots:
     sections += ["## Plots", *(f"![{_caption(name)}](plots/{name}.png)" for name in page.plots)]
-  facts = "\n".join(f"- {key}: {value}" for key, value in page.facts.items())
+  facts = "\n".join(f"- {key}: {_escaped(value)}" for key, value in page.facts.items())
   return "\n\n".join([*sections, "## The sweep", facts]) + "\n"
 
 
@@ -62,9 +64,14 @@ def to_html(document: Mapping[str, Any]) -> str:
 def _markdown_table(table: Table) -> str:
   rule = ["---"] + ["---:"] * (len(table.header) - 1)
   return "\n".join(
-    "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+    "| " + " | ".join(_escaped(" ".join(cell.split())).replace("|", "\\|") for cell in cells) + " |"
     for cells in (table.header, rule, *table.rows)
   )
+
+
+def _escaped(text: str) -> str:
+  """Escapes what would be a tag or an entity of HTML, such as a token <s>."""
+  return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", text))
 
 
 def _caption(name: str) -> str:

@@ -159,8 +159,10 @@ def _finish(
   # An interval of few seeds may reach beyond the values that the metric can have.
   low, high = axes.get_ylim()
   least, largest = metrics.bounds(metric)
-  edge = 0.03 * (min(high, largest) - max(low, least))
-  axes.set_ylim(max(low, least - edge), min(high, largest + edge))
+  means = [stats.over_seeds(row.results, metric).mean for row in rows]
+  if all(mean is None or least <= mean <= largest for mean in means):
+    edge = 0.03 * (min(high, largest) - max(low, least))
+    axes.set_ylim(max(low, least - edge), min(high, largest + edge))
   plain = re.sub(r" \(.*?\)", "", metrics.title(metric), count=1)  # without the unit
   canvas.write_title(axes, f"{plain[:1].upper()}{plain[1:]} against {against}", lines)
   canvas.legend(axes.figure, axes)

@@ -85,7 +85,7 @@ def write(
       metric,
       reference=reference,
       config=config,
-      failed={one["trial"]: one["detail"] for one in unfinished if one["state"] == "failed"},
+      failed=[one for one in unfinished if one["state"] == "failed"],
       curves=curves,
     )
     _write_files(compared, histories, facts, folder, analysis)
@@ -95,7 +95,7 @@ def write(
     "notes": [_reading(compared, "[low, high]")] if compared else [],
     "tables": _on_page(_others(compared, histories, analysis)),
     "tuning": [{"name": name, **curve} for name, curve in (curves or {}).items()],
-    "reproduce": reproduce.describe(results, given or {}, facts),
+    "reproduce": reproduce.describe(results, given or {}, facts, metric),
   }
   write_atomically(folder / "report.html", pages.to_html(contents))
   return folder / "report.md"
@@ -132,8 +132,10 @@ def _others(
   if compared is None:
     return {}
   finished = [result for row in compared.configurations for result in row.results]
+  tests, count = compared.tables["comparisons"], len(compared.configurations)
+  some = len(tests.rows) < count * (count - 1) // 2
   others = {
-    "Comparisons": compared.tables["comparisons"],
+    "Comparisons" + " with the reference" * some: tests,
     "By task": table.by_task(finished, compared.metric),
     "What was drawn of each task": table.mixtures(finished),
     f"Classes of {finished[0]['trial']}": table.by_class(finished[0]),

@@ -12,17 +12,25 @@ from jaxtune import config as configs
 
 
 def describe(
-  results: Sequence[dict], given: Mapping[str, Mapping[str, Any]], facts: Mapping[str, str]
+  results: Sequence[dict],
+  given: Mapping[str, Mapping[str, Any]],
+  facts: Mapping[str, str],
+  metric: str | None = None,
 ) -> dict:
   """Gathers what is needed to run the sweep again, and to know that it gave the same.
 
   Args:
     given: {name of a sweep: its config as it was given, which is what differs from the defaults}.
+    metric: what the report was asked to sort by, if anything.
   """
-  files = {f"{name}.py": config for name, config in given.items()}
-  again = "; ".join(
-    f"jaxtune sweep --config {shlex.quote(file)} --workdir runs/again" for file in files
-  )
+  files = {f"{name.strip('/').replace('/', '-')}.py": config for name, config in given.items()}
+  places = {file: f"runs/again/{file.removesuffix('.py')}" for file in files}
+  commands = [["sweep", "--config", file, "--workdir", place] for file, place in places.items()]
+  if len(files) > 1 or metric:
+    out = ["--out", "runs/again/report"] if len(files) > 1 else []
+    by = ["--metric", metric] if metric else []
+    commands.append(["report", *places.values(), *out, *by])
+  again = "; ".join(shlex.join(["jaxtune", *command]) for command in commands)
   return {
     "facts": {"command": again, **facts} if again else dict(facts),
     "config": {file: config_file(config) for file, config in files.items()},

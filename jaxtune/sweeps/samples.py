@@ -62,7 +62,7 @@ def while_training(trial: str, history: Sequence[dict]) -> dict[str, Table]:
     own = [one for one in shown if one[1] == asked]
     names = [_line(asked), *[""] * (len(own) - 1)]
     rows += [
-      [name, str(step), f"{reward:.3f}", _line(answer)]
+      [name, str(step), "-" if reward is None else f"{reward:.3f}", _line(answer)]
       for name, (step, _, answer, reward) in zip(names, own, strict=True)
     ]
   header = ["prompt", "step", "reward", "answer"]

@@ -84,6 +84,22 @@ def change(result: dict, metric: str, key: str = "base") -> float | None:
   return None if tuned is None or untuned is None else tuned - untuned
 
 
+def over_examples(
+  results: Sequence[dict], metric: str, key: str | None = None
+) -> tuple[float, float] | None:
+  """Returns the 95 % interval over examples of a single seed's metric; None for several seeds.
+
+  Args:
+    key: "base" or "shots", for the interval of the metric's change from it.
+  """
+  if len(results) != 1:
+    return None
+  (result,) = results
+  known = result.get("intervals", {}) if key is None else result.get("differences", {}).get(key, {})
+  low, high = (known.get(metric) or (math.nan, math.nan))[-2:]
+  return (low, high) if math.isfinite(low + high) else None
+
+
 def of_base(results: Iterable[dict], metric: str, key: str = "base") -> Summary:
   """Summarizes a metric that was measured without training.
 
@@ -98,12 +114,15 @@ def untrained(results: Iterable[dict], metric: str, key: str = "base") -> list[f
   """Returns what trials measured without training; one value where it is the same in all of them.
 
   It differs where the seed draws the demonstrations, or the weights of a base that is read from no
-  folder.
+  folder: a value for each seed, which all configurations share.
   """
-  measured = [result.get(key, {}).get(metric) for result in results]
-  values = [value for value in measured if value is not None]
-  same = values and np.allclose(values, values[0], rtol=1e-5, atol=0, equal_nan=True)
-  return values[:1] if same else values
+  by_seed: dict[Any, float] = {}
+  for result in results:
+    value = result.get(key, {}).get(metric)
+    if value is not None:
+      by_seed.setdefault(grid.flatten(result["settings"]).get("seed"), value)
+  values = list(by_seed.values())
+  return values[:1] if _alike(values) else values
 
 
 def group(results: Sequence[dict]) -> list[Row]:
@@ -165,8 +184,14 @@ def _scored_apart(rows: Sequence[Row]) -> bool:
   names = {(key, name) for key in ("base", "shots") for row in rows for result in row.results
            for name in result.get(key, {})}  # fmt: skip
   return any(
-    len(untrained(same, name, key)) > 1 for same in of_seeds.values() for key, name in names
+    not _alike([x for r in same if (x := r.get(key, {}).get(name)) is not None])
+    for same in of_seeds.values()
+    for key, name in names
   )
+
+
+def _alike(values: Sequence[float]) -> bool:
+  return bool(np.allclose(values, values[:1] * len(values), rtol=1e-5, atol=0, equal_nan=True))
 
 
 def best_first(rows: Sequence[Row], metric: str) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -208,14 +209,14 @@ def measured(results: Sequence[dict], metric: str, digits: int, key: str | None 
     key: "base" or "shots", for the change of the metric from it.
   """
   if key is None:
-    summary, intervals = stats.over_seeds(results, metric), results[0].get("intervals", {})
+    summary = stats.over_seeds(results, metric)
   else:
     summary = stats.difference(results, metric, key)
-    intervals = results[0].get("differences", {}).get(key, {})
   sign = "" if key is None else "+"
-  if len(results) == 1 and summary.mean is not None and intervals.get(metric):
-    low, high = intervals[metric][-2:]
-    return f"{summary.mean:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+  ends = stats.over_examples(results, metric, key)
+  if summary.mean is not None and ends:
+    number = lambda x: f"{x:{sign}.{digits}f}"
+    return f"{number(summary.mean)} [{number(ends[0])}, {number(ends[1])}]"
   return _cell(summary, digits, len(results), sign)
 
 
@@ -224,9 +225,15 @@ def title(metric: str) -> str:
 
 
 def decimals(results: Sequence[dict], metric: str) -> int:
-  """Returns how many digits a column has after the point: three below 10, else two."""
+  """Returns how many digits a column has after the point.
+
+  Two, three below 10, and below 0.1 as many as show three digits of the largest number, up to 8.
+  """
   means = [stats.over_seeds([result], metric).mean for result in results]
-  return 3 if max((abs(mean) for mean in means if mean is not None), default=0) < 10 else 2
+  largest = max((abs(mean) for mean in means if mean is not None), default=0)
+  if 0 < largest < 0.1:
+    return min(8, 2 - math.floor(math.log10(largest)))
+  return 3 if largest < 10 else 2
 
 
 def _cell(summary: stats.Summary, digits: int, seeds: int = 0, sign: str = "") -> str:

@@ -128,6 +128,10 @@ def test_numbers():
   assert (constant["pearson"], constant["spearman"]) == (0, 0)
   lost = metrics.score([1.5, np.nan, 2.0, 2.0], true, ("pearson", "spearman", "mse"))
   assert np.isnan(list(lost.values())).all()
+  for name in lost:  # as is each resample
+    metric = metrics.METRICS[name]
+    counted = metric.statistics([1.5, np.nan, 2.0, 2.0], true)
+    assert np.isnan(metric.combine(np.ones((1, 4)), counted)).all()
   assert of("mse", np.float32([1, 2]), np.array([1, 3])) == 0.5
 
 
@@ -215,8 +219,12 @@ def test_confusion():
 
 
 def test_directions_and_titles():
-  for metric in ("loss", "test_loss", "validation_perplexity", "test_mse", "test_loss/bleu"):
+  for metric in ("loss", "test_loss", "validation_perplexity", "test_mse", "test_loss/bleu",
+                 "test_rejected", "validation_drift/mean"):  # fmt: skip
     assert not metrics.higher_is_better(metric)
+  # A reward that is named like a metric has neither its unit nor its direction.
+  assert metrics.title("test_reward_exact_match") == "test reward exact match"
+  assert all(map(metrics.higher_is_better, ("test_reward_neg_loss", "test_reward_step_down")))
   for metric in ("test_accuracy", "exact_match", "test_exact_match", "rougeL", "other"):
     assert metrics.higher_is_better(metric)
   assert metrics.title("test_loss") == "test loss"

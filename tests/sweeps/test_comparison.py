@@ -174,9 +174,8 @@ def test_trials_that_left_early_or_failed_are_in_no_figure(made, tmp_path):
   finished = made.ranks(LOSSES)
   for result in finished:
     result["final"]["validation_loss"] = 2.0 + result["settings"]["method.rank"]
-  compared = comparison.compare(
-    finished + stopped, "validation_loss", failed={"rank=16,seed=0": "MemoryError"}
-  )
+  lost = made.result({"method.rank": 16, "seed": 0}, 0.0) | {"detail": "MemoryError"}
+  compared = comparison.compare(finished + stopped, "validation_loss", failed=[lost])
   assert [one.label for one in compared.configurations] == [RANKS[1], RANKS[2], RANKS[4]]
   assert all("rank=8" not in cell for row in compared.tables["main"].rows for cell in row)
   assert [result["trial"] for result in compared.exited] == ["rank=8,seed=0", "rank=8,seed=1"]
@@ -187,6 +186,7 @@ def test_trials_that_left_early_or_failed_are_in_no_figure(made, tmp_path):
   assert compared.columns["trial"][-3:] == ["rank=8,seed=0", "rank=8,seed=1", "rank=16,seed=0"]
   assert compared.columns["exited_at"][-3:] == [5, 5, None]
   assert compared.columns["failed"] == [None] * 14 + ["MemoryError"]
+  assert compared.columns["method.rank"][-1] == 16
   with pytest.raises(UserError, match="no finished trial"):
     comparison.compare(stopped)
 
@@ -231,7 +231,8 @@ def test_csv_and_parquet_say_the_same(made):
     made.result({"method": {"name": "prefix", "length": 10}, "data.only": ["a", "b"]}, 1.5)
   ]
   results[0]["settings"]["model.remat"] = True
-  columns = exports.columns(results, {"lost": "full disk"})
+  lost = {"trial": "lost", "method": "lora", "settings": {}, "detail": "full disk"}
+  columns = exports.columns(results, [lost])
   rows = list(csv.DictReader(io.StringIO(exports.to_csv(columns))))
   read = parquet.read_table(io.BytesIO(exports.to_parquet(columns)))
   assert read.column_names == list(rows[0]) and read.num_rows == len(rows) == 4

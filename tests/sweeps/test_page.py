@@ -138,6 +138,9 @@ def test_filters_the_table_and_the_plots(made):
     assert len(page.labels()) == count, text
     drawn = {int(mark.get_attribute("data-c")) for mark in page.find("#pareto g[data-c]")}
     assert len(drawn) == count
+  asked = """const values = { "test_rougeL/mean": { mean: 3 } };
+    return matches({ settings: {}, costs: {}, values }, arguments[0])"""
+  assert page.run(asked, "test_rougel/mean>=3") and not page.run(asked, "test_rougel/mean<3")
   assert page.driver.get_log("browser") == []
 
 
@@ -382,6 +385,9 @@ def test_the_pareto_front_is_what_nothing_beats(made, cost):
 def test_the_config_on_the_page_is_the_config(made, tmp_path):
   page = made[0].open()
   shown = page.find("#reproduce pre")[0].text
+  command = page.find("#reproduce dd")[0].text
+  again = "jaxtune sweep --config 'ranks & lengths.py' --workdir 'runs/again/ranks & lengths'"
+  assert command == again
   (tmp_path / "again.py").write_text(shown)
   assert jaxtune.load_config(tmp_path / "again.py").to_dict() == ConfigDict(GIVEN).to_dict()
 

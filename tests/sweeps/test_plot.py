@@ -161,6 +161,10 @@ def test_intervals_end_where_values_do(made):
   assert axes.get_ylim() == pytest.approx((-3, 103))
   low, high = plot.figures(results, "test_loss")["test_loss-rank"].axes[0].get_ylim()
   assert high > 110
+  # The loss of a policy is its negative reward.
+  rewarded = made.ranks({1: [-3.0, -3.2], 2: [-3.6, -3.5]})
+  low, high = plot.figures(rewarded, "test_loss")["test_loss-rank"].axes[0].get_ylim()
+  assert low < -3.6 and high > -3.0
   for result in results:
     result["base"]["test_accuracy"] = 71.0
     result["final"]["test_accuracy"] = 80.0 + result["settings"]["seed"]

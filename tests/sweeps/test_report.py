@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+import jaxtune
 from jaxtune.errors import UserError
 from jaxtune.sweeps import comparison, report, table
 
@@ -111,6 +112,8 @@ def test_one_trial_has_no_interval(made, tmp_path):
 def test_a_single_seed_has_its_interval_over_examples(made):
   one = made.result({"seed": 0}, 2.0, intervals={"test_loss": [1.75, 2.5]})
   assert table.build([one], "test_loss").rows[1][4] == "2.000 [1.750, 2.500]"
+  odd = one | {"intervals": {"test_loss": [math.nan, math.nan]}}
+  assert table.build([odd], "test_loss").rows[1][4] == "2.000 ± -"
   two = [one, one | {"settings": {"seed": 1}}]
   assert table.build(two, "test_loss").rows[1][4] == "2.000 ± 0.000"
 
@@ -142,15 +145,29 @@ def test_csv_has_a_row_a_trial_with_all_that_is_known(made, tmp_path):
 
 
 def test_text_is_escaped(made, tmp_path):
-  named = ("a|b", "<b>&", r"cost: $\frac$ and $$", "two\n\nlines")
+  named = ("a|b", "<b>&lt;", r"cost: $\frac$ and $$", "two\n\nlines")
   results = [made.result({"data.template": text}, 2.0, flops=2**63) for text in named]
   written = report.write(results, tmp_path).read_text()
-  assert "a\\|b" in written and "two lines" in written
+  assert "a\\|b" in written and "two lines" in written and "&lt;b>&amp;lt;" in written
+  assert "<b>" not in written
   assert "two lines" in (tmp_path / "table.tex").read_text()
   page = (tmp_path / "report.html").read_text()
   assert "<b>" not in page
   shown = document(tmp_path / "report.html")["configurations"]
   assert [one["settings"]["data.template"] for one in shown] == list(named)
+
+
+def test_small_numbers_keep_their_digits(made):
+  results = made.ranks({1: [4.2e-4, 4.4e-4], 2: [1.1e-4, 1.2e-4]})
+  shown = {row[0]: row[4] for row in table.build(results, "test_loss").rows}
+  assert shown["lora rank=2"].startswith("0.000115 ± ") and shown["base (untuned)"] == "3.000000"
+
+
+def test_costs_that_some_seeds_lack(made, tmp_path):
+  results = [made.result({"seed": 0}, 2.0, memory=4), made.result({"seed": 1}, 2.0, flops=3)]
+  report.write(results, tmp_path)
+  (one,) = document(tmp_path / "report.html")["configurations"]
+  assert (one["costs"]["memory"], one["costs"]["flops"]) == (4, 3)
 
 
 def test_a_trial_of_two_sweeps_counts_once(made, tmp_path):
@@ -164,6 +181,8 @@ def test_a_trial_of_two_sweeps_counts_once(made, tmp_path):
 def test_mistakes_are_named(made, tmp_path):
   with pytest.raises(UserError, match="run the sweep first"):
     report.write([], tmp_path)
+  with pytest.raises(UserError, match="no folder was given"):
+    jaxtune.report([])
   with pytest.raises(UserError, match="'test_loss'"):
     report.write([made.result({}, 2.0)], tmp_path, metric="test_los")
   (tmp_path / "file").write_text("kept")

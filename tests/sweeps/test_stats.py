@@ -66,6 +66,11 @@ def test_base_has_an_interval_only_where_it_was_measured_on_different_examples(m
   assert stats.of_base(same, "test_loss") == stats.Summary(3.0, None, 1, 0)
   other = [made.result({"seed": i}, 2.0, base=base) for i, base in enumerate([3.0, 3.2])]
   assert stats.of_base(other, "test_loss").half_width > 0
+  # All configurations share the seeds, so that more of them tell no more of the base.
+  more = [
+    one | {"settings": {"seed": i % 2, "method.rank": i // 2}} for i, one in enumerate(other * 3)
+  ]
+  assert stats.of_base(more, "test_loss") == stats.of_base(other, "test_loss")
 
 
 def test_best_first_follows_the_metric_and_puts_the_diverged_last(made):

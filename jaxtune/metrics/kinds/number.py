@@ -70,6 +70,8 @@ def _ranks(counts_ZX: Counts, x_X: np.ndarray) -> Float[np.ndarray, "Z X"]:
 
 def _resampled(ranked: bool, counts_ZX: Counts, pairs_X2: np.ndarray) -> Draws:
   """Returns the correlation of each resample: of the numbers, or of their ranks within it."""
+  if not np.isfinite(pairs_X2).all():
+    return np.full(len(counts_ZX), np.nan)
   x_ZX, y_ZX = (_ranks(counts_ZX, x_X) if ranked else x_X[None] for x_X in pairs_X2.T)
   total_Z1 = counts_ZX.sum(1, keepdims=True)
   centred = [x - (counts_ZX * x).sum(1, keepdims=True) / total_Z1 for x in (x_ZX, y_ZX)]

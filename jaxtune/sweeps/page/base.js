@@ -55,6 +55,8 @@ const higher = (metric) => data.metrics[metric]?.higher ?? false;
 const arrow = (metric) => `${title(metric)} ${higher(metric) ? "↑" : "↓"}`;
 const better = (a, b) => (higher(state.metric) ? a > b : a < b);
 const color = (index) => `var(--c${index % 10})`;
+// There are ten colours: from the eleventh on, lines are dashed and points are rings.
+const dash = (index) => ["", "7 3", "2 3"][Math.floor(index / 10) % 3];
 const unique = (values) => [...new Set(values)];
 
 // Writes an estimate with its interval, in the digits that the interval tells: "1.23 [1.10, 1.36]".
@@ -87,7 +89,7 @@ function filtered() {
 }
 
 function matches(configuration, word) {
-  const comparison = word.match(/^([\w.]+)(<=|>=|!=|<|>|=)(.+)$/);
+  const comparison = word.match(/^([^<>=!]+)(<=|>=|!=|<|>|=)(.+)$/);
   if (!comparison) {
     return `${configuration.label} ${configuration.state}`.toLowerCase().includes(word);
   }
@@ -98,11 +100,12 @@ function matches(configuration, word) {
   return { "<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b, "=": a === b, "!=": a !== b }[sign];
 }
 
-// Finds a setting by its path or its short name, a cost or the mean of a metric.
-function quantity(configuration, name) {
-  const path = Object.keys(data.settings).find((p) => p === name || data.settings[p] === name);
-  return configuration.settings[path] ?? configuration.costs[name] ?? configuration.values[name]?.mean
-    ?? undefined;
+// Finds a setting by its path or its short name, a cost or the mean of a metric; names are in lower case.
+function quantity({ settings, costs, values }, name) {
+  const named = (key) => key.toLowerCase() === name;
+  const find = (known) => Object.keys(known).find(named);
+  const path = Object.keys(data.settings).find((one) => named(one) || named(data.settings[one]));
+  return settings[path] ?? costs[find(costs)] ?? values[find(values)]?.mean ?? undefined;
 }
 
 // Shows one configuration in every picture, and pales the others; null shows all.
@@ -203,5 +206,5 @@ function exportCsv(name, rows) {
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const lines = rows.map((row) => row.map(cell).join(",") + "\n");
-  download(name, new Blob(lines, { type: "text/csv" }));
+  download(`${name}.csv`, new Blob(lines, { type: "text/csv" }));
 }

@@ -107,16 +107,17 @@ function cut(text, pixels) {
   return `${text.slice(0, kept)}…`;
 }
 
-// Draws the names of colours from `top` on, in as many lines as needed, and ends the picture there.
+// Draws the names of colours, {name, color}, from `top` on, in as many lines as needed, and ends the
+// picture there. A name without a colour is a note.
 function legend(svg, entries, width, top) {
   let [x, y] = [8, top + 12];
-  for (const { name, stroke, dash, index } of entries) {
+  for (const { name, color: key, index } of entries) {
     const text = cut(name, width - 40);
     const wide = 34 + lengthOf(text);
     if (x + wide > width && x > 8) [x, y] = [8, y + 19];
     svg.append(draw("g", { "data-c": index },
-      draw("line", { x1: x, x2: x + 18, y1: y - 4, y2: y - 4, stroke, "stroke-width": 3,
-        "stroke-dasharray": dash }),
+      draw("line", { x1: x, x2: x + 18, y1: y - 4, y2: y - 4, "stroke-width": 3,
+        ...(isNumber(key) ? { stroke: color(key), "stroke-dasharray": dash(key) } : {}) }),
       draw("text", { x: x + 23, y }, text)));
     x += wide + 6;
   }

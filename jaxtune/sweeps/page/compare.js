@@ -13,12 +13,15 @@ function addMatrix() {
 
 function drawMatrix(width) {
   const compared = new Set(data.pairs.flatMap((pair) => [pair.a, pair.b]));
-  const shown = visible().filter((one) => compared.has(one.index)).slice(0, MOST_COMPARED);
+  const all = visible().filter((one) => compared.has(one.index));
+  const shown = all.slice(0, MOST_COMPARED);
   if (shown.length < 2) return empty();
+  const left = all.length === shown.length ? ""
+    : `The first ${shown.length} of ${all.length} configurations are shown; filter to see others.`;
   const cells = shown.map((a) => shown.map((b) => pairOf(a.index, b.index)));
   const most = Math.max(...cells.flat().map((pair) => Math.abs(pair?.mean ?? 0))) || 1;
   const labels = shown.map((one, i) => `${i + 1}  ${one.label}`);
-  return cellsPicture(width, labels, shown.map((_, i) => String(i + 1)), (row, column) => {
+  const svg = cellsPicture(width, labels, shown.map((_, i) => String(i + 1)), (row, column) => {
     const pair = cells[row][column];
     if (!pair) return null;
     const hue = pair.mean > 0 === higher(data.metric) ? "var(--good)" : "var(--bad)";
@@ -26,6 +29,7 @@ function drawMatrix(width) {
       text: signed(pair.mean) + (pair.p !== null && pair.p < 0.05 ? " *" : ""),
       tip: describePair(pair, shown[row].label, shown[column].label) };
   }, "differences between configurations");
+  return left ? make("div", {}, svg, make("p", { class: "note" }, left)) : svg;
 }
 
 function describePair(pair, a, b) {
@@ -73,8 +77,8 @@ function cellsPicture(width, rows, columns, cell, label) {
       const x = left + column * wide;
       svg.append(draw("rect", { class: "cell", x, y, width: wide, height: high, fill: found.fill }));
       if (lengthOf(found.text) < wide + 2)
-        svg.append(draw("text", { class: `small ${found.light ? "light" : ""}`, x: x + wide / 2,
-          y: y + high / 2 + 4, "text-anchor": "middle" }, found.text));
+        svg.append(draw("text", { class: "small", x: x + wide / 2, y: y + high / 2 + 4,
+          "text-anchor": "middle" }, found.text));
       targets.push({ x: x + wide / 2, y: y + high / 2, text: found.tip });
     });
   });
@@ -82,7 +86,7 @@ function cellsPicture(width, rows, columns, cell, label) {
 }
 
 // Heat maps appear where the data hold them: {title, note, rows, columns, values}, and maybe unit,
-// group, choices, range and notes. Maps of one group share a place, where a reader chooses one.
+// group, choices, shades (default the values), their range, and notes. Maps of one group share a place, where a reader chooses one.
 function addHeat() {
   if (!data.heat.length) return;
   const element = section("heat", "Heat maps");
@@ -102,12 +106,13 @@ function addHeat() {
 
 function drawHeat(width, map) {
   if (!map) return empty();
-  const numbers = map.values.flat().filter(isNumber);
+  const shades = map.shades ?? map.values;
+  const numbers = shades.flat().filter(isNumber);
   const [low, high] = map.range ?? [Math.min(...numbers), Math.max(...numbers)];
   return cellsPicture(width, map.rows, map.columns, (row, column) => {
     const value = map.values[row][column];
     if (!isNumber(value)) return null;
-    const share = high > low ? (value - low) / (high - low) : 0;
+    const share = high > low ? (shades[row][column] - low) / (high - low) : 0;
     const note = map.notes?.[row][column];
     return { fill: `color-mix(in oklab, var(--accent) ${Math.round(4 + 60 * share)}%, var(--paper))`,
       text: short(Number.isInteger(value) ? value : Number(value.toPrecision(3))),
@@ -178,9 +183,9 @@ function addTables() {
       make(tag, prose[i] ? { class: "prose" } : {}, cell)));
     const table = make("div", { class: "scroll" }, make("table", {}, make("thead", {},
       line("th", header)), make("tbody", {}, ...rows.map((cells) => line("td", cells)))));
-    if (heading === "Comparisons")
-      document.getElementById("differences")?.append(
-        make("details", {}, make("summary", {}, "All tests, effect sizes and seeds needed"), table));
+    if (heading.startsWith("Comparisons"))
+      document.getElementById("differences")?.append(make("details", {}, make("summary", {},
+        `${heading}: tests, effect sizes and seeds needed`), table));
     else section(brief(heading), heading).append(table);
   }
 }
@@ -199,7 +204,7 @@ function addReproduce() {
   element.append(listed(Object.entries(facts).filter(([name]) => !isAssumed(name))));
   for (const [name, text] of Object.entries(config)) {
     const copy = make("button", { type: "button", class: "no-print",
-      click: () => download(name.split(" ")[0], new Blob([text])) }, "save");
+      click: () => download(name, new Blob([text])) }, "save");
     element.append(make("h3", {}, `${name} `, copy), make("pre", { tabindex: 0 }, text));
   }
   if (Object.keys(hashes).length)

@@ -38,31 +38,31 @@ function smoothed(points, share) {
 }
 
 function drawCurves(width, view) {
-  const lines = visible().slice(0, view.most)
+  const best = visible().sort((a, b) =>
+    compare(valueOf(a)?.mean, valueOf(b)?.mean, higher(state.metric)));
+  const lines = best.slice(0, view.most)
     .map((one) => [one, meanCurve(one.trials, view.key, view.smooth)])
     .filter(([, points]) => points.length);
   if (!lines.length) return empty();
   const all = lines.flatMap(([, points]) => points);
-  const dash = (one) => ["", "7 3", "2 3"][Math.floor(one.index / 10) % 3];
-  const entries = lines.map(([one]) => ({ name: one.label, stroke: color(one.index), dash: dash(one),
-    index: one.index }));
+  const entries = lines.map(([one]) => ({ name: one.label, color: one.index, index: one.index }));
   const svg = picture(width, 380, title(view.key));
   const to = panel(svg, { left: 0, top: 0, width, height: 360 }, { xs: all.map(([step]) => step),
     ys: all.flatMap(([, , low, high]) => [low, high]), xTitle: "step", yTitle: title(view.key),
     x: { own: false, room: 0.01 }, y: { log: view.log } });
-  const targets = lines.flatMap(([one, points]) => drawCurve(to, one, points, dash(one), view.key));
+  const targets = lines.flatMap(([one, points]) => drawCurve(to, one, points, view.key));
   legend(svg, entries, width, 364);
   return hover(svg, targets, true);
 }
 
-function drawCurve(to, one, points, dash, key) {
+function drawCurve(to, one, points, key) {
   const at = (place) => points.map((point) => [to.x(point[0]), to.y(point[place])]);
   const mark = draw("g", { "data-c": one.index });
   if (one.trials.length > 1)
     mark.append(draw("path", { d: `${path([...at(2), ...at(3).reverse()])}Z`, fill: color(one.index),
       opacity: 0.13 }));
   mark.append(draw("path", { d: path(at(1)), stroke: color(one.index), "stroke-width": 1.7, fill: "none",
-    "stroke-dasharray": dash }));
+    "stroke-dasharray": dash(one.index) }));
   to.group.append(mark);
   if (points.length === 1) mark.append(draw("circle", { cx: at(1)[0][0], cy: at(1)[0][1], r: 3,
     fill: color(one.index) }));
@@ -81,15 +81,17 @@ function addTuning() {
 }
 
 function drawTuning(width) {
-  const lines = data.tuning.map(({ name, rates, losses, chosen }, i) => ({ name, stroke: color(i), chosen,
+  const lines = data.tuning.map(({ name, rates, losses, chosen }, i) => ({ name, color: i, chosen,
     points: rates.map((rate, j) => [rate, losses[j]]).filter(([, loss]) => isNumber(loss)) }));
   const svg = picture(width, 320, "validation loss against the learning rate");
   const all = lines.flatMap(({ points }) => points);
   const to = panel(svg, { left: 0, top: 0, width, height: 320 }, { xs: all.map(([rate]) => rate),
     ys: all.map(([, loss]) => loss), xTitle: "learning rate", yTitle: "validation loss", x: { log: true } });
-  const targets = lines.flatMap(({ name, stroke, chosen, points }) => {
+  const targets = lines.flatMap(({ name, color: index, chosen, points }) => {
+    const stroke = color(index);
     const places = points.map(([rate, loss]) => [to.x(rate), to.y(loss)]);
-    to.group.append(draw("path", { d: path(places), stroke, fill: "none", "stroke-width": 1.6 }));
+    to.group.append(draw("path", { d: path(places), stroke, fill: "none", "stroke-width": 1.6,
+      "stroke-dasharray": dash(index) }));
     return points.map(([rate, loss], i) => {
       const [x, y] = places[i];
       to.group.append(draw("circle", { cx: x, cy: y, r: rate === chosen ? 6 : 2.5, stroke,

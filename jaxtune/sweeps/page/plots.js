@@ -13,9 +13,9 @@ function describe(one) {
   return [one.label, `${title(state.metric)}: ${estimate(valueOf(one))}, ${seeds}`, ...costs].join("\n");
 }
 
-// Draws an estimate: its interval, its seeds as small dots and its mean.
-function drawPoint(to, one, x, stroke) {
-  const value = valueOf(one);
+// Draws an estimate in the colour of a number: its interval, its seeds as small dots and its mean.
+function drawPoint(to, one, x, key) {
+  const [value, stroke] = [valueOf(one), color(key)];
   const mark = draw("g", { "data-c": one.index });
   if (value.low !== null)
     mark.append(draw("path", { stroke, "stroke-width": 1.4, fill: "none",
@@ -25,7 +25,8 @@ function drawPoint(to, one, x, stroke) {
       if (isNumber(trial.final[state.metric]))
         mark.append(draw("circle", { cx: x + 7, cy: to.y(trial.final[state.metric]), r: 1.8,
           fill: stroke, opacity: 0.5 }));
-  mark.append(draw("circle", { cx: x, cy: to.y(value.mean), r: 4.2, fill: stroke }));
+  mark.append(draw("circle", { cx: x, cy: to.y(value.mean), r: 4.2, stroke, "stroke-width": 1.6,
+    fill: key < 10 ? stroke : "var(--paper)" }));
   to.group.append(mark);
   return { x, y: to.y(value.mean), text: describe(one), index: one.index };
 }
@@ -81,9 +82,9 @@ function drawAgainst(width, view) {
   const key = colorKey(shown, view);
   const colors = unique(shown.map((one) => settingOf(one, key)));
   const entries = colors.map((name, i) => ({ name: key === "method" ? name : `${nameOf(key)}: ${name}`,
-    stroke: color(i) }));
+    color: i }));
   const without = visible().filter((one) => valueOf(one)).length - shown.length;
-  if (without) entries.push({ name: `${without} without ${nameOf(view.x)} are not drawn`, stroke: "none" });
+  if (without) entries.push({ name: `${without} without ${nameOf(view.x)} are not drawn` });
   const svg = picture(width, below, arrow(state.metric));
   const { ys, base } = extent(shown);
   const targets = [];
@@ -93,7 +94,7 @@ function drawAgainst(width, view) {
       yTitle: arrow(state.metric), x: { log: view.logX, room: 0.1 }, y: { log: view.logY },
       heading: view.facet ? `${nameOf(view.facet)}: ${name}` : "" });
     drawBase(to, base);
-    targets.push(...drawLines(to, members, view.x, (one) => color(colors.indexOf(settingOf(one, key)))));
+    targets.push(...drawLines(to, members, view.x, (one) => colors.indexOf(settingOf(one, key))));
   });
   legend(svg, entries, width, below + 4);
   return hover(svg, targets);
@@ -117,10 +118,11 @@ function drawLines(to, members, axis, colorOf) {
     const beside = lines.length <= 16 && !(axis in data.costs) ? Math.min(9, 60 / lines.length) : 0;
     const shift = beside * (i - (lines.length - 1) / 2);
     const ordered = [...line].sort((a, b) => compare(xOf(a, axis), xOf(b, axis), false));
-    const stroke = colorOf(line[0]);
+    const key = colorOf(line[0]);
     const points = ordered.map((one) => [to.x(xOf(one, axis)) + shift, to.y(valueOf(one).mean)]);
-    to.group.append(draw("path", { d: path(points), stroke, "stroke-width": 1.8, fill: "none" }));
-    return ordered.map((one, j) => drawPoint(to, one, points[j][0], stroke));
+    to.group.append(draw("path", { d: path(points), stroke: color(key), "stroke-width": 1.8,
+      "stroke-dasharray": dash(key), fill: "none" }));
+    return ordered.map((one, j) => drawPoint(to, one, points[j][0], key));
   });
 }
 
@@ -162,9 +164,9 @@ function drawPareto(width, view) {
   const stairs = best.flatMap((one, i) => i ? [[place(one)[0], place(best[i - 1])[1]], place(one)] : [place(one)]);
   if (best.length > 1) to.group.append(draw("path", { class: "front", d: path(stairs) }));
   const targets = shown.map((one) =>
-    drawPoint(to, one, place(one)[0], color(methods.indexOf(one.method))));
+    drawPoint(to, one, place(one)[0], methods.indexOf(one.method)));
   nameFront(to, best, place);
-  legend(svg, methods.map((name, i) => ({ name, stroke: color(i) })), width, 404);
+  legend(svg, methods.map((name, i) => ({ name, color: i })), width, 404);
   return hover(svg, targets);
 }
 

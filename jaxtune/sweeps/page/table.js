@@ -10,7 +10,7 @@ function listColumns() {
     cell: (one) => estimate(one.values[name()]), sort: (one) => one.values[name()]?.mean,
     seed: (trial) => show(trial.final[name()]) });
   columns.push({ key: "configuration", title: () => "configuration", shown: true,
-    sort: (one) => one.label, cell: (one) => one.label, seed: (trial) => trial.trial });
+    sort: (one) => one.label, seed: (trial) => trial.trial });
   metric("metric", chosen, () => arrow(state.metric), true);
   columns.push({ key: "difference", shown: data.pairs.length > 0,
     title: () => `${title(data.metric)}: difference from ${data.reference ? "the reference" : "the best"}`
@@ -91,8 +91,7 @@ function rowOf(one) {
       redraw();
       document.querySelector(`[data-expand="${one.index}"]`).focus();
     } }, open ? "▾" : "▸");
-  const name = make("td", {}, expand,
-    make("span", { class: "swatch", style: `background: ${color(one.index)}` }), one.label);
+  const name = make("td", {}, expand, one.label);
   if (one.state !== "finished") name.append(stateOf(one));
   const cells = shownColumns().slice(1).map((column) => make("td", {}, column.cell(one)));
   return make("tr", { "data-c": one.index, mouseenter: () => focus(one.index),

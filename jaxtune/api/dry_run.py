@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jaxtune import data
 from jaxtune.api import matched, plan, stages, sweep
 from jaxtune.preflight import pace
+from jaxtune.runs.programs import rolls_out
 from jaxtune.runs.trial import Trial
 from jaxtune.sweeps import groups
 
@@ -17,21 +18,24 @@ class Group(NamedTuple):
   Attributes:
     trials: their names.
     differs: {config key: value} of this group, where another group has another value.
-    tokens: how many tokens a trial is trained on in the mean, about, without padding.
+    tokens: how many tokens a trial is trained on in the mean, about, without padding; None for a
+      policy, which draws them.
     memory: {part: MB} of a step, on each device.
     seconds: the least time of all its trials together, without text that is generated; None where
       that is unknown.
     rates: how many further trials are trained first, to choose learning rates.
     splits: {name: counts} of the first trial's data, as its report has them.
+    leaves: whether a trial may leave before its last step, which takes less time.
   """
 
   trials: list[str]
   differs: dict[str, Any]
-  tokens: int
+  tokens: int | None
   memory: dict[str, float]
   seconds: float | None
   rates: int
   splits: dict[str, dict]
+  leaves: bool = False
 
 
 class DryRun(NamedTuple):
@@ -47,9 +51,10 @@ class DryRun(NamedTuple):
     return sum(len(group.trials) + group.rates for group in self.groups)
 
   @property
-  def tokens(self) -> int:
-    """The tokens that all trials are trained on, about."""
-    return sum(group.tokens * (len(group.trials) + group.rates) for group in self.groups)
+  def tokens(self) -> int | None:
+    """The tokens that all trials are trained on, about; None where that is not known."""
+    numbers = [(group.tokens, len(group.trials) + group.rates) for group in self.groups]
+    return None if any(n is None for n, _ in numbers) else sum(n * of for n, of in numbers)
 
   @property
   def seconds(self) -> float | None:
@@ -63,7 +68,7 @@ class DryRun(NamedTuple):
     head = f"{count(sum(len(g.trials) for g in self.groups), 'trial')} in "
     head += f"{count(len(self.groups), 'compiled program')}{why}"
     blocks = [_lay_out(number, group) for number, group in enumerate(self.groups, 1)]
-    totals = f"in all: {count(self.trials, 'trial')}, {self.tokens:,} tokens, "
+    totals = f"in all: {count(self.trials, 'trial')}, {_tokens_of(self.tokens)}, "
     totals += f"{duration(self.seconds)} on {self.device or 'this machine'}"
     equal = ["\n".join(["equal budgets:", *(f"  {one}" for one in self.budgets)])] * bool(
       self.budgets
@@ -85,12 +90,16 @@ def dry_run(config: Any, most_trials: int = sweep.MOST_TRIALS, device: str | Non
   choosing = _choosing(config, names, settings, completed)
   found = []
   for program, keys in zip(programs, differs, strict=True):
-    tokens = round(sum(map(_tokens, program.outlines)) / len(program.trials))
+    outlines, first = program.outlines, program.outlines[0].config
+    policies = rolls_out(outlines[0])
+    tokens = None if policies else round(sum(map(_tokens, outlines)) / len(program.trials))
+    leaves = bool(first["search"]["early_exit"] or first["train"]["patience"])
     extra = sum(choosing[name] for name in program.trials)
     seconds, splits = _seconds(program), program.outlines[0].dataset.report["splits"]
     if seconds is not None:
       seconds *= 1 + extra / len(program.trials)
-    found.append(Group(program.trials, keys, tokens, _memory(program.cost), seconds, extra, splits))
+    memory = _memory(program.cost)
+    found.append(Group(program.trials, keys, tokens, memory, seconds, extra, splits, leaves))
   return DryRun(found, None if device == "cpu" else device, reached)
 
 
@@ -154,11 +163,18 @@ def _lay_out(number: int, group: Group) -> str:
   memory = ", ".join(f"{part} {size:.1f}" for part, size in group.memory.items())
   memory = f"{sum(group.memory.values()):,.1f} MB: {memory}" if memory else "does not fit"
   lines += [
-    f"  tokens    {group.tokens:,} a trial, {group.tokens * trials:,} in all",
+    f"  tokens    {_tokens_of(group.tokens, trials)}",
     f"  memory    {memory}",
-    f"  time      {duration(group.seconds)}",
+    f"  time      {duration(group.seconds)}{', if no trial leaves early' * group.leaves}",
   ]
   return "\n".join(lines)
+
+
+def _tokens_of(each: int | None, trials: int | None = None) -> str:
+  """Writes the tokens of one of some trials, or of all."""
+  if each is None:
+    return "as many tokens as the policies draw"
+  return f"{each:,} tokens" if trials is None else f"{each:,} a trial, {each * trials:,} in all"
 
 
 def count(number: int, what: str) -> str:

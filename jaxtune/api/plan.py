@@ -13,7 +13,7 @@ from jaxtune.api import matched, plan_text, sweep, trials
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.preflight import cost, devices, elsewhere, targets
-from jaxtune.runs import compilations
+from jaxtune.runs import compilations, locks
 from jaxtune.runs.trial import Trial, outline
 from jaxtune.sweeps import groups
 
@@ -76,6 +76,8 @@ def plan(
     names, completed = ["run"], [configs.complete(config)]
   if text is not None and device in (None, "cpu"):
     raise UserError("--text is for compiled modules: name the device with --device, such as v5e")
+  if text is not None:
+    locks.check_writable(Path(text).parent)
   return of_trials(names, completed, device, text)
 
 

@@ -6,6 +6,7 @@ import re
 
 from jaxtune.preflight import fit
 
+SHARE = 0.75  # of a GPU's memory, which jax takes by default
 WIDTH = 60  # blocks that stand for the memory of a device
 BLOCKS = {"base": "█", "trained": "▓", "cache": "▞", "logits": "▒", "activations": "░"}
 NAMES = {"trained": "trained weights and moments", "activations": "activations and gradients"}
@@ -29,6 +30,10 @@ def lay_out(cost: dict) -> str:
     at_most = lambda count: f"{count} or more" if count >= fit.MOST else f"up to {count}"
     lines += ["", f"a step fits with {at_most(rows)} rows at a time (now {now}), or with "
               f"{at_most(trials)} trials side by side (now {cost['side_by_side']})"]  # fmt: skip
+  peaks = [program.get("peak_GB", 0.0) for program in cost["programs"].values()]
+  if cost["by_share"] and max(peaks) > SHARE * cost["memory_GB"]:
+    lines += ["", f"jax takes {SHARE:.0%} of a GPU's memory unless it is told otherwise: run with "
+              "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"]  # fmt: skip
   return "\n".join(lines)
 
 

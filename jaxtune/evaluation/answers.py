@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -32,14 +33,21 @@ def completer(
 ) -> Callable:
   """Returns `judge.Evaluator.complete`, compiled at the first call with each shape.
 
+  Over several devices XLA splits the work by itself, which it cannot do to a fused kernel, so that
+  attention is plain there.
+
   Args:
     share: as for `generate.generate`.
   """
 
+  model = program.model
+  if parallel.devices > 1:
+    model = model.clone(config=model.config.changed(attention="plain"))
+
   def complete(overlay, base, prompts):
     adapted = peft.Adapted(program.methods, *overlay, base)
     return generate.generate(
-      program.model, adapted, prompts["tokens"], prompts["mask"],
+      model, adapted, prompts["tokens"], prompts["mask"],
       max_new_tokens=options.max_new_tokens, stop_tokens=stop_tokens, rows=options.batch_size,
       share=share, count=prompts["count"], temperature=options.temperature, top_k=options.top_k,
       top_p=options.top_p, key=jax.random.key(prompts["seed"]), numbers_N=prompts["numbers"],
@@ -90,10 +98,20 @@ def rewarded(
     prompts = list(map(decode, asked))
     judged = rewards.score(evaluator.rewards, rewards.Answers(prompts, answers, references, source))
     known_N = np.isfinite(judged["reward"]).astype(np.float64)
-    # Of an answer that could not be judged as a whole, no reward counts, as in training.
-    judged = {name: np.nan_to_num(values_N) * known_N for name, values_N in judged.items()}
+    shown = [
+      {"prompt": prompt, "answer": answer, "reward": reward if math.isfinite(reward) else None}
+      for prompt, answer, reward in zip(prompts[:SHOWN], answers, judged["reward"], strict=False)
+    ]
+    # Of an answer that could not be judged as a whole, no reward counts, as in training. One that
+    # is only reported, and failed, has the mean of those that did not.
+    judged = {name: _filled(values_N, known_N) for name, values_N in judged.items()}
     sums = {"loss": -judged["reward"], "weight": known_N, "correct": judged["reward"] > 0}
-    three = zip(prompts[:SHOWN], answers, judged["reward"].tolist(), strict=False)
-    shown = [{"prompt": p, "answer": a, "reward": reward} for p, a, reward in three]
     found.append(sums | judged | {"shown": shown})
   return found
+
+
+def _filled(values_N: np.ndarray, known_N: np.ndarray) -> np.ndarray:
+  """Returns values with their mean where they are NaN, and 0 where `known_N` is."""
+  seen_N = np.isfinite(values_N) & (known_N > 0)
+  mean = values_N[seen_N].mean() if seen_N.any() else 0.0
+  return np.where(seen_N, values_N, mean) * known_N

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,11 @@ class Config:
   def head_kind(self) -> str:
     """Returns the kind of the model's head: "lm", or that of its `heads.Head`."""
     return "lm" if self.head is None else self.head.kind
+
+  def changed(self, **computation: Any) -> Config:
+    """Returns the config with other fields of how it is computed, also in the encoder."""
+    encoder = self.encoder and dataclasses.replace(self.encoder, **computation)
+    return dataclasses.replace(self, **computation, encoder=encoder)
 
   def norm(self, features: int | None = None, centre: bool | None = None, name: Any = None) -> Norm:
     """Makes a norm over `features`, by default the model's width."""

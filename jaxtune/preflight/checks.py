@@ -65,6 +65,9 @@ def check(trial: Trial) -> None:
     peft.init(jax.random.key(0), trial.methods, trial.sites, params, tokenize).overlay
   )
   shapes = jax.eval_shape(make, trial.pretrained.params)
+  if not jax.tree.leaves(shapes.tuned):
+    names = " and ".join(repr(method.name) for method in trial.methods)
+    raise UserError(f"{names} trains no array: add a method that does, such as lora")
   for m in trial.methods:
     if m.adjust is not None:  # its schedule may not fit the run
       trained, fixed = shapes.arrays_of(m)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxtune import sharding
+from jaxtune import hosts, sharding
 from jaxtune.models import hf, quantize
 from jaxtune.preflight import compiled, fit, lowered
 from jaxtune.runs import compilations
@@ -43,7 +43,8 @@ def with_remat(trials: Sequence[Trial]) -> list[Trial]:
     return lowered.changed(trials, remat="linear")
   group = lowered.outline(trials[:1])
   fits = lambda policy: _peak(group, 1, remat=policy) <= _limit()
-  return lowered.changed(trials, remat=next(filter(fits, lowered.POLICIES), True))
+  number = next((i for i, policy in enumerate(lowered.POLICIES) if fits(policy)), -1)
+  return lowered.changed(trials, remat=lowered.POLICIES[hosts.of_first(number)])
 
 
 def _limit() -> float:

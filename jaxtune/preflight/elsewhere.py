@@ -24,11 +24,12 @@ def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> d
     folder: where results are kept; see `compiled.build`.
 
   Returns:
-    "device"; "memory_GB" and "TFLOP_per_s" of each of the "devices"; "remat", which is chosen for a
-    model whose own is "auto"; "trials", of which each device computes "side_by_side" together;
-    "programs", by name what `_figures` returns of each; "largest", how many "rows" a part of a
-    batch, and how many "trials" side by side, can have. A program that does not fit has
-    "would_fit", the {config key: value} with which it would, or None.
+    "device"; "memory_GB" and "TFLOP_per_s" of each of the "devices", and whether jax takes a share
+    of that memory alone, "by_share"; "remat", which is chosen for a model whose own is "auto";
+    "trials", of which each device computes "side_by_side" together; "programs", by name what
+    `_figures` returns of each; "largest", how many "rows" a part of a batch, and how many "trials"
+    side by side, can have. A program that does not fit has "would_fit", the {config key: value}
+    with which it would, or None.
   """
   device, found = devices.describe(name)
   group = lowered.outline(trials, device, found)
@@ -36,15 +37,16 @@ def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> d
   batches, chunk = lowered.batches(group), group.options.chunk or fit.side_by_side(group)
   auto = trials[0].pretrained.model.config.remat == "auto"
   if auto:
-    remat = _cheapest(group, batches["training step"], chunk, build)
+    remat = _least(group, batches["training step"], build)
     group = group._replace(trials=lowered.changed(trials, remat=remat))
   built = _built(group, batches, chunk, build)
-  while built["training step"].refused and chunk > 1 and group.options.chunk is None:
+  while any(one.refused for one in built.values()) and chunk > 1 and group.options.chunk is None:
     chunk = -(-chunk // 2)
     built = _built(group, batches, chunk, build)
   cost = {
     "device": name, "memory_GB": device.memory / 1e9, "TFLOP_per_s": device.flops / 1e12,
-    "devices": group.parallel.devices, "trials": len(trials), "side_by_side": chunk,
+    "by_share": bool(device.gpu), "devices": group.parallel.devices,
+    "trials": len(trials), "side_by_side": chunk,
     "programs": {k: _figures(group, k, batches[k], built[k]) for k in batches},
   }  # fmt: skip
   if auto:
@@ -59,20 +61,11 @@ def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> d
   return cost | {"largest": _largest(group, batches["training step"], chunk, built, build)}
 
 
-def _cheapest(group: Outline, batch: dict, chunk: int, build: Callable) -> bool | str:
-  """Returns the policy of rematerialisation that fits and takes the least time.
-
-  Where the compiler does not know times, it is the one that computes least twice.
-  """
-  lower = partial(lowered.lower_step, group, batch, chunk)
-  built = build(lower(remat=policy) for policy in lowered.POLICIES)
-  time = lambda one: compiled.read(one, group.device)["Mcycles"]
-  fitting = [
-    (time(one), i)
-    for i, one in enumerate(built)
-    if not one.refused and one.peak <= group.device.memory
-  ]
-  return lowered.POLICIES[min(fitting)[1]] if fitting else True
+def _least(group: Outline, batch: dict, build: Callable) -> bool | str:
+  """Returns the policy that computes least twice of those with which a step of one trial fits."""
+  lower = partial(lowered.lower_step, group, _with_trials(batch, 1), 1)
+  fits = lambda policy: _peak(lower(remat=policy), build) <= group.device.memory
+  return next(filter(fits, lowered.POLICIES), True)
 
 
 def _built(group: Outline, batches: dict, chunk: int, build: Callable) -> dict[str, Built]:
@@ -85,9 +78,9 @@ def _built(group: Outline, batches: dict, chunk: int, build: Callable) -> dict[s
 
 
 def _fits(group: Outline, build: Callable, change: dict[str, Any]) -> bool:
-  """Says whether a step of one trial at a time fits with a change of the config."""
+  """Says whether a step of one trial at a time, or of `train.chunk`, fits with a change."""
   changed, batch, computation = fit.changed(group, change)
-  program = lowered.lower_step(changed, batch, group.options.chunk or 1, **computation)
+  program = lowered.lower_step(changed, batch, changed.options.chunk or 1, **computation)
   there = {"device": change["--device"]} if "--device" in change else {}
   return _peak(program, partial(build, **there)) <= group.device.memory
 

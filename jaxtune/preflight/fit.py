@@ -69,7 +69,8 @@ def largest(
 def changes(group: Outline, name: str) -> Iterator[dict[str, Any]]:
   """Lists what may make a step fit as {config key: value}, each with all that came before it.
 
-  Smaller parts of a batch come first, then rematerialisation, fewer logits at a time, a quantised
+  Fewer trials side by side come first, where their number was given, then smaller parts of a batch,
+  then rematerialisation, fewer logits at a time, a quantised
   base, and the devices of the slice, or of larger ones, that share the batch and the base.
 
   Args:
@@ -77,10 +78,15 @@ def changes(group: Outline, name: str) -> Iterator[dict[str, Any]]:
   """
   options, c = group.options, group.trials[0].pretrained.model.config
   made: dict[str, Any] = {}
+  chunk = min(options.chunk or 1, side_by_side(group))
+  while chunk > 1:
+    chunk = -(-chunk // 2)
+    made = {"train.chunk": chunk}
+    yield made
   rows = options.batch_size // group.parallel.batch_shards
   for n in range(options.accumulate + 1, rows + 1):
     if rows % n == 0:
-      made = {"train.accumulate": n}
+      made = made | {"train.accumulate": n}
       yield made
   for remat in {False: ("linear", True), "linear": (True,)}.get(c.remat, ()):
     made = made | {"model.remat": remat}
@@ -152,7 +158,7 @@ def advice(
   """Returns the first change of `changes` that fits, without what it does not need; or None."""
   for change in changes(group, name):
     if fits(change):
-      for key in list(change)[:-1]:
+      for key in [key for key in list(change)[:-1] if key != "--device"]:  # the mesh needs it
         less = {name: value for name, value in change.items() if name != key}
         change = less if fits(less) else change
       return change

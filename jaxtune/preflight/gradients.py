@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxtune import data, tree
+from jaxtune import data, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.peft import Overlay
 from jaxtune.runs import answer_rows
@@ -21,7 +21,9 @@ from jaxtune.training import step
 
 
 def check(trials: Sequence[Trial]) -> None:
-  """Differentiates the loss of two training examples, and checks the gradient of every array.
+  """Differentiates the loss of a few training examples, and checks the gradient of every array.
+
+  They are two, or as many as the mesh needs to have one for each of its shards.
 
   Noise is added to the arrays of methods first: at the start LoRA's B is zero, and so is the
   gradient of its A. An array without a gradient would be trained, counted and exported in vain.
@@ -32,7 +34,10 @@ def check(trials: Sequence[Trial]) -> None:
   Raises:
     UserError: naming the arrays without a gradient, or what is not finite.
   """
-  program = make_program(trials[0])
+  program, options = make_program(trials[0]), trials[0].config["train"]
+  parallel = sharding.make(options["parallel"], options["mesh"])
+  if parallel.kind == "pmap":  # whose devices all have the whole base
+    parallel = sharding.make("jit", {"data": 1})
   states, bases = zip(*map(first_state, trials), strict=True)
   overlays = [Overlay(s.tuned | {"peft": with_noise(s.tuned["peft"])}, s.hyper) for s in states]
 
@@ -45,8 +50,9 @@ def check(trials: Sequence[Trial]) -> None:
     value, gradients = jax.value_and_grad(loss)(overlay.tuned)
     return value, jax.tree.map(lambda g: jnp.abs(g).max(), gradients)
 
-  rows = tree.stack([_rows(trial) for trial in trials])
-  values, largest = jax.jit(tree.over_trials(measure, 1))(tree.stack(overlays), bases[0], rows)
+  rows = tree.stack([_rows(trial, parallel.batch_shards) for trial in trials])
+  measured = parallel.compile(tree.over_trials(measure, 1, parallel.mesh))
+  values, largest = measured(tree.stack(overlays), bases[0], rows)
   # Comparisons of rewards leave a constant open, which only centring asks for.
   open_ones = {"params/head/out/bias"} if trials[0].objective.HEAD == "reward" else set()
   checked = {path: x for path, x in tree.flatten(largest).items() if path not in open_ones}
@@ -76,18 +82,19 @@ def with_noise(deltas: PyTree, deviation: float = 0.02) -> PyTree:
   return tree.unflatten({path: noisy(path, x) for path, x in tree.flatten(deltas).items()})
 
 
-def _rows(trial: Trial) -> dict:
-  """Returns the two examples with the largest weights of the first batch that has any."""
+def _rows(trial: Trial, shards: int) -> dict:
+  """Returns the examples with the largest weights of the first batch that has any."""
   config = trial.config
   size = config["train"]["batch_size"]
   draw = lambda step: data.batch(trial.dataset.train, config["seed"], step, size)
   weighted = (drawn for drawn in map(draw, range(100)) if np.any(drawn.get("weights", True)))
-  batch = answer_rows.example([trial], next(weighted, None) or draw(0))
+  batch = answer_rows.example([trial], next(weighted, None) or draw(0), shards)
   weights = batch.get("weights")
   heaviest = np.arange(len(batch["tokens"]))
   if weights is not None and weights.ndim > 1:
     heaviest = np.argsort(-weights.reshape(len(weights), -1).sum(1), kind="stable")
-  return {name: x[heaviest[:2]] for name, x in batch.items()}
+  count = -(-2 // shards) * shards
+  return {name: x[heaviest[:count]] for name, x in batch.items()}
 
 
 def _not_finite(value: float, params: PyTree) -> str:

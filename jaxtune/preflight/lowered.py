@@ -19,6 +19,7 @@ from jaxtune.models.layers import choose_attention
 from jaxtune.preflight.devices import Device
 from jaxtune.runs import answer_rows, costs, programs
 from jaxtune.runs.first_state import first_state
+from jaxtune.runs.group import turns_of
 from jaxtune.runs.trial import Trial, changed
 from jaxtune.training import loop
 from jaxtune.training.options import TrainOptions
@@ -108,9 +109,14 @@ def judged_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct] | None:
 
 
 def _widest(group: Outline) -> data.Split | None:
-  """Returns the split with the widest rows of those by which a trial is judged."""
+  """Returns the split with the widest rows of those by which a trial is judged.
+
+  With another split, the training data are judged too; see `group.train_metrics`.
+  """
   dataset = group.trials[0].dataset
   held = [s for s in (dataset.general, dataset.validation, dataset.test) if s]
+  if (dataset.validation or dataset.test) and isinstance(dataset.train, data.Split):
+    held.append(dataset.train)
   return max(held, key=lambda split: split.width, default=None)
 
 
@@ -151,10 +157,14 @@ def lower_step(group: Outline, batch: dict, chunk: int, **computation: Any) -> j
     chunk: trials side by side in one vmap.
     computation: fields of the model's `Config` that are to be changed.
   """
-  step = _step(group, batch, chunk, computation)
+  places = turns_of(group.trials, group.options)[1]
+  step = _step(group, batch, chunk, computation, turns=places is not None)
   states, sums = _carry(group, batch)
   carry = _placed(group, states, "trial"), _placed(group, {"sums": sums}, "trial")["sums"]
-  return _lower(group, group.parallel.compile(step, donate=True), carry, batch)
+  if places is not None:  # some of the trials take each step
+    cut = lambda x: jax.ShapeDtypeStruct((min(places, len(x)), *x.shape[1:]), x.dtype)
+    batch = {name: cut(x) for name, x in batch.items()}
+  return _lower(group, group.parallel.compile(step, donate=True), carry, batch, places is not None)
 
 
 def lower_judge(group: Outline, batch: dict, chunk: int, **computation: Any) -> jax.stages.Lowered:
@@ -216,11 +226,13 @@ def with_kernels(group: Outline, length: int) -> dict[str, Any]:
   return {"attention": choose_attention(group.device.platform, length)}
 
 
-def _step(group: Outline, batch: dict, chunk: int, computation: dict) -> Callable:
+def _step(
+  group: Outline, batch: dict, chunk: int, computation: dict, turns: bool = False
+) -> Callable:
   """Returns the training step of a group, neither compiled nor placed."""
   fused = with_kernels(group, batch["tokens"].shape[-1]) | computation
   program = programs.of_group(changed(group.trials, **fused), chunk)
-  return loop.make_step(program, chunk, mesh=group.parallel.mesh)
+  return loop.make_step(program, chunk, turns, group.parallel.mesh)
 
 
 def _evaluator(
@@ -262,9 +274,12 @@ def _placed(group: Outline, shapes: Any, first: str | None = None) -> Any:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes)
 
 
-def _lower(group: Outline, compiled: Any, carry: Any, batch: dict) -> jax.stages.Lowered:
-  """Lowers what `Parallel.compile` returns, of (trials, base, batch)."""
+def _lower(group: Outline, compiled: Any, carry: Any, batch: dict, turns: bool = False) -> Any:
+  """Lowers what `Parallel.compile` returns; see `loop.make_step` for `turns`."""
   base, parallel = _placed(group, group.base), group.parallel
+  if turns:
+    places = jax.ShapeDtypeStruct((batch["tokens"].shape[0],), jnp.int32)
+    base = base, _placed(group, {"step": places})["step"]
   if parallel.kind == "pmap":  # which places them itself
     bare = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
     batch = jax.eval_shape(parallel.split, batch)

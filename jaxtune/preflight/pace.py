@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from jaxtune.runs.trial import Trial
 from jaxtune.training.options import TrainOptions, intervals
 
 PROBED = 0.2  # seconds for which the products of a model are measured
+MOST_TOKENS = 4096  # of the batch that they are measured with
 
 
 def rounds(trial: Trial) -> dict[str, int]:
@@ -39,13 +41,17 @@ def seconds(trials: Sequence[Trial]) -> float:
   group, often = lowered.outline(trials), rounds(trials[0])
   batches = {kind: batch for kind, batch in lowered.batches(group).items() if often.get(kind)}
   work = sum(often[kind] * lowered.flops(group, batch, kind) for kind, batch in batches.items())
-  return work / rate(group)
+  return work / (rate(group) * group.parallel.devices)
 
 
 def rate(group: lowered.Outline) -> float:
-  """Measures the FLOP/s of a product with a matrix of the model's, for a batch of each trial's."""
+  """Measures the FLOP/s of a device for a product with a matrix of the model's.
+
+  The other factor has the tokens of a trial's batch, or `MOST_TOKENS` of them.
+  """
   c, batch = group.trials[0].pretrained.model.config, lowered.step_batch(group)["tokens"]
-  left, right = (batch.size, c.width), (c.width, 4 * c.width)
+  tokens = min(math.prod(batch.shape[1:]), MOST_TOKENS)
+  left, right = (tokens, c.width), (c.width, 4 * c.width)
   multiply = jax.jit(jnp.matmul)
   arrays = jnp.ones(left, c.dtype), jnp.ones(right, c.dtype)
   multiply(*arrays).block_until_ready()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -79,9 +78,7 @@ def changed(trials: Sequence[Trial], **computation: Any) -> list[Trial]:
     computation: fields of the model's `Config`.
   """
   pretrained = trials[0].pretrained
-  config = dataclasses.replace(pretrained.model.config, **computation)
-  if config.encoder is not None:
-    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **computation))
+  config = pretrained.model.config.changed(**computation)
   pretrained = pretrained._replace(model=pretrained.model.clone(config=config))
   return [trial._replace(pretrained=pretrained) for trial in trials]
 

@@ -56,6 +56,15 @@ def test_counts_are_those_of_the_batches(config, monkeypatch, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_the_tokens_that_a_policy_draws_are_not_known(config, monkeypatch):
+  monkeypatch.setattr(pace, "rate", lambda trial: 1.0)
+  rows = {"data": config["data"] | {"validation": None, "test": None}, "sweep": {"seed": [0]}}
+  policy = {"objective": {"name": "grpo"}, "rollout": {"rewards": ("length",), "samples": 2}}
+  train = config["train"] | {"steps": 4, "patience": None}
+  found = jaxtune.dry_run(config | rows | policy | {"train": train})
+  assert found.tokens is None and "as many tokens as the policies draw" in str(found)
+
+
 def of_prefix(config):
   """Returns the completed config of the prefix."""
   return sweep.expand(config)[2][-1]

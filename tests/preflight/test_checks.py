@@ -79,6 +79,13 @@ def test_a_metric_that_no_trial_will_have(llama):
     checks.check_metric("test_bleu", with_config(setup, config))
 
 
+def test_a_method_that_trains_nothing_is_refused(llama):
+  setup = made_trials.make(llama)
+  config = made_trials.complete({"name": "regularize", "dropout": 0.1})
+  with pytest.raises(UserError, match="'regularize' trains no array: add a method that does"):
+    checks.check(with_config(setup, config))
+
+
 def test_what_an_encoder_reads_must_fit_too():
   setup, config = made_trials.make(tiny.make("bart")), made_trials.complete({"name": "lora"})
   wide = lambda split: split._replace(

@@ -89,13 +89,13 @@ def test_pmap_is_compiled_as_it_is(here):
 
 @pytest.mark.parametrize(("limit", "policy"), [(1e9, False), (6e5, "linear"), (1e4, True)])
 def test_what_is_stored_is_chosen_by_the_memory(monkeypatch, limit, policy):
-  """Here compilers do not know times, so that the least that is computed twice is chosen."""
+  """By `plan` and by a run."""
   peaks = {False: 7e5, "linear": 5e5, True: 3e5}
   lower = lambda group, batch, chunk, **computation: computation.get("remat", policy)
   build = lambda programs, **_: [compiled.Built("", int(peaks[remat])) for remat in programs]
   monkeypatch.setattr(lowered, "lower_step", lower)
   group = lowered.outline(trials({"data": 1}), HERE._replace(memory=limit, clock=0), jax.devices())
-  assert elsewhere._cheapest(group, lowered.step_batch(group), 1, build) == policy
+  assert elsewhere._least(group, lowered.step_batch(group), build) == policy
   on_cpu = cost.with_remat(lowered.changed(group.trials, remat="auto"))
   assert on_cpu[0].pretrained.model.config.remat == "linear"
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
@@ -157,6 +157,58 @@ def test_meshes_that_may_fit():
   assert meshes(1, 2048) == [{"sequence": 16}, {"sequence": 2, "tensor": 8}, {"tensor": 16}]
   assert meshes(4, 512) == [{"fsdp": 4, "sequence": 4}, {"fsdp": 4, "tensor": 4}]
   assert meshes(1, 128) == [{"tensor": 16}]
+
+
+def test_trials_that_take_turns_are_all_in_memory():
+  """A step of two of them has the states of all, of which it changes copies."""
+  setup = made_trials.make(tiny.make("llama"))
+  peaks = []
+  for changes in ({}, {"search.places": 2}):
+    settings = [changes | {"seed": seed, "train.mesh": {"data": 1}} for seed in range(4)]
+    trials = [with_config(setup, made_trials.complete({"name": "full"}, one)) for one in settings]
+    group = lowered.outline(trials, HERE, jax.devices()[:1])
+    program = lowered.lower_step(group, lowered.step_batch(group), 2)
+    peaks.append(program.compile().memory_analysis())
+  states = sum(x.size * 4 for x in jax.tree.leaves(group.states.tuned))
+  assert peaks[1].argument_size_in_bytes == pytest.approx(peaks[0].argument_size_in_bytes, rel=0.05)
+  assert peaks[1].temp_size_in_bytes > states
+
+
+def test_a_larger_slice_keeps_its_name(monkeypatch):
+  """Without which its mesh would have too few devices, and be refused."""
+
+  def fits(change):
+    if change.get("train.mesh") and "--device" not in change:
+      raise UserError("train.mesh needs 4 devices, but there are 1")
+    return "train.mesh" in change
+
+  larger = {"train.accumulate": 2, "--device": "here:4", "train.mesh": {"fsdp": 4}}
+  monkeypatch.setattr(fit, "changes", lambda *_: [larger])
+  expected = {"--device": "here:4", "train.mesh": {"fsdp": 4}}
+  assert fit.advice(None, "here", fits) == expected
+
+
+def test_fewer_trials_side_by_side_come_first(here):
+  (trial,) = trials({"data": 1})
+  changes = {"train.chunk": 5, "train.mesh": {"data": 1}}
+  many = [
+    with_config(trial, made_trials.complete({"name": "lora"}, changes | {"seed": i}))
+    for i in range(8)
+  ]
+  group = lowered.outline(many, HERE, jax.devices()[:1])
+  first = [change.get("train.chunk") for change in fit.changes(group, "here")]
+  assert first[:3] == [3, 2, 1] and set(first[3:]) == {1}
+
+
+def test_text_is_generated_without_fused_kernels_over_several_devices():
+  """XLA cannot split one by itself."""
+  for mesh, fused in (({"data": 1}, True), ({"data": 2}, False)):
+    config = made_trials.complete({"name": "ia3"}, {"train.mesh": mesh}, evaluate=GENERATE)
+    trial = with_config(made_trials.make(tiny.make("llama", attention="splash")), config)
+    group = lowered.outline([trial])
+    evaluator = lowered._evaluator(group, batch := lowered.prompts([trial]), group.parallel, 1, {})
+    arguments = lowered._overlays(group, batch), lowered._placed(group, group.base), batch
+    assert ("pallas_call" in str(evaluator.complete.trace(*arguments).jaxpr)) == fused
 
 
 def test_a_peak_above_the_memory_does_not_fit(here, monkeypatch):

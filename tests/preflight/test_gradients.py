@@ -5,7 +5,7 @@ import pytest
 from support import folders, made_trials
 
 import jaxtune
-from jaxtune import peft, tree
+from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.preflight import gradients
 from jaxtune.runs.trial import with_config
@@ -14,8 +14,24 @@ STACK = {"name": "stack", "lora": {}, "prefix": {"length": 3}, "adapter": {"widt
 
 
 @pytest.mark.full
-def test_a_stack_passes(llama):
-  gradients.check([with_config(made_trials.make(llama), made_trials.complete(STACK))])
+@pytest.mark.parametrize("mesh", [{"data": 1}, {"data": 2, "sequence": 2}])
+def test_a_stack_passes(llama, mesh):
+  config = made_trials.complete(STACK, {"train.mesh": mesh})
+  gradients.check([with_config(made_trials.make(llama), config)])
+
+
+def test_it_runs_on_the_mesh_of_the_run(llama, monkeypatch):
+  """There alone a fused kernel knows how it is split, and a base that fills all devices fits."""
+  config = made_trials.complete({"name": "ia3"}, {"train.mesh": {"data": 4}})
+  trial, seen, constrain = with_config(made_trials.make(llama), config), set(), sharding.constrain
+
+  def noted(x, *axes):
+    seen.add(sharding.size("data"))
+    return constrain(x, *axes)
+
+  monkeypatch.setattr(sharding, "constrain", noted)
+  gradients.check([trial])
+  assert seen == {4}
 
 
 def test_an_array_that_is_not_read_is_named(llama, monkeypatch):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib.util
 import inspect
 import json
 import os
@@ -17,13 +16,12 @@ import traceback
 import typing
 from collections.abc import Mapping
 from functools import partial
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxtune import data, objectives, peft, schema
+from jaxtune import data, libraries, objectives, peft, schema
 from jaxtune.errors import UserError, check_known, nearest
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.models import hf
@@ -87,10 +85,8 @@ def _read_json(file: str, argument: str) -> ConfigDict:
 
 def _run_file(file: str, argument: str) -> ConfigDict:
   """Calls a config file's get_config, and says in which line it fails."""
-  loader = SourceFileLoader(Path(file).stem, file)
-  module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
   try:
-    loader.exec_module(module)
+    module = libraries.run_file(file)
     if not callable(getattr(module, "get_config", None)):
       raise UserError(f"{file} has no function get_config()")
     config = module.get_config(argument) if argument else module.get_config()

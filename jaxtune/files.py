@@ -13,13 +13,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
 from typing_extensions import TypedDict
 
 from jaxtune import hosts, schema
 from jaxtune.errors import UserError
+
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None
 
 LIST = "jaxtune_files.json"
 
@@ -36,24 +43,43 @@ def replacing(folder: Path) -> Generator[Path]:
   """Yields an empty folder that replaces `folder` when the block ends without an error.
 
   Raises:
-    UserError: before or after the block, if `folder` holds anything that `replacing` did not write.
+    UserError: before or after the block, if `folder` holds anything that `replacing` did not write;
+      where another process is writing there.
   """
   folder = folder.resolve()
   new, old = (folder.with_name(f".{folder.name}.jaxtune-{state}") for state in ("new", "old"))
   if old.exists() and not folder.exists():  # a process was killed between the renames of `_swap`
     old.rename(folder)
   check_free(folder)
-  shutil.rmtree(new, ignore_errors=True)
-  new.mkdir(parents=True)
-  try:
-    yield new
-    _write_list(new, hashes(new))
-    check_free(folder)  # something may have been put there meanwhile
-    shutil.rmtree(old, ignore_errors=True)
-    _swap(new, folder, old)
-  finally:
-    for temporary in (new, old) if folder.exists() else (new,):
-      shutil.rmtree(temporary, ignore_errors=True)
+  with _alone(new, folder):
+    try:
+      yield new
+      _write_list(new, hashes(new))
+      check_free(folder)  # something may have been put there meanwhile
+      shutil.rmtree(old, ignore_errors=True)
+      _swap(new, folder, old)
+    finally:
+      for temporary in (new, old) if folder.exists() else (new,):
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(new: Path, folder: Path) -> Generator[None]:
+  """Makes an empty folder and locks it, by the kernel: the lock ends with its process."""
+  new.mkdir(parents=True, exist_ok=True)
+  with contextlib.ExitStack() as stack:
+    if fcntl is not None:
+      place = os.open(new, os.O_RDONLY)
+      stack.callback(os.close, place)
+      try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise UserError(f"another process is writing {folder}: wait for its end") from error
+      except OSError:  # a file system without locks
+        pass
+    for path in new.iterdir():  # of a process that was killed
+      shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    yield
 
 
 def check_free(folder: Path) -> None:
@@ -135,6 +161,14 @@ def _exchange(first: Path, second: Path) -> bool:
   call = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
   here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
   return call is not None and call(here, os.fsencode(first), here, os.fsencode(second), swap) == 0
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes arrays as a safetensors file for PyTorch, which all may read that may read new files."""
+  path.touch()
+  mode = path.stat().st_mode
+  save_file(dict(tensors), path, {"format": "pt"})
+  path.chmod(mode)  # save_file lets only the owner read it
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -176,6 +176,15 @@ def of_first(number: int) -> int:
   return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
+def of_first_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns the arrays of float64 that the first process has; those of others have their shapes."""
+  if not several():
+    return arrays
+  words = {name: x.astype(np.float64).view(np.uint32) for name, x in arrays.items()}
+  told = multihost_utils.broadcast_one_to_all(words)  # which would round float64
+  return {name: np.array(x).view(np.float64) for name, x in told.items()}
+
+
 def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
   """Puts an array that every process has on the devices: each process its own shards."""
   if sharding.is_fully_addressable or not getattr(x, "is_fully_addressable", True):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 import subprocess
+import sys
 from importlib import metadata
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -22,6 +26,16 @@ class Lazy:
 
   def __getattr__(self, attribute: str) -> Any:
     return getattr(importlib.import_module(self._name), attribute)
+
+
+def run_file(path: str | Path) -> ModuleType:
+  """Runs a user's Python file as a module, under a name that no other module has."""
+  name = f"jaxtune_file:{os.path.abspath(path)}"
+  loader = SourceFileLoader(name, str(path))
+  module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+  sys.modules[name] = module  # where dataclasses, for one, look it up
+  loader.exec_module(module)
+  return module
 
 
 def quieten() -> None:

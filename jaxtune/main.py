@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from jaxtune import config, hosts, libraries
 from jaxtune.api.commands import COMMANDS
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, nearest
 from jaxtune.runs import locks
 
 
@@ -30,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
   except UserError as error:
     print(f"jaxtune: {' '.join(str(error).split())}", file=sys.stderr)
     return hosts.end(2)
+  except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
   except Exception as error:  # any other error is a bug of jaxtune: its traceback is shown
     if hosts.lost(error):
       hosts.end(3, error)
@@ -43,9 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
     said = "; the same command goes on from the last checkpoint" if goes_on else ""
     print(f"jaxtune: interrupted{said}", file=sys.stderr)
     return hosts.end(130)
-  except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,10 +75,15 @@ def _run(arguments: list[str]) -> int:
   for argument in arguments:
     if argument.encode(errors="replace").decode() != argument:
       raise UserError(f"the argument {argument!r} is not UTF-8 text")
+  if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+    raise UserError(f"unknown command {arguments[0]!r}; {nearest(arguments[0], COMMANDS)}")
   options, rest = parser().parse_known_args(arguments)
   command = options.command
-  if rest and not command.configurable:
-    raise UserError(f"unknown argument {rest[0]!r}")
+  unknown = [one for one in rest if not (command.configurable and one.startswith("--config."))]
+  if unknown:
+    overrides = ["--config.SECTION.KEY=VALUE"] * command.configurable
+    choices = nearest(unknown[0].partition("=")[0], [*command.options, *overrides])
+    raise UserError(f"unknown argument {unknown[0]!r}; {choices}")
   options.overrides = config.parse_overrides(rest)
   if "--coordinator" in command.options:
     hosts.join(options.coordinator, options.processes, options.process)

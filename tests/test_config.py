@@ -256,6 +256,16 @@ def test_a_broken_config_file_is_one_error(tmp_path, text, says):
     config.load_config(file)
 
 
+def test_a_config_file_may_define_dataclasses(tmp_path):
+  path = tmp_path / "one.py"
+  path.write_text(
+    "from __future__ import annotations\nfrom dataclasses import dataclass\n\n@dataclass\n"
+    "class Sizes:\n  rank: int = 3\n\ndef get_config():\n"
+    "  return {'method': {'name': 'lora', 'rank': Sizes().rank}}\n"
+  )
+  assert config.load_config(path).method.rank == 3
+
+
 def test_a_config_file_that_takes_no_argument_says_so(tmp_path):
   file = tmp_path / "one.py"
   file.write_text("def get_config():\n  return {}\n")

@@ -1,5 +1,6 @@
 """A folder is replaced as a whole, and only where nothing of the user's would be lost."""
 
+import numpy as np
 import pytest
 
 from jaxtune import files
@@ -84,6 +85,20 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path):
   with pytest.raises(OSError), files.replacing(tmp_path / "x"):
     raise OSError
   assert content(tmp_path / "x") == {"a": "1"}
+
+
+def test_two_that_write_one_folder_do_not_mix(tmp_path):
+  with files.replacing(tmp_path / "x") as new:
+    (new / "a").write_text("1")
+    with pytest.raises(UserError, match="another process is writing .*x: wait"):
+      write(tmp_path / "x", b="2")
+  assert content(tmp_path / "x") == {"a": "1"}
+
+
+def test_whoever_may_read_new_files_may_read_tensors(tmp_path):
+  (tmp_path / "plain").touch()
+  files.write_tensors(tmp_path / "tensors", {"x": np.zeros(3)})
+  assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_link_to_a_folder_stays_one(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -193,7 +194,9 @@ def test_arguments_that_are_none(place, tmp_path, capsys):
   assert "unknown argument" in fails(capsys, "plan", *config, "--configg.seed=1")
   assert "unknown argument" in fails(capsys, "generate", "--workdir", ".", "--prompt", "a", "--x")
   assert "required: COMMAND (`jaxtune --help`" in fails(capsys)
-  assert "invalid choice: 'fit'" in fails(capsys, "fit")
+  assert "unknown command 'trian'; did you mean 'train'?" in fails(capsys, "trian")
+  told = fails(capsys, "generate", "--workdir", ".", "--prompt", "a", "--max-new-token", "5")
+  assert "'--max-new-token'; did you mean '--max-new-tokens'" in told
   assert "required: --config, --workdir (`jaxtune train --help`" in fails(capsys, "train")
   assert "top-k: invalid int value" in fails(
     capsys, "generate", "--workdir", ".", "--top-k", "9" * 10**5
@@ -208,10 +211,13 @@ def test_what_ends_a_command(monkeypatch, capsys):
 
     return text
 
+  monkeypatch.setattr(os, "dup2", lambda *_: None)
+  monkeypatch.setattr(sys.stdout, "fileno", lambda: 1)
   for error, code, says in (
     (KeyboardInterrupt(), 130, "jaxtune: interrupted\n"),
     (UserError("two\nlines"), 2, "jaxtune: two lines\n"),
     (MemoryError(), 2, "jaxtune: out of memory: try a smaller batch_size\n"),
+    (BrokenPipeError(), 0, ""),  # as of `jaxtune methods | head -1`
     (
       RuntimeError("RESOURCE_EXHAUSTED: no room\nin HBM"),
       2,

@@ -18,7 +18,7 @@ from jaxtune import data, hosts, peft, schema, sharding, tree
 from jaxtune.api import report
 from jaxtune.errors import UserError
 from jaxtune.evaluation.analysis import changes, probes, spectra, subspaces, truncation
-from jaxtune.runs import programs, reference, results
+from jaxtune.runs import programs, reference, results, sources
 from jaxtune.runs.finished import Run, load_run
 from jaxtune.runs.trial import Trial, load_data, make
 from jaxtune.sweeps import analysed, groups, stats, table
@@ -105,13 +105,15 @@ def _finished(folder: Path) -> tuple[list[stats.Row], dict[str, int]]:
 def _load(place: Path, examples: int, cache: dict) -> tuple[Loaded, str]:
   """Loads a trial, with data and base that others share; returns it and its split's name."""
   config = configs_.complete(schema.read_json(place / "config.json"))
+  sources.check_foreign(config, place)
   data_key = groups.data_key(config)
   dataset = _once(cache, data_key, lambda: load_data(config))
   model_key = groups.model_key(config), len(dataset.labels)
   run = load_run(place, cache.get(model_key))
   model = _once(cache, model_key, lambda: run.pretrained)
   fingerprint = _once(cache, ("fingerprint", model_key), lambda: tree.fingerprint(model.params))
-  (trial,) = reference.added([make(run.config, model, dataset, fingerprint)])
+  made = make(run.config, model, dataset, fingerprint)
+  (trial,) = reference.added([made], sharding.make("jit", {"data": 1}))
   name = "test" if dataset.validation is None else "validation"
   if (split := getattr(trial.dataset, name)) is None:
     raise UserError(f"{place} has no validation or test split to run the model on: give data.test")

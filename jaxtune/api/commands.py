@@ -213,7 +213,7 @@ COMMANDS = {
     "workdir": dict(metavar="DIR", help="the folder of the sweep or the run"),
     "--examples": dict(type=int, default=128, metavar="N",
                        help="of the validation split, that the model is run on (default: 128)"),
-  }, configurable=False),
+  }, writes="workdir", configurable=False),
   "evaluate": Command(_evaluate, "judge a finished run and its untuned base", _WORKDIR),
   "generate": Command(_generate, "continue prompts with a finished run, or with several", {
     "--workdir": dict(required=True, action="append", metavar="DIR",

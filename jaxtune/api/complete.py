@@ -51,6 +51,8 @@ def complete(
   Returns:
     A continuation of each prompt, in their order, without the stop token.
   """
+  if isinstance(prompts, (str, dict)):
+    raise UserError(f"prompts are {schema.shown(prompts)}, expected a list of them")
   runs = [run] if isinstance(run, Run) else list(run)
   which, run = _choose(runs, prompts, which), runs[0]
   c, tokenizer = run.pretrained.model.config, run.pretrained.tokenizer

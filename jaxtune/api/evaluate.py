@@ -12,7 +12,7 @@ from jaxtune.compose import knockout, low_rank
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare, judge
 from jaxtune.preflight import checks
-from jaxtune.runs import baseline, programs, reference
+from jaxtune.runs import baseline, programs, reference, sources
 from jaxtune.runs.finished import Run, check_free, keep
 from jaxtune.runs.trial import Trial, prepare
 
@@ -92,7 +92,8 @@ def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
   if run.labels:  # other data may lack some of them
     config["data"] |= {"labels": list(run.labels)}
   checks.check_options(config, devices=())
-  (trial,) = reference.added([prepare(config, run.pretrained)])
+  sources.check_foreign(config, run.folder)
+  (trial,) = reference.added([prepare(config, run.pretrained)], sharding.make("jit", {"data": 1}))
   # Other data may end their answers otherwise than those that the run was trained on.
   trial = trial._replace(dataset=trial.dataset._replace(stop_tokens=run.stop_tokens))
   checks.check(trial)

@@ -8,6 +8,8 @@ the files of that method; a head that was trained alone is merged.
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +17,9 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 
 from jaxtune import files, peft, tree
-from jaxtune.certify import Rejected, adapters_interpreter
+from jaxtune.certify import Rejected, check_libraries
 from jaxtune.certify import certify as make_certificate
+from jaxtune.data import wording
 from jaxtune.errors import UserError
 from jaxtune.formats import card, merged, references
 from jaxtune.formats.adapterhub import layout
@@ -95,8 +98,8 @@ def export(
   facts = facts._replace(base_name=base_name)
   if form == "adapterhub":
     layout.check_family(pretrained)
-  if certify and form == "adapterhub" and reload is None:
-    adapters_interpreter()  # raises UserError at once if there is none
+  if certify and reload is None:
+    check_libraries(form)
   try:
     with files.replacing(folder) as new:
       rounding = _write(new, form, pretrained, adapted, facts, dtype)
@@ -159,12 +162,30 @@ def export_run(
       <folder>.rejected, and what was in `folder` before stays.
   """
   prompts = _prompts(run) if certify else None
+  pretrained = run.pretrained
+  if choose_format(run.adapted, format) == "merged":  # alone has a tokenizer
+    pretrained = pretrained._replace(tokenizer=_with_template(run))
   recipe = {"config": run.config, "result": results.read(run.folder)}
   facts = Facts(run.config["model"]["path"], run.labels, run.stop_tokens, recipe)
   return export(
-    run.pretrained, run.adapted, folder, format=format, dtype=dtype, facts=facts, certify=certify,
+    pretrained, run.adapted, folder, format=format, dtype=dtype, facts=facts, certify=certify,
     prompts=prompts,
   )  # fmt: skip
+
+
+def _with_template(run: Run) -> Any:
+  """Returns the tokenizer with the chat template that the run was trained with, if it named one."""
+  name, tokenizer = run.config["data"]["chat_template"], run.pretrained.tokenizer
+  if name is None or tokenizer is None:
+    return tokenizer
+  try:
+    template = wording.template(tokenizer, name)
+  except UserError as error:  # its file is gone
+    print(f"warning: the export has the base's chat template: {error}", file=sys.stderr)
+    return tokenizer
+  tokenizer = copy.deepcopy(tokenizer)
+  tokenizer.chat_template = template
+  return tokenizer
 
 
 def _prompts(run: Run) -> list[list[int]] | None:

@@ -57,7 +57,7 @@ def _facts(method: peft.Method) -> str:
 
 
 def _formats(method: peft.Method) -> list[str]:
-  formats = ["merged"] if method.merge is not None else []
+  formats = ["peft"] * (method.kind == "norms") + ["merged"] * (method.merge is not None)
   try:
     return list(dict.fromkeys([choose.own_format(method), *formats]))
   except UserError:

@@ -19,7 +19,7 @@ from jaxtune.evaluation import compare
 from jaxtune.files import remove, write_atomically
 from jaxtune.models import hf
 from jaxtune.preflight import checks, cost, gradients, targets
-from jaxtune.runs import baseline, locks, reference, results
+from jaxtune.runs import baseline, locks, reference, results, sources
 from jaxtune.runs import group as training
 from jaxtune.runs.trial import Trial, prepare, with_config
 from jaxtune.sweeps import groups
@@ -203,6 +203,8 @@ def finished(folder: Path, trial: Trial) -> bool:
   new = {"config": configs_.unplaced(trial.config), "base": trial.fingerprint}
   old["data set"] = data.identity(result.get("data", {}))
   new["data set"] = data.identity(trial.dataset.report)
+  new["start or reward"] = sources.digests(trial.config)
+  old["start or reward"] = result.get("sources", new["start or reward"])
   checkpoint.check_same(f"{folder} holds the result", old, new)
   return True
 

@@ -21,6 +21,7 @@ from jaxtune.certify.logits import TOLERANCE as TOLERANCE
 from jaxtune.certify.logits import Batch, compare, in_bfloat16, our_logits
 from jaxtune.certify.reloading import VARIABLE as VARIABLE
 from jaxtune.certify.reloading import adapters_interpreter as adapters_interpreter
+from jaxtune.certify.reloading import check_libraries as check_libraries
 from jaxtune.certify.reloading import reloader as reloader
 from jaxtune.certify.reloading import their_logits
 from jaxtune.errors import UserError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -46,6 +47,16 @@ def adapters_interpreter(python: str | None = None) -> str:
   return python
 
 
+def check_libraries(form: str) -> None:
+  """Raises UserError where a library that certifies a format is missing."""
+  if form == "adapterhub":
+    adapters_interpreter()
+    return
+  for name in ("torch", "transformers", *["peft"] * (form == "peft")):
+    if importlib.util.find_spec(name) is None:
+      raise UserError(f"certifying needs {name}: pip install 'jaxtune[torch]'")
+
+
 def their_logits(
   form: str,
   pretrained: hf.Pretrained,
@@ -64,7 +75,8 @@ def their_logits(
     scratch = Path(scratch)
     base = pretrained.folder
     c = pretrained.model.config
-    if base is None or c.quantize or c.dtype != np.float32:  # PyTorch gets the weights used here
+    # PyTorch gets the weights used here, but for a merged model, which is whole.
+    if form != "merged" and (base is None or c.quantize or c.dtype != np.float32):
       base = hf.save(pretrained, quantize.dequantised(pretrained.params), scratch / "base")
     names = THEIR_NAMES[pretrained.model.config.encoder is not None]
     arrays = {f"{i}/{names[n]}": x for i, batch in enumerate(batches) for n, x in batch.items()}

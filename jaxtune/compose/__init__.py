@@ -44,10 +44,11 @@ def check_weights(weights: Sequence[float] | None, count: int, default: float) -
   """Returns one finite weight for each adapter; where none are given, the default for each."""
   if weights is None:
     return [default] * count
-  schema.check("weights", list(weights), list[schema.Finite])
-  if len(weights) != count:
-    raise UserError(f"{len(weights)} weights for {count} adapters: expected one for each")
-  return [float(weight) for weight in weights]
+  given = list(weights) if hasattr(weights, "__iter__") else weights
+  schema.check("weights", given, list[schema.Finite])
+  if len(given) != count:
+    raise UserError(f"{len(given)} weights for {count} adapters: expected one for each")
+  return [float(weight) for weight in given]
 
 
 def sections(run: Run) -> dict[str, dict]:
@@ -113,7 +114,8 @@ def stack(runs: Sequence[Run]) -> Run:
 def average(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
   """Averages the trained arrays of adapters of one method and shape, element by element.
 
-  A soup (Wortsman et al. 2022) of any method: prefixes, bottleneck adapters, whole models. For
+  A soup (Wortsman et al. 2022) of methods whose fixed numbers are equal: prefixes, bottleneck
+  adapters, whole models. Those of AdaLoRA follow each run's training, so that it has no soup. For
   LoRA the mean of the factors is not the mean of the deltas; see `deltas.combine`.
 
   Args:

@@ -157,7 +157,9 @@ def check_untied(run: Run, changed: Collection[str], where: str | Path) -> None:
 
   A LoRA of embeddings changes their lookup alone.
   """
-  if run.pretrained.model.config.tied and "embed/embedding" in changed:
+  c = run.pretrained.model.config
+  scores = c.tied and (c.head is None or c.head.kind == "mlm")
+  if scores and "embed/embedding" in changed:
     raise UserError(
       f"{where} changes the embeddings, which score the logits too: no LoRA can hold that; "
       "expected a model whose embeddings are the base's"

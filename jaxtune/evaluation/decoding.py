@@ -57,8 +57,10 @@ def calls(
     return _by_row(run, adapted, which_N[numbers_B], *args)
 
   prefill = lambda *args: call("prefill", model, adapted, *args, room)
+  # Weights that each adapter has trained in place have an axis of adapters before that of layers.
+  own = which_N is not None
   layers, others = tree.partition(
-    {"base": adapted.base, "params": adapted.tuned["params"]},
+    {"base": adapted.base, "params": {} if own else adapted.tuned["params"]},
     lambda path: path.split("/")[1:3] in (["trunk", "layers"], ["decoder", "layers"]),
   )
   if jax.default_backend() != "cpu" or sum(x.nbytes for x in jax.tree.leaves(layers)) < LARGE:
@@ -74,7 +76,8 @@ def calls(
 
   def decode(numbers_B: Array, tokens_B: Array, cache: Cache) -> tuple[Array, Cache]:
     whole = tree.combine(join(weights), others)
-    tuned = adapted.tuned | {"params": whole.get("params", {})}
+    params = adapted.tuned["params"] if own else whole.get("params", {})
+    tuned = adapted.tuned | {"params": params}
     whole = adapted._replace(base=whole.get("base", {}), tuned=tuned)
     logits_BV, cache = call("decode", unrolled, whole, numbers_B, tokens_B, stack(cache))
     return logits_BV, unstack(cache)

@@ -13,21 +13,20 @@ A name in a config's `rollout.rewards` is one of
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import regex
 
-from jaxtune import metrics, schema
+from jaxtune import hosts, libraries, metrics, schema
 from jaxtune.errors import UserError, check_known, nearest
 
 PATTERN = "matches:"
+MODEL = "model:"  # before the folder of a reward model, which `runs.reward_model` finds
 
 
 class _Hangs(UserError):
@@ -115,17 +114,21 @@ def make(
 def score(rewards: Rewards, answers: Answers) -> dict[str, np.ndarray]:
   """Judges N answers: returns {"reward": the weighted sum, "reward_NAME": each of them}, (N,).
 
-  With on_error "skip", an answer that a function fails to judge has NaN.
+  With on_error "skip", an answer that a function fails to judge has NaN. Of several processes the
+  first one judges for all, as a judge may be slow, remote or random.
 
   Raises:
     UserError: where a function raises an error, takes too long, or returns another number of
       values, or one that is not finite, and on_error is "stop".
   """
   named = labels(list(rewards.functions))
+  if not hosts.primary():
+    unknown = np.zeros(len(answers.completions))
+    return hosts.of_first_arrays(dict.fromkeys(("reward", *named), unknown))
   found = {label: _judged(rewards, name, answers) for label, name in named.items()}
   trained = {label: rewards.weights[name] for label, name in named.items() if rewards.weights[name]}
   total_N = sum(weight * found[label] for label, weight in trained.items())
-  return {"reward": np.asarray(total_N)} | found
+  return hosts.of_first_arrays({"reward": np.asarray(total_N)} | found)
 
 
 def _judged(rewards: Rewards, name: str, answers: Answers) -> np.ndarray:
@@ -185,6 +188,12 @@ def _checked(said: str, values: Any, count: int) -> np.ndarray:
   return values_N
 
 
+def file_of(name: str) -> Path | None:
+  """Returns the Python file of a reward; None for one that has none."""
+  path, colon, _ = name.rpartition(":")
+  return Path(path) if colon and not name.startswith((PATTERN, MODEL)) else None
+
+
 def _find(name: str) -> Function:
   """Returns the function of a reward's name."""
   if name.startswith(PATTERN):
@@ -212,10 +221,8 @@ def _from_file(path: Path, name: str) -> Function:
   """Returns a function of a Python file, which is run as a config file is."""
   if not path.is_file():
     raise UserError(f"reward {path}:{name}: no file {str(path)!r}, expected a Python file")
-  loader = SourceFileLoader(path.stem, str(path))
-  module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
   try:
-    loader.exec_module(module)
+    module = libraries.run_file(path)
   except Exception as error:
     raise UserError(f"reward {path}:{name}: the file fails with {error!r}") from error
   functions = {key for key, value in vars(module).items() if inspect.isfunction(value)}

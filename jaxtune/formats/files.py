@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -164,7 +165,7 @@ def check_base(named: str | None, pretrained: hf.Pretrained) -> None:
   """
   if not named or pretrained.folder is None:
     return
-  if _name(named) != _name(pretrained.folder):
+  if _name(named) != _name(os.path.abspath(pretrained.folder)):
     raise UserError(
       f"the adapter was trained over {named}, but the model is {pretrained.folder}; if they are "
       "the same, write the latter into adapter_config.json (base_model_name_or_path, model_name)"

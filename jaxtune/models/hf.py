@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from jaxtune import files, schema, tree
 from jaxtune.errors import UserError, nearest
@@ -288,8 +287,7 @@ def write(
       if name not in tensors:
         tensors[name] = np.zeros(row.their_shape(leaf.shape), leaf.dtype)
       row.write(leaf[index], tensors[name])
-  save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-  (folder / "model.safetensors").chmod(0o644)  # save_file lets only the owner read it
+  files.write_tensors(folder / "model.safetensors", tensors)
   (folder / "config.json").write_text(json.dumps(hf_config, indent=2))
   if pretrained.tokenizer is not None:
     pretrained.tokenizer.save_pretrained(folder)

@@ -82,15 +82,18 @@ def init(
   """
   _check_names(methods, sites)
   in_place, base = split(methods, params)
-  flat = tree.flatten(params)
+  flat, moved = tree.flatten(params), tree.flatten(in_place)
   frozen = Frozen(partial(quantize.weight, flat), tokenize, flat)
   deltas, hyper, taken = {}, {}, set()
   for method in methods:
     trained, fixed = method.init(site_key(key, method.name), sites, frozen)
     _check_in_place(method, flat)
-    if twice := (new := overwritten(method, trained)) & taken:
+    new = overwritten(method, trained)
+    # Of weights trained in place, those below the layers that are overwritten have an effect.
+    lost = {path for path, x in new.items() if path in moved and x.shape == flat[path].shape}
+    if twice := lost | (new.keys() & taken):
       raise UserError(f"two methods train {min(twice)}, one without effect: leave one out")
-    taken |= new
+    taken |= new.keys()
     deltas |= by_path(method, trained)
     hyper |= by_path(method, fixed)
   tuned = {
@@ -107,11 +110,11 @@ def split(methods: tuple[Method, ...], params: PyTree) -> tuple[dict, dict]:
   )
 
 
-def overwritten(method: Method, trained: Arrays) -> set[str]:
-  """Returns the paths of the weights that a method's arrays stand for; see `Method.overwrite`."""
+def overwritten(method: Method, trained: Arrays) -> dict[str, Array]:
+  """Returns {path of a weight: what a method reads in its place}; see `Method.overwrite`."""
   if method.overwrite is None:
-    return set()
-  return {f"{site}/{name}" for site, arrays in trained.items() for name in arrays}
+    return {}
+  return {f"{site}/{name}": x for site, arrays in trained.items() for name, x in arrays.items()}
 
 
 def _check_names(methods: tuple[Method, ...], sites: dict[str, Site]) -> None:
@@ -191,7 +194,8 @@ def merge(adapted: Adapted) -> PyTree[Float[Array, ...]]:
         f"{method.name!r} scales {site} by the norm of the base's weights and its own delta, which "
         "another method has changed by then: give it a name that sorts before the other's"
       )
-    changed |= trained.keys()
+    if method.overwrite is None:  # what is overwritten is in `params` already
+      changed |= trained.keys()
     if method.merge is not None:
       params = _map_sites(params, method.merge, trained, fixed)
     elif trained and method.overwrite is None and method.intercept is not None:

@@ -22,7 +22,7 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation import judge
 from jaxtune.files import write_atomically, writing
 from jaxtune.models import quantize
-from jaxtune.runs import results, scores
+from jaxtune.runs import results, scores, sources
 from jaxtune.runs.trial import Trial
 
 LIBRARIES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
@@ -126,6 +126,7 @@ def finish(
     "base_parameters": tree.size(jax.eval_shape(quantize.dequantised, params)),
     **facts,
     "base_fingerprint": trial.fingerprint,
+    "sources": sources.digests(trial.config),
     "data": dataset.report,
   }
   if getattr(dataset.train, "tasks", None) is not None:  # a packed row counts as one

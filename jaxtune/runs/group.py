@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from jaxtune import config, data, hosts, peft, sharding, tree
 from jaxtune.evaluation import compare, judge
-from jaxtune.runs import costs, folder, programs, rollouts
+from jaxtune.runs import costs, folder, programs, rollouts, sources
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial
 from jaxtune.training import checkpoint, loop, turns
@@ -48,7 +49,7 @@ def train(
   states, shapes, base = _started(trials, parallel)
   program = programs.of_group(trials, chunk)
   evaluator = programs.make_evaluator(first, parallel, chunk)
-  rule, places = _turns(trials, options)
+  rule, places = turns_of(trials, options)
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
     progress = begin(states, rule.rungs[-1] if rule else 1, program.logged)
     progress, before = saved.restore(start := parallel.put(progress, "trial")) or (start, 0.0)
@@ -126,7 +127,9 @@ def _write(
   return results
 
 
-def _turns(trials: Sequence[Trial], options: TrainOptions) -> tuple[turns.Rule | None, int | None]:
+def turns_of(
+  trials: Sequence[Trial], options: TrainOptions
+) -> tuple[turns.Rule | None, int | None]:
   """Returns the rule by which trials leave early, and how many are trained side by side.
 
   The second is None where all take every step.
@@ -174,11 +177,12 @@ def check_same(trials: Sequence[Trial]) -> None:
 
 
 def _identity(trials: Sequence[Trial]) -> dict:
-  """Returns what a checkpoint must have in common with its group: configs, base and data."""
+  """Returns what a checkpoint must have in common with its group: all that trials are made of."""
   return {
     "config": [config.unplaced(trial.config) for trial in trials],
     "base": trials[0].fingerprint,
     "data set": [data.identity(trial.dataset.report) for trial in trials],
+    "start or reward": [sources.digests(trial.config) for trial in trials],
   }
 
 
@@ -221,8 +225,13 @@ def _judged(
   """
   options = TrainOptions(**trials[0].config["train"])
   best = options.keep == "best" and trials[0].dataset.validation is not None
-  overlays = peft.Overlay(progress.tuned if best else progress.state.tuned, progress.state.hyper)
   exited, losses = hosts.fetch((progress.exited, progress.losses))
+  tuned = progress.tuned if best else progress.state.tuned
+  first = max((m.keep_from(options.steps) for m in trials[0].methods), default=0)
+  if best and np.any(early := (exited > 0) & (exited < first)):  # before a step may be kept
+    of_trial = lambda x: early.reshape(-1, *[1] * (x.ndim - 1))
+    tuned = jax.tree.map(lambda b, now: jnp.where(of_trial(b), now, b), tuned, progress.state.tuned)
+  overlays = peft.Overlay(tuned, progress.state.hyper)
   last = lambda row: {"validation_loss": float(row[~np.isnan(row)][-1])}
   judged = [judge.Judged(last(losses[e]) if exited[e] else {}) for e in range(len(trials))]
   left = np.flatnonzero(exited == 0)

@@ -172,8 +172,9 @@ def _locked(folder: Path) -> Iterator[None]:
       except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
       _lock(file, folder)
-      if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        break  # else the process that held the lock has just removed its file
+      with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+          break  # else the process that held the lock has just removed its file
     stack.callback(path.unlink, missing_ok=True)
     with writing(path):
       file.truncate(0)

@@ -26,10 +26,13 @@ from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial
 
 
-def added(trials: Sequence[Trial]) -> list[Trial]:
+def added(trials: Sequence[Trial], parallel: sharding.Parallel | None = None) -> list[Trial]:
   """Returns the trials, whose data now have the reference's log-probabilities where they need them.
 
   They are kept in `train.compilation_cache`, under a hash of the base, the adapter and the tokens.
+
+  Args:
+    parallel: the layout of the devices; default that of training, `train.mesh`.
   """
   known: dict[tuple, data.Data] = {}
   completed = []
@@ -40,15 +43,15 @@ def added(trials: Sequence[Trial]) -> list[Trial]:
     starts = tuple(str(method.start) for method in trial.methods if method.start is not None)
     key = (id(trial.dataset), starts)
     if key not in known:
-      known[key] = _completed(trial)
+      known[key] = _completed(trial, parallel)
     completed.append(trial._replace(dataset=known[key]))
   return completed
 
 
-def _completed(trial: Trial) -> data.Data:
+def _completed(trial: Trial, parallel: sharding.Parallel | None) -> data.Data:
   """Fills in "reference" of a trial's splits."""
   options = trial.config["train"]
-  parallel = sharding.make(options["parallel"], options["mesh"])
+  parallel = parallel or sharding.make(options["parallel"], options["mesh"])
   started, overlay, base = _start(trial)
   program = programs.make_program(trial)._replace(objective=_scored, methods=started)
   evaluator = judge.make(

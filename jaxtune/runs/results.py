@@ -43,6 +43,7 @@ class Result(TypedDict, total=False):
   best_step: int | None
   diverged_at: int | None
   base_fingerprint: str
+  sources: dict[str, str]
   files: dict[str, str]
   versions: dict[str, str]
 

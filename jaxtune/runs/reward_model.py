@@ -25,7 +25,6 @@ from jaxtune.evaluation import rewards
 from jaxtune.runs import finished, results
 from jaxtune.training import step
 
-PREFIX = "model:"
 PAD_TO = 32  # tokens; every width is a program of its own
 
 
@@ -35,7 +34,8 @@ def find(names: Sequence[str]) -> dict[str, rewards.Function]:
   Raises:
     UserError: a folder without a finished run, or with one that is no reward model.
   """
-  folders = {name: Path(name.removeprefix(PREFIX)) for name in names if name.startswith(PREFIX)}
+  models = [name for name in names if name.startswith(rewards.MODEL)]
+  folders = {name: Path(name.removeprefix(rewards.MODEL)) for name in models}
   return {name: _loaded(str(folder.resolve())) for name, folder in folders.items()}
 
 
@@ -52,8 +52,16 @@ def _loaded(folder: str) -> rewards.Function:
     most, too_long="truncate", no_target="keep", special_tokens="allow",
     chat_template=run.config["data"]["chat_template"],
   )  # fmt: skip
-  seen = results.read(run.folder).get("data", {}).get("splits", {}).get("train", {})
-  example = _turn if "chat_template" in seen else _text
+  result = results.read(run.folder)
+  if not result:
+    raise UserError(
+      f"{folder} has no result.json, which says how its texts were written: expected a run that "
+      "was trained, not one that was composed, cut or imported"
+    )
+  report = result.get("data", {})
+  parts = [report, *report.get("tasks", {}).values()]  # of a mixture
+  seen = [one.get("splits", {}).get("train") or {} for one in parts]
+  example = _turn if any("chat_template" in one for one in seen) else _text
 
   @jax.jit
   def score(overlay, base, inputs):

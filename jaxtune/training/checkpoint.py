@@ -127,11 +127,11 @@ def check_same(holds: str, old: dict, new: dict) -> None:
 
   Args:
     holds: the beginning of the message, such as "FOLDER holds a checkpoint".
-    old: {"config", "base", "data set": value} of what the folder holds, as read from JSON.
+    old: {"config", "base", "data set", ...: value} of what the folder holds, as read from JSON.
     new: the same of the run that is to be resumed.
   """
   for key, value in json.loads(json.dumps(new, default=str)).items():
-    if old[key] != value:
+    if old.get(key, value) != value:  # older versions wrote fewer entries
       raise UserError(
         f"{holds} of another {key}: {differences(old[key], value)}; resume with what it was "
         "started with, or give another --workdir"

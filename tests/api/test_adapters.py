@@ -11,6 +11,7 @@ import jaxtune
 from jaxtune import compose, peft, tree
 from jaxtune.compose import deltas
 from jaxtune.errors import UserError
+from jaxtune.models import hf
 from jaxtune.runs import finished
 
 pytestmark = pytest.mark.full  # three runs are trained first
@@ -59,6 +60,8 @@ def test_an_export_comes_back_by_import_and_is_trained_on(place):
   folder, make = place
   run = jaxtune.load_run(folder / "one")
   jaxtune.export_run(run, folder / "exported")
+  modes = {path.stat().st_mode for path in (folder / "exported").iterdir()}
+  assert len(modes) == 1, "whoever can read one file can read all"
   back = jaxtune.import_adapter(make(), folder / "exported", folder / "imported")
   loaded = jaxtune.load_run(folder / "imported")
   for found in (back, loaded):
@@ -129,6 +132,22 @@ def test_what_cannot_be_composed_is_said(place):
   with pytest.raises(UserError, match="two prompts"):
     finished.keep(two, place[0] / "x")
   assert not (place[0] / "x").exists()
+
+
+def test_a_merged_folder_has_the_chat_template_of_training(place, tmp_path, capsys):
+  run = jaxtune.load_run(place[0] / "one")
+  template = tmp_path / "chat.jinja"
+  template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+  data = run.config["data"] | {"chat_template": str(template)}
+  run = run._replace(config=run.config | {"data": data})
+  merged = jaxtune.export_run(run, tmp_path / "merged", format="merged").folder
+  tokenizer = hf.load(merged).tokenizer
+  turns = [{"role": "user", "content": "a1 b2"}]
+  assert tokenizer.apply_chat_template(turns, tokenize=False) == "a1 b2"
+  assert run.pretrained.tokenizer.chat_template != tokenizer.chat_template
+  template.unlink()
+  jaxtune.export_run(run, tmp_path / "other", format="merged")
+  assert "the export has the base's chat template" in capsys.readouterr().err
 
 
 def test_an_export_replaces_nothing_but_an_export(place, monkeypatch, tmp_path):

@@ -77,6 +77,20 @@ def test_each_prompt_is_continued_by_its_own_adapter(llama):
     np.testing.assert_array_equal(made[row], alone[i][row])
 
 
+def test_weights_trained_in_place_have_their_own_row(llama, monkeypatch):
+  """Where layers run in a row, and there are more adapters than layers."""
+  monkeypatch.setattr(decoding, "LARGE", 0)
+  runs = [make(llama, {"name": "norms"}, seed=i) for i in range(5)]
+  options = dict(max_new_tokens=4, stop_tokens=(-1,), key=jax.random.key(0))
+  texts = jnp.asarray(TOKENS), jnp.ones(TOKENS.shape, bool)
+  alone = [generate.generate(llama.model, run.adapted, *texts, **options) for run in runs]
+  adapted = mixed.together(runs)
+  made = generate.generate(llama.model, adapted, *texts, which_N=jnp.asarray([4, 0, 3]), **options)
+  for row, i in enumerate([4, 0, 3]):
+    np.testing.assert_array_equal(made[row], alone[i][row])
+  assert (alone[4][0] != alone[2][0]).any()
+
+
 def test_how_adapters_were_trained_does_not_keep_them_from_one_batch(llama):
   dpo = {"objective": {"name": "dpo"}, "regularize": {"dropout": 0.1}}
   runs = [make(llama, LORA), make(llama, LORA, 1, **dpo)]

@@ -223,6 +223,16 @@ def test_uniform_attention_and_norms_of_every_attention_of_an_encoder_decoder():
   assert set(np.ravel(found["decoder/attn"]["nearest"])) <= read
 
 
+def test_a_method_that_edits_the_states_of_a_layer_changes_that_layer(llama):
+  laid = tiny.lay(llama, {"name": "reft", "rank": 2}, noise=0.3)
+  last = lambda x: x.at[:-1].set(0) if x.ndim > 1 and len(x) == 3 else x
+  tuned = laid.tuned | {"peft": jax.tree.map(last, laid.tuned["peft"])}
+  found = observed(llama, laid._replace(tuned=tuned), tiny.batch(2, 5)[0])
+  change = np.asarray(found["states"]["trunk"])
+  assert change[-1] > 0
+  np.testing.assert_allclose(change[:-1], 0, atol=1e-6)
+
+
 def test_the_nearest_token_is_the_one_whose_key_was_copied(llama):
   """A prefix key is set to that of a token in one row, scaled, as norms do not count."""
   laid = tiny.lay(llama, {"name": "prefix", "length": 2, "shift": False}, noise=0.1)

@@ -169,11 +169,25 @@ def test_other_names_of_the_same(gpt2, adapter, tmp_path):
   np.testing.assert_array_equal(found.methods[0].trained[site]["up_bias"][1], tensors[BIAS])
 
 
+def test_before_version_3_gelu_was_the_tanh_form(gpt2, adapter, tmp_path):
+  config, tensors = adapter
+  old = {key: x for key, x in config.items() if key != "version"}
+  for stated, ours in (("gelu", "gelu_new"), ("gelu_orig", "gelu"), ("relu", "relu")):
+    about = old | {"config": config["config"] | {"non_linearity": stated}}
+    found = formats.read(store(tmp_path / stated, about, tensors), gpt2)
+    assert found.methods[0].section["activation"] == ours
+
+
 def test_heads_of_another_kind_are_refused(tmp_path):
   model = make("bert:classify")
   folder = export(model, peft.Adapted(*laid(model, ADAPTER)), tmp_path / "x").folder
   with pytest.raises(UserError, match="load the model with head='classify'"):
     formats.read(folder, make("bert:tokens"))
+  (folder / "head_config.json").unlink()
+  model = make("bert:classify")
+  model = model._replace(fresh=tuple(p for p in tree.flatten(model.params) if "head" in p))
+  with pytest.raises(UserError, match="neither the base nor .* has weights of a head 'classify'"):
+    formats.read(folder, model)
 
 
 SCRIPT = Path(__file__).with_name("save_adapters.py")

@@ -54,7 +54,9 @@ def test_parts_equal_the_whole(name, section):
 @pytest.mark.parametrize("section", [{"name": "lora", "dora": True}, {"name": "ia3"}])
 def test_methods_on_the_head_are_trained(section):
   """The backward pass computes logits again, by when the pass that laid the methods has ended."""
-  laid = tiny.lay(pretrained := tiny.make("llama"), section | {"targets": ["head", "q_proj"]}, noise=0.1)
+  laid = tiny.lay(
+    pretrained := tiny.make("llama"), section | {"targets": ["head", "q_proj"]}, noise=0.1
+  )
   found, expected = (
     jax.jit(jax.grad(losses_of(pretrained, laid, tokens), has_aux=True))(laid.tuned)[0]["peft"]
     for tokens in (3 * ROWS, LENGTH * ROWS)

@@ -18,7 +18,7 @@ from jaxtune.evaluation import answers as judged
 from jaxtune.evaluation import rewards
 from jaxtune.objectives import grpo, ppo
 from jaxtune.preflight import lowered
-from jaxtune.runs import programs, reward_model, rollouts
+from jaxtune.runs import programs, reward_model, rollouts, sources
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import prepare
 from jaxtune.sweeps import declare
@@ -318,10 +318,10 @@ def test_a_rollout_run_that_fails_and_goes_on_ends_like_one_that_did_not(
 def test_a_group_of_policies_equals_policies_alone(made, tmp_path, objective):
   numbers = {"kl": 0.5, "kl_target": 0.01, "kl_rate": 2.0}
   numbers |= {"gamma": 0.9, "trace": 0.5} if objective == "ppo" else {}
-  grid = {"method.rank": [1, 3]} | {f"objective.{key}": [x] for key, x in numbers.items()}
+  grid = {"method.rank": [3]} | {f"objective.{key}": [x] for key, x in numbers.items()}
   trials = {"method.rank": [2]}, grid
   together = jaxtune.sweep(made(objective, rollout=TWICE) | {"sweep": trials}, tmp_path / "sweep")
-  assert {one["trials_in_program"] for one in together} == {3}
+  assert {one["trials_in_program"] for one in together} == {2}
   assert "while it was trained" in (tmp_path / "sweep" / "report.md").read_text()
   for one in together:
     own = numbers if "objective.kl" in one["settings"] else {}
@@ -395,6 +395,22 @@ def test_a_policy_s_programs_are_planned(made, objective):
     lowered.LOWER[kind](group, batch, 1)
 
 
+def test_a_reward_that_was_edited_makes_another_run(made, tmp_path):
+  config = made() | {"sweep": {"seed": [0]}}
+  jaxtune.sweep(config, tmp_path / "sweep")
+  with (tmp_path / "rewards.py").open("a") as file:
+    file.write("\n# other\n")
+  with pytest.raises(UserError, match="the result of another start or reward: .*rewards.py"):
+    jaxtune.sweep(config, tmp_path / "sweep")
+
+
+def test_code_in_the_folder_of_a_run_is_not_run(made, tmp_path):
+  """It may have come with the run from elsewhere."""
+  with pytest.raises(UserError, match="has a reward in its own folder"):
+    sources.check_foreign(made(), tmp_path)
+  sources.check_foreign(made(), tmp_path / "run")
+
+
 def test_a_policy_is_exported_as_its_adapter(made, tmp_path):
   jaxtune.fit(made("ppo"), tmp_path / "run")
   first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
@@ -405,19 +421,9 @@ def test_a_policy_is_exported_as_its_adapter(made, tmp_path):
   assert names and all("lora" in name for name in names)
 
 
-@pytest.mark.parametrize(
-  "reward, says",
-  [
-    ("few", "returned an array of shape .1,., expected one number for each of"),
-    ("odd", "returned nan for answer 0, expected a finite number"),
-    ("half", "failed with ValueError: a vowel"),
-    ("slow", "took longer than rollout.timeout, 0.2 seconds"),
-    ("vowel", "no function 'vowel' there; did you mean 'vowels'"),
-  ],
-)
-def test_a_reward_that_fails_stops_the_run(made, tmp_path, reward, says):
-  with pytest.raises(UserError, match=says):
-    jaxtune.fit(made(reward=reward, rollout={"timeout": 0.2}), tmp_path / "run")
+def test_a_reward_that_is_too_slow_stops_the_run(made, tmp_path):
+  with pytest.raises(UserError, match="took longer than rollout.timeout, 0.2 seconds"):
+    jaxtune.fit(made(reward="slow", rollout={"timeout": 0.2}), tmp_path / "run")
 
 
 def test_answers_that_a_reward_fails_on_are_left_out(made, tmp_path, monkeypatch):
@@ -436,6 +442,14 @@ def test_answers_that_a_reward_fails_on_are_left_out(made, tmp_path, monkeypatch
   monkeypatch.setattr(judged, "completions", lambda *_: [answers.completions])
   (sums,) = judged.rewarded(evaluator, None, None, [split])
   assert sums["weight"].tolist() == [0, 1, 1] and sums["reward_length"].tolist() == [0, 1, 2]
+  assert [one["reward"] for one in sums["shown"]] == [None, 2, 2]
+  # One that is only reported has the mean of what it did judge.
+  reported = rewards.make((f"{tmp_path}/rewards.py:half", "length"), (0.0, 1.0), on_error="skip")
+  monkeypatch.setattr(judged, "completions", lambda *_: [["a", "x", "y"]])
+  (sums,) = judged.rewarded(
+    SimpleNamespace(tokenizer=evaluator.tokenizer, rewards=reported), None, None, [split]
+  )
+  assert sums["weight"].tolist() == [1, 1, 1] and sums["reward_half"].tolist() == [1, 1, 1]
   monkeypatch.undo()
   result = jaxtune.fit(made(reward="half", rollout={"on_error": "skip"}), tmp_path / "run")
   assert np.isfinite(result["final"]["validation_reward"])
@@ -447,9 +461,19 @@ def test_rewards_fail_in_many_ways(made, tmp_path):
   kinds = ("leaves", "tensor", "huge", "slow")
   names = [f"{tmp_path}/rewards.py:{kind}" for kind in kinds]
   answers = rewards.Answers(["p"] * 2, ["a", "bc"], [[]] * 2, [{}] * 2)
-  for name, says in zip(names, ("SystemExit", "returned", "returned", "longer than"), strict=True):
-    with pytest.raises(UserError, match=says):
-      rewards.score(rewards.make((name,), timeout=0.2), answers)
+  says = {
+    "few": "returned an array of shape .1,., expected one number for each of",
+    "half": "failed with ValueError: a vowel",
+    "huge": "returned",
+    "leaves": "SystemExit",
+    "odd": "returned nan for answer 0, expected a finite number",
+    "slow": "took longer than rollout.timeout, 0.2 seconds",
+    "tensor": "returned",
+    "vowel": "no function 'vowel' there; did you mean 'vowels'",
+  }
+  for kind, words in says.items():
+    with pytest.raises(UserError, match=words):
+      rewards.score(rewards.make((f"{tmp_path}/rewards.py:{kind}",), timeout=0.2), answers)
   weights = (0.0, 0.0, 0.0, 0.0, 2.0)
   functions = rewards.make((*names, "length"), weights, timeout=0.2, on_error="skip")
   found = rewards.score(functions, answers)
@@ -543,5 +567,9 @@ def test_a_reward_model_rewards_as_it_judges_pairs(made, tmp_path, conversation)
   assert found["test_rejected"] == pytest.approx(score("rejected").mean(), abs=1e-5)
   trained = jaxtune.fit(made(rollout={"rewards": (name,)}), tmp_path / "run")["final"]
   assert trained["validation_reward"] == trained["validation_reward_model"]
+  (tmp_path / "judge" / "result.json").rename(tmp_path / "elsewhere")
+  reward_model._loaded.cache_clear()
+  with pytest.raises(UserError, match="has no result.json, which says how its texts"):
+    reward_model.find((name,))
   with pytest.raises(UserError, match="by objective 'grpo', expected a reward model"):
     reward_model.find((f"model:{tmp_path}/run",))

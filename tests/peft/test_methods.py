@@ -300,6 +300,9 @@ def test_dropout_keeps_the_mean():
     ({"name": "stack", "lora": 4}, ("lora",)),
     ({"name": "stack", "attn": {"name": "lora"}}, ("attn",)),
     ({"name": "stack", "a/b": {"name": "lora"}}, ("a/b",)),
+    ({"name": "stack", "norms": {}, "last_layers": {"layers": 3}}, ("two methods train", "norm")),
+    ({"name": "head", "paths": ["trunk/nrom/scale"]}, ("trunk/nrom/scale", "trunk/norm/scale")),
+    ({"name": "lora", "scale": 1.0, "rslora": True}, ("method.scale", "rslora")),
   ],
 )
 def test_refused(llama, section, words):
@@ -315,3 +318,12 @@ def test_dora_over_another_delta_is_not_merged(llama):
   with pytest.raises(UserError, match="'b' scales .* a name that sorts before"):
     peft.merge(peft.Adapted(methods, tuned, hyper, base))
   peft.merge(peft.Adapted(methods[::-1], tuned, hyper, base))
+
+
+def test_dora_over_layers_that_are_trained_is_merged(llama):
+  section = {"name": "stack", "last_layers": {"layers": 1}, "lora": {"dora": True}}
+  laid, tokens = tiny.lay(llama, section, noise=0.1), tiny.batch()[0]
+  merged = peft.untuned(peft.merge(laid))
+  np.testing.assert_allclose(
+    tiny.forward(llama, merged, tokens), tiny.forward(llama, laid, tokens), atol=1e-4
+  )

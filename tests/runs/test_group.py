@@ -65,6 +65,20 @@ def test_trials_over_devices_equal_their_solo_runs(llama, alone, tmp_path, mesh,
   check(trained(tmp_path, setup, TRIALS, chunk, **{"train.mesh": mesh}), alone, ())
 
 
+def test_an_adalora_that_leaves_before_a_step_may_be_kept_has_what_it_trained(llama, tmp_path):
+  configs = [
+    made_trials.complete({"name": "adalora"}, CHANGES | LEAVE | {"optim.learning_rate": rate})
+    for rate in (1e-2, 1e-4, 1e-3)
+  ]
+  folders = [tmp_path / str(e) for e in range(3)]
+  results = made_trials.run(configs, folders, made_trials.make(llama), tmp_path / "checkpoints")
+  left = [folder for folder, r in zip(folders, results, strict=True) if r["exited_at"]]
+  assert left
+  for folder in left:
+    weights = load_file(folder / "tuned.safetensors")
+    assert any(np.any(x) for name, x in weights.items() if name.endswith("/e"))
+
+
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_so_they_do_when_some_leave_and_others_take_their_places(llama, alone, tmp_path, mesh):
   losses = [

@@ -129,17 +129,16 @@ def test_killed_on_two_and_resumed_on_one(start, config, whole, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("victim", [0, 1])
-def test_the_same_layout_resumes_to_the_same_bits(start, tmp_path, victim):
+def test_the_same_layout_resumes_to_the_same_bits(start, tmp_path):
   mesh = "--config.train.mesh={'fsdp': 2}"
   assert start(tmp_path / "whole", 2, mesh) == ([0, 0], ["", ""])
-  codes, said = start(tmp_path / "killed", 2, mesh, strikes={victim: (4, "SIGKILL")})
-  assert codes[victim] == -signal.SIGKILL and codes[1 - victim] not in (0, -signal.SIGKILL)
-  assert (
-    said[1 - victim].startswith("jaxtune: another process") and said[1 - victim].count("\n") == 1
-  )
-  assert start(tmp_path / "killed", 2, mesh) == ([0, 0], ["", ""])
-  equal(tmp_path / "killed", tmp_path / "whole", atol=0)
+  for victim in (0, 1):
+    folder, other = tmp_path / f"killed_{victim}", 1 - victim
+    codes, said = start(folder, 2, mesh, strikes={victim: (4, "SIGKILL")})
+    assert codes[victim] == -signal.SIGKILL and codes[other] not in (0, -signal.SIGKILL)
+    assert said[other].startswith("jaxtune: another process") and said[other].count("\n") == 1
+    assert start(folder, 2, mesh) == ([0, 0], ["", ""])
+    equal(folder, tmp_path / "whole", atol=0)
 
 
 @pytest.mark.full
@@ -151,6 +150,21 @@ def test_interrupted_on_two_and_resumed_on_four(start, whole, tmp_path):
   assert codes == [143, 143] and said == ["", ""]
   assert start(folder, 4, "--config.train.mesh={'data': 2, 'fsdp': 2}") == ([0] * 4, [""] * 4)
   equal(folder, whole)
+
+
+@pytest.mark.full
+def test_the_first_process_judges_answers_for_all(start, tmp_path):
+  (tmp_path / "judge.py").write_text(
+    "import os\nfrom pathlib import Path\n\ndef own(prompts, completions, rows):\n"
+    "  with Path(__file__).with_suffix('.log').open('a') as log:\n"
+    "    log.write(f'{os.getpid()}\\n')\n"
+    "  return [os.getpid() % 7 + n % 3 for n, _ in enumerate(completions)]\n"
+  )
+  rollout = {"samples": 2, "max_new_tokens": 2, "rewards": (f"{tmp_path}/judge.py:own",)}
+  changes = "--config.objective={'name': 'grpo'}", f"--config.rollout={rollout!r}"
+  codes, said = start(tmp_path / "run", 2, "--config.train.mesh={'data': 2}", *changes)
+  assert codes == [0, 0], said
+  assert len(set((tmp_path / "judge.log").read_text().split())) == 1
 
 
 @pytest.mark.full

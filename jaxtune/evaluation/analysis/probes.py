@@ -1,7 +1,8 @@
 """Looks into a model while it runs: the states of its layers, and attention to virtual tokens.
 
 Nothing of the model is changed for this. An interceptor below those of the methods lets each layer
-return what is asked for in place of its cache, so that the scan over layers stacks it. Attention
+return what is asked for in place of its cache, so that the scan over layers stacks it; one above
+them adds the states, as the methods that edit a layer's output leave them. Attention
 weights are never read: attention is linear in its values, so that with 1 as the value of virtual
 tokens and 0 as that of all others its output is the weight that virtual tokens get. So this holds
 for every mask, bias, window and kernel.
@@ -71,8 +72,18 @@ def _observe(
   # With a method named, the layers are never run in parts.
   call = partial(peft.apply, program.model, adapted, method=watched)
   forward = lambda batch, **options: call(**inputs(batch), **options)
-  program.objective(forward, batch, **numbers_of(adapted.overlay))
+  with nn.intercept_methods(_with_states):  # opened first, it is the outermost
+    program.objective(forward, batch, **numbers_of(adapted.overlay))
   return seen
+
+
+def _with_states(next_fn: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+  """Adds a layer's states to what `_hook` returns in place of its cache."""
+  out = next_fn(*args, **kwargs)
+  if context.method_name != "__call__" or not isinstance(context.module, Block):
+    return out
+  x_BTD, shown = out
+  return x_BTD, shown | {"states": x_BTD.astype(jnp.float32)}
 
 
 def _hook(prompt: int, seen: dict[str, Shown]) -> Callable:
@@ -94,7 +105,7 @@ def _hook(prompt: int, seen: dict[str, Shown]) -> Callable:
     elif isinstance(module, Block):
       now["shown"] = {}
       x_BTD, _ = next_fn(*args, **kwargs)
-      return x_BTD, now["shown"] | {"states": x_BTD.astype(jnp.float32)}
+      return x_BTD, now["shown"]
     elif isinstance(module, Attend):
       name = "cross" if "cross" in module.path else "attn"
       own, tokens_BS = now[name]

@@ -16,6 +16,7 @@ from jaxtune.formats import files, options
 from jaxtune.formats.adapterhub import bottleneck, layout, prefix
 from jaxtune.formats.files import Imported, ImportedMethod, check_shape
 from jaxtune.models import hf
+from jaxtune.models.heads import is_head
 
 READERS = {"bottleneck": bottleneck.read, "prefix_tuning": prefix.read}
 
@@ -67,6 +68,10 @@ def _method_configs(folder: Path, config: dict, pretrained: hf.Pretrained) -> di
   configs = stated.get("configs", []) if stated.get("architecture") == "union" else [stated]
   for i, part in enumerate(configs):
     schema.check(f"the adapter's config {i}", part, options.MethodConfig)
+  if "version" not in config:  # of adapter-transformers before 3, whose "gelu" was the tanh form
+    old = {"gelu": "gelu_new", "gelu_orig": "gelu"}
+    configs = [{k: old.get(x, x) if k == "non_linearity" else x for k, x in part.items()}
+               for part in configs]  # fmt: skip
   kinds = [part.get("architecture") or "bottleneck" for part in configs]
   if not kinds or not {*kinds} <= READERS.keys():
     raise UserError(
@@ -103,6 +108,12 @@ def _head(folder: Path, pretrained: hf.Pretrained) -> tuple[dict[str, Any], tupl
   """
   about, safe, pickled = layout.FILES["head"]
   if not (folder / about).exists():
+    if any(is_head(path, pooler=False) for path in pretrained.fresh):
+      kind = pretrained.model.config.head.kind
+      raise UserError(
+        f"neither the base nor {folder} has weights of a head {kind!r}: expected {about} and its "
+        "weights beside the adapter"
+      )
     return {}, ()
   config = schema.read_json(folder / about)
   schema.check(f"{folder / about}: options", config, options.Head)

@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from jaxtune import peft as methods_
+from jaxtune.files import write_tensors
 from jaxtune.formats import heads
 from jaxtune.formats.adapterhub import bottleneck, layout, prefix
 from jaxtune.formats.facts import Facts
@@ -80,7 +80,7 @@ def _store(folder: Path, part: str, config: dict, tensors: dict) -> None:
   about, safe, pickled = layout.FILES[part]
   (folder / about).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
   tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
-  save_file(tensors, folder / safe, {"format": "pt"})
+  write_tensors(folder / safe, tensors)
   if importlib.util.find_spec("torch"):
     import torch
 

@@ -30,7 +30,15 @@ REFUSED = {
   "layer_replication": "replicated layers",
   "use_effective_conv2d": "convolutions",
 }
-STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # which leave the base as it is
+STARTS = (
+  True,
+  False,
+  None,
+  "gaussian",
+  "eva",
+  "orthogonal",
+  "mica",
+)  # which leave the base as it is
 
 
 def read(folder: Path, config: dict, pretrained: hf.Pretrained) -> Imported:

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from jaxtune import peft as methods_
 from jaxtune import tree
 from jaxtune.errors import UserError
+from jaxtune.files import write_tensors
 from jaxtune.formats import files, heads
 from jaxtune.formats.facts import Facts
 from jaxtune.formats.peft import configs, layout, prompts, write_weights
@@ -61,7 +61,7 @@ def write(pretrained: hf.Pretrained, adapted: methods_.Adapted, folder: Path, fa
   }
   config = common | config
   tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
-  save_file(tensors, folder / layout.WEIGHTS, {"format": "pt"})
+  write_tensors(folder / layout.WEIGHTS, tensors)
   (folder / layout.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -6,7 +6,10 @@ With an objective that needs its own head, the head is trained beside the chosen
 
 from __future__ import annotations
 
+from jaxtyping import Array
+
 from jaxtune import peft
+from jaxtune.errors import UserError, nearest
 from jaxtune.models.heads import is_head
 
 
@@ -17,6 +20,11 @@ def method(paths: tuple[str, ...] = ()) -> peft.Method:
     paths: paths of further leaves, such as `Pretrained.fresh`, those that a checkpoint lacks
       (besides its head, BERT's pooler).
   """
-  return peft.Method(
-    "head", trains=lambda path: is_head(path, pooler=False) or path in paths, patterns=("head",)
-  )
+
+  def init(key: Array, sites: dict[str, peft.Site], frozen: peft.Frozen) -> tuple[dict, dict]:
+    for path in set(paths) - frozen.leaves.keys():
+      raise UserError(f"method.paths has {path!r}; {nearest(path, frozen.leaves)}")
+    return {}, {}
+
+  trains = lambda path: is_head(path, pooler=False) or path in paths
+  return peft.Method("head", init=init, trains=trains, patterns=("head",))

@@ -45,7 +45,7 @@ def method(
     rank: number of columns of a; at most the smaller side of every target.
     alpha: numerator of the delta's scale s, alpha / rank, or alpha / sqrt(rank) with `rslora`
       (Kalajdzievski 2023). A rank sweep then also changes the scale.
-    scale: the delta's scale itself, the same at every rank; it excludes `alphas`.
+    scale: the delta's scale itself, the same at every rank; it excludes `alphas` and `rslora`.
     dropout: rate at which entries of the delta's input are set to zero in training; an embedding
       has none.
     targets: regular expressions, matched against the end of the path of Linear and Embed sites. At
@@ -59,7 +59,8 @@ def method(
       "pissa" (Meng et al. 2024): a0 = U sqrt(S / s), b0 = sqrt(S / s) V^T of the R largest singular
       values of W = U S V^T, for s > 0. "olora" (Buyukakyuz 2024): b0 = Q^T, a0 = Z^T of the first R
       columns of Q and rows of Z in W^T = Q Z (QR). Both papers train a and b from there over
-      W - s a0 b0; here W stays as it is and the delta is s (a b - a0 b0).
+      W - s a0 b0; here W stays as it is and the delta is s (a b - a0 b0), whose a0 b0 sees the
+      dropout of the delta too.
       An embedding always starts with a = 0, b from N(0, 1).
     dora: whether the norm of each output's weights is trained apart from their direction (Liu et
       al. 2024, eq. 5): W' = m (W + s a b) / ||W + s a b||, with norms over the inputs and m = ||W||
@@ -73,6 +74,8 @@ def method(
   """
   if alphas and scale is not None:
     raise UserError("method.scale fixes the scale of every target: expected no method.alphas")
+  if rslora and scale is not None:
+    raise UserError("method.scale fixes the scale at every rank: expected no method.rslora")
   if gate and dora:
     raise UserError("method.gate and method.dora are both True: DoRA has no delta to gate")
   ranks, alphas = dict(ranks or {}), dict(alphas or {})

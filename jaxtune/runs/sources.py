@@ -1,0 +1,51 @@
+"""What a trial reads beside its base and its data: the adapters it starts from, and its rewards."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxtune import peft
+from jaxtune.errors import UserError
+from jaxtune.evaluation import rewards
+from jaxtune.files import digest
+
+WEIGHTS = ("tuned.safetensors", "adapter_config.json", "*.safetensors", "*.bin")
+
+
+def digests(config: dict[str, Any]) -> dict[str, str]:
+  """Returns {path: SHA-256} of the files of adapters and rewards that a config names."""
+  return {str(path): _digest(path, path.stat().st_mtime_ns) for path in _files(config)}
+
+
+def check_foreign(config: dict[str, Any], folder: Path) -> None:
+  """Raises UserError where a run names Python code that has come in its own folder.
+
+  The folder may be somebody else's, whose code is not to be run by judging a model.
+  """
+  folder = folder.resolve()
+  folder = folder.parents[1] if folder.parent.name == "trials" else folder  # that of the sweep
+  for path in map(rewards.file_of, config["rollout"]["rewards"]):
+    if path is not None and path.resolve().is_relative_to(folder):
+      raise UserError(
+        f"{folder} has a reward in its own folder, {path}, which is not run, as the folder may be "
+        "somebody else's: copy the file to where the config of your own names it"
+      )
+
+
+def _files(config: dict[str, Any]) -> Iterator[Path]:
+  starts = [section.get("start") for section in peft.sections(config["method"]).values()]
+  judges = [one.removeprefix(rewards.MODEL) for one in config["rollout"]["rewards"]
+            if one.startswith(rewards.MODEL)]  # fmt: skip
+  for folder in [Path(name).expanduser() for name in (*starts, *judges) if name]:
+    yield from sorted({path for name in WEIGHTS for path in folder.glob(name)})
+  for path in map(rewards.file_of, config["rollout"]["rewards"]):
+    if path is not None and path.is_file():
+      yield path
+
+
+@functools.lru_cache(maxsize=1024)  # a sweep's trials read the same
+def _digest(path: Path, written: int) -> str:
+  return digest(path)

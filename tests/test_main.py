@@ -194,7 +194,7 @@ def test_arguments_that_are_none(place, tmp_path, capsys):
   assert "unknown argument" in fails(capsys, "plan", *config, "--configg.seed=1")
   assert "unknown argument" in fails(capsys, "generate", "--workdir", ".", "--prompt", "a", "--x")
   assert "required: COMMAND (`jaxtune --help`" in fails(capsys)
-  assert "unknown command 'trian'; did you mean 'train'?" in fails(capsys, "trian")
+  assert "unknown command 'trian'; did you mean 'train'" in fails(capsys, "trian")
   told = fails(capsys, "generate", "--workdir", ".", "--prompt", "a", "--max-new-token", "5")
   assert "'--max-new-token'; did you mean '--max-new-tokens'" in told
   assert "required: --config, --workdir (`jaxtune train --help`" in fails(capsys, "train")

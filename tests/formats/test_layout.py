@@ -261,7 +261,7 @@ def test_an_earlier_export_survives_a_failure(gpt2, tmp_path, monkeypatch):
   def full_disk(*args):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr("jaxtune.formats.peft.write.save_file", full_disk)
+  monkeypatch.setattr("jaxtune.files.save_file", full_disk)
   with pytest.raises(UserError, match="No space left"):
     export(gpt2, peft.Adapted(*made), folder)
   assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

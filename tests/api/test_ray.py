@@ -35,22 +35,24 @@ def kill_a_worker(folder, killed):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("workers", "shared"), [(1, False), (2, True)])
-def test_a_lost_worker_changes_no_byte(ray, tmp_path, capsys, monkeypatch, workers, shared):
+def test_a_lost_worker_changes_no_byte(ray, tmp_path, capsys, monkeypatch):
   grids = {"method.rank": [1, 2]}, {"optim.schedule": ["constant"]}  # two programs
-  config, killed = sweeps.config(tmp_path, *grids, steps=24), []
-  whole, folder = tmp_path / "whole", tmp_path / "on_ray"
+  config, whole = sweeps.config(tmp_path, *grids, steps=24), tmp_path / "whole"
   jaxtune.sweep(config, whole)
-  if not shared:  # workers look for what the lock of the folder says
-    monkeypatch.setattr("jaxtune.api.launch.ray.locks.holder", lambda _: "another machine")
-  threading.Thread(target=kill_a_worker, args=(folder, killed), daemon=True).start()
-  jaxtune.sweep(config, folder, launcher=jaxtune.on_ray(workers=workers))
-  said = capsys.readouterr()
-  assert killed and said.err.count("is lost: its group goes on elsewhere") == 1
-  how = "shares the folder" if shared else "does not share the folder, and sends its files"
-  assert len(re.findall(rf"^worker \S+ {how}$", said.out, re.MULTILINE)) >= 2
-  assert sweeps.differences(folder, whole) == ""
-  assert not ray.is_initialized()
+  for workers, how in (
+    (2, "shares the folder"),
+    (1, "does not share the folder, and sends its files"),
+  ):
+    if workers == 1:  # workers look for what the lock of the folder says
+      monkeypatch.setattr("jaxtune.api.launch.ray.locks.holder", lambda _: "another machine")
+    folder, killed = tmp_path / f"{workers}_workers", []
+    threading.Thread(target=kill_a_worker, args=(folder, killed), daemon=True).start()
+    jaxtune.sweep(config, folder, launcher=jaxtune.on_ray(workers=workers))
+    said = capsys.readouterr()
+    assert killed and said.err.count("is lost: its group goes on elsewhere") == 1
+    assert len(re.findall(rf"^worker \S+ {how}$", said.out, re.MULTILINE)) >= 2
+    assert sweeps.differences(folder, whole) == ""
+    assert not ray.is_initialized()
 
 
 def test_a_group_travels_whole(tmp_path):

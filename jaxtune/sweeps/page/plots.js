@@ -103,7 +103,10 @@ function drawAgainst(width, view) {
 // Returns what the colours stand for: the choice, or, where all have one value of it, what varies.
 function colorKey(shown, view) {
   const varies = (key) => unique(shown.map((one) => settingOf(one, key))).length > 1;
-  return [view.color, ...varying().filter((key) => key !== view.x)].find(varies) ?? view.color;
+  // A rate that was chosen for each goes with the other settings, and changes along a line.
+  const chosen = (key) => key === "optim.learning_rate" && shown.some((one) => one.ownRate);
+  const others = varying().filter((key) => key !== view.x && !chosen(key));
+  return [view.color, ...others].find(varies) ?? view.color;
 }
 
 // Draws the lines of a panel, each through configurations that are alike but for the axis.
@@ -135,10 +138,10 @@ function addPareto() {
     "The dotted line is the Pareto front: no configuration is better at the same or a lower cost. FLOPs "
     + "are those of the updates' matrix products, forward and backward, padding included. Memory is what "
     + "the trial's training takes alone: the base, its own weights and moments, and what a step works in.");
-  const view = { x: costs[0][0], log: true };
-  figure(element, "pareto", (width) => drawPareto(width, view),
-    choice("cost", costs, view.x, (value) => { view.x = value; redraw(); }),
-    toggle("log x", true, (on) => { view.log = on; redraw(); }));
+  const view = { x: costs[0][0], logX: true, logY: false };
+  const set = (key) => (value) => { view[key] = value; redraw(); };
+  figure(element, "pareto", (width) => drawPareto(width, view), choice("cost", costs, view.x, set("x")),
+    toggle("log x", view.logX, set("logX")), toggle("log y", view.logY, set("logY")));
 }
 
 // Returns the configurations that none beats at the same or a lower cost, cheapest first.
@@ -157,7 +160,7 @@ function drawPareto(width, view) {
   const svg = picture(width, 440, `${arrow(state.metric)} against ${data.costs[view.x]}`);
   const to = panel(svg, { left: 0, top: 0, width, height: 400 }, { ys, yTitle: arrow(state.metric),
     xs: shown.map((one) => one.costs[view.x]), xTitle: data.costs[view.x],
-    x: { log: view.log, own: false, room: 0.12 } });
+    x: { log: view.logX, own: false, room: 0.12 }, y: { log: view.logY } });
   drawBase(to, base);
   const best = front(shown, view.x);
   const place = (one) => [to.x(one.costs[view.x]), to.y(valueOf(one).mean)];

@@ -44,3 +44,21 @@ def test_every_layout_compiles(layout, slice_name, monkeypatch):
   assert cost["devices"] == 4 and step["moved_GB"]
   assert step["ms"] is None if slice_name == "h200:4" else step["ms"] > step["floor_ms"]
   assert sum(step["parts_GB"].values()) == pytest.approx(step["peak_GB"])
+
+
+@pytest.mark.parametrize("slice_name", SLICES[:1])
+def test_long_prompts_are_answered_over_several_devices(slice_name):
+  """Rows of 512 tokens have a fused kernel, which several devices cannot share by themselves."""
+  config = made_trials.complete({"name": "lora"}, {"train.mesh": {"data": 4}}, evaluate=GENERATE)
+  group = lowered.outline(
+    [with_config(made_trials.make(tiny.make("llama")), config)], *devices.describe(slice_name)
+  )
+  prompts = lowered.prompts(group.trials)
+  wide = {
+    name: x.update(shape=(*x.shape[:2], 640)) if name in ("tokens", "mask") else x
+    for name, x in prompts.items()
+  }
+  (built,) = compiled.build(
+    [lowered.lower_completion(group, wide, 1)], slice_name, None, quick=True
+  )
+  assert built.text and not built.refused

@@ -55,7 +55,7 @@ function cellsPicture(width, rows, columns, cell, label) {
   const left = Math.min(Math.max(...rows.map(lengthOf)) + 14, width * 0.45);
   const longest = Math.min(100, Math.max(...columns.map(lengthOf)));
   const fitting = (room) => Math.max(13, Math.min(76, (width - left - room) / columns.length));
-  const turned = longest > fitting(6); // names that are wider than a cell stand aslant
+  const turned = longest + 3 > fitting(6); // names that are wider than a cell stand aslant
   const room = turned ? 0.75 * longest + 4 : 6;
   const wide = fitting(room);
   const high = Math.max(18, Math.min(34, wide));

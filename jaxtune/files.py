@@ -73,10 +73,9 @@ def _alone(new: Path, folder: Path) -> Generator[None]:
       stack.callback(os.close, place)
       try:
         fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        raise UserError(f"another process is writing {folder}: wait for its end") from error
-      except OSError:  # a file system without locks
-        pass
+      except OSError as error:  # any other one is that of a file system without locks
+        if isinstance(error, BlockingIOError):
+          raise UserError(f"another process is writing {folder}: wait for its end") from error
     for path in new.iterdir():  # of a process that was killed
       shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     yield

@@ -21,7 +21,6 @@ Kind = Literal["jit", "pmap"]
 ROWS = ("data", "fsdp")  # the axes that split a batch's rows
 TOKENS = (ROWS, "sequence")  # those that split activations (B, T, ...)
 Sizes = dict[Literal[*AXES], Literal[-1] | Count]  # -1 stands for all devices that are left
-
 BY_SIZE = ("by size",)  # in place of the axes of a rule; see `_by_size`
 LARGE = 2**23  # bytes of an array that are worth its being split
 
@@ -152,8 +151,10 @@ class Parallel(NamedTuple):
 
   def batch_sharding(self, trials: int) -> NamedSharding:
     """Returns the sharding of a batch (E, A, B, ...) of E trials."""
-    trial = None if trials % self.mesh.shape["trial"] else "trial"
-    return NamedSharding(self.mesh, P(trial, None, ROWS))
+    return NamedSharding(self.mesh, P(None if trials % self.trial_shards else "trial", None, ROWS))
+
+
+ALONE = Parallel("jit", None, 1)  # one device
 
 
 def make(
@@ -183,7 +184,7 @@ def make(
     sizes = _sizes(mesh or {"data": -1}, len(devices))
   total = math.prod(sizes.values())
   if total == 1 and kind == "jit":
-    return Parallel(kind, None, 1)
+    return ALONE
   types = (AxisType.Auto,) * len(AXES)  # pmap does not work with the default, Explicit
   layout = jax.make_mesh(tuple(sizes.values()), AXES, types, devices=devices[:total])
   return Parallel(kind, layout, total)
@@ -198,8 +199,7 @@ def _sizes(mesh: dict, count: int) -> dict[str, int]:
   known = math.prod(size for size in sizes.values() if size > 0)
   sizes |= dict.fromkeys(open_axes, max(count // known, 1))
   total = math.prod(sizes.values())
-  uses_all = open_axes or jax.process_count() > 1
-  if total > count or (uses_all and total != count):
+  if total > count or ((open_axes or jax.process_count() > 1) and total != count):
     needs = f"a multiple of {known}" if open_axes else total
     raise UserError(f"train.mesh {mesh} needs {needs} devices, but there are {count}")
   return sizes

@@ -113,7 +113,7 @@ def _load(place: Path, examples: int, cache: dict) -> tuple[Loaded, str]:
   model = _once(cache, model_key, lambda: run.pretrained)
   fingerprint = _once(cache, ("fingerprint", model_key), lambda: tree.fingerprint(model.params))
   made = make(run.config, model, dataset, fingerprint)
-  (trial,) = reference.added([made], sharding.make("jit", {"data": 1}))
+  (trial,) = reference.added([made], sharding.ALONE)
   name = "test" if dataset.validation is None else "validation"
   if (split := getattr(trial.dataset, name)) is None:
     raise UserError(f"{place} has no validation or test split to run the model on: give data.test")
@@ -164,7 +164,7 @@ def _truncated(
     return {}
   rest = truncation.rest(adapted)
   key = "evaluator", loaded.shared, _method_key(run) if rest else ""
-  parallel = sharding.make("jit", {"data": 1})
+  parallel = sharding.ALONE
   make = lambda: programs.make_evaluator(loaded.trial, parallel, methods=rest)
   evaluator, params = _once(cache, key, make), run.pretrained.params
   return truncation.curve(evaluator, adapted, params, changed, decomposed, loaded.split)

@@ -93,7 +93,7 @@ def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
     config["data"] |= {"labels": list(run.labels)}
   checks.check_options(config, devices=())
   sources.check_foreign(config, run.folder)
-  (trial,) = reference.added([prepare(config, run.pretrained)], sharding.make("jit", {"data": 1}))
+  (trial,) = reference.added([prepare(config, run.pretrained)], sharding.ALONE)
   # Other data may end their answers otherwise than those that the run was trained on.
   trial = trial._replace(dataset=trial.dataset._replace(stop_tokens=run.stop_tokens))
   checks.check(trial)
@@ -102,7 +102,7 @@ def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
 
 def _judge(runs: list[Run], trial: Trial) -> tuple[judge.Evaluator, list[judge.Judged]]:
   """Judges runs of the same methods over one base on a trial's data, in one compiled program."""
-  parallel = sharding.make("jit", {"data": 1})
+  parallel = sharding.ALONE
   evaluator = programs.make_evaluator(trial, parallel, methods=runs[0].adapted.methods)
   overlays = tree.stack([run.adapted.overlay for run in runs])
   datasets, seeds = [trial.dataset] * len(runs), [trial.config["seed"]] * len(runs)

@@ -80,7 +80,7 @@ def cost(trials: Sequence[Trial]) -> dict:
     step of all trials, of its matrix products and without what rematerialisation computes again; of
     a quantised base, what a weight of its kernels takes.
   """
-  group = lowered.outline(trials)._replace(parallel=sharding.Parallel("jit", None, 1))
+  group = lowered.outline(trials)._replace(parallel=sharding.ALONE)
   chunk, batch = choose_chunk(trials), lowered.step_batch(group)
   # The program is never run, so it need not be fast. On a CPU it compiles in half the time without
   # optimisation, and takes the same memory.

@@ -37,7 +37,7 @@ def check(trials: Sequence[Trial]) -> None:
   program, options = make_program(trials[0]), trials[0].config["train"]
   parallel = sharding.make(options["parallel"], options["mesh"])
   if parallel.kind == "pmap":  # whose devices all have the whole base
-    parallel = sharding.make("jit", {"data": 1})
+    parallel = sharding.ALONE
   states, bases = zip(*map(first_state, trials), strict=True)
   overlays = [Overlay(s.tuned | {"peft": with_noise(s.tuned["peft"])}, s.hyper) for s in states]
 

@@ -203,7 +203,7 @@ def flops(group: Outline, batch: dict, name: str = "training step") -> float:
     step = _step(group, batch, count, costs.WHOLE)
     traced = jax.make_jaxpr(step)(_carry(group, batch), group.base, batch)
   else:
-    evaluator = _evaluator(group, batch, sharding.Parallel("jit", None, 1), count, costs.WHOLE)
+    evaluator = _evaluator(group, batch, sharding.ALONE, count, costs.WHOLE)
     function = _judge_rows(group, evaluator) if name == "evaluation" else evaluator.complete
     overlays = peft.Overlay(group.states.tuned, group.states.hyper)
     traced = jax.make_jaxpr(function)(overlays, group.base, batch)

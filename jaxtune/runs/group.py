@@ -61,7 +61,7 @@ def train(
       base,
       batches(trials, program, base, parallel, chunk),
       _validation(evaluator, base, trials, chunk * parallel.trial_shards),
-      max((m.keep_from(options.steps) for m in program.methods), default=0),
+      _keep_from(trials[0], options),
       folder.Logs(folders, hosts.fetch(progress.state.step).tolist()),
       lambda updates, progress: saved.save(updates, progress, clock()),
       *(places, chunk, parallel.trial_shards, rule, program.updates),
@@ -186,6 +186,11 @@ def _identity(trials: Sequence[Trial]) -> dict:
   }
 
 
+def _keep_from(trial: Trial, options: TrainOptions) -> int:
+  """Returns the first step whose weights a trial may keep."""
+  return max((method.keep_from(options.steps) for method in trial.methods), default=0)
+
+
 def _validation(
   evaluator: judge.Evaluator, base: PyTree, trials: Sequence[Trial], together: int
 ) -> Callable | None:
@@ -227,8 +232,8 @@ def _judged(
   best = options.keep == "best" and trials[0].dataset.validation is not None
   exited, losses = hosts.fetch((progress.exited, progress.losses))
   tuned = progress.tuned if best else progress.state.tuned
-  first = max((m.keep_from(options.steps) for m in trials[0].methods), default=0)
-  if best and np.any(early := (exited > 0) & (exited < first)):  # before a step may be kept
+  early = (exited > 0) & (exited < _keep_from(trials[0], options))  # before a step may be kept
+  if best and early.any():
     of_trial = lambda x: early.reshape(-1, *[1] * (x.ndim - 1))
     tuned = jax.tree.map(lambda b, now: jnp.where(of_trial(b), now, b), tuned, progress.state.tuned)
   overlays = peft.Overlay(tuned, progress.state.hyper)

@@ -57,7 +57,10 @@ class Worker:
 
 
 def in_turns(workers: dict[str, Worker], rounds: int, steps: int) -> dict:
-  """Times workers in turns; returns medians in ms, our share of the fastest other's, and memory."""
+  """Times workers in turns; returns medians in ms, our share of the fastest other's, and memory.
+
+  Of a worker "products" there is the "floor", its share of the fastest other's.
+  """
   times: dict[str, list[float]] = {name: [] for name in workers}
   for _ in range(rounds):
     for name, worker in workers.items():
@@ -67,10 +70,13 @@ def in_turns(workers: dict[str, Worker], rounds: int, steps: int) -> dict:
   for worker in workers.values():
     worker.process.kill()
   medians = {name: statistics.median(values) for name, values in times.items()}
-  fastest = min((name for name in medians if name != "jaxtune"), key=medians.__getitem__)
+  others = [name for name in medians if name not in ("jaxtune", "products")]
+  fastest = min(others, key=medians.__getitem__)
+  share = lambda name: round(medians[name] / medians[fastest], 3)
   return {
     "ms": {name: round(value, 1) for name, value in medians.items()},
-    "ratio": round(medians["jaxtune"] / medians[fastest], 3),
+    "ratio": share("jaxtune"),
+    **({"floor": share("products")} if "products" in medians else {}),
     "peak_MB": {name: round(end["peak_MB"]) for name, end in ends.items()},
     "memory_ratio": round(ends["jaxtune"]["peak_MB"] / ends[fastest]["peak_MB"], 3),
     "loss": {name: end["loss"] for name, end in ends.items()},
@@ -78,10 +84,15 @@ def in_turns(workers: dict[str, Worker], rounds: int, steps: int) -> dict:
 
 
 def measure_step() -> dict:
-  """Times an update of each method, beside the same library as it is and compiled by torch."""
+  """Times an update of each method, beside the same library as it is and compiled by torch.
+
+  And beside the matrix products alone, without which no update of a method gets by.
+  """
   found = {}
   for method in ("lora", "prefix", "adapter", "full"):
     workers = {"jaxtune": Worker("jaxtune", "step", method)}
+    if method in ("lora", "prefix"):
+      workers["products"] = Worker("jaxtune", "products")
     python = os.environ.get("JAXTUNE_ADAPTERS_PYTHON") if method == "adapter" else sys.executable
     for how in ("eager", "compile") if python and not TINY else ("eager",) if python else ():
       workers[f"{OTHERS[method]}, {how}"] = Worker("others", "step", method, how, python=python)
@@ -169,6 +180,11 @@ faster, or smaller, than the faster one of the others.
 | --- | ---: | ---: | ---: | ---: | ---: |
 {steps}
 
+The products alone are those with the frozen weights, forward and backward to the inputs, and of
+attention, as XLA computes them in the same turns, without norms, softmax, loss, method and
+optimizer. No update of a method can do without them, so their share of peft's time is the least
+that the ratio could be here: {floors}.
+
 | | jaxtune | others | ratio |
 | --- | ---: | ---: | ---: |
 | 64 tokens for each of 8 prompts of 32, GPT-2 small: ms (transformers) | {ours} | {theirs} | \
@@ -181,7 +197,7 @@ faster, or smaller, than the faster one of the others.
 
 An update of 48 layers takes {compiling} of the processor time to compile that one of 12 takes.
 Trials side by side in one vmap, ms of a trial's update in a group of 16: {chunks}.
-The default on this backend is {default}.
+The default on this backend is {default}. The products of such an update, alone: {products} ms.
 
 Choices that ARCHITECTURE.md names, median ms in turns (attention with its gradient):
 
@@ -202,9 +218,16 @@ def write(results: dict, folder: Path) -> None:
     name = f"{NAMES[method]} ({OTHERS[method]})"
     cells = [name, *cells, f"**{one['ratio']}**", one["memory_ratio"]]
     rows.append("| " + " | ".join(map(str, cells)) + " |")
-  chunks = ", ".join(f"{n} at a time {ms} ms" for n, ms in results["chunk"].items())
+  sizes = {n: ms for n, ms in results["chunk"].items() if n != "products"}
+  chunks = ", ".join(f"{n} at a time {ms} ms" for n, ms in sizes.items())
+  floors = ", ".join(
+    f"{NAMES[method]} {one['ms']['products']} ms, {one['floor']}"
+    for method, one in results["step"].items()
+    if "floor" in one
+  )
   text = TEXT.format(
     **results["versions"], steps="\n".join(rows), chunks=chunks, choices=choices,
+    floors=floors, products=results["chunk"]["products"],
     ours=generate["ms"]["jaxtune"], theirs=generate["ms"]["transformers"],
     generate_ratio=generate["ratio"], compiling=results["compiling"]["ratio"],
     **_of_feedback(results["feedback"]),

@@ -6,7 +6,9 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -63,6 +65,56 @@ def step(method: str) -> None:
     return float(metrics["loss"])
 
   answer(once, peak)
+
+
+def products() -> None:
+  """Answers each line of stdin with the times of the products alone, in ms; see `product`."""
+  from jaxtune.models import hf
+
+  go, arrays = product(hf.load(architecture=GPT2_SMALL), BATCH, LENGTH, LENGTH)
+  answer(lambda: float(go(arrays)), peak)
+
+
+def product(pretrained: Any, batch: int, length: int, scored: int) -> tuple[Callable, dict]:
+  """Returns a compiled function with the products of an update, and what it is to be called with.
+
+  They are those with every kernel, of queries, keys and values, and of `scored` tokens of a row
+  with the embeddings: forward, and backward to the inputs. An update that trains methods alone
+  needs at least these.
+  """
+  from jaxtune import tree
+
+  c, rows = pretrained.model.config, batch * length
+  flat = tree.flatten(pretrained.params)
+  kernels = {path: x for path, x in flat.items() if path.endswith("/kernel")}  # (L, in, out)
+  numbers = np.random.default_rng(0)
+  draw = lambda *shape: numbers.standard_normal(shape, np.float32)
+  widths = {kernel.shape[1] for kernel in kernels.values()}
+  arrays = {
+    "kernels": kernels, "embedding_VD": flat["embed/embedding"],
+    "inputs": {str(width): draw(rows, width) for width in widths},
+    "hidden_MD": draw(batch * scored, c.width),
+    "queries_BKMH": draw(batch, c.kv_heads, length * c.heads // c.kv_heads, c.head_size),
+    "keys_BKSH": draw(batch, c.kv_heads, length, c.head_size) / length**0.5,  # or they overflow
+  }  # fmt: skip
+  there_and_back = lambda x, w: (x @ w) @ w.swapaxes(-1, -2)
+
+  def run(arrays):
+    def layer(carry, kernels):
+      inputs, queries_BKMH = carry
+      for kernel in kernels.values():
+        width = str(kernel.shape[0])
+        inputs = inputs | {width: there_and_back(inputs[width], kernel)}
+      for _ in range(3):  # scores and outputs, and for each the gradients of both factors
+        queries_BKMH = there_and_back(queries_BKMH, arrays["keys_BKSH"].swapaxes(-1, -2))
+      return (inputs, queries_BKMH), None
+
+    carry = arrays["inputs"], arrays["queries_BKMH"]
+    carry, _ = jax.lax.scan(layer, carry, arrays["kernels"])
+    hidden_MD = there_and_back(arrays["hidden_MD"], arrays["embedding_VD"].T)
+    return sum(x.mean() for x in jax.tree.leaves((carry, hidden_MD)))
+
+  return jax.jit(run), jax.tree.map(jax.numpy.asarray, arrays)
 
 
 def peak() -> int | None:
@@ -164,7 +216,7 @@ def group(folder: str) -> None:
 
 
 def chunk() -> None:
-  """Prints {chunk size: ms of one trial's update in a group of 16}."""
+  """Prints {chunk size: ms of one trial's update in a group of 16}, and of its "products"."""
   from jaxtune import tree
   from jaxtune.api import sweep
   from jaxtune.runs import programs, trial
@@ -188,6 +240,9 @@ def chunk() -> None:
       carry = jax.block_until_ready(go(carry, base, batch))
       times.append(1000 * (time.perf_counter() - began) / len(configs))
     found[size] = round(float(np.median(times[1:])), 1)
+  rows, length = batch["tokens"].shape[-2:]
+  go, arrays = product(setup.pretrained, rows, length, program.targets or length)
+  found |= alternate({"products": lambda: go(arrays)})
   print(json.dumps(found))
 
 
@@ -253,7 +308,9 @@ def choices() -> None:
   print(json.dumps(found))
 
 
+KINDS = (step, products, compiling, generate, feedback, group, chunk, choices)
+
 if __name__ == "__main__":
   name, *arguments = (text for text in sys.argv[1:] if text != "--tiny")
-  known = {f.__name__: f for f in (step, compiling, generate, feedback, group, chunk, choices)}
+  known = {f.__name__: f for f in KINDS}
   known[name](*arguments)

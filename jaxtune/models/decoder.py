@@ -19,6 +19,7 @@ from jaxtune.models.layers import Embed, Linear
 from jaxtune.models.score import Score, in_parts
 from jaxtune.models.transformer import Trunk
 
+Places = Sequence[int] | jax.Array  # slots (M,) of every row, or each row's own (B, M)
 HEAD = ("embed", "head", "logit_bias")  # what computes logits from states
 
 
@@ -212,7 +213,7 @@ class Decoder(LanguageModel):
     *,
     score: Score | None = None,
     targets: Int[Array, "B T"] | None = None,
-    places: Sequence[int] | Int[Array, "B M"] | None = None,
+    places: Places | None = None,
     states: bool = False,
   ) -> Any:
     mask_BT = jnp.ones(tokens.shape, bool) if mask is None else mask
@@ -226,7 +227,7 @@ class Decoder(LanguageModel):
       context = context._replace(mask=context.mask.replace(segments=segments, open=True))
     x_BTD, _ = self.trunk(self.embed_tokens(tokens), context)
     if score is not None:
-      x_BTD = x_BTD if places is None else _at(x_BTD, jnp.asarray(places))
+      x_BTD = at(x_BTD, places)
       scored = self.score(score, x_BTD, targets)
       return (scored, x_BTD) if states else scored
     return self.logits(x_BTD) if self.config.head is None else self.head(x_BTD, mask_BT)
@@ -250,8 +251,9 @@ def _split(
   return Context(context.mask.replace(segments=segments_BT), context.positions - first_BT)
 
 
-def _at(x_BTD: Float[Array, "B T D"], places: Int[Array, "*B M"]) -> Float[Array, "B M D"]:
-  """Returns the states of some slots of each row: the same ones, or each row's own."""
-  if places.ndim == 1:
-    return x_BTD[:, places]
-  return jnp.take_along_axis(x_BTD, places[..., None], 1)
+def at(x_BTD: Float[Array, "B T D"], places: Places | None) -> Float[Array, "B M D"]:
+  """Returns the states of some slots of each row, the same ones or each row's own; None: all."""
+  if places is None:
+    return x_BTD
+  places = jnp.asarray(places)
+  return x_BTD[:, places] if places.ndim == 1 else jnp.take_along_axis(x_BTD, places[..., None], 1)

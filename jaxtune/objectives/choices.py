@@ -31,7 +31,7 @@ def loss(
   """Returns -log p(right answer | one of the answers) of each row in nats.
 
   Args:
-    forward: (batch) -> logits (B, T, V) in fp32.
+    forward: as for `sft.loss`.
     batch: tokens, mask and weights, each (B, C, T), with weights on the tokens of the answer; and
       labels (B,), the number of the right answer. Answers without weights fill up an example that
       has fewer. Where every answer is one token: answers (B, C, 1), the tokens + 1 and 0 for none,
@@ -87,11 +87,12 @@ def _scores(forward: Forward, batch: Batch, normalise: bool) -> Float[Array, "B 
 def _scores_of_tokens(forward: Forward, batch: Batch) -> Float[Array, "B C"]:
   """Scores answers of one token each, all of them by one pass over the prompt."""
   flat = {name: x[:, 0] for name, x in batch.items() if name not in ("labels", "answers")}
-  before_B11 = (flat["weights"].argmax(-1) - 1)[:, None, None]
-  logits_BV = jnp.take_along_axis(forward(flat), before_B11, 1)[:, 0]
-  answers_BC = batch["answers"][..., 0] - 1
-  scores_BC = jnp.take_along_axis(jax.nn.log_softmax(logits_BV), jnp.maximum(answers_BC, 0), 1)
-  return jnp.where(answers_BC >= 0, scores_BC, -1e9)
+  before_B1 = flat["weights"].argmax(-1)[:, None] - 1
+  answers_B1C = batch["answers"].swapaxes(1, 2) - 1
+  chosen = jnp.maximum(answers_B1C, 0)
+  score = lambda logits_B1V, chosen: jnp.take_along_axis(jax.nn.log_softmax(logits_B1V), chosen, 2)
+  scores_B1C = forward(flat, score=score, targets=chosen, places=before_B1)
+  return jnp.where(answers_B1C >= 0, scores_B1C, -1e9)[:, 0]
 
 
 def references(dataset: Data, split: Split) -> list[str]:

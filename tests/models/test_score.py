@@ -8,7 +8,7 @@ import pytest
 from support import tiny
 
 from jaxtune import peft
-from jaxtune.objectives import sft
+from jaxtune.objectives import choices, sft
 from jaxtune.training import step
 
 ROWS, LENGTH = 4, 11
@@ -73,6 +73,27 @@ def test_all_logits_are_nowhere():
     losses = losses_of(pretrained, laid, tokens, jax.random.key(0))
     text = str(jax.make_jaxpr(jax.grad(losses, has_aux=True))(laid.tuned))
     assert (whole in text, part in text) == (tokens > 3 * ROWS, tokens == 3 * ROWS)
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_answers_of_one_token_need_the_logits_before_them_alone(name):
+  pretrained = tiny.make(name)
+  laid = tiny.lay(pretrained, {"name": "lora"}, noise=0.1)
+  program = step.Program(pretrained.model, laid.methods, choices.loss, None, 1)
+  tokens, mask = tiny.batch(rows=ROWS, length=LENGTH, side="right")
+  arrays = {"tokens": tokens, "mask": mask, "weights": np.eye(LENGTH, dtype=np.float32)[[5] * ROWS]}
+  batch = {part: x[:, None] for part, x in arrays.items()}
+  batch |= {"answers": np.full((ROWS, 2, 1), [[3], [4]]), "labels": np.zeros(ROWS, np.int32)}
+  if name == "t5":
+    batch |= {"inputs": tokens[:, None, :7], "inputs_mask": mask[:, None, :7]}
+
+  def losses(tuned):
+    call = step.forward(program, peft.Overlay(tuned, laid.hyper), laid.base)
+    return choices.loss(call, batch)[0].sum()
+
+  text = str(jax.make_jaxpr(jax.grad(losses))(laid.tuned))
+  assert f"{ROWS},1,{tiny.VOCABULARY}" in text
+  assert f"{ROWS},{LENGTH},{tiny.VOCABULARY}" not in text
 
 
 def test_logits_are_computed_once_over_a_frozen_head():

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from jaxtune import config, metrics, objectives
 from jaxtune.data.encode.choices import fold
+from jaxtune.models.decoder import at
 from jaxtune.errors import UserError
 from jaxtune.objectives import choices, classify, qa, regression, sft, tokens
 
@@ -36,8 +37,8 @@ def integers(high, *shape):
 def on_device(forward, batch):
   """Gives a loss arrays of jax, as the training step does."""
 
-  def call(taken, score=lambda logits, targets: logits, targets=None):
-    return score(jnp.asarray(forward(taken)), targets)
+  def call(taken, score=lambda logits, targets: logits, targets=None, places=None):
+    return score(at(jnp.asarray(forward(taken)), places), targets)
 
   return call, jax.tree.map(jnp.asarray, batch)
 

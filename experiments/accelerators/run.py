@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from jaxtune import config, peft
 from jaxtune.models import hf
-from jaxtune.preflight import compiled, devices, elsewhere, lowered
+from jaxtune.preflight import compiled, devices, elsewhere, fit, lowered
 from jaxtune.runs.trial import Trial, make_methods, objective_of
 
 LLAMA = dict(model_type="llama", vocab_size=128256, rms_norm_eps=1e-5, rope_theta=5e5)
@@ -199,7 +199,10 @@ def measure(name: str, step: Step, text_folder: Path | None = None, top: int = 0
     text_folder.mkdir(parents=True, exist_ok=True)
     (text_folder / f"{name}.txt").write_text(built.text)
   figures = compiled.read(
-    built, device, lowered.bytes_of_base(group), elsewhere.marks(group, batch, "training step")
+    built,
+    device,
+    fit.bytes_of(group, group.base),
+    elsewhere.marks(group, batch, "training step"),
   )
   operations = figures.pop("dearest")
   for one in operations[:top]:

@@ -83,6 +83,7 @@ def dry_run(config: Any, most_trials: int = sweep.MOST_TRIALS, device: str | Non
     most_trials: as for `sweep`.
     device: a device that need not be here, as for `plan`.
   """
+  device = None if device == "cpu" else device
   config, reached, _ = matched.match(config)
   names, settings, completed = sweep.expand(config, most_trials)
   programs = plan.of_trials(names, completed, device).programs
@@ -100,7 +101,7 @@ def dry_run(config: Any, most_trials: int = sweep.MOST_TRIALS, device: str | Non
       seconds *= 1 + extra / len(program.trials)
     memory = _memory(program.cost)
     found.append(Group(program.trials, keys, tokens, memory, seconds, extra, splits, leaves))
-  return DryRun(found, None if device == "cpu" else device, reached)
+  return DryRun(found, device, reached)
 
 
 def _choosing(

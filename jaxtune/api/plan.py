@@ -67,14 +67,15 @@ def plan(
   Args:
     most_trials: as for `sweep`.
     device: a device that need not be here, such as "v5e:4x4" or "h200", whose compiler is asked;
-      see `preflight.devices`. By default, and for "cpu", this machine's.
+      see `preflight.devices`; "cpu" stands for this machine's. By default the devices that jax
+      finds, with fewer figures.
     text: a file for the compiled modules of a named device, one after another.
   """
   if configs.to_dict(config).get("sweep"):
     names, _, completed = sweep.expand(matched.match(config).config, most_trials)
   else:
     names, completed = ["run"], [configs.complete(config)]
-  if text is not None and device in (None, "cpu"):
+  if text is not None and device is None:
     raise UserError("--text is for compiled modules: name the device with --device, such as v5e")
   if text is not None:
     locks.check_writable(Path(text).parent)
@@ -88,7 +89,6 @@ def of_trials(
   text: str | Path | None = None,
 ) -> Plan:
   """Describes the programs of trials, given by their names and completed configs; see `plan`."""
-  device = None if device == "cpu" else device
   there = () if device is None else devices.describe(device)[1]
   loaded = trials.load(completed, outline, there)
   programs, texts, found = [], [], groups.groups(completed)

@@ -45,14 +45,13 @@ def _program(program: dict, memory: float) -> list[str]:
     said = f"it would fit with {said}" if said else "no setting that was tried makes it fit"
     return [f"does not fit ({program['does_not_fit']}); {said}"]
   peak, parts = program["peak_GB"], program["parts_GB"]
-  rows = [("memory", f"{peak:.2f} of {memory:g} GB: " + ", ".join(
+  rows = [("memory", f"{peak:.2f} of {memory:.3g} GB, {memory - peak:.2f} left: " + ", ".join(
     f"{BLOCKS[part]} {NAMES.get(part, part)} {parts[part]:.2f}" for part in BLOCKS if part in parts
   ))]  # fmt: skip
-  floors = f"{program['floor_ms']:.2f} ms its products, {program['traffic_ms']:.2f} ms its traffic"
-  if program["ms"] is None:
-    rows.append(("time", f"unknown; at the peak rates {floors}"))
-  else:
-    rows.append(("time", f"{program['ms']:.2f} ms; at the peak rates {floors}"))
+  if program["floor_ms"] is not None:
+    known = "unknown" if program["ms"] is None else f"{program['ms']:.2f} ms"
+    rows.append(("time", f"{known}; at the peak rates {program['floor_ms']:.2f} ms its products, "
+                 f"{program['traffic_ms']:.2f} ms its traffic"))  # fmt: skip
   rows.append(
     ("work", f"{program['GFLOP']:,.0f} GFLOP, {program['traffic_GB']:.2f} GB to and from memory")
   )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation import judge, sampling
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.preflight import rollout
+from jaxtune.preflight.devices import host_memory
 from jaxtune.runs import programs
 from jaxtune.runs.trial import Trial, tokenizing
 from jaxtune.training import turns
@@ -106,9 +106,7 @@ def _check_lengths(trial: Trial, completed: int) -> None:
 
 def _check_batches(config: dict, dataset: data.Data) -> None:
   """Raises UserError for batches that are larger than the memory of this machine."""
-  memory = math.inf
-  if hasattr(os, "sysconf"):
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  memory = host_memory()
   held = dataset.test or dataset.validation or dataset.train
   for section, split in (("train", dataset.train), ("evaluate", held)):
     # Of a stream: ids, weights and masks.

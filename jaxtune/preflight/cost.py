@@ -55,12 +55,12 @@ def _limit() -> float:
 def _peak(group: lowered.Outline, chunk: int, **computation: Any) -> float:
   """Returns the largest peak of a group's programs on this device; infinite if one does not fit."""
   folder = compilations.plans(group.options.compilation_cache)
-  programs = [
-    lowered.LOWER[kind](group, batch, chunk, **computation)
-    for kind, batch in lowered.batches(group).items()
-  ]
+  batches = lowered.batches(group)
+  programs = [lowered.LOWER[kind](group, x, chunk, **computation) for kind, x in batches.items()]
   built = compiled.build(programs, jax.local_devices()[0].device_kind, folder)
-  return max(math.inf if one.refused else one.peak for one in built)
+  held = [fit.held(group, kind, len(group.trials)) for kind in batches]
+  pairs = zip(built, held, strict=True)
+  return max(math.inf if one.refused else one.peak + more for one, more in pairs)
 
 
 def fit_chunk(chunk: int, limit: float, bytes_of: Callable[[int], float]) -> int:

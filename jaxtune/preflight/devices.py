@@ -7,10 +7,12 @@ TPUs need the package `libtpu`, NVIDIA GPUs jax's CUDA plugin; neither needs a d
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 from typing import Any, NamedTuple
 
+import jax
 from jax.experimental import topologies
 
 from jaxtune.errors import UserError, nearest
@@ -20,18 +22,18 @@ class Device(NamedTuple):
   """What is known of an accelerator.
 
   Attributes:
-    platform: "tpu" or "cuda".
+    platform: "tpu", "cuda" or "cpu".
     memory: bytes.
-    flops: dense products in bf16 with sums in fp32, FLOP a second.
-    bandwidth: of its memory, bytes a second.
+    flops: dense products in bf16 with sums in fp32, FLOP a second; 0 where it is not known.
+    bandwidth: of its memory, bytes a second; 0 where it is not known.
     clock: cycles a second in which a TPU's compiler counts; 0 where it does not.
     gpu: compute capability, multiprocessors, bytes of L2 cache, GHz; () for others.
   """
 
   platform: str
   memory: float
-  flops: float
-  bandwidth: float
+  flops: float = 0.0
+  bandwidth: float = 0.0
   clock: float = 0.0
   gpu: tuple = ()
 
@@ -90,13 +92,15 @@ def describe(name: str) -> tuple[Device, list[Any]]:
   """Returns what is known of a device and jax's devices to compile for, as many as the slice has.
 
   Args:
-    name: of KNOWN; of a TPU also with the size of its slice, such as "v5e:4x4", of a GPU with the
-      number of them in one host, such as "h200:8".
+    name: "cpu" for those of this machine, or of KNOWN; of a TPU also with the size of its slice,
+      such as "v5e:4x4", of a GPU with the number of them in one host, such as "h200:8".
 
   Raises:
     UserError: an unknown name, or a compiler that is not installed.
   """
   kind, _, size = name.partition(":")
+  if name == "cpu":
+    return Device("cpu", host_memory()), jax.devices("cpu")
   if kind not in KNOWN:
     raise UserError(f"unknown device {name!r}; {nearest(kind, ['cpu', *KNOWN])}")
   device = KNOWN[kind]
@@ -105,6 +109,13 @@ def describe(name: str) -> tuple[Device, list[Any]]:
   if not re.fullmatch(r"([1-9]\d*)?", size):
     raise UserError(f"device {name!r}: a slice such as 4x4 is for TPUs, expected '{kind}:4', say")
   return device, _gpu(kind, device, size or "1")
+
+
+def host_memory() -> float:
+  """Returns the bytes of this machine's memory; infinite where the system does not tell."""
+  if not hasattr(os, "sysconf"):
+    return math.inf
+  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _tpu(kind: str, size: str) -> list[Any]:

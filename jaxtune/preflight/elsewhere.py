@@ -34,17 +34,18 @@ def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> d
   device, found = devices.describe(name)
   group = lowered.outline(trials, device, found)
   build = partial(compiled.build, device=f"{name} {device}", folder=folder)
-  batches, chunk = lowered.batches(group), group.options.chunk or fit.side_by_side(group)
-  auto = trials[0].pretrained.model.config.remat == "auto"
+  here = device.platform == "cpu"  # where a run asks nobody; see `cost.choose_chunk`
+  chunk = group.options.chunk or (1 if here else fit.side_by_side(group))
+  batches, auto = lowered.batches(group), trials[0].pretrained.model.config.remat == "auto"
   if auto:
-    remat = _least(group, batches["training step"], build)
+    remat = "linear" if here else _least(group, batches["training step"], build)
     group = group._replace(trials=lowered.changed(trials, remat=remat))
   built = _built(group, batches, chunk, build)
   while any(one.refused for one in built.values()) and chunk > 1 and group.options.chunk is None:
     chunk = -(-chunk // 2)
     built = _built(group, batches, chunk, build)
   cost = {
-    "device": name, "memory_GB": device.memory / 1e9, "TFLOP_per_s": device.flops / 1e12,
+    "device": name, "memory_GB": device.memory / 1e9, "TFLOP_per_s": device.flops / 1e12 or None,
     "by_share": bool(device.gpu), "devices": group.parallel.devices,
     "trials": len(trials), "side_by_side": chunk,
     "programs": {k: _figures(group, k, batches[k], built[k]) for k in batches},
@@ -63,26 +64,32 @@ def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> d
 
 def _least(group: Outline, batch: dict, build: Callable) -> bool | str:
   """Returns the policy that computes least twice of those with which a step of one trial fits."""
-  lower = partial(lowered.lower_step, group, _with_trials(batch, 1), 1)
-  fits = lambda policy: _peak(lower(remat=policy), build) <= group.device.memory
+  peak = partial(_peak, group, _with_trials(batch, 1), 1, build)
+  fits = lambda policy: peak(remat=policy) <= group.device.memory
   return next(filter(fits, lowered.POLICIES), True)
 
 
 def _built(group: Outline, batches: dict, chunk: int, build: Callable) -> dict[str, Built]:
-  """Compiles the programs of a group; one with a peak above the memory counts as refused."""
+  """Compiles the programs of a group; one with a peak above the memory counts as refused.
+
+  What the group holds beside a program counts as its arguments.
+  """
   programs = (lowered.LOWER[kind](group, batch, chunk) for kind, batch in batches.items())
-  built, limit = build(programs), group.device.memory
-  over = lambda one: "" if one.peak <= limit else f"its peak is {one.peak / 1e9:.2f} GB"
-  checked = [one._replace(refused=one.refused or over(one)) for one in built]
-  return dict(zip(batches, checked, strict=True))
+  found, limit = {}, group.device.memory
+  for kind, one in zip(batches, build(programs), strict=True):
+    more = fit.held(group, kind, len(group.trials))
+    one = one._replace(peak=one.peak + more, arguments=one.arguments + more)
+    over = "" if one.peak <= limit else f"its peak is {one.peak / 1e9:.2f} GB"
+    found[kind] = one._replace(refused=one.refused or over)
+  return found
 
 
 def _fits(group: Outline, build: Callable, change: dict[str, Any]) -> bool:
   """Says whether a step of one trial at a time, or of `train.chunk`, fits with a change."""
   changed, batch, computation = fit.changed(group, change)
-  program = lowered.lower_step(changed, batch, changed.options.chunk or 1, **computation)
   there = {"device": change["--device"]} if "--device" in change else {}
-  return _peak(program, partial(build, **there)) <= group.device.memory
+  chunk, build = changed.options.chunk or 1, partial(build, **there)
+  return _peak(changed, batch, chunk, build, **computation) <= group.device.memory
 
 
 def _smaller(group: Outline, kind: str, chunk: int, build: Callable) -> dict | None:
@@ -92,8 +99,7 @@ def _smaller(group: Outline, kind: str, chunk: int, build: Callable) -> dict | N
     section = group.trials[0].config["evaluate"] | {"batch_size": rows}
     trials = [t._replace(config=t.config | {"evaluate": section}) for t in group.trials]
     smaller = group._replace(trials=trials)
-    program = lowered.LOWER[kind](smaller, lowered.batches(smaller)[kind], chunk)
-    if _peak(program, build) <= group.device.memory:
+    if _peak(smaller, lowered.batches(smaller)[kind], chunk, build, kind) <= group.device.memory:
       return {"evaluate.batch_size": rows}
     rows //= 2
   return None
@@ -102,21 +108,24 @@ def _smaller(group: Outline, kind: str, chunk: int, build: Callable) -> dict | N
 def _largest(group: Outline, batch: dict, chunk: int, built: dict, build: Callable) -> dict:
   """Returns how many rows a part of a batch, and how many trials side by side, can have."""
   peak, limit = built["training step"].peak, group.device.memory
-  of_rows = lambda n: _peak(lowered.lower_step(group, _with_rows(batch, n), chunk), build)
+  of_rows = lambda n: _peak(group, _with_rows(batch, n), chunk, build)
   rows, shards = batch["tokens"].shape[2], group.parallel.batch_shards
   with_trials = lambda n: _with_trials(batch, n * group.parallel.trial_shards)
-  of_trials = lambda n: _peak(lowered.lower_step(group, with_trials(n), n), build)
-  fixed, base = built["training step"].arguments, lowered.bytes_of_base(group)
+  of_trials = lambda n: _peak(group, with_trials(n), n, build)
+  fixed, base = built["training step"].arguments, fit.bytes_of(group, group.base)
   return {
     "rows": fit.largest(rows, peak, fixed, of_rows, limit, shards),
     "trials": fit.largest(chunk, peak, base, of_trials, limit),
   }
 
 
-def _peak(program: jax.stages.Lowered, build: Callable) -> float:
-  """Returns the peak of a program in bytes; infinite if it does not fit."""
-  (built,) = build([program], quick=True)
-  return math.inf if built.refused else built.peak
+def _peak(
+  group: Outline, batch: dict, chunk: int, build: Callable, kind: str = "training step",
+  **computation: Any,
+) -> float:  # fmt: skip
+  """Returns the bytes that a program takes with all that is held beside; infinite if refused."""
+  (built,) = build([lowered.LOWER[kind](group, batch, chunk, **computation)], quick=True)
+  return math.inf if built.refused else built.peak + fit.held(group, kind, len(batch["tokens"]))
 
 
 def _with_rows(batch: dict, rows: int) -> dict:
@@ -127,7 +136,7 @@ def _with_rows(batch: dict, rows: int) -> dict:
 
 
 def _with_trials(batch: dict, trials: int) -> dict:
-  return {k: jax.ShapeDtypeStruct((trials, *x.shape[1:]), x.dtype) for k, x in batch.items()}
+  return {name: lowered.led(x, trials) for name, x in batch.items()}
 
 
 def _figures(group: Outline, kind: str, batch: dict, built: Built) -> dict:
@@ -135,25 +144,29 @@ def _figures(group: Outline, kind: str, batch: dict, built: Built) -> dict:
 
   Returns:
     "batch", the sizes (trials, rows at a time, tokens); "text" of the module; "GFLOP" of its matrix
-    products, of which nothing is computed twice, and "floor_ms", which they take at the peak rate;
+    products, of which nothing is computed twice, and "floor_ms", which they take at the peak rate,
+    None where that is not known, as on a CPU;
     what `compiled.read` returns; "traffic_ms", which its traffic with main memory takes; "ms",
     which a TPU's compiler estimates, of which "kernels_ms" are fused kernels, counted at half of
     the peak rate. Of a program that does not fit, there is "does_not_fit", the compiler's words.
   """
-  device, (*_, rows, length) = group.device, batch["tokens"].shape
+  if kind == "training step":
+    batch, _ = lowered.at_once(group, batch)
+  device, (trials, *_, rows, length) = group.device, batch["tokens"].shape
   if kind == "generation":  # other prompts wait
     rows = min(rows, group.trials[0].config["evaluate"]["batch_size"])
-  head = {"batch": (len(group.trials), rows, length), "text": built.text}
+  head = {"batch": (trials, rows, length), "text": built.text}
   if built.refused:
     return head | {"does_not_fit": built.refused}
-  base = lowered.bytes_of_base(group)
+  base = fit.bytes_of(group, group.base)
   gflop = lowered.flops(group, batch, kind) / group.parallel.devices / 1e9
   figures = compiled.read(built, device, base, marks(group, batch, kind))
   milliseconds = lambda mega: 1e9 * mega / device.clock if device.clock else None
+  at_rate = lambda giga, rate: 1e12 * giga / rate if rate else None
   return head | figures | {
     "GFLOP": gflop,
-    "floor_ms": 1e12 * gflop / device.flops,
-    "traffic_ms": 1e12 * figures["traffic_GB"] / device.bandwidth,
+    "floor_ms": at_rate(gflop, device.flops),
+    "traffic_ms": at_rate(figures["traffic_GB"], device.bandwidth),
     "ms": milliseconds(figures["Mcycles"]),
     "kernels_ms": milliseconds(figures["Mcycles_of_kernels"]),
     "dearest": [one | {"ms": milliseconds(one["Mcycles"])} for one in figures["dearest"][:10]],
@@ -171,6 +184,6 @@ def marks(group: Outline, batch: dict, kind: str) -> dict[str, compiled.Mark]:
     "logits": lambda dims: vocabulary in dims and bool(of_tokens(dims))
   }
   if kind == "generation":
-    slots = batch["tokens"].shape[-1] + group.trials[0].config["evaluate"]["max_new_tokens"]
-    found["cache"] = lambda dims: {c.layers, c.head_size, slots} <= {*dims}
+    # Nothing else of all layers has the size of a head: a cache of rows and heads, (L, B, K, S, H).
+    found["cache"] = lambda dims: {c.layers, c.head_size} <= {*dims} and len(dims) > 3
   return found

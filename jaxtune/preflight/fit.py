@@ -25,6 +25,27 @@ def side_by_side(group: Outline) -> int:
   return -(-min(places, count) // group.parallel.trial_shards)
 
 
+def bytes_of(group: Outline, shapes: Any, first: str | None = None) -> int:
+  """Returns the bytes that arrays have on each device; `first` as for `Parallel.outline`."""
+  if group.parallel.mesh is None:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+  placed = jax.tree.leaves(group.parallel.outline(shapes, first))
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in placed)
+
+
+def held(group: Outline, kind: str, trials: int) -> int:
+  """Returns the bytes on each device of what so many trials hold beside a program's arguments.
+
+  These are the best weights so far, and, while they do not train, their moments.
+
+  Args:
+    kind: of the program, a key of `lowered.LOWER`.
+  """
+  states = lowered.resized(group.states, trials)
+  moments = () if kind == "training step" else states.optimizer
+  return bytes_of(group, {"tuned": states.tuned, "optimizer": moments}, "trial")
+
+
 def largest(
   start: int,
   peak: float,

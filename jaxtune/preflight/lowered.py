@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -92,8 +91,12 @@ def step_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct]:
   platform = None if group.device is None else group.device.platform
   widest = answer_rows.example(trials, drawn, group.parallel.batch_shards, platform)
   lead = len(trials), parts * programs.updates(trials[0])
-  shaped = lambda x: jax.ShapeDtypeStruct((*lead, len(x) // parts, *x.shape[1:]), x.dtype)
-  return {name: shaped(x) for name, x in widest.items()}
+  return {name: led(x, *lead, len(x) // parts) for name, x in widest.items()}
+
+
+def led(x: Any, *first: int) -> jax.ShapeDtypeStruct:
+  """Returns the shape of an array whose first axis is replaced by others."""
+  return jax.ShapeDtypeStruct((*first, *x.shape[1:]), x.dtype)
 
 
 def judged_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct] | None:
@@ -102,10 +105,7 @@ def judged_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct] | None:
   if widest is None or programs.rolls_out(trial):  # whose answers are judged
     return None
   rows = -(-trial.config["evaluate"]["batch_size"] // shards) * shards
-  lead = (len(group.trials), 1, rows)
-  return {
-    name: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype) for name, x in widest.arrays.items()
-  }
+  return {name: led(x, len(group.trials), 1, rows) for name, x in widest.arrays.items()}
 
 
 def _widest(group: Outline) -> data.Split | None:
@@ -157,14 +157,19 @@ def lower_step(group: Outline, batch: dict, chunk: int, **computation: Any) -> j
     chunk: trials side by side in one vmap.
     computation: fields of the model's `Config` that are to be changed.
   """
-  places = turns_of(group.trials, group.options)[1]
-  step = _step(group, batch, chunk, computation, turns=places is not None)
+  taken, turns = at_once(group, batch, chunk)
+  step = _step(group, batch, chunk, computation, turns)
   states, sums = _carry(group, batch)
   carry = _placed(group, states, "trial"), _placed(group, {"sums": sums}, "trial")["sums"]
-  if places is not None:  # some of the trials take each step
-    cut = lambda x: jax.ShapeDtypeStruct((min(places, len(x)), *x.shape[1:]), x.dtype)
-    batch = {name: cut(x) for name, x in batch.items()}
-  return _lower(group, group.parallel.compile(step, donate=True), carry, batch, places is not None)
+  return _lower(group, group.parallel.compile(step, donate=True), carry, taken, turns)
+
+
+def at_once(group: Outline, batch: dict, chunk: int = 1) -> tuple[dict, bool]:
+  """Returns the shapes of the batch that one step takes, and whether trials take turns in steps."""
+  places = turns_of(group.trials, group.options)[1]
+  if places is None:
+    return batch, False
+  return {name: led(x, min(max(places, chunk), len(x))) for name, x in batch.items()}, True
 
 
 def lower_judge(group: Outline, batch: dict, chunk: int, **computation: Any) -> jax.stages.Lowered:
@@ -198,24 +203,17 @@ def flops(group: Outline, batch: dict, name: str = "training step") -> float:
   Args:
     name: a key of LOWER.
   """
-  count = len(group.trials)
   if name == "training step":
-    step = _step(group, batch, count, costs.WHOLE)
+    batch, _ = at_once(group, batch)
+    step = _step(group, batch, len(batch["tokens"]), costs.WHOLE)
     traced = jax.make_jaxpr(step)(_carry(group, batch), group.base, batch)
   else:
+    count = len(group.trials)
     evaluator = _evaluator(group, batch, sharding.ALONE, count, costs.WHOLE)
     function = _judge_rows(group, evaluator) if name == "evaluation" else evaluator.complete
     overlays = peft.Overlay(group.states.tuned, group.states.hyper)
     traced = jax.make_jaxpr(function)(overlays, group.base, batch)
   return costs.products(traced.jaxpr)
-
-
-def bytes_of_base(group: Outline) -> int:
-  """Returns the bytes of the frozen base on each device."""
-  if group.parallel.mesh is None:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(group.base))
-  placed = jax.tree.leaves(group.parallel.outline(group.base))
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in placed)
 
 
 def with_kernels(group: Outline, length: int) -> dict[str, Any]:
@@ -248,19 +246,18 @@ def _evaluator(
 
 def _carry(group: Outline, batch: dict) -> tuple[Any, dict]:
   """Returns the shapes of as many states as the batch has trials, and of their sums."""
-  states = _resized(group.states, batch)
+  states = resized(group.states, len(batch["tokens"]))
   of_group = partial(begin, logged=programs.logged(group.trials[0]))
   return states, jax.eval_shape(of_group, states).sums
 
 
-def _resized(states: Any, batch: dict) -> Any:
-  """Returns the shapes of as many states as the batch has trials."""
-  count = batch["tokens"].shape[0]
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), states)
+def resized(states: Any, count: int) -> Any:
+  """Returns the shapes of another number of states."""
+  return jax.tree.map(lambda x: led(x, count), states)
 
 
 def _overlays(group: Outline, batch: dict) -> peft.Overlay:
-  states = _resized(group.states, batch)
+  states = resized(group.states, len(batch["tokens"]))
   return _placed(group, peft.Overlay(states.tuned, states.hyper), "trial")
 
 

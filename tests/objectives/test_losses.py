@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from jaxtune import config, metrics, objectives
 from jaxtune.data.encode.choices import fold
-from jaxtune.models.decoder import at
 from jaxtune.errors import UserError
+from jaxtune.models import decoder
 from jaxtune.objectives import choices, classify, qa, regression, sft, tokens
 
 
@@ -38,7 +38,7 @@ def on_device(forward, batch):
   """Gives a loss arrays of jax, as the training step does."""
 
   def call(taken, score=lambda logits, targets: logits, targets=None, places=None):
-    return score(at(jnp.asarray(forward(taken)), places), targets)
+    return score(decoder.at(jnp.asarray(forward(taken)), places), targets)
 
   return call, jax.tree.map(jnp.asarray, batch)
 

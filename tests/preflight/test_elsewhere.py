@@ -93,7 +93,7 @@ def test_what_is_stored_is_chosen_by_the_memory(monkeypatch, limit, policy):
   peaks = {False: 7e5, "linear": 5e5, True: 3e5}
   lower = lambda group, batch, chunk, **computation: computation.get("remat", policy)
   build = lambda programs, **_: [compiled.Built("", int(peaks[remat])) for remat in programs]
-  monkeypatch.setattr(lowered, "lower_step", lower)
+  monkeypatch.setitem(lowered.LOWER, "training step", lower)
   group = lowered.outline(trials({"data": 1}), HERE._replace(memory=limit, clock=0), jax.devices())
   assert elsewhere._least(group, lowered.step_batch(group), build) == policy
   on_cpu = cost.with_remat(lowered.changed(group.trials, remat="auto"))
@@ -172,6 +172,38 @@ def test_trials_that_take_turns_are_all_in_memory():
   states = sum(x.size * 4 for x in jax.tree.leaves(group.states.tuned))
   assert peaks[1].argument_size_in_bytes == pytest.approx(peaks[0].argument_size_in_bytes, rel=0.05)
   assert peaks[1].temp_size_in_bytes > states
+
+
+def test_how_many_fit_where_trials_take_turns(monkeypatch):
+  """More are tried side by side than take turns; a step of two costs what two cost."""
+  setup = made_trials.make(tiny.make("llama"))
+  groups = []
+  for changes in ({}, {"search.places": 2}):
+    settings = [changes | {"seed": seed, "train.mesh": {"data": 1}} for seed in range(4)]
+    made = [with_config(setup, made_trials.complete({"name": "ia3"}, one)) for one in settings]
+    groups.append(lowered.outline(made, HERE, jax.devices()[:1]))
+  batch = lowered.step_batch(group := groups[1])
+  assert lowered.flops(group, batch) == pytest.approx(lowered.flops(groups[0], batch) / 2)
+  sizes = lambda group, batch, chunk: lowered.at_once(group, batch, chunk)[0]["tokens"].shape
+  monkeypatch.setitem(lowered.LOWER, "training step", sizes)
+  rows, base = batch["tokens"].shape[2], fit.bytes_of(group, group.base)
+  peak_of = lambda trials, _, rows, __: base + 4000 * trials * rows
+  build = lambda shapes, **_: [compiled.Built("", peak_of(*one)) for one in shapes]
+  built = {"training step": compiled.Built("", base + 4000 * 2 * rows, base)}
+  group = group._replace(device=HERE._replace(memory=base + 4e5))
+  found = elsewhere._largest(group, batch, 2, built, build)
+  assert 40 < found["rows"] <= 50 and 80 < rows * found["trials"] <= 100
+
+
+@pytest.mark.parametrize("kind", ["training step", "evaluation"])
+def test_what_is_held_beside_a_program_is_counted(here, kind):
+  """The weights, their two moments, and the best weights so far, whatever runs."""
+  (trial,) = trials({"data": 1})
+  config = made_trials.complete({"name": "full"}, CHANGES | {"train.mesh": {"data": 1}})
+  program = elsewhere.cost_on([with_config(trial, config)], "here")["programs"][kind]
+  size = sum(leaf.nbytes for leaf in tree.flatten(trial.pretrained.params).values())
+  assert 4 * size / 1e9 < program["parts_GB"]["trained"] < 4.3 * size / 1e9
+  assert sum(program["parts_GB"].values()) == pytest.approx(program["peak_GB"])
 
 
 def test_a_larger_slice_keeps_its_name(monkeypatch):
@@ -285,8 +317,8 @@ def test_a_plan_is_data_and_text(here, tmp_path):
   """Of a config with two trials, whose step is spread over four devices."""
   config = jaxtune.load_config(tiny.ROOT / "configs/quickstart.py")
   with config.unlocked():
-    config.sweep = ({"method.rank": [1, 2]},)
-    config.method = {"name": "lora"}
+    config.sweep = ({"seed": [1, 2]},)
+    config.method = {"name": "prompt", "length": 3}
     config.train.batch_size, config.train.compilation_cache = 4, None
   (program,) = (plan := jaxtune.plan(config, device="here", text=tmp_path / "text")).programs
   assert len(program.trials) == 2 and program.cost["devices"] == 4
@@ -297,6 +329,16 @@ def test_a_plan_is_data_and_text(here, tmp_path):
   assert program.cost["programs"]["generation"]["parts_GB"]["cache"] > 0
   assert program.cost["programs"]["evaluation"]["parts_GB"]["logits"] > 0
   assert (tmp_path / "text").read_text().count("HloModule") == 3
+
+
+def test_a_plan_for_the_processor():
+  """Has no rates to compare with, and says what it knows."""
+  config = made_trials.complete({"name": "lora"}, CHANGES)
+  found = elsewhere.cost_on([with_config(made_trials.make(tiny.make("llama")), config)], "cpu")
+  step, text = found["programs"]["training step"], plan_text.lay_out(found)
+  assert step["floor_ms"] is step["traffic_ms"] is None and found["side_by_side"] == 1
+  assert step["parts_GB"]["activations"] > 0 and "GB left" not in text and " left: " in text
+  assert "GFLOP" in text and "peak rates" not in text
 
 
 @pytest.mark.full

@@ -115,6 +115,7 @@ STEPS = {
              {"Mcycles": 650, "peak_GB": 3.6}, {"accumulate": 8, "remat": "linear"}),
   "1b-whole": Step("Llama 1B", "v5e", 8, 1024, {"Mcycles": 1505, "peak_GB": 5.35}, {}),
   "1b-long": Step("Llama 1B", "v5e", 1, 32768, {}, {"peak_GB": 15.75}),
+  "gemma3-long": Step("Gemma 3 1B", "v5e", 1, 32768, {}, {"peak_GB": 15.75}),
   "1b-sequence": Step("Llama 1B", "v5e:2x2", 1, 131072, {},
                       {"peak_GB": 8, "gathered_GB": 0.1, "other_GB": 16.2},
                       {"mesh": {"sequence": 4}}),

@@ -18,8 +18,8 @@ from jaxtune import sharding
 from jaxtune.models.context import Mask
 from jaxtune.models.split import axes_of_heads
 
-LANES = 128  # of a TPU's vector registers: lengths are padded to multiples
-BLOCK = 512  # the largest tile of queries, and of keys
+LANES = 128  # of a TPU's vector registers: tiles of queries, and of keys, are multiples
+TILES = (512, 384, 256, 128)
 
 
 class Visible(masks._ComputableMask):
@@ -42,15 +42,36 @@ class Visible(masks._ComputableMask):
 
     Most tiles of a long text are seen by all of their queries or by none; only others are computed.
     """
-    (queries, keys), (_, front, causal, window) = idx, self.rules
-    # By how many tokens keys of the tile are ahead of queries, and may be.
-    least, most = keys.start - front - queries.stop + 1, keys.stop - front - queries.start - 1
-    behind = math.inf if window is None else window - 1
-    ahead = 0 if causal else behind
+    queries, keys = idx
+    least, most, behind, ahead = self._distances(queries, keys)
     alike = least > ahead or most < -behind or (least >= -behind and most <= ahead)
-    if keys.start < front or not alike:
+    if keys.start < self.rules[1] or not alike:
       return super().__getitem__(idx)
     return np.full((queries.stop - queries.start, keys.stop - keys.start), -behind <= most <= ahead)
+
+  def _distances(self, queries: Any, keys: Any) -> tuple:
+    """Returns by how many tokens keys are ahead of queries, from-to, and may be behind and ahead.
+
+    Args:
+      queries, keys: slices, or arrays of their starts and stops.
+    """
+    _, front, causal, window = self.rules
+    behind = math.inf if window is None else window - 1
+    least, most = keys.start - front - queries.stop + 1, keys.stop - front - queries.start - 1
+    return least, most, behind, 0 if causal else behind
+
+  def visited(self, q: int, k: int, parts: int) -> float:
+    """Returns the share of tiles (q, k) that the kernel visits, in the part that visits the most.
+
+    Args:
+      parts: how many the queries are split into.
+    """
+    (queries, keys), front, *_ = self.rules
+    starts = np.arange(0, queries, q)[:, None], np.arange(0, keys, k)[None]
+    tiles = [slice(start, start + size) for start, size in zip(starts, (q, k), strict=True)]
+    least, most, behind, ahead = self._distances(*tiles)
+    seen = (least <= ahead) & (most >= -behind) | (starts[1] < front)
+    return float(seen.reshape(parts, -1).mean(1).max())
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, Visible) and self.rules == other.rules
@@ -96,12 +117,13 @@ def _run(
   by_heads = axes_of_heads(kv_heads)
   by_queries = () if "sequence" in by_heads else ("sequence",)
   shards = sharding.size(*by_queries)
-  queries, keys = (-(-count // (shards * LANES)) * shards * LANES for count in (length, slots))
+  q, k = tile(-(-length // shards)), tile(-(-slots // shards))
+  queries, keys = -(-length // (shards * q)) * shards * q, -(-slots // (shards * k)) * shards * k
   front = 0 if mask.front is None else len(mask.front)
   parts = shards if mask.causal or mask.window is not None else 1  # that see different keys
   rules = Visible((queries // shards * parts, keys), front, mask.causal, mask.window)
   kernel = kernels.make_splash_mha(
-    masks.MultiHeadMask([rules] * heads), block_sizes=_blocks(queries // shards, keys),
+    masks.MultiHeadMask([rules] * heads), block_sizes=_blocks(q, k),
     head_shards=1, q_seq_shards=parts, attn_logits_soft_cap=softcap, interpret=interpret,
   )  # fmt: skip
   by_head = lambda x, count: jnp.pad(
@@ -115,10 +137,11 @@ def _run(
     of_queries,
   )
   scaled_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
-  y_BNTH = run(
-    kernel, by_head(scaled_BTNH, queries), by_head(k_BSKH, keys), by_head(v_BSKH, keys),
-    _segments(mask, length, queries, keys),
-  )  # fmt: skip
+  with jax.named_scope(f"visits_{rules.visited(q, k, parts):.4f}"):  # which `preflight` reads
+    y_BNTH = run(
+      kernel, by_head(scaled_BTNH, queries), by_head(k_BSKH, keys), by_head(v_BSKH, keys),
+      _segments(mask, length, queries, keys),
+    )  # fmt: skip
   return y_BNTH.transpose(0, 2, 1, 3)[:, :length]
 
 
@@ -143,9 +166,16 @@ def _segments(mask: Mask, length: int, queries: int, keys: int) -> kernels.Segme
   return kernels.SegmentIds(pad(of_queries_BT, queries), pad(of_keys_BS, keys))
 
 
-def _blocks(queries: int, keys: int) -> kernels.BlockSizes:
-  """Chooses tiles that divide the padded numbers of queries and keys."""
-  q, k = math.gcd(queries, BLOCK), math.gcd(keys, BLOCK)
+def tile(count: int) -> int:
+  """Chooses the size of tiles that a count of queries or keys is padded to a multiple of.
+
+  Large tiles take less time a token, and small ones need less padding.
+  """
+  return min(TILES, key=lambda size: -(-count // size) * (size + LANES))
+
+
+def _blocks(q: int, k: int) -> kernels.BlockSizes:
+  """Returns the sizes of the kernel's tiles, the same ones forward and backward."""
   return kernels.BlockSizes(
     block_q=q, block_kv=k, block_kv_compute=k,
     block_q_dkv=q, block_kv_dkv=k, block_kv_dkv_compute=k, block_q_dq=q, block_kv_dq=k,

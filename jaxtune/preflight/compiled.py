@@ -100,7 +100,10 @@ def _compile(lowered: jax.stages.Lowered, **options: Any) -> Built:
   return Built(compiled.as_text(), peak, arguments)
 
 
-def read(built: Built, device: Device, base: float = 0.0, marks: Mapping[str, Mark] = {}) -> dict:
+def read(
+  built: Built, device: Device, base: float = 0.0, marks: Mapping[str, Mark] = {},
+  local: float = 0.5,
+) -> dict:  # fmt: skip
   """Returns what the compiler says of a program on each device.
 
   A TPU's compiler does not know how long kernels take: they are counted at half of the peak FLOP/s.
@@ -108,6 +111,7 @@ def read(built: Built, device: Device, base: float = 0.0, marks: Mapping[str, Ma
   Args:
     base: bytes of the arguments that are the frozen base.
     marks: {part of the memory: whether an array of these sizes belongs to it}.
+    local: as for `modules.operations`.
 
   Returns:
     "peak_GB", of which "parts_GB" are those of `marks`, the "base", "trained" (the other
@@ -116,7 +120,7 @@ def read(built: Built, device: Device, base: float = 0.0, marks: Mapping[str, Ma
     and "dearest", {"Mcycles", "GB", "name", "source"} of operations, the dearest first.
   """
   module = hlo.parse(built.text)
-  found = list(modules.operations(module))
+  found = list(modules.operations(module, local))
   moved: dict[str, float] = {}
   kernels: dict[str, int] = {}
   for one in found:

@@ -160,7 +160,9 @@ def _figures(group: Outline, kind: str, batch: dict, built: Built) -> dict:
     return head | {"does_not_fit": built.refused}
   base = fit.bytes_of(group, group.base)
   gflop = lowered.flops(group, batch, kind) / group.parallel.devices / 1e9
-  figures = compiled.read(built, device, base, marks(group, batch, kind))
+  is_local = group.trials[0].pretrained.model.config.local or (False, True)
+  local = sum(is_local) / len(is_local)
+  figures = compiled.read(built, device, base, marks(group, batch, kind), local)
   milliseconds = lambda mega: 1e9 * mega / device.clock if device.clock else None
   at_rate = lambda giga, rate: 1e12 * giga / rate if rate else None
   return head | figures | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -97,6 +98,8 @@ def parse(text: str) -> Module:
   """Parses the text that `jax.stages.Compiled.as_text` returns."""
   computations: dict[str, list[Instruction]] = {}
   name = entry = ""
+  # Of all attributes, the compiler writes these alone in lines of their own.
+  text = re.sub(r"kernel_metadata=\{\n.*\n\}\}", "kernel_metadata={}}", text)
   for line in text.splitlines():
     if line[:1].strip() and line.rstrip().endswith("{"):
       name = find(r"^(?:ENTRY )?%?([\w.\-]+)", line)
@@ -153,6 +156,27 @@ def _frames(text: str) -> dict[str, str]:
 
 def _table(text: str, title: str) -> str:
   return find(rf"(?ms)^{title}\n(.*?)\n\n", text)
+
+
+def element(of: Instruction, index: int) -> slice:
+  """Returns which of a tuple's arrays are those of an element, which may be a tuple too."""
+  ends = _ends(of.line)
+  return slice(ends[index], ends[index + 1])
+
+
+@functools.cache
+def _ends(line: str) -> list[int]:
+  """Returns 0, and how many arrays there are up to the end of each element of a tuple."""
+  ends, depth = [0, 0], 0
+  for character in ARRAY.sub("#", line.partition(" = ")[2]):
+    depth += (character == "(") - (character == ")")
+    if depth == 0:
+      break
+    if character == "#":
+      ends[-1] += 1
+    elif character == "," and depth == 1:
+      ends.append(ends[-1])
+  return ends
 
 
 def called(one: Instruction) -> list[str]:

@@ -98,7 +98,9 @@ class _Schedule:
     if one.opcode in ("parameter", "constant") or one.name in self.written:
       return [None] * len(one.arrays)
     if one.opcode == "get-tuple-element":
-      return [operands[0][int(hlo.find(r"index=(\d+)", one.line))]] if operands[0] else [None]
+      index = int(hlo.find(r"index=(\d+)", one.line))
+      known = operands[0] and operands[0][hlo.element(self.by_name[one.operands[0]], index)]
+      return known or [None] * len(one.arrays)
     if one.opcode in (*ALIASES, "while"):
       return [buffer for values in operands for buffer in values]
     if one.opcode.endswith("-done"):

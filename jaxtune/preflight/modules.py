@@ -48,17 +48,20 @@ class Operation(NamedTuple):
   flops: float = 0.0
 
 
-def operations(module: Module) -> Iterator[Operation]:
-  """Lists the operations of a module, each once, with what all rounds of its loops take."""
-  return _walk(module, module.entry, 1, set())
+def operations(module: Module, local: float = 0.5) -> Iterator[Operation]:
+  """Lists the operations of a module, each once, with what all rounds of its loops take.
+
+  Args:
+    local: the share of layers that are local, where some are: their attention is the second branch
+      of a conditional. The branches of other ones count as if each ran equally often.
+  """
+  return _walk(module, module.entry, 1, set(), local)
 
 
 def _walk(
-  module: Module, name: str, times: float, channels: set[str], fused: bool = False
+  module: Module, name: str, times: float, channels: set[str], local: float, fused: bool = False
 ) -> Iterator[Operation]:
   """Goes through a computation that runs `times` times, and through those that it calls.
-
-  The branches of a conditional count as if each ran equally often.
 
   Args:
     channels: of the collectives that were met. One that overlaps with other work stands in several
@@ -71,7 +74,7 @@ def _walk(
     if one.opcode == "while":
       body, condition = one.attribute("body"), one.attribute("condition")
       trips = _trips(module, one.line, condition)
-      yield from _walk(module, body, times * trips, channels, fused)
+      yield from _walk(module, body, times * trips, channels, local, fused)
       continue
     where = dict(name=one.where or one.name, source=module.source(one))
     if one.opcode not in FREE and not one.opcode.endswith("-done"):
@@ -82,7 +85,7 @@ def _walk(
         cycles=0.0 if kernel else times * cycles,
         bytes=times * _traffic(module, named, one),
         kernel=kernel,
-        flops=times * _kernel_flops(one.line) if kernel else 0.0,
+        flops=times * _kernel_flops(one) if kernel else 0.0,
       )
     kind, channel = one.opcode.removesuffix("-start"), find(r"channel_id=(\d+)", one.line)
     if kind in COLLECTIVES and not (fused and channel in channels):
@@ -91,10 +94,19 @@ def _walk(
       yield Operation(**where, collective=kind, moved=times * moved)
     if one.opcode in ("call", "conditional", "fusion", "async-start"):
       parts, within = hlo.called(one), one.opcode in ("fusion", "async-start")
-      share = len(parts) if one.opcode == "conditional" else 1
-      for called in parts:
-        found = _walk(module, called, times / share, channels, fused or within)
+      for share, called in zip(_shares(module, one, parts, local), parts, strict=True):
+        found = _walk(module, called, times * share, channels, local, fused or within)
         yield from (o for o in found if o.collective or not within)
+
+
+def _shares(module: Module, one: Instruction, parts: list[str], local: float) -> list[float]:
+  """Returns how often each computation that an instruction calls runs, in the mean."""
+  if one.opcode != "conditional":
+    return [1.0] * len(parts)
+  inner = [other.where for part in parts for other in module.computations.get(part, [])]
+  if len(parts) != 2 or not any("attend" in where for where in inner):
+    return [1 / len(parts)] * len(parts)
+  return [local, 1 - local] if "true_computation=" in one.line else [1 - local, local]
 
 
 def _traffic(module: Module, named: dict[str, Instruction], one: Instruction) -> float:
@@ -152,19 +164,15 @@ def _parameters(inner: list[Instruction]) -> dict[int, str]:
   }
 
 
-def _kernel_flops(line: str) -> float:
-  """Returns the FLOP of a splash kernel with a causal mask, of which it skips the tiles above.
-
-  Of a row whose queries are split, these are the FLOP of the device that has the last ones.
-  """
-  products = next((n for name, n in PRODUCTS.items() if f"%{name}" in line), 0)
+def _kernel_flops(one: Instruction) -> float:
+  """Returns the FLOP of a splash kernel, in the tiles that its mask lets it visit; see `splash`."""
+  products = next((n for name, n in PRODUCTS.items() if f"%{name}" in one.line), 0)
   if not products:
     return 0.0
-  shapes = re.findall(r"(\w+)\[([\d,]*)\]", find(r"operand_layout_constraints=\{(.*?)\}\}", line))
-  sizes = [(kind, [int(size) for size in dims.split(",")]) for kind, dims in shapes]
-  fewer, more = sorted(next(dims for kind, dims in sizes if kind.startswith("s"))[1:])
-  (_, queries), (_, keys), *_ = [one for one in sizes if not one[0].startswith("s")]
-  visited = 1 - (fewer - 1) / (2 * more)
+  operands = find(r"operand_layout_constraints=\{(.*?)\}\}", one.line)
+  shapes = [dims for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", operands) if kind[0] != "s"]
+  queries, keys, *_ = [[int(size) for size in dims.split(",")] for dims in shapes]
+  visited = float(find(r"visits_([\d.]+)", one.where) or 1)
   return 2 * products * math.prod(queries) * keys[-2] * visited
 
 

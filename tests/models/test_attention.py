@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from support import tiny
 
 from jaxtune import peft, sharding, tree
@@ -81,7 +83,7 @@ def measure(implementation, mask, softcap=None, dtype=jnp.float32):
 @pytest.mark.parametrize("name", MASKS)
 def test_splash_equals_plain(name, monkeypatch):
   """In four tiles of queries and keys, of which the kernel skips those that hold no pair."""
-  monkeypatch.setattr(splash, "BLOCK", 128)
+  monkeypatch.setattr(splash, "TILES", (128,))
   found, expected = (measure(kind, MASKS[name]) for kind in ("splash", "plain"))
   close = lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5, rtol=1e-4)
   jax.tree.map(close, found, expected)
@@ -213,6 +215,29 @@ def test_tiles_of_which_all_queries_see_the_same(causal, window, front):
     tile = slice(top, top + 16), slice(left, left + 16)
     computed = visible.mask_function(np.arange(128)[tile[0], None], np.arange(160)[None, tile[1]])
     np.testing.assert_array_equal(visible[tile], computed)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("front", [0, 40])
+@pytest.mark.parametrize("window", [None, 200])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_tiles_that_are_visited_are_those_of_the_kernel(causal, window, front, parts):
+  visible = splash.Visible((1024, 640), front, causal, window)
+  parts = parts if causal or window else 1  # as where all queries see the same keys
+  kernel = kernels.make_splash_mha(
+    masks.MultiHeadMask([visible]), block_sizes=splash._blocks(256, 128), head_shards=1,
+    q_seq_shards=parts,
+  )  # fmt: skip
+  visits = kernel.fwd_mask_info.block_mask
+  seen = np.ones((parts, 1)) if visits is None else np.asarray(visits).reshape(parts, -1) > 0
+  tiles = (1024 // 256 // parts) * (640 // 128)
+  share = (seen.sum(1) / (seen.shape[1] if visits is None else tiles)).max()
+  assert visible.visited(256, 128, parts) == pytest.approx(share)
+
+
+def test_tiles_are_large_where_little_is_padded():
+  sizes = {512: 512, 600: 384, 1040: 384, 2048: 512, 32784: 512, 100: 128, 130: 256}
+  assert {count: splash.tile(count) for count in sizes} == sizes
 
 
 @pytest.mark.parametrize(

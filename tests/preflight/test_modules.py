@@ -28,7 +28,9 @@ backend_config={"estimated_cycles":"1000"}
   %splash_mha_dq.1 = bf16[8,4,1024,64]{3,2,1,0} custom-call(%a, %b), \
 custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,2,2]{2,1,0}, \
 f32[8,4,1024,64]{3,2,1,0}, f32[8,2,1024,64]{3,2,1,0}, s32[8,1024]{1,0}}, \
-metadata={op_name="a/attend"}
+frontend_attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}, metadata={op_name="a/visits_0.7500/attend"}
 }
 
 %condition (s: (s32[], bf16[4])) -> pred[] {
@@ -57,11 +59,15 @@ def test_loops_are_multiplied_out():
   assert kernel.kernel == "tpu_custom_call" and kernel.flops == 16 * products * 0.75
 
 
-def test_branches_count_as_often_as_each_other():
-  """Both notations of a conditional; a kernel of each branch is found."""
+@pytest.mark.parametrize(("name", "moved"), [("", [20, 20]), ("layers/attend", [8, 32])])
+def test_branches_count_as_often_as_each_other(name, moved):
+  """Both notations of a conditional; a kernel of each branch is found.
+
+  Where a condition chooses a layer's attention, the share of local layers is known.
+  """
   branch = """
 %near{0} (x: f32[4]) -> f32[4] {{
-  ROOT %k.{0} = f32[4] custom-call(%x), custom_call_target="__cudnn$fmhaSoftmax"
+  ROOT %k.{0} = f32[4] custom-call(%x), custom_call_target="__cudnn$fmhaSoftmax", NAMED
 }}
 
 %far{0} (x: f32[4]) -> f32[4] {{
@@ -78,11 +84,11 @@ ENTRY %main (x: f32[4]) -> f32[4] {
   %c.2 = f32[4] conditional(%i, %x, %x), branch_computations={%near2, %far2}, metadata={%x}
 }
 """
-  )
-  found = list(modules.operations(hlo.parse(text)))
+  ).replace("NAMED", f'metadata={{op_name="{name}"}}')
+  found = list(modules.operations(hlo.parse(text), local=0.8))
   kernels = [one.kernel for one in found if one.kernel]
   assert kernels == 2 * ["__cudnn$fmhaSoftmax", "__cudnn$fmhaScaleBiasSoftmax"]
-  assert [one.moved for one in found if one.collective] == [20, 20]
+  assert [one.moved for one in found if one.collective] == pytest.approx(moved)
 
 
 def test_a_loop_with_an_open_end_runs_once():
@@ -140,15 +146,23 @@ def test_what_is_in_memory_at_the_peak():
   assert found.bytes == pytest.approx(stated, rel=0.05)
 
 
-@pytest.mark.parametrize(("queries", "tiles", "visited"), [(4096, 8, 9 / 16), (1024, 2, 15 / 16)])
-def test_the_work_of_a_causal_kernel(queries, tiles, visited):
-  """Of rows that are whole, and of the device that has the last quarter of the queries."""
-  line = TEXT.partition("%splash_mha_dq.1")[2].partition("\n}")[0]
-  line = line.replace("s8[1,2,2]", f"s16[1,{tiles},8]{{2,1,0}}, s8[1,{tiles},8]")
-  line = line.replace("f32[8,4,1024", f"f32[8,4,{queries}").replace("f32[8,2,1024", "f32[8,2,4096")
-  text = "ENTRY %main (x: f32[]) -> f32[] {\n  %splash_mha_dq.1" + line + "\n}"
-  (kernel,) = modules.operations(hlo.parse(text))
-  assert kernel.flops == 2 * 3 * 8 * 4 * queries * 64 * 4096 * visited
+def test_the_memory_of_nested_tuples():
+  """As a conditional returns them: the second element is of two arrays."""
+  text = """HloModule m, is_scheduled=true
+
+ENTRY %main (a: f32[256]) -> f32[4096] {
+  %a = f32[256]{0} parameter(0)
+  %all = (f32[256]{0:T(1024)}, (f32[512]{0}, /*index=2*/f32[1024]{0})) custom-call(%a)
+  %both = (f32[512]{0}, f32[1024]{0}) get-tuple-element(%all), index=1
+  %b = f32[1024]{0} get-tuple-element(%both), index=1
+  ROOT %c = f32[4096]{0} custom-call(%b)
+}
+"""
+  module = hlo.parse(text)
+  made = module.computations["main"][1]
+  assert hlo.element(made, 0) == slice(0, 1) and hlo.element(made, 1) == slice(1, 3)
+  found = memory.peak(module, 0)
+  assert [buffer.array.dims for buffer in found.buffers] == [(1024,), (4096,)]
 
 
 def test_the_memory_of_collectives_of_several_arrays():

@@ -38,6 +38,7 @@ class Seq2Seq(LanguageModel):
     mask: Bool[Array, "B T"] | None = None,
     inputs: Int[Array, "B S"] | None = None,
     inputs_mask: Bool[Array, "B S"] | None = None,
+    *,
     score: Score | None = None,
     targets: Int[Array, "B T"] | None = None,
     places: Places | None = None,

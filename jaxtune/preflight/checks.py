@@ -160,9 +160,14 @@ def _longest_completed(trial: Trial, options: EvaluateOptions) -> int:
     raise UserError(
       "evaluate.generate needs prompts to complete: give data.test or data.validation"
     )
-  for prompt, references, where in zip(split.prompts, split.references, split.where, strict=True):
-    if not prompt or not references:
+  for prompt, where in zip(split.prompts, split.where, strict=True):
+    if not prompt:
       raise UserError(f"{where} has no prompt and answer: evaluate.generate is not for plain text")
+  if not judge.completed(split, None):
+    raise UserError(
+      "evaluate.generate compares with answers that people liked, and all that are judged have a "
+      "thumb down: give rows with a thumb up, or leave it out"
+    )
   tasks = len(set(split.tasks or ()))
   if options.limit is not None and options.limit < tasks:
     raise UserError(

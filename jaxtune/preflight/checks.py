@@ -129,6 +129,12 @@ def _check_shots(trial: Trial, options: EvaluateOptions) -> None:
   for name in ("stream", "pack"):
     if trial.config["data"][name]:
       raise UserError(f"evaluate.shots draws whole examples from train: not with data.{name}")
+  name = trial.config["objective"]["name"]
+  if name == "kto" or programs.rolls_out(trial):
+    raise UserError(
+      f"evaluate.shots is {options.shots}, expected 0 for objective {name!r}: its examples are no "
+      "demonstrations, as not all of them have a right answer"
+    )
   data.check_shots(held, trial.dataset.train, options.shots)
 
 

@@ -515,6 +515,7 @@ def test_rewards_have_names():
     ({"rollout": {"max_new_tokens": 4000}}, "exceed the model's"),
     ({"name": "sft", "data": {"text": "instruction"}}, "'sft' draws no answers"),
     ({"data": {"general": "text.jsonl"}}, "data.general is for language models: objective 'sft'"),
+    ({"evaluate": {"shots": 2}}, "shots is 2, expected 0 for objective 'grpo'"),
   ],
 )
 def test_a_rollout_that_cannot_work_is_refused(made, tmp_path, sections, says):

@@ -295,6 +295,8 @@ def test_text_is_compared_with_answers_that_people_like_alone(tmp_path):
   write_pairs(tmp_path / "held.jsonl", rows[4::2])
   with pytest.raises(UserError, match="all that are judged have a thumb down"):
     jaxtune.fit(config, tmp_path / "other")
+  with pytest.raises(UserError, match="shots is 2, expected 0 for objective 'kto'"):
+    jaxtune.fit(config | {"evaluate": {"shots": 2}}, tmp_path / "other")
 
 
 def test_a_reward_model_s_result_says_how_far_its_rewards_can_be_trusted(tmp_path):

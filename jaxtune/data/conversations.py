@@ -45,8 +45,7 @@ def read(
   pairs, bad = labels.checked(unread, lambda example: turns(example.row), malformed)
   examples = []
   for example, (*before, last) in pairs:
-    prompt = "\n".join(f"{turn['role']}: {_text(turn)}" for turn in before)
-    examples.append(example._replace(prompt=prompt, answers=[_text(last)]))
+    examples.append(example._replace(prompt=written(before), answers=[text_of(last)]))
   return examples, {"malformed": bad} if bad else {}
 
 
@@ -109,5 +108,11 @@ def _turn(turn: object) -> dict:
   return {"role": role, "content": text or ""} | others | weight
 
 
-def _text(turn: dict) -> str:
+def written(turns: Sequence[dict]) -> str:
+  """Returns the text of turns, a line each, by which conversations are compared."""
+  return "\n".join(f"{turn['role']}: {text_of(turn)}" for turn in turns)
+
+
+def text_of(turn: dict) -> str:
+  """Returns the text of a turn with its calls of tools."""
   return turn["content"] + (str(turn["tool_calls"]) if turn.get("tool_calls") else "")

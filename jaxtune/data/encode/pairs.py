@@ -124,13 +124,14 @@ def _dialogue(example: Example, chosen: list, rejected: list) -> Example:
   (*shared, mine), (*others, theirs) = sides
   if shared != others:
     raise UserError("chosen and rejected differ before their last turns, expected one prompt")
-  answers = mine["content"], theirs["content"]
+  answers = conversations.text_of(mine), conversations.text_of(theirs)
   _check(*answers)
-  prompt = "\n".join(f"{turn['role']}: {turn['content']}" for turn in shared)
-  row = example.row | {side: {"messages": turns} for side, turns in zip(SIDES, sides, strict=True)}
+  tools = {key: value for key, value in example.row.items() if key == "tools"}
+  rows = {side: {"messages": turns} | tools for side, turns in zip(SIDES, sides, strict=True)}
   return example._replace(
-    prompt=prompt, answers=[answers[0]], row=row, choices=answers, conversation=True
-  )
+    prompt=conversations.written(shared), answers=[answers[0]], row=example.row | rows,
+    choices=answers, conversation=True,
+  )  # fmt: skip
 
 
 def _check(chosen: str, rejected: str) -> None:

@@ -52,7 +52,7 @@ def _both(group: list[Example]) -> list[Example]:
   """Returns both answers of a pair, each by every template, with a row of its own."""
   made = []
   for number, side in enumerate(pairs.SIDES):
-    row = group[0].row[side] if group[0].conversation else dict(group[0].row)
+    row = group[0].row | (group[0].row[side] if group[0].conversation else {})
     label = (NAMES[1 - number],)
     made += [
       pair._replace(answers=[pair.choices[number]], choices=label, row=row) for pair in group

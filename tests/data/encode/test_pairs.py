@@ -61,6 +61,27 @@ def test_a_text_as_prompt_beside_conversations_is_there_twice_or_their_first_tur
     read("dpo", [{"prompt": turns("hi"), "chosen": "good", "rejected": "bad"}])
 
 
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_answers_may_be_calls_of_tools_which_the_template_sees(write, tokenizer, objective):
+  call = lambda name: [{"role": "assistant", "content": None, "tool_calls": [{"name": name}]}]
+  row = {
+    "prompt": [{"role": "user", "content": "hi"}], "chosen": call("add"), "rejected": call("sub"),
+    "tools": [{"name": "T"}], "source": "a",
+  }  # fmt: skip
+  source = (
+    "{% for t in tools or [] %}{{ t.name }}{% endfor %}{% for m in messages %}"
+    "[{{ m.content or m.tool_calls[0].name }}]</s>{% endfor %}"
+  )
+  train = write("f.jsonl", [row])
+  split = load(tokenizer, objective, train=train, chat_template=source, tasks="source").train
+  decode = lambda at, side: tokenizer.decode(
+    split.arrays["tokens"][at, side][split.arrays["mask"][at, side]]
+  )
+  found = [decode(0, 0), decode(0, 1) if objective == "dpo" else decode(1, 0)]
+  assert found == ["T[hi]</s>[add]</s>", "T[hi]</s>[sub]</s>"]
+  assert split.tasks == ["a"] * len(split.where)
+
+
 @pytest.mark.parametrize(
   "row, said",
   [

@@ -157,6 +157,7 @@ MISTAKES = [
   (STREAM | {"start": (0,)}, "not with an encoder-decoder"),
   (STREAM | {"objective": "choices"}, "not with objective 'choices'"),
   (STREAM | {"max_length": None}, "data.stream needs data.max_length"),
+  (STREAM | {"train": "chats"}, "column 'messages' holds conversations, which data.stream does n"),
   (STREAM | {"validation": 3}, "data.validation is 3, .* be drawn from a stream"),
   ({"train": "train", "test": "none"}, "none.jsonl holds no rows"),
   ({"train": "train", "pack": True, "resample": True}, "data.pack fills rows once"),

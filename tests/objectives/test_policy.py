@@ -160,6 +160,11 @@ def test_ppo_gives_no_gradient_once_the_policy_has_moved_too_far():
   assert not losses[1].any()
   np.testing.assert_array_equal(losses[0], losses[2])
   assert losses[0].all()
+  # One of 100 tokens falls from 0.5 to 0.005: (0.01 - 1 - log 0.01) / 100 = 0.036.
+  change = np.zeros((1, 1, 100), np.float32)
+  change[..., 0] = np.log(0.01)
+  for limit, goes_on in ((0.0362, 1.0), (0.0361, 0.0)):
+    assert ppo._goes_on(change, {"weights": np.ones_like(change)}, limit) == goes_on
 
 
 def test_advantages_are_those_of_their_papers():

@@ -54,12 +54,16 @@ class Reading(NamedTuple):
     return self._replace(groups=[group for group in groups if group], skipped=skipped)
 
 
-def read_text(table: Table, name: str, options: DataOptions) -> Reading:
-  """Reads conversations if a column holds them and no template is given, else prompts."""
+def read_text(table: Table, name: str, options: DataOptions, asked: bool = False) -> Reading:
+  """Reads conversations if a column holds them and no template is given, else prompts.
+
+  Args:
+    asked: whether conversations may end in a user's turn; see `conversations.read`.
+  """
   column = conversations.column(table.columns)
   if not column or options.template is not None or options.text is not None:
     return read_prompts(table, name, options)
-  examples, skipped = conversations.read(table.rows, table.where, options.malformed)
+  examples, skipped = conversations.read(table.rows, table.where, options.malformed, asked)
   return Reading([[example] for example in examples], {"column": column}, skipped)
 
 

@@ -571,7 +571,11 @@ def test_a_reward_model_rewards_as_it_judges_pairs(made, tmp_path, conversation)
   found = json.loads((tmp_path / "judge" / "result.json").read_text())["final"]
   assert found["test_chosen"] == pytest.approx(score("chosen").mean(), abs=1e-5)
   assert found["test_rejected"] == pytest.approx(score("rejected").mean(), abs=1e-5)
-  trained = jaxtune.fit(made(rollout={"rewards": (name,)}), tmp_path / "run")["final"]
+  asked = {"chat_template": "plain", "train": f"{tmp_path}/asked.jsonl"} if conversation else {}
+  written = [json.dumps({"messages": turns(row)["prompt"]}) for row in rows]
+  (tmp_path / "asked.jsonl").write_text("\n".join(written))
+  sections = made(rollout={"rewards": (name,)}, data=asked)
+  trained = jaxtune.fit(sections, tmp_path / "run")["final"]
   assert trained["validation_reward"] == trained["validation_reward_model"]
   (tmp_path / "judge" / "result.json").rename(tmp_path / "elsewhere")
   reward_model._loaded.cache_clear()

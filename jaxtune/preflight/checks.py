@@ -169,11 +169,18 @@ def _longest_completed(trial: Trial, options: EvaluateOptions) -> int:
   for prompt, where in zip(split.prompts, split.where, strict=True):
     if not prompt:
       raise UserError(f"{where} has no prompt and answer: evaluate.generate is not for plain text")
-  if not judge.completed(split, None):
+  chosen = judge.completed(split, None)
+  if not chosen:
     raise UserError(
       "evaluate.generate compares with answers that people liked, and all that are judged have a "
       "thumb down: give rows with a thumb up, or leave it out"
     )
+  for n in chosen:
+    if not any(map(str.strip, split.references[n])):
+      raise UserError(
+        f"{split.where[n]} has no answer, which evaluate.generate compares with: give the rows a "
+        "column `output` or `completion`, or leave it out"
+      )
   tasks = len(set(split.tasks or ()))
   if options.limit is not None and options.limit < tasks:
     raise UserError(

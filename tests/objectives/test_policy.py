@@ -520,6 +520,7 @@ def test_rewards_have_names():
     ({"rollout": {"max_new_tokens": 4000}}, "exceed the model's"),
     ({"name": "sft", "data": {"text": "instruction"}}, "'sft' draws no answers"),
     ({"data": {"general": "text.jsonl"}}, "data.general is for language models: objective 'sft'"),
+    ({"evaluate": {"generate": True}}, "no answer, which evaluate.generate compares with"),
     ({"evaluate": {"shots": 2}}, "shots is 2, expected 0 for objective 'grpo'"),
   ],
 )

@@ -147,6 +147,15 @@ def test_all_pairs_of_ratings_are_drawn_together_and_ties_are_judged_alone(write
   assert counts["validation"]["ties"] == 3
 
 
+def test_what_is_skipped_in_a_file_is_counted_in_train_alone(write, tokenizer):
+  rows = [{"prompt": f"q{n}\n", "chosen": "yes", "rejected": "no"} for n in range(8)]
+  path = write("f.jsonl", [*rows, rows[0] | {"rejected": "yes"}])
+  one = load(tokenizer, train=path, validation=2, test=2, malformed="skip")
+  report = one.report["splits"]
+  found = {name: (counts["read"], counts["skipped"]) for name, counts in report.items()}
+  assert found == {"train": (5, {"malformed": 1}), "validation": (2, {}), "test": (2, {})}
+
+
 def test_two_files_may_not_share_a_prompt(write, tokenizer):
   pair = lambda prompt, answer: {"prompt": prompt, "chosen": answer, "rejected": "no"}
   train = write("train.jsonl", [pair("A \n", "yes"), pair("b\n", "yes"), pair("a\n", "well")])

@@ -17,12 +17,11 @@ from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.reading import Reading
 from jaxtune.data.sources import Table
 from jaxtune.data.split import Split, counts
-from jaxtune.data.templates import Example, sandbox
+from jaxtune.data.templates import BLANK, Example, sandbox
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError
 
 NO_ANSWER = "."  # is encoded in place of an answer that a row does not have
-BLANK = "{{ '' }}"  # makes the answer of a template without one
 
 
 def read(table: Table, name: str, options: DataOptions) -> Reading:

@@ -188,6 +188,20 @@ def test_each_epoch_draws_another_template_of_a_pair(write, tokenizer):
   assert sorted(first + second) == sorted(texts)
 
 
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_the_prompt_of_a_template_with_an_answer_is_asked(write, tokenizer, objective):
+  row = {"sentence": "so so", "chosen": "both", "rejected": "none"}
+  theirs = "{templates: {1: !Template {name: ask, jinja: '{{ sentence }}? ||| {{ said }}'}}}"
+  given = {"train": write("f.jsonl", [row]), "rename": {"said": "chosen"}}
+  given["template"] = ("sentiment/specific", write("own.yaml", theirs) + ":ask")
+  split = load(tokenizer, objective, **given).train
+  asked = "Is the opinion in this sentence negative or positive?\nSentence: so so\nOpinion:\n"
+  assert set(map(tokenizer.decode, split.prompts)) == {asked, "so so?\n"}
+  for key in ("answer", "text"):
+    with pytest.raises(UserError, match=f"data.{key} is 'chosen', expected none: the answers of p"):
+      load(tokenizer, objective, **given | {key: "chosen"})
+
+
 def test_a_thumb_s_other_answer_belongs_to_another_prompt(tokenizer):
   rows = [{"prompt": f"q{n}\n", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(3)]
   examples, _ = read("kto", rows)

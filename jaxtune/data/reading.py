@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from jaxtune import schema
 from jaxtune.data import confined, conversations, templates
 from jaxtune.data.options import DataOptions
 from jaxtune.data.sources import Table
@@ -99,7 +100,12 @@ def read_columns(read_row: Callable, table: Table, name: str, options: DataOptio
   for column in columns:
     if column not in known:
       raise UserError(f"data.rename has {column!r}, which is not read; {nearest(column, known)}")
-  here = all(sandbox.is_plain(source) for source in columns.values() if isinstance(source, str))
+    if not isinstance(columns[column], str):
+      raise UserError(
+        f"data.rename of {column!r} is {schema.shown(columns[column])}, expected one column, or "
+        "Jinja: this objective knows no alternatives"
+      )
+  here = all(map(sandbox.is_plain, columns.values()))
   results = confined.each(_row_reader, table.rows, read_row, columns, here=here)
   groups, malformed = [], 0
   for row, place, result in zip(table.rows, table.where, results, strict=True):

@@ -26,14 +26,18 @@ def column(columns: Sequence[str]) -> str | None:
 
 
 def read(
-  rows: Sequence[dict], where: Sequence[str], malformed: str = "error"
+  rows: Sequence[dict], where: Sequence[str], malformed: str = "error", asked: bool = False
 ) -> tuple[list[Example], dict[str, int]]:
   """Reads conversations in the form of OpenAI (`messages`) or of ShareGPT (`conversations`).
 
+  Args:
+    asked: whether the last turn may also be a user's or a tool's, for a policy that answers itself.
+
   Returns:
     (examples, how many rows were skipped by reason). The prompt of an example is the text of all
-    turns but the last, and its answer is the text of the last. Splits are compared by these;
-    `encode.chat` makes what is trained.
+    turns but the last, and its answer is the text of the last; if that is none of the assistant's,
+    the prompt is the text of all, and the answer "". Splits are compared by these; `encode.chat`
+    makes what is trained.
 
   Raises:
     UserError: a conversation that is malformed or whose roles are out of order, with file, line and
@@ -42,21 +46,22 @@ def read(
   unread = [
     Example(None, [], row, place, conversation=True) for row, place in zip(rows, where, strict=True)
   ]
-  pairs, bad = labels.checked(unread, lambda example: turns(example.row), malformed)
+  answered = None if asked else True
+  pairs, bad = labels.checked(unread, lambda example: turns(example.row, answered), malformed)
   examples = []
-  for example, (*before, last) in pairs:
-    prompt = "\n".join(f"{turn['role']}: {_text(turn)}" for turn in before)
-    examples.append(example._replace(prompt=prompt, answers=[_text(last)]))
+  for example, said in pairs:
+    before, answer = parted(said)
+    examples.append(example._replace(prompt=written(before), answers=[answer]))
   return examples, {"malformed": bad} if bad else {}
 
 
-def turns(row: dict, answered: bool = True) -> list[dict]:
+def turns(row: dict, answered: bool | None = True) -> list[dict]:
   """Returns a row's turns with the roles system, user, assistant and tool, and checks them.
 
   The order is: one system turn or none, then user and assistant in turn. The results of tools stand
   between, and the assistant answers each. An assistant's turn may have `tool_calls` in place of a
   text; with `weight` 0 it is not trained. Other keys are kept, as chat templates may read them. The
-  last turn is the assistant's, or, if it is not `answered` yet, a user's or a tool's.
+  last turn is the assistant's, or, if it is not `answered` yet, a user's or a tool's; None: either.
   """
   name = column(tuple(row))
   if name is None:
@@ -78,7 +83,7 @@ def turns(row: dict, answered: bool = True) -> list[dict]:
         f"turn {number}: {role!r} is out of order {f'after {before!r}' if before else 'here'}, "
         f"expected {' or '.join(map(repr, _FOLLOWS[before]))}"
       )
-  last = ("assistant",) if answered else ("user", "tool")
+  last = ("assistant",) * (answered is not False) + ("user", "tool") * (not answered)
   if role not in last:
     expected = " or ".join(map(repr, last))
     raise UserError(f"turn {number}: the last turn is {role!r}, expected {expected}")
@@ -109,5 +114,18 @@ def _turn(turn: object) -> dict:
   return {"role": role, "content": text or ""} | others | weight
 
 
-def _text(turn: dict) -> str:
+def parted(said: list[dict]) -> tuple[list[dict], str]:
+  """Returns the turns before the assistant's last one, and its text; "" if none is the last."""
+  if said[-1]["role"] != "assistant":
+    return said, ""
+  return said[:-1], text_of(said[-1])
+
+
+def written(turns: Sequence[dict]) -> str:
+  """Returns the text of turns, a line each, by which conversations are compared."""
+  return "\n".join(f"{turn['role']}: {text_of(turn)}" for turn in turns)
+
+
+def text_of(turn: dict) -> str:
+  """Returns the text of a turn with its calls of tools."""
   return turn["content"] + (str(turn["tool_calls"]) if turn.get("tool_calls") else "")

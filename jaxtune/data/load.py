@@ -40,6 +40,8 @@ def load(
   _check(options, objective, decoder_start)
   named = options.tasks if isinstance(options.tasks, Mapping) else {"": None}
   each = [options if o is None else _of_task(name, o, options) for name, o in named.items()]
+  if options.resample and any(one.too_long == "chunk" for one in each):
+    raise UserError("data.resample draws one text for each row: not with too_long='chunk'")
   found, overlap = task.separate([task.read(objective, one) for one in each], options.overlap)
   encoded = [task.encode(one, tokenizer, objective, decoder_start, vocabulary) for one in found]
   if isinstance(options.tasks, Mapping):
@@ -169,8 +171,10 @@ def _arrange(split: Split, o: DataOptions) -> tuple[Split, dict]:
   Returns:
     The split, and {"packing": the report of `pack`} if it is packed, else {}.
   """
-  if o.resample and o.too_long == "chunk":
-    raise UserError("data.resample draws one text for each row: not with too_long='chunk'")
+  if o.resample and len(split.rows) != split.examples:
+    raise UserError(
+      "data.resample draws one text for each row: not with contexts that are cut into windows"
+    )
   report, variants = {}, templates.variants(split.rows) if o.resample else None
   if o.pack:
     if o.resample or o.buckets > 1:

@@ -84,7 +84,7 @@ class DataOptions(NamedTuple):
     mixture, temperature, cap: each task's share of the batches; see `mix.shares`.
     mixture_batches: "mixed" if a batch holds all tasks, "task" if it holds one.
     resample: of several templates, draw one for each row and epoch, and do not train on all; not
-      for documents in chunks.
+      for documents in chunks or contexts in windows.
     buckets: the most widths that batches have, by the lengths of their examples; 1 for one width.
     pack: whether to put several short examples into a row, in which they do not see each other.
     stream: for training data that is too large for the memory, the rows of a block; two blocks are

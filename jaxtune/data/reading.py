@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from jaxtune import schema
 from jaxtune.data import confined, conversations, templates
 from jaxtune.data.options import DataOptions
 from jaxtune.data.sources import Table
@@ -54,12 +55,16 @@ class Reading(NamedTuple):
     return self._replace(groups=[group for group in groups if group], skipped=skipped)
 
 
-def read_text(table: Table, name: str, options: DataOptions) -> Reading:
-  """Reads conversations if a column holds them and no template is given, else prompts."""
+def read_text(table: Table, name: str, options: DataOptions, asked: bool = False) -> Reading:
+  """Reads conversations if a column holds them and no template is given, else prompts.
+
+  Args:
+    asked: whether conversations may end in a user's turn; see `conversations.read`.
+  """
   column = conversations.column(table.columns)
   if not column or options.template is not None or options.text is not None:
     return read_prompts(table, name, options)
-  examples, skipped = conversations.read(table.rows, table.where, options.malformed)
+  examples, skipped = conversations.read(table.rows, table.where, options.malformed, asked)
   return Reading([[example] for example in examples], {"column": column}, skipped)
 
 
@@ -95,7 +100,12 @@ def read_columns(read_row: Callable, table: Table, name: str, options: DataOptio
   for column in columns:
     if column not in known:
       raise UserError(f"data.rename has {column!r}, which is not read; {nearest(column, known)}")
-  here = all(sandbox.is_plain(source) for source in columns.values() if isinstance(source, str))
+    if not isinstance(columns[column], str):
+      raise UserError(
+        f"data.rename of {column!r} is {schema.shown(columns[column])}, expected one column, or "
+        "Jinja: this objective knows no alternatives"
+      )
+  here = all(map(sandbox.is_plain, columns.values()))
   results = confined.each(_row_reader, table.rows, read_row, columns, here=here)
   groups, malformed = [], 0
   for row, place, result in zip(table.rows, table.where, results, strict=True):

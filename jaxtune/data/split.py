@@ -22,7 +22,8 @@ class Split(NamedTuple):
       sft: "tokens" (X, T) int32, "mask" (X, T) bool, true on real tokens, and "weights" (X, T)
       float32, 1 where the token is a target (the objective shifts them).
     prompts: the ids of each example up to its answer; [] for plain text.
-    references: the accepted answers, the trained one first; [] for plain text.
+    references: the accepted answers, the trained one first; [] for plain text, and for an
+      answer that people did not like.
     rows: the rows as they were read.
     where: the file and line of each.
     tasks: of a mixture, the name of each example's task (as long as the arrays).

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxtune.data import divide, mix, sources, templates
+from jaxtune.data import conversations, divide, mix, sources, templates
 from jaxtune.data.options import DataOptions
 from jaxtune.data.padding import check_too_long, pad_token
 from jaxtune.data.split import Split
@@ -120,6 +120,20 @@ def _first_rows(
   return [row for _, row in pairs], [place for place, _ in pairs]
 
 
+def _form(columns: Sequence[str], options: DataOptions) -> templates.Format:
+  """Chooses how rows with these columns are read, by one template."""
+  spoken = conversations.column(columns)
+  if spoken and options.template is None and options.text is None:
+    raise UserError(
+      f"{options.train}: column {spoken!r} holds conversations, which data.stream does not read: "
+      "load the data whole, or set data.template or data.text"
+    )
+  form = templates.choose(columns, where=str(options.train), **options.wording())
+  if len(form.templates) > 1:
+    raise UserError("data.stream reads rows by one template: give one, or load the data whole")
+  return form
+
+
 def load(
   tokenizer: Tokenizer,
   options: DataOptions,
@@ -144,10 +158,7 @@ def load(
   only = {column: sources.texts_of(values) for column, values in (options.only or {}).items()}
   rows = lambda: (pair for pair in whole() if sources.has(pair[1], only))
   first = _first_rows(rows, options)
-  columns = sources.Table(*first, {}).columns
-  form = templates.choose(columns, where=str(options.train), **options.wording())
-  if len(form.templates) > 1:
-    raise UserError("data.stream reads rows by one template: give one, or load the data whole")
+  form = _form(sources.Table(*first, {}).columns, options)
 
   known = set(chain.from_iterable(map(divide.texts, held))) if options.overlap == "drop" else set()
 

@@ -179,7 +179,8 @@ def _divide(readings: dict[str, Reading], options: DataOptions) -> dict[str, Rea
       train = readings["train"]
       remaining, drawn = divide.draw(train.heads, size, name, SPLIT_SEED)
       readings["train"] = train.keep(remaining)
-      readings[name] = train.keep(drawn).by_first_template()
+      # What the file's reader skipped is counted in train, once.
+      readings[name] = train.keep(drawn).by_first_template()._replace(skipped={})
   for name, reading in readings.items():
     if name == "train":  # it keeps the shares that the tasks have in the file
       kept = divide.limited(reading.heads, options.limit, SPLIT_SEED)

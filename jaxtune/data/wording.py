@@ -85,7 +85,9 @@ def special(tokenizer: Tokenizer) -> dict[int, str]:
     id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special
   }
   marks |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-  marks.pop(tokenizer.unk_token_id, None)  # ordinary text becomes this one too
+  unknown = tokenizer.unk_token_id  # ordinary text becomes this one too; of GPT-2 it is also eos
+  if unknown not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+    marks.pop(unknown, None)
   return marks
 
 

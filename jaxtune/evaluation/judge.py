@@ -237,16 +237,17 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
 def completed(split: data.Split, limit: int | None) -> list[int]:
   """Returns the numbers of the examples that predictions are made for, in order.
 
-  Every task has equally many; where one has fewer, the others have more.
+  These have a reference. Every task has equally many; where one has fewer, the others have more.
   """
+  numbers = [n for n, references in enumerate(split.references) if references]
   if limit is None or split.tasks is None:
-    return list(range(len(split.references)))[:limit]
+    return numbers[:limit]
   had: Counter = Counter()
   turns = []
-  for task in split.tasks:
+  for task in (split.tasks[n] for n in numbers):
     turns.append(had[task])
     had[task] += 1
-  return sorted(np.argsort(turns, kind="stable")[:limit].tolist())
+  return sorted(numbers[turn] for turn in np.argsort(turns, kind="stable")[:limit])
 
 
 def _scores(names: Sequence[str], predictions: list, references: list, prefix: str, chosen=None):

@@ -16,7 +16,8 @@ class EvaluateOptions(NamedTuple):
     batch_size: examples at a time.
     metrics: names of the metrics of predictions; None for the objective's own.
     generate: whether the prompts of test (or validation, if there is no test) are completed and
-      judged by `metrics` (objective "sft"; the others always predict).
+      judged by `metrics`, for objectives of text, such as "sft"; the others always predict. Of
+      answers with thumbs, the prompts of those that people liked.
     max_new_tokens: longest completion.
     limit: complete at most so many prompts: the first ones, of a mixture the first of every task
       in turn; None for all.

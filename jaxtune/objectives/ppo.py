@@ -69,8 +69,8 @@ def loss(
     value_weight: weight of the squared error of the values.
     detached: whether the value function reads the states without training what makes them.
     kl: weight of the penalty, in rewards; `kl_target`, `kl_rate`, `estimator` as for `grpo.loss`.
-    kl_stop: the divergence from the policy that drew the answers, over the rows that are computed
-      at once, beyond which they give no more gradient; 0 for none.
+    kl_stop: the divergence KL(p_drawn | p) from the policy that drew the answers, in nats a token
+      over the rows that are computed at once, beyond which they give no more gradient; 0 for none.
     gamma, trace: the discount, and lambda, of generalised advantages (Schulman et al. 2016).
     whiten: whether the advantages of a rollout are brought to mean 0 and standard deviation 1.
     score_clip: the largest size of a reward, before penalties; 0 for no limit.
@@ -126,7 +126,7 @@ def _read(
 def _goes_on(change_RSn: Float[Array, "R S n"], batch: Batch, kl_stop: Array | float) -> Array:
   """Returns 0 where the policy has left that which drew the answers too far, else 1."""
   weights_RSn = batch["weights"]
-  moved_RSn = grpo.divergence(-change_RSn, "k3") * weights_RSn
+  moved_RSn = grpo.divergence(change_RSn, "k3") * weights_RSn
   moved = moved_RSn.sum() / jnp.maximum(weights_RSn.sum(), 1)
   return jax.lax.stop_gradient(jnp.where((kl_stop > 0) & (moved > kl_stop), 0.0, 1.0))
 

@@ -127,6 +127,12 @@ def _check_shots(trial: Trial, options: EvaluateOptions) -> None:
   for name in ("stream", "pack"):
     if trial.config["data"][name]:
       raise UserError(f"evaluate.shots draws whole examples from train: not with data.{name}")
+  name = trial.config["objective"]["name"]
+  if name == "kto" or programs.rolls_out(trial):
+    raise UserError(
+      f"evaluate.shots is {options.shots}, expected 0 for objective {name!r}: its examples are no "
+      "demonstrations, as not all of them have a right answer"
+    )
   data.check_shots(held, trial.dataset.train, options.shots)
 
 
@@ -158,9 +164,21 @@ def _longest_completed(trial: Trial, options: EvaluateOptions) -> int:
     raise UserError(
       "evaluate.generate needs prompts to complete: give data.test or data.validation"
     )
-  for prompt, references, where in zip(split.prompts, split.references, split.where, strict=True):
-    if not prompt or not references:
+  for prompt, where in zip(split.prompts, split.where, strict=True):
+    if not prompt:
       raise UserError(f"{where} has no prompt and answer: evaluate.generate is not for plain text")
+  chosen = judge.completed(split, None)
+  if not chosen:
+    raise UserError(
+      "evaluate.generate compares with answers that people liked, and all that are judged have a "
+      "thumb down: give rows with a thumb up, or leave it out"
+    )
+  for n in chosen:
+    if not any(map(str.strip, split.references[n])):
+      raise UserError(
+        f"{split.where[n]} has no answer, which evaluate.generate compares with: give the rows a "
+        "column `output` or `completion`, or leave it out"
+      )
   tasks = len(set(split.tasks or ()))
   if options.limit is not None and options.limit < tasks:
     raise UserError(

@@ -135,7 +135,7 @@ def prompts(trials: Sequence[Trial]) -> dict[str, jax.ShapeDtypeStruct] | None:
   if programs.rolls_out(trials[0]):
     rollout, train = answer_rows.options(trials[0])
     longest, count = answer_rows.layout(trials)[1], rollout.minibatches * train.batch_size
-  elif not options["generate"] or split is None:
+  elif not options["generate"] or split is None or not any(split.references):
     return None
   else:
     lengths = [len(split.prompts[n]) for n in judge.completed(split, options["limit"])]

@@ -90,6 +90,7 @@ def _turn(prompt: str, answer: str, row: dict, where: str) -> Example:
   """Returns the conversation that a prompt and its answer make."""
   before = [{"role": "user", "content": prompt}]
   if conversations.column(tuple(row)):
-    before = conversations.turns(row)[:-1]  # the last is the answer that the data have
+    # Without the answer that the data may have.
+    before, _ = conversations.parted(conversations.turns(row, answered=None))
   turns = [*before, {"role": "assistant", "content": answer}]
   return Example(prompt, [answer], row | {"messages": turns}, where, conversation=True)

@@ -32,6 +32,9 @@ def files(tmp_path_factory):
   made["plain"] = folders.write(folder, "plain.jsonl", [{"text": "c1 c2 c3 c4 " * 10}] * 3)
   turns = [{"role": role, "content": "a1 b2"} for role in ("user", "assistant")]
   made["chats"] = folders.write(folder, "chats.jsonl", [{"messages": turns}] * 2)
+  answers = {"text": ["b1"], "answer_start": [3]}
+  asked = {"question": "a1 ?", "context": "a1 b1 " * 10, "answers": answers}
+  made["questions"] = folders.write(folder, "questions.jsonl", [asked] * 2)
   made["small"] = folders.write(folder, "small.jsonl", [{"prompt": "a1", "completion": "a1"}] * 2)
   made["none"] = folders.write(folder, "none.jsonl", [])
   return made
@@ -139,6 +142,8 @@ MISTAKES = [
   ({"tasks": {"x": {"train": "x", "turns": "lats"}}}, "turns is 'lats' .* mean 'last'"),
   ({"tasks": {"x": {"overlap": "drop"}}}, "data.tasks.x.overlap belongs to the mixture as a"),
   ({"train": "plain", "resample": True, "too_long": "chunk", "max_length": 8}, "not with too_long"),
+  ({"resample": True, "tasks": {"x": {"train": "x", "too_long": "chunk"}}}, "not with too_long"),
+  ({"train": "questions", "resample": True, "objective": "qa", "max_length": 8}, "cut into window"),
   (STREAM | {"test": "test"}, "a stream cannot be compared .* 'drop', .* or 'allow'"),
   ({}, "data.train is missing"),
   ({"train": "train", "tasks": "tsk"}, "train.jsonl:1: data.tasks: .* did you mean 'task'"),
@@ -157,6 +162,7 @@ MISTAKES = [
   (STREAM | {"start": (0,)}, "not with an encoder-decoder"),
   (STREAM | {"objective": "choices"}, "not with objective 'choices'"),
   (STREAM | {"max_length": None}, "data.stream needs data.max_length"),
+  (STREAM | {"train": "chats"}, "column 'messages' holds conversations, which data.stream does n"),
   (STREAM | {"validation": 3}, "data.validation is 3, .* be drawn from a stream"),
   ({"train": "train", "test": "none"}, "none.jsonl holds no rows"),
   ({"train": "train", "pack": True, "resample": True}, "data.pack fills rows once"),

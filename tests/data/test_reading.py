@@ -106,6 +106,9 @@ def test_options_that_a_task_does_not_read():
     read("qa", [], [], pair="b")
   with pytest.raises(UserError, match="data.rename has 'tag'.* did you mean 'tags'"):
     read("tokens", [], [], tag="b")
+  for objective, name in (("classify", "text"), ("regression", "label"), ("qa", "context")):
+    with pytest.raises(UserError, match=rf"rename of '{name}' is \['a', 'b'\], expected one c"):
+      read(objective, [QA], **{name: ["a", "b"]})
 
 
 def test_names_and_numbers_of_labels():

@@ -57,6 +57,11 @@ REFUSED = [
   ({"template": "{{ title.__init__.__globals__ }}", "answer": "body"}, "f.jsonl:1: .*refused"),
   ({"template": "{{ row.update({}) }}", "answer": "body"}, "f.jsonl:1: .*refused"),
   ({"template": "{{ title / 2 }}", "answer": "body"}, "f.jsonl:1: the template failed"),
+  ({"template": "{{ title }}", "answer": ()}, "data.answer is empty: expected a column, Jinja or"),
+  *(
+    ({"template": "{{ a }}", "answer": "body", "rename": {"a": source}}, "rename of 'a' is emp")
+    for source in ([], [[]])
+  ),
 ]
 
 

@@ -160,6 +160,11 @@ def test_ppo_gives_no_gradient_once_the_policy_has_moved_too_far():
   assert not losses[1].any()
   np.testing.assert_array_equal(losses[0], losses[2])
   assert losses[0].all()
+  # One of 100 tokens falls from 0.5 to 0.005: (0.01 - 1 - log 0.01) / 100 = 0.036.
+  change = np.zeros((1, 1, 100), np.float32)
+  change[..., 0] = np.log(0.01)
+  for limit, goes_on in ((0.0362, 1.0), (0.0361, 0.0)):
+    assert ppo._goes_on(change, {"weights": np.ones_like(change)}, limit) == goes_on
 
 
 def test_advantages_are_those_of_their_papers():
@@ -515,6 +520,8 @@ def test_rewards_have_names():
     ({"rollout": {"max_new_tokens": 4000}}, "exceed the model's"),
     ({"name": "sft", "data": {"text": "instruction"}}, "'sft' draws no answers"),
     ({"data": {"general": "text.jsonl"}}, "data.general is for language models: objective 'sft'"),
+    ({"evaluate": {"generate": True}}, "no answer, which evaluate.generate compares with"),
+    ({"evaluate": {"shots": 2}}, "shots is 2, expected 0 for objective 'grpo'"),
   ],
 )
 def test_a_rollout_that_cannot_work_is_refused(made, tmp_path, sections, says):
@@ -565,7 +572,11 @@ def test_a_reward_model_rewards_as_it_judges_pairs(made, tmp_path, conversation)
   found = json.loads((tmp_path / "judge" / "result.json").read_text())["final"]
   assert found["test_chosen"] == pytest.approx(score("chosen").mean(), abs=1e-5)
   assert found["test_rejected"] == pytest.approx(score("rejected").mean(), abs=1e-5)
-  trained = jaxtune.fit(made(rollout={"rewards": (name,)}), tmp_path / "run")["final"]
+  asked = {"chat_template": "plain", "train": f"{tmp_path}/asked.jsonl"} if conversation else {}
+  written = [json.dumps({"messages": turns(row)["prompt"]}) for row in rows]
+  (tmp_path / "asked.jsonl").write_text("\n".join(written))
+  sections = made(rollout={"rewards": (name,)}, data=asked)
+  trained = jaxtune.fit(sections, tmp_path / "run")["final"]
   assert trained["validation_reward"] == trained["validation_reward_model"]
   (tmp_path / "judge" / "result.json").rename(tmp_path / "elsewhere")
   reward_model._loaded.cache_clear()

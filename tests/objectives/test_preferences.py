@@ -280,6 +280,25 @@ def test_thumbs_train_the_policy_towards_what_people_like(tmp_path, paired):
   assert final["train_accuracy"] > 50
 
 
+def test_text_is_compared_with_answers_that_people_like_alone(tmp_path):
+  rows = [
+    {"prompt": prompt, "completion": f"answer {n}", "label": n % 2 == 1}
+    for n, prompt in enumerate(PROMPTS)
+  ]
+  held = write_pairs(tmp_path / "held.jsonl", rows[4:])
+  sections = {"objective": {"name": "kto"}, "evaluate": {"generate": True, "max_new_tokens": 2}}
+  config = config_of(write_pairs(tmp_path / "thumbs.jsonl", rows[:4]), **sections)
+  config["data"] = config["data"] | {"validation": held}
+  jaxtune.fit(config, tmp_path / "run")
+  lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+  assert [json.loads(line)["references"] for line in lines] == [["answer 5"], ["answer 7"]]
+  write_pairs(tmp_path / "held.jsonl", rows[4::2])
+  with pytest.raises(UserError, match="all that are judged have a thumb down"):
+    jaxtune.fit(config, tmp_path / "other")
+  with pytest.raises(UserError, match="shots is 2, expected 0 for objective 'kto'"):
+    jaxtune.fit(config | {"evaluate": {"shots": 2}}, tmp_path / "other")
+
+
 def test_a_reward_model_s_result_says_how_far_its_rewards_can_be_trusted(tmp_path):
   rows = [
     {"prompt": prompt, "completions": ["no", "yes, gladly", "yes, always"], "ratings": [1, 4, 4]}

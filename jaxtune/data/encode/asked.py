@@ -1,8 +1,8 @@
 """Prompts alone, which a policy answers itself while it is trained.
 
 Rows are those of supervised training: text with a prompt, or conversations, whose last turn is left
-out. An answer is not needed; where a row has one, it is the reference that rewards and metrics
-compare with.
+out if it is the assistant's. An answer is not needed, unless a template of a file asks for one;
+where a row has one, it is the reference that rewards and metrics compare with.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.reading import Reading
 from jaxtune.data.sources import Table
 from jaxtune.data.split import Split, counts
-from jaxtune.data.templates import Example
+from jaxtune.data.templates import BLANK, Example, sandbox
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError
 
@@ -25,7 +25,7 @@ NO_ANSWER = "."  # is encoded in place of an answer that a row does not have
 
 
 def read(table: Table, name: str, options: DataOptions) -> Reading:
-  """Reads text or conversations; columns `prompt` or `instruction` are enough.
+  """Reads text or conversations; a template, or a column `prompt` or `instruction`, is enough.
 
   Raises:
     UserError: a prompt without a word in it.
@@ -36,7 +36,11 @@ def read(table: Table, name: str, options: DataOptions) -> Reading:
       if prompt in known and answer not in known:
         table = table._replace(rows=[row | {answer: ""} for row in table.rows])
         break
-  found = reading.read_text(table, name, options)
+  if options.template is not None and options.answer is None and options.text is None:
+    given = [options.template] if isinstance(options.template, str) else options.template
+    if any(map(sandbox.is_template, given)):  # those of files bring their answers
+      options = options._replace(answer=BLANK)
+  found = reading.read_text(table, name, options, asked=True)
   for example in found.heads:
     if not example.conversation and not (example.prompt or "").strip():
       raise UserError(f"{example.where}: the prompt is empty, expected a text to be answered")
@@ -56,9 +60,11 @@ def encode(
   """
   conversation = bool(examples) and examples[0].conversation
   # Whether a prompt is kept does not depend on its answer: only the prompt's own length counts.
-  filled = examples
-  if not conversation:
+  if conversation:
+    filled = [example if example.answers[0] else _ended(example) for example in examples]
+  else:
     filled = [example._replace(answers=[NO_ANSWER, *example.answers]) for example in examples]
+  read_from = {id(one.row): example.row for one, example in zip(filled, examples, strict=True)}
   whole = options._replace(turns="last", max_length=None)
   split, counted = (chat if conversation else text).encode(tokenizer, filled, whole)
   lengths = list(map(len, split.prompts))
@@ -70,6 +76,14 @@ def encode(
   arrays = padding.pad_tokens(tokenizer, prompts, options.max_length)
   arrays["weights"] = arrays["mask"].astype(np.float32)
   arrays["example"] = np.arange(len(prompts), dtype=np.int64)
-  split = Split(arrays, prompts, references, pick(split.rows), pick(split.where))
+  rows = [read_from[id(row)] for row in pick(split.rows)]
+  split = Split(arrays, prompts, references, rows, pick(split.where))
   more = {key: counted[key] for key in ("stop_tokens", "chat_template") if key in counted}
   return split, counts(split, counted["skipped"] | {"too_long": len(long)}, **more)
+
+
+def _ended(example: Example) -> Example:
+  """Returns a conversation with an answer to its last turn, in a row of its own."""
+  name = conversations.column(tuple(example.row))
+  turns = [*example.row[name], {"role": "assistant", "content": NO_ANSWER}]
+  return example._replace(row=example.row | {name: turns})

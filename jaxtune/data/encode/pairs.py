@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune import schema
 from jaxtune.data import conversations, labels, reading
 from jaxtune.data.encode import chat, rated, text, whole_texts
 from jaxtune.data.encode.shared import to_split
@@ -27,7 +28,7 @@ from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.reading import Reading
 from jaxtune.data.sources import Table
 from jaxtune.data.split import Split, counts
-from jaxtune.data.templates import Example
+from jaxtune.data.templates import BLANK, Example, Template, resolve
 from jaxtune.data.tokenizer import Tokenizer, ends_texts, token_ids
 from jaxtune.errors import UserError
 
@@ -43,6 +44,12 @@ def read(table: Table, name: str, options: DataOptions) -> Reading:
   Raises:
     UserError: a row without two different answers to one prompt, unless malformed is "skip".
   """
+  for key in ("answer", "text"):
+    if (given := getattr(options, key)) is not None:
+      raise UserError(
+        f"data.{key} is {schema.shown(given)}, expected none: the answers of pairs are in the "
+        "columns chosen and rejected, and data.template makes their prompt"
+      )
   if rated.ANSWERS in table.columns:
     table, pairs, bad = rated.pairs(table, options.malformed)
   else:
@@ -71,11 +78,19 @@ def _unread(table: Table, name: str, options: DataOptions) -> tuple[list[list[Ex
     placed = zip(table.rows, table.where, strict=True)
     return [[Example(None, [], row, where)] for row, where in placed], {"columns": SIDES}
   rows = [row | {"output": row["chosen"], "completion": row["chosen"]} for row in table.rows]
-  answer = None if options.template is None else "chosen"
-  asked = options._replace(answer=answer, text=None)
-  found = reading.read_prompts(table._replace(rows=rows), name, asked)
+  if options.template is not None:
+    options = options._replace(template=_asking(options.template))
+  found = reading.read_prompts(table._replace(rows=rows), name, options)
   by_row = zip(found.groups, table.rows, strict=True)
   return [[one._replace(row=row) for one in group] for group, row in by_row], found.form
+
+
+def _asking(template: Any) -> list[Template]:
+  """Returns templates whose prompts alone are read, also of those that bring an answer."""
+  given = [template] if isinstance(template, str) else template
+  found = [resolve(one, "chosen") for one in given]
+  own = lambda one: one.name is not None and one.answer is not None  # else "|||" stands before it
+  return [one._replace(answer=BLANK) if own(one) else one for one in found]
 
 
 def _asks(table: Table, options: DataOptions) -> bool:
@@ -124,13 +139,14 @@ def _dialogue(example: Example, chosen: list, rejected: list) -> Example:
   (*shared, mine), (*others, theirs) = sides
   if shared != others:
     raise UserError("chosen and rejected differ before their last turns, expected one prompt")
-  answers = mine["content"], theirs["content"]
+  answers = conversations.text_of(mine), conversations.text_of(theirs)
   _check(*answers)
-  prompt = "\n".join(f"{turn['role']}: {turn['content']}" for turn in shared)
-  row = example.row | {side: {"messages": turns} for side, turns in zip(SIDES, sides, strict=True)}
+  tools = {key: value for key, value in example.row.items() if key == "tools"}
+  rows = {side: {"messages": turns} | tools for side, turns in zip(SIDES, sides, strict=True)}
   return example._replace(
-    prompt=prompt, answers=[answers[0]], row=row, choices=answers, conversation=True
-  )
+    prompt=conversations.written(shared), answers=[answers[0]], row=example.row | rows,
+    choices=answers, conversation=True,
+  )  # fmt: skip
 
 
 def _check(chosen: str, rejected: str) -> None:

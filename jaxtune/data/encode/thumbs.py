@@ -52,7 +52,7 @@ def _both(group: list[Example]) -> list[Example]:
   """Returns both answers of a pair, each by every template, with a row of its own."""
   made = []
   for number, side in enumerate(pairs.SIDES):
-    row = group[0].row[side] if group[0].conversation else dict(group[0].row)
+    row = group[0].row | (group[0].row[side] if group[0].conversation else {})
     label = (NAMES[1 - number],)
     made += [
       pair._replace(answers=[pair.choices[number]], choices=label, row=row) for pair in group
@@ -79,7 +79,8 @@ def encode(
   prompt, of which the divergence from the reference is estimated. labels (X,) are 1 for "up".
 
   Returns:
-    The split, and counts with "classes" (examples by label).
+    The split, where an answer with a thumb down is no reference; and counts with "classes"
+    (examples by label).
   """
   sides = [
     [one._replace(row=dict(one.row)), _answered(one, _following(examples, at))]
@@ -88,7 +89,8 @@ def encode(
   split, counted, examples = pairs.encode_twos(tokenizer, examples, sides, options)
   kept = [one.choices[0] for one in examples]
   arrays = split.arrays | {"labels": np.array([name == "up" for name in kept], np.int32)}
-  split = split._replace(arrays=arrays, choices=[[name] for name in kept])
+  references = [one.answers * (one.choices[0] == "up") for one in examples]
+  split = split._replace(arrays=arrays, references=references, choices=[[name] for name in kept])
   return split, counted | {"classes": {name: kept.count(name) for name in NAMES}}
 
 

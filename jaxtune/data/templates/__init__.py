@@ -14,9 +14,9 @@ directly, so the template ends in whatever separates the two.
 
 from jaxtune.data.templates.examples import Example, render, render_prompts, variants
 from jaxtune.data.templates.formats import INSTRUCTION, Format, choose
-from jaxtune.data.templates.library import Template, bundled, resolve
+from jaxtune.data.templates.library import BLANK, Template, bundled, resolve
 
 __all__ = [
-  "INSTRUCTION", "Example", "Format", "Template", "bundled", "choose", "render", "render_prompts",
-  "resolve", "variants",
+  "BLANK", "INSTRUCTION", "Example", "Format", "Template", "bundled", "choose", "render",
+  "render_prompts", "resolve", "variants",
 ]  # fmt: skip

@@ -79,8 +79,11 @@ def choose(
     chosen = [one._replace(answer_choices=tuple(choices)) for one in chosen]
   sources = picked(rename or {}, columns)
   for name, source in (rename or {}).items():
+    options = _alternatives(source)
+    if not options or () in options:
+      raise UserError(f"data.rename of {name!r} is empty, expected a column, Jinja or several")
     if name not in sources:
-      lost = min(_needs(_alternatives(source)[0]) - set(columns))
+      lost = min(_needs(options[0]) - set(columns))
       raise UserError(
         f"{where}: data.rename of {name!r}: {cells.missing_column_message(lost, columns)}"
       )
@@ -137,6 +140,8 @@ def _templates(
   if not given:
     raise UserError("data.template is empty: expected Jinja or the name of a template")
   answer = answer if answer is None or isinstance(answer, str) else tuple(answer)
+  if answer == ():
+    raise UserError("data.answer is empty: expected a column, Jinja or several of these")
   resolved = [resolve(one, answer) for one in given]
   if answer is not None and all(one.name for one in resolved):
     raise UserError(

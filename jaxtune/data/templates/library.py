@@ -30,6 +30,7 @@ from jaxtune.data.templates import promptsource, sandbox
 from jaxtune.errors import UserError, nearest
 from jaxtune.schema import check, shown
 
+BLANK = "{{ '' }}"  # the answer of a template of which the prompt alone is read
 CLARITY = ("vague", "specific", "context")
 FOLDER = Path(__file__).parent
 _FILE = re.compile(r"(?P<path>.+?\.ya?ml):(?P<name>.+)")

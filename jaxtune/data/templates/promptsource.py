@@ -2,7 +2,8 @@
 
 In promptsource (Bach et al. 2022, arXiv:2202.01279) a template is one Jinja text, "prompt |||
 answer", and its answer choices are a list or a text with "|||" between them. If the text renders to
-nothing, the row is left out. If several answers follow a prompt, all are accepted.
+nothing, the row has no answer, which `data.no_target` refuses or leaves out. If several answers
+follow a prompt, all are accepted.
 """
 
 from __future__ import annotations

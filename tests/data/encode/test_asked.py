@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from support.reading import read
 
-from jaxtune.data import EncodeOptions
+from jaxtune import objectives
+from jaxtune.data import DataOptions, EncodeOptions, sources
 from jaxtune.data.encode import asked
 from jaxtune.errors import UserError
 
@@ -36,3 +37,25 @@ def test_a_conversation_s_last_turn_need_not_fit(tokenizer):
   options = EncodeOptions(max_length=8, chat_template=source)
   split, _ = asked.encode(tokenizer, examples, options)
   assert tokenizer.decode(split.prompts[0]) == "[ask]" and split.references == [["x" * 50]]
+
+
+def test_a_conversation_may_end_in_the_question(tokenizer):
+  source = "{% for m in messages %}[{{ m.content }}]{{ '</s>' * (loop.index - 1) }}{% endfor %}"
+  rows = [
+    {"conversations": [{"from": "human", "value": "ask"}]},
+    {"conversations": [{"from": "human", "value": "more"}, {"from": "gpt", "value": "said"}]},
+  ]
+  examples, _ = read("grpo", rows)
+  split, _ = asked.encode(tokenizer, examples, EncodeOptions(chat_template=source))
+  assert list(map(tokenizer.decode, split.prompts)) == ["[ask]", "[more]"]
+  assert split.references == [[""], ["said"]] and split.rows[0] is rows[0]
+  system = {"messages": [{"role": "system", "content": "be"}]}
+  with pytest.raises(UserError, match="last turn is 'system', expected 'assistant' or 'user' or"):
+    read("grpo", [system])
+
+
+def test_a_template_needs_no_answer():
+  table = sources.Table([{"q": "why"}], ["f:1"], {})
+  options = DataOptions(train="f", template=["{{ q }}?", "{{ q }}!"])
+  found = objectives.module("ppo").read(table, "train", options)
+  assert [(one.prompt, one.answers) for one in found.groups[0]] == [("why?", [""]), ("why!", [""])]

@@ -415,6 +415,16 @@ def test_a_special_token_in_the_text_is_refused(speaker):
   assert counts["skipped"] == {"template": 1}
 
 
+def test_an_unknown_token_that_ends_texts_too_is_a_special_token():
+  """As GPT-2's and GPT-NeoX's tokenizers have it."""
+  tokenizer = make("bytes")
+  tokenizer.unk_token = tokenizer.bos_token = tokenizer.eos_token
+  split, _ = run(tokenizer, ROWS[:1], chat_template="plain")
+  assert tokenizer.decode(trained(split, 0)) == "fine, thanks</s>"
+  with pytest.raises(UserError, match="turn 1: the text holds the special token '</s>'"):
+    run(tokenizer, [openai("a</s>", "b")], chat_template="plain")
+
+
 def test_long_conversations(speaker):
   rows = [openai("hello", "fine"), openai("how", "are", "you", "sum", "and", "there")]
   options = {"chat_template": bare("headers in lines"), "max_length": 16}

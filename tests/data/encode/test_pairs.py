@@ -61,6 +61,27 @@ def test_a_text_as_prompt_beside_conversations_is_there_twice_or_their_first_tur
     read("dpo", [{"prompt": turns("hi"), "chosen": "good", "rejected": "bad"}])
 
 
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_answers_may_be_calls_of_tools_which_the_template_sees(write, tokenizer, objective):
+  call = lambda name: [{"role": "assistant", "content": None, "tool_calls": [{"name": name}]}]
+  row = {
+    "prompt": [{"role": "user", "content": "hi"}], "chosen": call("add"), "rejected": call("sub"),
+    "tools": [{"name": "T"}], "source": "a",
+  }  # fmt: skip
+  source = (
+    "{% for t in tools or [] %}{{ t.name }}{% endfor %}{% for m in messages %}"
+    "[{{ m.content or m.tool_calls[0].name }}]</s>{% endfor %}"
+  )
+  train = write("f.jsonl", [row])
+  split = load(tokenizer, objective, train=train, chat_template=source, tasks="source").train
+  decode = lambda at, side: tokenizer.decode(
+    split.arrays["tokens"][at, side][split.arrays["mask"][at, side]]
+  )
+  found = [decode(0, 0), decode(0, 1) if objective == "dpo" else decode(1, 0)]
+  assert found == ["T[hi]</s>[add]</s>", "T[hi]</s>[sub]</s>"]
+  assert split.tasks == ["a"] * len(split.where)
+
+
 @pytest.mark.parametrize(
   "row, said",
   [
@@ -126,6 +147,15 @@ def test_all_pairs_of_ratings_are_drawn_together_and_ties_are_judged_alone(write
   assert counts["validation"]["ties"] == 3
 
 
+def test_what_is_skipped_in_a_file_is_counted_in_train_alone(write, tokenizer):
+  rows = [{"prompt": f"q{n}\n", "chosen": "yes", "rejected": "no"} for n in range(8)]
+  path = write("f.jsonl", [*rows, rows[0] | {"rejected": "yes"}])
+  one = load(tokenizer, train=path, validation=2, test=2, malformed="skip")
+  report = one.report["splits"]
+  found = {name: (counts["read"], counts["skipped"]) for name, counts in report.items()}
+  assert found == {"train": (5, {"malformed": 1}), "validation": (2, {}), "test": (2, {})}
+
+
 def test_two_files_may_not_share_a_prompt(write, tokenizer):
   pair = lambda prompt, answer: {"prompt": prompt, "chosen": answer, "rejected": "no"}
   train = write("train.jsonl", [pair("A \n", "yes"), pair("b\n", "yes"), pair("a\n", "well")])
@@ -156,6 +186,20 @@ def test_each_epoch_draws_another_template_of_a_pair(write, tokenizer):
   first, second = words(0), words(1)
   assert {text[:-1] for text in first} == {text[:-1] for text in texts} and len(first) == 6
   assert sorted(first + second) == sorted(texts)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_the_prompt_of_a_template_with_an_answer_is_asked(write, tokenizer, objective):
+  row = {"sentence": "so so", "chosen": "both", "rejected": "none"}
+  theirs = "{templates: {1: !Template {name: ask, jinja: '{{ sentence }}? ||| {{ said }}'}}}"
+  given = {"train": write("f.jsonl", [row]), "rename": {"said": "chosen"}}
+  given["template"] = ("sentiment/specific", write("own.yaml", theirs) + ":ask")
+  split = load(tokenizer, objective, **given).train
+  asked = "Is the opinion in this sentence negative or positive?\nSentence: so so\nOpinion:\n"
+  assert set(map(tokenizer.decode, split.prompts)) == {asked, "so so?\n"}
+  for key in ("answer", "text"):
+    with pytest.raises(UserError, match=f"data.{key} is 'chosen', expected none: the answers of p"):
+      load(tokenizer, objective, **given | {key: "chosen"})
 
 
 def test_a_thumb_s_other_answer_belongs_to_another_prompt(tokenizer):

@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 COMPILERS := JAX_PLATFORMS=cpu $(PLAN_VENV)/bin/python
 ADAPTERS := JAXTUNE_ADAPTERS_PYTHON=$(abspath $(ADAPTERS_VENV))/bin/python
 
-.PHONY: quickstart test cases browser check certify parity matrix reliability speed accelerators format clean
+.PHONY: quickstart test cases browser check certify parity matrix reliability speed gpu accelerators format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune sweep --config configs/quickstart.py --workdir runs/quickstart
@@ -63,6 +63,10 @@ reliability: $(VENV)/.installed-test
 
 speed: $(VENV)/.installed-test $(ADAPTERS_VENV)/.installed
 	$(ADAPTERS) $(BIN)/python experiments/speed/run.py
+
+# What only a GPU can tell, by the Python that has jax and torch for it.
+gpu:
+	$(PYTHON) experiments/speed/on_gpu.py
 
 # What the compilers of TPUs and NVIDIA GPUs say of steps, beside the most that they may take.
 accelerators: $(PLAN_VENV)/.installed

@@ -66,6 +66,14 @@ def test_speed(tmp_path):
 
 @pytest.mark.full
 @pytest.mark.measurement
+def test_what_is_measured_on_a_gpu(tmp_path):
+  run("experiments/speed/on_gpu.py", "--tiny", "--out", tmp_path)
+  text = (tmp_path / "GPU.md").read_text()
+  assert "| update of Llama 8B, 2 x 16 |" in text and "Error" not in text
+
+
+@pytest.mark.full
+@pytest.mark.measurement
 def test_quantisation(tmp_path):
   run("experiments/quantisation/run.py", "--tiny", "--out", tmp_path)
   assert "NF4" in (tmp_path / "README.md").read_text()

@@ -31,6 +31,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import ClassVar
 
 HERE = Path(__file__).resolve().parent
 TINY = ["--tiny"] * ("--tiny" in sys.argv)  # what the other scripts are told, too
@@ -43,17 +44,26 @@ TRIALS = 2 if TINY else 16
 class Worker:
   """A library in a process of its own, which runs updates when told to."""
 
+  started: ClassVar[list[subprocess.Popen]] = []
+
   def __init__(self, script: str, *arguments: str, python: str = sys.executable):
     self.process = subprocess.Popen(
       [python, str(HERE / f"with_{script}.py"), *arguments, *TINY],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    self.started.append(self.process)
     self.ask("warm up")
 
   def ask(self, what: str) -> dict:
     self.process.stdin.write(what + "\n")
     self.process.stdin.flush()
     return json.loads(self.process.stdout.readline())
+
+  @classmethod
+  def stop(cls) -> None:
+    """Ends all that were started."""
+    while cls.started:
+      cls.started.pop().kill()
 
 
 def in_turns(workers: dict[str, Worker], rounds: int, steps: int) -> dict:
@@ -67,8 +77,7 @@ def in_turns(workers: dict[str, Worker], rounds: int, steps: int) -> dict:
       time.sleep(0.5)  # lets the other's idle threads stop spinning
       times[name] += worker.ask(str(steps))["ms"]
   ends = {name: worker.ask("end") for name, worker in workers.items()}
-  for worker in workers.values():
-    worker.process.kill()
+  Worker.stop()
   medians = {name: statistics.median(values) for name, values in times.items()}
   others = [name for name in medians if name not in ("jaxtune", "products")]
   fastest = min(others, key=medians.__getitem__)
@@ -80,6 +89,7 @@ def in_turns(workers: dict[str, Worker], rounds: int, steps: int) -> dict:
     "peak_MB": {name: round(end["peak_MB"]) for name, end in ends.items()},
     "memory_ratio": round(ends["jaxtune"]["peak_MB"] / ends[fastest]["peak_MB"], 3),
     "loss": {name: end["loss"] for name, end in ends.items()},
+    "GFLOP": ends["jaxtune"].get("GFLOP"),
   }
 
 
@@ -194,6 +204,8 @@ that the ratio could be here: {floors}.
 {grpo_theirs} | **{grpo_ratio}** |
 | 16 trials of 100 updates on the bundled model, start to end: seconds (peft) | {group_ours} | \
 {group_theirs} | **{group_ratio}** |
+
+What is measured on a GPU has [a page of its own](GPU.md).
 
 An update of 48 layers takes {compiling} of the processor time to compile that one of 12 takes.
 Trials side by side in one vmap, ms of a trial's update in a group of 16: {chunks}.

@@ -12,17 +12,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from worker import ANSWERS, NEW_TOKENS, PROMPTS, ROWS, SMALLEST, answer, pairs
+from worker import ANSWERS, NEW_TOKENS, PROMPTS, ROWS, SHAPES, SMALLEST, Shape, answer, pairs
 
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training.options import TrainOptions
 from jaxtune.training.progress import begin
 
-GPT2_SMALL = dict(
-  model_type="gpt2", vocab_size=50257, n_embd=768, n_layer=12, n_head=12, n_positions=1024
-) | (dict(n_embd=24, n_layer=2, n_head=2) if SMALLEST else {})
-BATCH, LENGTH = 4, 128
 METHODS = {
   "lora": {"name": "lora", "rank": 8}, "prefix": {"name": "prefix", "length": 20},
   "adapter": {"name": "adapter"}, "full": {"name": "full"},
@@ -32,46 +28,63 @@ FEEDBACK = {"dpo": {"name": "dpo"}, "grpo": {"name": "grpo", "kl": 0.04}}
 RATES, SEEDS = ([1e-3], [0, 1]) if SMALLEST else ([1e-3, 3e-3, 5e-3, 1e-2], [0, 1, 2, 3])
 
 
-def make_update(architecture: dict, method: str) -> tuple:
-  """Returns an update under jit, a trial's first state, the frozen base and a batch."""
+def make_update(shape: Shape, method: str, changes: dict | None = None, **model: Any) -> tuple:
+  """Returns a trial, an update under jit, the first state, the frozen base and a batch.
+
+  Args:
+    changes: entries of the model's config.json.
+    model: more of the section `model`.
+  """
   from jaxtune import config
   from jaxtune.models import hf
   from jaxtune.runs import programs, trial
   from jaxtune.training import step as update
 
+  architecture = shape.architecture | (changes or {})
   full = config.complete({
-    "model": {"architecture": architecture}, "data": {"train": ""},
-    "method": METHODS[method], "train": {"steps": 1000}, "optim": {"clip": None},
+    "model": {"architecture": architecture, "dtype": shape.dtype} | model, "data": {"train": ""},
+    "method": METHODS[method], "optim": {"clip": None},
+    "train": {"steps": 1000, "batch_size": shape.batch},
   })  # fmt: skip
   made = trial.make(full, hf.load(**full["model"]), None, "")
   state, base = first_state(made)
   go = jax.jit(partial(update.update, programs.make_program(made)), donate_argnums=0)
-  rng = np.random.default_rng(0)
-  batch = {
-    "tokens": rng.integers(0, 50257, (1, BATCH, LENGTH)).astype(np.int32),
-    "mask": np.ones((1, BATCH, LENGTH), bool),
-    "weights": np.ones((1, BATCH, LENGTH), np.float32),
-  }
-  return go, state, base, batch
+  size = (1, shape.batch, shape.length)
+  tokens = np.random.default_rng(0).integers(0, architecture["vocab_size"], size).astype(np.int32)
+  batch = {"tokens": tokens, "mask": tokens >= 0, "weights": np.ones(size, np.float32)}
+  return made, go, state, base, batch
 
 
-def step(method: str) -> None:
+def step(method: str, shape: str = "cpu") -> None:
   """Answers each line of stdin with the times of so many updates, in ms."""
-  go, state, base, batch = make_update(GPT2_SMALL, method)
+  from jaxtune.runs import costs, programs
+  from jaxtune.runs.trial import changed
+  from jaxtune.training import step as update
+
+  more = {} if shape == "cpu" else {"remat": False}  # a GPU's memory holds what these store
+  made, go, state, base, batch = make_update(SHAPES[shape], method, **more)
+  program = programs.make_program(changed([made], **costs.WHOLE)[0])
+  traced = jax.make_jaxpr(partial(update.update, program))(state, base, batch)
+  compiled = go.lower(state, base, batch).compile()
+  # The device's own peak would be that of making the weights.
+  taken = None if jax.default_backend() == "cpu" else compiled.memory_analysis()
+  batch = jax.device_put(batch)
 
   def once() -> float:
     nonlocal state
-    state, metrics = go(state, base, batch)
+    state, metrics = compiled(state, base, batch)
     return float(metrics["loss"])
 
-  answer(once, peak)
+  of_program = lambda: taken and taken.peak_memory_in_bytes
+  answer(once, of_program, GFLOP=costs.products(traced.jaxpr) / 1e9)
 
 
 def products() -> None:
   """Answers each line of stdin with the times of the products alone, in ms; see `product`."""
   from jaxtune.models import hf
 
-  go, arrays = product(hf.load(architecture=GPT2_SMALL), BATCH, LENGTH, LENGTH)
+  _, batch, length, _ = shape = SHAPES["cpu"]
+  go, arrays = product(hf.load(architecture=shape.architecture), batch, length, length)
   answer(lambda: float(go(arrays)), peak)
 
 
@@ -125,7 +138,8 @@ def compiling() -> None:
   """Prints {number of layers: processor seconds to lower and compile a LoRA update}."""
   found: dict = {12: [], 48: []}
   for layers in [12, *[*found] * (1 if SMALLEST else 3)]:
-    go, *arguments = make_update(GPT2_SMALL | {"n_embd": 96, "n_layer": layers}, "lora")
+    changes = {"n_embd": 96, "n_layer": layers}
+    _, go, *arguments = make_update(SHAPES["cpu"], "lora", changes)
     began = time.process_time()
     go.lower(*arguments).compile()
     found[layers].append(time.process_time() - began)
@@ -133,7 +147,7 @@ def compiling() -> None:
   print(json.dumps({layers: round(float(np.median(found[layers])), 3) for layers in found}))
 
 
-def generate() -> None:
+def generate(shape: str = "cpu") -> None:
   """Answers each line of stdin with the times of so many batches of texts, in ms."""
   import jax.numpy as jnp
 
@@ -142,7 +156,7 @@ def generate() -> None:
   from jaxtune.models import hf
 
   rows, length, new = (2, 4, 3) if SMALLEST else (8, 32, 64)
-  pretrained = hf.load(architecture=GPT2_SMALL)
+  pretrained = hf.load(architecture=SHAPES[shape].architecture, dtype=SHAPES[shape].dtype)
   prompts = np.random.default_rng(0).integers(0, 50000, (rows, length)).astype(np.int32)
   go = jax.jit(
     lambda base, *texts: continued(

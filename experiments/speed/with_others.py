@@ -15,23 +15,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
-from worker import ANSWERS, NEW_TOKENS, PROMPTS, ROWS, SMALLEST, answer, pairs, reply
+from transformers import AutoConfig, AutoModelForCausalLM
+from worker import (
+  ANSWERS,
+  NEW_TOKENS,
+  PROMPTS,
+  ROWS,
+  SHAPES,
+  SMALLEST,
+  Shape,
+  answer,
+  pairs,
+  reply,
+)  # fmt: skip
 
-BATCH, LENGTH, UPDATES = 4, 128, 2 if SMALLEST else 100
+UPDATES = 2 if SMALLEST else 100
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RATES = (1e-3, 3e-3, 5e-3, 1e-2)
 
 
-def gpt2() -> GPT2LMHeadModel:
+def untuned(shape: Shape) -> Any:
+  """Returns a model with random weights and no dropout, on the device."""
   torch.manual_seed(0)
-  sizes = dict(n_embd=24, n_layer=2, n_head=2) if SMALLEST else {}
-  return GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **sizes))
+  dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+  architecture = shape.architecture
+  more = dropout if architecture["model_type"] == "gpt2" else {}
+  with torch.device(DEVICE):
+    config = AutoConfig.for_model(**architecture, **more)
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape.dtype))
 
 
-def tuned(method: str) -> Any:
-  """Returns GPT-2 with a method of the library that has it."""
-  model: Any = gpt2()
+def tuned(method: str, shape: Shape) -> Any:
+  """Returns a model with a method of the library that has it."""
+  model: Any = untuned(shape)
   if method == "full":
     return model
   if method == "adapter":
@@ -45,20 +61,25 @@ def tuned(method: str) -> Any:
   from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
   # GPT-2 has one fused projection of q, k and v; peft cannot target q and v alone.
-  lora = LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], fan_in_fan_out=True)
+  fused = shape.architecture["model_type"] == "gpt2"
+  targets = ["c_attn"] if fused else ["q_proj", "v_proj"]
+  lora = LoraConfig(r=8, lora_alpha=16, target_modules=targets, fan_in_fan_out=fused)
   prefix = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20)
   return get_peft_model(model, {"lora": lora, "prefix": prefix}[method])
 
 
-def step(method: str, how: str = "eager") -> None:
+def step(method: str, how: str = "eager", shape: str = "cpu") -> None:
   """Answers each line of stdin with the times of so many updates, in ms."""
-  model = tuned(method).train().to(DEVICE)
+  model = tuned(method, SHAPES[shape]).train().to(DEVICE)
   optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
-  tokens = torch.tensor(np.random.default_rng(0).integers(0, 50257, (BATCH, LENGTH))).to(DEVICE)
+  (_, batch, length, dtype), most = SHAPES[shape], SHAPES[shape].architecture["vocab_size"]
+  tokens = torch.tensor(np.random.default_rng(0).integers(0, most, (batch, length))).to(DEVICE)
   call = torch.compile(model) if how == "compile" else model
+  half = torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == "bfloat16")
 
   def once() -> float:
-    loss = call(input_ids=tokens, labels=tokens).loss
+    with half:
+      loss = call(input_ids=tokens, labels=tokens).loss
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -67,10 +88,10 @@ def step(method: str, how: str = "eager") -> None:
   answer(once, peak)
 
 
-def generate() -> None:
+def generate(shape: str = "cpu") -> None:
   """Answers each line of stdin with the times of so many batches of texts, in ms."""
   rows, length, new = (2, 4, 3) if SMALLEST else (8, 32, 64)
-  model = gpt2().eval().to(DEVICE)
+  model = untuned(SHAPES[shape]).eval()
   prompts = torch.tensor(np.random.default_rng(0).integers(0, 50000, (rows, length))).to(DEVICE)
   options = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=50256)
 
@@ -90,7 +111,7 @@ def feedback(objective: str, how: str = "") -> None:
   import trl
   from datasets import Dataset
   from peft import LoraConfig
-  from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+  from transformers import AutoTokenizer, TrainerCallback
 
   from jaxtune.assets import TINY
 
@@ -149,7 +170,7 @@ def peak() -> int | None:
 def trial(number: str) -> None:
   """Trains and judges one of the 16 trials, on the same tokens as jaxtune's."""
   from peft import LoraConfig, get_peft_model
-  from transformers import AutoModelForCausalLM, AutoTokenizer
+  from transformers import AutoTokenizer
 
   from jaxtune import data
   from jaxtune.assets import INSTRUCTIONS, TINY

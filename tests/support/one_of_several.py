@@ -24,7 +24,10 @@ def arm(step: int, number: int) -> None:
   data.batch = watched
 
 
-def run(cache: Path, devices: int, said: Path, arguments: list[str], strike: tuple = ()) -> None:
+def run(
+  cache: Path, devices: int, said: Path, arguments: list[str], strike: tuple = (),
+  heartbeat: int = 300,
+) -> None:  # fmt: skip
   """Runs a command in this process.
 
   Args:
@@ -32,6 +35,8 @@ def run(cache: Path, devices: int, said: Path, arguments: list[str], strike: tup
     devices: how many this process has.
     said: the file that its stderr goes to.
     strike: (the number of a step, the name of a signal that comes there), or ().
+    heartbeat: seconds after which a silent process counts as dead: many, as on a busy machine a
+      test may stand still. That a process has ended a CPU's collectives tell at once.
   """
   flags = os.environ["XLA_FLAGS"].replace("device_count=4", f"device_count={devices}")
   os.environ["XLA_FLAGS"] = flags
@@ -39,9 +44,7 @@ def run(cache: Path, devices: int, said: Path, arguments: list[str], strike: tup
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
   os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-  hosts.HEARTBEAT = (
-    300  # a test on a busy machine may stand still; a CPU's collectives fail at once
-  )
+  hosts.HEARTBEAT = heartbeat
   if strike:
     arm(strike[0], getattr(signal, strike[1]))
   code = main(arguments)

@@ -52,7 +52,7 @@ def start(tmp_path_factory, config):
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["support.one_of_several"])  # imported once for all processes
 
-  def go(folder, count, *changes, devices=1, command="train", strikes=None):
+  def go(folder, count, *changes, devices=1, command="train", strikes=None, **more):
     with socket.socket() as free:
       free.bind(("127.0.0.1", 0))
       port = free.getsockname()[1]
@@ -63,6 +63,7 @@ def start(tmp_path_factory, config):
       context.Process(
         target=one_of_several.run,
         args=(cache, devices, said[i], [*plain, str(i)], (strikes or {}).get(i, ())),
+        kwargs=more,
       )
       for i in range(count)
     ]
@@ -70,8 +71,12 @@ def start(tmp_path_factory, config):
       patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
       for process in processes:
         process.start()
-    for process in processes:
+    stopped = [i for i, (_, name) in (strikes or {}).items() if name == "SIGSTOP"]
+    for process in (process for i, process in enumerate(processes) if i not in stopped):
       process.join()
+    for i in stopped:
+      processes[i].kill()
+      processes[i].join()
     for path, process in zip(said, processes, strict=True):
       if process.exitcode not in (0, 143, -signal.SIGKILL):
         waited_for(path.read_text)  # what says the line may end a little later
@@ -126,6 +131,16 @@ def test_killed_on_two_and_resumed_on_one(start, config, whole, tmp_path):
   assert {path.name for path in (folder / "checkpoints").iterdir()} == {"2", "4"}
   fit(config, folder, fsdp=2)
   equal(folder, whole)
+
+
+@pytest.mark.full
+def test_a_process_that_stands_still_ends_the_others(start, tmp_path):
+  """As one does whose machine has lost its network: no collective fails."""
+  folder, mesh = tmp_path / "run", "--config.train.mesh={'data': 2}"
+  codes, said = start(folder, 2, mesh, strikes={1: (4, "SIGSTOP")}, heartbeat=10)
+  assert codes[0] not in (0, -signal.SIGKILL) and codes[1] == -signal.SIGKILL
+  assert said[0].startswith("jaxtune: another process of this run has ended")
+  assert said[0].count("\n") == 1 and not (folder / "result.json").exists()
 
 
 @pytest.mark.full

@@ -75,6 +75,11 @@ def test_an_export_comes_back_by_import_and_is_trained_on(place):
     jax.tree.map(np.testing.assert_array_equal, arrays(again), arrays(run))
   with pytest.raises(UserError, match="give another folder"):
     jaxtune.import_adapter(make(), folder / "exported", folder / "imported")
+  with pytest.raises(UserError, match="holds a run already"):
+    jaxtune.fit(make(method=LORA), folder / "imported")
+  was = arrays(run)
+  jaxtune.fit(make(method=LORA), folder / "one")  # of which nothing is left to do but to judge
+  jax.tree.map(np.testing.assert_array_equal, arrays(jaxtune.load_run(folder / "one")), was)
 
 
 @pytest.mark.parametrize(

@@ -177,17 +177,17 @@ def language(
   head: str = "lm",
   dtype: str = "float32",
   **computation: Any,
-) -> tuple[Any, tuple[int, ...], int, tuple[str, ...]]:
+) -> tuple[Any, Config, tuple[str, ...]]:
   """Loads a model's tokenizer and checks the model's options, without reading weights.
 
   Returns:
-    The tokenizer or None; the tokens that an encoder-decoder's outputs begin with, () for other
-    models; the number of tokens that have an embedding; the classes of the folder's own head.
+    The tokenizer or None; the model's `Config`, without its head; the classes of the folder's own
+    head.
   """
   folder, hf_config, family = _source(path, architecture)
   config = _model_config(family, hf_config, dtype=DTYPES[dtype], **computation)
   classes = heads.classes(family.ARCHITECTURES, hf_config, head) if folder else ()
-  return tokenizers.load(tokenizer, folder), config.decoder_start, config.vocabulary, classes
+  return tokenizers.load(tokenizer, folder), config, classes
 
 
 def _source(path: str | None, architecture: dict | None) -> tuple[Path | None, dict, Any]:

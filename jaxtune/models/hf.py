@@ -27,6 +27,7 @@ from jaxtune.models.seq2seq import Seq2Seq
 from jaxtune.schema import Count, Seed, Text
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DEVIATION = 0.02  # of what layers draw
 
 
 class Pretrained(NamedTuple):
@@ -127,12 +128,17 @@ def load(
     plan = _plan(model, abstract(model), folder, hf_config)
     params = weights.read(plan, model.config, hf_config.get("initializer_range", 0.02), seed, place)
   else:
-    make = jax.jit(lambda key: model.init(key, **model.trace_inputs())["params"])
-    params = make(jax.random.key(seed))
-    params = jax.tree.map(lambda x: x.astype(model.config.dtype), params)
+    params = _drawn(model, jax.random.key(seed), hf_config.get("initializer_range", DEVIATION))
     params = quantised(params, quantize)
     params = place(params) if place else params
   return outlined._replace(params=params)
+
+
+def _drawn(model: Any, key: jax.Array, deviation: float) -> Any:
+  """Draws weights, kernels and embeddings of a standard deviation, in the type of the model."""
+  flat = tree.flatten(jax.jit(lambda key: model.init(key, **model.trace_inputs())["params"])(key))
+  scale = lambda path: deviation / DEVIATION if path.endswith(("/kernel", "/embedding")) else 1.0
+  return tree.unflatten({p: (x * scale(p)).astype(model.config.dtype) for p, x in flat.items()})
 
 
 def outline(

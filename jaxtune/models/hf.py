@@ -283,7 +283,8 @@ def write(
   """Writes what `save` writes into an empty folder."""
   c, flat, family = pretrained.model.config, tree.flatten(params), family_module(pretrained.family)
   hf_config = heads.write(pretrained.hf_config | {"dtype": dtype}, c.head, labels)
-  for name in ("torch_dtype", "_name_or_path"):  # an older name of dtype; the folder of the base
+  # An older name of dtype; the folder of the base; the base's Python files, which are not written.
+  for name in ("torch_dtype", "_name_or_path", "auto_map"):
     hf_config.pop(name, None)
   hf_config["architectures"] = [family.ARCHITECTURES[c.head_kind]]
   tensors: dict[str, np.ndarray] = {}

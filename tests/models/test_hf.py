@@ -74,9 +74,12 @@ def test_a_random_model_is_drawn_as_wide_as_its_architecture_says():
 
 
 def test_saving_replaces_a_folder_and_the_old_dtype_key(llama, tmp_path):
-  old = llama._replace(hf_config=llama.hf_config | {"torch_dtype": "bfloat16"})
+  """Also what names Python files of the base, which are not in the folder."""
+  stale = {"torch_dtype": "bfloat16", "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}
+  old = llama._replace(hf_config=llama.hf_config | stale)
   for _ in range(2):
     folder = hf.save(old, old.params, tmp_path / "deep" / "model")
+  assert not stale.keys() & json.loads((folder / "config.json").read_text()).keys()
   theirs = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
   assert str(theirs.dtype) == "torch.float32"
   assert [p.name for p in folder.parent.iterdir()] == ["model"]

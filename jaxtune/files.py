@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import socket
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
@@ -173,25 +176,47 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 def write_atomically(path: Path, content: str | bytes) -> None:
   """Writes a file so that at any time it is either the old one or the whole new one.
 
-  Of several processes that train a run, only the first one writes.
+  Of several processes that train a run, only the first one writes. Processes that write the same
+  file do not disturb each other: the last one's stays.
 
   Raises:
     UserError: if the disk is full or not writable; the old file is then unchanged.
   """
   if not hosts.primary():
     return
-  new = path.with_name(f".{path.name}.new")
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
+    new = _temporary(path)
     try:
       with new.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
       new.replace(path)
-    except OSError:
+    finally:
       new.unlink(missing_ok=True)
-      raise
+
+
+def _temporary(path: Path) -> Path:
+  """Returns a new name beside a file, and removes what processes that were killed left of it."""
+  mine = f".{path.name}.{socket.gethostname()}"
+  for left in path.parent.glob(f"{glob.escape(mine)}.*.new"):
+    if not _runs(left.name.split(".")[-3]):
+      left.unlink(missing_ok=True)
+  return path.with_name(f"{mine}.{os.getpid()}.{secrets.token_hex(4)}.new")
+
+
+def _runs(process: str) -> bool:
+  """Says whether a process of this machine runs; True also where the system does not tell."""
+  if os.name != "posix" or not process.isdecimal():
+    return True
+  try:
+    os.kill(int(process), 0)
+  except (ProcessLookupError, OverflowError):
+    return False
+  except PermissionError:  # it is another user's
+    pass
+  return True
 
 
 def remove(path: Path) -> None:

@@ -4,6 +4,7 @@ import ast
 import gc
 import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,31 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
   with pytest.raises(UserError, match="cannot write .*result.json: No space left"):
     files.write_atomically(path, "new")
   assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_that_write_one_file_do_not_disturb_each_other(tmp_path, monkeypatch):
+  """The second writes all of it while the first is about to put its own in place."""
+  path, real = tmp_path / "x.npy", os.fsync
+
+  def second(file):
+    monkeypatch.setattr(os, "fsync", real)
+    files.write_atomically(path, "the second's")
+
+  monkeypatch.setattr(os, "fsync", second)
+  files.write_atomically(path, "the first's")
+  assert path.read_text() == "the first's" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_and_a_running_ones_stays(tmp_path):
+  name = f".result.json.{socket.gethostname()}"
+  left, running, other = (
+    tmp_path / one
+    for one in (f"{name}.99999999.a0.new", f"{name}.1.a0.new", ".result.json.x.9.a.new")
+  )
+  for path in (left, running, other):
+    path.write_text("")
+  files.write_atomically(tmp_path / "result.json", "new")
+  assert {*tmp_path.iterdir()} == {tmp_path / "result.json", running, other}
 
 
 @pytest.mark.full

@@ -23,7 +23,8 @@ def evaluate(run: Run, overrides: dict[str, Any] | None = None) -> dict:
   Args:
     run: from `load_run`.
     overrides: keys of the data and evaluate sections to change, such as
-      {"data.test": "other.jsonl"}.
+      {"data.test": "other.jsonl"}. "data.labels" are what the data call the run's labels, in the
+      order of these.
 
   Returns:
     What `compare.record` gathers: "base" and "final" metrics, intervals and differences.
@@ -89,8 +90,14 @@ def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
     if key.split(".")[0] not in ("data", "evaluate"):
       raise UserError(f"config key {key} cannot be changed after training; only data and evaluate")
   config = configs.complete(configs.override(run.config, overrides or {}))
-  if run.labels:  # other data may lack some of them
-    config["data"] |= {"labels": list(run.labels)}
+  if run.labels:  # other data may lack some of them, or call them otherwise
+    labels = config["data"]["labels"] or run.labels
+    if len(labels) != len(run.labels):
+      raise UserError(
+        f"data.labels has {len(labels)} names, expected {len(run.labels)} in the order of the "
+        f"run's: {', '.join(run.labels)}"
+      )
+    config["data"] |= {"labels": list(labels)}
   checks.check_options(config, devices=())
   sources.check_foreign(config, run.folder)
   (trial,) = reference.added([prepare(config, run.pretrained)], sharding.ALONE)

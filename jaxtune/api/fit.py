@@ -12,6 +12,9 @@ from jaxtune.preflight import checks, cost, gradients, targets
 from jaxtune.runs import baseline, compilations, group, locks, reference
 from jaxtune.runs.trial import prepare
 from jaxtune.sweeps import tuning
+from jaxtune.training import checkpoint
+
+CHECKPOINTS = "checkpoints"  # in a run's folder
 
 
 def fit(config: Any, workdir: str | Path, during: AbstractContextManager | None = None) -> dict:
@@ -25,9 +28,13 @@ def fit(config: Any, workdir: str | Path, during: AbstractContextManager | None 
   Returns:
     The content of result.json: metrics of the untuned base and of the tuned model, counts,
     versions and hashes. "diverged_at" is the first step at which training was not finite, or None.
+
+  Raises:
+    UserError: for a mistake in the config, and for a folder that holds a run without a checkpoint.
   """
   workdir = Path(workdir)
   with locks.held(workdir):
+    _check_resumes(workdir)
     if tuning.rates_of(configs.to_dict(config)):
       raise UserError(f"{tuning.PATH} is to be chosen, which a sweep does: train with one number")
     full = configs.complete(config)
@@ -42,4 +49,17 @@ def fit(config: Any, workdir: str | Path, during: AbstractContextManager | None 
     (untuned,) = baseline.evaluate_bases([trial])
     trials = cost.with_remat([trial])
     with during or nullcontext():
-      return group.train(trials, [workdir], [untuned], workdir / "checkpoints")[0]
+      return group.train(trials, [workdir], [untuned], workdir / CHECKPOINTS)[0]
+
+
+def _check_resumes(workdir: Path) -> None:
+  """Raises UserError for a run that cannot be resumed, and so would be trained over.
+
+  It was imported, composed or extracted, is a trial of a sweep, or has lost its checkpoints.
+  """
+  held = [name for name in ("tuned.safetensors", "result.json") if (workdir / name).exists()]
+  if held and not checkpoint.exists(workdir / CHECKPOINTS):
+    raise UserError(
+      f"{workdir} holds a run already, whose {held[0]} would be lost: no checkpoint is there to "
+      "resume it from; give another workdir"
+    )

@@ -173,9 +173,7 @@ def _options(method: str) -> Collection[str]:
 
 def _lengths(model: str, task: str, prefixes: Sequence[int]) -> tuple[int, int]:
   """Returns how many tokens a row and an answer may have, beside the longest prefix."""
-  head = objectives.module(task).HEAD
-  labels = 2 if head in ("classify", "tokens") else None
-  positions = hf.outline(model, head=head, labels=labels).model.config.positions
+  positions = hf.language(model, head=objectives.module(task).HEAD)[1].positions
   answer = min(LONGEST_ANSWER, positions // 4)
   row = min(LONGEST, positions - answer - max(prefixes))
   if row < 2:

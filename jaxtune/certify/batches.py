@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 
 from jaxtune.errors import UserError
@@ -18,7 +21,7 @@ def make_batches(
   Args:
     taken: number of the model's positions that the method takes.
     pad: the id that fills short rows. Random prompts do not contain it, because some models find
-      padding by its id.
+      padding by its id; those of the caller may, but for their last token.
 
   Raises:
     UserError: if no position is left for text, or all prompts are empty.
@@ -32,18 +35,27 @@ def make_batches(
     random = np.random.default_rng(0)
     draw = lambda size: (pad + random.integers(1, config.vocabulary, size)) % config.vocabulary
     prompts = [draw(size).tolist() for size in range(24, 8, -2)]
-  prompts = [list(p)[:room] for p in prompts if len(p)][:PROMPTS]
+  fill = partial(_fill, ended=config.head is not None)
+  prompts = [fill(p, min(len(p), room)) for p in prompts if len(p)][:PROMPTS]
   if not prompts:
     raise UserError("the certificate's prompts are all empty; pass some token ids, or none at all")
   if len({len(p) for p in prompts}) == 1:  # so that the first batch has padding
-    prompts.append(prompts[0][: max(1, len(prompts[0]) // 2)])
+    prompts.append(fill(prompts[0], max(1, len(prompts[0]) // 2)))
   longest = max(map(len, prompts))
   tokens = np.full((len(prompts), longest), pad, np.int64)
   mask = np.zeros_like(tokens)
   for i, p in enumerate(prompts):
     tokens[i, : len(p)], mask[i, : len(p)] = p, 1
-  equal = np.array([np.resize(p, longest) for p in prompts], np.int64)
+  equal = np.array([fill(p, longest) for p in prompts], np.int64)
   return [(tokens, mask), (equal, np.ones_like(equal))]
+
+
+def _fill(prompt: Sequence[int], length: int, ended: bool) -> list[int]:
+  """Cuts or repeats a prompt to a length; one that is `ended`, by eos say, keeps its last token."""
+  tokens = np.resize(prompt, length)
+  if ended:
+    tokens[-1] = prompt[-1]
+  return tokens.tolist()
 
 
 def arrange(config: Config, tokens: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:

@@ -163,9 +163,21 @@ def snippet(
   if stop_tokens and form != "merged":  # a merged folder's generation_config.json has them
     stops = f", eos_token_id={list(stop_tokens)}"
   tokenizer = "FOLDER" if form == "merged" else "BASE"
-  text += f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})\n\n"
-  text += f'inputs = tokenizer({prompt}, return_tensors="pt")\n'
+  text += f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})\n"
+  if loading.reads_padding(pretrained):
+    text += _padding(form, pretrained)
+    if not ends_texts(pretrained.tokenizer):
+      prompt += " + tokenizer.eos_token"
+  text += f'\ninputs = tokenizer({prompt}, return_tensors="pt")\n'
   return text + CALLS[kind].format(stops=stops)
+
+
+def _padding(form: str, pretrained: hf.Pretrained) -> str:
+  """Returns the line by which rows of a batch are padded so that a head finds their last token."""
+  token, pad = loading.padding_token(pretrained), loading.pad_token(pretrained)
+  if token is None and pretrained.tokenizer.pad_token_id != pad:
+    return f"# fill short rows of a batch with the id {pad}, behind the text\n"
+  return f"tokenizer.pad_token = {json.dumps(token)}\n" if token and form != "merged" else ""
 
 
 def _arguments(options: dict, labels: Sequence[str]) -> str:

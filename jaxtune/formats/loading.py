@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
+
 from jaxtune.formats import files
 from jaxtune.models import heads, hf
 from jaxtune.models.config import Config
@@ -23,8 +27,10 @@ def options(pretrained: hf.Pretrained) -> dict:
   table = files.table(pretrained)
   if {row.theirs for row in table} & {*pretrained.dropped}:  # another head under the same names
     arguments["ignore_mismatched_sizes"] = True
-  if reads_padding(pretrained) and pretrained.hf_config.get("pad_token_id") is None:
-    arguments["pad_token_id"] = pad_token(pretrained)
+  if reads_padding(pretrained):
+    pad = pad_token(pretrained)
+    if pretrained.hf_config.get("pad_token_id") != pad:
+      arguments["pad_token_id"] = pad
   return arguments
 
 
@@ -38,8 +44,37 @@ def reads_padding(pretrained: hf.Pretrained) -> bool:
 
 
 def pad_token(pretrained: hf.Pretrained) -> int:
-  """Returns the id that fills short rows: the config's, else the tokenizer's, else 0."""
-  stated = pretrained.hf_config.get("pad_token_id")
-  if stated is None:
-    stated = getattr(pretrained.tokenizer, "pad_token_id", None)
-  return 0 if stated is None or stated < 0 else int(stated)
+  """Returns the id that fills short rows: the config's, else a special one, else the first of all.
+
+  It may be in a text. But where the last token is found by it (`reads_padding`), it is not the one
+  that ends each text: transformers would take that for padding, and read the token before it.
+  """
+  stated, tokenizer = pretrained.hf_config, pretrained.tokenizer
+  own = lambda name: getattr(tokenizer, f"{name}_token_id", None)
+  ends = stated.get("eos_token_id") if tokenizer is None else [own("eos"), own("sep")]
+  ends = np.atleast_1d(ends).tolist() if reads_padding(pretrained) else []
+  known = range(pretrained.model.config.vocabulary)
+  choices = (stated.get("pad_token_id"), *map(own, ("pad", "unk", "bos")), *known)
+  return next(int(token) for token in choices if token in known and token not in ends)
+
+
+def padding_token(pretrained: hf.Pretrained) -> str | None:
+  """Returns the token with which the tokenizer has to pad in place of its own, if any.
+
+  None also where `pad_token` is no special token, since one that is made special is split off from
+  the words that it is a part of.
+  """
+  tokenizer, pad = pretrained.tokenizer, pad_token(pretrained)
+  if tokenizer is None or tokenizer.pad_token_id == pad or pad not in tokenizer.all_special_ids:
+    return None
+  return tokenizer.convert_ids_to_tokens(pad)
+
+
+def with_padding(pretrained: hf.Pretrained) -> hf.Pretrained:
+  """Returns a model whose config.json and tokenizer fill short rows with `pad_token`."""
+  stated = {"pad_token_id": pad_token(pretrained)}
+  if token := padding_token(pretrained):
+    tokenizer = copy.deepcopy(pretrained.tokenizer)
+    tokenizer.pad_token = token
+    pretrained = pretrained._replace(tokenizer=tokenizer)
+  return pretrained._replace(hf_config=pretrained.hf_config | stated)

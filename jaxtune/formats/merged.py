@@ -49,8 +49,7 @@ def write(
   stored = pretrained
   pretrained, params = fold(pretrained, adapted)
   if loading.reads_padding(pretrained):
-    padding = {"pad_token_id": loading.pad_token(pretrained)}
-    pretrained = pretrained._replace(hf_config=pretrained.hf_config | padding)
+    pretrained = loading.with_padding(pretrained)
   hf.write(pretrained, params, folder, dtype, tuple(map(str, facts.labels)) or None)
   if pretrained.model.config.head is None and pretrained.model.config.causal:
     _write_generation(pretrained, folder, facts.stop_tokens)

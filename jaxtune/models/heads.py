@@ -177,12 +177,18 @@ def choose(known: dict, hf: dict, kind: str, labels: int | None, random: bool) -
   same_head = random or known[kind] in architectures
   stored = stored if same_head and kind in ("tokens", *POOLED) else None
   fixed = {"lm": 0, "mlm": hf.get("vocab_size"), "qa": 2, "regression": 1, "reward": 1}.get(kind)
-  for count, owner in ((fixed, f"a head {kind!r}"), (stored, "the head of the checkpoint")):
+  every = (
+    "name in data.labels every label that the head has, or train from a model without this head"
+  )
+  for count, owner, fix in (
+    (fixed, f"a head {kind!r}", "leave data.labels out"),
+    (stored, "the head of the checkpoint", every),
+  ):
     if None not in (count, labels) and labels != count:
-      raise UserError(f"model.labels is {labels}, expected {count}, as {owner} has")
+      raise UserError(f"the data has {labels} labels, expected {count}, as {owner} has: {fix}")
   outputs = next((n for n in (fixed, labels, stored) if n is not None), None)
   if outputs is None or outputs < 1:
-    raise UserError(f"model.labels is {outputs}, expected the number of labels of a {kind!r} head")
+    raise UserError(f"a head {kind!r} has {outputs} labels, expected their names in data.labels")
   if stored not in (None, outputs):
     raise UserError(
       f"the head of the checkpoint has {stored} labels, but a head {kind!r} {outputs}"

@@ -27,6 +27,7 @@ from jaxtune.models.seq2seq import Seq2Seq
 from jaxtune.schema import Count, Seed, Text
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DEVIATION = 0.02  # of what layers draw
 
 
 class Pretrained(NamedTuple):
@@ -127,12 +128,17 @@ def load(
     plan = _plan(model, abstract(model), folder, hf_config)
     params = weights.read(plan, model.config, hf_config.get("initializer_range", 0.02), seed, place)
   else:
-    make = jax.jit(lambda key: model.init(key, **model.trace_inputs())["params"])
-    params = make(jax.random.key(seed))
-    params = jax.tree.map(lambda x: x.astype(model.config.dtype), params)
+    params = _drawn(model, jax.random.key(seed), hf_config.get("initializer_range", DEVIATION))
     params = quantised(params, quantize)
     params = place(params) if place else params
   return outlined._replace(params=params)
+
+
+def _drawn(model: Any, key: jax.Array, deviation: float) -> Any:
+  """Draws weights, kernels and embeddings of a standard deviation, in the type of the model."""
+  flat = tree.flatten(jax.jit(lambda key: model.init(key, **model.trace_inputs())["params"])(key))
+  scale = lambda path: deviation / DEVIATION if path.endswith(("/kernel", "/embedding")) else 1.0
+  return tree.unflatten({p: (x * scale(p)).astype(model.config.dtype) for p, x in flat.items()})
 
 
 def outline(
@@ -177,17 +183,17 @@ def language(
   head: str = "lm",
   dtype: str = "float32",
   **computation: Any,
-) -> tuple[Any, tuple[int, ...], int, tuple[str, ...]]:
+) -> tuple[Any, Config, tuple[str, ...]]:
   """Loads a model's tokenizer and checks the model's options, without reading weights.
 
   Returns:
-    The tokenizer or None; the tokens that an encoder-decoder's outputs begin with, () for other
-    models; the number of tokens that have an embedding; the classes of the folder's own head.
+    The tokenizer or None; the model's `Config`, without its head; the classes of the folder's own
+    head.
   """
   folder, hf_config, family = _source(path, architecture)
   config = _model_config(family, hf_config, dtype=DTYPES[dtype], **computation)
   classes = heads.classes(family.ARCHITECTURES, hf_config, head) if folder else ()
-  return tokenizers.load(tokenizer, folder), config.decoder_start, config.vocabulary, classes
+  return tokenizers.load(tokenizer, folder), config, classes
 
 
 def _source(path: str | None, architecture: dict | None) -> tuple[Path | None, dict, Any]:
@@ -277,7 +283,8 @@ def write(
   """Writes what `save` writes into an empty folder."""
   c, flat, family = pretrained.model.config, tree.flatten(params), family_module(pretrained.family)
   hf_config = heads.write(pretrained.hf_config | {"dtype": dtype}, c.head, labels)
-  for name in ("torch_dtype", "_name_or_path"):  # an older name of dtype; the folder of the base
+  # An older name of dtype; the folder of the base; the base's Python files, which are not written.
+  for name in ("torch_dtype", "_name_or_path", "auto_map"):
     hf_config.pop(name, None)
   hf_config["architectures"] = [family.ARCHITECTURES[c.head_kind]]
   tensors: dict[str, np.ndarray] = {}

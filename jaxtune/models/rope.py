@@ -60,11 +60,12 @@ class Rope(NamedTuple):
     """Returns the longest sequence that the model is made for.
 
     Args:
-      positions: max_position_embeddings of config.json. "dynamic" files, and some "yarn" ones, give
-        the length of the pretraining there, which `factor` multiplies.
+      positions: max_position_embeddings of config.json. "dynamic" files, and some "linear" and
+        "yarn" ones, give the length of the pretraining there, which `factor` multiplies.
     """
-    pretrained = {"yarn": self.original_length, "dynamic": positions}.get(self.kind, 0)
-    return max(positions, int(min(pretrained * self.factor, 2**31 - 1)))
+    stretched = self.kind in ("linear", "dynamic", "yarn")
+    longest = self.original_length * self.factor if stretched else 0
+    return max(positions, int(min(longest, 2**31 - 1)))
 
 
 def rope_tables(

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -73,7 +74,8 @@ def build(
 def _kept(lowered: jax.stages.Lowered, path: Path | None) -> Built:
   """Returns what a file holds, or else compiles a program and writes the file."""
   if path is not None and path.exists():
-    return Built(**json.loads(gzip.decompress(path.read_bytes())))
+    with contextlib.suppress(OSError, EOFError, ValueError, TypeError, zlib.error):  # it is damaged
+      return Built(**json.loads(gzip.decompress(path.read_bytes())))
   built = _compile(lowered)
   if path is not None:
     with contextlib.suppress(UserError):  # a folder that cannot be written

@@ -7,6 +7,7 @@ so a step needs no second forward pass, and no second model is in the memory.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxtune import data, files, peft, sharding, tree
+from jaxtune.errors import UserError
 from jaxtune.evaluation import judge
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.objectives import Batch, Forward, Sums, choices
@@ -130,7 +132,7 @@ def _kept(path: Path | None) -> np.ndarray | None:
   """Reads a kept array; None where there is none, or one that cannot be read."""
   try:
     return np.load(path, allow_pickle=False) if path and path.exists() else None
-  except (OSError, ValueError):
+  except (OSError, ValueError, EOFError):
     return None
 
 
@@ -138,4 +140,5 @@ def _keep(path: Path | None, array: np.ndarray) -> None:
   if path is not None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    files.write_atomically(path, buffer.getvalue())
+    with contextlib.suppress(UserError):  # a folder that cannot be written
+      files.write_atomically(path, buffer.getvalue())

@@ -16,17 +16,23 @@ from jaxtune.runs import folder as runs
 from jaxtune.runs.trial import Trial
 
 # The config, not the adapter, decides the fixed numbers whose names begin with these.
-SET_BY_CONFIG = ("dropout", "rate:")
+SET_BY_CONFIG = ("dropout", "rate:", "orth_weight")
+# The adapter decides these, and the config, which is to describe it, has to agree: {name: options}.
+SET_BY_ADAPTER = {
+  "scale": "alpha or scale", "target": "target_rank", "first": "first", "edited": "layers",
+  "offset": "shift", "mask": "length or lengths",
+}  # fmt: skip
+HOW_DRAWN = ("initialise",)  # options of arrays that are not drawn here
 
 
 def continued(trial: Trial, overlay: peft.Overlay) -> peft.Overlay:
   """Replaces what methods drew by the arrays of the adapters that they start from.
 
-  The optimizer starts anew, and dropout and learning-rate ratios are those of the config; the
-  scale is the adapter's.
+  The optimizer starts anew, and what concerns training alone (dropout, learning-rate ratios, the
+  weight of a penalty) is the config's. All else must be alike in both, such as the scale.
 
   Raises:
-    UserError: where an adapter is of another base, method or shape than the config says.
+    UserError: where an adapter is of another base, method, option or shape than the config says.
   """
   for method in trial.methods:
     if method.start is not None:
@@ -62,6 +68,7 @@ def _read(method: peft.Method, trial: Trial) -> tuple[dict, dict, dict]:
     if method.kind not in kinds:
       raise _other_kind(method, folder, kinds)
     part = found.methods[kinds.index(method.kind)]
+    _check_words(method, part.section)
     return part.trained, part.fixed, found.params
   path, record, flat = runs.read(folder)
   tree.check_finite(flat, f"method.start: {path}")
@@ -72,6 +79,7 @@ def _read(method: peft.Method, trial: Trial) -> tuple[dict, dict, dict]:
   names = [method.name] if method.name in names else names
   if len(names) != 1:
     raise _other_kind(method, folder, [part["name"] for part in parts.values()])
+  _check_words(method, parts[names[0]])
   trees = tree.unflatten(flat)
   theirs = method._replace(name=names[0])
   arrays = (peft.arrays_of(theirs, trees.get(part, {})) for part in ("peft", "hyper"))
@@ -81,6 +89,18 @@ def _read(method: peft.Method, trial: Trial) -> tuple[dict, dict, dict]:
 def _other_kind(method: peft.Method, folder: Path, kinds: Sequence[str]) -> UserError:
   held = " + ".join(kinds)
   return UserError(f"method.start: {folder} holds {held}, expected one {method.kind}")
+
+
+def _check_words(method: peft.Method, section: dict) -> None:
+  """Raises UserError where an option that no array shows differs from that of an adapter's section.
+
+  These are all words, such as the placement and the activation of an adapter.
+  """
+  (theirs,) = peft.build(section)
+  for name, value in method.options.items():
+    own = theirs.options.get(name, value)
+    if own != value and isinstance(value, str) and name not in HOW_DRAWN:
+      raise UserError(f"method.{name} is {value!r}, expected {own!r}, as {method.start} has")
 
 
 def _fit(method: peft.Method, drawn: peft.Arrays, found: peft.Arrays, what: str) -> peft.Arrays:
@@ -109,6 +129,13 @@ def _fit(method: peft.Method, drawn: peft.Arrays, found: peft.Arrays, what: str)
       raise UserError(
         f"method.start: {path} is {np.shape(theirs[path])} in {method.start}, but the config makes "
         f"it {leaf.shape}: give the adapter's own rank, width or length"
+      )
+    option = SET_BY_ADAPTER.get(path.rpartition("/")[2])
+    if option and not np.allclose(leaf, theirs[path], rtol=1e-5):
+      said = " and ".join(str(np.unique(x)) for x in (theirs[path], leaf))
+      raise UserError(
+        f"method.start: {path} is not the same in {method.start} and in the config: {said}; give "
+        f"the adapter's own {option}"
       )
   joined = {site: drawn[site] | old(found.get(site, {})) for site in drawn}
   return jax.tree.map(jnp.asarray, joined)

@@ -86,11 +86,11 @@ def changed(trials: Sequence[Trial], **computation: Any) -> list[Trial]:
 def load_data(config: dict) -> data.Data:
   """Loads the data of a completed config, as its model's tokenizer and its objective need them."""
   objective = objective_of(config)
-  language = hf.language(**config["model"], head=objective.HEAD)
-  tokenizer, decoder_start, vocabulary, classes = language
+  tokenizer, model, classes = hf.language(**config["model"], head=objective.HEAD)
   if tokenizer is None:
     raise UserError("the model's folder has no tokenizer; name one with model.tokenizer")
-  read = lambda options: data.load(tokenizer, objective, options, decoder_start, vocabulary)
+  of_model = model.decoder_start, model.vocabulary
+  read = lambda options: data.load(tokenizer, objective, options, *of_model)
   options = data.DataOptions(**config["data"])
   dataset = read(options)
   return dataset if options.labels else _in_order(dataset, classes, read, options)

@@ -78,6 +78,11 @@ class Checkpoints(contextlib.AbstractContextManager):
       return read(state=ocp.args.StandardRestore(abstract)).state, record["seconds"]
 
 
+def exists(folder: Path) -> bool:
+  """Says whether a folder holds a whole checkpoint, of whatever it may be."""
+  return any(path.name.isdigit() for path in folder.glob("*"))
+
+
 class _PatientLoop(asyncio.SelectorEventLoop):
   """An event loop that waits for its unfinished tasks before it closes."""
 

@@ -1,6 +1,7 @@
 """Finished runs as a user handles them: imported, trained on, composed, cut and taken apart."""
 
 import json
+import socket
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from jaxtune.models import hf
 from jaxtune.runs import finished
 
 pytestmark = pytest.mark.full  # three runs are trained first
+HOST = socket.gethostname()
 LORA = {"name": "lora", "rank": 3, "targets": ["q_proj"]}
 
 
@@ -43,7 +45,7 @@ def test_runs_over_one_base_share_it(place):
   assert one.config["seed"] == 0 and two.config["seed"] == 1
 
 
-@pytest.mark.parametrize("written", ["config.json", ".tuned.safetensors.new"])
+@pytest.mark.parametrize("written", ["config.json", f".tuned.safetensors.{HOST}.99999999.a0.new"])
 def test_what_a_kill_left_of_a_run_that_was_kept_is_written_anew(place, tmp_path, written):
   run = jaxtune.load_run(place[0] / "one")
   finished.keep(run, tmp_path / "whole")
@@ -75,6 +77,11 @@ def test_an_export_comes_back_by_import_and_is_trained_on(place):
     jax.tree.map(np.testing.assert_array_equal, arrays(again), arrays(run))
   with pytest.raises(UserError, match="give another folder"):
     jaxtune.import_adapter(make(), folder / "exported", folder / "imported")
+  with pytest.raises(UserError, match="holds a run already"):
+    jaxtune.fit(make(method=LORA), folder / "imported")
+  was = arrays(run)
+  jaxtune.fit(make(method=LORA), folder / "one")  # of which nothing is left to do but to judge
+  jax.tree.map(np.testing.assert_array_equal, arrays(jaxtune.load_run(folder / "one")), was)
 
 
 @pytest.mark.parametrize(

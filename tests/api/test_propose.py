@@ -3,13 +3,14 @@
 import json
 
 import pytest
-from support import folders
+from support import folders, tiny
 
 import jaxtune
 from jaxtune.api import columns
 from jaxtune.data import sources
 from jaxtune.errors import UserError
 from jaxtune.main import main
+from jaxtune.models import hf
 
 LABELLED = {"text": "text", "label": "label"}
 SMALL = [
@@ -135,3 +136,16 @@ def test_mistakes_are_named(place, options, says):
 def test_options_that_contradict(options, says, capsys):
   assert main(["sweep", *options]) == 2
   assert says in capsys.readouterr().err
+
+
+def test_a_base_that_has_a_head_of_its_own(tmp_path):
+  """Of three classes, as the data has; nothing said how many."""
+  made = tiny.make("bert", head="classify", labels=3)._replace(tokenizer=folders.tokenizer("bert"))
+  base = hf.save(made, made.params, tmp_path / "bert")
+  rows = [{"text": f"a{i % 10} b{i // 10}", "label": f"c{i % 3}"} for i in range(40)]
+  data = folders.write(tmp_path, "rows.jsonl", rows)
+  found = jaxtune.propose(data, ["lora"], model=base)
+  assert found.config["objective"] == {"name": "classify"} and "3 classes" in str(found)
+  with pytest.raises(UserError, match="the data has 2 labels, expected 3, .*: name in data.labels"):
+    two = folders.write(tmp_path, "two.jsonl", [row for row in rows if row["label"] != "c2"])
+    jaxtune.propose(two, ["lora"], model=base)

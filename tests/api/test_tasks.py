@@ -89,6 +89,14 @@ def test_classes_are_learnt(place, tmp_path, family):
     again = jaxtune.evaluate(run, {"data.train": folders.write(place, "yes.tsv", rows)})
     same(again["base"], result["base"])
     same(again["final"], final)
+    named = {"no": "nein", "yes": "ja"}  # by other names, whose alphabet is another order
+    renamed = lambda words, i: (row := labelled(words, i)) | {"label": named[row["label"]]}
+    files = splits(tmp_path, "label", renamed, (48, 8, 16))
+    other = {f"data.{split}": file for split, file in files.items()}
+    again = jaxtune.evaluate(run, other | {"data.labels": ["nein", "ja"]})
+    same(again["final"], final)
+    with pytest.raises(UserError, match="data.labels has 3 names, expected 2 .*run's: no, yes"):
+      jaxtune.evaluate(run, {"data.labels": ["no", "yes", "maybe"]})
 
 
 @pytest.mark.full

@@ -193,3 +193,7 @@ def test_batches_are_padded_and_unpadded(gpt2):
   assert certify.make_batches([[1] * 100], config, 10)[0][0].shape[1] == 54
   with pytest.raises(UserError, match="empty"):
     certify.make_batches([[]], config, 0)
+  headed = tiny.make("llama", head="classify", labels=3).model.config
+  for prompts in ([[5] * 100 + [1]], [[5, 6, 1], [7, 8, 9, 9, 1]]):
+    for tokens, mask in certify.make_batches(prompts, headed, 0):
+      assert all(row[real > 0][-1] == 1 for row, real in zip(tokens, mask, strict=True)), "its eos"

@@ -6,8 +6,9 @@ import types
 
 import numpy as np
 import pytest
-from support import tiny
+from support import folders, tiny
 from support.random_runs import card_lines
+from transformers import PreTrainedTokenizerFast
 
 import jaxtune
 from jaxtune import peft
@@ -153,3 +154,38 @@ def test_a_masked_language_model_has_no_task_in_peft():
   config = hf.outline(architecture=tiny.ENCODERS["bert"], head="mlm").model.config
   with pytest.raises(UserError, match="merge it"):
     write.task_type(config)
+
+
+@pytest.mark.parametrize("form", ["peft", "merged"])
+@pytest.mark.parametrize(
+  ("special", "stated", "pad"),
+  [
+    ({"pad_token": "</s>", "bos_token": "<s>"}, {"pad_token_id": 1}, 3),  # padding is eos
+    ({"pad_token": "<pad>"}, {}, 0),
+    ({"bos_token": "<s>"}, {"pad_token_id": None}, 3),
+    ({}, {"pad_token_id": -1}, 0),  # no special token but eos: a word is as good, behind eos
+  ],
+)
+def test_pytorch_reads_the_last_token_of_each_text(special, stated, pad, form, tmp_path):
+  """As the card loads and calls it, and in a batch: eos, behind which there is padding."""
+  pytest.importorskip("peft")
+  backend = folders.tokenizer("llama").backend_tokenizer
+  words = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", **special)
+  fields = tiny.ARCHITECTURES["llama"] | TINY | {"eos_token_id": 1} | stated
+  made = tiny.random(fields, head="classify", labels=3)._replace(tokenizer=words)
+  model = hf.load(str(hf.save(made, made.params, tmp_path / "base")), head="classify", labels=3)
+  trees = laid(model, LORA)
+  export(model, peft.Adapted(*trees), tmp_path / "x", format=form, facts=Facts(labels=NAMES))
+  found = {}
+  exec(card_lines(tmp_path / "x", model), found)
+  assert found["inputs"].input_ids[0, -1] == 1 and found["model"].config.pad_token_id == pad
+  rows = [words(text).input_ids + [1] for text in ("a1 <unk> a2 a3", "b1", "c1 d1 <s> <pad>")]
+  ids, mask = np.full((3, 6), pad), np.zeros((3, 6), bool)
+  for row, its, kept in zip(rows, ids, mask, strict=True):
+    its[: len(row)], kept[: len(row)] = row, True
+  if special:
+    padded = found["tokenizer"].pad({"input_ids": rows}, return_tensors="np")
+    np.testing.assert_array_equal(padded.input_ids, ids[:, :5])
+  ours = tiny.forward(model, trees, ids.astype(np.int32), mask)
+  theirs = tiny.torch_logits(found["model"].eval(), ids, mask)
+  np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)

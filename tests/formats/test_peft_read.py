@@ -180,7 +180,7 @@ def test_a_table_that_scores_too_is_not_read_as_a_lookup(tmp_path):
 def test_a_trained_output_layer_is_not_left_behind(base, tmp_path):
   model, saved = base("llama", None), CAUSAL | QV | dict(r=2, modules_to_save=["lm_head"])
   written(model, None, "Lora", saved, tmp_path)
-  config = made_trials.complete({"name": "lora", "rank": 2, "start": str(tmp_path)})
+  config = made_trials.complete({"name": "lora", "rank": 2, "alpha": 8.0, "start": str(tmp_path)})
   with pytest.raises(UserError, match="method.start: .* has trained head/kernel too, which no"):
     first_state(with_config(made_trials.make(model), config))
 

@@ -208,11 +208,11 @@ def bert(tmp_path_factory):
   [
     ({}, ("'lm'", "classify", "tokens", "mlm")),
     ({"head": "clasify"}, ("'clasify'", "classify")),
-    ({"head": "classify", "labels": 2}, ("2", "3")),
+    ({"head": "classify", "labels": 2}, ("has 2 labels, expected 3", "name in data.labels every")),
     ({"head": "regression"}, ("3 labels", "1")),
-    ({"head": "tokens"}, ("model.labels", "tokens")),
-    ({"head": "tokens", "labels": 0}, ("model.labels is 0",)),
-    ({"head": "qa", "labels": 3}, ("is 3, expected 2", "head 'qa'")),
+    ({"head": "tokens"}, ("data.labels", "tokens")),
+    ({"head": "tokens", "labels": 0}, ("has 0 labels", "data.labels")),
+    ({"head": "qa", "labels": 3}, ("3 labels, expected 2", "head 'qa'")),
   ],
 )
 def test_heads_refused(bert, options, words):

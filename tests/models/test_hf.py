@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from support import tiny
 from transformers import AutoModelForCausalLM
 
+from jaxtune import tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf, tokenizer
 from jaxtune.models.decoder import Decoder
@@ -62,10 +63,23 @@ def test_saved_folder_loads_in_transformers(pretrained, tmp_path):
   np.testing.assert_allclose(ours, tiny.torch_logits(theirs.eval(), tokens), atol=1e-4, rtol=0)
 
 
+def test_a_random_model_is_drawn_as_wide_as_its_architecture_says():
+  architecture = tiny.ARCHITECTURES["gpt2"]
+  load = lambda **stated: tree.flatten(hf.load(architecture=architecture | stated, seed=1).params)
+  drawn, same, wide = load(), load(initializer_range=0.02), load(initializer_range=0.08)
+  for path, x in drawn.items():
+    np.testing.assert_array_equal(same[path], x)
+    factor = 4 if path.endswith(("kernel", "embedding")) else 1
+    np.testing.assert_allclose(wide[path], factor * x, rtol=1e-6, err_msg=path)
+
+
 def test_saving_replaces_a_folder_and_the_old_dtype_key(llama, tmp_path):
-  old = llama._replace(hf_config=llama.hf_config | {"torch_dtype": "bfloat16"})
+  """Also what names Python files of the base, which are not in the folder."""
+  stale = {"torch_dtype": "bfloat16", "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}
+  old = llama._replace(hf_config=llama.hf_config | stale)
   for _ in range(2):
     folder = hf.save(old, old.params, tmp_path / "deep" / "model")
+  assert not stale.keys() & json.loads((folder / "config.json").read_text()).keys()
   theirs = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
   assert str(theirs.dtype) == "torch.float32"
   assert [p.name for p in folder.parent.iterdir()] == ["model"]

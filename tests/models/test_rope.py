@@ -149,13 +149,18 @@ def test_phi3_of_128k_tokens(kind):
 
 @pytest.mark.parametrize("numbers, positions", [
   (DYNAMIC, 3 * ORIGINAL),
+  (dict(rope_type="linear", factor=4.0), 4 * 64),
   (YARN, 64),
   (YARN | dict(factor=8.0), 128),
   (LONGROPE | dict(factor=32.0), 64),
 ])  # fmt: skip
 def test_how_far_they_reach(numbers, positions):
-  """YaRN's files often state the length of the pretraining alone, dynamic ones always."""
+  """Linear and YaRN's files may state the length of the pretraining alone, dynamic ones do."""
   assert read(llama(numbers)).positions == positions
+
+
+def test_gemma3_states_how_far_it_reaches():
+  assert read(tiny.DECODERS["gemma3_text"]).positions == 64
 
 
 @pytest.mark.parametrize("name, changes, words", [

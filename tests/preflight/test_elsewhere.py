@@ -279,6 +279,9 @@ def test_compilations_are_kept(tmp_path, monkeypatch):
   assert compiled.build([program(2)], "here", tmp_path) == first[:1]
   assert compiled.build([program(2)], "there", tmp_path)[0].text == "compiled"
   assert compiled.build([program(4)], "here", tmp_path)[0].text == "compiled"
+  for path in tmp_path.iterdir():
+    path.write_bytes(path.read_bytes()[:-9])
+  assert compiled.build([program(2), program(3)], "here", tmp_path)[1].text == "compiled"
 
 
 @pytest.mark.parametrize(

@@ -102,11 +102,11 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def read_tokenizer(folder: Path) -> object:
-  tokenizer, start, vocabulary, _ = hf.language(str(folder / "model"))
+  tokenizer, model, _ = hf.language(str(folder / "model"))
   if tokenizer is None:
     return None
   options = data.DataOptions(train=str(folder / "train.jsonl"), overlap="allow")
-  return data.load(tokenizer, sft, options, start, vocabulary)
+  return data.load(tokenizer, sft, options, model.decoder_start, model.vocabulary)
 
 
 def rows(name: str, write: Callable[[Path], None], objective: str = "sft") -> Reader:

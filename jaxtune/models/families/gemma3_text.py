@@ -30,5 +30,6 @@ def config(hf: dict, **overrides) -> Config:
     logit_softcap=hf["final_logit_softcapping"],
     rope=rope(hf, full, theta=hf.get("rope_theta") or 1_000_000.0),
     local_rope=local_rope if windows else None,
+    positions=hf["max_position_embeddings"],  # the factor is in it, in all of these files
   )
   return gemma.config(hf, **fields | windows | overrides)

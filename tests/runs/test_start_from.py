@@ -1,0 +1,77 @@
+"""Training that starts from an adapter computes what the adapter does."""
+
+import numpy as np
+import pytest
+from support import made_trials, tiny
+
+from jaxtune import peft, tree
+from jaxtune.errors import UserError
+from jaxtune.models import hf
+from jaxtune.runs import finished
+from jaxtune.runs.first_state import first_state
+from jaxtune.runs.trial import with_config
+
+ARCHITECTURE = tiny.ARCHITECTURES["llama"] | {"num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def model():
+  return hf.load(architecture=ARCHITECTURE)
+
+
+def started(model, folder, section, changes):
+  """Returns a run of a section, and the overlay of a trial that starts from it with changes."""
+  config = made_trials.complete(section, model={"path": None, "architecture": ARCHITECTURE})
+  adapted = tiny.lay(model, config["method"], noise=0.1)
+  adapted = adapted._replace(tuned={"params": {}} | adapted.tuned)
+  run = finished.Run(None, config, model, adapted, (), (0,))
+  finished.keep(run, folder / "run")
+  method = section | {"start": str(folder / "run")} | changes
+  trial = with_config(made_trials.make(model), made_trials.complete(method))
+  state, _ = first_state(trial)
+  return run.adapted, peft.Overlay(state.tuned, state.hyper)
+
+
+ADAPTER = {"name": "adapter", "width": 2, "scale": 1.0}
+COMPACTER = {"name": "compacter", "width": 4, "n": 2}
+LORA, REFT = {"name": "lora", "rank": 2, "alpha": 4.0}, {"name": "reft", "rank": 2}
+DIFFERENT = [
+  (ADAPTER, {"placement": "parallel"}, "method.placement is 'parallel', expected 'pfeiffer', as "),
+  (ADAPTER, {"activation": "gelu"}, "method.activation is 'gelu', expected 'relu', as .*run has"),
+  (ADAPTER, {"scale": 2.0}, r"adapter/scale is not the same .* \[1.\] and \[2.\]; .* own alpha or"),
+  (COMPACTER, {"activation": "relu"}, "method.activation is 'relu', expected 'gelu'"),
+  (REFT, {"variant": "direft"}, "method.variant is 'direft', expected 'loreft'"),
+  (REFT, {"first": 3}, "reft/first is not the same .* the adapter's own first"),
+  (REFT, {"layers": (1,)}, "reft/edited is not the same .* the adapter's own layers"),
+  (
+    LORA,
+    {"alpha": 8.0},
+    r"lora/scale is not the same .*: \[2.\] and \[4.\]; give the adapter's own",
+  ),
+  ({"name": "prefix", "length": 2}, {"shift": False}, "offset is not the same .* own shift"),
+]
+
+
+@pytest.mark.parametrize(("section", "changes", "says"), DIFFERENT)
+def test_options_that_no_shape_tells_are_those_of_the_adapter(
+  model, tmp_path, section, changes, says
+):
+  with pytest.raises(UserError, match=says):
+    started(model, tmp_path, section, changes)
+
+
+@pytest.mark.parametrize(
+  ("section", "changes"),
+  [
+    (LORA, {"alpha": 1.0, "scale": 2.0, "initialise": "gaussian", "dropout": 0.5, "b_rate": 4.0}),
+    ({"name": "adalora"}, {"orth_weight": 0.25, "beta1": 0.5, "interval": 2, "dropout": 0.5}),
+  ],
+)
+def test_what_concerns_training_alone_is_the_configs(model, tmp_path, section, changes):
+  run, overlay = started(model, tmp_path, section, changes)
+  found, expected = tree.flatten(overlay.tuned["peft"]), tree.flatten(run.tuned["peft"])
+  for path, leaf in expected.items():
+    np.testing.assert_array_equal(found[path], leaf)
+  for path, leaf in tree.flatten(overlay.hyper).items():
+    option = {"rate:b": "b_rate"}.get(name := path.rpartition("/")[2], name)
+    assert option not in changes or np.all(leaf == changes[option]), path

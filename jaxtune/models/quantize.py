@@ -62,6 +62,17 @@ def quantised(params: Any, form: str | None) -> Any:
   return tree.unflatten({path: store(path, x, form) for path, x in tree.flatten(params).items()})
 
 
+def by_layer(layers_IO: Iterable[Any], form: str) -> dict[str, np.ndarray]:
+  """Quantises the layers of a kernel one after another, so that a device never holds two of them.
+
+  Returns:
+    What `store` returns for a kernel of these layers, in numpy.
+  """
+  put = lambda w_IO: jax.device_put(np.asarray(w_IO, np.float32)[None])
+  stored = [jax.device_get(_store(put(w_IO), form)) for w_IO in layers_IO]
+  return {name: np.concatenate([layer[name] for layer in stored]) for name in stored[0]}
+
+
 def dequantised(params: Any, dtype: Any = jnp.float32) -> Any:
   """Returns a tree with its quantised kernels in `dtype`; other leaves stay as they are."""
   if not hasattr(params, "items"):

@@ -79,9 +79,9 @@ class Parallel(NamedTuple):
     """
     if self.kind == "jit" and not donate:
       whole = None if self.mesh is None else NamedSharding(self.mesh, P())
-      return jax.jit(self._within(function), out_shardings=whole)
+      return jax.jit(self.within(function), out_shardings=whole)
     if self.kind == "jit":
-      return jax.jit(self._within(lambda *args: self._stay(*function(*args))), donate_argnums=0)
+      return jax.jit(self.within(lambda *args: self._stay(*function(*args))), donate_argnums=0)
     mapped = jax.pmap(
       lambda trials, shared, batch: function(trials, shared, batch, axis="data"), "data",
       in_axes=(None, None, 0), out_axes=None, devices=list(self.mesh.devices.flat),
@@ -89,7 +89,7 @@ class Parallel(NamedTuple):
     run = lambda trials, shared, batch: mapped(trials, shared, self.split(batch))
     return functools.wraps(mapped)(run)  # with its attribute `lower`
 
-  def _within(self, function: Callable) -> Callable:
+  def within(self, function: Callable) -> Callable:
     """Returns a function that is traced under the mesh, so that `constrain` knows its axes."""
 
     def run(*args: Any) -> Any:

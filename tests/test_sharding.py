@@ -280,10 +280,20 @@ def test_the_rules_cover_every_leaf(request, family, optimizer):
 
 @pytest.mark.parametrize("form", [None, pytest.param("int8", marks=pytest.mark.full)])
 def test_weights_are_loaded_into_their_shards(llama, tmp_path, form):
-  folder = str(hf.save(llama, llama.params, tmp_path / "base"))
+  lie_in_their_shards(str(hf.save(llama, llama.params, tmp_path / "base")), quantize=form)
+
+
+@pytest.mark.parametrize("form", [None, pytest.param("nf4", marks=pytest.mark.full)])
+def test_random_weights_are_made_in_their_shards(form, monkeypatch):
+  monkeypatch.setattr(sharding, "hosts", None)  # which would put them there from the first device
+  lie_in_their_shards(architecture=tiny.ARCHITECTURES["llama"], quantize=form)
+
+
+def lie_in_their_shards(*model, **options):
+  """Loads a model onto a mesh and onto a device: to the same bits."""
   parallel = sharding.make("jit", {"fsdp": 2, "tensor": 2})
-  found = hf.load(folder, quantize=form, place=parallel.put).params
-  assert tree.fingerprint(found) == tree.fingerprint(hf.load(folder, quantize=form).params)
+  found = hf.load(*model, **options, parallel=parallel).params
+  assert tree.fingerprint(found) == tree.fingerprint(hf.load(*model, **options).params)
   wanted = sharding.shardings(parallel.mesh, found)
   assert jax.tree.map(lambda x: x.sharding, found) == wanted
 

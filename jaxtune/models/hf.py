@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import files, schema, tree
+from jaxtune import files, schema, sharding, tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.models import entries, families, heads, hub, weights
 from jaxtune.models import tokenizer as tokenizers
@@ -82,7 +81,7 @@ def load(
   attention: Literal["plain", "splash", "cudnn"] | None = None,
   scored_tokens: Count | None = None,
   seed: Seed = 0,
-  place: Callable[[Any], Any] | None = None,
+  parallel: sharding.Parallel = sharding.ALONE,
 ) -> Pretrained:
   """Loads a pretrained model from a folder or the hub, or initialises one at random.
 
@@ -106,7 +105,7 @@ def load(
     scored_tokens: for how many tokens a device computes logits at a time where it scores targets;
       None chooses by the vocabulary. Fewer take less memory.
     seed: seed of the random initialisation, of the whole model or of a new head.
-    place: puts {path: array} on devices, such as `sharding.Parallel.put`; default the first one.
+    parallel: the devices, each of which gets its shards alone; default the first one.
 
   Raises:
     UserError: for a family that is not supported, tensors that are missing, unexpected or
@@ -123,16 +122,24 @@ def load(
     )
   model, folder, hf_config = outlined.model, outlined.folder, outlined.hf_config
   weights.check_memory(outlined.params)
-  if folder:
-    plan = _plan(model, abstract(model), folder, hf_config)
-    params = weights.read(plan, model.config, hf_config.get("initializer_range", 0.02), seed, place)
-  else:
-    make = jax.jit(lambda key: model.init(key, **model.trace_inputs())["params"])
-    params = make(jax.random.key(seed))
-    params = jax.tree.map(lambda x: x.astype(model.config.dtype), params)
-    params = quantised(params, quantize)
-    params = place(params) if place else params
-  return outlined._replace(params=params)
+  if folder is None:
+    return outlined._replace(params=_drawn(outlined, seed, parallel))
+  plan = _plan(model, abstract(model), folder, hf_config)
+  deviation = hf_config.get("initializer_range", 0.02)
+  return outlined._replace(params=weights.read(plan, model.config, deviation, seed, parallel))
+
+
+def _drawn(outlined: Pretrained, seed: int, parallel: sharding.Parallel) -> Any:
+  """Draws weights; each device makes its shards, of the same bits as one device."""
+  model, c = outlined.model, outlined.model.config
+
+  def make(key):
+    params = model.init(key, **model.trace_inputs())["params"]
+    params = jax.tree.map(lambda x: x.astype(c.dtype), params)
+    return parallel.within(quantised)(params, c.quantize)
+
+  at = None if parallel.mesh is None else sharding.shardings(parallel.mesh, outlined.params)
+  return jax.jit(make, out_shardings=at)(jax.random.key(seed))
 
 
 def outline(

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxtune import tree
+from jaxtune import sharding, tree
 
 FORMS = ("int8", "nf4")
 BLOCK, GROUP = 64, 256
@@ -134,6 +134,7 @@ def _nf4(w_IO: Float[Array, "I O"]) -> dict[str, Array]:
 
 
 def _store_scales(absmax_M: Float[Array, " M"]) -> dict[str, Array]:
+  absmax_M = sharding.constrain(absmax_M, None)  # devices would add their parts in another order
   mean = absmax_M.mean()
   centred_M = jnp.pad(absmax_M - mean, (0, -absmax_M.size % GROUP))
   centred_GM = centred_M.reshape(-1, GROUP)

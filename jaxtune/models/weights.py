@@ -6,7 +6,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Container
+from collections.abc import Container
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from jaxtune import hosts, schema, tree
+from jaxtune import hosts, schema, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.models import quantize
 from jaxtune.models.config import Config
@@ -194,16 +194,16 @@ def check_memory(shapes: Any) -> None:
 
 
 def read(
-  plan: Plan, c: Config, deviation: float, seed: int, place: Callable[[Any], Any] | None = None
+  plan: Plan, c: Config, deviation: float, seed: int, parallel: sharding.Parallel = sharding.ALONE
 ) -> dict:
-  """Returns the weights as a tree, stacked over layers, on the devices where `place` puts them.
+  """Returns the weights as a tree, stacked over layers, each on its devices.
 
   Beside them, one tensor at a time is in memory. Kernels to be quantised are read in fp32 and
   quantised layer by layer. Fresh kernels are drawn from N(0, deviation^2); fresh biases are 0 and
   fresh scales of norms 1.
   """
   params: dict[str, Any] = {}
-  put = place or partial(jax.device_put, may_alias=True)
+  put = parallel.put if parallel.mesh else partial(jax.device_put, may_alias=True)
   for row in tqdm(plan.table, desc="loading", unit="tensor", leave=False, disable=hosts.bars()):
     shape = plan.shapes[row.ours]
     if c.quantize and quantize.quantises(row.ours, shape):

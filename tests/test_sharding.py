@@ -298,6 +298,13 @@ def lie_in_their_shards(*model, **options):
   assert jax.tree.map(lambda x: x.sharding, found) == wanted
 
 
+def test_a_batch_is_on_its_devices_before_a_step_takes_it():
+  rows = {"tokens": np.zeros((1, 1, 8, 2), np.int32)}
+  for devices in (1, 4):
+    placed = sharding.make("jit", {"data": devices}).put_batch(rows)["tokens"]
+    assert isinstance(placed, jax.Array) and len(placed.devices()) == devices
+
+
 def test_moments_lie_as_their_weights(llama):
   setup = made_trials.make(llama)
   state, _ = jax.eval_shape(

@@ -13,9 +13,11 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 from support import made_trials, tiny
 
-from jaxtune import sharding, tree
+from jaxtune import peft, sharding, tree
 from jaxtune.data import pack
 from jaxtune.errors import UserError
+from jaxtune.evaluation import answers, texts
+from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.models import hf
 from jaxtune.preflight import checks, hlo, lowered, modules
 from jaxtune.runs import baseline, programs
@@ -191,7 +193,41 @@ def test_devices_share_trials_and_exchange_what_they_do_for_one(llama, mesh, alo
     programs_of(4, mesh), programs_of(1, alone), strict=True
   ):
     assert work == pytest.approx(expected, rel=0.01), f"{kind}: loops count once"
-    assert moved <= share * exchanged, kind
+    assert moved <= 1.05 * share * exchanged, f"{kind}: embeddings are exchanged once more"
+
+
+@pytest.mark.parametrize("mesh", [{"data": 4}, {"data": 2, "fsdp": 2}], ids=str)
+def test_devices_share_the_rows_of_generated_texts(llama, mesh):
+  """Each has its part of the cache, which stays where it is, and the texts are those of one."""
+  trial = with_config(made_trials.make(llama), made_trials.complete(LORA))
+  state, base = first_state(trial)
+  rows, count, length, new = 16, 42, 8, 9
+  options = EvaluateOptions(batch_size=rows, max_new_tokens=new, temperature=1.0)
+  stops = tuple(range(0, tiny.VOCABULARY, 6))
+  tokens_NT, mask_NT = texts.pad_left(
+    [np.arange(n // 2 % length + 1) + n // 2 for n in range(count)], 0, length, count + 1
+  )
+  prompts = {"tokens": tokens_NT, "mask": mask_NT, "numbers": np.arange(count + 1)}
+  prompts = {name: x[None] for name, x in prompts.items()}
+  prompts |= {"count": np.array([count]), "seed": np.array([3])}
+
+  def completed(mesh):
+    parallel = sharding.make("jit", mesh)
+    complete: Any = answers.completer(
+      programs.make_program(trial), options, stops, parallel=parallel, chunk=1, share=2
+    )
+    overlays = parallel.put(tree.stack([peft.Overlay(state.tuned, state.hyper)]), "trial")
+    arguments = overlays, parallel.put(base), prompts
+    compiled = complete.lower(*arguments).compile()
+    return np.asarray(compiled(*arguments))[0, :count], compiled
+
+  (found, split), (expected, whole) = completed(mesh), completed({"data": 1})
+  np.testing.assert_array_equal(found, expected)
+  c, moved = llama.model.config, modules.operations(hlo.parse(split.as_text()))
+  cache = 2 * 4 * c.layers * rows * c.kv_heads * (length + new) * c.head_size
+  assert max(one.moved for one in moved if one.collective) < cache / 4, "data's part is a half"
+  saved = [one.memory_analysis().temp_size_in_bytes for one in (whole, split)]
+  assert saved[0] - saved[1] > cache / 2
 
 
 @functools.cache

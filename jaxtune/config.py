@@ -32,7 +32,7 @@ from jaxtune.training.options import RolloutOptions, SearchOptions, TrainOptions
 
 # section: (the function that owns it, arguments that the caller supplies)
 SECTIONS = {
-  "model": (hf.load, {"head", "labels", "seed", "place"}),
+  "model": (hf.load, {"head", "labels", "seed", "parallel"}),
   "data": (data.DataOptions, set()),
   "regularize": (regularize.method, set()),
   "optim": (optim.make, {"numbers", "steps"}),

@@ -73,15 +73,14 @@ class Parallel(NamedTuple):
     Args:
       function: takes a batch with leaves (E, A, B, ...). Under pmap it gets a shard of the batch,
         and must sum its results over the devices by the name `axis`.
-      donate: whether the function is a training step. Its first result then reuses the memory of
-        the first argument, and has the same shardings (under "jit" alone). Other results are whole
-        on every device, so that each process sees them.
+      donate: whether the function is a training step, whose first result has the memory and the
+        shardings of the first argument (under "jit" alone). Others are whole on every device.
     """
     if self.kind == "jit" and not donate:
       whole = None if self.mesh is None else NamedSharding(self.mesh, P())
-      return jax.jit(self._within(function), out_shardings=whole)
+      return jax.jit(self.within(function), out_shardings=whole)
     if self.kind == "jit":
-      return jax.jit(self._within(lambda *args: self._stay(*function(*args))), donate_argnums=0)
+      return jax.jit(self.within(lambda *args: self._stay(*function(*args))), donate_argnums=0)
     mapped = jax.pmap(
       lambda trials, shared, batch: function(trials, shared, batch, axis="data"), "data",
       in_axes=(None, None, 0), out_axes=None, devices=list(self.mesh.devices.flat),
@@ -89,7 +88,7 @@ class Parallel(NamedTuple):
     run = lambda trials, shared, batch: mapped(trials, shared, self.split(batch))
     return functools.wraps(mapped)(run)  # with its attribute `lower`
 
-  def _within(self, function: Callable) -> Callable:
+  def within(self, function: Callable) -> Callable:
     """Returns a function that is traced under the mesh, so that `constrain` knows its axes."""
 
     def run(*args: Any) -> Any:
@@ -132,14 +131,15 @@ class Parallel(NamedTuple):
   def spread(self, shape: tuple[int, int, int], make: Callable[[slice, slice], dict]) -> dict:
     """Makes a batch (E, A, B, ...) on its devices: E over "trial", B over "data" and "fsdp".
 
-    E stays whole if it is no multiple of its axis. For pmap the whole batch is made in one part.
+    E stays whole if it is no multiple of its axis. For pmap the batch is whole, and in numpy.
 
     Args:
       shape: (E, A, B).
       make: (trials, rows) -> that part of the batch; each process makes those of its devices.
     """
     if self.mesh is None or self.kind == "pmap":
-      return make(slice(None), slice(None))
+      batch = make(slice(None), slice(None))
+      return batch if self.mesh else jax.device_put(batch)
     at = self.batch_sharding(shape[0])
     key = lambda index: (index[0].start, index[2].start)
     mine = {key(index): index for index in at.addressable_devices_indices_map(shape).values()}

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from jaxtune import data, hosts, peft, sharding, tree
@@ -33,27 +35,55 @@ def completer(
 ) -> Callable:
   """Returns `judge.Evaluator.complete`, compiled at the first call with each shape.
 
-  Over several devices XLA splits the work by itself, which it cannot do to a fused kernel, so that
-  attention is plain there.
+  Devices that split rows share the prompts. XLA splits the work by itself, which it cannot do to a
+  fused kernel, so that attention is plain there.
 
   Args:
     share: as for `generate.generate`.
   """
 
-  model = program.model
+  model, shards = program.model, parallel.batch_shards
   if parallel.devices > 1:
     model = model.clone(config=model.config.changed(attention="plain"))
 
   def complete(overlay, base, prompts):
     adapted = peft.Adapted(program.methods, *overlay, base)
-    return generate.generate(
-      model, adapted, prompts["tokens"], prompts["mask"],
-      max_new_tokens=options.max_new_tokens, stop_tokens=stop_tokens, rows=options.batch_size,
-      share=share, count=prompts["count"], temperature=options.temperature, top_k=options.top_k,
-      top_p=options.top_p, key=jax.random.key(prompts["seed"]), numbers_N=prompts["numbers"],
+    some = lambda tokens_NT, mask_NT, numbers_N, count: generate.generate(
+      model, adapted, tokens_NT, mask_NT, max_new_tokens=options.max_new_tokens,
+      stop_tokens=stop_tokens, rows=-(-options.batch_size // shards), share=share, count=count,
+      temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
+      key=jax.random.key(prompts["seed"]), numbers_N=numbers_N,
     )  # fmt: skip
+    call = some if shards == 1 else _shared(some, parallel, share)
+    return call(*(prompts[name] for name in ("tokens", "mask", "numbers", "count")))
 
   return jax.jit(tree.over_trials(complete, chunk, parallel.mesh))
+
+
+def _shared(some: Callable, parallel: sharding.Parallel, share: int) -> Callable:
+  """Splits the prompts of a call between the devices that split rows, one group after another.
+
+  All devices take each step together, and each has its own rows, waiting prompts and cache, of
+  which nothing is exchanged.
+
+  Args:
+    some: (tokens (N, T), mask (N, T), numbers (N,), count) -> ids (N, new).
+    share: how many neighbours form a group, which stays together.
+  """
+  shards, at = parallel.batch_shards, NamedSharding(parallel.mesh, P(sharding.ROWS))
+
+  def call(tokens_NT, mask_NT, numbers_N, count):
+    total = len(tokens_NT)
+    groups = -(-total // (shards * share))
+    which = np.arange(groups * shards * share).reshape(groups, shards, share)
+    which_SM = which.swapaxes(0, 1).reshape(shards, -1)
+    own = (x[np.minimum(which_SM, total - 1)] for x in (tokens_NT, mask_NT, numbers_N))
+    parts = (*own, (which_SM < count).sum(1))
+    parts = jax.lax.with_sharding_constraint(parts, at)
+    ids_SMn = jax.vmap(some, spmd_axis_name=sharding.ROWS)(*parts)
+    return ids_SMn.reshape(-1, ids_SMn.shape[-1])[np.argsort(which_SM.ravel())[:total]]
+
+  return call
 
 
 def completions(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import files, schema, tree
+from jaxtune import files, schema, sharding, tree
 from jaxtune.errors import UserError, nearest
-from jaxtune.models import entries, families, heads, hub, weights
+from jaxtune.models import drawn, entries, families, heads, hub, weights
 from jaxtune.models import tokenizer as tokenizers
 from jaxtune.models.config import Config
 from jaxtune.models.decoder import Decoder
@@ -27,7 +26,6 @@ from jaxtune.models.seq2seq import Seq2Seq
 from jaxtune.schema import Count, Seed, Text
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-DEVIATION = 0.02  # of what layers draw
 
 
 class Pretrained(NamedTuple):
@@ -83,7 +81,7 @@ def load(
   attention: Literal["plain", "splash", "cudnn"] | None = None,
   scored_tokens: Count | None = None,
   seed: Seed = 0,
-  place: Callable[[Any], Any] | None = None,
+  parallel: sharding.Parallel = sharding.ALONE,
 ) -> Pretrained:
   """Loads a pretrained model from a folder or the hub, or initialises one at random.
 
@@ -107,7 +105,7 @@ def load(
     scored_tokens: for how many tokens a device computes logits at a time where it scores targets;
       None chooses by the vocabulary. Fewer take less memory.
     seed: seed of the random initialisation, of the whole model or of a new head.
-    place: puts {path: array} on devices, such as `sharding.Parallel.put`; default the first one.
+    parallel: the devices, each of which gets its shards alone; default the first one.
 
   Raises:
     UserError: for a family that is not supported, tensors that are missing, unexpected or
@@ -124,21 +122,11 @@ def load(
     )
   model, folder, hf_config = outlined.model, outlined.folder, outlined.hf_config
   weights.check_memory(outlined.params)
-  if folder:
-    plan = _plan(model, abstract(model), folder, hf_config)
-    params = weights.read(plan, model.config, hf_config.get("initializer_range", 0.02), seed, place)
-  else:
-    params = _drawn(model, jax.random.key(seed), hf_config.get("initializer_range", DEVIATION))
-    params = quantised(params, quantize)
-    params = place(params) if place else params
-  return outlined._replace(params=params)
-
-
-def _drawn(model: Any, key: jax.Array, deviation: float) -> Any:
-  """Draws weights, kernels and embeddings of a standard deviation, in the type of the model."""
-  flat = tree.flatten(jax.jit(lambda key: model.init(key, **model.trace_inputs())["params"])(key))
-  scale = lambda path: deviation / DEVIATION if path.endswith(("/kernel", "/embedding")) else 1.0
-  return tree.unflatten({p: (x * scale(p)).astype(model.config.dtype) for p, x in flat.items()})
+  deviation = hf_config.get("initializer_range", drawn.DEVIATION)
+  if folder is None:
+    return outlined._replace(params=drawn.weights(model, deviation, seed, parallel))
+  plan = _plan(model, abstract(model), folder, hf_config)
+  return outlined._replace(params=weights.read(plan, model.config, deviation, seed, parallel))
 
 
 def outline(

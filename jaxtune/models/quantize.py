@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxtune import tree
+from jaxtune import sharding, tree
 
 FORMS = ("int8", "nf4")
 BLOCK, GROUP = 64, 256
@@ -60,6 +60,17 @@ def store(path: str, array: Any, form: str | None) -> Any:
 def quantised(params: Any, form: str | None) -> Any:
   """Returns a tree of weights with its kernels quantised, or as it is if `form` is None."""
   return tree.unflatten({path: store(path, x, form) for path, x in tree.flatten(params).items()})
+
+
+def by_layer(layers_IO: Iterable[Any], form: str) -> dict[str, np.ndarray]:
+  """Quantises the layers of a kernel one after another, so that a device never holds two of them.
+
+  Returns:
+    What `store` returns for a kernel of these layers, in numpy.
+  """
+  put = lambda w_IO: jax.device_put(np.asarray(w_IO, np.float32)[None])
+  stored = [jax.device_get(_store(put(w_IO), form)) for w_IO in layers_IO]
+  return {name: np.concatenate([layer[name] for layer in stored]) for name in stored[0]}
 
 
 def dequantised(params: Any, dtype: Any = jnp.float32) -> Any:
@@ -123,6 +134,7 @@ def _nf4(w_IO: Float[Array, "I O"]) -> dict[str, Array]:
 
 
 def _store_scales(absmax_M: Float[Array, " M"]) -> dict[str, Array]:
+  absmax_M = sharding.constrain(absmax_M, None)  # devices would add their parts in another order
   mean = absmax_M.mean()
   centred_M = jnp.pad(absmax_M - mean, (0, -absmax_M.size % GROUP))
   centred_GM = centred_M.reshape(-1, GROUP)

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Container
+from collections.abc import Container
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from jaxtune import hosts, schema, tree
+from jaxtune import hosts, schema, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.models import quantize
 from jaxtune.models.config import Config
@@ -194,20 +194,23 @@ def check_memory(shapes: Any) -> None:
 
 
 def read(
-  plan: Plan, c: Config, deviation: float, seed: int, place: Callable[[Any], Any] | None = None
+  plan: Plan, c: Config, deviation: float, seed: int, parallel: sharding.Parallel = sharding.ALONE
 ) -> dict:
-  """Returns the weights as a tree, stacked over layers, on the devices where `place` puts them.
+  """Returns the weights as a tree, stacked over layers, each on its devices.
 
   Beside them, one tensor at a time is in memory. Kernels to be quantised are read in fp32 and
-  quantised one by one. Fresh kernels are drawn from N(0, deviation^2); fresh biases are 0 and fresh
-  scales of norms 1.
+  quantised layer by layer. Fresh kernels are drawn from N(0, deviation^2); fresh biases are 0 and
+  fresh scales of norms 1.
   """
   params: dict[str, Any] = {}
-  put = partial(jax.device_put, may_alias=True)
+  put = parallel.put if parallel.mesh else partial(jax.device_put, may_alias=True)
   for row in tqdm(plan.table, desc="loading", unit="tensor", leave=False, disable=hosts.bars()):
     shape = plan.shapes[row.ours]
-    chosen = c.quantize and quantize.quantises(row.ours, shape)
-    array = _aligned(shape, np.float32 if chosen else c.dtype)
+    if c.quantize and quantize.quantises(row.ours, shape):
+      layers = (row.read(_tensor(plan.stored[name])) for name in row.their_names(shape))
+      params |= put({row.ours: quantize.by_layer(layers, c.quantize)})
+      continue
+    array = _aligned(shape, c.dtype)
     if row.ours in plan.fresh:
       array[...] = _drawn(row.ours, shape, deviation, seed)
     elif row.default is not None and row.theirs not in plan.stored:
@@ -216,8 +219,7 @@ def read(
       array[: row.first] = 1
       for name, index in row.their_names(shape).items():
         array[index][...] = row.read(_tensor(plan.stored[name]))
-    leaf = quantize.store(row.ours, put(array), c.quantize) if chosen else array
-    params |= (place or put)({row.ours: leaf})
+    params |= put({row.ours: array})
   return tree.unflatten(params)
 
 

@@ -44,9 +44,8 @@ def prepare(config: dict, pretrained: hf.Pretrained | None = None) -> Trial:
   dataset = load_data(config)
   head = pretrained and pretrained.model.config.head
   if pretrained is None or (dataset.labels and head.outputs != len(dataset.labels)):
-    layout = sharding.make(config["train"]["parallel"], config["train"]["mesh"])
-    place = layout.put if layout.mesh is not None else None
-    pretrained = load_model(config, len(dataset.labels), place)
+    parallel = sharding.make(config["train"]["parallel"], config["train"]["mesh"])
+    pretrained = load_model(config, len(dataset.labels), parallel)
   return make(config, pretrained, dataset, tree.fingerprint(pretrained.params))
 
 
@@ -111,11 +110,13 @@ def _in_order(
   )
 
 
-def load_model(config: dict, labels: int, place: Callable | None = None) -> hf.Pretrained:
+def load_model(
+  config: dict, labels: int, parallel: sharding.Parallel = sharding.ALONE
+) -> hf.Pretrained:
   """Loads the model of a completed config with the head that its objective needs.
 
   Args:
-    place: puts weights on devices; see `hf.load`.
+    parallel: the devices; see `hf.load`.
   """
   # A new head is drawn once more for each trial, by `first_state`.
   seed = config["seed"] if config["model"]["path"] is None else 0
@@ -124,7 +125,7 @@ def load_model(config: dict, labels: int, place: Callable | None = None) -> hf.P
     head=objective_of(config).HEAD,
     labels=labels or None,
     seed=seed,
-    place=place,
+    parallel=parallel,
   )
 
 

@@ -224,10 +224,19 @@ def test_merging_starts_from_the_dequantised_weights(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_folder_is_quantised_tensor_by_tensor_as_outlined(form, tmp_path):
-  llama = plain("llama")
+def test_a_folder_is_quantised_layer_by_layer_as_outlined(form, tmp_path, monkeypatch):
+  llama, put, sizes = plain("llama"), jax.device_put, []
   folder = str(hf.save(llama, llama.params, tmp_path / "llama"))
+
+  def counted(x, *args, **options):
+    sizes.extend(leaf.size for leaf in jax.tree.leaves(x) if leaf.dtype == jnp.float32)
+    return put(x, *args, **options)
+
+  monkeypatch.setattr(jax, "device_put", counted)
   found = hf.load(folder, quantize=form, dtype="bfloat16")
+  monkeypatch.undo()
+  c = llama.model.config
+  assert max(sizes) == c.width * c.ffn, "a layer of the largest kernel"
   expected = quantize.quantised(llama.params, form)
   shapes = lambda t: jax.tree.map(lambda x: (x.shape, x.dtype), t)
   assert shapes(hf.outline(folder, quantize=form, dtype="bfloat16").params) == shapes(found.params)

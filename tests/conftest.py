@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -18,13 +19,17 @@ os.environ["XLA_FLAGS"] = " ".join(
   ]
 ).strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # but for `compiled_once`
+# What a worker, or a process that a test starts, has compiled, no other one compiles again.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  COMPILED = tempfile.TemporaryDirectory(prefix="jaxtune-compiled-")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import jax
 import psutil
 import pytest
 from hypothesis import settings
-from jax.experimental.compilation_cache import compilation_cache
 from support import browser, logged, representatives, sweeps, tiny
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -101,25 +106,6 @@ def shared():
   if not folder.is_dir():
     pytest.skip("needs ../shared")
   return folder
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-  """Keeps compiled programs on disk, for tests that run the same one again and again."""
-  options = {
-    "jax_enable_compilation_cache": True,
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": 0,
-  }
-  before = {name: getattr(jax.config, name) for name in options}
-  for name, value in options.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

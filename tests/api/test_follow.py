@@ -20,7 +20,6 @@ from jaxtune.training import checkpoint
 
 CHANGES = {"train.steps": 5, "train.eval_every": 2, "optim.warmup": 0}
 RANKS = (1, 2)
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ from support.interrupting import resumes
 import jaxtune
 from jaxtune.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

@@ -23,7 +23,6 @@ from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import prepare
 from jaxtune.sweeps import declare
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 R, S, N, P, V, D = 2, 2, 6, 3, 9, 5  # rows of a prompt of P tokens and S answers of N tokens
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(R, S * N, V)).astype(np.float32) * 2

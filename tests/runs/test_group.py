@@ -8,7 +8,6 @@ import pytest
 from safetensors.numpy import load_file
 from support import made_trials
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 CHANGES = {
   "train.steps": 6, "train.eval_every": 2, "train.log_every": 2, "optim.warmup": 0,
   "evaluate.generate": True, "evaluate.max_new_tokens": 3,

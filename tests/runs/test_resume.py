@@ -23,14 +23,13 @@ TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start():
   """Starts the run in a process of its own, and returns its exit code."""
-  cache = tmp_path_factory.mktemp("compiled")
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["support.resumable_run"])  # imported once for all processes
 
   def go(folder, *kill) -> int:
-    process = context.Process(target=resumable_run.main, args=(cache, folder, *kill))
+    process = context.Process(target=resumable_run.main, args=(folder, *kill))
     with pytest.MonkeyPatch.context() as patch:
       patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
       process.start()

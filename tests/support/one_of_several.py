@@ -25,13 +25,12 @@ def arm(step: int, number: int) -> None:
 
 
 def run(
-  cache: Path, devices: int, said: Path, arguments: list[str], strike: tuple = (),
+  devices: int, said: Path, arguments: list[str], strike: tuple = (),
   heartbeat: int = 300,
 ) -> None:  # fmt: skip
   """Runs a command in this process.
 
   Args:
-    cache: where compiled programs are kept.
     devices: how many this process has.
     said: the file that its stderr goes to.
     strike: (the number of a step, the name of a signal that comes there), or ().
@@ -40,9 +39,6 @@ def run(
   """
   flags = os.environ["XLA_FLAGS"].replace("device_count=4", f"device_count={devices}")
   os.environ["XLA_FLAGS"] = flags
-  jax.config.update("jax_compilation_cache_dir", str(cache))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
   os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
   hosts.HEARTBEAT = heartbeat
   if strike:

@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 
 import conftest  # noqa: F401  4 host devices, cheap compilation
-import jax
 
 from jaxtune import data
 from jaxtune.training import checkpoint
@@ -51,19 +50,14 @@ def arm(step: int, moment: str, number: int) -> None:
   data.batch, checkpoint.Checkpoints.save = watched_batch, watched_save
 
 
-def main(cache: Path, folder: Path, step: int = 0, moment: str = "", name: str = "SIGKILL") -> None:
+def main(folder: Path, step: int = 0, moment: str = "", name: str = "SIGKILL") -> None:
   """Runs the trials in a folder.
 
   Args:
-    cache: where compiled programs are kept.
     step: where the process sends itself the signal `name`; 0 for nowhere.
     moment: "during" the step, "in" the writing of a checkpoint, from that step on, or "after" the
       step's checkpoint.
   """
-  jax.config.update("jax_enable_compilation_cache", True)
-  jax.config.update("jax_compilation_cache_dir", str(cache))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
   arm(step, moment, getattr(signal, name))
   made = [made_trials.complete(method, CHANGES) for method in METHODS]
   folders = [folder / str(i) for i in range(len(made))]

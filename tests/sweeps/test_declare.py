@@ -146,7 +146,6 @@ def test_an_axis_that_does_not_exist_names_the_nearest():
 
 
 @pytest.mark.full
-@pytest.mark.usefixtures("compiled_once")
 def test_shares_of_the_data_bases_and_quantisation_are_compared(tmp_path):
   """Shares of the data in one program, the others in their own; each as it is alone."""
   rows = [{"prompt": f"a{i % 10} b{i // 10} :", "completion": f" b{i % 7}"} for i in range(20)]

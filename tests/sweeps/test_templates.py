@@ -13,7 +13,6 @@ import jaxtune
 from jaxtune.preflight import gradients
 from jaxtune.runs import baseline, group
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 TEMPLATES = ["{{ text }} :", "? {{ text }} a1 a2 a3 a4 a5 a6 :"]
 PARTS = (("train", 12), ("test", 6))
 

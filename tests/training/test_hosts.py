@@ -46,9 +46,8 @@ def waited_for(condition, seconds=20):
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory, config):
+def start(config):
   """Trains in several processes; returns their exit codes and what they said on stderr."""
-  cache = tmp_path_factory.mktemp("compiled")
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["support.one_of_several"])  # imported once for all processes
 
@@ -62,7 +61,7 @@ def start(tmp_path_factory, config):
     processes = [
       context.Process(
         target=one_of_several.run,
-        args=(cache, devices, said[i], [*plain, str(i)], (strikes or {}).get(i, ())),
+        args=(devices, said[i], [*plain, str(i)], (strikes or {}).get(i, ())),
         kwargs=more,
       )
       for i in range(count)

@@ -53,7 +53,6 @@ PLACES = {
   "loops and layers": r"trunk|layers",
 }  # fmt: skip
 # What it says of the pass that it belongs to; the first that fits.
-# A TPU's fused kernel for the forward pass does not say whether it is computed again.
 PASSES = {
   "computed again": r"rematted_computation", "backward": r"transpose\(|splash_mha_d",
   "forward": r"",
@@ -296,8 +295,7 @@ def tables(rows: dict[str, dict]) -> str:
     where(rows),
     "The time of each step beside what its products, none of them twice and attention between all\n"
     "pairs of tokens, and its traffic with memory take at the device's peak rates; and the shares\n"
-    "of its cycles, or on GPUs of its traffic, by pass (a fused kernel of the forward pass counts\n"
-    "there, too, when it is computed again):",
+    "of its cycles, or on GPUs of its traffic, by pass:",
     above(rows),
   ])  # fmt: skip
 

@@ -48,6 +48,9 @@ def completer(
 
   def complete(overlay, base, prompts):
     adapted = peft.Adapted(program.methods, *overlay, base)
+    if options.merge:
+      whole = jax.tree.map(lambda x: x.astype(model.config.dtype), peft.merge(adapted))
+      adapted = peft.untuned(whole)
     some = lambda tokens_NT, mask_NT, numbers_N, count: generate.generate(
       model, adapted, tokens_NT, mask_NT, max_new_tokens=options.max_new_tokens,
       stop_tokens=stop_tokens, rows=-(-options.batch_size // shards), share=share, count=count,

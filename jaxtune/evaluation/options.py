@@ -18,6 +18,9 @@ class EvaluateOptions(NamedTuple):
     generate: whether the prompts of test (or validation, if there is no test) are completed and
       judged by `metrics`, for objectives of text, such as "sft"; the others always predict. Of
       answers with thumbs, the prompts of those that people liked.
+    merge: whether the methods are merged into a copy of the base while text is generated: less work
+      for each token, and the memory of one more base for each trial side by side. In bf16 the sum
+      is rounded once more.
     max_new_tokens: longest completion.
     limit: complete at most so many prompts: the first ones, of a mixture the first of every task
       in turn; None for all.
@@ -30,6 +33,7 @@ class EvaluateOptions(NamedTuple):
   batch_size: Count = 16
   metrics: tuple[str, ...] | None = None
   generate: bool = False
+  merge: bool = False
   max_new_tokens: Count = 64
   limit: Count | None = None
   temperature: NonNegative = 0.0

@@ -61,10 +61,14 @@ def check(trial: Trial) -> None:
   data.mix.check(dataset.train.order, options.steps, options.batch_size)
   _check_lengths(trial, max(rollout.check(trial), _check_evaluation(trial)))
   tokenize = tokenizing(trial.pretrained)
-  make = lambda params: (
-    peft.init(jax.random.key(0), trial.methods, trial.sites, params, tokenize).overlay
-  )
-  shapes = jax.eval_shape(make, trial.pretrained.params)
+
+  def make(params):
+    adapted = peft.init(jax.random.key(0), trial.methods, trial.sites, params, tokenize)
+    return adapted.overlay, adapted.base
+
+  shapes, base = jax.eval_shape(make, trial.pretrained.params)
+  if config["evaluate"]["merge"]:
+    _check_merges(trial, shapes, base)
   if not jax.tree.leaves(shapes.tuned):
     names = " and ".join(repr(method.name) for method in trial.methods)
     raise UserError(f"{names} trains no array: add a method that does, such as lora")
@@ -72,6 +76,14 @@ def check(trial: Trial) -> None:
     if m.adjust is not None:  # its schedule may not fit the run
       trained, fixed = shapes.arrays_of(m)
       jax.eval_shape(partial(m.adjust, 1, options.steps), trained, trained, fixed)
+
+
+def _check_merges(trial: Trial, overlay: peft.Overlay, base: Any) -> None:
+  """Raises UserError for methods that are no deltas of weights."""
+  try:
+    jax.eval_shape(lambda x, y: peft.merge(peft.Adapted(trial.methods, *x, y)), overlay, base)
+  except UserError as error:
+    raise UserError(f"evaluate.merge is True, expected False: {error}") from error
 
 
 def _check_evaluation(trial: Trial) -> int:

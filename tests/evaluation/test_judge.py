@@ -1,5 +1,7 @@
 """Judging: one forward pass, every example once and in order, whatever batches divide into."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 from support import made_trials, tiny
 
 from jaxtune import data, peft, sharding, tree
+from jaxtune.errors import UserError
 from jaxtune.evaluation import judge
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.objectives import tokens
+from jaxtune.preflight import checks
 from jaxtune.runs import costs, programs
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
@@ -158,6 +162,35 @@ def test_samples_are_spread_over_a_split():
   some = data.sample(split, 4)
   np.testing.assert_array_equal(some.arrays["tokens"], split.arrays["tokens"][[0, 3, 6, 9]])
   assert data.sample(split, 40).examples == 10
+
+
+@pytest.mark.parametrize("section", [{"name": "lora", "dora": True}, {"name": "norms"}])
+def test_texts_of_merged_weights(llama, section):
+  """Are those of the adapters, of each trial its own; here both have noise."""
+  setup = made_trials.make(llama)
+  split = setup.dataset.test._replace(prompts=[[5, 9, 2], [7], [3, 4], [8]] * 2)
+  dataset = setup.dataset._replace(test=split, validation=None)
+  found = []
+  for merge in (False, True):
+    options = {"generate": True, "merge": merge, "max_new_tokens": 8, "batch_size": 4}
+    config = made_trials.complete(section, evaluate=options)
+    trial = with_config(setup, config)
+    state, base = first_state(trial)
+    keys = jax.random.split(jax.random.key(1), 2)
+    noisy = lambda key, x: x + 0.3 * jax.random.normal(key, x.shape)
+    tuned = [jax.tree.map(partial(noisy, key), state.tuned) for key in keys]
+    pairs = tree.stack([peft.Overlay(one, state.hyper) for one in tuned])
+    evaluator = programs.make_evaluator(trial, sharding.make(), 2)
+    judged = judge.judge_splits(evaluator, pairs, base, [dataset] * 2, [0, 0])
+    found.append([one.predictions for one in judged])
+  assert found[0] == found[1] and found[0][0] != found[0][1]
+
+
+def test_a_prefix_is_not_merged(llama):
+  setup = made_trials.make(llama)
+  config = made_trials.complete({"name": "prefix"}, evaluate={"merge": True})
+  with pytest.raises(UserError, match="evaluate.merge is True, expected False: .*'prefix'"):
+    checks.check(with_config(setup, config))
 
 
 @pytest.mark.full

@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
@@ -201,8 +202,10 @@ def _temporary(path: Path) -> Path:
   """Returns a new name beside a file, and removes what processes that were killed left of it."""
   mine = f".{path.name}.{socket.gethostname()}"
   for left in path.parent.glob(f"{glob.escape(mine)}.*.new"):
-    if not _runs(left.name.split(".")[-3]):
-      left.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another process removes it too
+      # A process of another container has a number that is not known here.
+      if time.time() - left.stat().st_mtime > 3600 and not _runs(left.name.split(".")[-3]):
+        left.unlink()
   return path.with_name(f"{mine}.{os.getpid()}.{secrets.token_hex(4)}.new")
 
 

@@ -196,16 +196,24 @@ def test_devices_share_trials_and_exchange_what_they_do_for_one(llama, mesh, alo
     assert moved <= 1.05 * share * exchanged, f"{kind}: embeddings are exchanged once more"
 
 
-@pytest.mark.parametrize("mesh", [{"data": 4}, {"data": 2, "fsdp": 2}], ids=str)
-def test_devices_share_the_rows_of_generated_texts(llama, mesh):
+@pytest.mark.parametrize(
+  ("mesh", "rows", "count", "share"),
+  [
+    ({"data": 4}, 16, 42, 2),
+    ({"data": 2, "fsdp": 2}, 16, 42, 2),
+    ({"data": 4}, 16, 15, 16),  # the answers to one prompt, as a policy draws them
+  ],
+  ids=str,
+)
+def test_devices_share_the_rows_of_generated_texts(llama, mesh, rows, count, share):
   """Each has its part of the cache, which stays where it is, and the texts are those of one."""
   trial = with_config(made_trials.make(llama), made_trials.complete(LORA))
   state, base = first_state(trial)
-  rows, count, length, new = 16, 42, 8, 9
+  length, new = 8, 9
   options = EvaluateOptions(batch_size=rows, max_new_tokens=new, temperature=1.0)
   stops = tuple(range(0, tiny.VOCABULARY, 6))
   tokens_NT, mask_NT = texts.pad_left(
-    [np.arange(n // 2 % length + 1) + n // 2 for n in range(count)], 0, length, count + 1
+    [np.arange(n // share % length + 1) + n // share for n in range(count)], 0, length, count + 1
   )
   prompts = {"tokens": tokens_NT, "mask": mask_NT, "numbers": np.arange(count + 1)}
   prompts = {name: x[None] for name, x in prompts.items()}
@@ -214,7 +222,7 @@ def test_devices_share_the_rows_of_generated_texts(llama, mesh):
   def completed(mesh):
     parallel = sharding.make("jit", mesh)
     complete: Any = answers.completer(
-      programs.make_program(trial), options, stops, parallel=parallel, chunk=1, share=2
+      programs.make_program(trial), options, stops, parallel=parallel, chunk=1, share=share
     )
     overlays = parallel.put(tree.stack([peft.Overlay(state.tuned, state.hyper)]), "trial")
     arguments = overlays, parallel.put(base), prompts

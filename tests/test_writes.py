@@ -77,6 +77,7 @@ def test_what_a_killed_process_left_is_removed_and_a_running_ones_stays(tmp_path
   )
   for path in (left, running, other):
     path.write_text("")
+    os.utime(path, (0, 0))
   files.write_atomically(tmp_path / "result.json", "new")
   assert {*tmp_path.iterdir()} == {tmp_path / "result.json", running, other}
 

@@ -177,6 +177,7 @@ def measure(name: str, step: Step, text_folder: Path | None = None, top: int = 0
     device,
     fit.bytes_of(group, group.base),
     elsewhere.marks(group, batch, "training step"),
+    elsewhere.local(group),
   )
   operations = figures.pop("dearest")
   for one in operations[:top]:

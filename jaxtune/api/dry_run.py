@@ -140,7 +140,9 @@ def _seconds(program: plan.Program) -> float | None:
   if programs is None:
     return pace.seconds(trials)
   total = 0.0
-  for kind, often in pace.rounds(trials[0]).items():
+  rounds = pace.rounds(trials[0])
+  rounds["training step"] *= pace.turns(trials)
+  for kind, often in rounds.items():
     if often and kind in programs:
       if "does_not_fit" in programs[kind]:
         return None

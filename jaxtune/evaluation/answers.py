@@ -51,13 +51,15 @@ def completer(
     if options.merge:
       whole = jax.tree.map(lambda x: x.astype(model.config.dtype), peft.merge(adapted))
       adapted = peft.untuned(whole)
+    group = math.gcd(share, -(-len(prompts["tokens"]) // shards))  # or a part would have them all
     some = lambda tokens_NT, mask_NT, numbers_N, count: generate.generate(
       model, adapted, tokens_NT, mask_NT, max_new_tokens=options.max_new_tokens,
-      stop_tokens=stop_tokens, rows=-(-options.batch_size // shards), share=share, count=count,
+      stop_tokens=stop_tokens, rows=-(-options.batch_size // (shards * group)) * group, share=group,
+      count=count,
       temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
       key=jax.random.key(prompts["seed"]), numbers_N=numbers_N,
     )  # fmt: skip
-    call = some if shards == 1 else _shared(some, parallel, share)
+    call = some if shards == 1 else _shared(some, parallel, group)
     return call(*(prompts[name] for name in ("tokens", "mask", "numbers", "count")))
 
   return jax.jit(tree.over_trials(complete, chunk, parallel.mesh))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune.errors import UserError
 from jaxtune.models.context import row_context
-from jaxtune.models.decoder import Cache, LanguageModel, Places, at
+from jaxtune.models.decoder import Cache, LanguageModel
 from jaxtune.models.score import Score
 from jaxtune.models.transformer import Trunk
 
@@ -21,8 +21,7 @@ class Seq2Seq(LanguageModel):
   `inputs` (B, S) are the encoder's tokens. `tokens` (B, T) are the decoder's, which begin with
   `config.decoder_start`; the logits at t predict token t + 1. Each mask is true at real tokens,
   with padding on either side; a row's real tokens are at positions 0, 1, ... With `score` and
-  `targets` it returns score(logits, targets), without all logits (see `LanguageModel.score`), of
-  the slots `places` alone where these are given.
+  `targets` it returns score(logits, targets), without all logits (see `LanguageModel.score`).
 
   `config` is the decoder's and `config.encoder` the encoder's. They share one table of embeddings.
   In the tree of parameters, `trunk` is called "decoder".
@@ -41,14 +40,13 @@ class Seq2Seq(LanguageModel):
     *,
     score: Score | None = None,
     targets: Int[Array, "B T"] | None = None,
-    places: Places | None = None,
   ) -> Any:
     if inputs is None:
       raise UserError("an encoder-decoder needs `inputs`, the tokens that its encoder reads")
     mask_BT = jnp.ones(tokens.shape, bool) if mask is None else mask
     context = row_context(mask_BT, causal=True)._replace(encoded=self.encode(inputs, inputs_mask))
     x_BTD, _ = self.trunk(self.embed_tokens(tokens), context)
-    return self.logits(x_BTD) if score is None else self.score(score, at(x_BTD, places), targets)
+    return self.logits(x_BTD) if score is None else self.score(score, x_BTD, targets)
 
   def encode(
     self, inputs_BS: Int[Array, "B S"], mask_BS: Bool[Array, "B S"] | None = None

@@ -79,7 +79,13 @@ def check(trial: Trial) -> None:
 
 
 def _check_merges(trial: Trial, overlay: peft.Overlay, base: Any) -> None:
-  """Raises UserError for methods that are no deltas of weights."""
+  """Raises UserError for methods that are no deltas of weights, or of a table that has two uses."""
+  tied = trial.pretrained.model.config.tied and trial.pretrained.model.config.head is None
+  if tied and any("embed" in overlay.arrays_of(method)[0] for method in trial.methods):
+    raise UserError(
+      "evaluate.merge is True, expected False: a method changes the embeddings, by whose table the "
+      "model computes logits too"
+    )
   try:
     jax.eval_shape(lambda x, y: peft.merge(peft.Adapted(trial.methods, *x, y)), overlay, base)
   except UserError as error:

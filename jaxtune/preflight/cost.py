@@ -81,7 +81,7 @@ def cost(trials: Sequence[Trial]) -> dict:
     a quantised base, what a weight of its kernels takes.
   """
   group = lowered.outline(trials)._replace(parallel=sharding.ALONE)
-  chunk, batch = choose_chunk(trials), lowered.step_batch(group)
+  chunk, batch = min(choose_chunk(trials), fit.side_by_side(group)), lowered.step_batch(group)
   # The program is never run, so it need not be fast. On a CPU it compiles in half the time without
   # optimisation, and takes the same memory.
   quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}

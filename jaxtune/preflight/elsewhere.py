@@ -35,7 +35,8 @@ def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> d
   group = lowered.outline(trials, device, found)
   build = partial(compiled.build, device=f"{name} {device}", folder=folder)
   here = device.platform == "cpu"  # where a run asks nobody; see `cost.choose_chunk`
-  chunk = group.options.chunk or (1 if here else fit.side_by_side(group))
+  most = fit.side_by_side(group)
+  chunk = min(group.options.chunk or (1 if here else most), most)
   batches, auto = lowered.batches(group), trials[0].pretrained.model.config.remat == "auto"
   if auto:
     remat = "linear" if here else _least(group, batches["training step"], build)
@@ -160,9 +161,7 @@ def _figures(group: Outline, kind: str, batch: dict, built: Built) -> dict:
     return head | {"does_not_fit": built.refused}
   base = fit.bytes_of(group, group.base)
   gflop = lowered.flops(group, batch, kind) / group.parallel.devices / 1e9
-  is_local = group.trials[0].pretrained.model.config.local or (False, True)
-  local = sum(is_local) / len(is_local)
-  figures = compiled.read(built, device, base, marks(group, batch, kind), local)
+  figures = compiled.read(built, device, base, marks(group, batch, kind), local(group))
   milliseconds = lambda mega: 1e9 * mega / device.clock if device.clock else None
   at_rate = lambda giga, rate: 1e12 * giga / rate if rate else None
   return head | figures | {
@@ -173,6 +172,12 @@ def _figures(group: Outline, kind: str, batch: dict, built: Built) -> dict:
     "kernels_ms": milliseconds(figures["Mcycles_of_kernels"]),
     "dearest": [one | {"ms": milliseconds(one["Mcycles"])} for one in figures["dearest"][:10]],
   }  # fmt: skip
+
+
+def local(group: Outline) -> float:
+  """Returns the share of a model's layers that are local, as `compiled.read` asks for it."""
+  layers = group.trials[0].pretrained.model.config.local or (False, True)
+  return sum(layers) / len(layers)
 
 
 def marks(group: Outline, batch: dict, kind: str) -> dict[str, compiled.Mark]:

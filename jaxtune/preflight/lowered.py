@@ -169,7 +169,8 @@ def at_once(group: Outline, batch: dict, chunk: int = 1) -> tuple[dict, bool]:
   places = turns_of(group.trials, group.options)[1]
   if places is None:
     return batch, False
-  return {name: led(x, min(max(places, chunk), len(x))) for name, x in batch.items()}, True
+  count = max(places, chunk * group.parallel.trial_shards)  # more, where more are tried
+  return {name: led(x, min(count, len(x))) for name, x in batch.items()}, True
 
 
 def lower_judge(group: Outline, batch: dict, chunk: int, **computation: Any) -> jax.stages.Lowered:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxtune.preflight import lowered
 from jaxtune.runs import programs
+from jaxtune.runs.group import turns_of
 from jaxtune.runs.trial import Trial
 from jaxtune.training.options import TrainOptions, intervals
 
@@ -33,12 +34,19 @@ def rounds(trial: Trial) -> dict[str, int]:
   return {"training step": options.steps // programs.updates(trial), "evaluation": judged}
 
 
+def turns(trials: Sequence[Trial]) -> int:
+  """Returns how many steps it takes that each trial takes one, where they take turns; else 1."""
+  places = turns_of(trials, TrainOptions(**trials[0].config["train"]))[1]
+  return -(-len(trials) // (places or len(trials)))
+
+
 def seconds(trials: Sequence[Trial]) -> float:
   """Returns the least time of all trials: that of their matrix products, as this machine does them.
 
   Everything else that a step does comes on top: on a CPU one to three times as much.
   """
   group, often = lowered.outline(trials), rounds(trials[0])
+  often["training step"] *= turns(trials)
   batches = {kind: batch for kind, batch in lowered.batches(group).items() if often.get(kind)}
   work = sum(often[kind] * lowered.flops(group, batch, kind) for kind, batch in batches.items())
   return work / (rate(group) * group.parallel.devices)

@@ -70,6 +70,7 @@ def begin(
   share, width = answer_rows.layout(trials, parallel.batch_shards)
   drawing = EvaluateOptions(
     batch_size=train.batch_size, max_new_tokens=options.max_new_tokens, temperature=temperature,
+    merge=first.config["evaluate"]["merge"],
   )  # fmt: skip
   scoring = drawing._replace(batch_size=train.batch_size // share)
   together = {"parallel": parallel, "chunk": chunk}

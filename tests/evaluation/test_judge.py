@@ -186,11 +186,22 @@ def test_texts_of_merged_weights(llama, section):
   assert found[0] == found[1] and found[0][0] != found[0][1]
 
 
-def test_a_prefix_is_not_merged(llama):
-  setup = made_trials.make(llama)
-  config = made_trials.complete({"name": "prefix"}, evaluate={"merge": True})
-  with pytest.raises(UserError, match="evaluate.merge is True, expected False: .*'prefix'"):
-    checks.check(with_config(setup, config))
+@pytest.mark.parametrize(
+  ("base", "section", "says"),
+  [
+    ("llama", {"name": "prefix"}, "'prefix' is no weight delta"),
+    (
+      "llama3",
+      {"name": "lora", "targets": ["embed", "q_proj"]},
+      "changes the embeddings, by whose",
+    ),
+  ],
+)
+def test_what_is_not_merged(base, section, says):
+  """The second base is tied: the table of its embeddings makes its logits too."""
+  config = made_trials.complete(section, evaluate={"merge": True})
+  with pytest.raises(UserError, match=f"evaluate.merge is True, expected False: .*{says}"):
+    checks.check(with_config(made_trials.make(tiny.make(base)), config))
 
 
 @pytest.mark.full

@@ -7,6 +7,7 @@ from support import made_trials, tiny
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
+from jaxtune.preflight import lowered
 from jaxtune.runs import finished
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
@@ -19,15 +20,26 @@ def model():
   return hf.load(architecture=ARCHITECTURE)
 
 
-def started(model, folder, section, changes):
-  """Returns a run of a section, and the overlay of a trial that starts from it with changes."""
+def started(model, folder, section, changes, numbers=None):
+  """Returns a run of a section, and the overlay of a trial that starts from it with changes.
+
+  Args:
+    numbers: {the end of a path: (the run's number for each layer)}.
+  """
   config = made_trials.complete(section, model={"path": None, "architecture": ARCHITECTURE})
   adapted = tiny.lay(model, config["method"], noise=0.1)
   adapted = adapted._replace(tuned={"params": {}} | adapted.tuned)
+  hyper = tree.flatten(adapted.hyper)
+  for path in hyper:
+    hyper[path] = np.asarray(
+      (numbers or {}).get(path.rpartition("/")[2], hyper[path]), hyper[path].dtype
+    )
+  adapted = adapted._replace(hyper=tree.unflatten(hyper))
   run = finished.Run(None, config, model, adapted, (), (0,))
   finished.keep(run, folder / "run")
   method = section | {"start": str(folder / "run")} | changes
   trial = with_config(made_trials.make(model), made_trials.complete(method))
+  lowered.outline([trial])  # as a plan does, of shapes alone
   state, _ = first_state(trial)
   return run.adapted, peft.Overlay(state.tuned, state.hyper)
 
@@ -58,6 +70,14 @@ def test_options_that_no_shape_tells_are_those_of_the_adapter(
 ):
   with pytest.raises(UserError, match=says):
     started(model, tmp_path, section, changes)
+
+
+@pytest.mark.parametrize("section", [ADAPTER, LORA])
+def test_scales_that_no_config_can_say_are_the_adapters(model, tmp_path, section):
+  """As of PEFT's patterns by layer, and scales that AdapterHub has trained."""
+  _, overlay = started(model, tmp_path, section, {}, {"scale": (3.0, 5.0)})
+  scales = [x for path, x in tree.flatten(overlay.hyper).items() if path.endswith("/scale")]
+  assert all(x.tolist() == [3.0, 5.0] for x in scales) and scales
 
 
 @pytest.mark.parametrize(

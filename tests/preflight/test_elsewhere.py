@@ -12,7 +12,7 @@ import jaxtune
 from jaxtune import tree
 from jaxtune.api import plan_text
 from jaxtune.errors import UserError
-from jaxtune.preflight import compiled, cost, devices, elsewhere, fit, hlo, lowered, modules
+from jaxtune.preflight import compiled, cost, devices, elsewhere, fit, hlo, lowered, modules, pace
 from jaxtune.runs.trial import with_config
 
 HERE = devices.Device("cpu", 1e9, 1e12, 1e10, 1e9)
@@ -182,6 +182,7 @@ def test_how_many_fit_where_trials_take_turns(monkeypatch):
     settings = [changes | {"seed": seed, "train.mesh": {"data": 1}} for seed in range(4)]
     made = [with_config(setup, made_trials.complete({"name": "ia3"}, one)) for one in settings]
     groups.append(lowered.outline(made, HERE, jax.devices()[:1]))
+  assert [pace.turns(one.trials) for one in groups] == [1, 2]
   batch = lowered.step_batch(group := groups[1])
   assert lowered.flops(group, batch) == pytest.approx(lowered.flops(groups[0], batch) / 2)
   sizes = lambda group, batch, chunk: lowered.at_once(group, batch, chunk)[0]["tokens"].shape

@@ -78,7 +78,8 @@ def start(config):
       processes[i].join()
     for path, process in zip(said, processes, strict=True):
       if process.exitcode not in (0, 143, -signal.SIGKILL):
-        waited_for(path.read_text)  # what says the line may end a little later
+        # What says the line may end a little later, and writes its end by itself.
+        waited_for(lambda path=path: path.read_text().endswith("\n"))
     return [process.exitcode for process in processes], [path.read_text() for path in said]
 
   return go

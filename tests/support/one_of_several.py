@@ -26,7 +26,7 @@ def arm(step: int, number: int) -> None:
 
 def run(
   devices: int, said: Path, arguments: list[str], strike: tuple = (),
-  heartbeat: int = 300,
+  heartbeat: int = 300, environment: dict[str, str] | None = None,
 ) -> None:  # fmt: skip
   """Runs a command in this process.
 
@@ -36,7 +36,9 @@ def run(
     strike: (the number of a step, the name of a signal that comes there), or ().
     heartbeat: seconds after which a silent process counts as dead: many, as on a busy machine a
       test may stand still. That a process has ended a CPU's collectives tell at once.
+    environment: variables of this process.
   """
+  os.environ.update(environment or {})
   flags = os.environ["XLA_FLAGS"].replace("device_count=4", f"device_count={devices}")
   os.environ["XLA_FLAGS"] = flags
   os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)

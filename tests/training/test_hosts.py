@@ -20,6 +20,7 @@ from jaxtune.training.options import TrainOptions
 
 TESTS = Path(__file__).parents[1]
 STEPS = 6
+FIRST_OF_SLURM = 61440  # jax's port of job 0
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +52,22 @@ def start(config):
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["support.one_of_several"])  # imported once for all processes
 
-  def go(folder, count, *changes, devices=1, command="train", strikes=None, **more):
+  def go(folder, count, *changes, devices=1, command="train", strikes=None, slurm=False, **more):
     with socket.socket() as free:
-      free.bind(("127.0.0.1", 0))
+      free.bind(("127.0.0.1", FIRST_OF_SLURM + os.getpid() % 4096 if slurm else 0))
       port = free.getsockname()[1]
     plain = [command, "--config", str(config), "--workdir", str(folder), *changes]
-    plain += ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process"]
+    stated = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process"]
+    own = lambda i: ["--coordinator", "auto"] if slurm else [*stated, str(i)]
+    job = {"SLURM_JOB_ID": str(port - FIRST_OF_SLURM), "SLURM_STEP_NODELIST": "127.0.0.1"}
+    job |= {"SLURM_NTASKS": str(count)}
+    task = lambda i: job | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} if slurm else {}
     said = [folder.with_name(f"{folder.name}.{i}") for i in range(count)]
     processes = [
       context.Process(
         target=one_of_several.run,
-        args=(devices, said[i], [*plain, str(i)], (strikes or {}).get(i, ())),
-        kwargs=more,
+        args=(devices, said[i], [*plain, *own(i)], (strikes or {}).get(i, ())),
+        kwargs=more | {"environment": task(i)},
       )
       for i in range(count)
     ]
@@ -131,6 +136,13 @@ def test_killed_on_two_and_resumed_on_one(start, config, whole, tmp_path):
   assert {path.name for path in (folder / "checkpoints").iterdir()} == {"2", "4"}
   fit(config, folder, fsdp=2)
   equal(folder, whole)
+
+
+@pytest.mark.full
+def test_the_tasks_of_a_slurm_job_find_each_other(start, whole, tmp_path):
+  mesh = "--config.train.mesh={'data': 2}"
+  assert start(tmp_path / "run", 2, mesh, slurm=True) == ([0, 0], ["", ""])
+  equal(tmp_path / "run", whole)
 
 
 @pytest.mark.full

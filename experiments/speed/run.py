@@ -182,6 +182,7 @@ def versions() -> dict:
 TEXT = """# Speed, beside peft, adapters and transformers
 
 Written by `make speed` on {date}: {device}, {cores} cores, jax {jax}, torch {torch}, peft {peft}.
+Measured on: {dates}.
 fp32. An update is of GPT-2 small's shape with random weights and AdamW; LoRA has rank 8 on q and v
 (in peft on q, k and v, which GPT-2 has in one matrix), the prefix length 20. Below 1 jaxtune is
 faster, or smaller, than the faster one of the others.
@@ -194,7 +195,7 @@ The products alone are those with the frozen weights, forward and backward to th
 attention, as XLA computes them in the same turns, without norms, softmax, loss, method and
 optimizer. No update of a method can do without them, so their share of peft's time is the least
 that the ratio could be here: {floors}.
-
+{before}
 | | jaxtune | others | ratio |
 | --- | ---: | ---: | ---: |
 | 64 tokens for each of 8 prompts of 32, GPT-2 small: ms (transformers) | {ours} | {theirs} | \
@@ -217,19 +218,47 @@ Choices that ARCHITECTURE.md names, median ms in turns (attention with its gradi
 """
 
 
+# Of the measurement before this one: XLA's rate cannot have been below that of the whole update.
+BEFORE = """
+How fast XLA multiplies matrices depends on the processor more than anything else does: here at
+{rate} GFLOP/s. On {date}, on two cores that did so at {old_rate} or more, the same updates took
+
+| GPT-2 small, 4 x 128: an update, median ms | jaxtune | eager | torch.compile | ratio | of memory |
+| --- | ---: | ---: | ---: | ---: | ---: |
+{steps}
+"""
+
+
+def _before(results: dict) -> str:
+  """Lays out the measurement of updates before this one, if there is one."""
+  known, lora = results.get("before"), results["step"].get("lora", {})
+  if not known or not lora.get("GFLOP"):
+    return ""
+  rate = lambda step, name: round(1000 * lora["GFLOP"] / step["lora"]["ms"][name])
+  return BEFORE.format(
+    date=known["date"], steps=_rows(known["step"]), rate=rate(results["step"], "products"),
+    old_rate=rate(known["step"], "jaxtune"),
+  )  # fmt: skip
+
+
+def _rows(step: dict) -> str:
+  """Lays out the updates of each method."""
+  rows = []
+  for method, one in step.items():
+    by_how = {name.rpartition(", ")[2]: ms for name, ms in one["ms"].items()}
+    cells = [by_how.get(how, "") for how in ("jaxtune", "eager", "compile")]
+    name = f"{NAMES[method]} ({OTHERS[method]})"
+    cells = [name, *cells, f"**{one['ratio']}**", one["memory_ratio"]]
+    rows.append("| " + " | ".join(map(str, cells)) + " |")
+  return "\n".join(rows)
+
+
 def write(results: dict, folder: Path) -> None:
   group, generate = results["group"], results["generate"]
   choices = "\n".join(
     f"- {what}: " + ", ".join(f"{name} {ms}" for name, ms in row.items())
     for what, row in results["choices"].items()
   )
-  rows = []
-  for method, one in results["step"].items():
-    by_how = {name.rpartition(", ")[2]: ms for name, ms in one["ms"].items()}
-    cells = [by_how.get(how, "") for how in ("jaxtune", "eager", "compile")]
-    name = f"{NAMES[method]} ({OTHERS[method]})"
-    cells = [name, *cells, f"**{one['ratio']}**", one["memory_ratio"]]
-    rows.append("| " + " | ".join(map(str, cells)) + " |")
   sizes = {n: ms for n, ms in results["chunk"].items() if n != "products"}
   chunks = ", ".join(f"{n} at a time {ms} ms" for n, ms in sizes.items())
   floors = ", ".join(
@@ -238,8 +267,10 @@ def write(results: dict, folder: Path) -> None:
     if "floor" in one
   )
   text = TEXT.format(
-    **results["versions"], steps="\n".join(rows), chunks=chunks, choices=choices,
-    floors=floors, products=results["chunk"]["products"],
+    **results["versions"], steps=_rows(results["step"]), chunks=chunks, choices=choices,
+    floors=floors, products=results["chunk"].get("products", "not measured"),
+    before=_before(results),
+    dates=", ".join(f"{name} {date}" for name, date in results["dates"].items()),
     ours=generate["ms"]["jaxtune"], theirs=generate["ms"]["transformers"],
     generate_ratio=generate["ratio"], compiling=results["compiling"]["ratio"],
     **_of_feedback(results["feedback"]),
@@ -282,7 +313,10 @@ def main() -> None:
   for name, measure in measures.items():
     if only in (None, name):
       print(f"measuring {name} ...", flush=True)
+      if name == "step" and "step" in results:
+        results["before"] = {"date": results["versions"]["date"], "step": results["step"]}
       results[name] = measure()
+      results.setdefault("dates", {})[name] = datetime.date.today().isoformat()
       print(json.dumps(results[name], indent=2), flush=True)
   results["versions"] = versions()
   path.write_text(json.dumps(results, indent=2) + "\n")

@@ -65,6 +65,7 @@ def step(method: str, shape: str = "cpu") -> None:
   made, go, state, base, batch = make_update(SHAPES[shape], method, **more)
   program = programs.make_program(changed([made], **costs.WHOLE)[0])
   traced = jax.make_jaxpr(partial(update.update, program))(state, base, batch)
+  del made  # and with it weights that the state has copied
   compiled = go.lower(state, base, batch).compile()
   # The device's own peak would be that of making the weights.
   taken = None if jax.default_backend() == "cpu" else compiled.memory_analysis()

@@ -1,6 +1,7 @@
 """Finished runs as a user handles them: imported, trained on, composed, cut and taken apart."""
 
 import json
+import os
 import socket
 
 import jax
@@ -51,7 +52,8 @@ def test_what_a_kill_left_of_a_run_that_was_kept_is_written_anew(place, tmp_path
   finished.keep(run, tmp_path / "whole")
   (tmp_path / "killed").mkdir()
   for name in ("config.json", written):
-    (tmp_path / "killed" / name).write_text('{"model": {}}')
+    (path := tmp_path / "killed" / name).write_text('{"model": {}}')
+    os.utime(path, (0, 0))
   finished.keep(run, tmp_path / "killed")
   read = lambda name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
   assert read("killed") == read("whole")

@@ -88,7 +88,7 @@ def in_turns(workers: dict[str, Worker], rounds: int, steps: int) -> dict:
     **({"floor": share("products")} if "products" in medians else {}),
     "peak_MB": {name: round(end["peak_MB"]) for name, end in ends.items()},
     "memory_ratio": round(ends["jaxtune"]["peak_MB"] / ends[fastest]["peak_MB"], 3),
-    "loss": {name: end["loss"] for name, end in ends.items()},
+    "loss": {name: end.get("loss") for name, end in ends.items()},
     "GFLOP": ends["jaxtune"].get("GFLOP"),
   }
 

@@ -215,10 +215,10 @@ def _runs(process: str) -> bool:
     return True
   try:
     os.kill(int(process), 0)
+  except PermissionError:  # it is another user's
+    return True
   except (ProcessLookupError, OverflowError):
     return False
-  except PermissionError:  # it is another user's
-    pass
   return True
 
 

@@ -7,6 +7,7 @@ progress. The end of any process is the end of all.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import socket
@@ -47,6 +48,13 @@ for line in sys.stdin.buffer:
     sys.stderr.buffer.write(line)
     sys.stderr.flush()
 """
+
+
+def memory() -> float:
+  """Returns the bytes of this machine's memory; infinite where the system does not tell."""
+  if not hasattr(os, "sysconf"):
+    return math.inf
+  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import zlib
 from collections.abc import Container
@@ -184,7 +183,7 @@ def check_memory(shapes: Any) -> None:
   """
   needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
   limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
-  here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + sum(limits)
+  here = hosts.memory() + sum(limits)
   memory = here * jax.process_count()
   if needed > memory:
     raise UserError(

@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtune import data, metrics, peft, sharding
+from jaxtune import data, hosts, metrics, peft, sharding
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation import judge, sampling
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.preflight import rollout
-from jaxtune.preflight.devices import host_memory
 from jaxtune.runs import programs
 from jaxtune.runs.trial import Trial, tokenizing
 from jaxtune.training import turns
@@ -124,7 +123,7 @@ def _check_lengths(trial: Trial, completed: int) -> None:
 
 def _check_batches(config: dict, dataset: data.Data) -> None:
   """Raises UserError for batches that are larger than the memory of this machine."""
-  memory = host_memory()
+  memory = hosts.memory()
   held = dataset.test or dataset.validation or dataset.train
   for section, split in (("train", dataset.train), ("evaluate", held)):
     # Of a stream: ids, weights and masks.

@@ -7,7 +7,6 @@ TPUs need the package `libtpu`, NVIDIA GPUs jax's CUDA plugin; neither needs a d
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import re
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from jaxtune import hosts
 from jaxtune.errors import UserError, nearest
 
 
@@ -100,7 +100,7 @@ def describe(name: str) -> tuple[Device, list[Any]]:
   """
   kind, _, size = name.partition(":")
   if name == "cpu":
-    return Device("cpu", host_memory()), jax.devices("cpu")
+    return Device("cpu", hosts.memory()), jax.devices("cpu")
   if kind not in KNOWN:
     raise UserError(f"unknown device {name!r}; {nearest(kind, ['cpu', *KNOWN])}")
   device = KNOWN[kind]
@@ -109,13 +109,6 @@ def describe(name: str) -> tuple[Device, list[Any]]:
   if not re.fullmatch(r"([1-9]\d*)?", size):
     raise UserError(f"device {name!r}: a slice such as 4x4 is for TPUs, expected '{kind}:4', say")
   return device, _gpu(kind, device, size or "1")
-
-
-def host_memory() -> float:
-  """Returns the bytes of this machine's memory; infinite where the system does not tell."""
-  if not hasattr(os, "sysconf"):
-    return math.inf
-  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _tpu(kind: str, size: str) -> list[Any]:

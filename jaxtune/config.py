@@ -57,6 +57,16 @@ def unplaced(config: dict) -> dict:
   }
 
 
+def as_now(found: dict) -> dict:
+  """Returns a config that was read from JSON as it compares with a completed one, `unplaced`.
+
+  Keys that are newer than it had what is now their default.
+  """
+  with contextlib.suppress(UserError):  # then it is another one, which comparing says best
+    found = json.loads(json.dumps(complete(found), default=str))
+  return unplaced(found)
+
+
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ConfigDict:
   """Runs a config file's `get_config` and sets overrides such as {"optim.learning_rate": 1e-3}.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -182,6 +181,5 @@ def check_folders(plan: Plan, workdir: Path) -> None:
         )
       if folder in stated:
         old = schema.read_json(path, dict, f"put it back, or delete {folder} to start it again")
-        old = json.loads(json.dumps(configs_.complete(old), default=str))
-        old, new = map(configs_.unplaced, (old, stated[folder]))
+        old, new = configs_.as_now(old), configs_.unplaced(stated[folder])
         checkpoint.check_same(f"{folder} is an unfinished trial", {"config": old}, {"config": new})

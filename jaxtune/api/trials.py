@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -211,10 +210,7 @@ def finished(folder: Path, trial: Trial) -> bool:
 
 def trained(folder: Path) -> dict:
   """Reads the config of a finished trial, without what says where it ran."""
-  found = schema.read_json(folder / "config.json")
-  with contextlib.suppress(UserError):  # keys that are newer than the result had their defaults
-    found = json.loads(json.dumps(configs_.complete(found), default=str))
-  return configs_.unplaced(found)
+  return configs_.as_now(schema.read_json(folder / "config.json"))
 
 
 def checkpoints(configs: Sequence[dict], workdir: Path) -> Path:

@@ -51,8 +51,8 @@ def train(
   evaluator = programs.make_evaluator(first, parallel, chunk)
   rule, places = turns_of(trials, options)
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
-    progress = begin(states, rule.rungs[-1] if rule else 1, program.logged)
-    progress, before = saved.restore(start := parallel.put(progress, "trial")) or (start, 0.0)
+    start = parallel.put(begin(states, rule.rungs[-1] if rule else 1, program.logged), "trial")
+    progress, before = saved.restore(start, _as_now) or (start, 0.0)
     clock = lambda: before + time.perf_counter() - began
     folder.begin(folders, [t.config for t in trials])
     group = loop.Group(
@@ -184,6 +184,10 @@ def _identity(trials: Sequence[Trial]) -> dict:
     "data set": [data.identity(trial.dataset.report) for trial in trials],
     "start or reward": [sources.digests(trial.config) for trial in trials],
   }
+
+
+def _as_now(identity: dict) -> dict:
+  return identity | {"config": [config.as_now(found) for found in identity["config"]]}
 
 
 def _keep_from(trial: Trial, options: TrainOptions) -> int:

@@ -83,14 +83,16 @@ def unresolved(evidence: Evidence) -> list[Caution]:
     pair = pairs.find(evidence.pairs, row.label, evidence.reference)
     if pair is not None and (pair.p_adjusted is None or pair.p_adjusted >= 0.05):
       why = pair.reason or pairs.write_p(pair.p_adjusted)
-      needed = pair.effect and pair.effect.seeds_needed
-      named[f"{row.label} ({why}{f', {needed} seeds needed' if needed else ''})"] = row
+      needed = (pair.effect and pair.effect.seeds_needed) or 0
+      named[f"{row.label} ({why}{f', {needed} seeds needed' * (needed > len(pair.seeds))})"] = row
   if not named:
     return []
   text = (
     f"Not told apart from {evidence.reference} by {metrics.title(evidence.metric)} at 5 % (paired, "
     f"Holm's correction): {listed(named)}. Seeds needed are those with which a t test would find "
-    "a difference as large as this one with probability 0.8, before any correction."
+    "a difference as large as this one with probability 0.8, before any correction. None are named "
+    "where as many were run (the correction for several comparisons, or the choice of few test "
+    "examples, hides the difference there), where there is one seed, and beyond 1,000."
   )
   return of_rows("unresolved", text, named.values())
 

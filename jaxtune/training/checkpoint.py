@@ -53,11 +53,14 @@ class Checkpoints(contextlib.AbstractContextManager):
         self.manager.save(step, args=args)
         self.manager.wait_until_finished()
 
-  def restore(self, like: Any) -> tuple[Any, float] | None:
+  def restore(
+    self, like: Any, as_now: Callable[[dict], dict] = lambda record: record
+  ) -> tuple[Any, float] | None:
     """Returns the latest state and its seconds, or None if there is no checkpoint.
 
     Args:
       like: a state with the shapes, types and shardings that are wanted.
+      as_now: returns the record of an earlier version as this version would have written it.
 
     Raises:
       UserError: if it belongs to another configuration, base or data, is of an older version of
@@ -74,7 +77,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         raise UserError(
           f"{self.folder} holds a checkpoint of an older version of jaxtune: give another --workdir"
         )
-      check_same(f"{self.folder} holds a checkpoint", record, self.record)
+      check_same(f"{self.folder} holds a checkpoint", as_now(record), self.record)
       return read(state=ocp.args.StandardRestore(abstract)).state, record["seconds"]
 
 

@@ -89,6 +89,16 @@ def test_a_checkpoint_of_another_config_is_refused(finished, changes, says):
   assert contents(folder) == before
 
 
+def test_a_checkpoint_without_the_keys_of_a_later_version_is_resumed(finished):
+  folder, setup, config = finished
+  (path,) = folder.glob("checkpoints/*/record/metadata")
+  before, record = path.read_text(), json.loads(path.read_text())
+  del record["config"][0]["evaluate"]["merge"]
+  path.write_text(json.dumps(record))
+  made_trials.run([config], [folder], setup, folder / "checkpoints")
+  path.write_text(before)
+
+
 def test_a_checkpoint_of_another_base_is_refused(finished):
   folder, setup, config = finished
   before = contents(folder)

@@ -198,6 +198,10 @@ def test_differences_that_are_smaller_than_their_noise(made):
   ((text, trials),) = said(noisy, "unresolved")
   assert "apart from lora rank=4 by test loss" in text and "lora rank=1 (p = 0.67, 97 seeds" in text
   assert trials == ("rank=1,seed=0", "rank=1,seed=1", "rank=1,seed=2")
+  # Without a correction p is 0.03.
+  corrected = made.ranks({1: [2.0, 2.1], 2: [2.01, 2.12], 4: [1.0, 1.0]})
+  ((text, _),) = said(corrected, "unresolved")
+  assert "seeds needed" not in text
   clear = made.ranks({1: [2.0, 2.1, 2.2], 4: [1.0, 1.1, 1.21]})
   assert not said(clear, "wide") and not said(clear, "unresolved")
 

@@ -72,7 +72,8 @@ def _status(options: Namespace) -> None:
 
 
 def _report(options: Namespace) -> None:
-  print(f"report: {jaxtune.report(options.sweeps, options.out, options.metric)}")
+  path = jaxtune.report(options.sweeps, options.out, options.metric, options.reference)
+  print(f"report: {path}")
 
 
 def _analyse(options: Namespace) -> None:
@@ -208,6 +209,8 @@ COMMANDS = {
     "sweeps": dict(nargs="+", metavar="DIR", help="the folder of a sweep"),
     "--out": dict(metavar="DIR", help="the report's folder (default: that of a single sweep)"),
     "--metric": dict(help="what the report is sorted by (default: test loss)"),
+    "--reference": dict(metavar="LABEL", help="the configuration that others are compared with, as"
+                        " in the report, or one of its trials (default: the best)"),
   }, configurable=False),
   "analyse": Command(_analyse, "measure what the finished trials of a sweep change in the model", {
     "workdir": dict(metavar="DIR", help="the folder of the sweep or the run"),

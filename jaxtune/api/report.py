@@ -44,6 +44,7 @@ def report(
   folders: str | Path | Sequence[str | Path],
   out: str | Path | None = None,
   metric: str | None = None,
+  reference: str | None = None,
 ) -> Path:
   """Writes the report of a sweep anew, or one report of several sweeps.
 
@@ -53,12 +54,14 @@ def report(
     folders: of the sweep, or of several.
     out: where the report goes; default the folder of the sweep, if there is one.
     metric: what results are sorted by; default the test loss.
+    reference: the label of the configuration that others are compared with, as in the report, or
+      one of its trials; default the best one.
 
   Returns:
     The path of report.html.
 
   Raises:
-    UserError: no folder, one that holds no sweep, or several without `out`.
+    UserError: no folder, one that holds no sweep, several without `out`, or an unknown reference.
   """
   folders = [folders] if isinstance(folders, (str, Path)) else folders
   places = list(dict.fromkeys(map(Path, folders)))
@@ -75,6 +78,7 @@ def report(
     [result for one in sweeps.values() for result in one.finished],
     target,
     metric=metric,
+    reference=reference,
     config=shared,
     notes={"compiled programs": programs}
     | {note: said for one in sweeps.values() for note, said in one.notes.items()},

@@ -70,7 +70,7 @@ def write(
     analysis: what `jaxtune analyse` measured; see `analysed.read`.
 
   Raises:
-    UserError: no trial, an unknown metric, or a folder that cannot be written.
+    UserError: no trial, an unknown metric or reference, or a folder that cannot be written.
   """
   if not results and not unfinished:
     raise UserError("no finished trial to report on: run the sweep first")
@@ -95,7 +95,7 @@ def write(
     "notes": [_reading(compared, "[low, high]")] if compared else [],
     "tables": _on_page(_others(compared, histories, analysis)),
     "tuning": [{"name": name, **curve} for name, curve in (curves or {}).items()],
-    "reproduce": reproduce.describe(results, given or {}, facts, metric),
+    "reproduce": reproduce.describe(results, given or {}, facts, metric, reference),
   }
   write_atomically(folder / "report.html", pages.to_html(contents))
   return folder / "report.md"

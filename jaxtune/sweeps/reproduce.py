@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pprint
 import shlex
@@ -16,20 +17,22 @@ def describe(
   given: Mapping[str, Mapping[str, Any]],
   facts: Mapping[str, str],
   metric: str | None = None,
+  reference: str | None = None,
 ) -> dict:
   """Gathers what is needed to run the sweep again, and to know that it gave the same.
 
   Args:
     given: {name of a sweep: its config as it was given, which is what differs from the defaults}.
-    metric: what the report was asked to sort by, if anything.
+    metric, reference: what the report was asked to sort by and to compare with, if anything.
   """
   files = {f"{name.strip('/').replace('/', '-')}.py": config for name, config in given.items()}
   places = {file: f"runs/again/{file.removesuffix('.py')}" for file in files}
   commands = [["sweep", "--config", file, "--workdir", place] for file, place in places.items()]
-  if len(files) > 1 or metric:
-    out = ["--out", "runs/again/report"] if len(files) > 1 else []
-    by = ["--metric", metric] if metric else []
-    commands.append(["report", *places.values(), *out, *by])
+  out = "runs/again/report" if len(files) > 1 else None
+  options = {"--out": out, "--metric": metric, "--reference": reference}
+  stated = [[name, value] for name, value in options.items() if value is not None]
+  if stated:
+    commands.append(["report", *places.values(), *itertools.chain(*stated)])
   again = "; ".join(shlex.join(["jaxtune", *command]) for command in commands)
   return {
     "facts": {"command": again, **facts} if again else dict(facts),

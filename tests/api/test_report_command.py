@@ -33,6 +33,18 @@ def test_a_page_is_rebuilt_to_the_byte(tmp_path, capsys):
   assert before == {name: (tmp_path / "s" / name).read_bytes() for name in files}
 
 
+def test_a_configuration_that_was_named_is_compared_with(tmp_path, capsys):
+  made_sweep.write(tmp_path, made_sweep.config(made_sweep.lora([1, 4])))
+  for name in ("lora rank=1", next(tmp_path.glob("trials/*rank=1-*")).name):
+    assert main.main(["report", str(tmp_path), "--reference", name]) == 0
+    shown = document(tmp_path / "report.html")
+    assert shown["configurations"][shown["reference"]]["label"] == "lora rank=1"
+  assert f"--reference {name}" in shown["reproduce"]["facts"]["command"]
+  assert "difference from lora rank=1" in (tmp_path / "report.md").read_text()
+  assert main.main(["report", str(tmp_path), "--reference", "lora rank=2"]) == 2
+  assert "named 'lora rank=2'; did you mean 'lora rank=" in capsys.readouterr().err
+
+
 def test_trials_of_a_running_sweep(tmp_path):
   given = made_sweep.config(made_sweep.lora([1, 4]))
   made_sweep.write(tmp_path, given, running=(0, 1, 2))

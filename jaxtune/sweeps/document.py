@@ -58,7 +58,7 @@ def build(
     "settings": grid.short_keys(axes),
     "axis": next(iter(stats.numeric_axes(rows)), None),
     "costs": {key: name for key, name in COSTS.items() if any(key in one for one in results)},
-    "bases": bases(compared, names) if compared else [],
+    "bases": bases(compared.configurations, names) if compared else [],
     "configurations": configurations(filled, names, axes, histories),
     "pairs": pairs(rows, compared) if compared else [],
     "reference": _indices(rows, compared)[compared.reference] if compared else 0,
@@ -118,15 +118,13 @@ def configurations(
   ]
 
 
-def bases(compared: comparison.Comparison, names: Iterable[str]) -> list[dict]:
-  """Describes what was measured without training."""
-  simple = lambda one: {"mean": one.mean, **_ends(one.interval)}
+def bases(rows: Sequence[stats.Row], names: Iterable[str]) -> list[dict]:
+  """Describes what was measured without training, beside the configurations that are compared."""
+  names = list(names)
   return [
-    {
-      "label": base.label,
-      "values": {n: simple(base.metrics[n]) for n in names if n in base.metrics},
-    }
-    for base in compared.untrained
+    {"label": label, "values": {n: _interval(stats.of_base(row.results, n, key)) for n in names}}
+    for row in stats.group_bases(rows)
+    for key, label in table.untrained_labels(row).items()
   ]
 
 

@@ -185,24 +185,6 @@ def holm(ps: Sequence[float | None], others: int = 0) -> list[float | None]:
   return adjusted
 
 
-def bootstrap_interval(values: Sequence[float], resamples: int = 2000) -> Interval | None:
-  """Returns the 95 % interval of a mean by resampling its values; None with fewer than two.
-
-  Percentiles are taken further out, as far as Student's t is from the normal distribution
-  ("expanded percentiles", Hesterberg 2015), as a resample of E values varies too little. From about
-  eight values on it covers 94 %; with three it is their range, which covers 75 % (as above).
-  """
-  known = np.asarray(values, np.float64)
-  count = len(known)
-  if count < 2:
-    return None
-  drawn = np.random.default_rng(0).integers(count, size=(resamples, count))
-  quantile = float(special.stdtrit(count - 1, 0.975)) * math.sqrt(count / (count - 1))
-  share = float(special.ndtr(-quantile))
-  low, high = np.quantile(known[drawn].mean(1), (share, 1 - share))
-  return float(low), float(high)
-
-
 def _variance(values: np.ndarray) -> float:
   """Returns the variance of values; 0 of one value, or where they differ by rounding alone."""
   if len(values) < 2 or np.ptp(values) <= _ROUNDING * np.abs(values).max():

@@ -23,21 +23,10 @@ def pair(compared, a, b):
   return pairs.find(compared.pairs, RANKS[a], RANKS[b])
 
 
-def test_configurations_have_scipys_estimates(made):
+def test_configurations_are_ordered_by_the_metric(made):
   compared = comparison.compare(made.ranks(LOSSES))
   assert [one.label for one in compared.configurations] == [RANKS[4], RANKS[2], RANKS[1]]
   assert compared.reference == RANKS[4] and compared.metric == "test_loss"
-  for one, values in zip(compared.configurations, list(LOSSES.values())[::-1], strict=True):
-    found = one.metrics["test_loss"]
-    assert one.seeds == (0, 1, 2, 3) and found.values == tuple(values)
-    assert found.deviation == pytest.approx(np.std(values, ddof=1))
-    t = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert found.interval == pytest.approx(tuple(t))
-    assert found.bootstrap == paired.bootstrap_interval(values)
-    change = one.changes["base"]["test_loss"]
-    assert change.mean == pytest.approx(np.mean(values) - 3) and change.interval[1] < 0
-  (base,) = compared.untrained
-  assert base.metrics["test_loss"].mean == 3.0 and base.metrics["test_loss"].interval is None
 
 
 def test_pairs_are_tested_and_corrected_twice(made):
@@ -148,8 +137,6 @@ def test_only_seeds_that_both_have_are_compared(made):
 def test_a_diverged_seed_leaves_no_test(made):
   compared = comparison.compare(made.ranks(LOSSES | {2: [1.0, math.nan, 1.0, 1.0]}))
   assert compared.configurations[-1].label == RANKS[2]
-  found = compared.configurations[-1].metrics["test_loss"]
-  assert found.mean is None and found.interval is None and found.diverged == 1
   for other in (1, 4):
     tested = pair(compared, 2, other)
     assert tested.test is None and tested.reason == "a seed of lora rank=2 diverged"
@@ -178,7 +165,6 @@ def test_trials_that_left_early_or_failed_are_in_no_figure(made, tmp_path):
   compared = comparison.compare(finished + stopped, "validation_loss", failed=[lost])
   assert [one.label for one in compared.configurations] == [RANKS[1], RANKS[2], RANKS[4]]
   assert all("rank=8" not in cell for row in compared.tables["main"].rows for cell in row)
-  assert [result["trial"] for result in compared.exited] == ["rank=8,seed=0", "rank=8,seed=1"]
   said = {one.kind: one for one in compared.warnings}
   assert "Left early (2 of 14 trials)" in said["exited"].text
   assert said["exited"].trials == ("rank=8,seed=0", "rank=8,seed=1")

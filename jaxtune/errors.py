@@ -28,14 +28,14 @@ def check_known(what: str, name: str, choices: Iterable[str]) -> None:
     raise UserError(f"unknown {what} {name!r}; {nearest(name, choices)}")
 
 
-def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
+def nearest(word: str, choices: Iterable[str]) -> str:
   """Names the `choices` that are closest to `word`, for the end of an error message.
 
   Returns:
     "did you mean 'rank'?" if any is close, else "valid choices: ...".
   """
   choices = sorted(set(map(str, choices)))
-  close = difflib.get_close_matches(str(word), choices, n=count, cutoff=0.6)
+  close = difflib.get_close_matches(str(word), choices, n=3, cutoff=0.6)
   if close:
     return "did you mean " + " or ".join(map(repr, close)) + "?"
   return "valid choices: " + (", ".join(choices) or "none")

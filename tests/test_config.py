@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxtune import config, data, objectives, peft, schema
-from jaxtune.errors import LONGEST, UserError
+from jaxtune.errors import UserError
 from jaxtune.peft import methods
 from jaxtune.peft.methods import lora
 from jaxtune.training import optim
@@ -304,8 +304,7 @@ for section, (owner, supplied) in config.SECTIONS.items():
 def test_whatever_a_config_holds_it_is_completed_or_refused_in_words(changes):
   try:
     full = complete(changes)
-  except UserError as error:
-    assert len(str(error)) <= LONGEST + 10
+  except UserError:
     return
   text = config.to_json(full)
   assert config.to_json(config.complete(json.loads(text))) == text

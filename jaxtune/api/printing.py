@@ -16,11 +16,9 @@ def print_shares(shares: Mapping[str, float]) -> None:
 def print_table(metrics: Mapping[Any, Mapping[str, float]], title: str) -> None:
   """Prints {label: {metric: value}} with a row for each label; the title heads the labels."""
   names = list(next(iter(metrics.values())))
-  width = max(len(str(label)) for label in [title, *metrics])
-  print("  ".join([title.ljust(width), *names]))
-  for label, row in metrics.items():
-    cells = [f"{row.get(name, float('nan')):.4f}".rjust(len(name)) for name in names]
-    print("  ".join([str(label).ljust(width), *cells]))
+  number = lambda row, name: f"{row.get(name, float('nan')):.4f}"
+  rows = [[str(label), *(number(row, name) for name in names)] for label, row in metrics.items()]
+  print_cells([[title, *names], *rows])
 
 
 def print_cells(rows: Sequence[Sequence[str]]) -> None:

@@ -31,13 +31,13 @@ THEIR_NAMES = (
 )
 
 
-def adapters_interpreter(python: str | None = None) -> str:
-  """Returns the interpreter with `adapters`: the argument, or that of JAXTUNE_ADAPTERS_PYTHON.
+def adapters_interpreter() -> str:
+  """Returns the interpreter with `adapters`, which JAXTUNE_ADAPTERS_PYTHON names.
 
   Raises:
-    UserError: if neither is given.
+    UserError: if it names none.
   """
-  python = python or os.environ.get(VARIABLE)
+  python = os.environ.get(VARIABLE)
   if not python:
     raise UserError(
       "certifying AdapterHub's format needs an environment of its own, as adapters 1.3 does not "

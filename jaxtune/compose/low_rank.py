@@ -61,22 +61,15 @@ def factors(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     UserError: for a run whose delta is no product of two factors.
   """
   (method,) = peft.build(run.config["method"]) if len(compose.sections(run)) == 1 else (None,)
-  plain = method is not None and method.kind == "lora"
-  if not plain or method.options["dora"] or method.options["gate"]:
+  product = method.factors if method is not None and method.kind == "lora" else None
+  if product is None:
     raise UserError(
       f"{run.folder} is no plain LoRA ({run.config['method']['name']}): expected factors a and b; "
       "`deltas` combines weight deltas of any method"
     )
   trained, fixed = run.adapted.overlay.arrays_of(method)
-  found = {}
-  for site in trained:
-    arrays = {name: np.asarray(x) for name, x in (fixed[site] | trained[site]).items()}
-    a, b = arrays["a"] * arrays["scale"][..., None, None], arrays["b"]
-    if "a0" in arrays:
-      a = np.concatenate([a, -arrays["a0"] * arrays["scale"][..., None, None]], -1)
-      b = np.concatenate([b, arrays["b0"]], -2)
-    found[site] = (a, b)
-  return found
+  of = lambda site: map(np.asarray, product(fixed[site] | trained[site]))
+  return {site: tuple(of(site)) for site in trained}
 
 
 def truncate(run: Run, rank: int) -> tuple[Run, dict[str, float]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jaxtune import sharding
 from jaxtune.errors import UserError
 from jaxtune.models import quantize
 from jaxtune.preflight import devices, lowered
@@ -29,8 +30,7 @@ def bytes_of(group: Outline, shapes: Any, first: str | None = None) -> int:
   """Returns the bytes that arrays have on each device; `first` as for `Parallel.outline`."""
   if group.parallel.mesh is None:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-  placed = jax.tree.leaves(group.parallel.outline(shapes, first))
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in placed)
+  return sharding.held(group.parallel.outline(shapes, first))
 
 
 def held(group: Outline, kind: str, trials: int) -> int:

@@ -75,10 +75,10 @@ def _check_gradients(largest: dict[str, float]) -> None:
     )
 
 
-def with_noise(deltas: PyTree, deviation: float = 0.02) -> PyTree:
+def with_noise(deltas: PyTree) -> PyTree:
   """Adds normal noise to every array; numpy draws it, as jax would compile a program per shape."""
   rng = lambda path: np.random.default_rng(zlib.crc32(path.encode()))
-  noisy = lambda path, x: np.asarray(x) + rng(path).normal(0, deviation, x.shape).astype(x.dtype)
+  noisy = lambda path, x: np.asarray(x) + rng(path).normal(0, 0.02, x.shape).astype(x.dtype)
   return tree.unflatten({path: noisy(path, x) for path, x in tree.flatten(deltas).items()})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Required
 
@@ -58,7 +59,7 @@ def write(folder: Path, result: dict) -> dict:
     return read(folder)
   result = json.loads(json.dumps(result, default=str))
   result["files"] = {name: digest(folder / name) for name in FILES if (folder / name).exists()}
-  result["sha256"] = _digest(result)
+  result["sha256"] = hash_of(result)
   write_atomically(folder / "result.json", json.dumps(result, indent=2))
   hosts.wait("result")
   return result
@@ -75,7 +76,7 @@ def read(folder: Path) -> dict:
     return {}
   result = schema.read_json(path, Result, again(folder))
   written = {"files", "sha256"} & result.keys()  # older versions wrote neither
-  if written and result.get("sha256") != _digest(result):
+  if written and result.get("sha256") != hash_of(result):
     raise UserError(
       f"{path} is damaged or was edited: its content has another hash than it had when written; "
       f"{again(folder)}"
@@ -115,6 +116,7 @@ def diverged(result: dict) -> bool:
   )
 
 
-def _digest(result: dict) -> str:
-  rest = {key: value for key, value in result.items() if key != "sha256"}
+def hash_of(content: Mapping[str, Any]) -> str:
+  """Returns the hash that JSON holds of itself, as "sha256"."""
+  rest = {key: value for key, value in content.items() if key != "sha256"}
   return hashlib.sha256(json.dumps(rest).encode()).hexdigest()

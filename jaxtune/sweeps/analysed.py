@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing_extensions import TypedDict
 from jaxtune import schema
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
+from jaxtune.runs.results import hash_of
 from jaxtune.sweeps import stats
 from jaxtune.sweeps.table import Table
 
@@ -42,7 +42,7 @@ class Measured(NamedTuple):
 
 def write(folder: Path, analysis: Analysis) -> None:
   """Writes the analysis of a sweep, with its own hash."""
-  text = json.dumps({**analysis, "sha256": _digest(analysis)}, allow_nan=False)
+  text = json.dumps({**analysis, "sha256": hash_of(analysis)}, allow_nan=False)
   write_atomically(folder / NAME, text)
 
 
@@ -57,15 +57,11 @@ def read(folder: Path) -> Analysis | None:
     return None
   found = schema.read_json(path)
   schema.check(str(path), found, Analysis)
-  if found.get("sha256") != _digest({k: v for k, v in found.items() if k != "sha256"}):
+  if found.get("sha256") != hash_of(found):
     raise UserError(
       f"{path} was changed since it was written: run `jaxtune analyse {folder}` again, or delete it"
     )
   return found
-
-
-def _digest(analysis: Mapping[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(analysis).encode()).hexdigest()
 
 
 def join(analyses: Mapping[str, Analysis | None]) -> Analysis | None:

@@ -101,11 +101,11 @@ def _config(result: dict, shared: Mapping[str, Any]) -> dict[str, Any]:
   return kept | {"method.name": result["method"]} | settings
 
 
-def listed(names: Iterable[str], most: int = 8) -> str:
-  """Lists names in words, the first of many."""
+def listed(names: Iterable[str]) -> str:
+  """Lists names in words, of many the first eight."""
   known = list(dict.fromkeys(names))
-  if len(known) > most:
-    return f"{', '.join(known[:most])} and {len(known) - most} more"
+  if len(known) > 8:
+    return f"{', '.join(known[:8])} and {len(known) - 8} more"
   return " and ".join(filter(None, [", ".join(known[:-1]), *known[-1:]]))
 
 

@@ -85,7 +85,7 @@ def _of_one_type(column: Sequence[Any]) -> list[Any]:
   return [None if x is None else stats.show(x) for x in column]
 
 
-def to_latex(rows: table.Table, caption: str, label: str = "tab:sweep") -> str:
+def to_latex(rows: table.Table, caption: str) -> str:
   """Writes a table for a paper's appendix; it needs the package booktabs.
 
   Args:
@@ -96,7 +96,7 @@ def to_latex(rows: table.Table, caption: str, label: str = "tab:sweep") -> str:
   if rows.untrained and rows.untrained < len(body):
     body.insert(rows.untrained, r"\midrule")
   return "\n".join([
-    r"\begin{table}", r"\centering", rf"\caption{{{_escaped(caption)}}}", rf"\label{{{label}}}",
+    r"\begin{table}", r"\centering", rf"\caption{{{_escaped(caption)}}}", r"\label{tab:sweep}",
     rf"\begin{{tabular}}{{l{'r' * (len(rows.header) - 1)}}}", r"\toprule", line(rows.header),
     r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
   ])  # fmt: skip

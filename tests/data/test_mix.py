@@ -33,16 +33,6 @@ def drawn(split, seed, steps, size):
   return np.array(split.where)[np.array(rows)]
 
 
-def test_shares():
-  close = lambda found, wanted: np.testing.assert_allclose(list(found.values()), wanted)
-  close(mix.shares(SIZES), np.array([90, 30, 5]) / 125)
-  close(mix.shares(SIZES, temperature=2.0), np.sqrt([90, 30, 5]) / np.sqrt([90, 30, 5]).sum())
-  close(mix.shares(SIZES, "capped", cap=30), np.array([30, 30, 5]) / 65)
-  close(mix.shares(SIZES, "equal"), [1 / 3] * 3)
-  close(mix.shares(SIZES, {"small": 3, "big": 1, "middle": 0}), [0.25, 0, 0.75])
-  assert mix.shares(SIZES, temperature=1e6)["small"] == pytest.approx(1 / 3, rel=1e-4)
-
-
 WRONG = [
   ({"mixture": {"bgi": 1}}, "names the task 'bgi'.*did you mean 'big'"),
   ({"mixture": {"big": 1, "small": 1}}, "no weight for middle: 0 leaves"),
@@ -103,8 +93,11 @@ def test_each_task_comes_in_permutations_of_its_own(mixture, batches):
     assert abs(len(own) - 800 * shares[task]) < (4 if batches == "mixed" else 16)
 
 
-def test_a_batch_depends_on_its_arguments_alone():
-  split = arrange(make_split(), mixture="equal", buckets=2)
+EQUAL = arrange(make_split(), mixture="equal", buckets=2)
+
+
+@pytest.mark.parametrize("split", [make_split(), EQUAL], ids=["plain", "equal"])
+def test_a_batch_depends_on_its_arguments_alone(split):
   first = [batch(split, 5, step, 6)["tokens"] for step in range(12)]
   mix.permutation.cache_clear()
   mix.assign_turns.cache_clear()
@@ -112,7 +105,10 @@ def test_a_batch_depends_on_its_arguments_alone():
   np.testing.assert_array_equal(first, again)
   other = [batch(split, 6, step, 6)["tokens"] for step in range(12)]
   assert not np.array_equal(first, other)
-  tasks = lambda seed: [[name.split(":")[0] for name in row] for row in drawn(split, seed, 12, 6)]
+
+
+def test_a_task_s_turn_does_not_depend_on_the_seed():
+  tasks = lambda seed: [[name.split(":")[0] for name in row] for row in drawn(EQUAL, seed, 12, 6)]
   assert tasks(5) == tasks(6)
 
 

@@ -339,7 +339,8 @@ def test_shares(counts, temperature, cap):
   capped = {task: power(min(n, cap)) for task, n in counts.items()}
   assert mix.shares(counts, "capped", temperature, cap) == normal(capped)
   assert mix.shares(counts, "equal") == normal(dict.fromkeys(counts, 1))
-  assert mix.shares(counts, counts) == normal(counts)
+  weights = counts | {"left out": 0}
+  assert mix.shares(counts | {"left out": 5}, weights) == normal(weights)
 
 
 @given(

@@ -7,7 +7,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxtune import peft, tree
 from jaxtune.objectives import sft
@@ -160,33 +159,6 @@ def check_padded(together, solo):
   jax.tree.map(close, tree.crop(together, solo), solo)
   outside = jax.tree.map(lambda x, like: padding(x, like.shape), together, solo)
   assert not any(np.any(x) for x in jax.tree.leaves(outside))
-
-
-def check_layers_equal_solo(sections: list[dict]):
-  """Does what `check_trials_equal_solo` does at the two plain layers, which is cheaper."""
-  made = [start(section) for section in sections]
-  (method, *_), tx = made[0], optax.adamw(0.02, eps=1e-3, weight_decay=0.1)
-  x = {name: jnp.sin(jnp.arange(8.0 * n)).reshape(8, n) for name, (n, _) in SIZES.items()}
-
-  def loss(trained, fixed):
-    calls = {n: peft.Call(Evaluation, fixed[n] | trained[n], lambda x: 0.0) for n in SIZES}
-    return sum(jnp.sin(method.intercept(calls[name], x[name])).sum() for name in SIZES)
-
-  def run(trained, fixed):
-    state = tx.init(trained)
-    for _ in range(3):
-      updates, state = tx.update(jax.grad(loss)(trained, fixed), state, trained)
-      trained = optax.apply_updates(trained, updates)
-    return trained
-
-  begun = [tiny.perturb(trained, 1, 0.1) for _, trained, _ in made]
-  fixed = [fixed for *_, fixed in made]
-  together = jax.device_get(jax.jit(jax.vmap(run))(tree.stack(begun), tree.stack(fixed)))
-  for i in range(1, len(sections)):
-    alone = jax.device_get(jax.jit(run)(begun[i], fixed[i]))
-    check_padded(jax.tree.map(lambda x, i=i: x[i], together), alone)
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), alone, begun[i])
-    assert all(x > 1e-3 for x in jax.tree.leaves(moved))
 
 
 def padding(x, shape):

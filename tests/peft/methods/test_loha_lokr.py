@@ -93,15 +93,6 @@ def test_merge_equals_intercept(llama, section):
   deltas.check_merge(llama, section | {"targets": TARGETS})
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("section, trial", [
-  ({"name": "loha", "rank": 5}, {"rank": 2, "alpha": 3}),
-  ({"name": "lokr", "rank": 2, "factor": 3}, {"scale": 3.0}),
-])  # fmt: skip
-def test_grouped_equals_solo(section, trial):
-  deltas.check_layers_equal_solo([section, section | trial])
-
-
 @pytest.mark.parametrize("section, words", [
   ({"name": "loha", "rank": 0}, ("rank is 0",)),
   ({"name": "loha", "rank": 33}, ("rank is 33", "32")),

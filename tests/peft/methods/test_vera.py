@@ -54,12 +54,6 @@ def test_merge_equals_intercept(llama):
   deltas.check_merge(llama, {"name": "vera", "rank": 40, "targets": TARGETS})
 
 
-def test_grouped_equals_solo():
-  deltas.check_layers_equal_solo(
-    [{"name": "vera", "rank": 5}, {"name": "vera", "rank": 2, "d_initial": 0.3}]
-  )
-
-
 @pytest.mark.parametrize(
   "section, words",
   [({"rank": 0}, ("rank is 0",)), ({"targets": ["q_porj"]}, ("q_porj", "q_proj"))],

@@ -207,7 +207,7 @@ COMMANDS = {
   "report": Command(_report, "write the report of sweeps anew, joined and while they run", {
     "sweeps": dict(nargs="+", metavar="DIR", help="the folder of a sweep"),
     "--out": dict(metavar="DIR", help="the report's folder (default: that of a single sweep)"),
-    "--metric": dict(help="what the report is sorted by (default: test loss)"),
+    "--metric": dict(help="what the report is sorted by (default: test loss, or validation loss)"),
   }, configurable=False),
   "analyse": Command(_analyse, "measure what the finished trials of a sweep change in the model", {
     "workdir": dict(metavar="DIR", help="the folder of the sweep or the run"),

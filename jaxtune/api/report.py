@@ -52,7 +52,7 @@ def report(
   Args:
     folders: of the sweep, or of several.
     out: where the report goes; default the folder of the sweep, if there is one.
-    metric: what results are sorted by; default the test loss.
+    metric: what results are sorted by; default the test loss, else that of validation.
 
   Returns:
     The path of report.html.

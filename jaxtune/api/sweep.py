@@ -42,7 +42,7 @@ def sweep(
   Args:
     config: as for `fit`, with a `sweep`: a tuple of grids {axis: values}.
     workdir: the sweep's folder.
-    metric: what results are sorted by; default the test loss.
+    metric: what results are sorted by; default the test loss, else that of validation.
     most_trials: how many trials the sweep may have; a larger one is refused before it starts.
     notes: further facts for the report, {name: value}. They stay in the folder, as notes.json.
     launcher: where trials are trained: in this process, or with `jaxtune.on_ray()` on a cluster.

@@ -96,7 +96,7 @@ def configurations(settings: list[dict]) -> list[str]:
   """Names each trial's configuration, for which one learning rate is chosen."""
   axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
   plain = lambda setting: {k: v for k, v in setting.items() if k not in ("seed", tuning.PATH)}
-  return [grid.name(plain(setting), axes) for setting in settings]
+  return grid.names([plain(setting) for setting in settings], axes)
 
 
 def curves(plan: Plan, workdir: Path) -> dict[str, tuning.Curve]:

@@ -178,10 +178,11 @@ def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list
     )
   settings = grid.expand(sweep)
   axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
+  names = grid.names([tuning.named(setting) for setting in settings], axes)
   distinct: dict[tuple, tuple[str, dict, dict]] = {}
-  for setting in settings:
+  for name, setting in zip(names, settings, strict=True):
     full = _overridden(config, setting)
-    rates, name = tuning.rates_of(full), grid.name(tuning.named(setting), axes)
+    rates = tuning.rates_of(full)
     try:
       completed = configs_.complete(tuning.stated(full))
     except UserError as error:

@@ -58,8 +58,8 @@ def match(config: Any, workdir: Path | None = None) -> Matched:
   """Returns a config with numbers in place of what its sweep leaves open; see `sweeps.matching`.
 
   Args:
-    workdir: the sweep's folder. What was found in an earlier call is taken from there, as a measured
-      time is never the same: for the same config, but for what a run may change when it goes on.
+    workdir: the sweep's folder. What an earlier call found is taken from there, as a measured time
+      is never the same: for the same config, but for what a run may change when it goes on.
 
   Raises:
     UserError: a budget that cannot be met, with the nearest that can.

@@ -208,7 +208,7 @@ COMMANDS = {
   "report": Command(_report, "write the report of sweeps anew, joined and while they run", {
     "sweeps": dict(nargs="+", metavar="DIR", help="the folder of a sweep"),
     "--out": dict(metavar="DIR", help="the report's folder (default: that of a single sweep)"),
-    "--metric": dict(help="what the report is sorted by (default: test loss)"),
+    "--metric": dict(help="what the report is sorted by (default: test loss, or validation loss)"),
     "--reference": dict(metavar="LABEL", help="the configuration that others are compared with, as"
                         " in the report, or one of its trials (default: the best)"),
   }, configurable=False),

@@ -18,6 +18,7 @@ from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.peft import unions
 from jaxtune.preflight import budgets
+from jaxtune.runs import programs
 from jaxtune.runs.trial import Trial, outline, with_config
 from jaxtune.sweeps import grid, groups, matching, tuning
 
@@ -57,8 +58,8 @@ def match(config: Any, workdir: Path | None = None) -> Matched:
   """Returns a config with numbers in place of what its sweep leaves open; see `sweeps.matching`.
 
   Args:
-    workdir: the sweep's folder. What was found for the same config in an earlier call is taken from
-      there, since a measured time is never the same.
+    workdir: the sweep's folder. What an earlier call found is taken from there, as a measured time
+      is never the same: for the same config, but for what a run may change when it goes on.
 
   Raises:
     UserError: a budget that cannot be met, with the nearest that can.
@@ -70,7 +71,8 @@ def match(config: Any, workdir: Path | None = None) -> Matched:
   path = workdir and workdir / FILE
   if path and path.exists():
     kept = schema.read_json(path, Kept, "delete it")
-    if kept["given"] == given:
+    alike = lambda text: configs.to_json(configs.unplaced(schema.parse_json(text, path)))
+    if alike(kept["given"]) == alike(given):
       return Matched(plain | {"sweep": kept["sweep"]}, tuple(kept["reached"]), given)
   loaded: dict[str, Trial] = {}
   known: dict[str, tuple[dict, list[str]]] = {}
@@ -133,8 +135,9 @@ def _solve(trial_of: Callable[[dict], Trial], setting: dict) -> tuple[dict, list
     number, words = _nearest(count, gap, _method(known), gap.path[-1])
     known, said = _filled(known, gap, number), [words]
   for gap in updates:
-    count = getattr(budgets, gap.budget)(trial_of(known))
-    number, words = _nearest(count, gap, _method(known), "steps")
+    trial = trial_of(known)
+    count, each = getattr(budgets, gap.budget)(trial), programs.updates(trial)
+    number, words = _nearest(count, gap, _method(known), "steps", each)
     known, said = known | {gap.axis: number}, [*said, words]
   return {gap.axis: known[gap.axis] for gap in gaps}, said
 
@@ -180,13 +183,19 @@ def _method(setting: dict) -> str:
   return " ".join([section.get("name", "the method"), *sizes])
 
 
-def _nearest(count: Callable[[int], float], gap: Gap, method: str, option: str) -> tuple[int, str]:
+def _nearest(
+  count: Callable[[int], float], gap: Gap, method: str, option: str, each: int = 1
+) -> tuple[int, str]:
   """Returns the number that comes nearest to a budget, and what it reaches, in words.
+
+  Args:
+    each: what the number is a multiple of, such as the updates of a rollout.
 
   Raises:
     UserError: where none comes near.
   """
-  (number, reached), why = matching.solve(count, gap.amount)
+  (times, reached), why = matching.solve(lambda times: count(each * times), gap.amount)
+  number = each * times
   amount, unit = _shown(gap.amount), matching.BUDGETS[gap.budget]
   if why:
     limit = "at most" if reached < gap.amount else "at least"

@@ -53,7 +53,7 @@ def report(
   Args:
     folders: of the sweep, or of several.
     out: where the report goes; default the folder of the sweep, if there is one.
-    metric: what results are sorted by; default the test loss.
+    metric: what results are sorted by; default the test loss, else that of validation.
     reference: the label of the configuration that others are compared with, as in the report, or
       one of its trials; default the best one.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,7 +24,7 @@ class Stage(NamedTuple):
       It is also the name of the folder that holds theirs.
     names: of their folders.
     configs: completed.
-    sources: of each, the trial of the sweep whose model and data it has.
+    sources: of each, the number of the config in `Plan.loads` whose model and data it has.
   """
 
   kind: Literal["tuning", "trials"]
@@ -46,6 +47,8 @@ class Plan(NamedTuple):
     names, settings, configs: of its trials, as `sweep.expand` returns them.
     rates: of each trial, the learning rates from which its own is to be chosen; [] for none.
     tuning: the stage that chooses them; without trials where there are none.
+    loads: the configs whose models and data are loaded: those of the trials, and then those of the
+      tuning stage whose base is drawn, by their own seed.
     metric: what results are sorted by, or None.
   """
 
@@ -54,6 +57,7 @@ class Plan(NamedTuple):
   configs: list[dict]
   rates: list[list[float]]
   tuning: Stage
+  loads: list[dict]
   metric: str | None
 
   def stated(self) -> list[Stage]:
@@ -69,16 +73,32 @@ def plan(
   """Makes the plan of a sweep.
 
   Raises:
-    UserError: where trials of one configuration state different rates to choose from.
+    UserError: where trials of one configuration state different rates to choose from, or a trial
+      has a seed with which its rate is chosen.
   """
   names, settings, configs = expanded
-  tuned = Stage("tuning", [], [], [])
+  tuned, loads = Stage("tuning", [], [], []), list(configs)
+  _check_seeds([config for config, some in zip(configs, rates, strict=True) if some])
   for name, i in _firsts(settings, rates).items():
     for config in tuning.trials(configs[i], rates[i], configs[i]["search"]["tune_seeds"]):
+      drawn = config["model"]["path"] is None
       tuned.names.append(f"{name},{tuning.label(config)}")
       tuned.configs.append(config)
-      tuned.sources.append(i)
-  return Plan(names, settings, configs, rates, tuned, metric)
+      tuned.sources.append(len(loads) if drawn else i)
+      loads += [config] * drawn
+  return Plan(names, settings, configs, rates, tuned, loads, metric)
+
+
+def _check_seeds(configs: list[dict]) -> None:
+  """Raises UserError where a rate would be chosen with a seed of the results."""
+  for config in configs:
+    seed, others = config["seed"], config["search"]["tune_seeds"]
+    if seed in others:
+      free = 1 + max(*others, *(one["seed"] for one in configs))
+      raise UserError(
+        f"search.tune_seeds has the seed {seed}, which a trial of the results has too; expected "
+        f"seeds that none has, such as {free}"
+      )
 
 
 def _firsts(settings: list[dict], rates: list[list[float]]) -> dict[str, int]:
@@ -96,7 +116,7 @@ def configurations(settings: list[dict]) -> list[str]:
   """Names each trial's configuration, for which one learning rate is chosen."""
   axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
   plain = lambda setting: {k: v for k, v in setting.items() if k not in ("seed", tuning.PATH)}
-  return [grid.name(plain(setting), axes) for setting in settings]
+  return grid.names([plain(setting) for setting in settings], axes)
 
 
 def curves(plan: Plan, workdir: Path) -> dict[str, tuning.Curve]:
@@ -112,11 +132,10 @@ def curves(plan: Plan, workdir: Path) -> dict[str, tuning.Curve]:
   for folder in folders:
     if not any((folder / name).exists() for name in ("result.json", FAILED)):
       raise UserError(f"{tuning.PATH} is not chosen yet: {folder} is not done, train that first")
-  found, begun = {}, _begun(plan, workdir)
+  found, begun, losses = {}, _begun(plan, workdir), map(_validation_loss, folders)
   for name, i in _firsts(plan.settings, plan.rates).items():
-    pairs = zip(plan.tuning.sources, folders, strict=True)
-    losses = [_validation_loss(folder) for source, folder in pairs if source == i]
-    curve = tuning.choose(name, plan.rates[i], losses)
+    count = len(plan.rates[i]) * len(plan.configs[i]["search"]["tune_seeds"])
+    curve = tuning.choose(name, plan.rates[i], list(itertools.islice(losses, count)))
     found[name] = curve._replace(chosen=begun.get(name, curve.chosen))
   return found
 
@@ -145,7 +164,7 @@ def final(plan: Plan, chosen: dict[str, tuning.Curve]) -> tuple[list[dict], Stag
 
 
 def trials_of(stage: Stage, loaded: list[Trial]) -> list[Trial]:
-  """Returns the trials of a stage, given all those of the sweep; without test data for tuning."""
+  """Returns the trials of a stage, given those of `Plan.loads`; without test data for tuning."""
   made = []
   for config, source in zip(stage.configs, stage.sources, strict=True):
     trial = loaded[source]

@@ -42,7 +42,7 @@ def sweep(
   Args:
     config: as for `fit`, with a `sweep`: a tuple of grids {axis: values}.
     workdir: the sweep's folder.
-    metric: what results are sorted by; default the test loss.
+    metric: what results are sorted by; default the test loss, else that of validation.
     most_trials: how many trials the sweep may have; a larger one is refused before it starts.
     notes: further facts for the report, {name: value}. They stay in the folder, as notes.json.
     launcher: where trials are trained: in this process, or with `jaxtune.on_ray()` on a cluster.
@@ -178,10 +178,11 @@ def expand(config: Any, most_trials: int = MOST_TRIALS) -> tuple[list[str], list
     )
   settings = grid.expand(sweep)
   axes = list(dict.fromkeys(axis for setting in settings for axis in setting))
+  names = grid.names([tuning.named(setting) for setting in settings], axes)
   distinct: dict[tuple, tuple[str, dict, dict]] = {}
-  for setting in settings:
+  for name, setting in zip(names, settings, strict=True):
     full = _overridden(config, setting)
-    rates, name = tuning.rates_of(full), grid.name(tuning.named(setting), axes)
+    rates = tuning.rates_of(full)
     try:
       completed = configs_.complete(tuning.stated(full))
     except UserError as error:

@@ -134,7 +134,7 @@ MADE: Mapping[str, dict[str, Any]] = {
 OPTIONS: Mapping[str, dict[str, Any]] = {
   "--config": dict(metavar="FILE[:ARG]", help="a config file, or the config.json of a sweep"),
   "--workdir": dict(metavar="DIR", help="the sweep's folder (with --data: runs/NAME by default)"),
-  "--metric": dict(help="what the report is sorted by (default: test loss)"),
+  "--metric": dict(help="what the report is sorted by (default: test loss, or validation loss)"),
   "--dry": dict(action="store_true", help="print trials, programs, memory and time; train nothing"),
   "--device": dict(help="with --dry, a device that need not be here, such as v5e:4x4"),
   "--launcher": dict(choices=["ray", "slurm"], help="trains on a Ray cluster, or as a SLURM array"),

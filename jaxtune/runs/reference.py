@@ -26,12 +26,13 @@ from jaxtune.objectives import Batch, Forward, Sums, choices
 from jaxtune.runs import programs
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial
+from jaxtune.training import step
 
 
 def added(trials: Sequence[Trial], parallel: sharding.Parallel | None = None) -> list[Trial]:
   """Returns the trials, whose data now have the reference's log-probabilities where they need them.
 
-  They are kept in `train.compilation_cache`, under a hash of the base, the adapter and the tokens.
+  They are kept in `train.compilation_cache`, under a hash of the base, the adapter and the texts.
 
   Args:
     parallel: the layout of the devices; default that of training, `train.mesh`.
@@ -114,8 +115,8 @@ def _cache(
 ) -> Path | None:
   """Returns the file for what the reference says of a split; None where nothing is kept.
 
-  Its name is equal only for the same base, adapter and tokens. Processes of several hosts, whose
-  folders may differ, keep nothing.
+  Its name is equal only for the same base, adapter, inputs of the model and weights of tokens.
+  Processes of several hosts, whose folders may differ, keep nothing.
   """
   if folder is None or jax.process_count() > 1:
     return None
@@ -123,8 +124,9 @@ def _cache(
   digest.update(repr(trial.config["model"]).encode())
   for x in jax.tree.leaves(overlay):
     digest.update(np.asarray(x).tobytes())
-  for name in ("tokens", "mask", "weights"):
-    digest.update(split.arrays[name].tobytes())
+  for name in (*step.INPUTS, "weights"):
+    if name in split.arrays:
+      digest.update(split.arrays[name].tobytes())
   return Path(folder).expanduser() / "reference" / f"{digest.hexdigest()[:32]}.npy"
 
 

@@ -46,15 +46,16 @@ def read(
     rates: of each trial, the learning rates of which it has the best; [] for none.
 
   Returns:
-    The results of the finished trials, each with its "trial", "settings", "folder" and "own_rate"
-    (whether its learning rate was chosen for its configuration), and the trials that have none:
-    these with "method", "state" and "detail" too, and empty "final" and "base". The
-    state is running, stopped, waiting or failed.
+    The results of the finished trials, each with its "trial", "settings" (with the seed, whether
+    or not it is an axis), "folder" and "own_rate" (whether its learning rate was chosen for its
+    configuration), and the trials that have none: these with "method", "state" and "detail" too,
+    and empty "final" and "base". The state is running, stopped, waiting or failed.
   """
   finished, unfinished, running = [], [], locks.works(folder)
   for name, setting, config, some in zip(names, settings, configs, rates, strict=True):
     place = folder / "trials" / name
-    known = {"trial": name, "settings": setting, "folder": str(place), "own_rate": bool(some)}
+    seeded = setting | {"seed": config["seed"]}
+    known = {"trial": name, "settings": seeded, "folder": str(place), "own_rate": bool(some)}
     if result := results.read(place):
       results.check_files(place, result, SHOWN)
       finished.append(result | known)

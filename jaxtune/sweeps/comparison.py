@@ -73,7 +73,7 @@ def compare(
 
   Args:
     results: of all trials that finished, also of those that left early.
-    metric: decides the order, and what is tested; default the test loss.
+    metric: decides the order, and what is tested; default the test loss, else that of validation.
     reference: the label, or a trial, of the configuration that others are compared with; default
       the best one.
     config: the completed config that the trials share, for the warnings.

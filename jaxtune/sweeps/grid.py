@@ -51,7 +51,7 @@ def expand(sweep: Grid | Sequence[Grid]) -> list[Settings]:
   return list(trials.values())
 
 
-def name(settings: Settings, axes: Iterable[str] = ()) -> str:
+def name(settings: Settings, axes: Iterable[str] = (), paths: bool = False) -> str:
   """Returns a trial's name, which is safe as a folder's: "rank=4,learning_rate=0.001,seed=0".
 
   An axis is named by the last part of its path, or by the whole path where another axis ends in
@@ -61,12 +61,35 @@ def name(settings: Settings, axes: Iterable[str] = ()) -> str:
   Args:
     settings: an item of what `expand` returns.
     axes: all axes of the sweep, where its grids have different axes.
+    paths: whether keys in a section are named by their whole paths: "stack-lora.rank=4".
   """
   short = short_keys(itertools.chain(settings, axes))
-  whole = ",".join(_piece(short[key], value) for key, value in settings.items()) or "trial"
+  whole = ",".join(_piece(short[key], value, paths) for key, value in settings.items()) or "trial"
   if len(whole) <= _LONGEST:
     return whole
   return whole[: _LONGEST - 9].rstrip(",=-") + "-" + _hash(whole)
+
+
+def names(trials: Sequence[Settings], axes: Iterable[str]) -> list[str]:
+  """Returns the `name` of each trial, with `paths` where it would be that of another one too.
+
+  So are told apart a LoRA with a prefix and the same LoRA with a prompt, both of a length.
+
+  Raises:
+    UserError: where different trials share a name even so.
+  """
+  axes, written = list(axes), [json.dumps(trial, sort_keys=True) for trial in trials]
+  found = [name(trial, axes) for trial in trials]
+  counts = Counter(one for one, _ in {*zip(found, written, strict=True)})
+  found = [name(trial, axes, counts[one] > 1) for one, trial in zip(found, trials, strict=True)]
+  owners: dict[str, str] = {}
+  for one, own in zip(found, written, strict=True):
+    if owners.setdefault(one, own) != own:
+      raise UserError(
+        f"two trials of the sweep have the name {one}, {owners[one]} and {own}: expected keys that "
+        "differ in letters, digits or one of _ . + -"
+      )
+  return found
 
 
 def flatten(settings: Mapping[str, Any]) -> Settings:
@@ -160,13 +183,13 @@ def _plain(axis: str, value: Any) -> Any:
   )
 
 
-def _piece(key: str, value: Any) -> str:
+def _piece(key: str, value: Any, paths: bool) -> str:
   """Names one setting: "rank=4", or a section's name and keys, "lora-rank=4"."""
   if not isinstance(value, Mapping):
     return f"{_safe(key)}={_text(value)}"
   head = value.get("name", key)
   rest = flatten({inner: leaf for inner, leaf in value.items() if inner != "name"})
-  short = short_keys(rest)
+  short = {path: path for path in rest} if paths else short_keys(rest)
   return "-".join([_text(head), *(f"{_safe(short[k])}={_text(v)}" for k, v in rest.items())])
 
 

@@ -151,7 +151,7 @@ def _compare(a: stats.Row, b: stats.Row, metric: str, known: Mapping[str, scores
 
 
 def by_seed(row: stats.Row, metric: str) -> dict[Any, dict]:
-  """Returns {seed: the first result with it that has the metric}; None stands for the only seed."""
+  """Returns {seed: the first result with it that has the metric}."""
   found: dict[Any, dict] = {}
   for result in row.results:
     if stats.final(result, metric) is not None:

@@ -59,7 +59,8 @@ def write(
     results: the result.json of every finished trial. Its learning curves and predictions are read
       from its "folder", or else from trials/<name> of the sweep's folder.
     folder: the sweep's folder.
-    metric: the rows are sorted by it, and the plots show it; default the test loss.
+    metric: the rows are sorted by it, and the plots show it; default the test loss, else that of
+      validation.
     reference: the label, or a trial, of what the others are compared with; default the best.
     config: the completed configuration that all trials share, for the warnings.
     notes: further facts to list, such as {"compiled programs": 1, "seconds": 81.5}.

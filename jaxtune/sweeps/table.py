@@ -40,10 +40,10 @@ def metric_names(results: Sequence[dict]) -> list[str]:
 
 
 def choose_metric(results: Sequence[dict], metric: str | None) -> str:
-  """Checks `metric`, or chooses the test loss where there is one, else the first metric."""
+  """Checks `metric`, or chooses the first of test loss, validation loss and any other metric."""
   names = metric_names(results)
   if metric is None:
-    return "test_loss" if "test_loss" in names or not names else names[0]
+    return next((n for n in ("test_loss", "validation_loss", *names) if n in names), "test_loss")
   if metric not in names:
     raise UserError(f"no trial has the metric {metric!r}; {nearest(metric, names)}")
   return metric

@@ -63,7 +63,7 @@ class SearchOptions(NamedTuple):
       is above the median of the others' mean losses so far (Golovin et al. 2017); None, none.
     rungs: shares of the steps after which configurations are compared, each at the next evaluation.
     keep: the share of configurations that "halving" keeps at a rung, rounded up.
-    tune_seeds: seeds of the trials by which a learning rate is chosen; see `sweeps.tuning`.
+    tune_seeds: seeds of the trials by which a learning rate is chosen, which no result may have.
     places: how many trials of a program are trained side by side, while the others wait for a free
       place; None for all.
   """

@@ -8,7 +8,7 @@ from support import folders
 import jaxtune
 from jaxtune.api import matched
 from jaxtune.errors import UserError
-from jaxtune.preflight import budgets
+from jaxtune.preflight import budgets, checks
 from jaxtune.sweeps import declare, matching
 
 BUDGET = 700
@@ -67,6 +67,16 @@ def test_updates_meet_a_budget_of_flops(config):
   assert full["train.steps"] < lora["train.steps"], "a gradient of every weight costs more"
 
 
+def test_policies_end_with_a_whole_rollout(config):
+  rollout = {"samples": 2, "max_new_tokens": 4, "rewards": ("exact_match",), "epochs": 7}
+  asked = config | {"objective": {"name": "grpo"}, "rollout": rollout | {"minibatches": 1}}
+  (setting,) = matched.match(asked | {"sweep": declare.match(["lora"], flops=1e9)}).config["sweep"]
+  trial = matched._trial(asked, {}, {key: value for key, (value,) in setting.items()})
+  count, steps = budgets.flops(trial), setting["train.steps"][0]
+  assert steps % 7 == 0 and abs(count(steps) - 1e9) <= count(7) / 2
+  checks.check(trial)
+
+
 def test_a_time_is_measured_once_and_kept(config, tmp_path, monkeypatch):
   asked = config | {"sweep": sweep("lora", seconds=30)}
   first = matched.match(asked)
@@ -74,6 +84,9 @@ def test_a_time_is_measured_once_and_kept(config, tmp_path, monkeypatch):
   matched.keep(first, tmp_path)
   monkeypatch.setattr(budgets, "seconds", lambda trial: lambda n: 0.001 * n)
   assert matched.match(asked, tmp_path) == first, "what was found at first"
+  moved = asked | {"train": asked["train"] | {"mesh": {"data": 2}}, "search": {"places": 2}}
+  again = matched.match(moved, tmp_path)
+  assert again.config == moved | {"sweep": first.config["sweep"]}, "it goes on elsewhere"
   other = asked | {"sweep": sweep("lora", seconds=0.02)}
   assert matched.match(other, tmp_path).config["sweep"][0]["train.steps"] == [20]
 

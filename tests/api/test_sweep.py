@@ -6,8 +6,8 @@ import pytest
 from support import made_trials
 
 from jaxtune import libraries
+from jaxtune.api import stages, trials
 from jaxtune.api import sweep as sweeps
-from jaxtune.api import trials
 from jaxtune.errors import UserError
 from jaxtune.runs.trial import with_config
 from jaxtune.sweeps import grid
@@ -35,6 +35,14 @@ def test_a_trial_given_twice_is_one(capsys, again, name):
   assert names == [grid.name(s, ["method.rank", "seed"]) for s in settings] and len(configs) == 4
   said = capsys.readouterr().out
   assert name in said and "is the same trial as rank=1,seed=0" in said
+
+
+def test_trials_whose_parts_alone_differ_have_folders_and_rates_of_their_own():
+  stacks = [{"name": "stack", "lora": {"rank": 8}, part: {"length": 3}}
+            for part in ("prefix", "prompt")]  # fmt: skip
+  names, settings, _ = expand({"method": stacks, "seed": [0, 1]})
+  assert len(set(names)) == 4 and names[0] == "stack-lora.rank=8-prefix.length=3,seed=0"
+  assert len(set(stages.configurations(settings))) == 2
 
 
 def test_trials_that_differ_stay():

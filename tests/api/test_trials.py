@@ -8,8 +8,8 @@ import pytest
 from support import made_trials
 
 import jaxtune
+from jaxtune.api import stages, trials
 from jaxtune.api import sweep as sweeps
-from jaxtune.api import trials
 from jaxtune.errors import UserError
 from jaxtune.runs import results as results_
 from jaxtune.runs.folder import begin
@@ -209,6 +209,33 @@ def test_a_configuration_has_one_list_of_rates(setup, tmp_path):
   ):
     sweeps.sweep(config(tuple(lists)), tmp_path)
   assert not list(tmp_path.iterdir())
+
+
+def test_no_rate_is_chosen_with_a_seed_of_the_results(tmp_path):
+  axes = {"optim.learning_rate": [tuning.tune([1e-3, 1e-2])], "seed": [0, 1]}
+  swept = config((axes,)) | {"search": {"tune_seeds": (5, 1)}}
+  with pytest.raises(UserError, match="tune_seeds has the seed 1, .* none has, such as 6"):
+    sweeps.sweep(swept, tmp_path)
+  assert sweeps.plan_of(config(({"seed": [1]},)) | {"search": {"tune_seeds": (1,)}}).rates == [[]]
+
+
+def test_a_base_that_is_drawn_is_that_of_the_trial_s_own_seed(setup, monkeypatch):
+  """So it is for the trials that choose a rate, whose configurations begin with other seeds."""
+  prepare = trials.prepare
+  drawn = lambda config, pretrained: prepare(config, pretrained)._replace(
+    fingerprint=f"{config['model']['path']} {config['seed']}"
+  )
+  monkeypatch.setattr(trials, "prepare", drawn)
+  rate = [tuning.tune([1e-3, 1e-2])]
+  axes = [{"method.rank": [1 + seed], "optim.learning_rate": rate, "seed": [seed]}
+          for seed in (0, 1)]  # fmt: skip
+  for path, bases in ((None, ["None 1000"] * 4), ("unused", ["unused 0"] * 4)):
+    swept = config(tuple(axes)) | {"model": {"path": path, "architecture": {}, "tokenizer": "x"}}
+    plan = sweeps.plan_of(swept)
+    made = stages.trials_of(plan.tuning, trials.load(plan.loads))
+    assert [trial.fingerprint for trial in made] == bases
+    assert [trial.config for trial in made] == plan.tuning.configs
+    assert all(trial.dataset.test is None for trial in made)
 
 
 def test_open_rates_need_a_validation_split(llama, tmp_path, monkeypatch):

@@ -1,6 +1,10 @@
 """What a reference says is kept in a folder that may be anything."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
+from support import made_trials
 
 from jaxtune.runs import reference
 
@@ -15,3 +19,15 @@ def test_a_cache_that_is_damaged_or_not_to_be_written_ends_no_run(tmp_path):
     assert reference._kept(path) is None
   reference._keep(path / "b.npy", array)
   assert reference._kept(path / "b.npy") is None
+
+
+@pytest.mark.parametrize("name", ["inputs", "inputs_mask", "tokens", "mask", "weights"])
+def test_what_is_kept_is_of_all_that_the_model_has_read(tmp_path, name):
+  """The prompts of an encoder-decoder are in `inputs`, so that edited ones have other answers."""
+  trial = SimpleNamespace(fingerprint="f", config={"model": {"path": "t5"}})
+  whole = made_trials.split(4, 0)
+  whole = whole._replace(arrays=whole.arrays | {"inputs": np.ones((4, 3), np.int32)})
+  whole.arrays["inputs_mask"] = whole.arrays["inputs"] > 0
+  edited = whole._replace(arrays=whole.arrays | {name: 1 - whole.arrays[name].astype(np.int32)})
+  path = lambda split: reference._cache(str(tmp_path), trial, {}, split)
+  assert path(whole) == path(whole) != path(edited)

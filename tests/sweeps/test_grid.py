@@ -69,6 +69,22 @@ def test_name():
   )
 
 
+def test_no_two_trials_share_a_name():
+  """Parts of stacks are told apart by their keys where that is needed; other names stay short."""
+  stack = lambda part, length=10: {
+    "method": {"name": "stack", "lora": {"rank": 8}, part: {"length": length}}
+  }
+  trials = [stack("prefix"), stack("prompt"), stack("prompt", 20), stack("prefix")]
+  assert grid.names(trials, ["method"]) == [
+    "stack-lora.rank=8-prefix.length=10",
+    "stack-lora.rank=8-prompt.length=10",
+    "stack-rank=8-length=20",
+    "stack-lora.rank=8-prefix.length=10",
+  ]
+  with pytest.raises(UserError, match="two trials of the sweep have the name shares-a_b=1, .*a b"):
+    grid.names([{"shares": {"a b": 1}}, {"shares": {"a_b": 1}}], ["shares"])
+
+
 def test_names_are_safe_and_unique():
   values = [
     "a/b",
@@ -150,7 +166,7 @@ def test_any_grid_is_its_product_and_its_names_are_folders(axes):
   assert grid.expand(json.loads(json.dumps([{k: [v] for k, v in t.items()} for t in trials]))) == (
     trials
   )
-  names = [grid.name(trial, axes) for trial in trials]
+  names = grid.names(trials, axes)
   assert len({name.lower() for name in names}) == len(names)
   assert all(re.fullmatch(r"[\w.+=,~-]{1,180}", name, re.ASCII) for name in names), names
   assert not any(name.startswith(".") for name in names)

@@ -118,6 +118,20 @@ def test_a_single_seed_has_its_interval_over_examples(made):
   assert table.build(two, "test_loss").rows[1][4] == "2.000 ± 0.000"
 
 
+@pytest.mark.parametrize(
+  ("known", "chosen"),
+  [
+    ("general_loss test_bleu test_loss validation_loss", "test_loss"),
+    ("general_loss train_loss validation_loss", "validation_loss"),
+    ("general_loss train_loss", "general_loss"),
+    ("", "test_loss"),
+  ],
+)
+def test_without_a_metric_the_task_s_own_loss_decides(made, known, chosen):
+  results = [made.result({}, 2.0) | {"base": {}, "final": dict.fromkeys(known.split(), 1.0)}]
+  assert table.choose_metric(results, None) == chosen
+
+
 def test_a_metric_that_some_seeds_lack_says_how_many_have_it(made):
   results = made.ranks({1: [2.0, 2.1, 2.2], 2: [2.0, 2.0, 2.0]})
   results[0]["final"]["test_bleu"], results[1]["final"]["test_bleu"] = 20.0, 22.0

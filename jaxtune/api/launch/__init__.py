@@ -41,7 +41,7 @@ def load(plan: stages.Plan, workdir: Path) -> list[Trial]:
     UserError: for what cannot work, for results of another config, base or data, or damaged ones.
   """
   compilations.keep(plan.configs[0]["train"]["compilation_cache"])
-  loaded = trials.load(plan.configs)
+  loaded = trials.load(plan.loads)
   group.check_same(loaded)
   if plan.metric is not None:
     checks.check_metric(plan.metric, loaded[0])

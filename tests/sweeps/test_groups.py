@@ -237,7 +237,7 @@ def answers(rng, weights):
     ([{}, {"method": {"name": "prefix"}}, {"method": {"name": "prefix", "length": 3}}], 2),
     ([{}, {"train.batch_size": 8}, {"optim.schedule": "cosine"}], 3),
     ([{"method": PROMPT, "method.prompt.length": n} for n in (4, 8)], 1),
-    ([{"method": PROMPT, "method.prompt.length": n, "method.lora.dropout": 0.1} for n in (4, 8)], 2),
+    ([{"method": PROMPT | {"lora": DROPS}, "method.prompt.length": n} for n in (4, 8)], 2),
     ([{"method": {"name": "p_tuning", "length": n}, **NOISY} for n in (4, 8, 4)], 2),
     ([{"method": {"name": "prefix", "length": n}, **NOISY} for n in (4, 8)], 1),
   ],

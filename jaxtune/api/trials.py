@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jaxtune import config as configs_
 from jaxtune import data, hosts, schema
 from jaxtune.errors import UserError
-from jaxtune.evaluation import compare
+from jaxtune.evaluation import compare, rewards
 from jaxtune.files import remove, write_atomically
 from jaxtune.models import hf
 from jaxtune.preflight import checks, cost, gradients, targets
@@ -53,45 +53,85 @@ def train(stage: Groups, numbers: Sequence[int] | None = None) -> None:
 
   A trial that fails is recorded in its folder's failed.json, and stops no other. The next call
   tries it again.
+
+  Raises:
+    UserError: for a mistake that is found before a group is trained; see `waiting`.
   """
   chosen = range(len(stage.members)) if numbers is None else numbers
-  waiting = {number: _waiting(stage, stage.members[number]) for number in chosen}
+  left = {number: waiting(stage, stage.members[number]) for number in chosen}
   hosts.wait("what is left")  # before any process trains, and so makes checkpoints
-  for group in waiting.values():
-    methods = {str(stage.trials[i].config["method"]): stage.trials[i] for i in reversed(group)}
-    if methods:  # each distinct method is tried for one step, before any is trained
-      gradients.check(list(methods.values()))
-  for number in (number for number, group in waiting.items() if group):
+  # Each distinct method is tried for one step, before any is trained.
+  for number in [n for n, parts in left.items() if parts and _learns(stage, sum(parts, []))]:
     members = stage.members[number]
     first = stage.folders[members[0]]
     with locks.of_group(first):
       # Another process may have trained it meanwhile; those of one run have the same lock.
-      group = waiting[number] if hosts.several() else _waiting(stage, members)
-      if group:
+      for group in left[number] if hosts.several() else waiting(stage, members):
         print(
           f"program {number + 1} of {len(stage.members)}: {len(group)} trials, {first.name} ..."
         )
         _train_program(stage, group)
 
 
-def _waiting(stage: Groups, group: list[int]) -> list[int]:
-  """Returns the trials of a group that are to be trained.
+def waiting(stage: Groups, group: list[int]) -> list[list[int]]:
+  """Returns the trials of a group that are to be trained, in lists of those trained together.
 
   A group that was under way goes on as a whole from its checkpoint. Of any other group, only the
-  trials that are not done are trained.
+  trials that are not done are trained. Where trials may leave early they are trained alone if
+  those that are done were, as none of these has been compared.
+
+  Raises:
+    UserError: where those that are done may have left early, so that the others would be compared
+      without them; also as `finished`.
   """
-  done = [finished(stage.folders[i], stage.trials[i]) for i in group]
-  configs = [stage.trials[i].config for i in group]
-  if checkpoints(configs, stage.folders[0].parents[1]).exists():
-    return group
-  return [i for i, is_done in zip(group, done, strict=True) if not is_done]
+  trials, folders = [stage.trials[i] for i in group], [stage.folders[i] for i in group]
+  # Asked first: another process that trains the group removes it once all are done.
+  under_way = checkpoints([t.config for t in trials], folders[0].parents[1]).exists()
+  done = [f for f, trial in zip(folders, trials, strict=True) if finished(f, trial)]
+  left = group if under_way else [i for i in group if stage.folders[i] not in done]
+  if under_way or not done or not left or trials[0].config["search"]["early_exit"] is None:
+    return [left] if left else []
+  if all(results.read(folder).get("trials_in_program") == 1 for folder in done):
+    return [[i] for i in left]
+  raise UserError(
+    f"{stage.folders[left[0]]} is to be trained, but {len(done)} other trials of its program are "
+    "done, and search.early_exit compares all trials of a program: give another --workdir, or "
+    f"delete the folders of these {len(done)}, such as {done[0]}, to train all again"
+  )
+
+
+def _learns(stage: Groups, group: list[int]) -> bool:
+  """Says whether a step of each distinct method of a group can be made; records failures.
+
+  Raises:
+    UserError: see `gradients.check`.
+  """
+  methods = {str(stage.trials[i].config["method"]): stage.trials[i] for i in reversed(group)}
+  try:
+    gradients.check(list(methods.values()))
+  except UserError:
+    raise
+  except Exception as error:
+    _record([stage.folders[i] for i in group], error)
+    return False
+  return True
 
 
 def _train_program(stage: Groups, group: list[int]) -> None:
-  members = cost.with_remat([stage.trials[i] for i in group])
-  print(targets.describe(members[0]))
-  chunk = hosts.of_first(cost.choose_chunk(members))
-  _train_group(members, [stage.folders[i] for i in group], stage.untuned(group), chunk)
+  """Trains trials together, after what is computed once for all of them."""
+  folders = [stage.folders[i] for i in group]
+  for folder in folders if hosts.primary() else ():
+    remove(folder / FAILED)  # of a call before: now it is tried again
+  try:
+    members = cost.with_remat([stage.trials[i] for i in group])
+    print(targets.describe(members[0]))
+    chunk, bases = hosts.of_first(cost.choose_chunk(members)), stage.untuned(group)
+  except UserError:
+    raise
+  except Exception as error:
+    _record(folders, error)
+  else:
+    _train_group(members, folders, bases, chunk)
 
 
 def _untuned(
@@ -123,31 +163,41 @@ def _train_group(
 ) -> None:
   """Trains a group; if it fails, with fewer trials side by side, and then each trial alone."""
   saved = checkpoints([trial.config for trial in trials], folders[0].parents[1])
-  for folder in folders if hosts.primary() else ():
-    remove(folder / FAILED)  # of a call before: now it is tried again
   try:
     training.train(trials, folders, bases, saved, chunk)
-  except UserError:
-    raise
   except Exception as error:
-    if hosts.lost(error):
+    # A reward that fails on some answers may judge others; other processes wait for its values.
+    of_answers = isinstance(error, rewards.Failed) and not hosts.several()
+    if isinstance(error, UserError) and not of_answers:
       raise
-    reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    if len(trials) == 1:
-      record_failure(folders[0], reason)
-    else:
-      smaller = chunk // 2 if "RESOURCE_EXHAUSTED" in reason else 0
-      how = f"{smaller} at a time" if smaller else "one by one"
-      said = f"{len(trials)} trials failed together ({reason}); they are tried {how}"
-      print(said, file=sys.stderr)
-      parts = [slice(None)] if smaller else [slice(e, e + 1) for e in range(len(trials))]
-      if not smaller and hosts.primary():
-        remove(saved)  # else the next call would go on with the group
-      for part in parts:
-        _train_group(trials[part], folders[part], bases[part], smaller or 1)
+    if len(trials) == 1 or hosts.lost(error):
+      _record(folders, error)
+      return
+    reason = _reason(error)
+    smaller = chunk // 2 if "RESOURCE_EXHAUSTED" in reason else 0
+    how = f"{smaller} at a time" if smaller else "one by one"
+    said = f"{len(trials)} trials failed together ({reason}); they are tried {how}"
+    print(said, file=sys.stderr)
+    parts = [slice(None)] if smaller else [slice(e, e + 1) for e in range(len(trials))]
+    if not smaller and hosts.primary():
+      remove(saved)  # else the next call would go on with the group
+    for part in parts:
+      _train_group(trials[part], folders[part], bases[part], smaller or 1)
     return
   if hosts.primary():
     remove(saved)
+
+
+def _record(folders: list[Path], error: Exception) -> None:
+  """Records an error as the failure of trials; raises it where another process has ended."""
+  if hosts.lost(error):
+    raise error
+  for folder in folders:
+    record_failure(folder, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+  return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def record_failure(folder: Path, reason: str) -> None:
@@ -169,6 +219,7 @@ def load(
   """
   for config in configs:
     checks.check_options(config, devices)
+  checks.check_seeds(configs)
   loaded: dict[str, Trial] = {}
   models: dict[str, hf.Pretrained] = {}
   trials = []

@@ -29,8 +29,12 @@ PATTERN = "matches:"
 MODEL = "model:"  # before the folder of a reward model, which `runs.reward_model` finds
 
 
-class _Hangs(UserError):
-  """A function takes longer than it may."""
+class Failed(UserError):
+  """A function fails to judge answers."""
+
+
+class _Hangs(Failed):
+  """It takes longer than it may."""
 
 
 class Answers(NamedTuple):
@@ -118,7 +122,7 @@ def score(rewards: Rewards, answers: Answers) -> dict[str, np.ndarray]:
   first one judges for all, as a judge may be slow, remote or random.
 
   Raises:
-    UserError: where a function raises an error, takes too long, or returns another number of
+    Failed: where a function raises an error, takes too long, or returns another number of
       values, or one that is not finite, and on_error is "stop".
   """
   named = labels(list(rewards.functions))
@@ -138,7 +142,7 @@ def _judged(rewards: Rewards, name: str, answers: Answers) -> np.ndarray:
   """
   try:
     return _called(rewards, name, answers)
-  except UserError as error:
+  except Failed as error:
     if rewards.on_error == "stop":
       raise
     asked = 0 if isinstance(error, _Hangs) else len(answers.completions)
@@ -146,7 +150,7 @@ def _judged(rewards: Rewards, name: str, answers: Answers) -> np.ndarray:
   for n in range(asked):
     try:
       found[n] = _called(rewards, name, answers.one(n))[0]
-    except UserError:
+    except Failed:
       continue
   return found
 
@@ -169,7 +173,7 @@ def _called(rewards: Rewards, name: str, answers: Answers) -> np.ndarray:
     raise _Hangs(f"{said} took longer than rollout.timeout, {rewards.timeout} seconds")
   if "error" in box:
     error = box["error"]
-    raise UserError(f"{said} failed with {type(error).__name__}: {error}") from error
+    raise Failed(f"{said} failed with {type(error).__name__}: {error}") from error
   return _checked(said, box["values"], len(answers.completions))
 
 
@@ -178,13 +182,13 @@ def _checked(said: str, values: Any, count: int) -> np.ndarray:
   try:
     values_N = np.asarray(values, np.float64)
   except Exception as error:  # whatever an object of a user's function does
-    raise UserError(f"{said} returned {schema.shown(values)}, expected {count} numbers") from error
+    raise Failed(f"{said} returned {schema.shown(values)}, expected {count} numbers") from error
   if values_N.shape != (count,):
     got = f"an array of shape {values_N.shape}"
-    raise UserError(f"{said} returned {got}, expected one number for each of {count} answers")
+    raise Failed(f"{said} returned {got}, expected one number for each of {count} answers")
   if not np.isfinite(values_N).all():
     n = int(np.flatnonzero(~np.isfinite(values_N))[0])
-    raise UserError(f"{said} returned {values_N[n]} for answer {n}, expected a finite number")
+    raise Failed(f"{said} returned {values_N[n]} for answer {n}, expected a finite number")
   return values_N
 
 

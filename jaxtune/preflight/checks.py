@@ -48,6 +48,17 @@ def check_options(config: dict, devices: Sequence[Any] | None = None) -> None:
     )
 
 
+def check_seeds(configs: Sequence[dict]) -> None:
+  """Raises UserError for early exits in a sweep whose seeds are in programs of their own."""
+  drawn = [c for c in configs if c["search"]["early_exit"] and c["model"]["path"] is None]
+  if len({config["seed"] for config in drawn}) > 1:
+    raise UserError(
+      f"search.early_exit is {drawn[0]['search']['early_exit']!r}, but with model.path=None each "
+      "seed has a base and a program of its own, so that the seeds of a configuration would not "
+      "leave together; expected None, or one seed"
+    )
+
+
 def check(trial: Trial) -> None:
   """Raises UserError for what cannot work with this model and these data."""
   config, dataset = trial.config, trial.dataset

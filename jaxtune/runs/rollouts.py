@@ -7,6 +7,7 @@ those that it would draw alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -249,9 +250,15 @@ def _counted(r: Rollouts, split: data.Split) -> dict[str, np.ndarray]:
 
 
 def _order(r: Rollouts, seed: tuple[int, int]) -> np.ndarray:
-  """Returns the numbers of the rows in the order in which updates read them."""
-  total = r.prompts * r.options.samples // r.share
+  """Returns the numbers of the rows in the order in which updates read them.
+
+  Whole prompts change places, or as many answers of one as every update has whole: parts whose size
+  `share` divides, and which do not depend on it.
+  """
+  part = math.gcd(r.options.samples, r.train.batch_size)
+  rows = np.arange(r.prompts * r.options.samples // r.share).reshape(-1, part // r.share)
   if r.options.minibatches == 1:
-    return np.tile(np.arange(total), r.options.epochs)
+    return np.tile(rows.ravel(), r.options.epochs)
   draw = np.random.default_rng(np.random.SeedSequence((*seed, 1)))
-  return np.concatenate([draw.permutation(total) for _ in range(r.options.epochs)])
+  orders = [rows[draw.permutation(len(rows))] for _ in range(r.options.epochs)]
+  return np.concatenate(orders, None)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from jaxtune import objectives, peft
+from jaxtune.runs import programs
 from jaxtune.training import optim
 
 # Options of the data that do not change the shape of a batch: they may differ within a group.
@@ -20,8 +21,9 @@ def groups(configs: list[dict]) -> list[list[int]]:
   of regularisation, of the objective (such as beta) and of the methods (rank, alpha, dropout,
   prefix length, adapter width). Words are the prompt's template, the answers, which and how many
   rows are kept and each task's share.
-  Anything else changes the program. Where words make rows longer, those of all trials are padded to
-  them, and noise such as dropout is drawn for the longer rows: other draws than in a solo run.
+  Anything else changes the program, and with noise such as dropout so does a prompt's length, as it
+  is drawn for the tokens of a row. Where words make rows longer, those of all trials are padded to
+  them, and noise is drawn for the longer rows: other draws than in a solo run.
 
   Returns:
     Lists of indices into `configs`, in order of first appearance.
@@ -71,7 +73,7 @@ def _static(config: dict) -> dict:
   if config["model"]["path"] is None:
     static["seed"] = config["seed"]  # the base's weights are drawn from it
   static["optim"] = {k: v for k, v in config["optim"].items() if k not in optim.NUMBERS}
-  static["method"] = _static_method(config["method"])
+  static["method"] = _static_method(config["method"], programs.uses_noise(config))
   static["objective"] = objectives.static(config["objective"])
   static["regularize"] = any(config["regularize"].values())
   # With several shapes of batches, the order of the shapes depends on the data.
@@ -80,11 +82,13 @@ def _static(config: dict) -> dict:
   return static
 
 
-def _static_method(section: dict) -> Any:
+def _static_method(section: dict, noise: bool) -> Any:
   if section["name"] == "stack":
-    return {k: value if k == "name" else _static_method(value) for k, value in section.items()}
+    parts = {key: _static_method(part, noise) for key, part in section.items() if key != "name"}
+    return {"name": "stack", **parts}
   (method,) = peft.build(section)
-  return {key: value for key, value in section.items() if key not in method.groupable}
+  free = {*method.groupable} - ({"length"} if noise and method.prepends else set())
+  return {key: value for key, value in section.items() if key not in free}
 
 
 def baseline_key(config: dict) -> str:

@@ -65,6 +65,96 @@ def test_a_trial_that_fails_stops_no_other(setup, tmp_path, monkeypatch, capsys)
   assert [ranks for ranks, _ in tried[4:]] == [[2]], "what is done is not trained again"
 
 
+def staged(made, folder, changes):
+  """Returns the groups of trials that nobody has trained, with `changes` to each."""
+  configs = [made_trials.complete({"name": "lora"}, CHANGES | one) for one in changes]
+  folders = [folder / "trials" / str(e) for e in range(len(configs))]
+  return trials.grouped([with_config(made, one) for one in configs], folders)
+
+
+def finish(trial, folder, together):
+  """Writes that a trial is done, which was trained with so many."""
+  begin([folder], [trial.config])
+  known = {"base_fingerprint": trial.fingerprint, "data": {}, "trials_in_program": together}
+  results_.write(folder, {"final": {}} | known)
+
+
+def test_neither_does_a_reward_or_a_program_that_fails(llama, tmp_path, monkeypatch):
+  """A reward fails in training, a program before its first step, another one in the probe."""
+  changes = [{"train.batch_size": n, "method.rank": r} for n in (1, 2, 4, 8) for r in (2, 3)]
+  stage, trained = staged(made_trials.make(llama), tmp_path, changes), []
+
+  def size(members):
+    return members[0].config["train"]["batch_size"]
+
+  def train(members, *_):
+    trained.append((size(members), [one.config["method"]["rank"] for one in members]))
+    if size(members) == 1 and 3 in trained[-1][1]:
+      raise trials.rewards.Failed("reward 'x' failed")
+
+  def fails(number):
+    def call(members):
+      if size(members) == number:
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+      return members
+
+    return call
+
+  monkeypatch.setattr(trials.training, "train", train)
+  monkeypatch.setattr(trials.cost, "with_remat", fails(2))
+  monkeypatch.setattr(trials.gradients, "check", fails(4))
+  stage = stage._replace(untuned=lambda group: [made_trials.UNTUNED] * len(group))
+  trials.train(stage)
+  assert trained == [(1, [2, 3]), (1, [2]), (1, [3]), (8, [2, 3])]
+  failed = {path.parent.name for path in tmp_path.glob("trials/*/failed.json")}
+  assert failed == {"1", "2", "3", "4", "5"}
+
+
+def test_trials_that_would_miss_a_comparison_are_refused(llama, tmp_path):
+  """But not where none has been compared, or the group goes on from its checkpoint."""
+  changes = [{"seed": seed, "search.early_exit": "halving"} for seed in range(3)]
+  stage = staged(made_trials.make(llama), tmp_path, changes)
+
+  def done(*numbers, together):
+    for i in numbers:
+      finish(stage.trials[i], stage.folders[i], together)
+    return trials.waiting(stage, [0, 1, 2])
+
+  assert trials.waiting(stage, [0, 1, 2]) == [[0, 1, 2]]
+  assert done(1, together=1) == [[0], [2]]
+  with pytest.raises(UserError, match="trials/2 is to be .* delete the folders of these 2, .*ls/0"):
+    done(0, 1, together=2)
+  saved = trials.checkpoints([trial.config for trial in stage.trials], tmp_path)
+  saved.mkdir(parents=True)
+  assert trials.waiting(stage, [0, 1, 2]) == [[0, 1, 2]]
+  saved.rmdir()
+  assert done(2, together=3) == []
+
+
+def test_seeds_that_join_a_finished_halving_leave_the_folder_as_it_is(setup, tmp_path):
+  swept = lambda *seeds: config(({"seed": list(seeds), "search.early_exit": ["halving"]},))
+  names, _, configs = sweeps.expand(swept(0, 1))
+  for name, trial in zip(names, trials.load(configs), strict=True):
+    finish(trial, tmp_path / "trials" / name, 2)
+  sweeps._begin(tmp_path, swept(0, 1), None)
+  before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+  with pytest.raises(UserError, match="early_exit compares all trials of a program"):
+    sweeps.sweep(swept(0, 1, 2), tmp_path)
+  assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1)])
+def test_seeds_of_drawn_bases_do_not_leave_early(seeds):
+  model = {"path": None, "architecture": {"model_type": "llama"}}
+  early = {"search.early_exit": "median"}
+  configs = [
+    made_trials.complete({"name": "lora"}, early | {"seed": seed}, model=model) for seed in seeds
+  ]
+  refused = pytest.raises(UserError, match="is 'median', but with model.path=None each seed")
+  with refused if len({*seeds}) > 1 else contextlib.nullcontext():
+    trials.checks.check_seeds(configs)
+
+
 def test_what_another_process_has_just_trained_is_not_trained_again(setup, tmp_path, monkeypatch):
   """Nor is it where this process had to wait for its lock, as tasks of SLURM and Ray may."""
   swept, real = config(({"method.rank": [1]},)), trials.locks.of_group

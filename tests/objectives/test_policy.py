@@ -22,6 +22,7 @@ from jaxtune.runs import programs, reward_model, rollouts, sources
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import prepare
 from jaxtune.sweeps import declare
+from jaxtune.training.options import RolloutOptions, TrainOptions
 
 R, S, N, P, V, D = 2, 2, 6, 3, 9, 5  # rows of a prompt of P tokens and S answers of N tokens
 RNG = np.random.default_rng(0)
@@ -336,6 +337,21 @@ def test_a_group_of_policies_equals_policies_alone(made, tmp_path, objective):
     assert mine.keys() == theirs.keys()
     for name, x in mine.items():
       np.testing.assert_allclose(x, theirs[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("samples", "batch"), [(8, 16), (8, 4), (6, 9)])
+def test_the_answers_of_an_update_do_not_depend_on_how_many_share_a_row(samples, batch):
+  options = RolloutOptions(samples=samples, minibatches=4, epochs=2)
+  orders = []
+  for share in (x for x in range(1, samples + 1) if samples % x == 0 == batch % x):
+    made = SimpleNamespace(options=options, train=TrainOptions(batch_size=batch), share=share)
+    made.prompts = rollouts.Rollouts.prompts.fget(made)
+    rows = rollouts._order(made, (0, 3))
+    orders.append((rows[:, None] * share + np.arange(share)).reshape(2, -1).tolist())
+  assert len(orders) > 1 and all(one == orders[0] for one in orders)
+  epochs = orders[0]
+  assert epochs[0] != epochs[1]
+  assert [sorted(one) for one in epochs] == [list(range(4 * batch))] * 2
 
 
 @pytest.mark.full

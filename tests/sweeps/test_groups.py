@@ -23,11 +23,14 @@ from jaxtune.training.progress import begin
 
 STEPS = 10
 LORA, PREFIX = {"name": "lora"}, {"name": "prefix"}
-STACK = {"name": "stack", "lora": {"rank": 2}, "prefix": {"length": 3}, "adapter": {"width": 3}}
+PROMPT = {"name": "stack", "prompt": {"length": 4}, "lora": {"rank": 2}}
+DROPS = {"rank": 2, "dropout": 0.1}  # noise, which a prefix of another length does not move
+STACK = {"name": "stack", "lora": DROPS, "prefix": {"length": 3}, "adapter": {"width": 3}}
 NUMBERS = {
   "optim.learning_rate": 2e-2, "optim.weight_decay": 0.5, "optim.warmup": 20,
   "optim.head_ratio": 3.0, "seed": 7,
 }  # fmt: skip
+NOISY = {"regularize.dropout": 0.1}
 NOISE = {"regularize.dropout": 0.2, "regularize.token_dropout": 0.1, "regularize.neftune": 5.0}
 WORDS = {
   "data.template": "{{ text }} and more of it :", "data.answer": "{{ answer_choices[1 - label] }}",
@@ -146,7 +149,7 @@ def test_so_it_does_side_by_side(llama, method, other):
 
 
 def check(setup, method, others, chunk, plain=None):
-  plain = plain or ({"regularize.dropout": 0.1} if others[0].keys() <= NOISE.keys() else {})
+  plain = plain or (NOISY if others[0].keys() <= NOISE.keys() else {})
   configs = [
     made_trials.complete(method, plain | one, train={"steps": STEPS}) for one in ({}, *others)
   ]
@@ -233,6 +236,10 @@ def answers(rng, weights):
     ([{"method.rank": 1}, {"method.targets": ["q_proj"]}], 2),
     ([{}, {"method": {"name": "prefix"}}, {"method": {"name": "prefix", "length": 3}}], 2),
     ([{}, {"train.batch_size": 8}, {"optim.schedule": "cosine"}], 3),
+    ([{"method": PROMPT, "method.prompt.length": n} for n in (4, 8)], 1),
+    ([{"method": PROMPT | {"lora": DROPS}, "method.prompt.length": n} for n in (4, 8)], 2),
+    ([{"method": {"name": "p_tuning", "length": n}, **NOISY} for n in (4, 8, 4)], 2),
+    ([{"method": {"name": "prefix", "length": n}, **NOISY} for n in (4, 8)], 1),
   ],
 )
 def test_what_shares_a_program(changes, count):

@@ -38,7 +38,8 @@ def load(plan: stages.Plan, workdir: Path) -> list[Trial]:
   """Loads the models and the data of all trials, and checks them beside what the folder holds.
 
   Raises:
-    UserError: for what cannot work, for results of another config, base or data, or damaged ones.
+    UserError: for what cannot work, for results of another config, base or data, damaged ones, or
+      those that the trials which are left cannot be compared with; see `trials.waiting`.
   """
   compilations.keep(plan.configs[0]["train"]["compilation_cache"])
   loaded = trials.load(plan.loads)
@@ -47,9 +48,13 @@ def load(plan: stages.Plan, workdir: Path) -> list[Trial]:
     checks.check_metric(plan.metric, loaded[0])
   if any(loaded[i].dataset.validation is None for i in plan.tuning.sources):
     raise UserError(f"{tuning.PATH} is chosen on a validation split: give data.validation")
-  for stage in plan.stated():
-    for folder, trial in zip(stage.folders(workdir), stages.trials_of(stage, loaded), strict=True):
-      trials.finished(folder, trial)
+  for stage in (grouped(one, loaded, workdir) for one in plan.stated()):
+    if any(plan.rates):  # trials of its groups may be missing, until their rate is chosen
+      for folder, trial in zip(stage.folders, stage.trials, strict=True):
+        trials.finished(folder, trial)
+    else:
+      for members in stage.members:
+        trials.waiting(stage, members)
   return loaded
 
 

@@ -8,6 +8,7 @@ error.
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 
 import jax
@@ -26,7 +27,7 @@ def read(folder: str | Path, pretrained: hf.Pretrained) -> Imported:
   Raises:
     UserError: for a folder that is no adapter, is damaged, or does not fit the model.
   """
-  folder = Path(folder).expanduser()
+  folder = Path(os.path.expanduser(folder))
   path = folder / "adapter_config.json"
   if not path.is_file():
     raise UserError(

@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 from jaxtune import files, peft, tree
 from jaxtune.certify import Rejected, check_libraries
 from jaxtune.certify import certify as make_certificate
-from jaxtune.data import wording
-from jaxtune.errors import UserError
+from jaxtune.data import Split, wording
+from jaxtune.errors import UserError, check_known
 from jaxtune.formats import card, merged, references
 from jaxtune.formats.adapterhub import layout
 from jaxtune.formats.adapterhub import write as adapterhub_writer
-from jaxtune.formats.choose import choose_format, trained_methods
+from jaxtune.formats.choose import FORMATS, choose_format, trained_methods
 from jaxtune.formats.facts import NO_FACTS, Facts
 from jaxtune.formats.peft import write as peft_writer
 from jaxtune.formats.peft.prompts import seen_for
@@ -82,6 +82,7 @@ def export(
     UserError: for a method that the format cannot express, naming one that can; for a folder that
       holds something else.
   """
+  check_options(format, dtype)
   folder = Path(folder)
   folder = folder if folder.name else folder.resolve()  # "." has no name
   rejected = folder.with_name(folder.name + ".rejected")
@@ -110,6 +111,12 @@ def export(
   except (OSError, SafetensorError) as error:
     raise UserError(f"the export to {folder} cannot be written: {error}") from error
   return Exported(folder, form, rounding, certificate)
+
+
+def check_options(format: str, dtype: str) -> None:
+  """Raises UserError for a format, or a type of merged weights, that there is not."""
+  check_known("export format", format, FORMATS)
+  check_known("dtype", dtype, hf.DTYPES)
 
 
 def _write(
@@ -189,9 +196,11 @@ def _with_template(run: Run) -> Any:
 
 
 def _prompts(run: Run) -> list[list[int]] | None:
-  """Returns the first test prompts of a run, or None where all of them are empty."""
+  """Returns the first test prompts of a run; None where all are empty, or data are a stream alone."""
   dataset = trial.load_data(run.config)
   split = dataset.test or dataset.validation or dataset.train
+  if not isinstance(split, Split):
+    return None
   prompts = split.prompts[:8]
   if run.pretrained.model.config.head is not None:  # its tokens are the text, without an answer
     texts = zip(split.arrays["tokens"][:8], split.arrays["mask"][:8], strict=True)

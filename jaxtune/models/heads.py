@@ -209,7 +209,7 @@ def classes(known: dict, hf: dict, kind: str) -> tuple[str, ...]:
 
 
 def named_labels(listed: tuple[str, ...]) -> tuple[str, ...]:
-  """Returns the names of labels, () where they are those that transformers makes up: LABEL_0, ..."""
+  """Returns the names of labels; () for LABEL_0, ..., which transformers makes up."""
   made_up = all(name == f"LABEL_{number}" for number, name in enumerate(listed))
   return () if made_up else listed
 

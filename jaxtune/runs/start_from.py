@@ -63,8 +63,8 @@ def _continued(method: peft.Method, trial: Trial, overlay: peft.Overlay) -> peft
   own = trial.dataset.labels
   if labels and own and labels != tuple(own) and any(is_head(path, pooler=False) for path in taken):
     raise UserError(
-      f"method.start: the head in {method.start} has the labels {', '.join(labels)}, expected those "
-      f"of the data, {', '.join(own)}, in their order: set data.labels to the former"
+      f"method.start: the head in {method.start} has the labels {', '.join(labels)}, expected "
+      f"those of the data, {', '.join(own)}, in their order: set data.labels to the former"
     )
   deltas = peft.with_arrays(method, overlay.tuned["peft"], trained)
   tuned = {"params": tree.unflatten(moved | taken), "peft": deltas}

@@ -169,6 +169,7 @@ def load(
   """
   for config in configs:
     checks.check_options(config, devices)
+  checks.warn(configs)
   loaded: dict[str, Trial] = {}
   models: dict[str, hf.Pretrained] = {}
   trials = []

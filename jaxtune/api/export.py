@@ -82,7 +82,6 @@ def export(
     UserError: for a method that the format cannot express, naming one that can; for a folder that
       holds something else.
   """
-  check_options(format, dtype)
   folder = Path(folder)
   folder = folder if folder.name else folder.resolve()  # "." has no name
   rejected = folder.with_name(folder.name + ".rejected")
@@ -137,7 +136,8 @@ def _write(
     adapterhub_writer.write(pretrained, written, folder, facts)
   prefixes = sum(m.positions for m in adapted.methods if m.kind == "prefix" and form == "peft")
   seen = seen_for(pretrained.model.config, prefixes)
-  card.write(folder, form, pretrained, adapted.methods, facts, rounding=rounding, seen=seen)
+  named = written.methods or tuple(m for m in adapted.methods if m.trains is not None)  # a head
+  card.write(folder, form, pretrained, named, facts, rounding=rounding, seen=seen)
   return rounding
 
 
@@ -168,6 +168,7 @@ def export_run(
       certificate.json. Where they differ by more than `certify.certify` allows, the files go to
       <folder>.rejected, and what was in `folder` before stays.
   """
+  check_options(format, dtype)
   prompts = _prompts(run) if certify else None
   pretrained = run.pretrained
   if choose_format(run.adapted, format) == "merged":  # alone has a tokenizer
@@ -196,7 +197,7 @@ def _with_template(run: Run) -> Any:
 
 
 def _prompts(run: Run) -> list[list[int]] | None:
-  """Returns the first test prompts of a run; None where all are empty, or data are a stream alone."""
+  """Returns the first test prompts of a run; None where all are empty, and for a stream alone."""
   dataset = trial.load_data(run.config)
   split = dataset.test or dataset.validation or dataset.train
   if not isinstance(split, Split):

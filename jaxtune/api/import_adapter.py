@@ -45,8 +45,8 @@ def lay(run: Run, adapter: str | Path) -> Run:
   if beyond := sorted(imported.params.keys() - own.keys()):
     name = imported.section["name"]
     raise UserError(
-      f"{adapter} has trained {beyond[0]} of the base too, which a run with the method {name!r} does "
-      "not: merge the adapter in PyTorch (merge_and_unload), and give that model as model.path"
+      f"{adapter} has trained {beyond[0]} of the base too, which a run with the method {name!r} "
+      "does not: merge the adapter in PyTorch (merge_and_unload), and give that as model.path"
     )
   params = {path: jnp.asarray(imported.params.get(path, x), jnp.float32) for path, x in own.items()}
   tuned = made.adapted.tuned | {"params": tree.unflatten(params)}

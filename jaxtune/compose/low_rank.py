@@ -6,6 +6,7 @@ Every result is an ordinary LoRA with scale 1: sites in `targets`, a (L, in, R),
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp

@@ -292,6 +292,23 @@ def test_a_finished_run_and_what_is_asked_of_it(place, trained, tmp_path, capsys
   assert not (tmp_path / "e").exists()
 
 
+def test_options_are_checked_before_a_model_is_loaded(place, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(hf, "load", lambda *_, **__: pytest.fail("a model is loaded"))
+  new = ["--out", tmp_path / "new"]
+  export = lambda *rest: fails(capsys, "export", "--workdir", tmp_path, *new, *rest)
+  assert "unknown export format 'pfet'; did you mean 'peft'" in export("--format", "pfet")
+  assert "unknown dtype 'bf16'; did you mean 'bfloat16'" in export("--dtype", "bf16")
+  compose = lambda *rest: fails(capsys, "compose", "--run", tmp_path, *new, *rest)
+  assert "how is 'tie' (str), expected" in (line := compose("--how", "tie"))
+  assert "did you mean 'ties'" in line
+  assert "'ties' needs a rank" in compose("--how", "ties")
+  assert "'cat' takes no rank" in compose("--how", "cat", "--rank", 2)
+  config = ["--config", place / "config.py", *new]
+  assert "typo is no adapter" in fails(capsys, "import", *config, "--adapter", tmp_path / "typo")
+  line = fails(capsys, "extract", *config, "--checkpoint", tmp_path / "typo", "--rank", 2)
+  assert "typo', expected the folder of a fine-tuned model" in line
+
+
 def test_a_folder_that_is_no_run(trained, tmp_path, capsys):
   for command in (["evaluate"], ["generate", "--prompt", "a"], ["export", "--out", tmp_path / "e"]):
     assert "no finished run" in fails(capsys, *command, "--workdir", tmp_path / "nothing")

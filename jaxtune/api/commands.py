@@ -22,6 +22,8 @@ from jaxtune.errors import UserError
 from jaxtune.runs import locks, loggers, results
 
 follows = libraries.Lazy("jaxtune.api.follow")
+composes = libraries.Lazy("jaxtune.api.compose")
+exports = libraries.Lazy("jaxtune.api.export")
 
 
 class Command(NamedTuple):
@@ -109,6 +111,7 @@ def _generate(options: Namespace) -> None:
 
 
 def _export(options: Namespace) -> None:
+  exports.check_options(options.format, options.dtype)  # before a model is loaded
   run = jaxtune.load_run(options.workdir)
   done = jaxtune.export_run(
     run, options.out, format=options.format, dtype=options.dtype, certify=options.certify
@@ -129,10 +132,10 @@ def _import(options: Namespace) -> None:
 
 
 def _compose(options: Namespace) -> None:
-  shares = jaxtune.compose_runs(
-    jaxtune.load_runs(options.run), options.out, options.how, weights=options.weight,
-    rank=options.rank, density=options.density, seed=options.seed,
-  )  # fmt: skip
+  given = {name: getattr(options, name) for name in ("how", "rank", "density", "seed")}
+  given["weights"] = options.weight
+  composes.check_options(**given)  # before a model is loaded
+  shares = jaxtune.compose_runs(jaxtune.load_runs(options.run), options.out, **given)
   printing.print_shares(shares)
   print(f"composed {len(options.run)} adapters in {options.out}")
 

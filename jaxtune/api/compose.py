@@ -38,13 +38,7 @@ def compose_runs(
   Returns:
     {site: share of the combined delta's squared norm that the rank keeps}; {} where nothing is cut.
   """
-  given = dict(how=how, rank=rank, density=density, seed=seed)
-  schema.check_arguments(compose_runs, given)
-  if (how in deltas.WAYS) != (rank is not None):
-    needs = "needs a rank" if rank is None else "takes no rank"
-    raise UserError(f"{how!r} {needs}; a rank is of the LoRA that holds a result of weight deltas")
-  if how == "stack" and weights is not None:
-    raise UserError("'stack' takes no weights: it lays adapters over each other as they are")
+  check_options(how, weights, rank, density, seed)
   check_free(folder)
   kept: dict[str, float] = {}
   if how in deltas.WAYS:
@@ -58,3 +52,15 @@ def compose_runs(
   stops = tuple(dict.fromkeys(stop for run in runs for stop in run.stop_tokens))
   keep(composed._replace(stop_tokens=stops), folder)
   return kept
+
+
+def check_options(
+  how: str, weights: Sequence[float] | None, rank: int | None, density: float, seed: int
+) -> None:
+  """Raises UserError unless `compose_runs` takes these options, whatever the runs are."""
+  schema.check_arguments(compose_runs, dict(how=how, rank=rank, density=density, seed=seed))
+  if (how in deltas.WAYS) != (rank is not None):
+    needs = "needs a rank" if rank is None else "takes no rank"
+    raise UserError(f"{how!r} {needs}; a rank is of the LoRA that holds a result of weight deltas")
+  if how == "stack" and weights is not None:
+    raise UserError("'stack' takes no weights: it lays adapters over each other as they are")

@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 from jaxtune import files, peft, tree
 from jaxtune.certify import Rejected, check_libraries
 from jaxtune.certify import certify as make_certificate
-from jaxtune.data import wording
-from jaxtune.errors import UserError
+from jaxtune.data import Split, wording
+from jaxtune.errors import UserError, check_known
 from jaxtune.formats import card, merged, references
 from jaxtune.formats.adapterhub import layout
 from jaxtune.formats.adapterhub import write as adapterhub_writer
-from jaxtune.formats.choose import choose_format, trained_methods
+from jaxtune.formats.choose import FORMATS, choose_format, trained_methods
 from jaxtune.formats.facts import NO_FACTS, Facts
 from jaxtune.formats.peft import write as peft_writer
 from jaxtune.formats.peft.prompts import seen_for
@@ -112,6 +112,12 @@ def export(
   return Exported(folder, form, rounding, certificate)
 
 
+def check_options(format: str, dtype: str) -> None:
+  """Raises UserError for a format, or a type of merged weights, that there is not."""
+  check_known("export format", format, FORMATS)
+  check_known("dtype", dtype, hf.DTYPES)
+
+
 def _write(
   folder: Path,
   form: str,
@@ -130,7 +136,8 @@ def _write(
     adapterhub_writer.write(pretrained, written, folder, facts)
   prefixes = sum(m.positions for m in adapted.methods if m.kind == "prefix" and form == "peft")
   seen = seen_for(pretrained.model.config, prefixes)
-  card.write(folder, form, pretrained, adapted.methods, facts, rounding=rounding, seen=seen)
+  named = written.methods or tuple(m for m in adapted.methods if m.trains is not None)  # a head
+  card.write(folder, form, pretrained, named, facts, rounding=rounding, seen=seen)
   return rounding
 
 
@@ -161,6 +168,7 @@ def export_run(
       certificate.json. Where they differ by more than `certify.certify` allows, the files go to
       <folder>.rejected, and what was in `folder` before stays.
   """
+  check_options(format, dtype)
   prompts = _prompts(run) if certify else None
   pretrained = run.pretrained
   if choose_format(run.adapted, format) == "merged":  # alone has a tokenizer
@@ -189,9 +197,11 @@ def _with_template(run: Run) -> Any:
 
 
 def _prompts(run: Run) -> list[list[int]] | None:
-  """Returns the first test prompts of a run, or None where all of them are empty."""
+  """Returns the first test prompts of a run; None where all are empty, and for a stream alone."""
   dataset = trial.load_data(run.config)
   split = dataset.test or dataset.validation or dataset.train
+  if not isinstance(split, Split):
+    return None
   prompts = split.prompts[:8]
   if run.pretrained.model.config.head is not None:  # its tokens are the text, without an answer
     texts = zip(split.arrays["tokens"][:8], split.arrays["mask"][:8], strict=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from jaxtune import schema
 from jaxtune.compose import low_rank
+from jaxtune.errors import UserError
 from jaxtune.runs.finished import check_free, keep, untrained
 from jaxtune.schema import Count
 
@@ -22,6 +24,8 @@ def extract(config: Any, checkpoint: str, rank: Count, folder: str | Path) -> di
     {site: share of the difference's squared norm that the rank keeps}.
   """
   schema.check_arguments(extract, {"rank": rank})
+  if not os.path.isdir(os.path.expanduser(checkpoint)):
+    raise UserError(f"checkpoint is {checkpoint!r}, expected the folder of a fine-tuned model")
   check_free(folder)
   made, kept = low_rank.extract(untrained(config, folder), checkpoint, rank)
   keep(made, folder)

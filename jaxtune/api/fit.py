@@ -39,6 +39,7 @@ def fit(config: Any, workdir: str | Path, during: AbstractContextManager | None 
       raise UserError(f"{tuning.PATH} is to be chosen, which a sweep does: train with one number")
     full = configs.complete(config)
     checks.check_options(full)
+    checks.warn([full])
     compilations.keep(full["train"]["compilation_cache"])
     trial = prepare(full)
     group.check_same([trial])

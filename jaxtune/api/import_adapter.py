@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jaxtune import compose, formats
+import jax.numpy as jnp
+
+from jaxtune import compose, formats, peft, tree
+from jaxtune.errors import UserError
 from jaxtune.runs.finished import Run, check_free, keep, untrained
 
 
@@ -18,12 +21,34 @@ def import_adapter(config: Any, adapter: str | Path, folder: str | Path) -> Run:
   Args:
     config: an experiment's, whose model is the adapter's base; its method is replaced.
     adapter: folder of the adapter.
+
+  Raises:
+    UserError: also for an adapter that has trained weights of the base which no method here does.
   """
   check_free(folder)
-  run = untrained(config, folder)
-  imported = formats.read(adapter, run.pretrained)
-  overlay = formats.adapt(imported, run.pretrained).overlay
-  run = compose.with_method(run, imported.section, overlay)
-  run = run._replace(labels=tuple(imported.labels) or run.labels)
+  formats.check_folder(adapter)
+  run = lay(untrained(config, folder), adapter)
   keep(run, folder)
   return run
+
+
+def lay(run: Run, adapter: str | Path) -> Run:
+  """Returns a run over the same base with the adapter of a folder laid over it.
+
+  What a run trains of the base and an adapter has left as it was, such as all of ModernBERT's head
+  but its last layer, is the base's.
+  """
+  imported = formats.read(adapter, run.pretrained)
+  overlay = formats.adapt(imported, run.pretrained).overlay
+  made = compose.with_method(run, imported.section, overlay)
+  own = tree.flatten(peft.split(made.adapted.methods, run.pretrained.params)[0])
+  if beyond := sorted(imported.params.keys() - own.keys()):
+    name = imported.section["name"]
+    raise UserError(
+      f"{adapter} has trained {beyond[0]} of the base too, which a run with the method {name!r} "
+      "does not: merge the adapter in PyTorch (merge_and_unload), and give that as model.path"
+    )
+  params = {path: jnp.asarray(imported.params.get(path, x), jnp.float32) for path, x in own.items()}
+  tuned = made.adapted.tuned | {"params": tree.unflatten(params)}
+  labels = tuple(imported.labels) or run.labels
+  return made._replace(adapted=made.adapted._replace(tuned=tuned), labels=labels)

@@ -220,6 +220,7 @@ def load(
   for config in configs:
     checks.check_options(config, devices)
   checks.check_seeds(configs)
+  checks.warn(configs)
   loaded: dict[str, Trial] = {}
   models: dict[str, hf.Pretrained] = {}
   trials = []

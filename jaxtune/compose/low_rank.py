@@ -127,8 +127,6 @@ def extract(run: Run, folder: str, rank: int) -> tuple[Run, dict[str, float]]:
     run: any run over the base, whose config says how it is loaded.
     folder: of the fine-tuned model.
   """
-  if not Path(folder).is_dir():
-    raise UserError(f"checkpoint is {folder!r}: expected the folder of a fine-tuned model")
   head = run.pretrained.model.config.head
   kind, labels = ("lm", None) if head is None else (head.kind, head.outputs)
   tuned = hf.load(**run.config["model"] | {"path": folder, "quantize": None}, head=kind,

@@ -8,6 +8,7 @@ error.
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 
 import jax
@@ -20,19 +21,25 @@ from jaxtune.formats.files import Imported
 from jaxtune.models import hf
 
 
+def check_folder(folder: str | Path) -> Path:
+  """Returns the path of an adapter's folder; raises UserError for a folder that is none."""
+  folder = Path(os.path.expanduser(folder))
+  if not (folder / "adapter_config.json").is_file():
+    raise UserError(
+      f"{folder} is no adapter: it has no adapter_config.json; expected a folder that PEFT, "
+      "AdapterHub or `jaxtune export` wrote"
+    )
+  return folder
+
+
 def read(folder: str | Path, pretrained: hf.Pretrained) -> Imported:
   """Reads an adapter's folder, in the format of its adapter_config.json.
 
   Raises:
     UserError: for a folder that is no adapter, is damaged, or does not fit the model.
   """
-  folder = Path(folder).expanduser()
+  folder = check_folder(folder)
   path = folder / "adapter_config.json"
-  if not path.is_file():
-    raise UserError(
-      f"{folder} is no adapter: it has no adapter_config.json; expected a folder that PEFT, "
-      "AdapterHub or `jaxtune export` wrote"
-    )
   form, config = files.adapter_config(path)
   expected = {"peft": options.Peft, "adapterhub": options.AdapterHub}[form]
   schema.check(f"{path}: options", config, expected)

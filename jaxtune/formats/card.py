@@ -76,6 +76,7 @@ def write(
   """Writes README.md into a folder; `references` keeps paths of this machine out of it.
 
   Args:
+    methods: those that the card names, without what training alone reads.
     rounding: what the cast of merged weights lost; None where they were not cast.
     seen: how many tokens of text see a prefix under a sliding window; None for any number.
   """
@@ -83,8 +84,7 @@ def write(
   base = facts.base_name or "a model initialised at random"
   base = Path(base).name if references.is_local(base) else base
   what, packages, _ = NEEDS[form]
-  main = [m.name for m in methods if m.kind not in ("head", "regularize")]
-  title = f"{' + '.join(main or [m.name for m in methods])} for {Path(base).name}"
+  title = f"{' + '.join(dict.fromkeys(m.name for m in methods))} for {Path(base).name}"
   text = front(form, pretrained, methods, facts.base_name, result)
   made = "trained" if result else "made"  # composed or imported, unless there is a result
   mark = result.get("base_fingerprint") or tree.fingerprint(pretrained.params)

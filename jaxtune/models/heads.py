@@ -205,8 +205,13 @@ def classes(known: dict, hf: dict, kind: str) -> tuple[str, ...]:
   own = kind in known and known[kind] in (hf.get("architectures") or ())
   named = {str(number): str(name) for number, name in (hf.get("id2label") or {}).items()}
   listed = tuple(named.get(str(number), "") for number in range(len(named)))
-  nameless = all(name == f"LABEL_{number}" for number, name in enumerate(listed))
-  return () if nameless or not own or kind not in ("classify", "tokens") else listed
+  return named_labels(listed) if own and kind in ("classify", "tokens") else ()
+
+
+def named_labels(listed: tuple[str, ...]) -> tuple[str, ...]:
+  """Returns the names of labels; () for LABEL_0, ..., which transformers makes up."""
+  made_up = all(name == f"LABEL_{number}" for number, name in enumerate(listed))
+  return () if made_up else listed
 
 
 def names(c: Any, tokens: str = "score", lm: str = "lm_head") -> list[Tensor]:

@@ -17,6 +17,8 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.peft import methods as methods_
 from jaxtune.peft import unions
 
+# What is laid over a base beside the methods of a config: no other method has one of these names.
+BESIDE = ("head", "objective", "regularize")
 # A method's arrays: {path of a site: {array name: array}}.
 Arrays = dict[str, dict[str, Any]]
 
@@ -151,7 +153,8 @@ def build(section: dict) -> tuple[Method, ...]:
       union such as {"name": "mam"} stands for a stack (`peft.unions`).
 
   Raises:
-    UserError: for an unknown method, an option out of its limits, or an empty or nested stack.
+    UserError: for an unknown method, an option out of its limits, an empty or nested stack, or a
+      key in it that is taken.
   """
   options = unions.expand(section)
   kind = options.pop("name", None)
@@ -167,6 +170,8 @@ def build(section: dict) -> tuple[Method, ...]:
         raise UserError(
           f"method.{key} is a stack within a stack, expected one stack of all methods"
         )
+      if key in BESIDE and part["name"] != key:
+        raise UserError(f"method.{key} has a name that a run itself uses; expected any other name")
       methods.append(build(part)[0]._replace(name=key))
     return tuple(methods)
   start, make = options.pop("start", None), constructor(kind)

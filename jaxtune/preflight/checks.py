@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -57,6 +58,20 @@ def check_seeds(configs: Sequence[dict]) -> None:
       "seed has a base and a program of its own, so that the seeds of a configuration would not "
       "leave together; expected None, or one seed"
     )
+
+
+def warn(configs: Sequence[dict]) -> None:
+  """Warns of a warm-up that no update is behind, once for each that there is in the configs.
+
+  It is no error, as a sweep may have numbers of steps below the warm-up of its longest runs.
+  """
+  for warmup, steps in sorted({(c["optim"]["warmup"], c["train"]["steps"]) for c in configs}):
+    if warmup >= steps and hosts.primary():
+      print(
+        f"warning: optim.warmup is {warmup}, expected fewer than train.steps, {steps}: the "
+        "learning rate rises until the end",
+        file=sys.stderr,
+      )
 
 
 def check(trial: Trial) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def _files(config: dict[str, Any]) -> Iterator[Path]:
   starts = [section.get("start") for section in peft.sections(config["method"]).values()]
   judges = [one.removeprefix(rewards.MODEL) for one in config["rollout"]["rewards"]
             if one.startswith(rewards.MODEL)]  # fmt: skip
-  for folder in [Path(name).expanduser() for name in (*starts, *judges) if name]:
+  for folder in [Path(os.path.expanduser(name)) for name in (*starts, *judges) if name]:
     yield from sorted({path for name in WEIGHTS for path in folder.glob(name)})
   for path in map(rewards.file_of, config["rollout"]["rewards"]):
     if path is not None and path.is_file():

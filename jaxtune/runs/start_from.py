@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.core
@@ -42,7 +44,10 @@ def continued(trial: Trial, overlay: peft.Overlay) -> peft.Overlay:
 
 
 def _continued(method: peft.Method, trial: Trial, overlay: peft.Overlay) -> peft.Overlay:
-  trained, fixed, params = _read(method, trial)
+  folder = Path(os.path.expanduser(method.start))
+  if _is_foreign(folder) and any(_is_traced(x) for x in jax.tree.leaves(trial.pretrained.params)):
+    return overlay  # such an adapter is read beside weights, and its shapes are these
+  trained, fixed, params, labels = _read(method, trial, folder)
   drawn, numbers = overlay.arrays_of(method)
   trained = _fit(method, drawn, trained, "trained arrays")
   fixed = _fit(method, numbers, fixed, "fixed numbers")
@@ -54,23 +59,40 @@ def _continued(method: peft.Method, trial: Trial, overlay: peft.Overlay) -> peft
       f"method.start: {method.start} has trained {lost[0]} too, which no method of the config "
       "trains: add the method that did, or export it merged and train on that model"
     )
-  moved |= {path: jnp.asarray(x) for path, x in params.items() if path in moved}
+  taken = {path: jnp.asarray(x) for path, x in params.items() if path in moved}
+  own = trial.dataset.labels
+  if labels and own and labels != tuple(own) and any(is_head(path, pooler=False) for path in taken):
+    raise UserError(
+      f"method.start: the head in {method.start} has the labels {', '.join(labels)}, expected "
+      f"those of the data, {', '.join(own)}, in their order: set data.labels to the former"
+    )
   deltas = peft.with_arrays(method, overlay.tuned["peft"], trained)
-  tuned = {"params": tree.unflatten(moved), "peft": deltas}
+  tuned = {"params": tree.unflatten(moved | taken), "peft": deltas}
   return peft.Overlay(tuned, peft.with_arrays(method, overlay.hyper, fixed))
 
 
-def _read(method: peft.Method, trial: Trial) -> tuple[dict, dict, dict]:
-  """Returns (trained arrays, fixed numbers, moved weights) of the adapter to start from."""
-  folder = Path(method.start).expanduser()
-  if (folder / "adapter_config.json").exists():
+def _is_foreign(folder: Path) -> bool:
+  """Says whether a folder is of PEFT's or AdapterHub's format."""
+  return (folder / "adapter_config.json").exists()
+
+
+def _is_traced(leaf: Any) -> bool:
+  """Says whether an array is a shape alone, as where a program is outlined."""
+  return isinstance(leaf, jax.core.Tracer)
+
+
+def _read(
+  method: peft.Method, trial: Trial, folder: Path
+) -> tuple[dict, dict, dict, tuple[str, ...]]:
+  """Returns an adapter's (trained arrays, fixed numbers, moved weights, labels, () if unknown)."""
+  if _is_foreign(folder):
     found = formats.read(folder, trial.pretrained)
     kinds = [part.section["name"] for part in found.methods]
     if method.kind not in kinds:
       raise _other_kind(method, folder, kinds)
     part = found.methods[kinds.index(method.kind)]
     _check_words(method, part.section)
-    return part.trained, part.fixed, found.params
+    return part.trained, part.fixed, found.params, found.labels
   path, record, flat = runs.read(folder)
   tree.check_finite(flat, f"method.start: {path}")
   if trial.fingerprint and record["base"] != trial.fingerprint:
@@ -84,7 +106,7 @@ def _read(method: peft.Method, trial: Trial) -> tuple[dict, dict, dict]:
   trees = tree.unflatten(flat)
   theirs = method._replace(name=names[0])
   arrays = (peft.arrays_of(theirs, trees.get(part, {})) for part in ("peft", "hyper"))
-  return *arrays, tree.flatten(trees.get("params", {}))
+  return *arrays, tree.flatten(trees.get("params", {})), tuple(record["labels"])
 
 
 def _other_kind(method: peft.Method, folder: Path, kinds: Sequence[str]) -> UserError:
@@ -144,7 +166,7 @@ def _fit(method: peft.Method, drawn: peft.Arrays, found: peft.Arrays, what: str)
         f"it {leaf.shape}: give the adapter's own rank, width or length"
       )
     option = SET_BY_ADAPTER.get(path.rpartition("/")[2])
-    if not option or isinstance(leaf, jax.core.Tracer) or not _can_say(method, path, theirs):
+    if not option or _is_traced(leaf) or not _can_say(method, path, theirs):
       continue  # of shapes alone nothing is drawn
     if not np.allclose(leaf, theirs[path], rtol=1e-5):
       said = " and ".join(str(np.unique(x)) for x in (theirs[path], leaf))

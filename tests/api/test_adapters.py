@@ -128,7 +128,7 @@ def test_what_cannot_be_composed_is_said(place):
     jaxtune.compose_runs(runs, place[0] / "x", "stack", weights=[1, 1])
   with pytest.raises(UserError, match="holds a run already"):
     jaxtune.compose_runs(runs, place[0] / "one", "cat")
-  with pytest.raises(UserError, match="checkpoint is 'nowhere': expected the folder of a fine"):
+  with pytest.raises(UserError, match="checkpoint is 'nowhere', expected the folder of a fine"):
     jaxtune.extract(place[1](method=LORA), "nowhere", 2, place[0] / "x")
   with pytest.raises(
     UserError, match="llama is not the folder of a run, and its config.json would be"

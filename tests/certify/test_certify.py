@@ -6,14 +6,16 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from support import tiny
+from support import folders, tiny
 from support.random_runs import card_lines
 
-from jaxtune import certify, peft, tree
+from jaxtune import certify, config, peft, tree
+from jaxtune.api import export as exports
 from jaxtune.api.export import export
 from jaxtune.certify import logits
 from jaxtune.errors import UserError
 from jaxtune.models import hf
+from jaxtune.runs import finished
 
 LORA = dict(name="lora", rank=3, targets=(".*_proj",))
 PREFIX = dict(name="prefix", length=4, projection=6)
@@ -33,6 +35,13 @@ def bases(tmp_path_factory):
 def laid(pretrained, section):
   methods, tuned, hyper, base = tiny.lay(pretrained, section, noise=0.1)
   return methods, {"params": {}, "peft": {}} | tuned, hyper, base
+
+
+def test_a_stream_has_no_prompts_of_its_own(tmp_path):
+  rows = [{"prompt": f"a{i} :", "completion": f"b{i}"} for i in range(4)]
+  data = {"train": folders.write(tmp_path, "train.jsonl", rows), "stream": 2, "max_length": 8}
+  full = config.complete(folders.config(folders.base(tmp_path, "llama"), data))
+  assert exports._prompts(finished.Run(None, full, tiny.make("llama"), None)) is None
 
 
 @pytest.mark.parametrize(

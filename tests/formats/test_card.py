@@ -4,10 +4,12 @@ import copy
 import os
 import subprocess
 from functools import partial
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from support import tiny
+from support import made_trials, tiny
 from support.random_runs import card_lines
 
 from jaxtune import certify, peft, tree
@@ -15,6 +17,7 @@ from jaxtune.api.export import export
 from jaxtune.formats import card, references
 from jaxtune.formats.facts import NO_FACTS, Facts
 from jaxtune.models import hf
+from jaxtune.runs import trial
 
 NAMES = ("low", "middle", "high")
 LORA, FULL = dict(name="lora", rank=2), dict(name="full")
@@ -159,6 +162,28 @@ def test_it_states_the_recipe_the_data_and_the_metrics(gpt2, tmp_path):
   ):
     assert line in text.splitlines(), line
   assert "no number" not in text
+
+
+@pytest.mark.parametrize(
+  ("name", "objective", "method", "named"),
+  [
+    ("bert", "classify", "lora", "lora"),
+    ("bert", "classify", "head", "head"),
+    ("gpt2", "dpo", "lora", "lora"),
+  ],
+)
+def test_it_names_what_is_loaded_and_no_help_of_training(
+  model, name, objective, method, named, tmp_path
+):
+  config = made_trials.complete(
+    {"name": method}, objective={"name": objective}, regularize={"dropout": 0.1}
+  )
+  base = model(name, objective if objective == "classify" else None)
+  methods = trial.make_methods(config, base.fresh)
+  adapted = peft.init(jax.random.key(0), methods, tiny.find_sites(base.model), base.params)
+  text = (export(base, adapted, tmp_path / "x").folder / "README.md").read_text()
+  assert f"# {named} for {Path(base.folder).name}" in text.splitlines()
+  assert f'tags: ["jaxtune", "{named}"]' in text.splitlines()
 
 
 def test_its_head_is_what_the_hub_reads(gpt2, tmp_path):

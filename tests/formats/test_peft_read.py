@@ -10,10 +10,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support import made_trials, tiny
 
-from jaxtune import certify, formats, peft
+from jaxtune import certify, formats, peft, tree
+from jaxtune.api import import_adapter
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
 from jaxtune.models import hf
+from jaxtune.runs import finished
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 
@@ -140,6 +142,45 @@ def inputs(model):
   return ours, dict(zip(names, ours.values(), strict=True))
 
 
+@pytest.mark.parametrize(
+  "section",
+  [
+    dict(name="p_tuning", length=3),
+    dict(name="adalora", init_rank=4, target_rank=2),
+    dict(name="loha", rank=3),
+  ],
+)
+def test_an_export_makes_a_run(llama, section, tmp_path):
+  """Also where sites differ in rank, and of P-tuning, of which a prompt is exported."""
+  adapted = tiny.lay(llama, section, noise=0.1)
+  deltas = tree.flatten(adapted.tuned["peft"])
+  for path in [path for path in deltas if "q_proj" in path]:
+    ranks = np.s_[..., 2:, :] if path.endswith("b") else np.s_[..., 2:]
+    deltas[path] = deltas[path].at[ranks].set(0)
+  adapted = adapted._replace(tuned=adapted.tuned | {"peft": tree.unflatten(deltas)})
+  export(llama, adapted, tmp_path / "x")
+  check_import(llama, None, tmp_path / "x", {})
+  tokens, _ = tiny.batch()
+  theirs = formats.adapt(formats.read(tmp_path / "x", llama), llama)
+  ours, read = (tiny.forward(llama, laid, tokens) for laid in (adapted, theirs))
+  np.testing.assert_allclose(ours, read, atol=1e-5)
+
+
+def test_an_adapter_with_a_part_of_the_head_makes_a_run(tmp_path):
+  """PEFT saves ModernBERT's classifier alone, and norms beside it where it is told to."""
+  model = tiny.make("modernbert", head="classify", labels=3)._replace(fresh=())
+  section = {"name": "stack", "lora": {"name": "lora", "rank": 2}, "head": {"name": "head"}}
+  adapted = tiny.lay(model, section, noise=0.1)
+  file = export(model, adapted, tmp_path / "x").folder / "adapter_model.safetensors"
+  found = {name: x for name, x in load_file(file).items() if ".head." not in name}
+  save_file(found, file)
+  config = json.loads((path := file.with_name("adapter_config.json")).read_text())
+  path.write_text(json.dumps(config | {"modules_to_save": ["classifier"]}))
+  check_import(model, "classify", file.parent, {})
+  save_file(found | {"base_model.model.model.final_norm.weight": np.ones(32, np.float32)}, file)
+  check_import(model, "classify", file.parent, {"bias": "all"})
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_peft_wrote(case, base, tmp_path):
   import torch
@@ -156,6 +197,7 @@ def test_what_peft_wrote(case, base, tmp_path):
   theirs = theirs[:, -logits.shape[1] :] if logits.ndim == 3 else theirs
   real = ours["mask"] if logits.ndim == 3 else ...
   np.testing.assert_allclose(logits[real], theirs[real], atol=1e-4, rtol=0)
+  check_import(model, head, tmp_path / "theirs", options)
   (bare,) = certify.our_logits(model, peft.untuned(model.params), [ours])
   assert np.abs(logits - bare)[real].max() > 1e-2
   if "bias" in options:
@@ -166,6 +208,19 @@ def test_what_peft_wrote(case, base, tmp_path):
   assert before.keys() == {n for n in after if ".head." not in n}
   for n, x in before.items():
     np.testing.assert_array_equal(after[n], x, err_msg=n)
+
+
+def check_import(model, head, folder, options):
+  """An adapter makes a run, unless it has trained weights of the base that no run does."""
+  config = made_trials.complete({"name": "lora"}, objective={"name": head or "sft"})
+  run = finished.Run(None, config, model, peft.untuned(model.params))
+  if "bias" in options or "pooler" in options.get("modules_to_save", ()):
+    with pytest.raises(UserError, match="trained .* of the base too, .*: merge the"):
+      import_adapter.lay(run, folder)
+    return
+  adapted = import_adapter.lay(run, folder).adapted
+  arrays = tree.flatten(adapted.tuned | {"hyper": adapted.hyper})
+  finished.check_fits(adapted.methods, model, arrays, "the run")
 
 
 def test_a_table_that_scores_too_is_not_read_as_a_lookup(tmp_path):

@@ -27,6 +27,15 @@ def test_a_cpu_takes_one_trial_at_a_time_unless_told(llama):
   assert cost.choose_chunk([with_config(setup, c) for c in told]) == 2
 
 
+def test_a_warm_up_until_the_end_is_warned_of(capsys):
+  numbers = [(5, 6), (6, 6), (9, 6), (9, 6)]
+  changes = [{"optim.warmup": warmup, "train.steps": steps} for warmup, steps in numbers]
+  checks.warn([made_trials.complete({"name": "lora"}, one) for one in changes])
+  first, second = capsys.readouterr().err.splitlines()
+  assert "optim.warmup is 6, expected fewer than train.steps, 6: the learning" in first
+  assert "optim.warmup is 9" in second
+
+
 @pytest.mark.parametrize(
   ("mesh", "count"), [({"data": 1}, 2), ({"trial": 2, "fsdp": 2}, 4)], ids=str
 )

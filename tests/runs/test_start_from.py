@@ -1,14 +1,18 @@
 """Training that starts from an adapter computes what the adapter does."""
 
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
 from support import made_trials, tiny
 
 from jaxtune import peft, tree
+from jaxtune.api.export import export
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.preflight import lowered
-from jaxtune.runs import finished
+from jaxtune.runs import finished, sources
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 
@@ -95,3 +99,39 @@ def test_what_concerns_training_alone_is_the_configs(model, tmp_path, section, c
   for path, leaf in tree.flatten(overlay.hyper).items():
     option = {"rate:b": "b_rate"}.get(name := path.rpartition("/")[2], name)
     assert option not in changes or np.all(leaf == changes[option]), path
+
+
+def test_a_plan_starts_from_an_adapter_of_another_library(model, tmp_path):
+  """It has shapes in place of the weights beside which such an adapter is read."""
+  export(model, tiny.lay(model, LORA, noise=0.1), tmp_path / "theirs")
+  method = LORA | {"start": str(tmp_path / "theirs")}
+  trial = with_config(made_trials.make(model), made_trials.complete(method))
+  planned = lowered.outline([trial]).states.tuned
+  state, _ = first_state(trial)
+  assert jax.tree.map(np.shape, state.tuned) == jax.tree.map(lambda x: x.shape[1:], planned)
+
+
+def test_a_head_is_not_taken_over_by_other_labels(tmp_path):
+  model = tiny.make("llama", head="classify", labels=2)
+  complete = partial(made_trials.complete, objective={"name": "classify"})
+  made = made_trials.make(model)
+  trial = with_config(made, complete(LORA))
+  state, base = first_state(trial)
+  adapted = peft.Adapted(trial.methods, state.tuned, state.hyper, base)
+  finished.keep(finished.Run(None, trial.config, model, adapted, ("neg", "pos")), tmp_path / "run")
+  start = complete(LORA | {"start": str(tmp_path / "run")})
+  for labels in ((), ("neg", "pos"), ("pos", "neg")):
+    trial = with_config(made._replace(dataset=made.dataset._replace(labels=labels)), start)
+    if labels[:1] != ("pos",):
+      first_state(trial)
+  with pytest.raises(
+    UserError, match="run has the labels neg, pos, expected .* pos, neg, in their"
+  ):
+    first_state(trial)
+
+
+def test_a_start_of_a_user_that_is_not_there(model):
+  method = LORA | {"start": "~nobody-of-this-name/run"}
+  with pytest.raises(UserError, match="~nobody-of-this-name/run"):
+    first_state(with_config(made_trials.make(model), made_trials.complete(method)))
+  assert sources.digests(made_trials.complete(method)) == {}

@@ -330,6 +330,10 @@ def test_a_damaged_run_is_refused(tmp_path):
       {"method": {"name": "stack", "regularize": {"dropout": 0.5}}, "regularize.dropout": 0.1},
       "two methods are called 'regularize'",
     ),
+    (
+      {"method": {"name": "stack", "objective": {"name": "lora"}}},
+      "method.objective has a name that a run itself uses",
+    ),
     ({"method.rank": 0}, "method.rank is 0"),
     ({"method.rank": 33}, "expected at most"),
     ({"method.targets": ["q_prj"]}, "hits no Linear or Embed site; did you mean"),

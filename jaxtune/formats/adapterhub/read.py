@@ -16,7 +16,7 @@ from jaxtune.formats import files, options
 from jaxtune.formats.adapterhub import bottleneck, layout, prefix
 from jaxtune.formats.files import Imported, ImportedMethod, check_shape
 from jaxtune.models import hf
-from jaxtune.models.heads import is_head
+from jaxtune.models.heads import is_head, named_labels
 
 READERS = {"bottleneck": bottleneck.read, "prefix_tuning": prefix.read}
 
@@ -139,4 +139,4 @@ def _head(folder: Path, pretrained: hf.Pretrained) -> tuple[dict[str, Any], tupl
     raise UserError(f"foreign tensors in the head in {folder}: {', '.join(foreign[:3])}")
   stated = config.get("label2id") or {}
   named = kind in ("classify", "tokens") and len(stated) == c.head.outputs
-  return params, tuple(sorted(stated, key=stated.get)) if named else ()
+  return params, named_labels(tuple(sorted(stated, key=stated.get))) if named else ()

@@ -132,15 +132,16 @@ def _virtual(kind: str, c: Config, flat: np.ndarray, heads: int, width: int) -> 
 def read(kind: str, config: dict, rest: dict, pretrained: hf.Pretrained) -> tuple[dict, dict, dict]:
   """Returns (section, trained, fixed) of a prefix or a prompt.
 
-  The files hold its vectors alone, also where a network made them in PyTorch.
+  The files hold its vectors alone, also where a network made them in PyTorch: of P-tuning a prompt
+  is left.
   """
   files.refuse_foreign(rest.keys() - {KEY}, {KEY})
   files.refuse_missing({KEY} - rest.keys())
   length = config.get("num_virtual_tokens")
   if not isinstance(length, int) or length < 1:
     raise UserError(f"num_virtual_tokens is {length!r}, expected how long {KEY} is")
-  reader = _read_prefix if kind == "prefix" else _read_prompt
-  return {"name": kind, "length": length}, *reader(length, config, rest[KEY], pretrained)
+  name, reader = ("prefix", _read_prefix) if kind == "prefix" else ("prompt", _read_prompt)
+  return {"name": name, "length": length}, *reader(length, config, rest[KEY], pretrained)
 
 
 def _read_prefix(

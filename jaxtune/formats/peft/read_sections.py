@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.formats import files
-from jaxtune.formats.peft.layout import ADALORA_EPSILON, alpha_of
+from jaxtune.formats.peft.layout import ADALORA_EPSILON, ARRAYS, alpha_of
 from jaxtune.models import hf
 
 
@@ -16,11 +16,28 @@ def complete(
   kind: str, config: dict, trained: dict, fixed: dict, pretrained: hf.Pretrained
 ) -> tuple[dict, dict, dict]:
   """Returns (section, trained, fixed), with all fixed numbers that the method's `init` makes."""
+  if kind in ("adalora", "loha"):  # whose section has one rank
+    trained = _of_one_rank(kind, trained)
   section = {"name": kind, **_OPTIONS[kind](config, trained, fixed)}
   if kind in ("lora", "adalora"):
     _, initial = files.initial(section, pretrained)
     fixed = {site: initial[site] | numbers for site, numbers in fixed.items()}
   return section, trained, fixed
+
+
+def _of_one_rank(kind: str, trained: dict) -> dict:
+  """Fills every array with zeros, which change nothing, up to the largest rank of all sites."""
+  axes = {x.ours: x.axes.index("r") - len(x.axes) for x in ARRAYS[kind]}
+  sizes = [x.shape[axes[name]] for arrays in trained.values() for name, x in arrays.items()]
+
+  def fill(x: np.ndarray, axis: int) -> np.ndarray:
+    ends = np.zeros((x.ndim, 2), int)
+    ends[axis, 1] = max(sizes) - x.shape[axis]
+    return np.pad(x, ends)
+
+  return {
+    site: {n: fill(x, axes[n]) for n, x in arrays.items()} for site, arrays in trained.items()
+  }
 
 
 def _sizes(trained: dict, fixed: dict, name: str) -> tuple[dict, dict]:
@@ -57,7 +74,7 @@ def _lora(config: dict, trained: dict, fixed: dict) -> dict:
 
 
 def _adalora(config: dict, trained: dict, fixed: dict) -> dict:
-  rank = max(arrays["e"].shape[-1] for arrays in trained.values())
+  rank = next(iter(trained.values()))["e"].shape[-1]
   scale = float(next(iter(fixed.values()))["scale"].ravel()[0])
   return {
     "init_rank": rank,

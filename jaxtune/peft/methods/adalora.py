@@ -22,7 +22,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxtune import peft
 from jaxtune.errors import UserError
-from jaxtune.schema import Count, Finite, Fraction, Natural, NonNegative, Rate, Width
+from jaxtune.schema import Count, Fraction, Natural, NonNegative, Positive, Rate, Width
 
 AVERAGES = ("sensitivity", "uncertainty")
 PADDED = {"a": (-1,), "e": (-1,), "b": (-2,), "real": (-1,), "kept": (-1,)}
@@ -32,7 +32,7 @@ def method(
   *,
   init_rank: Width = 12,
   target_rank: Width = 8,
-  alpha: Finite = 8.0,
+  alpha: Positive = 8.0,
   dropout: Rate = 0.0,
   orth_weight: NonNegative = 0.5,
   tinit: Natural | None = None,
@@ -48,7 +48,7 @@ def method(
     init_rank: triplets of each weight at the start; at most the smaller side of every target.
     target_rank: triplets of each weight at the end, on average; at most init_rank.
     alpha: numerator of the delta's scale s = alpha / (init_rank + 1e-5), which pruning does not
-      change, as in PEFT.
+      change, as in PEFT; above 0, as PEFT reads any other as init_rank.
     dropout: rate at which entries of the delta's input are set to zero in training.
     orth_weight: factor of the penalty, the mean over all a and b of |a^T a - I| and |b b^T - I|
       (Frobenius norms). The reported loss does not include it.

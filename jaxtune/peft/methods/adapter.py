@@ -43,10 +43,12 @@ PLACEMENTS = {
   "plus": (("mlp_residual",), "gelu", 1.0),
 }
 
+WIDTH = 16
+
 
 def method(
   *,
-  width: Width | tuple[Width, ...] = 16,
+  width: Width | tuple[Width, ...] = WIDTH,
   reduction_factor: Positive | tuple[Positive, ...] | None = None,
   placement: Literal[*PLACEMENTS] = "pfeiffer",
   activation: Literal[*ACTIVATIONS] | None = None,
@@ -63,8 +65,9 @@ def method(
   Args:
     width: number of units of the bottleneck, at most the model's width; a tuple has one number for
       each layer.
-    reduction_factor: ratio of the model's width to the bottleneck's, in place of `width`; the width
-      is rounded down, but at least 1. A tuple has one ratio for each layer.
+    reduction_factor: ratio of the model's width to the bottleneck's, in place of `width`, which is
+      not to be given then; the width is rounded down, but at least 1. A tuple has one ratio for
+      each layer.
     placement: "pfeiffer", "houlsby", "parallel" or "plus".
     activation: activation function of the bottleneck; by default "silu" with "houlsby", "gelu" with
       "plus", else "relu".
@@ -83,6 +86,10 @@ def method(
   W_down and W_up are drawn from N(0, 0.02^2), as BERT's weights; `parallel` starts W_up at zero,
   and `plus` draws both from N(0, 0.01^2), truncated at two deviations (Houlsby et al. 2019).
   """
+  if reduction_factor is not None and width != WIDTH:
+    raise UserError(
+      f"method.width is {width} and method.reduction_factor {reduction_factor}, expected one alone"
+    )
   targets, activation, scale = defaults_of(placement, targets, activation, scale)
   channel_scale = placement == "plus" if channel_scale is None else channel_scale
   extras = dict(channel_scale=channel_scale, ln_before=ln_before, ln_after=ln_after, gate=gate)

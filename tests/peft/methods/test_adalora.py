@@ -206,6 +206,7 @@ def test_grouped_equals_solo_within_the_budget(llama):
     ({"dropout": 1.0}, ("dropout",)),
     ({"orth_weight": -1}, ("orth_weight is -1",)),
     ({"interval": 0}, ("interval is 0",)),
+    ({"alpha": -8.0}, ("alpha is -8.0", "above 0")),
     ({"beta1": 1.0}, ("beta1",)),
     ({"targets": ["q_porj"]}, ("q_porj", "q_proj")),
   ],

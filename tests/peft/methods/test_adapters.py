@@ -201,6 +201,10 @@ def test_every_layer_of_every_array_has_a_gradient(gpt2):
     ({"name": "adapter", "reduction_factor": 0.5}, ("width is 64", "reduction_factor 0.5", "32")),
     ({"name": "adapter", "reduction_factor": 1e-30}, ("reduction_factor 1e-30", "32")),
     ({"name": "adapter", "reduction_factor": 0}, ("reduction_factor is 0",)),
+    (
+      {"name": "adapter", "width": 8, "reduction_factor": 4},
+      ("width is 8", "4, expected one alone"),
+    ),
     ({"name": "adapter", "placement": "plsu"}, ("plsu", "plus")),
     ({"name": "compacter", "width": 6}, ("width is 6", "multiple", "4")),
     ({"name": "compacter", "width": 36}, ("width is 36", "32")),

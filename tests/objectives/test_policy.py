@@ -15,7 +15,7 @@ from jaxtune.assets import TINY
 from jaxtune.config import complete
 from jaxtune.errors import UserError
 from jaxtune.evaluation import answers as judged
-from jaxtune.evaluation import rewards
+from jaxtune.evaluation import judge, rewards
 from jaxtune.objectives import grpo, ppo
 from jaxtune.preflight import lowered
 from jaxtune.runs import programs, reward_model, rollouts, sources
@@ -447,13 +447,17 @@ def test_answers_that_a_reward_fails_on_are_left_out(made, tmp_path, monkeypatch
   (sums,) = judged.rewarded(evaluator, None, None, [split])
   assert sums["weight"].tolist() == [0, 1, 1] and sums["reward_length"].tolist() == [0, 1, 2]
   assert [one["reward"] for one in sums["shown"]] == [None, 2, 2]
-  # One that is only reported has the mean of what it did judge.
+  # One that is only reported has the mean of what it did judge, and none where that is nothing.
   reported = rewards.make((f"{tmp_path}/rewards.py:half", "length"), (0.0, 1.0), on_error="skip")
-  monkeypatch.setattr(judged, "completions", lambda *_: [["a", "x", "y"]])
-  (sums,) = judged.rewarded(
-    SimpleNamespace(tokenizer=evaluator.tokenizer, rewards=reported), None, None, [split]
-  )
-  assert sums["weight"].tolist() == [1, 1, 1] and sums["reward_half"].tolist() == [1, 1, 1]
+  evaluator.rewards = reported
+  for texts, seen, logged in (("axy", {"_half": 1.0}, [1, 1, 1]), ("aei", {}, [np.nan] * 3)):
+    monkeypatch.setattr(judged, "completions", lambda *_, texts=texts: [list(texts)])
+    (sums,) = judged.rewarded(evaluator, None, None, [split])
+    found = judge.summarise(("reward", "reward_half"), sums, "test")
+    assert found == {"test_reward": 1.0} | {f"test_reward{k}": x for k, x in seen.items()}
+    found = rewards.score(reported, answers._replace(completions=list(texts)))
+    filled = rollouts._filled(found["reward_half"], np.isfinite(found["reward"]))
+    np.testing.assert_array_equal(filled, logged)
   monkeypatch.undo()
   result = jaxtune.fit(made(reward="half", rollout={"on_error": "skip"}), tmp_path / "run")
   assert np.isfinite(result["final"]["validation_reward"])

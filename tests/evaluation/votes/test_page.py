@@ -194,7 +194,9 @@ def test_keys_reasons_and_undo(judges, server):
   assert votes(server, "Cleo")[-1] == ("Cleo", second, other, "")
   click = "document.querySelector('[data-choice=left]').dispatchEvent(new MouseEvent('click', {}))"
   page.run(click.replace("{}", "{detail: 2}"))  # the second of a double click
-  assert page.find("#judging").get_attribute("aria-busy") is None and len(votes(server, "Cleo")) == 2
+  assert (
+    page.find("#judging").get_attribute("aria-busy") is None and len(votes(server, "Cleo")) == 2
+  )
   page.find(".keys summary").click()
   page.find("#keys").click()
   page.find("#heading").click()

@@ -119,10 +119,10 @@ def _generated(
       )
   prompts = _prompts(table)
   try:
-    shown, turns = worded(runs[0], prompts, sampling.task), [None] * len(prompts)
+    shown, spoken = worded(runs[0], prompts, sampling.task), [None] * len(prompts)
     if shown is None:
-      turns = [data.conversations.turns(row, answered=False) for row in prompts]
-      shown = [_spoken(one) for one in turns]
+      spoken = [_conversation(row) for row in prompts]
+      shown = [_written(one["messages"]) for one in spoken]
     asked = [n for n, text in enumerate(shown) if text.strip()]
     fits = asked
     for run in runs:
@@ -135,7 +135,7 @@ def _generated(
     drawn = dict(seed=seed + number, **sampling._asdict())
     made.append(complete(run, [prompts[n] for n in fits], **drawn) if fits else [])
   pairs = [
-    Pair(shown[n], answers, table.where[n], turns[n])
+    Pair(shown[n], answers, table.where[n], spoken[n])
     for n, answers in zip(fits, zip(*made, strict=True), strict=True)
   ]
   lost = {
@@ -177,7 +177,13 @@ def _prompts(table: sources.Table) -> list[Any]:
   return [row["prompt"] for row in table.rows] if plain else list(table.rows)
 
 
-def _spoken(turns: list[dict]) -> str:
+def _conversation(row: dict) -> dict[str, Any]:
+  """Returns the columns of a conversation that a chat template reads."""
+  messages = data.conversations.turns(row, answered=False)
+  return {"messages": messages} | {key: x for key, x in row.items() if key == "tools"}
+
+
+def _written(turns: list[dict]) -> str:
   return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 

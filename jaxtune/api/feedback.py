@@ -84,8 +84,9 @@ def export_votes(
 ) -> dict[str, int]:
   """Writes votes as JSON lines of prompt, chosen, rejected, pair, rater and reason.
 
-  This is the form that preference objectives and `reward` train on. Ties, skips, and choices beside
-  an empty answer are left out.
+  This is the form that preference objectives and `reward` train on. Prompts of generated answers
+  are texts as the models read them, for data.template=None, or turns, with their `tools`. Ties,
+  skips, and choices beside an empty answer are left out.
 
   Args:
     everything: writes every vote, with the columns prompt, answer_a, answer_b, choice ("a", "b",
@@ -152,7 +153,9 @@ def _keep_answers(
 def _chosen(pair: store.Pair, choice: str) -> dict[str, Any]:
   """Returns a pair as the reader of pairs takes it: of texts, or of turns."""
   chosen, rejected = pair.answers if choice == "a" else pair.answers[::-1]
-  if pair.turns is None:
+  if pair.row is None:
     return {"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}
   spoken = lambda text: [{"role": "assistant", "content": text}]
-  return {"prompt": pair.turns, "chosen": spoken(chosen), "rejected": spoken(rejected)}
+  tools = {key: value for key, value in pair.row.items() if key != "messages"}
+  said = {"prompt": pair.row["messages"], "chosen": spoken(chosen), "rejected": spoken(rejected)}
+  return said | tools

@@ -24,6 +24,8 @@ def run(options: Namespace) -> None:
     counts = jaxtune.export_votes(options.export, options.out, options.all)
     left_out = ", ".join(f"{n} {what}" for what, n in counts.items() if what != "written" and n)
     print(f"{counts['written']} votes written to {options.export}; left out: {left_out or 'none'}")
+    if not options.all:
+      print("its prompts are whole: train on them with --config.data.template=None")
   if options.results or options.export:
     return
   sampling = {name: getattr(options, name) for name in _SAMPLING}

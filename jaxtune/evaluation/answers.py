@@ -137,16 +137,9 @@ def rewarded(
       {"prompt": prompt, "answer": answer, "reward": reward if math.isfinite(reward) else None}
       for prompt, answer, reward in zip(prompts[:SHOWN], answers, judged["reward"], strict=False)
     ]
-    # Of an answer that could not be judged as a whole, no reward counts, as in training. One that
-    # is only reported, and failed, has the mean of those that did not.
-    judged = {name: _filled(values_N, known_N) for name, values_N in judged.items()}
+    # Of an answer that could not be judged as a whole, no reward counts, as in training.
+    own = {f"weight_{k}": known_N * np.isfinite(x_N) for k, x_N in judged.items() if k != "reward"}
+    judged = {name: np.nan_to_num(x_N) * known_N for name, x_N in judged.items()}
     sums = {"loss": -judged["reward"], "weight": known_N, "correct": judged["reward"] > 0}
-    found.append(sums | judged | {"shown": shown})
+    found.append(sums | judged | own | {"shown": shown})
   return found
-
-
-def _filled(values_N: np.ndarray, known_N: np.ndarray) -> np.ndarray:
-  """Returns values with their mean where they are NaN, and 0 where `known_N` is."""
-  seen_N = np.isfinite(values_N) & (known_N > 0)
-  mean = values_N[seen_N].mean() if seen_N.any() else 0.0
-  return np.where(seen_N, values_N, mean) * known_N

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtune import metrics
 from jaxtune.data import Data, Split
 from jaxtune.data.encode import pairs
-from jaxtune.evaluation.judge import SUMS, Evaluator, Judged
+from jaxtune.evaluation.judge import SUMS, Evaluator, Judged, weights_of
 from jaxtune.metrics import intervals
 from jaxtune.metrics.kinds import label, preference, tags
 
@@ -134,7 +134,7 @@ def draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np.
   for name in rows:  # an objective's own sums
     if name not in SUMS and f"{judged.split}_{name}" in judged.metrics:
       found[f"{judged.split}_{name}"] = intervals.ratio_draws(
-        rows[name], rows["weight"], resamples=resamples
+        rows[name], rows[weights_of(name, rows)], resamples=resamples
       )
   if judged.predictions is not None:
     for name in names:

@@ -68,7 +68,7 @@ class Judged(NamedTuple):
   Attributes:
     metrics: by name, such as test_loss (nats a target), general_perplexity, test_bleu.
     split: the name of the split that the rest is of: test, or validation where there is no test.
-    rows: {"loss", "weight", "correct"}, each (X,): sums of each example.
+    rows: {"loss", "weight", "correct"} and others, each (X,): sums of each example.
     predictions: of its examples, or of some of them; None where nothing is predicted.
     references: of the same examples.
     examples: their numbers in the split.
@@ -171,7 +171,8 @@ def summarise(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = sl
     measures: some of "loss" (nats a target), "perplexity" and "accuracy" (of targets, in %), or
       the names of other sums.
     rows: sums of each example, "loss", "correct", "weight" and others.
-    chosen: the examples that count; default all. Where none has a weight, measures are NaN.
+    chosen: the examples that count; default all. Where none has a weight, measures are NaN, and
+      those with weights of their own are left out.
   """
   total = lambda name: float(rows[name][chosen].sum(dtype=np.float64))
   weight = total("weight") or math.nan
@@ -180,8 +181,15 @@ def summarise(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = sl
     "perplexity": lambda: math.exp(mean) if mean < 700 else math.inf,
     "accuracy": lambda: 100 * total("correct") / weight,
   }
-  value = lambda name: known[name]() if name in known else total(name) / weight
-  return {f"{prefix}_{name}": value(name) for name in measures}
+  ratio = lambda name: total(name) / (total(weights_of(name, rows)) or math.nan)
+  value = lambda name: known[name]() if name in known else ratio(name)
+  seen = [n for n in measures if weights_of(n, rows) == "weight" or total(f"weight_{n}")]
+  return {f"{prefix}_{name}": value(name) for name in seen}
+
+
+def weights_of(name: str, rows: dict) -> str:
+  """Returns the name of the weights by which a sum is divided: its own, or those of all sums."""
+  return f"weight_{name}" if f"weight_{name}" in rows else "weight"
 
 
 def judge_splits(
@@ -229,7 +237,8 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
     true, tasks = [true[n] for n in chosen], tasks and [tasks[n] for n in chosen]
     scores = partial(_scores, evaluator.metrics, predictions[e], true)
     scored = judged.metrics | by_task(scores, tasks, name)
-    sums = {key: x for key, x in judged.rows.items() if key in (*SUMS, *evaluator.measures)}
+    kept = (*SUMS, *evaluator.measures)
+    sums = {key: x for key, x in judged.rows.items() if key.removeprefix("weight_") in kept}
     predicted.append(Judged(scored, name, sums, predictions[e], true, chosen))
   return predicted
 
@@ -274,17 +283,18 @@ def by_task(scores: Callable, tasks: Sequence[str] | None, prefix: str) -> dict:
     tasks: of every example; None where there is no mixture.
 
   Returns:
-    {"test_loss": ..., "test_loss/mean": ..., "test_loss/TASK": ...}.
+    {"test_loss": ..., "test_loss/mean": ..., "test_loss/TASK": ...}; no mean of a metric that a
+    task does not have.
   """
   whole = scores(prefix)
   if tasks is None:
     return whole
   of_rows = np.asarray(tasks)
   by_name = {task: scores(prefix, np.flatnonzero(of_rows == task)) for task in dict.fromkeys(tasks)}
+  shared = [metric for metric in whole if all(metric in values for values in by_name.values())]
   mean = lambda metric: float(np.mean([values[metric] for values in by_name.values()]))
-  means = {f"{metric}/mean": mean(metric) for metric in whole}
   return (
     whole
-    | means
-    | {f"{metric}/{task}": values[metric] for task, values in by_name.items() for metric in whole}
+    | {f"{metric}/mean": mean(metric) for metric in shared}
+    | {f"{metric}/{task}": x for task, values in by_name.items() for metric, x in values.items()}
   )

@@ -21,7 +21,8 @@ class EvaluateOptions(NamedTuple):
     merge: whether the methods are merged into a copy of the base while text is generated: less work
       for each token, and the memory of one more base for each trial side by side. In bf16 the sum
       is rounded once more.
-    max_new_tokens: longest completion.
+    max_new_tokens: longest completion. A policy's are as long as those of training,
+      `rollout.max_new_tokens`; another number than that and the default is refused.
     limit: complete at most so many prompts: the first ones, of a mixture the first of every task
       in turn; None for all.
     temperature, top_k, top_p: see `generate.generate`; temperature 0 is greedy.

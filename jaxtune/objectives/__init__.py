@@ -9,7 +9,7 @@ Its model and its loss:
   HEAD: the head that the model needs, as `models.heads` names it ("lm", "classify", ...).
   loss(forward, batch, **options): sums for each row, (losses (B,), {"weight": the weights of its
     targets, "correct": the weights of those that the model gets right}, each (B,)). Further sums
-    can be MEASURES.
+    can be MEASURES. One that is not of all rows has weights of its own: of "up", "weight_up".
   NUMBERS: options of the loss that are arrays, so that trials that differ in them share a program.
   init(width): arrays that are trained beside the methods, by the names under which `loss` takes
     them, for a model whose states have so many numbers; an objective without them lacks it.
@@ -23,7 +23,7 @@ Its model and its loss:
 
 Its evaluation:
   MEASURES: what its losses say of a split: "loss", "perplexity", "accuracy" (of targets, in %), or
-    the name of another sum, which is divided by that of the weights.
+    the name of another sum, which is divided by that of its weights.
   METRICS: names of the metrics that its predictions are judged by, all of one of `metrics.KINDS`.
   predict(forward, batch): the arrays that predictions are read from, (B, ...) by name.
   decode(dataset, split, arrays): the prediction for each example, read from these arrays. An

@@ -43,8 +43,8 @@ def loss(
 
   Returns:
     (losses, sums), each (B,). "correct" says whether r has the sign of the label, "up" and "down"
-    are the rewards of the two kinds, "drift" is log(p_reference / p) of the answer in nats, as for
-    `dpo.loss`.
+    are the rewards of the two kinds, each with its weights, "drift" is log(p_reference / p) of the
+    answer in nats, as for `dpo.loss`.
   """
   sums_B2, _ = choices.log_probabilities(forward, batch)
   rewards_B2 = beta * (sums_B2 - batch["reference"])
@@ -59,7 +59,9 @@ def loss(
     "weight": jnp.ones_like(real_B),
     "correct": (1.0 + sign_B * jnp.sign(rewards_B2[:, 0])) / 2,
     "up": jnp.where(up_B, rewards_B2[:, 0], 0.0),
+    "weight_up": jnp.where(up_B, 1.0, 0.0),
     "down": jnp.where(up_B, 0.0, rewards_B2[:, 0]),
+    "weight_down": jnp.where(up_B, 0.0, 1.0),
     "drift": -rewards_B2[:, 0] / beta,
   }
   return losses_B * real_B, {name: x * real_B for name, x in sums.items()}

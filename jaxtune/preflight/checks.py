@@ -119,7 +119,7 @@ def _check_merges(trial: Trial, overlay: peft.Overlay, base: Any) -> None:
 
 def _check_evaluation(trial: Trial) -> int:
   """Checks the `evaluate` section; returns the longest prompt with its completion, or 0."""
-  options, objective = EvaluateOptions(**trial.config["evaluate"]), trial.objective
+  options, objective = programs.judging(trial), trial.objective
   metrics.check(options.metrics or (), metrics.kind_of(objective.METRICS[0]))
   if options.shots:
     _check_shots(trial, options)
@@ -141,9 +141,10 @@ def _check_lengths(trial: Trial, completed: int) -> None:
   prefix = sum(m.positions for m in trial.methods)
   positions = trial.pretrained.model.config.positions
   if prefix + longest > positions:
+    section = "rollout" if programs.rolls_out(trial) else "evaluate"
     raise UserError(
       f"sequences of {longest} tokens and a prefix of {prefix} exceed the model's {positions} "
-      "positions; lower data.max_length, evaluate.max_new_tokens or method.length"
+      f"positions; lower data.max_length, {section}.max_new_tokens or method.length"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxtune.errors import UserError
 from jaxtune.evaluation import rewards
+from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.runs import programs
 from jaxtune.runs.trial import Trial
 from jaxtune.training.options import RolloutOptions, TrainOptions, intervals
@@ -33,9 +34,15 @@ def check(trial: Trial) -> int:
       "expected a weight to begin with, such as objective.kl=0.05"
     )
   _check_counts(TrainOptions(**config["train"]), RolloutOptions(**config["rollout"]), config)
+  most, default = config["rollout"]["max_new_tokens"], EvaluateOptions().max_new_tokens
+  if (given := config["evaluate"]["max_new_tokens"]) not in (most, default):
+    raise UserError(
+      f"evaluate.max_new_tokens is {given}, expected none, or rollout.max_new_tokens, {most}: "
+      "held-out answers of a policy are as long as those that it learns from"
+    )
   asked = [prompt for split in trial.dataset.splits.values() for prompt in split.prompts]
   longest = max(map(len, asked))
-  return longest + config["rollout"]["max_new_tokens"]
+  return longest + most
 
 
 def _check_references(trial: Trial) -> None:

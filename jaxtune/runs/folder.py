@@ -189,30 +189,13 @@ def count_trained(methods: Sequence[peft.Method], overlay: peft.Overlay) -> int:
   return tree.size(overlay.tuned) - sum(int(m.count_unused(*overlay.arrays_of(m))) for m in methods)
 
 
-def best_trial(folder: Path) -> Path:
-  """Finds the trial of a sweep with the lowest validation loss (else test loss)."""
-  found = {path.parent: results.read(path.parent) for path in folder.glob("trials/*/result.json")}
-  if not found:
-    raise UserError(f"{folder} holds no finished run: neither tuned.safetensors nor trials/")
-  losses = {}
-  for trial, result in found.items():
-    final = result["final"]
-    if not results.diverged(result) and not result.get("exited_at"):
-      loss = final.get("validation_loss", final.get("test_loss"))
-      losses[trial] = loss if isinstance(loss, float) else float("inf")
-  if not losses:
-    raise UserError(f"all trials of {folder} diverged: name one of {folder}/trials itself")
-  return min(sorted(losses), key=losses.get)
-
-
 def read(folder: Path) -> tuple[Path, Record, dict[str, np.ndarray]]:
   """Reads what `write` wrote in a run's folder, or in that of a sweep's best trial.
 
   Returns:
     (the file, its record, {path: array}).
   """
-  if not (folder / "tuned.safetensors").exists():
-    folder = best_trial(folder)
+  folder = results.best_trial(folder)
   path = folder / "tuned.safetensors"
   results.check_files(folder, results.read(folder), (path.name,))
   try:

@@ -91,6 +91,13 @@ def make_rewards(trial: Trial) -> rewards.Rewards:
   return rewards.make(o.rewards, o.weights, models, timeout=o.timeout, on_error=o.on_error)
 
 
+def judging(trial: Trial) -> EvaluateOptions:
+  """Returns the section `evaluate`, of a policy with answers as long as those of training."""
+  options = EvaluateOptions(**trial.config["evaluate"])
+  most = trial.config["rollout"]["max_new_tokens"]
+  return options._replace(max_new_tokens=most) if rolls_out(trial) else options
+
+
 def make_evaluator(
   trial: Trial, parallel: sharding.Parallel, chunk: int = 1, methods: tuple | None = None
 ) -> judge.Evaluator:
@@ -108,13 +115,10 @@ def make_evaluator(
   )
   if hasattr(objective, "predict"):
     program = program._replace(predict=partial(objective.predict, **options))
-  judging = EvaluateOptions(**trial.config["evaluate"])
-  if rolls_out(trial):  # held-out answers are as long as those that are learnt from
-    judging = judging._replace(max_new_tokens=trial.config["rollout"]["max_new_tokens"])
   return judge.make(
     program,
     objective,
-    judging,
+    judging(trial),
     parallel=parallel,
     chunk=chunk,
     tokenizer=trial.pretrained.tokenizer,

@@ -116,6 +116,24 @@ def diverged(result: dict) -> bool:
   )
 
 
+def best_trial(folder: Path) -> Path:
+  """Returns a run's folder: of a sweep's, the trial with the lowest validation (else test) loss."""
+  if (folder / "tuned.safetensors").exists():
+    return folder
+  found = {path.parent: read(path.parent) for path in folder.glob("trials/*/result.json")}
+  if not found:
+    raise UserError(f"{folder} holds no finished run: neither tuned.safetensors nor trials/")
+  losses = {}
+  for trial, result in found.items():
+    final = result["final"]
+    if not diverged(result) and not result.get("exited_at"):
+      loss = final.get("validation_loss", final.get("test_loss"))
+      losses[trial] = loss if isinstance(loss, float) else float("inf")
+  if not losses:
+    raise UserError(f"all trials of {folder} diverged: name one of {folder}/trials itself")
+  return min(sorted(losses), key=losses.get)
+
+
 def hash_of(content: Mapping[str, Any]) -> str:
   """Returns the hash that JSON holds of itself, as "sha256"."""
   rest = {key: value for key, value in content.items() if key != "sha256"}

@@ -216,18 +216,29 @@ def _learnt(
   """
   shape = split.arrays["weights"].shape
   flat = lambda x_RSn: x_RSn.reshape(-1, shape[-1])
-  weights_Nn = flat(split.arrays["weights"]) * np.isfinite(judged["reward"])[:, None]
+  known_N = np.isfinite(judged["reward"])
+  weights_Nn = flat(split.arrays["weights"]) * known_N[:, None]
   seen = {name: flat(x) * weights_Nn for name, x in seen.items() if np.ndim(x) == len(shape)}
   reference_Nn = seen["reference"]
   sampled = grpo.Sampled(
     judged["reward"], r.options.samples, weights_Nn, seen.get("policy", reference_Nn), reference_Nn,
     seen.get("values"), shape[-1],
   )  # fmt: skip
-  found = {name: np.nan_to_num(values).astype(np.float32) for name, values in judged.items()}
+  found = {name: _filled(values_N, known_N) for name, values_N in judged.items()}
   found |= {"weights": weights_Nn, "reference": reference_Nn} | _counted(r, split)
   found |= {"policy": seen["policy"]} if "policy" in seen else {}
   found |= trial.objective.learn(sampled, **trial.config["objective"] | {"kl": kl})
   return split.arrays | {name: x.reshape(*shape[:2], *x.shape[1:]) for name, x in found.items()}
+
+
+def _filled(values_N: np.ndarray, known_N: np.ndarray) -> np.ndarray:
+  """Returns a reward as it is logged: 0 for answers that count in no mean, which `known_N` are not.
+
+  A reward that is only reported has the mean of the rollout where it failed; NaN if it always did.
+  """
+  seen_N = known_N & np.isfinite(values_N)
+  mean = values_N[seen_N].mean() if seen_N.any() else np.nan
+  return np.where(known_N, np.where(seen_N, values_N, mean), 0.0).astype(np.float32)
 
 
 def _counted(r: Rollouts, split: data.Split) -> dict[str, np.ndarray]:

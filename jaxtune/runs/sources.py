@@ -12,6 +12,7 @@ from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.evaluation import rewards
 from jaxtune.files import digest
+from jaxtune.runs import results
 
 WEIGHTS = ("tuned.safetensors", "adapter_config.json", "*.safetensors", "*.bin")
 
@@ -41,6 +42,7 @@ def _files(config: dict[str, Any]) -> Iterator[Path]:
   judges = [one.removeprefix(rewards.MODEL) for one in config["rollout"]["rewards"]
             if one.startswith(rewards.MODEL)]  # fmt: skip
   for folder in [Path(os.path.expanduser(name)) for name in (*starts, *judges) if name]:
+    folder = results.best_trial(folder) if (folder / "trials").is_dir() else folder
     yield from sorted({path for name in WEIGHTS for path in folder.glob(name)})
   for path in map(rewards.file_of, config["rollout"]["rewards"]):
     if path is not None and path.is_file():

@@ -206,7 +206,7 @@ from ml_collections import ConfigDict
 def get_config():
   return ConfigDict({{
     "model": {{"path": "{model}"}},
-    "data": {{"validation": 0.25, "max_length": 64}},
+    "data": {{"validation": 0.25, "max_length": 64, "template": "Once more {{{{prompt}}}}"}},
     "method": {{"name": "lora", "rank": 2}},
     "optim": {{"learning_rate": 1e-2, "warmup": 0}},
     "train": {{"steps": 12, "batch_size": 4, "mesh": {{"data": 1}}}},
@@ -222,9 +222,13 @@ def test_votes_train_a_reward_model_in_one_command(given, tmp_path, capsys):
   assert main(["feedback", "--out", str(out), "--export", str(file)]) == 0
   (tmp_path / "reward.py").write_text(CONFIG.format(model=TINY))
   command = ["train", "--config", str(tmp_path / "reward.py"), "--workdir", str(run)]
+  assert "train on them with --config.data.template=None" in capsys.readouterr().out
   command += [f"--config.data.train={file}", "--config.objective.name=reward"]
+  command += ["--config.data.template=None"]
   assert main(command) == 0, capsys.readouterr().err
   result = json.loads((run / "result.json").read_text())
+  config = json.loads((run / "config.json").read_text())
+  assert config["data"]["template"] is None
   assert sum(result["data"]["splits"][name]["read"] for name in ("train", "validation")) == 8
   assert result["final"]["validation_accuracy"] == 100, "it says yes on prompts it has not seen"
   assert result["final"]["validation_margin"] > result["base"]["validation_margin"] + 1
@@ -238,7 +242,8 @@ def test_conversations_are_answered_and_exported_as_turns(place, tmp_path, monke
   )
   monkeypatch.setattr(answers, "load_run", lambda *_: spoken)
   turns = [{"role": "user", "content": "a1 b1"}]
-  rows = folders.write(tmp_path, "chat.jsonl", [{"messages": turns}])
+  tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+  rows = folders.write(tmp_path, "chat.jsonl", [{"messages": turns, "tools": tools}])
   (pair,) = serve([place / "one"], rows, tmp_path, max_new_tokens=6).pairs
   assert pair.prompt == "user: a1 b1"
   assert pair.answers[0] == jaxtune.complete(run, ["a1 b1 :"], max_new_tokens=6)[0]
@@ -246,11 +251,14 @@ def test_conversations_are_answered_and_exported_as_turns(place, tmp_path, monke
   jaxtune.export_votes(tmp_path / "votes.jsonl", tmp_path)
   row = json.loads((tmp_path / "votes.jsonl").read_text())
   answered = lambda text: [{"role": "assistant", "content": text}]
-  expected = turns, answered(pair.answers[1]), answered(pair.answers[0])
-  assert (row["prompt"], row["chosen"], row["rejected"]) == expected
+  expected = turns, answered(pair.answers[1]), answered(pair.answers[0]), tools
+  assert (row["prompt"], row["chosen"], row["rejected"], row["tools"]) == expected
   file = str(tmp_path / "votes.jsonl")
   read = pairs.read(sources.read(file), "train", DataOptions(train=file))
-  assert read.groups[0][0].choices == pair.answers[::-1] and read.groups[0][0].conversation
+  ((example,),) = read.groups
+  assert example.choices == pair.answers[::-1] and example.conversation
+  assert example.row["chosen"]["tools"] == tools
+  assert store._row(json.dumps(turns)) == {"messages": turns}, "as older versions wrote it"
 
 
 def test_the_command_says_where_the_page_is(given, tmp_path, capsys, monkeypatch):

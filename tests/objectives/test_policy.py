@@ -1,6 +1,7 @@
 """Policies that learn from their own answers: losses against torch, rollouts, rewards."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import jax
@@ -8,17 +9,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from transformers import AutoTokenizer
 
 import jaxtune
 from jaxtune import data, sharding
 from jaxtune.assets import TINY
 from jaxtune.config import complete
+from jaxtune.data import EncodeOptions
+from jaxtune.data.encode import pairs
 from jaxtune.errors import UserError
 from jaxtune.evaluation import answers as judged
-from jaxtune.evaluation import rewards
+from jaxtune.evaluation import judge, rewards
 from jaxtune.objectives import grpo, ppo
 from jaxtune.preflight import lowered
-from jaxtune.runs import programs, reward_model, rollouts, sources
+from jaxtune.runs import programs, results, reward_model, rollouts, sources
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import prepare
 from jaxtune.sweeps import declare
@@ -463,13 +467,17 @@ def test_answers_that_a_reward_fails_on_are_left_out(made, tmp_path, monkeypatch
   (sums,) = judged.rewarded(evaluator, None, None, [split])
   assert sums["weight"].tolist() == [0, 1, 1] and sums["reward_length"].tolist() == [0, 1, 2]
   assert [one["reward"] for one in sums["shown"]] == [None, 2, 2]
-  # One that is only reported has the mean of what it did judge.
+  # One that is only reported has the mean of what it did judge, and none where that is nothing.
   reported = rewards.make((f"{tmp_path}/rewards.py:half", "length"), (0.0, 1.0), on_error="skip")
-  monkeypatch.setattr(judged, "completions", lambda *_: [["a", "x", "y"]])
-  (sums,) = judged.rewarded(
-    SimpleNamespace(tokenizer=evaluator.tokenizer, rewards=reported), None, None, [split]
-  )
-  assert sums["weight"].tolist() == [1, 1, 1] and sums["reward_half"].tolist() == [1, 1, 1]
+  evaluator.rewards = reported
+  for texts, seen, logged in (("axy", {"_half": 1.0}, [1, 1, 1]), ("aei", {}, [np.nan] * 3)):
+    monkeypatch.setattr(judged, "completions", lambda *_, texts=texts: [list(texts)])
+    (sums,) = judged.rewarded(evaluator, None, None, [split])
+    found = judge.summarise(("reward", "reward_half"), sums, "test")
+    assert found == {"test_reward": 1.0} | {f"test_reward{k}": x for k, x in seen.items()}
+    found = rewards.score(reported, answers._replace(completions=list(texts)))
+    filled = rollouts._filled(found["reward_half"], np.isfinite(found["reward"]))
+    np.testing.assert_array_equal(filled, logged)
   monkeypatch.undo()
   result = jaxtune.fit(made(reward="half", rollout={"on_error": "skip"}), tmp_path / "run")
   assert np.isfinite(result["final"]["validation_reward"])
@@ -532,9 +540,10 @@ def test_rewards_have_names():
     ({"rollout": {"samples": 1}}, "expected 2 or more, or objective.advantage='batch'"),
     ({"objective": {"kl_target": 0.1}}, "expected a weight to begin with, such as objective.kl"),
     ({"rollout": {"epochs": 3}}, "train.steps is 4, expected a multiple of"),
-    ({"rollout": {"max_new_tokens": 4000}}, "exceed the model's"),
     ({"name": "sft", "data": {"text": "instruction"}}, "'sft' draws no answers"),
     ({"data": {"general": "text.jsonl"}}, "data.general is for language models: objective 'sft'"),
+    ({"evaluate": {"max_new_tokens": 5}}, "max_new_tokens is 5, expected none, or rollout.max"),
+    ({"rollout": {"max_new_tokens": 4000}}, "lower data.max_length, rollout.max_new_tokens or"),
     ({"evaluate": {"generate": True}}, "no answer, which evaluate.generate compares with"),
     ({"evaluate": {"shots": 2}}, "shots is 2, expected 0 for objective 'grpo'"),
   ],
@@ -567,26 +576,33 @@ def test_an_empty_prompt_is_refused(made, tmp_path):
 
 @pytest.mark.parametrize("conversation", [False, True])
 def test_a_reward_model_rewards_as_it_judges_pairs(made, tmp_path, conversation):
-  pairs = tmp_path / "pairs.jsonl"
+  path = tmp_path / "pairs.jsonl"
   rows = [{"prompt": f"Say {c}.\n", "chosen": f"{c} it is", "rejected": c} for c in "abcd"]
   turns = lambda row: {
     "prompt": [{"role": "user", "content": row["prompt"]}],
     **{side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")},
   }
   written = [turns(row) if conversation else row for row in rows]
-  pairs.write_text("".join(json.dumps(row) + "\n" for row in written))
-  config = made("reward") | {"data": {"train": str(pairs), "test": str(pairs), "overlap": "allow"}}
+  path.write_text("".join(json.dumps(row) + "\n" for row in written))
+  config = made("reward", evaluate={"batch_size": 3})
+  config["data"] = {"train": str(path), "test": str(path), "overlap": "allow"}
   config["data"] |= {"chat_template": "plain"} if conversation else {}
   jaxtune.fit(config | {"rollout": {}}, tmp_path / "judge")
   name = f"model:{tmp_path}/judge"
   functions = rewards.make((name,), models=reward_model.find((name,)))
-  score = lambda side: rewards.score(
-    functions,
-    rewards.Answers(*([row[key] for row in rows] for key in ("prompt", side)), [[]] * 4, rows),
+  judge_all = lambda texts, functions=functions: rewards.score(
+    functions, rewards.Answers([row["prompt"] for row in rows], texts, [[]] * 4, rows)
   )["reward_model"]
+  score = lambda side: judge_all([row[side] for row in rows])
   found = json.loads((tmp_path / "judge" / "result.json").read_text())["final"]
   assert found["test_chosen"] == pytest.approx(score("chosen").mean(), abs=1e-5)
   assert found["test_rejected"] == pytest.approx(score("rejected").mean(), abs=1e-5)
+  # An empty answer, with which a policy may begin, has a reward as any other, as does one alone.
+  assert np.isfinite(empty := judge_all(["a it is", "", "b", " "])).all()
+  np.testing.assert_allclose(empty[0], score("chosen")[0], atol=1e-5)
+  weights = tmp_path / "judge" / "tuned.safetensors"
+  os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))  # as if it had been trained again
+  assert reward_model.find((name,))[name] is not functions.functions[name]
   asked = {"chat_template": "plain", "train": f"{tmp_path}/asked.jsonl"} if conversation else {}
   written = [json.dumps({"messages": turns(row)["prompt"]}) for row in rows]
   (tmp_path / "asked.jsonl").write_text("\n".join(written))
@@ -599,3 +615,36 @@ def test_a_reward_model_rewards_as_it_judges_pairs(made, tmp_path, conversation)
     reward_model.find((name,))
   with pytest.raises(UserError, match="by objective 'grpo', expected a reward model"):
     reward_model.find((f"model:{tmp_path}/run",))
+
+
+def test_an_empty_answer_in_a_conversation_is_what_begins_and_ends_its_turn():
+  tokenizer = AutoTokenizer.from_pretrained(TINY)
+  spoken = [reward_model._turn("Say a.", text, {}, "x") for text in (" ", "it is")]
+  options = EncodeOptions(64, chat_template="plain")
+  split, _ = pairs.encode_answers(tokenizer, spoken, options)
+  arrays = reward_model._emptied(split, np.array([True, False]))
+  texts = [tokenizer.decode(x[m]) for x, m in zip(*arrays.values(), strict=True)]
+  whole = "User:\nSay a.\nAssistant:\n{}" + tokenizer.eos_token + "\n"
+  assert texts == [whole.format(""), whole.format("it is")]
+
+
+def test_a_reward_model_of_tasks_reads_by_the_chat_template_that_they_share(monkeypatch):
+  seen = {"splits": {"train": {"chat_template": "a hash"}}}
+  report = {"tasks": {"a": seen, "b": seen, "texts": {"splits": {"train": {}}}}}
+  monkeypatch.setattr(reward_model.results, "read", lambda _: {"data": report})
+  tasks = {"a": {"chat_template": "plain"}, "b": {"chat_template": "plain"}, "texts": {}}
+  run = SimpleNamespace(folder="judge", config={"data": {"chat_template": None, "tasks": tasks}})
+  assert reward_model._wording(run) == (True, "plain")
+  tasks["b"] = {}
+  with pytest.raises(UserError, match="tasks with 2 chat templates, expected one for all"):
+    reward_model._wording(run)
+
+
+def test_a_reward_that_is_a_sweep_s_best_trial_has_a_digest(made, tmp_path):
+  for name, loss in (("a", 1.0), ("b", 2.0)):
+    trial = tmp_path / "judges" / "trials" / name
+    trial.mkdir(parents=True)
+    (trial / "tuned.safetensors").write_text(name)
+    results.write(trial, {"final": {"validation_loss": loss}})
+  config = complete(made(rollout={"rewards": (f"model:{tmp_path}/judges",)}))
+  assert list(sources.digests(config)) == [f"{tmp_path}/judges/trials/a/tuned.safetensors"]

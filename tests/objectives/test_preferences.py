@@ -17,6 +17,7 @@ import jaxtune
 from jaxtune import objectives
 from jaxtune.assets import TINY
 from jaxtune.errors import UserError
+from jaxtune.evaluation import compare, judge
 from jaxtune.models import hf
 
 B, T, V = 3, 7, 11
@@ -248,9 +249,9 @@ def test_kto_s_loss_is_that_of_the_paper():
   def ours(logits):
     forward = lambda batch, score, targets: score(logits, targets)
     losses, sums = objectives.module("kto").loss(forward, batch, 0.3, 1.5, 0.7)
-    return losses.sum(), losses
+    return losses.sum(), (losses, sums)
 
-  (_, losses), gradient = jax.value_and_grad(ours, has_aux=True)(LOGITS)
+  (_, (losses, rows)), gradient = jax.value_and_grad(ours, has_aux=True)(LOGITS)
   logits = torch.tensor(LOGITS, requires_grad=True)
   sums = log_probabilities(logits)
   ratios = sums - torch.tensor(BATCH["reference"])
@@ -262,6 +263,16 @@ def test_kto_s_loss_is_that_of_the_paper():
   expected.sum().backward()
   np.testing.assert_allclose(losses, expected.detach(), rtol=1e-5)
   np.testing.assert_allclose(gradient, logits.grad, atol=1e-5)
+  # The rewards of each kind are the means of that kind alone, and none where there is none of it.
+  rows = {name: np.asarray(x) for name, x in rows.items()} | {"loss": np.asarray(losses)}
+  kinds = {"t_up": reward.detach()[[0, 2]].mean().item(), "t_down": reward[1].item()}
+  of = lambda *chosen: judge.summarise(("up", "down"), rows, "t", list(chosen))
+  assert of(0, 1, 2) == pytest.approx(kinds, rel=1e-5) and of(1).keys() == {"t_down"}
+  drawn = compare.draws(judge.Judged(of(0, 1, 2), "t", rows), (), 50)
+  assert np.nanmin(drawn["t_down"]) == np.nanmax(drawn["t_down"]) == pytest.approx(kinds["t_down"])
+  by_task = judge.by_task(lambda _, chosen=range(3): of(*chosen), ["a", "a", "b"], "t")
+  assert {"t_up/mean", "t_up/b", "t_down/a"} < by_task.keys()
+  assert not {"t_down/mean", "t_down/b"} & by_task.keys()
 
 
 @pytest.mark.parametrize("paired", [False, True])

@@ -26,7 +26,7 @@ def test_a_trial_that_left_early_does_not_speak_for_its_sweep(tmp_path):
     trial = tmp_path / "trials" / name
     trial.mkdir(parents=True)
     results.write(trial, {"final": {"validation_loss": loss}, "exited_at": left})
-  assert runs.best_trial(tmp_path).name == "c"
+  assert results.best_trial(tmp_path).name == "c"
 
 
 def test_weights_whose_padding_was_cut_off_are_written_as_they_are(tmp_path):

@@ -9,9 +9,8 @@ from support import made_trials
 
 from jaxtune.errors import UserError
 from jaxtune.evaluation import judge
-from jaxtune.runs import folder as runs
 from jaxtune.runs import group
-from jaxtune.runs.results import diverged
+from jaxtune.runs.results import best_trial, diverged
 from jaxtune.sweeps import report, table
 from jaxtune.training.options import TrainOptions
 from jaxtune.training.progress import Progress
@@ -72,15 +71,15 @@ def test_tables_remarks_and_order_say_so(grouped, tmp_path):
 @pytest.mark.full
 def test_a_diverged_trial_does_not_speak_for_its_sweep(grouped, tmp_path):
   results, folder = grouped
-  assert runs.best_trial(folder).name == "0"
+  assert best_trial(folder).name == "0"
   (tmp_path / "trials" / "a").mkdir(parents=True)
   path = tmp_path / "trials" / "a" / "result.json"
   path.write_text(json.dumps(results[1] | {"sha256": None, "files": {}}))
   with pytest.raises(UserError, match="damaged"):
-    runs.best_trial(tmp_path)
+    best_trial(tmp_path)
   path.write_text(json.dumps({k: v for k, v in results[1].items() if k not in ("files", "sha256")}))
   with pytest.raises(UserError, match="all trials of .* diverged"):
-    runs.best_trial(tmp_path)
+    best_trial(tmp_path)
 
 
 def test_without_validation(llama, tmp_path):

@@ -42,13 +42,13 @@ class Pair(NamedTuple):
   Attributes:
     answers: of the sources a and b.
     place: file and line of the prompt.
-    turns: the conversation that the prompt is, if it is one.
+    row: the conversation that the prompt is, if it is one: its messages, and tools if it has any.
   """
 
   prompt: str
   answers: tuple[str, str]
   place: str
-  turns: list[dict] | None = None
+  row: dict[str, Any] | None = None
 
 
 class Project(NamedTuple):
@@ -123,9 +123,9 @@ def create(path: Path, project: Project) -> None:
     for key, value in meta.items():
       connection.execute("INSERT INTO meta VALUES (?, ?)", (key, json.dumps(value)))
     for number, pair in enumerate(project.pairs, 1):
-      turns = None if pair.turns is None else json.dumps(pair.turns, ensure_ascii=False)
-      row = (number, pair.prompt, turns, *pair.answers, pair.place)
-      connection.execute("INSERT INTO pairs VALUES (?, ?, ?, ?, ?, ?)", row)
+      spoken = None if pair.row is None else json.dumps(pair.row, ensure_ascii=False)
+      values = (number, pair.prompt, spoken, *pair.answers, pair.place)
+      connection.execute("INSERT INTO pairs VALUES (?, ?, ?, ?, ?, ?)", values)
     connection.execute(f"PRAGMA application_id = {_APPLICATION}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
@@ -145,11 +145,17 @@ def opened(path: Path) -> Iterator[Store]:
   with contextlib.closing(_connect(path)) as connection, _named(path):
     meta = {key: json.loads(text) for key, text in connection.execute("SELECT * FROM meta")}
     rows = connection.execute("SELECT prompt, a, b, place, turns FROM pairs ORDER BY number")
-    pairs = [Pair(p, (a, b), place, turns and json.loads(turns)) for p, a, b, place, turns in rows]
+    pairs = [Pair(p, (a, b), place, spoken and _row(spoken)) for p, a, b, place, spoken in rows]
     token = meta.pop("token")
     project = Project(pairs=pairs, **meta | {"names": tuple(meta["names"])})
     turns = order.pairs(project.seed, len(pairs))
     yield Store(connection, threading.Lock(), project, token, turns)
+
+
+def _row(spoken: str) -> dict[str, Any]:
+  """Reads a conversation; older versions wrote its turns alone."""
+  found = json.loads(spoken)
+  return {"messages": found} if isinstance(found, list) else found
 
 
 def check_same(store: Store, identity: dict[str, Any], path: Path) -> None:

@@ -119,9 +119,10 @@ function pressed(event) {
 hideToken();
 document.addEventListener("keydown", pressed);
 for (const element of document.querySelectorAll("[data-choice]"))
-  element.addEventListener("click", () => {
+  element.addEventListener("click", (event) => {
     const selecting = element.matches(".answer") && String(getSelection());
-    if (!selecting) vote(element.dataset.choice);
+    const again = event.detail > 1; // of a double click, which is no vote on the next pair
+    if (!selecting && !again) vote(element.dataset.choice);
   });
 for (const button of document.querySelectorAll(".undo")) button.addEventListener("click", undo);
 // A vote that is still being sent belongs to the rater who gave it.

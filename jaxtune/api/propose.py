@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -185,7 +186,7 @@ def _lengths(model: str, task: str, prefixes: Sequence[int]) -> tuple[int, int]:
 
 def _absolute(path: str | Path) -> str:
   """Returns the absolute path of a file or folder, or a hub name as it is."""
-  place = Path(path).expanduser()
+  place = Path(os.path.expanduser(path))
   return str(place.absolute()) if place.exists() else str(path)
 
 

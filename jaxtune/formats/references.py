@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def base_reference(name: str | Path | None) -> str | None:
   """
   if name is None:
     return None
-  path = Path(name).expanduser()
+  path = Path(os.path.expanduser(name))
   hub = next((part for part in path.parts if part.startswith("models--")), None)
   if hub is not None:  # in the hub's cache
     return hub.removeprefix("models--").replace("--", "/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import jax
@@ -14,9 +15,9 @@ def keep(folder: str | None) -> None:
     folder: `train.compilation_cache`; None leaves jax as it is.
   """
   if folder is not None and jax.config.values["jax_compilation_cache_dir"] is None:
-    jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+    jax.config.update("jax_compilation_cache_dir", str(Path(os.path.expanduser(folder))))
 
 
 def plans(folder: str | None) -> Path | None:
   """Returns the folder for what the compilers of other devices have said, or None."""
-  return None if folder is None else Path(folder).expanduser() / "plan"
+  return None if folder is None else Path(os.path.expanduser(folder)) / "plan"

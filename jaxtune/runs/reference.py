@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def _cache(
   for name in (*step.INPUTS, "weights"):
     if name in split.arrays:
       digest.update(split.arrays[name].tobytes())
-  return Path(folder).expanduser() / "reference" / f"{digest.hexdigest()[:32]}.npy"
+  return Path(os.path.expanduser(folder)) / "reference" / f"{digest.hexdigest()[:32]}.npy"
 
 
 def _kept(path: Path | None) -> np.ndarray | None:

@@ -8,14 +8,15 @@ is then the turn of a user.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from jaxtune import peft
-from jaxtune.data import Split, conversations
+from jaxtune.data import Split, conversations, wording
 from jaxtune.data.encode import pairs
 from jaxtune.data.options import EncodeOptions
 from jaxtune.data.padding import pad
@@ -37,7 +38,7 @@ def find(names: Sequence[str]) -> dict[str, rewards.Function]:
   """
   found = {}
   for name in (name for name in names if name.startswith(rewards.MODEL)):
-    given = Path(name.removeprefix(rewards.MODEL)).expanduser()
+    given = Path(os.path.expanduser(name.removeprefix(rewards.MODEL)))
     folder = results.best_trial(given.resolve())
     found[name] = _loaded(str(folder), (folder / "tuned.safetensors").stat().st_mtime_ns)
   return found
@@ -58,6 +59,7 @@ def _loaded(folder: str, written: int) -> rewards.Function:
     most, too_long="truncate", no_target="keep", special_tokens="allow", chat_template=template
   )
   example, rows = _turn if spoken else _text, run.config["evaluate"]["batch_size"]
+  marks = {*wording.special(tokenizer).values()} if spoken else set()
 
   @jax.jit
   def score(overlay, base, inputs):
@@ -65,14 +67,13 @@ def _loaded(folder: str, written: int) -> rewards.Function:
     return peft.apply(run.pretrained.model, adapted, **inputs)
 
   def reward(answers: rewards.Answers) -> np.ndarray:
-    said = zip(answers.prompts, answers.completions, answers.rows, strict=True)
+    completions = [_unmarked(text, marks) for text in answers.completions]
+    said = zip(answers.prompts, completions, answers.rows, strict=True)
     examples = [example(*one, f"answer {n}") for n, one in enumerate(said)]
     split, _ = pairs.encode_answers(tokenizer, examples, options, two_texts=True)
     arrays = split.arrays
     if spoken:
-      arrays = arrays | _emptied(
-        split, np.array([not text.strip() for text in answers.completions])
-      )
+      arrays = arrays | _emptied(split, np.array([not text.strip() for text in completions]))
     width = min(-(-split.width // PAD_TO) * PAD_TO, most)
     inputs = {key: pad(x, width, dtype=x.dtype) for key, x in arrays.items() if key in step.INPUTS}
     found, count = [], len(examples)
@@ -83,6 +84,13 @@ def _loaded(folder: str, written: int) -> rewards.Function:
     return np.concatenate(found)[:count]
 
   return reward
+
+
+def _unmarked(text: str, marks: Collection[str]) -> str:
+  """Takes out special tokens that an answer spells in letters, as no turn may hold them."""
+  while held := [mark for mark in marks if mark in text]:
+    text = text.replace(held[0], "")
+  return text
 
 
 def _wording(run: finished.Run) -> tuple[bool, str | None]:

@@ -600,6 +600,9 @@ def test_a_reward_model_rewards_as_it_judges_pairs(made, tmp_path, conversation)
   # An empty answer, with which a policy may begin, has a reward as any other, as does one alone.
   assert np.isfinite(empty := judge_all(["a it is", "", "b", " "])).all()
   np.testing.assert_allclose(empty[0], score("chosen")[0], atol=1e-5)
+  if conversation:  # no turn may hold special tokens
+    spelled = ["a", "a<|endoftext|>", "<|endoftext|>", "<|<|endoftext|>endoftext|>b"]
+    np.testing.assert_allclose(judge_all(spelled), judge_all(["a", "a", "", "b"]), atol=1e-5)
   weights = tmp_path / "judge" / "tuned.safetensors"
   os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))  # as if it had been trained again
   assert reward_model.find((name,))[name] is not functions.functions[name]

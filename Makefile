@@ -4,7 +4,7 @@ VENV ?= .venv
 ADAPTERS_VENV ?= .venv-adapters
 PLAN_VENV ?= .venv-plan
 BIN := $(VENV)/bin
-# Tests of one file stay together, as they share programs.
+# Each worker begins with neighbouring tests, which share programs; idle ones take from others.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 # Modules are compiled when they are first imported: to compile all that is installed takes longer.
 INSTALL = $(1)/bin/python -m pip install --quiet --no-compile $(2)
@@ -25,6 +25,7 @@ test: $(VENV)/.installed-test $(if $(CASES),$(ADAPTERS_VENV)/.installed)
 	$(if $(CASES),$(ADAPTERS)) $(PYTEST) $(if $(CASES),-m "not measurement")
 
 # The tests, and all that they run representatives of: every export, every method, every family.
+# Measurements, such as the README's Python, are left to `make test` and `make check`.
 cases:
 	$(MAKE) test CASES=all
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import datetime
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from scipy import stats
 from jaxtune.sweeps import paired
 
 HERE = Path(__file__).parent
-HEADER = ("what", "seeds", "over seeds", "over examples", "by", "percent")
+HEADER = ("what", "seeds", "over seeds", "over examples", "by", "percent", "date")
 DESIGNS = ((0.3, 0.5), (0.1, 1.5), (0.02, 3.0))  # deviations over seeds, and over examples
 EXAMPLES, RESAMPLES = 100, 200
 FEWEST, MOST = 92.5, 99.5  # percent of the runs that the intervals in use must cover
@@ -148,10 +149,10 @@ def main() -> None:
   options.add_argument("--runs", type=int, default=4000)
   options.add_argument("--keep", action="store_true", help="write coverage.csv")
   chosen = options.parse_args()
-  rows = []
+  rows, today = [], datetime.date.today().isoformat()
   for part in (crossed, means, families):
     for row in part(chosen.runs):
-      rows.append((*row[:5], round(float(row[5]), 1)))
+      rows.append((*row[:5], round(float(row[5]), 1), today))
       print(*rows[-1], sep=", ", flush=True)
   if chosen.keep:
     with (HERE / "coverage.csv").open("w", newline="") as file:

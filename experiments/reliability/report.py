@@ -6,24 +6,23 @@ python experiments/reliability/report.py [FOLDER]
 from __future__ import annotations
 
 import csv
-import datetime
 import json
-import platform
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
+import mutating
+
 HERE = Path(__file__).parent
+PACKAGE = HERE.parents[1] / "jaxtune"
 OUTCOMES = ("inputs", "read", "refused", "findings")  # columns of fuzz.csv
 CORPUS = HERE.parents[1] / "tests" / "corpus"
-LIBRARIES = ("jax", "transformers", "torch", "mutmut", "hypothesis", "pytest")
 TEXT = """# Reliability
 
 <!-- written by python experiments/reliability/report.py -->
 
-Five instruments; this page was written on {date} with Python {python}, {versions}.
+Five instruments. Each section says when its figures were made: they are of the code of that day.
 
 - `mutants.py`: would the tests notice a change of the code? The long form is
   `mutants.py --count 360`, and `--retry` once there are new tests.
@@ -82,10 +81,23 @@ def code(text: str) -> str:
   return f"`{text[:77]}...`" if len(text) > 80 else f"`{text}`"
 
 
+def dates(found: list[dict]) -> str:
+  """Says when the rows of a kept table were made."""
+  days = sorted({row["date"] for row in found})
+  return f"Made on {days[0]}." if len(days) == 1 else f"Made from {days[0]} to {days[-1]}."
+
+
+def of_today(found: list[dict]) -> list[dict]:
+  """Returns the mutants whose code is still there, with the lines on which it stands now."""
+  names = dict.fromkeys(r["module"] for r in found if (PACKAGE / r["module"]).exists())
+  lines = {one.key: one.line for m in names for one in mutating.mutants(PACKAGE, m)[1]}
+  return [row | {"line": lines[row["key"]]} for row in found if row["key"] in lines]
+
+
 def mutants() -> str:
   """The score by module, the survivors, and why some of them change nothing."""
-  found, equivalent = rows("mutants.csv"), {r["key"]: r["why"] for r in rows("equivalent.csv")}
-  if not found:
+  judged, equivalent = rows("mutants.csv"), {r["key"]: r["why"] for r in rows("equivalent.csv")}
+  if not (found := of_today(judged)):
     return "None were run yet."
   count = lambda rs: (
     len(rs), sum(r["outcome"] == "killed" for r in rs),
@@ -105,6 +117,8 @@ def mutants() -> str:
     " its sides (`rate * ratio`: `rate`). Each meets the tests that run its line, those of its own"
     " file first. Texts of errors are not mutated. A mutant that takes four times as long as the"
     " tests do, or cannot be imported, counts as killed.",
+    f"{dates(found)} {len(judged)} were judged; {len(judged) - len(found)} of them are left out"
+    " here, as their code has changed since.",
     table(["module", "mutants", "killed", "equivalent", "score"], [*lines, total]),
     f"### Survivors that no test tells apart: {len(open_)}",
     table(["line", "what is replaced", "the line then"], map(show, open_)) if open_ else "None.",
@@ -127,12 +141,18 @@ def fuzz() -> str:
   ]
   hours = sum(int(r["seconds"]) for r in found) / 3600
   names = [[c["reader"], c["found"].replace("|", "\\|"), c["date"]] for c in cases]
+  lost = [r["reader"] for r in found if int(r["findings"]) > kinds[r["reader"]]]
+  others = sorted(kinds.keys() - {r["reader"] for r in found})
+  gaps = [f"Not every input was kept of the findings of: {', '.join(lost)}."] * bool(lost)
+  gaps += [f"Findings are kept, and no figures, of: {', '.join(others)}."] * bool(others)
   return "\n\n".join([
-    f"{hours:.1f} hours in all. An input may be read or refused in one line; a stack trace, a"
+    f"{dates(found)} {hours:.1f} hours in all. "
+    "An input may be read or refused in one line; a stack trace, a"
     " signal, 20 seconds of a core, a gigabyte of memory, a file outside its folder, a program or a"
     " connection is a finding. Inputs that were neither read nor refused show one. Those that are"
     " kept in `tests/corpus` are read again by `tests/test_corpus.py`.",
-    table(["reader", "seconds", *OUTCOMES, "kept of all runs"], lines),
+    table(["reader", "seconds", *OUTCOMES, "findings kept of all runs"], lines),
+    *gaps,
     "### Findings that are kept",
     table(["reader", "what happened", "found on"], names) if names else "None.",
   ])  # fmt: skip
@@ -152,6 +172,7 @@ def faults() -> str:
     for (job, fault), c in verdicts.items()
   ]
   return "\n\n".join([
+    f"{dates(found)} "
     "After each fault the command was started again. `same`: it ended as the undisturbed run, to"
     " the byte but for times. `refused`: it stopped with one line that names a file, and nothing"
     " was lost.",
@@ -175,6 +196,7 @@ def kills() -> str:
     for kind, rs in kinds.items()
   ]
   return "\n\n".join([
+    f"{dates(found)} "
     "One small sweep (LoRA, adapters, prefixes with a rate to choose, early exit), killed at a"
     " random moment and brought to its end by the same command, or by its driver where a worker was"
     " killed. `same`: every file is that of the undisturbed sweep of one process, to the byte but"
@@ -203,11 +225,12 @@ def coverage() -> str:
     body = [[*line, *(cells.get(way, "") for way in columns)] for line, cells in lines.items()]
     parts.append(table([*keys, *columns], body))
   return "\n\n".join([
+    f"{dates(found)} "
     "Percent of 4,000 simulated comparisons. Intervals of a difference should hold the true one in"
     " 95 %: differences have the given standard deviations over seeds and over 100 examples, and 1"
     " for what both do together. The first column is what reports have; the others are why.",
     parts[0],
-    "Intervals of a mean over seeds; reports show both.",
+    "Intervals of a mean over seeds. Reports have those of Student's t; the others are why.",
     parts[1],
     "Equal configurations of five seeds, compared with one of them: a difference should be found in"
     " at most 5 %.",
@@ -216,11 +239,9 @@ def coverage() -> str:
 
 
 def main() -> int:
-  versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
   text = TEXT.format(
-    date=datetime.date.today().isoformat(), python=platform.python_version(), versions=versions,
-    mutants=mutants(), fuzz=fuzz(), faults=faults(), kills=kills(), coverage=coverage(),
-  )  # fmt: skip
+    mutants=mutants(), fuzz=fuzz(), faults=faults(), kills=kills(), coverage=coverage()
+  )
   ((Path(sys.argv[1]) if sys.argv[1:] else HERE) / "README.md").write_text(text)
   return 0
 

@@ -62,7 +62,8 @@ def guess(
   check_known("task", task, TASKS)
   found = {"task": f"{task}, to {TASKS[task]} (--task)"}
   if task in OF_LISTS:
-    return Columns(task, {}, found | {"columns": ", ".join(OF_LISTS[task])})
+    found |= {"columns": f"{', '.join(OF_LISTS[task])} (--config.data.rename)"}
+    return Columns(task, {}, found)
   if prompt is None:
     pair = _pair(table, task, where)
   if task == "sft":
@@ -116,11 +117,13 @@ def _written(
     options = {"template": f"{{{{ {name} }}}}\n", "answer": answer}
     return Columns("sft", options, found | said, answers=True)
   if column := conversations.column(table.columns):
-    return Columns("sft", {}, found | {"conversations": f"column {column!r}"}, answers=True)
+    found |= {"conversations": f"column {column!r} (or --prompt and --answer)"}
+    return Columns("sft", {}, found, answers=True)
   (template,) = templates.choose(table.columns, where=where).templates
   if template.prompt is None:
     found |= {"task": "sft, to write such text (--task)"}
-    return Columns("sft", {}, found | {"text": f"column {template.answer!r}, without prompts"})
+    found |= {"text": f"column {template.answer!r}, without prompts (or --prompt and --answer)"}
+    return Columns("sft", {}, found)
   read = [name for name in ("instruction", "input", "prompt") if name in table.columns]
   found |= {"prompt": f"column {' and '.join(map(repr, read))} (--prompt)"}
   found |= {"answer": f"column {template.answer!r} (--answer)"}

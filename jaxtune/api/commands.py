@@ -188,7 +188,7 @@ _HOSTS = {
     help="trains together with other processes, of which "
     "the first listens there; auto finds them on TPU pods, SLURM, Kubernetes",
   ),
-  "--processes": dict(type=int, metavar="N", help="how many processes there are"),
+  "--processes": dict(type=int, metavar="N", help="the total number of processes"),
   "--process": dict(type=int, metavar="I", help="which of them this one is, from 0"),
 }
 _MOST_TRIALS = {
@@ -258,7 +258,7 @@ COMMANDS = {
   } | _NEW_RUN, "out", configurable=False),
   "extract": Command(_extract, "make a LoRA of a fine-tuned checkpoint and its base", _CONFIG | {
     "--checkpoint": dict(required=True, metavar="DIR", help="the fine-tuned model"),
-    "--rank": dict(type=int, required=True),
+    "--rank": dict(type=int, required=True, help="rank of the LoRA"),
   } | _NEW_RUN, "out"),
   "ranks": Command(_ranks, "judge a trained LoRA cut to lower ranks", _WORKDIR | {
     "--rank": dict(type=int, action="append", required=True, help="may be repeated"),

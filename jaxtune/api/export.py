@@ -67,7 +67,8 @@ def export(
   survives a failure. An export that fails its certificate is kept as `<folder>.rejected`.
 
   Args:
-    adapted: the weights of `pretrained` with what was trained laid over them.
+    adapted: the weights of `pretrained` with what was trained laid over them. Of a stack, one part
+      alone is exported by `adapted._replace(methods=(part,))`.
     folder: new, empty, or an earlier export, which is replaced; one to which anything was added,
       or in which anything was changed, is refused.
     format: "peft", "adapterhub", "merged", or "auto": the method's own.

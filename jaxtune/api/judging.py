@@ -98,8 +98,8 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
   "--results": dict(action="store_true", help="prints what the votes in --out say"),
   "--export": dict(metavar="FILE", help="writes votes as JSON lines of prompt, chosen, rejected"),
   "--all": dict(action="store_true", help="exports every vote, with both answers and its choice"),
-  "--host": dict(default="127.0.0.1", help="where the page is; other machines cannot reach it "
-                 "(default: 127.0.0.1)"),
+  "--host": dict(default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, which "
+                 "other machines cannot reach)"),
   "--port": dict(type=int, default=8765, help="0 is any that is free (default: 8765)"),
   "--seed": dict(type=int, default=0, help="of the order, the sides and the answers"),
   "--task": dict(help="of a mixture, the task by whose template rows are read"),

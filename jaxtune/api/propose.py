@@ -198,6 +198,7 @@ def _assumed(config: dict, rows: int, expected: DryRun) -> dict[str, str]:
   rates = {axes["method"][0]["name"]: axes["optim.learning_rate"][0] for axes in grids}
   several = lambda rate: rate["tune"] if isinstance(rate, dict) else [rate]
   tried = [f"{name} {', '.join(f'{r:g}' for r in several(rate))}" for name, rate in rates.items()]
+  sizes = [f"--{size}s" for size in SIZES if any(size in section for section in sections)]
   is_open = any(isinstance(rate, dict) for rate in rates.values())
   chosen = ["each configuration gets its best on validation"] * is_open
   splits = expected.groups[0].splits
@@ -209,11 +210,14 @@ def _assumed(config: dict, rows: int, expected: DryRun) -> dict[str, str]:
   if base == str(TINY):
     base = "the bundled model of 3.2 million parameters, for a demonstration: your own is --model"
   return {
-    "rows": f"{kept}, drawn by a hash of each row; left out: {lost or 'none'}",
+    "rows": f"{kept}, drawn by a hash of each row (--config.data.validation, --config.data.test); "
+    f"left out: {lost or 'none'}",
     "base": base,
-    "compared": f"{', '.join(named)}, each with the seeds {', '.join(map(str, grids[0]['seed']))}",
-    "rates tried": "; ".join([*tried, *chosen]),
-    "training": f"{train['steps']} updates of {train['batch_size']} rows",
+    "compared": f"{', '.join(named)} ({', '.join(['--methods', *sizes])}), each with the seeds "
+    f"{', '.join(map(str, grids[0]['seed']))} (--seeds)",
+    "rates tried": "; ".join([*tried, *chosen]) + " (--rates)",
+    "training": f"{train['steps']} updates (--steps) of {train['batch_size']} rows "
+    "(--config.train.batch_size)",
     "time": f"{duration(expected.seconds)} on this machine, for {count(expected.trials, 'trial')}"
     + ", of which some choose the rates" * bool(chosen),
   }

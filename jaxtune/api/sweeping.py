@@ -119,18 +119,20 @@ def _listed(kind: Callable[[str], Any], example: str) -> Callable[[str], list]:
 
 _WHOLE = _listed(int, "1,4,16")
 MADE: Mapping[str, dict[str, Any]] = {
-  "methods": dict(type=_listed(str, "lora,prefix"), metavar="NAMES", help="lora,prefix by default"),
-  "ranks": dict(type=_WHOLE, metavar="SIZES", help="of methods that have one: 1,4,16"),
-  "lengths": dict(type=_WHOLE, metavar="SIZES", help="of prefixes and prompts: 4,16"),
-  "widths": dict(type=_WHOLE, metavar="SIZES", help="of adapters: 16"),
+  "methods": dict(type=_listed(str, "lora,prefix"), metavar="NAMES",
+                  help="methods to compare (default: lora,prefix)"),
+  "ranks": dict(type=_WHOLE, metavar="SIZES", help="ranks to compare (default: 1,4,16)"),
+  "lengths": dict(type=_WHOLE, metavar="SIZES",
+                  help="lengths of prefixes and prompts to compare (default: 4,16)"),
+  "widths": dict(type=_WHOLE, metavar="SIZES", help="widths of adapters to compare (default: 16)"),
   "rates": dict(type=_listed(float, "1e-3,1e-2"), help="learning rates to choose from"),
-  "seeds": dict(type=_WHOLE, help="of each configuration: 0,1,2"),
+  "seeds": dict(type=_WHOLE, help="seeds of each configuration (default: 0,1,2)"),
   "model": dict(metavar="PATH", help="a model's folder or hub name (default: the bundled one)"),
   "task": dict(help="sft, classify, regression, tokens or qa (default: as the columns suggest)"),
   "prompt": dict(metavar="COLUMN", help="the column of prompts, or of texts"),
   "answer": dict(metavar="COLUMN", help="the column of answers, or of labels"),
   "steps": dict(type=int, metavar="N", help="updates of each trial"),
-}
+}  # fmt: skip
 OPTIONS: Mapping[str, dict[str, Any]] = {
   "--config": dict(metavar="FILE[:ARG]", help="a config file, or the config.json of a sweep"),
   "--workdir": dict(metavar="DIR", help="the sweep's folder (with --data: runs/NAME by default)"),
@@ -142,7 +144,9 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     metavar="HOST:PORT", help="of the Ray cluster, or auto (default: one is started)"
   ),
   "--workers": dict(type=int, metavar="N", help="how many programs are trained at a time"),
-  "--resources": dict(metavar="cpu=4,gpu=1", help="what each takes; also tpu, memory=16G"),
+  "--resources": dict(
+    metavar="cpu=4,gpu=1", help="resources of each worker or task; also tpu, memory=16G, time"
+  ),
   "--group": dict(metavar="trials/N", help="trains one program of a sweep that was begun"),
   "--data": dict(metavar="FILE", help="in place of a config: JSON lines, CSV, TSV or Parquet"),
   **{f"--{name}": settings for name, settings in MADE.items()},

@@ -255,7 +255,7 @@ def finished(folder: Path, trial: Trial) -> bool:
   old["data set"] = data.identity(result.get("data", {}))
   new["data set"] = data.identity(trial.dataset.report)
   new["start or reward"] = sources.digests(trial.config)
-  old["start or reward"] = result.get("sources", new["start or reward"])
+  old["start or reward"] = result.get("sources")
   checkpoint.check_same(f"{folder} holds the result", old, new)
   return True
 

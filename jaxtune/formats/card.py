@@ -46,7 +46,7 @@ CALLS = {
 }
 # What an export is, the packages that it needs, and the library of them that loads it.
 NEEDS = {
-  "peft": ("An adapter in PEFT's format", "torch transformers peft", "peft"),
+  "peft": ("An adapter in PEFT's format", "torch 'transformers<5.24' peft", "peft"),
   "adapterhub": (
     "An adapter in the format of AdapterHub's `adapters`", "torch adapters==1.3.0", "adapters",
   ),

@@ -60,8 +60,8 @@ def choose_format(adapted: peft.Adapted, format: str = "auto") -> str:
   beyond = not all(map(is_head, tree.flatten(tuned["params"])))
   if form != "merged" and beyond and not norms:
     raise UserError(
-      f"weights of the base were trained too, and {form!r} cannot hold them: export the methods "
-      "that trained them with format='merged', and give that folder as this one's base"
+      f"weights of the base were trained too, and {form!r} cannot hold them: train those in a run "
+      f"of their own, export it with format='merged', and train {name} with that as model.path"
     )
   return form
 
@@ -90,10 +90,10 @@ def _stack_format(methods: Sequence[peft.Method], format: str) -> str:
   names = " + ".join(m.name for m in methods)
   if len(deltas) == len(methods):
     raise UserError(f"{format!r} cannot express the stack {names}: use format='merged'")
-  way = "export each part alone (methods=(part,))"
+  way = "train and export each part in a run of its own"
   if deltas:
     way = (
-      f"merge {' + '.join(deltas)} first (format='merged', methods=these), then export each other "
-      "part alone (methods=(part,)), with the merged folder as its base"
+      f"train {' + '.join(deltas)} in a run of its own, export it with format='merged', and train "
+      "the rest with that folder as model.path"
     )
   raise UserError(f"no PyTorch format holds the stack {names}: {way}")

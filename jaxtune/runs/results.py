@@ -45,7 +45,8 @@ class Result(TypedDict, total=False):
   diverged_at: int | None
   base_fingerprint: str
   sources: dict[str, str]
-  files: dict[str, str]
+  files: Required[dict[str, str]]
+  sha256: Required[str]
   versions: dict[str, str]
 
 
@@ -69,14 +70,13 @@ def read(folder: Path) -> dict:
   """Reads a run's result.json; {} for a run that is not finished, or was composed or imported.
 
   Raises:
-    UserError: where its content has changed since it was written.
+    UserError: where its content has changed since it was written, or its hashes are missing.
   """
   path = folder / "result.json"
   if not path.exists():
     return {}
   result = schema.read_json(path, Result, again(folder))
-  written = {"files", "sha256"} & result.keys()  # older versions wrote neither
-  if written and result.get("sha256") != hash_of(result):
+  if result["sha256"] != hash_of(result):
     raise UserError(
       f"{path} is damaged or was edited: its content has another hash than it had when written; "
       f"{again(folder)}"
@@ -95,7 +95,8 @@ def again(folder: Path) -> str:
 def check_files(folder: Path, result: dict, names: tuple[str, ...] = FILES) -> None:
   """Raises UserError unless files of a finished trial are those that its result was written with.
 
-  Results of older versions hold no hashes: their files are not checked.
+  Args:
+    result: what `read` returned; nothing is checked for {}.
   """
   for name, wanted in result.get("files", {}).items():
     path = folder / name

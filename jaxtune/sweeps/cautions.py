@@ -90,9 +90,9 @@ def unresolved(evidence: Evidence) -> list[Caution]:
   text = (
     f"Not told apart from {evidence.reference} by {metrics.title(evidence.metric)} at 5 % (paired, "
     f"Holm's correction): {listed(named)}. Seeds needed are those with which a t test would find "
-    "a difference as large as this one with probability 0.8, before any correction. None are named "
-    "where as many were run (the correction for several comparisons, or the choice of few test "
-    "examples, hides the difference there), where there is one seed, and beyond 1,000."
+    "a difference as large as this one with probability 0.8, before any correction. No number is "
+    "given with a single seed, above 1,000, or where that many seeds were already run: there the "
+    "correction for several comparisons, or the choice of few test examples, hides the difference."
   )
   return of_rows("unresolved", text, named.values())
 

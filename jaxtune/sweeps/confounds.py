@@ -193,9 +193,9 @@ def far_base(evidence: Evidence) -> list[Caution]:
     return []
   text = (
     f"The base is far from the task: its {metrics.title(name)} of {base:.4g} is {base / best:.3g} "
-    f"times that of the best configuration (from {_FAR} times on, this is said). What is compared "
-    "is mostly how fast methods recover from that, and not how well they adapt a model that knows "
-    "the language of the task."
+    f"times that of the best configuration (this warning appears from {_FAR} times on). What is "
+    "compared is mostly how fast methods recover from that, and not how well they adapt a model "
+    "that knows the language of the task."
   )
   return of_rows("far_base", text, evidence.rows[:1])
 

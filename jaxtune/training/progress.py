@@ -67,7 +67,7 @@ class Evaluation(NamedTuple):
   """What an evaluation has found; arrays of all N trials of a group.
 
   Attributes:
-    due: which trials it was of; nothing else says anything of the others.
+    due: mask of the trials that were evaluated; the entries of others are meaningless.
     loss: their validation losses.
     steps: updates done.
     number: the number of the evaluation, from 0.

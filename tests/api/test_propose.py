@@ -80,6 +80,8 @@ def test_a_page_for_a_csv_file_in_one_command(place, tmp_path, capsys, monkeypat
     "prompt column 'question' (--prompt)", "answer column 'reply' (--answer)",
     "train 32, validation 4, test 4, drawn by a hash", "lora rank 1, lora rank 2, prefix length 3",
     "rates tried lora 0.001, 0.01; prefix 0.001, 0.01", "12 trials",
+    "(--methods, --lengths, --ranks), each with the seeds 0, 1 (--seeds)", "(--rates)",
+    "updates (--steps)", "(--config.data.validation, --config.data.test)",
   ):  # fmt: skip
     assert part in said, part
   assert "assumed prompt" in (workdir / "report.md").read_text()

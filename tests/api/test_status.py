@@ -10,7 +10,7 @@ import jaxtune
 from jaxtune import main
 from jaxtune.api import status_text
 from jaxtune.errors import UserError
-from jaxtune.runs import locks
+from jaxtune.runs import locks, results
 
 
 def test_every_state_of_a_trial(tmp_path, capsys):
@@ -25,11 +25,9 @@ def test_every_state_of_a_trial(tmp_path, capsys):
     (folder / "config.json").write_text("{}")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.utime(folder / "config.json", (0, (folder / "metrics.jsonl").stat().st_mtime - 100))
-  (folders[0] / "result.json").write_text(
-    json.dumps({"final": {"test_loss": 1.0}, "stopped_at": 40})
-  )
+  results.write(folders[0], {"final": {"test_loss": 1.0}, "stopped_at": 40})
   left = {"final": {"validation_loss": 2.5}, "stopped_at": 20, "exited_at": 20}
-  (folders[1] / "result.json").write_text(json.dumps(left))
+  results.write(folders[1], left)
   (folders[2] / "failed.json").write_text(json.dumps({"reason": "broken"}))
   states = lambda: [one.state for one in jaxtune.status(tmp_path)]
   assert states() == ["done", "left early", "failed", "stopped", "waiting"]

@@ -75,8 +75,8 @@ def staged(made, folder, changes):
 def finish(trial, folder, together):
   """Writes that a trial is done, which was trained with so many."""
   begin([folder], [trial.config])
-  known = {"base_fingerprint": trial.fingerprint, "data": {}, "trials_in_program": together}
-  results_.write(folder, {"final": {}} | known)
+  known = {"base_fingerprint": trial.fingerprint, "data": {}, "sources": {}}
+  results_.write(folder, {"final": {}, "trials_in_program": together} | known)
 
 
 def test_neither_does_a_reward_or_a_program_that_fails(llama, tmp_path, monkeypatch):

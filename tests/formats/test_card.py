@@ -150,6 +150,7 @@ def test_it_states_the_recipe_the_data_and_the_metrics(gpt2, tmp_path):
     "| schedule | cosine |",
     "| steps | 120, of which step 100 is kept |",
     "| batch size | 16 |",
+    "pip install torch 'transformers<5.24' peft",
     "| seed | 3 |",
     "| test_loss | 3.142 | 1.5 |",
     "| test_accuracy | 0.25 | 0.75 |",

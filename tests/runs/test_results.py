@@ -80,6 +80,14 @@ def test_every_flipped_bit_of_a_result_is_found(folder):
       assert json.dumps(found) == json.dumps(right)
 
 
+@pytest.mark.parametrize("key", ["files", "sha256"])
+def test_a_result_without_its_hashes_is_refused(folder, key):
+  path = folder / "result.json"
+  path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+  with pytest.raises(UserError, match=f"{key} is missing"):
+    results.read(folder)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "3", '{"final": 3}', '{"final"', "[" * 10**5])
 def test_a_result_that_is_none(tmp_path, content):
   (tmp_path / "result.json").write_text(content)

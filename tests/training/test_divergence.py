@@ -10,7 +10,7 @@ from support import made_trials
 from jaxtune.errors import UserError
 from jaxtune.evaluation import judge
 from jaxtune.runs import group
-from jaxtune.runs.results import best_trial, diverged
+from jaxtune.runs.results import best_trial, diverged, write
 from jaxtune.sweeps import report, table
 from jaxtune.training.options import TrainOptions
 from jaxtune.training.progress import Progress
@@ -74,10 +74,10 @@ def test_a_diverged_trial_does_not_speak_for_its_sweep(grouped, tmp_path):
   assert best_trial(folder).name == "0"
   (tmp_path / "trials" / "a").mkdir(parents=True)
   path = tmp_path / "trials" / "a" / "result.json"
-  path.write_text(json.dumps(results[1] | {"sha256": None, "files": {}}))
+  path.write_text(json.dumps(results[1] | {"sha256": "0", "files": {}}))
   with pytest.raises(UserError, match="damaged"):
     best_trial(tmp_path)
-  path.write_text(json.dumps({k: v for k, v in results[1].items() if k not in ("files", "sha256")}))
+  write(path.parent, results[1])
   with pytest.raises(UserError, match="all trials of .* diverged"):
     best_trial(tmp_path)
 

@@ -38,11 +38,11 @@ def make_program(
     lambda numbers: optim.make(numbers, steps, **options),
     steps,
     dropout,
-    common=getattr(trial.objective, "common", None),
     logged=logged(trial),
     updates=updates(trial),
     adapt=getattr(trial.objective, "adapt", None),
     targets=targets,
+    common=getattr(trial.objective, "common", None),
   )
 
 

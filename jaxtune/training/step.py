@@ -49,8 +49,6 @@ class Program(NamedTuple):
     make_optimizer: (numbers) -> optax transformation.
     steps: number of steps of the run.
     dropout: whether any trial is trained with dropout or other noise.
-    common: as `objective`, but -> {name: (B,)}, sums of which it needs the totals over all rows of
-      a batch; see `informed`.
     predict: (forward, batch) -> {name: (B, ...)}, the predictions; None for objectives whose
       predictions are generated texts.
     logged: names of the objective's sums that are logged, divided by that of the weights.
@@ -59,6 +57,8 @@ class Program(NamedTuple):
       they stay.
     targets: of how many tokens of a row logits are computed, at least as many as have a weight;
       None: of all.
+    common: as `objective`, but -> {name: (B,)}, sums of which it needs the totals over all rows of
+      a batch; see `informed`.
   """
 
   model: Any
@@ -67,12 +67,12 @@ class Program(NamedTuple):
   make_optimizer: Callable
   steps: int
   dropout: bool = False
-  common: Callable | None = None
   predict: Callable | None = None
   logged: tuple[str, ...] = ()
   updates: int = 1
   adapt: Callable | None = None
   targets: int | None = None
+  common: Callable | None = None
 
 
 def forward(

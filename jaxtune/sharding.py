@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -185,9 +187,13 @@ def make(
   total = math.prod(sizes.values())
   if total == 1 and kind == "jit":
     return ALONE
+  shape, devices = tuple(sizes.values()), devices[:total]
+  try:  # those that exchange most are near to each other
+    layout = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  except AssertionError:  # a part of a TPU's slice that is no cuboid stays in its order
+    layout = np.asarray(devices).reshape(shape)
   types = (AxisType.Auto,) * len(AXES)  # pmap does not work with the default, Explicit
-  layout = jax.make_mesh(tuple(sizes.values()), AXES, types, devices=devices[:total])
-  return Parallel(kind, layout, total)
+  return Parallel(kind, Mesh(layout, AXES, axis_types=types), total)
 
 
 def _sizes(mesh: dict, count: int) -> dict[str, int]:
@@ -232,12 +238,6 @@ def shardings(mesh: Mesh, tree: Any, first: str | None = None) -> Any:
   if uncovered:
     raise UserError(f"no sharding rule covers {', '.join(uncovered)}")
   return by_leaf
-
-
-def held(tree: Any) -> int:
-  """Returns the bytes that arrays take on each device."""
-  size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-  return sum(map(size, jax.tree.leaves(tree)))
 
 
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import math
 import shutil
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -273,6 +275,33 @@ def test_tokens_are_split(mesh, length):
     keys = 2 * 4 * c.layers * made[2]["tokens"].size * c.kv_heads * c.head_size
     assert 2 * keys <= gathered < 2.1 * keys, "forward, and again for the backward pass"
     assert sum(one.moved for one in moved) - gathered < 1.2 * keys
+
+
+@dataclass(frozen=True)
+class Chip:
+  """As jax describes one of a TPU's slice of 4 x 4."""
+
+  id: int
+  platform: str = "tpu"
+  device_kind: str = "TPU v6 lite"
+  core_on_chip: int = 0
+  process_index: int = 0
+
+  @property
+  def coords(self):
+    return self.id % 4, self.id // 4, 0
+
+
+MESHES = [{"data": 2, "fsdp": 8}, {"fsdp": 2, "tensor": 8}, {"data": 6}]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_any_mesh_of_a_tpu_s_slice_is_arranged(mesh):
+  """Also where it splits an axis of the slice's torus, or is of some of its devices."""
+  chips = [Chip(i) for i in range(16)]
+  found = sharding.make("jit", mesh, chips)
+  assert {*found.mesh.devices.flat} == {*chips[: found.devices]}
+  assert found.devices == math.prod(mesh.values())
 
 
 @pytest.mark.full

@@ -131,15 +131,18 @@ def sample(split: Split, count: int) -> Split:
   return split._replace(arrays={name: array[rows] for name, array in split.arrays.items()})
 
 
-def batches(split: Split, batch_size: int) -> Iterator[Batch]:
+def batches(split: Split, batch_size: int, multiple: int = 1) -> Iterator[Batch]:
   """Yields batches of one shape that hold every example of a split once, in its order.
 
   The last batch is filled up with copies of its first example, with weight 0. Rows without a real
   token would make attention divide 0 by 0.
+
+  Args:
+    multiple: such copies make the number of rows one of it.
   """
   for start in range(0, split.examples, batch_size):
-    rows_B = np.arange(start, start + batch_size)
-    real_B = rows_B < split.examples
+    rows_B = np.arange(start, start + -(-batch_size // multiple) * multiple)
+    real_B = rows_B < min(start + batch_size, split.examples)
     taken = _take(split, np.where(real_B, rows_B, start), {})
     weights = taken["weights"]
     real = real_B.reshape(-1, *[1] * (weights.ndim - 1)).astype(np.float32)

@@ -63,7 +63,7 @@ def calls(
     {"base": adapted.base, "params": {} if own else adapted.tuned["params"]},
     lambda path: path.split("/")[1:3] in (["trunk", "layers"], ["decoder", "layers"]),
   )
-  if jax.default_backend() != "cpu" or sum(x.nbytes for x in jax.tree.leaves(layers)) < LARGE:
+  if model.config.runs_on != "cpu" or sum(x.nbytes for x in jax.tree.leaves(layers)) < LARGE:
     same = lambda cache: cache
     return Calls(prefill, lambda *args: call("decode", model, adapted, *args), same, same)
   depth = model.config.layers

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from jaxtune import data, hosts, metrics, peft, sharding, tree
 from jaxtune.evaluation import answers, rewards
 from jaxtune.evaluation.options import EvaluateOptions
-from jaxtune.training.step import Program, chooses, judge
+from jaxtune.training.step import Program, chooses, informed, judge
 
 SUMS = ("loss", "weight", "correct")  # of each example, whatever the objective
 
@@ -104,6 +104,7 @@ def make(
 
   def rows(overlay, base, batch, targets, axis):
     some = program._replace(targets=targets)
+    batch = informed(some, overlay, base, batch, axis)
     judged = judge(some, overlay, base, jax.tree.map(lambda x: x[0], batch))
     gather = lambda x: jax.lax.all_gather(x, axis, tiled=True)
     return judged if axis is None else jax.tree.map(gather, judged)
@@ -140,16 +141,15 @@ def measure(
   """
   if evaluator.rewards is not None:
     return answers.rewarded(evaluator, overlays, base, splits)
-  parts = evaluator.parallel.batch_shards
-  size = -(-evaluator.options.batch_size // parts) * parts  # rows are added without weight
+  size, parts = evaluator.options.batch_size, evaluator.parallel.batch_shards
   distinct = {id(split): split for split in splits}
-  batches = {key: list(data.batches(split, size)) for key, split in distinct.items()}
+  batches = {key: list(data.batches(split, size, parts)) for key, split in distinct.items()}
   walks = [batches[id(split)] for split in splits]
   measured, run = [], evaluator.rows(evaluator.targets(splits))
   for i in tqdm(range(max(map(len, walks))), "judging", leave=False, disable=hosts.bars()):
     batch = stack([walk[min(i, len(walk) - 1)] for walk in walks])
     out = run(overlays, base, evaluator.parallel.put_batch(batch))
-    measured.append(jax.tree.map(np.asarray, out))
+    measured.append(jax.tree.map(lambda x: np.asarray(x)[:, :size], out))
   joined = jax.tree.map(lambda *parts: np.concatenate(parts, 1), *measured)
   return [
     {name: x[e, : split.examples] for name, x in joined.items()} for e, split in enumerate(splits)

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxtune.models.layers import Norm
@@ -56,6 +57,7 @@ class Config:
     quantize: how the layers' kernels are stored, None, "int8" or "nf4"; see `quantize`.
     unroll: how many layers one iteration of the layer loop runs.
     attention: "plain", "splash", "cudnn" or None; see `layers.Attend`.
+    platform: that the model is compiled for, "cpu", "tpu" or "cuda"; None: that of this process.
     scored_tokens: for how many tokens a device computes logits at a time where it scores targets;
       None: at least 512, and as many as have 2**24 logits.
   """
@@ -104,12 +106,18 @@ class Config:
   quantize: str | None = None
   unroll: int = 1
   attention: str | None = None
+  platform: str | None = None
   scored_tokens: int | None = None
 
   @property
   def scored_together(self) -> int:
     """Returns `scored_tokens`, or the number that stands for None."""
     return self.scored_tokens or max(512, 2**24 // self.vocabulary)
+
+  @property
+  def runs_on(self) -> str:
+    """Returns `platform`, or that of this process."""
+    return self.platform or jax.default_backend()
 
   @property
   def head_kind(self) -> str:

@@ -21,6 +21,7 @@ from jaxtune.models import tokenizer as tokenizers
 from jaxtune.models.config import Config
 from jaxtune.models.decoder import Decoder
 from jaxtune.models.encoder import Encoder
+from jaxtune.models.layers import check_attention
 from jaxtune.models.quantize import FORMS, quantised
 from jaxtune.models.seq2seq import Seq2Seq
 from jaxtune.schema import Count, Seed, Text
@@ -114,12 +115,7 @@ def load(
   outlined = outline(path, architecture=architecture, tokenizer=tokenizer, head=head,
                      labels=labels, dtype=dtype, remat=remat, quantize=quantize,
                      unroll=unroll, attention=attention, scored_tokens=scored_tokens)  # fmt: skip
-  here, needed = jax.default_backend(), {"splash": "tpu", "cudnn": "gpu"}.get(attention)
-  if needed not in (None, here):
-    raise UserError(
-      f"model.attention is {attention!r}, expected a {needed.upper()}; this is a {here}: "
-      "leave it at None"
-    )
+  check_attention(attention, jax.default_backend())
   model, folder, hf_config = outlined.model, outlined.folder, outlined.hf_config
   weights.check_memory(outlined.params)
   deviation = hf_config.get("initializer_range", drawn.DEVIATION)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxtune.errors import UserError
 from jaxtune.models.context import Mask
 
 ACTIVATIONS = {
@@ -39,6 +40,8 @@ ACTIVATIONS = {
   "tanh": jnp.tanh,
   "mish": jax.nn.mish,
 }
+# For each fused kernel of attention, what has it, and the platforms of that.
+FUSED = {"splash": ("a TPU", ("tpu",)), "cudnn": ("a GPU", ("gpu", "cuda"))}
 
 
 def choose_attention(platform: str, length: int) -> str:
@@ -49,6 +52,15 @@ def choose_attention(platform: str, length: int) -> str:
   if platform in ("gpu", "cuda"):
     return "cudnn"
   return "splash" if platform == "tpu" and length >= 512 else "plain"
+
+
+def check_attention(attention: str | None, platform: str) -> None:
+  """Raises UserError for a fused kernel of attention that is none of the platform's."""
+  name, platforms = FUSED.get(attention, ("", (platform,)))
+  if platform not in platforms:
+    raise UserError(
+      f"model.attention is {attention!r}, expected {name}; this is a {platform}: leave it at None"
+    )
 
 
 def lift(array: jax.Array, like: jax.Array) -> jax.Array:
@@ -134,12 +146,14 @@ class Attend(nn.Module):
   `implementation` is "plain" for matrix products with a softmax in fp32, on any device; "splash"
   for jax's kernel for TPUs, and "cudnn" for that for NVIDIA GPUs (bf16 or fp16), each with plain
   products for what it does not take. None is "splash" on a TPU, where rows are long enough to gain
-  by it, "cudnn" on a GPU, and "plain" on other devices.
+  by it, "cudnn" on a GPU, and "plain" on other devices. `platform` is that of the device; None
+  stands for this process's.
   """
 
   implementation: str | None = None
   scale: float | None = None
   softcap: float | None = None
+  platform: str | None = None
 
   def __call__(
     self,
@@ -151,7 +165,8 @@ class Attend(nn.Module):
   ) -> Float[Array, "B T N H"]:
     batch, length, heads, size = q_BTNH.shape
     scale = size**-0.5 if self.scale is None else self.scale
-    kernel = self.implementation or choose_attention(jax.default_backend(), length)
+    here = self.platform or jax.default_backend()
+    kernel = self.implementation or choose_attention(here, length)
     if bias_1NTS is None and kernel != "plain":
       from jaxtune.models import cudnn, splash  # not before: other devices do without their kernels
 

@@ -47,7 +47,7 @@ class Attention(nn.Module):
     self.k_proj = linear(source_width, c.kv_heads * c.head_size)
     self.v_proj = linear(source_width, c.kv_heads * c.head_size)
     self.o_proj = Linear(c.heads * c.head_size, c.width, c.o_bias, c.dtype)
-    self.attend = Attend(c.attention, c.scale, c.softcap)
+    self.attend = Attend(c.attention, c.scale, c.softcap, c.platform)
     if c.qk_norm is None:
       self.q_norm = self.k_norm = None
     else:

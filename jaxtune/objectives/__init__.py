@@ -10,6 +10,8 @@ Its model and its loss:
   loss(forward, batch, **options): sums for each row, (losses (B,), {"weight": the weights of its
     targets, "correct": the weights of those that the model gets right}, each (B,)). Further sums
     can be MEASURES. One that is not of all rows has weights of its own: of "up", "weight_up".
+  common(forward, batch, **numbers): sums of each row, (B,) by name, whose totals over all rows of a
+    batch the loss reads from `batch`, where it is given a part of these rows; see `step.informed`.
   NUMBERS: options of the loss that are arrays, so that trials that differ in them share a program.
   init(width): arrays that are trained beside the methods, by the names under which `loss` takes
     them, for a model whose states have so many numbers; an objective without them lacks it.

@@ -31,13 +31,13 @@ def loss(
   """Returns 1 - sigmoid(r - z) of answers with a thumb up, and 1 - sigmoid(z - r) of the others.
 
   r is the implicit reward beta * log(p / p_reference), and z (equation 7) the mean of the same of
-  answers that belong to other prompts, over the rows that are computed at once; at least 0, and
-  without a gradient. So at least two rows should be computed at once.
+  answers that belong to other prompts, over the rows of a batch; at least 0, and without a
+  gradient. So a batch has at least two rows, and held-out losses depend on `evaluate.batch_size`.
 
   Args:
     forward: as for `sft.loss`.
     batch: tokens, mask and weights (B, 2, T), labels (B,) and reference (B, 2); see
-      `encode.thumbs`.
+      `encode.thumbs`. Also the totals of what `common` returns, unless these rows are all.
     beta: how strongly the policy is held to the reference.
     desirable, undesirable: weights of the two kinds of answers, which should balance their numbers.
 
@@ -48,9 +48,10 @@ def loss(
   """
   sums_B2, _ = choices.log_probabilities(forward, batch)
   rewards_B2 = beta * (sums_B2 - batch["reference"])
-  real_B = (batch["weights"].sum((1, 2)) > 0).astype(jnp.float32)
-  others = jax.lax.stop_gradient((rewards_B2[:, 1] * real_B).sum() / jnp.maximum(real_B.sum(), 1))
-  z = jnp.maximum(others, 0.0)
+  real_B = _real(batch)
+  own = {"others": (rewards_B2[:, 1] * real_B).sum(), "rows": real_B.sum()}
+  total = {name: batch.get(name, x) for name, x in own.items()}
+  z = jax.lax.stop_gradient(jnp.maximum(total["others"] / jnp.maximum(total["rows"], 1), 0.0))
   up_B = batch["labels"] > 0
   sign_B = jnp.where(up_B, 1.0, -1.0)
   losses_B = 1.0 - jax.nn.sigmoid(sign_B * (rewards_B2[:, 0] - z))
@@ -65,3 +66,16 @@ def loss(
     "drift": -rewards_B2[:, 0] / beta,
   }
   return losses_B * real_B, {name: x * real_B for name, x in sums.items()}
+
+
+def common(forward: Forward, batch: Batch, beta: Positive = 0.1, **_: Array) -> Sums:
+  """Returns "others", the rewards whose mean z is, and "rows", 1 for each real row, each (B,)."""
+  others = {name: x[:, 1:] for name, x in batch.items() if x.ndim > 1}
+  sums_B1, _ = choices.log_probabilities(forward, others)
+  real_B = _real(batch)
+  return {"others": beta * (sums_B1 - others["reference"])[:, 0] * real_B, "rows": real_B}
+
+
+def _real(batch: Batch) -> Float[Array, " B"]:
+  """Returns 1 for each row with a weight, and 0 for one that fills a batch up."""
+  return (batch["weights"].sum((1, 2)) > 0).astype(jnp.float32)

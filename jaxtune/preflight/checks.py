@@ -82,7 +82,7 @@ def check(trial: Trial) -> None:
     section, _, name = key.partition(".")
     if config[section][name] is not None and dataset.validation is None:
       raise UserError(f"{key} needs a validation split: give data.validation")
-  _check_batches(config, dataset)
+  _check_batches(trial)
   data.mix.check(dataset.train.order, options.steps, options.batch_size)
   _check_lengths(trial, max(rollout.check(trial), _check_evaluation(trial)))
   tokenize = tokenizing(trial.pretrained)
@@ -148,11 +148,16 @@ def _check_lengths(trial: Trial, completed: int) -> None:
     )
 
 
-def _check_batches(config: dict, dataset: data.Data) -> None:
-  """Raises UserError for batches that are larger than the memory of this machine."""
-  memory = hosts.memory()
+def _check_batches(trial: Trial) -> None:
+  """Raises UserError for batches of too few rows, or larger than the memory of this machine."""
+  config, dataset, memory = trial.config, trial.dataset, hosts.memory()
   held = dataset.test or dataset.validation or dataset.train
   for section, split in (("train", dataset.train), ("evaluate", held)):
+    if hasattr(trial.objective, "common") and config[section]["batch_size"] == 1:
+      raise UserError(
+        f"{section}.batch_size is 1, expected 2 or more: objective "
+        f"{config['objective']['name']!r} compares an answer with others of its batch"
+      )
     # Of a stream: ids, weights and masks.
     arrays = getattr(split, "arrays", {"tokens": np.zeros((1, split.width, 9), np.int8)})
     size = config[section]["batch_size"] * sum(array[0].nbytes for array in arrays.values())

@@ -16,18 +16,21 @@ from jaxtune.runs import compilations
 from jaxtune.runs.trial import Trial
 
 
-def choose_chunk(trials: Sequence[Trial]) -> int:
+def choose_chunk(trials: Sequence[Trial], parallel: sharding.Parallel | None = None) -> int:
   """Returns how many trials each device computes side by side: `train.chunk`, if it is set.
 
   By default this is one on a CPU, which needs the least memory (by `experiments/speed`, 2 or 4 are
   a few per cent faster there, and 16 are slower), and on other devices as many as fit their memory
   by XLA's own figures.
+
+  Args:
+    parallel: the layout of the devices; default that of `train.mesh`.
   """
   if chosen := trials[0].config["train"]["chunk"]:
     return chosen
   if jax.default_backend() == "cpu":
     return 1
-  group = lowered.outline(trials)
+  group = lowered.outline(trials, parallel=parallel)
   return fit_chunk(fit.side_by_side(group), _limit(), partial(_peak, group))
 
 
@@ -73,15 +76,17 @@ def fit_chunk(chunk: int, limit: float, bytes_of: Callable[[int], float]) -> int
 def cost(trials: Sequence[Trial]) -> dict:
   """Compiles one step on shapes alone; returns XLA's own memory and FLOP figures for it.
 
-  The trials' `pretrained.params` may be shapes, as `hf.outline` gives them.
+  The step is that of one device, as `train.mesh` may need more than are here. The trials'
+  `pretrained.params` may be shapes, as `hf.outline` gives them.
 
   Returns:
     MB of the frozen base, of the trials' state and of the step's working memory, and GFLOP of one
     step of all trials, of its matrix products and without what rematerialisation computes again; of
     a quantised base, what a weight of its kernels takes.
   """
-  group = lowered.outline(trials)._replace(parallel=sharding.ALONE)
-  chunk, batch = min(choose_chunk(trials), fit.side_by_side(group)), lowered.step_batch(group)
+  group = lowered.outline(trials, parallel=sharding.ALONE)
+  batch = lowered.step_batch(group)
+  chunk = min(choose_chunk(trials, group.parallel), fit.side_by_side(group))
   # The program is never run, so it need not be fast. On a CPU it compiles in half the time without
   # optimisation, and takes the same memory.
   quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}

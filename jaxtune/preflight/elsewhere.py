@@ -40,7 +40,7 @@ def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> d
   batches, auto = lowered.batches(group), trials[0].pretrained.model.config.remat == "auto"
   if auto:
     remat = "linear" if here else _least(group, batches["training step"], build)
-    group = group._replace(trials=lowered.changed(trials, remat=remat))
+    group = group._replace(trials=lowered.changed(group.trials, remat=remat))
   built = _built(group, batches, chunk, build)
   while any(one.refused for one in built.values()) and chunk > 1 and group.options.chunk is None:
     chunk = -(-chunk // 2)
@@ -130,9 +130,8 @@ def _peak(
 
 
 def _with_rows(batch: dict, rows: int) -> dict:
-  """Returns the shapes of a batch with another number of rows."""
-  axis = batch["tokens"].ndim - 2
-  change = lambda x: (*x.shape[:axis], rows, *x.shape[axis + 1 :]) if x.ndim > axis else x.shape
+  """Returns the shapes of a training batch (E, A, B, ...) with another number of rows B."""
+  change = lambda x: (*x.shape[:2], rows, *x.shape[3:])
   return {name: jax.ShapeDtypeStruct(change(x), x.dtype) for name, x in batch.items()}
 
 
@@ -153,9 +152,11 @@ def _figures(group: Outline, kind: str, batch: dict, built: Built) -> dict:
   """
   if kind == "training step":
     batch, _ = lowered.at_once(group, batch)
-  device, (trials, *_, rows, length) = group.device, batch["tokens"].shape
+  device, (trials, *sizes, length) = group.device, batch["tokens"].shape
   if kind == "generation":  # other prompts wait
-    rows = min(rows, group.trials[0].config["evaluate"]["batch_size"])
+    rows = min(sizes[0], group.trials[0].config["evaluate"]["batch_size"])
+  else:
+    rows = sizes[1]
   head = {"batch": (trials, rows, length), "text": built.text}
   if built.refused:
     return head | {"does_not_fit": built.refused}

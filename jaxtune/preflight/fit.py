@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from jaxtune import sharding
 from jaxtune.errors import UserError
 from jaxtune.models import quantize
 from jaxtune.preflight import devices, lowered
 from jaxtune.preflight.lowered import Outline
+from jaxtune.runs import costs
 
 MOST = 64  # trials, or rows of a batch: for more of them nothing is compiled
 FEW_TOKENS = 128  # whose logits are computed together
@@ -30,7 +30,7 @@ def bytes_of(group: Outline, shapes: Any, first: str | None = None) -> int:
   """Returns the bytes that arrays have on each device; `first` as for `Parallel.outline`."""
   if group.parallel.mesh is None:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-  return sharding.held(group.parallel.outline(shapes, first))
+  return costs.bytes_on_device(group.parallel.outline(shapes, first))
 
 
 def held(group: Outline, kind: str, trials: int) -> int:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxtune import data, sharding, tree
+from jaxtune import data, hosts, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.peft import Overlay
 from jaxtune.runs import answer_rows
@@ -78,8 +78,9 @@ def _check_gradients(largest: dict[str, float]) -> None:
 def with_noise(deltas: PyTree) -> PyTree:
   """Adds normal noise to every array; numpy draws it, as jax would compile a program per shape."""
   rng = lambda path: np.random.default_rng(zlib.crc32(path.encode()))
-  noisy = lambda path, x: np.asarray(x) + rng(path).normal(0, 0.02, x.shape).astype(x.dtype)
-  return tree.unflatten({path: noisy(path, x) for path, x in tree.flatten(deltas).items()})
+  noisy = lambda path, x: x + rng(path).normal(0, 0.02, x.shape).astype(x.dtype)
+  flat = tree.flatten(hosts.fetch(deltas))  # whole, also where the mesh splits them
+  return tree.unflatten({path: noisy(path, x) for path, x in flat.items()})
 
 
 def _rows(trial: Trial, shards: int) -> dict:

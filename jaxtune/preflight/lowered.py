@@ -14,7 +14,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxtune import data, peft, sharding, tree
 from jaxtune.evaluation import judge, texts
 from jaxtune.models import cudnn
-from jaxtune.models.layers import choose_attention
+from jaxtune.models.layers import check_attention
 from jaxtune.preflight.devices import Device
 from jaxtune.runs import answer_rows, costs, programs
 from jaxtune.runs.first_state import first_state
@@ -56,9 +56,21 @@ class Outline(NamedTuple):
 
 
 def outline(
-  trials: Sequence[Trial], device: Device | None = None, devices: Sequence[Any] | None = None
+  trials: Sequence[Trial],
+  device: Device | None = None,
+  devices: Sequence[Any] | None = None,
+  parallel: sharding.Parallel | None = None,
 ) -> Outline:
-  """Outlines a group of trials; their `pretrained.params` may be shapes."""
+  """Outlines a group of trials, with their models for the device; see `Outline`.
+
+  Their `pretrained.params` may be shapes.
+
+  Args:
+    parallel: the layout; default that of `train.mesh` over the devices.
+
+  Raises:
+    UserError: for a mesh or a kernel of attention that the devices do not have.
+  """
 
   def make(params):
     pretrained = trials[0].pretrained._replace(params=params)
@@ -67,8 +79,12 @@ def outline(
     )
     return tree.stack(list(states)), bases[0]
 
+  if device is not None:
+    trials = changed(trials, platform=device.platform)
+  c = trials[0].pretrained.model.config
+  check_attention(c.attention, c.runs_on)
   train = trials[0].config["train"]
-  parallel = sharding.make(train["parallel"], train["mesh"], devices)
+  parallel = parallel or sharding.make(train["parallel"], train["mesh"], devices)
   states, base = jax.eval_shape(make, trials[0].pretrained.params)
   return Outline(trials, states, base, device, devices, parallel)
 
@@ -88,8 +104,7 @@ def step_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct]:
   trials, train = group.trials, group.trials[0].config["train"]
   parts = train["accumulate"]
   drawn = data.batch(trials[0].dataset.train, 0, 0, train["batch_size"])  # batch 0 is the widest
-  platform = None if group.device is None else group.device.platform
-  widest = answer_rows.example(trials, drawn, group.parallel.batch_shards, platform)
+  widest = answer_rows.example(trials, drawn, group.parallel.batch_shards)
   lead = len(trials), parts * programs.updates(trials[0])
   return {name: led(x, *lead, len(x) // parts) for name, x in widest.items()}
 
@@ -158,7 +173,7 @@ def lower_step(group: Outline, batch: dict, chunk: int, **computation: Any) -> j
     computation: fields of the model's `Config` that are to be changed.
   """
   taken, turns = at_once(group, batch, chunk)
-  step = _step(group, batch, chunk, computation, turns)
+  step = _step(group, chunk, computation, turns)
   states, sums = _carry(group, batch)
   carry = _placed(group, states, "trial"), _placed(group, {"sums": sums}, "trial")["sums"]
   return _lower(group, group.parallel.compile(step, donate=True), carry, taken, turns)
@@ -175,7 +190,7 @@ def at_once(group: Outline, batch: dict, chunk: int = 1) -> tuple[dict, bool]:
 
 def lower_judge(group: Outline, batch: dict, chunk: int, **computation: Any) -> jax.stages.Lowered:
   """Lowers the program that judges a batch of rows, as `lower_step` does a step."""
-  evaluator = _evaluator(group, batch, group.parallel, chunk, computation)
+  evaluator = _evaluator(group, group.parallel, chunk, computation)
   return _lower(group, _judge_rows(group, evaluator), _overlays(group, batch), batch)
 
 
@@ -187,7 +202,7 @@ def lower_completion(
   How often its loops run depends on the texts: figures are those of one round, which reads prompts
   into the cache and continues every row by one token.
   """
-  evaluator = _evaluator(group, batch, group.parallel, chunk, computation)
+  evaluator = _evaluator(group, group.parallel, chunk, computation)
   arguments = _overlays(group, batch), _placed(group, group.base), batch
   with _traced_for(group):
     return evaluator.complete.trace(*arguments).lower(lowering_platforms=group.platforms)
@@ -206,39 +221,25 @@ def flops(group: Outline, batch: dict, name: str = "training step") -> float:
   """
   if name == "training step":
     batch, _ = at_once(group, batch)
-    step = _step(group, batch, len(batch["tokens"]), costs.WHOLE)
+    step = _step(group, len(batch["tokens"]), costs.WHOLE)
     traced = jax.make_jaxpr(step)(_carry(group, batch), group.base, batch)
   else:
     count = len(group.trials)
-    evaluator = _evaluator(group, batch, sharding.ALONE, count, costs.WHOLE)
+    evaluator = _evaluator(group, sharding.ALONE, count, costs.WHOLE)
     function = _judge_rows(group, evaluator) if name == "evaluation" else evaluator.complete
     overlays = peft.Overlay(group.states.tuned, group.states.hyper)
     traced = jax.make_jaxpr(function)(overlays, group.base, batch)
   return costs.products(traced.jaxpr)
 
 
-def with_kernels(group: Outline, length: int) -> dict[str, Any]:
-  """Returns the fields of the model's `Config` that the device chooses for rows of this length."""
-  chosen = group.trials[0].pretrained.model.config.attention
-  if group.device is None or chosen is not None:
-    return {}
-  return {"attention": choose_attention(group.device.platform, length)}
-
-
-def _step(
-  group: Outline, batch: dict, chunk: int, computation: dict, turns: bool = False
-) -> Callable:
+def _step(group: Outline, chunk: int, computation: dict, turns: bool = False) -> Callable:
   """Returns the training step of a group, neither compiled nor placed."""
-  fused = with_kernels(group, batch["tokens"].shape[-1]) | computation
-  program = programs.of_group(changed(group.trials, **fused), chunk)
+  program = programs.of_group(changed(group.trials, **computation), chunk)
   return loop.make_step(program, chunk, turns, group.parallel.mesh)
 
 
-def _evaluator(
-  group: Outline, batch: dict, parallel: sharding.Parallel, chunk: int, computation: dict
-) -> Any:
-  fused = with_kernels(group, batch["tokens"].shape[-1]) | computation
-  trial = changed(group.trials, **fused)[0]
+def _evaluator(group: Outline, parallel: sharding.Parallel, chunk: int, computation: dict) -> Any:
+  trial = changed(group.trials, **computation)[0]
   if programs.rolls_out(trial):  # which completes prompts as many at a time as it learns from
     judging = trial.config["evaluate"] | {"batch_size": trial.config["train"]["batch_size"]}
     trial = trial._replace(config=trial.config | {"evaluate": judging})

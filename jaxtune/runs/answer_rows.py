@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from jaxtune import objectives
@@ -25,17 +24,16 @@ def needs_policy(trial: Trial) -> bool:
   return programs.updates(trial) > 1 or bool(objectives.arrays(name, 1))
 
 
-def shared(trial: Trial, shards: int = 1, platform: str | None = None) -> int:
+def shared(trial: Trial, shards: int = 1) -> int:
   """Returns how many answers share a row with their prompt, so that it is computed once for them.
 
   As many as make the least work (Liu et al. 2025, "Prefix Grouper"): a token of the prompt is
   saved for each further answer, while plain attention also computes the pairs of tokens of
-  different answers, which nothing reads.
+  different answers, which nothing reads. Fused kernels of attention have no rule for such rows, so
+  that where they are used every answer has a row of its own.
 
   Args:
     shards: among which the rows of a batch are divided.
-    platform: that the model runs on; default that of this process. Fused kernels of attention have
-      no rule for such rows, so that where they are used every answer has a row of its own.
   """
   c, (rollout, train) = trial.pretrained.model.config, options(trial)
   prompt, new = prompt_width(trial), rollout.max_new_tokens
@@ -51,37 +49,32 @@ def shared(trial: Trial, shards: int = 1, platform: str | None = None) -> int:
     return tokens * weights + 2 * heads * share * tokens**2
 
   def fits(share: int) -> bool:
-    here, width = platform or jax.default_backend(), prompt + share * new
-    plain = (c.attention or choose_attention(here, width)) == "plain"
+    width = prompt + share * new
+    plain = (c.attention or choose_attention(c.runs_on, width)) == "plain"
     return plain and rollout.samples % share == 0 == rows % (share * shards)
 
   return min([1, *filter(fits, range(2, rollout.samples + 1))], key=work)
 
 
-def layout(
-  trials: Sequence[Trial], shards: int = 1, platform: str | None = None
-) -> tuple[int, int]:
+def layout(trials: Sequence[Trial], shards: int = 1) -> tuple[int, int]:
   """Returns what the rows of a group of trials have in common: `shared`, and tokens of a prompt."""
-  return min(shared(t, shards, platform) for t in trials), max(map(prompt_width, trials))
+  return min(shared(t, shards) for t in trials), max(map(prompt_width, trials))
 
 
 def example(
-  trials: Sequence[Trial],
-  prompts: dict[str, np.ndarray],
-  shards: int = 1,
-  platform: str | None = None,
+  trials: Sequence[Trial], prompts: dict[str, np.ndarray], shards: int = 1
 ) -> dict[str, np.ndarray]:
   """Returns an imagined batch of the shapes that updates read; of other objectives the batch.
 
   Args:
     trials: of a group.
     prompts: a batch of the training split.
-    shards, platform: as for `shared`.
+    shards: as for `shared`.
   """
   trial = trials[0]
   if not programs.rolls_out(trial):
     return prompts
-  (share, prompt), new = layout(trials, shards, platform), options(trial)[0].max_new_tokens
+  (share, prompt), new = layout(trials, shards), options(trial)[0].max_new_tokens
   count = len(prompts["tokens"])
   rows, width = count // share, prompt + share * new
   zeros_Nn = np.zeros((count, new), np.float32)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from jaxtune import data, peft, sharding
+from jaxtune import data, peft
 from jaxtune.runs import answer_rows, programs
 from jaxtune.runs.trial import Trial, changed
 from jaxtune.training.step import State, judge, update
@@ -107,7 +107,7 @@ def _inner(values: Any) -> Iterator[Any]:
 
 
 def memory(
-  step: Any, arguments: tuple, states: Sequence[State], chunk: int, turns: bool = False
+  step: Any, arguments: tuple, states: Sequence[State], chunk: int, shards: int, turns: bool
 ) -> list[int]:
   """Returns the bytes that the training of each trial takes on a device, as if it ran alone.
 
@@ -122,19 +122,26 @@ def memory(
     arguments: of the step, with the widest batch: ((states, sums), shared, batch).
     states: the shapes of each trial's state, without the padding of its group.
     chunk, turns: as `loop.make_step` had them.
+    shards: the size of the mesh axis "trial".
   """
   (stacked, _), shared, batch = arguments
-  count = next(iter(batch.values())).shape[0]  # of the trials that take a step
-  numbers = stacked.step.shape[0]
+  count = -(-next(iter(batch.values())).shape[0] // shards)  # of a device, that take a step
+  here = stacked.step.sharding.shard_shape(stacked.step.shape)[0]  # trials on a device
   analysis = step.lower(*arguments).compile().memory_analysis()
   # A loop over chunks gathers its results in a copy. Turns first take the states out of all, and
   # then choose between a chunk's states before and after the step.
   together = min(chunk, count)
   copies = (chunk < count) * count + turns * (count + together)
-  beside = analysis.temp_size_in_bytes - copies * sharding.held(stacked) / numbers
+  beside = analysis.temp_size_in_bytes - copies * bytes_on_device(stacked) / here
   working = max(beside, 0) / together
-  base = sharding.held(shared[0] if turns else shared)
+  base = bytes_on_device(shared[0] if turns else shared)
   bytes_of = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-  here = stacked.step.sharding.shard_shape(stacked.step.shape)[0]  # trials on a device
-  share = sharding.held(stacked) / bytes_of(stacked) * numbers / here  # of weights, by a mesh
+  # Of weights, by a mesh.
+  share = bytes_on_device(stacked) / bytes_of(stacked) * len(stacked.step) / here
   return [round(base + share * bytes_of(state) + working) for state in states]
+
+
+def bytes_on_device(tree: PyTree) -> int:
+  """Returns the bytes that arrays take on each device."""
+  size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+  return sum(map(size, jax.tree.leaves(tree)))

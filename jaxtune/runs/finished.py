@@ -12,8 +12,8 @@ from jaxtune import config as configs
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
+from jaxtune.runs import compilations, locks
 from jaxtune.runs import folder as folder_
-from jaxtune.runs import locks
 from jaxtune.runs.trial import load_data, load_model, make_methods, tokenizing
 
 
@@ -74,6 +74,9 @@ def load_run(folder: str | Path, pretrained: hf.Pretrained | None = None) -> Run
   """
   path, record, flat = folder_.read(Path(folder))
   folder, config = path.parent, record["config"]
+  if config["model"]["attention"] != "plain":  # this device may lack that one's fused kernel
+    config = config | {"model": config["model"] | {"attention": None}}
+  compilations.keep(config["train"]["compilation_cache"])
   labels, stop_tokens = tuple(record["labels"]), tuple(record["stop_tokens"])
   base = pretrained or load_model(config, len(labels))
   if tree.fingerprint(base.params) != record["base"]:

@@ -100,7 +100,7 @@ def _spent(
   else:
     batch = group.batch(chosen, np.zeros_like(chosen), progress.state)
   arguments = (progress.state, progress.sums), shared, batch
-  memory = costs.memory(group.step, arguments, shapes, group.chunk, turns)
+  memory = costs.memory(group.step, arguments, shapes, group.chunk, group.shards, turns)
   return [one | {"memory": taken} for one, taken in zip(spent, memory, strict=True)]
 
 

@@ -42,6 +42,7 @@ def make_program(
     updates=updates(trial),
     adapt=getattr(trial.objective, "adapt", None),
     targets=targets,
+    common=getattr(trial.objective, "common", None),
   )
 
 

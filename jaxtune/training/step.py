@@ -57,6 +57,8 @@ class Program(NamedTuple):
       they stay.
     targets: of how many tokens of a row logits are computed, at least as many as have a weight;
       None: of all.
+    common: as `objective`, but -> {name: (B,)}, sums of which it needs the totals over all rows of
+      a batch; see `informed`.
   """
 
   model: Any
@@ -70,6 +72,7 @@ class Program(NamedTuple):
   updates: int = 1
   adapt: Callable | None = None
   targets: int | None = None
+  common: Callable | None = None
 
 
 def forward(
@@ -135,6 +138,30 @@ def judge(
   return {"loss": losses_B, **others, **predicted}
 
 
+def informed(
+  program: Program,
+  overlay: peft.Overlay,
+  base: PyTree,
+  batch: dict[str, Shaped[Array, "A B ..."]],
+  axis: str | None = None,
+) -> dict[str, Shaped[Array, "A ..."]]:
+  """Adds to the parts of a batch, by name (A,), what the objective must know of all their rows.
+
+  It takes a pass through the model. Rows that are computed at once need none: the objective adds up
+  their sums itself.
+
+  Args:
+    axis: as for `update`.
+  """
+  if program.common is None or (len(batch["tokens"]) == 1 and axis is None):
+    return batch
+  of_part = partial(program.common, forward(program, overlay, base), **numbers_of(overlay))
+  totals = jax.tree.map(jnp.sum, jax.lax.map(of_part, batch))
+  totals = totals if axis is None else jax.lax.psum(totals, axis)
+  parts = len(batch["tokens"])
+  return batch | {name: jnp.full(parts, x) for name, x in totals.items()}
+
+
 def update(
   program: Program,
   state: State,
@@ -160,6 +187,7 @@ def update(
   rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
   if axis is not None:
     rng = jax.random.fold_in(rng, jax.lax.axis_index(axis))
+  batch = informed(program, peft.Overlay(state.tuned, state.hyper), base, batch, axis)
 
   def part_loss(tuned, part):
     i, rows = part
@@ -173,8 +201,7 @@ def update(
   total = _summed(gradient, batch)
   (loss_sum, sums), gradients = total if axis is None else jax.lax.psum(total, axis)
   weight = jnp.maximum(sums["weight"], 1e-6)
-  gradients = jax.tree.map(lambda g: g / weight, gradients)
-  gradients = _penalised(program.methods, gradients, state)
+  gradients = _penalised(program.methods, jax.tree.map(lambda g: g / weight, gradients), state)
   make = program.make_optimizer(state.numbers)
   changes, optimizer = make.update(gradients, state.optimizer, state.tuned)
   changes = optim.scale(changes, state.hyper, state.numbers["head_ratio"])

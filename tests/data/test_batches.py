@@ -52,6 +52,9 @@ def test_evaluation_sees_every_example_once_in_one_shape(count, size):
   weights = np.concatenate([b["weights"][:, 0] for b in taken])
   assert tokens[weights > 0].tolist() == list(range(1, count + 1))
   assert all(b["mask"].any(axis=1).all() for b in taken)
+  for one, even in zip(taken, batches(make_split(count), size, 3), strict=True):
+    assert len(even["tokens"]) % 3 == 0 and not even["weights"][size:].any()
+    np.testing.assert_array_equal(even["tokens"][:size], one["tokens"])
 
 
 def test_nothing_to_draw_from():

@@ -282,6 +282,19 @@ def test_a_model_on_a_mesh(kernel, mesh, monkeypatch):
   jax.tree.map(close, found[kernel], found["plain"])
 
 
+def test_each_call_has_the_kernel_of_its_length_and_platform():
+  """An encoder-decoder's long inputs have the TPUs' kernel, where its short outputs have none."""
+  found = tiny.random(tiny.ARCHITECTURES["bart"] | {"max_position_embeddings": 600})
+  kernels = {}
+  for platform in (None, "tpu"):
+    model = found.model.clone(config=found.model.config.changed(platform=platform))
+    arrays = [np.ones((1, length), kind) for length in (20, 512) for kind in (np.int32, bool)]
+    arrays = dict(zip(("tokens", "mask", "inputs", "inputs_mask"), arrays, strict=True))
+    run = lambda arrays, model=model: model.apply({"params": found.params}, **arrays)
+    kernels[platform] = str(jax.make_jaxpr(run)(arrays)).count("pallas_call")
+  assert kernels == {None: 0, "tpu": 1}, "the layers are scanned"
+
+
 def test_a_kernel_of_another_device_is_refused():
   with pytest.raises(UserError, match="model.attention is 'splash', expected a TPU"):
     hf.load(architecture=tiny.ARCHITECTURES["llama"], attention="splash")

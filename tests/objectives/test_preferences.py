@@ -19,6 +19,8 @@ from jaxtune.assets import TINY
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare, judge
 from jaxtune.models import hf
+from jaxtune.peft import Overlay
+from jaxtune.training import step
 
 B, T, V = 3, 7, 11
 RNG = np.random.default_rng(0)
@@ -273,6 +275,36 @@ def test_kto_s_loss_is_that_of_the_paper():
   by_task = judge.by_task(lambda _, chosen=range(3): of(*chosen), ["a", "a", "b"], "t")
   assert {"t_up/mean", "t_up/b", "t_down/a"} < by_task.keys()
   assert not {"t_down/mean", "t_down/b"} & by_task.keys()
+
+
+@pytest.mark.parametrize("axis", [None, "data"])
+def test_kto_s_loss_does_not_depend_on_what_is_computed_at_once(monkeypatch, axis):
+  """Parts of a batch, accumulated or on several devices; its last row fills it up."""
+  kto, table = objectives.module("kto"), RNG.normal(size=(V, V)).astype(np.float32)
+  forward = lambda batch, score, targets: score(jnp.asarray(table)[batch["tokens"]], targets)
+  batch = BATCH | {"labels": np.array([1, 0, 1], np.int32), "reference": BATCH["reference"] - 9}
+  batch = {name: np.concatenate([x, x[:1]]) for name, x in batch.items()}
+  batch["weights"][-1] = 0
+  monkeypatch.setattr(step, "forward", lambda *_: forward)
+  program = step.Program(None, (), None, None, 1, common=kto.common)
+  overlay = Overlay({"peft": {}}, {"loss": {"objective": {"beta": jnp.float32(0.3)}}})
+
+  @jax.jit
+  def losses(batch):
+    parts = {name: x.reshape(2, 2, *x.shape[1:]) for name, x in batch.items()}
+    inform = lambda parts: step.informed(program, overlay, {}, parts, axis)
+    if axis is None:
+      parts = inform(parts)
+    else:
+      shards = jax.vmap(inform, axis_name=axis)({name: x[:, None] for name, x in parts.items()})
+      parts = {name: x[:, 0] for name, x in shards.items()}
+    of = lambda rows: kto.loss(forward, rows, 0.3)[0]
+    apart = [of({name: x[i] for name, x in parts.items()}) for i in range(2)]
+    return jnp.concatenate(apart), of(batch), of({name: x[:2] for name, x in batch.items()})
+
+  apart, whole, alone = losses(batch)
+  np.testing.assert_allclose(apart, whole, rtol=1e-6)
+  assert abs(alone - whole[:2]).max() > 1e-3
 
 
 @pytest.mark.parametrize("paired", [False, True])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support import made_trials, tiny
 
-from jaxtune import tree
+from jaxtune import sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.preflight import checks, cost, lowered
 from jaxtune.runs.trial import with_config
@@ -58,6 +58,22 @@ def test_other_devices_take_as_many_trials_as_fit(llama, monkeypatch, mesh, coun
   monkeypatch.setattr(cost, "_limit", lambda: math.inf)
   search = {"search": trials[0].config["search"] | {"places": count // 2}}
   assert cost.choose_chunk([t._replace(config=t.config | search) for t in trials]) == 1
+
+
+def test_a_mesh_of_more_devices_than_are_here_is_costed(llama, monkeypatch):
+  seen = []
+  lower = lambda group, *_: seen.append(group.parallel) or jax.jit(lambda: 0.0).lower()
+  monkeypatch.setattr(lowered, "lower_step", lower)
+  config = made_trials.complete({"name": "ia3"}, {"train.mesh": {"fsdp": 16}})
+  assert cost.cost([with_config(made_trials.make(llama), config)])["GFLOP_per_step"] > 0
+  assert seen == [sharding.ALONE]
+
+
+def test_a_batch_of_one_row_has_no_others(llama):
+  changes = {"train.batch_size": 1, "objective": {"name": "kto"}}
+  trial = with_config(made_trials.make(llama), made_trials.complete({"name": "lora"}, changes))
+  with pytest.raises(UserError, match="train.batch_size is 1, expected 2 or more: objective 'kto'"):
+    checks.check(trial)
 
 
 @pytest.mark.full

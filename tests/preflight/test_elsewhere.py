@@ -12,6 +12,7 @@ import jaxtune
 from jaxtune import tree
 from jaxtune.api import plan_text
 from jaxtune.errors import UserError
+from jaxtune.evaluation import decoding
 from jaxtune.preflight import compiled, cost, devices, elsewhere, fit, hlo, lowered, modules, pace
 from jaxtune.runs.trial import with_config
 
@@ -236,12 +237,45 @@ def test_fewer_trials_side_by_side_come_first(here):
 def test_text_is_generated_without_fused_kernels_over_several_devices():
   """XLA cannot split one by itself."""
   for mesh, fused in (({"data": 1}, True), ({"data": 2}, False)):
-    config = made_trials.complete({"name": "ia3"}, {"train.mesh": mesh}, evaluate=GENERATE)
-    trial = with_config(made_trials.make(tiny.make("llama", attention="splash")), config)
-    group = lowered.outline([trial])
-    evaluator = lowered._evaluator(group, batch := lowered.prompts([trial]), group.parallel, 1, {})
-    arguments = lowered._overlays(group, batch), lowered._placed(group, group.base), batch
-    assert ("pallas_call" in str(evaluator.complete.trace(*arguments).jaxpr)) == fused
+    assert ("pallas_call" in generation("tpu", mesh, attention="splash")) == fused
+
+
+def generation(platform, mesh, **model):
+  """Returns the traced program that generates text on four devices of a platform."""
+  config = made_trials.complete({"name": "ia3"}, {"train.mesh": mesh}, evaluate=GENERATE)
+  trial = with_config(made_trials.make(tiny.make("llama", **model)), config)
+  group = lowered.outline([trial], HERE._replace(platform=platform), jax.devices())
+  evaluator = lowered._evaluator(group, group.parallel, 1, {})
+  batch = lowered.prompts(group.trials)
+  arguments = lowered._overlays(group, batch), lowered._placed(group, group.base), batch
+  return str(evaluator.complete.trace(*arguments).jaxpr)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_text_is_generated_as_the_planned_device_does(platform, monkeypatch):
+  """Only a CPU computes the layers in a row, for which it holds their weights a second time."""
+  monkeypatch.setattr(decoding, "LARGE", 0)
+  found = generation(platform, {"data": 1})
+  assert ("optimization_barrier" in found) == (platform == "cpu")
+
+
+@pytest.mark.parametrize(("attention", "platform"), [("splash", "cuda"), ("cudnn", "tpu")])
+def test_a_kernel_that_the_planned_device_does_not_have(attention, platform):
+  pretrained = tiny.make("llama", attention=attention, dtype="bfloat16")
+  trial = made_trials.make(pretrained)
+  with pytest.raises(UserError, match=f"model.attention is '{attention}', expected a [TG]PU; this"):
+    lowered.outline([trial], HERE._replace(platform=platform), jax.devices())
+
+
+def test_a_batch_of_pairs_has_rows():
+  """Beside its two answers, whose tokens are (E, A, B, C, T)."""
+  group = lowered.outline(trials({"data": 1}), HERE, jax.devices())
+  shape = lambda *sizes: jax.ShapeDtypeStruct((1, 1, 4, *sizes), "int32")
+  batch = {"tokens": shape(2, 9), "reference": shape(2), "labels": shape()}
+  refused = compiled.Built("", refused="20G exceeds 16G")
+  assert elsewhere._figures(group, "training step", batch, refused)["batch"] == (1, 4, 9)
+  more = {name: x.shape for name, x in elsewhere._with_rows(batch, 6).items()}
+  assert more == {"tokens": (1, 1, 6, 2, 9), "reference": (1, 1, 6, 2), "labels": (1, 1, 6)}
 
 
 def test_a_peak_above_the_memory_does_not_fit(here, monkeypatch):

@@ -1,13 +1,19 @@
 """The costs of training in a result are those of the trial alone, counted by hand."""
 
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import folders
 
 import jaxtune
-from jaxtune import data
+from jaxtune import data, sharding
 from jaxtune.data import padding
+from jaxtune.runs import costs
 from jaxtune.runs.trial import load_data
+from jaxtune.training.step import State
 
 STEPS, BATCH = 5, 4
 
@@ -77,6 +83,25 @@ def test_memory_is_that_of_the_trial(results):
   assert four["memory"] - one["memory"] == 3 * 4 * more, "weights and two moments in fp32"
   assert one["memory"] == pytest.approx(alone["memory"], rel=0.05)
   assert one["memory"] > 4 * one["base_parameters"]
+
+
+@pytest.mark.parametrize(
+  ("mesh", "chunk", "copies"),
+  [({"data": 4}, 1, 4), ({"data": 4}, 4, 0), ({"trial": 4}, 1, 0), ({"trial": 2}, 1, 2)],
+)
+def test_a_device_copies_the_states_of_its_own_trials_alone(mesh, chunk, copies):
+  """Where it computes them one after another."""
+  parallel = sharding.make("jit", mesh)
+  tuned = {"peft": {"q": {"lora": {"a": jnp.zeros((4, 100))}}}}
+  own = State(jnp.zeros(4), jnp.zeros(4), tuned, {}, {}, ())
+  alone = jax.tree.map(lambda x: x[0], own)
+  working = chunk * 1000 + copies * 408
+  compiled = SimpleNamespace(memory_analysis=lambda: SimpleNamespace(temp_size_in_bytes=working))
+  step = SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: compiled))
+  base = parallel.put({"norm": {"scale": jnp.zeros(5)}})
+  arguments = (parallel.put(own, "trial"), {}), base, {"tokens": np.zeros((4, 1, 2, 3))}
+  found = costs.memory(step, arguments, [alone] * 4, chunk, mesh.get("trial", 1), False)
+  assert found == [20 + 408 + 1000] * 4
 
 
 @pytest.mark.parametrize("variants", [1, 3])

@@ -57,6 +57,17 @@ def test_a_run_comes_back_as_it_was(made, tmp_path):
       np.testing.assert_array_equal(again[path], x)
 
 
+def test_a_kernel_and_programs_are_those_of_this_device(made, tmp_path, monkeypatch):
+  """A run on a TPU is loaded on a CPU too, and what is compiled for it is kept."""
+  kept = []
+  monkeypatch.setattr(finished.compilations, "keep", kept.append)
+  for attention, found in {"splash": None, "plain": "plain"}.items():
+    trained = lambda _, record, a=attention: record["config"]["model"].update(attention=a)
+    run = finished.load_run(written(made, tmp_path, trained), made[0].pretrained)
+    assert run.config["model"]["attention"] == found
+  assert kept == [run.config["train"]["compilation_cache"]] * 2 != [None] * 2
+
+
 WRONG = {
   "a rank of its own": (lambda f, r: f.update({A: np.zeros((1, 32, 4), np.float32)}), "expected"),
   "fewer axes": (lambda f, r: f.update({A: np.zeros(2, np.float32)}), "expected float32"),

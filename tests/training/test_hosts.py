@@ -157,14 +157,16 @@ def test_a_process_that_stands_still_ends_the_others(start, tmp_path):
 
 @pytest.mark.full
 def test_the_same_layout_resumes_to_the_same_bits(start, tmp_path):
-  mesh = "--config.train.mesh={'fsdp': 2}"
-  assert start(tmp_path / "whole", 2, mesh) == ([0, 0], ["", ""])
+  """With a method that starts from norms of weights which the mesh splits."""
+  dora = {"name": "lora", "dora": True, "targets": ("o_proj",), "dropout": 0.1}
+  changes = "--config.train.mesh={'fsdp': 2}", f"--config.method={dora!r}"
+  assert start(tmp_path / "whole", 2, *changes) == ([0, 0], ["", ""])
   for victim in (0, 1):
     folder, other = tmp_path / f"killed_{victim}", 1 - victim
-    codes, said = start(folder, 2, mesh, strikes={victim: (4, "SIGKILL")})
+    codes, said = start(folder, 2, *changes, strikes={victim: (4, "SIGKILL")})
     assert codes[victim] == -signal.SIGKILL and codes[other] not in (0, -signal.SIGKILL)
     assert said[other].startswith("jaxtune: another process") and said[other].count("\n") == 1
-    assert start(folder, 2, mesh) == ([0, 0], ["", ""])
+    assert start(folder, 2, *changes) == ([0, 0], ["", ""])
     equal(folder, tmp_path / "whole", atol=0)
 
 

@@ -93,10 +93,29 @@ def waiting(stage: Groups, group: list[int]) -> list[list[int]]:
     return [left] if left else []
   if all(results.read(folder).get("trials_in_program") == 1 for folder in done):
     return [[i] for i in left]
-  raise UserError(
-    f"{stage.folders[left[0]]} is to be trained, but {len(done)} other trials of its program are "
-    "done, and search.early_exit compares all trials of a program: give another --workdir, or "
-    f"delete the folders of these {len(done)}, such as {done[0]}, to train all again"
+  raise _joining(stage.folders[left[0]], done)
+
+
+def check_joining(config: dict, folders: list[Path]) -> None:
+  """Raises UserError where `waiting` would, before the learning rates of a group are known.
+
+  Args:
+    config: of one of its trials.
+    folders: of all of them, none of which is under way.
+  """
+  done = [folder for folder in folders if (folder / "result.json").exists()]
+  left = [folder for folder in folders if folder not in done]
+  if config["search"]["early_exit"] is None or not left:
+    return
+  if any(results.read(folder).get("trials_in_program") != 1 for folder in done):
+    raise _joining(left[0], done)
+
+
+def _joining(folder: Path, done: list[Path]) -> UserError:
+  return UserError(
+    f"{folder} is to be trained, but {len(done)} other trials of its program are done, and "
+    "search.early_exit compares all trials of a program: give another --workdir, or delete the "
+    f"folders of these {len(done)}, such as {done[0]}, to train all again"
   )
 
 
@@ -126,12 +145,20 @@ def _train_program(stage: Groups, group: list[int]) -> None:
     members = cost.with_remat([stage.trials[i] for i in group])
     print(targets.describe(members[0]))
     chunk, bases = hosts.of_first(cost.choose_chunk(members)), stage.untuned(group)
-  except UserError:
-    raise
   except Exception as error:
+    if _ends_sweep(error):
+      raise
     _record(folders, error)
   else:
     _train_group(members, folders, bases, chunk)
+
+
+def _ends_sweep(error: Exception) -> bool:
+  """Says whether no other trial goes on: of a mistake, but not of a reward that fails to judge.
+
+  Of several processes the others wait for the values of a reward.
+  """
+  return isinstance(error, UserError) and (hosts.several() or not isinstance(error, rewards.Failed))
 
 
 def _untuned(
@@ -161,16 +188,17 @@ def _untuned(
 def _train_group(
   trials: list[Trial], folders: list[Path], bases: list[compare.Untuned], chunk: int
 ) -> None:
-  """Trains a group; if it fails, with fewer trials side by side, and then each trial alone."""
+  """Trains a group; if it fails, with fewer trials side by side, and then each trial alone.
+
+  Where a reward fails, which the trials share, the next call goes on from the group's checkpoint.
+  """
   saved = checkpoints([trial.config for trial in trials], folders[0].parents[1])
   try:
     training.train(trials, folders, bases, saved, chunk)
   except Exception as error:
-    # A reward that fails on some answers may judge others; other processes wait for its values.
-    of_answers = isinstance(error, rewards.Failed) and not hosts.several()
-    if isinstance(error, UserError) and not of_answers:
+    if _ends_sweep(error):
       raise
-    if len(trials) == 1 or hosts.lost(error):
+    if len(trials) == 1 or hosts.lost(error) or isinstance(error, rewards.Failed):
       _record(folders, error)
       return
     reason = _reason(error)

@@ -133,8 +133,8 @@ def draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np.
     found[f"{judged.split}_accuracy"] = 100 * right
   for name in rows:  # an objective's own sums
     if name not in SUMS and f"{judged.split}_{name}" in judged.metrics:
-      found[f"{judged.split}_{name}"] = intervals.ratio_draws(
-        rows[name], rows[weights_of(name, rows)], resamples=resamples
+      found[f"{judged.split}_{name}"] = _with_some(
+        intervals.ratio_draws(rows[name], rows[weights_of(name, rows)], resamples=resamples)
       )
   if judged.predictions is not None:
     for name in names:
@@ -142,6 +142,14 @@ def draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np.
         name, judged.predictions, judged.references, resamples=resamples
       )
   return found
+
+
+def _with_some(draws_Z: np.ndarray) -> np.ndarray:
+  """Replaces resamples without any example that counts by others, unless most are without one."""
+  finite_Z = np.isfinite(draws_Z)
+  if 2 * finite_Z.sum() < len(draws_Z):
+    return draws_Z
+  return np.where(finite_Z, draws_Z, np.resize(draws_Z[finite_Z], len(draws_Z)))
 
 
 def chance(judged: Judged, names: Sequence[str], seen: Sequence[Any]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from jaxtune.models import hf
 from jaxtune.runs import compilations, locks
 from jaxtune.runs import folder as folder_
 from jaxtune.runs.trial import load_data, load_model, make_methods, tokenizing
+from jaxtune.training.options import TrainOptions
 
 
 class Run(NamedTuple):
@@ -76,6 +77,9 @@ def load_run(folder: str | Path, pretrained: hf.Pretrained | None = None) -> Run
   folder, config = path.parent, record["config"]
   if config["model"]["attention"] != "plain":  # this device may lack that one's fused kernel
     config = config | {"model": config["model"] | {"attention": None}}
+  if config["train"]["compilation_cache"] is not None:  # whose folder may be somebody else's
+    own = {"compilation_cache": TrainOptions().compilation_cache}
+    config = config | {"train": config["train"] | own}
   compilations.keep(config["train"]["compilation_cache"])
   labels, stop_tokens = tuple(record["labels"]), tuple(record["stop_tokens"])
   base = pretrained or load_model(config, len(labels))

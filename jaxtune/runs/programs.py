@@ -138,4 +138,4 @@ def uses_noise(config: dict) -> bool:
   """Says whether a trial is trained with noise: a rate of dropout, or NEFTune's, above zero."""
   sections = tree.flatten({name: config[name] for name in ("method", "regularize")})
   noise = ("dropout", "token_dropout", "neftune")
-  return any(path.rpartition("/")[2] in noise and rate > 0 for path, rate in sections.items())
+  return any(path.rpartition("/")[2] in noise and rate for path, rate in sections.items())

@@ -40,6 +40,7 @@ def find(names: Sequence[str]) -> dict[str, rewards.Function]:
   for name in (name for name in names if name.startswith(rewards.MODEL)):
     given = Path(os.path.expanduser(name.removeprefix(rewards.MODEL)))
     folder = results.best_trial(given.resolve())
+    results.check_files(folder, results.read(folder), ("tuned.safetensors",))
     found[name] = _loaded(str(folder), (folder / "tuned.safetensors").stat().st_mtime_ns)
   return found
 

@@ -95,6 +95,9 @@ class _PatientLoop(asyncio.SelectorEventLoop):
       self.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
     super().close()
 
+  def call_exception_handler(self, context: dict[str, Any]) -> None:
+    """Says nothing of the tasks that failed beside the one whose error is raised."""
+
 
 @contextlib.contextmanager
 def _patient_loops() -> Iterator[None]:

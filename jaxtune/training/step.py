@@ -144,6 +144,7 @@ def informed(
   base: PyTree,
   batch: dict[str, Shaped[Array, "A B ..."]],
   axis: str | None = None,
+  rng: Key[Array, ""] | None = None,
 ) -> dict[str, Shaped[Array, "A ..."]]:
   """Adds to the parts of a batch, by name (A,), what the objective must know of all their rows.
 
@@ -152,14 +153,26 @@ def informed(
 
   Args:
     axis: as for `update`.
+    rng: for the noise of methods, such as dropout; None for none.
   """
   if program.common is None or (len(batch["tokens"]) == 1 and axis is None):
     return batch
-  of_part = partial(program.common, forward(program, overlay, base), **numbers_of(overlay))
-  totals = jax.tree.map(jnp.sum, jax.lax.map(of_part, batch))
+  parts, common = len(batch["tokens"]), program.common
+
+  def of_part(part):
+    i, rows = part
+    call = forward(program, overlay, base, None if rng is None else jax.random.fold_in(rng, i))
+    return common(call, rows, **numbers_of(overlay))
+
+  totals = jax.tree.map(jnp.sum, jax.lax.map(of_part, (jnp.arange(parts), batch)))
   totals = totals if axis is None else jax.lax.psum(totals, axis)
-  parts = len(batch["tokens"])
   return batch | {name: jnp.full(parts, x) for name, x in totals.items()}
+
+
+def _noise(state: State, axis: str | None) -> Key[Array, ""]:
+  """Returns the key of a step's noise, which on every device is another one."""
+  rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
+  return rng if axis is None else jax.random.fold_in(rng, jax.lax.axis_index(axis))
 
 
 def update(
@@ -184,14 +197,12 @@ def update(
     weights, and loss and accuracy are divided by it; "finite" says whether the loss and the norms
     of the gradients and of the new weights are finite. Also the program's `logged`.
   """
-  rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
-  if axis is not None:
-    rng = jax.random.fold_in(rng, jax.lax.axis_index(axis))
-  batch = informed(program, peft.Overlay(state.tuned, state.hyper), base, batch, axis)
+  noise = _noise(state, axis) if program.dropout else None
+  batch = informed(program, peft.Overlay(state.tuned, state.hyper), base, batch, axis, noise)
 
   def part_loss(tuned, part):
     i, rows = part
-    key = jax.random.fold_in(rng, i) if program.dropout else None
+    key = None if noise is None else jax.random.fold_in(noise, i)
     overlay = peft.Overlay(tuned, state.hyper)
     call = forward(program, overlay, base, key, backward=True)
     losses_B, sums = program.objective(call, rows, **numbers_of(overlay))

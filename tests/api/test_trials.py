@@ -80,8 +80,11 @@ def finish(trial, folder, together):
 
 
 def test_neither_does_a_reward_or_a_program_that_fails(llama, tmp_path, monkeypatch):
-  """A reward fails in training, a program before its first step, another one in the probe."""
-  changes = [{"train.batch_size": n, "method.rank": r} for n in (1, 2, 4, 8) for r in (2, 3)]
+  """Rewards fail in training and on the base, a program before its first step or in the probe.
+
+  The trials of a program have the same rewards: the next call goes on with all of them.
+  """
+  changes = [{"train.batch_size": n, "method.rank": r} for n in (1, 2, 4, 8, 16) for r in (2, 3)]
   stage, trained = staged(made_trials.make(llama), tmp_path, changes), []
 
   def size(members):
@@ -89,8 +92,13 @@ def test_neither_does_a_reward_or_a_program_that_fails(llama, tmp_path, monkeypa
 
   def train(members, *_):
     trained.append((size(members), [one.config["method"]["rank"] for one in members]))
-    if size(members) == 1 and 3 in trained[-1][1]:
+    if size(members) == 1:
       raise trials.rewards.Failed("reward 'x' failed")
+
+  def untuned(group):
+    if group[0] == 6:
+      raise trials.rewards.Failed("reward 'x' failed")
+    return [made_trials.UNTUNED] * len(group)
 
   def fails(number):
     def call(members):
@@ -103,11 +111,13 @@ def test_neither_does_a_reward_or_a_program_that_fails(llama, tmp_path, monkeypa
   monkeypatch.setattr(trials.training, "train", train)
   monkeypatch.setattr(trials.cost, "with_remat", fails(2))
   monkeypatch.setattr(trials.gradients, "check", fails(4))
-  stage = stage._replace(untuned=lambda group: [made_trials.UNTUNED] * len(group))
+  stage = stage._replace(untuned=untuned)
+  saved = trials.checkpoints([trial.config for trial in stage.trials[:2]], tmp_path)
+  saved.mkdir(parents=True)
   trials.train(stage)
-  assert trained == [(1, [2, 3]), (1, [2]), (1, [3]), (8, [2, 3])]
+  assert trained == [(1, [2, 3]), (16, [2, 3])] and saved.exists()
   failed = {path.parent.name for path in tmp_path.glob("trials/*/failed.json")}
-  assert failed == {"1", "2", "3", "4", "5"}
+  assert failed == {*"01234567"}
 
 
 def test_trials_that_would_miss_a_comparison_are_refused(llama, tmp_path):
@@ -131,8 +141,10 @@ def test_trials_that_would_miss_a_comparison_are_refused(llama, tmp_path):
   assert done(2, together=3) == []
 
 
-def test_seeds_that_join_a_finished_halving_leave_the_folder_as_it_is(setup, tmp_path):
-  swept = lambda *seeds: config(({"seed": list(seeds), "search.early_exit": ["halving"]},))
+@pytest.mark.parametrize("rate", [0.1, tuning.tune([0.1, 0.2])], ids=["stated", "open"])
+def test_seeds_that_join_a_finished_halving_leave_the_folder_as_it_is(setup, tmp_path, rate):
+  early = {"search.early_exit": ["halving"], "optim.learning_rate": [rate]}
+  swept = lambda *seeds: config(({"seed": list(seeds)} | early,))
   names, _, configs = sweeps.expand(swept(0, 1))
   for name, trial in zip(names, trials.load(configs), strict=True):
     finish(trial, tmp_path / "trials" / name, 2)

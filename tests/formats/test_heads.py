@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 import jaxtune
 from jaxtune import peft
 from jaxtune.api.export import export
+from jaxtune.data import Split
 from jaxtune.errors import UserError
 from jaxtune.formats.facts import Facts
 from jaxtune.formats.peft import write
@@ -110,7 +111,7 @@ def test_a_run_is_certified_on_its_texts(made, tmp_path, monkeypatch):
   model = made("bert")
   run = Run(tmp_path, {"model": {"path": None}}, model, peft.Adapted(*laid(model, LORA)), NAMES)
   tokens, mask = tiny.batch(side="right")
-  texts = types.SimpleNamespace(prompts=[[]] * 3, arrays={"tokens": tokens, "mask": mask})
+  texts = Split({"tokens": tokens, "mask": mask}, [[]] * 3, [[]] * 3, [{}] * 3, [""] * 3)
   monkeypatch.setattr(
     "jaxtune.runs.trial.load_data", lambda config: types.SimpleNamespace(test=texts)
   )

@@ -18,7 +18,7 @@ from jaxtune.errors import UserError
 from jaxtune.preflight import checks
 from jaxtune.runs import compilations, group
 from jaxtune.runs.trial import Trial
-from jaxtune.sweeps import tuning
+from jaxtune.sweeps import groups, tuning
 
 Launcher = Callable[[stages.Plan, Path], AbstractContextManager[Callable[[stages.Stage], None]]]
 
@@ -48,6 +48,10 @@ def load(plan: stages.Plan, workdir: Path) -> list[Trial]:
     checks.check_metric(plan.metric, loaded[0])
   if any(loaded[i].dataset.validation is None for i in plan.tuning.sources):
     raise UserError(f"{tuning.PATH} is chosen on a validation split: give data.validation")
+  if any(plan.rates) and not any(workdir.glob("groups/*")):  # else some may be under way
+    for members in groups.groups(plan.configs):
+      folders = [workdir / "trials" / plan.names[i] for i in members]
+      trials.check_joining(plan.configs[members[0]], folders)
   for stage in (grouped(one, loaded, workdir) for one in plan.stated()):
     if any(plan.rates):  # trials of its groups may be missing, until their rate is chosen
       for folder, trial in zip(stage.folders, stage.trials, strict=True):

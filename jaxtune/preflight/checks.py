@@ -35,6 +35,13 @@ def check_options(config: dict, devices: Sequence[Any] | None = None) -> None:
       f"train.batch_size {options.batch_size} does not divide into "
       f"train.accumulate {options.accumulate} parts"
     )
+  buckets, places = config["data"]["buckets"], config["search"]["places"]
+  if buckets > 1 and places is not None and options.patience is not None:
+    raise UserError(
+      f"search.places is {places}, expected None with train.patience and data.buckets={buckets}: a "
+      "trial that fills the place of one that stopped is at another step, whose batch may have "
+      "another width"
+    )
   if devices is not None and not len(devices):
     return
   parts = sharding.make(options.parallel, options.mesh, devices).batch_shards

@@ -348,6 +348,10 @@ def test_a_damaged_run_is_refused(tmp_path):
     ({"evaluate.shots": 1, "data.pack": True}, "not with data.pack"),
     ({"evaluate.resamples": -1}, "evaluate.resamples is -1"),
     ({"data.eval_limit": 0}, "data.eval_limit is 0"),
+    (
+      {"data.buckets": 2, "train.patience": 1, "search.places": 3},
+      "search.places is 3, expected None with train.patience and data.buckets=2",
+    ),
     ({"objective.label_smoothing": 1.0}, "label_smoothing is 1.0 (float), expected below 1"),
     ({"objective": {"name": "classify"}, "evaluate.generate": True}, "'classify' predicts"),
     ({"objective": {"name": "classify"}, "evaluate.metrics": ["bleu"]}, "bleu judges text"),

@@ -141,7 +141,8 @@ def _check_evaluation(trial: Trial) -> int:
 
 def _check_lengths(trial: Trial, completed: int) -> None:
   """Raises UserError for sequences that are longer than the model has positions."""
-  splits = [split for split in trial.dataset[:3] if split is not None]
+  dataset = trial.dataset
+  splits = [s for s in (*dataset.splits.values(), dataset.general) if s is not None]
   # The two sides of an encoder-decoder count by themselves.
   sides = [s.arrays["inputs"].shape[-1] for s in splits if "inputs" in getattr(s, "arrays", {})]
   longest = max([split.width for split in splits] + sides + [completed])

@@ -366,6 +366,13 @@ def test_what_cannot_work_is_found_before_it_starts(llama, changes, says):
   assert says in str(error.value)
 
 
+def test_general_text_needs_positions_too(llama):
+  setup = made_trials.make(llama)
+  setup = setup._replace(dataset=setup.dataset._replace(general=made_trials.split(2, 0, 72)))
+  with pytest.raises(UserError, match="sequences of 72 tokens and a prefix of 0 exceed the"):
+    checks.check(with_config(setup, made_trials.complete(LORA)))
+
+
 def test_shots_need_examples_to_judge(llama):
   setup = made_trials.make(llama, False)
   setup = setup._replace(dataset=setup.dataset._replace(test=None))

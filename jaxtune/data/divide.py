@@ -76,8 +76,9 @@ def separate(
   """Refuses, drops or allows examples that two splits share.
 
   Two splits share an example if they have a prompt with an accepted answer that are equal but for
-  case, width and whitespace; of examples with a `key`, if that is equal. "drop" takes it out of
-  train (out of validation, if validation and test share it), with all other wordings of its row.
+  case, width and whitespace, or that both have no answer; of examples with a `key`, if that is
+  equal. "drop" takes it out of train (out of validation, if validation and test share it), with all
+  other wordings of its row.
 
   Returns:
     The splits, and counts by pair: {"train/test": {"shared": 2, "dropped": 2, "same_prompt": 5}}.
@@ -146,11 +147,11 @@ def _plain(value: object) -> str:
 
 
 def texts(example: Example) -> list[bytes]:
-  """Hashes an example's prompt with each of its answers, or its key alone."""
+  """Hashes an example's prompt with each of its answers, with "" for none; or its key alone."""
   if example.key is not None:
     return [hashlib.blake2b(normalise(example.key).encode(), digest_size=16).digest()]
   prompt = normalise(example.prompt or "")
   return [
     hashlib.blake2b(f"{prompt}\x1d{normalise(answer)}".encode(), digest_size=16).digest()
-    for answer in example.answers
+    for answer in example.answers or [""]
   ]

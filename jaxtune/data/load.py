@@ -18,6 +18,8 @@ from jaxtune.data.task import Data
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.errors import UserError, nearest
 
+WINDOW = 512  # the most tokens of a window of general text, where max_length does not say it
+
 
 def load(
   tokenizer: Tokenizer,
@@ -25,6 +27,7 @@ def load(
   options: DataOptions,
   decoder_start: tuple[int, ...] = (),
   vocabulary: int | None = None,
+  positions: int | None = None,
 ) -> Data:
   """Reads, splits, checks and tokenises a data set.
 
@@ -33,6 +36,7 @@ def load(
     objective: a module whose `read` and `encode` are as `jaxtune.objectives` describes.
     decoder_start: the tokens that every output of an encoder-decoder begins with; () for a decoder.
     vocabulary: how many tokens the model has embeddings for; None to leave ids unchecked.
+    positions: the longest sequence that the model has positions for; None for any.
 
   Raises:
     UserError: for any mistake in the options or the data, with file and line.
@@ -56,7 +60,7 @@ def load(
     train, packing = _arrange(dataset.train, options)
     dataset, report = dataset._replace(train=train), report | packing
   if options.general is not None:
-    general, report["general"] = _read_general(tokenizer, dataset.train.width, options)
+    general, report["general"] = _read_general(tokenizer, positions, options)
     dataset = dataset._replace(general=general)
     if vocabulary is not None:
       ids.check_split(tokenizer, general, vocabulary)
@@ -186,15 +190,21 @@ def _arrange(split: Split, o: DataOptions) -> tuple[Split, dict]:
   return arrange(split, buckets=o.buckets, variants=variants, **order), report
 
 
-def _read_general(tokenizer: Tokenizer, width: int, o: DataOptions) -> tuple[Split, dict]:
-  """Reads the general text, in windows as long as the training examples: the split, its report."""
+def _read_general(
+  tokenizer: Tokenizer, positions: int | None, o: DataOptions
+) -> tuple[Split, dict]:
+  """Reads the general text, in windows that the training data do not change: the split, its report.
+
+  Half of the positions are left for the virtual tokens of methods.
+  """
+  window = o.max_length or min(WINDOW, (positions or 2 * WINDOW) // 2)
   table = sources.read(o.general, "general")
   form = templates.choose(table.columns, where=str(o.general), text="text")
   examples = templates.render(form, table.rows, table.where)
   split, counts = text.encode(
     tokenizer,
     examples,
-    EncodeOptions(o.max_length or width, too_long="chunk", special_tokens=o.special_tokens),
+    EncodeOptions(window, too_long="chunk", special_tokens=o.special_tokens),
   )
   if o.eval_limit is not None:  # it counts windows, as one document may be a whole book
     split = sample(split, o.eval_limit)

@@ -85,7 +85,9 @@ def shares(
     weights = {task: float(mixture[task]) for task in sizes}
   else:
     most = {"proportional": max(sizes.values()), "capped": cap, "equal": 1}[mixture]
-    weights = {task: min(size, most) ** (1 / temperature) for task, size in sizes.items()}
+    counted = {task: min(size, most) for task, size in sizes.items()}
+    largest = max(counted.values())  # no power overflows, and one of 0 would leave its task out
+    weights = {task: max((n / largest) ** (1 / temperature), 1e-300) for task, n in counted.items()}
   total = sum(weights.values())
   return {task: weight / total for task, weight in weights.items()}
 
@@ -276,7 +278,8 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
 def _bounds(shares: tuple[float, ...]) -> tuple[int, ...]:
   """Divides 0 .. 2^64 by shares, which need not sum to 1; returns where each of them ends."""
   running = np.cumsum(shares)
-  inner = (min(int(x / running[-1] * 2**64), 2**64 - 1) for x in running[:-1].tolist())
+  whole = running[-1] or 1.0  # all are 0 in batches of tasks that are left out: none is drawn
+  inner = (min(int(x / whole * 2**64), 2**64 - 1) for x in running[:-1].tolist())
   return (*inner, 2**64)
 
 

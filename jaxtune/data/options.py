@@ -57,7 +57,8 @@ class DataOptions(NamedTuple):
       that people judged, all that have one prompt are in one split.
     test: as `validation`.
     general: plain text on other subjects (a column `text`), whose loss before and after training
-      shows how much the model forgets; for language models.
+      shows how much the model forgets; for language models. It is cut into windows of max_length
+      tokens; without max_length, of 512, or of half the model's positions if these are fewer.
     columns: names for the columns of CSV and TSV files without a header line.
     only: {column: a value, or several}, the rows of every file that are kept.
     tasks: of a mixture, the column that names each row's task; or {name: options}, where the

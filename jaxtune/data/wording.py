@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtune import schema
 from jaxtune.data import confined, conversations
@@ -95,17 +95,19 @@ def job(row: dict, marks: Collection[str], turns: str | None) -> Job:
   """Checks a conversation and lists the prefixes of it that are to be rendered.
 
   Args:
-    marks: the special tokens, which none of its texts may hold.
+    marks: the special tokens, which no text of its turns and tools may hold.
     turns: "all" to render the prompt of each answer and the text up to its end, "last" to render
       those of the last answer, None to render the prompt of the answer that is to come.
   """
   conversation, tools = conversations.turns(row, answered=turns is not None), row.get("tools")
   if tools is not None and not isinstance(tools, list):
     raise UserError(f"tools holds {type(tools).__name__}, expected a list")
-  for number, turn in enumerate(conversation, 1):
-    if held := [mark for mark in marks if mark in turn["content"]]:
+  named = {f"turn {number}": turn for number, turn in enumerate(conversation, 1)}
+  for place, value in (named | {"tools": tools}).items():
+    text = "\0".join(_texts(value))
+    if held := [mark for mark in marks if mark in text]:
       raise UserError(
-        f"turn {number}: the text holds the special token {held[0]!r}, which would end or forge a "
+        f"{place}: the text holds the special token {held[0]!r}, which would end or forge a "
         "turn: take it out, or set data.malformed='skip'"
       )
   if turns is None:
@@ -116,6 +118,15 @@ def job(row: dict, marks: Collection[str], turns: str | None) -> Job:
     raise UserError("no turn to train on: every assistant's has weight 0")
   prefixes = [prefix for n in numbers for prefix in ((n - 1, True), (n, False))]
   return Job(conversation, tools or None, prefixes)
+
+
+def _texts(value: Any) -> Iterator[str]:
+  """Yields all texts in a value as JSON has them, the names of its entries too."""
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, dict | list | tuple):
+    for part in value.items() if isinstance(value, dict) else value:
+      yield from _texts(part)
 
 
 def render(

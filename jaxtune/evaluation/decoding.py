@@ -41,9 +41,9 @@ def calls(
   """Returns the calls of a model with one adapter, or with each text's own.
 
   On a CPU the layers of a large model are computed in a row. A loop over them would copy each
-  layer's weights out of the stack for every token. So
-  the weights are taken apart once, and put into a stack where they are used, which costs nothing:
-  XLA sees through it. Meanwhile the layers' weights are in memory twice.
+  layer's weights out of the stack for every token. So the weights are taken apart once, and put
+  into a stack where they are used, which costs nothing: XLA sees through it. Meanwhile the layers'
+  weights are in memory twice.
 
   Args:
     room: how many tokens may follow a prompt.

@@ -35,6 +35,13 @@ def check_options(config: dict, devices: Sequence[Any] | None = None) -> None:
       f"train.batch_size {options.batch_size} does not divide into "
       f"train.accumulate {options.accumulate} parts"
     )
+  buckets, places = config["data"]["buckets"], config["search"]["places"]
+  if buckets > 1 and places is not None and options.patience is not None:
+    raise UserError(
+      f"search.places is {places}, expected None with train.patience and data.buckets={buckets}: a "
+      "trial that fills the place of one that stopped is at another step, whose batch may have "
+      "another width"
+    )
   if devices is not None and not len(devices):
     return
   parts = sharding.make(options.parallel, options.mesh, devices).batch_shards
@@ -134,7 +141,8 @@ def _check_evaluation(trial: Trial) -> int:
 
 def _check_lengths(trial: Trial, completed: int) -> None:
   """Raises UserError for sequences that are longer than the model has positions."""
-  splits = [split for split in trial.dataset[:3] if split is not None]
+  dataset = trial.dataset
+  splits = [s for s in (*dataset.splits.values(), dataset.general) if s is not None]
   # The two sides of an encoder-decoder count by themselves.
   sides = [s.arrays["inputs"].shape[-1] for s in splits if "inputs" in getattr(s, "arrays", {})]
   longest = max([split.width for split in splits] + sides + [completed])

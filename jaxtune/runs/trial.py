@@ -88,7 +88,7 @@ def load_data(config: dict) -> data.Data:
   tokenizer, model, classes = hf.language(**config["model"], head=objective.HEAD)
   if tokenizer is None:
     raise UserError("the model's folder has no tokenizer; name one with model.tokenizer")
-  of_model = model.decoder_start, model.vocabulary
+  of_model = model.decoder_start, model.vocabulary, model.positions
   read = lambda options: data.load(tokenizer, objective, options, *of_model)
   options = data.DataOptions(**config["data"])
   dataset = read(options)

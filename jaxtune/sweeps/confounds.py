@@ -118,7 +118,7 @@ def unequal_seeds(evidence: Evidence) -> list[Caution]:
 def selection(evidence: Evidence) -> list[Caution]:
   """Finds figures that are optimistic, as they chose what they are said of."""
   metric, rows = evidence.metric, evidence.rows
-  if metric.startswith("test_") and len(rows) > stats.count_tasks(rows):
+  if metric.startswith("test_") and (len(rows) > stats.count_tasks(rows) or _same_test(evidence)):
     text = (
       f"The best of {len(rows)} configurations by a test metric is chosen on the test set, so its "
       f"figure is optimistic; {_by_validation(evidence)}."
@@ -133,6 +133,19 @@ def selection(evidence: Evidence) -> list[Caution]:
     )
     return of_rows("selection", text, rows[:1])
   return []
+
+
+def _same_test(evidence: Evidence) -> bool:
+  """Says whether two configurations have one base and were judged on one set of examples.
+
+  Their data sets may differ in the template of the prompts, say.
+  """
+  scores = lambda result: evidence.scores.get(result.get("folder", ""))
+  tasks = [
+    {(r.get("base_fingerprint"), one.examples) for r in row.results if (one := scores(r))}
+    for row in evidence.rows
+  ]
+  return sum(map(len, tasks)) > len(set().union(*tasks))
 
 
 def _by_validation(evidence: Evidence) -> str:

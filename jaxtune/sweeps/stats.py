@@ -17,7 +17,8 @@ from jaxtune.sweeps.tuning import PATH as RATE
 
 special = libraries.Lazy("scipy.special")
 # Options of the training data alone, on which the metrics of the untuned base do not depend.
-_OF_TRAINING = tuple(f"data.{name}" for name in SHARES)
+_OF_TRAINING = tuple(f"data.{name}" for name in (*SHARES, "resample", "buckets", "pack", "stream"))
+_LIMIT = "data.limit"  # decides which demonstrations there are, and the most frequent answer
 
 
 class Summary(NamedTuple):
@@ -147,13 +148,14 @@ def group(results: Sequence[dict]) -> list[Row]:
 def group_bases(rows: Sequence[Row]) -> list[Row]:
   """Returns a row for the untuned base, or one for each way in which it was judged.
 
-  These are each model and data set of the sweep, and settings of the objective, the evaluation and
-  the rewards that change what the base scores.
+  These are each model and data set of the sweep, and settings of the objective, the evaluation, the
+  rewards and the training data that change what is scored without training.
   """
   bases: dict[str, list[Row]] = {}
-  for key, members in _by_sections(rows, ("model", "data")).items():
-    apart = _by_sections(members, ("model", "data", "objective", "evaluate", "rollout"))
-    bases |= apart if _scored_apart(members) else {key: members}
+  judged = ("model", "data", "objective", "evaluate", "rollout")
+  for key, members in _by_sections(rows, ("model", "data"), (*_OF_TRAINING, _LIMIT)).items():
+    apart = _scored_apart(members)
+    bases |= _by_sections(members, judged, _OF_TRAINING) if apart else {key: members}
   names = labels([{"method.name": "base (untuned)"} | json.loads(key) for key in bases])
   return [
     Row(label, json.loads(key), tuple(r for row in members for r in row.results))
@@ -163,25 +165,28 @@ def group_bases(rows: Sequence[Row]) -> list[Row]:
 
 def count_tasks(rows: Sequence[Row]) -> int:
   """Counts the pairs of a model and a data set in a sweep."""
-  return len(_by_sections(rows, ("model", "data")))
+  return len(_by_sections(rows, ("model", "data"), (*_OF_TRAINING, _LIMIT)))
 
 
-def _by_sections(rows: Sequence[Row], sections: Sequence[str]) -> dict[str, list[Row]]:
-  """Groups rows by their settings of these sections, as JSON, without those of training alone."""
+def _by_sections(
+  rows: Sequence[Row], sections: Sequence[str], without: tuple[str, ...]
+) -> dict[str, list[Row]]:
+  """Groups rows by their settings of these sections, as JSON, without some of them."""
   found: dict[str, list[Row]] = {}
   for row in rows:
     own = {path: x for path, x in row.settings.items() if path.split(".")[0] in sections}
-    key = {path: x for path, x in own.items() if not path.startswith(_OF_TRAINING)}
+    key = {path: x for path, x in own.items() if not path.startswith(without)}
     found.setdefault(json.dumps(key, sort_keys=True), []).append(row)
   return found
 
 
 def _scored_apart(rows: Sequence[Row]) -> bool:
-  """Says whether trials with one seed differ in what their base scores."""
+  """Says whether trials with one seed differ in what is scored without training."""
   of_seeds: dict[Any, list[dict]] = {}
   for result in (result for row in rows for result in row.results):
     of_seeds.setdefault(result["settings"].get("seed"), []).append(result)
-  names = {(key, name) for key in ("base", "shots") for row in rows for result in row.results
+  untrained = ("base", "shots", "chance", "length")
+  names = {(key, name) for key in untrained for row in rows for result in row.results
            for name in result.get(key, {})}  # fmt: skip
   return any(
     not _alike([x for r in same if (x := r.get(key, {}).get(name)) is not None])

@@ -65,7 +65,7 @@ class SearchOptions(NamedTuple):
     keep: the share of configurations that "halving" keeps at a rung, rounded up.
     tune_seeds: seeds of the trials by which a learning rate is chosen, which no result may have.
     places: how many trials of a program are trained side by side, while the others wait for a free
-      place; None for all.
+      place; None for all, and where `train.patience` meets data.buckets.
   """
 
   early_exit: Literal["halving", "median"] | None = None

@@ -107,6 +107,14 @@ def test_overlap_is_refused_dropped_or_allowed():
   assert kept == parts and report["train/test"]["shared"] == 2
 
 
+def test_prompts_without_an_answer_are_compared_too():
+  train, test = ([one._replace(answers=[]) for one in examples(3, name)] for name in "ft")
+  with pytest.raises(UserError, match="1 examples of train are in test too: f:2 = t:2"):
+    divide.separate({"train": train, "test": test[1:2]}, "error")
+  _, report = divide.separate({"train": examples(3), "test": test}, "error")
+  assert report["train/test"]["same_prompt"] == 3
+
+
 def test_all_wordings_of_a_row_are_dropped():
   train = [
     Example(wording + one.prompt, one.answers, one.row, one.where)

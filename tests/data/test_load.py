@@ -44,10 +44,12 @@ def files(tmp_path_factory):
 def load(files):
   tokenizers = {family: folders.tokenizer(family) for family in ("llama", "bert")}
 
-  def go(objective="sft", start=(), vocabulary=None, family="llama", **options):
+  def go(
+    objective="sft", start=(), vocabulary=None, positions=None, family="llama", **options
+  ):  # fmt: skip
     named = {k: files.get(v, v) if isinstance(v, str) else v for k, v in options.items()}
     module, own = objectives.module(objective), data.DataOptions(**named)
-    return data.load(tokenizers[family], module, own, start, vocabulary)
+    return data.load(tokenizers[family], module, own, start, vocabulary, positions)
 
   return go
 
@@ -118,10 +120,13 @@ def test_only_some_rows(load):
     load(train="train", only={"task": ["y", "z"]})
 
 
-def test_general_text_is_cut_into_windows_of_the_training_width(load):
-  found = load(train="train", general="plain")
-  assert found.general.width <= found.train.width
-  assert found.report["general"]["tokens"] == found.general.arrays["mask"].sum() > 100
+def test_general_text_is_cut_into_the_same_windows_whatever_is_trained_on(load):
+  for train in ("small", "plain"):
+    found = load(train=train, general="plain", positions=32)
+    lengths = found.general.arrays["mask"].sum(1).tolist()
+    assert lengths == [16] * 6, "half of the positions are left for virtual tokens"
+    assert found.report["general"]["tokens"] == sum(lengths)
+  assert load(train="small", general="plain").general.examples == 3, "windows of up to 512 tokens"
 
 
 STREAM = {"train": "train", "stream": 8, "max_length": 8}

@@ -128,6 +128,26 @@ def test_starved_tasks_are_refused_and_left_out_ones_are_not():
     mix.check(split.order, 10, 8)
 
 
+@pytest.mark.parametrize("batches", ["mixed", "task"])
+def test_a_bucket_of_tasks_that_are_left_out_is_never_drawn(batches):
+  parts = {task: make_split({task: size}, 4 + 16 * (task != "big")) for task, size in SIZES.items()}
+  weights = {"big": 1, "middle": 0, "small": 0}
+  split = arrange(join(parts), mixture=weights, buckets=2, mixture_batches=batches)
+  assert len(split.order) == (2 if batches == "mixed" else 3)
+  found = mix.counts(split.order, 10, 8)
+  assert {task: (one["share"], one["drawn"]) for task, one in found.items()} == {
+    "big": (1.0, 80), "middle": (0.0, 0), "small": (0.0, 0)
+  }  # fmt: skip
+  mix.check(split.order, 10, 8)
+  assert {name.split(":")[0] for name in drawn(split, 0, 10, 8).ravel()} == {"big"}
+
+
+def test_a_temperature_near_0_draws_the_largest_task_and_leaves_none_out():
+  for mixture, cap in (("proportional", None), ("capped", 10**5)):
+    shares = mix.shares({"big": 10**5, "small": 10}, mixture, 0.001, cap)
+    assert shares["big"] == 1.0 and 0 < shares["small"] < 1e-200
+
+
 def test_variants_alternate_over_the_epochs():
   """Of 3 variants of 7 examples, each is seen once in any three epochs of its example."""
   split = make_split({"a": 21})

@@ -120,6 +120,23 @@ def test_selection_on_what_is_reported(made):
   assert "Validation chose" in said(results[:1], "selection", "validation_loss")[0][0]
 
 
+@pytest.mark.parametrize("path, values", [("data.template", ["a", "b"]), ("data.limit", [8, 16])])
+def test_configurations_of_one_base_and_one_test_set_are_a_selection(
+  made, monkeypatch, path, values
+):
+  results = [
+    made.result({path: value}, 2.0 + at, folder=str(at), base_fingerprint="f")
+    for at, value in enumerate(values)
+  ]
+  known = {str(at): Scores("one set", {}, {}) for at in range(2)}
+  monkeypatch.setattr(pairs, "read_scores", lambda _: known)
+  assert "best of 2 configurations" in said(results, "selection")[0][0]
+  apart = [result | {"base_fingerprint": str(at)} for at, result in enumerate(results)]
+  known["1"] = Scores("another", {}, {})
+  for others in (apart, results):  # of another base too, or of another test set alone
+    assert bool(said(others, "selection")) == (path == "data.limit")
+
+
 def test_validation_says_what_to_report(made):
   results = made.ranks({1: [2.0], 4: [1.5]})
   for result, loss in zip(results, (1.0, 1.1), strict=True):

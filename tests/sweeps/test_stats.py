@@ -105,8 +105,19 @@ def test_settings_are_shown_compactly():
 def test_a_base_for_each_data_set_but_not_for_each_mixture(made):
   rows = lambda key, values: stats.group([made.result({key: value}, 2.0) for value in values])
   assert len(stats.group_bases(rows("data.template", ["a", "b"]))) == 2
-  assert len(stats.group_bases(rows("data.temperature", [1.0, 2.0]))) == 1
+  for key in ("data.temperature", "data.limit", "data.buckets", "data.stream"):
+    assert len(stats.group_bases(rows(key, [1, 2]))) == 1
   assert len(stats.group_bases(rows("method.rank", [1, 2]))) == 1
+
+
+def test_a_base_for_each_limit_whose_most_frequent_answer_scores_otherwise(made):
+  rows = lambda *accuracies: stats.group([
+    made.result({"data.limit": limit}, 2.0, chance={"test_accuracy": accuracy})
+    for limit, accuracy in enumerate(accuracies, 1)
+  ])  # fmt: skip
+  labels = [row.label for row in stats.group_bases(rows(50.0, 60.0))]
+  assert labels == ["base (untuned) limit=1", "base (untuned) limit=2"]
+  assert len(stats.group_bases(rows(50.0, 50.0))) == 1
 
 
 def test_a_base_for_each_objective_that_scores_it_otherwise(made):

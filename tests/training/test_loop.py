@@ -348,6 +348,10 @@ def test_a_damaged_run_is_refused(tmp_path):
     ({"evaluate.shots": 1, "data.pack": True}, "not with data.pack"),
     ({"evaluate.resamples": -1}, "evaluate.resamples is -1"),
     ({"data.eval_limit": 0}, "data.eval_limit is 0"),
+    (
+      {"data.buckets": 2, "train.patience": 1, "search.places": 3},
+      "search.places is 3, expected None with train.patience and data.buckets=2",
+    ),
     ({"objective.label_smoothing": 1.0}, "label_smoothing is 1.0 (float), expected below 1"),
     ({"objective": {"name": "classify"}, "evaluate.generate": True}, "'classify' predicts"),
     ({"objective": {"name": "classify"}, "evaluate.metrics": ["bleu"]}, "bleu judges text"),
@@ -360,6 +364,13 @@ def test_what_cannot_work_is_found_before_it_starts(llama, changes, says):
     checks.check_options(config)
     checks.check(with_config(made_trials.make(llama), config))
   assert says in str(error.value)
+
+
+def test_general_text_needs_positions_too(llama):
+  setup = made_trials.make(llama)
+  setup = setup._replace(dataset=setup.dataset._replace(general=made_trials.split(2, 0, 72)))
+  with pytest.raises(UserError, match="sequences of 72 tokens and a prefix of 0 exceed the"):
+    checks.check(with_config(setup, made_trials.complete(LORA)))
 
 
 def test_shots_need_examples_to_judge(llama):

@@ -42,7 +42,8 @@ def encode(
   Args:
     examples: from `templates.render`, with a prompt and `choices`; the first of `answers` is right.
     options: too_long can be "skip" or "truncate", which cuts the beginning of the prompt; malformed
-      is for an answer that is none of the choices, an empty choice, or fewer than two.
+      is for an empty prompt, an answer that is none of the choices, an empty choice, or fewer than
+      two.
 
   Returns:
     The split, and counts with "classes" (examples by right answer).
@@ -72,12 +73,12 @@ def _fit(item: _Item, front: int, options: EncodeOptions) -> _Item | None:
   """Cuts the beginning of a prompt that is too long; None where that is not enough or not wanted.
 
   Args:
-    front: the special tokens in front of a prompt, which stay.
+    front: the special tokens in front of a prompt, which stay; without any, one token stays.
   """
   over = item.length - options.max_length
   if over <= 0:
     return item
-  if options.too_long == "skip" or over > len(item.prompt) - front:
+  if options.too_long == "skip" or over > len(item.prompt) - max(front, 1):
     return None
   return item._replace(prompt=item.prompt[:front] + item.prompt[front + over :])
 
@@ -86,6 +87,8 @@ def _right(example: Example) -> int:
   """Returns the number of the right answer among an example's choices."""
   if example.prompt is None:
     raise UserError("plain text has no prompt to choose an answer to")
+  if not example.prompt.strip():
+    raise UserError("the prompt is empty, expected a text to choose an answer to")
   options = list(example.choices)
   if len(options) < 2:
     raise UserError(f"{len(options)} answer choices, expected two or more: set data.choices")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune import schema
-from jaxtune.data import conversations, labels, reading
+from jaxtune.data import cells, conversations, labels, reading
 from jaxtune.data.encode import chat, rated, text, whole_texts
 from jaxtune.data.encode.shared import to_split
 from jaxtune.data.options import DataOptions, EncodeOptions
@@ -77,7 +77,8 @@ def _unread(table: Table, name: str, options: DataOptions) -> tuple[list[list[Ex
   if not _asks(table, options):
     placed = zip(table.rows, table.where, strict=True)
     return [[Example(None, [], row, where)] for row, where in placed], {"columns": SIDES}
-  rows = [row | {"output": row["chosen"], "completion": row["chosen"]} for row in table.rows]
+  answers = ("chosen", "output", "completion")  # of a row that lacks it, `_pair` says so
+  rows = [row | dict.fromkeys(answers, row.get("chosen")) for row in table.rows]
   if options.template is not None:
     options = options._replace(template=_asking(options.template))
   found = reading.read_prompts(table._replace(rows=rows), name, options)
@@ -103,7 +104,7 @@ def _asks(table: Table, options: DataOptions) -> bool:
 
 def _pair(example: Example) -> Example:
   """Returns an example with its prompt and both answers, which it checks."""
-  chosen, rejected = (example.row[side] for side in SIDES)
+  chosen, rejected = (cells.check_column(side, example.row) for side in SIDES)
   if isinstance(chosen, list | tuple) and isinstance(rejected, list | tuple):
     return _dialogue(example, list(chosen), list(rejected))
   if not isinstance(chosen, str) or not isinstance(rejected, str):

@@ -37,9 +37,8 @@ def read_row(
   such pairs; an empty one is a question without an answer.
   """
   asked, passage = read_text(row, question).strip(), read_text(row, context)
-  if answers not in row:
-    raise UserError(cells.missing_column_message(answers, row))
-  spans = [_span(passage, *pair) for pair in _pairs(row[answers], answers)]
+  pairs = _pairs(cells.check_column(answers, row), answers)
+  spans = [_span(passage, *pair) for pair in pairs]
   fields = {"question": asked, "context": passage, "spans": spans}
   texts = [passage[start:end] for start, end in spans]
   return fields, f"{asked}\n{passage}", texts or [""]

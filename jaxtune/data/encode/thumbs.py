@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxtune.data import labels, reading
+from jaxtune.data import cells, labels, reading
 from jaxtune.data.encode import pairs
 from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.reading import Reading
@@ -61,7 +61,7 @@ def _both(group: list[Example]) -> list[Example]:
 
 
 def _labelled(example: Example) -> Example:
-  value = example.row["label"]
+  value = cells.check_column("label", example.row)
   said = str(int(value)) if value in (0, 1) else str(value).lower()  # 1.0 and True are 1
   if said not in ("true", "false", *NAMES, "0", "1"):
     raise UserError(f"the label is {value!r}, expected true or false")

@@ -415,6 +415,26 @@ def test_a_special_token_in_the_text_is_refused(speaker):
   assert counts["skipped"] == {"template": 1}
 
 
+MARK = "<|end|>"
+
+
+@pytest.mark.parametrize(
+  "place, more, turn",
+  [
+    ("turn 2", {}, {"tool_calls": [{"function": {"name": "f", "arguments": {"a": [1, MARK]}}}]}),
+    ("turn 2", {}, {"tool_calls": [{"function": {"name": "f", "arguments": {MARK: "\n"}}}]}),
+    ("turn 2", {}, {"name": f"me {MARK}"}),
+    ("tools", {"tools": [{"name": "f", "description": f"{MARK} sum"}]}, {}),
+  ],
+)
+def test_a_special_token_that_a_template_may_print_is_refused(speaker, place, more, turn):
+  good = openai("hello", "fine")
+  row = more | {"messages": [good["messages"][0], good["messages"][1] | turn]}
+  said = rf"talk.jsonl:2: {place}: the text holds the special token '<\|end\|>', which would end"
+  with pytest.raises(UserError, match=said):
+    run(speaker, [good, row], chat_template=bare("headers in lines"))
+
+
 def test_an_unknown_token_that_ends_texts_too_is_a_special_token():
   """As GPT-2's and GPT-NeoX's tokenizers have it."""
   tokenizer = make("bytes")

@@ -64,6 +64,11 @@ def test_too_long(make_tokenizer):
   assert texts(tokenizer, split, 1) == ["<s>6789bad", "<s>6789great"] and counts["truncated"] == 1
   split, counts = choices.encode(tokenizer, rows, EncodeOptions(max_length=5, too_long="truncate"))
   assert counts["skipped"] == {"too_long": 2} and counts["truncated"] == 0
+  bare, options = make_tokenizer(), EncodeOptions(max_length=6, too_long="truncate")
+  split, _ = choices.encode(bare, rows, options)
+  assert texts(bare, split, 1) == ["9bad", "9great"]
+  split, counts = choices.encode(bare, rows, options._replace(max_length=5))
+  assert counts["skipped"] == {"too_long": 2}, "an answer follows one token of the prompt at least"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,7 @@ def test_too_long(make_tokenizer):
     (example("a", "b", ["b"]), "1 answer choices, expected two or more"),
     (example("a", "b", ["b", "b"]), "the choice 'b' comes twice"),
     (example(None, "bad"), "plain text has no prompt"),
+    (example(" ", "bad"), "the prompt is empty, expected a text to choose an answer to"),
   ],
 )
 def test_refusals(decoder, row, message):

@@ -104,6 +104,24 @@ def test_a_malformed_rating_is_refused_or_skipped(row, said):
   assert [one.prompt for one in examples] == ["p"] and skipped == {"malformed": 1}
 
 
+@pytest.mark.parametrize(
+  "objective, column",
+  [(objective, side) for objective in ("dpo", "kto") for side in ("chosen", "rejected")]
+  + [("kto", "label")],
+)
+@pytest.mark.parametrize("asked", ["prompt", "instruction"])
+def test_a_row_that_lacks_a_column_is_refused_or_skipped(objective, column, asked):
+  answers = {"completion": "a", "output": "a", "label": True}
+  good = {asked: "p"} | (answers if column == "label" else {"chosen": "a", "rejected": "b"})
+  row = {name: value for name, value in good.items() if name != column}
+  with pytest.raises(UserError, match=f"f:2: column '{column}' is missing"):
+    read(objective, [good, row])
+  with pytest.raises(UserError, match=f"f:2: column '{column}' holds null"):
+    read(objective, [good, row | {column: None}])
+  examples, skipped = read(objective, [good, row, good], malformed="skip")
+  assert {one.where for one in examples} == {"f:1", "f:3"} and skipped == {"malformed": 1}
+
+
 def test_completions_need_one_kind_of_score():
   with pytest.raises(UserError, match="completions come with neither ratings nor ranking"):
     read("dpo", [{"prompt": "q", "completions": ["a", "b"]}])

@@ -1,7 +1,7 @@
 """Whole models with fused attention have the losses and gradients that plain products give.
 
 The kernels are emulated, TPUs' by Pallas's interpreter and cuDNN's by jax's own XLA code. Gradients
-are those of what a method trains, and of every leaf of the base.
+are those of what a method trains; of LoRA and prefixes, those of every leaf of the base too.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from jaxtune.models import cudnn, splash
 from jaxtune.training import step
 
 LORA, PREFIX = "rsLoRA, all linear", "prefix"
-# Each family with two methods, each method over a decoder that has local and global layers, and
-# over an encoder-decoder those that add keys or split its layers.
+# Each family with two methods, each method over a decoder, and those that add keys or split the
+# layers over one that has local and global layers and over an encoder-decoder.
 OF_KEYS = ("prompt", "MAM", "UniPELT", "last layers")
-CELLS = [
-  (method, family)
-  for method in METHODS
-  for family in matrix.FAMILIES
-  if method in (LORA, PREFIX) or family == "qwen2" or (family == "bart" and method in OF_KEYS)
-]
+FAMILIES = dict.fromkeys(OF_KEYS, ("qwen2", "bart")) | {
+  LORA: matrix.FAMILIES, PREFIX: matrix.FAMILIES, "BitFit": ("qwen2",),  # which has biases
+}  # fmt: skip
+CELLS = [(method, family) for method in METHODS for family in FAMILIES.get(method, ("llama",))]
 # How many attentions of a program TPUs' kernel takes, where it is not one. Beside that of local
 # layers a program holds that of global ones. An encoder-decoder has three, but T5 has relative
 # biases in all except the one over the encoder.
@@ -72,7 +70,7 @@ def measure(kernel: str, method: str, family: str, dtype=jnp.float32, **entries)
     call = step.forward(program, peft.Overlay(trees["tuned"], state.hyper), trees.get("base", base))
     return objective(call, batch)[0].sum()
 
-  trees = {"tuned": state.tuned} | ({} if quantize else {"base": base})
+  trees = {"tuned": state.tuned} | ({"base": base} if method in (LORA, PREFIX) else {})
   traced = jax.jit(jax.value_and_grad(loss)).trace(trees)
   value, gradients = jax.device_get(traced.lower().compile()(trees))
   return value, tree.flatten(gradients), count_kernels(traced.jaxpr.jaxpr)

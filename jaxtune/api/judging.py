@@ -25,8 +25,8 @@ def run(options: Namespace) -> None:
     left_out = ", ".join(f"{n} {what}" for what, n in counts.items() if what != "written" and n)
     print(f"{counts['written']} votes written to {options.export}; left out: {left_out or 'none'}")
     if not options.all:
-      print("prompts of generated answers are whole: train on them with")
-      print("--config.data.template=None")
+      said = "prompts of generated answers are whole"
+      print(f"{said}: train on them with --config.data.template=None")
   if options.results or options.export:
     return
   sampling = {name: getattr(options, name) for name in _SAMPLING}

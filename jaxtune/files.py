@@ -35,6 +35,11 @@ except ImportError:  # Windows
 LIST = "jaxtune_files.json"
 
 
+def expanded(name: str | Path) -> Path:
+  """Returns a path with its "~" replaced; that of a user whom there is not stays as it is."""
+  return Path(os.path.expanduser(name))
+
+
 class Listed(TypedDict):
   """The list of a folder's files: {path in the folder: SHA-256}."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxtune.api.sweep import MOST_TRIALS, check_overrides
 from jaxtune.assets import TINY
 from jaxtune.data import sources
 from jaxtune.errors import UserError
+from jaxtune.files import expanded
 from jaxtune.models import hf
 from jaxtune.peft import unions
 from jaxtune.sweeps import declare
@@ -186,7 +186,7 @@ def _lengths(model: str, task: str, prefixes: Sequence[int]) -> tuple[int, int]:
 
 def _absolute(path: str | Path) -> str:
   """Returns the absolute path of a file or folder, or a hub name as it is."""
-  place = Path(os.path.expanduser(path))
+  place = expanded(path)
   return str(place.absolute()) if place.exists() else str(path)
 
 

@@ -8,7 +8,6 @@ error.
 from __future__ import annotations
 
 import importlib
-import os
 from pathlib import Path
 
 import jax
@@ -16,6 +15,7 @@ import jax
 from jaxtune import peft as methods_
 from jaxtune import schema, tree
 from jaxtune.errors import UserError
+from jaxtune.files import expanded
 from jaxtune.formats import files, options
 from jaxtune.formats.files import Imported
 from jaxtune.models import hf
@@ -23,7 +23,7 @@ from jaxtune.models import hf
 
 def check_folder(folder: str | Path) -> Path:
   """Returns the path of an adapter's folder; raises UserError for a folder that is none."""
-  folder = Path(os.path.expanduser(folder))
+  folder = expanded(folder)
   if not (folder / "adapter_config.json").is_file():
     raise UserError(
       f"{folder} is no adapter: it has no adapter_config.json; expected a folder that PEFT, "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from jaxtune.data import sources
+from jaxtune.files import expanded
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -18,7 +18,7 @@ def base_reference(name: str | Path | None) -> str | None:
   """
   if name is None:
     return None
-  path = Path(os.path.expanduser(name))
+  path = expanded(name)
   hub = next((part for part in path.parts if part.startswith("models--")), None)
   if hub is not None:  # in the hub's cache
     return hub.removeprefix("models--").replace("--", "/")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import jax
+
+from jaxtune.files import expanded
 
 
 def keep(folder: str | None) -> None:
@@ -15,9 +16,9 @@ def keep(folder: str | None) -> None:
     folder: `train.compilation_cache`; None leaves jax as it is.
   """
   if folder is not None and jax.config.values["jax_compilation_cache_dir"] is None:
-    jax.config.update("jax_compilation_cache_dir", str(Path(os.path.expanduser(folder))))
+    jax.config.update("jax_compilation_cache_dir", str(expanded(folder)))
 
 
 def plans(folder: str | None) -> Path | None:
   """Returns the folder for what the compilers of other devices have said, or None."""
-  return None if folder is None else Path(os.path.expanduser(folder)) / "plan"
+  return None if folder is None else expanded(folder) / "plan"

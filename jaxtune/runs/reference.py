@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from jaxtune import data, files, peft, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.evaluation import judge
 from jaxtune.evaluation.options import EvaluateOptions
+from jaxtune.files import expanded
 from jaxtune.objectives import Batch, Forward, Sums, choices
 from jaxtune.runs import programs
 from jaxtune.runs.first_state import first_state
@@ -128,7 +128,7 @@ def _cache(
   for name in (*step.INPUTS, "weights"):
     if name in split.arrays:
       digest.update(split.arrays[name].tobytes())
-  return Path(os.path.expanduser(folder)) / "reference" / f"{digest.hexdigest()[:32]}.npy"
+  return expanded(folder) / "reference" / f"{digest.hexdigest()[:32]}.npy"
 
 
 def _kept(path: Path | None) -> np.ndarray | None:

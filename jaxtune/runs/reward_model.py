@@ -8,9 +8,7 @@ is then the turn of a user.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,6 +21,7 @@ from jaxtune.data.padding import pad
 from jaxtune.data.templates import Example
 from jaxtune.errors import UserError
 from jaxtune.evaluation import rewards
+from jaxtune.files import expanded
 from jaxtune.runs import finished, results
 from jaxtune.training import step
 
@@ -38,7 +37,7 @@ def find(names: Sequence[str]) -> dict[str, rewards.Function]:
   """
   found = {}
   for name in (name for name in names if name.startswith(rewards.MODEL)):
-    given = Path(os.path.expanduser(name.removeprefix(rewards.MODEL)))
+    given = expanded(name.removeprefix(rewards.MODEL))
     folder = results.best_trial(given.resolve())
     results.check_files(folder, results.read(folder), ("tuned.safetensors",))
     found[name] = _loaded(str(folder), (folder / "tuned.safetensors").stat().st_mtime_ns)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.evaluation import rewards
-from jaxtune.files import digest
+from jaxtune.files import digest, expanded
 from jaxtune.runs import results
 
 WEIGHTS = ("tuned.safetensors", "adapter_config.json", "*.safetensors", "*.bin")
@@ -41,7 +40,7 @@ def _files(config: dict[str, Any]) -> Iterator[Path]:
   starts = [section.get("start") for section in peft.sections(config["method"]).values()]
   judges = [one.removeprefix(rewards.MODEL) for one in config["rollout"]["rewards"]
             if one.startswith(rewards.MODEL)]  # fmt: skip
-  for folder in [Path(os.path.expanduser(name)) for name in (*starts, *judges) if name]:
+  for folder in [expanded(name) for name in (*starts, *judges) if name]:
     folder = results.best_trial(folder) if (folder / "trials").is_dir() else folder
     yield from sorted({path for name in WEIGHTS for path in folder.glob(name)})
   for path in map(rewards.file_of, config["rollout"]["rewards"]):

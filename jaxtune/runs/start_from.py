@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from jaxtune import formats, peft, tree
 from jaxtune.errors import UserError
+from jaxtune.files import expanded
 from jaxtune.models.heads import is_head
 from jaxtune.runs import folder as runs
 from jaxtune.runs.trial import Trial
@@ -44,7 +44,7 @@ def continued(trial: Trial, overlay: peft.Overlay) -> peft.Overlay:
 
 
 def _continued(method: peft.Method, trial: Trial, overlay: peft.Overlay) -> peft.Overlay:
-  folder = Path(os.path.expanduser(method.start))
+  folder = expanded(method.start)
   if _is_foreign(folder) and any(_is_traced(x) for x in jax.tree.leaves(trial.pretrained.params)):
     return overlay  # such an adapter is read beside weights, and its shapes are these
   trained, fixed, params, labels = _read(method, trial, folder)

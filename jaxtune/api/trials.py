@@ -91,16 +91,15 @@ def waiting(stage: Groups, group: list[int]) -> list[list[int]]:
   left = group if under_way else [i for i in group if stage.folders[i] not in done]
   if under_way or not done or not left or trials[0].config["search"]["early_exit"] is None:
     return [left] if left else []
-  if all(results.read(folder).get("trials_in_program") == 1 for folder in done):
-    return [[i] for i in left]
-  raise _joining(stage.folders[left[0]], done)
+  check_joining(trials[0].config, folders)
+  return [[i] for i in left]
 
 
 def check_joining(config: dict, folders: list[Path]) -> None:
-  """Raises UserError where `waiting` would, before the learning rates of a group are known.
+  """Raises UserError where trials of a group would be compared without those that are done.
 
   Args:
-    config: of one of its trials.
+    config: of one of its trials, whose learning rate may be open.
     folders: of all of them, none of which is under way.
   """
   done = [folder for folder in folders if (folder / "result.json").exists()]
@@ -108,15 +107,11 @@ def check_joining(config: dict, folders: list[Path]) -> None:
   if config["search"]["early_exit"] is None or not left:
     return
   if any(results.read(folder).get("trials_in_program") != 1 for folder in done):
-    raise _joining(left[0], done)
-
-
-def _joining(folder: Path, done: list[Path]) -> UserError:
-  return UserError(
-    f"{folder} is to be trained, but {len(done)} other trials of its program are done, and "
-    "search.early_exit compares all trials of a program: give another --workdir, or delete the "
-    f"folders of these {len(done)}, such as {done[0]}, to train all again"
-  )
+    raise UserError(
+      f"{left[0]} is to be trained, but {len(done)} other trials of its program are done, and "
+      "search.early_exit compares all trials of a program: give another --workdir, or delete the "
+      f"folders of these {len(done)}, such as {done[0]}, to train all again"
+    )
 
 
 def _learns(stage: Groups, group: list[int]) -> bool:
@@ -128,9 +123,9 @@ def _learns(stage: Groups, group: list[int]) -> bool:
   methods = {str(stage.trials[i].config["method"]): stage.trials[i] for i in reversed(group)}
   try:
     gradients.check(list(methods.values()))
-  except UserError:
-    raise
   except Exception as error:
+    if _ends_sweep(error):
+      raise
     _record([stage.folders[i] for i in group], error)
     return False
   return True

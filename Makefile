@@ -24,7 +24,7 @@ test: $(VENV)/.installed-test $(if $(CASES),$(ADAPTERS_VENV)/.installed)
 	$(BIN)/ty check --python $(VENV)
 	$(if $(CASES),$(ADAPTERS)) $(PYTEST) $(if $(CASES),-m "not measurement")
 
-# The tests, and all that they run representatives of: every export, every method, every family.
+# The tests, and all that they run representatives of: most exports, every method, every family.
 # Measurements, such as the README's Python, are left to `make test` and `make check`.
 cases:
 	$(MAKE) test CASES=all

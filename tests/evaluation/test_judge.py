@@ -180,7 +180,7 @@ def test_texts_of_merged_weights(llama, section):
     noisy = lambda key, x: x + 0.3 * jax.random.normal(key, x.shape)
     tuned = [jax.tree.map(partial(noisy, key), state.tuned) for key in keys]
     pairs = tree.stack([peft.Overlay(one, state.hyper) for one in tuned])
-    evaluator = programs.make_evaluator(trial, sharding.make(), 2)
+    evaluator = programs.make_evaluator(trial, sharding.make(mesh={"data": 1}), 2)
     judged = judge.judge_splits(evaluator, pairs, base, [dataset] * 2, [0, 0])
     found.append([one.predictions for one in judged])
   assert found[0] == found[1] and found[0][0] != found[0][1]
@@ -214,8 +214,9 @@ def test_samples_hang_on_the_seed_and_the_example_alone(llama):
   def sampled(size, seeds):
     options = {"generate": True, "temperature": 1.0, "max_new_tokens": 4, "batch_size": size}
     config = made_trials.complete({"name": "lora"}, evaluate=options | {"metrics": ["exact_match"]})
-    evaluator = programs.make_evaluator(with_config(setup, config), sharding.make(), 1)
-    state, base = first_state(with_config(setup, config))
+    trial = with_config(setup, config)
+    evaluator = programs.make_evaluator(trial, sharding.make(mesh={"data": 1}), 1)
+    state, base = first_state(trial)
     pairs = tree.stack([peft.Overlay(state.tuned, state.hyper)] * len(seeds))
     judged = judge.judge_splits(evaluator, pairs, base, [dataset] * len(seeds), seeds)
     return [one.predictions for one in judged]

@@ -15,14 +15,26 @@ from jaxtune.training import step
 
 WINDOWS = ("mistral", "qwen2", "gemma2", "gemma3_text", "phi3")  # `answer_rows.shared` leaves out
 FAMILIES = [f for f in ("gpt2", "llama", *tiny.DECODERS) if f not in WINDOWS]
+POSITIONS = ("gpt2", "llama", "gpt_neox")  # learned, rotary, and rotary for a part of each head
+# The methods that read positions or the mask, or that run layers in several scans. What any other
+# one does to a token hangs on that token alone, as with rsLoRA.
+METHODS_AND_FAMILIES = {
+  "rsLoRA, all linear": FAMILIES,
+  "prefix": POSITIONS,
+  "prompt": POSITIONS,
+  "MAM": ("llama",),
+  "UniPELT": ("llama",),
+  "last layers": ("llama",),
+  "LoReFT": ("llama",),
+}
 QUICK = [("rsLoRA, all linear", "gpt2"), ("prefix", "llama"), ("prompt", "llama"), ("MAM", "llama")]
 CELLS = [
   pytest.param(method, family, marks=[] if (method, family) in QUICK else pytest.mark.full)
-  for method in METHODS
-  for family in FAMILIES
-  if family == ("gpt2" if method == "BitFit" else "llama")
-  or method in ("rsLoRA, all linear", "prefix", "prompt")
+  for method, families in METHODS_AND_FAMILIES.items()
+  for family in families
 ]
+# Edits the first token of each answer to the first prompt, and not all of the second prompt.
+CHANGES = {"LoReFT": {"first": 5}}
 PROMPTS, SHARE, WIDTH, NEW = 2, 3, 6, 4
 
 
@@ -44,9 +56,8 @@ def rows(share: int) -> dict:
 
 @pytest.mark.parametrize(("method", "family"), CELLS)
 def test_branches(method, family):
-  section, _, quantize = METHODS[method]
-  pretrained = matrix.model(family, quantize)
-  methods, state, base = matrix.lay(pretrained, section)
+  pretrained = matrix.model(family)
+  methods, state, base = matrix.lay(pretrained, METHODS[method].section | CHANGES.get(method, {}))
   program = step.Program(pretrained.model, methods, None, None, 1)
 
   @jax.jit

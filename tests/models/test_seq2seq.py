@@ -27,6 +27,7 @@ CONFIGS = {
   "bart": lambda: BartConfig(**BART | dict(scale_embedding=False)),
   "bart-scaled": lambda: BartConfig(**BART),
 }
+STORED = ("t5", "t5-v1.1", "bart-scaled")  # the scale is a number of config.json, in no tensor
 
 
 def twin(name, folder):
@@ -90,6 +91,7 @@ def test_logits_equal_pytorch(pair):
   np.testing.assert_allclose(made[mask[:, ::-1]], expected[mask], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("pair", STORED, indirect=True)
 def test_the_loss_equals_that_of_transformers(pair):
   """Theirs of the labels alone; ours of the decoder's start and the labels in one row."""
   theirs, ours, _ = pair
@@ -138,6 +140,7 @@ def test_bf16_stays_within_a_band(name, tmp_path):
   assert np.sqrt(np.mean((made - expected) ** 2)) < 0.04 * expected.std()
 
 
+@pytest.mark.parametrize("pair", STORED, indirect=True)
 def test_saved_folders_load_in_pytorch(pair, tmp_path):
   theirs, ours, _ = pair
   moved = tiny.perturb(ours.params, 3)
@@ -164,6 +167,7 @@ def rewritten(folder, target, tensors=lambda t: t, **config):
   return str(target)
 
 
+@pytest.mark.parametrize("pair", STORED, indirect=True)
 def test_folders_of_transformers_4_and_without_a_head(pair, tmp_path):
   """Copies of the embeddings are dropped, a missing bias is zero, a missing prefix is added."""
   _, ours, folder = pair

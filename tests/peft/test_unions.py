@@ -112,8 +112,7 @@ def laid_over(name, pretrained, noise=0.2):
   return tiny.lay(pretrained, SECTIONS[name], noise=noise)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize(("name", "family"), [("mam", "gpt2"), ("unipelt", "llama")])
 def test_cached_decoding_equals_teacher_forcing(request, name, family):
   pretrained = request.getfixturevalue(family)
   methods, tuned, hyper, base = laid = laid_over(name, pretrained, 0.1 if family == "gpt2" else 0.2)

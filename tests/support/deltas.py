@@ -105,7 +105,7 @@ def plain(layer):
 
 def lay(pretrained, section: dict, noise: float = 0.0):
   """Does what `tiny.lay` does, in one program."""
-  methods, sites = peft.build(section), peft.find_sites(pretrained.model)
+  methods, sites = tiny.build(section), tiny.find_sites(pretrained.model)
   init = jax.jit(lambda key, params: peft.init(key, methods, sites, params).overlay)
   tuned, hyper = init(jax.random.key(0), pretrained.params)
   tuned = {"params": {}, "peft": {}} | tiny.perturb(tuned, 1, noise)

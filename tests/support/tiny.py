@@ -122,13 +122,22 @@ def perturb(arrays, seed: int, deviation: float = 0.05):
 
 
 find_sites = functools.cache(peft.find_sites)
+_METHODS = {}  # by what their section is written as
+
+
+def build(section: dict) -> tuple[peft.Method, ...]:
+  """Makes the methods of a section once, so that all that lay it over a model share `forward`."""
+  key = repr(section)
+  if key not in _METHODS:
+    _METHODS[key] = peft.build(section)
+  return _METHODS[key]
 
 
 def lay(
   pretrained: hf.Pretrained, section: dict, seed: int = 0, noise: float = 0.0
 ) -> peft.Adapted:
   """Lays a method over a model, what is trained moved off its start by `noise`."""
-  methods = peft.build(section)
+  methods = build(section)
   sites = find_sites(pretrained.model)
   adapted = peft.init(jax.random.key(seed), methods, sites, pretrained.params)
   if noise:
@@ -141,7 +150,7 @@ _PROGRAMS = {}  # by id, beside the objects themselves so that no id is used twi
 
 
 def forward(pretrained, laid, tokens, mask=None, rng=None):
-  """Logits of a model with a method laid over it; compiled once for each shape."""
+  """Logits of a model with a method laid over it; compiled once for each section and shape."""
   methods, tuned, hyper, base = laid
   model = pretrained.model
 

@@ -428,11 +428,15 @@ def test_a_reward_that_was_edited_makes_another_run(made, tmp_path):
     jaxtune.sweep(config, tmp_path / "sweep")
 
 
-def test_code_in_the_folder_of_a_run_is_not_run(made, tmp_path):
-  """It may have come with the run from elsewhere."""
-  with pytest.raises(UserError, match="has a reward in its own folder"):
-    sources.check_foreign(made(), tmp_path)
-  sources.check_foreign(made(), tmp_path / "run")
+def test_code_in_the_folder_of_a_run_is_not_run(made, tmp_path, monkeypatch):
+  """It may have come with the run from elsewhere, however the config names it."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  at_home = ("~/rewards.py:vowels",)
+  for config in (made(), made(rollout={"rewards": at_home})):
+    with pytest.raises(UserError, match="has a reward in its own folder"):
+      sources.check_foreign(config, tmp_path)
+    sources.check_foreign(config, tmp_path / "run")
+  assert rewards.make(at_home).functions.keys() == {*at_home}
 
 
 def test_a_policy_is_exported_as_its_adapter(made, tmp_path):

@@ -84,8 +84,9 @@ def _pairs(judged: Judged, kind: str, dataset: Data) -> dict:
   if of and judged_pairs:
     share = right / judged_pairs if 2 * longer >= of else 1 - right / judged_pairs
     found["length"] = {f"{judged.split}_accuracy": 100 * share}
-  if kind == "preference" and np.isfinite(judged.predictions).all():
-    both = judged.predictions, judged.references
+  predictions = judged.predictions if kind == "preference" else None
+  if predictions is not None and np.isfinite(predictions).all():
+    both = predictions, judged.references
     found |= {name: getattr(preference, name)(*both) for name in ("calibration", "by_length")}
     found["ties"] = preference.ties(*both)
   return found

@@ -12,7 +12,7 @@ from jaxtune.data.stream import Stream
 from jaxtune.evaluation import compare, judge
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.metrics import intervals
-from jaxtune.objectives import classify, regression, sft
+from jaxtune.objectives import classify, regression, reward, sft
 
 RNG = np.random.default_rng(0)
 TRUE = RNG.choice(["no", "yes"], 40).tolist()
@@ -121,6 +121,14 @@ def test_the_most_frequent_answer_is_that_of_training():
   plain = train._replace(references=[[]] * 12)
   for seen in (plain, pack(plain)[0], Stream(lambda: iter(()), None, 8, 2)):
     assert record(sft, ("exact_match",), one, one, seen)["chance"] == {}
+
+
+def test_rewards_that_no_metric_reads():
+  """With evaluate.metrics=() nothing is predicted; what length alone says is known all the same."""
+  arrays = {"mask": np.tri(8)[[[5, 2], [6, 3], [4, 1]]] > 0, "difference": np.ones(3)}
+  one = judged(np.ones(3), split="train")
+  found = record(reward, (), one, one, Split(arrays, [], [], [], []))
+  assert found["length"] == {"train_accuracy": 100.0} and "calibration" not in found
 
 
 def test_zero_counts_in_the_mean_of_numbers():

@@ -190,6 +190,11 @@ def _check_shots(trial: Trial, options: EvaluateOptions) -> None:
       f"evaluate.shots is {options.shots}, expected 0 for objective {name!r}: its examples are no "
       "demonstrations, as not all of them have a right answer"
     )
+  if trial.objective.HEAD != "lm":
+    raise UserError(
+      f"evaluate.shots is {options.shots}, expected 0 for objective {name!r}: demonstrations are for "
+      "the answers of an untuned model, and it has none before its head is trained"
+    )
   data.check_shots(held, trial.dataset.train, options.shots)
 
 

@@ -549,6 +549,7 @@ def test_rewards_have_names():
     ({"evaluate": {"max_new_tokens": 5}}, "max_new_tokens is 5, expected none, or rollout.max"),
     ({"rollout": {"max_new_tokens": 4000}}, "lower data.max_length, rollout.max_new_tokens or"),
     ({"evaluate": {"generate": True}}, "no answer, which evaluate.generate compares with"),
+    ({"evaluate": {"limit": 1}}, "limit is 1, expected None .* held out by data.eval_limit=1"),
     ({"evaluate": {"shots": 2}}, "shots is 2, expected 0 for objective 'grpo'"),
   ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -133,14 +132,19 @@ def metric_names(options: EvaluateOptions, objective: Any) -> tuple[str, ...]:
 
 
 def measure(
-  evaluator: Evaluator, overlays: peft.Overlay, base: PyTree, splits: Sequence[data.Split]
+  evaluator: Evaluator,
+  overlays: peft.Overlay,
+  base: PyTree,
+  splits: Sequence[data.Split],
+  seeds: Sequence[int] = (),
 ) -> list[dict]:
   """Runs every trial over its own split; returns {"loss": (X,), "weight": (X,), ...} of each.
 
-  Where answers are rewarded, the loss is minus the reward of the model's own.
+  Where answers are rewarded, the loss is minus the reward of the model's own, which are drawn by
+  the trials' `seeds`; see `answers.completions`.
   """
   if evaluator.rewards is not None:
-    return answers.rewarded(evaluator, overlays, base, splits)
+    return answers.rewarded(evaluator, overlays, base, splits, seeds)
   size, parts = evaluator.options.batch_size, evaluator.parallel.batch_shards
   distinct = {id(split): split for split in splits}
   batches = {key: list(data.batches(split, size, parts)) for key, split in distinct.items()}
@@ -209,13 +213,13 @@ def judge_splits(
     splits = [getattr(dataset, name) for dataset in datasets]
     if splits[0] is None:
       continue
-    measured = measure(evaluator, overlays, base, splits)
+    measured = measure(evaluator, overlays, base, splits, seeds)
     for e, (rows, split) in enumerate(zip(measured, splits, strict=True)):
       scores = by_task(partial(summarise, evaluator.measures, rows), split.tasks, name)
       judgements[e] = Judged(judgements[e].metrics | scores, name, rows)
   if judgements[0].split not in ("validation", "test") or not evaluator.metrics:
     return judgements
-  return _predicted(evaluator, overlays, base, datasets, judgements, seeds or [0] * len(datasets))
+  return _predicted(evaluator, overlays, base, datasets, judgements, seeds)
 
 
 def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], seeds):
@@ -223,7 +227,8 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
   name, objective = judgements[0].split, evaluator.objective
   splits = [getattr(dataset, name) for dataset in datasets]
   predicts = hasattr(objective, "decode")
-  numbers = [completed(split, None if predicts else evaluator.options.limit) for split in splits]
+  limit = None if predicts else evaluator.options.limit
+  numbers = [answers.completed(split, limit) for split in splits]
   if predicts:
     rows = [judged.rows for judged in judgements]
     predictions = [objective.decode(*three) for three in zip(datasets, splits, rows, strict=True)]
@@ -241,22 +246,6 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
     sums = {key: x for key, x in judged.rows.items() if key.removeprefix("weight_") in kept}
     predicted.append(Judged(scored, name, sums, predictions[e], true, chosen))
   return predicted
-
-
-def completed(split: data.Split, limit: int | None) -> list[int]:
-  """Returns the numbers of the examples that predictions are made for, in order.
-
-  These have a reference. Every task has equally many; where one has fewer, the others have more.
-  """
-  numbers = [n for n, references in enumerate(split.references) if references]
-  if limit is None or split.tasks is None:
-    return numbers[:limit]
-  had: Counter = Counter()
-  turns = []
-  for task in (split.tasks[n] for n in numbers):
-    turns.append(had[task])
-    had[task] += 1
-  return sorted(numbers[turn] for turn in np.argsort(turns, kind="stable")[:limit])
 
 
 def _scores(names: Sequence[str], predictions: list, references: list, prefix: str, chosen=None):

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxtune import data, hosts, metrics, peft, sharding
 from jaxtune.errors import UserError, nearest
-from jaxtune.evaluation import judge, sampling
+from jaxtune.evaluation import answers, judge, sampling
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.preflight import rollout
 from jaxtune.runs import programs
@@ -229,7 +229,7 @@ def _longest_completed(trial: Trial, options: EvaluateOptions) -> int:
   for prompt, where in zip(split.prompts, split.where, strict=True):
     if not prompt:
       raise UserError(f"{where} has no prompt and answer: evaluate.generate is not for plain text")
-  chosen = judge.completed(split, None)
+  chosen = answers.completed(split, None)
   if not chosen:
     raise UserError(
       "evaluate.generate compares with answers that people liked, and all that are judged have a "

@@ -440,8 +440,11 @@ def test_code_in_the_folder_of_a_run_is_not_run(made, tmp_path, monkeypatch):
 
 
 def test_a_policy_is_exported_as_its_adapter(made, tmp_path):
-  jaxtune.fit(made("ppo"), tmp_path / "run")
-  first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+  config = made("ppo", train={"keep": "last"}, evaluate={"temperature": 1.0}) | {"seed": 7}
+  result = jaxtune.fit(config, tmp_path / "run")
+  first, *_, last = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+  # The same answers are drawn for validation while it trains and at the end.
+  assert last["validation_reward"] == result["final"]["validation_reward"]
   assert first["train_clipped"] == 0  # the policy has drawn these answers itself
   assert first["train_kl"] == pytest.approx(0, abs=1e-5)
   jaxtune.export_run(jaxtune.load_run(tmp_path / "run"), tmp_path / "adapter")

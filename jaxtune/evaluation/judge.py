@@ -239,9 +239,9 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
   predicted = []
   for e, (judged, split, chosen) in enumerate(zip(judgements, splits, numbers, strict=True)):
     true, tasks = objective.references(datasets[e], split), _tasks(split)
-    true, tasks = [true[n] for n in chosen], tasks and [tasks[n] for n in chosen]
+    true, own = [true[n] for n in chosen], tasks and [tasks[n] for n in chosen]
     scores = partial(_scores, evaluator.metrics, predictions[e], true)
-    scored = judged.metrics | by_task(scores, tasks, name)
+    scored = judged.metrics | by_task(scores, own, name, tasks)
     kept = (*SUMS, *evaluator.measures)
     sums = {key: x for key, x in judged.rows.items() if key.removeprefix("weight_") in kept}
     predicted.append(Judged(scored, name, sums, predictions[e], true, chosen))
@@ -264,12 +264,15 @@ def _tasks(split: data.Split) -> list[str] | None:
   return [split.tasks[row] for row in first]
 
 
-def by_task(scores: Callable, tasks: Sequence[str] | None, prefix: str) -> dict:
+def by_task(
+  scores: Callable, tasks: Sequence[str] | None, prefix: str, among: Sequence[str] | None = None
+) -> dict:
   """Scores all examples and, of a mixture, each task and the plain mean over tasks.
 
   Args:
     scores: (prefix[, indices of examples]) -> {metric: value}.
     tasks: of every example; None where there is no mixture.
+    among: all tasks of the split, where examples are some of its examples.
 
   Returns:
     {"test_loss": ..., "test_loss/mean": ..., "test_loss/TASK": ...}; no mean of a metric that a
@@ -280,7 +283,8 @@ def by_task(scores: Callable, tasks: Sequence[str] | None, prefix: str) -> dict:
     return whole
   of_rows = np.asarray(tasks)
   by_name = {task: scores(prefix, np.flatnonzero(of_rows == task)) for task in dict.fromkeys(tasks)}
-  shared = [metric for metric in whole if all(metric in values for values in by_name.values())]
+  every = {task: by_name.get(task, {}) for task in among or tasks}
+  shared = [metric for metric in whole if all(metric in values for values in every.values())]
   mean = lambda metric: float(np.mean([values[metric] for values in by_name.values()]))
   return (
     whole

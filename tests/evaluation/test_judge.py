@@ -12,7 +12,7 @@ from jaxtune import data, peft, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.evaluation import answers, judge, rewards
 from jaxtune.evaluation.options import EvaluateOptions
-from jaxtune.objectives import grpo, tokens
+from jaxtune.objectives import grpo, sft, tokens
 from jaxtune.preflight import checks
 from jaxtune.runs import costs, programs
 from jaxtune.runs.first_state import first_state
@@ -97,6 +97,19 @@ def test_rewarded_answers_are_drawn_by_the_seeds_of_their_trials():
     (one, two) = judge.judge_splits(evaluator, None, None, [dataset] * 2, seeds)
     assert one.metrics == two.metrics and one.metrics["test_reward"] == 0
   assert seen == [[3, 5], [3, 5], [0, 0], [0, 0]]  # validation and test
+
+
+def test_a_mean_over_tasks_needs_an_answer_of_each():
+  """Of answers with thumbs, the disliked ones of task b are not compared with."""
+  split = made_trials.split(3, 0)._replace(references=[["x"], ["y"], []], tasks=["a", "a", "b"])
+  complete = lambda overlays, base, batch: np.zeros((*batch["numbers"].shape, 2), np.int32)
+  options, dataset = EvaluateOptions(), data.Data(split, None, split, {})
+  evaluator = judge.Evaluator(
+    None, complete, sft, None, options, ("exact_match",), made_trials.Tokenizer(), (0,)
+  )
+  measured = judge.Judged({"test_loss/mean": 1.0}, "test")
+  (found,) = judge._predicted(evaluator, None, None, [dataset], [measured], ())
+  assert found.metrics == measured.metrics | {"test_exact_match": 0, "test_exact_match/a": 0}
 
 
 def test_logits_are_computed_where_a_target_is(llama):

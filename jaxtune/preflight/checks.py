@@ -90,8 +90,8 @@ def check(trial: Trial) -> None:
     if config[section][name] is not None and dataset.validation is None:
       raise UserError(f"{key} needs a validation split: give data.validation")
   _check_batches(trial)
-  data.mix.check(dataset.train.order, options.steps, options.batch_size)
   _check_lengths(trial, max(rollout.check(trial), _check_evaluation(trial)))
+  data.mix.check(dataset.train.order, *trial.draws(options.steps))
   tokenize = tokenizing(trial.pretrained)
 
   def make(params):

@@ -441,7 +441,9 @@ def test_code_in_the_folder_of_a_run_is_not_run(made, tmp_path, monkeypatch):
 
 def test_a_policy_is_exported_as_its_adapter(made, tmp_path):
   config = made("ppo", train={"keep": "last"}, evaluate={"temperature": 1.0}) | {"seed": 7}
+  config["data"] = {"tasks": {"words": config["data"]}}
   result = jaxtune.fit(config, tmp_path / "run")
+  assert result["mixture"]["words"]["drawn"] == 4 * 4 / 2  # prompts, with two answers each
   first, *_, last = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
   # The same answers are drawn for validation while it trains and at the end.
   assert last["validation_reward"] == result["final"]["validation_reward"]

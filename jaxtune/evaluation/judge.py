@@ -16,6 +16,7 @@ from tqdm import tqdm
 from jaxtune import data, hosts, metrics, peft, sharding, tree
 from jaxtune.evaluation import answers, rewards
 from jaxtune.evaluation.options import EvaluateOptions
+from jaxtune.metrics.kinds import label
 from jaxtune.training.step import Program, chooses, informed, judge
 
 SUMS = ("loss", "weight", "correct")  # of each example, whatever the objective
@@ -131,6 +132,11 @@ def metric_names(options: EvaluateOptions, objective: Any) -> tuple[str, ...]:
   return objective.METRICS if options.metrics is None else tuple(options.metrics)
 
 
+def scoring(names: Sequence[str], split: data.Split) -> tuple[str, ...]:
+  """Returns those metrics that can score a split: none of classes where rows have own choices."""
+  return tuple(n for n in names if not (split.own_choices and n in label.OF_CLASSES))
+
+
 def measure(
   evaluator: Evaluator,
   overlays: peft.Overlay,
@@ -240,7 +246,7 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
   for e, (judged, split, chosen) in enumerate(zip(judgements, splits, numbers, strict=True)):
     true, tasks = objective.references(datasets[e], split), _tasks(split)
     true, own = [true[n] for n in chosen], tasks and [tasks[n] for n in chosen]
-    scores = partial(_scores, evaluator.metrics, predictions[e], true)
+    scores = partial(_scores, scoring(evaluator.metrics, split), predictions[e], true)
     scored = judged.metrics | by_task(scores, own, name, tasks)
     kept = (*SUMS, *evaluator.measures)
     sums = {key: x for key, x in judged.rows.items() if key.removeprefix("weight_") in kept}

@@ -136,7 +136,18 @@ def _check_evaluation(trial: Trial) -> int:
   if options.generate and predicts:
     name = trial.config["objective"]["name"]
     raise UserError(f"evaluate.generate is for objectives of text; {name!r} predicts")
+  _check_classes(trial, options.metrics or ())
   return _longest_completed(trial, options) if options.generate else 0
+
+
+def _check_classes(trial: Trial, names: Sequence[str]) -> None:
+  """Raises UserError for metrics of classes where every row has choices of its own."""
+  held = trial.dataset.test or trial.dataset.validation
+  if lost := [name for name in names if held and name not in judge.scoring(names, held)]:
+    raise UserError(
+      f"evaluate.metrics has {lost[0]!r}, expected 'accuracy' alone: the rows that are judged have "
+      "choices of their own, which are no classes"
+    )
 
 
 def _check_lengths(trial: Trial, completed: int) -> None:
@@ -192,8 +203,8 @@ def _check_shots(trial: Trial, options: EvaluateOptions) -> None:
     )
   if trial.objective.HEAD != "lm":
     raise UserError(
-      f"evaluate.shots is {options.shots}, expected 0 for objective {name!r}: demonstrations are for "
-      "the answers of an untuned model, and it has none before its head is trained"
+      f"evaluate.shots is {options.shots}, expected 0 for objective {name!r}: demonstrations are "
+      "for the answers of an untuned model, and it has none before its head is trained"
     )
   data.check_shots(held, trial.dataset.train, options.shots)
 
@@ -204,7 +215,9 @@ def check_metric(metric: str, trial: Trial) -> None:
   names = [s for s in ("general", "validation", "test") if getattr(trial.dataset, s) is not None]
   measures = (*objective.MEASURES, *programs.reward_labels(trial))
   known = [f"{split}_{kind}" for split in names for kind in measures]
-  known += [f"{names[-1]}_{kind}" for kind in judge.metric_names(options, objective)]
+  for split in names[-1:]:
+    scored = judge.metric_names(options, objective)
+    known += [f"{split}_{n}" for n in judge.scoring(scored, getattr(trial.dataset, split))]
   whole, _, task = metric.partition("/")
   if whole not in known:
     silent = not judge.metric_names(options, objective)

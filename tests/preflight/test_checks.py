@@ -102,6 +102,15 @@ def test_a_metric_that_no_trial_will_have(llama):
   checks.check_metric("test_loss", with_config(setup, config))
   with pytest.raises(UserError, match="test_bleu.*test_loss.*evaluate.generate"):
     checks.check_metric("test_bleu", with_config(setup, config))
+  own = setup.dataset.test._replace(choices=[[f"{n} a", f"{n} b"] for n in range(8)])
+  setup = setup._replace(dataset=setup.dataset._replace(test=own))
+  config = made_trials.complete({"name": "lora"}, {"objective": {"name": "choices"}})
+  checks.check_metric("test_accuracy", with_config(setup, config))
+  with pytest.raises(UserError, match="no trial will have the metric 'test_macro_f1'"):
+    checks.check_metric("test_macro_f1", with_config(setup, config))
+  asked = config | {"evaluate": config["evaluate"] | {"metrics": ["accuracy", "matthews"]}}
+  with pytest.raises(UserError, match="has 'matthews', expected 'accuracy' alone: the rows"):
+    checks.check(with_config(setup, asked))
 
 
 def test_a_task_that_a_policy_s_prompts_never_reach(llama):

@@ -243,8 +243,8 @@ def check(order: Order, steps: int, batch_size: int) -> None:
     listed = ", ".join(f"{name} ({100 * task['share']:.3g}%)" for name, task in starved.items())
     raise UserError(
       f"{len(starved)} of {len(tasks)} tasks would get none of the {steps * batch_size} examples "
-      f"drawn in {steps} steps: {listed}; raise train.steps or data.temperature, set data.mixture "
-      "to 'equal', or give them more weight (0 leaves a task out)"
+      f"that are drawn: {listed}; raise train.steps or data.temperature, set data.mixture to "
+      "'equal', or give them more weight (0 leaves a task out)"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -59,6 +60,18 @@ class Split(NamedTuple):
   def width(self) -> int:
     """The number of tokens of a padded row, T."""
     return self.arrays["tokens"].shape[-1]
+
+  @property
+  def own_choices(self) -> bool:
+    """Whether rows of a task have choices of their own, which are no classes of the task."""
+    if self.choices is None:
+      return False
+    texts: dict[str, set[str]] = defaultdict(set)
+    most: dict[str, int] = defaultdict(int)
+    for task, one in zip(self.tasks or [""] * len(self.choices), self.choices, strict=True):
+      texts[task] |= {*one}
+      most[task] = max(most[task], len(one))
+    return any(len(texts[task]) > most[task] for task in most)
 
 
 def most_targets(splits: Sequence[Split]) -> int | None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -91,19 +92,36 @@ def _shared(some: Callable, parallel: sharding.Parallel, share: int) -> Callable
   return call
 
 
+def completed(split: data.Split, limit: int | None) -> list[int]:
+  """Returns the numbers of the examples that predictions are made for, in order.
+
+  These have a reference. Every task has equally many; where one has fewer, the others have more.
+  """
+  numbers = [n for n, references in enumerate(split.references) if references]
+  if limit is None or split.tasks is None:
+    return numbers[:limit]
+  had: Counter = Counter()
+  turns = []
+  for task in (split.tasks[n] for n in numbers):
+    turns.append(had[task])
+    had[task] += 1
+  return sorted(numbers[turn] for turn in np.argsort(turns, kind="stable")[:limit])
+
+
 def completions(
   evaluator: Any,
   overlays: peft.Overlay,
   base: PyTree,
   prompts: Sequence[list[list[int]]],
-  seeds: Sequence[int],
+  seeds: Sequence[int] = (),
 ) -> list[list[str]]:
   """Completes every trial's own prompts; returns a list of texts for each trial.
 
   Args:
-    seeds: one for each trial; a draw depends on it and on the prompt's number, not on the batch.
+    seeds: one for each trial, by default 0; a draw depends on it and on the prompt's number, not on
+      the batch.
   """
-  seeds_E = np.asarray(seeds, np.int32)
+  seeds_E = np.asarray(seeds or [0] * len(prompts), np.int32)
   made = texts.complete(
     lambda batch: hosts.fetch(evaluator.complete(overlays, base, batch | {"seed": seeds_E})),
     prompts,
@@ -115,9 +133,16 @@ def completions(
 
 
 def rewarded(
-  evaluator: Any, overlays: peft.Overlay, base: PyTree, splits: Sequence[data.Split]
+  evaluator: Any,
+  overlays: peft.Overlay,
+  base: PyTree,
+  splits: Sequence[data.Split],
+  seeds: Sequence[int] = (),
 ) -> list[dict]:
   """Lets every trial answer the prompts of its split; returns the rewards of its answers.
+
+  Args:
+    seeds: as for `completions`.
 
   Returns:
     Of each trial the sums of its examples, as `judge.measure`, and "shown": the first few answers,
@@ -125,7 +150,7 @@ def rewarded(
   """
   rows = [split.arrays["example"] for split in splits]
   ids = [[s.prompts[n] for n in own] for s, own in zip(splits, rows, strict=True)]
-  answered = completions(evaluator, overlays, base, ids, [0] * len(splits))
+  answered = completions(evaluator, overlays, base, ids, seeds)
   decode = partial(evaluator.tokenizer.decode, skip_special_tokens=True)
   found = []
   for split, own, asked, answers in zip(splits, rows, ids, answered, strict=True):

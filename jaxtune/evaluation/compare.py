@@ -35,9 +35,10 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset: Data
   Returns:
     "base" and "final" {metric: value}, "intervals" {metric: [low, high]}, "differences" {"base" and
     "shots": {metric: [difference, low, high]}}, "shots" (its metrics, and "demonstrations"),
-    "chance" {metric: value}; for labels and tags "classes", and for labels "confusion"; for rewards
-    "calibration", "by_length" and "ties", see `metrics.kinds.preference`; for pairs of answers
-    "length" {metric: what the longer answer scores, or the shorter one}.
+    "chance" {metric: value}; for labels and tags "classes", and for labels "confusion", or in their
+    place, where every row has choices of its own, "guess" {metric: what one of them at random
+    scores}; for rewards "calibration", "by_length" and "ties", see `metrics.kinds.preference`; for
+    pairs of answers "length" {metric: what the longer answer scores, or the shorter one}.
   """
   names, resamples = evaluator.metrics, evaluator.options.resamples
   train = dataset.train  # The answers of a stream are not known beforehand.
@@ -50,13 +51,22 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset: Data
     "chance": chance(judged, names, seen),
   }
   kind = metrics.kind_of(evaluator.objective.METRICS[0])
-  result |= _classes(judged, kind, dataset.labels or None)
+  result |= _guess(judged, dataset) or _classes(judged, kind, dataset.labels or None)
   result |= _pairs(judged, kind, dataset)
   if untuned.shots is not None:
     result["differences"]["shots"] = differences(judged, untuned.shots, names, resamples)
     result["shots"] = untuned.shots.metrics
     result["demonstrations"] = untuned.drawn
   return result
+
+
+def _guess(judged: Judged, dataset: Data) -> dict:
+  """Returns what a choice at random scores, and no "chance"; {} unless rows have their own."""
+  split = getattr(dataset, judged.split, None)
+  if judged.predictions is None or split is None or not split.own_choices:
+    return {}
+  mean = float(np.mean([1 / len(options) for options in split.choices]))
+  return {"guess": {f"{judged.split}_accuracy": 100 * mean}, "chance": {}}
 
 
 def _classes(judged: Judged, kind: str, names: Sequence[str] | None) -> dict:
@@ -84,8 +94,9 @@ def _pairs(judged: Judged, kind: str, dataset: Data) -> dict:
   if of and judged_pairs:
     share = right / judged_pairs if 2 * longer >= of else 1 - right / judged_pairs
     found["length"] = {f"{judged.split}_accuracy": 100 * share}
-  if kind == "preference" and np.isfinite(judged.predictions).all():
-    both = judged.predictions, judged.references
+  predictions = judged.predictions if kind == "preference" else None
+  if predictions is not None and np.isfinite(predictions).all():
+    both = predictions, judged.references
     found |= {name: getattr(preference, name)(*both) for name in ("calibration", "by_length")}
     found["ties"] = preference.ties(*both)
   return found
@@ -137,7 +148,7 @@ def draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np.
         intervals.ratio_draws(rows[name], rows[weights_of(name, rows)], resamples=resamples)
       )
   if judged.predictions is not None:
-    for name in names:
+    for name in (name for name in names if f"{judged.split}_{name}" in judged.metrics):
       found[f"{judged.split}_{name}"] = intervals.draws(
         name, judged.predictions, judged.references, resamples=resamples
       )

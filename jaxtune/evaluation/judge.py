@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from jaxtune import data, hosts, metrics, peft, sharding, tree
 from jaxtune.evaluation import answers, rewards
 from jaxtune.evaluation.options import EvaluateOptions
+from jaxtune.metrics.kinds import label
 from jaxtune.training.step import Program, chooses, informed, judge
 
 SUMS = ("loss", "weight", "correct")  # of each example, whatever the objective
@@ -132,15 +132,25 @@ def metric_names(options: EvaluateOptions, objective: Any) -> tuple[str, ...]:
   return objective.METRICS if options.metrics is None else tuple(options.metrics)
 
 
+def scoring(names: Sequence[str], split: data.Split) -> tuple[str, ...]:
+  """Returns those metrics that can score a split: none of classes where rows have own choices."""
+  return tuple(n for n in names if not (split.own_choices and n in label.OF_CLASSES))
+
+
 def measure(
-  evaluator: Evaluator, overlays: peft.Overlay, base: PyTree, splits: Sequence[data.Split]
+  evaluator: Evaluator,
+  overlays: peft.Overlay,
+  base: PyTree,
+  splits: Sequence[data.Split],
+  seeds: Sequence[int] = (),
 ) -> list[dict]:
   """Runs every trial over its own split; returns {"loss": (X,), "weight": (X,), ...} of each.
 
-  Where answers are rewarded, the loss is minus the reward of the model's own.
+  Where answers are rewarded, the loss is minus the reward of the model's own, which are drawn by
+  the trials' `seeds`; see `answers.completions`.
   """
   if evaluator.rewards is not None:
-    return answers.rewarded(evaluator, overlays, base, splits)
+    return answers.rewarded(evaluator, overlays, base, splits, seeds)
   size, parts = evaluator.options.batch_size, evaluator.parallel.batch_shards
   distinct = {id(split): split for split in splits}
   batches = {key: list(data.batches(split, size, parts)) for key, split in distinct.items()}
@@ -209,13 +219,13 @@ def judge_splits(
     splits = [getattr(dataset, name) for dataset in datasets]
     if splits[0] is None:
       continue
-    measured = measure(evaluator, overlays, base, splits)
+    measured = measure(evaluator, overlays, base, splits, seeds)
     for e, (rows, split) in enumerate(zip(measured, splits, strict=True)):
       scores = by_task(partial(summarise, evaluator.measures, rows), split.tasks, name)
       judgements[e] = Judged(judgements[e].metrics | scores, name, rows)
   if judgements[0].split not in ("validation", "test") or not evaluator.metrics:
     return judgements
-  return _predicted(evaluator, overlays, base, datasets, judgements, seeds or [0] * len(datasets))
+  return _predicted(evaluator, overlays, base, datasets, judgements, seeds)
 
 
 def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], seeds):
@@ -223,7 +233,8 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
   name, objective = judgements[0].split, evaluator.objective
   splits = [getattr(dataset, name) for dataset in datasets]
   predicts = hasattr(objective, "decode")
-  numbers = [completed(split, None if predicts else evaluator.options.limit) for split in splits]
+  limit = None if predicts else evaluator.options.limit
+  numbers = [answers.completed(split, limit) for split in splits]
   if predicts:
     rows = [judged.rows for judged in judgements]
     predictions = [objective.decode(*three) for three in zip(datasets, splits, rows, strict=True)]
@@ -234,29 +245,13 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
   predicted = []
   for e, (judged, split, chosen) in enumerate(zip(judgements, splits, numbers, strict=True)):
     true, tasks = objective.references(datasets[e], split), _tasks(split)
-    true, tasks = [true[n] for n in chosen], tasks and [tasks[n] for n in chosen]
-    scores = partial(_scores, evaluator.metrics, predictions[e], true)
-    scored = judged.metrics | by_task(scores, tasks, name)
+    true, own = [true[n] for n in chosen], tasks and [tasks[n] for n in chosen]
+    scores = partial(_scores, scoring(evaluator.metrics, split), predictions[e], true)
+    scored = judged.metrics | by_task(scores, own, name, tasks)
     kept = (*SUMS, *evaluator.measures)
     sums = {key: x for key, x in judged.rows.items() if key.removeprefix("weight_") in kept}
     predicted.append(Judged(scored, name, sums, predictions[e], true, chosen))
   return predicted
-
-
-def completed(split: data.Split, limit: int | None) -> list[int]:
-  """Returns the numbers of the examples that predictions are made for, in order.
-
-  These have a reference. Every task has equally many; where one has fewer, the others have more.
-  """
-  numbers = [n for n, references in enumerate(split.references) if references]
-  if limit is None or split.tasks is None:
-    return numbers[:limit]
-  had: Counter = Counter()
-  turns = []
-  for task in (split.tasks[n] for n in numbers):
-    turns.append(had[task])
-    had[task] += 1
-  return sorted(numbers[turn] for turn in np.argsort(turns, kind="stable")[:limit])
 
 
 def _scores(names: Sequence[str], predictions: list, references: list, prefix: str, chosen=None):
@@ -275,12 +270,15 @@ def _tasks(split: data.Split) -> list[str] | None:
   return [split.tasks[row] for row in first]
 
 
-def by_task(scores: Callable, tasks: Sequence[str] | None, prefix: str) -> dict:
+def by_task(
+  scores: Callable, tasks: Sequence[str] | None, prefix: str, among: Sequence[str] | None = None
+) -> dict:
   """Scores all examples and, of a mixture, each task and the plain mean over tasks.
 
   Args:
     scores: (prefix[, indices of examples]) -> {metric: value}.
     tasks: of every example; None where there is no mixture.
+    among: all tasks of the split, where examples are some of its examples.
 
   Returns:
     {"test_loss": ..., "test_loss/mean": ..., "test_loss/TASK": ...}; no mean of a metric that a
@@ -291,7 +289,8 @@ def by_task(scores: Callable, tasks: Sequence[str] | None, prefix: str) -> dict:
     return whole
   of_rows = np.asarray(tasks)
   by_name = {task: scores(prefix, np.flatnonzero(of_rows == task)) for task in dict.fromkeys(tasks)}
-  shared = [metric for metric in whole if all(metric in values for values in by_name.values())]
+  every = {task: by_name.get(task, {}) for task in among or tasks}
+  shared = [metric for metric in whole if all(metric in values for values in every.values())]
   mean = lambda metric: float(np.mean([values[metric] for values in by_name.values()]))
   return (
     whole

@@ -24,7 +24,8 @@ class EvaluateOptions(NamedTuple):
     max_new_tokens: longest completion. A policy's are as long as those of training,
       `rollout.max_new_tokens`; another number than that and the default is refused.
     limit: complete at most so many prompts: the first ones, of a mixture the first of every task
-      in turn; None for all.
+      in turn; None for all. A policy answers all held-out prompts for their rewards, whatever this
+      is; `data.eval_limit` bounds those.
     temperature, top_k, top_p: see `generate.generate`; temperature 0 is greedy.
     shots: demonstrations in front of each test prompt for one more judgement of the untuned base;
       0 for none. See `data.shots`.

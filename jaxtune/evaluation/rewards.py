@@ -24,6 +24,7 @@ import regex
 
 from jaxtune import hosts, libraries, metrics, schema
 from jaxtune.errors import UserError, check_known, nearest
+from jaxtune.files import expanded
 
 PATTERN = "matches:"
 MODEL = "model:"  # before the folder of a reward model, which `runs.reward_model` finds
@@ -195,16 +196,15 @@ def _checked(said: str, values: Any, count: int) -> np.ndarray:
 def file_of(name: str) -> Path | None:
   """Returns the Python file of a reward; None for one that has none."""
   path, colon, _ = name.rpartition(":")
-  return Path(path) if colon and not name.startswith((PATTERN, MODEL)) else None
+  return expanded(path) if colon and not name.startswith((PATTERN, MODEL)) else None
 
 
 def _find(name: str) -> Function:
   """Returns the function of a reward's name."""
   if name.startswith(PATTERN):
     return _matching(name.removeprefix(PATTERN).strip())
-  path, colon, function = name.rpartition(":")
-  if colon:
-    return _from_file(Path(path), function)
+  if (path := file_of(name)) is not None:
+    return _from_file(path, name.rpartition(":")[2])
   if name == "length":
     return lambda answers: [float(len(text)) for text in answers.completions]
   known = metrics.KINDS["text"].METRICS

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxtune import data, hosts, metrics, peft, sharding
 from jaxtune.errors import UserError, nearest
-from jaxtune.evaluation import judge, sampling
+from jaxtune.evaluation import answers, judge, sampling
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.preflight import rollout
 from jaxtune.runs import programs
@@ -90,8 +90,8 @@ def check(trial: Trial) -> None:
     if config[section][name] is not None and dataset.validation is None:
       raise UserError(f"{key} needs a validation split: give data.validation")
   _check_batches(trial)
-  data.mix.check(dataset.train.order, options.steps, options.batch_size)
   _check_lengths(trial, max(rollout.check(trial), _check_evaluation(trial)))
+  data.mix.check(dataset.train.order, *trial.draws(options.steps))
   tokenize = tokenizing(trial.pretrained)
 
   def make(params):
@@ -136,7 +136,18 @@ def _check_evaluation(trial: Trial) -> int:
   if options.generate and predicts:
     name = trial.config["objective"]["name"]
     raise UserError(f"evaluate.generate is for objectives of text; {name!r} predicts")
+  _check_classes(trial, options.metrics or ())
   return _longest_completed(trial, options) if options.generate else 0
+
+
+def _check_classes(trial: Trial, names: Sequence[str]) -> None:
+  """Raises UserError for metrics of classes where every row has choices of its own."""
+  held = trial.dataset.test or trial.dataset.validation
+  if lost := [name for name in names if held and name not in judge.scoring(names, held)]:
+    raise UserError(
+      f"evaluate.metrics has {lost[0]!r}, expected 'accuracy' alone: the rows that are judged have "
+      "choices of their own, which are no classes"
+    )
 
 
 def _check_lengths(trial: Trial, completed: int) -> None:
@@ -190,6 +201,11 @@ def _check_shots(trial: Trial, options: EvaluateOptions) -> None:
       f"evaluate.shots is {options.shots}, expected 0 for objective {name!r}: its examples are no "
       "demonstrations, as not all of them have a right answer"
     )
+  if trial.objective.HEAD != "lm":
+    raise UserError(
+      f"evaluate.shots is {options.shots}, expected 0 for objective {name!r}: demonstrations are "
+      "for the answers of an untuned model, and it has none before its head is trained"
+    )
   data.check_shots(held, trial.dataset.train, options.shots)
 
 
@@ -199,7 +215,9 @@ def check_metric(metric: str, trial: Trial) -> None:
   names = [s for s in ("general", "validation", "test") if getattr(trial.dataset, s) is not None]
   measures = (*objective.MEASURES, *programs.reward_labels(trial))
   known = [f"{split}_{kind}" for split in names for kind in measures]
-  known += [f"{names[-1]}_{kind}" for kind in judge.metric_names(options, objective)]
+  for split in names[-1:]:
+    scored = judge.metric_names(options, objective)
+    known += [f"{split}_{n}" for n in judge.scoring(scored, getattr(trial.dataset, split))]
   whole, _, task = metric.partition("/")
   if whole not in known:
     silent = not judge.metric_names(options, objective)
@@ -224,7 +242,7 @@ def _longest_completed(trial: Trial, options: EvaluateOptions) -> int:
   for prompt, where in zip(split.prompts, split.where, strict=True):
     if not prompt:
       raise UserError(f"{where} has no prompt and answer: evaluate.generate is not for plain text")
-  chosen = judge.completed(split, None)
+  chosen = answers.completed(split, None)
   if not chosen:
     raise UserError(
       "evaluate.generate compares with answers that people liked, and all that are judged have a "

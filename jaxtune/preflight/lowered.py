@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from jaxtune import data, peft, sharding, tree
-from jaxtune.evaluation import judge, texts
+from jaxtune.evaluation import answers, judge, texts
 from jaxtune.models import cudnn
 from jaxtune.models.layers import check_attention
 from jaxtune.preflight.devices import Device
@@ -153,7 +153,7 @@ def prompts(trials: Sequence[Trial]) -> dict[str, jax.ShapeDtypeStruct] | None:
   elif not options["generate"] or split is None or not any(split.references):
     return None
   else:
-    lengths = [len(split.prompts[n]) for n in judge.completed(split, options["limit"])]
+    lengths = [len(split.prompts[n]) for n in answers.completed(split, options["limit"])]
     calls = texts.schedule(lengths, options["batch_size"])
     longest = max(length for length, _ in calls)
     count = max(len(numbers) for length, numbers in calls if length == longest)

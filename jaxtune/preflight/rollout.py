@@ -40,6 +40,11 @@ def check(trial: Trial) -> int:
       f"evaluate.max_new_tokens is {given}, expected none, or rollout.max_new_tokens, {most}: "
       "held-out answers of a policy are as long as those that it learns from"
     )
+  if (limit := config["evaluate"]["limit"]) is not None and not config["evaluate"]["generate"]:
+    raise UserError(
+      f"evaluate.limit is {limit}, expected None without evaluate.generate: a policy answers all "
+      f"held-out prompts for their rewards; fewer are held out by data.eval_limit={limit}"
+    )
   asked = [prompt for split in trial.dataset.splits.values() for prompt in split.prompts]
   longest = max(map(len, asked))
   return longest + most

@@ -130,8 +130,8 @@ def finish(
     "data": dataset.report,
   }
   if getattr(dataset.train, "tasks", None) is not None:  # a packed row counts as one
-    steps, batch_size = facts["stopped_at"], trial.config["train"]["batch_size"]
-    result["mixture"] = data.mix.counts(dataset.train.order, steps, batch_size)
+    draws = trial.draws(facts["stopped_at"])
+    result["mixture"] = data.mix.counts(dataset.train.order, *draws)
   return results.write(folder, result)
 
 

@@ -203,18 +203,20 @@ def _validation(
   All are judged by one program, and fewer of them `together` at a time, by another.
   """
   splits, measures = [t.dataset.validation for t in trials], evaluator.measures
+  seeds = [t.config["seed"] for t in trials]
   if splits[0] is None:
     return None
 
   def validate(overlays: peft.Overlay, chosen: np.ndarray) -> list[dict]:
     if len(chosen) == len(trials):
-      found = judge.measure(evaluator, overlays, base, splits)
+      found = judge.measure(evaluator, overlays, base, splits, seeds)
     else:
       found = []
       for part in np.split(chosen, range(together, len(chosen), together)):
         full = np.pad(part, (0, together - len(part)), mode="edge")
         some = jax.tree.map(lambda x, full=full: x[full], overlays)
-        found += judge.measure(evaluator, some, base, [splits[e] for e in full])[: len(part)]
+        own = [splits[e] for e in full], [seeds[e] for e in full]
+        found += judge.measure(evaluator, some, base, *own)[: len(part)]
     answered = lambda rows: {"answers": rows["shown"]} if "shown" in rows else {}
     return [judge.summarise(measures, rows, "validation") | answered(rows) for rows in found]
 
@@ -247,7 +249,7 @@ def _judged(
   kept = overlays if left.size == len(trials) else jax.tree.map(lambda x: x[left], overlays)
   datasets, seeds = zip(*((trials[e].dataset, trials[e].config["seed"]) for e in left), strict=True)
   scores = judge.judge_splits(evaluator, kept, base, datasets, seeds)
-  fits = train_metrics(evaluator, kept, base, datasets)
+  fits = train_metrics(evaluator, kept, base, datasets, seeds)
   for e, fit, score in zip(left, fits, scores, strict=True):
     before = untuned[e].base.predictions
     judged[e] = score._replace(metrics=fit | score.metrics, untuned=before)
@@ -269,7 +271,11 @@ def step_counts(progress: Progress, options: TrainOptions, e: int, metrics: dict
 
 
 def train_metrics(
-  evaluator: judge.Evaluator, overlays: peft.Overlay, base: PyTree, datasets: Sequence[data.Data]
+  evaluator: judge.Evaluator,
+  overlays: peft.Overlay,
+  base: PyTree,
+  datasets: Sequence[data.Data],
+  seeds: Sequence[int],
 ) -> list[dict]:
   """Measures trials on as many training examples as they are judged on: {"train_loss": ...}.
 
@@ -283,5 +289,5 @@ def train_metrics(
     id(dataset.train): data.sample(dataset.train, split.examples)
     for dataset, split in zip(datasets, held, strict=True)
   }
-  rows = judge.measure(evaluator, overlays, base, [chosen[id(d.train)] for d in datasets])
+  rows = judge.measure(evaluator, overlays, base, [chosen[id(d.train)] for d in datasets], seeds)
   return [judge.summarise(evaluator.measures, one, "train") for one in rows]

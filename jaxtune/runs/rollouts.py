@@ -58,7 +58,7 @@ class Rollouts(NamedTuple):
   @property
   def prompts(self) -> int:
     """The number of prompts of a rollout."""
-    return self.options.minibatches * self.train.batch_size // self.options.samples
+    return self.trials[0].draws(1)[1]
 
 
 def begin(

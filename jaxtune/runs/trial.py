@@ -11,6 +11,7 @@ from jaxtune import data, objectives, peft, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.peft.methods import head, regularize
+from jaxtune.training.options import RolloutOptions
 
 
 class Trial(NamedTuple):
@@ -33,6 +34,17 @@ class Trial(NamedTuple):
   fingerprint: str
   methods: tuple[peft.Method, ...]
   objective: Any
+
+  def draws(self, updates: int) -> tuple[int, int]:
+    """Returns how often so many updates draw rows of the training split, and how many each time.
+
+    Of a policy these are its rollouts and their prompts.
+    """
+    batch_size = self.config["train"]["batch_size"]
+    if not objectives.rolls_out(self.objective):
+      return updates, batch_size
+    rollout = RolloutOptions(**self.config["rollout"])
+    return -(-updates // rollout.updates), rollout.minibatches * batch_size // rollout.samples
 
 
 def prepare(config: dict, pretrained: hf.Pretrained | None = None) -> Trial:

@@ -106,7 +106,8 @@ def of_base(results: Iterable[dict], metric: str, key: str = "base") -> Summary:
 
   Args:
     key: "base"; "shots", the base with demonstrations; "chance", one answer for all examples;
-      "length", the longer of two answers, or the shorter one.
+      "guess", one of a row's choices at random; "length", the longer of two answers, or the shorter
+      one.
   """
   return summarize(untrained(results, metric, key))
 
@@ -185,7 +186,7 @@ def _scored_apart(rows: Sequence[Row]) -> bool:
   of_seeds: dict[Any, list[dict]] = {}
   for result in (result for row in rows for result in row.results):
     of_seeds.setdefault(result["settings"].get("seed"), []).append(result)
-  untrained = ("base", "shots", "chance", "length")
+  untrained = ("base", "shots", "chance", "guess", "length")
   names = {(key, name) for key in untrained for row in rows for result in row.results
            for name in result.get(key, {})}  # fmt: skip
   return any(

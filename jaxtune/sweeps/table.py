@@ -29,6 +29,7 @@ UNTRAINED = {
   "base": "{}",
   "shots": "{}, {}-shot",
   "chance": "most frequent answer",
+  "guess": "random choice",
   "length": "length alone",
 }
 

@@ -105,7 +105,8 @@ def tokens_seen(result: dict, config: Mapping[str, Any]) -> float | None:
   """Returns the tokens that a trial was trained on, as its result counts them.
 
   Of a result without this count they are estimated, as draws times the mean length of an example;
-  None where that is not known, or where a row of the batch holds several examples.
+  None where that is not known, as of the answers that a policy draws, or where a row of the batch
+  holds several examples.
   """
   if "tokens" in result:
     return result["tokens"]
@@ -115,7 +116,7 @@ def tokens_seen(result: dict, config: Mapping[str, Any]) -> float | None:
     return counts["tokens"] / counts["kept"]
 
   try:
-    if config.get("data.pack"):
+    if config.get("data.pack") or config.get("rollout.rewards"):
       return None
     if result.get("mixture"):
       tasks = result["data"]["tasks"]

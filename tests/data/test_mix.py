@@ -124,7 +124,7 @@ def test_starved_tasks_are_refused_and_left_out_ones_are_not():
   split = arrange(make_split(), mixture={"big": 1000, "middle": 1, "small": 0})
   assert mix.counts(split.order, 400, 8)["small"]["drawn"] == 0
   mix.check(split.order, 400, 8)
-  with pytest.raises(UserError, match=r"1 of 3 tasks .* 80 examples .* 10 steps: middle \(0.0999%"):
+  with pytest.raises(UserError, match=r"1 of 3 tasks .* 80 examples .* drawn: middle \(0.0999%"):
     mix.check(split.order, 10, 8)
 
 

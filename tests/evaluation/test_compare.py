@@ -12,7 +12,7 @@ from jaxtune.data.stream import Stream
 from jaxtune.evaluation import compare, judge
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.metrics import intervals
-from jaxtune.objectives import classify, regression, sft
+from jaxtune.objectives import choices, classify, regression, reward, sft
 
 RNG = np.random.default_rng(0)
 TRUE = RNG.choice(["no", "yes"], 40).tolist()
@@ -121,6 +121,34 @@ def test_the_most_frequent_answer_is_that_of_training():
   plain = train._replace(references=[[]] * 12)
   for seen in (plain, pack(plain)[0], Stream(lambda: iter(()), None, 8, 2)):
     assert record(sft, ("exact_match",), one, one, seen)["chance"] == {}
+
+
+def test_rewards_that_no_metric_reads():
+  """With evaluate.metrics=() nothing is predicted; what length alone says is known all the same."""
+  arrays = {"mask": np.tri(8)[[[5, 2], [6, 3], [4, 1]]] > 0, "difference": np.ones(3)}
+  one = judged(np.ones(3), split="train")
+  found = record(reward, (), one, one, Split(arrays, [], [], [], []))
+  assert found["length"] == {"train_accuracy": 100.0} and "calibration" not in found
+
+
+def test_choices_of_each_row_are_no_classes():
+  """Rows with two choices and with three, of which a guess is right as often as there are many."""
+  own = [[f"{n} yes", f"{n} no", f"{n} maybe"][: 2 + n % 2] for n in range(4)]
+  split = split_of([[options[0]] for options in own], [0] * 4)._replace(choices=own)
+  dataset, options = Data(split, None, split, {}), EvaluateOptions(resamples=20)
+  evaluator = judge.Evaluator(None, None, choices, None, options, choices.METRICS, None, ())
+  rows = {name: np.ones(4) for name in judge.SUMS} | {"labels": np.array([0, 0, 0, 1])}
+  (one,) = judge._predicted(evaluator, None, None, [dataset], [judge.Judged({}, "test", rows)], ())
+  found = compare.record(one, compare.Untuned(one), evaluator, dataset)
+  assert one.metrics == {"test_accuracy": 75}
+  assert {*found["intervals"]} == {"test_loss", "test_accuracy"}
+  assert found["guess"] == {"test_accuracy": pytest.approx(100 * (1 / 2 + 1 / 3) / 2)}
+  assert found["chance"] == {} and not found.keys() & {"classes", "confusion"}
+  # Choices that a row lacks, and those of another task, make no choices of its own.
+  fewer = split._replace(choices=[["a", "b", "c"], ["c", "a"]] * 2)
+  tasks = split._replace(choices=[["a", "b"], ["c", "d"]] * 2, tasks=["x", "y"] * 2)
+  for same in (fewer, tasks):
+    assert judge.scoring(choices.METRICS, same) == choices.METRICS
 
 
 def test_zero_counts_in_the_mean_of_numbers():

@@ -10,9 +10,9 @@ from support import made_trials, tiny
 
 from jaxtune import data, peft, sharding, tree
 from jaxtune.errors import UserError
-from jaxtune.evaluation import judge
+from jaxtune.evaluation import answers, judge, rewards
 from jaxtune.evaluation.options import EvaluateOptions
-from jaxtune.objectives import tokens
+from jaxtune.objectives import grpo, sft, tokens
 from jaxtune.preflight import checks
 from jaxtune.runs import costs, programs
 from jaxtune.runs.first_state import first_state
@@ -76,6 +76,40 @@ def test_trials_may_have_different_numbers_of_examples():
   found = judge.measure(evaluator, None, None, parts)
   for rows, part in zip(found, parts, strict=True):
     np.testing.assert_array_equal(rows["loss"], part.arrays["tokens"].sum(-1))
+
+
+def test_rewarded_answers_are_drawn_by_the_seeds_of_their_trials():
+  """Without seeds all are drawn by 0, as those of the untuned base."""
+  seen = []
+
+  def complete(overlays, base, batch):
+    seen.append(batch["seed"].tolist())
+    return np.zeros((*batch["numbers"].shape, 2), np.int32)
+
+  split = made_trials.split(3, 0)
+  split = split._replace(arrays=split.arrays | {"example": np.arange(3)})
+  dataset = data.Data(split, split, split, {})
+  evaluator = judge.Evaluator(
+    None, complete, grpo, None, EvaluateOptions(), (), made_trials.Tokenizer(), (0,),
+    rewards.make(("length",)),
+  )  # fmt: skip
+  for seeds in ([3, 5], []):
+    (one, two) = judge.judge_splits(evaluator, None, None, [dataset] * 2, seeds)
+    assert one.metrics == two.metrics and one.metrics["test_reward"] == 0
+  assert seen == [[3, 5], [3, 5], [0, 0], [0, 0]]  # validation and test
+
+
+def test_a_mean_over_tasks_needs_an_answer_of_each():
+  """Of answers with thumbs, the disliked ones of task b are not compared with."""
+  split = made_trials.split(3, 0)._replace(references=[["x"], ["y"], []], tasks=["a", "a", "b"])
+  complete = lambda overlays, base, batch: np.zeros((*batch["numbers"].shape, 2), np.int32)
+  options, dataset = EvaluateOptions(), data.Data(split, None, split, {})
+  evaluator = judge.Evaluator(
+    None, complete, sft, None, options, ("exact_match",), made_trials.Tokenizer(), (0,)
+  )
+  measured = judge.Judged({"test_loss/mean": 1.0}, "test")
+  (found,) = judge._predicted(evaluator, None, None, [dataset], [measured], ())
+  assert found.metrics == measured.metrics | {"test_exact_match": 0, "test_exact_match/a": 0}
 
 
 def test_logits_are_computed_where_a_target_is(llama):
@@ -154,7 +188,7 @@ def test_totals_and_tasks_by_hand():
 )
 def test_prompts_to_complete_are_of_every_task(tasks, limit, numbers):
   split = made_trials.split(8, 0)._replace(tasks=tasks and list(tasks))
-  assert judge.completed(split, limit) == numbers
+  assert answers.completed(split, limit) == numbers
 
 
 def test_samples_are_spread_over_a_split():

@@ -428,16 +428,25 @@ def test_a_reward_that_was_edited_makes_another_run(made, tmp_path):
     jaxtune.sweep(config, tmp_path / "sweep")
 
 
-def test_code_in_the_folder_of_a_run_is_not_run(made, tmp_path):
-  """It may have come with the run from elsewhere."""
-  with pytest.raises(UserError, match="has a reward in its own folder"):
-    sources.check_foreign(made(), tmp_path)
-  sources.check_foreign(made(), tmp_path / "run")
+def test_code_in_the_folder_of_a_run_is_not_run(made, tmp_path, monkeypatch):
+  """It may have come with the run from elsewhere, however the config names it."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  at_home = ("~/rewards.py:vowels",)
+  for config in (made(), made(rollout={"rewards": at_home})):
+    with pytest.raises(UserError, match="has a reward in its own folder"):
+      sources.check_foreign(config, tmp_path)
+    sources.check_foreign(config, tmp_path / "run")
+  assert rewards.make(at_home).functions.keys() == {*at_home}
 
 
 def test_a_policy_is_exported_as_its_adapter(made, tmp_path):
-  jaxtune.fit(made("ppo"), tmp_path / "run")
-  first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+  config = made("ppo", train={"keep": "last"}, evaluate={"temperature": 1.0}) | {"seed": 7}
+  config["data"] = {"tasks": {"words": config["data"]}}
+  result = jaxtune.fit(config, tmp_path / "run")
+  assert result["mixture"]["words"]["drawn"] == 4 * 4 / 2  # prompts, with two answers each
+  first, *_, last = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+  # The same answers are drawn for validation while it trains and at the end.
+  assert last["validation_reward"] == result["final"]["validation_reward"]
   assert first["train_clipped"] == 0  # the policy has drawn these answers itself
   assert first["train_kl"] == pytest.approx(0, abs=1e-5)
   jaxtune.export_run(jaxtune.load_run(tmp_path / "run"), tmp_path / "adapter")
@@ -545,6 +554,7 @@ def test_rewards_have_names():
     ({"evaluate": {"max_new_tokens": 5}}, "max_new_tokens is 5, expected none, or rollout.max"),
     ({"rollout": {"max_new_tokens": 4000}}, "lower data.max_length, rollout.max_new_tokens or"),
     ({"evaluate": {"generate": True}}, "no answer, which evaluate.generate compares with"),
+    ({"evaluate": {"limit": 1}}, "limit is 1, expected None .* held out by data.eval_limit=1"),
     ({"evaluate": {"shots": 2}}, "shots is 2, expected 0 for objective 'grpo'"),
   ],
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support import made_trials, tiny
 
-from jaxtune import sharding, tree
+from jaxtune import data, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.preflight import checks, cost, lowered
 from jaxtune.runs.trial import with_config
@@ -102,6 +102,31 @@ def test_a_metric_that_no_trial_will_have(llama):
   checks.check_metric("test_loss", with_config(setup, config))
   with pytest.raises(UserError, match="test_bleu.*test_loss.*evaluate.generate"):
     checks.check_metric("test_bleu", with_config(setup, config))
+  own = setup.dataset.test._replace(choices=[[f"{n} a", f"{n} b"] for n in range(8)])
+  setup = setup._replace(dataset=setup.dataset._replace(test=own))
+  config = made_trials.complete({"name": "lora"}, {"objective": {"name": "choices"}})
+  checks.check_metric("test_accuracy", with_config(setup, config))
+  with pytest.raises(UserError, match="no trial will have the metric 'test_macro_f1'"):
+    checks.check_metric("test_macro_f1", with_config(setup, config))
+  asked = config | {"evaluate": config["evaluate"] | {"metrics": ["accuracy", "matthews"]}}
+  with pytest.raises(UserError, match="has 'matthews', expected 'accuracy' alone: the rows"):
+    checks.check(with_config(setup, asked))
+
+
+def test_a_task_that_a_policy_s_prompts_never_reach(llama):
+  """In 6 steps of batch 4 there are 24 draws, but with 4 answers to each prompt only 6."""
+  setup = made_trials.make(llama)
+  train = data.arrange(setup.dataset.train._replace(tasks=["a"] * 39 + ["b"]))
+  setup = setup._replace(dataset=setup.dataset._replace(train=train))
+  config = made_trials.complete({"name": "lora"})
+  checks.check(with_config(setup, config))
+  rollout = {"samples": 4, "max_new_tokens": 2, "rewards": ["length"]}
+  changes = {"objective": {"name": "grpo"}, **{f"rollout.{k}": x for k, x in rollout.items()}}
+  policy = with_config(setup, made_trials.complete({"name": "lora"}, changes))
+  with pytest.raises(UserError, match="1 of 2 tasks would get none of the 6 examples"):
+    checks.check(policy)
+  several = policy.config | {"rollout": policy.config["rollout"] | {"minibatches": 2, "epochs": 3}}
+  assert [with_config(setup, several).draws(n) for n in (6, 7)] == [(1, 2), (2, 2)]
 
 
 def test_a_method_that_trains_nothing_is_refused(llama):

@@ -173,6 +173,7 @@ def test_different_amounts_of_data(made):
   same[1]["stopped_at"] = 5
   ((text, _),) = said(same, "tokens", config=config)
   assert "about 200 tokens (lora rank=4) to 400 (lora rank=1)" in text
+  assert not said(same, "tokens", config=config | {"rollout": {"rewards": ["length"]}})
   mixed = [
     made.result({"data.mixture": name}, 2.0, data={"tasks": tasks}, mixture=drawn)
     for name, tasks, drawn in (

@@ -346,6 +346,7 @@ def test_a_damaged_run_is_refused(tmp_path):
     ({"evaluate.shots": -1}, "evaluate.shots is -1"),
     ({"evaluate.shots": 41}, "expected 1 to 40"),
     ({"evaluate.shots": 1, "data.pack": True}, "not with data.pack"),
+    ({"objective": {"name": "reward"}, "evaluate.shots": 1}, "expected 0 for objective 'reward'"),
     ({"evaluate.resamples": -1}, "evaluate.resamples is -1"),
     ({"data.eval_limit": 0}, "data.eval_limit is 0"),
     (

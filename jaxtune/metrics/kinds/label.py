@@ -170,3 +170,4 @@ METRICS = {
   # Gorodkin 2004 for many classes; 0 for a constant prediction.
   "matthews": _of_classes("Matthews correlation (%)", _matthews, "matthews_corrcoef", low=-100.0),
 }
+OF_CLASSES = tuple(name for name, metric in METRICS.items() if metric.statistics is counts_XJ)

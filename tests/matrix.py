@@ -71,7 +71,7 @@ def lay(pretrained, section: dict, seed: int = 0):
   methods = peft.build(section)
   if pretrained.model.config.head is not None:
     methods += (head.method(pretrained.fresh),)
-  sites = peft.find_sites(pretrained.model)
+  sites = tiny.find_sites(pretrained.model)
   _, tuned, hyper, base = peft.init(jax.random.key(seed), methods, sites, pretrained.params)
   tuned = {"params": {}, "peft": {}} | tiny.perturb(tuned, seed + 1, 0.05)
   names = {"learning_rate": 0.02, "warmup": 0.0, "weight_decay": 0.0, "head_ratio": 1.0}
@@ -103,12 +103,14 @@ def batch(pretrained) -> dict:
   return {name: jnp.asarray(x)[None] for name, x in made.items()}
 
 
-def cell(method: str, family: str, reload_of: Callable, scratch: Path) -> dict:
+def cell(
+  method: str, family: str, reload_of: Callable, scratch: Path, generates: bool = True
+) -> dict:
   """Checks one method on one family; returns a row of the results, or raises AssertionError.
 
   Trials of other sizes are grouped, and states saved, on the first family of each kind alone: that
   compiles more, and hangs on the method. `reload_of` is (format) -> the PyTorch that certifies an
-  export of it, or None.
+  export of it, or None. `generates` says whether decoding is checked too.
   """
   section, change, quantize = METHODS[method]
   first_of_kind = family in ("gpt2", "bert", "t5")
@@ -130,7 +132,7 @@ def cell(method: str, family: str, reload_of: Callable, scratch: Path) -> dict:
   if first_of_kind:
     check_resumed(step, first, base, rows, scratch / "checkpoints")
   tuned = jax.tree.map(np.asarray, first.tuned)
-  made = check_generated(pretrained, methods, tuned, state.hyper, base)
+  made = generates and check_generated(pretrained, methods, tuned, state.hyper, base)
   exported = check_export(pretrained, methods, tuned, first.hyper, base, reload_of, scratch)
   count = tree.size(state.tuned["peft"]) + tree.size(state.tuned["params"])
   return dict(method=method, family=family, trained=count, grouped=f"{grouped:.1e}",

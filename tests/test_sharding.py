@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +39,7 @@ METHODS = [
 SINGLE = {"train.mesh": {"data": 1}}
 LAYOUTS = {
   "pmap": {"train.mesh": None, "train.parallel": "pmap"},
-  "accumulated": {"train.mesh": {"data": 2}, "train.accumulate": 2},
-  "fsdp_tensor": {"train.mesh": {"fsdp": 2, "tensor": 2}},
+  "fsdp_tensor": {"train.mesh": {"fsdp": 2, "tensor": 2}, "train.accumulate": 2},
   "uneven": {"train.mesh": {"tensor": 3}},
   "sequence": {"train.mesh": {"fsdp": 2, "sequence": 2}},
 }
@@ -81,7 +79,7 @@ def single(llama, tmp_path_factory):
   return go(tmp_path_factory.mktemp("single"), made_trials.make(llama), configs)
 
 
-@pytest.mark.parametrize("layout", ["accumulated", "fsdp_tensor", "uneven", "sequence"])
+@pytest.mark.parametrize("layout", ["fsdp_tensor", "uneven", "sequence"])
 def test_a_layout_equals_a_single_device(llama, single, tmp_path, layout):
   changes = STEPS | {"optim.learning_rate": 1e-3} | LAYOUTS[layout]
   found = go(tmp_path, made_trials.make(llama), [made_trials.complete({"name": "full"}, changes)])
@@ -90,17 +88,13 @@ def test_a_layout_equals_a_single_device(llama, single, tmp_path, layout):
 
 @pytest.mark.full
 def test_trials_over_devices(gpt2, tmp_path):
+  """Under pmap; on meshes, runs/test_group.py has them."""
   setup, found = made_trials.make(gpt2), {}
-  for name, changes in {
-    "single": SINGLE,
-    "mesh": {"train.mesh": {"trial": 2, "data": 2}, "train.chunk": 2},
-    "pmap": LAYOUTS["pmap"],
-  }.items():
+  for name, changes in {"single": SINGLE, "pmap": LAYOUTS["pmap"]}.items():
     configs = [
       made_trials.complete(LORA, STEPS | changes | {"method.rank": rank}) for rank in (1, 4)
     ]
     found[name] = go(tmp_path / name, setup, configs)
-  equal(found["mesh"], found["single"])
   equal(found["pmap"], found["single"])
 
 
@@ -137,22 +131,35 @@ def steps(made, mesh, trials=1, count=1):
   return jax.tree.map(np.asarray, (carry[0].tuned, carry[1])), compiled.as_text()
 
 
+@functools.cache
+def stepped(name):
+  """Makes a model and its batch, and a step of it on one device."""
+  made = made_for(name)
+  return made, steps(made, {"data": 1})[0]
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"sequence": 4}], ids=str)
 @pytest.mark.parametrize("name", ["bert", "t5", "gemma2"])
 def test_a_step_of_every_kind_of_model(name, mesh):
   """An encoder with a head, an encoder-decoder, and a decoder of local and global layers."""
-  made = made_for(name)
+  made, alone = stepped(name)
   close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
-  jax.tree.map(close, steps(made, mesh)[0], steps(made, {"data": 1})[0])
+  jax.tree.map(close, steps(made, mesh)[0], alone)
+
+
+@pytest.fixture(scope="module")
+def stacked():
+  """A decoder with LoRA and a prefix, and two steps of two trials of it on one device."""
+  section = {"name": "stack", "one": LORA, "two": {"name": "prefix", "length": 4}}
+  made = made_for("llama", section)
+  return made, steps(made, {"data": 1}, 2, 2)[0]
 
 
 @pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"trial": 2, "fsdp": 2}], ids=str)
-def test_large_arrays_of_methods_are_split(mesh, monkeypatch):
+def test_large_arrays_of_methods_are_split(stacked, mesh, monkeypatch):
   """Each layer's are gathered where they are used, so that no activation is summed for them."""
-  section = {"name": "stack", "one": LORA, "two": {"name": "prefix", "length": 4}}
-  made = made_for("llama", section)
-  whole = steps(made, {"data": 1}, 2, 2)[0]
+  made, whole = stacked
   monkeypatch.setattr(sharding, "LARGE", 0)
   found, text = steps(made, mesh, 2, 2)
   close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
@@ -201,7 +208,6 @@ def test_devices_share_trials_and_exchange_what_they_do_for_one(llama, mesh, alo
 @pytest.mark.parametrize(
   ("mesh", "rows", "count", "share"),
   [
-    ({"data": 4}, 16, 42, 2),
     ({"data": 2, "fsdp": 2}, 16, 42, 2),
     ({"data": 4}, 16, 15, 16),  # the answers to one prompt, as a policy draws them
   ],
@@ -256,7 +262,6 @@ def packed(length):
     ({"sequence": 4}, 32),
     pytest.param({"sequence": 4}, 29, marks=pytest.mark.full),
     pytest.param({"trial": 2, "sequence": 2}, 32, marks=pytest.mark.full),
-    pytest.param({"data": 2, "sequence": 2}, 32, marks=pytest.mark.full),
     pytest.param({"fsdp": 2, "sequence": 2}, 32, marks=pytest.mark.full),
     pytest.param({"tensor": 2, "sequence": 2}, 32, marks=pytest.mark.full),
   ],
@@ -305,31 +310,29 @@ def test_any_mesh_of_a_tpu_s_slice_is_arranged(mesh):
 
 
 @pytest.mark.full
-def test_three_trials_fit_on_a_trial_axis_of_two(llama, tmp_path):
-  changes = {"train.mesh": {"trial": 2, "data": 2}, "train.steps": 2}
-  configs = [made_trials.complete(LORA, changes | {"seed": seed}) for seed in range(3)]
-  assert len(go(tmp_path, made_trials.make(llama), configs)) == 3
+def test_pmap_resumes(llama, tmp_path, monkeypatch):
+  """As if it had been killed after its third step: the later checkpoints are taken away.
 
-
-@pytest.mark.full
-@pytest.mark.parametrize("layout", ["pmap", "fsdp_tensor"])
-def test_a_layout_resumes(llama, tmp_path, layout):
-  """As if it had been killed after its third step: the later checkpoints are taken away."""
-  setup = made_trials.make(llama)
-  changes = LAYOUTS[layout] | {"train.checkpoint_every": 3, "train.keep": "last"}
+  Meshes resume in training/test_turns.py, and on other meshes in training/test_hosts.py.
+  """
+  setup, taken, real = made_trials.make(llama), [], loop.make_batch
+  changes = LAYOUTS["pmap"] | {"train.checkpoint_every": 3, "train.keep": "last"}
   config = made_trials.complete(LORA, changes)
   whole = go(tmp_path, setup, [config])
   saved = tmp_path / "checkpoints"
   (saved / "6").rename(tmp_path / "gone")
   assert [p.name for p in saved.iterdir()] == ["3"]
-  shutil.copytree(tmp_path, other := tmp_path.with_name(f"{tmp_path.name}-other"))
+
+  def make_batch(splits, seeds, steps, *others):
+    taken.extend(steps)
+    return real(splits, seeds, steps, *others)
+
+  monkeypatch.setattr(loop, "make_batch", make_batch)
   again = go(tmp_path, setup, [config])
+  assert taken == [3, 4, 5]
   assert whole[0][0] == again[0][0]
   for name, leaf in whole[0][2].items():
     np.testing.assert_array_equal(leaf, again[0][2][name])
-  if layout != "pmap":
-    config = made_trials.complete(LORA, changes | {"train.mesh": {"data": 2, "sequence": 2}})
-    equal(go(other, setup, [config]), whole)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -75,7 +75,7 @@ STAY = {
   "peft/test_shapes.py::test_methods_have_the_shapes_they_state": "llama",
   "peft/test_unions.py::test_cached_decoding_equals_teacher_forcing": "unipelt-llama",
   "runs/test_resume.py::test_a_checkpoint_of_another_config_is_refused": "changes0",
-  "sweeps/test_groups.py::test_every_trial_of_a_group_equals_its_solo_run": "gpt2|full",
+  "sweeps/test_groups.py::test_every_trial_of_a_group_equals_its_solo_run": "numbers|prompt",
   "sweeps/test_groups.py::test_so_it_does_for_every_number_of_a_loss": "reward",
   "test_sharding.py::test_a_layout_equals_a_single_device": "fsdp_tensor",
   "training/test_loop.py::test_a_stopped_trial_stays_as_it_is": "2",

@@ -81,10 +81,10 @@ def test_two_seeds_in_a_group_are_as_alone(made):
   configs = [complete(LORA, seed=seed) for seed in (0, 7)]
   assert groups.groups(configs) == [[0, 1]]
   members = [with_config(made, config) for config in configs]
-  losses, tuned, step, _ = grouped(members, 1)
+  losses, tuned, step, _ = grouped(members, [first_state(one) for one in members], 1)
   alone = jax.jit(lambda *args: update.update(programs.make_program(members[0]), *args))
   for e, one in enumerate(members):
-    expected, weights = solo(one, alone)
+    expected, weights = solo(one, *first_state(one), alone)
     np.testing.assert_allclose(losses[e], expected, atol=1e-5)
     close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4)
     jax.tree.map(close, tuned[e], weights)

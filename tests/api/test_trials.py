@@ -167,6 +167,26 @@ def test_seeds_of_drawn_bases_do_not_leave_early(seeds):
     trials.checks.check_seeds(configs)
 
 
+def test_a_program_s_data_do_not_hang_on_other_programs(llama):
+  """Their rows are as long as the longest of its own trials; equal programs share them."""
+  made = made_trials.make(llama)
+
+  def load_one(config, _):
+    width = config["data"]["limit"]
+    train, validation = (made_trials.split(8, seed, width) for seed in (0, 1))
+    dataset = made.dataset._replace(train=train, validation=validation)
+    return with_config(made._replace(dataset=dataset), config)
+
+  asked = [("lora", 8), ("lora", 16), ("prefix", 8), ("prefix", 32), ("ia3", 8), ("ia3", 16)]
+  found = trials.load(
+    [made_trials.complete({"name": name}, {"data.limit": width}) for name, width in asked], load_one
+  )
+  for name in ("train", "validation"):
+    widths = [getattr(trial.dataset, name).width for trial in found]
+    assert widths == [16, 16, 32, 32, 16, 16]
+  assert [id(one.dataset) for one in found[:2]] == [id(one.dataset) for one in found[4:]]
+
+
 def test_what_another_process_has_just_trained_is_not_trained_again(setup, tmp_path, monkeypatch):
   """Nor is it where this process had to wait for its lock, as tasks of SLURM and Ray may."""
   swept, real = config(({"method.rank": [1]},)), trials.locks.of_group

@@ -99,8 +99,9 @@ def trials(config: dict, rates: Sequence[float], seeds: Sequence[int]) -> list[d
   """
   if not seeds:
     raise UserError("search.tune_seeds is empty, expected seeds to choose a learning rate with")
+  nothing = {"generate": False, "metrics": None, "shots": 0, "resamples": 0}
   quiet = {
-    "evaluate": config["evaluate"] | {"generate": False, "shots": 0, "resamples": 0},
+    "evaluate": config["evaluate"] | nothing,
     "search": config["search"] | {"early_exit": None},
   }
   return [with_rate(config, rate) | quiet | {"seed": seed} for rate in rates for seed in seeds]

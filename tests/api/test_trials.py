@@ -353,6 +353,7 @@ def test_a_base_that_is_drawn_is_that_of_the_trial_s_own_seed(setup, monkeypatch
           for seed in (0, 1)]  # fmt: skip
   for path, bases in ((None, ["None 1000"] * 4), ("unused", ["unused 0"] * 4)):
     swept = config(tuple(axes)) | {"model": {"path": path, "architecture": {}, "tokenizer": "x"}}
+    swept["evaluate"] |= {"generate": True, "metrics": ("rougeL",), "max_new_tokens": 4}
     plan = sweeps.plan_of(swept)
     made = stages.trials_of(plan.tuning, trials.load(plan.loads))
     assert [trial.fingerprint for trial in made] == bases

@@ -244,6 +244,8 @@ def load(
     checks.check_options(config, devices)
   checks.check_seeds(configs)
   members = groups.groups(configs)
+  for group in members:
+    checks.check_losses([configs[i] for i in group])
   checks.warn(configs)
   loaded: dict[str, Trial] = {}
   models: dict[str, hf.Pretrained] = {}

@@ -167,6 +167,20 @@ def test_seeds_of_drawn_bases_do_not_leave_early(seeds):
     trials.checks.check_seeds(configs)
 
 
+@pytest.mark.parametrize(
+  ("early", "beta", "refused"),
+  [("halving", 0.5, True), ("halving", 0.1, False), (None, 0.5, False)],
+)
+def test_losses_of_other_numbers_do_not_leave_early(early, beta, refused):
+  configs = [
+    made_trials.complete({"name": "lora"}, {"search.early_exit": early}, objective=objective)
+    for objective in ({"name": "dpo", "beta": 0.1}, {"name": "dpo", "beta": beta})
+  ]
+  says = "'halving', but trials .* have objective.beta 0.1 and 0.5, of which"
+  with pytest.raises(UserError, match=says) if refused else contextlib.nullcontext():
+    trials.checks.check_losses(configs)
+
+
 def test_a_program_s_data_do_not_hang_on_other_programs(llama):
   """Their rows are as long as the longest of its own trials; equal programs share them."""
   made = made_trials.make(llama)

@@ -400,3 +400,8 @@ def test_rates_to_choose_from(value, says):
     jaxtune.fit({"optim": {"learning_rate": tuning.tune([0.1, 0.2])}}, "no_folder")
   with pytest.raises(UserError, match="of 0.1, 1 trains lora without divergence"):
     tuning.choose("lora", [0.1, 1.0], [None, None])
+
+
+def test_a_trial_that_could_not_be_judged_chooses_no_rate(tmp_path):
+  results_.write(tmp_path, {"final": {"train_loss": 1.0}})
+  assert stages._validation_loss(tmp_path) is None

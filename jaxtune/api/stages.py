@@ -175,9 +175,9 @@ def trials_of(stage: Stage, loaded: list[Trial]) -> list[Trial]:
 
 
 def _validation_loss(folder: Path) -> float | None:
-  """Reads a trial's validation loss; None where the trial failed or diverged."""
+  """Reads a trial's validation loss; None where it failed, diverged or could not be judged."""
   result = results.read(folder)
-  return None if not result or results.diverged(result) else result["final"]["validation_loss"]
+  return None if not result or results.diverged(result) else result["final"].get("validation_loss")
 
 
 def check_folders(plan: Plan, workdir: Path) -> None:

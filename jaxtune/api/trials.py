@@ -20,7 +20,7 @@ from jaxtune.models import hf
 from jaxtune.preflight import checks, cost, gradients, targets
 from jaxtune.runs import baseline, locks, reference, results, sources
 from jaxtune.runs import group as training
-from jaxtune.runs.trial import Trial, prepare, with_config
+from jaxtune.runs.trial import Trial, aligned, prepare, with_config
 from jaxtune.sweeps import groups
 from jaxtune.sweeps.collect import FAILED
 from jaxtune.training import checkpoint
@@ -243,6 +243,9 @@ def load(
   for config in configs:
     checks.check_options(config, devices)
   checks.check_seeds(configs)
+  members = groups.groups(configs)
+  for group in members:
+    checks.check_losses([configs[i] for i in group])
   checks.warn(configs)
   loaded: dict[str, Trial] = {}
   models: dict[str, hf.Pretrained] = {}
@@ -254,11 +257,7 @@ def load(
       models[model] = loaded[key].pretrained
     trials.append(with_config(loaded[key], config))
     checks.check(trials[-1])
-  datasets = {key: trial.dataset for key, trial in loaded.items()}
-  for group in groups.groups(configs):
-    keys = list(dict.fromkeys(groups.data_key(configs[i]) for i in group))
-    datasets |= zip(keys, data.align([datasets[key] for key in keys]), strict=True)
-  trials = [trial._replace(dataset=datasets[groups.data_key(trial.config)]) for trial in trials]
+  trials = aligned(trials, members)
   return reference.added(trials) if load_one is None else trials
 
 

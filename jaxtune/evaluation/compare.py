@@ -136,7 +136,8 @@ def draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np.
   if not judged.split or not resamples:
     return found
   rows, loss = judged.rows, f"{judged.split}_loss"
-  found[loss] = intervals.ratio_draws(rows["loss"], rows["weight"], resamples=resamples)
+  if loss in judged.metrics:
+    found[loss] = intervals.ratio_draws(rows["loss"], rows["weight"], resamples=resamples)
   if f"{judged.split}_perplexity" in judged.metrics:
     found[f"{judged.split}_perplexity"] = np.exp(found[loss])
   if f"{judged.split}_accuracy" in judged.metrics:  # of tokens; of labels, see below

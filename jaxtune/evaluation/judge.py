@@ -181,19 +181,16 @@ def summarise(measures: Sequence[str], rows: dict, prefix: str, chosen: Any = sl
     measures: some of "loss" (nats a target), "perplexity" and "accuracy" (of targets, in %), or
       the names of other sums.
     rows: sums of each example, "loss", "correct", "weight" and others.
-    chosen: the examples that count; default all. Where none has a weight, measures are NaN, and
-      those with weights of their own are left out.
+    chosen: the examples that count; default all. A measure is left out where none has a weight.
   """
   total = lambda name: float(rows[name][chosen].sum(dtype=np.float64))
-  weight = total("weight") or math.nan
-  mean = total("loss") / weight
+  mean = lambda name: total(name) / total(weights_of(name, rows))
   known = {
-    "perplexity": lambda: math.exp(mean) if mean < 700 else math.inf,
-    "accuracy": lambda: 100 * total("correct") / weight,
+    "perplexity": lambda: math.exp(loss) if (loss := mean("loss")) < 700 else math.inf,
+    "accuracy": lambda: 100 * mean("correct"),
   }
-  ratio = lambda name: total(name) / (total(weights_of(name, rows)) or math.nan)
-  value = lambda name: known[name]() if name in known else ratio(name)
-  seen = [n for n in measures if weights_of(n, rows) == "weight" or total(f"weight_{n}")]
+  value = lambda name: known[name]() if name in known else mean(name)
+  seen = [name for name in measures if total(weights_of(name, rows))]
   return {f"{prefix}_{name}": value(name) for name in seen}
 
 

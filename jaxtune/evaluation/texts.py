@@ -29,8 +29,7 @@ def complete(
     The ids of each trial's completions, before their stop tokens.
   """
   made: list[list[list[int]]] = [[[] for _ in asked] for asked in prompts]
-  lengths = [max(map(len, several)) for several in itertools.zip_longest(*prompts, fillvalue=())]
-  calls = schedule(lengths, rows)
+  calls = schedule(longest(prompts), rows)
   widest = {length: max(len(n) for one, n in calls if one == length) for length, _ in calls}
   for length, numbers in tqdm(calls, "generating", leave=False, disable=hosts.bars()):
     chosen = [[n for n in numbers if n < len(asked)] for asked in prompts]
@@ -47,6 +46,11 @@ def complete(
       for n, ids_n in zip(chosen[e], ids_Nn, strict=False):
         made[e][n] = until_stop(ids_n, stop_tokens)
   return made
+
+
+def longest(prompts: Iterable[Prompts]) -> list[int]:
+  """Returns the tokens of each prompt, of the longest of its number where trials have their own."""
+  return [max(map(len, several)) for several in itertools.zip_longest(*prompts, fillvalue=())]
 
 
 def schedule(lengths: Sequence[int], rows: int) -> list[tuple[int, list[int]]]:

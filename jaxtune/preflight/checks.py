@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtune import data, hosts, metrics, peft, sharding
+from jaxtune import data, hosts, metrics, objectives, peft, sharding
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation import answers, judge, sampling
 from jaxtune.evaluation.options import EvaluateOptions
@@ -65,6 +65,22 @@ def check_seeds(configs: Sequence[dict]) -> None:
       "seed has a base and a program of its own, so that the seeds of a configuration would not "
       "leave together; expected None, or one seed"
     )
+
+
+def check_losses(configs: Sequence[dict]) -> None:
+  """Raises UserError for early exits in a program whose losses are of other numbers.
+
+  Args:
+    configs: of the trials of one program.
+  """
+  early = configs[0]["search"]["early_exit"]
+  numbers = [objectives.judged_by(config["objective"]) for config in configs]
+  for name, value in numbers[0].items() if early else ():
+    if other := [one[name] for one in numbers if one[name] != value]:
+      raise UserError(
+        f"search.early_exit is {early!r}, but trials that it would compare have objective.{name} "
+        f"{value} and {other[0]}, of which their losses are functions; expected None, or one value"
+      )
 
 
 def warn(configs: Sequence[dict]) -> None:

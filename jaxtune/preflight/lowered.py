@@ -145,15 +145,16 @@ def prompts(trials: Sequence[Trial]) -> dict[str, jax.ShapeDtypeStruct] | None:
 
   A policy's prompts are those that a rollout answers.
   """
-  options, dataset = trials[0].config["evaluate"], trials[0].dataset
-  split = dataset.test or dataset.validation
+  options = trials[0].config["evaluate"]
+  splits = [trial.dataset.test or trial.dataset.validation for trial in trials]
   if programs.rolls_out(trials[0]):
     rollout, train = answer_rows.options(trials[0])
     longest, count = answer_rows.layout(trials)[1], rollout.minibatches * train.batch_size
-  elif not options["generate"] or split is None or not any(split.references):
+  elif not options["generate"] or splits[0] is None or not any(splits[0].references):
     return None
   else:
-    lengths = [len(split.prompts[n]) for n in answers.completed(split, options["limit"])]
+    prompts_of = lambda s: [s.prompts[n] for n in answers.completed(s, options["limit"])]
+    lengths = texts.longest(map(prompts_of, {id(split): split for split in splits}.values()))
     calls = texts.schedule(lengths, options["batch_size"])
     longest = max(length for length, _ in calls)
     count = max(len(numbers) for length, numbers in calls if length == longest)

@@ -236,11 +236,12 @@ def _judged(
   """
   options = TrainOptions(**trials[0].config["train"])
   best = options.keep == "best" and trials[0].dataset.validation is not None
-  exited, losses = hosts.fetch((progress.exited, progress.losses))
+  ended = (progress.exited, progress.losses, progress.best_step, progress.sums["diverged"])
+  exited, losses, best_step, lost = hosts.fetch(ended)
   tuned = progress.tuned if best else progress.state.tuned
-  early = (exited > 0) & (exited < _keep_from(trials[0], options))  # before a step may be kept
-  if best and early.any():
-    of_trial = lambda x: early.reshape(-1, *[1] * (x.ndim - 1))
+  none = (best_step == 0) & (lost == 0)  # left before a step may be kept, or was never judged
+  if best and none.any():
+    of_trial = lambda x: none.reshape(-1, *[1] * (x.ndim - 1))
     tuned = jax.tree.map(lambda b, now: jnp.where(of_trial(b), now, b), tuned, progress.state.tuned)
   overlays = peft.Overlay(tuned, progress.state.hyper)
   last = lambda row: {"validation_loss": float(row[~np.isnan(row)][-1])}

@@ -124,11 +124,11 @@ def best_trial(folder: Path) -> Path:
   found = {path.parent: read(path.parent) for path in folder.glob("trials/*/result.json")}
   if not found:
     raise UserError(f"{folder} holds no finished run: neither tuned.safetensors nor trials/")
-  losses = {}
+  held_out = any("validation_loss" in result["final"] for result in found.values())
+  losses, name = {}, "validation_loss" if held_out else "test_loss"
   for trial, result in found.items():
-    final = result["final"]
     if not diverged(result) and not result.get("exited_at"):
-      loss = final.get("validation_loss", final.get("test_loss"))
+      loss = result["final"].get(name)
       losses[trial] = loss if isinstance(loss, float) else float("inf")
   if not losses:
     raise UserError(f"all trials of {folder} diverged: name one of {folder}/trials itself")

@@ -82,6 +82,24 @@ def with_config(trial: Trial, config: dict) -> Trial:
   return trial._replace(config=config, methods=methods, objective=objective_of(config))
 
 
+def aligned(trials: Sequence[Trial], members: Sequence[Sequence[int]]) -> list[Trial]:
+  """Returns the trials with data of equal shapes within each group, whatever other groups have.
+
+  Groups of the same data sets share the padded ones.
+
+  Args:
+    members: the numbers of the trials of each group.
+  """
+  found, known = list(trials), {}
+  for group in members:
+    datasets = {id(trials[i].dataset): trials[i].dataset for i in group}
+    if (ids := tuple(datasets)) not in known:
+      known[ids] = dict(zip(ids, data.align([*datasets.values()]), strict=True))
+    for i in group:
+      found[i] = trials[i]._replace(dataset=known[ids][id(trials[i].dataset)])
+  return found
+
+
 def changed(trials: Sequence[Trial], **computation: Any) -> list[Trial]:
   """Returns the trials of a group whose model is computed in another way.
 

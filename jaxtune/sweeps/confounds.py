@@ -5,20 +5,25 @@ Each function looks for one and returns what it found, as a list of warnings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from jaxtune import metrics
+from jaxtune import metrics, objectives
 from jaxtune.sweeps import stats
 from jaxtune.sweeps.evidence import Caution, Evidence, chained, listed, of_rows
 from jaxtune.sweeps.tuning import PATH as RATE
 
+_OBJECTIVE = "objective.name"
+_SMOOTHING = "objective.label_smoothing"  # of training alone
 _FAR = 10  # times the best perplexity, from which on a base counts as far from the task
 
 
 def find(evidence: Evidence) -> list[Caution]:
   """Returns what all functions here find."""
   rules = (
-    scale, edge, few_seeds, unequal_seeds, selection, other_examples, other_tokens, far_base,
+    scale, edge, few_seeds, unequal_seeds, selection, other_examples, other_tokens, other_losses,
+    far_base,
   )  # fmt: skip
   return chained(rules, evidence)
 
@@ -191,6 +196,31 @@ def other_tokens(evidence: Evidence) -> list[Caution]:
     "compared between them. Compare metrics of the text that they write, or of their answers."
   )
   return of_rows("other_tokens", text, evidence.rows)
+
+
+def other_losses(evidence: Evidence) -> list[Caution]:
+  """Finds losses that are not the same function, as of other objectives, or of another beta."""
+  sections = [_judged_by(evidence.config(result)) for result in evidence.results]
+  keys = dict.fromkeys(itertools.chain(*sections))
+  differ = [key for key in keys if len({str(one.get(key)) for one in sections}) > 1]
+  name = evidence.metric.partition("/")[0]
+  if not differ or not name.endswith("_loss"):
+    return []
+  text = (
+    f"Trials differ in {listed(differ[:1] if _OBJECTIVE in differ else differ)}, on which their "
+    f"{metrics.title(name)} depends whatever they have learnt: it cannot be compared between them. "
+    "Compare accuracies, or metrics of the text that they write."
+  )
+  return of_rows("other_losses", text, evidence.rows)
+
+
+def _judged_by(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the options by which losses are judged; none of policies, whose loss is a reward."""
+  name = config.get(_OBJECTIVE)
+  if name is None or objectives.rolls_out(objectives.module(name)):
+    return {}
+  section = {key: value for key, value in config.items() if key.startswith("objective.")}
+  return {_OBJECTIVE: name} | {k: x for k, x in section.items() if k != _SMOOTHING}
 
 
 def far_base(evidence: Evidence) -> list[Caution]:

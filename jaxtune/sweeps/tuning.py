@@ -27,7 +27,8 @@ class Curve(NamedTuple):
 
   Attributes:
     rates: in ascending order.
-    losses: the mean validation loss with each, over seeds; None where a trial failed or diverged.
+    losses: the mean validation loss with each, over seeds; None where a trial failed, diverged or
+      could not be judged.
     chosen: the rate of its trials, which had the lowest one when they began.
   """
 
@@ -99,8 +100,9 @@ def trials(config: dict, rates: Sequence[float], seeds: Sequence[int]) -> list[d
   """
   if not seeds:
     raise UserError("search.tune_seeds is empty, expected seeds to choose a learning rate with")
+  nothing = {"generate": False, "metrics": None, "shots": 0, "resamples": 0}
   quiet = {
-    "evaluate": config["evaluate"] | {"generate": False, "shots": 0, "resamples": 0},
+    "evaluate": config["evaluate"] | nothing,
     "search": config["search"] | {"early_exit": None},
   }
   return [with_rate(config, rate) | quiet | {"seed": seed} for rate in rates for seed in seeds]
@@ -111,7 +113,7 @@ def choose(name: str, rates: Sequence[float], losses: Sequence[float | None]) ->
 
   Args:
     name: of the configuration, for the error.
-    losses: of the trials, in the order of `trials`; None where one failed or diverged.
+    losses: of the trials, in the order of `trials`; None where one has none.
 
   Raises:
     UserError: if no rate has finite losses.
@@ -121,8 +123,9 @@ def choose(name: str, rates: Sequence[float], losses: Sequence[float | None]) ->
   if not np.isfinite(means).any():
     shown = ", ".join(f"{rate:g}" for rate in rates)
     raise UserError(
-      f"no {PATH} of {shown} trains {name} without divergence or failure: give lower ones, or see "
-      "the failed.json of its trials in the folder tuning"
+      f"no {PATH} of {shown} trains {name} without divergence or failure, to a validation loss: "
+      "give lower ones, see the failed.json of its trials in the folder tuning, or give "
+      "data.validation examples that count (pairs of answers that tie do not)"
     )
   finite = [mean if math.isfinite(mean) else None for mean in means.tolist()]
   return Curve(list(rates), finite, float(rates[int(np.argmin(means))]))

@@ -240,11 +240,12 @@ def _keep_best(
   """Logs an evaluation, keeps the weights of trials that improved, and counts for the others."""
   patience, count = group.options.patience, len(steps)
   overlays = peft.Overlay(progress.state.tuned, progress.state.hyper)
-  found = validate(overlays, trials)
-  rows = {e: {"step": int(steps[e]), **values} for e, values in zip(trials, found, strict=True)}
-  group.logs.write(rows)
-  loss, due = np.zeros(count, np.float32), np.isin(np.arange(count), trials)
-  loss[trials] = [values["validation_loss"] for values in found]
+  found = dict(zip(trials.tolist(), validate(overlays, trials), strict=True))
+  group.logs.write({e: {"step": int(steps[e]), **values} for e, values in found.items()})
+  name = "validation_loss"  # which a trial lacks where no example has a weight
+  judged = {e: values[name] for e, values in found.items() if name in values}
+  loss, due = np.zeros(count, np.float32), np.isin(np.arange(count), [*judged])
+  loss[[*judged]] = [*judged.values()]
   number = turns.number(steps, intervals(group.options)[0])
   evaluation = Evaluation(due, loss, steps, number)
   after = evaluated(progress, evaluation, group.keep_from, patience or -1)

@@ -60,7 +60,8 @@ class SearchOptions(NamedTuple):
     early_exit: which configurations are left out before their last step, by their validation loss
       among those of the same compiled program: "halving", all but the best `keep` of them at each
       rung (successive halving, Jamieson and Talwalkar 2016); "median", those whose best loss so far
-      is above the median of the others' mean losses so far (Golovin et al. 2017); None, none.
+      is above the median of the others' mean losses so far (Golovin et al. 2017); None, none. A
+      configuration that could not be judged stays.
     rungs: shares of the steps after which configurations are compared, each at the next evaluation.
     keep: the share of configurations that "halving" keeps at a rung, rounded up.
     tune_seeds: seeds of the trials by which a learning rate is chosen, which no result may have.

@@ -28,7 +28,8 @@ class Progress(NamedTuple):
     stopped: the step at which the patience ended, (N,); 0 if it has not.
     exited: the step at which a trial left early, (N,); 0 if it has not.
     losses: (N, V), the validation losses of the evaluations that an early exit compares, infinite
-      where a trial diverged; NaN for those to come. V is 1 without a rule for it.
+      where a trial diverged; NaN for those to come, and where nothing could be judged. V is 1
+      without a rule for it.
   """
 
   state: State
@@ -67,7 +68,7 @@ class Evaluation(NamedTuple):
   """What an evaluation has found; arrays of all N trials of a group.
 
   Attributes:
-    due: mask of the trials that were evaluated; the entries of others are meaningless.
+    due: mask of the trials that were judged; the entries of others are meaningless.
     loss: their validation losses.
     steps: updates done.
     number: the number of the evaluation, from 0.

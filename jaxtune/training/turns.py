@@ -39,7 +39,7 @@ class Standing(NamedTuple):
   Attributes:
     steps: updates done.
     stopped, exited: the step at which the patience, or a rule, has ended a trial; 0 for neither.
-    losses: (N, V), validation losses by evaluation; NaN where there was none yet.
+    losses: (N, V), validation losses by evaluation; NaN where there is none.
   """
 
   steps: np.ndarray
@@ -106,10 +106,12 @@ def leave(rule: Rule, every: int, now: Standing) -> tuple[np.ndarray, np.ndarray
 
 
 def _losers(rule: Rule, losses: dict[int, np.ndarray]) -> list[int]:
-  """Returns the configurations that leave, given the losses of each (seeds, evaluations)."""
-  worst = lambda x: np.where(np.isfinite(x), x, np.inf)
-  # The patience may have ended a trial before: its last evaluation then stands for later ones.
-  means = {team: worst(_filled(one)).mean(0) for team, one in losses.items()}
+  """Returns the configurations that leave, given the losses of each (seeds, evaluations).
+
+  One with a seed that was never judged is not compared, and stays.
+  """
+  known = {team: _filled(one) for team, one in losses.items()}
+  means = {team: one.mean(0) for team, one in known.items() if not np.isnan(one).any()}
   if rule.name == "halving":
     order = sorted(means, key=lambda team: (means[team][-1], team))
     return order[max(_upwards(rule.keep * len(order)), 1) :]
@@ -119,9 +121,13 @@ def _losers(rule: Rule, losses: dict[int, np.ndarray]) -> list[int]:
 
 
 def _filled(losses: np.ndarray) -> np.ndarray:
-  """Repeats the last evaluation of each seed in place of those that did not take place."""
-  last = np.maximum.accumulate(np.where(np.isnan(losses), -1, np.arange(losses.shape[1])), 1)
-  return np.where(last < 0, np.nan, np.take_along_axis(losses, np.maximum(last, 0), 1))
+  """Puts the last evaluation of each seed, or else its first, in place of those that lack.
+
+  The patience may have ended a trial before, or an evaluation have judged nothing.
+  """
+  known = ~np.isnan(losses)
+  last = np.maximum.accumulate(np.where(known, np.arange(losses.shape[1]), -1), 1)
+  return np.take_along_axis(losses, np.where(last < 0, known.argmax(1)[:, None], last), 1)
 
 
 def next_trials(now: Standing, waits: np.ndarray, steps: int, places: int) -> np.ndarray:

@@ -167,6 +167,40 @@ def test_seeds_of_drawn_bases_do_not_leave_early(seeds):
     trials.checks.check_seeds(configs)
 
 
+@pytest.mark.parametrize(
+  ("early", "beta", "refused"),
+  [("halving", 0.5, True), ("halving", 0.1, False), (None, 0.5, False)],
+)
+def test_losses_of_other_numbers_do_not_leave_early(early, beta, refused):
+  configs = [
+    made_trials.complete({"name": "lora"}, {"search.early_exit": early}, objective=objective)
+    for objective in ({"name": "dpo", "beta": 0.1}, {"name": "dpo", "beta": beta})
+  ]
+  says = "'halving', but trials .* have objective.beta 0.1 and 0.5, of which"
+  with pytest.raises(UserError, match=says) if refused else contextlib.nullcontext():
+    trials.checks.check_losses(configs)
+
+
+def test_a_program_s_data_do_not_hang_on_other_programs(llama):
+  """Their rows are as long as the longest of its own trials; equal programs share them."""
+  made = made_trials.make(llama)
+
+  def load_one(config, _):
+    width = config["data"]["limit"]
+    train, validation = (made_trials.split(8, seed, width) for seed in (0, 1))
+    dataset = made.dataset._replace(train=train, validation=validation)
+    return with_config(made._replace(dataset=dataset), config)
+
+  asked = [("lora", 8), ("lora", 16), ("prefix", 8), ("prefix", 32), ("ia3", 8), ("ia3", 16)]
+  found = trials.load(
+    [made_trials.complete({"name": name}, {"data.limit": width}) for name, width in asked], load_one
+  )
+  for name in ("train", "validation"):
+    widths = [getattr(trial.dataset, name).width for trial in found]
+    assert widths == [16, 16, 32, 32, 16, 16]
+  assert [id(one.dataset) for one in found[:2]] == [id(one.dataset) for one in found[4:]]
+
+
 def test_what_another_process_has_just_trained_is_not_trained_again(setup, tmp_path, monkeypatch):
   """Nor is it where this process had to wait for its lock, as tasks of SLURM and Ray may."""
   swept, real = config(({"method.rank": [1]},)), trials.locks.of_group
@@ -333,6 +367,7 @@ def test_a_base_that_is_drawn_is_that_of_the_trial_s_own_seed(setup, monkeypatch
           for seed in (0, 1)]  # fmt: skip
   for path, bases in ((None, ["None 1000"] * 4), ("unused", ["unused 0"] * 4)):
     swept = config(tuple(axes)) | {"model": {"path": path, "architecture": {}, "tokenizer": "x"}}
+    swept["evaluate"] |= {"generate": True, "metrics": ("rougeL",), "max_new_tokens": 4}
     plan = sweeps.plan_of(swept)
     made = stages.trials_of(plan.tuning, trials.load(plan.loads))
     assert [trial.fingerprint for trial in made] == bases
@@ -365,3 +400,8 @@ def test_rates_to_choose_from(value, says):
     jaxtune.fit({"optim": {"learning_rate": tuning.tune([0.1, 0.2])}}, "no_folder")
   with pytest.raises(UserError, match="of 0.1, 1 trains lora without divergence"):
     tuning.choose("lora", [0.1, 1.0], [None, None])
+
+
+def test_a_trial_that_could_not_be_judged_chooses_no_rate(tmp_path):
+  results_.write(tmp_path, {"final": {"train_loss": 1.0}})
+  assert stages._validation_loss(tmp_path) is None

@@ -96,6 +96,16 @@ def record(objective, names, one, other, train, labels=(), shots=None):
   return compare.record(one, compare.Untuned(other, shots, {"shots": 2}), evaluator, dataset)
 
 
+def test_what_could_not_be_judged_is_not_compared():
+  """As where a reward failed on every answer of the trial, and not on the base's."""
+  base = judged(RNG.exponential(2.0, 40))
+  rows = {name: np.zeros(40) for name in base.rows}
+  nothing = judge.Judged(judge.summarise(sft.MEASURES, rows, "test"), "test", rows)
+  assert nothing.metrics == {} == compare.metric_intervals(nothing, (), 20)
+  for pair in ((nothing, base), (base, nothing)):
+    assert compare.differences(*pair, (), 20) == {}
+
+
 def test_a_record_of_labels():
   train = split_of([["yes"]] * 5, [1, 1, 1, 1, 0])  # yes is the most frequent in training
   before, after = judged(np.ones(40), flipped(20)), judged(np.ones(40), flipped(4))

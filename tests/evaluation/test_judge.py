@@ -171,6 +171,10 @@ def test_totals_and_tasks_by_hand():
   assert judge.by_task(scores, None, "test").keys() == {
     f"test_{m}" for m in ("loss", "perplexity", "accuracy")
   }
+  none = rows | {"loss": rows["loss"] * [1, 0, 1], "weight": rows["weight"] * [1, 0, 1]}
+  tie = lambda prefix, chosen=slice(None): judge.summarise(("loss",), none, prefix, chosen)
+  left = {"test_loss": 11 / 4, "test_loss/x": 11 / 4}
+  assert judge.by_task(tie, ["x", "y", "x"], "test") == left, "y has no example that counts"
   huge = {"loss": np.array([1e6]), "weight": np.ones(1), "correct": np.ones(1)}
   assert judge.summarise(("perplexity",), huge, "test")["test_perplexity"] == np.inf
 

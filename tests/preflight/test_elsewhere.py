@@ -12,7 +12,7 @@ import jaxtune
 from jaxtune import tree
 from jaxtune.api import plan_text
 from jaxtune.errors import UserError
-from jaxtune.evaluation import decoding
+from jaxtune.evaluation import decoding, texts
 from jaxtune.preflight import compiled, cost, devices, elsewhere, fit, hlo, lowered, modules, pace
 from jaxtune.runs.trial import with_config
 
@@ -238,6 +238,24 @@ def test_text_is_generated_without_fused_kernels_over_several_devices():
   """XLA cannot split one by itself."""
   for mesh, fused in (({"data": 1}, True), ({"data": 2}, False)):
     assert ("pallas_call" in generation("tpu", mesh, attention="splash")) == fused
+
+
+def test_prompts_are_as_long_as_those_of_any_trial(llama):
+  """The plan and the run have one shape, also where the first trial's are the shortest."""
+  made, asked = made_trials.make(llama), []
+  config = made_trials.complete({"name": "lora"}, evaluate=GENERATE | {"limit": 6})
+  for length in (3, 9, 5):
+    split = made.dataset.test._replace(prompts=[[1] * (length + n) for n in range(8)])
+    asked.append(made._replace(dataset=made.dataset._replace(test=split)))
+  group = [with_config(one, config) for one in asked]
+  shapes = set()
+
+  def call(batch):
+    shapes.add(batch["tokens"].shape)
+    return batch["tokens"][..., :0]
+
+  texts.complete(call, [one.dataset.test.prompts[:6] for one in group], 3, (0,))
+  assert shapes == {lowered.prompts(group)["tokens"].shape} == {(3, 6, 14)}
 
 
 def generation(platform, mesh, **model):

@@ -29,6 +29,14 @@ def test_a_trial_that_left_early_does_not_speak_for_its_sweep(tmp_path):
   assert results.best_trial(tmp_path).name == "c"
 
 
+def test_a_sweep_has_its_best_trial_by_one_metric(tmp_path):
+  """Of b nothing of validation could be judged."""
+  for name, loss in (("a", {"validation_loss": 2.0}), ("b", {}), ("c", {"validation_loss": 1.5})):
+    (trial := tmp_path / "trials" / name).mkdir(parents=True)
+    results.write(trial, {"final": loss | {"test_loss": 1.0}})
+  assert results.best_trial(tmp_path).name == "c"
+
+
 def test_weights_whose_padding_was_cut_off_are_written_as_they_are(tmp_path):
   """A view of a larger array has gaps in memory, which a file must not copy."""
   padded = {"params": {}, "peft": {"a": np.arange(24.0).reshape(2, 3, 4), "rate": np.float32(3)}}

@@ -202,6 +202,24 @@ def test_figures_that_are_not_of_the_same_task(made, monkeypatch):
   assert "2 different sets of examples" in text and trials == tuple(r["trial"] for r in results)
 
 
+def test_losses_that_are_not_one_function(made):
+  """As of another beta: that of IPO is (0.5 / beta)^2 before anything is learnt."""
+  dpo = {"objective": {"name": "dpo", "kind": "ipo", "beta": 0.1, "label_smoothing": 0.0}}
+  found = lambda path, values, config=dpo, **more: said(
+    along(made, path, values), "other_losses", config=config, **more
+  )
+  ((text, trials),) = found("objective.beta", {0.1: 25.0, 0.5: 1.0})
+  assert text.startswith("Trials differ in objective.beta, on which their test loss depends")
+  assert len(trials) == 6
+  ((text, _),) = found("objective.name", {"dpo": 25.0, "simpo": 1.0})
+  assert text.startswith("Trials differ in objective.name, on which")
+  assert not found("objective.beta", {0.1: 25.0, 0.5: 1.0}, metric="test_perplexity")
+  assert not found("objective.label_smoothing", {0.0: 2.0, 0.1: 1.0}), "it is of training alone"
+  policy = {"objective": {"name": "grpo", "kl": 0.0}}
+  assert not found("objective.kl", {0.0: -1.0, 0.1: -0.9}, policy), "their loss is a reward"
+  assert not found("objective.name", {"grpo": -1.0, "ppo": -0.9}, policy)
+
+
 def test_a_base_that_is_far_from_the_task(made):
   assert not said(made.ranks({1: [1.0]}), "far_base")
   ((text, _),) = said(made.ranks({1: [1.0], 4: [0.5]}), "far_base")

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from support import made_trials
 
+from jaxtune import tree
 from jaxtune.errors import UserError
 from jaxtune.evaluation import judge
 from jaxtune.runs import group
+from jaxtune.runs.folder import read
 from jaxtune.runs.results import best_trial, diverged, write
 from jaxtune.sweeps import report, table
 from jaxtune.training.options import TrainOptions
@@ -111,6 +113,31 @@ def test_a_validation_loss_that_is_not_finite(llama, monkeypatch, tmp_path):
   monkeypatch.setattr(judge, "measure", broken)
   (result,) = go(tmp_path, made_trials.make(llama), [0.01], **{"train.eval_every": 4})
   assert result["diverged_at"] == 4 and result["best_step"] == 8
+
+
+@pytest.mark.parametrize("judged", [[True, False], [False, False]])
+def test_an_evaluation_without_weights_is_none(llama, monkeypatch, tmp_path, judged):
+  """As of pairs that tie, or of a reward that hangs: it says nothing of the training."""
+  real, setup, calls = judge.measure, made_trials.make(llama), iter(judged)
+
+  def unjudged(evaluator, pairs, base, splits):
+    found = real(evaluator, pairs, base, splits)
+    if splits[0] is setup.dataset.validation and not next(calls, judged[-1]):
+      found = [{name: x * 0 for name, x in rows.items()} for rows in found]
+    return found
+
+  monkeypatch.setattr(judge, "measure", unjudged)
+  changes = {"train.steps": 4, "train.eval_every": 2, "optim.warmup": 0}
+  (result,) = go(tmp_path, setup, [0.01], **changes)
+  lines = (tmp_path / "trials" / "0" / "metrics.jsonl").read_text().splitlines()
+  rows = [row for row in map(json.loads, lines) if "train_loss" not in row]
+  assert ["validation_loss" in row for row in rows] == judged
+  assert result["best_step"] == (2 * judged.index(True) + 2 if any(judged) else 0)
+  assert ("validation_loss" in result["final"]) == judged[-1] and not diverged(result)
+  *_, tuned = read(tmp_path / "trials" / "0")
+  before = tree.flatten(llama.params)
+  moved = [np.abs(x - before[path.removeprefix("params/")]).max() for path, x in tuned.items()]
+  assert max(moved) > 0, "where none was the best, the last weights are kept"
 
 
 @pytest.mark.full

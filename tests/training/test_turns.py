@@ -61,6 +61,15 @@ def test_the_median_rule_and_divergence():
   assert exited.tolist() == [0, 0, 10, 0]
 
 
+@pytest.mark.parametrize("name", ["halving", "median"])
+def test_a_configuration_that_could_not_be_judged_stays(name):
+  """One that could be judged once is compared by that."""
+  rule = turns.Rule(name, (2,), 0.5, (0, 0, 1, 1, 2, 2, 3, 3))
+  losses = [[1.0, NAN], [NAN, 1.0], [9.0, 9.0], [NAN, NAN], [2.0, 2.0], [2.0, 2.0]]
+  exited, _ = turns.leave(rule, 5, standing([*losses, [3.0, 3.0], [np.inf, np.inf]], 10))
+  assert exited.tolist() == [0, 0, 0, 0, 0, 0, 10, 10]
+
+
 def test_places_go_to_those_under_way_and_then_to_the_next():
   now = standing([[NAN]] * 5, [3, 0, 7, 0, 9], stopped=[0, 0, 0, 0, 9])
   none = np.zeros(5, bool)

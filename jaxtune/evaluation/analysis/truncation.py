@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
 from jaxtune import data, peft, tree
@@ -61,6 +61,8 @@ def scores(
 ) -> dict[str, float]:
   """Returns the loss of a split (nats a target), and the accuracy (%) where the objective has one.
 
+  They are NaN where no example has a weight.
+
   Args:
     evaluator: of the methods that `overlay` holds the arrays of.
   """
@@ -69,7 +71,7 @@ def scores(
   (rows,) = judge.measure(evaluator, tree.stack([overlay]), base, [split])
   measures = [m for m in ("loss", "accuracy") if m in evaluator.objective.MEASURES]
   named = judge.summarise(measures, rows, "cut")
-  return {name.removeprefix("cut_"): float(np.float64(x)) for name, x in named.items()}
+  return {name: named.get(f"cut_{name}", math.nan) for name in measures}
 
 
 def curve(

@@ -217,6 +217,11 @@ def test_what_ends_a_command(monkeypatch, capsys):
     (KeyboardInterrupt(), 130, "jaxtune: interrupted\n"),
     (UserError("two\nlines"), 2, "jaxtune: two lines\n"),
     (MemoryError(), 2, "jaxtune: out of memory: try a smaller batch_size\n"),
+    (
+      PermissionError(13, "Permission denied", "/home/a/b"),
+      2,
+      "jaxtune: /home/a/b: Permission denied\n",
+    ),
     (BrokenPipeError(), 0, ""),  # as of `jaxtune methods | head -1`
     (
       RuntimeError("RESOURCE_EXHAUSTED: no room\nin HBM"),
@@ -229,9 +234,10 @@ def test_what_ends_a_command(monkeypatch, capsys):
   monkeypatch.setattr(jaxtune, "load_config", raising(KeyboardInterrupt()), raising=False)
   assert main(["train", "--config", "x", "--workdir", "y"]) == 130
   assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
-  monkeypatch.setattr("jaxtune.api.methods.text", raising(ZeroDivisionError()))
-  with pytest.raises(ZeroDivisionError):  # a bug of jaxtune keeps its traceback
-    main(["methods"])
+  for bug in (ZeroDivisionError(), OSError(5, "Input/output error")):  # of no file
+    monkeypatch.setattr("jaxtune.api.methods.text", raising(bug))
+    with pytest.raises(type(bug)):  # a bug of jaxtune keeps its traceback
+      main(["methods"])
 
 
 @pytest.mark.full

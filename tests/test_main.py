@@ -370,6 +370,20 @@ def test_what_ends_an_answer_is_what_training_taught(trained, tmp_path):
   assert jaxtune.load_run(tmp_path / "both").stop_tokens == (1, 3)
 
 
+def test_what_ended_the_training_early_needs_no_data_to_judge_a_run(trained):
+  run = jaxtune.load_run(trained)
+  stops = {"train": {"patience": 1}, "search": {"early_exit": "median"}}
+  early = run.config | {name: run.config[name] | more for name, more in stops.items()}
+  trial = evaluate._trial(run._replace(config=early), {"data.validation": None})
+  assert trial.dataset.validation is None and trial.dataset.test is not None
+
+
+def test_data_are_shown_where_a_learning_rate_is_to_be_chosen(place, capsys):
+  rate = "--config.optim.learning_rate={'tune': [1e-3, 1e-2]}"
+  assert main(["data", "show", "--config", f"{place}/config.py", rate]) == 0
+  assert "== train ==" in capsys.readouterr().out
+
+
 @pytest.fixture
 def full_disk():
   """Limits the size of files, from a call on: to the writer, a disk that is full."""

@@ -98,6 +98,8 @@ def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
         f"run's: {', '.join(run.labels)}"
       )
     config["data"] |= {"labels": list(labels)}
+  config["train"] |= {"patience": None}  # these are of training, and need a validation split
+  config["search"] |= {"early_exit": None}
   checks.check_options(config, devices=())
   sources.check_foreign(config, run.folder)
   (trial,) = reference.added([prepare(config, run.pretrained)], sharding.ALONE)

@@ -309,6 +309,22 @@ def test_options_are_checked_before_a_model_is_loaded(place, tmp_path, capsys, m
   assert "did you mean 'ties'" in line
   assert "'ties' needs a rank" in compose("--how", "ties")
   assert "'cat' takes no rank" in compose("--how", "cat", "--rank", 2)
+  (tmp_path / "run" / "rank=2").mkdir(parents=True)
+  (tmp_path / "run" / "rank=2" / "tuned.safetensors").touch()
+  (tmp_path / "run" / "result.json").touch()
+  run, taken = ["--workdir", tmp_path / "run"], ["--out", tmp_path / "run"]
+  both = ["--run", tmp_path / "run"] * 2
+  for says, *command in (
+    ("top_p is 7.0", "generate", *run, "--prompt", "a", "--top-p", 7),
+    ("which is [9]", "generate", *run, "--prompt", "a", "--which", 9),
+    ("ranks[0] is 0", "ranks", *run, "--rank", 0),
+    ("rank=2 holds a run already", "ranks", *run, "--rank", 2, *taken),
+    ("run holds a run already", "compose", *both, "--how", "cat", *taken),
+    ("which no export wrote", "export", *run, *taken, "--certify"),
+    *(("only data and evaluate", *command, *run, "--config.method.rank=2")
+      for command in (["evaluate"], ["knockout"], ["ranks", "--rank", 1])),
+  ):  # fmt: skip
+    assert says in fails(capsys, *command)
   config = ["--config", place / "config.py", *new]
   assert "typo is no adapter" in fails(capsys, "import", *config, "--adapter", tmp_path / "typo")
   line = fails(capsys, "extract", *config, "--checkpoint", tmp_path / "typo", "--rank", 2)

@@ -72,9 +72,12 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
 
   Args:
     path: "configs/lora.py", or "configs/lora.py:ARG" to pass ARG to get_config; or a config.json,
-      such as that of a sweep's folder.
+      such as that of a sweep's folder. Folders may have colons in their names.
   """
-  file, _, argument = str(path).partition(":")
+  parts = str(path).split(":")
+  files = [":".join(parts[:count]) for count in range(len(parts), 0, -1)]
+  file = next(filter(os.path.isfile, files), parts[0])
+  argument = str(path)[len(file) + 1 :]
   if not os.path.isfile(file):
     folder = os.path.dirname(file) if os.path.isdir(os.path.dirname(file)) else "."
     raise UserError(f"no config file {file!r}; {nearest(file, Path(folder).glob('*.py'))}")
@@ -123,7 +126,7 @@ def override(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
       raise UserError(f"unknown config key {key!r}, expected names such as optim.learning_rate")
     section = config
     for name in sections:
-      if name not in section:
+      if section.get(name) is None:  # a completed config has None where nothing was given
         section[name] = _open()
       section = section[name]
       if not isinstance(section, ConfigDict):
@@ -242,7 +245,8 @@ def to_json(config: dict) -> str:
 
   The axes of a sweep keep their order, which the names of its trials follow.
   """
-  ordered = json.loads(json.dumps(config, sort_keys=True, default=str))
+  plain = lambda value: value.to_dict() if isinstance(value, ConfigDict) else str(value)
+  ordered = json.loads(json.dumps(config, sort_keys=True, default=plain))
   if "sweep" in config:
     ordered["sweep"] = config["sweep"]
-  return json.dumps(ordered, indent=2, default=str)
+  return json.dumps(ordered, indent=2, default=plain)

@@ -17,9 +17,10 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs one command.
 
   Returns:
-    The exit code: 2 for a user's mistake, which is printed in one line on stderr; 130 if the user
-    interrupts the command; 1 if training diverged, although its result is written; else 0. A
-    process that ends because another one of its run has ended has another code than 0.
+    The exit code: 2 for a user's mistake, or a file that cannot be read, which is printed in one
+    line on stderr; 130 if the user interrupts the command; 1 if training diverged, although its
+    result is written; else 0. A process that ends because another one of its run has ended has
+    another code than 0.
   """
   libraries.quieten()
   given = sys.argv[1:] if arguments is None else arguments
@@ -36,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
   except Exception as error:  # any other error is a bug of jaxtune: its traceback is shown
     if hosts.lost(error):
       hosts.end(3, error)
+    if isinstance(error, OSError) and error.filename is not None:  # a folder of somebody else, say
+      print(f"jaxtune: {error.filename}: {error.strerror}", file=sys.stderr)
+      return hosts.end(2)
     if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
       raise
     reason = f" ({str(error).splitlines()[0]})" if str(error) else ""

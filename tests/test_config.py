@@ -201,6 +201,18 @@ def test_overriding_leaves_the_original_alone():
   assert changed.method.to_dict() == {"name": "full"}
 
 
+def test_a_section_that_is_none_is_as_one_that_is_not_there():
+  """So the config of a finished run, which states every default, takes the same overrides."""
+  found = config.override(complete({}), {"data.rename.text": "review"})
+  assert config.complete(found)["data"]["rename"] == {"text": "review"}
+
+
+def test_a_sweep_of_sections_is_written_as_what_it_is():
+  swept = {"sweep": ({"method": [ConfigDict({"name": "lora", "rank": 4})], "seed": [1, 0]},)}
+  axes = {"method": [{"name": "lora", "rank": 4}], "seed": [1, 0]}
+  assert json.loads(config.to_json(swept)) == {"sweep": [axes]}
+
+
 def test_overrides_are_read_as_python_values():
   lines = [
     "a.b=1e-3", "a.c=(1, 2)", "a.d=None", "a.e=True", "a.f=some text", "a.g='3'", "a.h=x=y",
@@ -228,6 +240,12 @@ def test_a_config_file_takes_an_argument(tmp_path):
   assert config.load_config(file).method.rank == 8
   assert config.load_config(f"{file}:4").method.rank == 4
   assert config.load_config(f"{file}:4", {"method.rank": 2}).method.rank == 2
+  at = tmp_path / "at 12:30"  # such as the folder of a sweep
+  at.mkdir()
+  (at / "config.json").write_text('{"seed": 3}')
+  assert config.load_config(at / "config.json").seed == 3
+  file.rename(at / file.name)
+  assert config.load_config(f"{at / file.name}:4").method.rank == 4
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,11 @@ def test_what_ends_a_command(monkeypatch, capsys):
     (KeyboardInterrupt(), 130, "jaxtune: interrupted\n"),
     (UserError("two\nlines"), 2, "jaxtune: two lines\n"),
     (MemoryError(), 2, "jaxtune: out of memory: try a smaller batch_size\n"),
+    (
+      PermissionError(13, "Permission denied", "/home/a/b"),
+      2,
+      "jaxtune: /home/a/b: Permission denied\n",
+    ),
     (BrokenPipeError(), 0, ""),  # as of `jaxtune methods | head -1`
     (
       RuntimeError("RESOURCE_EXHAUSTED: no room\nin HBM"),
@@ -229,9 +234,10 @@ def test_what_ends_a_command(monkeypatch, capsys):
   monkeypatch.setattr(jaxtune, "load_config", raising(KeyboardInterrupt()), raising=False)
   assert main(["train", "--config", "x", "--workdir", "y"]) == 130
   assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
-  monkeypatch.setattr("jaxtune.api.methods.text", raising(ZeroDivisionError()))
-  with pytest.raises(ZeroDivisionError):  # a bug of jaxtune keeps its traceback
-    main(["methods"])
+  for bug in (ZeroDivisionError(), OSError(5, "Input/output error")):  # of no file
+    monkeypatch.setattr("jaxtune.api.methods.text", raising(bug))
+    with pytest.raises(type(bug)):  # a bug of jaxtune keeps its traceback
+      main(["methods"])
 
 
 @pytest.mark.full
@@ -303,6 +309,22 @@ def test_options_are_checked_before_a_model_is_loaded(place, tmp_path, capsys, m
   assert "did you mean 'ties'" in line
   assert "'ties' needs a rank" in compose("--how", "ties")
   assert "'cat' takes no rank" in compose("--how", "cat", "--rank", 2)
+  (tmp_path / "run" / "rank=2").mkdir(parents=True)
+  (tmp_path / "run" / "rank=2" / "tuned.safetensors").touch()
+  (tmp_path / "run" / "result.json").touch()
+  run, taken = ["--workdir", tmp_path / "run"], ["--out", tmp_path / "run"]
+  both = ["--run", tmp_path / "run"] * 2
+  for says, *command in (
+    ("top_p is 7.0", "generate", *run, "--prompt", "a", "--top-p", 7),
+    ("which is [9]", "generate", *run, "--prompt", "a", "--which", 9),
+    ("ranks[0] is 0", "ranks", *run, "--rank", 0),
+    ("rank=2 holds a run already", "ranks", *run, "--rank", 2, *taken),
+    ("run holds a run already", "compose", *both, "--how", "cat", *taken),
+    ("which no export wrote", "export", *run, *taken, "--certify"),
+    *(("only data and evaluate", *command, *run, "--config.method.rank=2")
+      for command in (["evaluate"], ["knockout"], ["ranks", "--rank", 1])),
+  ):  # fmt: skip
+    assert says in fails(capsys, *command)
   config = ["--config", place / "config.py", *new]
   assert "typo is no adapter" in fails(capsys, "import", *config, "--adapter", tmp_path / "typo")
   line = fails(capsys, "extract", *config, "--checkpoint", tmp_path / "typo", "--rank", 2)
@@ -362,6 +384,20 @@ def test_what_ends_an_answer_is_what_training_taught(trained, tmp_path):
   assert run.stop_tokens == (1,) and trial.dataset.stop_tokens == (1, 3)
   jaxtune.compose_runs([run, talker], tmp_path / "both", "average")
   assert jaxtune.load_run(tmp_path / "both").stop_tokens == (1, 3)
+
+
+def test_what_ended_the_training_early_needs_no_data_to_judge_a_run(trained):
+  run = jaxtune.load_run(trained)
+  stops = {"train": {"patience": 1}, "search": {"early_exit": "median"}}
+  early = run.config | {name: run.config[name] | more for name, more in stops.items()}
+  trial = evaluate._trial(run._replace(config=early), {"data.validation": None})
+  assert trial.dataset.validation is None and trial.dataset.test is not None
+
+
+def test_data_are_shown_where_a_learning_rate_is_to_be_chosen(place, capsys):
+  rate = "--config.optim.learning_rate={'tune': [1e-3, 1e-2]}"
+  assert main(["data", "show", "--config", f"{place}/config.py", rate]) == 0
+  assert "== train ==" in capsys.readouterr().out
 
 
 @pytest.fixture

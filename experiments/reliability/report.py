@@ -175,7 +175,7 @@ def faults() -> str:
     f"{dates(found)} "
     "After each fault the command was started again. `same`: it ended as the undisturbed run, to"
     " the byte but for times. `refused`: it stopped with one line that names a file, and nothing"
-    " was lost.",
+    " was lost; `train` and `sweep` have to go on after a kill.",
     table(["command: fault", "trials", "same", "refused", "otherwise"], lines),
     "### Otherwise",
     table(["command", "fault", "at", "what"],

@@ -22,7 +22,9 @@ from jaxtune.errors import UserError
 from jaxtune.runs import locks, loggers, results
 
 follows = libraries.Lazy("jaxtune.api.follow")
+completes = libraries.Lazy("jaxtune.api.complete")
 composes = libraries.Lazy("jaxtune.api.compose")
+evaluates = libraries.Lazy("jaxtune.api.evaluate")
 exports = libraries.Lazy("jaxtune.api.export")
 
 
@@ -90,6 +92,7 @@ def _analyse(options: Namespace) -> None:
 
 
 def _evaluate(options: Namespace) -> None:
+  evaluates.check_overrides(options.overrides)  # before a model is loaded
   run = jaxtune.load_run(options.workdir)
   printing.print_change(jaxtune.evaluate(run, options.overrides))
 
@@ -101,17 +104,18 @@ def _generate(options: Namespace) -> None:
   if bool(rows) == bool(options.prompt):
     raise UserError("give either --prompt TEXT or --row JSON")
   prompts = options.prompt or rows
-  texts = jaxtune.complete(
-    jaxtune.load_runs(options.workdir), prompts, which=options.which, task=options.task,
-    max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
-    top_p=options.top_p, seed=options.seed,
-  )  # fmt: skip
+  names = ("which", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
+  given = {name: getattr(options, name) for name in names}
+  completes.check_options(len(options.workdir), len(prompts), **given)  # before a model is loaded
+  runs = jaxtune.load_runs(options.workdir)
+  texts = jaxtune.complete(runs, prompts, task=options.task, **given)
   for prompt, text in zip(prompts, texts, strict=True):
     print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
 
 
 def _export(options: Namespace) -> None:
   exports.check_options(options.format, options.dtype)  # before a model is loaded
+  exports.check_free(options.out, options.certify)
   run = jaxtune.load_run(options.workdir)
   done = jaxtune.export_run(
     run, options.out, format=options.format, dtype=options.dtype, certify=options.certify
@@ -135,6 +139,7 @@ def _compose(options: Namespace) -> None:
   given = {name: getattr(options, name) for name in ("how", "rank", "density", "seed")}
   given["weights"] = options.weight
   composes.check_options(**given)  # before a model is loaded
+  composes.check_free(options.out)
   shares = jaxtune.compose_runs(jaxtune.load_runs(options.run), options.out, **given)
   printing.print_shares(shares)
   print(f"composed {len(options.run)} adapters in {options.out}")
@@ -147,12 +152,15 @@ def _extract(options: Namespace) -> None:
 
 
 def _ranks(options: Namespace) -> None:
+  evaluates.check_overrides(options.overrides)  # before a model is loaded
+  evaluates.check_ranks(options.rank, options.out)
   run = jaxtune.load_run(options.workdir)
   metrics = jaxtune.judge_ranks(run, options.rank, options.overrides, options.out)
   printing.print_table(metrics, "rank")
 
 
 def _knockout(options: Namespace) -> None:
+  evaluates.check_overrides(options.overrides)  # before a model is loaded
   run = jaxtune.load_run(options.workdir)
   printing.print_table(jaxtune.knock_out(run, options.overrides), "methods")
 

@@ -54,10 +54,13 @@ def complete(
   if isinstance(prompts, (str, dict)):
     raise UserError(f"prompts are {schema.shown(prompts)}, expected a list of them")
   runs = [run] if isinstance(run, Run) else list(run)
-  which, run = _choose(runs, prompts, which), runs[0]
+  run = runs[0]
   c, tokenizer = run.pretrained.model.config, run.pretrained.tokenizer
-  schema.check_arguments(complete, {"seed": seed})
-  sampling.check_options(c.vocabulary, max_new_tokens, temperature, top_k, top_p)
+  check_options(
+    len(runs), len(prompts), which=which, max_new_tokens=max_new_tokens, temperature=temperature,
+    top_k=top_k, top_p=top_p, seed=seed, vocabulary=c.vocabulary,
+  )  # fmt: skip
+  _check_together(runs)
   if len(runs) == 1:
     adapted, which_N = run.adapted, None
     ids = encode(run, prompts, task)
@@ -125,19 +128,38 @@ def _check_room(runs: list[Run], longest: int, max_new_tokens: int) -> None:
     )
 
 
-def _choose(runs: list[Run], prompts: list, which: Sequence[int] | None) -> Sequence[int]:
-  """Checks that the runs write text, and returns which of them each prompt is for."""
-  check_writes(runs[0])
-  if len(runs) == 1 and which is None:
-    return [0] * len(prompts)
-  if which is None or len(which) != len(prompts) or not all(0 <= i < len(runs) for i in which):
+def check_options(
+  runs: int,
+  prompts: int,
+  *,
+  which: Sequence[int] | None,
+  seed: int,
+  vocabulary: int | None = None,
+  **sampled: Any,
+) -> None:
+  """Raises UserError unless `complete` takes these options, whatever the runs and prompts are.
+
+  Args:
+    runs, prompts: how many there are.
+    vocabulary: the size of the models'; None before they are loaded.
+    sampled: further arguments of `sampling.check_options`.
+  """
+  schema.check_arguments(complete, {"seed": seed})
+  sampling.check_options(vocabulary, **sampled)
+  if which is None and runs == 1:
+    return
+  if which is None or len(which) != prompts or not all(0 <= i < runs for i in which):
     raise UserError(
-      f"which is {which}: expected for each of the {len(prompts)} prompts a number from 0 to "
-      f"{len(runs) - 1}, that of its run, such as --which 0"
+      f"which is {which}: expected for each of the {prompts} prompts a number from 0 to "
+      f"{runs - 1}, that of its run, such as --which 0"
     )
+
+
+def _check_together(runs: list[Run]) -> None:
+  """Raises UserError unless the runs write text, and end it alike."""
+  check_writes(runs[0])
   if any(run.stop_tokens != runs[0].stop_tokens for run in runs):
     raise UserError("the runs end their answers with different tokens: complete them one by one")
-  return which
 
 
 def encode(run: Run, prompts: list, task: str | None = None) -> list[list[int]]:

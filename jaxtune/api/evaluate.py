@@ -70,9 +70,7 @@ def judge_ranks(
   Returns:
     {rank: metrics and "kept_norm", the smallest share of a site's squared norm that is kept}.
   """
-  schema.check("ranks", ranks, Sequence[schema.Count])
-  for rank in ranks if folder is not None else ():
-    check_free(Path(folder) / f"rank={rank}")
+  check_ranks(ranks, folder)
   cuts = {rank: low_rank.truncate(run, rank) for rank in ranks}
   trial, runs = _trial(run, overrides), [cut for cut, _ in cuts.values()]
   _, judged = _judge(runs, trial)
@@ -84,11 +82,23 @@ def judge_ranks(
   }
 
 
-def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
-  """Completes a run's config with other data or another evaluation, and loads the data."""
+def check_ranks(ranks: Sequence[int], folder: str | Path | None) -> None:
+  """Raises UserError unless `judge_ranks` takes these options, whatever the run is."""
+  schema.check("ranks", ranks, Sequence[schema.Count])
+  for rank in ranks if folder is not None else ():
+    check_free(Path(folder) / f"rank={rank}")
+
+
+def check_overrides(overrides: dict[str, Any] | None) -> None:
+  """Raises UserError for a key that cannot be changed once a run is trained."""
   for key in overrides or {}:
     if key.split(".")[0] not in ("data", "evaluate"):
       raise UserError(f"config key {key} cannot be changed after training; only data and evaluate")
+
+
+def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
+  """Completes a run's config with other data or another evaluation, and loads the data."""
+  check_overrides(overrides)
   config = configs.complete(configs.override(run.config, overrides or {}))
   if run.labels:  # other data may lack some of them, or call them otherwise
     labels = config["data"]["labels"] or run.labels
@@ -98,6 +108,8 @@ def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
         f"run's: {', '.join(run.labels)}"
       )
     config["data"] |= {"labels": list(labels)}
+  config["train"] |= {"patience": None}  # these are of training, and need a validation split
+  config["search"] |= {"early_exit": None}
   checks.check_options(config, devices=())
   sources.check_foreign(config, run.folder)
   (trial,) = reference.added([prepare(config, run.pretrained)], sharding.ALONE)

@@ -83,13 +83,7 @@ def export(
     UserError: for a method that the format cannot express, naming one that can; for a folder that
       holds something else.
   """
-  folder = Path(folder)
-  folder = folder if folder.name else folder.resolve()  # "." has no name
-  rejected = folder.with_name(folder.name + ".rejected")
-  for place in (folder, rejected) if certify else (folder,):
-    if pretrained.folder is not None and place.resolve() == Path(pretrained.folder).resolve():
-      raise UserError(f"{place} is the base's own folder; expected another for the export")
-    files.check_free(place)
+  folder, rejected = check_free(folder, certify, pretrained.folder)
   trained = tree.flatten({**adapted.tuned, "hyper": adapted.hyper})
   tree.check_finite(trained, "what is to be exported")
   form = choose_format(adapted, format)
@@ -111,6 +105,25 @@ def export(
   except (OSError, SafetensorError) as error:
     raise UserError(f"the export to {folder} cannot be written: {error}") from error
   return Exported(folder, form, rounding, certificate)
+
+
+def check_free(folder: str | Path, certify: bool, base: Path | None = None) -> tuple[Path, Path]:
+  """Returns where an export goes, and where one that fails its certificate goes.
+
+  Args:
+    base: the base's own folder, if it has one and is loaded.
+
+  Raises:
+    UserError: where they hold something else than an export.
+  """
+  folder = Path(folder)
+  folder = folder if folder.name else folder.resolve()  # "." has no name
+  rejected = folder.with_name(folder.name + ".rejected")
+  for place in (folder, rejected) if certify else (folder,):
+    if base is not None and place.resolve() == Path(base).resolve():
+      raise UserError(f"{place} is the base's own folder; expected another for the export")
+    files.check_free(place)
+  return folder, rejected
 
 
 def check_options(format: str, dtype: str) -> None:
@@ -170,6 +183,7 @@ def export_run(
       <folder>.rejected, and what was in `folder` before stays.
   """
   check_options(format, dtype)
+  check_free(folder, certify, run.pretrained.folder)  # before the data are loaded
   prompts = _prompts(run) if certify else None
   pretrained = run.pretrained
   if choose_format(run.adapted, format) == "merged":  # alone has a tokenizer

@@ -8,8 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxtune import compose, formats, peft, tree
+from jaxtune import config as configs
 from jaxtune.errors import UserError
+from jaxtune.models import heads
 from jaxtune.runs.finished import Run, check_free, keep, untrained
+from jaxtune.sweeps import tuning
 
 
 def import_adapter(config: Any, adapter: str | Path, folder: str | Path) -> Run:
@@ -23,11 +26,12 @@ def import_adapter(config: Any, adapter: str | Path, folder: str | Path) -> Run:
     adapter: folder of the adapter.
 
   Raises:
-    UserError: also for an adapter that has trained weights of the base which no method here does.
+    UserError: also for an adapter that has trained weights of the base which no method here does,
+      and where data.labels has the names of its head in another order.
   """
   check_free(folder)
   formats.check_folder(adapter)
-  run = lay(untrained(config, folder), adapter)
+  run = lay(untrained(tuning.stated(configs.to_dict(config)), folder), adapter)
   keep(run, folder)
   return run
 
@@ -39,6 +43,7 @@ def lay(run: Run, adapter: str | Path) -> Run:
   but its last layer, is the base's.
   """
   imported = formats.read(adapter, run.pretrained)
+  heads.check_order(run.config["data"]["labels"] or (), imported.labels, adapter)
   overlay = formats.adapt(imported, run.pretrained).overlay
   made = compose.with_method(run, imported.section, overlay)
   own = tree.flatten(peft.split(made.adapted.methods, run.pretrained.params)[0])

@@ -17,6 +17,7 @@ from jaxtune.sweeps import analysed, collect, grid, groups, tuning
 from jaxtune.training import checkpoint
 
 reports = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
+FILES = ("report.html", "report.md", "results.csv", "results.parquet", "table.tex", "plots")
 
 
 class Sweep(NamedTuple):
@@ -151,6 +152,12 @@ def _target(places: Sequence[Path], out: str | Path | None) -> Path:
   locks.check_writable(out)
   if Path(out) not in places and (Path(out) / "config.json").exists():
     raise UserError(f"{out} holds a run or a sweep: give another folder for the report")
+  lost = [name for name in FILES if (Path(out) / name).exists()]
+  if lost and Path(out) not in places and "report.html" not in lost:
+    raise UserError(
+      f"{out} is not the folder of a report, and its {lost[0]} would be lost; expected a folder "
+      "that is new, empty or of a report"
+    )
   return Path(out)
 
 

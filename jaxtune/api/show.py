@@ -9,6 +9,7 @@ from jaxtune import schema
 from jaxtune.data import show as shows
 from jaxtune.models import hf
 from jaxtune.runs import trial
+from jaxtune.sweeps import tuning
 
 
 def show(config: Any, count: int = 3) -> str:
@@ -18,7 +19,7 @@ def show(config: Any, count: int = 3) -> str:
     count: examples of each split.
   """
   schema.check("count", count, schema.Natural)
-  full = configs.complete(config)
+  full = configs.complete(tuning.stated(configs.to_dict(config)))
   tokenizer, *_ = hf.language(**full["model"])
   view = trial.objective_of(full).VIEW
   return shows.show(trial.load_data(full), view, tokenizer, count)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from jaxtune import config as configs_
 from jaxtune import schema
+from jaxtune.api import trials
 from jaxtune.errors import UserError
 from jaxtune.runs import results
 from jaxtune.runs.trial import Trial, with_config
@@ -181,13 +183,19 @@ def _validation_loss(folder: Path) -> float | None:
 
 
 def check_folders(plan: Plan, workdir: Path) -> None:
-  """Raises UserError if the folders of trials that are under way are those of another sweep."""
+  """Raises UserError if folders of trials are those of another sweep.
+
+  These are trials that are under way, whose updates would be lost, and finished ones that cannot be
+  compared with those of this sweep, of which one might be taken for its best.
+  """
   stated = {
     folder: config
     for stage in plan.stated()
     for folder, config in zip(stage.folders(workdir), stage.configs, strict=True)
   }
   folders = [workdir / "trials" / name for name in plan.names]
+  done = [path.parent for path in sorted(workdir.glob("trials/*/result.json"))]
+  _check_others(plan, [folder for folder in done if folder not in folders])
   for place in sorted({folder.parent for folder in (*stated, *folders)}):
     for path in sorted(place.glob("*/config.json")):
       folder = path.parent
@@ -202,3 +210,64 @@ def check_folders(plan: Plan, workdir: Path) -> None:
         old = schema.read_json(path, dict, f"put it back, or delete {folder} to start it again")
         old, new = configs_.as_now(old), configs_.unplaced(stated[folder])
         checkpoint.check_same(f"{folder} is an unfinished trial", {"config": old}, {"config": new})
+  for stage in plan.stated()[: 1 if any(plan.rates) else 2]:
+    check_checkpoints(stage, workdir)
+
+
+def _check_others(plan: Plan, folders: list[Path]) -> None:
+  """Raises UserError for a finished trial of another base, data or objective than a sweep's own."""
+  if not folders:
+    return
+  axes = {f"{axis}." for setting in plan.settings for axis in setting}
+
+  def judged(config: dict) -> dict:
+    flat = grid.flatten({name: config.get(name) for name in ("model", "data", "objective")})
+    return {key: value for key, value in flat.items() if not f"{key}.".startswith((*axes,))}
+
+  own = [judged(_as_read(config)) for config in plan.configs]
+  for folder in folders:
+    other = judged(configs_.as_now(schema.read_json(folder / "config.json", dict)))
+    if other not in own:
+      raise UserError(
+        f"{folder} holds the result of another sweep, with which this one's cannot be compared: "
+        f"{checkpoint.differences(other, own[0])}; give another --workdir, or remove {folder}"
+      )
+
+
+def check_checkpoints(stage: Stage, workdir: Path) -> None:
+  """Raises UserError where trials would start anew, as their checkpoint is of another program.
+
+  All trials of a program have one checkpoint, so that another value of an axis, or another order of
+  them, makes it another program.
+  """
+  of = lambda some: trials.checkpoints([stage.configs[i] for i in some], workdir)
+  groups, folders = stage.groups(), stage.folders(workdir)
+  known = {of(group) for group in groups}
+  for path in sorted({*(workdir / "groups").glob("[!.]*")} - known):
+    saved = [configs_.as_now(config) for config in checkpoint.read_record(path).get("config", [])]
+    for group in groups:
+      left = [i for i in group if not (folders[i] / "result.json").exists()]
+      lost = [i for i in group if _as_read(stage.configs[i]) in saved]
+      goes_on = of(group).exists() or of(left).exists() or not {*lost} <= {*left}
+      if lost and not goes_on and not (len(saved) == 1 and _alone(stage, workdir, group, left)):
+        raise UserError(
+          f"{path} is the checkpoint of {folders[lost[0]].name}, which this sweep would train from "
+          "its start, with other trials or in another order: go on with the config that it was "
+          f"begun with, give another --workdir, or remove {path}"
+        )
+
+
+def _alone(stage: Stage, workdir: Path, group: list[int], left: list[int]) -> bool:
+  """Says whether this sweep may have trained trials of a group alone; see `trials.waiting`.
+
+  It does so where all of them together have failed, and before any is compared with others.
+  """
+  folders = stage.folders(workdir)
+  tried = all((folders[i] / "config.json").exists() for i in left)
+  early = stage.configs[group[0]]["search"]["early_exit"] is not None
+  return tried or early and len(left) < len(group)
+
+
+def _as_read(config: dict) -> dict:
+  """Returns a completed config as `configs.as_now` returns it."""
+  return configs_.unplaced(json.loads(json.dumps(config, default=str)))

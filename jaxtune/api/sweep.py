@@ -77,6 +77,7 @@ def _run(
     with during:
       curves = _tune(plan, workdir, train)
       settings, final = stages.final(plan, curves)
+      stages.check_checkpoints(final, workdir)
       train(final)
   for left in (workdir / "groups").glob(".*") if hosts.primary() else ():  # by kills
     shutil.rmtree(left)

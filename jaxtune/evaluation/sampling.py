@@ -57,13 +57,17 @@ def restrict(
 
 
 def check_options(
-  vocabulary: int,
+  vocabulary: int | None,
   max_new_tokens: Count,
   temperature: NonNegative,
   top_k: Count | None,
   top_p: Share | None,
 ) -> None:
-  """Raises UserError for sampling options out of range."""
+  """Raises UserError for sampling options out of range.
+
+  Args:
+    vocabulary: the size of the model's; None before the model is loaded.
+  """
   schema.check_arguments(check_options, locals())
-  if top_k is not None and top_k > vocabulary:
+  if None not in (top_k, vocabulary) and top_k > vocabulary:
     raise UserError(f"top_k is {top_k}, expected at most the vocabulary's {vocabulary}")

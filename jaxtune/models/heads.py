@@ -8,7 +8,9 @@ BERT's pooler, which is a part of the model, is at `pooler/dense`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -206,6 +208,22 @@ def classes(known: dict, hf: dict, kind: str) -> tuple[str, ...]:
   named = {str(number): str(name) for number, name in (hf.get("id2label") or {}).items()}
   listed = tuple(named.get(str(number), "") for number in range(len(named)))
   return named_labels(listed) if own and kind in ("classify", "tokens") else ()
+
+
+def check_order(labels: Sequence[str], classes: Sequence[str], where: str | Path) -> None:
+  """Raises UserError where labels have a name of a head's classes in another place.
+
+  Labels by other names are what the data call the classes, in their order.
+
+  Args:
+    where: the folder of the head, for the error.
+  """
+  places = {name: number for number, name in enumerate(classes)}
+  if any(places.get(name, number) != number for number, name in enumerate(labels)):
+    raise UserError(
+      f"data.labels is {', '.join(labels)}, expected the order of the head in {where}, "
+      f"{', '.join(classes)}"
+    )
 
 
 def named_labels(listed: tuple[str, ...]) -> tuple[str, ...]:

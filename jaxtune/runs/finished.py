@@ -107,10 +107,14 @@ def load_runs(folders: Sequence[str | Path]) -> list[Run]:
   return runs
 
 
-def untrained(config: Any, folder: str | Path) -> Run:
-  """Returns a run over a config's base in which nothing is trained."""
+def untrained(config: Any, folder: str | Path, tuned: str | None = None) -> Run:
+  """Returns a run over a config's base in which nothing is trained.
+
+  Args:
+    tuned: the folder of a model whose head the run is to get; see `load_data`.
+  """
   full = configs.complete({k: v for k, v in configs.to_dict(config).items() if k != "method"})
-  dataset = load_data(full)
+  dataset = load_data(full, tuned)
   pretrained = load_model(full, len(dataset.labels))
   adapted = peft.untuned(pretrained.params)
   return Run(Path(folder), full, pretrained, adapted, tuple(dataset.labels), dataset.stop_tokens)

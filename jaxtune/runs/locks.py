@@ -16,6 +16,7 @@ import jax
 from jaxtune import config, hosts, schema
 from jaxtune.errors import UserError
 from jaxtune.files import writing
+from jaxtune.training import checkpoint
 
 try:
   import fcntl
@@ -56,14 +57,18 @@ def check_writable(folder: str | Path) -> None:
 def check_contents(folder: Path, kind: Literal["run", "sweep"] = "run") -> None:
   """Raises UserError for a folder with files of something else, which would be overwritten.
 
-  The folder of a run or a sweep is known by a config.json with jaxtune's sections.
+  The folder of a run or a sweep is known by a config.json with jaxtune's sections. A run that was
+  killed before it wrote that has a folder for checkpoints, without any.
   """
   names = [name for name in ("config.json", *RUN, *SWEEP) if (folder / name).exists()]
+  if "checkpoints" in names and not checkpoint.exists(folder / "checkpoints"):
+    names.remove("checkpoints")
   is_known = not names
   if names[:1] == ["config.json"]:
     fix = "put it back, or give another folder"
     content = schema.read_json(folder / names[0], fix=fix)
-    is_known = isinstance(content, dict) and "model" in content and content.keys() <= config.KEYS
+    of_ours = isinstance(content, dict) and content.keys() <= config.KEYS
+    is_known = of_ours and bool({"model", "sweep"} & content.keys())  # the model may be an axis
   if not is_known:
     raise UserError(
       f"{folder} is not the folder of a {kind}, and its {names[0]} would be lost; expected a "

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxtune import data, objectives, peft, sharding, tree
 from jaxtune.errors import UserError
-from jaxtune.models import hf
+from jaxtune.models import heads, hf
 from jaxtune.peft.methods import head, regularize
 from jaxtune.training.options import RolloutOptions
 
@@ -112,10 +112,21 @@ def changed(trials: Sequence[Trial], **computation: Any) -> list[Trial]:
   return [trial._replace(pretrained=pretrained) for trial in trials]
 
 
-def load_data(config: dict) -> data.Data:
-  """Loads the data of a completed config, as its model's tokenizer and its objective need them."""
+def load_data(config: dict, tuned: str | None = None) -> data.Data:
+  """Loads the data of a completed config, as its model's tokenizer and its objective need them.
+
+  Args:
+    tuned: the folder of a model whose head stays as it is, in place of the base's.
+
+  Raises:
+    UserError: also where data.labels has the names of a head that stays in another order.
+  """
   objective = objective_of(config)
   tokenizer, model, classes = hf.language(**config["model"], head=objective.HEAD)
+  if tuned is not None:
+    *_, own = hf.language(**config["model"] | {"path": tuned}, head=objective.HEAD)
+    heads.check_order(config["data"]["labels"] or (), own, tuned)
+    classes = own or classes
   if tokenizer is None:
     raise UserError("the model's folder has no tokenizer; name one with model.tokenizer")
   of_model = model.decoder_start, model.vocabulary, model.positions

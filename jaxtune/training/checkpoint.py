@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from jaxtune import hosts, libraries
+from jaxtune import hosts, libraries, schema
 from jaxtune.errors import UserError
 from jaxtune.files import writing
 
@@ -84,6 +84,16 @@ class Checkpoints(contextlib.AbstractContextManager):
 def exists(folder: Path) -> bool:
   """Says whether a folder holds a whole checkpoint, of whatever it may be."""
   return any(path.name.isdigit() for path in folder.glob("*"))
+
+
+def read_record(folder: Path) -> dict:
+  """Reads what the latest checkpoint of a folder belongs to; {} where there is none."""
+  steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+  if not steps:
+    return {}
+  return schema.read_json(
+    folder / str(max(steps)) / "record" / "metadata", dict, f"remove {folder}"
+  )
 
 
 class _PatientLoop(asyncio.SelectorEventLoop):

@@ -15,6 +15,7 @@ from jaxtune.compose import deltas
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.runs import finished
+from jaxtune.sweeps import tuning
 
 pytestmark = pytest.mark.full  # three runs are trained first
 HOST = socket.gethostname()
@@ -66,7 +67,8 @@ def test_an_export_comes_back_by_import_and_is_trained_on(place):
   jaxtune.export_run(run, folder / "exported")
   modes = {path.stat().st_mode for path in (folder / "exported").iterdir()}
   assert len(modes) == 1, "whoever can read one file can read all"
-  back = jaxtune.import_adapter(make(), folder / "exported", folder / "imported")
+  rate = {"learning_rate": tuning.tune([1e-3, 1e-2])}  # of which importing needs none
+  back = jaxtune.import_adapter(make(optim=rate), folder / "exported", folder / "imported")
   loaded = jaxtune.load_run(folder / "imported")
   for found in (back, loaded):
     assert arrays(found).keys() == arrays(run).keys()

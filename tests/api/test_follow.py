@@ -15,6 +15,7 @@ from jaxtune.api import follow, status, status_text, trials
 from jaxtune.api import sweep as sweeps
 from jaxtune.errors import UserError
 from jaxtune.runs import loggers
+from jaxtune.runs.loggers import wandb
 from jaxtune.runs.trial import with_config
 from jaxtune.training import checkpoint
 
@@ -82,6 +83,14 @@ def test_each_step_is_logged_once_and_no_result_differs(config, tmp_path, monkey
         rate = [1e-2 * (1 - step / 5) for step in range(5)]  # linear, and without warm-up
         np.testing.assert_allclose([rows[n]["learning_rate"] for n in range(1, 6)], rate, 1e-5)
         assert varied == {"method.rank": rank} or varied["method"]["rank"] == rank
+
+
+def test_another_mesh_is_no_other_trial_of_wandb(tmp_path):
+  config = made_trials.complete({"name": "lora"})
+  key = lambda **more: wandb._key(
+    loggers.Trial(tmp_path, "rank=1", config | {"train": config["train"] | more}, {})
+  )
+  assert key() == key(mesh={"data": 2}) != key(steps=9)
 
 
 def test_a_logger_that_fails_ends_nothing(config, tmp_path, monkeypatch, capsys):

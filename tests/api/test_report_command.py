@@ -122,6 +122,12 @@ def test_mistakes_are_named(tmp_path):
   made_sweep.write(tmp_path / "b", made_sweep.config(made_sweep.lora([4])))
   with pytest.raises(UserError, match="b holds a run or a sweep"):
     jaxtune.report([tmp_path / "a"], tmp_path / "b")
+  (tmp_path / "paper").mkdir()
+  (tmp_path / "paper" / "table.tex").write_text("mine")
+  with pytest.raises(
+    UserError, match="not the folder of a report, and its table.tex would be lost"
+  ):
+    jaxtune.report([tmp_path / "a"], tmp_path / "paper")
   (path,) = (tmp_path / "b").glob("trials/*rank=4*seed=0/result.json")
   path.write_text(path.read_text().replace('"seconds": 14', '"seconds": 1'))
   with pytest.raises(UserError, match="result.json is damaged"):

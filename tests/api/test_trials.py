@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 
+import numpy as np
 import pytest
 from support import made_trials
 
@@ -336,6 +337,40 @@ def test_an_unfinished_sweep_of_another_config_is_refused(setup, tmp_path, monke
       sweeps.sweep(other, tmp_path)
   assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
   assert len(sweeps.sweep(swept(4, 1, 2), tmp_path)) == 3
+
+
+def test_a_result_of_other_data_is_not_taken_for_one_of_the_sweep(tmp_path):
+  """Of which it might be the best; one of another value of an axis may stay."""
+  names, _, configs = sweeps.expand(config(({"method.rank": [1]},)))
+  begin([tmp_path / "trials" / names[0]], configs)
+  (tmp_path / "trials" / names[0] / "result.json").touch()
+  other = config(({"method.rank": [2]},))
+  stages.check_folders(sweeps.plan_of(other), tmp_path)
+  other["data"] |= {"limit": 7}
+  with pytest.raises(UserError, match="rank=1 holds the .* another sweep.*data.limit was None, is"):
+    stages.check_folders(sweeps.plan_of(other), tmp_path)
+  stages.check_folders(sweeps.plan_of(other | {"sweep": ({"data.limit": [7]},)}), tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("ranks", "others"),
+  [([1, 2], {(2, 1): "rank=2", (1, 2, 4): "rank=1"}), ([1], {(1, 4): "rank=1"})],
+)
+def test_updates_of_a_program_that_is_under_way_are_not_lost(setup, tmp_path, ranks, others):
+  """Another value of an axis, or another order of them, makes another program."""
+  swept = lambda ranks: config(({"method.rank": [*ranks]},))
+  names, _, configs = sweeps.expand(swept(ranks))
+  begin([tmp_path / "trials" / name for name in names], configs)
+  record = trials.training._identity(trials.load(configs))
+  with trials.checkpoint.Checkpoints(trials.checkpoints(configs, tmp_path), record) as saved:
+    saved.save(2, {"x": np.ones(1)})
+  stages.check_folders(sweeps.plan_of(swept(ranks)), tmp_path)
+  for other, name in others.items():
+    with pytest.raises(UserError, match=f"groups/.* is the checkpoint of {name}, which this sweep"):
+      stages.check_folders(sweeps.plan_of(swept(other)), tmp_path)
+  results_.write(tmp_path / "trials" / names[-1], {"final": {}})  # the others are done soon
+  if len(ranks) > 1:
+    stages.check_folders(sweeps.plan_of(swept((1, 2, 4))), tmp_path)
 
 
 def test_a_configuration_has_one_list_of_rates(setup, tmp_path):

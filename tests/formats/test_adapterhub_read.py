@@ -4,19 +4,22 @@ import functools
 import json
 import os
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from support import tiny
+from support import made_trials, tiny
 
 from jaxtune import certify, formats, peft, tree
+from jaxtune.api import import_adapter
 from jaxtune.api.export import export
 from jaxtune.certify import reloading
 from jaxtune.errors import UserError
 from jaxtune.formats.facts import Facts
 from jaxtune.models import hf
+from jaxtune.runs.finished import Run
 
 ADAPTER = dict(name="adapter", width=5)
 PREFIX = dict(name="prefix", length=3, shift=False)
@@ -236,3 +239,21 @@ def test_what_adapters_saves_is_read(tmp_path):
     if theirs.ndim == 3:
       ours, theirs = [ours[0][mask]], theirs[mask]
     np.testing.assert_allclose(ours[0], theirs, atol=1e-4, rtol=0, err_msg=str(THEIRS[i]))
+
+
+def test_labels_in_another_order_than_an_adapter_s_head_are_refused(tmp_path):
+  """A run of it reads data.labels as what the data call the outputs of the head."""
+  model = make("bert:classify")
+  given = Facts(labels=("low", "middle", "high"))
+  export(model, peft.Adapted(*laid(model, ADAPTER)), tmp_path / "a", facts=given)
+  full = made_trials.complete({"name": "lora"}) | {"objective": {"name": "classify"}}
+  for labels, fits in (
+    (None, True),
+    (("small", "medium", "large"), True),
+    (("high", "low", "middle"), False),
+  ):
+    config = full | {"data": full["data"] | {"labels": labels}}
+    run = Run(tmp_path, config, model, peft.untuned(model.params))
+    refused = pytest.raises(UserError, match="data.labels is high, .* head in .*, low, middle, hig")
+    with nullcontext() if fits else refused:
+      assert import_adapter.lay(run, tmp_path / "a").labels == ("low", "middle", "high")

@@ -277,14 +277,23 @@ def test_the_classes_of_a_folder_s_own_head(tmp_path):
     shutil.copy(f"{folder}/{name}", tmp_path / "own" / name)
   rows = [{"text": f"a{i}", "label": ("down", "even", "up")[i % 3]} for i in range(9)]
   train = folders.write(tmp_path, "train.tsv", rows)
-  read = lambda rows, **more: trial.load_data(
-    configs.complete(folders.config(str(tmp_path / "own"), {"train": rows} | more, "classify"))
+  read = lambda rows, base=str(tmp_path / "own"), tuned=None, **more: trial.load_data(
+    configs.complete(folders.config(base, {"train": rows} | more, "classify")), tuned
   )
   dataset = read(train)
   assert dataset.labels == ("up", "down", "even")
   assert dataset.train.arrays["labels"][:3].tolist() == [1, 2, 0]
   assert read(train, labels=("even", "down", "up")).labels == ("even", "down", "up")
+  # A head that is extracted from a checkpoint stays in its order too.
+  kept = {"base": folder, "tuned": str(tmp_path / "own")}
+  assert read(train, folder).labels == ("down", "even", "up")
+  assert read(train, **kept).labels == ("up", "down", "even")
+  says = "data.labels is even, down, up, expected the order of the head in .*own, up, down, even"
+  with pytest.raises(UserError, match=says):
+    read(train, **kept, labels=("even", "down", "up"))
   others = [{"text": row["text"], "label": row["label"].upper()} for row in rows]
+  assert read(folders.write(tmp_path, "others.tsv", others), **kept,
+              labels=("UP", "DOWN", "EVEN")).labels == ("UP", "DOWN", "EVEN")  # fmt: skip
   with pytest.raises(UserError, match="head has the classes up, down, even, and the data .* DOWN"):
     read(folders.write(tmp_path, "others.tsv", others))
   numbers = [{"text": f"a{i}", "label": str(i % 3)} for i in range(9)]

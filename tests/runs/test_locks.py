@@ -112,6 +112,22 @@ def test_files_of_something_else_are_not_written_over(tmp_path, name, content):
     pass
 
 
+def test_a_sweep_over_models_is_known_again(tmp_path):
+  (tmp_path / "config.json").write_text('{"data": {}, "sweep": [{"model.path": ["a", "b"]}]}')
+  (tmp_path / "trials").mkdir()
+  with locks.held(tmp_path, "sweep"):
+    pass
+
+
+def test_a_run_that_was_killed_before_it_wrote_its_config_is_begun_again(tmp_path):
+  (tmp_path / "checkpoints").mkdir()
+  with locks.held(tmp_path):
+    pass
+  (tmp_path / "checkpoints" / "2").mkdir()
+  with pytest.raises(UserError, match="its checkpoints would be lost"), locks.held(tmp_path):
+    pass
+
+
 def test_a_full_disk_is_said_by_the_lock(tmp_path, monkeypatch):
   def full(*_):
     raise OSError(28, "No space left on device")

@@ -13,6 +13,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from jaxtune import config as configs
 from jaxtune import libraries
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
@@ -59,9 +60,12 @@ def begin(trial: Trial) -> Log:
 
 
 def _key(trial: Trial) -> str:
-  """Returns the id of a trial's run: the same as long as the sweep stays in its folder."""
+  """Returns the id of a trial's run: the same as long as the sweep stays in its folder.
+
+  What a run may change when it goes on, such as its mesh, changes no id.
+  """
   path = Path(trial.folder, "wandb", "jaxtune")
   if not path.exists():
     write_atomically(path, secrets.token_hex(8))
-  said = json.dumps([path.read_text(), trial.name, trial.config], sort_keys=True)
+  said = json.dumps([path.read_text(), trial.name, configs.unplaced(trial.config)], sort_keys=True)
   return hashlib.sha256(said.encode()).hexdigest()[:12]

@@ -129,15 +129,22 @@ def extract(run: Run, folder: str, rank: int) -> tuple[Run, dict[str, float]]:
   """
   head = run.pretrained.model.config.head
   kind, labels = ("lm", None) if head is None else (head.kind, head.outputs)
-  tuned = hf.load(**run.config["model"] | {"path": folder, "quantize": None}, head=kind,
-                  labels=labels)  # fmt: skip
+  whole = {"path": folder, "quantize": None, "dtype": "float32", "attention": None}
+  tuned = hf.load(**run.config["model"] | whole, head=kind, labels=labels)
+  if tuned.fresh:
+    raise UserError(
+      f"{folder} has no head {kind!r}, as it lacks {tuned.fresh[0]}: expected the checkpoint of a "
+      "model that was fine-tuned with this head"
+    )
   before = tree.flatten(quantize.dequantised(run.pretrained.params))
   after = tree.flatten(tuned.params)
   if jax.tree.map(jnp.shape, before) != jax.tree.map(jnp.shape, after):
     raise UserError(f"{folder} is another model than the base: its weights have other shapes")
+  # A leaf that differs only as the base's own weights were rounded has not changed.
+  rounded = lambda path: np.asarray(after[path]).astype(before[path].dtype)
+  changed = [path for path, x in before.items() if (rounded(path) != np.asarray(x)).any()]
   fp32 = lambda x: np.asarray(x, np.float32)
-  delta = {path: fp32(x) - fp32(before[path]) for path, x in after.items()}
-  delta = {path: x for path, x in delta.items() if x.any()}
+  delta = {path: fp32(after[path]) - fp32(before[path]) for path in changed}
   tree.check_finite(delta, str(folder))
   check_untied(run, delta, folder)
   return of_delta(run, delta, rank)

@@ -387,6 +387,30 @@ def test_a_lora_is_extracted_from_two_classifiers(tmp_path):
   close(logits(made), logits(run), 3e-4)
 
 
+def test_a_checkpoint_is_not_rounded_to_the_type_of_the_base(llama, tmp_path):
+  """And leaves that differ from the base by its rounding alone have not changed."""
+  place = str(hf.save(llama, llama.params, tmp_path / "base"))
+  run = make(hf.load(place, dtype="bfloat16"), LORA)
+  run.config["model"] = {"path": place, "dtype": "bfloat16"}
+  delta, params = deltas.of(run), tree.flatten(llama.params)
+  params |= {path: params[path] + x for path, x in delta.items()}
+  folder = hf.save(llama, tree.unflatten(params), tmp_path / "tuned")
+  made, _ = low_rank.extract(run, str(folder), 32)
+  base, found = tree.flatten(run.pretrained.params), deltas.of(made)
+  assert found.keys() == delta.keys()
+  for path, x in found.items():
+    close(x, params[path] - base[path].astype(jnp.float32), 1e-5)
+
+
+def test_a_checkpoint_has_the_head(tmp_path):
+  run = classifier(1)
+  plain = tiny.make("llama")
+  folder = hf.save(plain, plain.params, tmp_path / "plain")
+  run.config["model"] = {"path": str(folder)}
+  with pytest.raises(UserError, match="no head 'classify', as it lacks head/out/kernel"):
+    low_rank.extract(run, str(folder), 3)
+
+
 @pytest.mark.parametrize("combine", [low_rank.concatenate, deltas.combine, compose.average])
 def test_weights_are_finite_numbers(llama, combine):
   runs = [make(llama, LORA), make(llama, LORA, 1)]

@@ -16,6 +16,7 @@ from jaxtune import compose, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf, quantize
 from jaxtune.models.heads import is_head
+from jaxtune.peft.methods.lora import LEAVES
 from jaxtune.peft.spectrum import spectrum
 from jaxtune.runs.finished import Run
 
@@ -104,19 +105,20 @@ def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, di
   whole = {p for p in base if of_task and is_head(p, pooler=False)} | {*run.pretrained.fresh}
   heads = {path: np.asarray(base[path], np.float32) for path in sorted(whole)}
   heads = {path: x + delta.get(path, 0) for path, x in heads.items()}
-  for path, x in delta.items():
-    if path in heads:
-      continue
-    if not path.endswith(("/kernel", "/embedding")):
-      raise UserError(
-        f"{path} has changed too, which no LoRA can hold: expected models that differ in linear "
-        "layers, embeddings and new heads alone"
-      )
-    site = path.rsplit("/", 1)[0]
-    u, s, v = np.linalg.svd(x, full_matrices=False)
-    made[site], kept[site] = _cut(u, s, v, min(rank, s.shape[-1]), site)
-  if not made:
-    raise UserError("the weights are equal: there is no difference to write as a LoRA")
+  sites = peft.find_sites(run.pretrained.model)
+  able = {f"{at}/{LEAVES[site.kind]}": at for at, site in sites.items() if site.kind in LEAVES}
+  changed = delta.keys() - heads
+  if beyond := sorted(changed - able.keys()):
+    raise UserError(
+      f"{beyond[0]} has changed too, which no LoRA can hold: expected models that differ in linear "
+      "layers, embeddings and new heads alone"
+    )
+  if not changed:
+    what = "only the head differs: 'average' takes the mean of heads" if delta else "they are equal"
+    raise UserError(f"there is no difference of weights to write as a LoRA: {what}")
+  for path in sorted(changed):
+    u, s, v = np.linalg.svd(delta[path], full_matrices=False)
+    made[able[path]], kept[able[path]] = _cut(u, s, v, min(rank, s.shape[-1]), able[path])
   return with_lora(run, made, heads), kept
 
 

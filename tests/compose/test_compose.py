@@ -427,6 +427,17 @@ def test_a_change_of_norms_is_no_lora(llama):
   run = make(llama, {"name": "norms"})
   with pytest.raises(UserError, match="no LoRA can hold"):
     low_rank.of_delta(run, deltas.of(run), 2)
+  t5 = make(tiny.make("t5"), LORA | {"targets": ["q_proj"]})
+  biases = {"encoder/relative/embedding": np.ones((8, 4))}
+  with pytest.raises(UserError, match="encoder/relative/embedding has changed .* no LoRA can hold"):
+    low_rank.of_delta(t5, biases, 2)
+
+
+def test_a_change_of_the_head_alone_is_no_lora():
+  run, head = classifier(1), {"head/out/kernel": np.ones((32, 3))}
+  for delta, words in ((head, "only the head differs: 'average'"), ({}, "they are equal")):
+    with pytest.raises(UserError, match=words):
+      low_rank.of_delta(run, delta, 2)
 
 
 def test_a_part_knocked_out_is_not_there(gpt2):

@@ -62,6 +62,11 @@ WINDOW = (
   "hides the prefix from the last tokens in PyTorch, where in training every token saw it.\n\n"
 )
 
+QUANTISED = (
+  "It was trained over a base whose linear layers are quantised to {form}, which a certificate is "
+  "of too; the lines below load the base as it is stored, with which logits differ a little.\n\n"
+)
+
 
 def write(
   folder: Path,
@@ -94,6 +99,8 @@ def write(
     error, lost = rounding.overall
     text += f"Weights are stored as {rounding.dtype}. Of the trained change, the cast loses "
     text += f"{error:.2%} (relative Frobenius error), and {lost:.2%} of the changed entries.\n\n"
+  if form != "merged" and (quantised := pretrained.model.config.quantize):
+    text += QUANTISED.format(form=quantised)
   if seen is not None:
     text += WINDOW.format(seen=seen)
   text += f"## Use\n\n```sh\npip install {packages}\n```\n\n```python\n"

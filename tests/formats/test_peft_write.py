@@ -176,8 +176,7 @@ REFUSED = [
   ("bert", "classify", SECTIONS["prompt"], "it pools a virtual token"),
   ("t5", None, SECTIONS["prefix"], "a prefix of an encoder-decoder"),
   ("t5", None, SECTIONS["embeddings"], "adapter of embed in an encoder-decoder"),
-  ("bart", None, LORA | dict(targets=("encoder/positions",)), "encoder/positions in an encoder-dec"),
-  ("bart", None, LORA | dict(targets=("decoder/positions",)), "decoder/positions in an encoder-dec"),
+  ("bart", None, LORA | dict(targets=("decoder/positions",)), "of decoder/positions in an enc"),
   ("llama", None, dict(name="reft"), "no PyTorch format holds method 'reft'"),
 ]
 

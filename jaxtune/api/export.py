@@ -188,7 +188,8 @@ def export_run(
   pretrained = run.pretrained
   if choose_format(run.adapted, format) == "merged":  # alone has a tokenizer
     pretrained = pretrained._replace(tokenizer=_with_template(run))
-  recipe = {"config": run.config, "result": results.read(run.folder)}
+  result = {} if run.composed else results.read(run.folder)
+  recipe = {"config": run.config, "result": result}
   facts = Facts(run.config["model"]["path"], run.labels, run.stop_tokens, recipe)
   return export(
     pretrained, run.adapted, folder, format=format, dtype=dtype, facts=facts, certify=certify,

@@ -174,7 +174,7 @@ def with_method(run: Run, section: dict, overlay: peft.Overlay) -> Run:
   owned = {m.name for m in methods} - {"objective"}
   own, _ = tree.partition(overlay.hyper, lambda path: path.split("/")[-2] in owned)
   adapted = peft.Adapted(methods, tuned, tree.combine(hyper, own), base)
-  return run._replace(config=changed, adapted=adapted)
+  return run._replace(config=changed, adapted=adapted, composed=True)
 
 
 def _of_objective(run: Run, methods: Sequence[peft.Method]) -> tuple[dict, dict]:

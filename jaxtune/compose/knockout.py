@@ -19,7 +19,8 @@ def without(run: Run, name: str) -> Run:
   moved, base = peft.split(methods, run.pretrained.params)
   trained, _ = tree.partition(run.adapted.tuned["params"], tree.flatten(moved).__contains__)
   tuned = run.adapted.tuned | {"params": trained}
-  return run._replace(adapted=run.adapted._replace(methods=methods, base=base, tuned=tuned))
+  adapted = run.adapted._replace(methods=methods, base=base, tuned=tuned)
+  return run._replace(adapted=adapted, composed=True)
 
 
 def removable(run: Run) -> list[str]:

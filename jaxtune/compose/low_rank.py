@@ -16,6 +16,7 @@ from jaxtune import compose, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf, quantize
 from jaxtune.models.heads import is_head
+from jaxtune.peft.methods.lora import LEAVES
 from jaxtune.peft.spectrum import spectrum
 from jaxtune.runs.finished import Run
 
@@ -104,19 +105,20 @@ def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, di
   whole = {p for p in base if of_task and is_head(p, pooler=False)} | {*run.pretrained.fresh}
   heads = {path: np.asarray(base[path], np.float32) for path in sorted(whole)}
   heads = {path: x + delta.get(path, 0) for path, x in heads.items()}
-  for path, x in delta.items():
-    if path in heads:
-      continue
-    if not path.endswith(("/kernel", "/embedding")):
-      raise UserError(
-        f"{path} has changed too, which no LoRA can hold: expected models that differ in linear "
-        "layers, embeddings and new heads alone"
-      )
-    site = path.rsplit("/", 1)[0]
-    u, s, v = np.linalg.svd(x, full_matrices=False)
-    made[site], kept[site] = _cut(u, s, v, min(rank, s.shape[-1]), site)
-  if not made:
-    raise UserError("the weights are equal: there is no difference to write as a LoRA")
+  sites = peft.find_sites(run.pretrained.model)
+  able = {f"{at}/{LEAVES[site.kind]}": at for at, site in sites.items() if site.kind in LEAVES}
+  changed = delta.keys() - heads
+  if beyond := sorted(changed - able.keys()):
+    raise UserError(
+      f"{beyond[0]} has changed too, which no LoRA can hold: expected models that differ in linear "
+      "layers, embeddings and new heads alone"
+    )
+  if not changed:
+    what = "only the head differs: 'average' takes the mean of heads" if delta else "they are equal"
+    raise UserError(f"there is no difference of weights to write as a LoRA: {what}")
+  for path in sorted(changed):
+    u, s, v = np.linalg.svd(delta[path], full_matrices=False)
+    made[able[path]], kept[able[path]] = _cut(u, s, v, min(rank, s.shape[-1]), able[path])
   return with_lora(run, made, heads), kept
 
 
@@ -129,15 +131,22 @@ def extract(run: Run, folder: str, rank: int) -> tuple[Run, dict[str, float]]:
   """
   head = run.pretrained.model.config.head
   kind, labels = ("lm", None) if head is None else (head.kind, head.outputs)
-  tuned = hf.load(**run.config["model"] | {"path": folder, "quantize": None}, head=kind,
-                  labels=labels)  # fmt: skip
+  whole = {"path": folder, "quantize": None, "dtype": "float32", "attention": None}
+  tuned = hf.load(**run.config["model"] | whole, head=kind, labels=labels)
+  if tuned.fresh:
+    raise UserError(
+      f"{folder} has no head {kind!r}, as it lacks {tuned.fresh[0]}: expected the checkpoint of a "
+      "model that was fine-tuned with this head"
+    )
   before = tree.flatten(quantize.dequantised(run.pretrained.params))
   after = tree.flatten(tuned.params)
   if jax.tree.map(jnp.shape, before) != jax.tree.map(jnp.shape, after):
     raise UserError(f"{folder} is another model than the base: its weights have other shapes")
+  # A leaf that differs only as the base's own weights were rounded has not changed.
+  rounded = lambda path: np.asarray(after[path]).astype(before[path].dtype)
+  changed = [path for path, x in before.items() if (rounded(path) != np.asarray(x)).any()]
   fp32 = lambda x: np.asarray(x, np.float32)
-  delta = {path: fp32(x) - fp32(before[path]) for path, x in after.items()}
-  delta = {path: x for path, x in delta.items() if x.any()}
+  delta = {path: fp32(after[path]) - fp32(before[path]) for path in changed}
   tree.check_finite(delta, str(folder))
   check_untied(run, delta, folder)
   return of_delta(run, delta, rank)

@@ -62,6 +62,11 @@ WINDOW = (
   "hides the prefix from the last tokens in PyTorch, where in training every token saw it.\n\n"
 )
 
+QUANTISED = (
+  "It was trained over a base whose linear layers are quantised to {form}, which a certificate is "
+  "of too; the lines below load the base as it is stored, with which logits differ a little.\n\n"
+)
+
 
 def write(
   folder: Path,
@@ -90,12 +95,8 @@ def write(
   mark = result.get("base_fingerprint") or tree.fingerprint(pretrained.params)
   text += f"# {title}\n\n{what}, {made} with jaxtune on the base model `{base}`, "
   text += f"whose weights have the fingerprint `{mark}`.\n\n"
-  if rounding:
-    error, lost = rounding.overall
-    text += f"Weights are stored as {rounding.dtype}. Of the trained change, the cast loses "
-    text += f"{error:.2%} (relative Frobenius error), and {lost:.2%} of the changed entries.\n\n"
-  if seen is not None:
-    text += WINDOW.format(seen=seen)
+  quantised = pretrained.model.config.quantize if form != "merged" else None
+  text += _differences(rounding, quantised, seen)
   text += f"## Use\n\n```sh\npip install {packages}\n```\n\n```python\n"
   text += snippet(form, pretrained, methods, facts) + "```\n\n"
   text += _prompts(result.get("data") or {})
@@ -109,6 +110,18 @@ def write(
   text += "`certificate.json`, where there is one, states how far its logits in PyTorch were from "
   text += "those of the model that was trained.\n"
   (folder / "README.md").write_text(text)
+
+
+def _differences(rounding: Rounding | None, quantised: str | None, seen: int | None) -> str:
+  """Says where the export is not what was trained, over a base that may have been quantised."""
+  text = ""
+  if rounding:
+    error, lost = rounding.overall
+    text += f"Weights are stored as {rounding.dtype}. Of the trained change, the cast loses "
+    text += f"{error:.2%} (relative Frobenius error), and {lost:.2%} of the changed entries.\n\n"
+  if quantised:
+    text += QUANTISED.format(form=quantised)
+  return text if seen is None else text + WINDOW.format(seen=seen)
 
 
 def front(

@@ -195,9 +195,10 @@ class Decoder(LanguageModel):
   at positions 0, 1, ... `segments` (B, T) packs several examples into a row: 1, 2, ... by example,
   0 at padding. Tokens then attend only to their own example, whose positions start at 0. `branches`
   (B, T) lets several continuations of a prompt share its tokens: 0 at the prompt, which is at the
-  start of the row, and 1, 2, ... by continuation. With `score` and `targets` it returns
-  score(logits, targets), without all logits (see `score`), of the slots `places` alone where these
-  are given; with `states` also the states (B, T, D) that these logits are computed from.
+  start of the row, and 1, 2, ... by continuation. `types` (B, T), which the tokenizer may give for
+  two texts, are ignored. With `score` and `targets` it returns score(logits, targets), without all
+  logits (see `score`), of the slots `places` alone where these are given; with `states` also the
+  states (B, T, D) that these logits are computed from.
   """
 
   def setup(self):
@@ -210,6 +211,7 @@ class Decoder(LanguageModel):
     mask: Bool[Array, "B T"] | None = None,
     segments: Int[Array, "B T"] | None = None,
     branches: Int[Array, "B T"] | None = None,
+    types: Int[Array, "B T"] | None = None,
     *,
     score: Score | None = None,
     targets: Int[Array, "B T"] | None = None,

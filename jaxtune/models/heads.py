@@ -239,6 +239,11 @@ def names(c: Any, tokens: str = "score", lm: str = "lm_head") -> list[Tensor]:
   return tensors(c, {"head/out": {"tokens": tokens, "qa": "qa_outputs"}.get(c.head.kind, "score")})
 
 
+def copies(c: Any, lm: str = "lm_head") -> tuple[str, ...]:
+  """Returns the other name of a decoder's embeddings: that of its head, where they are tied."""
+  return (f"{lm}.weight",) if c.tied and c.head is None else ()
+
+
 def write(hf: dict, head: Head | None, labels: tuple[str, ...] | None = None) -> dict:
   """Returns config.json with the names of a head's labels and its problem_type.
 

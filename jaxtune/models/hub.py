@@ -8,6 +8,9 @@ from pathlib import Path
 from jaxtune import schema
 from jaxtune.errors import UserError
 
+# Weights that some repositories hold once more, in another form or under other names.
+COPIES = ["consolidated*", "*/*.safetensors"]
+
 
 def resolve(path: str) -> Path:
   """Returns a model's folder, which is local or is downloaded from the hub."""
@@ -23,7 +26,7 @@ def resolve(path: str) -> Path:
 
   try:
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    return Path(snapshot_download(path, allow_patterns=patterns))
+    return Path(snapshot_download(path, allow_patterns=patterns, ignore_patterns=COPIES))
   except Exception as error:
     raise UserError(
       f"model.path is {schema.shown(path)}, expected a local folder or a model on the hub, which "

@@ -35,6 +35,7 @@ ACTIVATIONS = {
   "silu": jax.nn.silu,
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
   "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+  "gelu_fast": lambda x: jax.nn.gelu(x, approximate=True),
   "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
   "relu": jax.nn.relu,
   "tanh": jnp.tanh,

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtune import schema
 from jaxtune.errors import UserError
+from jaxtune.files import expanded
 
 
 def load(name: str | None, folder: Path | None) -> Any:
@@ -20,7 +21,9 @@ def load(name: str | None, folder: Path | None) -> Any:
   if source is None or (name is None and not any(folder.glob("tokenizer*"))):
     return None
   try:
-    return _tokenizer_class(Path(source)).from_pretrained(source, trust_remote_code=False)
+    place = expanded(source)
+    source = place if place.is_dir() else source  # a name on the hub stays as it is
+    return _tokenizer_class(place).from_pretrained(source, trust_remote_code=False)
   except Exception as error:
     raise UserError(f"the tokenizer in {source} cannot be loaded: {error}") from error
 

@@ -28,7 +28,6 @@ BUFFERS = re.compile(
   r".*\.(attn|attention)\.(masked_)?bias|.*\.rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids"
   r"|.*\.EncDecAttention\.relative_attention_bias\.weight"
 )
-TIED = re.compile(r"(lm_head|embed_out)\.weight")
 # The tensors of heads, in any family. They are skipped if the model is to have another head.
 HEADS = re.compile(
   r"(lm_head|embed_out|score|classifier|pre_classifier|qa_outputs|cls|head|vocab_\w+)\..*"
@@ -85,10 +84,8 @@ def plan(
   weights = [s for s in _tensors(folder, hf) if not BUFFERS.fullmatch(s.name)]
   stored = _without_copies({_canonical(s.name, names, base): s for s in weights}, table, wanted)
   fresh = _fresh(table, stored, c, same_head)
-  # Tied embeddings may be stored a second time, as the head of a language model.
-  others = HEADS if c.head is not None else TIED if c.tied else None
-  dropped = {n for n in stored if n not in wanted and others and others.fullmatch(n)}
-  dropped |= fresh.keys() & stored
+  others = stored.keys() - wanted if c.head is not None else ()
+  dropped = {*filter(HEADS.fullmatch, others)} | (fresh.keys() & stored)
   stored = {name: s for name, s in stored.items() if name not in dropped}
   optional = {t.theirs for t in table if t.default is not None} - stored.keys()
   _check(stored, {n: shape for n, shape in wanted.items() if n not in fresh and n not in optional})

@@ -28,6 +28,8 @@ class Run(NamedTuple):
     adapted: the base's weights with what was trained laid over them.
     labels: names of the classes or tags.
     stop_tokens: ids that end a completion.
+    composed: whether it was made of other runs, the first of which has this folder: the result
+      there is not its own.
   """
 
   folder: Path
@@ -36,6 +38,7 @@ class Run(NamedTuple):
   adapted: peft.Adapted
   labels: tuple[str, ...] = ()
   stop_tokens: tuple[int, ...] = ()
+  composed: bool = False
 
 
 def check_fits(

@@ -11,7 +11,7 @@ from support import folders
 
 import jaxtune
 from jaxtune import compose, peft, tree
-from jaxtune.compose import deltas
+from jaxtune.compose import deltas, knockout
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.runs import finished
@@ -186,9 +186,12 @@ def test_the_card_of_a_composed_run_tells_of_no_training(place):
   folder, _ = place
   runs = jaxtune.load_runs([folder / "one", folder / "two"])
   jaxtune.compose_runs(runs, folder / "mean", "average")
-  jaxtune.export_run(jaxtune.load_run(folder / "mean"), folder / "mean export")
-  card = (folder / "mean export" / "README.md").read_text()
-  assert "made with jaxtune" in card and "trained with" not in card and "adamw" not in card
+  kept = jaxtune.load_run(folder / "mean")
+  knocked_out = knockout.without(jaxtune.load_run(folder / "stack"), "lora")
+  for run in (kept, compose.average(runs), knocked_out):
+    jaxtune.export_run(run, folder / "mean export")
+    card = (folder / "mean export" / "README.md").read_text()
+    assert "made with jaxtune" in card and "trained with" not in card and "adamw" not in card
 
 
 @pytest.mark.full

@@ -387,6 +387,30 @@ def test_a_lora_is_extracted_from_two_classifiers(tmp_path):
   close(logits(made), logits(run), 3e-4)
 
 
+def test_a_checkpoint_is_not_rounded_to_the_type_of_the_base(llama, tmp_path):
+  """And leaves that differ from the base by its rounding alone have not changed."""
+  place = str(hf.save(llama, llama.params, tmp_path / "base"))
+  run = make(hf.load(place, dtype="bfloat16"), LORA)
+  run.config["model"] = {"path": place, "dtype": "bfloat16"}
+  delta, params = deltas.of(run), tree.flatten(llama.params)
+  params |= {path: params[path] + x for path, x in delta.items()}
+  folder = hf.save(llama, tree.unflatten(params), tmp_path / "tuned")
+  made, _ = low_rank.extract(run, str(folder), 32)
+  base, found = tree.flatten(run.pretrained.params), deltas.of(made)
+  assert found.keys() == delta.keys()
+  for path, x in found.items():
+    close(x, params[path] - base[path].astype(jnp.float32), 1e-5)
+
+
+def test_a_checkpoint_has_the_head(tmp_path):
+  run = classifier(1)
+  plain = tiny.make("llama")
+  folder = hf.save(plain, plain.params, tmp_path / "plain")
+  run.config["model"] = {"path": str(folder)}
+  with pytest.raises(UserError, match="no head 'classify', as it lacks head/out/kernel"):
+    low_rank.extract(run, str(folder), 3)
+
+
 @pytest.mark.parametrize("combine", [low_rank.concatenate, deltas.combine, compose.average])
 def test_weights_are_finite_numbers(llama, combine):
   runs = [make(llama, LORA), make(llama, LORA, 1)]
@@ -403,6 +427,17 @@ def test_a_change_of_norms_is_no_lora(llama):
   run = make(llama, {"name": "norms"})
   with pytest.raises(UserError, match="no LoRA can hold"):
     low_rank.of_delta(run, deltas.of(run), 2)
+  t5 = make(tiny.make("t5"), LORA | {"targets": ["q_proj"]})
+  biases = {"encoder/relative/embedding": np.ones((8, 4))}
+  with pytest.raises(UserError, match="encoder/relative/embedding has changed .* no LoRA can hold"):
+    low_rank.of_delta(t5, biases, 2)
+
+
+def test_a_change_of_the_head_alone_is_no_lora():
+  run, head = classifier(1), {"head/out/kernel": np.ones((32, 3))}
+  for delta, words in ((head, "only the head differs: 'average'"), ({}, "they are equal")):
+    with pytest.raises(UserError, match=words):
+      low_rank.of_delta(run, delta, 2)
 
 
 def test_a_part_knocked_out_is_not_there(gpt2):

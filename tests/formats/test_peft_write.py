@@ -175,7 +175,8 @@ REFUSED = [
   ("gpt2", None, dict(name="vera", rank=2), "q_proj, v_proj were trained apart"),
   ("bert", "classify", SECTIONS["prompt"], "it pools a virtual token"),
   ("t5", None, SECTIONS["prefix"], "a prefix of an encoder-decoder"),
-  ("t5", None, SECTIONS["embeddings"], "embeddings that an encoder and a decoder share"),
+  ("t5", None, SECTIONS["embeddings"], "adapter of embed in an encoder-decoder"),
+  ("bart", None, LORA | dict(targets=("decoder/positions",)), "of decoder/positions in an enc"),
   ("llama", None, dict(name="reft"), "no PyTorch format holds method 'reft'"),
 ]
 

@@ -8,6 +8,7 @@ from support import tiny
 
 from jaxtune import peft
 from jaxtune.api.export import export
+from jaxtune.formats import card
 from jaxtune.models import hf
 
 
@@ -16,6 +17,12 @@ def base(tmp_path_factory):
   made = tiny.make("llama")
   folder = hf.save(made, made.params, tmp_path_factory.mktemp("bases") / "llama")
   return hf.load(str(folder), quantize="nf4")
+
+
+def test_the_card_says_that_its_lines_load_another_base(base, tmp_path):
+  laid = tiny.lay(base, dict(name="lora", rank=3), noise=0.1)
+  text = (export(base, laid, tmp_path / "x").folder / "README.md").read_text()
+  assert card.QUANTISED.format(form="nf4") in text
 
 
 @pytest.mark.full

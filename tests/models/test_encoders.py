@@ -22,6 +22,7 @@ VARIANTS = {
       "sliding_attention": {"rope_type": "default", "rope_theta": 9.0},
     },
   ),
+  "modernbert-global": dict(layer_types=["full_attention"] * 4),
 }  # fmt: skip
 PADDING = {"roberta": 1}  # real tokens never are the padding's, from which RoBERTa counts positions
 
@@ -99,6 +100,9 @@ def test_keys_of_modernbert_before_transformers_5():
   old = dict(global_attn_every_n_layers=2, global_rope_theta=77.0, local_rope_theta=7.0)
   assert config(fields | old) == new
   assert new.local == (False, True, False, True) and new.window == 5
+  shared = config(fields | old | dict(local_rope_theta=None))
+  assert shared.local_rope == shared.rope == new.rope
+  assert config(fields | old | dict(global_attn_every_n_layers=1)).local_rope is None
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 from support import tiny
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -194,6 +195,20 @@ def test_activations_are_those_that_transformers_reads(name, change, read):
   architecture = (tiny.ARCHITECTURES | tiny.DECODERS)[name] | change
   ours = hf.family_module(name).config(architecture).activation
   assert ours == getattr(AutoConfig.for_model(**architecture), read)
+
+
+@pytest.mark.parametrize("name", ["llama", *tiny.DECODERS])
+def test_biases_are_those_that_transformers_has(name):
+  """Whatever config.json says of them: several families have no such choice."""
+  flags = dict(attention_bias=True, mlp_bias=True)
+  architecture = (tiny.ARCHITECTURES | tiny.DECODERS)[name] | flags
+  ours = hf.outline(architecture=architecture)
+  shapes = {path: leaf.shape for path, leaf in tree.flatten(ours.params).items()}
+  rows = hf.family_module(name).names(ours.model.config)
+  made = {n for row in rows for n in row.their_names(shapes[row.ours]) if n.endswith(".bias")}
+  with torch.device("meta"):
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**architecture))
+  assert made == {n for n in theirs.state_dict() if n.endswith(".bias")}
 
 
 @pytest.mark.parametrize("read", [hf.language, hf.outline, hf.load])

@@ -339,3 +339,10 @@ def test_every_leaf_has_a_sharding_rule(name, kind):
   placed = tree.flatten(sharding.shardings(mesh, outlined.params))
   if "head/dense/kernel" in placed:
     assert placed["head/dense/kernel"].spec == PartitionSpec("fsdp", "tensor")
+
+
+def test_a_decoder_takes_the_token_types_of_its_tokenizer():
+  ours = tiny.make("gpt2", head="qa")
+  tokens, mask = tiny.batch()
+  run = lambda types: ours.model.apply({"params": ours.params}, tokens, mask, types=types)
+  assert jax.eval_shape(run, tokens).shape == (*tokens.shape, 2)

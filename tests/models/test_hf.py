@@ -4,16 +4,17 @@ import json
 import subprocess
 import sys
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from support import tiny
+from support import folders, tiny
 from transformers import AutoModelForCausalLM
 
 from jaxtune import tree
 from jaxtune.errors import UserError
-from jaxtune.models import hf, tokenizer
+from jaxtune.models import hf, hub, tokenizer
 from jaxtune.models.decoder import Decoder
 
 WEIGHTS = "model.safetensors"
@@ -291,6 +292,24 @@ def test_peak_memory_of_loading(folder, tmp_path):
   command = [sys.executable, "-c", PEAK, str(folder), str(large)]
   ratio = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
   assert 0.9 < ratio <= 1.2
+
+
+def test_a_download_has_the_weights_once(tmp_path, monkeypatch):
+  """Some repositories hold them in other forms too; a template of a subfolder is read."""
+  patterns = {}
+  download = lambda name, **given: patterns.update(given) or str(tmp_path)
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  assert hub.resolve("someone/model") == tmp_path
+  wanted = ["config.json", "model-1.safetensors", "additional_chat_templates/tool.jinja"]
+  copies = ["consolidated.safetensors", "onnx/model.safetensors", "pytorch_model.bin"]
+  listed = huggingface_hub.utils.filter_repo_objects(wanted + copies, **patterns)
+  assert list(listed) == wanted
+
+
+def test_a_tokenizer_in_the_home_folder(tmp_path, monkeypatch):
+  folders.tokenizer("llama").save_pretrained(tmp_path / "words")
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert tokenizer.load("~/words", None).eos_token == "</s>"
 
 
 @pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "OwnTokenizer"])

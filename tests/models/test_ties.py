@@ -15,13 +15,22 @@ from jaxtune.models import hf
 WEIGHTS = "model.safetensors"
 
 
-def test_tied_head_in_the_file_is_skipped(llama3, tmp_path):
-  folder = hf.save(llama3, llama3.params, tmp_path / "model")
+EMBEDDINGS = {
+  "llama3": ("model.embed_tokens.weight", "lm_head.weight"),
+  "gpt2": ("transformer.wte.weight", "lm_head.weight"),
+  "gpt_neox": ("gpt_neox.embed_in.weight", "embed_out.weight"),
+}
+
+
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_tied_embeddings_go_by_either_name_or_both(name, tmp_path):
+  ours = tiny.random((tiny.ARCHITECTURES | tiny.DECODERS)[name] | {"tie_word_embeddings": True})
+  folder, (embed, head) = hf.save(ours, ours.params, tmp_path / "model"), EMBEDDINGS[name]
   tensors = load_file(folder / WEIGHTS)
-  save_file(
-    tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 0}, folder / WEIGHTS
-  )
-  jax.tree.map(np.testing.assert_array_equal, hf.load(str(folder)).params, llama3.params)
+  both = tensors | {head: tensors[embed] + 0}
+  for stored in (both, {name: x for name, x in both.items() if name != embed}):
+    save_file(stored, folder / WEIGHTS)
+    jax.tree.map(np.testing.assert_array_equal, hf.load(str(folder)).params, ours.params)
 
 
 @pytest.mark.parametrize("name", ["llama3", "gpt2", "gpt_neox"])

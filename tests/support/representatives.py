@@ -36,6 +36,7 @@ STAY = {
   "models/test_decoder.py::test_scanned_equals_a_loop_over_layers": "llama-lora$|gpt2-stack",
   "models/test_encoders.py::test_adapters_around_a_norm": "houlsby",
   "models/test_encoders.py::test_states_equal_pytorch": "^bert$",
+  "models/test_families.py::test_biases_are_those_that_transformers_has": "mistral|qwen2",
   "models/test_families.py::test_decoding_equals_teacher_forcing": "gemma3",
   "models/test_fused.py::test_bf16_is_as_near_as_plain": "gemma3_text",
   "models/test_fused.py::test_fused_equals_plain":

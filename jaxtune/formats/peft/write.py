@@ -24,6 +24,7 @@ from jaxtune.formats.peft.write_weights import Piece
 from jaxtune.models import hf, quantize
 from jaxtune.models.config import Config
 from jaxtune.models.heads import is_head
+from jaxtune.models.names import EMBEDDINGS
 
 VERSION = "0.21.2"  # of PEFT, whose reader these files were checked against
 TASKS = {
@@ -77,7 +78,9 @@ def task_type(c: Config) -> str:
 def _check_sites(
   pretrained: hf.Pretrained, kind: str, sites: Iterable[str], saved: Collection[str]
 ) -> None:
-  """Refuses a method over weights that were trained in place too, or over shared embeddings.
+  """Refuses a method over weights that were trained in place too.
+
+  And, in an encoder-decoder, over embeddings: PEFT would look token ids up in a table of positions.
 
   Args:
     saved: paths of the leaves that are saved whole.
@@ -88,10 +91,12 @@ def _check_sites(
         f"{kind} lies over {site}, whose weights were trained themselves, which PEFT cannot "
         "express: use format='merged', or leave it out of method.targets"
       )
-    if site == "embed" and pretrained.model.config.encoder is not None:
+    module = site.rpartition("/")[2]
+    if module in EMBEDDINGS and pretrained.model.config.encoder is not None:
       raise UserError(
-        "PEFT cannot express an adapter of the embeddings that an encoder and a decoder share: "
-        "leave 'embed' out of method.targets"
+        f"PEFT cannot express an adapter of {site} in an encoder-decoder, whose two halves share "
+        "the embeddings of tokens, and where positions are counted within their table: use "
+        f"format='merged', or leave {module!r} out of method.targets"
       )
 
 

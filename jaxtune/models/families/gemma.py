@@ -25,5 +25,6 @@ def config(hf: dict, **overrides) -> Config:
     activation="gelu_pytorch_tanh" if first and name == "gelu" else name,
     embed_scale=hf["hidden_size"] ** 0.5,
     norm_offset=1.0,
+    ffn_bias=False,
   )
   return llama.config(hf, **fields | overrides)

@@ -39,8 +39,10 @@ def names(c: Config) -> list[Tensor]:
     "mlp/up_proj": "mlp.c_fc",
     "mlp/down_proj": "mlp.c_proj",
   }
+  embed, *others = tensors(c, top, theirs="transformer.")
   return [
-    *tensors(c, top, theirs="transformer."),
+    embed._replace(also=heads.copies(c)),
+    *others,
     *tensors(c, layer, "trunk/layers/", "transformer.h.{}.", transpose=False),
     *heads.names(c, tokens="classifier"),
   ]

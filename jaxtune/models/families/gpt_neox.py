@@ -47,8 +47,10 @@ def names(c: Config) -> list[Tensor]:
     "mlp/up_proj": "mlp.dense_h_to_4h",
     "mlp/down_proj": "mlp.dense_4h_to_h",
   }
+  embed, *others = tensors(c, top, theirs="gpt_neox.")
   return [
-    *tensors(c, top, theirs="gpt_neox."),
+    embed._replace(also=heads.copies(c, lm="embed_out")),
+    *others,
     *tensors(c, layer, "trunk/layers/", "gpt_neox.layers.{}.", by_head=True),
     *heads.names(c, tokens="classifier", lm="embed_out"),
   ]

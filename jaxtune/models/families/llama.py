@@ -59,8 +59,10 @@ def names(
   layer = NORMS[c.order] | {f"attn/{p}_norm": f"self_attn.{p}_norm" for p in "qk" if c.qk_norm}
   layer |= {f"attn/{p}_proj": f"self_attn.{p}_proj" for p in "qkvo"}
   layer |= {f"mlp/{p}_proj": f"mlp.{p}_proj" for p in ("gate", "up", "down")}
+  embed, norm = tensors(c, {"embed": "embed_tokens", "trunk/norm": "norm"}, theirs=f"{base}.")
   return [
-    *tensors(c, {"embed": "embed_tokens", "trunk/norm": "norm"}, theirs=f"{base}."),
+    embed._replace(also=heads.copies(c)),
+    norm,
     *tensors(c, layer | (fused or {}), "trunk/layers/", f"{base}.layers.{{}}."),
     *heads.names(c),
   ]

@@ -17,4 +17,6 @@ def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` mistral."""
   only(hf, layer_types=None)  # Ministral has several kinds of layers
   hf = dict(num_key_value_heads=8, max_position_embeddings=131_072, sliding_window=4096) | hf
-  return llama.config(hf, **sliding(hf, lambda i: hf["sliding_window"] is not None) | overrides)
+  fields = dict(qkv_bias=False, o_bias=False, ffn_bias=False)
+  fields |= sliding(hf, lambda i: hf["sliding_window"] is not None)
+  return llama.config(hf, **fields | overrides)

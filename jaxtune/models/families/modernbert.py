@@ -21,16 +21,20 @@ def config(hf: dict, **overrides) -> Config:
   hf = dict(max_position_embeddings=8192) | hf
   scaling = hf.get("rope_scaling") or {}
   full, local = (numbers | scaling for numbers in ropes(hf))
-  rotary = rope(hf, full, theta=hf.get("global_rope_theta") or 160_000.0)
+  theta = hf.get("global_rope_theta") or 160_000.0
+  rotary = rope(hf, full, theta=theta)
+  # As in transformers 4, null stands for the other layers' theta.
+  local_rope = rope(hf, local, theta=hf.get("local_rope_theta", 10_000.0) or theta)
   period = hf.get("global_attn_every_n_layers", 3)
   # local_attention counts the keys on both sides; our window is the first distance beyond one side.
   window = {"sliding_window": hf.get("local_attention", 128) // 2 + 1}
+  windows = sliding(hf | window, lambda i: i % period != 0)
   fields = sizes(hf) | dict(
     positions=rotary.reach(hf["max_position_embeddings"]),
     epsilon=hf.get("norm_eps", 1e-5),
     causal=False,
     rope=rotary,
-    local_rope=rope(hf, local, theta=hf.get("local_rope_theta") or 10_000.0),
+    local_rope=local_rope if windows else None,
     first_norm=False,
     embed_norm=True,
     centre_norm=True,
@@ -43,7 +47,7 @@ def config(hf: dict, **overrides) -> Config:
   )
   if overrides.get("head") is not None:
     overrides |= {"head": _head(hf, overrides["head"])}
-  return Config(**fields | sliding(hf | window, lambda i: i % period != 0) | overrides)
+  return Config(**fields | windows | overrides)
 
 
 def _head(hf: dict, head: heads.Head) -> heads.Head:

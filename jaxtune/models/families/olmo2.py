@@ -13,4 +13,4 @@ names = llama.names
 def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` olmo2."""
   hf = dict(rms_norm_eps=1e-5) | hf
-  return llama.config(hf, **dict(order="out", qk_norm="all") | overrides)
+  return llama.config(hf, **dict(order="out", qk_norm="all", ffn_bias=False) | overrides)

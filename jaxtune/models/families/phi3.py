@@ -25,5 +25,6 @@ def config(hf: dict, **overrides) -> Config:
   theta = hf.get("rope_theta") or 10_000.0
   kinds = {"default": "default", "yarn": "longrope", "longrope": "longrope"}  # files use both names
   fields = dict(rope=rope(hf, theta=theta, share=share, kinds=kinds))
+  fields |= dict(qkv_bias=False, o_bias=False, ffn_bias=False)
   fields |= sliding(hf, lambda i: hf["sliding_window"] is not None)
   return llama.config(hf, **fields | overrides)

@@ -17,7 +17,8 @@ names = llama.names
 
 def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` qwen2."""
-  return llama.config(DEFAULTS | hf, **dict(qkv_bias=True) | windows(hf) | overrides)
+  fields = dict(qkv_bias=True, o_bias=False, ffn_bias=False) | windows(hf)
+  return llama.config(DEFAULTS | hf, **fields | overrides)
 
 
 def windows(hf: dict) -> dict:

@@ -13,4 +13,5 @@ names = llama.names
 def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` qwen3."""
   hf = qwen2.DEFAULTS | dict(head_dim=128) | hf
-  return llama.config(hf, **dict(qk_norm="head") | qwen2.windows(hf) | overrides)
+  fields = dict(qk_norm="head", ffn_bias=False) | qwen2.windows(hf)
+  return llama.config(hf, **fields | overrides)

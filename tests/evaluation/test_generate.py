@@ -39,20 +39,20 @@ def shapes():
 
 
 def compiled(pretrained, methods, stops=(0,), **options):
-  def go(base, tuned, hyper, tokens, mask, key):
+  def go(base, tuned, hyper, tokens, mask, key, count):
     return checked(generate.generate)(
       pretrained.model, peft.Adapted(methods, tuned, hyper, base), tokens, mask, max_new_tokens=NEW,
-      stop_tokens=stops, key=key, **options,
+      stop_tokens=stops, key=key, count=count, **options,
     )  # fmt: skip
 
   return jax.jit(go)
 
 
-def run(pretrained, laid, prompts=PROMPTS, seed=0, go=None, **options):
+def run(pretrained, laid, prompts=PROMPTS, seed=0, go=None, count=None, **options):
   methods, tuned, hyper, base = laid
   tokens, mask = checked(texts.pad_left)(prompts, 0, LENGTH)
   go = go or compiled(pretrained, methods, **options)
-  return np.asarray(go(base, tuned, hyper, tokens, mask, jax.random.key(seed)))
+  return np.asarray(go(base, tuned, hyper, tokens, mask, jax.random.key(seed), count))
 
 
 def forced(pretrained, laid, prompts, stops):
@@ -125,7 +125,7 @@ def test_greedy_equals_transformers(family, tmp_path):
       input_ids=torch.tensor(tokens).long(), attention_mask=torch.tensor(mask).long(),
       max_new_tokens=NEW + len(start) - 1, do_sample=False, num_beams=1, eos_token_id=stop,
     )[:, len(start) :]  # fmt: skip
-    made = run(ours, laid, stops=(tiny.VOCABULARY if stop is None else stop,))
+    made = free if stop is None else run(ours, laid, stops=(stop,))
     for row, other in zip(made, expected.tolist(), strict=True):
       n = other.index(stop) + 1 if stop in other else NEW
       assert row[:n].tolist() == other[:n] and (stop not in other or (row[n:] == stop).all())
@@ -147,44 +147,51 @@ def test_greedy_answers_equal_teacher_forcing(family):
 
 CONTINUED = [
   ("mistral", "prompts"),  # windows of 4 slots, in a circle of 11 and more
-  pytest.param("gemma3_text", "lora", marks=pytest.mark.full),
-  pytest.param("t5", "stack", marks=pytest.mark.full),
+  pytest.param(("gemma3_text", "lora"), marks=pytest.mark.full),
+  pytest.param(("t5", "stack"), marks=pytest.mark.full),
 ]
+WAITING = [[5, 9, 2], [7], [11, 3, 8, 1, 30], [4, 4], [1, 2], [60], [8, 8, 9], [3], [20, 1, 7, 2]]
+
+
+@pytest.fixture(scope="module", params=CONTINUED, ids="-".join)
+def continued(request):
+  """A model with a method, stop tokens, and the nine texts as each is with all rows to itself."""
+  family, method = request.param
+  pretrained = tiny.make(family)
+  laid = tiny.lay(pretrained, METHODS[method], noise=0.3)
+  whole = run(pretrained, laid, prompts=WAITING, stops=(tiny.VOCABULARY,)).copy()
+  stops = int(whole[3, 0]), int(whole[4, 3])
+  for row in whole:
+    length = len(texts.until_stop(row, stops))
+    row[length:] = row[min(length, NEW - 1)]
+  lengths = {len(texts.until_stop(row, stops)) for row in whole}
+  assert {0, NEW} < lengths and len(lengths) > 2
+  return pretrained, laid, stops, whole
 
 
 @pytest.mark.parametrize("in_a_row", [False, True])
-@pytest.mark.parametrize(("family", "method"), CONTINUED)
-def test_waiting_texts_take_the_places_of_those_that_end(family, method, in_a_row, monkeypatch):
-  """Nine texts by two or four rows, of which some stop early, as each by itself.
+def test_waiting_texts_take_the_places_of_those_that_end(continued, in_a_row, monkeypatch):
+  """Nine texts by five rows, of which some stop early, two begun at a time.
 
   Also with the layers in a row, as a large model's are on a CPU.
   """
-  pretrained = tiny.make(family)
-  methods, tuned, hyper, base = laid = tiny.lay(pretrained, METHODS[method], noise=0.3)
-  prompts = [[5, 9, 2], [7], [11, 3, 8, 1, 30], [4, 4], [1, 2], [60], [8, 8, 9], [3], [20, 1, 7, 2]]
-  free = run(pretrained, laid, prompts=prompts, stops=(tiny.VOCABULARY,))
-  stops = int(free[0, 1]), int(free[4, 3])
-  alone = run(pretrained, laid, prompts=prompts, stops=stops)
-  lengths = {len(texts.until_stop(row, stops)) for row in alone}
-  assert {0, NEW} < lengths | {0} and len(lengths) > 2
+  pretrained, laid, stops, whole = continued
   if in_a_row:
     monkeypatch.setattr(decoding, "LARGE", 0)
-    assert len(decoding.calls(pretrained.model, laid, 1).unstack(cache(pretrained)).layers) > 1
-  for rows in (2, 4):
-    made = run(pretrained, laid, prompts=prompts, stops=stops, rows=rows)
-    np.testing.assert_array_equal(made, alone)
-  made = run(pretrained, laid, prompts=prompts, stops=stops, rows=2, count=3)
-  np.testing.assert_array_equal(made[:3], alone[:3])
+    assert isinstance(jax.eval_shape(partial(layers_of_a_cache, pretrained, laid)), list)
+  go = compiled(pretrained, laid.methods, stops=stops, rows=5)
+  made = run(pretrained, laid, prompts=WAITING, go=go, count=len(WAITING))
+  np.testing.assert_array_equal(made, whole)
+  made = run(pretrained, laid, prompts=WAITING, go=go, count=3)
+  np.testing.assert_array_equal(made[:3], whole[:3])
   assert not made[3:].any(), "texts that do not count are not begun"
 
 
-def cache(pretrained):
-  """The shapes of a cache."""
+def layers_of_a_cache(pretrained, laid):
+  """The keys and values of the layers, in the form in which tokens are decoded."""
+  calls = decoding.calls(pretrained.model, laid, 1)
   tokens, mask = jnp.zeros((2, 3), jnp.int32), jnp.ones((2, 3), bool)
-  begin = lambda params: pretrained.model.apply(
-    {"params": params}, tokens, mask, 2, method=pretrained.model.prefill
-  )
-  return jax.jit(begin)(pretrained.params)[1]
+  return calls.unstack(calls.prefill(jnp.arange(2), tokens, mask)[1]).layers
 
 
 def test_one_token_and_a_prompt_that_stops_at_once(llama):
@@ -201,8 +208,7 @@ def sampler(llama):
   return partial(run, llama, laid, go=go)
 
 
-def test_sampling_is_reproducible(sampler):
-  np.testing.assert_array_equal(sampler(), sampler())
+def test_other_seeds_and_other_texts_draw_apart(sampler):
   assert (sampler(seed=1) != sampler()).any(1).all()
   rows = sampler(prompts=[PROMPTS[0]] * 4)
   assert len({tuple(row) for row in rows.tolist()}) == 4, "equal prompts are drawn apart"
@@ -213,10 +219,10 @@ def test_neighbours_do_not_matter(sampler):
   np.testing.assert_array_equal(sampler()[[0, 2]], sampler(prompts=other)[[0, 2]])
 
 
-@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"top_k": 5, "top_p": 1e-6}])
-def test_the_narrowest_draw_is_greedy(llama, options):
+def test_the_narrowest_draw_is_greedy(llama):
   laid = tiny.lay(llama, METHODS["lora"], noise=0.3)
-  np.testing.assert_array_equal(run(llama, laid), run(llama, laid, temperature=2.0, **options))
+  drawn = run(llama, laid, temperature=2.0, top_k=5, top_p=1e-6)
+  np.testing.assert_array_equal(run(llama, laid), drawn)
 
 
 def kept(p, top_k=None, top_p=None):
@@ -260,11 +266,18 @@ def test_of_ties_the_first_stay():
   assert kept([0.5, 0.5, 0.0, 0.0], top_k=3, top_p=0.9) == [0, 1]
 
 
+@pytest.fixture(scope="module")
+def asked(llama):
+  """A method, a prompt, and the logits of what follows it, by the full forward pass."""
+  laid, prompt = tiny.lay(llama, {"name": "lora"}), np.array([[5, 9, 2]], np.int32)
+  return laid, prompt, tiny.forward(llama, laid, prompt, np.ones((1, 3), bool))[:, -1]
+
+
 @pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (4, None), (None, 0.7)])
-def test_frequencies_follow_the_softmax(llama, top_k, top_p):
+def test_frequencies_follow_the_softmax(llama, asked, top_k, top_p):
   """2,000 draws of one token, against the softmax of the full forward pass."""
-  methods, tuned, hyper, base = laid = tiny.lay(llama, {"name": "lora"})
-  rows, prompt = 2000, np.array([[5, 9, 2]], np.int32)
+  (methods, tuned, hyper, base), prompt, logits = asked
+  rows = 2000
   tokens, mask = np.repeat(prompt, rows, 0), np.ones((rows, 3), bool)
   found = jax.jit(
     lambda base, tuned, hyper: generate.generate(
@@ -274,8 +287,7 @@ def test_frequencies_follow_the_softmax(llama, top_k, top_p):
       key=jax.random.key(3),
     )
   )(base, tuned, hyper)  # fmt: skip
-  logits = tiny.forward(llama, laid, prompt, np.ones((1, 3), bool))[:, -1] / 0.5
-  p = np.asarray(jax.nn.softmax(sampling.restrict(logits, top_k, top_p)), np.float64)[0]
+  p = np.asarray(jax.nn.softmax(sampling.restrict(logits / 0.5, top_k, top_p)), np.float64)[0]
   counts = np.bincount(np.asarray(found)[:, 0], minlength=len(p))
   assert counts[p == 0].sum() == 0
   rare = (p > 0) & (p * rows < 5)
@@ -284,9 +296,8 @@ def test_frequencies_follow_the_softmax(llama, top_k, top_p):
   assert stats.chisquare(observed, expected / expected.sum() * rows).pvalue > 0.01
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
-@pytest.mark.parametrize("name", ["lora", "prefix"])
-def test_grouped_equals_solo(llama, name, chunk):
+@pytest.mark.parametrize(("name", "chunks"), [("lora", (1, 2)), ("prefix", (2,))])
+def test_grouped_equals_solo(llama, name, chunks):
   key = "rank" if name == "lora" else "length"
   laid = [tiny.lay(llama, METHODS[name] | {key: n}, noise=0.3) for n in (1, 4)]
   alone = [run(llama, one) for one in laid]
@@ -297,9 +308,9 @@ def test_grouped_equals_solo(llama, name, chunk):
     llama.model, peft.Adapted(laid[0].methods, *pair, base), batch["t"], batch["m"],
     max_new_tokens=NEW, stop_tokens=(0,), rows=2,
   )  # fmt: skip
-  np.testing.assert_array_equal(
-    jax.jit(tree.over_trials(one, chunk))(pairs, laid[0][3], batch), alone
-  )
+  for chunk in chunks:
+    together = jax.jit(tree.over_trials(one, chunk))(pairs, laid[0][3], batch)
+    np.testing.assert_array_equal(together, alone)
 
 
 def test_texts_with_one_prompt_stay_with_it_in_a_group(llama):

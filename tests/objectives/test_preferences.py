@@ -1,7 +1,6 @@
 """Objectives for pairs of answers: losses against torch, the reference, grouped trials, data."""
 
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support import tiny
+from support import folders
 from support.interrupting import resumes
 from transformers import AutoTokenizer
 
@@ -18,7 +17,6 @@ from jaxtune import objectives
 from jaxtune.assets import TINY
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare, judge
-from jaxtune.models import hf
 from jaxtune.peft import Overlay
 from jaxtune.training import step
 
@@ -47,26 +45,32 @@ def log_probabilities(logits):
 
 
 def torch_loss(name, sums, counts, beta, **options):
-  """The papers' formulas, of log-probabilities (B, 2), their tokens (B, 2) and a reference."""
+  """The papers' formulas, of log-probabilities (B, 2), their tokens (B, 2) and a reference.
+
+  Returns also the rewards of both answers, (B, 2).
+  """
   means, d = sums / counts, (sums - torch.tensor(BATCH["reference"]))
-  delta, kind = d[:, 0] - d[:, 1], options.get("kind", "sigmoid")
   if name == "orpo":
     odds = means - torch.log1p(-means.exp())
-    return -means[:, 0] - beta * F.logsigmoid(odds[:, 0] - odds[:, 1])
+    return -means[:, 0] - beta * F.logsigmoid(odds[:, 0] - odds[:, 1]), beta * means
   if name == "simpo":
-    return -F.logsigmoid(beta * (means[:, 0] - means[:, 1] - options["gamma"] / beta))
+    loss = -F.logsigmoid(beta * (means[:, 0] - means[:, 1] - options["gamma"] / beta))
+    return loss, beta * means
   if name == "cpo":
-    return -F.logsigmoid(beta * (sums[:, 0] - sums[:, 1])) - options["alpha"] * means[:, 0]
+    loss = -F.logsigmoid(beta * (sums[:, 0] - sums[:, 1])) - options["alpha"] * means[:, 0]
+    return loss, beta * sums
+  kind = options.get("kind", "sigmoid")
   if options.get("normalise") or kind == "ipo":
-    delta = (d / counts)[:, 0] - (d / counts)[:, 1]
-  s = options.get("label_smoothing", 0.0)
+    d = d / counts
+  delta, s = d[:, 0] - d[:, 1], options.get("label_smoothing", 0.0)
   right, wrong = -F.logsigmoid(beta * delta), -F.logsigmoid(-beta * delta)
-  return {
+  loss = {
     "sigmoid": (1 - s) * right + s * wrong,
     "robust": ((1 - s) * right - s * wrong) / (1 - 2 * s),
     "hinge": torch.relu(1 - beta * delta),
     "ipo": (delta - 1 / (2 * beta)) ** 2,
   }[kind]
+  return loss, beta * d
 
 
 @pytest.mark.parametrize(
@@ -94,12 +98,15 @@ def test_losses_and_gradients_are_those_of_the_papers(name, options):
   (_, (losses, sums)), gradient = jax.value_and_grad(ours, has_aux=True)(LOGITS)
   logits = torch.tensor(LOGITS, requires_grad=True)
   counts = torch.tensor(WEIGHTS[..., 1:].sum(-1))
-  expected = torch_loss(name, log_probabilities(logits), counts, 0.3, **options)
+  expected, rewards = torch_loss(name, log_probabilities(logits), counts, 0.3, **options)
   expected.sum().backward()
   np.testing.assert_allclose(losses, expected.detach(), rtol=1e-5)
   np.testing.assert_allclose(gradient, logits.grad, atol=1e-5)
   assert sums["weight"].tolist() == [1.0] * B
-  np.testing.assert_allclose(sums["margin"], sums["chosen"] - sums["rejected"], rtol=1e-5)
+  chosen, rejected = rewards.detach().T
+  expected = {"chosen": chosen, "rejected": rejected, "margin": chosen - rejected}
+  for kind, numbers in expected.items():
+    np.testing.assert_allclose(sums[kind], numbers, rtol=1e-5, err_msg=kind)
   if name == "dpo":
     drift = (BATCH["reference"] - log_probabilities(torch.tensor(LOGITS)).numpy()).mean(1)
     np.testing.assert_allclose(sums["drift"], drift, rtol=1e-5)
@@ -121,51 +128,41 @@ def test_a_reward_model_s_loss_is_that_of_bradley_and_terry():
   assert reward.predict(score, tied)["rewards"].tolist() == rewards.reshape(B, 2).tolist()
 
 
-WORDS = ["red", "green", "blue", "one", "two", "three", "four", "five"]
-PROMPTS = [f"Say {word} politely.\n" for word in WORDS]
+ASKED = [f"a{n} b{n} :" for n in range(8)]
+PAIRS = [{"prompt": p, "chosen": f"c0 {p[:2]}", "rejected": f"d0 {p[:2]}"} for p in ASKED]
 
 
-def write_pairs(path, rows=None):
-  rows = rows or [
-    {"prompt": prompt, "chosen": f"Please, {prompt[4:8]}.", "rejected": f"Take {prompt[4:7]}!"}
-    for prompt in PROMPTS
-  ]
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  return str(path)
+def config_of(folder, objective, rows=PAIRS, base=None, steps=3, **sections):
+  """Writes rows, and a model unless there is one, and makes a config of few steps on one device.
 
-
-def config_of(path, **sections):
-  return {
-    "model": {"path": str(TINY)},
-    "data": {"train": path, "validation": 2, "max_length": 48},
-    "method": {"name": "lora", "rank": 2},
-    "optim": {"learning_rate": 1e-2},
-    "train": {"steps": 3, "batch_size": 4, "compilation_cache": None},
-  } | sections
+  What the reference says of the pairs is kept in no folder.
+  """
+  base = base or folders.base(folder, "llama")
+  data = {"train": folders.write(folder, "pairs.jsonl", rows), "validation": 2, "max_length": 48}
+  config = folders.config(base, data, objective, steps, **sections)
+  config["train"]["compilation_cache"] = None
+  return config
 
 
 def test_a_group_of_betas_equals_trials_alone_and_the_base_stands_at_log_2(tmp_path):
-  path = write_pairs(tmp_path / "pairs.jsonl")
-  sweep = config_of(path, objective={"name": "dpo"})
+  """Here the second of two; sweeps/test_groups.py has both, one step at a time."""
+  config = config_of(tmp_path, "dpo")
   grid = {"objective.beta": [0.1, 1.0]}
-  together = jaxtune.sweep(sweep | {"sweep": (grid,)}, tmp_path / "sweep")
-  assert {one["trials_in_program"] for one in together} == {2}
+  together = jaxtune.sweep(config | {"sweep": (grid,)}, tmp_path / "sweep")
   for one in together:
-    beta = one["settings"]["objective.beta"]
-    alone = jaxtune.fit(
-      sweep | {"objective": {"name": "dpo", "beta": beta}}, tmp_path / f"alone-{beta}"
-    )
+    assert one["trials_in_program"] == 2
     assert one["base"]["validation_loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert one["base"]["validation_margin"] == pytest.approx(0, abs=1e-6)
-    for name, value in alone["final"].items():
-      assert one["final"][name] == pytest.approx(value, abs=1e-5), name
-    assert alone["final"]["train_margin"] > 0
+    assert one["final"]["train_margin"] > 0
+  config["objective"]["beta"] = together[1]["settings"]["objective.beta"]
+  alone = jaxtune.fit(config, tmp_path / "alone")
+  for name, value in alone["final"].items():
+    assert together[1]["final"][name] == pytest.approx(value, abs=1e-5), name
 
 
 def test_the_base_is_judged_by_the_numbers_of_each_trial(tmp_path):
   """So that a trial which learns nothing differs in nothing, whatever its gamma."""
-  config = config_of(write_pairs(tmp_path / "pairs.jsonl"), objective={"name": "simpo"})
-  config["optim"] = {"learning_rate": 0.0}
+  config = config_of(tmp_path, "simpo", optim={"learning_rate": 0.0})
   sweep = {"objective.beta": [10.0], "objective.gamma": [0.5, 5.0]}
   found = jaxtune.sweep(config | {"sweep": (sweep,)}, tmp_path / "sweep")
   for one in found:
@@ -177,18 +174,16 @@ def test_the_base_is_judged_by_the_numbers_of_each_trial(tmp_path):
 
 @pytest.mark.parametrize("name", [pytest.param("dpo", marks=pytest.mark.full), "reward"])
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch, name):
-  config = config_of(write_pairs(tmp_path / "pairs.jsonl"), objective={"name": name})
-  config["train"] |= {"steps": 4, "checkpoint_every": 2}
+  base = folders.base(tmp_path, "bert" if name == "reward" else "llama")
+  config = config_of(tmp_path, name, base=base, steps=4, train={"checkpoint_every": 2})
   resumes(monkeypatch, config, tmp_path, 2)
 
 
 def test_the_reference_is_the_adapter_that_training_starts_from(tmp_path):
-  path = write_pairs(tmp_path / "pairs.jsonl")
-  first = config_of(path, objective={"name": "simpo"})
+  first = config_of(tmp_path, "simpo")
   jaxtune.fit(first, tmp_path / "first")
   method = first["method"] | {"start": str(tmp_path / "first")}
-  rate = {"learning_rate": 1e-12}
-  second = first | {"objective": {"name": "dpo"}, "method": method, "optim": rate}
+  second = config_of(tmp_path, "dpo", method=method, optim={"learning_rate": 1e-12})
   final = jaxtune.fit(second, tmp_path / "second")["final"]
   assert final["validation_loss"] == pytest.approx(np.log(2), abs=1e-5)
   assert final["validation_margin"] == pytest.approx(0, abs=1e-4)
@@ -210,7 +205,7 @@ FORMS = {
 def test_every_form_of_pairs_is_read(tmp_path, form):
   from jaxtune import data
 
-  path = write_pairs(tmp_path / "pairs.jsonl", [FORMS[form]] * 2)
+  path = folders.write(tmp_path, "pairs.jsonl", [FORMS[form]] * 2)
   tokenizer = AutoTokenizer.from_pretrained(TINY)
   split = data.load(tokenizer, objectives.module("dpo"), data.DataOptions(train=path)).train
   assert split.choices == [["Hi.", "No."]] * 2
@@ -222,8 +217,8 @@ def test_every_form_of_pairs_is_read(tmp_path, form):
 
 
 def test_pairs_are_not_streamed(tmp_path):
-  asked = config_of(write_pairs(tmp_path / "pairs.jsonl"), objective={"name": "dpo"})
-  asked["data"] = asked["data"] | {"stream": 4, "validation": None}
+  asked = config_of(tmp_path, "dpo")
+  asked["data"] |= {"stream": 4, "validation": None}
   with pytest.raises(UserError, match="by 'sft', not with objective 'dpo'"):
     jaxtune.fit(asked, tmp_path / "run")
 
@@ -239,9 +234,8 @@ def test_pairs_are_not_streamed(tmp_path):
   ],
 )
 def test_a_pair_that_is_none_is_refused(tmp_path, row, said):
-  path = write_pairs(tmp_path / "pairs.jsonl", [row])
   with pytest.raises(UserError, match=said):
-    jaxtune.fit(config_of(path, objective={"name": "dpo"}), tmp_path / "run")
+    jaxtune.fit(config_of(tmp_path, "dpo", [row]), tmp_path / "run")
 
 
 def test_kto_s_loss_is_that_of_the_paper():
@@ -313,35 +307,30 @@ def test_kto_s_loss_does_not_depend_on_what_is_computed_at_once(monkeypatch, axi
   assert keys != [None]  # with the noise of the update
 
 
-@pytest.mark.parametrize("paired", [False, True])
-def test_thumbs_train_the_policy_towards_what_people_like(tmp_path, paired):
+def test_thumbs_train_the_policy_towards_what_people_like(tmp_path):
+  """On all devices, while other tests here train on one."""
   rows = [
-    {"prompt": prompt, "completion": f"{word} please", "label": word == "yes"}
-    for prompt in PROMPTS
-    for word in ("yes", "no")
+    {"prompt": prompt, "completion": f"{word} c1", "label": word == "c0"}
+    for prompt in ASKED
+    for word in ("c0", "d0")
   ]
-  if paired:
-    rows = [{"prompt": p, "chosen": "yes please", "rejected": "no please"} for p in PROMPTS]
-  path = write_pairs(tmp_path / "thumbs.jsonl", rows)
-  sections = {"objective": {"name": "kto"}, "train": {"steps": 8, "batch_size": 4}}
-  final = jaxtune.fit(config_of(path, **sections), tmp_path / "run")["final"]
+  config = config_of(tmp_path, "kto", rows, steps=8, train={"mesh": None})
+  final = jaxtune.fit(config, tmp_path / "run")["final"]
   assert final["validation_up"] > final["validation_down"]
   assert final["train_accuracy"] > 50
 
 
 def test_text_is_compared_with_answers_that_people_like_alone(tmp_path):
   rows = [
-    {"prompt": prompt, "completion": f"answer {n}", "label": n % 2 == 1}
-    for n, prompt in enumerate(PROMPTS)
+    {"prompt": prompt, "completion": f"c{n}", "label": n % 2 == 1} for n, prompt in enumerate(ASKED)
   ]
-  held = write_pairs(tmp_path / "held.jsonl", rows[4:])
-  sections = {"objective": {"name": "kto"}, "evaluate": {"generate": True, "max_new_tokens": 2}}
-  config = config_of(write_pairs(tmp_path / "thumbs.jsonl", rows[:4]), **sections)
-  config["data"] = config["data"] | {"validation": held}
+  generated = {"generate": True, "max_new_tokens": 2}
+  config = config_of(tmp_path, "kto", rows[:4], evaluate=generated)
+  config["data"]["validation"] = folders.write(tmp_path, "held.jsonl", rows[4:])
   jaxtune.fit(config, tmp_path / "run")
   lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
-  assert [json.loads(line)["references"] for line in lines] == [["answer 5"], ["answer 7"]]
-  write_pairs(tmp_path / "held.jsonl", rows[4::2])
+  assert [json.loads(line)["references"] for line in lines] == [["c5"], ["c7"]]
+  folders.write(tmp_path, "held.jsonl", rows[4::2])
   with pytest.raises(UserError, match="all that are judged have a thumb down"):
     jaxtune.fit(config, tmp_path / "other")
   with pytest.raises(UserError, match="shots is 2, expected 0 for objective 'kto'"):
@@ -350,14 +339,11 @@ def test_text_is_compared_with_answers_that_people_like_alone(tmp_path):
 
 def test_a_reward_model_s_result_says_how_far_its_rewards_can_be_trusted(tmp_path):
   rows = [
-    {"prompt": prompt, "completions": ["no", "yes, gladly", "yes, always"], "ratings": [1, 4, 4]}
-    for prompt in PROMPTS
+    {"prompt": prompt, "completions": ["d0", "c0 c1", "c0 c2"], "ratings": [1, 4, 4]}
+    for prompt in ASKED
   ]
-  path = write_pairs(tmp_path / "rated.jsonl", rows)
-  sections = {"objective": {"name": "reward", "margin": 0.1}, "train": {"steps": 12}}
-  config = config_of(path, **sections)
-  config["data"]["test"] = 3
-  config["train"] |= {"batch_size": 4, "compilation_cache": None}
+  config = config_of(tmp_path, "reward", rows, str(TINY), steps=12)
+  config["objective"]["margin"], config["data"]["test"] = 0.1, 3
   (result,) = jaxtune.sweep(config | {"sweep": ({"seed": [0]},)}, tmp_path / "run")
   assert result["final"]["test_accuracy"] == 100 and result["final"]["test_ece"] > 0
   assert {"test_accuracy", "test_ece"} <= result["intervals"].keys()
@@ -372,13 +358,5 @@ def test_a_reward_model_s_result_says_how_far_its_rewards_can_be_trusted(tmp_pat
 
 def test_an_encoder_becomes_a_reward_model(tmp_path):
   """Its head has a bias, which cancels in every comparison."""
-  fields = tiny.ENCODERS["bert"] | {"vocab_size": AutoTokenizer.from_pretrained(TINY).vocab_size}
-  pretrained = tiny.random(fields | {"pad_token_id": 0}, head="mlm")
-  hf.save(pretrained, pretrained.params, tmp_path / "bert")
-  for name in ("tokenizer.json", "tokenizer_config.json"):
-    shutil.copy(TINY / name, tmp_path / "bert")
-  path = write_pairs(tmp_path / "pairs.jsonl")
-  sections = {"model": {"path": str(tmp_path / "bert")}, "objective": {"name": "reward"}}
-  sections["train"] = {"steps": 12, "batch_size": 4, "compilation_cache": None}
-  final = jaxtune.fit(config_of(path, **sections), tmp_path / "run")["final"]
-  assert final["validation_accuracy"] == 100
+  config = config_of(tmp_path, "reward", base=folders.base(tmp_path, "bert"), steps=12)
+  assert jaxtune.fit(config, tmp_path / "run")["final"]["validation_accuracy"] == 100

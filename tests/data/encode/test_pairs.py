@@ -80,6 +80,7 @@ def test_answers_may_be_calls_of_tools_which_the_template_sees(write, tokenizer,
   found = [decode(0, 0), decode(0, 1) if objective == "dpo" else decode(1, 0)]
   assert found == ["T[hi]</s>[add]</s>", "T[hi]</s>[sub]</s>"]
   assert split.tasks == ["a"] * len(split.where)
+  assert split.arrays["labels"].tolist() == ([0] if objective == "dpo" else [1, 0])
 
 
 @pytest.mark.parametrize(

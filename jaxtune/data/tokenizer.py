@@ -24,4 +24,5 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[str], special: bool = False)
 
 def ends_texts(tokenizer: Tokenizer) -> bool:
   """Tells whether a tokenizer puts a special token at the end of a text by itself."""
-  return tokenizer("a").input_ids[-1] in tokenizer.all_special_ids
+  (bare,), (whole,) = token_ids(tokenizer, ["a"]), token_ids(tokenizer, ["a"], special=True)
+  return whole[-1:] != bare[-1:]

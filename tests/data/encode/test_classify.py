@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import reading
+from support import folders, reading
 
 from jaxtune import data, objectives
 from jaxtune.data import EncodeOptions
 from jaxtune.data.encode import classify, regression
+from jaxtune.data.tokenizer import ends_texts
 from jaxtune.errors import UserError
 
 ROWS = [
@@ -25,6 +26,12 @@ def read(rows=ROWS, objective="classify", **columns):
 def unpadded(split, name):
   pairs = zip(split.arrays[name], split.arrays["mask"], strict=True)
   return [row[mask].tolist() for row, mask in pairs]
+
+
+@pytest.mark.parametrize(("family", "expected"), [("llama", False), ("bert", True), ("t5", True)])
+def test_an_unknown_word_at_the_end_is_no_end(family, expected):
+  """Word tokenizers, to which any letter is one."""
+  assert ends_texts(folders.tokenizer(family)) == expected
 
 
 def test_texts_have_the_tokenizer_s_special_tokens(wordpiece, bytepieces):

@@ -378,7 +378,7 @@ def test_the_answers_of_an_update_do_not_depend_on_how_many_share_a_row(samples,
   orders = []
   for share in (x for x in range(1, samples + 1) if samples % x == 0 == batch % x):
     made = SimpleNamespace(options=options, train=TrainOptions(batch_size=batch), share=share)
-    made.prompts = rollouts.Rollouts.prompts.fget(made)
+    made.prompts = options.minibatches * batch // samples
     rows = rollouts._order(made, (0, 3))
     orders.append((rows[:, None] * share + np.arange(share)).reshape(2, -1).tolist())
   assert len(orders) > 1 and all(one == orders[0] for one in orders)

@@ -114,7 +114,8 @@ def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, di
       "layers, embeddings and new heads alone"
     )
   if not changed:
-    what = "only the head differs: 'average' takes the mean of heads" if delta else "they are equal"
+    averaged = "only the head differs (jaxtune compose --how average takes the mean of heads)"
+    what = averaged if delta else "they are equal"
     raise UserError(f"there is no difference of weights to write as a LoRA: {what}")
   for path in sorted(changed):
     u, s, v = np.linalg.svd(delta[path], full_matrices=False)

@@ -35,23 +35,25 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset: Data
   Returns:
     "base" and "final" {metric: value}, "intervals" {metric: [low, high]}, "differences" {"base" and
     "shots": {metric: [difference, low, high]}}, "shots" (its metrics, and "demonstrations"),
-    "chance" {metric: value}; for labels and tags "classes", and for labels "confusion", or in their
-    place, where every row has choices of its own, "guess" {metric: what one of them at random
-    scores}; for rewards "calibration", "by_length" and "ties", see `metrics.kinds.preference`; for
-    pairs of answers "length" {metric: what the longer answer scores, or the shorter one}.
+    "chance" {metric: value}; for labels and tags "classes", and for labels "confusion", or in place
+    of all three, where rows of a task have choices of their own, "guess" {metric: what one of them
+    at random scores}; for rewards "calibration", "by_length" and "ties", see
+    `metrics.kinds.preference`; for pairs of answers "length" {metric: what the longer answer
+    scores, or the shorter one}.
   """
   names, resamples = evaluator.metrics, evaluator.options.resamples
   train = dataset.train  # The answers of a stream are not known beforehand.
   seen = evaluator.objective.references(dataset, train) if isinstance(train, Split) else ()
+  guess = _guess(judged, dataset)
   result = {
     "base": untuned.base.metrics,
     "final": judged.metrics,
     "intervals": metric_intervals(judged, names, resamples),
     "differences": {"base": differences(judged, untuned.base, names, resamples)},
-    "chance": chance(judged, names, seen),
+    "chance": {} if guess else chance(judged, names, seen),
   }
   kind = metrics.kind_of(evaluator.objective.METRICS[0])
-  result |= _guess(judged, dataset) or _classes(judged, kind, dataset.labels or None)
+  result |= guess or _classes(judged, kind, dataset.labels or None)
   result |= _pairs(judged, kind, dataset)
   if untuned.shots is not None:
     result["differences"]["shots"] = differences(judged, untuned.shots, names, resamples)
@@ -61,12 +63,12 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset: Data
 
 
 def _guess(judged: Judged, dataset: Data) -> dict:
-  """Returns what a choice at random scores, and no "chance"; {} unless rows have their own."""
+  """Returns what a choice at random scores; {} unless rows of a task have choices of their own."""
   split = getattr(dataset, judged.split, None)
   if judged.predictions is None or split is None or not split.own_choices:
     return {}
   mean = float(np.mean([1 / len(options) for options in split.choices]))
-  return {"guess": {f"{judged.split}_accuracy": 100 * mean}, "chance": {}}
+  return {"guess": {f"{judged.split}_accuracy": 100 * mean}}
 
 
 def _classes(judged: Judged, kind: str, names: Sequence[str] | None) -> dict:

@@ -133,8 +133,9 @@ def metric_names(options: EvaluateOptions, objective: Any) -> tuple[str, ...]:
 
 
 def scoring(names: Sequence[str], split: data.Split) -> tuple[str, ...]:
-  """Returns those metrics that can score a split: none of classes where rows have own choices."""
-  return tuple(n for n in names if not (split.own_choices and n in label.OF_CLASSES))
+  """Returns the metrics of a split: none of classes where rows of a task have their own choices."""
+  left_out = label.OF_CLASSES if split.own_choices else ()
+  return tuple(name for name in names if name not in left_out)
 
 
 def measure(

@@ -63,8 +63,9 @@ WINDOW = (
 )
 
 QUANTISED = (
-  "It was trained over a base whose linear layers are quantised to {form}, which a certificate is "
-  "of too; the lines below load the base as it is stored, with which logits differ a little.\n\n"
+  "It was trained over a base whose linear layers are quantised to {form}, and a certificate "
+  "compares with that base. The lines below load the base as it is stored, with which logits "
+  "differ a little.\n\n"
 )
 
 

@@ -79,7 +79,7 @@ def check_losses(configs: Sequence[dict]) -> None:
     if other := [one[name] for one in numbers if one[name] != value]:
       raise UserError(
         f"search.early_exit is {early!r}, but trials that it would compare have objective.{name} "
-        f"{value} and {other[0]}, of which their losses are functions; expected None, or one value"
+        f"{value} and {other[0]}, on which their losses depend; expected None, or one value"
       )
 
 
@@ -157,12 +157,13 @@ def _check_evaluation(trial: Trial) -> int:
 
 
 def _check_classes(trial: Trial, names: Sequence[str]) -> None:
-  """Raises UserError for metrics of classes where every row has choices of its own."""
+  """Raises UserError for metrics of classes where rows of a task have choices of their own."""
   held = trial.dataset.test or trial.dataset.validation
-  if lost := [name for name in names if held and name not in judge.scoring(names, held)]:
+  known = judge.scoring(names, held) if held else names
+  if lost := [name for name in names if name not in known]:
     raise UserError(
-      f"evaluate.metrics has {lost[0]!r}, expected 'accuracy' alone: the rows that are judged have "
-      "choices of their own, which are no classes"
+      f"evaluate.metrics has {lost[0]!r}, expected 'accuracy': among the rows that are judged are "
+      "some with choices of their own, which are no classes"
     )
 
 

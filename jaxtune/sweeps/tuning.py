@@ -93,16 +93,17 @@ def label(config: dict) -> str:
 def trials(config: dict, rates: Sequence[float], seeds: Sequence[int]) -> list[dict]:
   """Returns the completed configs of the trials that a choice needs, rate after rate.
 
-  They predict nothing: only their validation losses are read.
+  They generate no text: only their validation losses are read.
 
   Raises:
     UserError: without a seed.
   """
   if not seeds:
     raise UserError("search.tune_seeds is empty, expected seeds to choose a learning rate with")
-  nothing = {"generate": False, "metrics": None, "shots": 0, "resamples": 0}
+  evaluate = config["evaluate"]
+  nothing = {"generate": False, "shots": 0, "resamples": 0}
   quiet = {
-    "evaluate": config["evaluate"] | nothing,
+    "evaluate": evaluate | nothing | ({"metrics": None} if evaluate["generate"] else {}),
     "search": config["search"] | {"early_exit": None},
   }
   return [with_rate(config, rate) | quiet | {"seed": seed} for rate in rates for seed in seeds]

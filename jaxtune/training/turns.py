@@ -121,7 +121,7 @@ def _losers(rule: Rule, losses: dict[int, np.ndarray]) -> list[int]:
 
 
 def _filled(losses: np.ndarray) -> np.ndarray:
-  """Puts the last evaluation of each seed, or else its first, in place of those that lack.
+  """Puts the last evaluation of each seed, or else its first, in place of missing ones.
 
   The patience may have ended a trial before, or an evaluation have judged nothing.
   """

@@ -109,7 +109,7 @@ def test_a_metric_that_no_trial_will_have(llama):
   with pytest.raises(UserError, match="no trial will have the metric 'test_macro_f1'"):
     checks.check_metric("test_macro_f1", with_config(setup, config))
   asked = config | {"evaluate": config["evaluate"] | {"metrics": ["accuracy", "matthews"]}}
-  with pytest.raises(UserError, match="has 'matthews', expected 'accuracy' alone: the rows"):
+  with pytest.raises(UserError, match="has 'matthews', expected 'accuracy': among the rows"):
     checks.check(with_config(setup, asked))
 
 

@@ -103,8 +103,8 @@ def test_a_validation_loss_that_is_not_finite(llama, monkeypatch, tmp_path):
   """Where training itself goes on."""
   real, done = judge.measure, []
 
-  def broken(evaluator, pairs, base, splits):
-    found = real(evaluator, pairs, base, splits)
+  def broken(*judged):
+    found = real(*judged)
     if not done:
       done.append(True)
       found[0]["loss"] = found[0]["loss"] * np.nan
@@ -120,8 +120,8 @@ def test_an_evaluation_without_weights_is_none(llama, monkeypatch, tmp_path, jud
   """As of pairs that tie, or of a reward that hangs: it says nothing of the training."""
   real, setup, calls = judge.measure, made_trials.make(llama), iter(judged)
 
-  def unjudged(evaluator, pairs, base, splits):
-    found = real(evaluator, pairs, base, splits)
+  def unjudged(evaluator, pairs, base, splits, seeds):
+    found = real(evaluator, pairs, base, splits, seeds)
     if splits[0] is setup.dataset.validation and not next(calls, judged[-1]):
       found = [{name: x * 0 for name, x in rows.items()} for rows in found]
     return found

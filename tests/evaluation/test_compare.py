@@ -151,7 +151,7 @@ def test_choices_of_each_row_are_no_classes():
   (one,) = judge._predicted(evaluator, None, None, [dataset], [judge.Judged({}, "test", rows)], ())
   found = compare.record(one, compare.Untuned(one), evaluator, dataset)
   assert one.metrics == {"test_accuracy": 75}
-  assert {*found["intervals"]} == {"test_loss", "test_accuracy"}
+  assert {*found["intervals"]} == {"test_accuracy"}
   assert found["guess"] == {"test_accuracy": pytest.approx(100 * (1 / 2 + 1 / 3) / 2)}
   assert found["chance"] == {} and not found.keys() & {"classes", "confusion"}
   # Choices that a row lacks, and those of another task, make no choices of its own.

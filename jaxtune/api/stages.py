@@ -18,6 +18,12 @@ from jaxtune.sweeps.collect import FAILED
 from jaxtune.training import checkpoint
 
 
+# Options on which no comparison depends: how a model is computed, and what is of training alone.
+_FREE = {
+  "model.remat", "model.unroll", "model.attention", "model.scored_tokens",
+  "objective.label_smoothing",
+}  # fmt: skip
+
 class Stage(NamedTuple):
   """Trials that need no result of each other.
 
@@ -222,7 +228,8 @@ def _check_others(plan: Plan, folders: list[Path]) -> None:
 
   def judged(config: dict) -> dict:
     flat = grid.flatten({name: config.get(name) for name in ("model", "data", "objective")})
-    return {key: value for key, value in flat.items() if not f"{key}.".startswith((*axes,))}
+    compared = lambda key: key not in _FREE and not f"{key}.".startswith((*axes,))
+    return {key: value for key, value in flat.items() if compared(key)}
 
   own = [judged(_as_read(config)) for config in plan.configs]
   for folder in folders:

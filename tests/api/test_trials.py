@@ -350,6 +350,15 @@ def test_a_result_of_other_data_is_not_taken_for_one_of_the_sweep(tmp_path):
   with pytest.raises(UserError, match="rank=1 holds the .* another sweep.*data.limit was None, is"):
     stages.check_folders(sweeps.plan_of(other), tmp_path)
   stages.check_folders(sweeps.plan_of(other | {"sweep": ({"data.limit": [7]},)}), tmp_path)
+  other = config(({"method.rank": [2]},))
+  other["model"] |= {"remat": True, "unroll": 2, "attention": "plain", "scored_tokens": 64}
+  other["objective"] |= {"label_smoothing": 0.1}
+  stages.check_folders(sweeps.plan_of(other), tmp_path)  # it can be compared all the same
+
+
+def save(path, record):
+  with trials.checkpoint.Checkpoints(path, record) as saved:
+    saved.save(2, {"x": np.ones(1)})
 
 
 @pytest.mark.parametrize(

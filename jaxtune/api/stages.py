@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from jaxtune import config as configs_
-from jaxtune import schema
+from jaxtune import hosts, schema
 from jaxtune.api import trials
 from jaxtune.errors import UserError
-from jaxtune.runs import results
+from jaxtune.runs import locks, results
 from jaxtune.runs.trial import Trial, with_config
 from jaxtune.sweeps import collect, grid, groups, tuning
 from jaxtune.sweeps.collect import FAILED
 from jaxtune.training import checkpoint
+
+# Options on which no comparison depends: how a model is computed, and what is of training alone.
+_FREE = {
+  "model.remat", "model.unroll", "model.attention", "model.scored_tokens",
+  "objective.label_smoothing",
+}  # fmt: skip
 
 
 class Stage(NamedTuple):
@@ -222,7 +229,8 @@ def _check_others(plan: Plan, folders: list[Path]) -> None:
 
   def judged(config: dict) -> dict:
     flat = grid.flatten({name: config.get(name) for name in ("model", "data", "objective")})
-    return {key: value for key, value in flat.items() if not f"{key}.".startswith((*axes,))}
+    compared = lambda key: key not in _FREE and not f"{key}.".startswith((*axes,))
+    return {key: value for key, value in flat.items() if compared(key)}
 
   own = [judged(_as_read(config)) for config in plan.configs]
   for folder in folders:
@@ -238,18 +246,25 @@ def check_checkpoints(stage: Stage, workdir: Path) -> None:
   """Raises UserError where trials would start anew, as their checkpoint is of another program.
 
   All trials of a program have one checkpoint, so that another value of an axis, or another order of
-  them, makes it another program.
+  them, makes it another program. One that an earlier version named otherwise, as its configs had
+  fewer keys, is given its name.
   """
   of = lambda some: trials.checkpoints([stage.configs[i] for i in some], workdir)
   groups, folders = stage.groups(), stage.folders(workdir)
-  known = {of(group) for group in groups}
-  for path in sorted({*(workdir / "groups").glob("[!.]*")} - known):
+  own = [_as_read(config) for config in stage.configs]
+  for path in sorted({*(workdir / "groups").glob("[!.]*")} - {of(group) for group in groups}):
     saved = [configs_.as_now(config) for config in checkpoint.read_record(path).get("config", [])]
     for group in groups:
       left = [i for i in group if not (folders[i] / "result.json").exists()]
-      lost = [i for i in group if _as_read(stage.configs[i]) in saved]
-      goes_on = of(group).exists() or of(left).exists() or not {*lost} <= {*left}
-      if lost and not goes_on and not (len(saved) == 1 and _alone(stage, workdir, group, left)):
+      lost = [i for i in left if own[i] in saved]
+      began = [i for i in group if i in left or own[i] in saved]  # some may be done since then
+      if not lost or of(group).exists() or of(left).exists():
+        continue
+      if saved == [own[i] for i in began]:
+        if hosts.primary() and not locks.in_use(folders[group[0]]):
+          with contextlib.suppress(OSError):  # another process has just done it
+            path.rename(of(began))
+      elif len(saved) > 1 or not _alone(stage, workdir, group, left):
         raise UserError(
           f"{path} is the checkpoint of {folders[lost[0]].name}, which this sweep would train from "
           "its start, with other trials or in another order: go on with the config that it was "

@@ -20,6 +20,7 @@ from jaxtune.models import hf
 from jaxtune.preflight import checks, cost, gradients, targets
 from jaxtune.runs import baseline, locks, reference, results, sources
 from jaxtune.runs import group as training
+from jaxtune.runs.folder import begin
 from jaxtune.runs.trial import Trial, aligned, prepare, with_config
 from jaxtune.sweeps import groups
 from jaxtune.sweeps.collect import FAILED
@@ -204,6 +205,7 @@ def _train_group(
     parts = [slice(None)] if smaller else [slice(e, e + 1) for e in range(len(trials))]
     if not smaller and hosts.primary():
       remove(saved)  # else the next call would go on with the group
+      begin(folders, [trial.config for trial in trials])  # so that each is known to be tried alone
     for part in parts:
       _train_group(trials[part], folders[part], bases[part], smaller or 1)
     return

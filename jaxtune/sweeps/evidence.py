@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxtune import config as configs_
 from jaxtune import schema
 from jaxtune.runs import scores
 from jaxtune.sweeps import grid, pairs, stats
@@ -94,7 +95,8 @@ def _place(result: dict) -> str:
 def _config(result: dict, shared: Mapping[str, Any]) -> dict[str, Any]:
   path = Path(result.get("folder", "")) / "config.json"
   if "folder" in result and path.exists():
-    return {"method.name": result["method"]} | grid.flatten(schema.read_json(path, dict))
+    found = configs_.as_now(schema.read_json(path, dict))
+    return {"method.name": result["method"]} | grid.flatten(found)
   settings = grid.flatten(result["settings"])
   other = settings.get("method.name", result["method"]) != shared.get("method.name")
   kept = {k: v for k, v in shared.items() if not (other and k.startswith("method."))}

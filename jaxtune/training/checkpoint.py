@@ -87,13 +87,20 @@ def exists(folder: Path) -> bool:
 
 
 def read_record(folder: Path) -> dict:
-  """Reads what the latest checkpoint of a folder belongs to; {} where there is none."""
+  """Reads what the latest checkpoint of a folder belongs to; {} where there is none.
+
+  Another process may remove it meanwhile.
+  """
   steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
   if not steps:
     return {}
-  return schema.read_json(
-    folder / str(max(steps)) / "record" / "metadata", dict, f"remove {folder}"
-  )
+  path = folder / str(max(steps)) / "record" / "metadata"
+  try:
+    return schema.read_json(path, dict, f"remove {folder}")
+  except UserError:
+    if path.exists():
+      raise
+    return {}
 
 
 class _PatientLoop(asyncio.SelectorEventLoop):

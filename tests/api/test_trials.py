@@ -350,6 +350,15 @@ def test_a_result_of_other_data_is_not_taken_for_one_of_the_sweep(tmp_path):
   with pytest.raises(UserError, match="rank=1 holds the .* another sweep.*data.limit was None, is"):
     stages.check_folders(sweeps.plan_of(other), tmp_path)
   stages.check_folders(sweeps.plan_of(other | {"sweep": ({"data.limit": [7]},)}), tmp_path)
+  other = config(({"method.rank": [2]},))
+  other["model"] |= {"remat": True, "unroll": 2, "attention": "plain", "scored_tokens": 64}
+  other["objective"] |= {"label_smoothing": 0.1}
+  stages.check_folders(sweeps.plan_of(other), tmp_path)  # it can be compared all the same
+
+
+def save(path, record):
+  with trials.checkpoint.Checkpoints(path, record) as saved:
+    saved.save(2, {"x": np.ones(1)})
 
 
 @pytest.mark.parametrize(
@@ -361,16 +370,71 @@ def test_updates_of_a_program_that_is_under_way_are_not_lost(setup, tmp_path, ra
   swept = lambda ranks: config(({"method.rank": [*ranks]},))
   names, _, configs = sweeps.expand(swept(ranks))
   begin([tmp_path / "trials" / name for name in names], configs)
-  record = trials.training._identity(trials.load(configs))
-  with trials.checkpoint.Checkpoints(trials.checkpoints(configs, tmp_path), record) as saved:
-    saved.save(2, {"x": np.ones(1)})
+  path = trials.checkpoints(configs, tmp_path)
+  save(path, trials.training._identity(trials.load(configs)))
   stages.check_folders(sweeps.plan_of(swept(ranks)), tmp_path)
   for other, name in others.items():
     with pytest.raises(UserError, match=f"groups/.* is the checkpoint of {name}, which this sweep"):
       stages.check_folders(sweeps.plan_of(swept(other)), tmp_path)
-  results_.write(tmp_path / "trials" / names[-1], {"final": {}})  # the others are done soon
-  if len(ranks) > 1:
-    stages.check_folders(sweeps.plan_of(swept((1, 2, 4))), tmp_path)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_nor_where_some_trials_are_done(setup, tmp_path, written):
+  """Before the program was trained, or at its end, whose process writes result after result."""
+  swept = lambda ranks: config(({"method.rank": [*ranks]},))
+  names, _, configs = sweeps.expand(swept((1, 2, 4, 8)))
+  begin([tmp_path / "trials" / name for name in names[1:]], configs[1:])
+  rest = configs[1:3]  # 8 was done before, and 1 is not asked for yet
+  save(trials.checkpoints(rest, tmp_path), trials.training._identity(trials.load(rest)))
+  for name in names[3 - written :]:
+    results_.write(tmp_path / "trials" / name, {"final": {}})
+  stages.check_folders(sweeps.plan_of(swept((2, 4, 8))), tmp_path)
+  for other in ((4, 2, 8), (2, 4, 8, 1)):
+    with pytest.raises(UserError, match="is the checkpoint of rank=., which this sweep"):
+      stages.check_folders(sweeps.plan_of(swept(other)), tmp_path)
+
+
+def test_a_program_that_failed_before_it_began_goes_on_one_by_one(setup, tmp_path, monkeypatch):
+  """The first trial is under way when the process is told to end."""
+  swept = lambda *ranks: config(({"method.rank": [*ranks]},))
+  names, _, configs = sweeps.expand(swept(1, 2, 4))
+
+  def train(members, folders, bases, checkpoints, chunk):
+    if len(members) > 1:
+      raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    save(checkpoints, trials.training._identity(members))
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(trials.training, "train", train)
+  folders = [tmp_path / "trials" / name for name in names]
+  with pytest.raises(KeyboardInterrupt):
+    trials._train_group(trials.load(configs), folders, [made_trials.UNTUNED] * 3, 1)
+  stages.check_folders(sweeps.plan_of(swept(1, 2, 4)), tmp_path)
+  with pytest.raises(UserError, match="is the checkpoint of rank=1, which this sweep"):
+    stages.check_folders(sweeps.plan_of(swept(1, 2, 4, 8)), tmp_path)
+
+
+def test_a_checkpoint_of_before_a_new_key_is_its_program_s_own(setup, tmp_path):
+  """Its name is made of all keys; that of a program that is being trained stays."""
+  swept = config(({"method.rank": [1, 2]},))
+  names, _, configs = sweeps.expand(swept)
+  record = json.loads(json.dumps(trials.training._identity(trials.load(configs))))
+  for one in record["config"]:
+    del one["regularize"]["neftune"]
+  old = tmp_path / "groups" / "0123456789abcdef"
+  save(old, record)
+  with trials.locks.of_group(tmp_path / "trials" / names[0]):
+    stages.check_folders(sweeps.plan_of(swept), tmp_path)
+  assert old.exists()
+  stages.check_folders(sweeps.plan_of(swept), tmp_path)
+  assert [*(tmp_path / "groups").iterdir()] == [trials.checkpoints(configs, tmp_path)]
+  with pytest.raises(UserError, match="is the checkpoint of rank=2, which this sweep"):
+    stages.check_folders(sweeps.plan_of(config(({"method.rank": [2, 1]},))), tmp_path)
+
+
+def test_a_checkpoint_that_is_being_removed_has_no_record(tmp_path):
+  (tmp_path / "2").mkdir()
+  assert trials.checkpoint.read_record(tmp_path) == {}
 
 
 def test_a_configuration_has_one_list_of_rates(setup, tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
+from jaxtune import config
 from jaxtune.runs.scores import Scores
 from jaxtune.sweeps import comparison, pairs
 
@@ -218,6 +220,19 @@ def test_losses_that_are_not_one_function(made):
   policy = {"objective": {"name": "grpo", "kl": 0.0}}
   assert not found("objective.kl", {0.0: -1.0, 0.1: -0.9}, policy), "their loss is a reward"
   assert not found("objective.name", {"grpo": -1.0, "ppo": -0.9}, policy)
+
+
+def test_a_loss_of_before_an_option_is_that_of_its_default(made, tmp_path):
+  """The config.json of an earlier version lacks it."""
+  results = []
+  for rank, without in ((1, "kind"), (2, "")):
+    asked = {"method": {"name": "lora", "rank": rank}, "objective": {"name": "dpo"}}
+    full = config.complete(asked | {"data": {"train": "x"}, "model": {"path": "y"}})
+    full["objective"].pop(without, None)
+    (tmp_path / str(rank)).mkdir()
+    (tmp_path / str(rank) / "config.json").write_text(json.dumps(full))
+    results.append(made.result({"method.rank": rank}, 2.0, folder=str(tmp_path / str(rank))))
+  assert not said(results, "other_losses")
 
 
 def test_a_base_that_is_far_from_the_task(made):

@@ -150,9 +150,10 @@ def _summed(reports: dict[str, dict]) -> dict:
     counts = [one["splits"][name] for one in reports.values() if name in one["splits"]]
     if counts:
       keys = ("read", "kept", "truncated", "tokens", "trained_tokens")
+      by_name = ("skipped", "special_tokens")
       totals[name] = {key: sum(one[key] for one in counts) for key in keys} | {
         "longest": max(one["longest"] for one in counts),
-        "skipped": dict(sum((Counter(one["skipped"]) for one in counts), Counter())),
+        **{key: dict(sum((Counter(one.get(key)) for one in counts), Counter())) for key in by_name},
       }
   return totals
 

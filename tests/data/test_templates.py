@@ -95,6 +95,12 @@ def test_a_cell_that_is_no_text_is_named(column, cell):
   assert one.prompt == str(row[column]), "Jinja may make a text of it"
 
 
+@pytest.mark.parametrize("options", [{}, {"text": "text"}])
+def test_plain_text_is_one_text(options):
+  with pytest.raises(UserError, match=r"f.jsonl:1: column 'text' holds \['a', 'b'\] .list., expect"):
+    texts([{"text": ["a", "b"]}], **options)
+
+
 def test_numbers_and_dates_are_text():
   row = {"a": 3, "b": 0.5, "c": datetime.date(2020, 1, 2)}
   assert texts([row], template="{{ a }} {{ b }} {{ c }}", answer="b")[0][:2] == (

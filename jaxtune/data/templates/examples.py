@@ -79,6 +79,8 @@ def _read(template: Template, row: dict) -> tuple[str | None, list[str], list[st
     return _split(template, row)
   more = _more(template, row)
   answers = _answers(template.answer, row, more)
+  if template.prompt is None and len(answers) > 1:  # the others would not be trained on
+    raise UserError(cells.not_text_message(f"column {template.answer!r} holds", answers))
   choices = list(more.get("answer_choices", ()))
   for answer in answers:
     if choices and answer.strip() and answer not in choices:

@@ -202,10 +202,9 @@ def _read_general(
   table = sources.read(o.general, "general")
   form = templates.choose(table.columns, where=str(o.general), text="text")
   examples = templates.render(form, table.rows, table.where)
+  shared = {"no_target": o.no_target, "special_tokens": o.special_tokens}
   split, counts = text.encode(
-    tokenizer,
-    examples,
-    EncodeOptions(window, too_long="chunk", special_tokens=o.special_tokens),
+    tokenizer, examples, EncodeOptions(window, too_long="chunk", **shared)
   )
   if o.eval_limit is not None:  # it counts windows, as one document may be a whole book
     split = sample(split, o.eval_limit)

@@ -25,10 +25,10 @@ class Example(NamedTuple):
     answers: all that are accepted; the first is trained on.
     where: file and line of the row, for errors.
     choices: the answers to choose from, if the template lists them.
-    source: the row as it was read, if `row` holds more.
+    source: the row that decides to which split the example belongs, if `row` is another.
     conversation: whether `row` holds turns, which a chat template turns into text.
-    key: the prompt, if it alone decides to which split the example belongs, so that two splits
-      never share it with other answers; None: the row decides. See `divide`.
+    key: the prompt, if two splits may not share it with other answers either; without a `source` it
+      decides to which split the example belongs. None: the row decides. See `divide`.
     difference: of a pair of answers, by how much the first one is rated higher; 0 for a tie, which
       is judged and not trained on.
   """

@@ -30,6 +30,12 @@ def test_known_formats():
   assert texts([{"text": "a"}])[0][:2] == (None, ["a"])
 
 
+@pytest.mark.parametrize("answers", [("output",), ("completion",), ("output", "completion")])
+def test_a_row_of_the_training_data_has_the_prompt_of_training(answers):
+  row = {"instruction": "Add.", "prompt": "1 + 2"} | dict.fromkeys(answers, "3")
+  assert templates.render_prompts([row]) == [texts([row])[0].prompt]
+
+
 def test_template_answers_and_text():
   row = {"a": "x", "refs": ["p", "q"], "my label": 1}
   one = texts([row], template="{{ a }} {{ row['my label'] }}\n", answer="refs")[0]

@@ -128,10 +128,11 @@ def render_prompts(
   rename: Mapping | None = None,
   choices: Sequence[str] | None = None,
 ) -> list[str]:
-  """Makes the prompts of rows that have no answer, as `choose` and `render` do in training.
+  """Makes the prompts of rows, with an answer or without, as `choose` and `render` do in training.
 
   Args:
-    template: that of the training data (of several, the first); None: the columns decide.
+    template: that of the training data (of several, the first); None: the columns decide, of rows
+      without an answer `instruction` before `prompt`.
     rename, choices: those of the training data.
   """
   if template is not None and not isinstance(template, (str, Template)):
@@ -140,7 +141,8 @@ def render_prompts(
   given = resolve(template, answer="") if template else None
   prompts = []
   for i, row in enumerate(rows):
-    chosen = given or Template(INSTRUCTION if "instruction" in row else "{{ prompt }}", "")
+    asked = "instruction" in row and ("output" in row or not {"prompt", "completion"} <= {*row})
+    chosen = given or Template(INSTRUCTION if asked else "{{ prompt }}", "")
     if choices is not None:
       chosen = chosen._replace(answer_choices=tuple(choices))
     try:

@@ -163,7 +163,8 @@ def test_thumbs(tokenizer):
     for answer, label in (("yes", True), ("no", False), ("Yes", False))
   ]
   text = show(data(train=encode(tokenizer, "kto", rows)), views.THUMBS, tokenizer, colour=False)
-  assert "duplicates: 1 (" in text and "texts with more than one label: 1\nthumbs up: 1 of 3" in text
+  assert "duplicates: 1 (" in text
+  assert "texts with more than one label: 1\nthumbs up: 1 of 3" in text
   assert "ask\n[[no</s>]]\nlabel: down" in text
 
 

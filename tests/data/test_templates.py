@@ -103,7 +103,7 @@ def test_a_cell_that_is_no_text_is_named(column, cell):
 
 @pytest.mark.parametrize("options", [{}, {"text": "text"}])
 def test_plain_text_is_one_text(options):
-  with pytest.raises(UserError, match=r"f.jsonl:1: column 'text' holds \['a', 'b'\] .list., expect"):
+  with pytest.raises(UserError, match=r"f.jsonl:1: column 'text' holds \['a', 'b'\] .list., exp"):
     texts([{"text": ["a", "b"]}], **options)
 
 

@@ -3,7 +3,8 @@
 A hash of all columns of a row, as they are in the file, decides to which split it belongs. So the
 order of the file does not matter, equal rows stay together, and templates that read different
 columns are compared on the same examples. Of answers that people judged it is a hash of the prompt,
-as the first template writes it: a model has seen a prompt if it has seen any answer to it.
+as the first template writes it: a model has seen a prompt if it has seen any answer to it. Of
+prompts that a policy answers it is that of the first row with this prompt.
 """
 
 from __future__ import annotations
@@ -128,9 +129,8 @@ def normalise(text: str) -> str:
 
 def _position(example: Example, salt: str) -> int:
   """Hashes a row to 64 bits; neither the order of its columns nor null columns count."""
-  row = example.row if example.source is None else example.source
-  if example.key is not None:
-    row = {"prompt": example.key}
+  row = example.row if example.key is None else {"prompt": example.key}
+  row = row if example.source is None else example.source
   cells = sorted((name, cell) for name, cell in row.items() if cell is not None)
   content = "\x1f".join(f"{name}\x1e{_plain(cell)}" for name, cell in cells)
   digest = hashlib.blake2b(f"{salt}\x1d{content}".encode(), digest_size=8).digest()

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from jaxtune.errors import UserError, nearest
+
+if TYPE_CHECKING:
+  import datasets
+
+# The columns that may hold turns and descriptions of tools, which chat templates write out whole.
+_SPOKEN = (
+  "messages", "conversations", "tools", "prompt", "chosen", "rejected", "completions"
+)  # fmt: skip
 
 
 def open_split(source: str, split: str, streaming: bool) -> Iterable[dict]:
@@ -41,9 +51,36 @@ def open_split(source: str, split: str, streaming: bool) -> Iterable[dict]:
     raise UserError(f"{name} from the hub: {str(error).splitlines()[0]}; {advice}") from error
   if split not in data:
     raise UserError(f"{name} has no split {split!r}; {nearest(split, data)}")
-  # Pictures and sounds stay the bytes and paths that they are in the data set: none is opened.
-  rows = data[split] if options else data[split].to_iterable_dataset()
-  return rows.decode(False)
+  return as_written(data[split] if options else data[split].to_iterable_dataset())
+
+
+def as_written(rows: datasets.IterableDataset) -> Iterator[dict]:
+  """Yields rows of Arrow's types as their authors wrote them, as far as that is known.
+
+  Cells of the type Json are parsed. Arrow gives every object of a column the keys of all of them,
+  with nulls; from turns and tools these are taken out. Pictures and sounds stay the bytes and paths
+  that they are in the data set: none is opened.
+  """
+  rows = rows.decode(False)
+  kinds = {
+    name: kind for name, kind in rows.features.items() if name in _SPOKEN or "Json(" in repr(kind)
+  }
+  for row in rows:
+    yield row | {
+      name: _as_written(row[name], kind, name in _SPOKEN) for name, kind in kinds.items()
+    }
+
+
+def _as_written(value: Any, kind: Any, bare: bool) -> Any:
+  """Parses Json within a cell of this kind, and if it is to be bare, takes nulls out of objects."""
+  if value is None:
+    return None
+  if isinstance(kind, dict):
+    pairs = {key: (one, kind[key]) for key, one in value.items() if one is not None or not bare}
+    return {key: _as_written(*pair, bare) for key, pair in pairs.items()}
+  if isinstance(value, list):
+    return [_as_written(one, kind.feature, bare) for one in value]
+  return json.loads(value) if type(kind).__name__ == "Json" else value
 
 
 @contextlib.contextmanager

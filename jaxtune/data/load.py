@@ -150,9 +150,10 @@ def _summed(reports: dict[str, dict]) -> dict:
     counts = [one["splits"][name] for one in reports.values() if name in one["splits"]]
     if counts:
       keys = ("read", "kept", "truncated", "tokens", "trained_tokens")
+      by_name = ("skipped", "special_tokens")
       totals[name] = {key: sum(one[key] for one in counts) for key in keys} | {
         "longest": max(one["longest"] for one in counts),
-        "skipped": dict(sum((Counter(one["skipped"]) for one in counts), Counter())),
+        **{key: dict(sum((Counter(one.get(key)) for one in counts), Counter())) for key in by_name},
       }
   return totals
 
@@ -201,10 +202,9 @@ def _read_general(
   table = sources.read(o.general, "general")
   form = templates.choose(table.columns, where=str(o.general), text="text")
   examples = templates.render(form, table.rows, table.where)
+  shared = {"no_target": o.no_target, "special_tokens": o.special_tokens}
   split, counts = text.encode(
-    tokenizer,
-    examples,
-    EncodeOptions(window, too_long="chunk", special_tokens=o.special_tokens),
+    tokenizer, examples, EncodeOptions(window, too_long="chunk", **shared)
   )
   if o.eval_limit is not None:  # it counts windows, as one document may be a whole book
     split = sample(split, o.eval_limit)

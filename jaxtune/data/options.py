@@ -31,7 +31,8 @@ class EncodeOptions(NamedTuple):
     labels: the names of all classes or tags in the order of their numbers; None for those that
       occur.
     stride: how many tokens two windows of a long context share; None for a quarter of max_length.
-    chat_template: the template of conversations; see `wording.template`.
+    chat_template: the template of conversations; see `wording.template`. Where one writes today's
+      date by `strftime_now`, it gets July 26, 2024 on every day.
     turns: of conversations, train on "all" of the assistant's turns or only on the "last".
     decoder_start: the tokens that every output of an encoder-decoder begins with; () for a decoder.
   """

@@ -85,7 +85,7 @@ def _histogram(lengths: np.ndarray) -> list[str]:
 def _contradictions(split: Split, texts: Sequence[str], view: View) -> list[str]:
   """Counts the texts that have different labels in several examples."""
   labels = defaultdict(set)
-  for text, references in zip(texts, split.references, strict=True):
-    labels[text].add(tuple(references))
+  for text, names in zip(texts, getattr(split, view.label), strict=True):
+    labels[text].add(tuple(names))
   several = sum(len(different) > 1 for different in labels.values())
   return [f"{view.contradictions}: {several:,}"] if several else []

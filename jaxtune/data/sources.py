@@ -275,8 +275,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
   import datasets
 
   try:
-    # Pictures and sounds stay the bytes and paths that they are in the file: none is opened.
-    yield from _numbered(datasets.IterableDataset.from_parquet(str(path)).decode(False))
+    yield from _numbered(hub.as_written(datasets.IterableDataset.from_parquet(str(path))))
   except Exception as error:  # pyarrow and datasets wrap each other's errors in many classes
     cause = str(error.__cause__ or error).splitlines()[0]
     raise UserError(f"{path}: not a readable Parquet file ({cause})") from error

@@ -7,11 +7,17 @@ before it starts to measure the time of a template.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from jaxtune.data import confined
 from jaxtune.errors import UserError
+
+# What templates get for today from `strftime_now`, so that a run has the same tokens on every day.
+# It is the date that Llama 3.2's template writes where it does not know today's.
+TODAY = datetime(2024, 7, 26)
 
 
 def speaker(sources: tuple[str, str], tokens: Mapping) -> Callable[[tuple], list[str | int]]:
@@ -28,9 +34,12 @@ def speaker(sources: tuple[str, str], tokens: Mapping) -> Callable[[tuple], list
   tokenizer = PreTrainedTokenizerBase()
 
   def render(turns: list, tools: list | None, prompt: bool) -> str:
+    source = sources[bool(tools)]
     try:
+      compiled = chat_template_utils._compile_jinja_template(source)  # it keeps what it compiled
+      compiled.environment.globals["strftime_now"] = TODAY.strftime
       text = tokenizer.apply_chat_template(
-        turns, tools=tools, chat_template=sources[bool(tools)], tokenize=False,
+        turns, tools=tools, chat_template=source, tokenize=False,
         add_generation_prompt=prompt, **tokens,
       )  # fmt: skip
       text.encode()

@@ -28,12 +28,14 @@ class View(NamedTuple):
     example: writes the example with a number, with what is trained marked.
     labels: writes lines that count a split's labels; None if its examples have no label.
     contradictions: what texts with different labels are called.
+    label: the field of the split that holds the labels of each example.
   """
 
   texts: Callable[[Split, Tokenizer], Iterator[str]]
   example: Callable[[Split, Tokenizer, int, Mark], str]
   labels: Callable[[Split], list[str]] | None = None
   contradictions: str = "texts with more than one label"
+  label: str = "references"
 
 
 def _texts(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
@@ -135,6 +137,12 @@ def _liked(split: Split) -> list[str]:
   return [f"thumbs up: {up:,} of {split.examples:,}"]
 
 
+def _judged(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
+  """Yields each prompt with its answer, without the other answer beside it."""
+  pairs = zip(split.arrays["tokens"][:, 0], split.arrays["mask"][:, 0], strict=True)
+  return (tokenizer.decode(tokens[mask]) for tokens, mask in pairs)
+
+
 def _both(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
   """Yields each prompt with both answers, in an order that does not depend on the choice."""
   for prompt, answers in zip(_prompts(split, tokenizer), split.choices or (), strict=True):
@@ -158,7 +166,10 @@ def _pairs(split: Split) -> list[str]:
 
 
 def _frequencies(title: str, split: Split) -> list[str]:
-  counts = Counter(itertools.chain.from_iterable(split.references))
+  """Counts the examples of each label; nothing where rows have choices of their own."""
+  if split.own_choices:
+    return []
+  counts = Counter(map(_safe, itertools.chain.from_iterable(split.references)))
   total, wide = counts.total(), max(map(len, counts))
   rows = counts.most_common()
   return [title, *(f"  {name:<{wide}}  {n:,} ({100 * n / total:.1f} %)" for name, n in rows)]
@@ -188,6 +199,6 @@ CLASSES = View(_texts, _labelled, partial(_frequencies, "examples by label:"))
 NUMBERS = View(_texts, _labelled, _range)
 WORDS = View(_texts, _words, partial(_frequencies, "words by tag:"))
 CHOICES = View(_prompts, _choices, partial(_frequencies, "examples by label:"))
-THUMBS = View(_prompts, _thumbs, _liked)
+THUMBS = View(_judged, _thumbs, _liked, label="choices")
 PAIRS = View(_both, _choices, _pairs, "pairs that are given the other way round too")
 ANSWERS = View(_questions, _windows, _unanswered)

@@ -23,9 +23,11 @@ def load(name: str | None, folder: Path | None) -> Any:
   try:
     place = expanded(source)
     source = place if place.is_dir() else source  # a name on the hub stays as it is
-    return _tokenizer_class(place).from_pretrained(source, trust_remote_code=False)
+    tokenizer = _tokenizer_class(place).from_pretrained(source, trust_remote_code=False)
   except Exception as error:
     raise UserError(f"the tokenizer in {source} cannot be loaded: {error}") from error
+  tokenizer.truncation_side = "right"  # encoders count windows and cuts from the beginning
+  return tokenizer
 
 
 def _tokenizer_class(folder: Path) -> Any:

@@ -129,6 +129,14 @@ def test_general_text_is_cut_into_the_same_windows_whatever_is_trained_on(load):
   assert load(train="small", general="plain").general.examples == 3, "windows of up to 512 tokens"
 
 
+def test_general_text_may_have_empty_rows(load, tmp_path):
+  path = folders.write(tmp_path, "general.jsonl", [{"text": ""}, {"text": "c1 c2"}])
+  with pytest.raises(UserError, match="general.jsonl:1: no token to train on"):
+    load(train="small", general=path)
+  found = load(train="small", general=path, no_target="skip")
+  assert found.general.examples == 1 and found.report["general"]["skipped"] == {"no_target": 1}
+
+
 STREAM = {"train": "train", "stream": 8, "max_length": 8}
 SPOKEN = "{% for m in messages %}c1 {{ m.content }} </s> {% endfor %}"
 MISTAKES = [

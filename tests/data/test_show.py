@@ -144,6 +144,30 @@ def test_choices(tokenizer):
   assert "  It is [[bad]]\n* It is [[good]]" in text
 
 
+def test_choices_are_counted_where_all_rows_have_the_same(tokenizer):
+  def run(*rows):
+    examples = [Example("It is ", [some[0]], {}, "f:1", some) for some in rows]
+    one = choices.encode(tokenizer, examples, EncodeOptions())
+    return show(data(train=one), views.CHOICES, tokenizer, colour=False), one[1]
+
+  text, counts = run(["a\r", "bb"], ["bb", "a\r"])
+  assert "examples by label:\n  a\\r  1 (50.0 %)\n  bb   1 (50.0 %)" in text and "\r" not in text
+  assert counts["classes"] == {"a\r": 1, "bb": 1}
+  text, counts = run(["a", "b"], ["c", "d"])
+  assert "by label" not in text and "classes" not in counts
+
+
+def test_thumbs(tokenizer):
+  rows = [
+    {"prompt": "ask\n", "completion": answer, "label": label}
+    for answer, label in (("yes", True), ("no", False), ("Yes", False))
+  ]
+  text = show(data(train=encode(tokenizer, "kto", rows)), views.THUMBS, tokenizer, colour=False)
+  assert "duplicates: 1 (" in text
+  assert "texts with more than one label: 1\nthumbs up: 1 of 3" in text
+  assert "ask\n[[no</s>]]\nlabel: down" in text
+
+
 def test_pairs(tokenizer):
   pair = lambda prompt, chosen, rejected: {
     "prompt": prompt, "chosen": chosen, "rejected": rejected

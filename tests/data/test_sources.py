@@ -160,6 +160,25 @@ def test_pictures_are_not_opened(tmp_path, monkeypatch):
   assert sources.read("owner/name").rows == rows
 
 
+def test_objects_of_arrow_are_those_that_were_written(tmp_path, monkeypatch):
+  """Json is parsed, and turns and tools have no nulls but those that Json holds."""
+  call = lambda **given: [{"role": "assistant", "tool_calls": [{"arguments": given}]}]
+  rows = [
+    {"messages": call(city="Paris"), "completion": "yes", "meta": {"a": None, "b": 1}},
+    {"messages": call(n=3), "completion": {"x": None}, "meta": {"a": "x", "b": None}},
+    {"messages": [{"role": "user", "content": "a"}], "completion": None, "meta": None},
+  ]
+  kinds = datasets.Dataset.from_list([row | {"completion": ""} for row in rows]).features
+  kinds["completion"] = datasets.Json()
+  made = datasets.Dataset.from_list(rows, features=kinds)
+  path = str(tmp_path / "a.parquet")
+  made.to_parquet(path)
+  assert sources.read(path).rows == rows
+  monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *args, **kwargs: None)
+  monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: {"train": made})
+  assert sources.read("owner/name").rows == rows
+
+
 def test_long_fields_are_read_from_two_files_at_once(write):
   first, second = write("a.csv", "x\n1\n"), write("b.csv", f"x\n1\n{'y' * 200_000}\n")
   streams = sources.stream(first), sources.stream(second)

@@ -30,6 +30,12 @@ def test_known_formats():
   assert texts([{"text": "a"}])[0][:2] == (None, ["a"])
 
 
+@pytest.mark.parametrize("answers", [("output",), ("completion",), ("output", "completion")])
+def test_a_row_of_the_training_data_has_the_prompt_of_training(answers):
+  row = {"instruction": "Add.", "prompt": "1 + 2"} | dict.fromkeys(answers, "3")
+  assert templates.render_prompts([row]) == [texts([row])[0].prompt]
+
+
 def test_template_answers_and_text():
   row = {"a": "x", "refs": ["p", "q"], "my label": 1}
   one = texts([row], template="{{ a }} {{ row['my label'] }}\n", answer="refs")[0]
@@ -93,6 +99,12 @@ def test_a_cell_that_is_no_text_is_named(column, cell):
     texts([row], template="{{ title }}", answer="body")
   (one,) = texts([row], template=f"{{{{ {column} | string }}}}", answer="{{ 'a' }}")
   assert one.prompt == str(row[column]), "Jinja may make a text of it"
+
+
+@pytest.mark.parametrize("options", [{}, {"text": "text"}])
+def test_plain_text_is_one_text(options):
+  with pytest.raises(UserError, match=r"f.jsonl:1: column 'text' holds \['a', 'b'\] .list., exp"):
+    texts([{"text": ["a", "b"]}], **options)
 
 
 def test_numbers_and_dates_are_text():

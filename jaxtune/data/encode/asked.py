@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxtune.data import conversations, padding, reading
+from jaxtune.data import conversations, divide, padding, reading
 from jaxtune.data.encode import chat, text
 from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.reading import Reading
@@ -26,6 +26,8 @@ NO_ANSWER = "."  # is encoded in place of an answer that a row does not have
 
 def read(table: Table, name: str, options: DataOptions) -> Reading:
   """Reads text or conversations; a template, or a column `prompt` or `instruction`, is enough.
+
+  Two splits never share a prompt, whatever its answers are, as a policy answers it itself.
 
   Raises:
     UserError: a prompt without a word in it.
@@ -44,7 +46,13 @@ def read(table: Table, name: str, options: DataOptions) -> Reading:
   for example in found.heads:
     if not example.conversation and not (example.prompt or "").strip():
       raise UserError(f"{example.where}: the prompt is empty, expected a text to be answered")
-  return found
+  first: dict[str, dict] = {}  # the row by which all of one prompt are drawn
+  groups = []
+  for group in found.groups:
+    prompt = group[0].prompt
+    source = first.setdefault(divide.normalise(prompt), group[0].row)
+    groups.append([example._replace(key=prompt, source=source) for example in group])
+  return found._replace(groups=groups)
 
 
 def encode(

@@ -46,7 +46,8 @@ def encode(
       two.
 
   Returns:
-    The split, and counts with "classes" (examples by right answer).
+    The split, and counts with "classes" (examples by right answer), unless rows have choices of
+    their own.
   """
   pairs, bad = labels.checked(examples, _right, options.malformed)
   where = [example.where for example, _ in pairs]
@@ -66,7 +67,8 @@ def encode(
   classes = Counter(reference for (reference,) in split.references)
   lost = len(pairs) - len(items)
   skipped = {"label": bad, "too_long": lost}
-  return split, counts(split, skipped, len(long) - lost, classes=dict(classes))
+  more = {} if split.own_choices else {"classes": dict(classes)}
+  return split, counts(split, skipped, len(long) - lost, **more)
 
 
 def _fit(item: _Item, front: int, options: EncodeOptions) -> _Item | None:

@@ -202,7 +202,8 @@ def encode_twos(
 
   Returns:
     The split, whose tokens, mask and weights are (X, 2, T), without examples of which one text is
-    skipped; its counts; and the examples that are kept.
+    skipped; its counts, where the reasons of all texts are one, "template or too_long", as an
+    example may be left out for two; and the examples that are kept.
   """
   flat_sides = [side for two in sides for side in two]
   flat, counted = encode_answers(tokenizer, flat_sides, options, two_texts)
@@ -215,9 +216,10 @@ def encode_twos(
   arrays["reference"] = np.full((len(kept), 2), np.nan, np.float32)
   chosen = [examples[x] for x in kept]
   split = to_split(arrays, chosen, [flat.prompts[place] for place in places_X2[:, 0]])
-  more = {key: counted[key] for key in ("stop_tokens", "chat_template") if key in counted}
-  lost = len(examples) - len(kept)
-  return split, counts(split, {"too_long": lost}, counted["truncated"], **more), chosen
+  known = ("stop_tokens", "chat_template", "special_tokens")
+  more = {key: counted[key] for key in known if key in counted}
+  skipped = {" or ".join(counted["skipped"]): len(examples) - len(kept)}
+  return split, counts(split, skipped, counted["truncated"], **more), chosen
 
 
 def encode_answers(

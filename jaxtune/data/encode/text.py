@@ -63,7 +63,9 @@ def encode(
   items, doubled = _settle_specials(tokenizer, items, options)
   lengths = [max(len(item.ids), len(item.prompt)) for item in items]
   where = [item.example.where for item in items]
-  long = padding.find_too_long(lengths, where, options, ("skip", "truncate", "chunk"))
+  plain = all(item.example.prompt is None for item in items)
+  policies = ("skip", "truncate", *["chunk"] * (plain or options.too_long == "chunk"))
+  long = padding.find_too_long(lengths, where, options, policies)
   items, short_tails = _shorten(items, options)
   trained = [item.trained_from < len(item.ids) for item in items]
   items, empty = drop_untrained(items, trained, options)

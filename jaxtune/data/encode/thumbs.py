@@ -76,17 +76,22 @@ def encode(
   """Encodes every answer, and beside it, after the same prompt, that of the next other prompt.
 
   tokens, mask and weights are (X, 2, T): the answer, and the one that does not belong to the
-  prompt, of which the divergence from the reference is estimated. labels (X,) are 1 for "up".
+  prompt, of which the divergence from the reference is estimated. That one is cut where it is too
+  long: the policies of `options` are for the first. labels (X,) are 1 for "up".
 
   Returns:
     The split, where an answer with a thumb down is no reference; and counts with "classes"
-    (examples by label).
+    (examples by label), whose "skipped" and "truncated" are of the first answers.
   """
-  sides = [
-    [one._replace(row=dict(one.row)), _answered(one, _following(examples, at))]
-    for at, one in enumerate(examples)
-  ]
-  split, counted, examples = pairs.encode_twos(tokenizer, examples, sides, options)
+  own = [one._replace(row=dict(one.row)) for one in examples]
+  alone, counted = pairs.encode_answers(tokenizer, own, options)
+  fit = {id(row) for row in alone.rows}
+  own = [one for one in own if id(one.row) in fit]
+  sides = [[one, _answered(one, _following(own, at))] for at, one in enumerate(own)]
+  cut = options._replace(too_long="truncate")
+  split, of_twos, examples = pairs.encode_twos(tokenizer, own, sides, cut)
+  of_first = ("skipped", "truncated", "special_tokens")
+  counted = of_twos | {name: counted[name] for name in of_first if name in counted}
   kept = [one.choices[0] for one in examples]
   arrays = split.arrays | {"labels": np.array([name == "up" for name in kept], np.int32)}
   references = [one.answers * (one.choices[0] == "up") for one in examples]

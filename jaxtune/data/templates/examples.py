@@ -25,10 +25,10 @@ class Example(NamedTuple):
     answers: all that are accepted; the first is trained on.
     where: file and line of the row, for errors.
     choices: the answers to choose from, if the template lists them.
-    source: the row as it was read, if `row` holds more.
+    source: the row that decides to which split the example belongs, if `row` is another.
     conversation: whether `row` holds turns, which a chat template turns into text.
-    key: the prompt, if it alone decides to which split the example belongs, so that two splits
-      never share it with other answers; None: the row decides. See `divide`.
+    key: the prompt, if two splits may not share it with other answers either; without a `source` it
+      decides to which split the example belongs. None: the row decides. See `divide`.
     difference: of a pair of answers, by how much the first one is rated higher; 0 for a tie, which
       is judged and not trained on.
   """
@@ -79,6 +79,8 @@ def _read(template: Template, row: dict) -> tuple[str | None, list[str], list[st
     return _split(template, row)
   more = _more(template, row)
   answers = _answers(template.answer, row, more)
+  if template.prompt is None and len(answers) > 1:  # the others would not be trained on
+    raise UserError(cells.not_text_message(f"column {template.answer!r} holds", answers))
   choices = list(more.get("answer_choices", ()))
   for answer in answers:
     if choices and answer.strip() and answer not in choices:
@@ -126,10 +128,11 @@ def render_prompts(
   rename: Mapping | None = None,
   choices: Sequence[str] | None = None,
 ) -> list[str]:
-  """Makes the prompts of rows that have no answer, as `choose` and `render` do in training.
+  """Makes the prompts of rows, with an answer or without, as `choose` and `render` do in training.
 
   Args:
-    template: that of the training data (of several, the first); None: the columns decide.
+    template: that of the training data (of several, the first); None: the columns decide, of rows
+      without an answer `instruction` before `prompt`.
     rename, choices: those of the training data.
   """
   if template is not None and not isinstance(template, (str, Template)):
@@ -138,7 +141,8 @@ def render_prompts(
   given = resolve(template, answer="") if template else None
   prompts = []
   for i, row in enumerate(rows):
-    chosen = given or Template(INSTRUCTION if "instruction" in row else "{{ prompt }}", "")
+    asked = "instruction" in row and ("output" in row or not {"prompt", "completion"} <= {*row})
+    chosen = given or Template(INSTRUCTION if asked else "{{ prompt }}", "")
     if choices is not None:
       chosen = chosen._replace(answer_choices=tuple(choices))
     try:

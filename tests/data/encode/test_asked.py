@@ -6,7 +6,7 @@ import pytest
 from support.reading import read
 
 from jaxtune import objectives
-from jaxtune.data import DataOptions, EncodeOptions, sources
+from jaxtune.data import DataOptions, EncodeOptions, load, sources
 from jaxtune.data.encode import asked
 from jaxtune.errors import UserError
 
@@ -52,6 +52,19 @@ def test_a_conversation_may_end_in_the_question(tokenizer):
   system = {"messages": [{"role": "system", "content": "be"}]}
   with pytest.raises(UserError, match="last turn is 'system', expected 'assistant' or 'user' or"):
     read("grpo", [system])
+
+
+def test_a_prompt_is_in_one_split_alone_whatever_its_answer(write, tokenizer):
+  run = lambda **options: load(tokenizer, objectives.module("grpo"), DataOptions(**options))
+  files = {"train": write("train.jsonl", [{"prompt": "2+2?"}, {"prompt": "1+1?"}])}
+  files["test"] = write("test.jsonl", [{"prompt": "2+2? ", "completion": "4"}])
+  with pytest.raises(UserError, match="1 examples of train are in test too: .*train.jsonl:1 = "):
+    run(**files)
+  assert run(**files, overlap="drop").train.where == [f"{files['train']}:2"]
+  rows = [{"prompt": f"{n % 12}?", "completion": f"{n}"} for n in range(24)]
+  splits = run(train=write("f.jsonl", rows), test=4).splits
+  train, test = (set(map(tokenizer.decode, split.prompts)) for split in splits.values())
+  assert len(train) + len(test) == 12 and not train & test
 
 
 def test_a_template_needs_no_answer():

@@ -199,6 +199,12 @@ def test_the_plain_template(talker, tmp_path):
     run(talker, ROWS, chat_template="plane")
 
 
+def test_a_template_that_writes_the_date_gives_the_same_tokens_every_day(speaker):
+  source = "{{ strftime_now('%d %b %Y') }}" + bare("headers in lines")
+  (ids,) = chat.prompts(speaker, [openai("how")], source)
+  assert speaker.decode(ids).startswith("26 Jul 2024<|start|>user")
+
+
 def test_the_plain_template_begins_as_the_tokenizer_does(make_tokenizer):
   tokenizer = make_tokenizer(bos=True)
   split, _ = run(tokenizer, [openai("hi", "yo")], chat_template="plain")

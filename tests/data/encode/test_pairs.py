@@ -175,6 +175,17 @@ def test_what_is_skipped_in_a_file_is_counted_in_train_alone(write, tokenizer):
   assert found == {"train": (5, {"malformed": 1}), "validation": (2, {}), "test": (2, {})}
 
 
+def test_the_reasons_for_which_pairs_are_skipped_are_those_of_their_texts(write, tokenizer):
+  pair = lambda prompt, chosen: {"prompt": prompt, "chosen": chosen, "rejected": "no"}
+  path = write("f.jsonl", [pair("ask\n", "yes"), pair("long ask\n", "yes"), pair("q\n", "y</s>")])
+  options = {"train": path, "max_length": 9, "too_long": "truncate", "no_target": "skip"}
+  with_eos = {"special_tokens": "allow"}
+  counts = load(tokenizer, **options, **with_eos).report["splits"]["train"]
+  assert counts["skipped"] == {"no_target": 1} and counts["special_tokens"] == {"eos": 1}
+  mixture = load(tokenizer, tasks={"a": options | with_eos}).report["splits"]["train"]
+  assert mixture["skipped"] == {"no_target": 1} and mixture["special_tokens"] == {"eos": 1}
+
+
 def test_two_files_may_not_share_a_prompt(write, tokenizer):
   pair = lambda prompt, answer: {"prompt": prompt, "chosen": answer, "rejected": "no"}
   train = write("train.jsonl", [pair("A \n", "yes"), pair("b\n", "yes"), pair("a\n", "well")])
@@ -229,6 +240,24 @@ def test_a_thumb_s_other_answer_belongs_to_another_prompt(tokenizer):
   for at in range(split.examples):
     mine, other = text(at, 0)[:2], text(at, 1)
     assert mine in other and mine[1] not in other.split()[-1]
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_a_thumb_is_kept_though_the_other_answer_is_too_long_or_has_no_token(tokenizer, policy):
+  rows = [
+    {"prompt": "long prompt\n", "completion": "a", "label": True},
+    {"prompt": "q\n", "completion": "long answer", "label": True},
+  ]
+  options = EncodeOptions(max_length=16, too_long=policy)
+  encode = objectives.module("kto").encode
+  split, counts = encode(tokenizer, read("kto", rows)[0], options)
+  assert counts["kept"] == 2 and counts["truncated"] == 0 and not counts["skipped"]
+  assert tokenizer.decode(split.arrays["tokens"][0, 1]) == "long prompt\nlong"
+  if policy == "skip":
+    rows.append({"prompt": "r\n", "completion": "x" * 20, "label": False})
+    split, counts = encode(tokenizer, read("kto", rows)[0], options)
+    assert counts["skipped"] == {"too_long": 1} and counts["classes"] == {"down": 0, "up": 2}
+    assert "x" not in tokenizer.decode(split.arrays["tokens"][1, 1])
 
 
 def test_thumbs_are_up_in_many_forms():

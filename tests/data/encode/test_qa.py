@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from support.reading import read
 from jaxtune.data import EncodeOptions
 from jaxtune.data.encode import qa
 from jaxtune.errors import UserError
+from jaxtune.models import tokenizer as tokenizers
 
 CONTEXT = "The cat sat on the mat, in San Francisco; where is the river Zürich now? Not far away."
 
@@ -84,6 +86,18 @@ def test_windows_cover_the_context_and_hold_the_answer_where_they_can(wordpiece)
   texts = qa.answer_texts(split, *gold(split))
   assert texts[:-1] == [answer or "" for answer in ANSWERS[:-1]]
   assert counts["cut_answers"] == 0 and len(texts) == len(split.references) == len(split.rows)
+
+
+def test_a_tokenizer_that_would_cut_beginnings_gives_the_same_windows(wordpiece, tmp_path):
+  wordpiece.save_pretrained(tmp_path)
+  file = tmp_path / "tokenizer_config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"truncation_side": "left"}))
+  options = {"max_length": 24, "stride": 4}
+  (mine, _), (theirs, _) = (
+    encode(tokenizer, **options) for tokenizer in (tokenizers.load(None, tmp_path), wordpiece)
+  )
+  for name in ("tokens", "starts", "ends"):
+    assert mine.arrays[name].tolist() == theirs.arrays[name].tolist()
 
 
 def test_an_answer_longer_than_a_window_is_counted(wordpiece):

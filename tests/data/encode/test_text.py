@@ -70,8 +70,11 @@ def test_an_empty_prompt_does_not_train_what_nothing_predicts(tokenizer):
 
 def test_too_long(tokenizer):
   rows = [example("ab", "c"), example("a" * 8, "bcdef", line=2), example("a" * 20, "b", line=3)]
-  with pytest.raises(UserError, match=r"f.jsonl:2: 14 tokens.*max_length=10; so are 2 of 3.*:3"):
+  message = r"f.jsonl:2: 14 tokens.*max_length=10; so are 2 of 3.*:3.* 'skip' or 'truncate'$"
+  with pytest.raises(UserError, match=message):
     text.encode(tokenizer, rows, EncodeOptions(max_length=10))
+  with pytest.raises(UserError, match="f.jsonl:1: 12 tokens.* 'skip' or 'truncate' or 'chunk'$"):
+    text.encode(tokenizer, [example(None, "a" * 11)], EncodeOptions(max_length=10))
   split, counts = text.encode(tokenizer, rows, EncodeOptions(max_length=10, too_long="skip"))
   assert counts["skipped"] == {"too_long": 2} and split.where == ["f.jsonl:1"]
   with pytest.raises(UserError, match="f.jsonl:3: no token to train on"):

@@ -463,7 +463,12 @@ def test_code_in_the_folder_of_a_run_is_not_run(made, tmp_path, monkeypatch):
   for config in (made(), made(rollout={"rewards": at_home})):
     with pytest.raises(UserError, match="has a reward in its own folder"):
       sources.check_foreign(config, tmp_path)
-    sources.check_foreign(config, tmp_path / "run")
+    with pytest.raises(UserError, match=f"reward beside its folder.*the command in {tmp_path} if"):
+      sources.check_foreign(config, tmp_path / "run")
+    sources.check_foreign(config, tmp_path / "runs" / "run")
+    with monkeypatch.context() as patch:
+      patch.chdir(tmp_path)
+      sources.check_foreign(config, tmp_path / "run")
   assert rewards.make(at_home).functions.keys() == {*at_home}
 
 

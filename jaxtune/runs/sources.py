@@ -29,12 +29,14 @@ def check_foreign(config: dict[str, Any], folder: Path) -> None:
   """
   folder = folder.resolve()
   folder = folder.parents[1] if folder.parent.name == "trials" else folder  # that of the sweep
+  around = folder.parent
+  at_home = Path.cwd().is_relative_to(around)
   for path in map(rewards.file_of, config["rollout"]["rewards"]):
     if path is None:
       continue
     if path.resolve().is_relative_to(folder):
       where, way = "in its own", "copy the file to where the config of your own names it"
-    elif path.resolve().is_relative_to(around := folder.parent) and not Path.cwd().is_relative_to(around):
+    elif path.resolve().is_relative_to(around) and not at_home:
       where, way = "beside its", f"start the command in {around} if the file is yours"
     else:
       continue

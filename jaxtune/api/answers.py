@@ -15,7 +15,7 @@ from jaxtune.data import sources
 from jaxtune.errors import UserError
 from jaxtune.evaluation.votes.store import Pair, Project
 from jaxtune.runs import folder as folder_
-from jaxtune.runs.finished import Run, load_run
+from jaxtune.runs.finished import Run, load_beside, load_run
 
 COLUMNS = ("prompt", "answer_a", "answer_b")  # of a file that holds the answers
 SOURCES = ("a", "b")
@@ -155,7 +155,7 @@ def _fitting(run: Run, prompts: list, numbers: list[int], sampling: Sampling) ->
 
 
 def _load(workdirs: Sequence[str | Path]) -> tuple[list[Run], tuple[str, str]]:
-  """Loads two runs, whose base is in memory once if it is the same; or a run and its base."""
+  """Loads two runs, whose weights are in memory once if they are equal; or a run and its base."""
   first = load_run(workdirs[0])
   if len(workdirs) == 1:
     untuned = first._replace(adapted=peft.untuned(first.pretrained.params))
@@ -163,7 +163,7 @@ def _load(workdirs: Sequence[str | Path]) -> tuple[list[Run], tuple[str, str]]:
   if _are_samples(workdirs):
     return [first, first], (f"{first.folder}, sample 1", f"{first.folder}, sample 2")
   bases = [folder_.read(Path(folder))[1]["base"] for folder in workdirs]
-  second = load_run(workdirs[1], first.pretrained if bases[0] == bases[1] else None)
+  second = load_beside(workdirs[1], first) if bases[0] == bases[1] else load_run(workdirs[1])
   return [first, second], (str(first.folder), str(second.folder))
 
 

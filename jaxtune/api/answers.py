@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxtune import data, files, peft
+from jaxtune import data, files, peft, schema
 from jaxtune.api.complete import check_writes, complete, encode, room, worded
-from jaxtune.data import sources
+from jaxtune.data import conversations, sources
 from jaxtune.errors import UserError
 from jaxtune.evaluation.votes.store import Pair, Project
 from jaxtune.runs import folder as folder_
@@ -119,10 +121,12 @@ def _generated(
       )
   prompts = _prompts(table)
   try:
-    shown, spoken = worded(runs[0], prompts, sampling.task), [None] * len(prompts)
+    shown, spoken = _worded(runs, prompts, sampling.task), [None] * len(prompts)
     if shown is None:
       spoken = [_conversation(row) for row in prompts]
       shown = [_written(one["messages"]) for one in spoken]
+    else:
+      prompts = shown
     asked = [n for n, text in enumerate(shown) if text.strip()]
     fits = asked
     for run in runs:
@@ -143,6 +147,31 @@ def _generated(
     "too long for the model": len(asked) - len(fits),
   }
   return names, pairs, lost
+
+
+def _worded(runs: Sequence[Run], prompts: list, task: str | None) -> list[str] | None:
+  """Returns the texts that both runs are asked, those of the first; None for conversations.
+
+  Raises:
+    UserError: where the first one reads conversations, which the second one words by a template.
+  """
+  first, second = (worded(run, prompts, task) for run in runs)
+  if first == second:
+    return first
+  if first is None:
+    raise UserError(
+      f"{runs[0].folder} reads conversations by its chat template, and {runs[1].folder} by "
+      "data.template, expected runs that read them alike"
+    )
+  n = 0 if second is None else [*map(operator.eq, first, second)].index(False)
+  own = "by its chat template" if second is None else schema.shown(second[n])
+  print(
+    f"warning: both runs are asked the texts of {runs[0].folder}, such as "
+    f"{schema.shown(first[n])}, which {runs[1].folder} would write {own}: give that run first "
+    "to ask both its own texts",
+    file=sys.stderr,
+  )
+  return first
 
 
 def _fitting(run: Run, prompts: list, numbers: list[int], sampling: Sampling) -> list[int]:
@@ -179,12 +208,12 @@ def _prompts(table: sources.Table) -> list[Any]:
 
 def _conversation(row: dict) -> dict[str, Any]:
   """Returns the columns of a conversation that a chat template reads."""
-  messages = data.conversations.turns(row, answered=False)
+  messages = conversations.turns(row, answered=False)
   return {"messages": messages} | {key: x for key, x in row.items() if key == "tools"}
 
 
 def _written(turns: list[dict]) -> str:
-  return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+  return "\n\n".join(conversations.written([turn]) for turn in turns)
 
 
 def _short(digest: str) -> str:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtune import data, files, peft, schema
-from jaxtune.api.complete import check_writes, complete, encode, room, worded
+from jaxtune.api.complete import check_options, check_writes, complete, encode, room, worded
 from jaxtune.data import conversations, sources
 from jaxtune.errors import UserError
 from jaxtune.evaluation.votes.store import Pair, Project
 from jaxtune.runs import folder as folder_
+from jaxtune.runs import results
 from jaxtune.runs.finished import Run, load_beside, load_run
 
 COLUMNS = ("prompt", "answer_a", "answer_b")  # of a file that holds the answers
@@ -32,6 +33,12 @@ class Sampling(NamedTuple):
   temperature: float = 0.0
   top_k: int | None = None
   top_p: float | None = None
+
+
+def check_sampling(sampling: Sampling, seed: int, vocabulary: int | None = None) -> None:
+  """Raises UserError for options out of range; the vocabulary is None before a model is loaded."""
+  options = {name: value for name, value in sampling._asdict().items() if name != "task"}
+  check_options(1, 0, which=None, seed=seed, vocabulary=vocabulary, **options)
 
 
 def read(prompts: str | Path) -> sources.Table:
@@ -112,8 +119,9 @@ def _generated(
 ) -> tuple[tuple[str, str], list[Pair], dict[str, int]]:
   """Generates both answers to every prompt that fits; returns names, pairs and what is left out."""
   runs, names = _load(workdirs)
-  for run in runs:
+  for number, run in enumerate(runs):
     check_writes(run)
+    check_sampling(sampling, seed + number, run.pretrained.model.config.vocabulary)
     if room([run], sampling.max_new_tokens) < 1:
       raise UserError(
         f"max_new_tokens is {sampling.max_new_tokens}, expected fewer than the "
@@ -197,7 +205,8 @@ def _load(workdirs: Sequence[str | Path]) -> tuple[list[Run], tuple[str, str]]:
 
 
 def _are_samples(workdirs: Sequence[str | Path]) -> bool:
-  return len(workdirs) == 2 and Path(workdirs[0]).resolve() == Path(workdirs[1]).resolve()
+  trials = [results.best_trial(Path(folder)).resolve() for folder in workdirs]
+  return len(trials) == 2 and trials[0] == trials[1]
 
 
 def _prompts(table: sources.Table) -> list[Any]:

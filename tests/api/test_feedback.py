@@ -147,6 +147,11 @@ def test_two_samples_of_one_run_differ_by_their_seeds(place, tmp_path):
   lines.write_text("".join(f"{row['prompt']}\n\n" for row in PROMPTS))
   with pytest.raises(UserError, match="--temperature above 0"):
     jaxtune.feedback([place / "one"] * 2, lines, tmp_path / "votes")
+  # Also where it is named once as the best trial of its sweep.
+  (tmp_path / "sweep" / "trials").mkdir(parents=True)
+  (tmp_path / "sweep" / "trials" / "x").symlink_to(place / "one")
+  with pytest.raises(UserError, match="--temperature above 0"):
+    jaxtune.feedback([place / "one", tmp_path / "sweep"], lines, tmp_path / "votes")
   project = serve([place / "one"] * 2, lines, tmp_path / "votes", temperature=1.0, max_new_tokens=6)
   assert project.names[1] == f"{place / 'one'}, sample 2"
   assert project.pairs[0].prompt == PROMPTS[0]["prompt"]
@@ -169,6 +174,12 @@ def test_mistakes_are_said_before_anything_is_generated(place, prompts, tmp_path
   ):
     with pytest.raises(UserError, match=said):
       jaxtune.feedback(workdirs, file, votes, max_new_tokens=6)
+  with pytest.raises(UserError, match="top_k is 1000000, expected at most the vocabulary's"):
+    jaxtune.feedback([one, place / "two"], prompts, votes, max_new_tokens=6, top_k=10**6)
+  with monkeypatch.context() as patch:
+    patch.setattr(answers, "make", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UserError, match="temperature is -1"):
+      jaxtune.feedback([one], prompts, votes, temperature=-1.0)
   with pytest.raises(UserError, match="max_new_tokens is 64, expected fewer than the 64 pos"):
     jaxtune.feedback([one], prompts, votes)
   same = folders.write(tmp_path, "same.jsonl", [GIVEN[0] | {"answer_b": " yes, it is\n"}])

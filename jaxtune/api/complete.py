@@ -67,8 +67,7 @@ def complete(
   else:
     adapted, which_N = mixed.together(runs), jnp.asarray(which)
     writers = [runs[i] for i in which]
-    pairs = zip(writers, prompts, strict=True)
-    ids = [encode(writer, [prompt], task)[0] for writer, prompt in pairs]
+    ids = [encode(by, [one], task)[0] for by, one in zip(writers, prompts, strict=True)]
   if not ids or not all(ids):
     raise UserError("a prompt is empty, or there is none: expected at least one token to continue")
   data.ids.check(tokenizer, ids, c.vocabulary, [f"prompt {n + 1}" for n in range(len(ids))])

@@ -18,6 +18,7 @@ from jaxtune.assets import TINY
 from jaxtune.config import complete
 from jaxtune.data import EncodeOptions
 from jaxtune.data.encode import pairs
+from jaxtune.data.tokenizer import token_ids
 from jaxtune.errors import UserError
 from jaxtune.evaluation import answers as judged
 from jaxtune.evaluation import judge, rewards
@@ -675,10 +676,10 @@ def test_a_policy_s_answers_are_known_as_it_has_read_and_written_them(adds):
   """Functions see them without special tokens and spaces, and nobody a BOS that is added."""
   tokenizer = AutoTokenizer.from_pretrained(TINY)
   tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
-  bos = tokenizer("<|user|>").input_ids if adds else []
+  encode = lambda text: token_ids(tokenizer, [text])[0]
+  bos = encode("<|user|>") if adds else []
   if adds:
     tokenizer.bos_token, tokenizer.add_bos_token = "<|user|>", True
-  encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids
   ids = [encode(text) for text in ("<|user|>Is it , A:", " yes\n")]
   found = rewards.answers_of(tokenizer, [bos + ids[0]], [ids[1]], [[]], [{}])
   assert (found.prompts, found.completions) == (["Is it , A:"], ["yes"])
@@ -714,6 +715,7 @@ def test_a_reward_that_is_a_sweep_s_best_trial_has_a_digest(made, tmp_path):
     trial = tmp_path / "judges" / "trials" / name
     trial.mkdir(parents=True)
     (trial / "tuned.safetensors").write_text(name)
+    (trial / "config.json").write_text('{"objective": {"name": "reward"}}')
     results.write(trial, {"final": {"validation_loss": loss}})
   config = complete(made(rollout={"rewards": (f"model:{tmp_path}/judges",)}))
   assert list(sources.digests(config)) == [f"{tmp_path}/judges/trials/a/tuned.safetensors"]

@@ -105,11 +105,11 @@ def _finished(folder: Path) -> tuple[list[stats.Row], dict[str, int]]:
 def _load(place: Path, examples: int, cache: dict) -> tuple[Loaded, str]:
   """Loads a trial, with data and base that others share; returns it and its split's name."""
   config = configs_.complete(schema.read_json(place / "config.json"))
-  sources.check_foreign(config, place)
   data_key = groups.data_key(config)
   dataset = _once(cache, data_key, lambda: load_data(config))
   model_key = groups.model_key(config), len(dataset.labels)
   run = load_run(place, cache.get(model_key))
+  sources.check_foreign(run.config, place)  # config.json may say otherwise
   model = _once(cache, model_key, lambda: run.pretrained)
   fingerprint = _once(cache, ("fingerprint", model_key), lambda: tree.fingerprint(model.params))
   made = make(run.config, model, dataset, fingerprint)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxtune import data, files, peft
-from jaxtune.api.complete import check_writes, complete, encode, room, worded
-from jaxtune.data import sources
+from jaxtune import data, files, peft, schema
+from jaxtune.api.complete import check_options, check_writes, complete, encode, room, worded
+from jaxtune.data import conversations, sources
 from jaxtune.errors import UserError
 from jaxtune.evaluation.votes.store import Pair, Project
 from jaxtune.runs import folder as folder_
-from jaxtune.runs.finished import Run, load_run
+from jaxtune.runs import results
+from jaxtune.runs.finished import Run, load_beside, load_run
 
 COLUMNS = ("prompt", "answer_a", "answer_b")  # of a file that holds the answers
 SOURCES = ("a", "b")
@@ -30,6 +33,12 @@ class Sampling(NamedTuple):
   temperature: float = 0.0
   top_k: int | None = None
   top_p: float | None = None
+
+
+def check_sampling(sampling: Sampling, seed: int, vocabulary: int | None = None) -> None:
+  """Raises UserError for options out of range; the vocabulary is None before a model is loaded."""
+  options = {name: value for name, value in sampling._asdict().items() if name != "task"}
+  check_options(1, 0, which=None, seed=seed, vocabulary=vocabulary, **options)
 
 
 def read(prompts: str | Path) -> sources.Table:
@@ -110,8 +119,9 @@ def _generated(
 ) -> tuple[tuple[str, str], list[Pair], dict[str, int]]:
   """Generates both answers to every prompt that fits; returns names, pairs and what is left out."""
   runs, names = _load(workdirs)
-  for run in runs:
+  for number, run in enumerate(runs):
     check_writes(run)
+    check_sampling(sampling, seed + number, run.pretrained.model.config.vocabulary)
     if room([run], sampling.max_new_tokens) < 1:
       raise UserError(
         f"max_new_tokens is {sampling.max_new_tokens}, expected fewer than the "
@@ -119,10 +129,12 @@ def _generated(
       )
   prompts = _prompts(table)
   try:
-    shown, spoken = worded(runs[0], prompts, sampling.task), [None] * len(prompts)
+    shown, spoken = _worded(runs, prompts, sampling.task), [None] * len(prompts)
     if shown is None:
       spoken = [_conversation(row) for row in prompts]
       shown = [_written(one["messages"]) for one in spoken]
+    else:
+      prompts = shown
     asked = [n for n, text in enumerate(shown) if text.strip()]
     fits = asked
     for run in runs:
@@ -145,6 +157,31 @@ def _generated(
   return names, pairs, lost
 
 
+def _worded(runs: Sequence[Run], prompts: list, task: str | None) -> list[str] | None:
+  """Returns the texts that both runs are asked, those of the first; None for conversations.
+
+  Raises:
+    UserError: where the first one reads conversations, which the second one words by a template.
+  """
+  first, second = (worded(run, prompts, task) for run in runs)
+  if first == second:
+    return first
+  if first is None:
+    raise UserError(
+      f"{runs[0].folder} reads conversations by its chat template, and {runs[1].folder} by "
+      "data.template, expected runs that read them alike"
+    )
+  n = 0 if second is None else [*map(operator.eq, first, second)].index(False)
+  own = "by its chat template" if second is None else schema.shown(second[n])
+  print(
+    f"warning: both runs are asked the texts of {runs[0].folder}, such as "
+    f"{schema.shown(first[n])}, which {runs[1].folder} would write {own}: give that run first "
+    "to ask both its own texts",
+    file=sys.stderr,
+  )
+  return first
+
+
 def _fitting(run: Run, prompts: list, numbers: list[int], sampling: Sampling) -> list[int]:
   """Returns the numbers of those prompts that leave a run's model room for an answer."""
   most = room([run], sampling.max_new_tokens)
@@ -155,7 +192,7 @@ def _fitting(run: Run, prompts: list, numbers: list[int], sampling: Sampling) ->
 
 
 def _load(workdirs: Sequence[str | Path]) -> tuple[list[Run], tuple[str, str]]:
-  """Loads two runs, whose base is in memory once if it is the same; or a run and its base."""
+  """Loads two runs, whose weights are in memory once if they are equal; or a run and its base."""
   first = load_run(workdirs[0])
   if len(workdirs) == 1:
     untuned = first._replace(adapted=peft.untuned(first.pretrained.params))
@@ -163,12 +200,13 @@ def _load(workdirs: Sequence[str | Path]) -> tuple[list[Run], tuple[str, str]]:
   if _are_samples(workdirs):
     return [first, first], (f"{first.folder}, sample 1", f"{first.folder}, sample 2")
   bases = [folder_.read(Path(folder))[1]["base"] for folder in workdirs]
-  second = load_run(workdirs[1], first.pretrained if bases[0] == bases[1] else None)
+  second = load_beside(workdirs[1], first) if bases[0] == bases[1] else load_run(workdirs[1])
   return [first, second], (str(first.folder), str(second.folder))
 
 
 def _are_samples(workdirs: Sequence[str | Path]) -> bool:
-  return len(workdirs) == 2 and Path(workdirs[0]).resolve() == Path(workdirs[1]).resolve()
+  trials = [results.best_trial(Path(folder)).resolve() for folder in workdirs]
+  return len(trials) == 2 and trials[0] == trials[1]
 
 
 def _prompts(table: sources.Table) -> list[Any]:
@@ -179,12 +217,12 @@ def _prompts(table: sources.Table) -> list[Any]:
 
 def _conversation(row: dict) -> dict[str, Any]:
   """Returns the columns of a conversation that a chat template reads."""
-  messages = data.conversations.turns(row, answered=False)
+  messages = conversations.turns(row, answered=False)
   return {"messages": messages} | {key: x for key, x in row.items() if key == "tools"}
 
 
 def _written(turns: list[dict]) -> str:
-  return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+  return "\n\n".join(conversations.written([turn]) for turn in turns)
 
 
 def _short(digest: str) -> str:

@@ -62,12 +62,12 @@ def complete(
   )  # fmt: skip
   _check_together(runs)
   if len(runs) == 1:
-    adapted, which_N = run.adapted, None
+    adapted, which_N, writers = run.adapted, None, runs * len(prompts)
     ids = encode(run, prompts, task)
   else:
     adapted, which_N = mixed.together(runs), jnp.asarray(which)
-    pairs = zip(which, prompts, strict=True)
-    ids = [encode(runs[i], [prompt], task)[0] for i, prompt in pairs]
+    writers = [runs[i] for i in which]
+    ids = [encode(by, [one], task)[0] for by, one in zip(writers, prompts, strict=True)]
   if not ids or not all(ids):
     raise UserError("a prompt is empty, or there is none: expected at least one token to continue")
   data.ids.check(tokenizer, ids, c.vocabulary, [f"prompt {n + 1}" for n in range(len(ids))])
@@ -78,7 +78,7 @@ def complete(
     top_k=top_k, top_p=top_p, key=jax.random.key(seed),
   )  # fmt: skip
   (made,) = texts.complete(call, [ids], rows, run.stop_tokens)
-  return [tokenizer.decode(one) for one in made]
+  return [by.pretrained.tokenizer.decode(one) for by, one in zip(writers, made, strict=True)]
 
 
 def _program(
@@ -156,10 +156,12 @@ def check_options(
 
 
 def _check_together(runs: list[Run]) -> None:
-  """Raises UserError unless the runs write text, and end it alike."""
+  """Raises UserError unless the runs write text by one architecture, and end it alike."""
   check_writes(runs[0])
   if any(run.stop_tokens != runs[0].stop_tokens for run in runs):
     raise UserError("the runs end their answers with different tokens: complete them one by one")
+  if any(run.pretrained.hf_config != runs[0].pretrained.hf_config for run in runs):
+    raise UserError("the runs' bases differ in config.json: complete them one by one")
 
 
 def encode(run: Run, prompts: list, task: str | None = None) -> list[list[int]]:

@@ -108,6 +108,8 @@ def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
         f"run's: {', '.join(run.labels)}"
       )
     config["data"] |= {"labels": list(labels)}
+  if "label_smoothing" in config["objective"]:  # of training alone
+    config["objective"] |= {"label_smoothing": 0.0}
   config["train"] |= {"patience": None}  # these are of training, and need a validation split
   config["search"] |= {"early_exit": None}
   checks.check_options(config, devices=())

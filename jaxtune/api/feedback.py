@@ -59,6 +59,7 @@ def feedback(
   check_installed()
   schema.check_arguments(feedback, {"seed": seed, "port": port})
   path, drawn = Path(out) / store.NAME, answers.Sampling(**sampling)
+  answers.check_sampling(drawn, seed)
   with locks.held(out):
     if prompts is None:
       if workdirs or not store.exists(path):

@@ -29,7 +29,7 @@ from jaxtune.data.encode.choices import same_folding
 from jaxtune.data.load import load
 from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.padding import to_widest
-from jaxtune.data.prompts import encode_prompts
+from jaxtune.data.prompts import encode_prompts, prompt_texts
 from jaxtune.data.shots import check_shots, shots
 from jaxtune.data.split import SPLITS, Split, most_targets
 from jaxtune.data.task import Data
@@ -39,8 +39,8 @@ from jaxtune.errors import UserError
 __all__ = [
   "Data", "DataOptions", "EncodeOptions", "Split", "align", "arrange", "batch", "batches", "cells",
   "chat", "check_shots", "conversations", "describe", "encode_prompts", "identity",
-  "ids", "join", "kinds", "load", "mix", "most_targets", "render_prompts", "sample",
-  "shots", "templates", "tokens_seen",
+  "ids", "join", "kinds", "load", "mix", "most_targets", "prompt_texts", "render_prompts",
+  "sample", "shots", "templates", "tokens_seen",
 ]  # fmt: skip
 
 

@@ -35,6 +35,17 @@ def encode_prompts(
   return ids
 
 
+def prompt_texts(tokenizer: Tokenizer, prompts: Sequence[list[int]]) -> list[str]:
+  """Returns the texts that `encode_prompts` makes these ids of.
+
+  Their special tokens are written out, but for a BOS that the tokenizer adds.
+  """
+  bos = tokenizer.bos_token_id
+  adds = bos is not None and encode_prompts(tokenizer, ["a"])[0][:1] == [bos]
+  bare = [ids[1:] if adds and ids[:1] == [bos] else ids for ids in prompts]
+  return [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in bare]
+
+
 def _without_stop(tokenizer: Tokenizer, ids: list[list[int]]) -> list[list[int]]:
   """Takes off the stop token behind texts, as an answer will follow, and adds a missing BOS."""
   around = tokenizer("a").input_ids

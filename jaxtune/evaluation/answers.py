@@ -121,15 +121,26 @@ def completions(
     seeds: one for each trial, by default 0; a draw depends on it and on the prompt's number, not on
       the batch.
   """
+  made = continued(evaluator, overlays, base, prompts, seeds)
+  decode = partial(evaluator.tokenizer.decode, skip_special_tokens=True)
+  return [[decode(ids).strip() for ids in of_trial] for of_trial in made]
+
+
+def continued(
+  evaluator: Any,
+  overlays: peft.Overlay,
+  base: PyTree,
+  prompts: Sequence[list[list[int]]],
+  seeds: Sequence[int] = (),
+) -> list[list[list[int]]]:
+  """Returns the ids of what `completions` returns the texts of, before their stop tokens."""
   seeds_E = np.asarray(seeds or [0] * len(prompts), np.int32)
-  made = texts.complete(
+  return texts.complete(
     lambda batch: hosts.fetch(evaluator.complete(overlays, base, batch | {"seed": seeds_E})),
     prompts,
     evaluator.options.batch_size,
     evaluator.stop_tokens,
   )
-  decode = partial(evaluator.tokenizer.decode, skip_special_tokens=True)
-  return [[decode(ids).strip() for ids in of_trial] for of_trial in made]
 
 
 def rewarded(
@@ -150,17 +161,18 @@ def rewarded(
   """
   rows = [split.arrays["example"] for split in splits]
   ids = [[s.prompts[n] for n in own] for s, own in zip(splits, rows, strict=True)]
-  answered = completions(evaluator, overlays, base, ids, seeds)
-  decode = partial(evaluator.tokenizer.decode, skip_special_tokens=True)
+  made = continued(evaluator, overlays, base, ids, seeds)
   found = []
-  for split, own, asked, answers in zip(splits, rows, ids, answered, strict=True):
+  for split, own, *asked_and_made in zip(splits, rows, ids, made, strict=True):
     references, source = ([values[n] for n in own] for values in (split.references, split.rows))
-    prompts = list(map(decode, asked))
-    judged = rewards.score(evaluator.rewards, rewards.Answers(prompts, answers, references, source))
+    answers = rewards.answers_of(evaluator.tokenizer, *asked_and_made, references, source)
+    judged = rewards.score(evaluator.rewards, answers)
     known_N = np.isfinite(judged["reward"]).astype(np.float64)
     shown = [
       {"prompt": prompt, "answer": answer, "reward": reward if math.isfinite(reward) else None}
-      for prompt, answer, reward in zip(prompts[:SHOWN], answers, judged["reward"], strict=False)
+      for prompt, answer, reward in zip(
+        answers.prompts[:SHOWN], answers.completions, judged["reward"], strict=False
+      )
     ]
     # Of an answer that could not be judged as a whole, no reward counts, as in training.
     own = {f"weight_{k}": known_N * np.isfinite(x_N) for k, x_N in judged.items() if k != "reward"}

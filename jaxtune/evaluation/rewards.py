@@ -16,13 +16,14 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import regex
 
-from jaxtune import hosts, libraries, metrics, schema
+from jaxtune import data, hosts, libraries, metrics, schema
 from jaxtune.errors import UserError, check_known, nearest
 from jaxtune.files import expanded
 
@@ -39,16 +40,39 @@ class _Hangs(Failed):
 
 
 class Answers(NamedTuple):
-  """Answers to be judged and what they answer; each list has an entry for every answer."""
+  """Answers to be judged and what they answer; each list has an entry for every answer.
+
+  Attributes:
+    prompts, completions: without special tokens, and completions without spaces around them.
+    references: the accepted answers.
+    rows: those that the prompts were made of.
+    exact: (prompt, completion) as the model has read and written them; () where they are the same.
+  """
 
   prompts: Sequence[str]
   completions: Sequence[str]
   references: Sequence[Sequence[str]]
   rows: Sequence[dict]
+  exact: Sequence[tuple[str, str]] = ()
 
   def one(self, n: int) -> Answers:
     """Returns answer n alone."""
     return Answers(*(values[n : n + 1] for values in self))
+
+
+def answers_of(
+  tokenizer: Any,
+  prompts: Sequence[list[int]],
+  completions: Sequence[list[int]],
+  references: Sequence[Sequence[str]],
+  rows: Sequence[dict],
+) -> Answers:
+  """Makes answers of the ids of prompts and of completions before their stop tokens."""
+  plain = partial(tokenizer.decode, skip_special_tokens=True)
+  said = [plain(ids).strip() for ids in completions]
+  written = data.prompt_texts(tokenizer, prompts), map(tokenizer.decode, completions)
+  exact = list(zip(*written, strict=True))
+  return Answers(list(map(plain, prompts)), said, references, rows, exact)
 
 
 Function = Callable[[Answers], Sequence[float]]

@@ -93,6 +93,16 @@ def judged_by(section: dict) -> dict[str, float]:
   return {} if rolls_out(module(section["name"])) else numbers(section)
 
 
+def losses_of(section: dict) -> dict[str, Any]:
+  """Returns the options with which losses can be compared; {} of answers that are rewarded.
+
+  Label smoothing is of training alone.
+  """
+  if rolls_out(module(section["name"])):
+    return {}
+  return {key: value for key, value in section.items() if key != "label_smoothing"}
+
+
 def static(section: dict) -> dict[str, Any]:
   """Returns the other options, which are compiled into a program, with the name."""
   return {key: value for key, value in section.items() if key not in numbers(section)}

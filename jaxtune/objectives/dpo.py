@@ -47,7 +47,7 @@ def loss(
       2024).
     beta: how strongly the policy is held to the reference; the smaller, the further it may go.
     label_smoothing: the share of pairs that are taken to be the wrong way round, below 0.5; for
-      sigmoid (Mitchell 2023) and robust.
+      sigmoid (Mitchell 2023) and robust, and 0 for the others.
     normalise: divide log-probabilities by the tokens of their answer, for every kind.
 
   Returns:

@@ -35,6 +35,12 @@ def check_options(config: dict, devices: Sequence[Any] | None = None) -> None:
       f"train.batch_size {options.batch_size} does not divide into "
       f"train.accumulate {options.accumulate} parts"
     )
+  smoothing, kind = (config["objective"].get(name) for name in ("label_smoothing", "kind"))
+  if smoothing and kind in ("hinge", "ipo"):
+    raise UserError(
+      f"objective.label_smoothing is {smoothing}, expected 0 with objective.kind={kind!r}, which "
+      "has none: choose 'sigmoid' or 'robust'"
+    )
   buckets, places = config["data"]["buckets"], config["search"]["places"]
   if buckets > 1 and places is not None and options.patience is not None:
     raise UserError(

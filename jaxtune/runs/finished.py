@@ -14,7 +14,7 @@ from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.runs import compilations, locks
 from jaxtune.runs import folder as folder_
-from jaxtune.runs.trial import load_data, load_model, make_methods, tokenizing
+from jaxtune.runs.trial import load_data, load_model, make_methods, objective_of, tokenizing
 from jaxtune.training.options import TrainOptions
 
 
@@ -98,15 +98,32 @@ def load_run(folder: str | Path, pretrained: hf.Pretrained | None = None) -> Run
   return Run(folder, config, base, adapted, labels, stop_tokens)
 
 
-def load_runs(folders: Sequence[str | Path]) -> list[Run]:
-  """Loads several finished runs over one base, which is in memory once.
+def load_beside(folder: str | Path, first: Run) -> Run:
+  """Loads a finished run over the weights of another one, which are in memory once.
+
+  Its tokenizer and config.json are its own: folders of equal weights may differ in these.
 
   Raises:
-    UserError: where one of them was trained over another base.
+    UserError: as `load_run`; where it was trained over other weights.
+  """
+  run = load_run(folder, first.pretrained)
+  if run.config["model"] == first.config["model"]:
+    return run
+  own = hf.outline(
+    **run.config["model"], head=objective_of(run.config).HEAD, labels=len(run.labels) or None
+  )
+  return run._replace(pretrained=own._replace(params=first.pretrained.params))
+
+
+def load_runs(folders: Sequence[str | Path]) -> list[Run]:
+  """Loads several finished runs over one base, whose weights are in memory once.
+
+  Raises:
+    UserError: where one of them was trained over other weights.
   """
   runs: list[Run] = []
   for folder in folders:
-    runs.append(load_run(folder, runs[0].pretrained if runs else None))
+    runs.append(load_beside(folder, runs[0]) if runs else load_run(folder))
   return runs
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxtune import data, files, peft, sharding, tree
+from jaxtune import data, files, libraries, peft, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.evaluation import judge
 from jaxtune.evaluation.options import EvaluateOptions
@@ -33,7 +33,8 @@ from jaxtune.training import step
 def added(trials: Sequence[Trial], parallel: sharding.Parallel | None = None) -> list[Trial]:
   """Returns the trials, whose data now have the reference's log-probabilities where they need them.
 
-  They are kept in `train.compilation_cache`, under a hash of the base, the adapter and the texts.
+  They are kept in `train.compilation_cache`, under a hash of the base, the adapter, the texts and
+  the version of jaxtune.
 
   Args:
     parallel: the layout of the devices; default that of training, `train.mesh`.
@@ -116,13 +117,15 @@ def _cache(
 ) -> Path | None:
   """Returns the file for what the reference says of a split; None where nothing is kept.
 
-  Its name is equal only for the same base, adapter, inputs of the model and weights of tokens.
-  Processes of several hosts, whose folders may differ, keep nothing.
+  Its name is equal only for the same base (its weights, its config.json and the code that runs it),
+  adapter, inputs of the model and weights of tokens. Processes of several hosts, whose folders may
+  differ, keep nothing.
   """
   if folder is None or jax.process_count() > 1:
     return None
   digest = hashlib.sha256(trial.fingerprint.encode())
-  digest.update(repr(trial.config["model"]).encode())
+  code = libraries.versions("jaxtune", "jax"), libraries.commit()
+  digest.update(repr((trial.config["model"], trial.pretrained.model.config, code)).encode())
   for x in jax.tree.leaves(overlay):
     digest.update(np.asarray(x).tobytes())
   for name in (*step.INPUTS, "weights"):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Required
 
 from typing_extensions import TypedDict
 
-from jaxtune import hosts, schema
+from jaxtune import hosts, objectives, schema
 from jaxtune.errors import UserError
 from jaxtune.files import digest, write_atomically
 
@@ -48,6 +49,18 @@ class Result(TypedDict, total=False):
   files: Required[dict[str, str]]
   sha256: Required[str]
   versions: dict[str, str]
+
+
+class _Objective(TypedDict):
+  __pydantic_config__ = schema.STRICT
+  name: str
+
+
+class _Config(TypedDict):
+  """What is read of a trial's config.json."""
+
+  __pydantic_config__ = schema.STRICT
+  objective: _Objective
 
 
 def write(folder: Path, result: dict) -> dict:
@@ -118,7 +131,11 @@ def diverged(result: dict) -> bool:
 
 
 def best_trial(folder: Path) -> Path:
-  """Returns a run's folder: of a sweep's, the trial with the lowest validation (else test) loss."""
+  """Returns a run's folder: of a sweep's, the trial with the lowest validation (else test) loss.
+
+  Raises:
+    UserError: where no trial is finished, all diverged, or their losses cannot be compared.
+  """
   if (folder / "tuned.safetensors").exists():
     return folder
   found = {path.parent: read(path.parent) for path in folder.glob("trials/*/result.json")}
@@ -132,7 +149,21 @@ def best_trial(folder: Path) -> Path:
       losses[trial] = loss if isinstance(loss, float) else float("inf")
   if not losses:
     raise UserError(f"all trials of {folder} diverged: name one of {folder}/trials itself")
+  _check_comparable(folder, sorted(losses))
   return min(sorted(losses), key=losses.get)
+
+
+def _check_comparable(folder: Path, trials: Sequence[Path]) -> None:
+  """Raises UserError where the losses of a sweep's trials are not one function."""
+  configs = [schema.read_json(trial / "config.json", _Config) for trial in trials]
+  sections = [objectives.losses_of(config["objective"]) for config in configs]
+  for name in dict.fromkeys(itertools.chain(*sections)):
+    values = [one.get(name) for one in sections]
+    if other := [value for value in values if value != values[0]]:
+      raise UserError(
+        f"{folder} has no best trial, as objective.{name} is {values[0]} and {other[0]}, on which "
+        f"their losses depend: name one of {folder}/trials itself"
+      )
 
 
 def hash_of(content: Mapping[str, Any]) -> str:

@@ -59,7 +59,7 @@ def _loaded(folder: str, written: int) -> rewards.Function:
     most, too_long="truncate", no_target="keep", special_tokens="allow", chat_template=template
   )
   example, rows = _turn if spoken else _text, run.config["evaluate"]["batch_size"]
-  marks = {*wording.special(tokenizer).values()} if spoken else set()
+  marks = {*wording.special(tokenizer).values()}
 
   @jax.jit
   def score(overlay, base, inputs):
@@ -67,13 +67,15 @@ def _loaded(folder: str, written: int) -> rewards.Function:
     return peft.apply(run.pretrained.model, adapted, **inputs)
 
   def reward(answers: rewards.Answers) -> np.ndarray:
-    completions = [_unmarked(text, marks) for text in answers.completions]
-    said = zip(answers.prompts, completions, answers.rows, strict=True)
-    examples = [example(*one, f"answer {n}") for n, one in enumerate(said)]
+    texts = list(zip(answers.prompts, answers.completions, strict=True))
+    if spoken:
+      texts = [(prompt, _unmarked(text, marks)) for prompt, text in texts]
+    said = zip(texts if spoken else answers.exact or texts, answers.rows, strict=True)
+    examples = [example(*two, row, f"answer {n}") for n, (two, row) in enumerate(said)]
     split, _ = pairs.encode_answers(tokenizer, examples, options, two_texts=True)
     arrays = split.arrays
     if spoken:
-      arrays = arrays | _emptied(split, np.array([not text.strip() for text in completions]))
+      arrays = arrays | _emptied(split, np.array([not text.strip() for _, text in texts]))
     width = min(-(-split.width // PAD_TO) * PAD_TO, most)
     inputs = {key: pad(x, width, dtype=x.dtype) for key, x in arrays.items() if key in step.INPUTS}
     found, count = [], len(examples)

@@ -197,11 +197,9 @@ def _answered(
   if r.share > 1:
     branch_N1 = 1 + np.arange(len(prompts))[:, None] % r.share
     arrays["branches"] = behind(np.zeros_like(tokens_RP), branch_N1 * np.ones_like(ids_Nn))
-  decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
-  completions = [decode(ids).strip() for ids in answers]
   references = [split.references[row] for row in rows_N]
   source = [split.rows[row] for row in rows_N]
-  asked = rewards.Answers(list(map(decode, prompts)), completions, references, source)
+  asked = rewards.answers_of(tokenizer, prompts, answers, references, source)
   return data.Split(arrays, prompts, references, source, [""] * len(rows_N)), asked
 
 

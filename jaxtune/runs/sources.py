@@ -22,18 +22,28 @@ def digests(config: dict[str, Any]) -> dict[str, str]:
 
 
 def check_foreign(config: dict[str, Any], folder: Path) -> None:
-  """Raises UserError where a run names Python code that has come in its own folder.
+  """Raises UserError where a run names Python code that may have come with it.
 
-  The folder may be somebody else's, whose code is not to be run by judging a model.
+  The run may be somebody else's, whose code is not to be run by judging a model: so no code in its
+  folder is, nor in the folder around that, unless the command was started within the latter.
   """
   folder = folder.resolve()
   folder = folder.parents[1] if folder.parent.name == "trials" else folder  # that of the sweep
+  around = folder.parent
+  at_home = Path.cwd().is_relative_to(around)
   for path in map(rewards.file_of, config["rollout"]["rewards"]):
-    if path is not None and path.resolve().is_relative_to(folder):
-      raise UserError(
-        f"{folder} has a reward in its own folder, {path}, which is not run, as the folder may be "
-        "somebody else's: copy the file to where the config of your own names it"
-      )
+    if path is None:
+      continue
+    if path.resolve().is_relative_to(folder):
+      where, way = "in its own", "copy the file to where the config of your own names it"
+    elif path.resolve().is_relative_to(around) and not at_home:
+      where, way = "beside its", f"start the command in {around} if the file is yours"
+    else:
+      continue
+    raise UserError(
+      f"{folder} has a reward {where} folder, {path}, which is not run, as the folder may be "
+      f"somebody else's: {way}"
+    )
 
 
 def _files(config: dict[str, Any]) -> Iterator[Path]:

@@ -81,6 +81,12 @@ def test_a_policy_is_run_on_its_prompts(name, tmp_path, monkeypatch):
   jaxtune.fit(config, tmp_path / "run")
   (entry,) = jaxtune.analyse(tmp_path / "run", examples=2).measures["trials"].values()
   assert len(entry["states"]) == 1 and entry["truncated"]["rank"] == [0, 1, 2]
+  # What is run is what tuned.safetensors says, and code there is refused as in config.json.
+  run = finished.load_run(tmp_path / "run")
+  evil = run.config | {"rollout": run.config["rollout"] | {"rewards": (f"{tmp_path}/run/x.py:f",)}}
+  monkeypatch.setattr(analyse, "load_run", lambda *_: run._replace(config=evil))
+  with pytest.raises(UserError, match="a reward in its own folder, .*x.py, which is not run"):
+    jaxtune.analyse(tmp_path / "run", examples=2)
 
 
 def test_a_run_alone_and_trials_that_are_not_finished(swept, tmp_path):

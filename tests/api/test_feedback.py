@@ -119,11 +119,39 @@ def test_one_run_is_compared_with_its_base(place, prompts, tmp_path):
   assert {pair.answers[0] for pair in project.pairs} <= set(tuned) and tuned != untuned
 
 
+def test_both_runs_are_asked_the_texts_of_the_first(place, prompts, tmp_path, monkeypatch, capsys):
+  """A run that is trained on votes, which hold the texts, has no template to write them by."""
+  trained, plain = (jaxtune.load_run(place / name) for name in ("one", "two"))
+  templated = trained.config | {"data": trained.config["data"] | {"template": "c1 {{prompt}}"}}
+  loaded = [trained._replace(config=templated), plain]
+  monkeypatch.setattr(answers, "_load", lambda _: (loaded, ("one", "two")))
+  project = serve([place / "one", place / "two"], prompts, tmp_path / "votes", max_new_tokens=6)
+  texts = [f"c1 {row['prompt']}" for row in PROMPTS]
+  made = [jaxtune.complete(run, texts, max_new_tokens=6) for run in loaded]
+  by_prompt = dict(zip(texts, zip(*made, strict=True), strict=True))
+  assert project.pairs and all(by_prompt[one.prompt] == one.answers for one in project.pairs)
+  assert re.search(
+    r"such as 'c1 a0 b0 :', which .*two would write 'a0 b0 :'", capsys.readouterr().err
+  )
+  spoken = [{"messages": [{"role": "user", "content": "a1"}]}]
+  by_chat = templated["data"] | {"template": "{{messages[0].content}}"}
+  loaded[:] = plain, trained._replace(config=templated | {"data": by_chat})
+  with pytest.raises(
+    UserError, match="two reads conversations by its chat template, and .*/one by"
+  ):
+    answers._worded(loaded, spoken, None)
+
+
 def test_two_samples_of_one_run_differ_by_their_seeds(place, tmp_path):
   lines = tmp_path / "lines.txt"
   lines.write_text("".join(f"{row['prompt']}\n\n" for row in PROMPTS))
   with pytest.raises(UserError, match="--temperature above 0"):
     jaxtune.feedback([place / "one"] * 2, lines, tmp_path / "votes")
+  # Also where it is named once as the best trial of its sweep.
+  (tmp_path / "sweep" / "trials").mkdir(parents=True)
+  (tmp_path / "sweep" / "trials" / "x").symlink_to(place / "one")
+  with pytest.raises(UserError, match="--temperature above 0"):
+    jaxtune.feedback([place / "one", tmp_path / "sweep"], lines, tmp_path / "votes")
   project = serve([place / "one"] * 2, lines, tmp_path / "votes", temperature=1.0, max_new_tokens=6)
   assert project.names[1] == f"{place / 'one'}, sample 2"
   assert project.pairs[0].prompt == PROMPTS[0]["prompt"]
@@ -146,6 +174,12 @@ def test_mistakes_are_said_before_anything_is_generated(place, prompts, tmp_path
   ):
     with pytest.raises(UserError, match=said):
       jaxtune.feedback(workdirs, file, votes, max_new_tokens=6)
+  with pytest.raises(UserError, match="top_k is 1000000, expected at most the vocabulary's"):
+    jaxtune.feedback([one, place / "two"], prompts, votes, max_new_tokens=6, top_k=10**6)
+  with monkeypatch.context() as patch:
+    patch.setattr(answers, "make", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UserError, match="temperature is -1"):
+      jaxtune.feedback([one], prompts, votes, temperature=-1.0)
   with pytest.raises(UserError, match="max_new_tokens is 64, expected fewer than the 64 pos"):
     jaxtune.feedback([one], prompts, votes)
   same = folders.write(tmp_path, "same.jsonl", [GIVEN[0] | {"answer_b": " yes, it is\n"}])
@@ -241,12 +275,17 @@ def test_conversations_are_answered_and_exported_as_turns(place, tmp_path, monke
     config=run.config | {"data": run.config["data"] | {"chat_template": template}}
   )
   monkeypatch.setattr(answers, "load_run", lambda *_: spoken)
-  turns = [{"role": "user", "content": "a1 b1"}]
+  calls = [{"type": "function", "function": {"name": "look", "arguments": {"at": "c1"}}}]
+  turns = [
+    {"role": "user", "content": "a1 b1"},
+    {"role": "assistant", "content": "", "tool_calls": calls},
+    {"role": "tool", "content": "c1"},
+  ]
   tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
   rows = folders.write(tmp_path, "chat.jsonl", [{"messages": turns, "tools": tools}])
   (pair,) = serve([place / "one"], rows, tmp_path, max_new_tokens=6).pairs
-  assert pair.prompt == "user: a1 b1"
-  assert pair.answers[0] == jaxtune.complete(run, ["a1 b1 :"], max_new_tokens=6)[0]
+  assert pair.prompt == f"user: a1 b1\n\nassistant: {calls}\n\ntool: c1"
+  assert pair.answers[0] == jaxtune.complete(run, ["a1 b1  c1 :"], max_new_tokens=6)[0]
   judge(tmp_path, ("x", 1, "b", ""))
   jaxtune.export_votes(tmp_path / "votes.jsonl", tmp_path)
   row = json.loads((tmp_path / "votes.jsonl").read_text())

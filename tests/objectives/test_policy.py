@@ -18,6 +18,7 @@ from jaxtune.assets import TINY
 from jaxtune.config import complete
 from jaxtune.data import EncodeOptions
 from jaxtune.data.encode import pairs
+from jaxtune.data.tokenizer import token_ids
 from jaxtune.errors import UserError
 from jaxtune.evaluation import answers as judged
 from jaxtune.evaluation import judge, rewards
@@ -463,7 +464,12 @@ def test_code_in_the_folder_of_a_run_is_not_run(made, tmp_path, monkeypatch):
   for config in (made(), made(rollout={"rewards": at_home})):
     with pytest.raises(UserError, match="has a reward in its own folder"):
       sources.check_foreign(config, tmp_path)
-    sources.check_foreign(config, tmp_path / "run")
+    with pytest.raises(UserError, match=f"reward beside its folder.*the command in {tmp_path} if"):
+      sources.check_foreign(config, tmp_path / "run")
+    sources.check_foreign(config, tmp_path / "runs" / "run")
+    with monkeypatch.context() as patch:
+      patch.chdir(tmp_path)
+      sources.check_foreign(config, tmp_path / "run")
   assert rewards.make(at_home).functions.keys() == {*at_home}
 
 
@@ -498,9 +504,9 @@ def test_answers_that_a_reward_fails_on_are_left_out(made, tmp_path, monkeypatch
   split = data.Split(
     {"example": np.arange(3)}, [[1]] * 3, answers.references, answers.rows, ["x"] * 3
   )
-  decode = lambda ids, **_: "p"
-  evaluator = SimpleNamespace(tokenizer=SimpleNamespace(decode=decode), rewards=functions)
-  monkeypatch.setattr(judged, "completions", lambda *_: [answers.completions])
+  tokenizer = SimpleNamespace(decode=lambda ids, **_: "".join(map(str, ids)), bos_token_id=None)
+  evaluator = SimpleNamespace(tokenizer=tokenizer, rewards=functions)
+  monkeypatch.setattr(judged, "continued", lambda *_: [answers.completions])
   (sums,) = judged.rewarded(evaluator, None, None, [split])
   assert sums["weight"].tolist() == [0, 1, 1] and sums["reward_length"].tolist() == [0, 1, 2]
   assert [one["reward"] for one in sums["shown"]] == [None, 2, 2]
@@ -508,7 +514,7 @@ def test_answers_that_a_reward_fails_on_are_left_out(made, tmp_path, monkeypatch
   reported = rewards.make((f"{tmp_path}/rewards.py:half", "length"), (0.0, 1.0), on_error="skip")
   evaluator.rewards = reported
   for texts, seen, logged in (("axy", {"_half": 1.0}, [1, 1, 1]), ("aei", {}, [np.nan] * 3)):
-    monkeypatch.setattr(judged, "completions", lambda *_, texts=texts: [list(texts)])
+    monkeypatch.setattr(judged, "continued", lambda *_, texts=texts: [list(texts)])
     (sums,) = judged.rewarded(evaluator, None, None, [split])
     found = judge.summarise(("reward", "reward_half"), sums, "test")
     assert found == {"test_reward": 1.0} | {f"test_reward{k}": x for k, x in seen.items()}
@@ -636,6 +642,11 @@ def test_a_reward_model_rewards_as_it_judges_pairs(made, tmp_path, conversation)
   found = json.loads((tmp_path / "judge" / "result.json").read_text())["final"]
   assert found["test_chosen"] == pytest.approx(score("chosen").mean(), abs=1e-5)
   assert found["test_rejected"] == pytest.approx(score("rejected").mean(), abs=1e-5)
+  # What a policy has read and written is what is judged, and not what functions are shown of it.
+  shown = rewards.Answers(["x"] * 4, ["y"] * 4, [[]] * 4, rows)
+  exact = [(row["prompt"], row["chosen"]) for row in rows]
+  found = rewards.score(functions, shown._replace(exact=exact))["reward_model"]
+  assert conversation or found.tolist() == score("chosen").tolist()
   # An empty answer, with which a policy may begin, has a reward as any other, as does one alone.
   assert np.isfinite(empty := judge_all(["a it is", "", "b", " "])).all()
   np.testing.assert_allclose(empty[0], score("chosen")[0], atol=1e-5)
@@ -658,6 +669,22 @@ def test_a_reward_model_rewards_as_it_judges_pairs(made, tmp_path, conversation)
   reward_model._loaded.cache_clear()
   with pytest.raises(UserError, match="has no result.json, which says how its texts"):
     reward_model.find((name,))
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_policy_s_answers_are_known_as_it_has_read_and_written_them(adds):
+  """Functions see them without special tokens and spaces, and nobody a BOS that is added."""
+  tokenizer = AutoTokenizer.from_pretrained(TINY)
+  tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+  encode = lambda text: token_ids(tokenizer, [text])[0]
+  bos = encode("<|user|>") if adds else []
+  if adds:
+    tokenizer.bos_token, tokenizer.add_bos_token = "<|user|>", True
+  ids = [encode(text) for text in ("<|user|>Is it , A:", " yes\n")]
+  found = rewards.answers_of(tokenizer, [bos + ids[0]], [ids[1]], [[]], [{}])
+  assert (found.prompts, found.completions) == (["Is it , A:"], ["yes"])
+  assert found.exact == [("<|user|>Is it , A:", " yes\n")]
+  assert data.encode_prompts(tokenizer, [found.exact[0][0]]) == [bos + ids[0]]
 
 
 def test_an_empty_answer_in_a_conversation_is_what_begins_and_ends_its_turn():
@@ -688,6 +715,7 @@ def test_a_reward_that_is_a_sweep_s_best_trial_has_a_digest(made, tmp_path):
     trial = tmp_path / "judges" / "trials" / name
     trial.mkdir(parents=True)
     (trial / "tuned.safetensors").write_text(name)
+    (trial / "config.json").write_text('{"objective": {"name": "reward"}}')
     results.write(trial, {"final": {"validation_loss": loss}})
   config = complete(made(rollout={"rewards": (f"model:{tmp_path}/judges",)}))
   assert list(sources.digests(config)) == [f"{tmp_path}/judges/trials/a/tuned.safetensors"]

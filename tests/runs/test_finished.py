@@ -8,6 +8,8 @@ from safetensors.numpy import save
 from support import made_trials, tiny
 
 from jaxtune import tree
+from jaxtune.api.complete import complete
+from jaxtune.assets import TINY
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.runs import finished, results, start_from
@@ -71,6 +73,21 @@ def test_a_kernel_and_programs_are_those_of_this_device(made, tmp_path, monkeypa
     assert run.config["model"]["attention"] == found
   # Not where the run says, which may be somebody else's.
   assert kept == [run.config["train"]["compilation_cache"]] * 2 == ["~/.cache/jaxtune"] * 2
+
+
+def test_runs_of_equal_weights_have_their_own_config_and_tokenizer(made, tmp_path):
+  def other(_, record):
+    record["config"]["model"] |= {"architecture": ARCHITECTURE | {"rope_theta": 7.0}}
+    record["config"]["model"] |= {"tokenizer": str(TINY)}
+
+  first = made[0]._replace(stop_tokens=(0,))
+  same = finished.load_beside(written(made, tmp_path), first)
+  assert same.pretrained is first.pretrained
+  run = finished.load_beside(written(made, tmp_path, other), first)
+  assert run.pretrained.params is first.pretrained.params
+  assert run.pretrained.model.config.rope.theta == 7 and run.pretrained.tokenizer is not None
+  with pytest.raises(UserError, match="bases differ in config.json: complete them one by one"):
+    complete([first, run], ["a"], which=[0])
 
 
 WRONG = {

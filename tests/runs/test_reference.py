@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support import made_trials
+from support import made_trials, tiny
 
+from jaxtune import libraries
+from jaxtune.models import hf
 from jaxtune.runs import reference
 
 
@@ -21,10 +23,26 @@ def test_a_cache_that_is_damaged_or_not_to_be_written_ends_no_run(tmp_path):
   assert reference._kept(path / "b.npy") is None
 
 
+def outlined(**changes):
+  """Returns a trial, as far as a name is made of it, whose config.json has changes."""
+  config = hf.outline(architecture=tiny.ARCHITECTURES["llama"] | changes).model.config
+  pretrained = SimpleNamespace(model=SimpleNamespace(config=config))
+  return SimpleNamespace(fingerprint="f", config={"model": {"path": "t5"}}, pretrained=pretrained)
+
+
+def test_what_is_kept_is_of_the_config_json_and_the_code_that_computed_it(tmp_path, monkeypatch):
+  split = made_trials.split(4, 0)
+  path = lambda **changes: reference._cache(str(tmp_path), outlined(**changes), {}, split)
+  assert path() == path() != path(rms_norm_eps=0.1)
+  was = path()
+  monkeypatch.setattr(libraries, "versions", lambda *names: dict.fromkeys(names, "another"))
+  assert path() != was
+
+
 @pytest.mark.parametrize("name", ["inputs", "inputs_mask", "tokens", "mask", "weights"])
 def test_what_is_kept_is_of_all_that_the_model_has_read(tmp_path, name):
   """The prompts of an encoder-decoder are in `inputs`, so that edited ones have other answers."""
-  trial = SimpleNamespace(fingerprint="f", config={"model": {"path": "t5"}})
+  trial = outlined()
   whole = made_trials.split(4, 0)
   whole = whole._replace(arrays=whole.arrays | {"inputs": np.ones((4, 3), np.int32)})
   whole.arrays["inputs_mask"] = whole.arrays["inputs"] > 0

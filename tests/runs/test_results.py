@@ -21,19 +21,38 @@ def folder(tmp_path):
   return tmp_path
 
 
+def sweep(folder, trials):
+  """Writes the finished trials of a sweep, {name: (its result, its objective)}."""
+  for name, (result, objective) in trials.items():
+    (trial := folder / "trials" / name).mkdir(parents=True)
+    (trial / "config.json").write_text(json.dumps({"objective": objective}))
+    results.write(trial, result)
+
+
+def test_a_sweep_whose_losses_cannot_be_compared_has_no_best_trial(tmp_path):
+  result = {"final": {"validation_loss": 1.0}}
+  dpo = lambda **options: (result, {"name": "dpo"} | options)
+  policy = lambda **options: (result, {"name": "grpo"} | options)
+  left = ({"exited_at": 3} | result, {"name": "orpo"})
+  alike = {"a": dpo(beta=1, label_smoothing=0.1), "b": dpo(beta=1), "c": left}
+  for n, trials in enumerate((alike, {"a": policy(kl=1), "b": policy(kl=2)})):
+    sweep(tmp_path / str(n), trials)
+    assert results.best_trial(tmp_path / str(n)).name == "a"
+  sweep(tmp_path, {"a": dpo(beta=0.1), "b": dpo(beta=0.5)})
+  with pytest.raises(UserError, match="no best trial, as objective.beta is 0.1 and 0.5.*name one"):
+    results.best_trial(tmp_path)
+
+
 def test_a_trial_that_left_early_does_not_speak_for_its_sweep(tmp_path):
-  for name, loss, left in (("a", 0.1, 5), ("b", 2.0, None), ("c", 1.0, None)):
-    trial = tmp_path / "trials" / name
-    trial.mkdir(parents=True)
-    results.write(trial, {"final": {"validation_loss": loss}, "exited_at": left})
+  of = lambda loss, left: ({"final": {"validation_loss": loss}, "exited_at": left}, {"name": "sft"})
+  sweep(tmp_path, {"a": of(0.1, 5), "b": of(2.0, None), "c": of(1.0, None)})
   assert results.best_trial(tmp_path).name == "c"
 
 
 def test_a_sweep_has_its_best_trial_by_one_metric(tmp_path):
   """Of b nothing of validation could be judged."""
-  for name, loss in (("a", {"validation_loss": 2.0}), ("b", {}), ("c", {"validation_loss": 1.5})):
-    (trial := tmp_path / "trials" / name).mkdir(parents=True)
-    results.write(trial, {"final": loss | {"test_loss": 1.0}})
+  of = lambda **loss: ({"final": loss | {"test_loss": 1.0}}, {"name": "sft"})
+  sweep(tmp_path, {"a": of(validation_loss=2.0), "b": of(), "c": of(validation_loss=1.5)})
   assert results.best_trial(tmp_path).name == "c"
 
 

@@ -353,6 +353,10 @@ def test_a_damaged_run_is_refused(tmp_path):
       {"data.buckets": 2, "train.patience": 1, "search.places": 3},
       "search.places is 3, expected None with train.patience and data.buckets=2",
     ),
+    (
+      {"objective": {"name": "dpo", "kind": "ipo", "label_smoothing": 0.1}},
+      "label_smoothing is 0.1, expected 0 with objective.kind='ipo'",
+    ),
     ({"objective.label_smoothing": 1.0}, "label_smoothing is 1.0 (float), expected below 1"),
     ({"objective": {"name": "classify"}, "evaluate.generate": True}, "'classify' predicts"),
     ({"objective": {"name": "classify"}, "evaluate.metrics": ["bleu"]}, "bleu judges text"),

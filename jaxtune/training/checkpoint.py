@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import signal
 import threading
@@ -19,6 +20,9 @@ from jaxtune.errors import UserError
 from jaxtune.files import writing
 
 ocp = libraries.Lazy("orbax.checkpoint")
+# Numbers the steps of this process, whatever they train: jax stops all processes at one number that
+# must not be left out, and each of them takes the same steps since it began.
+_steps = itertools.count(1)
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -174,13 +178,13 @@ def differences(old: Any, new: Any, path: str = "") -> str:
 
 
 @contextlib.contextmanager
-def interrupts() -> Iterator[Callable[[int], bool]]:
-  """Yields (steps done) -> whether to save and exit now, since SIGTERM has come.
+def interrupts() -> Iterator[Callable[[], bool]]:
+  """Yields () -> whether to save and exit now, since SIGTERM has come; to be asked at every step.
 
   Of several processes any may get it; all then stop after the same step, which jax agrees on.
   """
   if jax.distributed.is_initialized():
-    yield multihost_utils.reached_preemption_sync_point
+    yield lambda: multihost_utils.reached_preemption_sync_point(next(_steps))
     return
   requested = threading.Event()
   try:
@@ -188,7 +192,7 @@ def interrupts() -> Iterator[Callable[[int], bool]]:
   except ValueError:  # only the main thread can handle signals
     before = None
   try:
-    yield lambda _: requested.is_set()
+    yield requested.is_set
   finally:
     if before is not None:
       signal.signal(signal.SIGTERM, before)

@@ -135,7 +135,7 @@ def run(group: Group, progress: Progress) -> Progress:
         progress, places = _turn(group, progress, steps)
         batch = _batch(group, places, steps, progress)
       bar.update(len(taken) * group.updates)
-      stop = interrupted(int(steps.sum()))
+      stop = interrupted()
       if every(checkpoint_every).any() or last.any() or stop or not places.size:
         group.save(int(steps.sum()), progress)
       if stop:

@@ -251,7 +251,7 @@ def _keep_best(
   after = evaluated(progress, evaluation, group.keep_from, patience or -1)
   if patience is None:
     stale, diverged = hosts.fetch((after.stale, after.sums["diverged"]))
-    _warn(np.where(due, stale, 0), diverged > 0, progress, steps, loss)
+    _warn(np.where(due, stale, 0), diverged > 0, after, steps, loss)
   return after
 
 

@@ -15,7 +15,7 @@ from jaxtune import config, data, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.preflight import checks
-from jaxtune.runs import finished, programs, results, scores
+from jaxtune.runs import finished, group, programs, results, scores
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training import loop, optim
@@ -257,12 +257,21 @@ def test_bfloat16_computes_and_float32_is_trained(tmp_path):
   assert losses[-1] < losses[0] and np.isfinite(losses).all()
 
 
-def test_a_run_and_its_folder(tmp_path):
+def test_a_run_and_its_folder(tmp_path, monkeypatch):
   architecture = tiny.ARCHITECTURES["llama"]
   setup = made_trials.make(hf.load(architecture=architecture, seed=3))
   changes = {"model": {"architecture": architecture}, "seed": 3, "evaluate.generate": True}
   changes |= {"evaluate.metrics": ["exact_match"], "evaluate.max_new_tokens": 4}
   config = made_trials.complete({"name": "prefix", "length": 2}, changes)
+  judge, counts = group._judged, []
+
+  def counted(evaluator, base, trials, progress, untuned):
+    shapes = [x.shape for x in jax.tree.leaves(progress.state.tuned)]
+    alive = [x for x in jax.live_arrays() if x.shape in shapes]
+    counts.append(len({x.unsafe_buffer_pointer() for x in alive}) / len(shapes))
+    return judge(evaluator, base, trials, progress, untuned)
+
+  monkeypatch.setattr(group, "_judged", counted)
   (result,), (folder,) = go(tmp_path, setup, config)
   assert {path.name for path in folder.iterdir()} == {"result.json", *results.FILES}
   assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
@@ -288,6 +297,7 @@ def test_a_run_and_its_folder(tmp_path):
 
   again, _ = go(tmp_path, setup, config)  # nothing is left to do but to judge
   assert again[0]["final"] == result["final"]
+  assert counts == [4, 4], "the weights, two moments and the best weights; also after a resumption"
 
 
 def test_a_damaged_run_is_refused(tmp_path):

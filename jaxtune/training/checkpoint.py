@@ -131,14 +131,17 @@ def _patient_loops() -> Iterator[None]:
 def undamaged(path: Path) -> Iterator[None]:
   """Raises UserError for `path` in place of any other error inside, most of which are orbax's.
 
-  The end of another process is no damage.
+  The end of another process is no damage, nor is too little memory or a path that may not be read.
   """
   try:
     yield
   except UserError:
     raise
   except Exception as error:
-    if hosts.lost(error):
+    if isinstance(error, PermissionError) or "os_error_code='13'" in str(error):  # tensorstore's
+      raise UserError(f"cannot read {path}: permission denied") from error
+    full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    if full or hosts.lost(error):
       raise
     cause = (str(error) or type(error).__name__).splitlines()[0][:200]
     raise UserError(

@@ -102,7 +102,8 @@ class Embed(nn.Module):
     self.embedding = self.param("embedding", nn.initializers.normal(0.02), shape)
 
   def __call__(self, ids_BT: Int[Array, "*BT"]) -> Float[Array, "*BT D"]:
-    return self.embedding.astype(self.dtype)[ids_BT]
+    # Not a table in `dtype`, in which the gradients of a row would be summed: in bf16 sums stand still.
+    return self.embedding[ids_BT].astype(self.dtype)
 
   def attend(self, x_BTD: Float[Array, "*BT D"]) -> Float[Array, "*BT V"]:
     return x_BTD @ self.embedding.astype(self.dtype).T

@@ -120,7 +120,8 @@ def run(group: Group, progress: Progress) -> Progress:
       carry, taken = (progress.state, progress.sums), places[places < len(steps)]
       shared = group.base if group.places is None else (group.base, places)
       state, sums = group.step(carry, shared, batch)
-      progress, tokens = progress._replace(state=state, sums=sums), np.prod(batch["tokens"].shape)
+      progress, shape = progress._replace(state=state, sums=sums), batch["tokens"].shape
+      tokens = np.prod(shape[1:]) // group.updates
       steps[taken] += group.updates
       passed = lambda n, at: at // n > (at - group.updates) // n
       last, every = steps[taken] == options.steps, partial(passed, at=steps[taken])
@@ -211,7 +212,7 @@ def _log(
 
   Args:
     trials: whose line is due.
-    tokens: number of tokens in a step, padding included, for the rate that the bar shows.
+    tokens: number of tokens of a trial's update, padding included, for the rate that the bar shows.
   """
   sums, best = hosts.fetch((progress.sums, progress.best.min()))
   means = {n: x / np.maximum(sums["steps"], 1) for n, x in sums.items() if n not in COUNTS}
@@ -223,7 +224,7 @@ def _log(
     )
     for e in trials
   })  # fmt: skip
-  rate = (bar.format_dict["rate"] or 0) * tokens / max(len(trials), 1)
+  rate = (bar.format_dict["rate"] or 0) * tokens
   said = f", best {best:.3f}" if np.isfinite(best) else ""
   bar.set_postfix_str(f"loss {means['loss'][trials].mean():.3f}{said}, {rate:,.0f} tokens/s")
   for e in trials[sums["diverged"][trials] > steps[trials] - sums["steps"][trials]]:

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,26 @@ def test_a_batch_is_made_while_the_step_before_it_is_taken():
   assert order == [
     "batch 0", "step 0", "batch 1", "step 1", "batch 2", "log 2", "step 2", "log 3", "save 3",
   ]  # fmt: skip
+
+
+def test_the_bar_tells_the_tokens_of_all_updates(monkeypatch):
+  """Also where a step makes several of each trial, whose parts are in one batch."""
+  said = []
+
+  class Bar(loop.tqdm):
+    format_dict = {"rate": 10.0}  # updates in a second
+
+    def set_postfix_str(self, text):
+      said.append(text)
+
+  monkeypatch.setattr(loop, "tqdm", Bar)
+  state = update.State(jnp.zeros(2, int), jnp.zeros(2, int), {}, {}, {}, {})
+  step = lambda carry, base, batch: (carry[0]._replace(step=carry[0].step + 3), carry[1])
+  batch = lambda *_: {"tokens": np.zeros((2, 3, 4, 5))}
+  logs, options = SimpleNamespace(write=lambda rows: None), TrainOptions(steps=3, log_every=3)
+  save = lambda done, progress: None
+  loop.run(loop.Group(options, step, {}, batch, None, 0, logs, save, updates=3), begin(state))
+  assert said == ["loss 0.000, 200 tokens/s"]
 
 
 @pytest.mark.full

@@ -58,12 +58,13 @@ class Checkpoints(contextlib.AbstractContextManager):
         self.manager.wait_until_finished()
 
   def restore(
-    self, like: Any, as_now: Callable[[dict], dict] = lambda record: record
-  ) -> tuple[Any, float] | None:
-    """Returns the latest state and its seconds, or None if there is no checkpoint.
+    self, start: Any, as_now: Callable[[dict], dict] = lambda record: record
+  ) -> tuple[Any, float]:
+    """Returns the latest state and its seconds, or `start` and 0.0 if there is no checkpoint.
 
     Args:
-      like: a state with the shapes, types and shardings that are wanted.
+      start: a state with the shapes, types and shardings that are wanted. A caller that keeps it
+        keeps its arrays on the devices beside those of the checkpoint.
       as_now: returns the record of an earlier version as this version would have written it.
 
     Raises:
@@ -72,9 +73,9 @@ class Checkpoints(contextlib.AbstractContextManager):
     """
     step = self.manager.latest_step()
     if step is None:
-      return None
+      return start, 0.0
     read = lambda **what: self.manager.restore(step, args=ocp.args.Composite(**what))
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start)
     with undamaged(self.folder / str(step)), _patient_loops():
       record = read(record=ocp.args.JsonRestore()).record
       if "seconds" not in record:

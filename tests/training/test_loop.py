@@ -75,8 +75,8 @@ def test_the_bar_tells_the_tokens_of_all_updates(monkeypatch):
   class Bar(loop.tqdm):
     format_dict = {"rate": 10.0}  # updates in a second
 
-    def set_postfix_str(self, text):
-      said.append(text)
+    def set_postfix_str(self, s="", refresh=True):
+      said.append(s)
 
   monkeypatch.setattr(loop, "tqdm", Bar)
   state = update.State(jnp.zeros(2, int), jnp.zeros(2, int), {}, {}, {}, {})

@@ -198,19 +198,21 @@ def _train_group(
       _record(folders, error)
       return
     reason = _reason(error)
-    smaller = chunk // 2 if "RESOURCE_EXHAUSTED" in reason else 0
-    how = f"{smaller} at a time" if smaller else "one by one"
-    said = f"{len(trials)} trials failed together ({reason}); they are tried {how}"
-    print(said, file=sys.stderr)
-    parts = [slice(None)] if smaller else [slice(e, e + 1) for e in range(len(trials))]
-    if not smaller and hosts.primary():
-      remove(saved)  # else the next call would go on with the group
-      begin(folders, [trial.config for trial in trials])  # so that each is known to be tried alone
-    for part in parts:
-      _train_group(trials[part], folders[part], bases[part], smaller or 1)
+  else:
+    if hosts.primary():
+      remove(saved)
     return
-  if hosts.primary():
-    remove(saved)
+  # The error is gone now, and with it the arrays of the failed program, which its traceback had.
+  smaller = chunk // 2 if "RESOURCE_EXHAUSTED" in reason else 0
+  how = f"{smaller} at a time" if smaller else "one by one"
+  said = f"{len(trials)} trials failed together ({reason}); they are tried {how}"
+  print(said, file=sys.stderr)
+  parts = [slice(None)] if smaller else [slice(e, e + 1) for e in range(len(trials))]
+  if not smaller and hosts.primary():
+    remove(saved)  # else the next call would go on with the group
+    begin(folders, [trial.config for trial in trials])  # so that each is known to be tried alone
+  for part in parts:
+    _train_group(trials[part], folders[part], bases[part], smaller or 1)
 
 
 def _record(folders: list[Path], error: Exception) -> None:

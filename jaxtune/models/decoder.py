@@ -15,7 +15,7 @@ from jaxtune import sharding
 from jaxtune.models.config import Config
 from jaxtune.models.context import ANY, Context, Mask, row_context
 from jaxtune.models.heads import TaskHead
-from jaxtune.models.layers import Embed, Linear
+from jaxtune.models.layers import Embed, Linear, times
 from jaxtune.models.score import Score, in_parts
 from jaxtune.models.transformer import Trunk
 
@@ -145,7 +145,7 @@ class LanguageModel(nn.Module):
   def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Returns the logits of states over the vocabulary, converted to fp32."""
     c = self.config
-    x_BTD = x_BTD * jnp.asarray(c.logit_scale, x_BTD.dtype)
+    x_BTD = times(x_BTD, c.logit_scale)
     y_BTV = (self.embed.attend(x_BTD) if c.tied else self.head(x_BTD)).astype(jnp.float32)
     y_BTV = sharding.constrain(y_BTV, *sharding.TOKENS, "tensor")
     if c.logit_softcap is not None:

@@ -72,6 +72,12 @@ def lift(array: jax.Array, like: jax.Array) -> jax.Array:
   return jnp.expand_dims(array, tuple(range(like.ndim - array.ndim)))
 
 
+def times(x: jax.Array, factor: jax.Array | float) -> jax.Array:
+  """Multiplies in fp32 and returns x's type: bfloat16's next number above one is 1.008."""
+  wide = x.astype(jnp.float32)
+  return (wide * lift(jnp.asarray(factor, jnp.float32), wide)).astype(x.dtype)
+
+
 class Linear(nn.Module):
   """Computes x @ kernel, plus a bias with `use_bias`: (..., inputs) -> (..., outputs)."""
 
@@ -102,7 +108,8 @@ class Embed(nn.Module):
     self.embedding = self.param("embedding", nn.initializers.normal(0.02), shape)
 
   def __call__(self, ids_BT: Int[Array, "*BT"]) -> Float[Array, "*BT D"]:
-    return self.embedding.astype(self.dtype)[ids_BT]
+    # A cast of the whole table would sum the gradients of a row in bf16, where sums stand still.
+    return self.embedding[ids_BT].astype(self.dtype)
 
   def attend(self, x_BTD: Float[Array, "*BT D"]) -> Float[Array, "*BT V"]:
     return x_BTD @ self.embedding.astype(self.dtype).T

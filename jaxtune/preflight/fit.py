@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.models import quantize
 from jaxtune.preflight import devices, lowered
@@ -36,14 +37,18 @@ def bytes_of(group: Outline, shapes: Any, first: str | None = None) -> int:
 def held(group: Outline, kind: str, trials: int) -> int:
   """Returns the bytes on each device of what so many trials hold beside a program's arguments.
 
-  These are the best weights so far, and, while they do not train, their moments.
+  These are the best weights so far, the base's own of those that are trained in place, and, while
+  they do not train, their moments.
 
   Args:
     kind: of the program, a key of `lowered.LOWER`.
   """
   states = lowered.resized(group.states, trials)
   moments = () if kind == "training step" else states.optimizer
-  return bytes_of(group, {"tuned": states.tuned, "optimizer": moments}, "trial")
+  first = group.trials[0]
+  moved, _ = peft.split(first.methods, first.pretrained.params)
+  own = {"tuned": states.tuned, "optimizer": moments}
+  return bytes_of(group, own, "trial") + bytes_of(group, moved)
 
 
 def largest(

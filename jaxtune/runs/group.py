@@ -51,8 +51,8 @@ def train(
   evaluator = programs.make_evaluator(first, parallel, chunk)
   rule, places = turns_of(trials, options)
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
-    start = parallel.put(begin(states, rule.rungs[-1] if rule else 1, program.logged), "trial")
-    progress, before = saved.restore(start, _as_now) or (start, 0.0)
+    start = partial(begin, states, rule.rungs[-1] if rule else 1, program.logged)
+    progress, before = saved.restore(parallel.put(start(), "trial"), _as_now)
     clock = lambda: before + time.perf_counter() - began
     folder.begin(folders, [t.config for t in trials])
     group = loop.Group(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import signal
 import threading
@@ -19,6 +20,9 @@ from jaxtune.errors import UserError
 from jaxtune.files import writing
 
 ocp = libraries.Lazy("orbax.checkpoint")
+# Numbers the steps of this process, whatever they train: jax stops all processes at one number that
+# must not be left out, and each of them takes the same steps since it began.
+_steps = itertools.count(1)
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -54,12 +58,13 @@ class Checkpoints(contextlib.AbstractContextManager):
         self.manager.wait_until_finished()
 
   def restore(
-    self, like: Any, as_now: Callable[[dict], dict] = lambda record: record
-  ) -> tuple[Any, float] | None:
-    """Returns the latest state and its seconds, or None if there is no checkpoint.
+    self, start: Any, as_now: Callable[[dict], dict] = lambda record: record
+  ) -> tuple[Any, float]:
+    """Returns the latest state and its seconds, or `start` and 0.0 if there is no checkpoint.
 
     Args:
-      like: a state with the shapes, types and shardings that are wanted.
+      start: a state with the shapes, types and shardings that are wanted. A caller that keeps it
+        keeps its arrays on the devices beside those of the checkpoint.
       as_now: returns the record of an earlier version as this version would have written it.
 
     Raises:
@@ -68,9 +73,9 @@ class Checkpoints(contextlib.AbstractContextManager):
     """
     step = self.manager.latest_step()
     if step is None:
-      return None
+      return start, 0.0
     read = lambda **what: self.manager.restore(step, args=ocp.args.Composite(**what))
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start)
     with undamaged(self.folder / str(step)), _patient_loops():
       record = read(record=ocp.args.JsonRestore()).record
       if "seconds" not in record:
@@ -134,14 +139,17 @@ def _patient_loops() -> Iterator[None]:
 def undamaged(path: Path) -> Iterator[None]:
   """Raises UserError for `path` in place of any other error inside, most of which are orbax's.
 
-  The end of another process is no damage.
+  The end of another process is no damage, nor is too little memory or a path that may not be read.
   """
   try:
     yield
   except UserError:
     raise
   except Exception as error:
-    if hosts.lost(error):
+    if isinstance(error, PermissionError) or "os_error_code='13'" in str(error):  # tensorstore's
+      raise UserError(f"cannot read {path}: permission denied") from error
+    full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    if full or hosts.lost(error):
       raise
     cause = (str(error) or type(error).__name__).splitlines()[0][:200]
     raise UserError(
@@ -181,13 +189,13 @@ def differences(old: Any, new: Any, path: str = "") -> str:
 
 
 @contextlib.contextmanager
-def interrupts() -> Iterator[Callable[[int], bool]]:
-  """Yields (steps done) -> whether to save and exit now, since SIGTERM has come.
+def interrupts() -> Iterator[Callable[[], bool]]:
+  """Yields () -> whether to save and exit now, since SIGTERM has come; to be asked at every step.
 
   Of several processes any may get it; all then stop after the same step, which jax agrees on.
   """
   if jax.distributed.is_initialized():
-    yield multihost_utils.reached_preemption_sync_point
+    yield lambda: multihost_utils.reached_preemption_sync_point(next(_steps))
     return
   requested = threading.Event()
   try:
@@ -195,7 +203,7 @@ def interrupts() -> Iterator[Callable[[int], bool]]:
   except ValueError:  # only the main thread can handle signals
     before = None
   try:
-    yield lambda _: requested.is_set()
+    yield requested.is_set
   finally:
     if before is not None:
       signal.signal(signal.SIGTERM, before)

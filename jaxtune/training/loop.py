@@ -120,7 +120,8 @@ def run(group: Group, progress: Progress) -> Progress:
       carry, taken = (progress.state, progress.sums), places[places < len(steps)]
       shared = group.base if group.places is None else (group.base, places)
       state, sums = group.step(carry, shared, batch)
-      progress, tokens = progress._replace(state=state, sums=sums), np.prod(batch["tokens"].shape)
+      progress, shape = progress._replace(state=state, sums=sums), batch["tokens"].shape
+      tokens = np.prod(shape[1:]) // group.updates
       steps[taken] += group.updates
       passed = lambda n, at: at // n > (at - group.updates) // n
       last, every = steps[taken] == options.steps, partial(passed, at=steps[taken])
@@ -135,7 +136,7 @@ def run(group: Group, progress: Progress) -> Progress:
         progress, places = _turn(group, progress, steps)
         batch = _batch(group, places, steps, progress)
       bar.update(len(taken) * group.updates)
-      stop = interrupted(int(steps.sum()))
+      stop = interrupted()
       if every(checkpoint_every).any() or last.any() or stop or not places.size:
         group.save(int(steps.sum()), progress)
       if stop:
@@ -211,7 +212,7 @@ def _log(
 
   Args:
     trials: whose line is due.
-    tokens: number of tokens in a step, padding included, for the rate that the bar shows.
+    tokens: number of tokens of a trial's update, padding included, for the rate that the bar shows.
   """
   sums, best = hosts.fetch((progress.sums, progress.best.min()))
   means = {n: x / np.maximum(sums["steps"], 1) for n, x in sums.items() if n not in COUNTS}
@@ -223,7 +224,7 @@ def _log(
     )
     for e in trials
   })  # fmt: skip
-  rate = (bar.format_dict["rate"] or 0) * tokens / max(len(trials), 1)
+  rate = (bar.format_dict["rate"] or 0) * tokens
   said = f", best {best:.3f}" if np.isfinite(best) else ""
   bar.set_postfix_str(f"loss {means['loss'][trials].mean():.3f}{said}, {rate:,.0f} tokens/s")
   for e in trials[sums["diverged"][trials] > steps[trials] - sums["steps"][trials]]:
@@ -251,7 +252,7 @@ def _keep_best(
   after = evaluated(progress, evaluation, group.keep_from, patience or -1)
   if patience is None:
     stale, diverged = hosts.fetch((after.stale, after.sums["diverged"]))
-    _warn(np.where(due, stale, 0), diverged > 0, progress, steps, loss)
+    _warn(np.where(due, stale, 0), diverged > 0, after, steps, loss)
   return after
 
 

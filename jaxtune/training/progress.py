@@ -43,11 +43,12 @@ class Progress(NamedTuple):
   losses: Array
 
 
-@partial(jax.jit, static_argnums=(1, 2))
+@partial(jax.jit, static_argnums=(1, 2), donate_argnums=0)
 def begin(states: State, compared: int = 1, logged: tuple[str, ...] = ()) -> Progress:
   """Returns the progress of a group before its first step.
 
   Args:
+    states: donated, so that the weights and moments are on the devices once.
     compared: V, the number of evaluations that an early exit compares, at least 1.
     logged: of the program.
   """
@@ -80,11 +81,12 @@ class Evaluation(NamedTuple):
   number: Array
 
 
-@jax.jit
+@partial(jax.jit, donate_argnums=0)
 def evaluated(progress: Progress, found: Evaluation, keep_from: int, patience: int) -> Progress:
   """Returns the progress after an evaluation.
 
   Args:
+    progress: donated, as by a step.
     keep_from: the first step whose weights may be kept.
     patience: -1 for no limit.
   """

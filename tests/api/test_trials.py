@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -252,10 +253,13 @@ def test_a_full_disk_loses_nothing(setup, tmp_path, monkeypatch):
 def test_a_group_too_large_for_the_memory_is_tried_with_fewer_at_a_time(
   setup, tmp_path, monkeypatch
 ):
-  real, chunks = trials.training.train, []
+  real, chunks, kept = trials.training.train, [], []
 
   def narrow(members, folders, bases, checkpoints, chunk):
     chunks.append((len(members), chunk))
+    assert not any(one() for one in kept), "the memory of the try before is free"
+    array = np.zeros(9)
+    kept.append(weakref.ref(array))
     if chunk > 1:
       raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
     return real(members, folders, bases, checkpoints, chunk)

@@ -1,5 +1,7 @@
 """Every method on every family: gradients, formulas, merging, padding and refusals."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from support import tiny
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models.layers import ACTIVATIONS
+from jaxtune.peft.methods import adalora, adapter, compacter, loha, lokr, lora
 
 SECTIONS = {
   "lora": {"name": "lora", "rank": 3, "targets": ("q_proj", "down_proj"), "alpha": 5},
@@ -323,3 +326,43 @@ def test_dora_over_layers_that_are_trained_is_merged(llama):
   np.testing.assert_allclose(
     tiny.forward(llama, merged, tokens), tiny.forward(llama, laid, tokens), atol=1e-4
   )
+
+
+ONES = {"scale": (), "a": (4, 2), "b": (2, 4), "e": (2,)}
+BIASES = {"scale": (), "down_bias": (2,), "up_bias": (4,)}
+PHM = {"down_rule": (1, 1, 1), "down_left": (1, 4, 1), "down_right": (1, 1, 2)}
+PHM |= {"up_rule": (1, 1, 1), "up_left": (1, 2, 1), "up_right": (1, 1, 4)}
+NETWORK = lambda module: lambda call, x: module(call, x, ACTIVATIONS["silu"])
+SCALED = {
+  "lora": (lora._intercept, ONES),
+  "adalora": (adalora._intercept, ONES),
+  "loha": (loha._intercept, {"scale": ()} | {f"w{i}_{n}": ONES[n] for i in (1, 2) for n in "ab"}),
+  "lokr": (lokr._intercept, {"scale": (), "w1": (2, 2), "w2": (2, 2)}),
+  "adapter": (
+    NETWORK(adapter._bottleneck), BIASES | {"down_kernel": (4, 2), "up_kernel": (2, 4)},
+  ),
+  "compacter": (NETWORK(compacter._network), BIASES | PHM),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_scale_is_not_rounded_to_bf16(name):
+  """1.003 would be 1; of the products, which are rounded alone, some become the next number."""
+  call, shapes = SCALED[name]
+  module = SimpleNamespace(has_rng=lambda _: False)
+  x_BI = jax.random.normal(jax.random.key(0), (64, 4)).astype(jnp.bfloat16)
+  ones = {name: jnp.ones(shape) for name, shape in shapes.items()}
+  plain, scaled = (
+    call(peft.Call(module, ones | {"scale": jnp.float32(scale)}, jnp.zeros_like), x_BI)
+    for scale in (1.0, 1.003)
+  )
+  assert (plain != scaled).any()
+
+
+def test_dropout_keeps_the_mean_in_bf16():
+  """Of a rate of 0.1, nine tenths are 0.898 in bf16."""
+  module = SimpleNamespace(has_rng=lambda _: True, make_rng=lambda _: jax.random.key(0))
+  x = jnp.linspace(1, 2, 4096).astype(jnp.bfloat16)
+  kept = peft.Call(module, {"dropout": jnp.float32(0.1)}, lambda x: x).dropout(x)
+  ratios = np.asarray(kept, np.float32) / np.asarray(x, np.float32)
+  assert ratios[ratios > 0].mean() == pytest.approx(1 / 0.9, rel=3e-4)

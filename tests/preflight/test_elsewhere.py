@@ -199,12 +199,12 @@ def test_how_many_fit_where_trials_take_turns(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["training step", "evaluation"])
 def test_what_is_held_beside_a_program_is_counted(here, kind):
-  """The weights, their two moments, and the best weights so far, whatever runs."""
+  """The weights, two moments, the best weights so far and the base's own, whatever runs."""
   (trial,) = trials({"data": 1})
   config = made_trials.complete({"name": "full"}, CHANGES | {"train.mesh": {"data": 1}})
   program = elsewhere.cost_on([with_config(trial, config)], "here")["programs"][kind]
   size = sum(leaf.nbytes for leaf in tree.flatten(trial.pretrained.params).values())
-  assert 4 * size / 1e9 < program["parts_GB"]["trained"] < 4.3 * size / 1e9
+  assert 5 * size / 1e9 < program["parts_GB"]["trained"] < 5.3 * size / 1e9
   assert sum(program["parts_GB"].values()) == pytest.approx(program["peak_GB"])
 
 

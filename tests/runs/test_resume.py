@@ -56,6 +56,22 @@ def test_resumed_equals_uninterrupted(start, tmp_path):
     assert results[0]["best_step"] == results[1]["best_step"]
 
 
+@pytest.mark.parametrize(
+  ("error", "kind", "says"),
+  [
+    (ValueError("no such key"), UserError, "x is damaged (no such key): remove it"),
+    (PermissionError(13, "Permission denied"), UserError, "cannot read x: permission denied"),
+    (ValueError("open [os_error_code='13']"), UserError, "cannot read x: permission denied"),
+    (RuntimeError("RESOURCE_EXHAUSTED: no room"), RuntimeError, "RESOURCE_EXHAUSTED"),
+    (MemoryError(), MemoryError, ""),
+  ],
+)
+def test_only_damage_is_to_be_removed(error, kind, says):
+  with pytest.raises(kind) as raised, checkpoint.undamaged(Path("x")):
+    raise error
+  assert str(raised.value).startswith(says)
+
+
 def contents(folder):
   return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -6,16 +6,19 @@ import os
 import signal
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from safetensors.numpy import load_file
 from support import folders, made_trials, one_of_several
 
 import jaxtune
 from jaxtune.main import main
-from jaxtune.training import loop
+from jaxtune.training import checkpoint, loop
 from jaxtune.training.options import TrainOptions
 
 TESTS = Path(__file__).parents[1]
@@ -167,13 +170,25 @@ def test_the_same_layout_resumes_to_the_same_bits(start, tmp_path):
 
 @pytest.mark.full
 def test_interrupted_on_two_and_resumed_on_four(start, whole, tmp_path):
-  """SIGTERM to any process ends all after the same step, with a checkpoint."""
-  folder = tmp_path / "run"
-  mesh = "--config.train.mesh={'data': 2, 'tensor': 2}"
-  codes, said = start(folder, 2, mesh, devices=2, strikes={1: (1, "SIGTERM")})
+  """SIGTERM to any process ends all after the same step of a group, with a checkpoint."""
+  go = partial(start, tmp_path, command="sweep")
+  two, four = (f"--config.train.mesh={{'data': 2, '{axis}': 2}}" for axis in ("tensor", "fsdp"))
+  seeds = "--config.sweep=({'seed': [0, 1]},)"
+  codes, said = go(2, two, seeds, devices=2, strikes={1: (1, "SIGTERM")})
   assert codes == [143, 143] and said == ["", ""]
-  assert start(folder, 4, "--config.train.mesh={'data': 2, 'fsdp': 2}") == ([0] * 4, [""] * 4)
-  equal(folder, whole)
+  assert go(4, four, seeds) == ([0] * 4, [""] * 4)
+  equal(tmp_path / "trials" / "seed=0", whole)
+
+
+def test_processes_number_their_steps_without_gaps(monkeypatch):
+  """Over all programs that they train: jax stops them at the very number that follows the last."""
+  asked = []
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+  for _ in range(2):
+    with checkpoint.interrupts() as interrupted:
+      interrupted(), interrupted()
+  assert asked == [*range(asked[0], asked[0] + 4)]
 
 
 @pytest.mark.full

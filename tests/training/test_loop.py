@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxtune import config, data, peft, tree
 from jaxtune.errors import UserError
 from jaxtune.models import hf
 from jaxtune.preflight import checks
-from jaxtune.runs import finished, programs, results, scores
+from jaxtune.runs import finished, group, programs, results, scores
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import with_config
 from jaxtune.training import loop, optim
@@ -65,6 +66,26 @@ def test_a_batch_is_made_while_the_step_before_it_is_taken():
   assert order == [
     "batch 0", "step 0", "batch 1", "step 1", "batch 2", "log 2", "step 2", "log 3", "save 3",
   ]  # fmt: skip
+
+
+def test_the_bar_tells_the_tokens_of_all_updates(monkeypatch):
+  """Also where a step makes several of each trial, whose parts are in one batch."""
+  said = []
+
+  class Bar(loop.tqdm):
+    format_dict = {"rate": 10.0}  # updates in a second
+
+    def set_postfix_str(self, s="", refresh=True):
+      said.append(s)
+
+  monkeypatch.setattr(loop, "tqdm", Bar)
+  state = update.State(jnp.zeros(2, int), jnp.zeros(2, int), {}, {}, {}, {})
+  step = lambda carry, base, batch: (carry[0]._replace(step=carry[0].step + 3), carry[1])
+  batch = lambda *_: {"tokens": np.zeros((2, 3, 4, 5))}
+  logs, options = SimpleNamespace(write=lambda rows: None), TrainOptions(steps=3, log_every=3)
+  save = lambda done, progress: None
+  loop.run(loop.Group(options, step, {}, batch, None, 0, logs, save, updates=3), begin(state))
+  assert said == ["loss 0.000, 200 tokens/s"]
 
 
 @pytest.mark.full
@@ -257,12 +278,21 @@ def test_bfloat16_computes_and_float32_is_trained(tmp_path):
   assert losses[-1] < losses[0] and np.isfinite(losses).all()
 
 
-def test_a_run_and_its_folder(tmp_path):
+def test_a_run_and_its_folder(tmp_path, monkeypatch):
   architecture = tiny.ARCHITECTURES["llama"]
   setup = made_trials.make(hf.load(architecture=architecture, seed=3))
   changes = {"model": {"architecture": architecture}, "seed": 3, "evaluate.generate": True}
   changes |= {"evaluate.metrics": ["exact_match"], "evaluate.max_new_tokens": 4}
   config = made_trials.complete({"name": "prefix", "length": 2}, changes)
+  judge, counts = group._judged, []
+
+  def counted(evaluator, base, trials, progress, untuned):
+    shapes = [x.shape for x in jax.tree.leaves(progress.state.tuned)]
+    alive = [x for x in jax.live_arrays() if x.shape in shapes]
+    counts.append(len({x.unsafe_buffer_pointer() for x in alive}) / len(shapes))
+    return judge(evaluator, base, trials, progress, untuned)
+
+  monkeypatch.setattr(group, "_judged", counted)
   (result,), (folder,) = go(tmp_path, setup, config)
   assert {path.name for path in folder.iterdir()} == {"result.json", *results.FILES}
   assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
@@ -288,6 +318,7 @@ def test_a_run_and_its_folder(tmp_path):
 
   again, _ = go(tmp_path, setup, config)  # nothing is left to do but to judge
   assert again[0]["final"] == result["final"]
+  assert counts == [4, 4], "the weights, two moments and the best weights; also after a resumption"
 
 
 def test_a_damaged_run_is_refused(tmp_path):

@@ -22,6 +22,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxtune import peft
 from jaxtune.errors import UserError
+from jaxtune.models.layers import times
 from jaxtune.schema import Count, Fraction, Natural, NonNegative, Positive, Rate, Width
 
 AVERAGES = ("sensitivity", "uncertainty")
@@ -110,9 +111,8 @@ def _init(
 
 def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*BT O"]:
   w = call.cast(x_BTI.dtype)
-  e_R = w["e"] * w["scale"]
-  delta_BTO = call.dropout(x_BTI) @ w["a"] @ (e_R[:, None] * w["b"])
-  return call.next_fn(x_BTI) + delta_BTO
+  low_BTR = times(call.dropout(x_BTI) @ w["a"], call.arrays["e"] * call.arrays["scale"])
+  return call.next_fn(x_BTI) + low_BTR @ w["b"]
 
 
 def _factors(w: dict[str, Array]) -> tuple[Float[Array, "*L I R"], Float[Array, "*L R O"]]:

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float
 
 from jaxtune import peft
 from jaxtune.errors import UserError
-from jaxtune.models.layers import ACTIVATIONS, lift
+from jaxtune.models.layers import ACTIVATIONS, lift, times
 from jaxtune.schema import LARGEST, Finite, Positive, Rate, Width
 
 # {placement: (targets, activation, scale)}, with the defaults of adapters 1.3.
@@ -214,10 +214,9 @@ def _bottleneck(
   w = call.cast(h_BTD.dtype)
   z_BTF = _normalise(h_BTD, call.arrays, "norm") @ w["down_kernel"]
   z_BTD = activation(z_BTF + lift(w["down_bias"], z_BTF)) @ w["up_kernel"]
-  z_BTD = (z_BTD + lift(w["up_bias"], z_BTD)) * w["scale"]
+  z_BTD = times(z_BTD + lift(w["up_bias"], z_BTD), call.arrays["scale"])
   if "channel_scale" in w:
-    scale_11D = lift(call.arrays["channel_scale"], z_BTD)
-    z_BTD = (z_BTD.astype(jnp.float32) * scale_11D).astype(z_BTD.dtype)
+    z_BTD = times(z_BTD, call.arrays["channel_scale"])
   z_BTD = call.dropout(z_BTD)
   if "gate_kernel" in w:
     z_BTD = z_BTD * call.gate(h_BTD)

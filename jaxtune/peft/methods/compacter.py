@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 
 from jaxtune import peft
 from jaxtune.errors import UserError
-from jaxtune.models.layers import ACTIVATIONS, lift
+from jaxtune.models.layers import ACTIVATIONS, lift, times
 from jaxtune.peft.methods import adapter
 from jaxtune.schema import Finite, Rate, Width
 
@@ -155,4 +155,4 @@ def _network(
   z_BTGM = activation(z_BTGM + lift(w["down_bias"], z_BTGM))
   z_BTGM = _phm(z_BTGM, w["up_rule"], w["up_left"], w["up_right"])
   z_BTD = z_BTGM.reshape(h_BTD.shape)
-  return call.dropout((z_BTD + lift(w["up_bias"], z_BTD)) * w["scale"])
+  return call.dropout(times(z_BTD + lift(w["up_bias"], z_BTD), call.arrays["scale"]))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxtune import peft
 from jaxtune.errors import UserError
-from jaxtune.models.layers import lift
+from jaxtune.models.layers import times
 
 
 def method(
@@ -59,13 +59,8 @@ def _init(
 
 def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*BT O"]:
   if "l_in" in call.arrays:
-    return call.next_fn(_times(x_BTI, call.arrays["l_in"]))
-  return _times(call.next_fn(x_BTI), call.arrays["l"])
-
-
-def _times(x_BTD: Float[Array, "*BT D"], l_D: Float[Array, " D"]) -> Float[Array, "*BT D"]:
-  """Multiplies in fp32, as PEFT does: bfloat16's next number above one is 1.008."""
-  return (x_BTD.astype(jnp.float32) * lift(l_D, x_BTD)).astype(x_BTD.dtype)
+    return call.next_fn(times(x_BTI, call.arrays["l_in"]))
+  return times(call.next_fn(x_BTI), call.arrays["l"])
 
 
 def _merge(leaves: dict[str, Array], vectors: dict[str, Array]) -> dict[str, Array]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxtune import peft
+from jaxtune.models.layers import times
 from jaxtune.schema import Finite, Width
 
 
@@ -74,7 +75,7 @@ def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*
   w = call.cast(x_BTI.dtype)
   # The backward pass computes the delta again: three matrices of W's size per layer are not kept.
   product_BTO = jax.checkpoint(lambda x_BTI, w: x_BTI @ _delta(w))(x_BTI, w)
-  return call.next_fn(x_BTI) + product_BTO * w["scale"]
+  return call.next_fn(x_BTI) + times(product_BTO, call.arrays["scale"])
 
 
 def _merge(leaves: dict[str, Array], w: dict[str, Array]) -> dict[str, Array]:

@@ -13,6 +13,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from jaxtune import peft
+from jaxtune.models.layers import times
 from jaxtune.schema import Finite, Width
 
 
@@ -99,7 +100,7 @@ def _intercept(call: peft.Call, x_BTI: Float[Array, "*BT I"]) -> Float[Array, "*
   h_BTOR = jnp.einsum("...ir,io->...or", h_BTIR, w1_IO)
   h_BTOM = h_BTOR if "w2" in w else h_BTOR @ w["w2_b"]
   delta_BTO = h_BTOM.reshape(*x_BTI.shape[:-1], h_BTOM.shape[-2] * h_BTOM.shape[-1])
-  return call.next_fn(x_BTI) + delta_BTO * w["scale"]
+  return call.next_fn(x_BTI) + times(delta_BTO, call.arrays["scale"])
 
 
 def _merge(leaves: dict[str, Array], w: dict[str, Array]) -> dict[str, Array]:

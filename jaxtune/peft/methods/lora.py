@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxtune import peft
 from jaxtune.errors import UserError
-from jaxtune.models.layers import Embed, lift
+from jaxtune.models.layers import Embed, lift, times
 from jaxtune.schema import Finite, Positive, Rate, Width
 
 Factors = tuple[Float[Array, "*L I R"], Float[Array, "*L R O"]]
@@ -213,7 +213,7 @@ def _intercept(
   dropped = x if embeds else call.dropout(x)
   y_BTO = call.next_fn(x)
   low_BTR = (a_IR[x] if embeds else dropped @ a_IR.astype(x.dtype)).astype(y_BTO.dtype)
-  delta_BTO = low_BTR * arrays["scale"].astype(y_BTO.dtype) @ b_RO.astype(y_BTO.dtype)
+  delta_BTO = times(low_BTR, arrays["scale"]) @ b_RO.astype(y_BTO.dtype)
   if "gate_kernel" in arrays:
     delta_BTO *= call.gate(x).astype(y_BTO.dtype)
   if "magnitude" not in arrays:

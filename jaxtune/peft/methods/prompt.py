@@ -121,11 +121,12 @@ def intercept(
     return call.next_fn(x_BTD, context._replace(encoded=encoded))
   if context.index is not None:
     return call.next_fn(x_BTD, context)
-  prompt_PD = call.arrays["prompt"].astype(x_BTD.dtype)
+  prompt_PD = call.arrays["prompt"]  # cast where it is read, so that its gradients add up in fp32
   types = getattr(module.parent, "types", None)
   if types is not None:  # BERT adds the embedding of a token type outside its trunk
     prompt_PD = prompt_PD + types(jnp.zeros(len(prompt_PD), jnp.int32))
-  fill = lambda x_BTD, i_BT, inside_BT: jnp.where(inside_BT[..., None], prompt_PD[i_BT], x_BTD)
+  read = lambda i_BT: prompt_PD[i_BT].astype(x_BTD.dtype)
+  fill = lambda x_BTD, i_BT, inside_BT: jnp.where(inside_BT[..., None], read(i_BT), x_BTD)
   real_BS = context.mask.keys
   index_BT, inside_BT = _prompt_slots(real_BS, real_P)
   first_B1 = jnp.take_along_axis(context.positions, real_BS.argmax(1)[:, None], 1)

@@ -94,7 +94,7 @@ def orthonormal(a_LDR: Float[Array, "*L D R"]) -> Float[Array, "*L D R"]:
   As A chol(A^T A)^-T, it is smooth where the columns are independent. Column i depends on those up
   to i alone, so that columns that pad a rank change nothing and get no gradient.
   """
-  gram_LRR = a_LDR.swapaxes(-1, -2) @ a_LDR
+  gram_LRR = jnp.matmul(a_LDR.swapaxes(-1, -2), a_LDR, precision="highest")
   padded_LR = jnp.diagonal(gram_LRR, axis1=-2, axis2=-1) == 0
   lower_LRR = jnp.linalg.cholesky(gram_LRR + padded_LR[..., None] * jnp.eye(a_LDR.shape[-1])[None])
   solve = partial(jax.lax.linalg.triangular_solve, lower=True, transpose_a=True)

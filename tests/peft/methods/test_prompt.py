@@ -1,6 +1,7 @@
 """Prompts equal PEFT's in PyTorch, wherever a row's padding is, alone and in a group of lengths."""
 
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ from support import tiny
 from jaxtune import peft, tree
 from jaxtune.errors import UserError
 from jaxtune.evaluation import generate, texts
-from jaxtune.models import hf
+from jaxtune.models import hf, layers
+from jaxtune.models.context import row_context
+from jaxtune.peft.methods import prompt
 
 P = 3
 SECTIONS = {
@@ -245,6 +248,26 @@ def test_the_base_in_bf16_reads_the_prompt_in_bf16(llama):
   made = compiled(half, methods, rounded)(tuned, hyper, *INPUTS[:2])
   whole = compiled(llama, methods, base)(tuned, hyper, *INPUTS[:2])
   assert np.abs(made - whole)[INPUTS[1]].max() < 0.1 * np.abs(whole).max()
+
+
+def test_gradients_of_what_many_rows_read_are_summed_in_fp32():
+  """Of an embedding and of a prompt: in bf16, ones add up to 256 and no further."""
+  keys = jnp.ones((600, 1), bool)
+
+  def looked_up(table_VD):
+    embed = layers.Embed(1, 2, jnp.bfloat16)
+    return embed.apply({"params": {"embedding": table_VD}}, jnp.zeros(600, int))
+
+  def prompted(prompt_PD):
+    arrays = {"prompt": prompt_PD, "mask": jnp.ones(1, bool)}
+    trunk = SimpleNamespace(name="encoder", parent=None)
+    call = peft.Call(trunk, arrays, lambda x_BTD, _: (x_BTD, None))
+    states_BTD = jnp.zeros((600, 1, 2), jnp.bfloat16)
+    return prompt.intercept(call, states_BTD, row_context(keys, causal=False))[0]
+
+  for read in (looked_up, prompted):
+    gradient = jax.grad(lambda x, read=read: read(x).astype(jnp.float32).sum())
+    assert gradient(jnp.ones((1, 2))).tolist() == [[600, 600]], read
 
 
 @pytest.mark.full

@@ -238,6 +238,12 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def move(path: Path, to: Path) -> None:
+  """Gives a file or folder another name; does nothing where another process has just done it."""
+  with contextlib.suppress(OSError):
+    path.rename(to)
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Generator[None]:
   """Turns an error of the file system, such as a full disk, into a UserError with the path."""

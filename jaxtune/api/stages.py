@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from jaxtune import config as configs_
-from jaxtune import hosts, schema
+from jaxtune import files, hosts, schema
 from jaxtune.api import trials
 from jaxtune.errors import UserError
 from jaxtune.runs import locks, results
@@ -262,8 +261,7 @@ def check_checkpoints(stage: Stage, workdir: Path) -> None:
         continue
       if saved == [own[i] for i in began]:
         if hosts.primary() and not locks.in_use(folders[group[0]]):
-          with contextlib.suppress(OSError):  # another process has just done it
-            path.rename(of(began))
+          files.move(path, of(began))
       elif len(saved) > 1 or not _alone(stage, workdir, group, left):
         raise UserError(
           f"{path} is the checkpoint of {folders[lost[0]].name}, which this sweep would train from "

@@ -178,7 +178,7 @@ def test_losses_of_other_numbers_do_not_leave_early(early, beta, refused):
     made_trials.complete({"name": "lora"}, {"search.early_exit": early}, objective=objective)
     for objective in ({"name": "dpo", "beta": 0.1}, {"name": "dpo", "beta": beta})
   ]
-  says = "'halving', but trials .* have objective.beta 0.1 and 0.5, of which"
+  says = "'halving', but trials .* have objective.beta 0.1 and 0.5, on which"
   with pytest.raises(UserError, match=says) if refused else contextlib.nullcontext():
     trials.checks.check_losses(configs)
 

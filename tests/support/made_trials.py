@@ -19,12 +19,12 @@ UNTUNED = compare.Untuned(
 class Tokenizer:
   """Just enough of a tokenizer: a stop token, two ids for any text and a printable decoding."""
 
-  eos_token_id = 0
+  bos_token_id, eos_token_id = None, 0
 
   def __call__(self, text, add_special_tokens=False):
     return {"input_ids": [1, 2]}
 
-  def decode(self, ids, skip_special_tokens=False):
+  def decode(self, ids, skip_special_tokens=False, clean_up_tokenization_spaces=False):
     return " ".join(str(int(i)) for i in ids if i or not skip_special_tokens)
 
 

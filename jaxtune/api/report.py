@@ -11,8 +11,7 @@ from jaxtune import config as configs_
 from jaxtune import libraries, schema
 from jaxtune.api import sweep, trials
 from jaxtune.errors import UserError
-from jaxtune.runs import folder as folders
-from jaxtune.runs import locks
+from jaxtune.runs import locks, results
 from jaxtune.sweeps import analysed, collect, grid, groups, tuning
 from jaxtune.training import checkpoint
 
@@ -140,7 +139,7 @@ def _chosen(trial: Path) -> float | str:
   path = trial / "config.json"
   if not path.exists():
     return "tuned"
-  return schema.read_json(path, folders.Config, "put it back")["optim"]["learning_rate"]
+  return schema.read_json(path, results.Config, "put it back")["optim"]["learning_rate"]
 
 
 def _target(places: Sequence[Path], out: str | Path | None) -> Path:

@@ -87,7 +87,7 @@ def watched(workdir: str | Path) -> Watched:
   if not isinstance(config, dict) or not {"sweep", "train"} & config.keys():
     raise UserError(f"{workdir} is not the folder of a sweep or a run: expected its config.json")
   if not config.get("sweep"):
-    schema.check(str(path), config, folders.Config)
+    schema.check(str(path), config, results.Config)
     return Watched(workdir, {workdir.absolute().name: config["train"]["steps"]}, False)
   names, settings, configs = sweep.expand(config, 10**9)
   steps = {name: one["train"]["steps"] for name, one in zip(names, configs, strict=True)}

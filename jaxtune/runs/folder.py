@@ -44,24 +44,6 @@ class Logs:
         file.write(json.dumps(row) + "\n")
 
 
-class _Optim(TypedDict):
-  __pydantic_config__ = schema.STRICT
-  learning_rate: float
-
-
-class _Train(TypedDict):
-  __pydantic_config__ = schema.STRICT
-  steps: int
-
-
-class Config(TypedDict):
-  """What other commands read of the config.json that a run has written."""
-
-  __pydantic_config__ = schema.STRICT
-  optim: _Optim
-  train: _Train
-
-
 def read_history(folder: Path) -> list[dict]:
   """Reads a run's metrics.jsonl, without lines that a kill cut off; [] if there is none."""
   rows = _read_lines(folder / "metrics.jsonl")

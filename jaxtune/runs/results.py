@@ -12,6 +12,7 @@ from typing import Any, Required
 
 from typing_extensions import TypedDict
 
+from jaxtune import config as configs_
 from jaxtune import hosts, objectives, schema
 from jaxtune.errors import UserError
 from jaxtune.files import digest, write_atomically
@@ -51,15 +52,27 @@ class Result(TypedDict, total=False):
   versions: dict[str, str]
 
 
+class _Optim(TypedDict):
+  __pydantic_config__ = schema.STRICT
+  learning_rate: float
+
+
+class _Train(TypedDict):
+  __pydantic_config__ = schema.STRICT
+  steps: int
+
+
 class _Objective(TypedDict):
   __pydantic_config__ = schema.STRICT
   name: str
 
 
-class _Config(TypedDict):
-  """What is read of a trial's config.json."""
+class Config(TypedDict):
+  """What is read of the config.json that a run has written."""
 
   __pydantic_config__ = schema.STRICT
+  optim: _Optim
+  train: _Train
   objective: _Objective
 
 
@@ -155,8 +168,8 @@ def best_trial(folder: Path) -> Path:
 
 def _check_comparable(folder: Path, trials: Sequence[Path]) -> None:
   """Raises UserError where the losses of a sweep's trials are not one function."""
-  configs = [schema.read_json(trial / "config.json", _Config) for trial in trials]
-  sections = [objectives.losses_of(config["objective"]) for config in configs]
+  configs = [schema.read_json(trial / "config.json", Config) for trial in trials]
+  sections = [objectives.losses_of(configs_.as_now(one)["objective"]) for one in configs]
   for name in dict.fromkeys(itertools.chain(*sections)):
     values = [one.get(name) for one in sections]
     if other := [value for value in values if value != values[0]]:

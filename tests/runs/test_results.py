@@ -25,7 +25,8 @@ def sweep(folder, trials):
   """Writes the finished trials of a sweep, {name: (its result, its objective)}."""
   for name, (result, objective) in trials.items():
     (trial := folder / "trials" / name).mkdir(parents=True)
-    (trial / "config.json").write_text(json.dumps({"objective": objective}))
+    config = {"objective": objective, "optim": {"learning_rate": 0.1}, "train": {"steps": 1}}
+    (trial / "config.json").write_text(json.dumps(config))
     results.write(trial, result)
 
 

@@ -715,7 +715,12 @@ def test_a_reward_that_is_a_sweep_s_best_trial_has_a_digest(made, tmp_path):
     trial = tmp_path / "judges" / "trials" / name
     trial.mkdir(parents=True)
     (trial / "tuned.safetensors").write_text(name)
-    (trial / "config.json").write_text('{"objective": {"name": "reward"}}')
+    stated = {
+      "objective": {"name": "reward"},
+      "optim": {"learning_rate": 0.1},
+      "train": {"steps": 1},
+    }
+    (trial / "config.json").write_text(json.dumps(stated))
     results.write(trial, {"final": {"validation_loss": loss}})
   config = complete(made(rollout={"rewards": (f"model:{tmp_path}/judges",)}))
   assert list(sources.digests(config)) == [f"{tmp_path}/judges/trials/a/tuned.safetensors"]

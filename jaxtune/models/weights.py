@@ -122,17 +122,18 @@ def _without_copies(
   Raises:
     UserError: if copies differ.
   """
-  stored = dict(stored)
+  stored, ours = dict(stored), {row.theirs: row.ours for row in table}
   for row in table:
     names = [name for name in (row.theirs, *row.also) if name in stored]
     if not names:
       continue
     stored[row.theirs] = first = stored[names[0]]
-    for copy in [name for name in names if name not in wanted]:
-      if not np.array_equal(_tensor(first), _tensor(stored.pop(copy))):
-        raise UserError(
-          f"{copy} differs from {names[0]}, though the config.json says that they are the same"
-        )
+    for copy in names:
+      other = stored[copy] if copy in wanted else stored.pop(copy)
+      if other is first or ours.get(copy, row.ours) != row.ours:
+        continue
+      if not np.array_equal(_tensor(first), _tensor(other)):
+        raise UserError(f"{copy} differs from {names[0]}, expected copies of one tensor")
   return stored
 
 

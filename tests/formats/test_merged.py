@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support import tiny
 
 from jaxtune import peft
@@ -58,6 +58,20 @@ def test_a_delta_on_the_lookup_alone_unties_the_head(tied, name, tmp_path, reloa
   np.testing.assert_allclose(tensors["lm_head.weight"], before * scale, rtol=1e-6)
   assert np.abs(tensors[TABLES[name]] - before).max() > 0.01
   assert "head/kernel" not in made.rounding.tensors
+  again = hf.load(str(made.folder))
+  np.testing.assert_array_equal(again.params["embed"]["embedding"], tensors[TABLES[name]])
+  np.testing.assert_array_equal(again.params["head"]["kernel"], tensors["lm_head.weight"].T)
+
+
+def test_the_stacks_of_an_untied_bart_have_one_table(tied, tmp_path):
+  """PyTorch reads a table of each, and jaxtune's model has one."""
+  model, lora = tied("bart"), dict(name="lora", rank=2, targets=("embed",))
+  made = export(model, peft.Adapted(*laid(model, lora)), tmp_path / "x", format="merged")
+  path, copy = made.folder / "model.safetensors", "model.decoder.embed_tokens.weight"
+  tensors = load_file(path)
+  save_file(tensors | {copy: tensors[copy] + 1}, path)
+  with pytest.raises(UserError, match=f"{copy} differs from model.shared.weight"):
+    hf.outline(str(made.folder))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5"])

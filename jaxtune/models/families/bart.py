@@ -14,7 +14,7 @@ def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` bart; `overrides` are fields of both stacks' `Config`."""
   only(hf, is_encoder_decoder=True, is_decoder=False, normalize_before=False,
        normalize_embedding=True, add_final_layer_norm=False, add_bias_logits=False,
-       static_position_embeddings=False, tie_word_embeddings=True)  # fmt: skip
+       static_position_embeddings=False)  # fmt: skip
   fields = CLASSIC | dict(
     positions=hf.get("max_position_embeddings", 1024),
     position_offset=2,
@@ -22,6 +22,7 @@ def config(hf: dict, **overrides) -> Config:
     embed_norm=True,
     activation=hf.get("activation_function") or "gelu",
     embed_scale=hf["d_model"] ** 0.5 if hf.get("scale_embedding") else 1.0,
+    tied=hf.get("tie_word_embeddings", True),
   )
   sizes_of = lambda stack: sizes(
     hf, width="d_model", layers=f"{stack}_layers", heads=f"{stack}_attention_heads",
@@ -36,7 +37,7 @@ def names(c: Config) -> list[Tensor]:
   """Lists every weight, with its path in our tree and its tensor name."""
   copies = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
   rows = [
-    Tensor("embed/embedding", "model.shared.weight", also=(*copies, "lm_head.weight")),
+    Tensor("embed/embedding", "model.shared.weight", also=(*copies, *heads.copies(c))),
     Tensor("logit_bias", "final_logits_bias", default=0.0),
   ]
   if not c.tied:  # a merged model, whose copies of the table transformers reads one by one

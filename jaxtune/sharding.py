@@ -207,7 +207,7 @@ def _sizes(mesh: dict, count: int) -> dict[str, int]:
   total = math.prod(sizes.values())
   if total > count or ((open_axes or jax.process_count() > 1) and total != count):
     needs = f"a multiple of {known}" if open_axes else total
-    raise UserError(f"train.mesh {mesh} needs {needs} devices, but there are {count}")
+    raise UserError(f"train.mesh is {mesh}; the number of devices is {count}, expected {needs}")
   return sizes
 
 

@@ -160,7 +160,7 @@ def test_overrides_reach_the_run(place, tmp_path):
     ("model.dtype=float16", "model.dtype is 'float16' (str), expected 'float32' or 'bfloat16'"),
     ("train.batch_size=0", "train.batch_size is 0"),
     ("train.mesh={'data': 4}", "do not divide over 4 devices"),
-    ("train.mesh={'data': 8}", "needs 8 devices, but there are 4"),
+    ("train.mesh={'data': 8}", "the number of devices is 4, expected 8"),
     ("train.patience=0", "train.patience is 0"),
     ("seed.x=1", "config key seed is {'x': 1} (dict), expected int"),
   ],

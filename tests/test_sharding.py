@@ -405,9 +405,9 @@ def test_an_uncovered_leaf_is_named(llama):
 @pytest.mark.parametrize(
   ("mesh", "says"),
   [
-    ({"data": 8}, "needs 8 devices, but there are 4"),
-    ({"data": 3, "fsdp": -1}, "needs a multiple of 3 devices, but there are 4"),
-    ({"data": 5, "fsdp": -1}, "needs a multiple of 5 devices, but there are 4"),
+    ({"data": 8}, "the number of devices is 4, expected 8"),
+    ({"data": 3, "fsdp": -1}, "the number of devices is 4, expected a multiple of 3"),
+    ({"data": 5, "fsdp": -1}, "the number of devices is 4, expected a multiple of 5"),
     ({"data": -1, "fsdp": -1}, "-1 for data and fsdp"),
   ],
 )

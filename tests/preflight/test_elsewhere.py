@@ -213,7 +213,7 @@ def test_a_larger_slice_keeps_its_name(monkeypatch):
 
   def fits(change):
     if change.get("train.mesh") and "--device" not in change:
-      raise UserError("train.mesh needs 4 devices, but there are 1")
+      raise UserError("the number of devices is 1, expected 4")
     return "train.mesh" in change
 
   larger = {"train.accumulate": 2, "--device": "here:4", "train.mesh": {"fsdp": 4}}

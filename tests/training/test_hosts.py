@@ -249,7 +249,7 @@ def test_a_port_that_is_taken(config, tmp_path, capsys):
 @pytest.mark.full
 def test_what_does_not_fit_is_said_by_every_process(start, tmp_path):
   for changes, says in {
-    "--config.train.mesh={'data': 1}": "needs 1 devices, but there are 2",
+    "--config.train.mesh={'data': 1}": "the number of devices is 2, expected 1",
     "--config.train={'parallel': 'pmap', 'mesh': None}": "train.parallel is 'pmap', expected 'jit'",
   }.items():
     codes, said = start(tmp_path / "run", 2, changes)

@@ -89,7 +89,6 @@ def write(
       failed=[one for one in unfinished if one["state"] == "failed"],
       curves=curves,
     )
-    _write_files(compared, histories, facts, folder, analysis)
   contents = document.build(every, compared, histories, config or {}, analysis)
   contents |= {
     "title": " + ".join(given or {}) or folder.absolute().name,
@@ -99,17 +98,20 @@ def write(
     "reproduce": reproduce.describe(results, given or {}, facts, metric, reference),
   }
   write_atomically(folder / "report.html", pages.to_html(contents))
+  _write_files(compared, histories, facts, folder, analysis)  # last: a report is known by its page
   return folder / "report.md"
 
 
 def _write_files(
-  compared: comparison.Comparison,
+  compared: comparison.Comparison | None,
   histories: Mapping[str, list[dict]],
   facts: Mapping[str, str],
   folder: Path,
   analysis: analysed.Analysis | None,
 ) -> None:
-  """Writes all files of a report but its page."""
+  """Writes all files of a report but its page; none where nothing is compared."""
+  if compared is None:
+    return
   page = pages.Page(
     trials=compared.tables["main"],
     warnings=[caution.text for caution in compared.warnings],

@@ -2,6 +2,7 @@
 
 import json
 import re
+from unittest.mock import Mock
 
 import pytest
 from support import made_sweep
@@ -10,7 +11,7 @@ import jaxtune
 from jaxtune import main
 from jaxtune.errors import UserError
 from jaxtune.runs import locks, results
-from jaxtune.sweeps import tuning
+from jaxtune.sweeps import exports, tuning
 
 
 def document(page):
@@ -86,6 +87,16 @@ def test_sweeps_are_joined_by_all_in_which_they_differ(tmp_path):
   assert len(trials(page)) == 9 and shown["title"] == "a + b"
   assert set(shown["reproduce"]["config"]) == {"a.py", "b.py"}
   jaxtune.report([tmp_path / "a", tmp_path / "b"], tmp_path / "both")  # replaces its own report
+
+
+def test_a_report_that_was_killed_is_written_again(tmp_path, monkeypatch):
+  made_sweep.write(tmp_path / "s", made_sweep.config(made_sweep.lora([1])))
+  write = lambda: jaxtune.report([tmp_path / "s"], tmp_path / "out")
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(exports, "to_parquet", Mock(side_effect=KeyboardInterrupt))
+    write()
+  assert (tmp_path / "out" / "results.csv").exists()
+  assert write().exists() and (tmp_path / "out" / "report.md").exists()
 
 
 def test_joined_sweeps_that_chose_other_rates_are_not_one(tmp_path):

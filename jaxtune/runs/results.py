@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from jaxtune import config as configs_
 from jaxtune import hosts, objectives, schema
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, nearest
 from jaxtune.files import digest, write_atomically
 
 FILES = (
@@ -153,7 +153,7 @@ def best_trial(folder: Path) -> Path:
     return folder
   found = {path.parent: read(path.parent) for path in folder.glob("trials/*/result.json")}
   if not found:
-    raise UserError(f"{folder} holds no finished run: neither tuned.safetensors nor trials/")
+    raise _missing(folder)
   held_out = any("validation_loss" in result["final"] for result in found.values())
   losses, name = {}, "validation_loss" if held_out else "test_loss"
   for trial, result in found.items():
@@ -164,6 +164,21 @@ def best_trial(folder: Path) -> Path:
     raise UserError(f"all trials of {folder} diverged: name one of {folder}/trials itself")
   _check_comparable(folder, sorted(losses))
   return min(sorted(losses), key=losses.get)
+
+
+def _missing(folder: Path) -> UserError:
+  """Says that a folder holds no finished run, and which runs are the nearest to it."""
+  path = folder.absolute()
+  near = next(place for place in (path, *path.parents) if place.is_dir())
+  lost = "" if near == path else f": it is not there, and the nearest folder is {near}"
+  found = itertools.chain(near.glob("*/tuned.safetensors"), near.glob("*/trials/*/result.json"))
+  runs = {file.relative_to(near).parts[0] for file in found}
+  name = (path.relative_to(near).parts or (path.name,))[0]
+  known = f"; in {near}, {nearest(name, runs)}" if runs else ""
+  return UserError(
+    f"{folder} holds no finished run{lost}; expected the folder of a run, with a "
+    f"tuned.safetensors, or of a sweep with a finished trial{known}"
+  )
 
 
 def _check_comparable(folder: Path, trials: Sequence[Path]) -> None:

@@ -93,7 +93,10 @@ def _read(
     part = found.methods[kinds.index(method.kind)]
     _check_words(method, part.section)
     return part.trained, part.fixed, found.params, found.labels
-  path, record, flat = runs.read(folder)
+  try:
+    path, record, flat = runs.read(folder)
+  except UserError as error:
+    raise UserError(f"method.start: {error}") from error
   tree.check_finite(flat, f"method.start: {path}")
   if trial.fingerprint and record["base"] != trial.fingerprint:
     raise UserError(f"method.start: {path.parent} was trained over other base weights")

@@ -57,6 +57,20 @@ def test_a_sweep_has_its_best_trial_by_one_metric(tmp_path):
   assert results.best_trial(tmp_path).name == "c"
 
 
+@pytest.mark.parametrize(
+  ("name", "says"),
+  [
+    ("", "holds no finished run; expected .*, valid choices: lora, wide$"),
+    ("lore/a", "holds no finished run: it is not there, .*, did you mean 'lora'[?]$"),
+  ],
+)
+def test_a_run_that_is_not_there_names_those_that_are(tmp_path, name, says):
+  runs.write(tmp_path / "lora", peft.Overlay({}, {}), "base", {}, (), ())
+  sweep(tmp_path / "wide", {"a": ({"final": {}}, {"name": "sft"})})
+  with pytest.raises(UserError, match=says):
+    results.best_trial(tmp_path / name)
+
+
 def test_weights_whose_padding_was_cut_off_are_written_as_they_are(tmp_path):
   """A view of a larger array has gaps in memory, which a file must not copy."""
   padded = {"params": {}, "peft": {"a": np.arange(24.0).reshape(2, 3, 4), "rate": np.float32(3)}}

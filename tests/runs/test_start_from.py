@@ -132,6 +132,7 @@ def test_a_head_is_not_taken_over_by_other_labels(tmp_path):
 
 def test_a_start_of_a_user_that_is_not_there(model):
   method = LORA | {"start": "~nobody-of-this-name/run"}
-  with pytest.raises(UserError, match="~nobody-of-this-name/run"):
+  says = "method.start: ~nobody-of-this-name/run holds no finished run: it is not there, and the"
+  with pytest.raises(UserError, match=says):
     first_state(with_config(made_trials.make(model), made_trials.complete(method)))
   assert sources.digests(made_trials.complete(method)) == {}

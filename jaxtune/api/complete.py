@@ -15,6 +15,7 @@ from jaxtune import data, peft, schema
 from jaxtune.compose import mixed
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation import generate, sampling, texts
+from jaxtune.runs import results
 from jaxtune.runs.finished import Run
 from jaxtune.runs.trial import objective_of
 
@@ -196,8 +197,28 @@ def _render(run: Run, prompts: list, task: str | None) -> tuple[dict, list[str] 
   if prompts and all(spoken) and o["template"] is None:
     return o, None
   rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
-  form = {} if given else {name: o[name] for name in ("template", "rename", "choices")}
-  return o, data.render_prompts(rows, **form)
+  return o, data.render_prompts(rows, **({} if given else _form(run, o, rows, task)))
+
+
+def _form(run: Run, o: dict, rows: list[dict], task: str | None) -> dict[str, Any]:
+  """Returns how a run's own data were read, as the arguments of `render_prompts`.
+
+  The result holds the template itself, which a file may have lost since. Where the columns of the
+  data chose it, rows that lack them are read by their own columns.
+  """
+  form = {name: o[name] for name in ("template", "rename", "choices")}
+  report = results.read(run.folder).get("data", {})
+  report = report if task is None else report.get("tasks", {}).get(task, {})
+  formats = report.get("format") or {}
+  used = (next(iter(formats.values()), None) or {}).get("templates")  # train's, where it is there
+  if not used:
+    return form
+  own = data.templates.Template(**used[0])
+  if o["template"] is None:
+    needed = own._replace(answer=data.templates.BLANK).columns
+    if own.prompt is None or not all(needed <= row.keys() for row in rows):
+      return form
+  return form | {"template": own, "choices": None}
 
 
 def _of_task(run: Run, o: dict, task: str | None) -> dict:

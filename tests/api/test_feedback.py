@@ -123,6 +123,7 @@ def test_both_runs_are_asked_the_texts_of_the_first(place, prompts, tmp_path, mo
   """A run that is trained on votes, which hold the texts, has no template to write them by."""
   trained, plain = (jaxtune.load_run(place / name) for name in ("one", "two"))
   templated = trained.config | {"data": trained.config["data"] | {"template": "c1 {{prompt}}"}}
+  trained = trained._replace(folder=tmp_path / "one")  # without a result, which has its template
   loaded = [trained._replace(config=templated), plain]
   monkeypatch.setattr(answers, "_load", lambda _: (loaded, ("one", "two")))
   project = serve([place / "one", place / "two"], prompts, tmp_path / "votes", max_new_tokens=6)

@@ -294,7 +294,6 @@ def test_what_an_output_begins_with():
     ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder=False is not supported"),
     ("bart", {"normalize_before": True}, "normalize_before=True is not supported"),
     ("bart", {"activation_function": "swash"}, "activation_function is 'swash'.*'silu'"),
-    ("bart", {"tie_word_embeddings": False}, "tie_word_embeddings=False is not supported"),
   ],
 )
 def test_configs_that_mean_another_model_are_refused(name, changes, says):

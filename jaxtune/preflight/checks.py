@@ -130,6 +130,12 @@ def check(trial: Trial) -> None:
     if m.adjust is not None:  # its schedule may not fit the run
       trained, fixed = shapes.arrays_of(m)
       jax.eval_shape(partial(m.adjust, 1, options.steps), trained, trained, fixed)
+    if m.options.get("dropout") and "head" in shapes.arrays_of(m)[0]:
+      raise UserError(
+        f"method.dropout is {m.options['dropout']}, expected 0 at the vocabulary's head, as logits "
+        "are computed in parts whose size the noise would depend on: leave 'head' out of "
+        "method.targets, or stack a method without dropout for it"
+      )
 
 
 def _check_merges(trial: Trial, overlay: peft.Overlay, base: Any) -> None:

@@ -45,8 +45,9 @@ def make(
     warmup: number of steps in which the learning rate rises linearly, from peak / warmup at the
       first one.
     weight_decay: decoupled; not applied to the leaves in UNDECAYED.
-    head_ratio: learning rate of a task's head and BERT's pooler over that of everything else.
-      `scale` applies it, and not this optimizer.
+    head_ratio: learning rate of a head's own weights and BERT's pooler over that of everything
+      else. A task has such a head, and so has a language model whose output is not tied to its
+      embeddings. `scale` applies it, and not this optimizer.
     clip: largest global norm of the gradient; None for no limit.
     b1, b2, epsilon: numbers of the optimizer; sgd uses b1 alone, and lion no epsilon.
   """

@@ -123,14 +123,15 @@ def _init(
   dropout: float, initialise: str, dora: bool, b_rate: float, train_a: bool, gate: bool,
 ) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   chosen = peft.match(targets, sites, tuple(LEAVES))
-  ranks = _by_target("ranks", rank, ranks, chosen)
+  default, ranks = rank, _by_target("ranks", rank, ranks, chosen)
   alphas = _by_target("alphas", alpha, alphas, chosen)
   trained, fixed = {}, {}
   for path, site in chosen.items():
     rank, scale = ranks[path], scale_of(ranks[path], alphas[path])
     weight = partial(frozen.weight, f"{path}/{LEAVES[site.kind]}")
     shape = jax.eval_shape(weight).shape
-    peft.check_rank("method.rank", rank, path, shape[-2:])
+    option = "method.rank" if rank == default else "method.ranks"
+    peft.check_rank(option, rank, path, shape[-2:])
     start = _embedding if site.kind == "Embed" else INITIALISERS[initialise]
     a_LIR, b_LRO = start(peft.site_key(key, path), weight, shape, rank, scale)
     trained[path] = {"b": b_LRO}

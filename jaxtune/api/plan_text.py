@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from jaxtune.preflight import fit
+from jaxtune.preflight import fit, generation
 
-SHARE = 0.75  # of a GPU's memory, which jax takes by default
 WIDTH = 60  # blocks that stand for the memory of a device
 BLOCKS = {"base": "█", "trained": "▓", "cache": "▞", "logits": "▒", "activations": "░"}
 NAMES = {"trained": "trained weights and moments", "activations": "activations and gradients"}
@@ -21,7 +20,7 @@ def lay_out(cost: dict) -> str:
   for kind, program in cost["programs"].items():
     trials, rows, tokens = program["batch"]
     many = f"{trials} trials, {cost['side_by_side']} side by side, of " if trials > 1 else ""
-    rounds = ", one round" if kind == "generation" else ""
+    rounds = ", one round" if kind in generation.KINDS else ""
     lines += ["", f"{kind}{rounds}: {many}{rows} x {tokens:,} tokens at a time"]
     lines += [f"  {line}" for line in _program(program, cost["memory_GB"])]
   if "largest" in cost:
@@ -30,10 +29,13 @@ def lay_out(cost: dict) -> str:
     at_most = lambda count: f"{count} or more" if count >= fit.MOST else f"up to {count}"
     lines += ["", f"a step fits with {at_most(rows)} rows at a time (now {now}), or with "
               f"{at_most(trials)} trials side by side (now {cost['side_by_side']})"]  # fmt: skip
+  if shots := cost["shots"]:
+    lines += ["", f"not planned: the judgement of the base with evaluate.shots={shots}, whose rows "
+              "are longer by the demonstrations"]  # fmt: skip
   peaks = [program.get("peak_GB", 0.0) for program in cost["programs"].values()]
-  if cost["by_share"] and max(peaks) > SHARE * cost["memory_GB"]:
-    lines += ["", f"jax takes {SHARE:.0%} of a GPU's memory unless it is told otherwise: run with "
-              "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"]  # fmt: skip
+  if cost["by_share"] and max(peaks) > fit.SHARE * cost["memory_GB"]:
+    lines += ["", f"jax takes {fit.SHARE:.0%} of a GPU's memory unless it is told otherwise: run "
+              "with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"]  # fmt: skip
   return "\n".join(lines)
 
 

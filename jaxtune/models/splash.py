@@ -136,7 +136,7 @@ def _run(
     (_places(kernel, parts), of_queries, of_keys, of_keys, segments),
     of_queries,
   )
-  scaled_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
+  scaled_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
   with jax.named_scope(f"visits_{rules.visited(q, k, parts):.4f}"):  # which `preflight` reads
     y_BNTH = run(
       kernel, by_head(scaled_BTNH, queries), by_head(k_BSKH, keys), by_head(v_BSKH, keys),

@@ -31,34 +31,36 @@ def choose_chunk(trials: Sequence[Trial], parallel: sharding.Parallel | None = N
   if jax.default_backend() == "cpu":
     return 1
   group = lowered.outline(trials, parallel=parallel)
-  return fit_chunk(fit.side_by_side(group), _limit(), partial(_peak, group))
+  return fit_chunk(
+    fit.side_by_side(group), fit.room(), partial(_peak, group, lowered.batches(group))
+  )
 
 
 def with_remat(trials: Sequence[Trial]) -> list[Trial]:
   """Returns trials whose model computes as little twice as the memory of this device allows.
 
-  Where `model.remat` is "auto", it becomes the first of `lowered.POLICIES` with which a trial fits
-  by XLA's own figures; on a CPU it becomes "linear" (see `experiments/speed`).
+  Where `model.remat` is "auto", it becomes the first of `lowered.POLICIES` with which a training
+  step of one trial fits by XLA's own figures, which generation does not depend on; on a CPU it
+  becomes "linear" (see `experiments/speed`).
   """
   if trials[0].pretrained.model.config.remat != "auto":
     return list(trials)
   if jax.default_backend() == "cpu":
     return lowered.changed(trials, remat="linear")
   group = lowered.outline(trials[:1])
-  fits = lambda policy: _peak(group, 1, remat=policy) <= _limit()
+  step = {"training step": lowered.step_batch(group)}
+  fits = lambda policy: _peak(group, step, 1, remat=policy) <= fit.room()
   number = next((i for i, policy in enumerate(lowered.POLICIES) if fits(policy)), -1)
   return lowered.changed(trials, remat=lowered.POLICIES[hosts.of_first(number)])
 
 
-def _limit() -> float:
-  """Returns the bytes of this device that programs may take."""
-  return 0.9 * (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
+def _peak(group: lowered.Outline, batches: dict, chunk: int, **computation: Any) -> float:
+  """Returns the largest peak of programs on this device; infinite if one does not fit.
 
-
-def _peak(group: lowered.Outline, chunk: int, **computation: Any) -> float:
-  """Returns the largest peak of a group's programs on this device; infinite if one does not fit."""
+  Args:
+    batches: of the programs, by a key of `lowered.LOWER`.
+  """
   folder = compilations.plans(group.options.compilation_cache)
-  batches = lowered.batches(group)
   programs = [lowered.LOWER[kind](group, x, chunk, **computation) for kind, x in batches.items()]
   built = compiled.build(programs, jax.local_devices()[0].device_kind, folder)
   held = [fit.held(group, kind, len(group.trials)) for kind in batches]

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxtune.preflight import compiled, devices, fit, lowered
+from jaxtune.preflight import compiled, devices, fit, generation, lowered
 from jaxtune.preflight.compiled import Built
 from jaxtune.preflight.lowered import Outline
 from jaxtune.runs.trial import Trial
@@ -28,8 +28,9 @@ def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> d
     of that memory alone, "by_share"; "remat", which is chosen for a model whose own is "auto";
     "trials", of which each device computes "side_by_side" together; "programs", by name what
     `_figures` returns of each; "largest", how many "rows" a part of a batch, and how many "trials"
-    side by side, can have. A program that does not fit has "would_fit", the {config key: value}
-    with which it would, or None.
+    side by side, can have; "shots" of `evaluate`, with which the judgement of the base is in no
+    program. A program that does not fit has "would_fit", the {config key: value} with which it
+    would, or None.
   """
   device, found = devices.describe(name)
   group = lowered.outline(trials, device, found)
@@ -42,13 +43,15 @@ def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> d
     remat = "linear" if here else _least(group, batches["training step"], build)
     group = group._replace(trials=lowered.changed(group.trials, remat=remat))
   built = _built(group, batches, chunk, build)
-  while any(one.refused for one in built.values()) and chunk > 1 and group.options.chunk is None:
+  room = fit.room(device)
+  fits = lambda: all(one.peak <= room and not one.refused for one in built.values())
+  while chunk > 1 and group.options.chunk is None and not fits():
     chunk = -(-chunk // 2)
     built = _built(group, batches, chunk, build)
   cost = {
     "device": name, "memory_GB": device.memory / 1e9, "TFLOP_per_s": device.flops / 1e12 or None,
     "by_share": bool(device.gpu), "devices": group.parallel.devices,
-    "trials": len(trials), "side_by_side": chunk,
+    "trials": len(trials), "side_by_side": chunk, "shots": trials[0].config["evaluate"]["shots"],
     "programs": {k: _figures(group, k, batches[k], built[k]) for k in batches},
   }  # fmt: skip
   if auto:
@@ -66,7 +69,7 @@ def cost_on(trials: Sequence[Trial], name: str, folder: Path | None = None) -> d
 def _least(group: Outline, batch: dict, build: Callable) -> bool | str:
   """Returns the policy that computes least twice of those with which a step of one trial fits."""
   peak = partial(_peak, group, _with_trials(batch, 1), 1, build)
-  fits = lambda policy: peak(remat=policy) <= group.device.memory
+  fits = lambda policy: peak(remat=policy) <= fit.room(group.device)
   return next(filter(fits, lowered.POLICIES), True)
 
 
@@ -94,14 +97,21 @@ def _fits(group: Outline, build: Callable, change: dict[str, Any]) -> bool:
 
 
 def _smaller(group: Outline, kind: str, chunk: int, build: Callable) -> dict | None:
-  """Returns the largest halved `evaluate.batch_size` with which a program fits, or None."""
-  rows = group.trials[0].config["evaluate"]["batch_size"] // 2
-  while rows and rows % group.parallel.batch_shards == 0:
-    section = group.trials[0].config["evaluate"] | {"batch_size": rows}
-    trials = [t._replace(config=t.config | {"evaluate": section}) for t in group.trials]
+  """Returns the largest halved `batch_size`, by its config key, with which a program fits, or None.
+
+  Of the answers that a policy draws, it is that of training.
+  """
+  trial, shards = group.trials[0], group.parallel.batch_shards
+  section = generation.section(trial, kind)
+  if section == "train":  # whose parts have whole prompts, with all of their answers
+    shards *= trial.config["train"]["accumulate"] * trial.config["rollout"]["samples"]
+  rows = trial.config[section]["batch_size"] // 2
+  while rows and rows % shards == 0:
+    changed = trial.config[section] | {"batch_size": rows}
+    trials = [t._replace(config=t.config | {section: changed}) for t in group.trials]
     smaller = group._replace(trials=trials)
     if _peak(smaller, lowered.batches(smaller)[kind], chunk, build, kind) <= group.device.memory:
-      return {"evaluate.batch_size": rows}
+      return {f"{section}.batch_size": rows}
     rows //= 2
   return None
 
@@ -111,12 +121,15 @@ def _largest(group: Outline, batch: dict, chunk: int, built: dict, build: Callab
   peak, limit = built["training step"].peak, group.device.memory
   of_rows = lambda n: _peak(group, _with_rows(batch, n), chunk, build)
   rows, shards = batch["tokens"].shape[2], group.parallel.batch_shards
-  with_trials = lambda n: _with_trials(batch, n * group.parallel.trial_shards)
-  of_trials = lambda n: _peak(group, with_trials(n), n, build)
+  # Fewer trials side by side leave the states of the others where they are.
+  held = lambda n: max(n * group.parallel.trial_shards, len(group.trials))
+  of_trials = lambda n: _peak(group, _with_trials(batch, held(n)), n, build)
   fixed, base = built["training step"].arguments, fit.bytes_of(group, group.base)
+  together = fit.side_by_side(group)
+  taken, most = (base, fit.MOST) if chunk == together else (fixed, together)
   return {
     "rows": fit.largest(rows, peak, fixed, of_rows, limit, shards),
-    "trials": fit.largest(chunk, peak, base, of_trials, limit),
+    "trials": fit.largest(chunk, peak, taken, of_trials, limit, at_most=most),
   }
 
 
@@ -153,8 +166,9 @@ def _figures(group: Outline, kind: str, batch: dict, built: Built) -> dict:
   if kind == "training step":
     batch, _ = lowered.at_once(group, batch)
   device, (trials, *sizes, length) = group.device, batch["tokens"].shape
-  if kind == "generation":  # other prompts wait
-    rows = min(sizes[0], group.trials[0].config["evaluate"]["batch_size"])
+  if kind in generation.KINDS:  # other prompts wait
+    section = generation.section(group.trials[0], kind)
+    rows = min(sizes[0], group.trials[0].config[section]["batch_size"])
   else:
     rows = sizes[1]
   head = {"batch": (trials, rows, length), "text": built.text}
@@ -191,7 +205,7 @@ def marks(group: Outline, batch: dict, kind: str) -> dict[str, compiled.Mark]:
   found: dict[str, compiled.Mark] = {
     "logits": lambda dims: vocabulary in dims and bool(of_tokens(dims))
   }
-  if kind == "generation":
+  if kind in generation.KINDS:
     # Nothing else of all layers has the size of a head: a cache of rows and heads, (L, B, K, S, H).
     found["cache"] = lambda dims: {c.layers, c.head_size} <= {*dims} and len(dims) > 3
   return found

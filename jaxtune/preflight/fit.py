@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -13,11 +14,26 @@ from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.models import quantize
 from jaxtune.preflight import devices, lowered
+from jaxtune.preflight.devices import Device
 from jaxtune.preflight.lowered import Outline
 from jaxtune.runs import costs
 
+SHARE = 0.75  # of a GPU's memory, which jax takes by default
 MOST = 64  # trials, or rows of a batch: for more of them nothing is compiled
 FEW_TOKENS = 128  # whose logits are computed together
+
+
+def room(device: Device | None = None) -> float:
+  """Returns the bytes of a device for which a run chooses its chunk and what it computes twice.
+
+  They are nine tenths of what jax takes: of a named GPU the share XLA_PYTHON_CLIENT_MEM_FRACTION,
+  by default SHARE, of another named device all of its memory. Without a name, they are those of
+  this process's device; infinite where that does not say.
+  """
+  if device is None:
+    return 0.9 * (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
+  share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or SHARE)
+  return 0.9 * device.memory * (share if device.gpu else 1)
 
 
 def side_by_side(group: Outline) -> int:
@@ -58,10 +74,12 @@ def largest(
   peak_of: Callable[[int], float],
   limit: float,
   step: int = 1,
+  *,
+  at_most: int = MOST,
 ) -> int:
   """Returns the largest multiple of `step` that was seen to fit, to within a few per cent.
 
-  It is at most MOST, and this without a try if the start is far from the limit.
+  It is at most `at_most`, and this without a try if the start is far from the limit.
 
   Memory is nearly linear, so that every next try is where the line through the last two ends.
 
@@ -70,11 +88,11 @@ def largest(
     peak_of: (number) -> bytes; infinite for what does not fit.
     limit: bytes.
   """
-  seen, least, most = {start: peak}, start, MOST + step
+  seen, least, most = {start: peak}, start, at_most + step
   # No part of the working memory grows faster than the number.
   number = int(start * (limit - fixed) / max(peak - fixed, 1.0))
-  if number >= 2 * MOST:
-    return max(start, MOST // step * step)
+  if number >= 2 * at_most:
+    return max(start, at_most // step * step)
   for _ in range(6):
     number = min(number // step * step, most - step)
     if number < 1.05 * least:
@@ -88,7 +106,7 @@ def largest(
       # Nearer than the line's end, where another algorithm has bent the line.
       share = 0.9 if most in seen else 0.99
       line = share * (limit - seen[least]) * (b - a) / max(seen[b] - seen[a], 1.0)
-      number = int(least + line) if least + line < most or most > MOST else number
+      number = int(least + line) if least + line < most or most not in seen else number
   return least
 
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from jaxtune import data, peft, sharding, tree
-from jaxtune.evaluation import answers, judge, texts
 from jaxtune.models import cudnn
 from jaxtune.models.layers import check_attention
+from jaxtune.preflight import generation
 from jaxtune.preflight.devices import Device
 from jaxtune.runs import answer_rows, costs, programs
 from jaxtune.runs.first_state import first_state
@@ -94,8 +94,7 @@ def batches(group: Outline) -> dict[str, dict]:
   found = {
     "training step": step_batch(group),
     "evaluation": judged_batch(group),
-    "generation": prompts(group.trials),
-  }
+  } | generation.batches(group.trials)
   return {kind: batch for kind, batch in found.items() if batch is not None}
 
 
@@ -116,15 +115,16 @@ def led(x: Any, *first: int) -> jax.ShapeDtypeStruct:
 
 def judged_batch(group: Outline) -> dict[str, jax.ShapeDtypeStruct] | None:
   """Returns the shapes (E, 1, B, ...) of the widest batch that is judged; None without a split."""
-  trial, shards, widest = group.trials[0], group.parallel.batch_shards, _widest(group)
+  trial, shards = group.trials[0], group.parallel.batch_shards
+  widest = max(_judged(group), key=lambda split: split.width, default=None)
   if widest is None or programs.rolls_out(trial):  # whose answers are judged
     return None
   rows = -(-trial.config["evaluate"]["batch_size"] // shards) * shards
   return {name: led(x, len(group.trials), 1, rows) for name, x in widest.arrays.items()}
 
 
-def _widest(group: Outline) -> data.Split | None:
-  """Returns the split with the widest rows of those by which a trial is judged.
+def _judged(group: Outline) -> list[data.Split]:
+  """Returns the splits by which a trial is judged.
 
   With another split, the training data are judged too; see `group.train_metrics`.
   """
@@ -132,37 +132,7 @@ def _widest(group: Outline) -> data.Split | None:
   held = [s for s in (dataset.general, dataset.validation, dataset.test) if s]
   if (dataset.validation or dataset.test) and isinstance(dataset.train, data.Split):
     held.append(dataset.train)
-  return max(held, key=lambda split: split.width, default=None)
-
-
-def _judge_rows(group: Outline, evaluator: judge.Evaluator) -> Callable:
-  """Returns the evaluator's program for the widest batch that is judged."""
-  return evaluator.rows(evaluator.targets([_widest(group)]))
-
-
-def prompts(trials: Sequence[Trial]) -> dict[str, jax.ShapeDtypeStruct] | None:
-  """Returns the shapes of a batch of prompts that are completed; None if no text is generated.
-
-  A policy's prompts are those that a rollout answers.
-  """
-  options = trials[0].config["evaluate"]
-  splits = [trial.dataset.test or trial.dataset.validation for trial in trials]
-  if programs.rolls_out(trials[0]):
-    rollout, train = answer_rows.options(trials[0])
-    longest, count = answer_rows.layout(trials)[1], rollout.minibatches * train.batch_size
-  elif not options["generate"] or splits[0] is None or not any(splits[0].references):
-    return None
-  else:
-    prompts_of = lambda s: [s.prompts[n] for n in answers.completed(s, options["limit"])]
-    lengths = texts.longest(map(prompts_of, {id(split): split for split in splits}.values()))
-    calls = texts.schedule(lengths, options["batch_size"])
-    longest = max(length for length, _ in calls)
-    count = max(len(numbers) for length, numbers in calls if length == longest)
-  array = lambda kind, *axes: jax.ShapeDtypeStruct((len(trials), *axes), kind)
-  return {
-    "tokens": array(jnp.int32, count, longest), "mask": array(bool, count, longest),
-    "numbers": array(jnp.int32, count), "count": array(jnp.int32), "seed": array(jnp.int32),
-  }  # fmt: skip
+  return held
 
 
 def lower_step(group: Outline, batch: dict, chunk: int, **computation: Any) -> jax.stages.Lowered:
@@ -191,26 +161,31 @@ def at_once(group: Outline, batch: dict, chunk: int = 1) -> tuple[dict, bool]:
 
 def lower_judge(group: Outline, batch: dict, chunk: int, **computation: Any) -> jax.stages.Lowered:
   """Lowers the program that judges a batch of rows, as `lower_step` does a step."""
-  evaluator = _evaluator(group, group.parallel, chunk, computation)
-  return _lower(group, _judge_rows(group, evaluator), _overlays(group, batch), batch)
+  function = _judge_rows(group, group.parallel, chunk, computation)
+  return _lower(group, function, _overlays(group, batch), batch)
 
 
 def lower_completion(
-  group: Outline, batch: dict, chunk: int, **computation: Any
+  group: Outline, batch: dict, chunk: int, kind: str = "generation", **computation: Any
 ) -> jax.stages.Lowered:
-  """Lowers the program that completes a batch of prompts, as `lower_step` does a step.
+  """Lowers a program that completes a batch of prompts, as `lower_step` does a step.
 
   How often its loops run depends on the texts: figures are those of one round, which reads prompts
   into the cache and continues every row by one token.
+
+  Args:
+    kind: of `generation.KINDS`.
   """
-  evaluator = _evaluator(group, group.parallel, chunk, computation)
+  trials = changed(group.trials, **computation)
+  complete: Any = generation.completer(trials, kind, group.parallel, chunk)
   arguments = _overlays(group, batch), _placed(group, group.base), batch
   with _traced_for(group):
-    return evaluator.complete.trace(*arguments).lower(lowering_platforms=group.platforms)
+    return complete.trace(*arguments).lower(lowering_platforms=group.platforms)
 
 
 LOWER = {
-  "training step": lower_step, "evaluation": lower_judge, "generation": lower_completion,
+  "training step": lower_step, "evaluation": lower_judge,
+  **{kind: partial(lower_completion, kind=kind) for kind in generation.KINDS},
 }  # fmt: skip
 
 
@@ -226,8 +201,11 @@ def flops(group: Outline, batch: dict, name: str = "training step") -> float:
     traced = jax.make_jaxpr(step)(_carry(group, batch), group.base, batch)
   else:
     count = len(group.trials)
-    evaluator = _evaluator(group, sharding.ALONE, count, costs.WHOLE)
-    function = _judge_rows(group, evaluator) if name == "evaluation" else evaluator.complete
+    if name == "evaluation":
+      function = _judge_rows(group, sharding.ALONE, count, costs.WHOLE)
+    else:
+      trials = changed(group.trials, **costs.WHOLE)
+      function = generation.completer(trials, name, sharding.ALONE, count)
     overlays = peft.Overlay(group.states.tuned, group.states.hyper)
     traced = jax.make_jaxpr(function)(overlays, group.base, batch)
   return costs.products(traced.jaxpr)
@@ -239,12 +217,11 @@ def _step(group: Outline, chunk: int, computation: dict, turns: bool = False) ->
   return loop.make_step(program, chunk, turns, group.parallel.mesh)
 
 
-def _evaluator(group: Outline, parallel: sharding.Parallel, chunk: int, computation: dict) -> Any:
+def _judge_rows(group: Outline, parallel: sharding.Parallel, chunk: int, computation: dict) -> Any:
+  """Returns the program that judges the widest batch, with the most targets of any."""
   trial = changed(group.trials, **computation)[0]
-  if programs.rolls_out(trial):  # which completes prompts as many at a time as it learns from
-    judging = trial.config["evaluate"] | {"batch_size": trial.config["train"]["batch_size"]}
-    trial = trial._replace(config=trial.config | {"evaluate": judging})
-  return programs.make_evaluator(trial, parallel, chunk)
+  evaluator = programs.make_evaluator(trial, parallel, chunk)
+  return evaluator.rows(evaluator.targets(_judged(group)))
 
 
 def _carry(group: Outline, batch: dict) -> tuple[Any, dict]:
@@ -283,7 +260,8 @@ def _lower(group: Outline, compiled: Any, carry: Any, batch: dict, turns: bool =
   if parallel.kind == "pmap":  # which places them itself
     bare = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
     batch = jax.eval_shape(parallel.split, batch)
-    return compiled.lower(*jax.tree.map(bare, (carry, base)), batch)
+    with _traced_for(group):
+      return compiled.lower(*jax.tree.map(bare, (carry, base)), batch)
   if parallel.mesh is None:
     batch = _placed(group, batch)
   else:

@@ -53,7 +53,7 @@ def operations(module: Module, local: float = 0.5) -> Iterator[Operation]:
 
   Args:
     local: the share of layers that are local, where some are: their attention is the second branch
-      of a conditional. The branches of other ones count as if each ran equally often.
+      of a conditional. Of another conditional the dearest branch counts, as if it ran each time.
   """
   return _walk(module, module.entry, 1, set(), local)
 
@@ -94,19 +94,28 @@ def _walk(
       yield Operation(**where, collective=kind, moved=times * moved)
     if one.opcode in ("call", "conditional", "fusion", "async-start"):
       parts, within = hlo.called(one), one.opcode in ("fusion", "async-start")
-      for share, called in zip(_shares(module, one, parts, local), parts, strict=True):
-        found = _walk(module, called, times * share, channels, local, fused or within)
-        yield from (o for o in found if o.collective or not within)
+      shares, inner = _shares(module, one, parts, local), fused or within
+      found = [
+        list(_walk(module, part, times * share, channels, local, inner))
+        for share, part in zip(shares or [1.0] * len(parts), parts, strict=True)
+      ]
+      if one.opcode == "conditional" and shares is None:
+        found = [max(found, key=_dear)]
+      yield from (o for part in found for o in part if o.collective or not within)
 
 
-def _shares(module: Module, one: Instruction, parts: list[str], local: float) -> list[float]:
-  """Returns how often each computation that an instruction calls runs, in the mean."""
-  if one.opcode != "conditional":
-    return [1.0] * len(parts)
-  inner = [other.where for part in parts for other in module.computations.get(part, [])]
-  if len(parts) != 2 or not any("attend" in where for where in inner):
-    return [1 / len(parts)] * len(parts)
+def _shares(module: Module, one: Instruction, parts: list[str], local: float) -> list[float] | None:
+  """Returns how often each branch runs, in the mean; None unless both are a layer's attention."""
+  names = [[other.where for other in module.computations.get(part, [])] for part in parts]
+  attends = all(any("attend" in where for where in branch) for branch in names)
+  if one.opcode != "conditional" or len(parts) != 2 or not attends:
+    return None
   return [local, 1 - local] if "true_computation=" in one.line else [1 - local, local]
+
+
+def _dear(branch: list[Operation]) -> tuple[float, ...]:
+  """Returns what makes a branch the dearest: the work of its kernels, its cycles, its traffic."""
+  return tuple(sum(getattr(o, what) for o in branch) for what in ("flops", "cycles", "bytes"))
 
 
 def _traffic(module: Module, named: dict[str, Instruction], one: Instruction) -> float:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxtune import sharding
+from jaxtune.errors import UserError
 from jaxtune.preflight import lowered
 from jaxtune.runs import programs
 from jaxtune.runs.group import turns_of
@@ -40,12 +42,18 @@ def turns(trials: Sequence[Trial]) -> int:
   return -(-len(trials) // (places or len(trials)))
 
 
-def seconds(trials: Sequence[Trial]) -> float:
+def seconds(trials: Sequence[Trial]) -> float | None:
   """Returns the least time of all trials: that of their matrix products, as this machine does them.
 
-  Everything else that a step does comes on top: on a CPU one to three times as much.
+  Everything else that a step does comes on top: on a CPU one to three times as much. The time is
+  None where the devices that `train.mesh` needs are not here.
   """
-  group, often = lowered.outline(trials), rounds(trials[0])
+  train = trials[0].config["train"]
+  try:
+    parallel = sharding.make(train["parallel"], train["mesh"])
+  except UserError:
+    return None
+  group, often = lowered.outline(trials, parallel=parallel), rounds(trials[0])
   often["training step"] *= turns(trials)
   batches = {kind: batch for kind, batch in lowered.batches(group).items() if often.get(kind)}
   work = sum(often[kind] * lowered.flops(group, batch, kind) for kind, batch in batches.items())

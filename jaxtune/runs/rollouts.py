@@ -67,18 +67,14 @@ def begin(
   """Prepares the rollouts of a group of trials."""
   first = trials[0]
   options, train = answer_rows.options(first)
-  temperature = first.config["objective"]["temperature"]
   share, width = answer_rows.layout(trials, parallel.batch_shards)
-  drawing = EvaluateOptions(
-    batch_size=train.batch_size, max_new_tokens=options.max_new_tokens, temperature=temperature,
-    merge=first.config["evaluate"]["merge"],
-  )  # fmt: skip
+  drawing = _drawing(first)
   scoring = drawing._replace(batch_size=train.batch_size // share)
   together = {"parallel": parallel, "chunk": chunk}
 
   def evaluator(program: Program, observe: Callable) -> judge.Evaluator:
     score = lambda forward, batch, **own: (
-      batch["weights"].sum(-1), observe(forward, batch, temperature, **own)
+      batch["weights"].sum(-1), observe(forward, batch, drawing.temperature, **own)
     )  # fmt: skip
     return judge.make(
       program._replace(objective=score), first.objective, scoring,
@@ -87,11 +83,29 @@ def begin(
 
   methods, started, frozen = reference.before(trials, base, parallel)
   return Rollouts(
-    trials, options, train,
-    completer(program, drawing, first.dataset.stop_tokens, share=options.samples, **together),
+    trials, options, train, make_draw(first, program, **together),
     evaluator(program, first.objective.observe),
     evaluator(program._replace(methods=methods), grpo.observe), started, base, frozen,
     programs.make_rewards(first), width, share,
+  )  # fmt: skip
+
+
+def make_draw(
+  trial: Trial, program: Program, *, parallel: sharding.Parallel, chunk: int
+) -> Callable:
+  """Makes `Rollouts.draw` of a group, from any one of its trials."""
+  return completer(
+    program, _drawing(trial), trial.dataset.stop_tokens, parallel=parallel, chunk=chunk,
+    share=trial.config["rollout"]["samples"],
+  )  # fmt: skip
+
+
+def _drawing(trial: Trial) -> EvaluateOptions:
+  """Returns how answers are drawn: as many at a time as an update learns from."""
+  options, train = answer_rows.options(trial)
+  return EvaluateOptions(
+    batch_size=train.batch_size, max_new_tokens=options.max_new_tokens,
+    temperature=trial.config["objective"]["temperature"], merge=trial.config["evaluate"]["merge"],
   )  # fmt: skip
 
 

@@ -86,5 +86,7 @@ def test_times_of_a_named_device(config):
   programs = {"training step": times, "evaluation": times | {"ms": 7.0}, "generation": times}
   program = lambda figures: plan.Program(["p"], "", "", {"programs": figures}, [trial])
   assert dry_run._seconds(program(programs)) == pytest.approx((STEPS * 3 + JUDGED * 7) / 1000)
+  more = trial.config["train"] | {"mesh": {"fsdp": 16}}  # than there are devices here
+  assert pace.seconds([trial._replace(config=trial.config | {"train": more})]) is None
   programs["evaluation"] = {"does_not_fit": "its peak is 1 TB"}
   assert dry_run._seconds(program(programs)) is None

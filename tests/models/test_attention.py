@@ -20,6 +20,7 @@ from jaxtune.models.context import ANY, Mask
 from jaxtune.models.layers import Attend
 
 B, T, N, K, H, P = 2, 150, 4, 2, 16, 3
+SCALE = 0.251  # half way between two numbers of bfloat16
 REAL = np.arange(T)[None] < np.array([[T], [100]])
 ALL = np.ones((B, T), bool)
 SEGMENTS = np.where(np.arange(T)[None] < np.array([[40], [90]]), 1, 2)
@@ -58,9 +59,9 @@ def arrays(mask, dtype=jnp.float32):
 
 def attend(implementation, mask, softcap=None):
   """Returns (q, k, v) -> the outputs of real queries."""
-  rest = dict(mask=mask, scale=H**-0.5, softcap=softcap)
+  rest = dict(mask=mask, scale=SCALE, softcap=softcap)
   calls = {
-    "plain": lambda q, k, v: Attend("plain", softcap=softcap).apply({}, q, k, v, mask),
+    "plain": lambda q, k, v: Attend("plain", SCALE, softcap).apply({}, q, k, v, mask),
     "splash": partial(splash.attend, interpret=True, **rest),
     "cudnn": partial(cudnn.attend, implementation="xla", **rest),
   }
@@ -141,7 +142,7 @@ def test_bf16_is_as_near_as_plain(kernel, name):
   )
   for x, y, z in zip(exact, plain, found, strict=True):
     near, far = (float(jnp.sqrt(jnp.square(a - x).mean())) for a in (z, y))
-    assert near < 1.1 * far < 0.02
+    assert near < 1.3 * far < 0.02
 
 
 @pytest.mark.parametrize("method", [{"name": "lora"}, {"name": "prefix", "length": 3}])

@@ -23,7 +23,7 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation import answers as judged
 from jaxtune.evaluation import judge, rewards
 from jaxtune.objectives import grpo, ppo
-from jaxtune.preflight import lowered
+from jaxtune.preflight import compiled, devices, elsewhere, generation, lowered
 from jaxtune.runs import programs, results, reward_model, rollouts, sources
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import prepare
@@ -443,9 +443,31 @@ def test_a_policy_s_programs_are_planned(made):
   batches = lowered.batches(group)
   assert batches["training step"]["weights"].shape[2:] == (4, 1, 4)  # a row for each of 4 devices
   assert batches["generation"]["tokens"].shape[:2] == (1, 4)
+  assert batches["held-out answers"]["tokens"].shape[:2] == (1, 2)
   for kind, batch in batches.items():
     assert lowered.flops(group, batch, kind) > 1e6
     lowered.LOWER[kind](group, batch, 1)
+
+
+def test_a_plan_draws_answers_as_a_rollout_does(made, monkeypatch):
+  """As many at a time as an update reads, by its temperature; the held-out ones as evaluated."""
+  drawn = {"temperature": 0.7}
+  config = made(objective={"name": "grpo", **drawn}, evaluate={"batch_size": 1})
+  trial, asked = prepare(complete(config)), []
+  note = lambda options, share=1: asked.append((options.batch_size, options.temperature, share))
+  fake = lambda program, options, stop_tokens, share=1, **_: note(options, share)
+  monkeypatch.setattr(rollouts, "completer", fake)
+  monkeypatch.setattr(judged, "completer", fake)
+  for kind in generation.KINDS:
+    generation.completer([trial], kind, sharding.ALONE, 1)
+  assert asked == [(4, 0.7, 2), (1, 0.0, 1)]
+  group = lowered.outline([trial], devices.Device("cpu", 1e9), jax.devices())
+  batches, refused = lowered.batches(group), compiled.Built("", refused="20G exceeds 16G")
+  figures = lambda kind: elsewhere._figures(group, kind, batches[kind], refused)
+  assert [figures(kind)["batch"][1] for kind in generation.KINDS] == [4, 1]
+  monkeypatch.setitem(lowered.LOWER, "generation", lambda *_: None)
+  fits = lambda *_, **__: [compiled.Built("", 1)]
+  assert elsewhere._smaller(group, "generation", 1, fits) == {"train.batch_size": 2}
 
 
 def test_a_reward_that_was_edited_makes_another_run(made, tmp_path):

@@ -50,12 +50,13 @@ def test_other_devices_take_as_many_trials_as_fit(llama, monkeypatch, mesh, coun
     )
     for seed in range(count)
   ]
-  peak = cost._peak(lowered.outline(trials), 2)
+  group = lowered.outline(trials)
+  peak = cost._peak(group, lowered.batches(group), 2)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   for limit, chunk in ((peak, 2), (peak - 1, 1)):
-    monkeypatch.setattr(cost, "_limit", lambda limit=limit: limit)
+    monkeypatch.setattr(cost.fit, "room", lambda limit=limit: limit)
     assert cost.choose_chunk(trials) == chunk
-  monkeypatch.setattr(cost, "_limit", lambda: math.inf)
+  monkeypatch.setattr(cost.fit, "room", lambda: math.inf)
   search = {"search": trials[0].config["search"] | {"places": count // 2}}
   assert cost.choose_chunk([t._replace(config=t.config | search) for t in trials]) == 1
 

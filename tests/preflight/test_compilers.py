@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 from support import made_trials, methods, tiny
 
-from jaxtune.preflight import compiled, devices, elsewhere, lowered
+from jaxtune.preflight import compiled, devices, elsewhere, generation, lowered
 from jaxtune.runs.trial import with_config
 
 pytestmark = pytest.mark.measurement
@@ -53,7 +53,7 @@ def test_long_prompts_are_answered_over_several_devices(slice_name):
   group = lowered.outline(
     [with_config(made_trials.make(tiny.make("llama")), config)], *devices.describe(slice_name)
   )
-  prompts = lowered.prompts(group.trials)
+  prompts = generation.batches(group.trials)["generation"]
   wide = {
     name: x.update(shape=(*x.shape[:2], 640)) if name in ("tokens", "mask") else x
     for name, x in prompts.items()

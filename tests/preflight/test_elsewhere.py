@@ -1,10 +1,14 @@
 """A step that is compiled for devices that are named: what it costs, fits and exchanges there."""
 
+import contextlib
 import importlib.util
 import math
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from support import made_trials, tiny
 
@@ -13,7 +17,18 @@ from jaxtune import tree
 from jaxtune.api import plan_text
 from jaxtune.errors import UserError
 from jaxtune.evaluation import decoding, texts
-from jaxtune.preflight import compiled, cost, devices, elsewhere, fit, hlo, lowered, modules, pace
+from jaxtune.preflight import (
+  compiled,
+  cost,
+  devices,
+  elsewhere,
+  fit,
+  generation,
+  hlo,
+  lowered,
+  modules,
+  pace,
+)
 from jaxtune.runs.trial import with_config
 
 HERE = devices.Device("cpu", 1e9, 1e12, 1e10, 1e9)
@@ -59,11 +74,7 @@ def test_matrix_products_are_counted(llama, kind):
   layers = sum(
     x.size for p, x in tree.flatten(llama.params).items() if "layers" in p and "kernel" in p
   )
-  batch = {
-    "training step": lowered.step_batch(group),
-    "evaluation": lowered.judged_batch(group),
-    "generation": lowered.prompts(group.trials),
-  }[kind]
+  batch = lowered.batches(group)[kind]
   rows, length = batch["tokens"].shape[-2:]
   new, c = GENERATE["max_new_tokens"], llama.model.config
   attention = lambda queries, keys: 4 * c.layers * c.heads * c.head_size * rows * queries * keys
@@ -77,31 +88,50 @@ def test_matrix_products_are_counted(llama, kind):
   assert lowered.flops(group, batch, kind) == pytest.approx(expected, rel=0.05)
 
 
-def test_pmap_is_compiled_as_it_is(here):
-  """Each of the devices holds the whole base, and the gradients are summed."""
-  (trial,) = trials(None)
+def test_logits_of_the_most_targets_are_planned(llama):
+  """Also where the split that has them, 16 of each row, is not the widest, which has 8 of 64."""
+  made, planned = made_trials.make(llama), []
+  wide, narrow = (made.dataset.test._replace(arrays=dict(made.dataset.test.arrays)) for _ in "ab")
+  wide.arrays.update({k: np.tile(x, (1, 4)) for k, x in wide.arrays.items()})
+  wide.arrays["weights"][:, 8:] = 0
+  narrow.arrays["weights"] = np.ones_like(narrow.arrays["weights"])
+  for test in (None, narrow):
+    dataset = made.dataset._replace(validation=wide, test=test)
+    group = lowered.outline([made._replace(dataset=dataset)], HERE, jax.devices()[:1])
+    planned.append(lowered.flops(group, lowered.judged_batch(group), "evaluation"))
+  assert planned[1] > planned[0]
+
+
+def test_pmap_is_compiled_as_it_is(here, monkeypatch):
+  """Each device holds the whole base, gradients are summed, and kernels are the device's own."""
+  (trial,), asked = trials(None), []
+  monkeypatch.setattr(lowered.cudnn, "on", lambda of: asked.append(of) or contextlib.nullcontext())
   trial = with_config(trial, trial.config | {"train": trial.config["train"] | {"parallel": "pmap"}})
   step = elsewhere.cost_on([trial], "here")["programs"]["training step"]
   size = sum(leaf.nbytes for leaf in tree.flatten(trial.pretrained.params).values())
   assert step["parts_GB"]["base"] == pytest.approx(size / 1e9)
   tuned = sum(x.size * 4 for x in jax.tree.leaves(lowered.outline([trial]).states.tuned))
   assert tuned / 1e9 <= step["moved_GB"]["all-reduce"] < 1.1 * tuned / 1e9 + 1e-6
+  assert len(asked) == 2, "the step and the evaluation"
 
 
-@pytest.mark.parametrize(("limit", "policy"), [(1e9, False), (6e5, "linear"), (1e4, True)])
-def test_what_is_stored_is_chosen_by_the_memory(monkeypatch, limit, policy):
-  """By `plan` and by a run."""
+@pytest.mark.parametrize(("memory", "policy"), [(1e9, False), (8e5, "linear"), (1e4, True)])
+def test_what_is_stored_is_chosen_by_the_memory(monkeypatch, memory, policy):
+  """By `plan` and by a run alike: by the step alone, in nine tenths of what jax takes of a GPU."""
   peaks = {False: 7e5, "linear": 5e5, True: 3e5}
   lower = lambda group, batch, chunk, **computation: computation.get("remat", policy)
-  build = lambda programs, **_: [compiled.Built("", int(peaks[remat])) for remat in programs]
+  build = lambda programs, *_, **__: [compiled.Built("", int(peaks[one])) for one in programs]
   monkeypatch.setitem(lowered.LOWER, "training step", lower)
-  group = lowered.outline(trials({"data": 1}), HERE._replace(memory=limit, clock=0), jax.devices())
+  gpu = HERE._replace(memory=memory, gpu=((9, 0),))
+  group = lowered.outline(trials({"data": 1}), gpu, jax.devices())
   assert elsewhere._least(group, lowered.step_batch(group), build) == policy
   on_cpu = cost.with_remat(lowered.changed(group.trials, remat="auto"))
   assert on_cpu[0].pretrained.model.config.remat == "linear"
-  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-  monkeypatch.setattr(cost, "_limit", lambda: limit)
-  monkeypatch.setattr(cost, "_peak", lambda group, chunk, remat: peaks[remat])
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  taken = lambda: {"bytes_limit": 0.75 * memory}
+  here = SimpleNamespace(memory_stats=taken, device_kind="here")
+  monkeypatch.setattr(jax, "local_devices", lambda: [here])
+  monkeypatch.setattr(compiled, "build", build)
   auto = cost.with_remat(lowered.changed(group.trials, remat="auto"))
   assert auto[0].pretrained.model.config.remat == policy
 
@@ -195,6 +225,14 @@ def test_how_many_fit_where_trials_take_turns(monkeypatch):
   group = group._replace(device=HERE._replace(memory=base + 4e5))
   found = elsewhere._largest(group, batch, 2, built, build)
   assert 40 < found["rows"] <= 50 and 80 < rows * found["trials"] <= 100
+  # Of four trials that all take each step, also fewer side by side have the states of four.
+  alone, size = groups[0], 4000 * rows
+  peak_of = lambda held, chunk: base + size * (held + chunk)
+  lower = lambda group, batch, chunk: (len(batch["tokens"]), chunk)
+  monkeypatch.setitem(lowered.LOWER, "training step", lower)
+  built = {"training step": compiled.Built("", peak_of(4, 1), base + 4 * size)}
+  alone = alone._replace(device=HERE._replace(memory=base + 7.6 * size))
+  assert elsewhere._largest(alone, lowered.step_batch(alone), 1, built, build)["trials"] == 3
 
 
 @pytest.mark.parametrize("kind", ["training step", "evaluation"])
@@ -237,7 +275,7 @@ def test_fewer_trials_side_by_side_come_first(here):
 def test_text_is_generated_without_fused_kernels_over_several_devices():
   """XLA cannot split one by itself."""
   for mesh, fused in (({"data": 1}, True), ({"data": 2}, False)):
-    assert ("pallas_call" in generation("tpu", mesh, attention="splash")) == fused
+    assert ("pallas_call" in traced("tpu", mesh, attention="splash")) == fused
 
 
 def test_prompts_are_as_long_as_those_of_any_trial(llama):
@@ -255,25 +293,25 @@ def test_prompts_are_as_long_as_those_of_any_trial(llama):
     return batch["tokens"][..., :0]
 
   texts.complete(call, [one.dataset.test.prompts[:6] for one in group], 3, (0,))
-  assert shapes == {lowered.prompts(group)["tokens"].shape} == {(3, 6, 14)}
+  assert shapes == {generation.batches(group)["generation"]["tokens"].shape} == {(3, 6, 14)}
 
 
-def generation(platform, mesh, **model):
+def traced(platform, mesh, **model):
   """Returns the traced program that generates text on four devices of a platform."""
   config = made_trials.complete({"name": "ia3"}, {"train.mesh": mesh}, evaluate=GENERATE)
   trial = with_config(made_trials.make(tiny.make("llama", **model)), config)
   group = lowered.outline([trial], HERE._replace(platform=platform), jax.devices())
-  evaluator = lowered._evaluator(group, group.parallel, 1, {})
-  batch = lowered.prompts(group.trials)
+  (batch,) = generation.batches(group.trials).values()
+  complete: Any = generation.completer(group.trials, "generation", group.parallel, 1)
   arguments = lowered._overlays(group, batch), lowered._placed(group, group.base), batch
-  return str(evaluator.complete.trace(*arguments).jaxpr)
+  return str(complete.trace(*arguments).jaxpr)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
 def test_text_is_generated_as_the_planned_device_does(platform, monkeypatch):
   """Only a CPU computes the layers in a row, for which it holds their weights a second time."""
   monkeypatch.setattr(decoding, "LARGE", 0)
-  found = generation(platform, {"data": 1})
+  found = traced(platform, {"data": 1})
   assert ("optimization_barrier" in found) == (platform == "cpu")
 
 
@@ -390,11 +428,13 @@ def test_a_plan_is_data_and_text(here, tmp_path):
 def test_a_plan_for_the_processor():
   """Has no rates to compare with, and says what it knows."""
   config = made_trials.complete({"name": "lora"}, CHANGES)
+  config["evaluate"]["shots"] = 2
   found = elsewhere.cost_on([with_config(made_trials.make(tiny.make("llama")), config)], "cpu")
   step, text = found["programs"]["training step"], plan_text.lay_out(found)
   assert step["floor_ms"] is step["traffic_ms"] is None and found["side_by_side"] == 1
   assert step["parts_GB"]["activations"] > 0 and "GB left" not in text and " left: " in text
   assert "GFLOP" in text and "peak rates" not in text
+  assert "not planned: the judgement of the base with evaluate.shots=2" in text
 
 
 @pytest.mark.full

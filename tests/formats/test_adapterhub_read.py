@@ -19,6 +19,7 @@ from jaxtune.certify import reloading
 from jaxtune.errors import UserError
 from jaxtune.formats.facts import Facts
 from jaxtune.models import hf
+from jaxtune.models.heads import is_head
 from jaxtune.runs.finished import Run
 
 ADAPTER = dict(name="adapter", width=5)
@@ -191,6 +192,22 @@ def test_heads_of_another_kind_are_refused(tmp_path):
   model = make("bert:classify")
   model = model._replace(fresh=tuple(p for p in tree.flatten(model.params) if "head" in p))
   with pytest.raises(UserError, match="neither the base nor .* has weights of a head 'classify'"):
+    formats.read(folder, model)
+
+
+def test_a_head_is_read_as_a_whole(tmp_path):
+  """Also a pooler that the base lacks, without which the head would read a random one."""
+  model = make("bert:classify")
+  fresh = tuple(path for path in tree.flatten(model.params) if is_head(path))
+  lacking = model._replace(fresh=fresh)
+  folder = export(lacking, peft.Adapted(*laid(lacking, ADAPTER)), tmp_path / "x").folder
+  head = load_file(file := folder / "model_head.safetensors")
+  save_file({n: x for n, x in head.items() if "pooler" not in n}, file)
+  assert formats.read(folder, model).params.keys() == {"head/out/kernel", "head/out/bias"}
+  with pytest.raises(UserError, match="the head in .* lacks bert.pooler.dense.weight"):
+    formats.read(folder, lacking)
+  save_file({"classifier.weight": head["classifier.weight"]}, file)
+  with pytest.raises(UserError, match="the head in .* lacks classifier.bias"):
     formats.read(folder, model)
 
 

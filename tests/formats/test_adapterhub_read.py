@@ -274,3 +274,23 @@ def test_labels_in_another_order_than_an_adapter_s_head_are_refused(tmp_path):
     refused = pytest.raises(UserError, match="data.labels is high, .* head in .*, low, middle, hig")
     with nullcontext() if fits else refused:
       assert import_adapter.lay(run, tmp_path / "a").labels == ("low", "middle", "high")
+
+
+def test_a_head_whose_labels_nothing_names_is_refused(tmp_path):
+  model, head = make("bert:classify"), {"head": {"name": "head"}}
+  for name, section in (("peft", {"name": "lora", "rank": 2}), ("adapterhub", ADAPTER)):
+    methods = {"name": "stack", section["name"]: section, **head}
+    export(model, tiny.lay(model, methods, noise=0.1), tmp_path / name)
+    config = made_trials.complete(section) | {"objective": {"name": "classify"}}
+    named = config | {"data": config["data"] | {"labels": ("pos", "neg", "even")}}
+    for given, labels, fits in (
+      (config, ("even", "neg", "pos"), False),
+      (named, ("pos", "neg", "even"), True),
+      (config, ("0", "1", "2"), True),
+    ):
+      run = Run(tmp_path, given, model, peft.untuned(model.params), labels)
+      refused = pytest.raises(
+        UserError, match=f"the head in .*{name} names no labels, expected dat"
+      )
+      with nullcontext() if fits else refused:
+        assert import_adapter.lay(run, tmp_path / name).labels == labels

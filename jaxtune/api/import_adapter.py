@@ -27,7 +27,7 @@ def import_adapter(config: Any, adapter: str | Path, folder: str | Path) -> Run:
 
   Raises:
     UserError: also for an adapter that has trained weights of the base which no method here does,
-      and where data.labels has the names of its head in another order.
+      where data.labels has the names of its head in another order, and where nothing names them.
   """
   check_free(folder)
   formats.check_folder(adapter)
@@ -43,7 +43,9 @@ def lay(run: Run, adapter: str | Path) -> Run:
   but its last layer, is the base's.
   """
   imported = formats.read(adapter, run.pretrained)
-  heads.check_order(run.config["data"]["labels"] or (), imported.labels, adapter)
+  labels = run.config["data"]["labels"]
+  heads.check_order(labels or (), imported.labels, adapter)
+  formats.check_named(imported, run.pretrained, labels, run.labels, adapter)
   overlay = formats.adapt(imported, run.pretrained).overlay
   made = compose.with_method(run, imported.section, overlay)
   own = tree.flatten(peft.split(made.adapted.methods, run.pretrained.params)[0])

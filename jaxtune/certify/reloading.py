@@ -82,7 +82,7 @@ def their_logits(
     arrays = {f"{i}/{names[n]}": x for i, batch in enumerate(batches) for n, x in batch.items()}
     np.savez(scratch / "in.npz", **arrays)
     files = map(str, (base, folder, scratch / "in.npz", scratch / "out.npz"))
-    model = loading.auto_class(pretrained.model.config), loading.options(pretrained)
+    model = loading.auto_class(pretrained.model.config), loading.options(pretrained, form)
     job = [form, *model, *files]
     if reload is None:
       with reloader(adapters_interpreter() if form == "adapterhub" else sys.executable) as reload:

@@ -8,6 +8,7 @@ error.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from jaxtune.files import expanded
 from jaxtune.formats import files, options
 from jaxtune.formats.files import Imported
 from jaxtune.models import hf
+from jaxtune.models.heads import classes
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -47,6 +49,33 @@ def read(folder: str | Path, pretrained: hf.Pretrained) -> Imported:
   files.check_base(named, pretrained)
   reader = importlib.import_module(f"jaxtune.formats.{form}.read")
   return reader.read(folder, config, pretrained)
+
+
+def check_named(
+  imported: Imported,
+  pretrained: hf.Pretrained,
+  labels: Sequence[str] | None,
+  names: Sequence[str],
+  where: str | Path,
+) -> None:
+  """Raises UserError for a head of which nothing says what its outputs are called.
+
+  Neither its files do, nor data.labels, nor the base's config.json; names that are numbers do.
+
+  Args:
+    labels: data.labels.
+    names: the labels of the data.
+    where: the adapter's folder, for the error.
+  """
+  head = pretrained.model.config.head
+  if "head/out/kernel" not in imported.params or head.kind not in ("classify", "tokens"):
+    return
+  known = hf.family_module(pretrained.family).ARCHITECTURES
+  own = pretrained.folder and classes(known, pretrained.hf_config, head.kind)
+  if not (imported.labels or labels or own or all(map(str.isdigit, names))):
+    raise UserError(
+      f"the head in {where} names no labels, expected data.labels in the order of its outputs"
+    )
 
 
 def adapt(imported: Imported, pretrained: hf.Pretrained) -> methods_.Adapted:

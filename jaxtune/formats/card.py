@@ -152,7 +152,7 @@ def snippet(
 ) -> str:
   """Returns the lines that load the export, and with a tokenizer those that call it once."""
   labels, base_name, stop_tokens = facts.labels, facts.base_name, facts.stop_tokens
-  options = loading.options(pretrained)
+  options = loading.options(pretrained, form)
   if form == "adapterhub" and any(m.kind == "prefix" for m in methods):
     options["attn_implementation"] = "eager"  # under others, adapters computes something else
   auto = loading.auto_class(pretrained.model.config)

@@ -18,12 +18,17 @@ def auto_class(config: Config) -> str:
   return "AutoModelForCausalLM" if config.encoder is None else "AutoModelForSeq2SeqLM"
 
 
-def options(pretrained: hf.Pretrained) -> dict:
-  """Returns the arguments of `from_pretrained` for a base whose folder may lack the head."""
+def options(pretrained: hf.Pretrained, form: str) -> dict:
+  """Returns the arguments of `from_pretrained` for a base whose folder may lack the head.
+
+  Args:
+    form: the format of the export, as `adapters` has an older transformers than the others.
+  """
   head = pretrained.model.config.head
+  arguments = _older_names(pretrained) if form == "adapterhub" else {}
   if head is None or head.kind == "mlm":
-    return {}
-  arguments = {"num_labels": head.outputs}
+    return arguments
+  arguments["num_labels"] = head.outputs
   table = files.table(pretrained)
   if {row.theirs for row in table} & {*pretrained.dropped}:  # another head under the same names
     arguments["ignore_mismatched_sizes"] = True
@@ -31,6 +36,22 @@ def options(pretrained: hf.Pretrained) -> dict:
     pad = pad_token(pretrained)
     if pretrained.hf_config.get("pad_token_id") != pad:
       arguments["pad_token_id"] = pad
+  return arguments
+
+
+def _older_names(pretrained: hf.Pretrained) -> dict:
+  """Returns what transformers 4.57 does not find in a config.json that transformers 5 wrote.
+
+  It knows no `rope_parameters`, and ties every head that `tie_word_embeddings` says is tied.
+  """
+  c, stated, arguments = pretrained.model.config, pretrained.hf_config, {}
+  if c.rope is not None and c.rope.theta != (stated.get("rope_theta") or 10_000.0):
+    arguments["rope_theta"] = c.rope.theta
+  if c.rope is not None and c.rope.kind != "default" and not stated.get("rope_scaling"):
+    numbers = stated["rope_parameters"]
+    arguments["rope_scaling"] = {name: x for name, x in numbers.items() if name != "rope_theta"}
+  if c.head is None and not c.tied:
+    arguments["tie_word_embeddings"] = False
   return arguments
 
 

@@ -23,6 +23,7 @@ class Peft(TypedDict, total=False):
   peft_type: Required[str]
   base_model_name_or_path: str | None
   peft_version: str | None
+  task_type: str | None
   init_lora_weights: bool | str | None
   # which modules it is laid over
   target_modules: Names

@@ -31,6 +31,9 @@ CLASSES = {
   "mlm": "ForMaskedLM",
 }
 ENCODERS = ("classify", "regression", "reward", "tokens", "qa", "mlm")
+PROBLEMS = {
+  "classify": "single_label_classification", "regression": "regression", "reward": "regression",
+}  # fmt: skip
 POOLED = ("classify", "regression", "reward")  # these score one vector for each row
 
 
@@ -178,6 +181,8 @@ def choose(known: dict, hf: dict, kind: str, labels: int | None, random: bool) -
   stored = hf.get("num_labels") or len(hf.get("id2label") or ()) or None
   same_head = random or known[kind] in architectures
   stored = stored if same_head and kind in ("tokens", *POOLED) else None
+  if same_head and kind == "classify":
+    _check_problem(hf.get("problem_type"))
   fixed = {"lm": 0, "mlm": hf.get("vocab_size"), "qa": 2, "regression": 1, "reward": 1}.get(kind)
   every = (
     "name in data.labels every label that the head has, or train from a model without this head"
@@ -196,6 +201,16 @@ def choose(known: dict, hf: dict, kind: str, labels: int | None, random: bool) -
       f"the head of the checkpoint has {stored} labels, but a head {kind!r} {outputs}"
     )
   return Head(kind, outputs, bias=kind not in POOLED)
+
+
+def _check_problem(stated: Any) -> None:
+  """Raises UserError for a checkpoint's classifier that gives a text several labels or numbers."""
+  expected = PROBLEMS["classify"]
+  if stated not in (None, expected):
+    raise UserError(
+      f"config.json: problem_type is {stated!r}, expected {expected!r}, as a head 'classify' gives "
+      "a text one label: train from a model without this head"
+    )
 
 
 def classes(known: dict, hf: dict, kind: str) -> tuple[str, ...]:
@@ -264,6 +279,4 @@ def write(hf: dict, head: Head | None, labels: tuple[str, ...] | None = None) ->
   hf = {key: value for key, value in hf.items() if key not in ("num_labels", "problem_type")}
   hf |= {"id2label": {str(i): name for i, name in enumerate(labels)}}
   hf |= {"label2id": {name: i for i, name in enumerate(labels)}}
-  single = "single_label_classification"
-  problem = {"classify": single, "regression": "regression", "reward": "regression"}
-  return hf | ({"problem_type": problem[head.kind]} if head.kind in problem else {})
+  return hf | ({"problem_type": PROBLEMS[head.kind]} if head.kind in PROBLEMS else {})

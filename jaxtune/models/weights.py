@@ -261,8 +261,7 @@ def _tensors(folder: Path, hf: dict) -> list[Stored]:
   for shard in _shards(folder):
     path = folder / shard
     if not path.is_file():
-      hint = f"; it holds .bin weights only: {_conversion(folder, hf)}" if _has_bins(folder) else ""
-      raise UserError(f"{folder} lacks {shard}{hint}")
+      raise UserError(f"{folder} lacks {shard}{_conversion(folder, hf)}")
     try:
       with safe_open(path, "numpy") as file:
         headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -279,12 +278,16 @@ def _tensors(folder: Path, hf: dict) -> list[Stored]:
   return tensors
 
 
-def _has_bins(folder: Path) -> bool:
-  return any(folder.glob("*.bin")) or (folder / "pytorch_model.bin.index.json").exists()
-
-
 def _conversion(folder: Path, hf: dict) -> str:
-  """Returns the command that stores a folder's weights as safetensors."""
+  """Returns the end of an error: the command that stores weights of .bin as safetensors, if any.
+
+  Of the hub's models no .bin is here: the command reads them there, and writes another folder.
+  """
+  of_hub = next((part for part in folder.parts if part.startswith("models--")), None)
+  if of_hub is None and not any(folder.glob("*.bin")):
+    return ""
+  source = "/".join(of_hub.split("--", 2)[1:]) if of_hub else folder
+  target = Path(source).name if of_hub else folder
   architecture = str((hf.get("architectures") or [""])[0])
   head = "".join(architecture.partition("For")[1:])
   if architecture.endswith("LMHeadModel"):
@@ -292,6 +295,6 @@ def _conversion(folder: Path, hf: dict) -> str:
   elif head == "ForConditionalGeneration":
     head = "ForSeq2SeqLM"
   return (
-    f'python -c "from transformers import AutoModel{head}; '
-    f"AutoModel{head}.from_pretrained('{folder}').save_pretrained('{folder}')\""
+    f'; store its .bin weights as safetensors in {target}: python -c "from transformers import '
+    f"AutoModel{head}; AutoModel{head}.from_pretrained('{source}').save_pretrained('{target}')\""
   )

@@ -87,6 +87,8 @@ def _read(
   """Returns an adapter's (trained arrays, fixed numbers, moved weights, labels, () if unknown)."""
   if _is_foreign(folder):
     found = formats.read(folder, trial.pretrained)
+    labels = trial.config["data"]["labels"]
+    formats.check_named(found, trial.pretrained, labels, trial.dataset.labels, folder)
     kinds = [part.section["name"] for part in found.methods]
     if method.kind not in kinds:
       raise _other_kind(method, folder, kinds)

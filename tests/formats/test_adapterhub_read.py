@@ -19,6 +19,7 @@ from jaxtune.certify import reloading
 from jaxtune.errors import UserError
 from jaxtune.formats.facts import Facts
 from jaxtune.models import hf
+from jaxtune.models.heads import is_head
 from jaxtune.runs.finished import Run
 
 ADAPTER = dict(name="adapter", width=5)
@@ -194,6 +195,22 @@ def test_heads_of_another_kind_are_refused(tmp_path):
     formats.read(folder, model)
 
 
+def test_a_head_is_read_as_a_whole(tmp_path):
+  """Also a pooler that the base lacks, without which the head would read a random one."""
+  model = make("bert:classify")
+  fresh = tuple(path for path in tree.flatten(model.params) if is_head(path))
+  lacking = model._replace(fresh=fresh)
+  folder = export(lacking, peft.Adapted(*laid(lacking, ADAPTER)), tmp_path / "x").folder
+  head = load_file(file := folder / "model_head.safetensors")
+  save_file({n: x for n, x in head.items() if "pooler" not in n}, file)
+  assert formats.read(folder, model).params.keys() == {"head/out/kernel", "head/out/bias"}
+  with pytest.raises(UserError, match="the head in .* lacks bert.pooler.dense.weight"):
+    formats.read(folder, lacking)
+  save_file({"classifier.weight": head["classifier.weight"]}, file)
+  with pytest.raises(UserError, match="the head in .* lacks classifier.bias"):
+    formats.read(folder, model)
+
+
 SCRIPT = Path(__file__).with_name("save_adapters.py")
 # What adapters itself makes: (model, class, configuration, its arguments)
 THEIRS = [
@@ -257,3 +274,23 @@ def test_labels_in_another_order_than_an_adapter_s_head_are_refused(tmp_path):
     refused = pytest.raises(UserError, match="data.labels is high, .* head in .*, low, middle, hig")
     with nullcontext() if fits else refused:
       assert import_adapter.lay(run, tmp_path / "a").labels == ("low", "middle", "high")
+
+
+def test_a_head_whose_labels_nothing_names_is_refused(tmp_path):
+  model, head = make("bert:classify"), {"head": {"name": "head"}}
+  for name, section in (("peft", {"name": "lora", "rank": 2}), ("adapterhub", ADAPTER)):
+    methods = {"name": "stack", section["name"]: section, **head}
+    export(model, tiny.lay(model, methods, noise=0.1), tmp_path / name)
+    config = made_trials.complete(section) | {"objective": {"name": "classify"}}
+    named = config | {"data": config["data"] | {"labels": ("pos", "neg", "even")}}
+    for given, labels, fits in (
+      (config, ("even", "neg", "pos"), False),
+      (named, ("pos", "neg", "even"), True),
+      (config, ("0", "1", "2"), True),
+    ):
+      run = Run(tmp_path, given, model, peft.untuned(model.params), labels)
+      refused = pytest.raises(
+        UserError, match=f"the head in .*{name} names no labels, expected dat"
+      )
+      with nullcontext() if fits else refused:
+        assert import_adapter.lay(run, tmp_path / name).labels == labels

@@ -11,6 +11,7 @@ from support import tiny
 from jaxtune import peft
 from jaxtune.api.export import export
 from jaxtune.errors import UserError
+from jaxtune.formats import loading
 from jaxtune.formats.facts import Facts
 from jaxtune.models import hf
 
@@ -18,7 +19,13 @@ ADAPTER = dict(name="adapter", width=5)
 PREFIX = dict(name="prefix", length=3, shift=False)
 COMPACTER = dict(name="compacter", width=8, n=2)
 MAM = dict(name="mam", prefix=dict(length=3, projection=4), adapter=dict(width=6))
-BART = tiny.ARCHITECTURES["bart"] | dict(decoder_attention_heads=4)
+OWN = {
+  "bart": tiny.ARCHITECTURES["bart"] | dict(decoder_attention_heads=4),
+  # as transformers 5 writes them, unlike the transformers 4 of adapters
+  "t5 of 5": tiny.ARCHITECTURES["t5"] | dict(tie_word_embeddings=True, scale_decoder_outputs=False),
+  "llama3 of 5": tiny.ARCHITECTURES["llama3"]
+  | dict(rope_parameters=tiny.LLAMA3_ROPE | dict(rope_theta=500.0)),
+}
 NAMES = ("low", "middle", "high")
 
 
@@ -26,8 +33,8 @@ NAMES = ("low", "middle", "high")
 def made(name):
   name, _, head = name.partition(":")
   how = dict(head=head) | (dict(labels=3) if head in ("classify", "tokens") else {}) if head else {}
-  if name == "bart":
-    return tiny.random(BART)
+  if name in OWN:
+    return tiny.random(OWN[name])
   return tiny.make(name, **how)
 
 
@@ -133,7 +140,8 @@ def test_refuses_what_it_cannot_express(name, section, how, message, tmp_path):
     ("distilbert:tokens", PREFIX | dict(projection=4)),
     ("bart", PREFIX | dict(cross=False)),
     ("bart", ADAPTER | dict(placement="parallel")),
-    ("t5", COMPACTER | dict(placement="pfeiffer")),
+    ("t5 of 5", COMPACTER | dict(placement="pfeiffer")),
+    ("llama3 of 5", ADAPTER),
   ],
 )
 def test_adapters_equal_ours(name, section, tmp_path, reload_in_adapters):
@@ -143,6 +151,14 @@ def test_adapters_equal_ours(name, section, tmp_path, reload_in_adapters):
   ).certificate
   assert certificate["largest_logit_difference"] < 1e-4
   assert certificate["change_from_base"] > 0.01
+
+
+def test_an_older_transformers_is_told_what_it_does_not_read():
+  numbers = {name: x for name, x in tiny.LLAMA3_ROPE.items() if name != "rope_theta"}
+  told = {"rope_theta": 500.0, "rope_scaling": numbers}
+  assert loading.options(made("llama3 of 5"), "adapterhub") == told
+  assert loading.options(made("t5 of 5"), "adapterhub") == {"tie_word_embeddings": False}
+  assert loading.options(made("llama3 of 5"), "peft") == {}
 
 
 def test_a_pooler_that_the_base_lacks(tmp_path, reload_in_adapters):

@@ -372,3 +372,18 @@ def test_folders_that_are_no_adapters(adapters, tmp_path):
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(UserError, match=message):
       formats.read(tmp_path, model)
+
+
+def test_an_adapter_of_another_task_with_the_same_tensors(tmp_path):
+  model = tiny.make("modernbert", head="tokens", labels=3)
+  section = {"name": "stack", "lora": {"name": "lora", "rank": 2}, "head": {"name": "head"}}
+  export(model, tiny.lay(model, section, noise=0.1), tmp_path / "x")
+  with pytest.raises(UserError, match="task_type is 'TOKEN_CLS', expected 'SEQ_CLS' for the head"):
+    formats.read(tmp_path / "x", tiny.make("modernbert", head="classify", labels=3))
+
+
+def test_a_rank_above_a_weight_s_smaller_side(base, tmp_path):
+  model, options = base("llama", None), CAUSAL | dict(r=20, target_modules=["k_proj"])
+  written(model, None, "Lora", options, tmp_path)
+  with pytest.raises(UserError, match="rank is 20 at .*k_proj, which is 32 x 16, .* 16: merge it"):
+    formats.read(tmp_path, model)

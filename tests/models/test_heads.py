@@ -222,6 +222,16 @@ def test_heads_refused(bert, options, words):
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_a_head_of_another_problem_is_no_classifier(problem):
+  stated = tiny.ENCODERS["bert"] | {"problem_type": problem, "num_labels": 3}
+  stated |= {"architectures": ["BertForSequenceClassification"]}
+  with pytest.raises(UserError, match=f"problem_type is '{problem}', expected 'single_label_class"):
+    heads.choose(hf.family_module("bert").ARCHITECTURES, stated, "classify", 3, random=False)
+  stated |= {"architectures": ["BertForMaskedLM"]}
+  assert heads.choose(hf.family_module("bert").ARCHITECTURES, stated, "classify", 3, random=False)
+
+
 @pytest.mark.parametrize(
   ("change", "words"),
   [

@@ -197,7 +197,16 @@ def test_truncated_weights(folder):
 
 def test_bin_only(folder):
   (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
-  refused(folder, ".bin", "save_pretrained")
+  refused(folder, ".bin", f"from_pretrained('{folder}')", f"save_pretrained('{folder}')")
+
+
+def test_bin_only_on_the_hub(folder, tmp_path):
+  """Of which the cache has no .bin, as none is downloaded."""
+  (folder / WEIGHTS).unlink()
+  cached = tmp_path / "models--org--name--v2" / "snapshots" / "0a"
+  cached.parent.mkdir(parents=True)
+  folder.rename(cached)
+  refused(cached, "from_pretrained('org/name--v2')", "save_pretrained('name--v2')")
 
 
 @pytest.mark.parametrize("shard", ["../evil.safetensors", "/etc/passwd", "..", ""])

@@ -130,6 +130,21 @@ def test_a_head_is_not_taken_over_by_other_labels(tmp_path):
     first_state(trial)
 
 
+def test_a_head_of_another_library_needs_its_labels_in_order(tmp_path):
+  model = tiny.make("llama", head="classify", labels=2)
+  both = {"name": "stack", "lora": LORA, "head": {"name": "head"}}
+  export(model, tiny.lay(model, both, noise=0.1), tmp_path / "theirs")
+  start = made_trials.complete(
+    LORA | {"start": str(tmp_path / "theirs")}, objective={"name": "classify"}
+  )
+  made = made_trials.make(model)
+  made = made._replace(dataset=made.dataset._replace(labels=("neg", "pos")))
+  with pytest.raises(UserError, match="theirs names no labels, expected data.labels in the order"):
+    first_state(with_config(made, start))
+  named = start | {"data": start["data"] | {"labels": ("neg", "pos")}}
+  first_state(with_config(made, named))
+
+
 def test_a_start_of_a_user_that_is_not_there(model):
   method = LORA | {"start": "~nobody-of-this-name/run"}
   says = "method.start: ~nobody-of-this-name/run holds no finished run: it is not there, and the"

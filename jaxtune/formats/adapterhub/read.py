@@ -133,6 +133,7 @@ def _head(folder: Path, pretrained: hf.Pretrained) -> tuple[dict[str, Any], tupl
       x = np.ascontiguousarray(row.read(tensors.pop(key)))
       if row.ours in pretrained.fresh or kind != "lm" or not np.array_equal(x, leaf):
         params[row.ours] = x
+  _check_whole(params, folder, pretrained)
   tied = np.asarray(flat["embed/embedding"], np.float32)
   foreign = sorted(key for key, x in tensors.items() if not np.array_equal(x, tied))
   if foreign:
@@ -140,3 +141,16 @@ def _head(folder: Path, pretrained: hf.Pretrained) -> tuple[dict[str, Any], tupl
   stated = config.get("label2id") or {}
   named = kind in ("classify", "tokens") and len(stated) == c.head.outputs
   return params, named_labels(tuple(sorted(stated, key=stated.get))) if named else ()
+
+
+def _check_whole(params: dict, folder: Path, pretrained: hf.Pretrained) -> None:
+  """Raises UserError for a task's head that lacks a weight, or a pooler that the base lacks too.
+
+  What a language model's head lacks is the base's.
+  """
+  if pretrained.model.config.head is None:
+    return
+  for row in files.table(pretrained):
+    needed = row.ours in pretrained.fresh or is_head(row.ours, pooler=False)
+    if needed and row.ours not in params and row.ours in files.shapes(pretrained):
+      raise UserError(f"the head in {folder} lacks {row.theirs}: save all of the model's head")

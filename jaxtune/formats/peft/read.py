@@ -14,7 +14,7 @@ from jaxtune import schema, tree
 from jaxtune.errors import UserError, nearest
 from jaxtune.formats import files, options
 from jaxtune.formats.files import Imported, ImportedMethod, check_shape
-from jaxtune.formats.peft import layout, prompts, read_weights
+from jaxtune.formats.peft import layout, prompts, read_weights, write
 from jaxtune.models import hf
 from jaxtune.models.heads import is_head
 
@@ -65,6 +65,7 @@ def read(folder: Path, config: dict, pretrained: hf.Pretrained) -> Imported:
     reader = prompts.read if kind in layout.VIRTUAL else read_weights.read
     section, trained, fixed = reader(kind, config, rest, pretrained)
   _check_head(params, pretrained)
+  _check_task(config, pretrained)
   _check_saved(config, used, pretrained)
   source = {"format": "peft", "type": config["peft_type"]}
   source |= {"base": config.get("base_model_name_or_path"), "version": config.get("peft_version")}
@@ -154,6 +155,18 @@ def _check_head(params: dict, pretrained: hf.Pretrained) -> None:
         f"the adapter has no {row.theirs}, which a model with the head "
         f"{pretrained.model.config.head.kind!r} needs: it was trained for another task"
       )
+
+
+def _check_task(config: dict, pretrained: hf.Pretrained) -> None:
+  """Raises UserError for an adapter of another task, whose head may have the same tensors."""
+  stated, c = config.get("task_type"), pretrained.model.config
+  if c.head is None or c.head.kind == "mlm" or stated in (None, "FEATURE_EXTRACTION"):
+    return
+  if stated != (expected := write.task_type(c)):
+    raise UserError(
+      f"the adapter's task_type is {stated!r}, expected {expected!r} for the head {c.head.kind!r}: "
+      "it was trained for another task"
+    )
 
 
 def _check_saved(config: dict, used: set[str], pretrained: hf.Pretrained) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune.errors import UserError
 from jaxtune.formats import files
 from jaxtune.formats.peft.layout import ADALORA_EPSILON, ARRAYS, alpha_of
 from jaxtune.models import hf
@@ -18,11 +19,25 @@ def complete(
   """Returns (section, trained, fixed), with all fixed numbers that the method's `init` makes."""
   if kind in ("adalora", "loha"):  # whose section has one rank
     trained = _of_one_rank(kind, trained)
+  _check_ranks(kind, trained)
   section = {"name": kind, **_OPTIONS[kind](config, trained, fixed)}
   if kind in ("lora", "adalora"):
     _, initial = files.initial(section, pretrained)
     fixed = {site: initial[site] | numbers for site, numbers in fixed.items()}
   return section, trained, fixed
+
+
+def _check_ranks(kind: str, trained: dict) -> None:
+  """Raises UserError for a rank above the smaller side of a weight, which no method here has."""
+  for site, arrays in trained.items() if kind in ("lora", "adalora", "loha") else ():
+    a, b = (arrays[f"w1_{name}" if kind == "loha" else name] for name in "ab")
+    (inputs, rank), outputs = a.shape[-2:], b.shape[-1]
+    if rank > min(inputs, outputs):
+      raise UserError(
+        f"the adapter's rank is {rank} at {site}, which is {inputs} x {outputs}, expected at most "
+        f"{min(inputs, outputs)}: merge it in PyTorch (merge_and_unload), and give that as "
+        "model.path"
+      )
 
 
 def _of_one_rank(kind: str, trained: dict) -> dict:

@@ -102,12 +102,8 @@ def _sizes(kind: str, config: dict, inputs: int, outputs: int, rank: int) -> dic
     size = {"i": inputs, "o": outputs, "r": rank}
     return {x.ours: tuple(size[axis] for axis in x.axes) for x in layout.ARRAYS[kind]}
   factor = config.get("decompose_factor", -1)
-  (in1, in2), (out1, out2) = (lokr.split(n, None if factor == -1 else factor)
-                              for n in (inputs, outputs))  # fmt: skip
-  both = config.get("decompose_both", False) and rank < max(in1, out1) / 2
-  w1 = {"w1_a": (in1, rank), "w1_b": (rank, out1)} if both else {"w1": (in1, out1)}
-  low = rank < max(in2, out2) / 2
-  return w1 | ({"w2_a": (in2, rank), "w2_b": (rank, out2)} if low else {"w2": (in2, out2)})
+  both = config.get("decompose_both", False)
+  return lokr.shapes(inputs, outputs, rank, None if factor == -1 else factor, both)
 
 
 def _feedforward(config: dict, name: str) -> bool:

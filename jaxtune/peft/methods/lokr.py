@@ -42,15 +42,15 @@ def method(
   rows), and B2 from +-1/sqrt(rank).
   """
   scale = alpha / rank if scale is None else scale
-  shapes = dict(rank=rank, factor=factor, decompose_both=decompose_both)
+  sizes = dict(rank=rank, factor=factor, decompose_both=decompose_both)
   return peft.Method(
     "lokr",
-    init=partial(_init, scale=scale, targets=targets, **shapes),
+    init=partial(_init, scale=scale, targets=targets, **sizes),
     intercept=_intercept,
     merge=_merge,
     groupable=("alpha", "scale"),
     patterns=tuple(targets),
-    options=shapes | dict(alpha=scale * rank),
+    options=sizes | dict(alpha=scale * rank),
   )
 
 
@@ -66,20 +66,29 @@ def split(size: int, factor: int | None) -> tuple[int, int]:
   return small, size // small
 
 
+def shapes(
+  inputs: int, outputs: int, rank: int, factor: int | None, decompose_both: bool
+) -> dict[str, tuple[int, int]]:
+  """Returns {array: its shape} for a weight: which arrays there are depends on the rank."""
+  (in1, in2), (out1, out2) = split(inputs, factor), split(outputs, factor)
+  found = {}
+  for name, size, low in (("w1", (in1, out1), decompose_both), ("w2", (in2, out2), True)):
+    if low and rank < max(size) / 2:
+      found |= {f"{name}_a": (size[0], rank), f"{name}_b": (rank, size[1])}
+    else:
+      found[name] = size
+  return found
+
+
 def _init(
   key: Array, sites: dict[str, peft.Site], frozen: peft.Frozen, *, rank: int,
   scale: float, factor: int | None, decompose_both: bool, targets: tuple[str, ...],
 ) -> tuple[peft.Arrays, peft.Arrays]:  # fmt: skip
   trained, fixed = {}, {}
   for path, site in peft.match(targets, sites, "Linear").items():
-    (in1, in2), (out1, out2) = split(site.input, factor), split(site.output, factor)
-    shapes, trained[path] = {}, {}
-    for name, size, low in (("w1", (in1, out1), decompose_both), ("w2", (in2, out2), True)):
-      if low and rank < max(size) / 2:
-        shapes |= {f"{name}_a": (size[0], rank), f"{name}_b": (rank, size[1])}
-      else:
-        shapes[name] = size
-    for name, (rows, columns) in shapes.items():
+    trained[path] = {}
+    sizes = shapes(site.input, site.output, rank, factor, decompose_both)
+    for name, (rows, columns) in sizes.items():
       start = initializers.zeros if name in ("w1", "w1_b") else peft.uniform(rows**-0.5)
       array_key = peft.site_key(key, path, name)
       trained[path][name] = start(array_key, (*site.lead, rows, columns))

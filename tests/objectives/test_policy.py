@@ -571,6 +571,8 @@ def test_rewards_have_names():
     rewards.make(("exact",))
   with pytest.raises(UserError, match="no regular expression"):
     rewards.make(("matches:[",))
+  labels = rewards.labels(["a.py:f", "b.py:f_3", "c.py:f"])
+  assert labels == {"reward_f": "a.py:f", "reward_f_3": "b.py:f_3", "reward_f_4": "c.py:f"}
 
 
 @pytest.mark.parametrize(

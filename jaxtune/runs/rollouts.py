@@ -73,17 +73,18 @@ def begin(
     batch_size=train.batch_size, max_new_tokens=options.max_new_tokens, temperature=temperature,
     merge=first.config["evaluate"]["merge"],
   )  # fmt: skip
-  scoring = drawing._replace(batch_size=train.batch_size // share)
+  scoring = drawing._replace(batch_size=train.batch_size // train.accumulate // share)
   together = {"parallel": parallel, "chunk": chunk}
 
   def evaluator(program: Program, observe: Callable) -> judge.Evaluator:
     score = lambda forward, batch, **own: (
       batch["weights"].sum(-1), observe(forward, batch, temperature, **own)
     )  # fmt: skip
-    return judge.make(
+    made = judge.make(
       program._replace(objective=score), first.objective, scoring,
       tokenizer=first.pretrained.tokenizer, stop_tokens=first.dataset.stop_tokens, **together,
     )  # fmt: skip
+    return made._replace(chooses=False)  # logits are of answers alone, however long they are
 
   methods, started, frozen = reference.before(trials, base, parallel)
   return Rollouts(

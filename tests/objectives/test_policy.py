@@ -23,7 +23,7 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation import answers as judged
 from jaxtune.evaluation import judge, rewards
 from jaxtune.objectives import grpo, ppo
-from jaxtune.preflight import lowered
+from jaxtune.preflight import gradients, lowered
 from jaxtune.runs import programs, results, reward_model, rollouts, sources
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import prepare
@@ -446,6 +446,25 @@ def test_a_policy_s_programs_are_planned(made):
   for kind, batch in batches.items():
     assert lowered.flops(group, batch, kind) > 1e6
     lowered.LOWER[kind](group, batch, 1)
+
+
+def test_a_step_is_tried_for_methods_whose_prompts_differ_in_length(made):
+  """Alone, those with short prompts would have a row for every answer."""
+  long = {"max_new_tokens": 128}
+  given = [({"rank": n}, {"template": "{{ instruction }} " * n}) for n in (1, 40)]
+  gradients.check([
+    prepare(complete(made(method=method, data=words, rollout=long))) for method, words in given
+  ])  # fmt: skip
+
+
+def test_as_many_answers_are_scored_at_a_time_as_are_learnt(made):
+  """By one program, whatever the longest of them has."""
+  trial = prepare(complete(made(train={"accumulate": 2})))
+  parallel, program = sharding.make("jit", {"data": 1}), programs.make_program(trial)
+  drawn = rollouts.begin([trial], program, first_state(trial)[1], parallel, 1)
+  for evaluator in (drawn.policy, drawn.before):
+    assert evaluator.options.batch_size * drawn.share == 2
+    assert not evaluator.chooses
 
 
 def test_a_reward_that_was_edited_makes_another_run(made, tmp_path):

@@ -112,8 +112,8 @@ def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
     config["objective"] |= {"label_smoothing": 0.0}
   config["train"] |= {"patience": None}  # these are of training, and need a validation split
   config["search"] |= {"early_exit": None}
+  sources.check_foreign(config, run.folder)  # before its rewards are looked for
   checks.check_options(config, devices=())
-  sources.check_foreign(config, run.folder)
   (trial,) = reference.added([prepare(config, run.pretrained)], sharding.ALONE)
   # Other data may end their answers otherwise than those that the run was trained on.
   trial = trial._replace(dataset=trial.dataset._replace(stop_tokens=run.stop_tokens))

@@ -35,6 +35,8 @@ def check_options(config: dict, devices: Sequence[Any] | None = None) -> None:
       f"train.batch_size {options.batch_size} does not divide into "
       f"train.accumulate {options.accumulate} parts"
     )
+  _check_alone(config)
+  rollout.check_options(config)
   smoothing, kind = (config["objective"].get(name) for name in ("label_smoothing", "kind"))
   if smoothing and kind in ("hinge", "ipo"):
     raise UserError(
@@ -60,6 +62,18 @@ def check_options(config: dict, devices: Sequence[Any] | None = None) -> None:
       f"{parts * options.accumulate}, or train.mesh={{'data': {shared}}}, for long texts with "
       f"'sequence': {parts // shared}"
     )
+
+
+def _check_alone(config: dict) -> None:
+  """Raises UserError for batches of one row where an objective compares rows."""
+  name = config["objective"]["name"]
+  for section in ("train", "evaluate"):
+    alone = config[section]["batch_size"] == 1
+    if alone and hasattr(objectives.module(name), "common"):
+      raise UserError(
+        f"{section}.batch_size is 1, expected 2 or more: objective {name!r} compares an answer "
+        "with others of its batch"
+      )
 
 
 def check_seeds(configs: Sequence[dict]) -> None:
@@ -191,15 +205,10 @@ def _check_lengths(trial: Trial, completed: int) -> None:
 
 
 def _check_batches(trial: Trial) -> None:
-  """Raises UserError for batches of too few rows, or larger than the memory of this machine."""
+  """Raises UserError for batches larger than the memory of this machine."""
   config, dataset, memory = trial.config, trial.dataset, hosts.memory()
   held = dataset.test or dataset.validation or dataset.train
   for section, split in (("train", dataset.train), ("evaluate", held)):
-    if hasattr(trial.objective, "common") and config[section]["batch_size"] == 1:
-      raise UserError(
-        f"{section}.batch_size is 1, expected 2 or more: objective "
-        f"{config['objective']['name']!r} compares an answer with others of its batch"
-      )
     # Of a stream: ids, weights and masks.
     arrays = getattr(split, "arrays", {"tokens": np.zeros((1, split.width, 9), np.int8)})
     size = config[section]["batch_size"] * sum(array[0].nbytes for array in arrays.values())

@@ -62,6 +62,14 @@ def test_a_text_as_prompt_beside_conversations_is_there_twice_or_their_first_tur
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_no_template_words_conversations(write, tokenizer, objective):
+  says = lambda text: [{"role": "assistant", "content": text}]
+  path = write("f.jsonl", [{"prompt": "hi", "chosen": says("good"), "rejected": says("bad")}])
+  with pytest.raises(UserError, match="data.template is '{{prompt}}', expected None for conv"):
+    load(tokenizer, objective, train=path, template="{{prompt}}")
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_answers_may_be_calls_of_tools_which_the_template_sees(write, tokenizer, objective):
   call = lambda name: [{"role": "assistant", "content": None, "tool_calls": [{"name": name}]}]
   row = {

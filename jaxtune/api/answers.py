@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtune import data, files, peft, schema
-from jaxtune.api.complete import check_options, check_writes, complete, encode, room, worded
+from jaxtune.api.complete import (
+  check_options,
+  check_writes,
+  complete,
+  encode,
+  has_task,
+  room,
+  worded,
+)
 from jaxtune.data import conversations, sources
 from jaxtune.errors import UserError
 from jaxtune.evaluation.votes.store import Pair, Project
@@ -127,7 +135,7 @@ def _generated(
         f"max_new_tokens is {sampling.max_new_tokens}, expected fewer than the "
         f"{run.pretrained.model.config.positions} positions of the model of {run.folder}"
       )
-  prompts = _prompts(table)
+  prompts, tasks = _prompts(table), _tasks(runs, sampling.task)
   try:
     shown, spoken = _worded(runs, prompts, sampling.task), [None] * len(prompts)
     if shown is None:
@@ -137,14 +145,14 @@ def _generated(
       prompts = shown
     asked = [n for n, text in enumerate(shown) if text.strip()]
     fits = asked
-    for run in runs:
-      fits = _fitting(run, prompts, fits, sampling)
+    for run, task in zip(runs, tasks, strict=True):
+      fits = _fitting(run, prompts, fits, sampling._replace(task=task))
   except UserError as error:
     raise UserError(f"{', '.join(table.hashes)}: {error}") from error
   made = []
   for number, (run, name) in enumerate(zip(runs, names, strict=True)):
     print(f"answers of {name} to {len(fits)} prompts", flush=True)
-    drawn = dict(seed=seed + number, **sampling._asdict())
+    drawn = dict(seed=seed + number, **sampling._asdict()) | {"task": tasks[number]}
     made.append(complete(run, [prompts[n] for n in fits], **drawn) if fits else [])
   pairs = [
     Pair(shown[n], answers, table.where[n], spoken[n])
@@ -163,7 +171,7 @@ def _worded(runs: Sequence[Run], prompts: list, task: str | None) -> list[str] |
   Raises:
     UserError: where the first one reads conversations, which the second one words by a template.
   """
-  first, second = (worded(run, prompts, task) for run in runs)
+  first, second = map(worded, runs, [prompts] * 2, _tasks(runs, task))
   if first == second:
     return first
   if first is None:
@@ -180,6 +188,12 @@ def _worded(runs: Sequence[Run], prompts: list, task: str | None) -> list[str] |
     file=sys.stderr,
   )
   return first
+
+
+def _tasks(runs: Sequence[Run], task: str | None) -> list[str | None]:
+  """Returns by which task each run reads rows: one that lacks it by its only way."""
+  own = [task if has_task(run, task) else None for run in runs]
+  return own if any(own) else [task] * len(runs)
 
 
 def _fitting(run: Run, prompts: list, numbers: list[int], sampling: Sampling) -> list[int]:

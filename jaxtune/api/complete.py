@@ -221,6 +221,12 @@ def _form(run: Run, o: dict, rows: list[dict], task: str | None) -> dict[str, An
   return form | {"template": own, "choices": None}
 
 
+def has_task(run: Run, task: str | None) -> bool:
+  """Says whether a run was trained on a mixture of files that has this task."""
+  tasks = run.config["data"].get("tasks")
+  return isinstance(tasks, dict) and task in tasks
+
+
 def _of_task(run: Run, o: dict, task: str | None) -> dict:
   """Returns the options of data by which a row is read: in a mixture of files, those of a task."""
   tasks = o.get("tasks") if isinstance(o.get("tasks"), dict) else {}

@@ -221,13 +221,15 @@ def check_folders(plan: Plan, workdir: Path) -> None:
 
 
 def _check_others(plan: Plan, folders: list[Path]) -> None:
-  """Raises UserError for a finished trial of another base, data or objective than a sweep's own."""
+  """Raises UserError for a finished trial of another base, data, objective or rewards."""
   if not folders:
     return
   axes = {f"{axis}." for setting in plan.settings for axis in setting}
 
   def judged(config: dict) -> dict:
-    flat = grid.flatten({name: config.get(name) for name in ("model", "data", "objective")})
+    sections = {name: config.get(name) for name in ("model", "data", "objective")}
+    rewards = {name: config.get("rollout", {}).get(name) for name in ("rewards", "weights")}
+    flat = grid.flatten(sections | {"rollout": rewards})
     compared = lambda key: key not in _FREE and not f"{key}.".startswith((*axes,))
     return {key: value for key, value in flat.items() if compared(key)}
 

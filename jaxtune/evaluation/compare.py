@@ -44,7 +44,8 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset: Data
   names, resamples = evaluator.metrics, evaluator.options.resamples
   train = dataset.train  # The answers of a stream are not known beforehand.
   seen = evaluator.objective.references(dataset, train) if isinstance(train, Split) else ()
-  guess = _guess(judged, dataset)
+  kind = metrics.kind_of(evaluator.objective.METRICS[0])
+  guess = {} if kind == "text" else _guess(judged, dataset)  # there they are people's
   result = {
     "base": untuned.base.metrics,
     "final": judged.metrics,
@@ -52,7 +53,6 @@ def record(judged: Judged, untuned: Untuned, evaluator: Evaluator, dataset: Data
     "differences": {"base": differences(judged, untuned.base, names, resamples)},
     "chance": {} if guess else chance(judged, names, seen),
   }
-  kind = metrics.kind_of(evaluator.objective.METRICS[0])
   result |= guess or _classes(judged, kind, dataset.labels or None)
   result |= _pairs(judged, kind, dataset)
   if untuned.shots is not None:

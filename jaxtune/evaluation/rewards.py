@@ -14,6 +14,7 @@ A name in a config's `rollout.rewards` is one of
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -100,7 +101,8 @@ def labels(names: Sequence[str]) -> dict[str, str]:
   for name in names:
     first, _, last = name.rpartition(":")
     label = "reward_" + (last if first.endswith(".py") or not first else first.partition(":")[0])
-    found[label if label not in found else f"{label}_{len(found) + 1}"] = name
+    numbered = (f"{label}_{n}" for n in itertools.count(len(found) + 1))
+    found[next(one for one in itertools.chain([label], numbered) if one not in found)] = name
   return found
 
 

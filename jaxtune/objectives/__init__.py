@@ -93,14 +93,20 @@ def judged_by(section: dict) -> dict[str, float]:
   return {} if rolls_out(module(section["name"])) else numbers(section)
 
 
-def losses_of(section: dict) -> dict[str, Any]:
-  """Returns the options with which losses can be compared; {} of answers that are rewarded.
+def losses_of(section: dict, rollout: dict) -> dict[str, Any]:
+  """Returns the options that say which function a loss is, by their paths in the config.
 
-  Label smoothing is of training alone.
+  A policy's is minus the weighted sum of its rewards, whatever it learns by. Label smoothing is of
+  training alone.
+
+  Args:
+    section, rollout: the config's sections `objective` and `rollout`.
   """
-  if rolls_out(module(section["name"])):
-    return {}
-  return {key: value for key, value in section.items() if key != "label_smoothing"}
+  if not rolls_out(module(section["name"])):
+    return {f"objective.{key}": x for key, x in section.items() if key != "label_smoothing"}
+  names = [*rollout.get("rewards", ())]
+  weights = rollout.get("weights") or [1.0] * len(names)
+  return {"rollout.rewards": names, "rollout.weights": [*map(float, weights)]}
 
 
 def static(section: dict) -> dict[str, Any]:

@@ -220,12 +220,14 @@ def adapt(numbers: dict[str, Array], metrics: dict[str, Array]) -> dict[str, Arr
   """Returns the numbers of the next update, with a weight `kl` nearer to what keeps the target.
 
   It grows by the share `kl_rate` of the divergence's relative error, which is clipped to 0.2
-  (Ziegler et al. 2019, section 2.2), and shrinks where the policy is nearer than the target.
+  (Ziegler et al. 2019, section 2.2), and shrinks where the policy is nearer than the target. An
+  update without a judged answer does not move it.
   """
   target = numbers["kl_target"]
+  moves = (target > 0) & (metrics["tokens"] > 0)
   error = jnp.clip(metrics["kl"] / jnp.maximum(target, 1e-12) - 1.0, -0.2, 0.2)
   moved = numbers["kl"] * (1.0 + numbers["kl_rate"] * error)
-  return numbers | {"kl": jnp.where(target > 0, moved, numbers["kl"])}
+  return numbers | {"kl": jnp.where(moves, moved, numbers["kl"])}
 
 
 def learn(sampled: Sampled, advantage: Advantage, length: Length, **_: object) -> dict:

@@ -35,6 +35,8 @@ def check_options(config: dict, devices: Sequence[Any] | None = None) -> None:
       f"train.batch_size {options.batch_size} does not divide into "
       f"train.accumulate {options.accumulate} parts"
     )
+  _check_alone(config)
+  rollout.check_options(config)
   smoothing, kind = (config["objective"].get(name) for name in ("label_smoothing", "kind"))
   if smoothing and kind in ("hinge", "ipo"):
     raise UserError(
@@ -60,6 +62,17 @@ def check_options(config: dict, devices: Sequence[Any] | None = None) -> None:
       f"{parts * options.accumulate}, or train.mesh={{'data': {shared}}}, for long texts with "
       f"'sequence': {parts // shared}"
     )
+
+
+def _check_alone(config: dict) -> None:
+  """Raises UserError for batches of one row where an objective compares rows."""
+  name = config["objective"]["name"]
+  for section in ("train", "evaluate"):
+    if config[section]["batch_size"] == 1 and hasattr(objectives.module(name), "common"):
+      raise UserError(
+        f"{section}.batch_size is 1, expected 2 or more: objective {name!r} compares an answer "
+        "with others of its batch"
+      )
 
 
 def check_seeds(configs: Sequence[dict]) -> None:
@@ -132,9 +145,8 @@ def check(trial: Trial) -> None:
       jax.eval_shape(partial(m.adjust, 1, options.steps), trained, trained, fixed)
     if m.options.get("dropout") and "head" in shapes.arrays_of(m)[0]:
       raise UserError(
-        f"method.dropout is {m.options['dropout']}, expected 0 at the vocabulary's head, as logits "
-        "are computed in parts whose size the noise would depend on: leave 'head' out of "
-        "method.targets, or stack a method without dropout for it"
+        f"method.dropout is {m.options['dropout']}, expected 0 at the vocabulary's head, whose "
+        "logits are computed in parts: the noise would depend on their number"
       )
 
 
@@ -197,15 +209,10 @@ def _check_lengths(trial: Trial, completed: int) -> None:
 
 
 def _check_batches(trial: Trial) -> None:
-  """Raises UserError for batches of too few rows, or larger than the memory of this machine."""
+  """Raises UserError for batches larger than the memory of this machine."""
   config, dataset, memory = trial.config, trial.dataset, hosts.memory()
   held = dataset.test or dataset.validation or dataset.train
   for section, split in (("train", dataset.train), ("evaluate", held)):
-    if hasattr(trial.objective, "common") and config[section]["batch_size"] == 1:
-      raise UserError(
-        f"{section}.batch_size is 1, expected 2 or more: objective "
-        f"{config['objective']['name']!r} compares an answer with others of its batch"
-      )
     # Of a stream: ids, weights and masks.
     arrays = getattr(split, "arrays", {"tokens": np.zeros((1, split.width, 9), np.int8)})
     size = config[section]["batch_size"] * sum(array[0].nbytes for array in arrays.values())

@@ -50,7 +50,7 @@ def check(trials: Sequence[Trial]) -> None:
     value, gradients = jax.value_and_grad(loss)(overlay.tuned)
     return value, jax.tree.map(lambda g: jnp.abs(g).max(), gradients)
 
-  rows = tree.stack([_rows(trial, parallel.batch_shards) for trial in trials])
+  rows = tree.stack([_rows(trial, trials, parallel.batch_shards) for trial in trials])
   measured = parallel.compile(tree.over_trials(measure, 1, parallel.mesh))
   values, largest = measured(tree.stack(overlays), bases[0], rows)
   # Comparisons of rewards leave a constant open, which only centring asks for.
@@ -83,13 +83,17 @@ def with_noise(deltas: PyTree) -> PyTree:
   return tree.unflatten({path: noisy(path, x) for path, x in flat.items()})
 
 
-def _rows(trial: Trial, shards: int) -> dict:
-  """Returns the examples with the largest weights of the first batch that has any."""
+def _rows(trial: Trial, trials: Sequence[Trial], shards: int) -> dict:
+  """Returns the examples with the largest weights of a trial's first batch that has any.
+
+  Args:
+    trials: of its group, which lay out answers alike.
+  """
   config = trial.config
   size = config["train"]["batch_size"]
   draw = lambda step: data.batch(trial.dataset.train, config["seed"], step, size)
   weighted = (drawn for drawn in map(draw, range(100)) if np.any(drawn.get("weights", True)))
-  batch = answer_rows.example([trial], next(weighted, None) or draw(0), shards)
+  batch = answer_rows.example(trials, next(weighted, None) or draw(0), shards)
   weights = batch.get("weights")
   heaviest = np.arange(len(batch["tokens"]))
   if weights is not None and weights.ndim > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtune import objectives
 from jaxtune.errors import UserError
 from jaxtune.evaluation import rewards
 from jaxtune.evaluation.options import EvaluateOptions
@@ -10,31 +11,29 @@ from jaxtune.runs.trial import Trial
 from jaxtune.training.options import RolloutOptions, TrainOptions, intervals
 
 
-def check(trial: Trial) -> int:
-  """Checks the section `rollout` of a trial; returns the longest prompt with its answer, or 0.
+def check_options(config: dict) -> None:
+  """Checks the section `rollout` of a config, and what of the others depends on it.
 
   Raises:
-    UserError: for numbers of answers, prompts and updates that do not fit together, for rewards
-      that cannot be found, and for models and data that answers cannot be learnt with.
+    UserError: for numbers of answers, prompts and updates that do not fit together, and for rewards
+      that cannot be found; reward models are not looked for.
   """
-  name, config = trial.config["objective"]["name"], trial.config
-  if not programs.rolls_out(trial):
-    if config["rollout"]["rewards"]:
+  name, rollout = config["objective"]["name"], RolloutOptions(**config["rollout"])
+  if not objectives.rolls_out(objectives.module(name)):
+    if rollout.rewards:
       raise UserError(
         f"rollout.rewards are for objectives such as 'grpo'; {name!r} draws no answers"
       )
-    return 0
-  programs.make_rewards(trial)
-  _check_references(trial)
-  if trial.pretrained.model.config.encoder is not None:
-    raise UserError(f"objective {name!r} is for decoders, not for encoder-decoders")
+    return
+  models = {one: lambda _: () for one in rollout.rewards if one.startswith(rewards.MODEL)}
+  rewards.make(rollout.rewards, rollout.weights, models)
   if config["objective"]["kl_target"] and not config["objective"]["kl"]:
     raise UserError(
       "objective.kl_target moves objective.kl by a share of itself, and that is 0; "
       "expected a weight to begin with, such as objective.kl=0.05"
     )
-  _check_counts(TrainOptions(**config["train"]), RolloutOptions(**config["rollout"]), config)
-  most, default = config["rollout"]["max_new_tokens"], EvaluateOptions().max_new_tokens
+  _check_counts(TrainOptions(**config["train"]), rollout, config)
+  most, default = rollout.max_new_tokens, EvaluateOptions().max_new_tokens
   if (given := config["evaluate"]["max_new_tokens"]) not in (most, default):
     raise UserError(
       f"evaluate.max_new_tokens is {given}, expected none, or rollout.max_new_tokens, {most}: "
@@ -45,9 +44,24 @@ def check(trial: Trial) -> int:
       f"evaluate.limit is {limit}, expected None without evaluate.generate: a policy answers all "
       f"held-out prompts for their rewards; fewer are held out by data.eval_limit={limit}"
     )
+
+
+def check(trial: Trial) -> int:
+  """Checks the rewards of a trial; returns the longest prompt with its answer, or 0.
+
+  Raises:
+    UserError: for reward models that cannot be found, and for models and data that answers cannot
+      be learnt with.
+  """
+  if not programs.rolls_out(trial):
+    return 0
+  programs.make_rewards(trial)
+  _check_references(trial)
+  if trial.pretrained.model.config.encoder is not None:
+    name = trial.config["objective"]["name"]
+    raise UserError(f"objective {name!r} is for decoders, not for encoder-decoders")
   asked = [prompt for split in trial.dataset.splits.values() for prompt in split.prompts]
-  longest = max(map(len, asked))
-  return longest + most
+  return max(map(len, asked)) + trial.config["rollout"]["max_new_tokens"]
 
 
 def _check_references(trial: Trial) -> None:

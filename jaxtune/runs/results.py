@@ -183,13 +183,13 @@ def _missing(folder: Path) -> UserError:
 
 def _check_comparable(folder: Path, trials: Sequence[Path]) -> None:
   """Raises UserError where the losses of a sweep's trials are not one function."""
-  configs = [schema.read_json(trial / "config.json", Config) for trial in trials]
-  sections = [objectives.losses_of(configs_.as_now(one)["objective"]) for one in configs]
+  configs = [configs_.as_now(schema.read_json(trial / "config.json", Config)) for trial in trials]
+  sections = [objectives.losses_of(one["objective"], one.get("rollout", {})) for one in configs]
   for name in dict.fromkeys(itertools.chain(*sections)):
     values = [one.get(name) for one in sections]
     if other := [value for value in values if value != values[0]]:
       raise UserError(
-        f"{folder} has no best trial, as objective.{name} is {values[0]} and {other[0]}, on which "
+        f"{folder} has no best trial, as {name} is {values[0]} and {other[0]}, on which "
         f"their losses depend: name one of {folder}/trials itself"
       )
 

@@ -69,17 +69,18 @@ def begin(
   options, train = answer_rows.options(first)
   share, width = answer_rows.layout(trials, parallel.batch_shards)
   drawing = _drawing(first)
-  scoring = drawing._replace(batch_size=train.batch_size // share)
+  scoring = drawing._replace(batch_size=train.batch_size // train.accumulate // share)
   together = {"parallel": parallel, "chunk": chunk}
 
   def evaluator(program: Program, observe: Callable) -> judge.Evaluator:
     score = lambda forward, batch, **own: (
       batch["weights"].sum(-1), observe(forward, batch, drawing.temperature, **own)
     )  # fmt: skip
-    return judge.make(
+    made = judge.make(
       program._replace(objective=score), first.objective, scoring,
       tokenizer=first.pretrained.tokenizer, stop_tokens=first.dataset.stop_tokens, **together,
     )  # fmt: skip
+    return made._replace(chooses=False)  # logits are of answers alone, however long they are
 
   methods, started, frozen = reference.before(trials, base, parallel)
   return Rollouts(

@@ -46,6 +46,21 @@ def check_foreign(config: dict[str, Any], folder: Path) -> None:
     )
 
 
+def check_start(config: dict[str, Any], folder: Path) -> None:
+  """Raises UserError where the adapter that a run started from is not the one that lies there now.
+
+  Args:
+    folder: of the run, whose result has the hashes; nothing is checked without one.
+  """
+  known, now = results.read(folder).get("sources", {}), digests(config)
+  for path, wanted in known.items():
+    if now.get(path) != wanted:
+      raise UserError(
+        f"{path}, which {folder} started from, is not as it was then, and is what its "
+        "loss compares with: put it back"
+      )
+
+
 def _files(config: dict[str, Any]) -> Iterator[Path]:
   starts = [section.get("start") for section in peft.sections(config["method"]).values()]
   judges = [one.removeprefix(rewards.MODEL) for one in config["rollout"]["rewards"]

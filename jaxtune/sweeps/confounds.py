@@ -15,7 +15,6 @@ from jaxtune.sweeps.evidence import Caution, Evidence, chained, listed, of_rows
 from jaxtune.sweeps.tuning import PATH as RATE
 
 _OBJECTIVE = "objective.name"
-_SMOOTHING = "objective.label_smoothing"  # of training alone
 _FAR = 10  # times the best perplexity, from which on a base counts as far from the task
 
 
@@ -199,7 +198,7 @@ def other_tokens(evidence: Evidence) -> list[Caution]:
 
 
 def other_losses(evidence: Evidence) -> list[Caution]:
-  """Finds losses that are not the same function, as of other objectives, or of another beta."""
+  """Finds losses that are not the same function, as of other objectives, betas or rewards."""
   sections = [_judged_by(evidence.config(result)) for result in evidence.results]
   keys = dict.fromkeys(itertools.chain(*sections))
   differ = [key for key in keys if len({str(one.get(key)) for one in sections}) > 1]
@@ -207,7 +206,7 @@ def other_losses(evidence: Evidence) -> list[Caution]:
   if not differ or not name.endswith("_loss"):
     return []
   text = (
-    f"Trials differ in {listed(differ[:1] if _OBJECTIVE in differ else differ)}, on which their "
+    f"Trials differ in {listed([_OBJECTIVE] if _OBJECTIVE in differ else differ)}, on which their "
     f"{metrics.title(name)} depends whatever they have learnt: it cannot be compared between them. "
     "Compare accuracies, or metrics of the text that they write."
   )
@@ -215,12 +214,11 @@ def other_losses(evidence: Evidence) -> list[Caution]:
 
 
 def _judged_by(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the options by which losses are judged; none of policies, whose loss is a reward."""
-  name = config.get(_OBJECTIVE)
-  if name is None or objectives.rolls_out(objectives.module(name)):
+  """Returns the options by which losses are judged, as far as a config says them."""
+  if config.get(_OBJECTIVE) is None:
     return {}
-  section = {key: value for key, value in config.items() if key.startswith("objective.")}
-  return {_OBJECTIVE: name} | {k: x for k, x in section.items() if k != _SMOOTHING}
+  of = lambda name: {k.partition(".")[2]: x for k, x in config.items() if k.startswith(f"{name}.")}
+  return objectives.losses_of(of("objective"), of("rollout"))
 
 
 def far_base(evidence: Evidence) -> list[Caution]:

@@ -38,9 +38,11 @@ def make_step(
     def one_update(carry, batch):
       state, sums = carry
       after, metrics = update(program, state, base, batch, axis)
-      new = {name: sums[name] + metrics[name] for name in (*METRICS, *program.logged)}
+      counts = metrics["tokens"] > 0
+      more = {name: jnp.where(counts, metrics[name], 0.0) for name in (*METRICS, *program.logged)}
+      new = {name: sums[name] + x for name, x in (more | {"steps": counts}).items()}
       diverged = first(sums["diverged"], ~metrics["finite"], after.step)
-      return (after, new | {"steps": sums["steps"] + 1, "diverged": diverged}), None
+      return (after, new | {"diverged": diverged}), None
 
     def train():
       if program.updates == 1:
@@ -208,6 +210,7 @@ def _log(
 ) -> Progress:
   """Writes the means of the metrics since the last log line, and sets their sums to zero.
 
+  They are over the updates that had a target; a line without one has its step alone.
   Prints a warning for each trial that has diverged since then.
 
   Args:
@@ -216,18 +219,20 @@ def _log(
   """
   sums, best = hosts.fetch((progress.sums, progress.best.min()))
   means = {n: x / np.maximum(sums["steps"], 1) for n, x in sums.items() if n not in COUNTS}
+  of = lambda e: dict(
+    train_loss=float(means["loss"][e]), train_accuracy=100 * float(means["accuracy"][e]),
+    grad_norm=float(means["grad_norm"][e]),
+    **{f"train_{n}": float(means[n][e]) for n in means if n not in METRICS},
+  )  # fmt: skip
   group.logs.write({
-    e: dict(
-      step=int(steps[e]), train_loss=float(means["loss"][e]),
-      train_accuracy=100 * float(means["accuracy"][e]), grad_norm=float(means["grad_norm"][e]),
-      **{f"train_{n}": float(means[n][e]) for n in means if n not in METRICS},
-    )
-    for e in trials
+    e: {"step": int(steps[e])} | (of(e) if sums["steps"][e] else {}) for e in trials
   })  # fmt: skip
   rate = (bar.format_dict["rate"] or 0) * tokens
   said = f", best {best:.3f}" if np.isfinite(best) else ""
   bar.set_postfix_str(f"loss {means['loss'][trials].mean():.3f}{said}, {rate:,.0f} tokens/s")
-  for e in trials[sums["diverged"][trials] > steps[trials] - sums["steps"][trials]]:
+  before = (steps[trials] - group.updates) // group.options.log_every * group.options.log_every
+  before = -(-before // group.updates) * group.updates  # the step of the last log line
+  for e in trials[sums["diverged"][trials] > before]:
     at = sums["diverged"][e]
     tqdm.write(f"trial {e + 1} diverged: its loss, gradient or weights are not finite at step {at}")
   due = np.isin(np.arange(len(steps)), trials)

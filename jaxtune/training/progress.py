@@ -20,8 +20,8 @@ class Progress(NamedTuple):
 
   Attributes:
     state: `step.State`, stacked over the N trials.
-    sums: {name: (N,)}: sums of METRICS and the number of "steps" since the last log line, and
-      "diverged", the first step at which a loss, a gradient or a weight was not finite, or 0.
+    sums: {name: (N,)}: sums of METRICS and the number of "steps" with a target since the last log
+      line, and "diverged", the first step at which a loss, gradient or weight was not finite, or 0.
     tuned: the trained weights with the best validation loss so far.
     best, best_step: that loss and its step, (N,).
     stale: number of evaluations since then, (N,).

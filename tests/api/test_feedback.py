@@ -119,14 +119,20 @@ def test_one_run_is_compared_with_its_base(place, prompts, tmp_path):
   assert {pair.answers[0] for pair in project.pairs} <= set(tuned) and tuned != untuned
 
 
-def test_both_runs_are_asked_the_texts_of_the_first(place, prompts, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("task", [None, "asked"])
+def test_both_runs_are_asked_the_texts_of_the_first(
+  place, prompts, tmp_path, monkeypatch, capsys, task
+):
   """A run that is trained on votes, which hold the texts, has no template to write them by."""
   trained, plain = (jaxtune.load_run(place / name) for name in ("one", "two"))
-  templated = trained.config | {"data": trained.config["data"] | {"template": "c1 {{prompt}}"}}
+  own = {"template": "c1 {{prompt}}"}
+  own = {"tasks": {task: own}} if task else own
+  templated = trained.config | {"data": trained.config["data"] | own}
   trained = trained._replace(folder=tmp_path / "one")  # without a result, which has its template
   loaded = [trained._replace(config=templated), plain]
   monkeypatch.setattr(answers, "_load", lambda _: (loaded, ("one", "two")))
-  project = serve([place / "one", place / "two"], prompts, tmp_path / "votes", max_new_tokens=6)
+  options = {"max_new_tokens": 6, "task": task}
+  project = serve([place / "one", place / "two"], prompts, tmp_path / "votes", **options)
   texts = [f"c1 {row['prompt']}" for row in PROMPTS]
   made = [jaxtune.complete(run, texts, max_new_tokens=6) for run in loaded]
   by_prompt = dict(zip(texts, zip(*made, strict=True), strict=True))
@@ -135,7 +141,7 @@ def test_both_runs_are_asked_the_texts_of_the_first(place, prompts, tmp_path, mo
     r"such as 'c1 a0 b0 :', which .*two would write 'a0 b0 :'", capsys.readouterr().err
   )
   spoken = [{"messages": [{"role": "user", "content": "a1"}]}]
-  by_chat = templated["data"] | {"template": "{{messages[0].content}}"}
+  by_chat = trained.config["data"] | {"template": "{{messages[0].content}}"}
   loaded[:] = plain, trained._replace(config=templated | {"data": by_chat})
   with pytest.raises(
     UserError, match="two reads conversations by its chat template, and .*/one by"

@@ -358,6 +358,9 @@ def test_a_result_of_other_data_is_not_taken_for_one_of_the_sweep(tmp_path):
   other["model"] |= {"remat": True, "unroll": 2, "attention": "plain", "scored_tokens": 64}
   other["objective"] |= {"label_smoothing": 0.1}
   stages.check_folders(sweeps.plan_of(other), tmp_path)  # it can be compared all the same
+  other["rollout"] = {"rewards": ("length",)}
+  with pytest.raises(UserError, match="rollout.rewards was .*, is .*length"):
+    stages.check_folders(sweeps.plan_of(other), tmp_path)
 
 
 def save(path, record):

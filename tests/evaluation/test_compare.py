@@ -12,7 +12,7 @@ from jaxtune.data.stream import Stream
 from jaxtune.evaluation import compare, judge
 from jaxtune.evaluation.options import EvaluateOptions
 from jaxtune.metrics import intervals
-from jaxtune.objectives import choices, classify, regression, reward, sft
+from jaxtune.objectives import choices, classify, kto, regression, reward, sft
 
 RNG = np.random.default_rng(0)
 TRUE = RNG.choice(["no", "yes"], 40).tolist()
@@ -128,6 +128,9 @@ def test_the_most_frequent_answer_is_that_of_training():
   for seen in (train, pack(train, 32)[0]):
     found = record(sft, ("exact_match",), one, one, seen)
     assert found["chance"] == {"test_exact_match": pytest.approx(100 / 6)}
+  thumbs, of_train = train._replace(choices=[["up"], ["down"]] * 6), one._replace(split="train")
+  found = record(kto, ("exact_match",), of_train, one, thumbs)
+  assert found["chance"] == {"train_exact_match": pytest.approx(100 / 6)} and "guess" not in found
   plain = train._replace(references=[[]] * 12)
   for seen in (plain, pack(plain)[0], Stream(lambda: iter(()), None, 8, 2)):
     assert record(sft, ("exact_match",), one, one, seen)["chance"] == {}

@@ -23,7 +23,7 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation import answers as judged
 from jaxtune.evaluation import judge, rewards
 from jaxtune.objectives import grpo, ppo
-from jaxtune.preflight import compiled, devices, elsewhere, generation, lowered
+from jaxtune.preflight import compiled, devices, elsewhere, generation, gradients, lowered
 from jaxtune.runs import programs, results, reward_model, rollouts, sources
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import prepare
@@ -189,11 +189,13 @@ def test_advantages_are_those_of_their_papers():
 
 def test_the_weight_of_the_divergence_goes_towards_its_target():
   numbers = {"kl": np.float32(0.5), "kl_rate": np.float32(0.5), "other": np.float32(3)}
-  after = lambda kl, target: grpo.adapt(numbers | {"kl_target": np.float32(target)}, {"kl": kl})
+  after = lambda kl, target, judged=2.0: grpo.adapt(
+    numbers | {"kl_target": np.float32(target)}, {"kl": kl, "tokens": np.float32(judged)}
+  )
   for kl, expected in ((0.11, 0.5 * 1.05), (0.02, 0.5 * 0.9), (9.0, 0.5 * 1.1)):
     found = after(kl, 0.1)
     assert (found["kl"], found["other"]) == (pytest.approx(expected), 3)
-  assert after(9.0, 0.0)["kl"] == 0.5
+  assert after(9.0, 0.0)["kl"] == after(0.0, 0.1, judged=0)["kl"] == 0.5
 
 
 def flat(x_RSN):
@@ -470,6 +472,25 @@ def test_a_plan_draws_answers_as_a_rollout_does(made, monkeypatch):
   assert elsewhere._smaller(group, "generation", 1, fits) == {"train.batch_size": 2}
 
 
+def test_a_step_is_tried_for_methods_whose_prompts_differ_in_length(made):
+  """Alone, those with short prompts would have a row for every answer."""
+  long = {"max_new_tokens": 128}
+  given = [({"rank": n}, {"template": "{{ instruction }} " * n}) for n in (1, 40)]
+  gradients.check([
+    prepare(complete(made(method=method, data=words, rollout=long))) for method, words in given
+  ])  # fmt: skip
+
+
+def test_as_many_answers_are_scored_at_a_time_as_are_learnt(made):
+  """By one program, whatever the longest of them has."""
+  trial = prepare(complete(made(train={"accumulate": 2})))
+  parallel, program = sharding.make("jit", {"data": 1}), programs.make_program(trial)
+  drawn = rollouts.begin([trial], program, first_state(trial)[1], parallel, 1)
+  for evaluator in (drawn.policy, drawn.before):
+    assert evaluator.options.batch_size * drawn.share == 2
+    assert not evaluator.chooses
+
+
 def test_a_reward_that_was_edited_makes_another_run(made, tmp_path):
   config = made() | {"sweep": {"seed": [0]}}
   jaxtune.sweep(config, tmp_path / "sweep")
@@ -579,8 +600,8 @@ def test_a_judgement_of_nothing_is_none(made, tmp_path):
   assert not results.diverged(result)
   assert not [name for name in result["final"] if name.startswith("validation")]
   logged = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-  losses = [line["train_loss"] for line in logged if "train_loss" in line]
-  assert len(losses) == 4 and np.isfinite(losses).all()  # nothing is learnt from them
+  assert {line["step"] for line in logged} == {1, 2, 3, 4}
+  assert not any("train_loss" in line for line in logged), "nothing is learnt from them"
 
 
 def test_rewards_have_names():
@@ -593,6 +614,8 @@ def test_rewards_have_names():
     rewards.make(("exact",))
   with pytest.raises(UserError, match="no regular expression"):
     rewards.make(("matches:[",))
+  labels = rewards.labels(["a.py:f", "b.py:f_3", "c.py:f"])
+  assert labels == {"reward_f": "a.py:f", "reward_f_3": "b.py:f_3", "reward_f_4": "c.py:f"}
 
 
 @pytest.mark.parametrize(

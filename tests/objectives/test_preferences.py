@@ -189,6 +189,12 @@ def test_the_reference_is_the_adapter_that_training_starts_from(tmp_path):
   assert final["validation_margin"] == pytest.approx(0, abs=1e-4)
   again = jaxtune.evaluate(jaxtune.load_run(tmp_path / "second"))["final"]
   assert again["validation_loss"] == pytest.approx(final["validation_loss"], abs=1e-6)
+  with (tmp_path / "first" / "tuned.safetensors").open("ab") as file:
+    file.write(b" ")
+  with pytest.raises(
+    UserError, match="first/tuned.safetensors, which .*second started from, is not"
+  ):
+    jaxtune.evaluate(jaxtune.load_run(tmp_path / "second"))
 
 
 FORMS = {

@@ -70,11 +70,24 @@ def test_a_mesh_of_more_devices_than_are_here_is_costed(llama, monkeypatch):
   assert seen == [sharding.ALONE]
 
 
-def test_a_batch_of_one_row_has_no_others(llama):
-  changes = {"train.batch_size": 1, "objective": {"name": "kto"}}
-  trial = with_config(made_trials.make(llama), made_trials.complete({"name": "lora"}, changes))
-  with pytest.raises(UserError, match="train.batch_size is 1, expected 2 or more: objective 'kto'"):
-    checks.check(trial)
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    (
+      {"train.batch_size": 1, "objective": {"name": "kto"}},
+      "train.batch_size is 1, expected 2 or more: objective 'kto'",
+    ),
+    ({"rollout.rewards": ("length",)}, "'sft' draws no answers"),
+    ({"objective": {"name": "grpo"}, "rollout.rewards": ("lenth",)}, "did you mean 'length'"),
+    (
+      {"objective": {"name": "grpo"}, "rollout.rewards": ("length",)},
+      "4 answers, which is no multiple of rollout.samples, 8",
+    ),
+  ],
+)
+def test_what_the_config_alone_shows_is_found_before_a_model_is_loaded(changes, says):
+  with pytest.raises(UserError, match=says):
+    checks.check_options(made_trials.complete({"name": "lora"}, changes))
 
 
 @pytest.mark.full

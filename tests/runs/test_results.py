@@ -22,11 +22,11 @@ def folder(tmp_path):
 
 
 def sweep(folder, trials):
-  """Writes the finished trials of a sweep, {name: (its result, its objective)}."""
-  for name, (result, objective) in trials.items():
+  """Writes the finished trials of a sweep, {name: (its result, its objective[, its rollout])}."""
+  for name, (result, objective, *rollout) in trials.items():
     (trial := folder / "trials" / name).mkdir(parents=True)
     config = {"objective": objective, "optim": {"learning_rate": 0.1}, "train": {"steps": 1}}
-    (trial / "config.json").write_text(json.dumps(config))
+    (trial / "config.json").write_text(json.dumps(config | {"rollout": dict(*rollout)}))
     results.write(trial, result)
 
 
@@ -39,9 +39,15 @@ def test_a_sweep_whose_losses_cannot_be_compared_has_no_best_trial(tmp_path):
   for n, trials in enumerate((alike, {"a": policy(kl=1), "b": policy(kl=2)})):
     sweep(tmp_path / str(n), trials)
     assert results.best_trial(tmp_path / str(n)).name == "a"
-  sweep(tmp_path, {"a": dpo(beta=0.1), "b": dpo(beta=0.5)})
-  with pytest.raises(UserError, match="no best trial, as objective.beta is 0.1 and 0.5.*name one"):
-    results.best_trial(tmp_path)
+  rewarded = lambda *names, **more: (*policy(), {"rewards": names} | more)
+  for n, (trials, says) in enumerate((
+    ((dpo(beta=0.1), dpo(beta=0.5)), "objective.beta is 0.1 and 0.5"),
+    ((rewarded("length"), rewarded("rougeL")), r"rollout.rewards is \['length'\] and \['rougeL'\]"),
+    ((rewarded("bleu"), rewarded("bleu", weights=[2])), r"rollout.weights is \[1.0\] and \[2.0\]"),
+  )):  # fmt: skip
+    sweep(tmp_path / f"apart {n}", dict(zip("ab", trials, strict=True)))
+    with pytest.raises(UserError, match=f"no best trial, as {says}.*name one"):
+      results.best_trial(tmp_path / f"apart {n}")
 
 
 def test_a_trial_that_left_early_does_not_speak_for_its_sweep(tmp_path):

@@ -219,6 +219,8 @@ def test_losses_that_are_not_one_function(made):
   assert not found("objective.label_smoothing", {0.0: 2.0, 0.1: 1.0}), "it is of training alone"
   policy = {"objective": {"name": "grpo", "kl": 0.0}}
   assert not found("objective.kl", {0.0: -1.0, 0.1: -0.9}, policy), "their loss is a reward"
+  ((text, _),) = found("rollout.weights", {(1.0,): -1.0, (2.0,): -2.0}, policy)
+  assert text.startswith("Trials differ in rollout.weights, on which")
   assert not found("objective.name", {"grpo": -1.0, "ppo": -0.9}, policy)
 
 

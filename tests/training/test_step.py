@@ -12,7 +12,7 @@ from support import made_trials
 from jaxtune import peft
 from jaxtune.runs import baseline, programs
 from jaxtune.runs.trial import with_config
-from jaxtune.training import optim
+from jaxtune.training import loop, optim, progress
 from jaxtune.training import step as update
 
 
@@ -66,6 +66,16 @@ def test_a_step_goes_down_the_mean_loss_over_all_weights(losses, parts):
   np.testing.assert_allclose(measured["loss"], 3.0 * slope, rtol=1e-6)
   np.testing.assert_allclose(measured["grad_norm"], slope * np.sqrt(2), rtol=1e-6)
   assert measured["tokens"] == weights.sum() and after.step == 1
+
+
+def test_an_update_without_a_target_counts_in_no_mean(losses):
+  losses(linear)
+  start = progress.begin(jax.tree.map(lambda x: x[None], state()))
+  carry, rows = (start.state, start.sums), {name: x[None] for name, x in batch().items()}
+  for weight in (1.0, 0.0):
+    rows["weights"] = jnp.full_like(rows["weights"], weight)
+    carry = loop.make_step(program(), 1)(carry, {}, rows)
+  assert (carry[0].step, carry[1]["steps"], carry[1]["loss"]) == (2, 1, 3.0 * 3.5)
 
 
 def drawn(losses, seed, step, parts=1, dropout=True):

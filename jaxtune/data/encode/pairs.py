@@ -75,6 +75,11 @@ def read(table: Table, name: str, options: DataOptions) -> Reading:
 def _unread(table: Table, name: str, options: DataOptions) -> tuple[list[list[Example]], dict]:
   """Makes examples of every row, one for each template, whose answers are not read yet."""
   if not _asks(table, options):
+    if options.template is not None:
+      raise UserError(
+        f"data.template is {schema.shown(options.template)}, expected None for conversations, "
+        "which the chat template writes"
+      )
     placed = zip(table.rows, table.where, strict=True)
     return [[Example(None, [], row, where)] for row, where in placed], {"columns": SIDES}
   answers = ("chosen", "output", "completion")  # of a row that lacks it, `_pair` says so

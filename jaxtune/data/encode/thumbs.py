@@ -84,6 +84,7 @@ def encode(
     (examples by label), whose "skipped" and "truncated" are of the first answers.
   """
   own = [one._replace(row=dict(one.row)) for one in examples]
+  read_from = {id(one.row): example.row for one, example in zip(own, examples, strict=True)}
   alone, counted = pairs.encode_answers(tokenizer, own, options)
   fit = {id(row) for row in alone.rows}
   own = [one for one in own if id(one.row) in fit]
@@ -95,7 +96,8 @@ def encode(
   kept = [one.choices[0] for one in examples]
   arrays = split.arrays | {"labels": np.array([name == "up" for name in kept], np.int32)}
   references = [one.answers * (one.choices[0] == "up") for one in examples]
-  split = split._replace(arrays=arrays, references=references, choices=[[name] for name in kept])
+  choices, rows = [[name] for name in kept], [read_from[id(row)] for row in split.rows]
+  split = split._replace(arrays=arrays, references=references, choices=choices, rows=rows)
   return split, counted | {"classes": {name: kept.count(name) for name in NAMES}}
 
 

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -93,20 +93,39 @@ def judged_by(section: dict) -> dict[str, float]:
   return {} if rolls_out(module(section["name"])) else numbers(section)
 
 
-def losses_of(section: dict, rollout: dict) -> dict[str, Any]:
+def losses_of(section: dict, rollout: dict, method: dict) -> dict[str, Any]:
   """Returns the options that say which function a loss is, by their paths in the config.
 
   A policy's is minus the weighted sum of its rewards, whatever it learns by. Label smoothing is of
   training alone.
 
   Args:
-    section, rollout: the config's sections `objective` and `rollout`.
+    section, rollout, method: the config's sections `objective`, `rollout` and `method`.
   """
   if not rolls_out(module(section["name"])):
-    return {f"objective.{key}": x for key, x in section.items() if key != "label_smoothing"}
+    own = {f"objective.{key}": x for key, x in section.items() if key != "label_smoothing"}
+    return own | references(section, method)
   names = [*rollout.get("rewards", ())]
   weights = rollout.get("weights") or [1.0] * len(names)
   return {"rollout.rewards": names, "rollout.weights": [*map(float, weights)]}
+
+
+def references(section: dict, method: Mapping[str, Any], path: str = "method") -> dict[str, str]:
+  """Returns the adapters with which a loss compares, {path in the config: folder}.
+
+  They are those that training starts from, where an objective has a REFERENCE.
+
+  Args:
+    section: the config's section `objective`.
+    method: its section `method`, with parts as sections of their own or by their paths.
+  """
+  found: dict[str, str] = {}
+  for key, value in method.items() if hasattr(module(section["name"]), "REFERENCE") else ():
+    if isinstance(value, Mapping):
+      found |= references(section, value, f"{path}.{key}")
+    elif f".{key}".endswith(".start") and value is not None:
+      found[f"{path}.{key}"] = str(value)
+  return found
 
 
 def static(section: dict) -> dict[str, Any]:

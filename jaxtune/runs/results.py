@@ -184,7 +184,8 @@ def _missing(folder: Path) -> UserError:
 def _check_comparable(folder: Path, trials: Sequence[Path]) -> None:
   """Raises UserError where the losses of a sweep's trials are not one function."""
   configs = [configs_.as_now(schema.read_json(trial / "config.json", Config)) for trial in trials]
-  sections = [objectives.losses_of(one["objective"], one.get("rollout", {})) for one in configs]
+  of = lambda config: [config.get(name, {}) for name in ("objective", "rollout", "method")]
+  sections = [objectives.losses_of(*of(config)) for config in configs]
   for name in dict.fromkeys(itertools.chain(*sections)):
     values = [one.get(name) for one in sections]
     if other := [value for value in values if value != values[0]]:

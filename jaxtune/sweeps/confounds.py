@@ -198,7 +198,7 @@ def other_tokens(evidence: Evidence) -> list[Caution]:
 
 
 def other_losses(evidence: Evidence) -> list[Caution]:
-  """Finds losses that are not the same function, as of other objectives, betas or rewards."""
+  """Finds losses that are not the same function, as of other objectives, references or rewards."""
   sections = [_judged_by(evidence.config(result)) for result in evidence.results]
   keys = dict.fromkeys(itertools.chain(*sections))
   differ = [key for key in keys if len({str(one.get(key)) for one in sections}) > 1]
@@ -218,7 +218,7 @@ def _judged_by(config: Mapping[str, Any]) -> dict[str, Any]:
   if config.get(_OBJECTIVE) is None:
     return {}
   of = lambda name: {k.partition(".")[2]: x for k, x in config.items() if k.startswith(f"{name}.")}
-  return objectives.losses_of(of("objective"), of("rollout"))
+  return objectives.losses_of(of("objective"), of("rollout"), of("method"))
 
 
 def far_base(evidence: Evidence) -> list[Caution]:

@@ -101,7 +101,8 @@ def baseline_key(config: dict) -> str:
   numbers = objectives.judged_by(config["objective"])
   policy = objectives.rolls_out(objectives.module(config["objective"]["name"]))
   rewards = config["rollout"] if policy else None
-  own = json.dumps([numbers, rewards], sort_keys=True, default=str)
+  references = objectives.references(config["objective"], config["method"])
+  own = json.dumps([numbers, rewards, references], sort_keys=True, default=str)
   return data_key(config | {"data": data}) + seed + own
 
 

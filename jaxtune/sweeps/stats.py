@@ -149,11 +149,11 @@ def group(results: Sequence[dict]) -> list[Row]:
 def group_bases(rows: Sequence[Row]) -> list[Row]:
   """Returns a row for the untuned base, or one for each way in which it was judged.
 
-  These are each model and data set of the sweep, and settings of the objective, the evaluation, the
-  rewards and the training data that change what is scored without training.
+  These are each model and data set of the sweep, and settings of the objective, its references, the
+  evaluation, the rewards and the training data that change what is scored without training.
   """
   bases: dict[str, list[Row]] = {}
-  judged = ("model", "data", "objective", "evaluate", "rollout")
+  judged = ("model", "data", "objective", "evaluate", "rollout", "start")
   for key, members in _by_sections(rows, ("model", "data"), (*_OF_TRAINING, _LIMIT)).items():
     apart = _scored_apart(members)
     bases |= _by_sections(members, judged, _OF_TRAINING) if apart else {key: members}
@@ -172,10 +172,18 @@ def count_tasks(rows: Sequence[Row]) -> int:
 def _by_sections(
   rows: Sequence[Row], sections: Sequence[str], without: tuple[str, ...]
 ) -> dict[str, list[Row]]:
-  """Groups rows by their settings of these sections, as JSON, without some of them."""
+  """Groups rows by their settings of these sections, as JSON, without some of them.
+
+  "start" stands for the folders that methods start from.
+  """
+  own_start = lambda path: "start" in sections and path.endswith(".start")
   found: dict[str, list[Row]] = {}
   for row in rows:
-    own = {path: x for path, x in row.settings.items() if path.split(".")[0] in sections}
+    own = {
+      path: x
+      for path, x in row.settings.items()
+      if path.split(".")[0] in sections or own_start(path)
+    }
     key = {path: x for path, x in own.items() if not path.startswith(without)}
     found.setdefault(json.dumps(key, sort_keys=True), []).append(row)
   return found

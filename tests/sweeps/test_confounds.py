@@ -217,6 +217,9 @@ def test_losses_that_are_not_one_function(made):
   assert text.startswith("Trials differ in objective.name, on which")
   assert not found("objective.beta", {0.1: 25.0, 0.5: 1.0}, metric="test_perplexity")
   assert not found("objective.label_smoothing", {0.0: 2.0, 0.1: 1.0}), "it is of training alone"
+  ((text, _),) = found("method.start", {"runs/a": 2.0, "runs/b": 1.0})
+  assert text.startswith("Trials differ in method.start, on which"), "the reference starts there"
+  assert not found("method.start", {"a": 2.0, "b": 1.0}, {"objective": {"name": "simpo"}})
   policy = {"objective": {"name": "grpo", "kl": 0.0}}
   assert not found("objective.kl", {0.0: -1.0, 0.1: -0.9}, policy), "their loss is a reward"
   ((text, _),) = found("rollout.weights", {(1.0,): -1.0, (2.0,): -2.0}, policy)

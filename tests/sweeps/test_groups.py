@@ -264,3 +264,12 @@ def test_a_random_base_depends_on_the_seed():
   model = {"model.path": None, "model.architecture": {"model_type": "llama"}}
   configs = [made_trials.complete(LORA, model | {"seed": seed}) for seed in (0, 1)]
   assert len(groups.groups(configs)) == 2
+
+
+def test_a_base_is_judged_once_for_each_reference():
+  """Trials of a DPO start from it; of other objectives the base is the same wherever they start."""
+  keys = lambda name: {
+    groups.baseline_key(made_trials.complete(method, {"objective": {"name": name}}))
+    for method in ({"name": "lora"}, {"name": "lora", "start": "runs/sft"})
+  }
+  assert [len(keys(name)) for name in ("dpo", "sft")] == [2, 1]

@@ -4,6 +4,7 @@ The certificates, the matrix and the parity table are run by `make cases` and `m
 """
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -38,12 +39,22 @@ def test_commands_of_pages_and_configs_parse(command):
     assert (tiny.ROOT / path).exists(), path
 
 
+def script(path):
+  """Imports a file of experiments/."""
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_the_readme_s_table_of_accelerators_is_that_of_the_results():
+  place, page = tiny.ROOT / "experiments" / "accelerators", (tiny.ROOT / "README.md").read_text()
+  known = json.loads((place / "results.json").read_text())
+  assert script(place / "run.py").insert(page, known["steps"]) == page
+
+
 def test_configs_say_what_their_experiments_cost_and_score():
-  place = tiny.ROOT / "experiments" / "keep.py"
-  spec = importlib.util.spec_from_file_location("keep", place)
-  keep = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(keep)
-  texts = keep.describe_all()
+  texts = script(tiny.ROOT / "experiments" / "keep.py").describe_all()
   assert len(texts) > 5
   for config, text in texts.items():
     assert config.read_text() == text, config

@@ -319,12 +319,13 @@ def write(out: Path, rows: dict[str, dict], versions: dict[str, str]) -> dict[st
   )
   (out / "README.md").write_text(f"{head}{tables(rows)}\n\n{notes}")
   if out.resolve() == HERE and SHORT.keys() <= rows.keys():
-    write_short(rows)
+    page = HERE.parents[1] / "README.md"
+    page.write_text(insert(page.read_text(), rows))
   return rows
 
 
-def write_short(rows: dict[str, dict]) -> None:
-  """Writes the short table of the README."""
+def insert(page: str, rows: dict[str, dict]) -> str:
+  """Returns the text of the README with its short table."""
   lines = ["| a step | on each device | peak, GB | time |", "| --- | --- | ---: | --- |"]
   for name, what in SHORT.items():
     step, row = STEPS[name], rows[name]
@@ -333,9 +334,8 @@ def write_short(rows: dict[str, dict]) -> None:
     if device.platform == "tpu":
       time = f"{1e9 * row['Mcycles'] / device.clock:,.0f} ms"
     lines.append(f"| {what} | {step.device} | {row['peak_GB']:.2f} | {time} |")
-  page = HERE.parents[1] / "README.md"
-  before, _, rest = page.read_text().partition(BEGIN)
-  page.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + rest.partition(END)[2])
+  before, _, rest = page.partition(BEGIN)
+  return before + BEGIN + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
 
 
 def main() -> int:

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jaxtune.data import cells, conversations, templates
+from jaxtune.data import cells, conversations, labels, templates
+from jaxtune.data.encode.pairs import SIDES
 from jaxtune.data.sources import Table
 from jaxtune.errors import UserError, check_known
 
@@ -69,7 +70,7 @@ def guess(
   if task == "sft":
     return _written(table, pair, where, found)
   text, label = pair
-  kinds = len({str(row.get(label)) for row in table.rows})
+  kinds = len({*map(labels.written, _labels(table, label))})
   said = {"text": f"column {text!r} (--prompt)", "label": f"column {label!r} (--answer)"}
   if task == "classify":
     said["label"] += f", {kinds} classes"
@@ -85,10 +86,18 @@ def _task(table: Table) -> str:
       return task
   if not names.issuperset(LABELLED):
     return "sft"
-  labels = {str(row.get("label")) for row in table.rows}
-  if all(map(_is_number, labels)) and not all(label.lstrip("-").isdigit() for label in labels):
-    return "regression"
-  return "classify" if len(labels) <= min(MOST_CLASSES, len(table.rows) // 2) else "sft"
+  found = _labels(table, "label")
+  few = len({*map(labels.written, found)}) <= min(MOST_CLASSES, len(table.rows) // 2)
+  texts = {*map(str, found)}
+  if all(map(_is_number, texts)) and not all(cell.lstrip("-").isdigit() for cell in texts):
+    whole = all(float(cell).is_integer() for cell in texts)
+    return "classify" if whole and few else "regression"
+  return "classify" if few else "sft"
+
+
+def _labels(table: Table, column: str) -> list:
+  """Returns the labels in a column, without cells that hold none."""
+  return [row[column] for row in table.rows if row.get(column) is not None]
 
 
 def _pair(table: Table, task: str, where: str) -> tuple[str, str] | None:
@@ -98,6 +107,12 @@ def _pair(table: Table, task: str, where: str) -> tuple[str, str] | None:
     return LABELLED
   if task == "sft" and (conversations.column(names) or _is_known(names, where)):
     return None
+  if set(names).issuperset(SIDES):
+    raise UserError(
+      f"{where} has pairs of answers, {' and '.join(SIDES)}: learn from both by a config with "
+      "objective.name='dpo' (or 'reward'), or name what is written by --prompt COLUMN and "
+      "--answer COLUMN"
+    )
   if len(names) != 2:
     raise UserError(
       f"{where} has the columns {', '.join(names)}, of which none is known as prompt or answer: "

@@ -127,5 +127,5 @@ def written(turns: Sequence[dict]) -> str:
 
 
 def text_of(turn: dict) -> str:
-  """Returns the text of a turn with its calls of tools."""
+  """Returns the text of a turn with its calls of tools, to compare and to show it."""
   return turn["content"] + (str(turn["tool_calls"]) if turn.get("tool_calls") else "")

@@ -25,7 +25,7 @@ def names(values: Iterable, labels: Sequence[str] | None) -> list[str]:
       if listed.count(name) > 1:
         raise UserError(f"data.labels names {name!r} twice")
     return listed
-  present = {_name(value) for value in values}
+  present = {written(value) for value in values}
   if len(present) < 2:
     raise UserError(
       f"the examples have only one label, {''.join(present)!r}, expected two or more: set "
@@ -40,7 +40,7 @@ def _number_first(name: str) -> tuple[int, str]:
 
 def index(value: object, names: Sequence[str]) -> int:
   """Returns the number of a label, given by its name, or by its number if no name is a number."""
-  name = _name(value)
+  name = written(value)
   if name in names:
     return names.index(name)
   if _whole(name) and not any(map(_whole, names)) and 0 <= int(name) < len(names):
@@ -73,5 +73,6 @@ def _whole(name: str) -> bool:
   return name.removeprefix("-").isdecimal() and len(name) < 20
 
 
-def _name(value: object) -> str:
+def written(value: object) -> str:
+  """Returns the name of a label: whole numbers are written without a point."""
   return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

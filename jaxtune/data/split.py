@@ -73,6 +73,26 @@ class Split(NamedTuple):
       most[task] = max(most[task], len(one))
     return any(len(texts[task]) > most[task] for task in most)
 
+  def units(self, predicted: Sequence[int] = ()) -> dict[str, np.ndarray]:
+    """Numbers the units that are resampled as a whole, as their examples are alike.
+
+    A unit is a question with its windows, or a prompt with all answers to it that people judged.
+
+    Args:
+      predicted: the numbers of the examples that predictions are made for.
+
+    Returns:
+      {"rows": the unit of each row of the arrays, (X,), "predictions": of each prediction}, without
+      an entry where each is a unit of its own.
+    """
+    if "example" in self.arrays:
+      return {"rows": self.arrays["example"]}
+    if "reference" not in self.arrays:
+      return {}
+    known: dict[tuple, int] = {}
+    units_X = np.array([known.setdefault(tuple(prompt), len(known)) for prompt in self.prompts])
+    return {"rows": units_X, "predictions": units_X[list(predicted)]}
+
 
 def most_targets(splits: Sequence[Split]) -> int | None:
   """Returns how many targets the row with the most has, rounded up as the lengths of rows are.

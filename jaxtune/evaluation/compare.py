@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,23 +139,22 @@ def draws(judged: Judged, names: Sequence[str], resamples: int) -> dict[str, np.
   if not judged.split or not resamples:
     return found
   rows, loss = judged.rows, f"{judged.split}_loss"
+  ratio = partial(intervals.ratio_draws, resamples=resamples, units=judged.units.get("rows"))
   if loss in judged.metrics:
-    found[loss] = intervals.ratio_draws(rows["loss"], rows["weight"], resamples=resamples)
+    found[loss] = ratio(rows["loss"], rows["weight"])
   if f"{judged.split}_perplexity" in judged.metrics:
     found[f"{judged.split}_perplexity"] = np.exp(found[loss])
   if f"{judged.split}_accuracy" in judged.metrics:  # of tokens; of labels, see below
-    right = intervals.ratio_draws(rows["correct"], rows["weight"], resamples=resamples)
-    found[f"{judged.split}_accuracy"] = 100 * right
+    found[f"{judged.split}_accuracy"] = 100 * ratio(rows["correct"], rows["weight"])
   for name in rows:  # an objective's own sums
     if name not in SUMS and f"{judged.split}_{name}" in judged.metrics:
-      found[f"{judged.split}_{name}"] = _with_some(
-        intervals.ratio_draws(rows[name], rows[weights_of(name, rows)], resamples=resamples)
-      )
+      found[f"{judged.split}_{name}"] = _with_some(ratio(rows[name], rows[weights_of(name, rows)]))
   if judged.predictions is not None:
     for name in (name for name in names if f"{judged.split}_{name}" in judged.metrics):
       found[f"{judged.split}_{name}"] = intervals.draws(
-        name, judged.predictions, judged.references, resamples=resamples
-      )
+        name, judged.predictions, judged.references, resamples=resamples,
+        units=judged.units.get("predictions"),
+      )  # fmt: skip
   return found
 
 

@@ -72,6 +72,7 @@ class Judged(NamedTuple):
     predictions: of its examples, or of some of them; None where nothing is predicted.
     references: of the same examples.
     examples: their numbers in the split.
+    units: what is resampled as a whole, as `Split.units` numbers it.
     untuned: what the untuned base predicted of the same examples.
   """
 
@@ -81,6 +82,7 @@ class Judged(NamedTuple):
   predictions: list | None = None
   references: list | None = None
   examples: Sequence[int] = ()
+  units: dict[str, np.ndarray] = {}
   untuned: list | None = None
 
 
@@ -220,7 +222,7 @@ def judge_splits(
     measured = measure(evaluator, overlays, base, splits, seeds)
     for e, (rows, split) in enumerate(zip(measured, splits, strict=True)):
       scores = by_task(partial(summarise, evaluator.measures, rows), split.tasks, name)
-      judgements[e] = Judged(judgements[e].metrics | scores, name, rows)
+      judgements[e] = Judged(judgements[e].metrics | scores, name, rows, units=split.units())
   if judgements[0].split not in ("validation", "test") or not evaluator.metrics:
     return judgements
   return _predicted(evaluator, overlays, base, datasets, judgements, seeds)
@@ -248,7 +250,7 @@ def _predicted(evaluator, overlays, base, datasets, judgements: list[Judged], se
     scored = judged.metrics | by_task(scores, own, name, tasks)
     kept = (*SUMS, *evaluator.measures)
     sums = {key: x for key, x in judged.rows.items() if key.removeprefix("weight_") in kept}
-    predicted.append(Judged(scored, name, sums, predictions[e], true, chosen))
+    predicted.append(Judged(scored, name, sums, predictions[e], true, chosen, split.units(chosen)))
   return predicted
 
 

@@ -2,8 +2,8 @@
 
 A name in a config's `rollout.rewards` is one of
 
-  "exact_match"              any metric of generated text, of each answer alone, divided by its best
-                             value: here 1 where the answer is an accepted one, else 0
+  "exact_match"              any metric of generated text, of each answer alone (`text.of_one`),
+                             from 0 to 1: here 1 where the answer is an accepted one, else 0
   "length"                   the number of characters of the answer
   "matches:^[0-9]+$"         1 where the regular expression is found in the answer, else 0
   "rewards.py:has_title"     a function of a Python file, (prompts, completions, rows) -> floats,
@@ -235,7 +235,7 @@ def _find(name: str) -> Function:
     return lambda answers: [float(len(text)) for text in answers.completions]
   known = metrics.KINDS["text"].METRICS
   check_known("reward", name, ("length", *known))
-  judge = lambda text, accepted: known[name].score([text], [accepted]) / known[name].high
+  judge = partial(metrics.KINDS["text"].of_one, name)
   return lambda answers: list(map(judge, answers.completions, answers.references))
 
 

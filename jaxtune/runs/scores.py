@@ -84,10 +84,11 @@ def read(folder: Path, result: dict) -> Scores | None:
 
 
 def identity(split: Split, predicted: Sequence[int] = ()) -> str:
-  """Returns a hash of the rows that a split's examples were made of.
+  """Returns a hash of the rows that a split's examples were made of, and of what is resampled.
 
   Args:
     predicted: the numbers of the examples that predictions were made for.
   """
-  rows = json.dumps([split.examples, list(predicted), split.rows], sort_keys=True, default=str)
-  return hashlib.sha256(rows.encode()).hexdigest()
+  units = [x.tolist() for x in split.units(predicted).values() if len(np.unique(x)) < len(x)]
+  whole = [split.examples, list(predicted), split.rows, *units]
+  return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()

@@ -11,16 +11,18 @@ from matplotlib.figure import Figure
 from jaxtune.sweeps import canvas
 from jaxtune.sweeps.table import Table
 
+INTERVAL = "95 % interval (as if pairs were independent)"
+
 
 def tables(result: Mapping[str, Any]) -> dict[str, Table]:
   """Makes {title: table} of a trial's result, as far as it has pairs of rewards."""
   made = {}
   if curve := result.get("calibration"):
-    header = ["mean confidence (%)", "right (%)", "95 % interval", "pairs"]
+    header = ["mean confidence (%)", "right (%)", INTERVAL, "pairs"]
     rows = [[f"{row['confidence']:.1f}", *_cells(row)] for row in curve]
     made[f"Calibration of {result['trial']}"] = Table(header, rows)
   if lengths := result.get("by_length"):
-    header = ["the chosen answer is", "right (%)", "95 % interval", "pairs"]
+    header = ["the chosen answer is", "right (%)", INTERVAL, "pairs"]
     rows = [[name, *_cells(row)] for name, row in lengths.items()]
     made[f"Accuracy by length of {result['trial']}"] = Table(header, rows)
   if ties := result.get("ties"):
@@ -42,7 +44,10 @@ def figures(result: Mapping[str, Any]) -> dict[str, Figure]:
   ends = np.maximum([right - low, high - right], 0.0)  # which were rounded
   axes.errorbar(confidence, right, ends, color=canvas.PALETTE[0], marker="o")
   axes.set(xlabel="confidence, sigmoid(|difference of rewards|) (%)", ylabel="right (%)")
-  reading = [result["trial"].replace(",", ", "), "ten bins; bars: 95 %; dashed: calibrated"]
+  reading = [
+    result["trial"].replace(",", ", "),
+    "ten bins; bars: 95 %, over pairs; dashed: calibrated",
+  ]
   canvas.write_title(axes, "Calibration", reading)
   return {"calibration": figure}
 

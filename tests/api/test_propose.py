@@ -35,6 +35,7 @@ def place(tmp_path_factory):
   rows = [f"a{i % 10} b{i // 10} :,b{i % 7}\n" for i in range(40)]
   (folder / "mine.csv").write_text("question,reply\n" + "".join(rows))
   (folder / "three.csv").write_text("a,b,c\n" + "1,2,3\n" * 20)
+  (folder / "pairs.csv").write_text("chosen,rejected\n" + "a,b\n" * 20)
   (folder / "few.csv").write_text("question,reply\n" + "".join(rows[:9]))
   return folder
 
@@ -53,6 +54,10 @@ def table(*rows):
     ([{"my q": "a", "r": "b"}], "sft", {"template": '{{ row["my q"] }}\n', "answer": "r"}, "my q"),
     ([{"text": f"t{i}", "label": i % 2} for i in range(8)], "classify",
      {"rename": LABELLED, "too_long": "truncate"}, "2 classes"),
+    ([{"text": f"t{i}", "label": (0.0, 1.0, None)[i % 3]} for i in range(9)], "classify",
+     {"rename": LABELLED, "too_long": "truncate"}, "2 classes"),
+    ([{"text": "t", "label": 100.0 * i} for i in range(9)], "regression",
+     {"rename": LABELLED, "too_long": "truncate"}, "'label'"),
     ([{"text": "t", "label": x} for x in ("1", "2.5", "3")], "regression",
      {"rename": LABELLED, "too_long": "truncate"}, "'label'"),
     ([{"text": "t", "label": f"a whole sentence {i}"} for i in range(8)], "sft",
@@ -101,6 +106,7 @@ def test_a_page_for_a_csv_file_in_one_command(place, tmp_path, capsys, monkeypat
     ({"data": "nine.csv"}, "did you mean 'mine.csv'"),
     ({"data": "few.csv"}, "has 9 rows, expected 10 or more"),
     ({"data": "three.csv"}, "the columns a, b, c, .* --prompt COLUMN and --answer COLUMN"),
+    ({"data": "pairs.csv"}, "has pairs of answers, .* objective.name='dpo' .or 'reward'., or name"),
     ({"prompt": "question"}, "--prompt and --answer go together: .* question, reply"),
     ({"prompt": "questin", "answer": "reply"}, "did you mean 'question'"),
     ({"task": "clasify"}, "did you mean 'classify'"),

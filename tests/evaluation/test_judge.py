@@ -10,9 +10,9 @@ from support import made_trials, tiny
 
 from jaxtune import data, peft, sharding, tree
 from jaxtune.errors import UserError
-from jaxtune.evaluation import answers, judge, rewards
+from jaxtune.evaluation import answers, compare, judge, rewards
 from jaxtune.evaluation.options import EvaluateOptions
-from jaxtune.objectives import grpo, sft, tokens
+from jaxtune.objectives import grpo, reward, sft, tokens
 from jaxtune.preflight import checks
 from jaxtune.runs import costs, programs
 from jaxtune.runs.first_state import first_state
@@ -97,6 +97,24 @@ def test_rewarded_answers_are_drawn_by_the_seeds_of_their_trials():
     (one, two) = judge.judge_splits(evaluator, None, None, [dataset] * 2, seeds)
     assert one.metrics == two.metrics and one.metrics["test_reward"] == 0
   assert seen == [[3, 5], [3, 5], [0, 0], [0, 0]]  # validation and test
+
+
+def test_pairs_of_a_prompt_are_resampled_as_one(monkeypatch):
+  """Of two prompts with three pairs each, no interval sees more than two examples."""
+  arrays = {"tokens": np.zeros((6, 2, 3), np.int32), "mask": np.ones((6, 2, 3), bool)}
+  arrays |= {"difference": np.ones(6), "reference": np.zeros((6, 2))}
+  split = data.Split(arrays, [[1]] * 3 + [[2]] * 3, [["x"]] * 6, [], [])
+  x = np.arange(6.0)
+  rows = {"loss": x, "weight": np.ones(6), "correct": x % 2}
+  rows |= {"margin": -x, "chosen": x, "rejected": x**2}
+  rows["rewards"] = np.stack([x, np.full(6, 2.5)], 1)
+  monkeypatch.setattr(judge, "measure", lambda *_: [rows])
+  options = EvaluateOptions()
+  evaluator = judge.Evaluator(None, None, reward, None, options, reward.METRICS, None, ())
+  (one,) = judge.judge_splits(evaluator, None, None, [data.Data(split, None, split, {})])
+  found = compare.draws(one, reward.METRICS, 50)
+  assert {"test_loss", "test_accuracy", "test_margin", "test_ece"} < {*found}
+  assert all(len(np.unique(np.round(draws, 9))) <= 3 for draws in found.values())
 
 
 def test_a_mean_over_tasks_needs_an_answer_of_each():

@@ -121,7 +121,7 @@ def test_the_same_seed_draws_the_same():
 
 def test_blocks_hold_every_draw(monkeypatch):
   monkeypatch.setattr(intervals, "_CELLS", 70)
-  blocks = list(intervals._counts(30, seed=0, resamples=9))
+  blocks = list(intervals._counts(np.arange(30), 30, seed=0, resamples=9))
   assert [len(block) for block in blocks] == [2, 2, 2, 2, 1]
   assert (np.concatenate(blocks).sum(1) == 30).all()
 
@@ -141,6 +141,22 @@ def test_ratios():
   equal = intervals.ratio_draws(100.0 * (sums > 8), np.ones(400), resamples=20)
   label = intervals.draws("accuracy", (sums > 8).tolist(), [True] * 400, resamples=20)
   np.testing.assert_allclose(equal, label)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "ece", "bleu", "mse"])
+def test_what_is_drawn_as_a_whole_counts_as_one(metric, monkeypatch):
+  """Equal examples of each unit say no more than one of them, in any order."""
+  said, true = examples(metrics.kind_of(metric), 30)
+  units = np.random.default_rng(1).permutation(np.repeat(np.arange(30), 3))
+  thrice = lambda values: [values[unit] for unit in units]
+  alone = intervals.draws(metric, said, true, resamples=50)
+  monkeypatch.setattr(intervals, "_CELLS", 200)  # blocks of other sizes
+  together = intervals.draws(metric, thrice(said), thrice(true), resamples=50, units=units)
+  np.testing.assert_allclose(together, alone)
+  sums, weights = np.random.default_rng(2).uniform(1, 2, (2, 30))
+  found = intervals.ratio_draws(sums[units], weights[units], resamples=50, units=units)
+  np.testing.assert_allclose(found, intervals.ratio_draws(sums, weights, resamples=50))
+  assert np.isnan(intervals.ratio_draws(sums, weights, units=np.zeros(30, int))).all()
 
 
 def test_what_has_no_interval():

@@ -610,6 +610,11 @@ def test_rewards_have_names():
   found = rewards.score(rewards.make(asked, (1.0, 0.5, 0.0)), answers)
   np.testing.assert_allclose(found["reward"], [1.5, 0])
   np.testing.assert_allclose(found["reward_rougeL"], [1, 0.5])
+  # Nor is a perfect answer of a few words without a reward.
+  perfect = rewards.Answers(["?"] * 2, ["12", "a cat"], [["12"], ["no", "a cat"]], [{}] * 2)
+  short = rewards.score(rewards.make(("bleu", "chrf", "rouge1", "squad_f1")), perfect)
+  np.testing.assert_allclose(short["reward"], 4)
+  assert 0 < rewards.score(rewards.make(("bleu",)), answers)["reward"][1] < 1
   with pytest.raises(UserError, match="unknown reward 'exact'; did you mean 'exact_match'"):
     rewards.make(("exact",))
   with pytest.raises(UserError, match="no regular expression"):

@@ -54,6 +54,9 @@ def test_other_examples_have_another_identity():
   assert len({scores.identity(split) for split in (SPLIT, other, fewer)}) == 3
   assert scores.identity(SPLIT, range(8)) == scores.identity(SPLIT, list(range(8)))
   assert scores.identity(SPLIT, range(8)) != scores.identity(SPLIT, range(4))
+  windows = lambda *of: SPLIT._replace(arrays=SPLIT.arrays | {"example": np.array(of)})
+  assert scores.identity(windows(*range(8))) == scores.identity(SPLIT)  # each is drawn alone
+  assert scores.identity(windows(0, 0, *range(1, 7))) != scores.identity(SPLIT)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])

@@ -138,6 +138,7 @@ def _encode(
       numbers = [count for count, prompt in job.prefixes if not prompt]
       weights = [bool(job.turns[n - 1].get("weight", 1)) for n in numbers]
       answers = [_Turn(n, w, next(ids), next(ids)) for n, w in zip(numbers, weights, strict=True)]
+      example = _as_written(tokenizer, example, job.turns[-1], answers[-1])
       yield _attempt(_mask, tokenizer, marks, example, answers)
 
 
@@ -146,6 +147,17 @@ def _attempt(function: Callable[..., Result], *args: Any) -> Result | UserError:
     return function(*args)
   except UserError as error:
     return error
+
+
+def _as_written(tokenizer: Tokenizer, example: Example, said: dict, last: _Turn) -> Example:
+  """Returns an example whose answer is as the template writes it, where it is more than a text.
+
+  That is what a model learns to write: its calls of tools are compared with it.
+  """
+  if not any(said[key] for key in said.keys() - {"role", "content", "weight"}):
+    return example
+  ids = last.answered[_common_prefix_length(last.prompt, last.answered) :]
+  return example._replace(answers=[tokenizer.decode(ids, skip_special_tokens=True).strip()])
 
 
 def _mask(

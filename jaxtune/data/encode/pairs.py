@@ -220,7 +220,8 @@ def encode_twos(
   arrays["labels"] = np.zeros(len(kept), np.int32)
   arrays["reference"] = np.full((len(kept), 2), np.nan, np.float32)
   chosen = [examples[x] for x in kept]
-  split = to_split(arrays, chosen, [flat.prompts[place] for place in places_X2[:, 0]])
+  own = [(flat.prompts[place], flat.references[place]) for place in places_X2[:, 0]]
+  split = to_split(arrays, chosen, [prompt for prompt, _ in own], [answers for _, answers in own])
   known = ("stop_tokens", "chat_template", "special_tokens")
   more = {key: counted[key] for key in known if key in counted}
   skipped = {" or ".join(counted["skipped"]): len(examples) - len(kept)}

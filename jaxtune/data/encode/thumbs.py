@@ -95,7 +95,7 @@ def encode(
   counted = of_twos | {name: counted[name] for name in of_first if name in counted}
   kept = [one.choices[0] for one in examples]
   arrays = split.arrays | {"labels": np.array([name == "up" for name in kept], np.int32)}
-  references = [one.answers * (one.choices[0] == "up") for one in examples]
+  references = [own * (name == "up") for own, name in zip(split.references, kept, strict=True)]
   choices, rows = [[name] for name in kept], [read_from[id(row)] for row in split.rows]
   split = split._replace(arrays=arrays, references=references, choices=choices, rows=rows)
   return split, counted | {"classes": {name: kept.count(name) for name in NAMES}}

@@ -64,7 +64,8 @@ def calibration(predictions: Sequence, references: Sequence) -> list[dict[str, f
   """Returns the reliability curve, a row for each bin with pairs in it, in percent.
 
   Returns:
-    [{"confidence": mean, "right": share, "low" and "high": its 95 % interval, "pairs": how many}].
+    [{"confidence": mean, "right": share, "low" and "high": its 95 % interval by Wilson, in which
+    several pairs of one prompt count as independent, "pairs": how many}].
   """
   columns = np.split(bins_XJ(predictions, references).sum(0), 3)
   return [

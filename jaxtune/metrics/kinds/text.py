@@ -129,6 +129,17 @@ def _of_corpus(title: str, metric: Any) -> Metric:
   return Metric(title, score, statistics, combine)
 
 
+def of_one(name: str, said: str, accepted: Sequence[str]) -> float:
+  """Returns a metric of one text alone, from 0 to 1.
+
+  BLEU leaves out n-grams longer than the text, which a corpus has and "yes" does not: with them a
+  text of less than four words would score 0, even a perfect one.
+  """
+  if name == "bleu":
+    return sacrebleu.BLEU(effective_order=True).sentence_score(said, accepted).score / 100
+  return METRICS[name].score([said], [accepted]) / METRICS[name].high
+
+
 def _streams(references: References) -> list[tuple[str | None, ...]]:
   """Returns the first reference of every example, then the second ...; None where there is none."""
   return list(itertools.zip_longest(*references))

@@ -10,7 +10,7 @@ from support.chat_tokenizers import make
 
 from jaxtune.api import complete
 from jaxtune.data import EncodeOptions, confined, conversations, wording
-from jaxtune.data.encode import chat
+from jaxtune.data.encode import asked, chat
 from jaxtune.errors import UserError
 from jaxtune.runs.finished import Run
 
@@ -174,8 +174,11 @@ def test_calls_of_tools_reach_the_template(speaker):
     "{% if add_generation_prompt %}<|start|>{% endif %}"
   )
   split, _ = run(speaker, [row], chat_template=source)
-  assert speaker.decode(trained(split, 0)) == "sum<|end|>"
+  assert speaker.decode(trained(split, 0)) == "sum<|end|>" and split.references == [["sum"]]
   assert speaker.decode(split.prompts[0]) == "sum<|start|>how<|end|><|start|>"
+  (example,), _ = conversations.read([row], ["f:1"], asked=True)
+  policy, _ = asked.encode(speaker, [example], EncodeOptions(chat_template=source))
+  assert policy.references == [["sum"]]
   with pytest.raises(UserError, match="talk.jsonl:1: tools holds str, expected a list"):
     run(speaker, [row | {"tools": "sum"}], chat_template=source)
 

@@ -61,6 +61,21 @@ def test_a_text_as_prompt_beside_conversations_is_there_twice_or_their_first_tur
     read("dpo", [{"prompt": turns("hi"), "chosen": "good", "rejected": "bad"}])
 
 
+@pytest.mark.parametrize(
+  "objective, row, rows",
+  [
+    ("reward", rated("q", [1, 2, 3]), [0, 0, 0, 1, 1, 1]),
+    ("kto", {"prompt": "q\n", "chosen": "a", "rejected": "b"}, [0, 0, 1, 1]),
+    ("dpo", {"prompt": "q\n", "chosen": "a", "rejected": "b"}, [0, 1]),
+  ],
+)
+def test_answers_to_a_prompt_are_drawn_as_a_whole(tokenizer, objective, row, rows):
+  examples, _ = read(objective, [row, row | {"prompt": "other\n"}])
+  split, _ = objectives.module(objective).encode(tokenizer, examples, EncodeOptions())
+  found = split.units([1, len(rows) - 1])
+  assert found["rows"].tolist() == rows and found["predictions"].tolist() == [rows[1], rows[-1]]
+
+
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_no_template_words_conversations(write, tokenizer, objective):
   says = lambda text: [{"role": "assistant", "content": text}]
@@ -87,7 +102,7 @@ def test_answers_may_be_calls_of_tools_which_the_template_sees(write, tokenizer,
   )
   found = [decode(0, 0), decode(0, 1) if objective == "dpo" else decode(1, 0)]
   assert found == ["T[hi]</s>[add]</s>", "T[hi]</s>[sub]</s>"]
-  assert split.tasks == ["a"] * len(split.where)
+  assert split.tasks == ["a"] * len(split.where) and split.references[0] == ["[add]"]
   assert split.arrays["labels"].tolist() == ([0] if objective == "dpo" else [1, 0])
 
 

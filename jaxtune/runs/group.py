@@ -53,6 +53,9 @@ def train(
   with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
     start = partial(begin, states, rule.rungs[-1] if rule else 1, program.logged)
     progress, before = saved.restore(parallel.put(start(), "trial"), _as_now)
+    steps = hosts.fetch(progress.state.step)
+    if (steps != steps[0]).any():  # some waited for a place, also where now all would have one
+      places = places or len(trials)
     clock = lambda: before + time.perf_counter() - began
     folder.begin(folders, [t.config for t in trials])
     group = loop.Group(
@@ -62,7 +65,7 @@ def train(
       batches(trials, program, base, parallel, chunk),
       _validation(evaluator, base, trials, chunk * parallel.trial_shards),
       _keep_from(trials[0], options),
-      folder.Logs(folders, hosts.fetch(progress.state.step).tolist()),
+      folder.Logs(folders, steps.tolist()),
       lambda updates, progress: saved.save(updates, progress, clock()),
       *(places, chunk, parallel.trial_shards, rule, program.updates),
     )
@@ -177,12 +180,18 @@ def check_same(trials: Sequence[Trial]) -> None:
 
 
 def _identity(trials: Sequence[Trial]) -> dict:
-  """Returns what a checkpoint must have in common with its group: all that trials are made of."""
+  """Returns what a checkpoint must have in common with its group: all that trials are made of.
+
+  With several shapes of batches, trials side by side are at one step: their number stays.
+  """
+  first, count = trials[0].config, len(trials)
+  places = {"search.places": min(first["search"]["places"] or count, count)}
   return {
     "config": [config.unplaced(trial.config) for trial in trials],
     "base": trials[0].fingerprint,
     "data set": [data.identity(trial.dataset.report) for trial in trials],
     "start or reward": [sources.digests(trial.config) for trial in trials],
+    **(places if first["data"]["buckets"] > 1 else {}),
   }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import sys
 import traceback
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxtune import config as configs_
 from jaxtune import data, hosts, schema
+from jaxtune.api import under_way
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare, rewards
 from jaxtune.files import remove, write_atomically
@@ -77,23 +77,27 @@ def train(stage: Groups, numbers: Sequence[int] | None = None) -> None:
 def waiting(stage: Groups, group: list[int]) -> list[list[int]]:
   """Returns the trials of a group that are to be trained, in lists of those trained together.
 
-  A group that was under way goes on as a whole from its checkpoint. Of any other group, only the
-  trials that are not done are trained. Where trials may leave early they are trained alone if
-  those that are done were, as none of these has been compared.
+  Those that were under way go on together from their checkpoint, also where some are done by now.
+  Of the others, only the trials that are not done are trained. Where trials may leave early they
+  are trained alone if those before were, as none of these has been compared.
 
   Raises:
     UserError: where those that are done may have left early, so that the others would be compared
       without them; also as `finished`.
   """
   trials, folders = [stage.trials[i] for i in group], [stage.folders[i] for i in group]
+  configs, workdir = [trial.config for trial in trials], folders[0].parents[1]
   # Asked first: another process that trains the group removes it once all are done.
-  under_way = checkpoints([t.config for t in trials], folders[0].parents[1]).exists()
+  whole = under_way.checkpoints(configs, workdir).exists()
+  begun = [[group[e] for e in some] for some in under_way.found(configs, workdir).values()]
   done = [f for f, trial in zip(folders, trials, strict=True) if finished(f, trial)]
-  left = group if under_way else [i for i in group if stage.folders[i] not in done]
-  if under_way or not done or not left or trials[0].config["search"]["early_exit"] is None:
-    return [left] if left else []
-  check_joining(trials[0].config, folders)
-  return [[i] for i in left]
+  if whole:
+    return [group]
+  left = [i for i in group if stage.folders[i] not in done and i not in sum(begun, [])]
+  if left and (begun or done) and configs[0]["search"]["early_exit"] is not None:
+    check_joining(configs[0], folders)
+    return [*begun, *([i] for i in left)]
+  return [*begun, left] if left else begun
 
 
 def check_joining(config: dict, folders: list[Path]) -> None:
@@ -188,7 +192,7 @@ def _train_group(
 
   Where a reward fails, which the trials share, the next call goes on from the group's checkpoint.
   """
-  saved = checkpoints([trial.config for trial in trials], folders[0].parents[1])
+  saved = under_way.checkpoints([trial.config for trial in trials], folders[0].parents[1])
   try:
     training.train(trials, folders, bases, saved, chunk)
   except Exception as error:
@@ -289,9 +293,3 @@ def finished(folder: Path, trial: Trial) -> bool:
 def trained(folder: Path) -> dict:
   """Reads the config of a finished trial, without what says where it ran."""
   return configs_.as_now(schema.read_json(folder / "config.json"))
-
-
-def checkpoints(configs: Sequence[dict], workdir: Path) -> Path:
-  """Names the folder of a group's checkpoints after its configs."""
-  identity = json.dumps(list(map(configs_.unplaced, configs)), sort_keys=True, default=str)
-  return workdir / "groups" / hashlib.sha256(identity.encode()).hexdigest()[:16]

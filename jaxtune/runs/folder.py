@@ -81,9 +81,10 @@ def versions() -> dict[str, str]:
 
 
 def begin(folders: Sequence[Path], configs: Sequence[dict]) -> None:
-  """Writes each trial's configuration."""
+  """Writes each trial's configuration, but where a result is there, which holds its hash."""
   for folder, config in zip(folders, configs, strict=True):
-    write_atomically(folder / "config.json", json.dumps(config, indent=2, default=str))
+    if not (folder / "result.json").exists():
+      write_atomically(folder / "config.json", json.dumps(config, indent=2, default=str))
 
 
 def finish(

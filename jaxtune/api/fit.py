@@ -9,7 +9,7 @@ from typing import Any
 from jaxtune import config as configs
 from jaxtune.errors import UserError
 from jaxtune.preflight import checks, cost, gradients, targets
-from jaxtune.runs import baseline, compilations, group, locks, reference
+from jaxtune.runs import baseline, compilations, group, identity, locks, reference
 from jaxtune.runs.trial import prepare
 from jaxtune.sweeps import tuning
 from jaxtune.training import checkpoint
@@ -38,11 +38,12 @@ def fit(config: Any, workdir: str | Path, during: AbstractContextManager | None 
     if tuning.rates_of(configs.to_dict(config)):
       raise UserError(f"{tuning.PATH} is to be chosen, which a sweep does: train with one number")
     full = configs.complete(config)
+    checks.check_processes([full])
     checks.check_options(full)
     checks.warn([full])
     compilations.keep(full["train"]["compilation_cache"])
     trial = prepare(full)
-    group.check_same([trial])
+    identity.check_same([trial])
     checks.check(trial)
     (trial,) = reference.added([trial])
     gradients.check([trial])

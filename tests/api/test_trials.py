@@ -13,6 +13,7 @@ import jaxtune
 from jaxtune.api import stages, trials, under_way
 from jaxtune.api import sweep as sweeps
 from jaxtune.errors import UserError
+from jaxtune.runs import identity
 from jaxtune.runs import results as results_
 from jaxtune.runs.folder import begin
 from jaxtune.runs.trial import with_config
@@ -375,7 +376,7 @@ def test_updates_of_a_program_that_is_under_way_are_not_lost(setup, tmp_path, ra
   names, _, configs = sweeps.expand(swept(ranks))
   begin([tmp_path / "trials" / name for name in names], configs)
   path = under_way.checkpoints(configs, tmp_path)
-  save(path, trials.training._identity(trials.load(configs)))
+  save(path, identity.of(trials.load(configs)))
   stages.check_folders(sweeps.plan_of(swept(ranks)), tmp_path)
   for other, name in others.items():
     with pytest.raises(UserError, match=f"groups/.* is the checkpoint of {name}, which this sweep"):
@@ -389,7 +390,7 @@ def test_nor_where_some_trials_are_done(setup, tmp_path, written):
   names, _, configs = sweeps.expand(swept((1, 2, 4, 8)))
   begin([tmp_path / "trials" / name for name in names[1:]], configs[1:])
   rest = configs[1:3]  # 8 was done before, and 1 is not asked for yet
-  save(under_way.checkpoints(rest, tmp_path), trials.training._identity(trials.load(rest)))
+  save(under_way.checkpoints(rest, tmp_path), identity.of(trials.load(rest)))
   for name in names[3 - written :]:
     results_.write(tmp_path / "trials" / name, {"final": {}})
   stages.check_folders(sweeps.plan_of(swept((2, 4, 8))), tmp_path)
@@ -404,7 +405,7 @@ def test_trials_go_on_with_those_of_their_checkpoint(llama, tmp_path):
   for some in ([1, 2], [4]):
     of = [stage.trials[i] for i in some]
     path = under_way.checkpoints([trial.config for trial in of], tmp_path)
-    save(path, trials.training._identity(of))
+    save(path, identity.of(of))
   for number in (0, 1):
     finish(stage.trials[number], stage.folders[number], 2)
     assert sorted(trials.waiting(stage, [0, 1, 2, 3, 4])) == [[1, 2], [3], [4]]
@@ -418,7 +419,7 @@ def test_a_program_that_failed_before_it_began_goes_on_one_by_one(setup, tmp_pat
   def train(members, folders, bases, checkpoints, chunk):
     if len(members) > 1:
       raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
-    save(checkpoints, trials.training._identity(members))
+    save(checkpoints, identity.of(members))
     raise KeyboardInterrupt
 
   monkeypatch.setattr(trials.training, "train", train)
@@ -434,7 +435,7 @@ def test_a_checkpoint_of_before_a_new_key_is_its_program_s_own(setup, tmp_path):
   """Its name is made of all keys; that of a program that is being trained stays."""
   swept = config(({"method.rank": [1, 2]},))
   names, _, configs = sweeps.expand(swept)
-  record = json.loads(json.dumps(trials.training._identity(trials.load(configs))))
+  record = json.loads(json.dumps(identity.of(trials.load(configs))))
   for one in record["config"]:
     del one["regularize"]["neftune"]
   old = tmp_path / "groups" / "0123456789abcdef"

@@ -53,7 +53,7 @@ def train(stage: Groups, numbers: Sequence[int] | None = None) -> None:
   """Trains what is not done yet of these groups, by default of all.
 
   A trial that fails is recorded in its folder's failed.json, and stops no other. The next call
-  tries it again.
+  tries it again. Of several processes it ends all, as the others may not fail with it.
 
   Raises:
     UserError: for a mistake that is found before a group is trained; see `waiting`.
@@ -156,9 +156,10 @@ def _train_program(stage: Groups, group: list[int]) -> None:
 def _ends_sweep(error: Exception) -> bool:
   """Says whether no other trial goes on: of a mistake, but not of a reward that fails to judge.
 
-  Of several processes the others wait for the values of a reward.
+  One of several processes may be alone with its error, while the others wait for its part of what
+  they compute together: its end tells them.
   """
-  return isinstance(error, UserError) and (hosts.several() or not isinstance(error, rewards.Failed))
+  return hosts.several() or isinstance(error, UserError) and not isinstance(error, rewards.Failed)
 
 
 def _untuned(
@@ -198,7 +199,7 @@ def _train_group(
   except Exception as error:
     if _ends_sweep(error):
       raise
-    if len(trials) == 1 or hosts.lost(error) or isinstance(error, rewards.Failed):
+    if len(trials) == 1 or isinstance(error, rewards.Failed):
       _record(folders, error)
       return
     reason = _reason(error)
@@ -212,7 +213,7 @@ def _train_group(
   said = f"{len(trials)} trials failed together ({reason}); they are tried {how}"
   print(said, file=sys.stderr)
   parts = [slice(None)] if smaller else [slice(e, e + 1) for e in range(len(trials))]
-  if not smaller and hosts.primary():
+  if not smaller:
     remove(saved)  # else the next call would go on with the group
     begin(folders, [trial.config for trial in trials])  # so that each is known to be tried alone
   for part in parts:
@@ -220,9 +221,7 @@ def _train_group(
 
 
 def _record(folders: list[Path], error: Exception) -> None:
-  """Records an error as the failure of trials; raises it where another process has ended."""
-  if hosts.lost(error):
-    raise error
+  """Records an error as the failure of trials."""
   for folder in folders:
     record_failure(folder, _reason(error))
 
@@ -234,9 +233,8 @@ def _reason(error: Exception) -> str:
 def record_failure(folder: Path, reason: str) -> None:
   """Writes why a trial failed, with its traceback."""
   print(f"{folder.name} failed ({reason}); the other trials go on", file=sys.stderr)
-  if hosts.primary():
-    said = {"reason": reason, "traceback": traceback.format_exc()}
-    write_atomically(folder / FAILED, json.dumps(said, indent=2))
+  said = {"reason": reason, "traceback": traceback.format_exc()}
+  write_atomically(folder / FAILED, json.dumps(said, indent=2))
 
 
 def load(

@@ -271,6 +271,21 @@ def test_a_group_too_large_for_the_memory_is_tried_with_fewer_at_a_time(
   assert chunks == [(2, 4), (2, 2), (2, 1)]
 
 
+@pytest.mark.parametrize("error", [ValueError("no good"), RuntimeError("RESOURCE_EXHAUSTED")])
+def test_one_of_several_processes_that_fails_ends_all(llama, tmp_path, monkeypatch, error):
+  """The others, which may not have failed, would wait for it."""
+
+  def broken(*_):
+    raise error
+
+  stage = staged(made_trials.make(llama), tmp_path, [{"seed": 0}, {"seed": 1}])
+  monkeypatch.setattr(trials.training, "train", broken)
+  monkeypatch.setattr(trials.hosts, "several", lambda: True)
+  with pytest.raises(type(error), match=str(error)):
+    trials._train_group(stage.trials, stage.folders, [made_trials.UNTUNED] * 2, 4)
+  assert not list(tmp_path.iterdir())
+
+
 def test_all_trials_fail(setup, tmp_path, monkeypatch):
   def broken(*_):
     raise ValueError("no good")

@@ -18,7 +18,7 @@ from jaxtune.evaluation import compare, rewards
 from jaxtune.files import remove, write_atomically
 from jaxtune.models import hf
 from jaxtune.preflight import checks, cost, gradients, targets
-from jaxtune.runs import baseline, locks, reference, results, sources
+from jaxtune.runs import baseline, identity, locks, reference, results
 from jaxtune.runs import group as training
 from jaxtune.runs.folder import begin
 from jaxtune.runs.trial import Trial, aligned, prepare, with_config
@@ -278,13 +278,15 @@ def finished(folder: Path, trial: Trial) -> bool:
   if not result:
     return False
   results.check_files(folder, result)
-  old = {"config": trained(folder), "base": result.get("base_fingerprint")}
-  new = {"config": configs_.unplaced(trial.config), "base": trial.fingerprint}
-  old["data set"] = data.identity(result.get("data", {}))
-  new["data set"] = data.identity(trial.dataset.report)
-  new["start or reward"] = sources.digests(trial.config)
-  old["start or reward"] = result.get("sources")
-  checkpoint.check_same(f"{folder} holds the result", old, new)
+  old = {
+    "config": [trained(folder)],
+    "base": result.get("base_fingerprint"),
+    "data set": [data.identity(result.get("data", {}))],
+    "start or reward": [result.get("sources")],
+  }
+  if "base_config" in result:  # older versions wrote none
+    old["config.json of its base"] = result["base_config"]
+  checkpoint.check_same(f"{folder} holds the result", old, identity.of([trial]))
   return True
 
 

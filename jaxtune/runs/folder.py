@@ -109,6 +109,7 @@ def finish(
     "base_parameters": tree.size(jax.eval_shape(quantize.dequantised, params)),
     **facts,
     "base_fingerprint": trial.fingerprint,
+    "base_config": trial.pretrained.model.config.digest,
     "sources": sources.digests(trial.config),
     "data": dataset.report,
   }

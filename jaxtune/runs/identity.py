@@ -20,6 +20,7 @@ def of(trials: Sequence[Trial]) -> dict:
   return {
     "config": [config.unplaced(trial.config) for trial in trials],
     "base": trials[0].fingerprint,
+    "config.json of its base": trials[0].pretrained.model.config.digest,
     "data set": [data.identity(trial.dataset.report) for trial in trials],
     "start or reward": [sources.digests(trial.config) for trial in trials],
     **(places if first["data"]["buckets"] > 1 else {}),

@@ -39,7 +39,7 @@ def fit(config: Any, workdir: str | Path, during: AbstractContextManager | None 
     if tuning.rates_of(configs.to_dict(config)):
       raise UserError(f"{tuning.PATH} is to be chosen, which a sweep does: train with one number")
     full = configs.complete(config)
-    checks.check_processes([full])
+    identity.check_configs([full])
     checks.check_options(full)
     checks.warn([full])
     compilations.keep(full["train"]["compilation_cache"])

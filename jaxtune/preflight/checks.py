@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -61,12 +60,6 @@ def check_options(config: dict, devices: Sequence[Any] | None = None) -> None:
       f"{parts * options.accumulate}, or train.mesh={{'data': {shared}}}, for long texts with "
       f"'sequence': {parts // shared}"
     )
-
-
-def check_processes(configs: Sequence[dict]) -> None:
-  """Raises UserError unless all processes of a run have the same configs, but for their cache."""
-  own = lambda config: config | {"train": config["train"] | {"compilation_cache": None}}
-  hosts.check_same("config", json.dumps(list(map(own, configs)), default=str))
 
 
 def check_seeds(configs: Sequence[dict]) -> None:

@@ -32,6 +32,12 @@ def as_now(identity: dict) -> dict:
   return identity | {"config": [config.as_now(found) for found in identity["config"]]}
 
 
+def check_configs(configs: Sequence[dict]) -> None:
+  """Raises UserError unless all processes of a run have the same configs, but for their cache."""
+  own = lambda config: config | {"train": config["train"] | {"compilation_cache": None}}
+  hosts.check_same("config", json.dumps(list(map(own, configs)), default=str))
+
+
 def check_same(trials: Sequence[Trial]) -> None:
   """Raises UserError unless all processes of a run have the same configs, bases and data."""
   bases = {"base": sorted({trial.fingerprint for trial in trials})}

@@ -38,7 +38,7 @@ def test_processes_of_one_run_have_one_mesh_and_the_same_bases(llama, monkeypatc
     )
   ]  # fmt: skip
   for config in configs:
-    checks.check_processes([config])
+    identity.check_configs([config])
   assert said[0] == said[1] and len({*said}) == 3
   for other in ("a", "b"):
     identity.check_same([made, made._replace(fingerprint=other)])

@@ -41,7 +41,7 @@ def load(plan: stages.Plan, workdir: Path) -> list[Trial]:
     UserError: for what cannot work, for results of another config, base or data, damaged ones, or
       those that the trials which are left cannot be compared with; see `trials.waiting`.
   """
-  checks.check_processes([*plan.configs, *plan.tuning.configs])
+  identity.check_configs([*plan.configs, *plan.tuning.configs])
   compilations.keep(plan.configs[0]["train"]["compilation_cache"])
   loaded = trials.load(plan.loads)
   identity.check_same(loaded)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune import config as configs
+from jaxtune import schema
 from jaxtune.errors import UserError
 from jaxtune.preflight import checks, cost, gradients, targets
-from jaxtune.runs import baseline, compilations, group, locks, reference
+from jaxtune.runs import baseline, compilations, group, identity, locks, reference
 from jaxtune.runs.trial import prepare
 from jaxtune.sweeps import tuning
 from jaxtune.training import checkpoint
@@ -38,11 +39,12 @@ def fit(config: Any, workdir: str | Path, during: AbstractContextManager | None 
     if tuning.rates_of(configs.to_dict(config)):
       raise UserError(f"{tuning.PATH} is to be chosen, which a sweep does: train with one number")
     full = configs.complete(config)
+    identity.check_configs([full])
     checks.check_options(full)
     checks.warn([full])
     compilations.keep(full["train"]["compilation_cache"])
     trial = prepare(full)
-    group.check_same([trial])
+    identity.check_same([trial])
     checks.check(trial)
     (trial,) = reference.added([trial])
     gradients.check([trial])
@@ -58,9 +60,19 @@ def _check_resumes(workdir: Path) -> None:
 
   It was imported, composed or extracted, is a trial of a sweep, or has lost its checkpoints.
   """
+  place = workdir.absolute().parent
+  if place.name in ("trials", "tuning") and "sweep" in _read(place.parent / "config.json"):
+    raise UserError(
+      f"{workdir} is that of a trial of the sweep {place.parent}, which trains it; give another "
+      "workdir"
+    )
   held = [name for name in ("tuned.safetensors", "result.json") if (workdir / name).exists()]
   if held and not checkpoint.exists(workdir / CHECKPOINTS):
     raise UserError(
       f"{workdir} holds a run already, whose {held[0]} would be lost: no checkpoint is there to "
       "resume it from; give another workdir"
     )
+
+
+def _read(path: Path) -> dict:
+  return schema.read_json(path, dict) if path.exists() else {}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from jaxtune import config as configs_
 from jaxtune import files, hosts, schema
-from jaxtune.api import trials
+from jaxtune.api import under_way
 from jaxtune.errors import UserError
 from jaxtune.runs import locks, results
 from jaxtune.runs.trial import Trial, with_config
@@ -233,7 +232,7 @@ def _check_others(plan: Plan, folders: list[Path]) -> None:
     compared = lambda key: key not in _FREE and not f"{key}.".startswith((*axes,))
     return {key: value for key, value in flat.items() if compared(key)}
 
-  own = [judged(_as_read(config)) for config in plan.configs]
+  own = [judged(under_way.as_read(config)) for config in plan.configs]
   for folder in folders:
     other = judged(configs_.as_now(schema.read_json(folder / "config.json", dict)))
     if other not in own:
@@ -250,11 +249,11 @@ def check_checkpoints(stage: Stage, workdir: Path) -> None:
   them, makes it another program. One that an earlier version named otherwise, as its configs had
   fewer keys, is given its name.
   """
-  of = lambda some: trials.checkpoints([stage.configs[i] for i in some], workdir)
+  of = lambda some: under_way.checkpoints([stage.configs[i] for i in some], workdir)
   groups, folders = stage.groups(), stage.folders(workdir)
-  own = [_as_read(config) for config in stage.configs]
+  own = [under_way.as_read(config) for config in stage.configs]
   for path in sorted({*(workdir / "groups").glob("[!.]*")} - {of(group) for group in groups}):
-    saved = [configs_.as_now(config) for config in checkpoint.read_record(path).get("config", [])]
+    saved = under_way.saved(path)
     for group in groups:
       left = [i for i in group if not (folders[i] / "result.json").exists()]
       lost = [i for i in left if own[i] in saved]
@@ -281,8 +280,3 @@ def _alone(stage: Stage, workdir: Path, group: list[int], left: list[int]) -> bo
   tried = all((folders[i] / "config.json").exists() for i in left)
   early = stage.configs[group[0]]["search"]["early_exit"] is not None
   return tried or early and len(left) < len(group)
-
-
-def _as_read(config: dict) -> dict:
-  """Returns a completed config as `configs.as_now` returns it."""
-  return configs_.unplaced(json.loads(json.dumps(config, default=str)))

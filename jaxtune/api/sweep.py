@@ -80,7 +80,7 @@ def _run(
       stages.check_checkpoints(final, workdir)
       train(final)
   for left in (workdir / "groups").glob(".*") if hosts.primary() else ():  # by kills
-    shutil.rmtree(left)
+    shutil.rmtree(left, ignore_errors=True)  # another process may remove it too
   notes = {"compiled programs": len(final.groups()), **notes}
   outcomes, failed = collect.read(workdir, plan.names, settings, final.configs, plan.rates)
   _say_failed(outcomes, failed, workdir)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import sys
 import traceback
@@ -13,12 +12,13 @@ from typing import Any, NamedTuple
 
 from jaxtune import config as configs_
 from jaxtune import data, hosts, schema
+from jaxtune.api import under_way
 from jaxtune.errors import UserError
 from jaxtune.evaluation import compare, rewards
 from jaxtune.files import remove, write_atomically
 from jaxtune.models import hf
 from jaxtune.preflight import checks, cost, gradients, targets
-from jaxtune.runs import baseline, locks, reference, results, sources
+from jaxtune.runs import baseline, identity, locks, reference, results
 from jaxtune.runs import group as training
 from jaxtune.runs.folder import begin
 from jaxtune.runs.trial import Trial, aligned, prepare, with_config
@@ -53,7 +53,7 @@ def train(stage: Groups, numbers: Sequence[int] | None = None) -> None:
   """Trains what is not done yet of these groups, by default of all.
 
   A trial that fails is recorded in its folder's failed.json, and stops no other. The next call
-  tries it again.
+  tries it again. Of several processes it ends all, as the others may not fail with it.
 
   Raises:
     UserError: for a mistake that is found before a group is trained; see `waiting`.
@@ -77,23 +77,27 @@ def train(stage: Groups, numbers: Sequence[int] | None = None) -> None:
 def waiting(stage: Groups, group: list[int]) -> list[list[int]]:
   """Returns the trials of a group that are to be trained, in lists of those trained together.
 
-  A group that was under way goes on as a whole from its checkpoint. Of any other group, only the
-  trials that are not done are trained. Where trials may leave early they are trained alone if
-  those that are done were, as none of these has been compared.
+  Those that were under way go on together from their checkpoint, also where some are done by now.
+  Of the others, only the trials that are not done are trained. Where trials may leave early they
+  are trained alone if those before were, as none of these has been compared.
 
   Raises:
     UserError: where those that are done may have left early, so that the others would be compared
       without them; also as `finished`.
   """
   trials, folders = [stage.trials[i] for i in group], [stage.folders[i] for i in group]
+  configs, workdir = [trial.config for trial in trials], folders[0].parents[1]
   # Asked first: another process that trains the group removes it once all are done.
-  under_way = checkpoints([t.config for t in trials], folders[0].parents[1]).exists()
+  whole = under_way.checkpoints(configs, workdir).exists()
+  begun = [[group[e] for e in some] for some in under_way.found(configs, workdir).values()]
   done = [f for f, trial in zip(folders, trials, strict=True) if finished(f, trial)]
-  left = group if under_way else [i for i in group if stage.folders[i] not in done]
-  if under_way or not done or not left or trials[0].config["search"]["early_exit"] is None:
-    return [left] if left else []
-  check_joining(trials[0].config, folders)
-  return [[i] for i in left]
+  if whole:
+    return [group]
+  left = [i for i in group if stage.folders[i] not in done and i not in sum(begun, [])]
+  if left and (begun or done) and configs[0]["search"]["early_exit"] is not None:
+    check_joining(configs[0], folders)
+    return [*begun, *([i] for i in left)]
+  return [*begun, left] if left else begun
 
 
 def check_joining(config: dict, folders: list[Path]) -> None:
@@ -152,9 +156,10 @@ def _train_program(stage: Groups, group: list[int]) -> None:
 def _ends_sweep(error: Exception) -> bool:
   """Says whether no other trial goes on: of a mistake, but not of a reward that fails to judge.
 
-  Of several processes the others wait for the values of a reward.
+  One of several processes may be alone with its error, while the others wait for its part of what
+  they compute together: its end tells them.
   """
-  return isinstance(error, UserError) and (hosts.several() or not isinstance(error, rewards.Failed))
+  return hosts.several() or isinstance(error, UserError) and not isinstance(error, rewards.Failed)
 
 
 def _untuned(
@@ -188,13 +193,13 @@ def _train_group(
 
   Where a reward fails, which the trials share, the next call goes on from the group's checkpoint.
   """
-  saved = checkpoints([trial.config for trial in trials], folders[0].parents[1])
+  saved = under_way.checkpoints([trial.config for trial in trials], folders[0].parents[1])
   try:
     training.train(trials, folders, bases, saved, chunk)
   except Exception as error:
     if _ends_sweep(error):
       raise
-    if len(trials) == 1 or hosts.lost(error) or isinstance(error, rewards.Failed):
+    if len(trials) == 1 or isinstance(error, rewards.Failed):
       _record(folders, error)
       return
     reason = _reason(error)
@@ -208,7 +213,7 @@ def _train_group(
   said = f"{len(trials)} trials failed together ({reason}); they are tried {how}"
   print(said, file=sys.stderr)
   parts = [slice(None)] if smaller else [slice(e, e + 1) for e in range(len(trials))]
-  if not smaller and hosts.primary():
+  if not smaller:
     remove(saved)  # else the next call would go on with the group
     begin(folders, [trial.config for trial in trials])  # so that each is known to be tried alone
   for part in parts:
@@ -216,9 +221,7 @@ def _train_group(
 
 
 def _record(folders: list[Path], error: Exception) -> None:
-  """Records an error as the failure of trials; raises it where another process has ended."""
-  if hosts.lost(error):
-    raise error
+  """Records an error as the failure of trials."""
   for folder in folders:
     record_failure(folder, _reason(error))
 
@@ -230,9 +233,8 @@ def _reason(error: Exception) -> str:
 def record_failure(folder: Path, reason: str) -> None:
   """Writes why a trial failed, with its traceback."""
   print(f"{folder.name} failed ({reason}); the other trials go on", file=sys.stderr)
-  if hosts.primary():
-    said = {"reason": reason, "traceback": traceback.format_exc()}
-    write_atomically(folder / FAILED, json.dumps(said, indent=2))
+  said = {"reason": reason, "traceback": traceback.format_exc()}
+  write_atomically(folder / FAILED, json.dumps(said, indent=2))
 
 
 def load(
@@ -276,22 +278,18 @@ def finished(folder: Path, trial: Trial) -> bool:
   if not result:
     return False
   results.check_files(folder, result)
-  old = {"config": trained(folder), "base": result.get("base_fingerprint")}
-  new = {"config": configs_.unplaced(trial.config), "base": trial.fingerprint}
-  old["data set"] = data.identity(result.get("data", {}))
-  new["data set"] = data.identity(trial.dataset.report)
-  new["start or reward"] = sources.digests(trial.config)
-  old["start or reward"] = result.get("sources")
-  checkpoint.check_same(f"{folder} holds the result", old, new)
+  old = {
+    "config": [trained(folder)],
+    "base": result.get("base_fingerprint"),
+    "data set": [data.identity(result.get("data", {}))],
+    "start or reward": [result.get("sources")],
+  }
+  if "base_config" in result:  # older versions wrote none
+    old["config.json of its base"] = result["base_config"]
+  checkpoint.check_same(f"{folder} holds the result", old, identity.of([trial]))
   return True
 
 
 def trained(folder: Path) -> dict:
   """Reads the config of a finished trial, without what says where it ran."""
   return configs_.as_now(schema.read_json(folder / "config.json"))
-
-
-def checkpoints(configs: Sequence[dict], workdir: Path) -> Path:
-  """Names the folder of a group's checkpoints after its configs."""
-  identity = json.dumps(list(map(configs_.unplaced, configs)), sort_keys=True, default=str)
-  return workdir / "groups" / hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,11 @@ import jax.numpy as jnp
 
 from jaxtune.models.layers import Norm
 from jaxtune.models.rope import Rope
+
+# Fields that are not of config.json, but of a run's own config and its device.
+OF_A_RUN = {
+  "head", "dtype", "remat", "quantize", "unroll", "attention", "platform", "scored_tokens",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,18 @@ class Config:
   def head_kind(self) -> str:
     """Returns the kind of the model's head: "lm", or that of its `heads.Head`."""
     return "lm" if self.head is None else self.head.kind
+
+  @property
+  def digest(self) -> str:
+    """Returns a hash of what config.json says, whatever the head and how it is computed.
+
+    Fields with their default do not count: a later version may have more of them.
+    """
+    fields = [field for field in dataclasses.fields(self) if field.name not in OF_A_RUN]
+    values = ((field.name, getattr(self, field.name), field.default) for field in fields)
+    said = {name: value for name, value, default in values if value != default}
+    said |= {"encoder": self.encoder.digest} if self.encoder else {}
+    return hashlib.sha256(repr(sorted(said.items())).encode()).hexdigest()
 
   def changed(self, **computation: Any) -> Config:
     """Returns the config with other fields of how it is computed, also in the encoder."""

@@ -81,9 +81,10 @@ def versions() -> dict[str, str]:
 
 
 def begin(folders: Sequence[Path], configs: Sequence[dict]) -> None:
-  """Writes each trial's configuration."""
+  """Writes each trial's configuration, but where a result is there, which holds its hash."""
   for folder, config in zip(folders, configs, strict=True):
-    write_atomically(folder / "config.json", json.dumps(config, indent=2, default=str))
+    if not (folder / "result.json").exists():
+      write_atomically(folder / "config.json", json.dumps(config, indent=2, default=str))
 
 
 def finish(
@@ -108,6 +109,7 @@ def finish(
     "base_parameters": tree.size(jax.eval_shape(quantize.dequantised, params)),
     **facts,
     "base_fingerprint": trial.fingerprint,
+    "base_config": trial.pretrained.model.config.digest,
     "sources": sources.digests(trial.config),
     "data": dataset.report,
   }

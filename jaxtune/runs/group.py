@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxtune import config, data, hosts, peft, sharding, tree
+from jaxtune import data, hosts, peft, sharding, tree
 from jaxtune.evaluation import compare, judge
-from jaxtune.runs import costs, folder, programs, rollouts, sources
+from jaxtune.runs import costs, folder, identity, programs, rollouts
 from jaxtune.runs.first_state import first_state
 from jaxtune.runs.trial import Trial
 from jaxtune.training import checkpoint, loop, turns
@@ -50,9 +50,10 @@ def train(
   program = programs.of_group(trials, chunk)
   evaluator = programs.make_evaluator(first, parallel, chunk)
   rule, places = turns_of(trials, options)
-  with checkpoint.Checkpoints(checkpoints, _identity(trials)) as saved:
+  with checkpoint.Checkpoints(checkpoints, identity.of(trials)) as saved:
     start = partial(begin, states, rule.rungs[-1] if rule else 1, program.logged)
-    progress, before = saved.restore(parallel.put(start(), "trial"), _as_now)
+    progress, before = saved.restore(parallel.put(start(), "trial"), identity.as_now)
+    steps, places = _resumed(progress, places)
     clock = lambda: before + time.perf_counter() - began
     folder.begin(folders, [t.config for t in trials])
     group = loop.Group(
@@ -62,7 +63,7 @@ def train(
       batches(trials, program, base, parallel, chunk),
       _validation(evaluator, base, trials, chunk * parallel.trial_shards),
       _keep_from(trials[0], options),
-      folder.Logs(folders, hosts.fetch(progress.state.step).tolist()),
+      folder.Logs(folders, steps),
       lambda updates, progress: saved.save(updates, progress, clock()),
       *(places, chunk, parallel.trial_shards, rule, program.updates),
     )
@@ -72,8 +73,7 @@ def train(
   seconds = round(clock() / len(trials), 2)
   shared = {"seconds": seconds, "trials_in_program": len(trials), "versions": versions}
   known = [shared | step_counts(counts, options, e, j.metrics) for e, j in enumerate(judged)]
-  spent = _spent(trials, shapes, group, progress, known)
-  four = zip(judged, untuned, trials, spent, strict=True)
+  four = zip(judged, untuned, trials, _spent(trials, shapes, group, progress, known), strict=True)
   facts = [compare.record(one, base, evaluator, t.dataset) | more for one, base, t, more in four]
   return _write(trials, folders, shapes, overlays, judged, facts)
 
@@ -143,6 +143,15 @@ def turns_of(
   return rule, None if alike or len(trials) == 1 else places
 
 
+def _resumed(progress: Progress, places: int | None) -> tuple[list[int], int | None]:
+  """Returns the step of each trial, and how many are trained side by side.
+
+  Where they are at several steps, as some had waited for a place, they take turns to the end.
+  """
+  steps = hosts.fetch(progress.state.step).tolist()
+  return steps, places or (len(steps) if len({*steps}) > 1 else None)
+
+
 def _started(
   trials: Sequence[Trial], parallel: sharding.Parallel
 ) -> tuple[State, list[State], PyTree]:
@@ -168,26 +177,6 @@ def batches(
     return parallel.spread(shape, make)
 
   return batch
-
-
-def check_same(trials: Sequence[Trial]) -> None:
-  """Raises UserError unless all processes of a run have the same configs, base and data."""
-  for what, value in _identity(trials).items():
-    hosts.check_same(what, json.dumps(value, default=str))
-
-
-def _identity(trials: Sequence[Trial]) -> dict:
-  """Returns what a checkpoint must have in common with its group: all that trials are made of."""
-  return {
-    "config": [config.unplaced(trial.config) for trial in trials],
-    "base": trials[0].fingerprint,
-    "data set": [data.identity(trial.dataset.report) for trial in trials],
-    "start or reward": [sources.digests(trial.config) for trial in trials],
-  }
-
-
-def _as_now(identity: dict) -> dict:
-  return identity | {"config": [config.as_now(found) for found in identity["config"]]}
 
 
 def _keep_from(trial: Trial, options: TrainOptions) -> int:

@@ -46,6 +46,7 @@ class Result(TypedDict, total=False):
   best_step: int | None
   diverged_at: int | None
   base_fingerprint: str
+  base_config: str
   sources: dict[str, str]
   files: Required[dict[str, str]]
   sha256: Required[str]

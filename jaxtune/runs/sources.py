@@ -13,7 +13,8 @@ from jaxtune.evaluation import rewards
 from jaxtune.files import digest, expanded
 from jaxtune.runs import results
 
-WEIGHTS = ("tuned.safetensors", "adapter_config.json", "*.safetensors", "*.bin")
+RUN = ("tuned.safetensors",)  # what is read of a run, and of an adapter of another library
+ADAPTER = ("adapter_config.json", "*.safetensors", "*.bin")
 
 
 def digests(config: dict[str, Any]) -> dict[str, str]:
@@ -67,7 +68,8 @@ def _files(config: dict[str, Any]) -> Iterator[Path]:
             if one.startswith(rewards.MODEL)]  # fmt: skip
   for folder in [expanded(name) for name in (*starts, *judges) if name]:
     folder = results.best_trial(folder) if (folder / "trials").is_dir() else folder
-    yield from sorted({path for name in WEIGHTS for path in folder.glob(name)})
+    names = RUN if (folder / RUN[0]).exists() else ADAPTER
+    yield from sorted({path for name in names for path in folder.glob(name)})
   for path in map(rewards.file_of, config["rollout"]["rewards"]):
     if path is not None and path.is_file():
       yield path

@@ -4,17 +4,24 @@ import json
 import re
 import threading
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
-from support import sweeps
+from support import made_trials, sweeps
 
 import jaxtune
+from jaxtune import config as configs_
 from jaxtune import libraries
+from jaxtune.api import stages, under_way
 from jaxtune.api.launch import cluster, parcels
+from jaxtune.api.launch import ray as launched
+from jaxtune.api.launch.worker import Job
 from jaxtune.errors import UserError
 from jaxtune.files import remove
 from jaxtune.main import main
+from jaxtune.training import checkpoint
 
 
 @pytest.fixture
@@ -85,6 +92,20 @@ def test_a_group_travels_whole(tmp_path):
   remove(group)
   parcels.unpack(parcels.pack(home, [trial, group], stamps)[0], away)
   assert not list((away / "groups").iterdir())
+
+
+def test_a_group_travels_with_the_checkpoint_of_a_trial_alone(tmp_path):
+  configs = [made_trials.complete({"name": "lora"}, {"seed": seed}) for seed in range(3)]
+  path = under_way.checkpoints(configs[1:2], tmp_path)
+  with checkpoint.Checkpoints(path, {"config": [configs_.unplaced(configs[1])]}) as saved:
+    saved.save(2, {"x": np.ones(1)})
+  given, remote = [], lambda *arguments: given.append(arguments) or len(given)
+  call = SimpleNamespace(remote=remote)
+  hand = launched.Hand(SimpleNamespace(train=call, news=call), shared=False)
+  crew = launched.Crew(Job(None, tmp_path, "", ""), {}, None, [hand], {})
+  stage = stages.Stage("trials", ["0", "1", "2"], configs, [0, 1, 2])
+  launched._give(crew, stage, 0, [0, 1, 2])
+  assert [*given[0][2].checkpoints] == [f"groups/{path.name}/2"]
 
 
 def test_what_a_group_takes():

@@ -10,9 +10,10 @@ import pytest
 from support import made_trials
 
 import jaxtune
-from jaxtune.api import stages, trials
+from jaxtune.api import stages, trials, under_way
 from jaxtune.api import sweep as sweeps
 from jaxtune.errors import UserError
+from jaxtune.runs import identity
 from jaxtune.runs import results as results_
 from jaxtune.runs.folder import begin
 from jaxtune.runs.trial import with_config
@@ -114,7 +115,7 @@ def test_neither_does_a_reward_or_a_program_that_fails(llama, tmp_path, monkeypa
   monkeypatch.setattr(trials.cost, "with_remat", fails(2))
   monkeypatch.setattr(trials.gradients, "check", fails(4))
   stage = stage._replace(untuned=untuned)
-  saved = trials.checkpoints([trial.config for trial in stage.trials[:2]], tmp_path)
+  saved = under_way.checkpoints([trial.config for trial in stage.trials[:2]], tmp_path)
   saved.mkdir(parents=True)
   trials.train(stage)
   assert trained == [(1, [2, 3]), (16, [2, 3])] and saved.exists()
@@ -136,7 +137,7 @@ def test_trials_that_would_miss_a_comparison_are_refused(llama, tmp_path):
   assert done(1, together=1) == [[0], [2]]
   with pytest.raises(UserError, match="trials/2 is to be .* delete the folders of these 2, .*ls/0"):
     done(0, 1, together=2)
-  saved = trials.checkpoints([trial.config for trial in stage.trials], tmp_path)
+  saved = under_way.checkpoints([trial.config for trial in stage.trials], tmp_path)
   saved.mkdir(parents=True)
   assert trials.waiting(stage, [0, 1, 2]) == [[0, 1, 2]]
   saved.rmdir()
@@ -270,6 +271,21 @@ def test_a_group_too_large_for_the_memory_is_tried_with_fewer_at_a_time(
   assert chunks == [(2, 4), (2, 2), (2, 1)]
 
 
+@pytest.mark.parametrize("error", [ValueError("no good"), RuntimeError("RESOURCE_EXHAUSTED")])
+def test_one_of_several_processes_that_fails_ends_all(llama, tmp_path, monkeypatch, error):
+  """The others, which may not have failed, would wait for it."""
+
+  def broken(*_):
+    raise error
+
+  stage = staged(made_trials.make(llama), tmp_path, [{"seed": 0}, {"seed": 1}])
+  monkeypatch.setattr(trials.training, "train", broken)
+  monkeypatch.setattr(trials.hosts, "several", lambda: True)
+  with pytest.raises(type(error), match=str(error)):
+    trials._train_group(stage.trials, stage.folders, [made_trials.UNTUNED] * 2, 4)
+  assert not list(tmp_path.iterdir())
+
+
 def test_all_trials_fail(setup, tmp_path, monkeypatch):
   def broken(*_):
     raise ValueError("no good")
@@ -377,8 +393,8 @@ def test_updates_of_a_program_that_is_under_way_are_not_lost(setup, tmp_path, ra
   swept = lambda ranks: config(({"method.rank": [*ranks]},))
   names, _, configs = sweeps.expand(swept(ranks))
   begin([tmp_path / "trials" / name for name in names], configs)
-  path = trials.checkpoints(configs, tmp_path)
-  save(path, trials.training._identity(trials.load(configs)))
+  path = under_way.checkpoints(configs, tmp_path)
+  save(path, identity.of(trials.load(configs)))
   stages.check_folders(sweeps.plan_of(swept(ranks)), tmp_path)
   for other, name in others.items():
     with pytest.raises(UserError, match=f"groups/.* is the checkpoint of {name}, which this sweep"):
@@ -392,13 +408,25 @@ def test_nor_where_some_trials_are_done(setup, tmp_path, written):
   names, _, configs = sweeps.expand(swept((1, 2, 4, 8)))
   begin([tmp_path / "trials" / name for name in names[1:]], configs[1:])
   rest = configs[1:3]  # 8 was done before, and 1 is not asked for yet
-  save(trials.checkpoints(rest, tmp_path), trials.training._identity(trials.load(rest)))
+  save(under_way.checkpoints(rest, tmp_path), identity.of(trials.load(rest)))
   for name in names[3 - written :]:
     results_.write(tmp_path / "trials" / name, {"final": {}})
   stages.check_folders(sweeps.plan_of(swept((2, 4, 8))), tmp_path)
   for other in ((4, 2, 8), (2, 4, 8, 1)):
     with pytest.raises(UserError, match="is the checkpoint of rank=., which this sweep"):
       stages.check_folders(sweeps.plan_of(swept(other)), tmp_path)
+
+
+def test_trials_go_on_with_those_of_their_checkpoint(llama, tmp_path):
+  """Also where some are done by now: the process was killed between two results."""
+  stage = staged(made_trials.make(llama), tmp_path, [{"seed": seed} for seed in range(5)])
+  for some in ([1, 2], [4]):
+    of = [stage.trials[i] for i in some]
+    path = under_way.checkpoints([trial.config for trial in of], tmp_path)
+    save(path, identity.of(of))
+  for number in (0, 1):
+    finish(stage.trials[number], stage.folders[number], 2)
+    assert sorted(trials.waiting(stage, [0, 1, 2, 3, 4])) == [[1, 2], [3], [4]]
 
 
 def test_a_program_that_failed_before_it_began_goes_on_one_by_one(setup, tmp_path, monkeypatch):
@@ -409,7 +437,7 @@ def test_a_program_that_failed_before_it_began_goes_on_one_by_one(setup, tmp_pat
   def train(members, folders, bases, checkpoints, chunk):
     if len(members) > 1:
       raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
-    save(checkpoints, trials.training._identity(members))
+    save(checkpoints, identity.of(members))
     raise KeyboardInterrupt
 
   monkeypatch.setattr(trials.training, "train", train)
@@ -425,7 +453,7 @@ def test_a_checkpoint_of_before_a_new_key_is_its_program_s_own(setup, tmp_path):
   """Its name is made of all keys; that of a program that is being trained stays."""
   swept = config(({"method.rank": [1, 2]},))
   names, _, configs = sweeps.expand(swept)
-  record = json.loads(json.dumps(trials.training._identity(trials.load(configs))))
+  record = json.loads(json.dumps(identity.of(trials.load(configs))))
   for one in record["config"]:
     del one["regularize"]["neftune"]
   old = tmp_path / "groups" / "0123456789abcdef"
@@ -434,7 +462,7 @@ def test_a_checkpoint_of_before_a_new_key_is_its_program_s_own(setup, tmp_path):
     stages.check_folders(sweeps.plan_of(swept), tmp_path)
   assert old.exists()
   stages.check_folders(sweeps.plan_of(swept), tmp_path)
-  assert [*(tmp_path / "groups").iterdir()] == [trials.checkpoints(configs, tmp_path)]
+  assert [*(tmp_path / "groups").iterdir()] == [under_way.checkpoints(configs, tmp_path)]
   with pytest.raises(UserError, match="is the checkpoint of rank=2, which this sweep"):
     stages.check_folders(sweeps.plan_of(config(({"method.rank": [2, 1]},))), tmp_path)
 

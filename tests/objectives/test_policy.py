@@ -765,6 +765,7 @@ def test_a_reward_that_is_a_sweep_s_best_trial_has_a_digest(made, tmp_path):
     trial = tmp_path / "judges" / "trials" / name
     trial.mkdir(parents=True)
     (trial / "tuned.safetensors").write_text(name)
+    (trial / "scores.safetensors").write_text("what it scored, which nobody starts from")
     stated = {
       "objective": {"name": "reward"},
       "optim": {"learning_rate": 0.1},

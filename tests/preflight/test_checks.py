@@ -10,6 +10,7 @@ from support import made_trials, tiny
 from jaxtune import data, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.preflight import checks, cost, lowered
+from jaxtune.runs import identity
 from jaxtune.runs.trial import with_config
 from jaxtune.training.options import TrainOptions
 
@@ -25,6 +26,23 @@ def test_a_cpu_takes_one_trial_at_a_time_unless_told(llama):
   assert cost.choose_chunk([with_config(setup, c) for c in configs]) == 1
   told = [made_trials.complete({"name": "lora"}, {"train.chunk": 2})]
   assert cost.choose_chunk([with_config(setup, c) for c in told]) == 2
+
+
+def test_processes_of_one_run_have_one_mesh_and_the_same_bases(llama, monkeypatch):
+  made, said = made_trials.make(llama), []
+  monkeypatch.setattr(checks.hosts, "check_same", lambda what, value: said.append((what, value)))
+  configs = [
+    made_trials.complete({"name": "lora"}, changes)
+    for changes in (
+      {}, {"train.compilation_cache": "x"}, {"train.mesh": {"fsdp": 1}}, {"search.places": 2}
+    )
+  ]  # fmt: skip
+  for config in configs:
+    identity.check_configs([config])
+  assert said[0] == said[1] and len({*said}) == 3
+  for other in ("a", "b"):
+    identity.check_same([made, made._replace(fingerprint=other)])
+  assert len({value for what, value in said if what == "base"}) == 2
 
 
 def test_a_warm_up_until_the_end_is_warned_of(capsys):

@@ -96,6 +96,13 @@ def test_what_was_written_is_read(folder):
   assert results.read(folder / "none") == {}
 
 
+def test_a_group_that_goes_on_elsewhere_leaves_results_as_they_are(folder):
+  """Its configs name another mesh; it may be killed again before its results are written."""
+  runs.begin([folder, folder / "left"], [{"train": {"mesh": {"fsdp": 2}}}] * 2)
+  results.check_files(folder, results.read(folder))
+  assert (folder / "left" / "config.json").exists()
+
+
 @pytest.mark.parametrize("name", results.FILES)
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove", "folder"])
 def test_a_damaged_file_is_named(folder, name, harm):

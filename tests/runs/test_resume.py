@@ -15,8 +15,9 @@ from support import made_trials, resumable_run
 from jaxtune.api import sweep as sweeps
 from jaxtune.api import trials
 from jaxtune.errors import UserError
+from jaxtune.models.rope import Rope
 from jaxtune.runs import group, results
-from jaxtune.runs.trial import with_config
+from jaxtune.runs.trial import changed, with_config
 from jaxtune.training import checkpoint
 
 TESTS = Path(__file__).parents[1]
@@ -122,6 +123,22 @@ def test_a_checkpoint_of_another_base_is_refused(finished):
     other = setup._replace(fingerprint="0" * 64)
     made_trials.run([config], [folder], other, folder / "checkpoints")
   assert contents(folder) == before
+
+
+def test_a_checkpoint_and_a_result_of_another_config_json_are_refused(finished):
+  """Not where the model is computed in another way, nor of versions that did not write it."""
+  folder, setup, config = finished
+  trial = with_config(setup, config)
+  assert trials.finished(folder, changed([trial], attention="plain", unroll=2)[0])
+  (other,) = changed([trial], rope=Rope(theta=5e5))
+  with pytest.raises(UserError, match=r"a checkpoint of another config\.json of its base"):
+    made_trials.run([config], [folder], other, folder / "checkpoints")
+  with pytest.raises(UserError, match=r"the result of another config\.json of its base"):
+    trials.finished(folder, other)
+  written = json.loads((folder / "result.json").read_text())
+  results.write(folder, {key: written[key] for key in written if key != "base_config"})
+  assert trials.finished(folder, other)
+  results.write(folder, written)
 
 
 def test_a_checkpoint_of_other_data_is_refused(finished):

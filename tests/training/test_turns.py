@@ -168,3 +168,29 @@ def test_a_killed_group_goes_on_to_the_same_bits(llama, tmp_path, monkeypatch, a
     for name in ("tuned.safetensors", "metrics.jsonl"):
       assert (mine / name).read_bytes() == (theirs / name).read_bytes()
     assert results[e]["final"] == whole[e]["final"]
+
+
+@pytest.mark.parametrize("buckets", [1, 2])
+def test_a_killed_group_goes_on_with_a_place_for_each(
+  llama, together, tmp_path, monkeypatch, buckets
+):
+  """Two trials are done then, and the others have not begun; batches of several shapes are not
+  stacked."""
+  setup, real = made_trials.make(llama), checkpoint.Checkpoints.save
+
+  def killed(self, step, *rest):
+    real(self, step, *rest)
+    if step == 12:
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(checkpoint.Checkpoints, "save", killed)
+    trained(tmp_path, setup, **{"search.places": 2, "data.buckets": buckets})
+  if buckets > 1:
+    with pytest.raises(UserError, match="another search.places: value was 2, is now 5"):
+      trained(tmp_path, setup, **{"data.buckets": buckets})
+    return
+  _, weights, _ = trained(tmp_path, setup)
+  for mine, theirs in zip(weights, together[1], strict=True):
+    for name, x in theirs.items():
+      np.testing.assert_allclose(mine[name], x, rtol=0, atol=1e-7, err_msg=name)

@@ -16,7 +16,7 @@ from pathlib import Path
 from jaxtune.api import stages, trials
 from jaxtune.errors import UserError
 from jaxtune.preflight import checks
-from jaxtune.runs import compilations, group
+from jaxtune.runs import compilations, identity
 from jaxtune.runs.trial import Trial
 from jaxtune.sweeps import groups, tuning
 
@@ -41,9 +41,10 @@ def load(plan: stages.Plan, workdir: Path) -> list[Trial]:
     UserError: for what cannot work, for results of another config, base or data, damaged ones, or
       those that the trials which are left cannot be compared with; see `trials.waiting`.
   """
+  identity.check_configs([*plan.configs, *plan.tuning.configs])
   compilations.keep(plan.configs[0]["train"]["compilation_cache"])
   loaded = trials.load(plan.loads)
-  group.check_same(loaded)
+  identity.check_same(loaded)
   if plan.metric is not None:
     checks.check_metric(plan.metric, loaded[0])
   if any(loaded[i].dataset.validation is None for i in plan.tuning.sources):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxtune import libraries
-from jaxtune.api import launch, stages, trials
+from jaxtune.api import launch, stages, trials, under_way
 from jaxtune.api.launch import cluster, parcels
 from jaxtune.api.launch.worker import Job, News, Worker
 from jaxtune.errors import UserError
@@ -172,10 +172,8 @@ def _give(crew: Crew, stage: stages.Stage, number: int, group: list[int]) -> Non
   """Lets a worker train a group."""
   hand, folders, files = crew.idle.pop(), stage.folders(crew.job.workdir), None
   if not hand.shared:
-    left = [i for i in group if not (folders[i] / "result.json").exists()]
-    of = lambda some: trials.checkpoints([stage.configs[i] for i in some], crew.job.workdir)
-    places = [*(folders[i] for i in group), *{of(group), of(left)}]
-    files, _ = parcels.pack(crew.job.workdir, places, {})
+    saved = under_way.found([stage.configs[i] for i in group], crew.job.workdir)
+    files, _ = parcels.pack(crew.job.workdir, [*(folders[i] for i in group), *saved], {})
   crew.calls[hand.actor.train.remote(stage, number, files)] = Call(hand, "train", number)
   crew.calls[hand.actor.news.remote(NEWS)] = Call(hand, "news")
 

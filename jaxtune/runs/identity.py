@@ -1,0 +1,45 @@
+"""What a group of trials is made of, which a checkpoint must have in common with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from jaxtune import config, data, hosts
+from jaxtune.runs import sources
+from jaxtune.runs.trial import Trial
+
+
+def of(trials: Sequence[Trial]) -> dict:
+  """Returns {what it is: value} of a group: its configs, base, data and what these name beside.
+
+  With several shapes of batches, trials side by side are at one step: their number stays.
+  """
+  first, count = trials[0].config, len(trials)
+  places = {"search.places": min(first["search"]["places"] or count, count)}
+  return {
+    "config": [config.unplaced(trial.config) for trial in trials],
+    "base": trials[0].fingerprint,
+    "config.json of its base": trials[0].pretrained.model.config.digest,
+    "data set": [data.identity(trial.dataset.report) for trial in trials],
+    "start or reward": [sources.digests(trial.config) for trial in trials],
+    **(places if first["data"]["buckets"] > 1 else {}),
+  }
+
+
+def as_now(identity: dict) -> dict:
+  """Returns what an earlier version wrote as this version would have written it."""
+  return identity | {"config": [config.as_now(found) for found in identity["config"]]}
+
+
+def check_configs(configs: Sequence[dict]) -> None:
+  """Raises UserError unless all processes of a run have the same configs, but for their cache."""
+  own = lambda config: config | {"train": config["train"] | {"compilation_cache": None}}
+  hosts.check_same("config", json.dumps(list(map(own, configs)), default=str))
+
+
+def check_same(trials: Sequence[Trial]) -> None:
+  """Raises UserError unless all processes of a run have the same configs, bases and data."""
+  bases = {"base": sorted({trial.fingerprint for trial in trials})}
+  for what, value in (of(trials) | bases).items():
+    hosts.check_same(what, json.dumps(value, default=str))

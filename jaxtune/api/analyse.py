@@ -110,6 +110,7 @@ def _load(place: Path, examples: int, cache: dict) -> tuple[Loaded, str]:
   model_key = groups.model_key(config), len(dataset.labels)
   run = load_run(place, cache.get(model_key))
   sources.check_foreign(run.config, place)  # config.json may say otherwise
+  sources.check_start(run.config, place)
   model = _once(cache, model_key, lambda: run.pretrained)
   fingerprint = _once(cache, ("fingerprint", model_key), lambda: tree.fingerprint(model.params))
   made = make(run.config, model, dataset, fingerprint)

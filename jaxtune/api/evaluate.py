@@ -14,7 +14,7 @@ from jaxtune.evaluation import compare, judge
 from jaxtune.preflight import checks
 from jaxtune.runs import baseline, programs, reference, sources
 from jaxtune.runs.finished import Run, check_free, keep
-from jaxtune.runs.trial import Trial, objective_of, prepare
+from jaxtune.runs.trial import Trial, prepare
 
 
 def evaluate(run: Run, overrides: dict[str, Any] | None = None) -> dict:
@@ -114,8 +114,7 @@ def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
   config["search"] |= {"early_exit": None}
   sources.check_foreign(config, run.folder)  # before its rewards are looked for
   checks.check_options(config, devices=())
-  if getattr(objective_of(config), "REFERENCE", False):
-    sources.check_start(config, run.folder)
+  sources.check_start(config, run.folder)
   (trial,) = reference.added([prepare(config, run.pretrained)], sharding.ALONE)
   # Other data may end their answers otherwise than those that the run was trained on.
   trial = trial._replace(dataset=trial.dataset._replace(stop_tokens=run.stop_tokens))

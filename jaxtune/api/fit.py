@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def _check_resumes(workdir: Path) -> None:
   It was imported, composed or extracted, is a trial of a sweep, or has lost its checkpoints.
   """
   place = workdir.absolute().parent
-  if place.name in ("trials", "tuning") and "sweep" in _read(place.parent / "config.json"):
+  if place.name in ("trials", "tuning") and _is_sweep(place.parent):
     raise UserError(
       f"{workdir} is that of a trial of the sweep {place.parent}, which trains it; give another "
       "workdir"
@@ -74,5 +74,9 @@ def _check_resumes(workdir: Path) -> None:
     )
 
 
-def _read(path: Path) -> dict:
-  return schema.read_json(path, dict) if path.exists() else {}
+def _is_sweep(folder: Path) -> bool:
+  """Says whether a folder has the config.json of a sweep."""
+  with suppress(UserError):  # it is another program's, or there is none
+    content = schema.read_json(folder / "config.json", dict)
+    return "sweep" in content and content.keys() <= configs.KEYS
+  return False

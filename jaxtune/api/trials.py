@@ -89,7 +89,8 @@ def waiting(stage: Groups, group: list[int]) -> list[list[int]]:
   configs, workdir = [trial.config for trial in trials], folders[0].parents[1]
   # Asked first: another process that trains the group removes it once all are done.
   whole = under_way.checkpoints(configs, workdir).exists()
-  begun = [[group[e] for e in some] for some in under_way.found(configs, workdir).values()]
+  parts = {} if whole else under_way.found(configs, workdir)
+  begun = [[group[e] for e in some] for some in parts.values()]
   done = [f for f, trial in zip(folders, trials, strict=True) if finished(f, trial)]
   if whole:
     return [group]
@@ -285,7 +286,7 @@ def finished(folder: Path, trial: Trial) -> bool:
     "start or reward": [result.get("sources")],
   }
   if "base_config" in result:  # older versions wrote none
-    old["config.json of its base"] = result["base_config"]
+    old[identity.CONFIG] = result["base_config"]
   checkpoint.check_same(f"{folder} holds the result", old, identity.of([trial]))
   return True
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from jaxtune import config as configs_
@@ -23,9 +24,10 @@ def found(configs: Sequence[dict], workdir: Path) -> dict[Path, list[int]]:
 
   Others of the group may have been done before, or be trained alone.
   """
-  own, known = list(map(as_read, configs)), {}
+  text, known = partial(json.dumps, sort_keys=True), {}
+  own = {text(as_read(config)): number for number, config in enumerate(configs)}
   for path in sorted((workdir / "groups").glob("[!.]*")):
-    numbers = [own.index(one) for one in saved(path) if one in own]
+    numbers = [own[one] for one in map(text, saved(path)) if one in own]
     if numbers and path == checkpoints([configs[i] for i in numbers], workdir):
       known[path] = numbers
   return known

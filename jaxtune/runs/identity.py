@@ -9,6 +9,8 @@ from jaxtune import config, data, hosts
 from jaxtune.runs import sources
 from jaxtune.runs.trial import Trial
 
+CONFIG = "config.json of its base"
+
 
 def of(trials: Sequence[Trial]) -> dict:
   """Returns {what it is: value} of a group: its configs, base, data and what these name beside.
@@ -20,7 +22,7 @@ def of(trials: Sequence[Trial]) -> dict:
   return {
     "config": [config.unplaced(trial.config) for trial in trials],
     "base": trials[0].fingerprint,
-    "config.json of its base": trials[0].pretrained.model.config.digest,
+    CONFIG: trials[0].pretrained.model.config.digest,
     "data set": [data.identity(trial.dataset.report) for trial in trials],
     "start or reward": [sources.digests(trial.config) for trial in trials],
     **(places if first["data"]["buckets"] > 1 else {}),
@@ -40,6 +42,7 @@ def check_configs(configs: Sequence[dict]) -> None:
 
 def check_same(trials: Sequence[Trial]) -> None:
   """Raises UserError unless all processes of a run have the same configs, bases and data."""
-  bases = {"base": sorted({trial.fingerprint for trial in trials})}
+  digests = {trial.pretrained.model.config.digest for trial in trials}
+  bases = {"base": sorted({t.fingerprint for t in trials}), CONFIG: sorted(digests)}
   for what, value in (of(trials) | bases).items():
     hosts.check_same(what, json.dumps(value, default=str))

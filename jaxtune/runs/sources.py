@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxtune import peft
+from jaxtune import objectives, peft
 from jaxtune.errors import UserError
 from jaxtune.evaluation import rewards
 from jaxtune.files import digest, expanded
@@ -48,11 +48,13 @@ def check_foreign(config: dict[str, Any], folder: Path) -> None:
 
 
 def check_start(config: dict[str, Any], folder: Path) -> None:
-  """Raises UserError where the adapter that a run started from is not the one that lies there now.
+  """Raises UserError where an adapter that a run's loss compares with has changed since.
 
   Args:
     folder: of the run, whose result has the hashes; nothing is checked without one.
   """
+  if not objectives.references(config["objective"], config["method"]):
+    return
   known, now = results.read(folder).get("sources", {}), digests(config)
   for path, wanted in known.items():
     if now.get(path) != wanted:

@@ -99,9 +99,10 @@ def read_record(folder: Path) -> dict:
   steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
   if not steps:
     return {}
-  path = folder / str(max(steps)) / "record" / "metadata"
+  latest = folder / str(max(steps))
+  path = latest / "record" / "metadata"
   try:
-    return schema.read_json(path, dict, f"remove {folder}")
+    return schema.read_json(path, dict, f"remove {latest} to go on from the checkpoint before it")
   except UserError:
     if path.exists():
       raise

@@ -27,6 +27,7 @@ def test_a_trial_of_a_sweep_is_left_to_the_sweep(tmp_path, kind):
   with pytest.raises(UserError, match="seed=0 is that of a trial of the sweep"):
     jaxtune.fit({"seed": "no number"}, tmp_path / kind / "seed=0")
   assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-  (tmp_path / "config.json").write_text("{}")
-  with pytest.raises(UserError, match="seed is 'no number'"):
-    jaxtune.fit({"seed": "no number"}, tmp_path / kind / "seed=0")
+  for other in ("{}", "// JSON with a comment", '{"sweep": 3, "entry": "main.js"}'):
+    (tmp_path / "config.json").write_text(other)
+    with pytest.raises(UserError, match="seed is 'no number'"):
+      jaxtune.fit({"seed": "no number"}, tmp_path / kind / "seed=0")

@@ -1,5 +1,6 @@
 """What is known before a run: chunk sizes, costs and metrics."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,6 +10,7 @@ from support import made_trials, tiny
 
 from jaxtune import data, sharding, tree
 from jaxtune.errors import UserError
+from jaxtune.models.decoder import Decoder
 from jaxtune.preflight import checks, cost, lowered
 from jaxtune.runs import identity
 from jaxtune.runs.trial import with_config
@@ -43,6 +45,11 @@ def test_processes_of_one_run_have_one_mesh_and_the_same_bases(llama, monkeypatc
   for other in ("a", "b"):
     identity.check_same([made, made._replace(fingerprint=other)])
   assert len({value for what, value in said if what == "base"}) == 2
+  config = dataclasses.replace(made.pretrained.model.config, logit_scale=0.5)
+  edited = made._replace(pretrained=made.pretrained._replace(model=Decoder(config)))
+  for second in (made, edited):
+    identity.check_same([made, second])
+  assert len({value for what, value in said if what == identity.CONFIG}) == 2
 
 
 def test_a_warm_up_until_the_end_is_warned_of(capsys):

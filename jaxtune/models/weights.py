@@ -279,15 +279,13 @@ def _tensors(folder: Path, hf: dict) -> list[Stored]:
 
 
 def _conversion(folder: Path, hf: dict) -> str:
-  """Returns the end of an error: the command that stores weights of .bin as safetensors, if any.
-
-  Of the hub's models no .bin is here: the command reads them there, and writes another folder.
-  """
+  """Returns the end of an error: the command that stores weights of .bin as safetensors, if any."""
   of_hub = next((part for part in folder.parts if part.startswith("models--")), None)
   if of_hub is None and not any(folder.glob("*.bin")):
     return ""
   source = "/".join(of_hub.split("--", 2)[1:]) if of_hub else folder
-  target = Path(source).name if of_hub else folder
+  target = Path(source).name if of_hub else folder  # no .bin of the hub is here
+  then = f", then set model.path='{target}' and model.tokenizer='{source}'" if of_hub else ""
   architecture = str((hf.get("architectures") or [""])[0])
   head = "".join(architecture.partition("For")[1:])
   if architecture.endswith("LMHeadModel"):
@@ -297,4 +295,5 @@ def _conversion(folder: Path, hf: dict) -> str:
   return (
     f'; store its .bin weights as safetensors in {target}: python -c "from transformers import '
     f"AutoModel{head}; AutoModel{head}.from_pretrained('{source}').save_pretrained('{target}')\""
+    f"{then}"
   )

@@ -143,11 +143,6 @@ def check(trial: Trial) -> None:
     if m.adjust is not None:  # its schedule may not fit the run
       trained, fixed = shapes.arrays_of(m)
       jax.eval_shape(partial(m.adjust, 1, options.steps), trained, trained, fixed)
-    if m.options.get("dropout") and "head" in shapes.arrays_of(m)[0]:
-      raise UserError(
-        f"method.dropout is {m.options['dropout']}, expected 0 at the vocabulary's head, whose "
-        "logits are computed in parts: the noise would depend on their number"
-      )
 
 
 def _check_merges(trial: Trial, overlay: peft.Overlay, base: Any) -> None:

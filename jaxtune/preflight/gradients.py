@@ -32,7 +32,7 @@ def check(trials: Sequence[Trial]) -> None:
     trials: of one group; they are checked one after another by one compiled program.
 
   Raises:
-    UserError: naming the arrays without a gradient, or what is not finite.
+    UserError: naming the arrays without a gradient, or what is not finite; for noise at the head.
   """
   program, options = make_program(trials[0]), trials[0].config["train"]
   parallel = sharding.make(options["parallel"], options["mesh"])
@@ -40,6 +40,8 @@ def check(trials: Sequence[Trial]) -> None:
     parallel = sharding.ALONE
   states, bases = zip(*map(first_state, trials), strict=True)
   overlays = [Overlay(s.tuned | {"peft": with_noise(s.tuned["peft"])}, s.hyper) for s in states]
+  for trial, overlay in zip(trials, overlays, strict=True):
+    _check_noise(trial, overlay)
 
   def measure(overlay, base, rows):
     def loss(tuned):
@@ -60,6 +62,17 @@ def check(trials: Sequence[Trial]) -> None:
     if not np.isfinite(value):
       raise UserError(_not_finite(float(value), trials[e].pretrained.params))
     _check_gradients({path: float(x[e]) for path, x in checked.items()})
+
+
+def _check_noise(trial: Trial, overlay: Overlay) -> None:
+  """Raises UserError for dropout where logits are computed in parts, on whose size it depends."""
+  for method in trial.methods:
+    rate = method.options.get("dropout")
+    if rate and "head" in overlay.arrays_of(method)[0]:
+      raise UserError(
+        f"method.dropout is {rate}, expected 0 at the vocabulary's head: its logits are computed "
+        "in parts, on whose size the noise would depend"
+      )
 
 
 def _check_gradients(largest: dict[str, float]) -> None:

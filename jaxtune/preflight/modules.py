@@ -106,9 +106,10 @@ def _walk(
 
 def _shares(module: Module, one: Instruction, parts: list[str], local: float) -> list[float] | None:
   """Returns how often each branch runs, in the mean; None unless both are a layer's attention."""
-  names = [[other.where for other in module.computations.get(part, [])] for part in parts]
-  attends = all(any("attend" in where for where in branch) for branch in names)
-  if one.opcode != "conditional" or len(parts) != 2 or not attends:
+  if one.opcode != "conditional" or len(parts) != 2:
+    return None
+  branches = [module.computations.get(part, []) for part in parts]
+  if not all(any("attend" in other.where for other in branch) for branch in branches):
     return None
   return [local, 1 - local] if "true_computation=" in one.line else [1 - local, local]
 

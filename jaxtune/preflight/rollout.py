@@ -16,7 +16,7 @@ def check_options(config: dict) -> None:
 
   Raises:
     UserError: for numbers of answers, prompts and updates that do not fit together, and for rewards
-      that cannot be found; reward models are not looked for.
+      that cannot be found; reward models are not looked for, and no file is run.
   """
   name, rollout = config["objective"]["name"], RolloutOptions(**config["rollout"])
   if not objectives.rolls_out(objectives.module(name)):
@@ -25,8 +25,9 @@ def check_options(config: dict) -> None:
         f"rollout.rewards are for objectives such as 'grpo'; {name!r} draws no answers"
       )
     return
-  models = {one: lambda _: () for one in rollout.rewards if one.startswith(rewards.MODEL)}
-  rewards.make(rollout.rewards, rollout.weights, models)
+  is_there = lambda name: (path := rewards.file_of(name)) is not None and path.is_file()
+  later = [one for one in rollout.rewards if one.startswith(rewards.MODEL) or is_there(one)]
+  rewards.make(rollout.rewards, rollout.weights, dict.fromkeys(later, lambda _: ()))
   if config["objective"]["kl_target"] and not config["objective"]["kl"]:
     raise UserError(
       "objective.kl_target moves objective.kl by a share of itself, and that is 0; "

@@ -380,6 +380,11 @@ def test_an_adapter_of_another_task_with_the_same_tensors(tmp_path):
   export(model, tiny.lay(model, section, noise=0.1), tmp_path / "x")
   with pytest.raises(UserError, match="task_type is 'TOKEN_CLS', expected 'SEQ_CLS' for the head"):
     formats.read(tmp_path / "x", tiny.make("modernbert", head="classify", labels=3))
+  config = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
+  (tmp_path / "x" / "adapter_config.json").write_text(
+    json.dumps(config | {"task_type": "CAUSAL_LM"})
+  )
+  formats.read(tmp_path / "x", model)  # as trainers leave it, for a head that the files hold
 
 
 def test_a_rank_above_a_weight_s_smaller_side(base, tmp_path):

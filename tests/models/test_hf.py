@@ -206,7 +206,8 @@ def test_bin_only_on_the_hub(folder, tmp_path):
   cached = tmp_path / "models--org--name--v2" / "snapshots" / "0a"
   cached.parent.mkdir(parents=True)
   folder.rename(cached)
-  refused(cached, "from_pretrained('org/name--v2')", "save_pretrained('name--v2')")
+  then = "model.path='name--v2' and model.tokenizer='org/name--v2'"
+  refused(cached, "from_pretrained('org/name--v2')", "save_pretrained('name--v2')", then)
 
 
 @pytest.mark.parametrize("shard", ["../evil.safetensors", "/etc/passwd", "..", ""])

@@ -7,7 +7,7 @@ from support import folders, made_trials
 import jaxtune
 from jaxtune import peft, sharding, tree
 from jaxtune.errors import UserError
-from jaxtune.preflight import gradients
+from jaxtune.preflight import checks, gradients
 from jaxtune.runs.trial import with_config
 
 STACK = {"name": "stack", "lora": {}, "prefix": {"length": 3}, "adapter": {"width": 4}}
@@ -46,6 +46,15 @@ def test_an_array_that_is_not_read_is_named(llama, monkeypatch):
   methods = (lora._replace(init=stray),)
   with pytest.raises(UserError, match="trunk/nowhere/lora/a: it would be trained in vain"):
     gradients.check([with_config(setup, config)._replace(methods=methods)])
+
+
+def test_noise_at_the_head_is_refused(llama):
+  """Of training alone: a run that has it can be judged."""
+  config = made_trials.complete({"name": "lora", "targets": ["head"], "dropout": 0.1})
+  trial = with_config(made_trials.make(llama), config)
+  checks.check(trial)
+  with pytest.raises(UserError, match="method.dropout is 0.1, expected 0 at the vocabulary's head"):
+    gradients.check([trial])
 
 
 def test_every_method_of_a_group_is_probed(tmp_path):

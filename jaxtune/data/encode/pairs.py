@@ -77,8 +77,9 @@ def _unread(table: Table, name: str, options: DataOptions) -> tuple[list[list[Ex
   if not _asks(table, options):
     if options.template is not None:
       raise UserError(
-        f"data.template is {schema.shown(options.template)}, expected None for conversations, "
-        "which the chat template writes"
+        f"data.template is {schema.shown(options.template)}, expected None for the conversations "
+        f"of {getattr(options, name)}, which the chat template writes; of a task among others set "
+        "data.tasks.NAME.template=None"
       )
     placed = zip(table.rows, table.where, strict=True)
     return [[Example(None, [], row, where)] for row, where in placed], {"columns": SIDES}

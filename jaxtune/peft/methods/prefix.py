@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float
 from jaxtune import peft
 from jaxtune.errors import UserError
 from jaxtune.models.context import Mask
-from jaxtune.schema import Natural, Positive, Width
+from jaxtune.schema import Natural, NonNegative, Width
 
 Sites = dict[str, peft.Site]
 
@@ -42,7 +42,7 @@ def method(
   projection: Width | None = None,
   shift: bool = True,
   gate: bool = False,
-  init_scale: Positive = 0.5,
+  init_scale: NonNegative = 0.5,
   encoder: bool = True,
   decoder: bool = True,
   cross: bool = True,
@@ -63,8 +63,8 @@ def method(
       and b of each layer are trained and start at zero, so that it starts at 1/2. UniPELT (Mao et
       al. 2022) scales keys and values by a gate averaged over the sequence, by which a decoder's
       tokens see later ones; here each query has its own gate, and only the values are scaled.
-    init_scale: standard deviation of the initial keys and values, or of the MLP's embeddings. Slots
-      that started equal would stay equal.
+    init_scale: standard deviation of the initial keys and values, or of the MLP's embeddings. With
+      0 all slots stay equal to each other.
     encoder, decoder, cross: which attentions of an encoder-decoder have a prefix: its encoder's,
       its decoder's own, and the decoder's over the encoder. At least one must. Other models have
       one attention a layer, which always has one.

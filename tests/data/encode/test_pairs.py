@@ -80,7 +80,7 @@ def test_answers_to_a_prompt_are_drawn_as_a_whole(tokenizer, objective, row, row
 def test_no_template_words_conversations(write, tokenizer, objective):
   says = lambda text: [{"role": "assistant", "content": text}]
   path = write("f.jsonl", [{"prompt": "hi", "chosen": says("good"), "rejected": says("bad")}])
-  with pytest.raises(UserError, match="data.template is '{{prompt}}', expected None for conv"):
+  with pytest.raises(UserError, match="'{{prompt}}', expected None for the conv.*f.jsonl"):
     load(tokenizer, objective, train=path, template="{{prompt}}")
 
 

@@ -135,14 +135,18 @@ def test_splash_bounds_scores_as_plain_does():
 @pytest.mark.parametrize("name", ["causal", "a window and segments", "a prefix and a window"])
 @pytest.mark.parametrize("kernel", ["splash", "cudnn"])
 def test_bf16_is_as_near_as_plain(kernel, name):
-  """Outputs and each gradient, to what plain products in fp32 give."""
+  """Outputs and each gradient, to what plain products in fp32 give.
+
+  Splash's scaled queries are rounded once more; a scale that is rounded too would nearly double it.
+  """
+  bound = {"splash": 1.3, "cudnn": 1.1}[kernel]
   exact, plain, found = (
     jax.tree.leaves(measure(kind, MASKS[name], dtype=dtype))
     for kind, dtype in (("plain", jnp.float32), ("plain", jnp.bfloat16), (kernel, jnp.bfloat16))
   )
   for x, y, z in zip(exact, plain, found, strict=True):
     near, far = (float(jnp.sqrt(jnp.square(a - x).mean())) for a in (z, y))
-    assert near < 1.3 * far < 0.02
+    assert near < bound * far < 0.02
 
 
 @pytest.mark.parametrize("method", [{"name": "lora"}, {"name": "prefix", "length": 3}])

@@ -171,9 +171,9 @@ def choose(known: dict, hf: dict, kind: str, labels: int | None, random: bool) -
   architectures = hf.get("architectures") or []
   endings = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
   # Where the table of the embeddings is the head, a folder of the bare model has all of it.
-  bare = re.sub(f"({'|'.join(endings)})$", "Model", known["lm"]) if kind == "lm" else None
+  stem = re.sub(f"({'|'.join(endings)})$", "", known["lm"]) if kind == "lm" else None
   for name in architectures if kind == "lm" else ():
-    whole = name == bare and hf.get("tie_word_embeddings", True)
+    whole = name in (f"{stem}Model", f"{stem}TextModel") and hf.get("tie_word_embeddings", True)
     if not whole and not name.endswith(endings):
       raise UserError(f"architecture {name!r} has no language model's head, expected {known['lm']}")
   if kind == "lm" and labels is None:

@@ -21,6 +21,7 @@ from jaxtune.models import tokenizer as tokenizers
 from jaxtune.models.config import Config
 from jaxtune.models.decoder import Decoder
 from jaxtune.models.encoder import Encoder
+from jaxtune.models.fields import only
 from jaxtune.models.layers import check_attention
 from jaxtune.models.quantize import FORMS, quantised
 from jaxtune.models.seq2seq import Seq2Seq
@@ -217,6 +218,8 @@ def _model_config(family: Any, hf_config: dict, **overrides: Any) -> Config:
     config = family.config(hf_config, **overrides)
   except KeyError as error:
     raise UserError(f"config.json lacks the key {error}") from error
+  if config.causal or config.encoder is not None:  # transformers reads it wherever a mask is causal
+    only(hf_config, is_causal=True)
   if config.heads % config.kv_heads:
     raise UserError(
       f"config.json has {config.heads} attention heads and {config.kv_heads} key/value heads; "

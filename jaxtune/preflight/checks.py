@@ -187,18 +187,23 @@ def _check_classes(trial: Trial, names: Sequence[str]) -> None:
 
 
 def _check_lengths(trial: Trial, completed: int) -> None:
-  """Raises UserError for sequences that are longer than the model has positions."""
-  dataset = trial.dataset
-  splits = [s for s in (*dataset.splits.values(), dataset.general) if s is not None]
+  """Raises UserError for more positions in a sequence, or texts in a row, than the model has."""
+  splits = [s for s in (*trial.dataset.splits.values(), trial.dataset.general) if s is not None]
+  arrays = [getattr(split, "arrays", {}) for split in splits]
   # The two sides of an encoder-decoder count by themselves.
-  sides = [s.arrays["inputs"].shape[-1] for s in splits if "inputs" in getattr(s, "arrays", {})]
+  sides = [known["inputs"].shape[-1] for known in arrays if "inputs" in known]
   longest = max([split.width for split in splits] + sides + [completed])
-  prefix = sum(m.positions for m in trial.methods)
-  positions = trial.pretrained.model.config.positions
-  if prefix + longest > positions:
+  prefix, c = sum(m.positions for m in trial.methods), trial.pretrained.model.config
+  texts = 1 + max((int(known["types"].max()) for known in arrays if "types" in known), default=0)
+  if 0 < c.types < texts:
+    raise UserError(
+      f"the tokenizer tells {texts} texts of a row apart, expected at most {c.types}, as the model "
+      "has token types: set model.tokenizer to the tokenizer of this model"
+    )
+  if prefix + longest > c.positions:
     section = "rollout" if programs.rolls_out(trial) else "evaluate"
     raise UserError(
-      f"sequences of {longest} tokens and a prefix of {prefix} exceed the model's {positions} "
+      f"sequences of {longest} tokens and a prefix of {prefix} exceed the model's {c.positions} "
       f"positions; lower data.max_length, {section}.max_new_tokens or method.length"
     )
 

@@ -310,10 +310,12 @@ def test_the_classes_of_a_folder_s_own_head(tmp_path):
   assert read(folders.write(tmp_path, "numbers.tsv", numbers)).labels == ("0", "1", "2")
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bart"])
-def test_a_bare_model_whose_table_is_its_head(name, tmp_path):
+@pytest.mark.parametrize(
+  "name, bare", [("gpt2", "GPT2Model"), ("bart", "BartModel"), ("gemma3_text", "Gemma3TextModel")]
+)
+def test_a_bare_model_whose_table_is_its_head(name, bare, tmp_path):
   config = tiny.torch_config(name, tie_word_embeddings=True)
-  tiny.torch_twin(config, tmp_path, {"gpt2": "GPT2Model", "bart": "BartModel"}[name])
+  tiny.torch_twin(config, tmp_path, bare)
   ours = hf.load(str(tmp_path))
   hf.save(ours, ours.params, tmp_path / "ours")
   stored = json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"]

@@ -184,3 +184,15 @@ def test_what_an_encoder_reads_must_fit_too():
   setup = setup._replace(dataset=setup.dataset._replace(**splits))
   with pytest.raises(UserError, match="48 tokens.* 40 positions"):
     checks.check(with_config(setup, config))
+
+
+def test_texts_of_a_row_need_token_types_of_the_model(llama):
+  setup, config = made_trials.make(llama), made_trials.complete({"name": "lora"})
+  model = Decoder(dataclasses.replace(setup.pretrained.model.config, types=1))
+  train = setup.dataset.train
+  train = train._replace(arrays=train.arrays | {"types": np.ones((train.examples, 4), np.int32)})
+  setup = setup._replace(
+    pretrained=setup.pretrained._replace(model=model), dataset=setup.dataset._replace(train=train)
+  )
+  with pytest.raises(UserError, match="tells 2 texts of a row apart, expected at most 1, as"):
+    checks.check(with_config(setup, config))

@@ -7,7 +7,7 @@ from functools import partial
 from jaxtune.models import heads
 from jaxtune.models.config import Config
 from jaxtune.models.families import llama
-from jaxtune.models.fields import rope, sliding
+from jaxtune.models.fields import only, rope, sliding
 
 ARCHITECTURES = heads.architectures("Phi3", "lm", *heads.POOLED, "tokens")
 FUSED = {f"attn/{p}_proj": "self_attn.qkv_proj" for p in "qkv"}
@@ -17,6 +17,7 @@ names = partial(llama.names, fused=FUSED)
 
 def config(hf: dict, **overrides) -> Config:
   """Reads a `config.json` of `model_type` phi3."""
+  only(hf, layer_types=None)  # which transformers does not read here
   hf = dict(
     rms_norm_eps=1e-5, max_position_embeddings=4096, original_max_position_embeddings=4096,
     sliding_window=None,

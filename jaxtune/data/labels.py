@@ -38,14 +38,36 @@ def _number_first(name: str) -> tuple[int, str]:
   return int(name), name  # "1" and "01" are two names
 
 
-def index(value: object, names: Sequence[str]) -> int:
-  """Returns the number of a label, given by its name, or by its number if no name is a number."""
+def index(value: object, names: Sequence[str], numbered: bool = True) -> int:
+  """Returns the number of a label, given by its name, or by its number if no name is a number.
+
+  Args:
+    numbered: False refuses numbers, as the order of the names is that of the alphabet alone.
+  """
   name = written(value)
   if name in names:
     return names.index(name)
-  if _whole(name) and not any(map(_whole, names)) and 0 <= int(name) < len(names):
-    return int(name)
+  if _is_number(name, names):
+    if numbered:
+      return int(name)
+    raise UserError(
+      f"the label {value!r} is a number, expected one of the names that train has: set data.labels "
+      "to the names in the order of the numbers"
+    )
   raise UserError(f"the label {value!r} is not in the set; {nearest(name, names)}")
+
+
+def with_names(examples: Sequence[Example], names: Sequence[str] | None) -> list[Example]:
+  """Writes the numbers of classes and tags as their names, by which splits are compared."""
+
+  def named(answer: str) -> str:
+    words = answer.split(" ")
+    known = all(_is_number(word, names) for word in words)
+    return " ".join(names[int(word)] for word in words) if known else answer
+
+  if names is None:
+    return list(examples)
+  return [one._replace(answers=[*map(named, one.answers or ())]) for one in examples]
 
 
 def checked(
@@ -67,6 +89,11 @@ def checked(
       if malformed == "error":
         raise UserError(f"{example.where}: {error}") from error
   return pairs, len(examples) - len(pairs)
+
+
+def _is_number(name: str, names: Sequence[str]) -> bool:
+  """Says whether a label is the number of one of the names, none of which is a number itself."""
+  return _whole(name) and not any(map(_whole, names)) and 0 <= int(name) < len(names)
 
 
 def _whole(name: str) -> bool:

@@ -75,6 +75,8 @@ def _check(o: DataOptions, objective: Any, decoder_start: tuple[int, ...]) -> No
   schema.check_arguments(DataOptions, o._asdict(), "data.")
   if o.tasks == {}:
     raise UserError("data.tasks is empty: expected {name: options}")
+  if isinstance(o.tasks, Mapping):
+    _check_task(*o.tasks)
   writes_text, name = not hasattr(objective, "decode"), objective.__name__.rpartition(".")[2]
   if o.tasks is None and (o.mixture, o.temperature, o.cap) != ("proportional", 1.0, None):
     raise UserError("data.mixture, temperature and cap are shares of tasks: give data.tasks")
@@ -164,10 +166,16 @@ def _name_tasks(split: Split, column: str) -> Split:
   for row, where in zip(split.rows, split.where, strict=True):
     try:
       tasks.append(str(cells.check_class(column, row)))
+      _check_task(tasks[-1])
     except UserError as error:
       raise UserError(f"{where}: data.tasks: {error}") from error
   examples = split.arrays.get("example", range(len(tasks)))  # a question may have several windows
   return split._replace(tasks=[tasks[at] for at in examples])
+
+
+def _check_task(*names: str) -> None:
+  if "mean" in names:
+    raise UserError("a task is called 'mean', expected another name: it names the mean over tasks")
 
 
 def _arrange(split: Split, o: DataOptions) -> tuple[Split, dict]:

@@ -30,6 +30,8 @@ class EncodeOptions(NamedTuple):
     malformed: what happens to an example that contradicts itself: "error" or "skip".
     labels: the names of all classes or tags in the order of their numbers; None for those that
       occur.
+    numbered: whether rows may give a class by its number in `labels` where no name is a number:
+      not if these are sorted names of another split, whose order no file states.
     stride: how many tokens two windows of a long context share; None for a quarter of max_length.
     chat_template: the template of conversations; see `wording.template`. Where one writes today's
       date by `strftime_now`, it gets July 26, 2024 on every day.
@@ -43,6 +45,7 @@ class EncodeOptions(NamedTuple):
   special_tokens: str = "error"
   malformed: str = "error"
   labels: Sequence[str] | None = None
+  numbered: bool = True
   stride: int | None = None
   chat_template: str | None = None
   turns: str = "all"

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import chain, compress
 from typing import Any, NamedTuple
 
-from jaxtune.data import divide, ids, sources, stream
+from jaxtune.data import divide, ids, labels, sources, stream
 from jaxtune.data.options import DataOptions, EncodeOptions
 from jaxtune.data.reading import Reading
 from jaxtune.data.split import SPLITS, Split
@@ -74,7 +74,9 @@ def read(objective: Any, options: DataOptions) -> Task:
     "format": {name: reading.form for name, reading in readings.items()},
   }
   readings = _divide(readings, options)
-  return Task(options, readings, {name: _examples(r) for name, r in readings.items()}, report)
+  names = options.labels if objective.HEAD in ("classify", "tokens") else None
+  named = lambda reading: labels.with_names(_examples(reading), names)
+  return Task(options, readings, {name: named(r) for name, r in readings.items()}, report)
 
 
 def _examples(reading: Reading) -> list[Example]:
@@ -126,7 +128,8 @@ def encode(
     if before and not remaining:
       raise UserError(f"the {name} split is empty: other splits have all of its {len(before)} rows")
     splits[name], encoded = checked(remaining, encoding)
-    encoding = encoding._replace(labels=encoded.get("labels", encoding.labels))
+    names = encoded.get("labels", encoding.labels)
+    encoding = encoding._replace(labels=names, numbered=options.labels is not None)
     counts[name] = _with_lost(name, encoded, reading, before, remaining)
   report = {"splits": {name: counts[name] for name in SPLITS if name in counts}} | task.report
   return Data(**splits, report=report, labels=tuple(counts.get("train", {}).get("labels", ())))

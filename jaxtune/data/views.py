@@ -50,7 +50,9 @@ def _inputs(split: Split, tokenizer: Tokenizer, at: int) -> str:
   """Returns the text that an encoder reads, with a line break; "" for a decoder."""
   if "inputs" not in split.arrays:
     return ""
-  return tokenizer.decode(split.arrays["inputs"][at][split.arrays["inputs_mask"][at]]) + "\n"
+  ids, mask = (split.arrays[name][at] for name in ("inputs", "inputs_mask"))
+  ids, mask = (ids[0], mask[0]) if ids.ndim > 1 else (ids, mask)  # all answers have one prompt
+  return tokenizer.decode(ids[mask]) + "\n"
 
 
 def _prompts(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
@@ -86,7 +88,7 @@ def _choices(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
   tied = "difference" in arrays and arrays["difference"][0] == 0
   right = None if tied else arrays["labels"][0]
   rows = zip(*(arrays[name][0] for name in ("tokens", "mask", "weights")), strict=True)
-  return "\n".join(
+  return _safe(_inputs(split, tokenizer, at)) + "\n".join(
     f"{'*' if number == right else ' '} {_marked(tokenizer, tokens[mask], weights[mask], mark)}"
     for number, (tokens, mask, weights) in enumerate(rows)
     if weights.any()
@@ -129,7 +131,10 @@ def _unanswered(split: Split) -> list[str]:
 def _thumbs(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
   """Writes a prompt with its answer, and the label."""
   tokens, mask, weights = (split.arrays[name][at, 0] for name in ("tokens", "mask", "weights"))
-  return f"{_marked(tokenizer, tokens[mask], weights[mask], mark)}\nlabel: {split.choices[at][0]}"
+  text = _safe(_inputs(split, tokenizer, at)) + _marked(
+    tokenizer, tokens[mask], weights[mask], mark
+  )
+  return f"{text}\nlabel: {split.choices[at][0]}"
 
 
 def _liked(split: Split) -> list[str]:
@@ -139,8 +144,10 @@ def _liked(split: Split) -> list[str]:
 
 def _judged(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
   """Yields each prompt with its answer, without the other answer beside it."""
-  pairs = zip(split.arrays["tokens"][:, 0], split.arrays["mask"][:, 0], strict=True)
-  return (tokenizer.decode(tokens[mask]) for tokens, mask in pairs)
+  for at, (tokens, mask) in enumerate(
+    zip(split.arrays["tokens"], split.arrays["mask"], strict=True)
+  ):
+    yield _inputs(split, tokenizer, at) + tokenizer.decode(tokens[0][mask[0]])
 
 
 def _both(split: Split, tokenizer: Tokenizer) -> Iterator[str]:

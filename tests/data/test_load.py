@@ -153,6 +153,7 @@ MISTAKES = [
   ({"train": "train", "mixture_batches": "taks"}, "mixture_batches is .* did you mean 'task'"),
   *(({"train": "train", "test": size}, "data.test is ") for size in (0, -0.1, 1.5, True)),
   ({"tasks": {"x": {"train": "x", "turns": "lats"}}}, "turns is 'lats' .* mean 'last'"),
+  ({"tasks": {"mean": {}}}, "a task is called 'mean', expected another name"),
   ({"tasks": {"x": {"overlap": "drop"}}}, "data.tasks.x.overlap belongs to the mixture as a"),
   ({"train": "plain", "resample": True, "too_long": "chunk", "max_length": 8}, "not with too_long"),
   ({"resample": True, "tasks": {"x": {"train": "x", "too_long": "chunk"}}}, "not with too_long"),

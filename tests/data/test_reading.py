@@ -125,6 +125,8 @@ def test_names_and_numbers_of_labels():
     labels.index("pso", ["neg", "pos"])
   with pytest.raises(UserError, match="the label 0 is not in the set"):
     labels.index(0, ["1", "2"])  # a name that is a number is meant by it
+  with pytest.raises(UserError, match="the label 1 is a number, expected one of the names"):
+    labels.index(1, ["neg", "pos"], numbered=False)
   with pytest.raises(UserError, match="only one label, 'a', expected two or more: set data.labels"):
     labels.names(["a", "a"], None)
   with pytest.raises(UserError, match="data.labels names 'a' twice"):

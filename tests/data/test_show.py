@@ -168,6 +168,20 @@ def test_thumbs(tokenizer):
   assert "ask\n[[no</s>]]\nlabel: down" in text
 
 
+def test_prompts_of_encoder_decoders_stand_in_front_of_judged_answers(tokenizer):
+  rows = [
+    {"prompt": f"{prompt}\n", "completion": answer, "label": label}
+    for prompt, answer, label in (("a", "yes", True), ("b", "yes", False), ("a", "yes", True))
+  ]
+  train = encode(tokenizer, "kto", rows, decoder_start=(0,))
+  text = show(data(train=train), views.THUMBS, tokenizer, colour=False)
+  assert "duplicates: 1 (" in text and "more than one label" not in text
+  assert "a\n\n" in text and "b\n\n" in text
+  rows = [{"prompt": "ask\n", "chosen": "yes", "rejected": "no"}]
+  train = encode(tokenizer, "dpo", rows, decoder_start=(0,))
+  assert "ask" in show(data(train=train), views.PAIRS, tokenizer, colour=False)
+
+
 def test_pairs(tokenizer):
   pair = lambda prompt, chosen, rejected: {
     "prompt": prompt, "chosen": chosen, "rejected": rejected

@@ -11,7 +11,7 @@ from support import made_trials, tiny
 from jaxtune import data, sharding, tree
 from jaxtune.errors import UserError
 from jaxtune.models.decoder import Decoder
-from jaxtune.preflight import checks, cost, lowered
+from jaxtune.preflight import checks, cost, judging, lowered
 from jaxtune.runs import identity
 from jaxtune.runs.trial import with_config
 from jaxtune.training.options import TrainOptions
@@ -138,18 +138,32 @@ def test_cost_counts_every_layer_and_trial(llama):
 
 def test_a_metric_that_no_trial_will_have(llama):
   setup, config = made_trials.make(llama), made_trials.complete({"name": "lora"})
-  checks.check_metric("test_loss", with_config(setup, config))
+  judging.check_metric("test_loss", with_config(setup, config))
   with pytest.raises(UserError, match="test_bleu.*test_loss.*evaluate.generate"):
-    checks.check_metric("test_bleu", with_config(setup, config))
+    judging.check_metric("test_bleu", with_config(setup, config))
   own = setup.dataset.test._replace(choices=[[f"{n} a", f"{n} b"] for n in range(8)])
   setup = setup._replace(dataset=setup.dataset._replace(test=own))
   config = made_trials.complete({"name": "lora"}, {"objective": {"name": "choices"}})
-  checks.check_metric("test_accuracy", with_config(setup, config))
+  judging.check_metric("test_accuracy", with_config(setup, config))
   with pytest.raises(UserError, match="no trial will have the metric 'test_macro_f1'"):
-    checks.check_metric("test_macro_f1", with_config(setup, config))
+    judging.check_metric("test_macro_f1", with_config(setup, config))
   asked = config | {"evaluate": config["evaluate"] | {"metrics": ["accuracy", "matthews"]}}
   with pytest.raises(UserError, match="has 'matthews', expected 'accuracy': among the rows"):
     checks.check(with_config(setup, asked))
+
+
+@pytest.mark.parametrize(("labels", "tags", "says"), [
+  (("NN", "O"), ["O"], "has the tag 'NN'"), (("B-x", "I-x", "O"), ["O", "I-x"], "behind 'O'"),
+])  # fmt: skip
+def test_tags_that_make_no_spans(llama, labels, tags, says):
+  setup = made_trials.make(llama, False)
+  test = setup.dataset.test._replace(references=[tags] * 8)
+  setup = setup._replace(dataset=setup.dataset._replace(test=test, labels=labels))
+  config = made_trials.complete({"name": "lora"}, {"objective": {"name": "tokens"}})
+  with pytest.raises(UserError, match=f"{says}.* or evaluate.metrics=()"):
+    judging.check(with_config(setup, config))
+  silent = config | {"evaluate": config["evaluate"] | {"metrics": ()}}
+  assert judging.check(with_config(setup, silent)) == 0
 
 
 def test_a_task_that_a_policy_s_prompts_never_reach(llama):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jaxtune.api import stages, trials
 from jaxtune.errors import UserError
-from jaxtune.preflight import checks
+from jaxtune.preflight import judging
 from jaxtune.runs import compilations, identity
 from jaxtune.runs.trial import Trial
 from jaxtune.sweeps import groups, tuning
@@ -46,7 +46,7 @@ def load(plan: stages.Plan, workdir: Path) -> list[Trial]:
   loaded = trials.load(plan.loads)
   identity.check_same(loaded)
   if plan.metric is not None:
-    checks.check_metric(plan.metric, loaded[0])
+    judging.check_metric(plan.metric, loaded[0])
   if any(loaded[i].dataset.validation is None for i in plan.tuning.sources):
     raise UserError(f"{tuning.PATH} is chosen on a validation split: give data.validation")
   if any(plan.rates) and not any(workdir.glob("groups/*")):  # else some may be under way

@@ -21,7 +21,7 @@ def read_row(
   """Reads a text, perhaps a second one (`pair`), both columns or Jinja, and the name of a class."""
   value = cells.check_class(label, row)
   texts, joined = whole_texts.read_texts(row, text, pair)
-  return texts | {"label": value}, joined, [str(value)]
+  return texts | {"label": value}, joined, [labels.written(value)]
 
 
 def encode(
@@ -37,7 +37,7 @@ def encode(
     "classes" (examples by name).
   """
   names = labels.names((example.row["label"] for example in examples), options.labels)
-  number = lambda example: labels.index(example.row["label"], names)
+  number = lambda example: labels.index(example.row["label"], names, options.numbered)
   pairs, unknown = labels.checked(examples, number, options.malformed)
   labels_X = np.array([number for _, number in pairs], np.int32)
   split, counted = whole_texts.encode(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxtune.data import cells
+from jaxtune.data import cells, labels
 from jaxtune.data.encode import whole_texts
 from jaxtune.data.options import EncodeOptions
 from jaxtune.data.split import Split
@@ -28,7 +28,7 @@ def read_row(
   if not math.isfinite(number):
     raise UserError(f"column {label!r} holds {value!r}, expected a number")
   texts, joined = whole_texts.read_texts(row, text, pair)
-  return texts | {"label": number}, joined, [str(value)]
+  return texts | {"label": number}, joined, [labels.written(number)]
 
 
 def encode(

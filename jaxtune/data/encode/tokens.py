@@ -39,7 +39,7 @@ def read_row(
       "tag a word"
     )
   fields = {"words": list(row[words]), "tags": list(row[tags])}
-  return fields, " ".join(row[words]), [" ".join(map(str, row[tags]))]
+  return fields, " ".join(row[words]), [" ".join(map(labels.written, row[tags]))]
 
 
 def encode(
@@ -67,7 +67,8 @@ def encode(
       "tagging words needs a fast tokenizer: this one does not say where tokens stand"
     )
   names = labels.names((tag for example in examples for tag in example.row["tags"]), options.labels)
-  numbers = lambda example: [labels.index(tag, names) for tag in example.row["tags"]]
+  index = lambda tag: labels.index(tag, names, options.numbered)
+  numbers = lambda example: [*map(index, example.row["tags"])]
   pairs, unknown = labels.checked(examples, numbers, options.malformed)
   special = tokenizer.num_special_tokens_to_add()
   tagged = [example for example, _ in pairs]

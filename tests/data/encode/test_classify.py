@@ -117,6 +117,37 @@ def test_labels_outside_the_set(wordpiece):
   assert split.arrays["labels"].tolist() == [1]
 
 
+@pytest.mark.parametrize(("objective", "column", "first", "second"), [
+  ("classify", "label", "pos", 1), ("regression", "label", 5, "5.00"),
+  ("tokens", "ner_tags", ["O", "B-x"], [0, 1]),
+])  # fmt: skip
+def test_a_label_is_the_same_however_it_is_written(
+  wordpiece, write, objective, column, first, second
+):
+  words = {"tokens": ["the", "cat"]} if objective == "tokens" else {"text": "the cat"}
+  names = {"classify": ("neg", "pos"), "tokens": ("O", "B-x")}.get(objective)
+  files = {
+    name: write(f"{name}.jsonl", [words | {column: label}])
+    for name, label in (("train", first), ("test", second))
+  }
+  options = data.DataOptions(**files, labels=names)
+  with pytest.raises(UserError, match="1 examples of train are in test too"):
+    data.load(wordpiece, objectives.module(objective), options)
+
+
+def test_the_order_of_the_alphabet_numbers_no_label(wordpiece, write):
+  texts = ["the cat", "the river"]
+  rows = [{"text": text, "label": name} for text, name in zip(texts, ("b", "a"), strict=True)]
+  files = {"train": write("rows.jsonl", rows)}
+  files["test"] = write("test.jsonl", [{"text": "cat", "label": 0}])
+  load = lambda **more: data.load(
+    wordpiece, objectives.module("classify"), data.DataOptions(**files, **more)
+  )
+  with pytest.raises(UserError, match="test.jsonl:1: the label 0 is a number, .* set data.labels"):
+    load()
+  assert load(labels=("b", "a")).test.references == [["b"]]
+
+
 def test_a_tokenizer_without_eos_ends_nothing(wordpiece, write):
   path = write("rows.jsonl", ROWS)
   options = data.DataOptions(train=path, rename={"text": "a", "label": "y"})

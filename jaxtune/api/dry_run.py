@@ -114,7 +114,8 @@ def _choosing(
   for name, configuration, some, full in rows:
     new = configuration not in seen
     found[name] = len(some) * len(full["search"]["tune_seeds"]) * new
-    seen.add(configuration)
+    if some:
+      seen.add(configuration)
   return found
 
 

@@ -132,7 +132,7 @@ def _solve(trial_of: Callable[[dict], Trial], setting: dict) -> tuple[dict, list
   known, said = bare, []
   for gap in sizes:
     count = lambda n, gap=gap: budgets.parameters(trial_of(_filled(bare, gap, n)))
-    number, words = _nearest(count, gap, _method(known), gap.path[-1])
+    number, words = _nearest(count, gap, _method(known), gap.path[-1], _multiple(known, gap))
     known, said = _filled(known, gap, number), [words]
   for gap in updates:
     trial = trial_of(known)
@@ -176,6 +176,14 @@ def _filled(setting: dict, gap: Gap, number: int) -> dict:
   return setting | {gap.axis: value}
 
 
+def _multiple(setting: dict, gap: Gap) -> int:
+  """Returns what a size must be a multiple of: a Compacter's width, of its Kronecker products."""
+  section = functools.reduce(dict.get, gap.path[:-1], setting[gap.axis])
+  if (section.get("name", *gap.path[-2:-1]), gap.path[-1]) != ("compacter", "width"):
+    return 1
+  return section.get("n", inspect.signature(peft.constructor("compacter")).parameters["n"].default)
+
+
 def _method(setting: dict) -> str:
   """Names a method with the sizes that are known."""
   section = setting.get("method", {})
@@ -189,7 +197,7 @@ def _nearest(
   """Returns the number that comes nearest to a budget, and what it reaches, in words.
 
   Args:
-    each: what the number is a multiple of, such as the updates of a rollout.
+    each: what the number is a multiple of: the updates of a rollout, or `_multiple`.
 
   Raises:
     UserError: where none comes near.

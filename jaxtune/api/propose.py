@@ -143,17 +143,16 @@ def _grids(
   seeds: Sequence[int],
 ) -> tuple[dict, ...]:
   """Returns a grid of each method, with its sizes, its rates and all seeds."""
-  options = {name: _options(name) for name in methods}
+  size_of = {name: next((s for s in SIZES if s in _options(name)), None) for name in methods}
   for size, values in sizes.items():
-    if values is not None and not any(size in known for known in options.values()):
+    if values is not None and size not in size_of.values():
       having = {"rank": "lora", "length": "prefix", "width": "adapter"}[size]
       raise UserError(
-        f"--{size}s hits none of the methods {', '.join(methods)}, which have no {size}: leave it "
-        f"out, or add one that has, such as {having}"
+        f"--{size}s hits none of the methods {', '.join(methods)}, whose size is no {size}: leave "
+        f"it out, or add one whose size it is, such as {having}"
       )
   grids = []
-  for name, known in options.items():
-    size = next((size for size in SIZES if size in known), None)
+  for name, size in size_of.items():
     chosen = [{size: value} for value in sizes[size] or SIZES[size]] if size else [{}]
     sections = [{"name": name, **one, **FIXED.get(name, {})} for one in chosen]
     tried = list(rates or RATES.get(name, QUICK))

@@ -100,6 +100,8 @@ def _check_seeds(configs: list[dict]) -> None:
   """Raises UserError where a rate would be chosen with a seed of the results."""
   for config in configs:
     seed, others = config["seed"], config["search"]["tune_seeds"]
+    if len({*others}) < len(others):
+      raise UserError(f"search.tune_seeds is {(*others,)}, expected each seed once")
     if seed in others:
       free = 1 + max(*others, *(one["seed"] for one in configs))
       raise UserError(
@@ -245,8 +247,9 @@ def _check_others(plan: Plan, folders: list[Path]) -> None:
 def check_checkpoints(stage: Stage, workdir: Path) -> None:
   """Raises UserError where trials would start anew, as their checkpoint is of another program.
 
-  All trials of a program have one checkpoint, so that another value of an axis, or another order of
-  them, makes it another program. One that an earlier version named otherwise, as its configs had
+  All trials of a program have one checkpoint. They go on from it beside others, in any order of the
+  axes; but not without one of them, nor beside new ones where trials may leave early, as these
+  would not be compared. A checkpoint that an earlier version named otherwise, as its configs had
   fewer keys, is given its name.
   """
   of = lambda some: under_way.checkpoints([stage.configs[i] for i in some], workdir)
@@ -263,20 +266,17 @@ def check_checkpoints(stage: Stage, workdir: Path) -> None:
       if saved == [own[i] for i in began]:
         if hosts.primary() and not locks.in_use(folders[group[0]]):
           files.move(path, of(began))
-      elif len(saved) > 1 or not _alone(stage, workdir, group, left):
+        continue
+      early = stage.configs[group[0]]["search"]["early_exit"] is not None
+      new = any(not (folders[i] / "config.json").exists() for i in left)
+      if (
+        early
+        and new
+        and left == group
+        or path not in under_way.found([stage.configs[i] for i in group], workdir)
+      ):
         raise UserError(
           f"{path} is the checkpoint of {folders[lost[0]].name}, which this sweep would train from "
-          "its start, with other trials or in another order: go on with the config that it was "
-          f"begun with, give another --workdir, or remove {path}"
+          "its start or compare with others than before: go on with the config that it was begun "
+          f"with, give another --workdir, or remove {path}"
         )
-
-
-def _alone(stage: Stage, workdir: Path, group: list[int], left: list[int]) -> bool:
-  """Says whether this sweep may have trained trials of a group alone; see `trials.waiting`.
-
-  It does so where all of them together have failed, and before any is compared with others.
-  """
-  folders = stage.folders(workdir)
-  tried = all((folders[i] / "config.json").exists() for i in left)
-  early = stage.configs[group[0]]["search"]["early_exit"] is not None
-  return tried or early and len(left) < len(group)

@@ -108,7 +108,12 @@ def look(of: Watched, before: Sequence[Status] = ()) -> list[Status]:
   if of.is_sweep and not (of.folder / collect.TUNING).exists():  # learning rates are being chosen
     most = max(steps.values())
     steps = {f"tuning/{one.name}": most for one in sorted(of.folder.glob("tuning/*"))} | steps
-  return [_of_trial(of, name, count, works, known.get(name)) for name, count in steps.items()]
+  found = [_of_trial(of, name, count, works, known.get(name)) for name, count in steps.items()]
+  # A program begins with the folders of all its trials, of which some may wait for a place.
+  if not any(one.state == "running" and one.step for one in found):
+    return found
+  waits = lambda one: one.state == "running" and not one.step
+  return [one._replace(state="waiting") if waits(one) else one for one in found]
 
 
 def _of_trial(of: Watched, name: str, steps: int, works: bool, before: Status | None) -> Status:

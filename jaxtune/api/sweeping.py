@@ -66,7 +66,9 @@ def _train(
 ) -> None:
   """Runs a sweep and prints its table."""
   if options.group is not None:
-    plan = sweeps.plan_of(config, None, sys.maxsize)  # it was confirmed when the sweep was begun
+    plan = sweeps.plan_of(
+      config, options.metric, sys.maxsize
+    )  # it was confirmed when the sweep was begun
     slurm.train_group(plan, Path(workdir), options.group)
     return
   during = follows.follow(workdir, loggers=loggers.chosen(vars(options)))

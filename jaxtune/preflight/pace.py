@@ -21,7 +21,7 @@ PROBED = 0.2  # seconds for which the products of a model are measured
 MOST_TOKENS = 4096  # of the batch that they are measured with
 
 
-def rounds(trial: Trial) -> dict[str, int]:
+def rounds(trial: Trial) -> dict[str, float]:
   """Returns how often each program of a trial runs in training and judging, by a key of LOWER.
 
   Text that is generated is left out: how many rounds it takes is known only when it has ended.
@@ -36,10 +36,13 @@ def rounds(trial: Trial) -> dict[str, int]:
   return {"training step": options.steps // programs.updates(trial), "evaluation": judged}
 
 
-def turns(trials: Sequence[Trial]) -> int:
-  """Returns how many steps it takes that each trial takes one, where they take turns; else 1."""
+def turns(trials: Sequence[Trial]) -> float:
+  """Returns how many steps it takes that each trial takes one, where they take turns; else 1.
+
+  A step whose places are not all taken counts by its share, as what is empty is not computed.
+  """
   places = turns_of(trials, TrainOptions(**trials[0].config["train"]))[1]
-  return -(-len(trials) // (places or len(trials)))
+  return len(trials) / (places or len(trials))
 
 
 def seconds(trials: Sequence[Trial]) -> float | None:

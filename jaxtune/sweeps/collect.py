@@ -14,6 +14,7 @@ from jaxtune.runs.folder import read_history
 SHOWN = ("config.json", "metrics.jsonl", "predictions.jsonl")  # files that a report shows
 TUNING = "tuning.json"  # in a sweep's folder; see `curves`
 FAILED = "failed.json"  # in a trial's folder; see `Failure`
+_FIRST = "step 0 "  # how the detail of a trial begins that has logged nothing
 
 
 class Failure(TypedDict):
@@ -63,6 +64,13 @@ def read(
       known |= {"method": config["method"]["name"], "final": {}, "base": {}}
       state, detail = state_of(place, running, config["train"]["steps"])
       unfinished.append(known | {"state": state, "detail": detail})
+  at_work = [one for one in unfinished if one["state"] == "running"]
+  waiting = [one for one in at_work if one["detail"].startswith(_FIRST)]
+  if len(waiting) < len(
+    at_work
+  ):  # for a place: a program begins with the folders of all its trials
+    for one in waiting:
+      one |= {"state": "waiting", "detail": ""}
   return finished, unfinished
 
 
@@ -81,5 +89,5 @@ def state_of(place: Path, running: bool, steps: int) -> tuple[str, str]:
   history = read_history(place)
   if not history and not (running and place.exists()):
     return "waiting", ""
-  step = history[-1]["step"] if history else 0
-  return "running" if running else "stopped", f"step {step} of {steps}"
+  step = f"step {history[-1]['step']} " if history else _FIRST
+  return "running" if running else "stopped", f"{step}of {steps}"

@@ -27,6 +27,7 @@ OPEN = "match"  # the key of what is left open, and what stands in place of a si
 STEPS = "train.steps"
 SIZES = ("rank", "length", "width")  # options that are sizes, where none is named
 MOST = 2**40  # beyond which nothing is tried
+MOST_AT_LEAST = 4096  # beyond which the least number is not looked for
 BUDGETS = {"parameters": "trained parameters", "flops": "FLOPs", "seconds": "seconds of training"}
 
 
@@ -114,6 +115,8 @@ def budget_of(value: Any) -> tuple[str, float] | None:
   """Returns the (name, amount) of the budget by which a value is to be found, if it is."""
   if not isinstance(value, Mapping) or not isinstance(value.get(OPEN), Mapping):
     return None
+  if len(value[OPEN]) != 1:
+    raise UserError(f"match has {len(value[OPEN])} budgets, expected 1 of {', '.join(BUDGETS)}")
   ((name, amount),) = value[OPEN].items()
   return name, amount
 
@@ -138,14 +141,16 @@ def solve(count: Callable[[int], float], budget: float) -> tuple[Solution, str]:
   """Finds the whole number whose count is the nearest to a budget, of two the lower one.
 
   Args:
-    count: does not fall with its argument, and raises UserError for one that is too large.
+    count: does not fall with its argument, and raises UserError for one that is too small or too
+      large.
 
   Returns:
     (the solution, "" or why no number comes nearer to a budget that is out of reach).
   """
-  low, below, high = 1, count(1), 2
+  least, below = _least(count)
+  low, high = least, 2 * least
   if below > budget:
-    return Solution(1, below), "this is the least"
+    return Solution(least, below), "this is the least"
   above, why = _tried(count, high)
   while above <= budget and high < MOST:
     low, below, high = high, above, 2 * high
@@ -161,8 +166,24 @@ def solve(count: Callable[[int], float], budget: float) -> tuple[Solution, str]:
       low, below = middle, between
   if above - budget < budget - below:
     return Solution(high, above), ""
-  last = below - count(low - 1) if low > 1 else 0.0
+  last = below - count(low - 1) if low > least else 0.0
   return Solution(low, below), "" if budget - below <= last / 2 else why
+
+
+def _least(count: Callable[[int], float]) -> Solution:
+  """Finds the least number that has a count; raises the error of 1 where there is none."""
+  if (first := _tried(count, 1)[0]) < math.inf:
+    return Solution(1, first)
+  low, high = 1, 2
+  while (reached := _tried(count, high)[0]) == math.inf:
+    low, high = high, 2 * high
+    if low > MOST_AT_LEAST:
+      return Solution(1, count(1))
+  while high - low > 1:
+    middle = (low + high) // 2
+    found = _tried(count, middle)[0]
+    low, high, reached = (middle, high, reached) if found == math.inf else (low, middle, found)
+  return Solution(high, reached)
 
 
 def _tried(count: Callable[[int], float], number: int) -> tuple[float, str]:

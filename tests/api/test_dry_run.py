@@ -56,6 +56,15 @@ def test_counts_are_those_of_the_batches(config, monkeypatch, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_rates_are_chosen_beside_a_stated_one(config):
+  rates = [1e-4, declare.tune([1e-3, 1e-2])]
+  for axis in (rates, rates[::-1]):
+    swept = declare.grid({"method.rank": [1, 2], "optim.learning_rate": axis})
+    names, settings, completed = sweep.expand(config | {"sweep": swept})
+    choosing = dry_run._choosing(config | {"sweep": swept}, names, settings, completed)
+    assert sorted(choosing.values()) == [0, 0, 2, 2]
+
+
 def test_the_tokens_that_a_policy_draws_are_not_known(config, monkeypatch):
   monkeypatch.setattr(pace, "rate", lambda trial: 1.0)
   rows = {"data": config["data"] | {"validation": None, "test": None}, "sweep": {"seed": [0]}}

@@ -28,7 +28,7 @@ def sweep(*methods, **budgets):
 
 
 METHODS = (
-  {"name": "adalora", "target_rank": 1, "init_rank": "match"},
+  {"name": "adalora", "target_rank": 2, "init_rank": "match"},
   {"name": "stack", "prefix": {"length": 2}, "adapter": {"width": "match"}},
 )
 
@@ -46,6 +46,13 @@ def test_results_have_the_parameters_that_were_promised(config, tmp_path):
   assert note == "; ".join(found.reached)
   assert note in (tmp_path / "report.md").read_text()
   assert f"  {found.reached[0]}\n" in str(jaxtune.dry_run(asked))
+
+
+def test_a_size_is_a_multiple_of_what_the_method_needs(config):
+  method = {"name": "compacter", "n": 2, "width": "match"}
+  found = matched.match(config | {"sweep": sweep(method, parameters=BUDGET)})
+  widths = {setting["method"][0]["width"] for setting in found.config["sweep"]}
+  assert len(widths) == 1 and widths.pop() % 2 == 0
 
 
 def test_no_other_size_is_nearer(config):
@@ -137,4 +144,12 @@ def test_the_nearest_number_is_found():
     assert (number, reached) == (best, limited(best))
     assert bool(why) == (budget > 507 + (507 - 432) / 2), budget
   assert matching.solve(limited, 2) == ((1, 3), "this is the least")
+
+  def from_7_on(n):
+    return limited(n) if n >= 7 else limited(99)
+
+  assert matching.solve(from_7_on, 300) == ((10, 300), "")
+  assert matching.solve(from_7_on, 2) == ((7, 147), "this is the least")
+  with pytest.raises(UserError, match="too large"):
+    matching.solve(lambda n: limited(99), 2)
   assert "does not grow" in matching.solve(lambda n: min(n, 5), 9)[1]

@@ -119,6 +119,7 @@ def test_a_page_for_a_csv_file_in_one_command(place, tmp_path, capsys, monkeypat
     ({"methods": ["stack"]}, "--methods has 'stack', which needs a config"),
     ({"seeds": range(500)}, "trials, more than 1,000"),
     ({"methods": ["prefix"], "ranks": [4]}, "--ranks hits none of the methods prefix"),
+    ({"methods": ["compacter"], "ranks": [4]}, "--ranks hits none of .* compacter, whose size is"),
     ({"lengths": [64]}, "--lengths has 64, expected less than the model's 64 positions"),
     ({"steps": 0}, "--steps is 0"),
     ({"ranks": [1000]}, "expected at most 32"),

@@ -56,7 +56,7 @@ def test_the_tasks_of_an_array_write_what_one_process_writes(tmp_path, sbatch):
   config = sweeps.config(
     tmp_path, {"optim.learning_rate": [rates]}, {"optim.schedule": ["constant"]}
   )
-  whole, folder = tmp_path / "whole", tmp_path / "an array"
+  whole, folder = tmp_path / "whole", tmp_path / "a PLACE"
   jaxtune.sweep(config, whole)
   launcher = jaxtune.on_slurm(3, cluster.resources("cpu=2,gpu=1,memory=16G,time=12:00:00"))
   for kind, count in (("tuning", 1), ("trials", 2)):
@@ -78,8 +78,9 @@ def test_only_programs_that_nobody_trains_are_submitted(tmp_path):
   for busy, numbers in ((False, "0,1"), (True, "0")):
     with locks.of_group(folder / "trials" / "schedule=linear") if busy else nullcontext():
       with pytest.raises(launch.Elsewhere, match="2 of 2 .* are left: submit"):
-        jaxtune.sweep(config, folder, launcher=jaxtune.on_slurm())
-      assert f"--array={numbers}\n" in (folder / "slurm.sh").read_text()
+        jaxtune.sweep(config, folder, launcher=jaxtune.on_slurm(), metric="test_loss")
+      script = (folder / "slurm.sh").read_text()
+      assert f"--array={numbers}\n" in script and " --metric test_loss --group " in script
       states = [one.state for one in jaxtune.status(folder)]
       assert states == ["waiting", "running" if busy else "waiting"]
       if busy:

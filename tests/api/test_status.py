@@ -7,10 +7,12 @@ import pytest
 from support import made_trials
 
 import jaxtune
-from jaxtune import main
+from jaxtune import files, main
 from jaxtune.api import status_text
+from jaxtune.api import sweep as sweeps
 from jaxtune.errors import UserError
 from jaxtune.runs import locks, results
+from jaxtune.sweeps import collect
 
 
 def test_every_state_of_a_trial(tmp_path, capsys):
@@ -34,6 +36,15 @@ def test_every_state_of_a_trial(tmp_path, capsys):
   with locks._locked(tmp_path):
     assert states() == ["done", "left early", "failed", "running", "waiting"]
     running = jaxtune.status(tmp_path)[3]
+  other = tmp_path / "trials" / "rank=16"  # which waits for a place in its program
+  other.mkdir()
+  for name in ("config.json", "metrics.jsonl"):
+    (other / name).write_text("")
+  with locks._locked(tmp_path):
+    assert states()[-2:] == ["running", "waiting"]
+    _, unfinished = collect.read(tmp_path, *sweeps.expand(config), [()] * 5)
+    assert [one["state"] for one in unfinished[-2:]] == ["running", "waiting"]
+  files.remove(other)
   assert running.loss == 2.5 and running.best == 2.0 and running.step == 20
   assert running.seconds_left == pytest.approx(100, abs=5), "as long as the first half took"
   long_ago = (folders[3] / "metrics.jsonl").stat().st_mtime - 1000

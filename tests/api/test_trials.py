@@ -384,20 +384,23 @@ def save(path, record):
     saved.save(2, {"x": np.ones(1)})
 
 
-@pytest.mark.parametrize(
-  ("ranks", "others"),
-  [([1, 2], {(2, 1): "rank=2", (1, 2, 4): "rank=1"}), ([1], {(1, 4): "rank=1"})],
-)
-def test_updates_of_a_program_that_is_under_way_are_not_lost(setup, tmp_path, ranks, others):
-  """Another value of an axis, or another order of them, makes another program."""
-  swept = lambda ranks: config(({"method.rank": [*ranks]},))
+@pytest.mark.parametrize(("ranks", "early", "going_on", "refused"), [
+  ([1, 2], None, [(2, 1), (1, 2, 4)], []), ([1], None, [(1, 4)], []),
+  ([1, 2], "halving", [(2, 1)], [(1, 2, 4)]),
+])  # fmt: skip
+def test_updates_of_a_program_that_is_under_way_are_not_lost(
+  setup, tmp_path, ranks, early, going_on, refused
+):
+  """They go on beside other trials and in another order, unless these may leave early."""
+  swept = lambda ranks: config(({"method.rank": [*ranks]},)) | {"search": {"early_exit": early}}
   names, _, configs = sweeps.expand(swept(ranks))
   begin([tmp_path / "trials" / name for name in names], configs)
   path = under_way.checkpoints(configs, tmp_path)
   save(path, identity.of(trials.load(configs)))
-  stages.check_folders(sweeps.plan_of(swept(ranks)), tmp_path)
-  for other, name in others.items():
-    with pytest.raises(UserError, match=f"groups/.* is the checkpoint of {name}, which this sweep"):
+  for other in (ranks, *going_on):
+    stages.check_folders(sweeps.plan_of(swept(other)), tmp_path)
+  for other in refused:
+    with pytest.raises(UserError, match="groups/.* is the checkpoint of rank=.*, which this sweep"):
       stages.check_folders(sweeps.plan_of(swept(other)), tmp_path)
 
 
@@ -411,10 +414,8 @@ def test_nor_where_some_trials_are_done(setup, tmp_path, written):
   save(under_way.checkpoints(rest, tmp_path), identity.of(trials.load(rest)))
   for name in names[3 - written :]:
     results_.write(tmp_path / "trials" / name, {"final": {}})
-  stages.check_folders(sweeps.plan_of(swept((2, 4, 8))), tmp_path)
-  for other in ((4, 2, 8), (2, 4, 8, 1)):
-    with pytest.raises(UserError, match="is the checkpoint of rank=., which this sweep"):
-      stages.check_folders(sweeps.plan_of(swept(other)), tmp_path)
+  for other in ((2, 4, 8), (4, 2, 8), (2, 4, 8, 1)):
+    stages.check_folders(sweeps.plan_of(swept(other)), tmp_path)
 
 
 def test_trials_go_on_with_those_of_their_checkpoint(llama, tmp_path):
@@ -444,9 +445,8 @@ def test_a_program_that_failed_before_it_began_goes_on_one_by_one(setup, tmp_pat
   folders = [tmp_path / "trials" / name for name in names]
   with pytest.raises(KeyboardInterrupt):
     trials._train_group(trials.load(configs), folders, [made_trials.UNTUNED] * 3, 1)
-  stages.check_folders(sweeps.plan_of(swept(1, 2, 4)), tmp_path)
-  with pytest.raises(UserError, match="is the checkpoint of rank=1, which this sweep"):
-    stages.check_folders(sweeps.plan_of(swept(1, 2, 4, 8)), tmp_path)
+  for ranks in ((1, 2, 4), (1, 2, 4, 8)):
+    stages.check_folders(sweeps.plan_of(swept(*ranks)), tmp_path)
 
 
 def test_a_checkpoint_of_before_a_new_key_is_its_program_s_own(setup, tmp_path):
@@ -461,10 +461,10 @@ def test_a_checkpoint_of_before_a_new_key_is_its_program_s_own(setup, tmp_path):
   with trials.locks.of_group(tmp_path / "trials" / names[0]):
     stages.check_folders(sweeps.plan_of(swept), tmp_path)
   assert old.exists()
-  stages.check_folders(sweeps.plan_of(swept), tmp_path)
-  assert [*(tmp_path / "groups").iterdir()] == [under_way.checkpoints(configs, tmp_path)]
   with pytest.raises(UserError, match="is the checkpoint of rank=2, which this sweep"):
     stages.check_folders(sweeps.plan_of(config(({"method.rank": [2, 1]},))), tmp_path)
+  stages.check_folders(sweeps.plan_of(swept), tmp_path)
+  assert [*(tmp_path / "groups").iterdir()] == [under_way.checkpoints(configs, tmp_path)]
 
 
 def test_a_checkpoint_that_is_being_removed_has_no_record(tmp_path):
@@ -486,6 +486,8 @@ def test_no_rate_is_chosen_with_a_seed_of_the_results(tmp_path):
   swept = config((axes,)) | {"search": {"tune_seeds": (5, 1)}}
   with pytest.raises(UserError, match="tune_seeds has the seed 1, .* none has, such as 6"):
     sweeps.sweep(swept, tmp_path)
+  with pytest.raises(UserError, match="tune_seeds is .5, 5., expected each seed once"):
+    sweeps.plan_of(swept | {"search": {"tune_seeds": (5, 5)}})
   assert sweeps.plan_of(config(({"seed": [1]},)) | {"search": {"tune_seeds": (1,)}}).rates == [[]]
 
 

@@ -214,6 +214,7 @@ def test_how_many_fit_where_trials_take_turns(monkeypatch):
     made = [with_config(setup, made_trials.complete({"name": "ia3"}, one)) for one in settings]
     groups.append(lowered.outline(made, HERE, jax.devices()[:1]))
   assert [pace.turns(one.trials) for one in groups] == [1, 2]
+  assert pace.turns(groups[1].trials[:3]) == 1.5, "an empty place is not computed"
   batch = lowered.step_batch(group := groups[1])
   assert lowered.flops(group, batch) == pytest.approx(lowered.flops(groups[0], batch) / 2)
   sizes = lambda group, batch, chunk: lowered.at_once(group, batch, chunk)[0]["tokens"].shape

@@ -61,7 +61,7 @@ def on_slurm(
       counts = f"{len(left)} of {len(groups)} programs of {workdir}/{stage.kind} are left"
       if not idle:
         raise launch.Elsewhere(f"{counts}, and all of them are being trained")
-      path = write(workdir, stage.kind, idle, tasks, resources or {})
+      path = write(workdir, stage.kind, idle, tasks, resources or {}, plan.metric)
       raise launch.Elsewhere(
         f"{counts}: submit them with `sbatch {shlex.quote(str(path))}`, and give this command "
         "again when they have ended"
@@ -78,13 +78,14 @@ def write(
   numbers: Sequence[int],
   tasks: int | None,
   resources: Mapping[str, str],
+  metric: str | None = None,
 ) -> Path:
   """Writes the script for programs of a stage, by their numbers; returns its path."""
   folder = workdir.absolute()
   (folder / "slurm").mkdir(exist_ok=True)
   together = f"%{tasks}" if tasks else ""
   name = re.sub(r"[^\w.-]", "-", folder.name)
-  output = str(folder / "slurm" / "PLACE").replace("%", "%%").replace("PLACE", f"{kind}-%a.out")
+  output = str(folder / "slurm").replace("%", "%%") + f"/{kind}-%a.out"
   options = {
     "job-name": f"jaxtune-{name}",
     "array": ",".join(map(str, numbers)) + together,
@@ -101,7 +102,9 @@ def write(
   text = _TEXT.format(
     options="\n".join(f"#SBATCH --{name}={value}" for name, value in options.items() if value),
     started=shlex.quote(os.getcwd()),
-    command=shlex.join([*command, "--workdir", str(folder)]),
+    command=shlex.join(
+      [*command, "--workdir", str(folder), *(["--metric", metric] * bool(metric))]
+    ),
     kind=kind,
   )
   write_atomically(folder / SCRIPT, text)

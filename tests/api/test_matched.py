@@ -33,6 +33,7 @@ METHODS = (
 )
 
 
+@pytest.mark.full
 def test_results_have_the_parameters_that_were_promised(config, tmp_path):
   asked = config | {"sweep": declare.match(METHODS, parameters=BUDGET)}
   found = matched.match(asked)

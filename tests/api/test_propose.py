@@ -70,6 +70,7 @@ def test_what_columns_suggest(rows, task, options, said):
   assert (found.task, found.options) == (task, options) and said in str(found.assumed)
 
 
+@pytest.mark.full
 def test_a_page_for_a_csv_file_in_one_command(place, tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
   command = ["sweep", "--data", f"{place}/mine.csv", "--methods", "lora,prefix", *SMALL]

@@ -50,6 +50,7 @@ def sbatch(monkeypatch):
   return run
 
 
+@pytest.mark.full
 def test_the_tasks_of_an_array_write_what_one_process_writes(tmp_path, sbatch):
   """A rate to choose takes an array of its own; the folder has a space in its name."""
   rates = declare.tune([1e-3, 1e-2])

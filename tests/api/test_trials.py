@@ -295,6 +295,7 @@ def test_all_trials_fail(setup, tmp_path, monkeypatch):
     sweeps.sweep(config(({"method.rank": [1, 2]},)), tmp_path)
 
 
+@pytest.mark.full
 def test_a_configuration_gets_the_rate_that_is_best_on_validation(setup, tmp_path):
   """The rate that diverges is not chosen; seeds of the choice are not those of the results."""
   rates = tuning.tune([1e-6, 3e-2, 1e30])

@@ -228,6 +228,7 @@ THEIRS = [
 ]  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not os.environ.get(certify.VARIABLE), reason=f"needs {certify.VARIABLE}")
 def test_what_adapters_saves_is_read(tmp_path):
   tokens, mask = tiny.batch(side="right")

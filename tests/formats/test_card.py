@@ -118,6 +118,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not os.environ.get(certify.VARIABLE), reason=f"needs {certify.VARIABLE}")
 def test_its_lines_load_adapterhubs(model, tmp_path):
   """All in one process of adapters, which takes long to start."""

@@ -358,6 +358,7 @@ def test_a_rollout_run_that_fails_and_goes_on_ends_like_one_that_did_not(
   assert weights[0] == pytest.approx(0.09)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("objective", WITH_VALUES)
 def test_a_group_of_policies_equals_policies_alone(made, alone, tmp_path, objective):
   numbers = {"kl": 0.5, "kl_target": 0.01, "kl_rate": 2.0}

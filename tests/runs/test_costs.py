@@ -55,6 +55,7 @@ def test_flops_are_those_of_the_products(config, results):
   assert one["flops_per_update"] == round(one["flops"] / STEPS)
 
 
+@pytest.mark.full
 def test_flops_of_a_policy_count_the_passes_that_draw_and_score(config, tmp_path):
   """In an update 6 R (inputs + outputs) FLOP for a token, and 2 each to draw and to score once."""
   policy = {"objective": {"name": "grpo"}, "train": config["train"] | {"eval_every": None}}

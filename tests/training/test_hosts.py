@@ -128,6 +128,7 @@ def test_a_part_of_a_batch_is_that_part_of_the_whole():
     np.testing.assert_array_equal(part[name], x[1:2, :, 2:4])
 
 
+@pytest.mark.full
 def test_killed_on_two_and_resumed_on_one(start, config, whole, tmp_path):
   """The survivor says one line and ends; a process of two devices and another mesh goes on."""
   folder = tmp_path / "run"

@@ -125,6 +125,7 @@ def test_trials_that_take_turns_equal_those_that_do_not(llama, together, tmp_pat
     assert final(results[e]) == pytest.approx(final(together[0][e]), rel=1e-6)
 
 
+@pytest.mark.full
 def test_who_leaves_does_not_depend_on_the_places(llama, together, tmp_path):
   """And those who stay end as they do without a rule."""
   found = {}

@@ -122,6 +122,7 @@ def votes(server, *raters):
 LEFT, RIGHT = "\ue012", "\ue014"  # the arrow keys
 
 
+@pytest.mark.full
 def test_two_raters_at_once_and_a_server_that_is_killed(judges, server):
   phone, desk = judges[0].open("Ann"), judges[1].open("Ben", 1280)
   expected = []

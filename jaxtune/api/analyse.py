@@ -71,7 +71,13 @@ def analyse(folder: str | Path, examples: int = 128) -> Analysed:
   cache: dict[Any, Any] = {}  # models, data sets and compiled programs that trials share
   entries, directions, split = {}, {}, ""
   for name, result in tqdm(every.items(), "analysing", leave=False, disable=hosts.bars()):
-    loaded, split = _load(Path(result["folder"]), examples, cache)
+    loaded, own = _load(Path(result["folder"]), examples, cache)
+    if split not in ("", own):
+      raise UserError(
+        f"{result['folder']} has {own} to run the model on, and trials before it {split}: expected "
+        "one split in all trials"
+      )
+    split = own
     entry, directions[name] = _measure(loaded, cache)
     entries[name] = entry | {"result": result.get("sha256")}
   trials = [[one["trial"] for one in row.results] for row in rows]

@@ -138,7 +138,7 @@ def _import(options: Namespace) -> None:
 def _compose(options: Namespace) -> None:
   given = {name: getattr(options, name) for name in ("how", "rank", "density", "seed")}
   given["weights"] = options.weight
-  composes.check_options(**given)  # before a model is loaded
+  composes.check_options(count=len(options.run), **given)  # before a model is loaded
   composes.check_free(options.out)
   shares = jaxtune.compose_runs(jaxtune.load_runs(options.run), options.out, **given)
   printing.print_shares(shares)
@@ -261,8 +261,8 @@ COMMANDS = {
     "--weight": dict(type=float, action="append",
                      help="of each run (default: 1 for cat, else 1 / n)"),
     "--rank": dict(type=int, help="of the LoRA that holds the result"),
-    "--density": dict(type=float, default=0.5, help="share of entries that is kept"),
-    "--seed": dict(type=int, default=0, help="of the entries that dare drops"),
+    "--density": dict(type=float, help="share of entries that ties and dare keep (default: 0.5)"),
+    "--seed": dict(type=int, help="of the entries that dare drops (default: 0)"),
   } | _NEW_RUN, "out", configurable=False),
   "extract": Command(_extract, "make a LoRA of a fine-tuned checkpoint and its base", _CONFIG | {
     "--checkpoint": dict(required=True, metavar="DIR", help="the fine-tuned model"),

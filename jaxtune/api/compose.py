@@ -22,8 +22,8 @@ def compose_runs(
   *,
   weights: Sequence[Finite] | None = None,
   rank: Count | None = None,
-  density: Share = 0.5,
-  seed: Seed = 0,
+  density: Share | None = None,
+  seed: Seed | None = None,
 ) -> dict[str, float]:
   """Makes one adapter of several and writes it as a run's folder.
 
@@ -33,16 +33,18 @@ def compose_runs(
       change of the weights into a LoRA of `rank`; see `compose.deltas`.
     weights: one for each run; by default 1 for "cat", whose result is the sum, and 1 / n for the
       others. "stack" takes none.
-    rank, density, seed: see `compose.deltas`.
+    rank, density, seed: see `compose.deltas`; density is by default 0.5, and seed 0.
 
   Returns:
     {site: share of the combined delta's squared norm that the rank keeps}; {} where nothing is cut.
   """
-  check_options(how, weights, rank, density, seed)
+  check_options(how, len(runs), weights, rank=rank, density=density, seed=seed)
   check_free(folder)
   kept: dict[str, float] = {}
   if how in deltas.WAYS:
-    composed, kept = deltas.merge(runs, rank, weights, how, density=density, seed=seed)
+    given = {"density": density, "seed": seed}
+    given = {name: value for name, value in given.items() if value is not None}
+    composed, kept = deltas.merge(runs, rank, weights, how, **given)
   elif how == "stack":
     composed = compose.stack(runs)
   elif how == "average":
@@ -55,7 +57,13 @@ def compose_runs(
 
 
 def check_options(
-  how: str, weights: Sequence[float] | None, rank: int | None, density: float, seed: int
+  how: str,
+  count: int,
+  weights: Sequence[float] | None,
+  *,
+  rank: int | None,
+  density: float | None,
+  seed: int | None,
 ) -> None:
   """Raises UserError unless `compose_runs` takes these options, whatever the runs are."""
   schema.check_arguments(compose_runs, dict(how=how, rank=rank, density=density, seed=seed))
@@ -64,3 +72,10 @@ def check_options(
     raise UserError(f"{how!r} {needs}; a rank is of the LoRA that holds a result of weight deltas")
   if how == "stack" and weights is not None:
     raise UserError("'stack' takes no weights: it lays adapters over each other as they are")
+  reading = {"density": ("ties", "dare", "dare_ties"), "seed": ("dare", "dare_ties")}
+  for name, value in (("density", density), ("seed", seed)):
+    if value is not None and how not in reading[name]:
+      raise UserError(f"{how!r} takes no {name}: it is for {', '.join(reading[name])}")
+  compose.check_count(count)
+  check_weights = compose.check_mean if how == "average" else compose.check_weights
+  check_weights(weights, count)

@@ -9,22 +9,30 @@ method made it; `low_rank` on LoRA's factors; `mixed` serves several adapters in
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxtune import config, peft, schema, tree
+from jaxtune import config, hosts, objectives, peft, schema, tree
 from jaxtune.errors import UserError
+from jaxtune.models import quantize
 from jaxtune.runs.finished import Run
 from jaxtune.runs.trial import make_methods
 
 
+def check_count(count: int) -> None:
+  """Raises UserError for fewer adapters than can be composed."""
+  if count < 2:
+    raise UserError(f"{count} adapters given, expected at least two")
+
+
 def check_bases(runs: Sequence[Run]) -> None:
   """Raises UserError unless all runs lie over one base and have the same labels."""
-  if len(runs) < 2:
-    raise UserError(f"{len(runs)} adapters given, expected at least two")
+  check_count(len(runs))
   first = runs[0].pretrained.params
   for run in runs:
     same = run.pretrained.params is first
@@ -40,7 +48,7 @@ def check_bases(runs: Sequence[Run]) -> None:
       )
 
 
-def check_weights(weights: Sequence[float] | None, count: int, default: float) -> list[float]:
+def check_weights(weights: Sequence[float] | None, count: int, default: float = 1.0) -> list[float]:
   """Returns one finite weight for each adapter; where none are given, the default for each."""
   if weights is None:
     return [default] * count
@@ -49,6 +57,31 @@ def check_weights(weights: Sequence[float] | None, count: int, default: float) -
   if len(given) != count:
     raise UserError(f"{len(given)} weights for {count} adapters: expected one for each")
   return [float(weight) for weight in given]
+
+
+def check_mean(weights: Sequence[float] | None, count: int) -> list[float]:
+  """Returns one weight for each adapter, as `check_weights`, whose sum is 1."""
+  found = check_weights(weights, count, 1 / count)
+  if abs(sum(found) - 1) > 1e-6:
+    raise UserError(
+      f"the weights of an average are {found}, whose sum is {sum(found):g}: expected 1; "
+      "'linear' scales what adapters change of the weights"
+    )
+  return found
+
+
+def start_of(run: Run) -> Callable[[str], np.ndarray]:
+  """Returns (path) -> the weights in fp32 from which the change of a run is counted.
+
+  They are the base's, and 0 where its folder has none: of a new head each run draws its own start.
+  """
+  base = tree.flatten(quantize.dequantised(run.pretrained.params))
+
+  def start(path: str) -> np.ndarray:
+    new = path in run.pretrained.fresh
+    return np.zeros(base[path].shape, np.float32) if new else np.asarray(base[path], np.float32)
+
+  return start
 
 
 def sections(run: Run) -> dict[str, dict]:
@@ -125,12 +158,7 @@ def average(runs: Sequence[Run], weights: Sequence[float] | None = None) -> Run:
     UserError: for adapters of other methods or shapes.
   """
   check_bases(runs)
-  weights = check_weights(weights, len(runs), 1 / len(runs))
-  if abs(sum(weights) - 1) > 1e-6:
-    raise UserError(
-      f"the weights of an average are {weights}, whose sum is {sum(weights):g}: expected 1; "
-      "'linear' scales what adapters change of the weights"
-    )
+  weights = check_mean(weights, len(runs))
   for run in runs[1:]:
     check_alike(runs[0], run)
   mean = lambda *leaves: sum(w * x for w, x in zip(weights, leaves, strict=True))
@@ -160,9 +188,17 @@ def check_alike(one: Run, other: Run) -> None:
 def with_method(run: Run, section: dict, overlay: peft.Overlay) -> Run:
   """Returns a run over the same base with another method and its arrays, without regularisation.
 
-  Its objective's numbers and arrays stay those of `run`.
+  Its objective's numbers and arrays stay those of `run`. A warning says where its loss compared
+  with an adapter that training started from, which the new method has not.
   """
   changed = run.config | {"method": config.complete_method(section)}
+  of = lambda method: objectives.references(run.config["objective"], method)
+  if (lost := of(run.config["method"])) and not of(changed["method"]) and hosts.primary():
+    print(
+      f"warning: the loss of {run.folder} compares with {', '.join(lost.values())}, from which its "
+      "training started; that of the new adapter compares with the untuned base",
+      file=sys.stderr,
+    )
   changed["regularize"] = dict.fromkeys(run.config["regularize"], 0.0)
   methods = make_methods(changed, run.pretrained.fresh)
   _, base = peft.split(methods, run.pretrained.params)

@@ -13,7 +13,6 @@ import numpy as np
 
 from jaxtune import compose, peft, schema, tree
 from jaxtune.compose import low_rank
-from jaxtune.models import quantize
 from jaxtune.runs.finished import Run
 from jaxtune.schema import Seed, Share
 
@@ -28,8 +27,8 @@ def of(run: Run) -> dict[str, np.ndarray]:
   """
   low_rank.check_untied(run, tree.flatten(run.adapted.tuned["params"]), run.folder)
   merged = tree.flatten(peft.merge(run.adapted))
-  base = tree.flatten(quantize.dequantised(run.pretrained.params))
-  delta = {path: np.asarray(x) - np.asarray(base[path], np.float32) for path, x in merged.items()}
+  start = compose.start_of(run)
+  delta = {path: np.asarray(x) - start(path) for path, x in merged.items()}
   return {path: x for path, x in delta.items() if x.any()}
 
 

@@ -46,12 +46,14 @@ def concatenate(runs: Sequence[Run], weights: Sequence[float] | None = None) -> 
 
 
 def _add_heads(runs: Sequence[Run], weights: Sequence[float]) -> dict[str, np.ndarray]:
-  """Returns {path: base + sum w_i (head_i - base)} of the weights that were trained in place."""
-  base, found = tree.flatten(runs[0].pretrained.params), {}
+  """Returns {path: W + sum w_i (W_i - W)} of the weights that were trained in place.
+
+  W is the base's, and 0 of a new head: what it was drawn as is no part of the sum.
+  """
+  start, found = compose.start_of(runs[0]), {}
   for run, w in zip(runs, weights, strict=True):
     for path, x in tree.flatten(run.adapted.tuned["params"]).items():
-      start = np.asarray(base[path], np.float32)
-      found[path] = found.get(path, start) + w * (np.asarray(x) - start)
+      found[path] = found.get(path, start(path)) + w * (np.asarray(x) - start(path))
   return found
 
 
@@ -100,11 +102,10 @@ def of_delta(run: Run, delta: dict[str, np.ndarray], rank: int) -> tuple[Run, di
   Raises:
     UserError: where something else than a linear layer or an embedding has changed.
   """
-  made, kept, base = {}, {}, tree.flatten(run.pretrained.params)
+  made, kept, start, base = {}, {}, compose.start_of(run), tree.flatten(run.pretrained.params)
   of_task = run.pretrained.model.config.head is not None
   whole = {p for p in base if of_task and is_head(p, pooler=False)} | {*run.pretrained.fresh}
-  heads = {path: np.asarray(base[path], np.float32) for path in sorted(whole)}
-  heads = {path: x + delta.get(path, 0) for path, x in heads.items()}
+  heads = {path: start(path) + delta.get(path, 0) for path in sorted(whole)}
   sites = peft.find_sites(run.pretrained.model)
   able = {f"{at}/{LEAVES[site.kind]}": at for at, site in sites.items() if site.kind in LEAVES}
   changed = delta.keys() - heads
@@ -132,7 +133,8 @@ def extract(run: Run, folder: str, rank: int) -> tuple[Run, dict[str, float]]:
   """
   head = run.pretrained.model.config.head
   kind, labels = ("lm", None) if head is None else (head.kind, head.outputs)
-  whole = {"path": folder, "quantize": None, "dtype": "float32", "attention": None}
+  whole = {"path": folder, "architecture": None}
+  whole |= {"quantize": None, "dtype": "float32", "attention": None}
   tuned = hf.load(**run.config["model"] | whole, head=kind, labels=labels)
   if tuned.fresh:
     raise UserError(
@@ -146,8 +148,8 @@ def extract(run: Run, folder: str, rank: int) -> tuple[Run, dict[str, float]]:
   # A leaf that differs only as the base's own weights were rounded has not changed.
   rounded = lambda path: np.asarray(after[path]).astype(before[path].dtype)
   changed = [path for path, x in before.items() if (rounded(path) != np.asarray(x)).any()]
-  fp32 = lambda x: np.asarray(x, np.float32)
-  delta = {path: fp32(after[path]) - fp32(before[path]) for path in changed}
+  start = compose.start_of(run)
+  delta = {path: np.asarray(after[path], np.float32) - start(path) for path in changed}
   tree.check_finite(delta, str(folder))
   check_untied(run, delta, folder)
   return of_delta(run, delta, rank)

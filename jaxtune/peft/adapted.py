@@ -192,7 +192,8 @@ def merge(adapted: Adapted) -> PyTree[Float[Array, ...]]:
     for site in changed & {s for s, arrays in trained.items() if "magnitude" in arrays}:
       raise UserError(
         f"{method.name!r} scales {site} by the norm of the base's weights and its own delta, which "
-        "another method has changed by then: give it a name that sorts before the other's"
+        "another method has changed by then: give it a name that sorts before the other's, or "
+        "stack its adapter first; two that scale one site cannot be merged"
       )
     if method.overwrite is None:  # what is overwritten is in `params` already
       changed |= trained.keys()

@@ -101,7 +101,10 @@ def _read(
     raise UserError(f"method.start: {error}") from error
   tree.check_finite(flat, f"method.start: {path}")
   if trial.fingerprint and record["base"] != trial.fingerprint:
-    raise UserError(f"method.start: {path.parent} was trained over other base weights")
+    raise UserError(
+      f"method.start: {path.parent} was trained over other base weights, or with another head: "
+      "expected the same model.path, with a head of the same kind and number of labels"
+    )
   parts = peft.sections(record["config"]["method"])
   names = [name for name, part in parts.items() if part["name"] == method.kind]
   names = [method.name] if method.name in names else names

@@ -124,7 +124,9 @@ def load_data(config: dict, tuned: str | None = None) -> data.Data:
   objective = objective_of(config)
   tokenizer, model, classes = hf.language(**config["model"], head=objective.HEAD)
   if tuned is not None:
-    *_, own = hf.language(**config["model"] | {"path": tuned}, head=objective.HEAD)
+    *_, own = hf.language(
+      **config["model"] | {"path": tuned, "architecture": None}, head=objective.HEAD
+    )
     heads.check_order(config["data"]["labels"] or (), own, tuned)
     classes = own or classes
   if tokenizer is None:

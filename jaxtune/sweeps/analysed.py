@@ -65,11 +65,21 @@ def read(folder: Path) -> Analysis | None:
 
 
 def join(analyses: Mapping[str, Analysis | None]) -> Analysis | None:
-  """Joins {prefix of the trials' names: analysis}; None where there is none."""
+  """Joins {prefix of the trials' names: analysis}; None where there is none.
+
+  Raises:
+    UserError: where they are of other numbers of examples, or of other splits.
+  """
   present = {name: one for name, one in analyses.items() if one is not None}
   if not present:
     return None
   first = next(iter(present.values()))
+  measured = {f"{one['examples']} examples of {one['split']}" for one in present.values()}
+  if len(measured) > 1:
+    raise UserError(
+      f"the sweeps were analysed on {' and '.join(sorted(measured))}, expected the same: run "
+      "`jaxtune analyse` again with the same --examples, or delete analysis.json of one"
+    )
   joined = Analysis(examples=first["examples"], split=first["split"], trials={}, similarity=[])
   for prefix, one in present.items():
     joined["trials"] |= {f"{prefix}{name}": entry for name, entry in one["trials"].items()}

@@ -11,6 +11,7 @@ from support import folders
 
 import jaxtune
 from jaxtune import compose, peft, tree
+from jaxtune.api import compose as composes
 from jaxtune.compose import deltas, knockout
 from jaxtune.errors import UserError
 from jaxtune.models import hf
@@ -128,6 +129,16 @@ def test_what_cannot_be_composed_is_said(place):
     jaxtune.compose_runs(runs, place[0] / "x", "cat", rank=2)
   with pytest.raises(UserError, match="takes no weights"):
     jaxtune.compose_runs(runs, place[0] / "x", "stack", weights=[1, 1])
+  with pytest.raises(
+    UserError, match="'average' takes no density: it is for ties, dare, dare_ties"
+  ):
+    jaxtune.compose_runs(runs, place[0] / "x", "average", density=0.2)
+  for count, how, weights, says in (
+    (1, "stack", None, "1 adapters given"), (2, "cat", [0.5], "1 weights for 2 adapters"),
+    (2, "average", [1, 1], "whose sum is 2: expected 1"),
+  ):  # fmt: skip
+    with pytest.raises(UserError, match=says):
+      composes.check_options(how, count, weights, rank=None, density=None, seed=None)
   with pytest.raises(UserError, match="holds a run already"):
     jaxtune.compose_runs(runs, place[0] / "one", "cat")
   with pytest.raises(UserError, match="checkpoint is 'nowhere', expected the folder of a fine"):

@@ -111,8 +111,19 @@ def test_heads_are_added_as_deltas_are(how, fresh):
   parts = list(map(deltas.of, runs))
   sums = {path: 0.5 * parts[0][path] + 0.25 * parts[1][path] for path in parts[0]}
   assert "head/out/kernel" in sums and "lora" in compose.sections(made)
+  for path in fresh:  # what a new head was drawn as is no part of the sum
+    sums[path] = sums[path] - tree.flatten(runs[0].pretrained.params)[path]
   assert not any("head" in path for path in tree.flatten(made.adapted.tuned["peft"]))
   close(logits(made), changed(made, sums), 2e-4)
+
+
+def test_a_reference_that_is_lost_is_told(llama, capsys):
+  run = make(llama, LORA | {"start": "runs/sft"})
+  run.config["objective"] = made_trials.complete(LORA, objective={"name": "dpo"})["objective"]
+  low_rank.truncate(run, 1)
+  assert "compares with runs/sft, from which its training" in capsys.readouterr().err
+  low_rank.truncate(run._replace(config=run.config | {"objective": {"name": "sft"}}), 1)
+  assert capsys.readouterr().err == ""
 
 
 def test_a_change_of_tied_embeddings_is_no_lora(llama3, tmp_path):

@@ -107,7 +107,8 @@ def _trial(run: Run, overrides: dict[str, Any] | None) -> Trial:
         f"data.labels has {len(labels)} names, expected {len(run.labels)} in the order of the "
         f"run's: {', '.join(run.labels)}"
       )
-    config["data"] |= {"labels": list(labels)}
+    stated = config["data"]["labels"] is not None
+    config["data"] |= {"labels": list(labels), "numbered_labels": stated}
   if "label_smoothing" in config["objective"]:  # of training alone
     config["objective"] |= {"label_smoothing": 0.0}
   config["train"] |= {"patience": None}  # these are of training, and need a validation split

@@ -100,8 +100,10 @@ def _trial(plain: dict, loaded: dict[str, Trial], setting: dict) -> Trial:
   bare = {key: value for key, value in plain.items() if key != "sweep"}
   config = configs.complete(tuning.stated(configs.override(bare, setting).to_dict()))
   key = groups.data_key(config)
-  if key not in loaded:
-    loaded[key] = outline(config)
+  if (
+    key not in loaded
+  ):  # whatever the method, so that a size that it cannot have loads nothing anew
+    loaded[key] = outline(config | {"method": configs.complete_method({"name": "full"})})
   return with_config(loaded[key], config)
 
 
@@ -126,7 +128,8 @@ def _solve(trial_of: Callable[[dict], Trial], setting: dict) -> tuple[dict, list
   sizes = [gap for gap in gaps if gap.budget == "parameters"]
   updates = [gap for gap in gaps if gap.budget != "parameters"]
   for gap in gaps:
-    if (gap.axis == matching.STEPS) != (gap in updates) or len(sizes) > 1:
+    whole = gap in sizes and not gap.path  # an axis of one option, without its method
+    if (gap.axis == matching.STEPS) != (gap in updates) or len(sizes) > 1 or whole:
       raise UserError(f"{gap.axis} is left open for {gap.budget}: declare it by declare.match")
   bare = {k: v for k, v in setting.items() if k != matching.STEPS or not updates}
   known, said = bare, []
@@ -181,7 +184,8 @@ def _multiple(setting: dict, gap: Gap) -> int:
   section = functools.reduce(dict.get, gap.path[:-1], setting[gap.axis])
   if (section.get("name", *gap.path[-2:-1]), gap.path[-1]) != ("compacter", "width"):
     return 1
-  return section.get("n", inspect.signature(peft.constructor("compacter")).parameters["n"].default)
+  default = inspect.signature(peft.constructor("compacter")).parameters["n"].default
+  return setting.get(".".join((gap.axis, *gap.path[:-1], "n")), section.get("n", default))
 
 
 def _method(setting: dict) -> str:

@@ -247,10 +247,11 @@ def _check_others(plan: Plan, folders: list[Path]) -> None:
 def check_checkpoints(stage: Stage, workdir: Path) -> None:
   """Raises UserError where trials would start anew, as their checkpoint is of another program.
 
-  All trials of a program have one checkpoint. They go on from it beside others, in any order of the
-  axes; but not without one of them, nor beside new ones where trials may leave early, as these
-  would not be compared. A checkpoint that an earlier version named otherwise, as its configs had
-  fewer keys, is given its name.
+  All trials of a program have one checkpoint. They go on from it beside others, and in another
+  order of an axis; but not without one of them, nor while another process trains them, nor beside
+  new ones where these would be compared with them (`search.early_exit`) or bring other data, to
+  whose shapes those of all would be padded. A checkpoint that an earlier version named otherwise,
+  as its configs had fewer keys, is given its name.
   """
   of = lambda some: under_way.checkpoints([stage.configs[i] for i in some], workdir)
   groups, folders = stage.groups(), stage.folders(workdir)
@@ -267,16 +268,26 @@ def check_checkpoints(stage: Stage, workdir: Path) -> None:
         if hosts.primary() and not locks.in_use(folders[group[0]]):
           files.move(path, of(began))
         continue
-      early = stage.configs[group[0]]["search"]["early_exit"] is not None
-      new = any(not (folders[i] / "config.json").exists() for i in left)
-      if (
-        early
-        and new
-        and left == group
-        or path not in under_way.found([stage.configs[i] for i in group], workdir)
-      ):
+      if any(locks.in_use(folders[i]) for i in group[1:]):  # they are locked by the first one
+        raise UserError(
+          f"{path} is the checkpoint of trials that another process trains: wait until it has ended"
+        )
+      configs = [stage.configs[i] for i in group]
+      new = [i for i in left if not (folders[i] / "config.json").exists()]
+      if path not in under_way.found(configs, workdir) or _changes(stage, new, lost, left == group):
         raise UserError(
           f"{path} is the checkpoint of {folders[lost[0]].name}, which this sweep would train from "
           "its start or compare with others than before: go on with the config that it was begun "
           f"with, give another --workdir, or remove {path}"
         )
+
+
+def _changes(stage: Stage, new: list[int], lost: list[int], whole: bool) -> bool:
+  """Says whether `new` trials of a group change what becomes of the `lost` ones, which go on.
+
+  Args:
+    whole: whether no trial of the group is done; where some are, `trials.waiting` knows more.
+  """
+  early = stage.configs[lost[0]]["search"]["early_exit"] is not None
+  keys = lambda some: {groups.data_key(stage.configs[i]) for i in some}
+  return (early and whole and bool(new)) or not keys(new) <= keys(lost)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,12 +52,14 @@ class Watched(NamedTuple):
     steps: {name of a trial: its updates in all}.
     is_sweep: whether it is a sweep's.
     axes: keys, or sections, of a config in which the trials differ.
+    programs: {name of a trial: number of its compiled program}.
   """
 
   folder: Path
   steps: dict[str, int]
   is_sweep: bool
   axes: tuple[str, ...] = ("method", "optim", "seed")
+  programs: Mapping[str, int] = {}
 
   def place(self, name: str) -> Path:
     """Returns the folder of a trial."""
@@ -92,7 +94,7 @@ def watched(workdir: str | Path) -> Watched:
   names, settings, configs = sweep.expand(config, 10**9)
   steps = {name: one["train"]["steps"] for name, one in zip(names, configs, strict=True)}
   axes = dict.fromkeys(axis for setting in settings for axis in setting)
-  return Watched(workdir, steps, True, tuple(axes))
+  return Watched(workdir, steps, True, tuple(axes), collect.programs_of(names, configs))
 
 
 def look(of: Watched, before: Sequence[Status] = ()) -> list[Status]:
@@ -109,11 +111,8 @@ def look(of: Watched, before: Sequence[Status] = ()) -> list[Status]:
     most = max(steps.values())
     steps = {f"tuning/{one.name}": most for one in sorted(of.folder.glob("tuning/*"))} | steps
   found = [_of_trial(of, name, count, works, known.get(name)) for name, count in steps.items()]
-  # A program begins with the folders of all its trials, of which some may wait for a place.
-  if not any(one.state == "running" and one.step for one in found):
-    return found
-  waits = lambda one: one.state == "running" and not one.step
-  return [one._replace(state="waiting") if waits(one) else one for one in found]
+  states = collect.with_waiting({one.name: (one.state, one.step) for one in found}, of.programs)
+  return [one._replace(state=states[one.name][0]) for one in found]
 
 
 def _of_trial(of: Watched, name: str, steps: int, works: bool, before: Status | None) -> Status:
@@ -130,7 +129,7 @@ def _of_trial(of: Watched, name: str, steps: int, works: bool, before: Status | 
     state = "diverged" if results.diverged(result) else "done"
     state = "left early" if result.get("exited_at") else state
     return Status(name, state, result.get("stopped_at", step), steps, **known)
-  state, _ = collect.state_of(folder, works, steps)
+  state, _ = collect.state_of(folder, works)
   if not step or state != "running":
     return Status(name, state, step, steps, **known)
   began, last = ((folder / file).stat().st_mtime for file in ("config.json", "metrics.jsonl"))

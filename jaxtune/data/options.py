@@ -30,8 +30,8 @@ class EncodeOptions(NamedTuple):
     malformed: what happens to an example that contradicts itself: "error" or "skip".
     labels: the names of all classes or tags in the order of their numbers; None for those that
       occur.
-    numbered: whether rows may give a class by its number in `labels` where no name is a number:
-      not if these are sorted names of another split, whose order no file states.
+    numbered_labels: whether rows may give a class by its number in `labels` where no name is a
+      number: not if these are sorted names of another split, whose order no file states.
     stride: how many tokens two windows of a long context share; None for a quarter of max_length.
     chat_template: the template of conversations; see `wording.template`. Where one writes today's
       date by `strftime_now`, it gets July 26, 2024 on every day.
@@ -45,7 +45,7 @@ class EncodeOptions(NamedTuple):
   special_tokens: str = "error"
   malformed: str = "error"
   labels: Sequence[str] | None = None
-  numbered: bool = True
+  numbered_labels: bool = True
   stride: int | None = None
   chat_template: str | None = None
   turns: str = "all"
@@ -73,6 +73,8 @@ class DataOptions(NamedTuple):
       `read_row` in `data.encode` names. With several templates, each makes an example of every
       training row, and only the first is used for evaluation.
     labels: names of all classes or tags, in the order of their numbers; None for those in train.
+    numbered_labels: whether rows may give a class by its number in `labels`. `evaluate` sets it to
+      False for the sorted names of a run that was given none, whose order no file states.
     chat_template, turns: of conversations; see `EncodeOptions`.
     max_length, too_long, no_target: see `EncodeOptions`.
     special_tokens: what happens if a template writes the BOS that the tokenizer adds anyway, or if
@@ -109,6 +111,7 @@ class DataOptions(NamedTuple):
   rename: dict[str, str | Sequence[str | Sequence[str]]] | None = None
   choices: Sequence[str] | None = None
   labels: Sequence[str] | None = None
+  numbered_labels: bool = True
   chat_template: str | None = None
   turns: Literal["all", "last"] = "all"
   max_length: Tokens | None = None

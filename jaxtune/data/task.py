@@ -129,7 +129,8 @@ def encode(
       raise UserError(f"the {name} split is empty: other splits have all of its {len(before)} rows")
     splits[name], encoded = checked(remaining, encoding)
     names = encoded.get("labels", encoding.labels)
-    encoding = encoding._replace(labels=names, numbered=options.labels is not None)
+    stated = options.labels is not None and options.numbered_labels
+    encoding = encoding._replace(labels=names, numbered_labels=stated)
     counts[name] = _with_lost(name, encoded, reading, before, remaining)
   report = {"splits": {name: counts[name] for name in SPLITS if name in counts}} | task.report
   return Data(**splits, report=report, labels=tuple(counts.get("train", {}).get("labels", ())))

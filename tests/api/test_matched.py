@@ -54,6 +54,12 @@ def test_a_size_is_a_multiple_of_what_the_method_needs(config):
   found = matched.match(config | {"sweep": sweep(method, parameters=BUDGET)})
   widths = {setting["method"][0]["width"] for setting in found.config["sweep"]}
   assert len(widths) == 1 and widths.pop() % 2 == 0
+  method = {"name": "compacter", "width": "match"}
+  axes = declare.product(sweep(method, parameters=1300), {"method.n": [8]})
+  (setting, _) = matched.match(config | {"sweep": axes}).config["sweep"]
+  assert setting["method"][0]["width"] % 8 == 0
+  with pytest.raises(UserError, match="method.rank is left open for parameters: declare it by"):
+    matched.match(config | {"sweep": {"method.rank": [{"match": {"parameters": 700}}]}})
 
 
 def test_no_other_size_is_nearer(config):

@@ -40,6 +40,9 @@ def test_every_state_of_a_trial(tmp_path, capsys):
   other.mkdir()
   for name in ("config.json", "metrics.jsonl"):
     (other / name).write_text("")
+  own = [("running", 5), ("running", 0), ("running", 0)]  # of another program none has logged
+  states_ = collect.with_waiting(dict(zip("abc", own, strict=True)), {"a": 0, "b": 0, "c": 1})
+  assert [state for state, _ in states_.values()] == ["running", "waiting", "running"]
   with locks._locked(tmp_path):
     assert states()[-2:] == ["running", "waiting"]
     _, unfinished = collect.read(tmp_path, *sweeps.expand(config), [()] * 5)

@@ -87,6 +87,10 @@ def test_classes_are_learnt(place, tmp_path, family):
     again = jaxtune.evaluate(run, {"data.train": folders.write(place, "yes.tsv", rows)})
     same(again["base"], result["base"])
     same(again["final"], final)
+    numbered = [row | {"label": str(i % 2)} for i, row in enumerate(rows)]
+    file = folders.write(place, "numbers.tsv", numbered)
+    with pytest.raises(UserError, match="is a number, expected one of the names"):
+      jaxtune.evaluate(run, {"data.train": file})
     named = {"no": "nein", "yes": "ja"}  # by other names, whose alphabet is another order
     renamed = lambda words, i: (row := labelled(words, i)) | {"label": named[row["label"]]}
     files = splits(tmp_path, "label", renamed, (48, 8, 16))

@@ -403,6 +403,20 @@ def test_updates_of_a_program_that_is_under_way_are_not_lost(
   for other in refused:
     with pytest.raises(UserError, match="groups/.* is the checkpoint of rank=.*, which this sweep"):
       stages.check_folders(sweeps.plan_of(swept(other)), tmp_path)
+  if ranks == [1, 2]:
+    busy = trials.locks.of_group(tmp_path / "trials" / "rank=1")
+    with busy, pytest.raises(UserError, match="checkpoint of trials that another process trains"):
+      stages.check_folders(sweeps.plan_of(swept((2, 1))), tmp_path)
+
+
+def test_trials_of_other_data_do_not_join_a_program_that_is_under_way(setup, tmp_path):
+  """Their rows may be longer, and what is drawn for tokens depends on the length."""
+  swept = lambda *texts: config(({"data.template": [*texts]},))
+  names, _, configs = sweeps.expand(swept("{{ a }}", "{{ b }}"))
+  begin([tmp_path / "trials" / name for name in names], configs)
+  save(under_way.checkpoints(configs, tmp_path), identity.of(trials.load(configs)))
+  with pytest.raises(UserError, match="groups/.* is the checkpoint of .*, which this sweep"):
+    stages.check_folders(sweeps.plan_of(swept("{{ a }}", "{{ b }}", "{{ c }}")), tmp_path)
 
 
 @pytest.mark.parametrize("written", [False, True])

@@ -162,6 +162,8 @@ def test_tags_that_make_no_spans(llama, labels, tags, says):
   config = made_trials.complete({"name": "lora"}, {"objective": {"name": "tokens"}})
   with pytest.raises(UserError, match=f"{says}.* or evaluate.metrics=()"):
     judging.check(with_config(setup, config))
+  no_split = setup._replace(dataset=setup.dataset._replace(test=None))
+  assert judging.check(with_config(no_split, config)) == 0
   silent = config | {"evaluate": config["evaluate"] | {"metrics": ()}}
   assert judging.check(with_config(setup, silent)) == 0
 

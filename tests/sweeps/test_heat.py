@@ -103,7 +103,7 @@ def test_a_file_that_was_changed_by_hand_is_refused(made, tmp_path):
 def test_analyses_are_joined_under_the_names_of_their_sweeps(made):
   _, analysis, _ = made
   with pytest.raises(UserError, match="analysed on .* and .*, expected the same"):
-    analysed.join({"a/": analysis, "b/": analysis | {"split": "test"}})
+    analysed.join({"a/": analysis, "b/": {**analysis, "split": "test"}})
   joined = analysed.join({"a/": analysis, "b/": None, "c/": json.loads(json.dumps(analysis))})
   assert len(joined["trials"]) == 2 * len(analysis["trials"])
   assert {name[:2] for pair in joined["similarity"] for name in pair["a"]} == {"a/", "c/"}

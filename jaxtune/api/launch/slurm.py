@@ -50,7 +50,8 @@ def on_slurm(
       folders, groups = stage.folders(workdir), stage.groups()
       done = [(any((f / name).exists() for name in ("result.json", FAILED))) for f in folders]
       left = [number for number, group in enumerate(groups) if not all(done[i] for i in group)]
-      idle = [number for number in left if not locks.in_use(folders[groups[number][0]])]
+      works = lambda number: any(locks.in_use(folders[i]) for i in groups[number])
+      idle = [number for number in left if not works(number)]
       if failed := sum((f / FAILED).exists() for f in folders):
         print(
           f"{failed} trials in {workdir}/{stage.kind} failed: remove their {FAILED} to try them",

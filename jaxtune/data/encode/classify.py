@@ -37,7 +37,7 @@ def encode(
     "classes" (examples by name).
   """
   names = labels.names((example.row["label"] for example in examples), options.labels)
-  number = lambda example: labels.index(example.row["label"], names, options.numbered)
+  number = lambda example: labels.index(example.row["label"], names, options.numbered_labels)
   pairs, unknown = labels.checked(examples, number, options.malformed)
   labels_X = np.array([number for _, number in pairs], np.int32)
   split, counted = whole_texts.encode(

@@ -67,7 +67,7 @@ def encode(
       "tagging words needs a fast tokenizer: this one does not say where tokens stand"
     )
   names = labels.names((tag for example in examples for tag in example.row["tags"]), options.labels)
-  index = lambda tag: labels.index(tag, names, options.numbered)
+  index = lambda tag: labels.index(tag, names, options.numbered_labels)
   numbers = lambda example: [*map(index, example.row["tags"])]
   pairs, unknown = labels.checked(examples, numbers, options.malformed)
   special = tokenizer.num_special_tokens_to_add()

@@ -78,8 +78,8 @@ def propose(
 
   Args:
     data: JSON lines, CSV, TSV or Parquet; see `data.sources.read`.
-    methods: names of methods. Every one is compared at each size that it has: at each rank, prefix
-      length or adapter width.
+    methods: names of methods. Every one is compared at each value of its size: of its width where
+      it has one, as adapters and Compacter do, else of its length, else of its rank.
     rates: learning rates from which each configuration gets its own, on validation; default those
       of RATES.
     model: a Hugging Face folder or hub name; default the bundled base.

@@ -34,6 +34,7 @@ def fit(config: Any, workdir: str | Path, during: AbstractContextManager | None 
     UserError: for a mistake in the config, and for a folder that holds a run without a checkpoint.
   """
   workdir = Path(workdir)
+  checkpoint.check_folder(workdir)
   with locks.held(workdir):
     _check_resumes(workdir)
     if tuning.rates_of(configs.to_dict(config)):

@@ -20,6 +20,7 @@ from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.runs import locks
 from jaxtune.sweeps import analysed, collect, grid, stats, table, tuning
+from jaxtune.training import checkpoint
 
 report = libraries.Lazy("jaxtune.sweeps.report")  # which draws with matplotlib
 
@@ -51,6 +52,7 @@ def sweep(
   Returns:
     Each trial's result, best first, with its "folder".
   """
+  checkpoint.check_folder(workdir)
   with locks.held(workdir, "sweep"):
     known = {"launcher": launcher, "during": during or nullcontext()}
     return _run(config, Path(workdir), metric, most_trials, notes, **known)

@@ -155,11 +155,6 @@ def in_use(folder: Path) -> bool:
 def _alone(folder: Path, kind: Literal["run", "sweep"]) -> Iterator[None]:
   """Locks a folder, and removes at its end what stayed empty."""
   check_writable(folder)
-  if "[" in str(folder.absolute()):  # which the library that reads checkpoints takes for a pattern
-    raise UserError(
-      f"{folder.absolute()} has a '[' in its path, expected none: checkpoints in it could not be "
-      "read again; give another --workdir"
-    )
   made = [path for path in (folder, *folder.parents) if not path.exists()]
   try:
     with _locked(folder):

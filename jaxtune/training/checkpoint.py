@@ -25,6 +25,16 @@ ocp = libraries.Lazy("orbax.checkpoint")
 _steps = itertools.count(1)
 
 
+def check_folder(folder: str | Path) -> None:
+  """Raises UserError for a folder in which Orbax could not read checkpoints again."""
+  whole = str(Path(folder).absolute())
+  if "[" in whole:  # it takes its own path for a pattern
+    raise UserError(
+      f"{whole} has a '[' in its path, expected none: checkpoints in it could not be read again; "
+      "give another --workdir"
+    )
+
+
 class Checkpoints(contextlib.AbstractContextManager):
   """Keeps the last two checkpoints of one run, in orbax's format; a context manager.
 

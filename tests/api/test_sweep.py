@@ -6,7 +6,7 @@ import pytest
 from support import made_trials
 
 from jaxtune import libraries
-from jaxtune.api import stages, trials
+from jaxtune.api import fit, stages, trials
 from jaxtune.api import sweep as sweeps
 from jaxtune.errors import UserError
 from jaxtune.runs.trial import with_config
@@ -43,6 +43,13 @@ def test_trials_whose_parts_alone_differ_have_folders_and_rates_of_their_own():
   names, settings, _ = expand({"method": stacks, "seed": [0, 1]})
   assert len(set(names)) == 4 and names[0] == "stack-lora.rank=8-prefix.length=3,seed=0"
   assert len(set(stages.configurations(settings))) == 2
+
+
+@pytest.mark.parametrize("train", [sweeps.sweep, fit.fit])
+def test_a_folder_whose_checkpoints_could_not_be_read(tmp_path, train):
+  with pytest.raises(UserError, match=r"has a '\[' in its path, expected none: checkpoints"):
+    train({}, tmp_path / "run[1]")
+  assert not list(tmp_path.iterdir())
 
 
 def test_trials_that_differ_stay():

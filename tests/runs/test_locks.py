@@ -78,12 +78,6 @@ def test_a_folder_that_cannot_be(tmp_path, place):
   assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
 
 
-def test_a_folder_whose_checkpoints_could_not_be_read(tmp_path):
-  with pytest.raises(UserError, match=r"has a '\[' in its path, expected none: checkpoints"):
-    locks.held(tmp_path / "run[1]").__enter__()
-  assert not list(tmp_path.iterdir())
-
-
 def test_a_folder_without_permission(tmp_path, monkeypatch):
   monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
   with pytest.raises(UserError, match="permission denied"):

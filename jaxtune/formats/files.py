@@ -122,6 +122,8 @@ def _pickled(path: Path, name: str) -> dict[str, np.ndarray]:
     ) from error
   try:
     loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not all(isinstance(key, str) for key in loaded):
+      raise TypeError("its keys are no names")
     return {key: x.detach().float().numpy() for key, x in loaded.items()}
   except Exception as error:  # of many kinds: the file is a stranger's
     raise UserError(f"{path} cannot be read as plain tensors: {error!r:.200}") from error

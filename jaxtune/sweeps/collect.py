@@ -65,7 +65,8 @@ def read(
       states[name] = state_of(place, running)
       known |= {"method": config["method"]["name"], "final": {}, "base": {}}
       unfinished.append(known | {"steps": config["train"]["steps"]})
-  states = with_waiting(states, programs_of(names, configs))
+  if ("running", 0) in states.values():
+    states = with_waiting(states, programs_of(names, configs))
   for one in unfinished:
     state, step = states[one["trial"]]
     one |= {"state": state, "detail": _detail(Path(one["folder"]), state, step, one.pop("steps"))}

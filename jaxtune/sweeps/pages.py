@@ -64,9 +64,14 @@ def to_html(document: Mapping[str, Any]) -> str:
 def _markdown_table(table: Table) -> str:
   rule = ["---"] + ["---:"] * (len(table.header) - 1)
   return "\n".join(
-    "| " + " | ".join(_escaped(" ".join(cell.split())).replace("|", "\\|") for cell in cells) + " |"
-    for cells in (table.header, rule, *table.rows)
+    "| " + " | ".join(map(_cell, cells)) + " |" for cells in (table.header, rule, *table.rows)
   )
+
+
+def _cell(text: str) -> str:
+  """Writes a text as it is: an answer of a model may hold links, images and emphasis."""
+  text = _escaped(" ".join(text.split()))
+  return re.sub(r"([\\`*\[|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", text)
 
 
 def _escaped(text: str) -> str:

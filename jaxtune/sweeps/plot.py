@@ -39,7 +39,10 @@ def figures(
     drawn[f"{metric}-trained_parameters"] = against_parameters(rows, metric)
   if figure := curves.learning_curves(stats.best_first(rows, metric), histories or {}):
     drawn["learning_curves"] = figure
-  return drawn
+  safe = lambda name: re.sub(
+    r"[^\w.-]", "_", name
+  )  # a metric has the name of a task, from the data
+  return {safe(name): figure for name, figure in drawn.items()}
 
 
 def against_axis(rows: Sequence[stats.Row], metric: str, path: str) -> Figure:

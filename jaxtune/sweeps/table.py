@@ -106,7 +106,7 @@ def _cost(results: Sequence[dict], key: str) -> str:
   mean = stats.summarize(result.get(key) for result in results).mean
   if mean is None:
     return "-"
-  scale, unit = next((s, u) for s, u in UNITS if mean >= s or s == 1)
+  scale, unit = next((s, u) for s, u in UNITS if mean >= 0.9995 * s or s == 1)
   return f"{mean / scale:.3g} {unit}".strip()
 
 
@@ -127,8 +127,12 @@ def by_task(results: Sequence[dict], metric: str) -> Table | None:
     digits = decimals(results, name)
     before = [_cell(stats.of_base(row.results, name), digits) for row in bases]
     after = [measured(row.results, name, digits) for row in rows]
-    body.append([name.partition("/")[2].replace("mean", "mean of tasks"), *before, *after])
+    body.append([_task(name.partition("/")[2]), *before, *after])
   return Table(header, body)
+
+
+def _task(name: str) -> str:
+  return "mean of tasks" if name == "mean" else name
 
 
 def mixtures(results: Sequence[dict]) -> Table | None:

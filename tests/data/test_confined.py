@@ -93,6 +93,8 @@ def test_errors_of_any_kind_are_one_line(source, message):
     "{{ x | join('" + "y" * 99 + "') }}", "{{ x | join(y) }}", "{{ x | join('a') | join('b') }}",
     "{{ (x ~ x) | join('a') }}", "{{ x | trim(y) }}", "{{ x | format(y) }}", "{{ range(9) }}",
     "{% macro m() %}{% endmacro %}", "{% include x %}", "{% filter upper %}{% endfilter %}",
+    "{{ [[[x] | string] | string] | string }}", "{{ [[x] ~ ''] ~ '' }}",
+    "{{ [(x ~ [y])[1:]] ~ x }}", "{{ x | join(*y) }}", "{{ x | join(**y) }}", "{{ x | d(*y) }}",
     "{{ x }}" * 500, "x" * 30_000, "{{ x | spans(y) }}", "{% with %}{% endwith %}",
   ],
 )  # fmt: skip
@@ -104,7 +106,7 @@ def test_what_only_prints_cells_is_plain():
   for source in (
     templates.INSTRUCTION, "{{ x }}", "{{ answer_choices[label - 1] }}", "{{ x[:200] | trim }}",
     "{% if x is defined and y == 'a' %}{{ x.y | lower }}{% else %}{{ y ~ 1 }}{% endif %}",
-    "{{ answer_choices | join(', ') }}",
+    "{{ answer_choices | join(', ') }}", "{{ ['no', x.y, z[0]][label] }}",
   ):  # fmt: skip
     assert sandbox.is_plain(source), source
 

@@ -357,9 +357,10 @@ def test_a_pickle_is_read_as_plain_tensors(adapters, tmp_path):
     def __reduce__(self):
       return Path.touch, (made,)
 
-  torch.save({"x": Code()}, pickle)
-  with pytest.raises(UserError, match="cannot be read as plain tensors"):
-    formats.read(tmp_path / "x", model)
+  for content in ({"x": Code()}, {0: torch.zeros(2)}):
+    torch.save(content, pickle)
+    with pytest.raises(UserError, match="cannot be read as plain tensors"):
+      formats.read(tmp_path / "x", model)
   assert not made.exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import jaxtune
 from jaxtune.errors import UserError
-from jaxtune.sweeps import comparison, report, table
+from jaxtune.sweeps import comparison, pages, report, table
 
 
 def document(page):
@@ -169,6 +169,21 @@ def test_text_is_escaped(made, tmp_path):
   assert "<b>" not in page
   shown = document(tmp_path / "report.html")["configurations"]
   assert [one["settings"]["data.template"] for one in shown] == list(named)
+
+
+def test_answers_are_no_markup():
+  said = r"\(x\) is __init__, a_b *c* ![p](https://e.example/x.png) a|b"
+  *_, row = pages._markdown_table(table.Table(["answer"], [[said]])).splitlines()
+  assert row == (r"| \\(x\\) is \_\_init\_\_, a_b \*c\* !\[p](https://e.example/x.png) a\|b |")
+
+
+def test_only_the_mean_is_called_that():
+  assert [table._task(name) for name in ("mean", "word_meaning")] == [
+    "mean of tasks",
+    "word_meaning",
+  ]
+  costs = [table._cost([{"tokens": size}], "tokens") for size in (999_936, 999_000, 1000, 0.5)]
+  assert costs == ["1 M", "999 k", "1 k", "0.5"]
 
 
 def test_small_numbers_keep_their_digits(made):

@@ -238,13 +238,24 @@ def is_plain(source: str) -> bool:
 def _is_simple(node: jinja2.nodes.Node) -> bool:
   if isinstance(node, jinja2.nodes.Test):
     return node.name in ("defined", "undefined", "none", "string", "number", "mapping", "sequence")
+  if isinstance(node, (jinja2.nodes.List, jinja2.nodes.Tuple)):
+    # A list as text doubles the backslashes of its texts: lists in lists would multiply them.
+    return all(isinstance(one, jinja2.nodes.Const) or _is_cell(one) for one in node.items)
   if isinstance(node, jinja2.nodes.Filter):
+    if node.dyn_args is not None or node.dyn_kwargs is not None:
+      return False
     if node.name == "join":  # of a cell: joining what was joined before would multiply
       between = [one.value for one in node.args if isinstance(one, jinja2.nodes.Const)]
       simple = isinstance(node.node, jinja2.nodes.Name) and len(str(between)) < 20
       return simple and len(node.args) == len(between) and not node.kwargs
     return node.name in _SIMPLE_FILTERS or (node.name == "trim" and not node.args)
   return isinstance(node, _SIMPLE)
+
+
+def _is_cell(node: jinja2.nodes.Node) -> bool:
+  """Says whether a node is a column, or an item of one."""
+  item = isinstance(node, (jinja2.nodes.Getattr, jinja2.nodes.Getitem))
+  return _is_cell(node.node) if item else isinstance(node, jinja2.nodes.Name)
 
 
 _LARGEST = 1_000_000
@@ -255,9 +266,8 @@ _SIMPLE_FILTERS = (
 _SIMPLE = (
   jinja2.nodes.Template, jinja2.nodes.Output, jinja2.nodes.TemplateData, jinja2.nodes.If,
   jinja2.nodes.CondExpr, jinja2.nodes.Compare, jinja2.nodes.Operand, jinja2.nodes.And,
-  jinja2.nodes.Or, jinja2.nodes.Not, jinja2.nodes.Name, jinja2.nodes.Const, jinja2.nodes.List,
-  jinja2.nodes.Tuple, jinja2.nodes.Getattr, jinja2.nodes.Getitem, jinja2.nodes.Slice,
-  jinja2.nodes.Add, jinja2.nodes.Sub, jinja2.nodes.Concat,
+  jinja2.nodes.Or, jinja2.nodes.Not, jinja2.nodes.Name, jinja2.nodes.Const, jinja2.nodes.Getattr,
+  jinja2.nodes.Getitem, jinja2.nodes.Slice, jinja2.nodes.Add, jinja2.nodes.Sub, jinja2.nodes.Concat,
 )  # fmt: skip
 _ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
   undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_printable

@@ -40,7 +40,7 @@ def read(folder: Path, config: dict, pretrained: hf.Pretrained) -> Imported:
     raise UserError(f"the adapter in {folder} lacks {error.args[0]}") from error
   except UserError:
     raise
-  except (ValueError, IndexError) as error:  # of NumPy, about shapes
+  except (ValueError, IndexError, TypeError) as error:  # of NumPy, about shapes
     raise UserError(f"the adapter in {folder} has tensors of wrong shapes: {error}") from error
   if tensors:  # each reader removes the tensors that it reads
     first = ", ".join(sorted(tensors)[:3])

@@ -77,7 +77,7 @@ def _collect(kind: str, config: dict, rest: dict, wanted: dict, shapes: dict) ->
     known |= arrays.keys()
     for key, array in arrays.items():
       if key in rest:
-        shape = np.zeros(sizes[array.ours], bool)
+        shape = np.broadcast_to(False, sizes[array.ours])  # of no memory, whatever the file says
         files.check_shape(key, rest[key].shape, array.write(shape).shape)
         found.setdefault(name, {})[array.ours] = array.read(rest[key])
   missing = known - rest.keys()

@@ -52,7 +52,7 @@ function drawBase(to, base) {
       "text-anchor": "end" }, "base (untuned)"));
 }
 
-const plain = (value) => value === undefined ? "–" : short(value);
+const plain = (value) => value === undefined ? "–" : String(value);
 const settingOf = (one, key) => (key === "method" ? one.method : plain(one.settings[key]));
 const empty = () => make("p", { class: "note" }, "Nothing to show: no configuration has such values.");
 

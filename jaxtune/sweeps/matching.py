@@ -69,8 +69,7 @@ def match(
   budgets = {"parameters": parameters, "flops": flops, "seconds": seconds}
   given = {name: value for name, value in budgets.items() if value is not None}
   for name, value in given.items():
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-      raise UserError(f"match has {name}={value!r}, expected a positive number")
+    _check_amount(name, value)
   if not given or len(given) == 3 or {"flops", "seconds"} <= given.keys():
     said = ", ".join(given) or "no budget"
     raise UserError(f"match has {said}, expected parameters, flops or seconds, not both of these")
@@ -94,6 +93,11 @@ def match(
   return tuple(axes)
 
 
+def _check_amount(name: str, value: Any) -> None:
+  if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    raise UserError(f"match has {name}={value!r}, expected a positive number")
+
+
 def _by_method(rate: Any) -> bool:
   return isinstance(rate, Mapping) and "tune" not in rate
 
@@ -112,12 +116,18 @@ def is_open(value: Any) -> bool:
 
 
 def budget_of(value: Any) -> tuple[str, float] | None:
-  """Returns the (name, amount) of the budget by which a value is to be found, if it is."""
+  """Returns the (name, amount) of the budget by which a value is to be found, if it is.
+
+  Raises:
+    UserError: where a config that was written by hand states no budget, several, or a wrong one.
+  """
   if not isinstance(value, Mapping) or not isinstance(value.get(OPEN), Mapping):
     return None
-  if len(value[OPEN]) != 1:
-    raise UserError(f"match has {len(value[OPEN])} budgets, expected 1 of {', '.join(BUDGETS)}")
+  if len(value[OPEN]) != 1 or not value[OPEN].keys() <= BUDGETS.keys():
+    said = ", ".join(map(str, value[OPEN])) or "no budget"
+    raise UserError(f"match has {said}, expected one of {', '.join(BUDGETS)}")
   ((name, amount),) = value[OPEN].items()
+  _check_amount(name, amount)
   return name, amount
 
 

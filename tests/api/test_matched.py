@@ -130,6 +130,18 @@ def test_mistakes_are_named(config, methods, given, says):
   assert says in str(error.value)
 
 
+@pytest.mark.parametrize(("budget", "says"), [
+  ({}, "match has no budget, expected one of parameters, flops, seconds"),
+  ({"flops": 1e9, "seconds": 2}, "match has flops, seconds, expected one of"),
+  ({"parametres": 7}, "match has parametres, expected one of parameters"),
+  ({"seconds": "7"}, "match has seconds='7', expected a positive number"),
+])  # fmt: skip
+@pytest.mark.parametrize("axis", ["method.rank", "train.steps"])
+def test_mistakes_in_budgets_written_by_hand_are_named(config, axis, budget, says):
+  with pytest.raises(UserError, match=says):
+    matched.match(config | {"sweep": [{axis: [{"match": budget}]}]})
+
+
 def test_each_method_has_its_own_rates():
   rates = {"lora": declare.tune([0.1, 0.2]), "ia3": 0.3}
   made = declare.match(["lora", "ia3"], flops=7.0, learning_rate=rates)

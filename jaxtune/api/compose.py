@@ -42,9 +42,8 @@ def compose_runs(
   check_free(folder)
   kept: dict[str, float] = {}
   if how in deltas.WAYS:
-    given = {"density": density, "seed": seed}
-    given = {name: value for name, value in given.items() if value is not None}
-    composed, kept = deltas.merge(runs, rank, weights, how, **given)
+    density, seed = 0.5 if density is None else density, seed or 0
+    composed, kept = deltas.merge(runs, rank, weights, how, density=density, seed=seed)
   elif how == "stack":
     composed = compose.stack(runs)
   elif how == "average":

@@ -100,9 +100,8 @@ def _trial(plain: dict, loaded: dict[str, Trial], setting: dict) -> Trial:
   bare = {key: value for key, value in plain.items() if key != "sweep"}
   config = configs.complete(tuning.stated(configs.override(bare, setting).to_dict()))
   key = groups.data_key(config)
-  if (
-    key not in loaded
-  ):  # whatever the method, so that a size that it cannot have loads nothing anew
+  # Whatever the method is, so that a size that it cannot have loads nothing anew.
+  if key not in loaded:
     loaded[key] = outline(config | {"method": configs.complete_method({"name": "full"})})
   return with_config(loaded[key], config)
 

@@ -133,8 +133,8 @@ def extract(run: Run, folder: str, rank: int) -> tuple[Run, dict[str, float]]:
   """
   head = run.pretrained.model.config.head
   kind, labels = ("lm", None) if head is None else (head.kind, head.outputs)
-  whole = {"path": folder, "architecture": None}
-  whole |= {"quantize": None, "dtype": "float32", "attention": None}
+  whole = {"path": folder, "architecture": None, "quantize": None, "dtype": "float32",
+           "attention": None}  # fmt: skip
   tuned = hf.load(**run.config["model"] | whole, head=kind, labels=labels)
   if tuned.fresh:
     raise UserError(

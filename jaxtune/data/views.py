@@ -131,10 +131,8 @@ def _unanswered(split: Split) -> list[str]:
 def _thumbs(split: Split, tokenizer: Tokenizer, at: int, mark: Mark) -> str:
   """Writes a prompt with its answer, and the label."""
   tokens, mask, weights = (split.arrays[name][at, 0] for name in ("tokens", "mask", "weights"))
-  text = _safe(_inputs(split, tokenizer, at)) + _marked(
-    tokenizer, tokens[mask], weights[mask], mark
-  )
-  return f"{text}\nlabel: {split.choices[at][0]}"
+  answer = _marked(tokenizer, tokens[mask], weights[mask], mark)
+  return f"{_safe(_inputs(split, tokenizer, at))}{answer}\nlabel: {split.choices[at][0]}"
 
 
 def _liked(split: Split) -> list[str]:
@@ -144,10 +142,9 @@ def _liked(split: Split) -> list[str]:
 
 def _judged(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
   """Yields each prompt with its answer, without the other answer beside it."""
-  for at, (tokens, mask) in enumerate(
-    zip(split.arrays["tokens"], split.arrays["mask"], strict=True)
-  ):
-    yield _inputs(split, tokenizer, at) + tokenizer.decode(tokens[0][mask[0]])
+  tokens_X1T, mask_X1T = (split.arrays[name] for name in ("tokens", "mask"))
+  for at in range(split.examples):
+    yield _inputs(split, tokenizer, at) + tokenizer.decode(tokens_X1T[at, 0][mask_X1T[at, 0]])
 
 
 def _both(split: Split, tokenizer: Tokenizer) -> Iterator[str]:

@@ -39,9 +39,8 @@ def figures(
     drawn[f"{metric}-trained_parameters"] = against_parameters(rows, metric)
   if figure := curves.learning_curves(stats.best_first(rows, metric), histories or {}):
     drawn["learning_curves"] = figure
-  safe = lambda name: re.sub(
-    r"[^\w.-]", "_", name
-  )  # a metric has the name of a task, from the data
+  # A metric may have the name of a task, which is the data's.
+  safe = lambda name: re.sub(r"[^\w.-]", "_", name)
   return {safe(name): figure for name, figure in drawn.items()}
 
 

@@ -100,12 +100,11 @@ def write(
     "open-mode": "append",
   }
   command = [sys.executable, "-m", "jaxtune.main", "sweep", "--config", str(folder / "config.json")]
+  command += ["--workdir", str(folder)] + (["--metric", metric] if metric else [])
   text = _TEXT.format(
     options="\n".join(f"#SBATCH --{name}={value}" for name, value in options.items() if value),
     started=shlex.quote(os.getcwd()),
-    command=shlex.join(
-      [*command, "--workdir", str(folder), *(["--metric", metric] * bool(metric))]
-    ),
+    command=shlex.join(command),
     kind=kind,
   )
   write_atomically(folder / SCRIPT, text)

@@ -24,6 +24,8 @@ from jaxtune.preflight.devices import Device
 LIBRARIES = ("jaxtune", "jax", "jaxlib", "libtpu", "jax-cuda12-plugin")
 Mark = Callable[[tuple[int, ...]], bool]
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+TRITON = "xla_gpu_enable_triton_gemm"
+QUICK = {"optimization_level": 9}  # which XLA calls EFFORT_O0
 
 
 class Built(NamedTuple):
@@ -56,40 +58,35 @@ def build(
   """
   made = [device, quick, libraries.versions(*LIBRARIES), libraries.commit()]
   made += [os.environ.get(flag) for flag in FLAGS]
-  level = jax.config.values["jax_optimization_level"]
-  jax.config.update("jax_optimization_level", "O0" if quick else level)
   keys, built = [], {}
-  try:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-      for one in lowered:
-        key = hashlib.sha256(json.dumps([one.as_text(), *made]).encode()).hexdigest()
-        if key not in built:
-          built[key] = pool.submit(_kept, one, folder and folder / key)
-        keys.append(key)
-  finally:
-    jax.config.update("jax_optimization_level", level)
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
+    for one in lowered:
+      key = hashlib.sha256(json.dumps([one.as_text(), *made]).encode()).hexdigest()
+      if key not in built:
+        built[key] = pool.submit(_kept, one, folder and folder / key, QUICK if quick else {})
+      keys.append(key)
   return [built[key].result() for key in keys]
 
 
-def _kept(lowered: jax.stages.Lowered, path: Path | None) -> Built:
+def _kept(lowered: jax.stages.Lowered, path: Path | None, options: dict[str, Any]) -> Built:
   """Returns what a file holds, or else compiles a program and writes the file."""
   if path is not None and path.exists():
     with contextlib.suppress(OSError, EOFError, ValueError, TypeError, zlib.error):  # it is damaged
       return Built(**json.loads(gzip.decompress(path.read_bytes())))
-  built = _compile(lowered)
+  built = _compile(lowered, options)
   if path is not None:
     with contextlib.suppress(UserError):  # a folder that cannot be written
       write_atomically(path, gzip.compress(json.dumps(built._asdict()).encode()))
   return built
 
 
-def _compile(lowered: jax.stages.Lowered, **options: Any) -> Built:
+def _compile(lowered: jax.stages.Lowered, options: dict[str, Any]) -> Built:
   try:
     compiled = lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
-    if "output tile sizes" in str(error) and not options:
+    if "output tile sizes" in str(error) and TRITON not in options:
       # XLA finds no tiles for some products on a GPU that it cannot try them on.
-      return _compile(lowered, xla_gpu_enable_triton_gemm=False)
+      return _compile(lowered, options | {TRITON: False})
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     return Built("", refused=str(error).splitlines()[0].partition(": ")[2].rstrip("."))

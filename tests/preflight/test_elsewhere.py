@@ -367,7 +367,7 @@ def test_compilations_are_kept(tmp_path, monkeypatch):
   program = lambda n: jax.jit(lambda x: x * n).lower(jax.ShapeDtypeStruct((4,), "float32"))
   first = compiled.build([program(2), program(2), program(3)], "here", tmp_path)
   assert len(list(tmp_path.iterdir())) == 2 and first[0] == first[1] != first[2]
-  monkeypatch.setattr(compiled, "_compile", lambda lowered: compiled.Built("compiled"))
+  monkeypatch.setattr(compiled, "_compile", lambda *_: compiled.Built("compiled"))
   assert compiled.build([program(2)], "here", tmp_path) == first[:1]
   assert compiled.build([program(2)], "there", tmp_path)[0].text == "compiled"
   assert compiled.build([program(4)], "here", tmp_path)[0].text == "compiled"

@@ -44,7 +44,7 @@ def kill_a_worker(folder, killed):
 @pytest.mark.full
 def test_a_lost_worker_changes_no_byte(ray, tmp_path, capsys, monkeypatch):
   grids = {"method.rank": [1, 2]}, {"optim.schedule": ["constant"]}  # two programs
-  config, whole = sweeps.config(tmp_path, *grids, steps=24), tmp_path / "whole"
+  config, whole = sweeps.config(tmp_path, *grids, steps=12), tmp_path / "whole"
   jaxtune.sweep(config, whole)
   for workers, how in (
     (2, "shares the folder"),
